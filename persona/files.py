@@ -1,0 +1,89 @@
+"""Files that survive a crash: atomic writes, safe names, the one home folder."""
+
+import errno
+import json
+import os
+import re
+import tempfile
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from persona.errors import InputError
+
+PROJECT = Path(__file__).resolve().parent.parent
+SHIPPED_PERSONAS = PROJECT / "datasets"
+TEMPLATES = PROJECT / "templates"
+
+
+def home() -> Path:
+    """PERSONA_HOME, else a Space's persistent /data, else the platform's data folder."""
+    if chosen := os.environ.get("PERSONA_HOME"):
+        return Path(chosen).expanduser().resolve()
+    if os.environ.get("SPACE_ID") and os.access("/data", os.W_OK):
+        return Path("/data/persona")
+    return Path(platformdirs.user_data_dir("persona", appauthor=False))
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace `path` by `text` (UTF-8) so that a reader, or a crash, sees the old or the new file, never a part.
+
+    Raises InputError when the disk is full or the folder cannot be written; the old file is then untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as out:
+                out.write(text)
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as e:
+        raise InputError(disk_message(path, e)) from e
+
+
+def disk_message(path: Path, e: OSError) -> str:
+    """What a failed write means to the person at the keyboard."""
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: the disk is full. Free some space and save again; what was saved before is untouched."
+    if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{path}: no permission to write here. Choose another folder with PERSONA_HOME, or change its rights."
+    return f"{path}: could not be written ({e.strerror or e}). What was saved before is untouched."
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The object in `path`. Raises InputError naming file, line and column when there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file. A folder needs it to be {what}.") from None
+    except json.JSONDecodeError as e:
+        raise InputError(f"{path} line {e.lineno}, column {e.colno}: not JSON ({e.msg}). Correct it there.") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{path}: cannot be read ({e}).") from e
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds a {type(value).__name__}, but {what} is a JSON object {{…}}.")
+    return value
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+
+
+def slug(name: str) -> str:
+    """A folder name from any name: letters (of any script) and digits, joined by '-', at most 60 characters."""
+    plain = unicodedata.normalize("NFKC", name).lower()
+    return re.sub(r"[^\w]+", "-", plain).replace("_", "-").strip("-.")[:60].strip("-") or "persona"
+
+
+def inside(root: Path, name: str) -> Path:
+    """`root/name`, refused unless it is a plain name directly inside `root`."""
+    if not name or name in (".", "..") or re.search(r"[/\\\0]", name) or Path(name).is_absolute():
+        raise InputError(f"{name!r}: not a name of something in {root.name}. Use a plain name without slashes.")
+    return root / name

@@ -1,0 +1,155 @@
+"""A persona on disk: open, create, list, rename, delete; the page and the command line see only this."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from persona.errors import InputError
+from persona.files import SHIPPED_PERSONAS, home, inside, read_json, slug, to_json, write_atomic
+from persona.pairs import BadLine, Pair, read_pairs, scan, write_pairs
+
+
+class Card(BaseModel):
+    """persona.json: who she is. Unknown keys are kept as they are, so that newer files survive older programs."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(min_length=1, max_length=80)
+    system: str = Field("", max_length=4_000, description="system prompt, part of every training row and chat")
+    greeting: str = Field("", max_length=2_000)
+    language: str = Field("", max_length=20, description="BCP 47: zh, en, …")
+    author: str = ""
+    source: str = Field("", description="where the text comes from")
+    rights: str = Field("", description="whose text it is, under which licence")
+    probes: tuple[str, ...] = Field((), description="questions kept out of the pairs, to hear what was learned")
+
+
+@dataclass(frozen=True)
+class Persona:
+    """One persona folder: `persona.json`, `pairs.jsonl`, `runs/`."""
+
+    path: Path
+
+    @property
+    def pairs_file(self) -> Path:
+        return self.path / "pairs.jsonl"
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.path / "runs"
+
+    @property
+    def slug(self) -> str:
+        return self.path.name
+
+    def card(self) -> Card:
+        file = self.path / "persona.json"
+        return parse_card(read_json(file, "a persona"), str(file))
+
+    def save_card(self, card: Card) -> None:
+        write_atomic(self.path / "persona.json", to_json(card.model_dump(mode="json")))
+
+    def pairs(self) -> list[Pair]:
+        """Strict: raises InputError listing every bad line."""
+        return read_pairs(self.pairs_file)
+
+    def scan(self) -> tuple[list[Pair], list[BadLine]]:
+        return scan(self.pairs_file)
+
+    def save_pairs(self, pairs: list[Pair]) -> None:
+        """Replace pairs.jsonl; lines of it that are no pairs move to `pairs.rejected.txt` first."""
+        _, bad = self.scan()
+        if bad:
+            aside = self.path / "pairs.rejected.txt"
+            before = aside.read_text(encoding="utf-8") if aside.exists() else ""
+            write_atomic(aside, before + "".join(f"# line {b.line}: {b.why}\n{b.text}\n" for b in bad))
+        write_pairs(self.pairs_file, pairs)
+
+
+def parse_card(value: dict[str, Any], place: str) -> Card:
+    """Raises InputError naming every field of `value` that is wrong."""
+    try:
+        return Card.model_validate(value)
+    except ValidationError as e:
+        wrong = "; ".join(f"'{'.'.join(map(str, x['loc']))}': {x['msg']}" for x in e.errors())
+        raise InputError(f"{place}: {wrong}. Correct it there.") from e
+
+
+def personas_dir() -> Path:
+    return home() / "personas"
+
+
+def open_persona(path: Path | str) -> Persona:
+    """Raises InputError when `path` is not a persona folder."""
+    path = Path(path).expanduser()
+    if not (path / "persona.json").is_file():
+        raise InputError(
+            f"{path}: not a persona folder (no persona.json). Make one with: python -m persona new {path} --name NAME"
+        )
+    return Persona(path.resolve())
+
+
+def create(path: Path, card: Card, pairs: list[Pair] | None = None) -> Persona:
+    """A new folder at `path`. Raises InputError if something is there already."""
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        raise InputError(f"{path}: already exists. Choose another name, or open it.")
+    persona = Persona(path.resolve())
+    persona.save_card(card)
+    write_pairs(persona.pairs_file, pairs or [])
+    return persona
+
+
+def free_path(name: str) -> Path:
+    """The first free folder for `name` under PERSONA_HOME: mags, mags-2, mags-3, …"""
+    base = personas_dir() / slug(name)
+    path, n = base, 1
+    while path.exists():
+        n += 1
+        path = base.with_name(f"{base.name}-{n}")
+    return path
+
+
+def list_personas() -> list[Persona]:
+    """The user's personas, most recently touched first. A broken folder is listed too: opening it says why."""
+    if not personas_dir().is_dir():
+        return []
+    found = [Persona(p) for p in personas_dir().iterdir() if (p / "persona.json").is_file()]
+    return sorted(found, key=lambda p: -max((p.path / f).stat().st_mtime if (p.path / f).exists() else 0
+                                            for f in ("persona.json", "pairs.jsonl")))
+
+
+def by_slug(name: str) -> Persona:
+    """The user's persona of that folder name; `name` may come from a link or a browser."""
+    return open_persona(inside(personas_dir(), name))
+
+
+def list_examples() -> list[Persona]:
+    return sorted((Persona(p.parent) for p in SHIPPED_PERSONAS.glob("*/persona.json")), key=lambda p: p.slug)
+
+
+def copy_example(name: str) -> Persona:
+    """The user's own copy of a shipped persona; an existing copy is opened, never overwritten."""
+    example = open_persona(inside(SHIPPED_PERSONAS, name))
+    path = personas_dir() / example.slug
+    if (path / "persona.json").is_file():
+        return Persona(path)
+    return create(free_path(example.slug), example.card(), example.pairs())
+
+
+def delete(persona: Persona) -> Path:
+    """Move the folder to `trash/`, from where it can be brought back by `restore`."""
+    trash = home() / "trash"
+    trash.mkdir(parents=True, exist_ok=True)
+    target = trash / f"{persona.slug}.{time.time_ns()}"
+    shutil.move(persona.path, target)
+    return target
+
+
+def restore(trashed: Path) -> Persona:
+    target = free_path(trashed.name.rsplit(".", 1)[0])
+    shutil.move(trashed, target)
+    return Persona(target)

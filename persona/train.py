@@ -1,0 +1,366 @@
+"""One run, from its rows (or its last checkpoint) to an adapter. The only file that uses TRL.
+
+    python -m persona.train RUN_FOLDER [--deadline SECONDS]
+
+It reads and writes the run folder only. `deadline` stops at a step boundary with a checkpoint; a Stop button, a
+shutdown and a time slice on a shared GPU are all this one mechanism.
+"""
+
+import argparse
+import errno
+import math
+import os
+import shutil
+import signal
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each trainer that is built
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from peft import LoraConfig  # noqa: E402
+from transformers import EarlyStoppingCallback, TrainerCallback  # noqa: E402
+from transformers.trainer_callback import PrinterCallback  # noqa: E402
+from trl import SFTConfig, SFTTrainer  # noqa: E402
+
+from persona import adapter, base, hardware, runs  # noqa: E402
+from persona.errors import InputError, PersonaError, RunError  # noqa: E402
+from persona.loss import Collator, learned_logits, mean_nll  # noqa: E402
+from persona.render import Example, Renderer, check_all, choose_template, read_template  # noqa: E402
+from persona.runs import Run, RunConfig  # noqa: E402
+
+WHOLE = "whole"  # a file that is written into a checkpoint last: without it, a crash cut the checkpoint short
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+@dataclass
+class Clock:
+    """Seconds and tokens of the training loop alone: evaluation and saving do not count."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    learned: int = 0
+    since: float | None = None
+
+    def go(self) -> None:
+        self.since = time.perf_counter()
+
+    def pause(self) -> None:
+        if self.since is not None:
+            self.seconds += time.perf_counter() - self.since
+            self.since = None
+
+    def now(self) -> float:
+        return self.seconds + (time.perf_counter() - self.since if self.since is not None else 0.0)
+
+
+class Trainer(SFTTrainer):
+    """SFTTrainer with the loss of loss.py, and held-out NLL as its evaluation."""
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the learned tokens of the whole accumulated batch
+
+    def __init__(self, *args: Any, held_out: list[Example], clock: Clock, run: Run, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.held_out, self.clock, self.run = held_out, clock, run
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self.clock.tokens += int(inputs["tokens"])
+        logits, target = learned_logits(model, inputs["input_ids"], inputs["labels"])
+        self.clock.learned += target.numel()
+        count = num_items_in_batch if num_items_in_batch is not None else max(1, target.numel())
+        loss = F.cross_entropy(logits.float(), target, reduction="sum") / count
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Held-out NLL, logged as an event; the Trainer keeps the checkpoint where it is lowest."""
+        self.clock.pause()
+        nll = self.held_out_nll()
+        self.run.log("eval", step=self.state.global_step, nll=nll)
+        metrics = {"eval_loss": nll}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.clock.go()
+        return metrics
+
+    def held_out_nll(self) -> float:
+        return mean_nll(self.model, self.held_out, self.data_collator, self.args.per_device_train_batch_size)
+
+    def _save_checkpoint(self, model, trial):
+        self.clock.pause()
+        super()._save_checkpoint(model, trial)
+        (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / WHOLE).touch()
+        self.clock.go()
+
+
+@dataclass
+class Watch(TrainerCallback):
+    """Writes the events, and ends the run at a step boundary when asked to."""
+
+    run: Run
+    clock: Clock
+    until: float = math.inf
+    asked: bool = False
+    diverged: bool = False
+    first: bool = field(default=True, init=False)
+
+    def on_step_end(self, args, state, control, **_):
+        if self.asked or time.monotonic() > self.until or (self.run.path / "stop").exists():
+            self.asked = True
+            control.should_training_stop = True
+            control.should_evaluate = args.eval_strategy != "no"
+            control.should_save = True
+        return control
+
+    def on_log(self, args, state, control, logs=None, **_):
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        self.run.log(
+            "step", step=state.global_step, loss=loss, learning_rate=logs.get("learning_rate"),
+            grad_norm=logs.get("grad_norm"), seconds=round(self.clock.now(), 3), tokens=self.clock.tokens,
+        )  # fmt: skip
+        if not math.isfinite(loss):
+            self.diverged = True
+            control.should_training_stop = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run made concrete on this machine."""
+
+    run: Run
+    config: RunConfig
+    base: base.Base
+    renderer: Renderer
+    plan: hardware.Plan
+    train: list[Example]
+    held_out: list[Example]
+
+
+def prepare(run: Run) -> Job:
+    """Open the base's tokenizer, choose the template, render and check every row. Raises before anything is trained."""
+    config, card, rows = run.config(), run.card(), run.rows()
+    found = base.resolve(config.base, lambda text: run.log("state", state="starting", message=text))
+    tokenizer = base.load_tokenizer(found)
+    auto = config.template == "auto"
+    template = choose_template(tokenizer, card.language) if auto else read_template(config.template)
+    renderer = Renderer(tokenizer, template, card.system, config.max_length, config.learn_history)
+    examples = check_all(renderer, [r.pair for r in rows])
+    run.update_manifest(
+        base=found.to_dict(),
+        template={"name": template.name, "text": template.text},
+        versions={p: version(p) for p in ("torch", "transformers", "trl", "peft", "accelerate", "gradio")},
+    )
+    plan = hardware.make_plan(hardware.this_machine(), config.dtype)
+    held = [e for e, r in zip(examples, rows, strict=True) if r.held_out]
+    train_rows = [e for e, r in zip(examples, rows, strict=True) if not r.held_out]
+    return Job(run, config, found, renderer, plan, train_rows, held)
+
+
+def steps_of(config: RunConfig, rows: int) -> tuple[int, int]:
+    """(optimizer steps in all, steps between evaluations): about ten evaluations a run, at least one an epoch."""
+    per_epoch = math.ceil(rows / (config.batch_size * config.gradient_accumulation_steps))
+    total = config.max_steps if config.max_steps > 0 else math.ceil(per_epoch * config.epochs)
+    return total, max(1, min(per_epoch, math.ceil(total / 10)))
+
+
+def trainer_args(job: Job, output: Path) -> SFTConfig:
+    """RunConfig → SFTConfig, every field in one place."""
+    c, cpu = job.config, job.plan.device == "cpu"
+    total, every = steps_of(c, len(job.train))
+    evaluates = "steps" if job.held_out else "no"
+    return SFTConfig(
+        output_dir=str(output),
+        use_cpu=cpu,
+        bf16=not cpu and job.plan.train_dtype == "bfloat16",
+        fp16=not cpu and job.plan.train_dtype == "float16",
+        activation_checkpointing=c.gradient_checkpointing,
+        max_length=None,  # render.py has measured every row; nothing may be cut behind its back
+        num_train_epochs=c.epochs,
+        max_steps=c.max_steps,
+        learning_rate=c.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        optim=c.optim,
+        per_device_train_batch_size=c.batch_size,
+        per_device_eval_batch_size=c.batch_size,
+        gradient_accumulation_steps=c.gradient_accumulation_steps,
+        train_sampling_strategy="group_by_length",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        eval_strategy=evaluates,
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=bool(job.held_out),
+        metric_for_best_model="eval_loss" if job.held_out else None,
+        greater_is_better=False if job.held_out else None,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=c.report_to,
+        seed=c.seed,
+        data_seed=c.seed,
+        disable_tqdm=True,
+    )
+
+
+def lora_config(c: RunConfig) -> LoraConfig:
+    named = {"all-linear": "all-linear", "attention": ATTENTION}
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=c.lora_r,
+        lora_alpha=c.lora_alpha,
+        lora_dropout=c.lora_dropout,
+        target_modules=named.get(c.target_modules) or [m.strip() for m in c.target_modules.split(",")],
+        use_rslora=c.use_rslora,
+        use_dora=c.use_dora,
+    )
+
+
+def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
+    """The model with its LoRA, and the trainer around them."""
+    torch.manual_seed(job.config.seed)  # LoRA's A is drawn here
+    model = base.load_model(job.base, job.plan.train_dtype, job.plan.device)
+    rows = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.train])
+    held = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.held_out])
+    callbacks: list[TrainerCallback] = [watch]
+    if job.held_out and job.config.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(job.config.early_stopping_patience))
+    tokenizer = job.renderer.tokenizer
+    try:
+        trainer = Trainer(
+            model=model, args=trainer_args(job, job.run.checkpoints), train_dataset=rows,
+            eval_dataset=held if job.held_out else None, data_collator=Collator(tokenizer.pad_token_id),
+            processing_class=tokenizer, peft_config=lora_config(job.config), callbacks=callbacks,
+            held_out=job.held_out, clock=clock, run=job.run,
+        )  # fmt: skip
+    except ValueError as e:
+        raise InputError(f"These settings do not work with {job.base.id}: {e}") from e
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def last_checkpoint(run: Run) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    whole = [p for p in run.checkpoints.glob("checkpoint-*") if (p / WHOLE).is_file()]
+    return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def train(run: Run, deadline: float | None = None) -> dict[str, Any]:
+    """Train `run` to its end, or for `deadline` seconds. Returns the result that the command line prints.
+
+    Raises InputError for rows or settings that cannot be right (nothing was trained then), RunError when training
+    diverged; the events say it too.
+    """
+    until = time.monotonic() + deadline if deadline is not None else math.inf
+    runs.note_worker(run, os.getpid())
+    job = prepare(run)
+    clock = Clock()
+    watch = Watch(run, clock, until)
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: setattr(watch, "asked", True))
+    run.log("state", state="starting", message=f"Loading {job.base.id} …")
+    trainer = build(job, clock, watch)
+    total, _ = steps_of(job.config, len(job.train))
+    run.log(
+        "plan", steps=total, rows=len(job.train), held_out=len(job.held_out), device=job.plan.device,
+        dtype=job.plan.train_dtype, reason=job.plan.reason, base=job.base.id, template=job.renderer.template.name,
+        tokens=sum(len(e.input_ids) for e in job.train), learned=sum(e.learned for e in job.train),
+    )  # fmt: skip
+    base_nll = None
+    if job.held_out:
+        with trainer.model.disable_adapter():
+            base_nll = trainer.held_out_nll()
+        run.log("eval", step=0, nll=base_nll)
+    checkpoint = last_checkpoint(run)
+    run.log("state", state="running")
+    clock.go()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    clock.pause()
+    if watch.diverged:
+        raise RunError(
+            f"The loss became infinite at step {trainer.state.global_step}. Lower learning_rate "
+            f"(now {job.config.learning_rate}) and start again; the last good checkpoint is kept."
+        )
+    return finish(job, trainer, clock, watch, base_nll)
+
+
+def finish(job: Job, trainer: Trainer, clock: Clock, watch: Watch, base_nll: float | None) -> dict[str, Any]:
+    """Measure and write the best adapter, then say done, or stopped."""
+    run, state = job.run, trainer.state
+    run.log("state", state="running", message="Saving the best adapter …")
+    adapter_nll = trainer.held_out_nll() if job.held_out else None
+    status = "stopped" if watch.asked and state.global_step < state.max_steps else "done"
+    figures = {
+        "status": status, "steps": state.global_step, "seconds": round(clock.seconds, 2),
+        "tokens_per_s": round(clock.tokens / max(clock.seconds, 1e-9), 1),
+        "learned_tokens_per_s": round(clock.learned / max(clock.seconds, 1e-9), 1),
+        "base_nll": base_nll, "adapter_nll": adapter_nll, "peak_memory_bytes": peak_memory(),
+    }  # fmt: skip
+    config = job.config.model_dump()
+    if Path(config["base"]).expanduser().exists():
+        config["base"] = job.base.id  # a local path says where the author's files are
+    config["template"] = job.renderer.template.name
+    counts = {"train_rows": len(job.train), "held_out_rows": len(job.held_out)}
+    manifest = run.manifest()
+    facts = {"config": config, "figures": {**figures, **counts}, "data_sha256": manifest["data_sha256"],
+             "versions": manifest["versions"], "created": manifest["created"]}  # fmt: skip
+    adapter.write(trainer.model, run.adapter, base=job.base, template=job.renderer.template, card=run.card(),
+                  facts=facts)  # fmt: skip
+    result = {"run": str(run.path), "adapter": str(run.adapter), **figures}
+    run.log("result", **result)
+    run.log("state", state=status)
+    if status == "done":
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return result
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU where there is one, else the most that this process has held."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+
+
+def explain(e: BaseException) -> str:
+    """A failure in a sentence with the next step."""
+    if isinstance(e, PersonaError):
+        return str(e)
+    if isinstance(e, MemoryError | torch.OutOfMemoryError):
+        return "Out of memory. Lower batch_size, then max_length, or turn gradient_checkpointing on, and resume."
+    if isinstance(e, OSError) and e.errno == errno.ENOSPC:
+        return "The disk is full. Free some space, then resume: the last whole checkpoint is kept."
+    return f"{type(e).__name__}: {e}. The details are in the run's log.txt; it can be resumed."
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m persona.train")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--deadline", type=float, default=None, help="seconds")
+    given = parser.parse_args()
+    run = runs.open_run(given.run)
+    try:
+        train(run, given.deadline)
+    except BaseException as e:
+        try:
+            run.log("state", state="failed", message=explain(e))
+        except OSError:  # the disk that is full is this one: the log on stderr has the error
+            pass
+        if isinstance(e, PersonaError):
+            return 1
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
