@@ -1,0 +1,283 @@
+"""Several voices from one model: base, base with the persona's prompt, adapters; streamed from one batch.
+
+Each column is a row of the batch. Rows share the forward pass, the settings and the random numbers: at every step the
+same Gumbel noise is added to each row's scores, and the largest wins, which is an exact draw from softmax(scores)
+(Gumbel 1954; Maddison et al. 2014). So two columns differ because the adapter differs, never because the dice did.
+The page, the command line and the tests all stream through `stream`.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from persona import adapter as adapters
+from persona import base as bases
+from persona import hardware
+from persona.adapter import Adapter
+from persona.base import Base
+from persona.errors import AdapterError, InputError, PersonaError
+from persona.render import Prompt, Renderer
+
+BASE = "__base__"  # PEFT's name for "no adapter" in a mixed batch
+CONTEXT = 4096  # tokens of prompt and reply together that a chat may reach
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn, the same for every column. temperature 0 is greedy."""
+
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 0
+    seed: int = 0
+    max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 5:
+            raise InputError(f"temperature={self.temperature}: from 0 (always the likeliest token) to 5.")
+        if not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise InputError(f"top_p={self.top_p}, top_k={self.top_k}: top_p is in (0, 1], top_k at least 0.")
+        if not 1 <= self.max_new_tokens <= CONTEXT:
+            raise InputError(f"max_new_tokens={self.max_new_tokens}: from 1 to {CONTEXT}.")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One voice: which adapter speaks (BASE for none), and the prompt that it is given."""
+
+    adapter: str
+    prompt: Prompt
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one column has said so far. `ended`: by its own stop token, not by the limit."""
+
+    text: str = ""
+    tokens: int = 0
+    ended: bool = False
+
+
+class Voices:
+    """A base in memory with the adapters attached to it, and the lock that one forward pass at a time needs."""
+
+    def __init__(self, base: Base):
+        self.base = base
+        self.plan = hardware.make_plan(hardware.this_machine())
+        self.tokenizer = bases.load_tokenizer(base)
+        self.model = bases.load_model(base, self.plan.chat_dtype, self.plan.device)
+        self.lock = threading.Lock()
+        self.attached: dict[str, tuple[Adapter, float]] = {}
+
+    def attach(self, adapter: Adapter) -> str:
+        """Load the adapter if it is not there yet, or has changed on disk. Returns its name in this model."""
+        name = f"a{abs(hash(adapter.path)):x}"
+        stamp = (adapter.path / "adapter_model.safetensors").stat().st_mtime
+        with self.lock:
+            if self.attached.get(name, (None, 0.0))[1] == stamp:
+                return name
+            if name in self.attached:
+                self.model.delete_adapter(name)
+            self.model = adapters.attach(self.model, adapter, name)
+            self.attached[name] = (adapter, stamp)
+        return name
+
+    def set_strength(self, name: str, strength: float) -> None:
+        if not 0 <= strength <= 2:
+            raise InputError(f"strength={strength}: from 0 (the base) over 1 (as trained) to 2.")
+        adapters.set_strength(self.model, name, strength)
+
+
+_open: dict[str, Voices] = {}
+_opening = threading.Lock()
+
+
+def open_voices(base: Base) -> Voices:
+    """The base in memory; the last one is kept, an earlier one given up."""
+    with _opening:
+        if str(base.path) not in _open:
+            _open.clear()
+            _open[str(base.path)] = Voices(base)
+        return _open[str(base.path)]
+
+
+def base_of(adapter: Adapter, override: str = "") -> Base:
+    """The base that an adapter was trained on. Raises AdapterError when its folder names none."""
+    if not (override or adapter.base_id):
+        raise AdapterError(f"{adapter.path.name}: does not say which base it was trained on. Name it with --base.")
+    return bases.resolve(override or adapter.base_id)
+
+
+def renderer_of(adapter: Adapter, tokenizer: Any, system: str | None = None) -> Renderer:
+    """The renderer of the adapter's own training: same template, same system prompt."""
+    chosen = adapter.card.system if system is None else system
+    return Renderer(tokenizer, adapter.template, chosen, adapter.max_length)
+
+
+def stream(
+    voices: Voices, columns: Sequence[Column], sampling: Sampling, stop_id: int, strength: float = 1.0
+) -> Iterator[list[Reply]]:
+    """Yield the replies of all columns after every token, until each has ended or reached the limit.
+
+    The caller may stop at any time by closing the iterator. One batch at a time runs on a model; a second caller
+    waits for its turn. Raises InputError for a prompt longer than the context.
+    """
+    longest = max(len(c.prompt.ids) for c in columns)
+    if longest + sampling.max_new_tokens > CONTEXT:
+        raise InputError(f"The conversation has {longest:,} tokens and no room for a reply. Clear it and start anew.")
+    with voices.lock:
+        for name in {c.adapter for c in columns} - {BASE}:
+            voices.set_strength(name, strength)
+        yield from _decode(voices, columns, sampling, stop_id)
+
+
+def _decode(
+    voices: Voices, columns: Sequence[Column], sampling: Sampling, stop_id: int
+) -> Iterator[list[Reply]]:
+    names = [c.adapter for c in columns]
+    stops = {stop_id, voices.tokenizer.eos_token_id}
+    draw = _Draw(sampling, voices.plan.device)
+    step = _Steps(voices.model, [c.prompt.ids for c in columns], names, voices.tokenizer.pad_token_id)
+    texts = [_Text(voices.tokenizer) for _ in columns]
+    replies = [Reply() for _ in columns]
+    try:
+        for _ in range(sampling.max_new_tokens):
+            chosen = draw(step.logits()).tolist()
+            for n, token in enumerate(chosen):
+                if replies[n].ended:
+                    continue
+                if token in stops:
+                    replies[n] = replace(replies[n], text=texts[n].whole(), ended=True)
+                else:
+                    replies[n] = Reply(texts[n].add(token), replies[n].tokens + 1)
+            yield list(replies)
+            if all(r.ended for r in replies):
+                return
+            step.feed(chosen)
+        yield [replace(r, text=t.whole()) for r, t in zip(replies, texts, strict=True)]
+    except PersonaError:
+        raise
+    except BaseException:
+        purge_hooks(voices.model)
+        raise
+
+
+class _Steps:
+    """The forward passes of one batch, left-padded, with a key-value cache."""
+
+    def __init__(self, model: Any, prompts: list[list[int]], names: list[str], pad_id: int):
+        device = next(model.parameters()).device
+        longest = max(map(len, prompts))
+        padded = [[pad_id] * (longest - len(p)) + p for p in prompts]
+        self.model, self.ids = model, torch.tensor(padded, device=device)
+        lengths = torch.tensor([[len(p)] for p in prompts], device=device)
+        places = torch.arange(longest, device=device) - (longest - lengths)
+        self.positions = places.clamp(min=0)
+        # rows of one length need no mask, and attention without one is faster
+        self.mask = (places >= 0).long() if len({len(p) for p in prompts}) > 1 else None
+        self.cache = DynamicCache(config=model.config)
+        self.options = {"adapter_names": names} if any(n != BASE for n in names) else {}
+        if not self.options and hasattr(model, "get_base_model"):
+            self.options = {"adapter_names": names}  # adapters are attached, but nobody in this batch speaks with one
+
+    @torch.inference_mode()
+    def logits(self) -> torch.Tensor:
+        """(rows, vocabulary), float32: the scores of each row's next token."""
+        out = self.model(
+            input_ids=self.ids, attention_mask=self.mask, position_ids=self.positions, past_key_values=self.cache,
+            use_cache=True, logits_to_keep=1, **self.options,
+        )  # fmt: skip
+        return out.logits[:, -1].float()
+
+    def feed(self, chosen: list[int]) -> None:
+        self.ids = torch.tensor([[c] for c in chosen], device=self.ids.device)
+        self.positions = self.positions[:, -1:] + 1
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(chosen), 1)], dim=1)
+
+
+class _Draw:
+    """Scores (rows, vocabulary) → one token a row, all rows with the same random numbers."""
+
+    def __init__(self, sampling: Sampling, device: str):
+        self.greedy = sampling.temperature == 0
+        self.generator = torch.Generator(device="cpu").manual_seed(sampling.seed)
+        self.device = device
+        self.warp = LogitsProcessorList()
+        if not self.greedy:
+            self.warp.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            if sampling.top_k:
+                self.warp.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                self.warp.append(TopPLogitsWarper(float(sampling.top_p)))
+
+    @torch.inference_mode()
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.greedy:
+            return logits.argmax(-1)
+        scores = self.warp(None, logits)
+        # float64: the smallest uniform number must not round to 0, whose noise is minus infinity
+        uniform = torch.rand(logits.shape[-1], generator=self.generator, dtype=torch.float64).clamp_(min=1e-300)
+        gumbel = -torch.log(-torch.log(uniform))
+        return (scores + gumbel.to(scores)).argmax(-1)
+
+
+class _Text:
+    """Tokens → text as they come; half a character waits for its other half."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer, self.ids, self.shown = tokenizer, [], ""
+
+    def add(self, token: int) -> str:
+        self.ids.append(token)
+        text = self.whole()
+        if not text.endswith("\ufffd"):
+            self.shown = text
+        return self.shown
+
+    def whole(self) -> str:
+        return self.tokenizer.decode(self.ids, skip_special_tokens=True)
+
+
+def purge_hooks(model: Any) -> None:
+    """Remove the hooks that PEFT leaves behind when a forward pass with adapter_names fails (peft#3475)."""
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if getattr(getattr(hook, "func", None), "__name__", "") == "_adapter_names_pre_forward_hook":
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def answer(
+    adapter: Adapter, prompts: Sequence[str], sampling: Sampling, strength: float = 1.0, base: str = ""
+) -> tuple[list[dict[str, Any]], float]:
+    """Base and adapter on each prompt, every prompt a conversation of its own. Returns turns and tokens/s.
+
+    A turn is {"prompt", "rendered", "base", "adapter"}; tokens/s counts both columns.
+    """
+    voices = open_voices(base_of(adapter, base))
+    name = voices.attach(adapter)
+    renderer = renderer_of(adapter, voices.tokenizer)
+    turns, tokens, start = [], 0, time.perf_counter()
+    for text in prompts:
+        if not text.strip():
+            raise InputError("The prompt is empty. Write something to say.")
+        prompt = renderer.prompt([], text)
+        last: list[Reply] = [Reply(), Reply()]
+        for last in stream(voices, [Column(BASE, prompt), Column(name, prompt)], sampling, renderer.stop_id, strength):
+            pass
+        tokens += sum(r.tokens for r in last)
+        turns.append({"prompt": text, "rendered": prompt.text, "base": last[0].text, "adapter": last[1].text,
+                      "ended": last[1].ended})  # fmt: skip
+    return turns, tokens / (time.perf_counter() - start)
