@@ -104,6 +104,18 @@ def model_card(card: Card, run: dict[str, Any]) -> str:
     return env.from_string(source).render(card=card, run=run)
 
 
+def locate(path: Path) -> Path:
+    """The adapter folder that `path` means: itself, a run's, or the newest of a persona."""
+    if (path / "adapter_config.json").is_file():
+        return path
+    if (path / "adapter").is_dir():
+        return path / "adapter"
+    found = sorted(path.glob("runs/*/adapter"), key=lambda p: p.parent.name)
+    if not found:
+        raise AdapterError(f"{path}: no adapter here. Train one with: python -m persona train {path}")
+    return found[-1]
+
+
 def check(path: Path) -> Adapter:
     """Open an adapter folder, from whomever it comes. Raises AdapterError saying what is wrong with which file."""
     if not path.is_dir():

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from filelock import FileLock
 
 from persona.errors import BaseError
 from persona.files import home, read_json, to_json, write_atomic
+from persona.folder import Card
+from persona.render import Renderer, choose_template, read_template
 
 DEFAULT = "gemma-3-270m"
 Progress = Callable[[str], None]
@@ -164,6 +167,10 @@ def _from_hub(name: str, progress: Progress) -> Base:
     return Base(name, folder, folder.name, licence, f"https://huggingface.co/{name}")
 
 
+def is_installed(e: Embedded) -> bool:
+    return importlib.util.find_spec(e.package) is not None
+
+
 def _embedded(e: Embedded, progress: Progress) -> Base:
     spec = importlib.util.find_spec(e.package)
     if spec is None or not spec.submodule_search_locations:
@@ -244,8 +251,24 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def open_renderer(
+    card: Card,
+    name: str = "",
+    template: str = "auto",
+    max_length: int = 512,
+    learn_history: bool = False,
+    progress: Progress = _quiet,
+) -> tuple[Base, Renderer]:
+    """The base called `name` and the renderer for it: what preview, trainer and command line agree on."""
+    base = resolve(name, progress)
+    tokenizer = load_tokenizer(base)
+    chosen = choose_template(tokenizer, card.language) if template == "auto" else read_template(template)
+    return base, Renderer(tokenizer, chosen, card.system, max_length, learn_history)
+
+
+@lru_cache(maxsize=4)
 def load_tokenizer(base: Base) -> Any:
-    """The tokenizer, with a pad token (eos where it has none) and right padding."""
+    """The tokenizer, with a pad token (eos where it has none) and right padding. Kept: reading Gemma's takes 3 s."""
     from transformers import AutoTokenizer
 
     try:

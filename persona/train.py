@@ -21,17 +21,17 @@ from typing import Any
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each trainer that is built
 
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from peft import LoraConfig  # noqa: E402
 from transformers import EarlyStoppingCallback, TrainerCallback  # noqa: E402
+from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402
 from transformers.trainer_callback import PrinterCallback  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
 
 from persona import adapter, base, hardware, runs  # noqa: E402
 from persona.errors import InputError, PersonaError, RunError  # noqa: E402
-from persona.loss import Collator, learned_logits, mean_nll  # noqa: E402
-from persona.render import Example, Renderer, check_all, choose_template, read_template  # noqa: E402
+from persona.loss import Collator, mean_nll, nll_sum  # noqa: E402
+from persona.render import Example, Renderer, check_all  # noqa: E402
 from persona.runs import Run, RunConfig  # noqa: E402
 
 WHOLE = "whole"  # a file that is written into a checkpoint last: without it, a crash cut the checkpoint short
@@ -70,11 +70,10 @@ class Trainer(SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.clock.tokens += int(inputs["tokens"])
-        logits, target = learned_logits(model, inputs["input_ids"], inputs["labels"])
-        self.clock.learned += target.numel()
-        count = num_items_in_batch if num_items_in_batch is not None else max(1, target.numel())
-        loss = F.cross_entropy(logits.float(), target, reduction="sum") / count
-        return (loss, {"logits": logits}) if return_outputs else loss
+        total, learned = nll_sum(model, inputs["input_ids"], inputs["labels"])
+        self.clock.learned += learned
+        loss = total / (num_items_in_batch if num_items_in_batch is not None else learned)
+        return (loss, {}) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Held-out NLL, logged as an event; the Trainer keeps the checkpoint where it is lowest."""
@@ -145,15 +144,14 @@ class Job:
 def prepare(run: Run) -> Job:
     """Open the base's tokenizer, choose the template, render and check every row. Raises before anything is trained."""
     config, card, rows = run.config(), run.card(), run.rows()
-    found = base.resolve(config.base, lambda text: run.log("state", state="starting", message=text))
-    tokenizer = base.load_tokenizer(found)
-    auto = config.template == "auto"
-    template = choose_template(tokenizer, card.language) if auto else read_template(config.template)
-    renderer = Renderer(tokenizer, template, card.system, config.max_length, config.learn_history)
+    found, renderer = base.open_renderer(
+        card, config.base, config.template, config.max_length, config.learn_history,
+        progress=lambda text: run.log("state", state="starting", message=text),
+    )  # fmt: skip
     examples = check_all(renderer, [r.pair for r in rows])
     run.update_manifest(
         base=found.to_dict(),
-        template={"name": template.name, "text": template.text},
+        template={"name": renderer.template.name, "text": renderer.template.text},
         versions={p: version(p) for p in ("torch", "transformers", "trl", "peft", "accelerate", "gradio")},
     )
     plan = hardware.make_plan(hardware.this_machine(), config.dtype)
@@ -243,6 +241,9 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
     except ValueError as e:
         raise InputError(f"These settings do not work with {job.base.id}: {e}") from e
     trainer.remove_callback(PrinterCallback)
+    for layer in trainer.model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.cast_input_dtype_enabled = job.plan.device != "cpu"  # autocast casts the few weights instead
     return trainer
 
 
@@ -260,6 +261,7 @@ def train(run: Run, deadline: float | None = None) -> dict[str, Any]:
     """
     until = time.monotonic() + deadline if deadline is not None else math.inf
     runs.note_worker(run, os.getpid())
+    hardware.keep_freed_memory()
     job = prepare(run)
     clock = Clock()
     watch = Watch(run, clock, until)

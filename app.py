@@ -1,0 +1,13 @@
+"""The page on 127.0.0.1:7860; HOST and PORT, or Gradio's own variables on a Space, say otherwise."""
+
+import os
+
+from persona.ui import LAUNCH, build, warm_up
+
+demo = build()
+
+if __name__ == "__main__":
+    warm_up()
+    host = os.environ.get("GRADIO_SERVER_NAME") or os.environ.get("HOST") or "127.0.0.1"
+    port = int(os.environ.get("GRADIO_SERVER_PORT") or os.environ.get("PORT") or 7860)
+    demo.queue(default_concurrency_limit=8).launch(server_name=host, server_port=port, **LAUNCH)

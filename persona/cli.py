@@ -1,0 +1,271 @@
+"""`python -m persona …`: the functions that the page calls, from a shell.
+
+Readable text for people; with --json the last line of stdout is one JSON object. Exit status: 0 done, 1 refused or
+failed (the message on stderr says place, value and next step), 2 wrong usage.
+"""
+
+import json
+import signal
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from persona import __version__
+from persona.errors import InputError, PersonaError
+
+app = typer.Typer(
+    help="Write pairs, train a LoRA, compare base and persona, share the adapter.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+PersonaDir = Annotated[Path, typer.Argument(metavar="DIR", help="A persona folder, e.g. datasets/zhen-huan.")]
+RESULT = ("run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
+          "adapter_nll", "peak_memory_bytes")  # fmt: skip
+
+
+def main() -> int:
+    """Run the command line. PersonaError is turned into exit status 1 here and nowhere else."""
+    try:
+        return app(standalone_mode=False) or 0
+    except PersonaError as e:
+        typer.secho(str(e), err=True, fg="red")
+        return 1
+    except typer.Exit as e:
+        return e.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    except Exception as e:
+        show = getattr(e, "show", None)  # click's own usage errors know how to print themselves
+        if show is None:
+            raise
+        show()
+        return getattr(e, "exit_code", 2)
+
+
+def put(value: dict[str, Any], text: str, as_json: bool) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False) if as_json else text)
+
+
+def note(text: str) -> None:
+    """What happens meanwhile, on stderr."""
+    typer.secho(text, err=True, dim=True)
+
+
+@app.command()
+def new(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the persona's folder is to be.")],
+    name: Annotated[str, typer.Option(help="The persona's name.")],
+    system: Annotated[str, typer.Option(help="System prompt, part of every row and chat.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Start a persona: a folder with persona.json and an empty pairs.jsonl."""
+    from persona import folder
+
+    card = folder.parse_card({"name": name, "system": system}, "--name/--system")
+    made = folder.create(directory.expanduser(), card)
+    put({"persona": str(made.path)}, f"{made.path}: write pairs into pairs.jsonl, or open it in the page.", as_json)
+
+
+@app.command()
+def render(
+    directory: PersonaDir,
+    pair: Annotated[int, typer.Option(help="Which pair, from 1.", min=1)] = 1,
+    base: Annotated[str, typer.Option(help="Base model.")] = "",
+    template: Annotated[str, typer.Option(help="Template name or .jinja file.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Show what the model reads and which tokens it learns: the very function that the trainer uses."""
+    from persona import base as bases
+    from persona import folder
+
+    persona = folder.open_persona(directory)
+    pairs = persona.pairs()
+    if pair > len(pairs):
+        raise InputError(f"{persona.pairs_file}: has {len(pairs)} pairs, there is no pair {pair}.")
+    _, renderer = bases.open_renderer(persona.card(), base, template, progress=note)
+    example = renderer.example(pairs[pair - 1])
+    tokens = renderer.tokens(example)
+    value = {
+        "text": example.text,
+        "tokens": [{"id": t.id, "text": t.text, "learned": t.learned} for t in tokens],
+        "learned": example.learned,
+        "masked": len(tokens) - example.learned,
+        "problems": list(example.problems),
+    }
+    painted = "".join(typer.style(t.text, fg="green", bold=True) if t.learned else typer.style(t.text, dim=True)
+                      for t in tokens)  # fmt: skip
+    totals = f"\n\n{example.learned} learned, {len(tokens) - example.learned} masked tokens"
+    put(value, painted + totals + "".join(f"\nProblem: {p}" for p in example.problems), as_json)
+
+
+@app.command()
+def train(
+    directory: PersonaDir,
+    base: Annotated[str, typer.Option(help="Base model: embedded name, Hub id, folder or .gguf.")] = "",
+    preset: Annotated[str, typer.Option(help="quick, balanced or thorough.")] = "quick",
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Any setting of a run.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a LoRA on the persona's pairs. Ctrl-C stops at the next step and keeps the best adapter so far."""
+    from persona import folder, runs
+
+    persona = folder.open_persona(directory)
+    if resume:
+        inside = persona.runs_dir / resume
+        run = runs.open_run(inside if inside.is_dir() else resume)
+    else:
+        settings = dict(_key_value(x) for x in changes or [])
+        run = runs.create_run(persona, runs.make_config(preset, **settings, **({"base": base} if base else {})))
+    runs.start(run)
+    note(f"Run {run.path}")
+    last = _follow(run)
+    value = {k: last.result.get(k) for k in RESULT} | {"run": str(run.path), "status": last.status}
+    if last.status not in ("done", "stopped"):
+        value["status"] = "failed"
+        if as_json:
+            typer.echo(json.dumps(value, ensure_ascii=False))
+        raise PersonaError(last.message or f"The run ended as {last.status}; see {run.path / 'log.txt'}.")
+    put(value, _summary(value), as_json)
+
+
+def _key_value(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise InputError(f"--set {text}: write it as name=value, e.g. --set epochs=2.")
+    return key.strip(), value.strip()
+
+
+def _follow(run: Any) -> Any:
+    """Show the run's events until it ends; Ctrl-C asks it to stop and waits for that."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from persona import runs
+
+    previous = signal.signal(signal.SIGINT, lambda *_: run.stop())
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("starting", total=None)
+            while True:
+                seen = run.progress()
+                losses = [f"loss {seen.train[-1][1]:.2f}"] if seen.train else []
+                losses += [f"held-out {seen.held_out[-1][1]:.2f}"] if seen.held_out else []
+                words = "  ".join([seen.message or seen.status, *losses])
+                bar.update(task, total=seen.steps or None, completed=seen.step, description=words)
+                if seen.status not in runs.ACTIVE:
+                    return seen
+                time.sleep(0.3)
+                runs.reap()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _summary(value: dict[str, Any]) -> str:
+    nll = ""
+    if value["base_nll"] is not None:
+        nll = f"Held-out NLL: base {value['base_nll']:.3f}, adapter {value['adapter_nll']:.3f} nats per learned token\n"
+    return (
+        f"{value['status']}: {value['steps']} steps in {value['seconds']:.0f} s, {value['tokens_per_s']:.0f} tokens/s, "
+        f"peak memory {value['peak_memory_bytes'] / 1e9:.1f} GB\n{nll}Adapter: {value['adapter']}"
+    )
+
+
+@app.command()
+def chat(
+    adapter: Annotated[Path, typer.Argument(help="An adapter, run or persona folder, or a zip.")],
+    prompt: Annotated[list[str], typer.Option(help="What to say; give it again for more, each on its own.")],
+    strength: Annotated[float, typer.Option(help="0: the base, 1: as trained.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.7,
+    seed: Annotated[int, typer.Option(help="The same for both columns.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 128,
+    base: Annotated[str, typer.Option(help="Base model, if not the adapter's own.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Ask base and persona the same, in one batch, with the same randomness."""
+    from persona import adapter as adapters
+    from persona import chat as chats
+    from persona import files, share
+
+    path = adapter.expanduser()
+    found = share.unpack(path, files.home() / "adapters") if path.suffix == ".zip" else adapters.locate(path)
+    sampling = chats.Sampling(temperature=temperature, seed=seed, max_new_tokens=max_new_tokens)
+    turns, rate = chats.answer(adapters.check(found), prompt, sampling, strength, base)
+    text = "\n\n".join(f"> {t['prompt']}\nbase:    {t['base']}\npersona: {t['adapter']}" for t in turns)
+    put({"turns": turns, "tokens_per_s": round(rate, 2)}, text, as_json)
+
+
+@app.command()
+def export(
+    adapter: Annotated[Path, typer.Argument(help="An adapter, run or persona folder.")],
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    kind: Annotated[str, typer.Option("--as", help="zip; more forms are not available yet.")] = "zip",
+    as_json: AsJson = False,
+) -> None:
+    """Write the adapter as one file that the app opens again."""
+    from persona import adapter as adapters
+    from persona import share
+
+    if kind != "zip":
+        raise InputError(f"--as {kind}: not available yet. Use --as zip.")
+    made = share.pack(adapters.locate(adapter.expanduser()), out.expanduser())
+    put({"file": str(made), "bytes": made.stat().st_size}, f"{made}", as_json)
+
+
+@app.command()
+def push(
+    adapter: Annotated[Path, typer.Argument(help="An adapter, run or persona folder.")],
+    repo: Annotated[str, typer.Argument(metavar="USER/NAME")],
+    public: Annotated[bool, typer.Option("--public", help="Visible to everyone; the rights field must be filled in.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put the adapter on the Hugging Face Hub, private unless --public. Token: `hf auth login` or HF_TOKEN."""
+    from persona import adapter as adapters
+    from persona import share
+
+    done = share.push(adapters.locate(adapter.expanduser()), repo, public=public)
+    put({"url": done["url"], "link": done["link"]}, f"{done['url']}\n{done['link']}", as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What this machine has, how Persona would use it, and which extras are installed."""
+    from persona import base, files, hardware
+
+    machine = hardware.this_machine()
+    plan = hardware.make_plan(machine)
+    wanted = ("torch", "transformers", "trl", "peft", "gradio", "bitsandbytes", "spaces")
+    embedded = {e.name: base.is_installed(e) for e in base.EMBEDDED.values()}
+    value = {
+        "persona": __version__,
+        "python": sys.version.split()[0],
+        "machine": {"device": machine.device, "name": machine.name, "cores": machine.cores,
+                    "memory_bytes": machine.memory, "matmul_flops": dict(machine.rates)},
+        "plan": {"device": plan.device, "train_dtype": plan.train_dtype, "chat_dtype": plan.chat_dtype,
+                 "reason": plan.reason},
+        "packages": {p: _version(p) for p in wanted},
+        "embedded": embedded,
+        "home": str(files.home()),
+        "not_verified": ["training and chat on a GPU (CUDA, MPS)", "the Hugging Face Hub itself", "ZeroGPU Spaces"],
+    }  # fmt: skip
+    packages = ", ".join(f"{p} {v or 'not installed'}" for p, v in value["packages"].items())
+    bases = ", ".join(f"{n} {'ready' if here else 'not installed'}" for n, here in embedded.items())
+    text = (
+        f"Persona {__version__}, Python {value['python']}\n{packages}\n{plan.reason}\n"
+        f"{machine.cores} cores, {machine.memory / 1e9:.0f} GB memory\nEmbedded bases: {bases}\n"
+        f"Personas, runs and bases: {value['home']}\nNot verified by us: {'; '.join(value['not_verified'])}"
+    )
+    put(value, text, as_json)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

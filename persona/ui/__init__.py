@@ -1,0 +1,86 @@
+"""The page: Write → Template → Train → Compare → Share, one file a step."""
+
+import threading
+from typing import Any
+
+import gradio as gr
+
+from persona import folder, runs
+from persona.errors import PersonaError
+from persona.ui import compare, share, template, train, write
+from persona.ui.common import COMPARE, TRAIN, WRITE, Page, shown
+from persona.ui.looks import CSS, THEME
+
+LAUNCH = {"theme": THEME, "css": CSS, "footer_links": ["gradio"]}
+
+
+def arrive(saved: str, request: gr.Request) -> tuple[str, Any, Any, Any]:
+    """What a fresh tab shows: a shared persona from the link, a training that is under way, or where one left off.
+
+    Returns slug, walkthrough, adapter list, persona list.
+    """
+    link = dict(request.query_params).get("persona", "")
+    running = runs.active_run(folder.list_personas())
+    slug = saved if saved in {p.slug for p in folder.list_personas()} else ""
+    if link:
+        chosen = shown(compare.open_link)(link, slug)
+        return slug, gr.Walkthrough(selected=COMPARE), chosen, mine(slug)
+    if running:
+        slug = running.path.parent.parent.name
+        return slug, gr.Walkthrough(selected=TRAIN), gr.skip(), mine(slug)
+    return slug, gr.Walkthrough(selected=WRITE), gr.skip(), mine(slug)
+
+
+def mine(slug: str) -> gr.Dropdown:
+    """The user's personas, by name."""
+    named = []
+    for persona in folder.list_personas():
+        try:
+            named.append((persona.card().name, persona.slug))
+        except PersonaError:  # a damaged card: opening it says where
+            named.append((persona.slug, persona.slug))
+    return gr.Dropdown([("New or example …", ""), *named], value=slug)
+
+
+def warm_up() -> None:
+    """Open the embedded base's tokenizer in the background, so that the first preview need not wait for it."""
+
+    def work() -> None:
+        from persona import base
+
+        try:
+            base.load_tokenizer(base.resolve(base.DEFAULT))
+        except PersonaError:  # the step that needs it will say so
+            pass
+
+    threading.Thread(target=work, daemon=True).start()
+
+
+def build() -> gr.Blocks:
+    """The whole page, not launched."""
+    with gr.Blocks(title="Persona", fill_width=False, analytics_enabled=False) as demo:
+        remembered = gr.BrowserState("", storage_key="persona-open", secret="persona")  # noqa: S106  (a name, no secret)
+        slug, pair, edits = gr.State(""), gr.State(1), gr.State(0)
+        with gr.Row(equal_height=True):
+            gr.HTML("<h1>Persona</h1><p>Teach a language model to be someone.</p>", elem_id="brand")
+            which = gr.Dropdown([("New or example …", "")], value="", label="Persona", elem_id="which", scale=0,
+                                min_width=260)  # fmt: skip
+        with gr.Walkthrough(selected=WRITE, elem_id="steps") as steps:
+            base, chosen, max_length, learn_history = template.settings()
+            adapter = gr.Dropdown([], label="Adapter", elem_id="adapter", scale=3, render=False)
+            page = Page(slug, steps, pair, edits, base, chosen, max_length, learn_history, adapter)
+            with gr.Step("Write", id=0, elem_id="step-write"):
+                write.build(page)
+            with gr.Step("Template", id=1, elem_id="step-template") as step:
+                template.build(page, step)
+            with gr.Step("Train", id=2, elem_id="step-train") as step:
+                train.build(page, step)
+            with gr.Step("Compare", id=3, elem_id="step-compare") as step:
+                compare.build(page, step)
+            with gr.Step("Share", id=4, elem_id="step-share") as step:
+                share.build(page, step)
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        demo.load(arrive, remembered, [slug, steps, adapter, which], **quiet)
+        slug.change(lambda s: (s, mine(s), 1), slug, [remembered, which, pair], **quiet)
+        which.input(lambda s: s or "", which, slug, **quiet)
+    return demo

@@ -1,0 +1,115 @@
+"""What every step of the page shares: the current persona, errors as notices, small pieces of HTML."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from persona import base, folder
+from persona.errors import PersonaError
+from persona.render import Example, Renderer
+
+WRITE, TEMPLATE, TRAIN, COMPARE, SHARE = range(5)
+
+
+@dataclass(frozen=True)
+class Page:
+    """The components that more than one step reads."""
+
+    slug: gr.State  # folder name of the open persona, "" for none
+    steps: gr.Walkthrough
+    pair: gr.State  # number of the pair looked at, from 1
+    edits: gr.State  # grows with every saved edit
+    base: gr.Dropdown
+    template: gr.Dropdown
+    max_length: gr.Number
+    learn_history: gr.Checkbox
+    adapter: gr.Dropdown  # see compare.py for its values
+
+
+def shown(handler: Callable) -> Callable:
+    """Turn PersonaError into a notice on the page. The only place that does."""
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def stream(*args: Any) -> Any:
+            try:
+                yield from handler(*args)
+            except PersonaError as e:
+                raise notice(e) from e
+
+        return stream
+
+    @functools.wraps(handler)
+    def call(*args: Any) -> Any:
+        try:
+            return handler(*args)
+        except PersonaError as e:
+            raise notice(e) from e
+
+    return call
+
+
+def notice(e: PersonaError) -> gr.Error:
+    return gr.Error(escape(str(e)).replace("\n", "<br>"), duration=None, title="That did not work", print_exception=False)
+
+
+def open_current(slug: str) -> folder.Persona:
+    """The persona of this visitor's page. Raises InputError when none is open."""
+    if not slug:
+        raise PersonaError("No persona is open. Open an example or start one in the first step, Write.")
+    return folder.by_slug(slug)
+
+
+def renderer_for(slug: str, base_name: str, template: str, max_length: float, learn_history: bool) -> Any:
+    """(Base, Renderer) of the page's settings."""
+    card = open_current(slug).card()
+    return base.open_renderer(card, base_name, template or "auto", int(max_length or 512), bool(learn_history))
+
+
+LEGEND = (
+    '<div class="legend"><span><i class="learned"></i><b>learned</b>: the model is trained to write this</span>'
+    '<span><i class="masked"></i><b>masked</b>: it reads this, nothing is learned from it</span></div>'
+)
+
+
+def mask_html(renderer: Renderer, example: Example) -> str:
+    """The rendered example with every token coloured. All text in it is escaped."""
+    if not example.input_ids:
+        return problems_html(example.problems)
+    pieces = []
+    for n, t in enumerate(renderer.tokens(example)):
+        kind = "learned" if t.learned else "masked"
+        kind += " special" if t.special else ""
+        kind += " cut" if n >= renderer.max_length else ""
+        text = escape(t.text).replace("\n", '<span aria-hidden="true">↵</span>\n') if t.text else ""
+        title = f"id {t.id}, {len(t.text.encode())} bytes, {'learned' if t.learned else 'masked'}"
+        pieces.append(f'<span class="{kind}" title="{title}">{text}</span>')
+    masked = len(example.input_ids) - example.learned
+    totals = f"{len(example.input_ids)} tokens: <b>{example.learned} learned</b>, {masked} masked"
+    return (
+        f"{LEGEND}<div class='mask' data-testid='mask'>{''.join(pieces)}</div>"
+        f"<div class='quiet'>{totals}</div>{problems_html(example.problems)}"
+    )
+
+
+def problems_html(problems: Any) -> str:
+    return "".join(f'<div class="problem">{escape(p)}</div>' for p in problems)
+
+
+def duration(seconds: float | None) -> str:
+    """90 → '1 min 30 s'."""
+    if seconds is None:
+        return "…"
+    s = max(0, round(seconds))
+    if s < 60:
+        return f"{s} s"
+    return f"{s // 60} min {s % 60} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60} min"
+
+
+def facts_html(facts: list[tuple[str, str]]) -> str:
+    return '<div class="facts">' + "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in facts) + "</div>"

@@ -1,0 +1,75 @@
+"""Step 5, Share: a zip, the Hub, a link that opens the comparison."""
+
+import tempfile
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from persona import share
+from persona.files import slug as slugify
+from persona.ui.common import Page, shown
+from persona.ui.compare import find
+
+
+def zipped(chosen: str) -> str:
+    """The adapter as a zip with a sensible name, in a temporary folder that the page may serve from."""
+    a = find(chosen)
+    return str(share.pack(a.path, Path(tempfile.mkdtemp(prefix="persona-")) / f"{slugify(a.card.name)}-adapter.zip"))
+
+
+def contents(chosen: str) -> str:
+    """What would leave this machine: the files of the allow-list and whose text it is."""
+    if not chosen:
+        return '<div class="hint">There is no adapter to share yet. Train one in step 3.</div>'
+    a = find(chosen)
+    present = [f for f in share.FILES if (a.path / f).is_file()]
+    size = sum((a.path / f).stat().st_size for f in present)
+    rights = escape(a.card.rights) or "not stated: fill in the rights in persona.json before you publish it"
+    return (
+        f"<div><b>{escape(a.card.name)}</b>, {size / 1e6:.1f} MB. These files and no others leave this machine:<br>"
+        f"<code>{'</code> <code>'.join(present)}</code></div><div class='quiet'>Rights: {rights}</div>"
+    )
+
+
+def push(chosen: str, repo: str, public: bool, app_url: str, progress: gr.Progress = gr.Progress()) -> tuple[str, str]:
+    """Upload; returns a notice and the share link."""
+    progress(None, desc="Uploading to the Hub …")
+    done = share.push(find(chosen).path, repo.strip(), public=public, app_url=app_url)
+    kind = "private" if done["private"] else "public"
+    return f'<div class="good">It is on the Hub, {kind}: <a href="{escape(done["url"])}">{escape(done["url"])}</a></div>', done["link"]
+
+
+def here(request: gr.Request) -> str:
+    """The address that this page was opened at."""
+    return str(request.headers.get("origin") or f"http://{request.headers.get('host', '127.0.0.1:7860')}")
+
+
+def build(page: Page, step: gr.Step) -> None:
+    gr.Markdown("### Give her away\nThe adapter is small: it carries her voice, the template and the name of its base.")
+    about = gr.HTML(elem_classes="card", elem_id="share-about")
+    with gr.Row():
+        with gr.Column(elem_classes="card", min_width=280):
+            gr.Markdown("**As a file**\n\nA zip that opens in anyone's Persona: step Compare, *Open an adapter zip*.")
+            make = gr.Button("Make the zip", variant="primary", elem_id="make-zip")
+            file = gr.File(label="The zip", interactive=False, visible=False, elem_id="zip-file")
+        with gr.Column(elem_classes="card", min_width=280):
+            gr.Markdown(
+                "**By a link**\n\nThrough your account on the Hugging Face Hub; log in once with `hf auth login`, or set "
+                "`HF_TOKEN`. Private unless you say otherwise."
+            )
+            repo = gr.Textbox(label="Name on the Hub", placeholder="you/zhen-huan", elem_id="repo")
+            public = gr.Checkbox(label="Public: everyone may open it")
+            upload = gr.Button("Put it on the Hub", elem_id="push")
+            done = gr.HTML(elem_id="push-status")
+            link = gr.Textbox(label="Link", interactive=False, buttons=["copy"], elem_id="share-link")
+    address = gr.State("")
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    gr.on([step.select, page.adapter.change], shown(contents), page.adapter, about, **quiet)
+    make.click(shown(zipped), page.adapter, file, api_visibility="private").success(
+        lambda: gr.File(visible=True), None, file, **quiet
+    )
+    upload.click(here, None, address, **quiet).then(
+        shown(push), [page.adapter, repo, public, address], [done, link], api_visibility="private"
+    )

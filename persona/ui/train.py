@@ -1,0 +1,194 @@
+"""Step 3, Train: choose how, start, watch, stop; a reloaded tab finds the run again."""
+
+import math
+from html import escape
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from persona import folder, hardware, runs
+from persona.errors import PersonaError, RunError
+from persona.runs import ACTIVE, PRESETS, Progress, Run
+from persona.ui.common import COMPARE, Page, duration, facts_html, open_current, shown
+
+PLOT_COLUMNS = ["step", "loss", "on"]
+WORDS = {
+    "starting": "Getting ready", "running": "Training", "done": "Done", "stopped": "Stopped", "failed": "Failed",
+    "interrupted": "Interrupted",
+}  # fmt: skip
+
+
+def plan_html(slug: str, preset: str, *changes: Any) -> str:
+    """What Start would do, in words: device, steps, pairs. Says why when it cannot be started."""
+    try:
+        config = form_config(preset, "", "auto", 512, False, *changes)
+        count = len(open_current(slug).pairs())
+        if count < runs.MIN_PAIRS:
+            return f'<div class="hint">{count} pair{"s" * (count != 1)}: a run needs at least {runs.MIN_PAIRS}. Write more first.</div>'
+    except PersonaError as e:
+        return f'<div class="problem">{escape(str(e))}</div>'
+    held = max(1, round(count * config.eval_fraction)) if config.eval_fraction else 0
+    per_epoch = math.ceil((count - held) / (config.batch_size * config.gradient_accumulation_steps))
+    steps = config.max_steps if config.max_steps > 0 else math.ceil(per_epoch * config.epochs)
+    plan = hardware.make_plan(hardware.this_machine(), config.dtype)
+    return (
+        f'<div class="quiet">{escape(PRESETS[preset][1])}<br>{count - held} pairs to learn from, {held} held out to '
+        f"measure on; {steps} steps. {escape(plan.reason)}</div>"
+    )
+
+
+def form_config(
+    preset: str, base: str, template: str, max_length: float, learn_history: bool,
+    epochs: float, learning_rate: float, lora_r: float, batch_size: float, eval_fraction: float, seed: float,
+) -> runs.RunConfig:  # fmt: skip
+    """The form → RunConfig; 0 or nothing in a field leaves the preset's value."""
+    changes: dict[str, Any] = {"template": template or "auto", "max_length": int(max_length or 512),
+                               "learn_history": bool(learn_history), "seed": int(seed or 0),
+                               "eval_fraction": eval_fraction}  # fmt: skip
+    if base:
+        changes["base"] = base
+    given = {"epochs": epochs, "learning_rate": learning_rate, "lora_r": lora_r, "batch_size": batch_size}
+    changes |= {k: v for k, v in given.items() if v}
+    if lora_r:
+        changes["lora_alpha"] = 2 * int(lora_r)
+    return runs.make_config(preset, **changes)
+
+
+def start(slug: str, preset: str, *form: Any) -> str:
+    """Create the run and start its process. Returns the run's name."""
+    if other := runs.active_run(folder.list_personas()):
+        raise RunError(f"A training is running already ({other.name}). Stop it, or wait until it is done.")
+    run = runs.create_run(open_current(slug), form_config(preset, *form))
+    runs.start(run)
+    return run.name
+
+
+def resume(slug: str, name: str) -> str:
+    run = find(slug, name)
+    if run is None:
+        raise RunError("There is no run to resume.")
+    runs.start(run)
+    return run.name
+
+
+def stop(slug: str, name: str) -> None:
+    if run := find(slug, name):
+        run.stop()
+        gr.Info("Stopping after this step; the best adapter so far is kept.")
+
+
+def find(slug: str, name: str) -> Run | None:
+    """The run called `name`, else the newest of this persona."""
+    found = runs.list_runs(open_current(slug)) if slug else []
+    return next((r for r in found if r.name == name), found[0] if found else None)
+
+
+def watch(slug: str, name: str, seen: str) -> tuple:
+    """State of the run for the page; nothing is sent again that the page has already."""
+    runs.reap()
+    run = find(slug, name)
+    progress = run.progress() if run else Progress(status="done")
+    mark = f"{slug} {run and run.name} {progress.status} {progress.message} {progress.step} {len(progress.held_out)}"
+    active = run is not None and progress.status in ACTIVE
+    if mark == seen:
+        return (gr.skip(),) * 7
+    resumable = run is not None and progress.status in ("stopped", "failed", "interrupted")
+    return (
+        status_html(run, progress), plot(progress), gr.Button(interactive=not active),
+        gr.Button(interactive=active), gr.Button(visible=resumable), gr.Timer(active=active), mark,
+    )  # fmt: skip
+
+
+def plot(progress: Progress) -> pd.DataFrame:
+    train = [(s, loss, "train") for s, loss in smooth(progress.train)]
+    held = [(s, loss, "held-out") for s, loss in progress.held_out]
+    return pd.DataFrame(train + held, columns=PLOT_COLUMNS)
+
+
+def smooth(points: list[tuple[int, float]], window: int = 5) -> list[tuple[int, float]]:
+    """Mean of the last `window` steps: a batch of eight rows is a noisy witness."""
+    losses = [loss for _, loss in points]
+    return [
+        (step, sum(losses[max(0, n - window + 1) : n + 1]) / min(n + 1, window)) for n, (step, _) in enumerate(points)
+    ]
+
+
+def status_html(run: Run | None, p: Progress) -> str:
+    if run is None:
+        return '<div class="quiet">No run yet. Choose a preset and press Start.</div>'
+    words = escape(WORDS[p.status] + (f": {p.message}" if p.message else ""))
+    share = p.step / p.steps if p.steps else 0.0
+    best = min((nll for _, nll in p.held_out), default=None)
+    facts = [("step", f"{p.step} / {p.steps}" if p.steps else "…")]
+    if p.status in ACTIVE:
+        facts.append(("time left", duration(p.left)))
+    facts.append(("trained for", duration(p.seconds)))
+    if p.base_nll is not None and best is not None:
+        facts += [("held-out loss, base", f"{p.base_nll:.2f}"), ("held-out loss, best", f"{best:.2f}")]
+    if p.result:
+        facts.append(("tokens per second", f"{p.result['tokens_per_s']:.0f}"))
+    kind = {"done": "good", "failed": "problem", "interrupted": "problem"}.get(p.status, "hint")
+    return (
+        f'<div class="{kind}" role="status">{words}</div>'
+        f'<div class="bar" role="progressbar" aria-valuenow="{share:.0%}"><div style="width:{share:.1%}"></div></div>'
+        f'{facts_html(facts)}{verdict(p)}<div class="quiet">Run {escape(run.name)}</div>'
+    )
+
+
+def verdict(p: Progress) -> str:
+    """One sentence on whether it learned, from the held-out pairs alone."""
+    if p.status not in ("done", "stopped") or p.base_nll is None or not p.result:
+        return ""
+    gain = p.base_nll - p.result["adapter_nll"]
+    if gain < 0.05:
+        return (
+            '<div class="problem">Nothing measurable was learned: on pairs it never saw, it is no better than the base. '
+            "Train longer, raise the learning rate, or look at the mask in step 2.</div>"
+        )
+    best = min(p.held_out, key=lambda x: x[1])
+    kept = f" The best moment was step {best[0]}; that adapter is kept." if best[0] < p.step else ""
+    times = math.exp(gain)
+    return (
+        f'<div class="good">It learned: to the words of replies it never saw, it now gives {times:.1f} times the '
+        f"probability that the base gives, word piece by word piece.{kept}</div>"
+    )
+
+
+def build(page: Page, step: gr.Step) -> None:
+    gr.Markdown("### Train a LoRA on her pairs\nIt runs in a process of its own: close or reload this page as you like.")
+    preset = gr.Radio([(p.capitalize(), p) for p in PRESETS], value="quick", label="How thoroughly", elem_id="preset")
+    plan = gr.HTML(elem_id="plan")
+    with gr.Accordion("Expert settings", open=False), gr.Row():
+        form = [
+            gr.Number(0, label="Epochs", info="passes over the pairs; 0: the preset's", minimum=0),
+            gr.Number(0, label="Learning rate", info="0: the preset's", minimum=0, step=0.0001),
+            gr.Number(0, label="LoRA rank", info="capacity; 0: the preset's", precision=0, minimum=0),
+            gr.Number(0, label="Batch size", info="rows at once; 0: 8", precision=0, minimum=0),
+            gr.Slider(0, 0.5, 0.1, step=0.05, label="Held out", info="share kept to measure on"),
+            gr.Number(0, label="Seed", precision=0, minimum=0),
+        ]
+    with gr.Row():
+        begin = gr.Button("Start training", variant="primary", elem_id="start-training")
+        halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-training")
+        again = gr.Button("Resume", visible=False, elem_id="resume-training")
+    status = gr.HTML(elem_id="train-status", elem_classes="card")
+    chart = gr.LinePlot(
+        pd.DataFrame(columns=PLOT_COLUMNS), x="step", y="loss", color="on", height=280, y_title="loss (nats per token)",
+        color_map={"train": "#a8a29e", "held-out": "#059669"}, title="Loss: lower is better", elem_id="loss-plot",
+    )  # fmt: skip
+    go = gr.Button("Next: Compare →", variant="primary", scale=0, min_width=170, elem_id="to-compare")
+    timer = gr.Timer(1.0, active=False)
+    name, seen = gr.State(""), gr.State("")
+
+    shared = [page.base, page.template, page.max_length, page.learn_history]
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    watching = {"fn": shown(watch), "inputs": [page.slug, name, seen],
+                "outputs": [status, chart, begin, halt, again, timer, seen], **quiet}  # fmt: skip
+    gr.on([begin.click], shown(start), [page.slug, preset, *shared, *form], name, **quiet).success(**watching)
+    again.click(shown(resume), [page.slug, name], name, **quiet).success(**watching)
+    halt.click(shown(stop), [page.slug, name], None, **quiet)
+    timer.tick(**watching, queue=False)
+    gr.on([page.slug.change, step.select], **watching)
+    gr.on([preset.change, step.select, *(f.change for f in form)], shown(plan_html), [page.slug, preset, *form], plan, **quiet)
+    go.click(lambda: gr.Walkthrough(selected=COMPARE), None, page.steps, **quiet)
