@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 
 # the control tokens of each tokenizer below; test_render.py pairs templates with tokenizers by them
-BYTE_CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>",
-                 "<|end_header_id|>", "<|eot_id|>"]  # fmt: skip
+BYTE_CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+LLAMA3_CONTROLS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 SENTENCEPIECE_CONTROLS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 GEMMA_CONTROLS = SENTENCEPIECE_CONTROLS
-SMOLLM2_CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SMOLLM2_CONTROLS = BYTE_CONTROLS
 
 CORPUS = [
     "你是谁？本宫甄嬛，家父是大理寺少卿甄远道。",
@@ -65,20 +65,44 @@ def wrap(tokenizer, **special):
                                    padding_side="right", **special)  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def byte_tokenizer():
-    """Byte-level BPE as GPT-2, Qwen, Llama 3 and SmolLM2 have it: most Chinese characters are several tokens."""
+def train_bytes(split, controls: list[str]):
+    """A byte-level BPE of about 400 tokens over CORPUS; `split` cuts the text before merges are learned."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=BYTE_CONTROLS, initial_alphabet=alphabet,
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=controls, initial_alphabet=alphabet,
                                   show_progress=False)  # fmt: skip
     # runs of line breaks and spaces become tokens too, as in every real vocabulary: they can melt over a boundary
     tokenizer.train_from_iterator([*CORPUS, *["a\n\nb\n\n", "a  b   c", "a\n  b\n  "] * 40], trainer)
-    return wrap(tokenizer, bos_token="<|begin_of_text|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    """Byte-level BPE with ChatML, as SmolLM2 has it: most Chinese characters are several tokens."""
+    from tokenizers import pre_tokenizers
+
+    tokenizer = train_bytes(pre_tokenizers.ByteLevel(add_prefix_space=False), BYTE_CONTROLS)
+    return wrap(tokenizer, eos_token="<|im_end|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>")
+
+
+@pytest.fixture(scope="session")
+def llama3_tokenizer():
+    """The same with Llama 3's control tokens and its way of keeping line breaks together (Qwen's is like it)."""
+    from tokenizers import Regex, pre_tokenizers
+
+    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    split = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer = train_bytes(split, LLAMA3_CONTROLS)
+    return wrap(tokenizer, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token="<|end_of_text|>")
 
 
 @pytest.fixture(scope="session")
@@ -89,9 +113,7 @@ def sentencepiece_tokenizer():
     space = pre_tokenizers.Metaspace(prepend_scheme="never")
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = space
-    learner.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=180, limit_alphabet=90, show_progress=False)
-    )
+    learner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=180, limit_alphabet=90, show_progress=False))
     learned = json.loads(learner.to_str())["model"]
     first = [*SENTENCEPIECE_CONTROLS, *(f"<0x{n:02X}>" for n in range(256)), "\n", "\n\n"]
     words = [w for w in learned["vocab"] if w not in first]

@@ -225,5 +225,7 @@ def test_our_datasets_folder_does_not_hide_the_datasets_library():
     assert not [*SHIPPED_PERSONAS.rglob("__init__.py"), *SHIPPED_PERSONAS.rglob("test_*.py")]
     find = "import importlib.util; print(importlib.util.find_spec('datasets').origin)"
     env = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    found = subprocess.run([sys.executable, "-c", find], cwd=PROJECT, env=env, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", find], cwd=PROJECT, env=env, capture_output=True, text=True, check=True
+    )
     assert Path(found.stdout.strip()).is_relative_to(sysconfig.get_path("purelib"))
