@@ -46,6 +46,11 @@ def write_atomic(path: Path, text: str) -> None:
             raise
     except OSError as e:
         raise InputError(disk_message(path, e)) from e
+    except UnicodeEncodeError as e:
+        raise InputError(
+            f"{path}: the text holds half a character (a lone surrogate, {e.object[e.start]!a}). Retype it; what was "
+            "saved before is untouched."
+        ) from e
 
 
 def disk_message(path: Path, e: OSError) -> str:
@@ -65,7 +70,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise InputError(f"{path}: no such file. A folder needs it to be {what}.") from None
     except json.JSONDecodeError as e:
         raise InputError(f"{path} line {e.lineno}, column {e.colno}: not JSON ({e.msg}). Correct it there.") from e
-    except (OSError, UnicodeDecodeError) as e:
+    except (OSError, ValueError, RecursionError) as e:  # ValueError: not UTF-8, or a number of thousands of digits
         raise InputError(f"{path}: cannot be read ({e}).") from e
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds a {type(value).__name__}, but {what} is a JSON object {{…}}.")

@@ -67,9 +67,11 @@ def make_plan(machine: Machine, dtype: str = "auto") -> Plan:
     """The plan for a machine; `dtype` other than auto is the user's choice and kept."""
     if machine.device == "cuda":
         auto = "bfloat16" if machine.bf16 else "float16"
-        return Plan("cuda", auto if dtype == "auto" else dtype, auto, f"{machine.name}: training in {auto} on the GPU.")
+        chosen = auto if dtype == "auto" else dtype
+        return Plan("cuda", chosen, auto, f"{machine.name}: training in {chosen} on the GPU.")
     if machine.device == "mps":
-        return Plan("mps", "float32" if dtype == "auto" else dtype, "float32", "Apple GPU, float32. Not verified by us.")
+        chosen = "float32" if dtype == "auto" else dtype
+        return Plan("mps", chosen, "float32", f"Apple GPU: training in {chosen}. Not verified by us.")
     rate = dict(machine.rates)
     gain = rate["bfloat16"] / rate["float32"]
     auto = "bfloat16" if gain > 1.3 else "float32"

@@ -84,11 +84,14 @@ def scan(path: Path) -> tuple[list[Pair], list[BadLine]]:
         try:
             pairs.append(check(json.loads(raw.decode("utf-8"))))
         except UnicodeDecodeError as e:
-            bad.append(BadLine(number, f"byte {e.start + 1} is not UTF-8", raw.decode("utf-8", "replace")))
+            # \xNN for each such byte: a line in GBK, say, can still be recovered from that
+            bad.append(BadLine(number, f"byte {e.start + 1} is not UTF-8", raw.decode("utf-8", "backslashreplace")))
         except json.JSONDecodeError as e:
             bad.append(BadLine(number, f"column {e.colno}: not JSON ({e.msg})", raw.decode("utf-8")))
         except (InputError, RecursionError) as e:
             bad.append(BadLine(number, str(e), raw.decode("utf-8")))
+        except ValueError as e:  # an integer of thousands of digits, which json leaves to int()
+            bad.append(BadLine(number, f"not JSON that can be read ({e})", raw.decode("utf-8")))
     return pairs, bad
 
 

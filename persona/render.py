@@ -198,12 +198,20 @@ class Renderer:
         for name, text in self._texts(pair):
             if found := self.control_tokens(text):
                 problems.append(f"'{name}' holds {', '.join(found)}, which this model reads as control. Delete it")
-        prompt = self.prompt(pair.history, pair.instruction).ids
-        if not problems and (ids[: len(prompt)] != prompt or labels[len(prompt) - 1] != IGNORED
-                             or labels[len(prompt)] == IGNORED):
+        if not problems and not self._learning_follows_the_prompt(pair, ids, labels):
             problems.append("the chat prompt is not the beginning of the training text; the reply may start with "
                             "white space that melts into the template")
         return problems
+
+    def _learning_follows_the_prompt(self, pair: Pair, ids: list[int], labels: list[int]) -> bool:
+        """Whether each learned reply starts exactly where the prompt of a chat would end."""
+        turns = [*pair.history, (pair.instruction, pair.output)]
+        for n in range(0 if self.learn_history else len(pair.history), len(turns)):
+            prompt = self.prompt(turns[:n], turns[n][0]).ids
+            end = len(prompt)
+            if ids[:end] != prompt or end == len(ids) or labels[end - 1] != IGNORED or labels[end] == IGNORED:
+                return False
+        return True
 
     def _texts(self, pair: Pair) -> list[tuple[str, str]]:
         turns = [("history", x) for turn in pair.history for x in turn]
@@ -243,6 +251,8 @@ def choose_template(tokenizer: Any, language: str = "") -> Template:
     """
     shipped = shipped_templates()
     own = getattr(tokenizer, "chat_template", None)
+    if isinstance(own, dict):  # several by name; a chat uses the default one
+        own = own.get("default")
     if not own:
         if "<start_of_turn>" in tokenizer.get_vocab():
             return shipped["gemma-base"]

@@ -143,8 +143,9 @@ class Run:
         return parse_card(self.manifest().get("persona", {}), str(self.path / "run.json"))
 
     def rows(self) -> list[Row]:
-        lines = (self.path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
-        values = [json.loads(line) for line in lines]
+        # not splitlines(): U+2028 and U+0085 are line ends to it, and pasted text holds them
+        lines = (self.path / "pairs.jsonl").read_text(encoding="utf-8").split("\n")
+        values = [json.loads(line) for line in lines if line]
         return [Row(check(v), bool(v.get("held_out"))) for v in values]
 
     def update_manifest(self, **facts: Any) -> None:
@@ -153,15 +154,19 @@ class Run:
     def log(self, event: str, **facts: Any) -> None:
         """Append one event. A single write call: a reader never sees half of a line that is not the last."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, ensure_ascii=False)
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as f:
-            f.write(line + "\n")
+        with (self.path / "events.jsonl").open("a+b") as f:
+            if f.tell():
+                f.seek(-1, os.SEEK_END)
+                if f.read(1) != b"\n":  # a full disk cut the last line short: this one must not be glued to it
+                    line = "\n" + line
+            f.write((line + "\n").encode())
 
     def events(self) -> Iterator[dict[str, Any]]:
         try:
             text = (self.path / "events.jsonl").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return
-        for line in text.splitlines():
+        for line in text.split("\n"):
             try:
                 yield json.loads(line)
             except json.JSONDecodeError:  # a line that a crash cut short

@@ -1,0 +1,243 @@
+"""pairs.jsonl: what is a pair, what is not and where, and that no save loses anything."""
+
+import errno
+import json
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from persona.errors import InputError
+from persona.files import write_atomic
+from persona.folder import Card, create
+from persona.pairs import MAX_CHARACTERS, Pair, dumps, read_pairs, scan, sha256, unfinished, write_pairs
+
+GOOD = [
+    pytest.param(b'{"instruction": "a", "output": "b"}', [Pair("a", "b")], id="one"),
+    pytest.param(b'{"instruction": "a", "output": "b"}\n', [Pair("a", "b")], id="line-break-at-the-end"),
+    pytest.param(b'\xef\xbb\xbf{"instruction": "a", "output": "b"}\n', [Pair("a", "b")], id="byte-order-mark"),
+    pytest.param(b'\n  \n{"instruction": "a", "output": "b"}\n\n\n', [Pair("a", "b")], id="blank-lines"),
+    pytest.param(
+        b'{"instruction": "a", "output": "b"}\r\n{"instruction": "c", "output": "d"}\r\n',
+        [Pair("a", "b"), Pair("c", "d")],
+        id="crlf",
+    ),
+    pytest.param('{"instruction": "你是谁？", "output": "𠮷👍🏽"}'.encode(), [Pair("你是谁？", "𠮷👍🏽")], id="wide"),
+    pytest.param(b'{"instruction": "a", "output": "\\ud83d\\ude00"}', [Pair("a", "😀")], id="surrogate-pair-escaped"),
+    pytest.param(
+        b'{"instruction": "a", "output": "b", "history": [["c", "d"]], "source": "s"}',
+        [Pair("a", "b", (("c", "d"),), "s")],
+        id="history-and-source",
+    ),
+    pytest.param(b'{"instruction": "a", "output": "b", "history": []}', [Pair("a", "b")], id="empty-history"),
+    pytest.param(b'{"instruction": "a", "output": "b", "history": null}', [Pair("a", "b")], id="null-history"),
+    pytest.param(b'{"instruction": "", "output": " "}', [Pair("", " ")], id="unfinished-is-still-a-pair"),
+    pytest.param(
+        '{"instruction": "a\u2028b", "output": "c\x85d"}'.encode(), [Pair("a\u2028b", "c\x85d")], id="other-line-breaks"
+    ),
+    pytest.param(
+        json.dumps({"instruction": "x" * MAX_CHARACTERS, "output": "b"}).encode(),
+        [Pair("x" * MAX_CHARACTERS, "b")],
+        id="as-long-as-allowed",
+    ),
+    pytest.param(b"", [], id="empty-file"),
+]
+
+BAD = [
+    pytest.param(b"hello", "not JSON", id="not-json"),
+    pytest.param(b'{"instruction": "a", "output": "b"', "column 35: not JSON", id="cut-short"),
+    pytest.param(b'{"instruction": "a"} {"output": "b"}', "column 22: not JSON", id="two-on-a-line"),
+    pytest.param(b'["a", "b"]', "a list, not an object", id="list"),
+    pytest.param(b"null", "a NoneType, not an object", id="null"),
+    pytest.param(b'{"output": "b"}', "'instruction' is missing", id="no-instruction"),
+    pytest.param(b'{"instruction": "a"}', "'output' is missing", id="no-output"),
+    pytest.param(b'{"instruction": "a", "output": null}', "'output' is missing", id="null-output"),
+    pytest.param(b'{"instruction": 7, "output": "b"}', "'instruction' is not text: 7", id="number"),
+    pytest.param(b'{"instruction": "a", "output": ["b"]}', "'output' is not text", id="output-list"),
+    pytest.param(b'{"instruction": "a", "output": "b", "source": 1}', "'source' is not text: 1", id="source-number"),
+    pytest.param(b'{"instruction": "a", "output": "\\ud800"}', "'output' holds half a character", id="lone-surrogate"),
+    pytest.param(
+        b'{"instruction": "a", "output": "b", "history": [["c", "\\udfff"]]}',
+        "'history' holds half a character",
+        id="lone-surrogate-in-history",
+    ),
+    pytest.param('{"instruction": "你", "output": "b"}'.encode("gbk"), "byte 18 is not UTF-8", id="gbk"),
+    pytest.param(
+        json.dumps({"instruction": "a", "output": "x" * (MAX_CHARACTERS + 1)}).encode(),
+        "'output' has 100,001 characters, more than 100,000",
+        id="too-long",
+    ),
+    pytest.param(b'{"instruction": "a", "output": "b", "history": "c"}', "'history' is not a list", id="history-text"),
+    pytest.param(b'{"instruction": "a", "output": "b", "history": [["c"]]}', "'history' is not a list", id="half-turn"),
+    pytest.param(
+        b'{"instruction": "a", "output": "b", "history": [["c", "d", "e"]]}', "'history' is not a list", id="long-turn"
+    ),
+    pytest.param(
+        b'{"instruction": "a", "output": "b", "history": [["c", 1]]}', "'history' is not a list", id="number-in-turn"
+    ),
+    pytest.param(
+        b'{"instruction": "a", "output": "b", "history": [{"user": "c"}]}', "'history' is not a list", id="dict-turn"
+    ),
+    pytest.param(b"[" * 100_000, "recursion", id="nested-too-deep"),
+    pytest.param(b'{"instruction": ' + b"1" * 5_000 + b', "output": "b"}', "not JSON", id="number-too-long"),
+]
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "pairs.jsonl"
+
+
+@pytest.mark.parametrize("data, pairs", GOOD)
+def test_good_lines_are_read(file, data, pairs):
+    file.write_bytes(data)
+    assert scan(file) == (pairs, [])
+    assert read_pairs(file) == pairs
+
+
+@pytest.mark.parametrize("line, why", BAD)
+def test_a_bad_line_is_named_and_costs_no_other(file, line, why):
+    """Counted from 1, blank lines included, as editors count."""
+    file.write_bytes(b'{"instruction": "a", "output": "b"}\n\n' + line + b'\n{"instruction": "c", "output": "d"}\n')
+    pairs, bad = scan(file)
+    assert pairs == [Pair("a", "b"), Pair("c", "d")]
+    assert [b.line for b in bad] == [3]
+    assert why.lower() in bad[0].why.lower()
+    with pytest.raises(InputError) as e:
+        read_pairs(file)
+    assert f"{file} line 3: " in str(e.value)
+    assert len(str(e.value)) < 500, "an error is read by a person: it must not quote the whole line"
+
+
+def test_all_bad_lines_are_named_at_once(file):
+    file.write_bytes(b"x\n" * 25)
+    with pytest.raises(InputError) as e:
+        read_pairs(file)
+    assert str(e.value).count(" line ") >= 20 and "and 5 more" in str(e.value)
+
+
+def test_an_absent_file_is_an_empty_persona(file):
+    assert scan(file) == ([], [])
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused(file):
+    file.mkdir()
+    with pytest.raises(InputError, match=r"pairs\.jsonl: cannot be read"):
+        scan(file)
+
+
+text = st.text(max_size=40) | st.sampled_from(["\u2028", "\x85", "\r\n", "\x00", "\ufeff", "𠮷", '"\\', "\x1e"])
+some_pairs = st.lists(
+    st.builds(Pair, text, text, st.lists(st.tuples(text, text), max_size=3).map(tuple), text), max_size=5
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs=some_pairs)
+def test_what_is_written_is_read_back(tmp_path_factory, pairs):
+    """Whatever characters a person may paste: line separators inside a text must not end the line."""
+    file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    write_pairs(file, pairs)
+    assert scan(file) == (pairs, [])
+    assert file.read_text(encoding="utf-8") == dumps(pairs)
+
+
+def test_sha256_tells_pairs_apart():
+    """It goes into the run's record: equal pairs, equal sum; order and every field count."""
+    a, b = Pair("a", "b"), Pair("a", "b", (("c", "d"),))
+    assert sha256([a, b]) == sha256([Pair("a", "b"), b])
+    assert len({sha256(x) for x in ([], [a], [b], [a, b], [b, a])}) == 5
+
+
+@pytest.mark.parametrize(
+    "pair, missing",
+    [
+        (Pair("a", "b"), []),
+        (Pair(" ", "b"), ["'instruction' is empty"]),
+        (Pair("a", "\n"), ["'output' is empty"]),
+        (Pair("a", "\u3000"), ["'output' is empty"]),
+        (Pair("", ""), ["'instruction' is empty", "'output' is empty"]),
+        (Pair("a", "b", (("c", ""),)), ["'history' has an empty turn"]),
+        (Pair("a", "b", ((" ", "d"),)), ["'history' has an empty turn"]),
+    ],
+)
+def test_unfinished(pair, missing):
+    assert unfinished([Pair("x", "y"), pair]) == [(2, why) for why in missing]
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def forbidden(*_):
+    raise OSError(errno.EACCES, "Permission denied")
+
+
+def broken(*_):
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("failing", ["replace", "fsync"])
+@pytest.mark.parametrize(
+    "error, says", [(full, "disk is full"), (forbidden, "no permission"), (broken, "Input/output error")]
+)
+def test_a_failed_save_leaves_the_old_file(file, monkeypatch, failing, error, says):
+    write_pairs(file, [Pair("old", "content")])
+    monkeypatch.setattr(os, failing, error)
+    with pytest.raises(InputError, match=says):
+        write_pairs(file, [Pair("new", "content")])
+    assert [p.name for p in file.parent.iterdir() if p.name != "home"] == [file.name], "a temporary file was left"
+    assert read_pairs(file) == [Pair("old", "content")]
+
+
+def test_an_interrupted_save_leaves_no_temporary_file(file, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(file, "x")
+    assert [p.name for p in file.parent.iterdir()] == ["home"]
+
+
+def test_half_a_character_is_refused_in_words(file):
+    """A page or a caller can hand over what no UTF-8 file can hold."""
+    write_pairs(file, [Pair("old", "content")])
+    with pytest.raises(InputError, match="half a character"):
+        write_pairs(file, [Pair("a", "\ud800")])
+    assert read_pairs(file) == [Pair("old", "content")]
+
+
+def test_saving_over_a_broken_file_loses_nothing(tmp_path):
+    """Lines that are no pairs move aside, byte for byte recoverable, and a second time adds to the first."""
+    persona = create(tmp_path / "p", Card(name="P"), [Pair("a", "b")])
+    gbk = '{"instruction": "你好", "output": "好"}'.encode("gbk")
+    persona.pairs_file.write_bytes(b'{"instruction": "a", "output": "b"}\n{"instruction": "half\n' + gbk + b"\n")
+    persona.save_pairs([Pair("a", "b"), Pair("c", "d")])
+    assert persona.pairs() == [Pair("a", "b"), Pair("c", "d")]
+    aside = (persona.path / "pairs.rejected.txt").read_text(encoding="utf-8")
+    assert '{"instruction": "half\n' in aside and "# line 2: " in aside and "# line 3: " in aside
+    kept = aside.splitlines()[-1]
+    assert kept.encode("latin-1").decode("unicode_escape").encode("latin-1") == gbk
+
+    persona.pairs_file.write_text("second\n", encoding="utf-8")
+    persona.save_pairs([])
+    assert (persona.path / "pairs.rejected.txt").read_text(encoding="utf-8").startswith(aside)
+    assert "second\n" in (persona.path / "pairs.rejected.txt").read_text(encoding="utf-8")
+
+
+def test_a_clean_file_leaves_nothing_aside(tmp_path):
+    persona = create(tmp_path / "p", Card(name="P"), [Pair("a", "b")])
+    persona.save_pairs([Pair("c", "d")])
+    assert not (persona.path / "pairs.rejected.txt").exists()
+
+
+def test_bad_lines_are_set_aside_before_the_file_is_replaced(tmp_path, monkeypatch):
+    """If setting aside fails, the broken file must still be there."""
+    persona = create(tmp_path / "p", Card(name="P"))
+    persona.pairs_file.write_text("precious\n", encoding="utf-8")
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match="disk is full"):
+        persona.save_pairs([Pair("a", "b")])
+    assert persona.pairs_file.read_text(encoding="utf-8") == "precious\n"
