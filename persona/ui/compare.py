@@ -10,7 +10,7 @@ import gradio as gr
 
 from persona import adapter, chat, files, folder, runs, share
 from persona.errors import PersonaError
-from persona.ui.common import SHARE, Page, open_current, shown
+from persona.ui.common import SHARE, Page, shown
 
 Chat = list[dict[str, Any]]
 
@@ -128,10 +128,9 @@ def talk(
         first = first or now
         pace = sum(r.tokens for r in replies) / max(now, 1e-9)
         status = f"{pace:.1f} tokens/s together, first after {first:.1f} s · {same}, seed {sampling.seed}"
-        ends = " · ".join("" if r.ended else "…" for r in replies).strip(" ·")
         yield (
             [*left, *turn(said, replies[0])], [*right, *turn(said, replies[1])], "",
-            status + ("" if not ends else " · writing"),
+            status,
         )  # fmt: skip
     cut = [who for who, r in zip(("base", "persona"), replies, strict=True) if not r.ended]
     note = f" · {' and '.join(cut)} reached the limit of {sampling.max_new_tokens} tokens" if cut else ""
@@ -151,14 +150,14 @@ def build(page: Page, step: gr.Step) -> None:
     with gr.Row():
         bot = {"height": 380, "buttons": ["copy"], "render_markdown": False, "feedback_options": None}
         left = gr.Chatbot(label="Base", elem_id="chat-base", placeholder="The base model, untouched", min_width=280, **bot)
-        right = gr.Chatbot(label="Persona", elem_id="chat-persona", placeholder="Train her first", min_width=280, **bot)
+        right = gr.Chatbot(label="Persona", elem_id="chat-persona", placeholder="Train it first", min_width=280, **bot)
     status = gr.HTML(elem_classes="quiet status", elem_id="chat-status")
     with gr.Row(equal_height=True):
         box = gr.Textbox(show_label=False, placeholder="Say something to both", scale=6, elem_id="say", submit_btn=False)
         send = gr.Button("Send", variant="primary", scale=1, min_width=90, elem_id="send")
         halt = gr.Button("Stop", variant="stop", scale=1, min_width=90)
         clear = gr.Button("Clear", scale=1, min_width=90)
-    probes = gr.Dataset(components=[box], samples=[], label="Questions she was not trained on", elem_id="probes")
+    probes = gr.Dataset(components=[box], samples=[], label="Questions kept out of the training", elem_id="probes")
     with gr.Accordion("Sampling", open=False), gr.Row():
         knobs = [
             gr.Slider(0, 1.5, 1.0, step=0.05, label="Strength", info="0: the base, 1: as trained"),
@@ -184,5 +183,3 @@ def build(page: Page, step: gr.Step) -> None:
     clear.click(lambda: ([], [], ""), None, [left, right, status], cancels=[talking], **quiet)
     go.click(lambda: gr.Walkthrough(selected=SHARE), None, page.steps, **quiet)
 
-
-__all__ = ["build", "open_current"]

@@ -5,8 +5,22 @@ import gradio as gr
 _FONT = ["system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
 
-THEME = gr.themes.Soft(
+# darker than the theme's own where white text or small grey text would fall under a contrast of 4.5 : 1
+THEME = gr.themes.Default(
     primary_hue="emerald", secondary_hue="emerald", neutral_hue="stone", font=_FONT, font_mono=_MONO, radius_size="md"
+).set(
+    body_background_fill="*neutral_50",
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    input_placeholder_color="*neutral_500",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_text_color="white",
+    block_shadow="none",
+    block_title_text_weight="600",
 )
 
 CSS = """
@@ -17,6 +31,8 @@ CSS = """
 .status { min-height: 1.4rem; }
 .card { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 14px 16px;
         background: var(--background-fill-primary); }
+.next { align-self: flex-end; }
+.slim { align-items: end; }
 .mask { font-family: var(--font-mono); font-size: .95rem; line-height: 2; white-space: pre-wrap; word-break: break-word; }
 .mask span { border-radius: 4px; padding: 2px 1px; }
 .mask .learned { background: #bbf0d4; color: #064e3b; }

@@ -27,8 +27,8 @@ def contents(chosen: str) -> str:
     size = sum((a.path / f).stat().st_size for f in present)
     rights = escape(a.card.rights) or "not stated: fill in the rights in persona.json before you publish it"
     return (
-        f"<div><b>{escape(a.card.name)}</b>, {size / 1e6:.1f} MB. These files and no others leave this machine:<br>"
-        f"<code>{'</code> <code>'.join(present)}</code></div><div class='quiet'>Rights: {rights}</div>"
+        f"<div class='card'><b>{escape(a.card.name)}</b>, {size / 1e6:.1f} MB. These files and no others leave this machine:<br>"
+        f"<code>{'</code> <code>'.join(present)}</code><div class='quiet'>Rights: {rights}</div></div>"
     )
 
 
@@ -46,8 +46,8 @@ def here(request: gr.Request) -> str:
 
 
 def build(page: Page, step: gr.Step) -> None:
-    gr.Markdown("### Give her away\nThe adapter is small: it carries her voice, the template and the name of its base.")
-    about = gr.HTML(elem_classes="card", elem_id="share-about")
+    gr.Markdown("### Give it away\nThe adapter is small: it carries the voice, the template and the name of its base.")
+    about = gr.HTML(elem_id="share-about")
     with gr.Row():
         with gr.Column(elem_classes="card", min_width=280):
             gr.Markdown("**As a file**\n\nA zip that opens in anyone's Persona: step Compare, *Open an adapter zip*.")

@@ -34,7 +34,8 @@ def look(slug: str, number: int, *chosen: Any, progress: gr.Progress = gr.Progre
     found, renderer = renderer_for(slug, *chosen)
     number = min(max(1, int(number or 1)), len(items))
     example = renderer.example(items[number - 1])
-    return base_html(found), template_html(renderer), mask_html(renderer, example), example.text, number
+    card = f"<div class='card'>{mask_html(renderer, example)}</div>"
+    return base_html(found), template_html(renderer), card, example.text, number
 
 
 def base_html(found: base.Base) -> str:
@@ -68,8 +69,8 @@ def check(slug: str, *chosen: Any) -> str:
     ])  # fmt: skip
     if wrong:
         more = [f"… and {len(wrong) - 10} more"] if len(wrong) > 10 else []
-        return facts + problems_html(wrong[:10] + more)
-    return facts + '<div class="good">Every pair can be trained on: the reply and its stop token are learned, nothing is cut.</div>'
+        return f"<div class='card'>{facts}{problems_html(wrong[:10] + more)}</div>"
+    return f"<div class='card'>{facts}" + '<div class="good">Every pair can be trained on: the reply and its stop token are learned, nothing is cut.</div></div>'
 
 
 def build(page: Page, step: gr.Step) -> None:
@@ -84,14 +85,14 @@ def build(page: Page, step: gr.Step) -> None:
     with gr.Accordion("More choices", open=False), gr.Row():
         page.max_length.render()
         page.learn_history.render()
-    with gr.Row(equal_height=True):
-        back = gr.Button("← Previous pair", size="sm", min_width=120)
-        number = gr.Number(1, label="Pair", precision=0, minimum=1, elem_id="pair-number", min_width=90)
-        forward = gr.Button("Next pair →", size="sm", min_width=120)
-    mask = gr.HTML(elem_id="mask", elem_classes="card")
+    with gr.Row(elem_classes="slim"):
+        number = gr.Number(1, label="Pair", precision=0, minimum=1, elem_id="pair-number", scale=0, min_width=110)
+        back = gr.Button("← Previous", scale=0, min_width=110)
+        forward = gr.Button("Following →", scale=0, min_width=110)
+    mask = gr.HTML(elem_id="mask")
     with gr.Accordion("The raw text", open=False):
         raw = gr.Code(language=None, wrap_lines=True, interactive=False, label="Exactly what the tokenizer gets")
-    totals = gr.HTML(elem_id="totals", elem_classes="card")
+    totals = gr.HTML(elem_id="totals")
     go = gr.Button("Next: Train →", variant="primary", scale=0, min_width=170, elem_id="to-train")
 
     chosen = [page.base, page.template, page.max_length, page.learn_history]

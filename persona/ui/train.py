@@ -100,10 +100,11 @@ def watch(slug: str, name: str, seen: str) -> tuple:
     )  # fmt: skip
 
 
-def plot(progress: Progress) -> pd.DataFrame:
+def plot(progress: Progress) -> gr.LinePlot:
     train = [(s, loss, "train") for s, loss in smooth(progress.train)]
     held = [(s, loss, "held-out") for s, loss in progress.held_out]
-    return pd.DataFrame(train + held, columns=PLOT_COLUMNS)
+    points = pd.DataFrame(train + held, columns=PLOT_COLUMNS)
+    return gr.LinePlot(points, visible=bool(len(points)))
 
 
 def smooth(points: list[tuple[int, float]], window: int = 5) -> list[tuple[int, float]]:
@@ -116,7 +117,7 @@ def smooth(points: list[tuple[int, float]], window: int = 5) -> list[tuple[int, 
 
 def status_html(run: Run | None, p: Progress) -> str:
     if run is None:
-        return '<div class="quiet">No run yet. Choose a preset and press Start.</div>'
+        return '<div class="card quiet">No run yet. Choose a preset and press Start.</div>'
     words = escape(WORDS[p.status] + (f": {p.message}" if p.message else ""))
     share = p.step / p.steps if p.steps else 0.0
     best = min((nll for _, nll in p.held_out), default=None)
@@ -130,9 +131,9 @@ def status_html(run: Run | None, p: Progress) -> str:
         facts.append(("tokens per second", f"{p.result['tokens_per_s']:.0f}"))
     kind = {"done": "good", "failed": "problem", "interrupted": "problem"}.get(p.status, "hint")
     return (
-        f'<div class="{kind}" role="status">{words}</div>'
+        f'<div class="card"><div class="{kind}" role="status">{words}</div>'
         f'<div class="bar" role="progressbar" aria-valuenow="{share:.0%}"><div style="width:{share:.1%}"></div></div>'
-        f'{facts_html(facts)}{verdict(p)}<div class="quiet">Run {escape(run.name)}</div>'
+        f'{facts_html(facts)}{verdict(p)}<div class="quiet">Run {escape(run.name)}</div></div>'
     )
 
 
@@ -156,7 +157,7 @@ def verdict(p: Progress) -> str:
 
 
 def build(page: Page, step: gr.Step) -> None:
-    gr.Markdown("### Train a LoRA on her pairs\nIt runs in a process of its own: close or reload this page as you like.")
+    gr.Markdown("### Train a LoRA on the pairs\nIt runs in a process of its own: close or reload this page as you like.")
     preset = gr.Radio([(p.capitalize(), p) for p in PRESETS], value="quick", label="How thoroughly", elem_id="preset")
     plan = gr.HTML(elem_id="plan")
     with gr.Accordion("Expert settings", open=False), gr.Row():
@@ -172,10 +173,11 @@ def build(page: Page, step: gr.Step) -> None:
         begin = gr.Button("Start training", variant="primary", elem_id="start-training")
         halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-training")
         again = gr.Button("Resume", visible=False, elem_id="resume-training")
-    status = gr.HTML(elem_id="train-status", elem_classes="card")
+    status = gr.HTML(elem_id="train-status")
     chart = gr.LinePlot(
         pd.DataFrame(columns=PLOT_COLUMNS), x="step", y="loss", color="on", height=280, y_title="loss (nats per token)",
         color_map={"train": "#a8a29e", "held-out": "#059669"}, title="Loss: lower is better", elem_id="loss-plot",
+        visible=False,
     )  # fmt: skip
     go = gr.Button("Next: Compare →", variant="primary", scale=0, min_width=170, elem_id="to-compare")
     timer = gr.Timer(1.0, active=False)

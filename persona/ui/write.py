@@ -10,7 +10,7 @@ from persona.errors import InputError, PersonaError
 from persona.pairs import Pair
 from persona.ui.common import TEMPLATE, Page, mask_html, open_current, renderer_for, shown
 
-HEADERS = ["#", "Someone says", "She answers", "Before"]
+HEADERS = ["#", "Someone says", "The persona answers", "Before"]
 Rows = list[list[Any]]
 
 
@@ -47,7 +47,7 @@ def open_example(name: str) -> str:
 
 def start_persona(name: str) -> str:
     if not name.strip():
-        raise InputError("Give her a name first, then press Start.")
+        raise InputError("Give the persona a name first, then press Start.")
     name = name.strip()
     chinese = any("\u4e00" <= c <= "\u9fff" for c in name)
     card = folder.Card(
@@ -61,12 +61,12 @@ def start_persona(name: str) -> str:
 def load(slug: str) -> tuple:
     """Everything the step shows of a persona: card, table, what is known of each row, the file's state."""
     if not slug:
-        return gr.Group(visible=True), gr.Group(visible=False), "", "", "", [], [], "", "", ""
+        return gr.Column(visible=True), gr.Column(visible=False), "", "", "", [], [], "", "", ""
     persona = open_current(slug)
     card = persona.card()
     items, bad = persona.scan()
     return (
-        gr.Group(visible=False), gr.Group(visible=True), card.name, card.system, card.greeting,
+        gr.Column(visible=False), gr.Column(visible=True), card.name, card.system, card.greeting,
         to_rows(items), items, pairs.sha256(items), status(items) + rejected(bad), rights(card),
     )  # fmt: skip
 
@@ -153,15 +153,15 @@ def preview(slug: str, rows: Rows, known: list[Pair], number: int, *settings: An
     number = min(max(1, number), len(items))
     _, renderer = renderer_for(slug, *settings)
     head = f"<div class='quiet'>Pair {number}, as the model sees it</div>"
-    return head + mask_html(renderer, renderer.example(items[number - 1]))
+    return f"<div class='card'>{head}{mask_html(renderer, renderer.example(items[number - 1]))}</div>"
 
 
 def build(page: Page) -> None:
-    with gr.Group(visible=True) as welcome, gr.Column():
+    with gr.Column(visible=True) as welcome:
         gr.Markdown(
             "### Make a language model be someone\n"
-            "Write what people say and what *she* answers. Train a small adapter on it. Then ask base and persona "
-            "the same question, side by side, and hear the difference."
+            "Write what people say and what your persona answers. Train a small adapter on it, on this machine. Then ask "
+            "base and persona the same question, side by side, and hear the difference."
         )
         with gr.Row():
             examples = [
@@ -170,15 +170,15 @@ def build(page: Page) -> None:
                 for e in folder.list_examples()
             ]  # fmt: skip
         with gr.Row(equal_height=True):
-            name = gr.Textbox(label="or start your own", placeholder="Her name", scale=3, elem_id="new-name")
+            name = gr.Textbox(label="or start your own", placeholder="A name", scale=3, elem_id="new-name")
             start = gr.Button("Start", scale=1, elem_id="start")
-    with gr.Group(visible=False) as editor, gr.Column():
-        with gr.Accordion("Who she is", open=False):
+    with gr.Column(visible=False) as editor:
+        with gr.Accordion("Who it is: name, system prompt, greeting", open=False):
             card = [
                 gr.Textbox(label="Name", elem_id="card-name"),
                 gr.Textbox(label="System prompt", info="Part of every training row and of every chat. Short is good.",
                            lines=2, elem_id="card-system"),
-                gr.Textbox(label="Greeting", info="What she says before anyone asked.", elem_id="card-greeting"),
+                gr.Textbox(label="Greeting", info="Said before anyone has asked.", elem_id="card-greeting"),
             ]  # fmt: skip
             about = gr.Markdown(elem_classes="quiet")
             saved = gr.HTML(elem_classes="status")
@@ -189,10 +189,10 @@ def build(page: Page) -> None:
             column_widths=["60px", "35%", "50%", "80px"], static_columns=[0, 3], type="array", interactive=True,
             wrap=True, max_height=460, show_search="search", label="Pairs: double-click a cell to edit", elem_id="pairs",
         )  # fmt: skip
-        with gr.Row():
-            reload = gr.Button("Reload", size="sm", scale=0, min_width=110)
-            go = gr.Button("Next: Template →", variant="primary", scale=0, min_width=170, elem_id="to-template")
         mask = gr.HTML(elem_id="write-mask")
+        with gr.Row():
+            reload = gr.Button("Reload from disk", scale=0, min_width=150)
+            go = gr.Button("Next: Template →", variant="primary", scale=0, min_width=190, elem_id="to-template")
     undo = gr.Button("Undo delete", size="sm", visible=False)
     known, stamp, trashed = gr.State([]), gr.State(""), gr.State("")
 
