@@ -36,7 +36,7 @@ FILES = (
 )
 MAX_BYTES = 4_000_000_000
 _PREFIX = "base_model.model."
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _SETTINGS = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 
 
@@ -122,7 +122,7 @@ def check(path: Path) -> Adapter:
         raise AdapterError(f"{path}: no such adapter folder.")
     weights = path / "adapter_model.safetensors"
     if not weights.is_file():
-        if pickles := sorted(f.name for f in path.iterdir() if f.suffix in _PICKLES):
+        if pickles := sorted(f.name for f in path.iterdir() if f.suffix in PICKLES):
             raise AdapterError(
                 f"{path.name}: holds {', '.join(pickles)}. A pickle can run code when it is opened, so only "
                 "adapter_model.safetensors is. Ask its author to save it as safetensors."

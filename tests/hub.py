@@ -1,0 +1,272 @@
+"""A small Hugging Face Hub in memory, on a free port of 127.0.0.1, for tests.
+
+    with Hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+
+It speaks what huggingface_hub needs to push and pull a model: whoami, create, preupload, LFS, commit, info, tree and
+resolve. Each commit keeps its own files, so an old revision can still be downloaded. `fail` and `cut` break requests.
+"""
+
+import base64
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+ANN, BEN, OLD = "hf_" + "a" * 34, "hf_" + "b" * 34, "hf_" + "c" * 34
+
+
+@dataclass
+class Repo:
+    private: bool
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)  # newest last
+
+    @property
+    def head(self) -> str:
+        return next(reversed(self.commits))
+
+
+@dataclass
+class Fault:
+    """Break the next `times` requests whose "METHOD /path" contains `match`: with a status; 0 is a lost connection."""
+
+    match: str
+    times: int
+    status: int
+
+
+class Refused(Exception):
+    def __init__(self, status: int, message: str, code: str = "") -> None:
+        self.answer = JSONResponse({"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message})
+
+
+class Hub:
+    """Users ann and ben with the tokens ANN and BEN; OLD is a token that has expired."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.users = {ANN: "ann", BEN: "ben"}
+        self.blobs: dict[str, bytes] = {}
+        self.lfs = True  # False: weights are taken inside the commit, as small files are
+        self.requests: list[str] = []  # "METHOD /path", in order
+        self.received: list[bytes] = []  # every body sent to this Hub
+        self.faults: list[Fault] = []
+        server = uvicorn.Config(self._faulty(_routes(self)), host="127.0.0.1", port=0, log_level="critical", ws="none")
+        self._server = uvicorn.Server(server)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+        self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+    def fail(self, match: str, times: int = 1, status: int = 500) -> None:
+        self.faults.append(Fault(match, times, status))
+
+    def cut(self, match: str, times: int = 1) -> None:
+        """Lose the connection: half-way through the body of a download, before anything is stored of an upload."""
+        self.fail(match, times, 0)
+
+    def files(self, repo: str) -> dict[str, bytes]:
+        return self.repos[repo].commits[self.repos[repo].head]
+
+    def add(self, repo: str, files: dict[str, bytes], private: bool = False) -> str:
+        """A commit made by someone else's program. Returns its id."""
+        found = self.repos.setdefault(repo, Repo(private))
+        return self._commit(found, repo, files)
+
+    def user(self, request: Request) -> str:
+        token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if token and token not in self.users:
+            raise Refused(401, f'User Access Token "{token[:6]}..." is expired')
+        return self.users.get(token, "")
+
+    def repo(self, request: Request, name: str, write: bool = False) -> Repo:
+        user, repo = self.user(request), self.repos.get(name)
+        if repo is None or (repo.private and user != name.split("/")[0]):
+            # as the Hub does: who is not logged in learns nothing, not even that a name is free
+            raise Refused(404, "Repository not found", "RepoNotFound") if user else Refused(401, "Invalid username")
+        if write and user != name.split("/")[0]:
+            raise Refused(403, "Forbidden: you must use a write token for this namespace")
+        return repo
+
+    def snapshot(self, repo: Repo, revision: str) -> tuple[str, dict[str, bytes]]:
+        commit = repo.head if revision == "main" else revision
+        if commit not in repo.commits:
+            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return commit, repo.commits[commit]
+
+    def _commit(self, repo: Repo, name: str, files: dict[str, bytes]) -> str:
+        commit = hashlib.sha1(f"{name} {len(repo.commits)} {sorted(files)}".encode()).hexdigest()
+        repo.commits[commit] = dict(files)
+        return commit
+
+    def _fault(self, what: str) -> int | None:
+        for fault in self.faults:
+            if fault.match in what and fault.times > 0:
+                fault.times -= 1
+                return fault.status
+        return None
+
+    def _faulty(self, app: FastAPI) -> Callable[..., Awaitable[None]]:
+        """Records every request, and breaks those that `fail` and `cut` name."""
+
+        async def wrapped(scope: dict[str, Any], receive: Callable, send: Callable) -> None:
+            if scope["type"] != "http":
+                return await app(scope, receive, send)
+            what = f"{scope['method']} {scope['path']}"
+            self.requests.append(what)
+
+            async def half(message: dict[str, Any]) -> None:
+                if message["type"] == "http.response.body":
+                    message = {**message, "body": message["body"][: len(message["body"]) // 2], "more_body": True}
+                await send(message)
+
+            match self._fault(what):
+                case None:
+                    await app(scope, receive, send)
+                case 0 if scope["method"] == "GET":
+                    await app(scope, receive, half)
+                case 0:
+                    await receive()  # returning without an answer to the rest makes uvicorn close the connection
+                    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"99")]})
+                    await send({"type": "http.response.body", "body": b"{", "more_body": True})
+                case status:
+                    await JSONResponse({"error": "broken on purpose"}, status)(scope, receive, send)
+
+        return wrapped
+
+
+def _blob(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _entry(path: str, data: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": _blob(data)}
+    if path.endswith(".safetensors"):
+        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+    return entry
+
+
+def _routes(hub: Hub) -> FastAPI:
+    app = FastAPI()
+    app.add_exception_handler(Refused, lambda _, e: e.answer)  # type: ignore[attr-defined]
+    _reading(app, hub)
+    _writing(app, hub)
+    return app
+
+
+def _reading(app: FastAPI, hub: Hub) -> None:
+    @app.get("/api/whoami-v2")
+    async def whoami(request: Request) -> dict[str, Any]:
+        if not (user := hub.user(request)):
+            raise Refused(401, "Invalid username or password.")
+        return {"type": "user", "name": user, "fullname": user, "orgs": []}
+
+    @app.get("/api/models/{owner}/{name}")
+    @app.get("/api/models/{owner}/{name}/revision/{revision}")
+    async def info(request: Request, owner: str, name: str, revision: str = "main") -> dict[str, Any]:
+        repo = hub.repo(request, f"{owner}/{name}")
+        commit, files = hub.snapshot(repo, revision)
+        siblings = [{"rfilename": p, "size": len(d), "blobId": _blob(d)} for p, d in files.items()]
+        return {"id": f"{owner}/{name}", "sha": commit, "private": repo.private, "siblings": siblings}
+
+    @app.get("/api/models/{owner}/{name}/tree/{revision}")
+    async def tree(request: Request, owner: str, name: str, revision: str) -> list[dict[str, Any]]:
+        return [_entry(*f) for f in hub.snapshot(hub.repo(request, f"{owner}/{name}"), revision)[1].items()]
+
+    @app.api_route("/{owner}/{name}/resolve/{revision}/{file:path}", methods=["GET", "HEAD"])
+    async def resolve(request: Request, owner: str, name: str, revision: str, file: str) -> Response:
+        commit, files = hub.snapshot(hub.repo(request, f"{owner}/{name}"), revision)
+        if file not in files:
+            raise Refused(404, "Entry not found", "EntryNotFound")
+        data, entry = files[file], _entry(file, files[file])
+        etag = entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]
+        start = int(request.headers.get("range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"', "Content-Length": str(len(data) - start)}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        body = b"" if request.method == "HEAD" else data[start:]
+        return Response(body, 206 if start else 200, headers, "application/octet-stream")
+
+
+def _writing(app: FastAPI, hub: Hub) -> None:
+    async def body(request: Request) -> bytes:
+        hub.received.append(await request.body())
+        return hub.received[-1]
+
+    @app.post("/api/repos/create")
+    async def create(request: Request) -> Response:
+        asked, user = json.loads(await body(request)), hub.user(request)
+        owner = asked.get("organization") or user
+        name = f"{owner}/{asked['name']}"
+        if not user:
+            raise Refused(401, "Invalid username or password.")
+        if owner != user:
+            raise Refused(403, f"You don't have the rights to create a model under the namespace {owner!r}")
+        if name in hub.repos:
+            return JSONResponse({"error": "You already created this model repo", "url": f"{hub.url}/{name}"}, 409)
+        hub.add(name, {".gitattributes": b"*.safetensors filter=lfs\n"}, asked.get("visibility") == "private")
+        return JSONResponse({"url": f"{hub.url}/{name}", "name": name})
+
+    @app.post("/api/validate-yaml")
+    async def validate_yaml(request: Request) -> dict[str, Any]:
+        await body(request)
+        return {"errors": [], "warnings": []}
+
+    @app.post("/api/models/{owner}/{name}/preupload/{revision}")
+    async def preupload(request: Request, owner: str, name: str, revision: str) -> dict[str, Any]:
+        repo = hub.repo(request, f"{owner}/{name}", write=True)
+        asked, now = json.loads(await body(request)), hub.snapshot(repo, revision)[1]
+
+        def answer(path: str) -> dict[str, Any]:
+            entry, mode = _entry(path, now.get(path, b"")), "regular"
+            if hub.lfs and "lfs" in entry:
+                entry, mode = entry["lfs"], "lfs"
+            oid = entry["oid"] if path in now else None
+            return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+
+        return {"files": [answer(f["path"]) for f in asked["files"]]}
+
+    @app.post("/{owner}/{name}.git/info/lfs/objects/batch")
+    async def batch(request: Request, owner: str, name: str) -> dict[str, Any]:
+        hub.repo(request, f"{owner}/{name}", write=True)
+        objects = json.loads(await body(request))["objects"]
+        upload = [{**o, "actions": {"upload": {"href": f"{hub.url}/lfs/{o['oid']}"}}} for o in objects]
+        return {"transfer": "basic", "objects": upload}
+
+    @app.put("/lfs/{oid}")
+    async def put(request: Request, oid: str) -> Response:
+        data = await body(request)
+        if hashlib.sha256(data).hexdigest() != oid:
+            raise Refused(400, "sha256 mismatch")
+        hub.blobs[oid] = data
+        return Response()
+
+    @app.post("/api/models/{owner}/{name}/commit/{revision}")
+    async def commit(request: Request, owner: str, name: str, revision: str) -> dict[str, Any]:
+        repo = hub.repo(request, f"{owner}/{name}", write=True)
+        files = dict(hub.snapshot(repo, revision)[1])
+        for line in (await body(request)).splitlines():
+            match json.loads(line):
+                case {"key": "file", "value": {"path": path, "content": content}}:
+                    files[path] = base64.b64decode(content)
+                case {"key": "lfsFile", "value": {"path": path, "oid": oid}}:
+                    files[path] = hub.blobs[oid]
+                case {"key": "deletedFile", "value": {"path": path}}:
+                    del files[path]
+        made = hub._commit(repo, f"{owner}/{name}", files)
+        return {"success": True, "commitOid": made, "commitUrl": f"{hub.url}/{owner}/{name}/commit/{made}"}
