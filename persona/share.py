@@ -143,6 +143,20 @@ def unpack(archive: Path, into: Path) -> Path:
         raise ShareError(f"{archive.name}: damaged, incomplete, or no zip ({e}). Copy it again.") from e
 
 
+def keep(folder: Path, into: Path) -> Path:
+    """A copy of the adapter's files in `into`, named like an unpacked zip; an equal one that is there is returned."""
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=into, prefix=".open-") as scratch:
+            copy = Path(scratch) / folder.name
+            copy.mkdir()
+            for file in _present(folder):
+                shutil.copyfile(file, copy / file.name)
+            return _settle(copy, into)
+    except OSError as e:
+        raise ShareError(disk_message(into, e)) from e
+
+
 def _members(archive: zipfile.ZipFile, place: str) -> dict[str, zipfile.ZipInfo]:
     """The member for each file of the adapter: those beside the weights, at most two folders deep."""
     infos = [(PurePosixPath(i.filename), i) for i in archive.infolist() if not i.filename.endswith("/")]

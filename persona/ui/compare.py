@@ -60,12 +60,8 @@ def open_zip(file: str | None, slug: str) -> gr.Dropdown:
 
 def open_link(text: str, slug: str) -> gr.Dropdown:
     """An adapter from the Hub: checked and downloaded, then chosen."""
-    link = share.parse(text)
-    pulled = share.pull(link)
-    target = opened_dir() / f"{link.repo.replace('/', '--')}-{(link.revision or pulled.name)[:12]}"
-    if not target.is_dir():
-        share.copy_allowed(pulled, target)
-    return gr.Dropdown([*choices(slug)], value=f"opened/{target.name}")
+    path = share.keep(share.pull(share.Link.parse(text)), opened_dir())
+    return gr.Dropdown(choices(slug), value=f"opened/{path.name}")
 
 
 def refresh(slug: str, chosen: str) -> gr.Dropdown:
