@@ -7,6 +7,7 @@ file in templates/chat is picked up; if it needs control tokens that no tiny tok
 import importlib.util
 import re
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from persona.errors import InputError, TemplateError
 from persona.pairs import Pair
 from persona.render import (
     IGNORED,
+    Example,
     Renderer,
     Template,
     check_all,
@@ -198,6 +200,18 @@ def test_the_tokens_that_the_page_shows_make_up_the_text(renderer, pair):
     assert {t.id for t in tokens if t.special} >= special & set(example.input_ids)
 
 
+def test_a_character_of_several_tokens_is_shown_at_the_last(byte_renderer):
+    """Half a character cannot be shown; the tokens before the last have no text of their own."""
+    tokens = byte_renderer.tokens(byte_renderer.example(Pair("q", "𠮷a")))
+    at = next(n for n, t in enumerate(tokens) if "𠮷" in t.text)
+    assert [t.text for t in tokens[at - 3 : at + 2]] == ["", "", "", "𠮷", "a"]
+
+
+def test_white_space_that_a_tokenizer_drops_is_shown_at_the_last_token(byte_renderer):
+    tokens = byte_renderer.tokens(Example([5, 6], [IGNORED, 6], "ab ", [1, 2]))
+    assert [t.text for t in tokens] == ["a", "b "]
+
+
 @each_renderer
 @with_system
 @pytest.mark.parametrize("name_of_pair", ["turns", "long-history", "one-letter", "white-space-in-history"])
@@ -252,14 +266,26 @@ def test_the_system_prompt_is_in_the_text(gemma_renderer, byte_renderer):
         assert "You are Mags." in with_system.example(Pair("Hi", "Yes")).text
 
 
-def test_threads_do_not_mix_up_their_masks(byte_renderer):
-    """The page previews while another tab chats; transformers keeps one span tracker for all of them."""
+def test_threads_do_not_mix_up_their_masks(byte_renderer, monkeypatch):
+    """The page previews while another tab chats; transformers keeps one span tracker a template, without a lock."""
     pairs = list(PAIRS.values())
     alone = [byte_renderer.example(p) for p in pairs]
-    failures = []
+    real, inside, failures = byte_renderer.tokenizer.apply_chat_template, [], []
+
+    def watched(*args, **options):
+        inside.append(1)
+        if len(inside) > 1:
+            failures.append("two at once")
+        time.sleep(0.001)
+        try:
+            return real(*args, **options)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(byte_renderer.tokenizer, "apply_chat_template", watched)
 
     def work(start: int) -> None:
-        for n in range(start, start + 60):
+        for n in range(start, start + 10):
             if byte_renderer.example(pairs[n % len(pairs)]) != alone[n % len(pairs)]:
                 failures.append(n)
 
@@ -339,7 +365,12 @@ def test_a_stop_token_that_only_some_replies_get_is_a_problem(byte_tokenizer):
 
 
 @pytest.mark.parametrize(
-    "change", [("assistant\\n' -}}{%- endif", "assistant' -}}{%- endif"), ("start|>assistant", "start|>model")]
+    "change",
+    [
+        pytest.param(("assistant\\n' -}}{%- endif", "assistant' -}}{%- endif"), id="shorter"),
+        pytest.param(("start|>assistant", "start|>model"), id="other-role"),
+        pytest.param(("'<|im_start|>assistant", "'<|im_end|>assistant"), id="same-length"),
+    ],
 )
 def test_a_template_with_another_prompt_in_a_chat_is_a_problem(byte_tokenizer, change):
     """Trained on one header, asked with another: silently bad answers, so every row says so."""
@@ -588,6 +619,14 @@ def test_an_unknown_format_is_refused_unless_it_marks_its_replies(speaking):
         choose_template(speaking(UNKNOWN))
     marked = UNKNOWN.replace("{{ '['", "{%- generation -%}{{ '['") + "{%- endgeneration -%}"
     assert choose_template(speaking(marked)) == Template("own", marked)
+
+
+def test_a_format_that_asks_for_a_reply_in_another_way_is_another(speaking):
+    """The same conversation, but no header before the reply."""
+    own = TEMPLATES["chatml"].text.replace("{%- if add_generation_prompt -%}", "{%- if false -%}")
+    assert own != TEMPLATES["chatml"].text
+    with pytest.raises(TemplateError, match="no shipped template reproduces"):
+        choose_template(speaking(re.sub(r"\{% (?:end)?generation %\}", "", own)))
 
 
 def test_formats_by_name_count_by_their_default(speaking):
