@@ -7,7 +7,6 @@ PERSONA_HOME/bases. torch and transformers are imported inside functions, so tha
 import gc
 import hashlib
 import importlib.util
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -153,9 +152,10 @@ def _from_hub(name: str, progress: Progress) -> Base:
             f"{name} asks you to accept its licence on its Hub page first, then to log in (hf auth login). {instead}"
         ) from e
     except RepositoryNotFoundError as e:
-        raise BaseError(f"{name}: not on the Hub, or private and you are not logged in (hf auth login). {instead}") from e
+        raise BaseError(f"{name}: not on the Hub, or private and you are not logged in. {instead}") from e
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
-        raise BaseError(f"{name} is not on this machine and the Hub cannot be reached ({type(e).__name__}). {instead}") from e
+        why = f"is not on this machine and the Hub cannot be reached ({type(e).__name__})"
+        raise BaseError(f"{name} {why}. {instead}") from e
     licence = ""
     try:
         data = HfApi().model_info(name).card_data
@@ -222,7 +222,7 @@ def _convert(
             out = Path(scratch) / "checkpoint"
             _dequantize(source, out, name, progress)
             write_atomic(out / "base.json", to_json({**final.to_dict(), "sha256": digest}))
-            os.replace(out, target)
+            out.replace(target)
     return final
 
 

@@ -237,7 +237,8 @@ class _Text:
     """Tokens → text as they come; half a character waits for its other half."""
 
     def __init__(self, tokenizer: Any):
-        self.tokenizer, self.ids, self.shown = tokenizer, [], ""
+        self.tokenizer, self.shown = tokenizer, ""
+        self.ids: list[int] = []
 
     def add(self, token: int) -> str:
         self.ids.append(token)
@@ -274,9 +275,8 @@ def answer(
         if not text.strip():
             raise InputError("The prompt is empty. Write something to say.")
         prompt = renderer.prompt([], text)
-        last: list[Reply] = [Reply(), Reply()]
-        for last in stream(voices, [Column(BASE, prompt), Column(name, prompt)], sampling, renderer.stop_id, strength):
-            pass
+        columns = [Column(BASE, prompt), Column(name, prompt)]
+        *_, last = stream(voices, columns, sampling, renderer.stop_id, strength)
         tokens += sum(r.tokens for r in last)
         turns.append({"prompt": text, "rendered": prompt.text, "base": last[0].text, "adapter": last[1].text,
                       "ended": last[1].ended})  # fmt: skip

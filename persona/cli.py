@@ -222,7 +222,7 @@ def export(
 def push(
     adapter: Annotated[Path, typer.Argument(help="An adapter, run or persona folder.")],
     repo: Annotated[str, typer.Argument(metavar="USER/NAME")],
-    public: Annotated[bool, typer.Option("--public", help="Visible to everyone; the rights field must be filled in.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Visible to everyone; wants the rights field.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Put the adapter on the Hugging Face Hub, private unless --public. Token: `hf auth login` or HF_TOKEN."""
@@ -242,6 +242,7 @@ def doctor(as_json: AsJson = False) -> None:
     plan = hardware.make_plan(machine)
     wanted = ("torch", "transformers", "trl", "peft", "gradio", "bitsandbytes", "spaces")
     embedded = {e.name: base.is_installed(e) for e in base.EMBEDDED.values()}
+    packages = {p: _version(p) for p in wanted}
     value = {
         "persona": __version__,
         "python": sys.version.split()[0],
@@ -249,15 +250,15 @@ def doctor(as_json: AsJson = False) -> None:
                     "memory_bytes": machine.memory, "matmul_flops": dict(machine.rates)},
         "plan": {"device": plan.device, "train_dtype": plan.train_dtype, "chat_dtype": plan.chat_dtype,
                  "reason": plan.reason},
-        "packages": {p: _version(p) for p in wanted},
+        "packages": packages,
         "embedded": embedded,
         "home": str(files.home()),
         "not_verified": ["training and chat on a GPU (CUDA, MPS)", "the Hugging Face Hub itself", "ZeroGPU Spaces"],
     }  # fmt: skip
-    packages = ", ".join(f"{p} {v or 'not installed'}" for p, v in value["packages"].items())
+    listed = ", ".join(f"{p} {v or 'not installed'}" for p, v in packages.items())
     bases = ", ".join(f"{n} {'ready' if here else 'not installed'}" for n, here in embedded.items())
     text = (
-        f"Persona {__version__}, Python {value['python']}\n{packages}\n{plan.reason}\n"
+        f"Persona {__version__}, Python {value['python']}\n{listed}\n{plan.reason}\n"
         f"{machine.cores} cores, {machine.memory / 1e9:.0f} GB memory\nEmbedded bases: {bases}\n"
         f"Personas, runs and bases: {value['home']}\nNot verified by us: {'; '.join(value['not_verified'])}"
     )

@@ -19,13 +19,13 @@ class Card(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field(min_length=1, max_length=80)
-    system: str = Field("", max_length=4_000, description="system prompt, part of every training row and chat")
-    greeting: str = Field("", max_length=2_000)
-    language: str = Field("", max_length=20, description="BCP 47: zh, en, …")
+    system: str = Field(default="", max_length=4_000, description="system prompt, part of every training row and chat")
+    greeting: str = Field(default="", max_length=2_000)
+    language: str = Field(default="", max_length=20, description="BCP 47: zh, en, …")
     author: str = ""
-    source: str = Field("", description="where the text comes from")
-    rights: str = Field("", description="whose text it is, under which licence")
-    probes: tuple[str, ...] = Field((), description="questions kept out of the pairs, to hear what was learned")
+    source: str = Field(default="", description="where the text comes from")
+    rights: str = Field(default="", description="whose text it is, under which licence")
+    probes: tuple[str, ...] = Field(default=(), description="questions kept out of the pairs, to hear what was learned")
 
 
 @dataclass(frozen=True)

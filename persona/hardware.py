@@ -13,7 +13,7 @@ import psutil
 
 @dataclass(frozen=True)
 class Machine:
-    """What matters for training. `memory`: bytes that a model may use on the device; `rates`: matmul FLOP/s by dtype."""
+    """What matters for training. memory: bytes that a model may use on the device; rates: matmul FLOP/s by dtype."""
 
     device: str  # cuda, mps or cpu
     name: str

@@ -62,10 +62,8 @@ def _low_precision(model: Any) -> Any:
 
 def _has_plain_head(model: Any) -> bool:
     head, config = model.get_output_embeddings(), model.config.get_text_config()
-    scaled = any(
-        getattr(config, name, None) not in (None, 1, 1.0)
-        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
-    )
+    scales = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
+    scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in scales)
     return type(head) is torch.nn.Linear and head.bias is None and not head.weight.requires_grad and not scaled
 
 

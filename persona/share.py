@@ -115,7 +115,7 @@ def pack(adapter: Path, out: Path) -> Path:
                     info.create_system = 3
                     with file.open("rb") as source, archive.open(info, "w") as target:
                         shutil.copyfileobj(source, target, 1 << 20)
-            os.replace(temporary, out)
+            Path(temporary).replace(out)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -209,7 +209,7 @@ def _settle(folder: Path, into: Path) -> Path:
     # the second name is for weights that are here already with another persona.json, template or run.json
     for place in (into / short, into / f"{short}-{every[:8]}"):
         try:
-            os.rename(folder, place)
+            folder.rename(place)
             return place
         except OSError as e:
             if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):

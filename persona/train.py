@@ -7,6 +7,7 @@ shutdown and a time slice on a shared GPU are all this one mechanism.
 """
 
 import argparse
+import contextlib
 import errno
 import math
 import os
@@ -20,19 +21,19 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each trainer that is built
 
-import torch  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from peft import LoraConfig  # noqa: E402
-from transformers import EarlyStoppingCallback, TrainerCallback  # noqa: E402
-from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402
-from transformers.trainer_callback import PrinterCallback  # noqa: E402
-from trl import SFTConfig, SFTTrainer  # noqa: E402
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer
 
-from persona import adapter, base, hardware, runs  # noqa: E402
-from persona.errors import InputError, PersonaError, RunError  # noqa: E402
-from persona.loss import Collator, mean_nll, nll_sum  # noqa: E402
-from persona.render import Example, Renderer, check_all  # noqa: E402
-from persona.runs import Run, RunConfig  # noqa: E402
+from persona import adapter, base, hardware, runs
+from persona.errors import InputError, PersonaError, RunError
+from persona.loss import Collator, mean_nll, nll_sum
+from persona.render import Example, Renderer, check_all
+from persona.runs import Run, RunConfig
 
 WHOLE = "whole"  # a file that is written into a checkpoint last: without it, a crash cut the checkpoint short
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -170,7 +171,7 @@ def steps_of(config: RunConfig, rows: int) -> tuple[int, int]:
 def trainer_args(job: Job, output: Path) -> SFTConfig:
     """RunConfig → SFTConfig, every field in one place."""
     c, cpu = job.config, job.plan.device == "cpu"
-    total, every = steps_of(c, len(job.train))
+    _, every = steps_of(c, len(job.train))
     evaluates = "steps" if job.held_out else "no"
     return SFTConfig(
         output_dir=str(output),
@@ -354,10 +355,8 @@ def main() -> int:
     try:
         train(run, given.deadline)
     except BaseException as e:
-        try:
+        with contextlib.suppress(OSError):  # the disk that is full is this one: log.txt has the error
             run.log("state", state="failed", message=explain(e))
-        except OSError:  # the disk that is full is this one: the log on stderr has the error
-            pass
         if isinstance(e, PersonaError):
             return 1
         raise

@@ -1,5 +1,6 @@
 """The page: Write → Template → Train → Compare → Share, one file a step."""
 
+import contextlib
 import threading
 from typing import Any
 
@@ -8,7 +9,7 @@ import gradio as gr
 from persona import folder, runs
 from persona.errors import PersonaError
 from persona.ui import compare, share, template, train, write
-from persona.ui.common import COMPARE, TRAIN, WRITE, Page, shown
+from persona.ui.common import COMPARE, QUIET, TRAIN, WRITE, Page, shown
 from persona.ui.looks import CSS, THEME
 
 LAUNCH = {"theme": THEME, "css": CSS, "footer_links": ["gradio"]}
@@ -48,10 +49,8 @@ def warm_up() -> None:
     def work() -> None:
         from persona import base
 
-        try:
+        with contextlib.suppress(PersonaError):  # the step that needs it will say so
             base.load_tokenizer(base.resolve(base.DEFAULT))
-        except PersonaError:  # the step that needs it will say so
-            pass
 
     threading.Thread(target=work, daemon=True).start()
 
@@ -59,7 +58,8 @@ def warm_up() -> None:
 def build() -> gr.Blocks:
     """The whole page, not launched."""
     with gr.Blocks(title="Persona", fill_width=False, analytics_enabled=False) as demo:
-        remembered = gr.BrowserState("", storage_key="persona-open", secret="persona")  # noqa: S106  (a name, no secret)
+        # the key is fixed, so that a restart of the server finds it again; it guards nothing, a folder name
+        remembered = gr.BrowserState("", storage_key="persona-open", secret="persona")
         slug, pair, edits = gr.State(""), gr.State(1), gr.State(0)
         with gr.Row(equal_height=True):
             gr.HTML("<h1>Persona</h1><p>Teach a language model to be someone.</p>", elem_id="brand")
@@ -79,8 +79,7 @@ def build() -> gr.Blocks:
                 compare.build(page, step)
             with gr.Step("Share", id=4, elem_id="step-share") as step:
                 share.build(page, step)
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        demo.load(arrive, remembered, [slug, steps, adapter, which], **quiet)
-        slug.change(lambda s: (s, mine(s), 1), slug, [remembered, which, pair], **quiet)
-        which.input(lambda s: s or "", which, slug, **quiet)
+        demo.load(arrive, remembered, [slug, steps, adapter, which], **QUIET)
+        slug.change(lambda s: (s, mine(s), 1), slug, [remembered, which, pair], **QUIET)
+        which.input(lambda s: s or "", which, slug, **QUIET)
     return demo

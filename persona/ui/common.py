@@ -13,6 +13,7 @@ from persona import base, folder
 from persona.errors import PersonaError
 from persona.render import Example, Renderer
 
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # how most events of the page behave
 WRITE, TEMPLATE, TRAIN, COMPARE, SHARE = range(5)
 
 
@@ -55,7 +56,8 @@ def shown(handler: Callable) -> Callable:
 
 
 def notice(e: PersonaError) -> gr.Error:
-    return gr.Error(escape(str(e)).replace("\n", "<br>"), duration=None, title="That did not work", print_exception=False)
+    text = escape(str(e)).replace("\n", "<br>")
+    return gr.Error(text, duration=None, title="That did not work", print_exception=False)
 
 
 def open_current(slug: str) -> folder.Persona:
@@ -112,4 +114,5 @@ def duration(seconds: float | None) -> str:
 
 
 def facts_html(facts: list[tuple[str, str]]) -> str:
-    return '<div class="facts">' + "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in facts) + "</div>"
+    cells = (f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in facts)
+    return f'<div class="facts">{"".join(cells)}</div>'

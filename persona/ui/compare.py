@@ -10,7 +10,7 @@ import gradio as gr
 
 from persona import adapter, chat, files, folder, runs, share
 from persona.errors import PersonaError
-from persona.ui.common import SHARE, Page, shown
+from persona.ui.common import QUIET, SHARE, Page, shown
 
 Chat = list[dict[str, Any]]
 
@@ -80,18 +80,20 @@ def introduce(chosen: str) -> tuple[Any, Any, Any, str]:
     learned = ""
     if isinstance(figures.get("base_nll"), float) and isinstance(figures.get("adapter_nll"), float):
         learned = f" · held-out loss {figures['base_nll']:.2f} → {figures['adapter_nll']:.2f}"
-    about = f"<div class='quiet'>{escape(a.card.name)} on {escape(a.base_id)}, template {escape(a.template.name)}{learned}</div>"
+    about = f"{escape(a.card.name)} on {escape(a.base_id)}, template {escape(a.template.name)}{learned}"
     return (
         gr.Chatbot(placeholder="The base model, untouched", label=f"Base: {a.base_id}"),
         gr.Chatbot(placeholder=escape(a.card.greeting) or "Say something", label=f"Persona: {a.card.name}"),
         gr.Dataset(samples=[[p] for p in a.card.probes[:8]]),
-        about,
+        f"<div class='quiet'>{about}</div>",
     )
 
 
 def plain(content: Any) -> str:
     """Chatbot hands content back as a list of blocks; templates read text."""
-    return content if isinstance(content, str) else "".join(b.get("text", "") for b in content if b.get("type") == "text")
+    if isinstance(content, str):
+        return content
+    return "".join(block.get("text", "") for block in content if block.get("type") == "text")
 
 
 def turns(messages: Chat) -> list[tuple[str, str]]:
@@ -115,7 +117,8 @@ def talk(
     name = voices.attach(a)
     renderer = chat.renderer_of(a, voices.tokenizer)
     columns = [
-        chat.Column(voice, renderer.prompt(turns(history), said)) for voice, history in ((chat.BASE, left), (name, right))
+        chat.Column(voice, renderer.prompt(turns(history), said))
+        for voice, history in ((chat.BASE, left), (name, right))
     ]
     same = "same prompt" if columns[0].prompt.ids == columns[1].prompt.ids else "each with its own conversation so far"
     start, first = time.perf_counter(), 0.0
@@ -144,12 +147,12 @@ def build(page: Page, step: gr.Step) -> None:
         zipped = gr.UploadButton("Open an adapter zip", file_types=[".zip"], scale=0, min_width=190, elem_id="open-zip")
     about = gr.HTML()
     with gr.Row():
-        bot = {"height": 380, "buttons": ["copy"], "render_markdown": False, "feedback_options": None}
-        left = gr.Chatbot(label="Base", elem_id="chat-base", placeholder="The base model, untouched", min_width=280, **bot)
-        right = gr.Chatbot(label="Persona", elem_id="chat-persona", placeholder="Train it first", min_width=280, **bot)
+        bot: dict[str, Any] = {"height": 380, "buttons": ["copy"], "render_markdown": False, "min_width": 280}
+        left = gr.Chatbot(label="Base", elem_id="chat-base", placeholder="The base model, untouched", **bot)
+        right = gr.Chatbot(label="Persona", elem_id="chat-persona", placeholder="Train it first", **bot)
     status = gr.HTML(elem_classes="quiet status", elem_id="chat-status")
     with gr.Row(equal_height=True):
-        box = gr.Textbox(show_label=False, placeholder="Say something to both", scale=6, elem_id="say", submit_btn=False)
+        box = gr.Textbox(show_label=False, placeholder="Say something to both", scale=6, elem_id="say")
         send = gr.Button("Send", variant="primary", scale=1, min_width=90, elem_id="send")
         halt = gr.Button("Stop", variant="stop", scale=1, min_width=90)
         clear = gr.Button("Clear", scale=1, min_width=90)
@@ -164,18 +167,17 @@ def build(page: Page, step: gr.Step) -> None:
         ]
     go = gr.Button("Next: Share →", variant="primary", scale=0, min_width=170, elem_id="to-share")
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.on([page.slug.change, step.select], shown(refresh), [page.slug, page.adapter], page.adapter, **quiet)
-    page.adapter.change(shown(introduce), page.adapter, [left, right, probes, about], **quiet).then(
-        lambda: ([], []), None, [left, right], **quiet
+    gr.on([page.slug.change, step.select], shown(refresh), [page.slug, page.adapter], page.adapter, **QUIET)
+    page.adapter.change(shown(introduce), page.adapter, [left, right, probes, about], **QUIET).then(
+        lambda: ([], []), None, [left, right], **QUIET
     )
     zipped.upload(shown(open_zip), [zipped, page.slug], page.adapter, api_visibility="private")
-    probes.click(lambda row: row[0], probes, box, **quiet)
+    probes.click(lambda row: row[0], probes, box, **QUIET)
     talking = gr.on(
         [box.submit, send.click], shown(talk), [box, left, right, page.adapter, *knobs], [left, right, box, status],
-        concurrency_id="model", concurrency_limit=1, **quiet,
+        concurrency_id="model", concurrency_limit=1, **QUIET,
     )  # fmt: skip
-    halt.click(lambda: "Stopped", None, status, cancels=[talking], **quiet)
-    clear.click(lambda: ([], [], ""), None, [left, right, status], cancels=[talking], **quiet)
-    go.click(lambda: gr.Walkthrough(selected=SHARE), None, page.steps, **quiet)
+    halt.click(lambda: "Stopped", None, status, cancels=[talking], **QUIET)
+    clear.click(lambda: ([], [], ""), None, [left, right, status], cancels=[talking], **QUIET)
+    go.click(lambda: gr.Walkthrough(selected=SHARE), None, page.steps, **QUIET)
 

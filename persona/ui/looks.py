@@ -33,7 +33,8 @@ CSS = """
         background: var(--background-fill-primary); }
 .next { align-self: flex-end; }
 .slim { align-items: end; }
-.mask { font-family: var(--font-mono); font-size: .95rem; line-height: 2; white-space: pre-wrap; word-break: break-word; }
+.mask { font-family: var(--font-mono); font-size: .95rem; line-height: 2; white-space: pre-wrap;
+        word-break: break-word; }
 .mask span { border-radius: 4px; padding: 2px 1px; }
 .mask .learned { background: #bbf0d4; color: #064e3b; }
 .mask .masked { background: #efedea; color: #57534e; }
@@ -41,9 +42,11 @@ CSS = """
 .mask .cut { background: #fee2e2; color: #991b1b; text-decoration: line-through; }
 .dark .mask .learned { background: #065f46; color: #ecfdf5; }
 .dark .mask .masked { background: #3a3632; color: #d6d3d1; }
-.legend { display: flex; flex-wrap: wrap; gap: 6px 16px; font-size: .85rem; color: var(--body-text-color-subdued); margin-bottom: 8px; }
+.legend { display: flex; flex-wrap: wrap; gap: 6px 16px; font-size: .85rem; margin-bottom: 8px;
+          color: var(--body-text-color-subdued); }
 .legend b { font-weight: 600; }
-.legend i { display: inline-block; width: .8em; height: .8em; border-radius: 3px; margin-right: .35em; vertical-align: -1px; }
+.legend i { display: inline-block; width: .8em; height: .8em; border-radius: 3px; margin-right: .35em;
+            vertical-align: -1px; }
 .legend .learned { background: #34b27b; } .legend .masked { background: #a8a29e; }
 .problem { border-left: 3px solid #dc2626; padding: 4px 0 4px 10px; margin: 6px 0; }
 .good { border-left: 3px solid #059669; padding: 4px 0 4px 10px; margin: 6px 0; }

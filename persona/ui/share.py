@@ -8,7 +8,7 @@ import gradio as gr
 
 from persona import share
 from persona.files import slug as slugify
-from persona.ui.common import Page, shown
+from persona.ui.common import QUIET, Page, shown
 from persona.ui.compare import find
 
 
@@ -27,7 +27,8 @@ def contents(chosen: str) -> str:
     size = sum((a.path / f).stat().st_size for f in present)
     rights = escape(a.card.rights) or "not stated: fill in the rights in persona.json before you publish it"
     return (
-        f"<div class='card'><b>{escape(a.card.name)}</b>, {size / 1e6:.1f} MB. These files and no others leave this machine:<br>"
+        f"<div class='card'><b>{escape(a.card.name)}</b>, {size / 1e6:.1f} MB. "
+        "These files and no others leave this machine:<br>"
         f"<code>{'</code> <code>'.join(present)}</code><div class='quiet'>Rights: {rights}</div></div>"
     )
 
@@ -37,7 +38,8 @@ def push(chosen: str, repo: str, public: bool, app_url: str, progress: gr.Progre
     progress(None, desc="Uploading to the Hub …")
     done = share.push(find(chosen).path, repo.strip(), public=public, app_url=app_url)
     kind = "private" if done["private"] else "public"
-    return f'<div class="good">It is on the Hub, {kind}: <a href="{escape(done["url"])}">{escape(done["url"])}</a></div>', done["link"]
+    url = escape(done["url"])
+    return f'<div class="good">It is on the Hub, {kind}: <a href="{url}">{url}</a></div>', done["link"]
 
 
 def here(request: gr.Request) -> str:
@@ -55,8 +57,8 @@ def build(page: Page, step: gr.Step) -> None:
             file = gr.File(label="The zip", interactive=False, visible=False, elem_id="zip-file")
         with gr.Column(elem_classes="card", min_width=280):
             gr.Markdown(
-                "**By a link**\n\nThrough your account on the Hugging Face Hub; log in once with `hf auth login`, or set "
-                "`HF_TOKEN`. Private unless you say otherwise."
+                "**By a link**\n\nThrough your account on the Hugging Face Hub; log in once with `hf auth login`, or "
+                "set `HF_TOKEN`. Private unless you say otherwise."
             )
             repo = gr.Textbox(label="Name on the Hub", placeholder="you/zhen-huan", elem_id="repo")
             public = gr.Checkbox(label="Public: everyone may open it")
@@ -65,11 +67,10 @@ def build(page: Page, step: gr.Step) -> None:
             link = gr.Textbox(label="Link", interactive=False, buttons=["copy"], elem_id="share-link")
     address = gr.State("")
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.on([step.select, page.adapter.change], shown(contents), page.adapter, about, **quiet)
+    gr.on([step.select, page.adapter.change], shown(contents), page.adapter, about, **QUIET)
     make.click(shown(zipped), page.adapter, file, api_visibility="private").success(
-        lambda: gr.File(visible=True), None, file, **quiet
+        lambda: gr.File(visible=True), None, file, **QUIET
     )
-    upload.click(here, None, address, **quiet).then(
+    upload.click(here, None, address, **QUIET).then(
         shown(push), [page.adapter, repo, public, address], [done, link], api_visibility="private"
     )

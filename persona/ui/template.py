@@ -8,15 +8,25 @@ import gradio as gr
 from persona import base, render
 from persona.base import EMBEDDED
 from persona.errors import PersonaError
-from persona.ui.common import TRAIN, Page, facts_html, mask_html, open_current, problems_html, renderer_for, shown
+from persona.ui.common import (
+    QUIET,
+    TRAIN,
+    Page,
+    facts_html,
+    mask_html,
+    open_current,
+    problems_html,
+    renderer_for,
+    shown,
+)
 
 
 def settings() -> tuple[gr.Dropdown, gr.Dropdown, gr.Number, gr.Checkbox]:
     """The choices of this step, made before the steps because several of them read these."""
     names = [(f"{e.about}" + ("" if base.is_installed(e) else " (not installed)"), e.name) for e in EMBEDDED.values()]
     return (
-        gr.Dropdown(names, value=base.DEFAULT, label="Base model", allow_custom_value=True, elem_id="base", render=False,
-                    info="Embedded, or type a Hub id, a folder or a .gguf file"),
+        gr.Dropdown(names, value=base.DEFAULT, label="Base model", allow_custom_value=True, elem_id="base",
+                    info="Embedded, or type a Hub id, a folder or a .gguf file", render=False),
         gr.Dropdown(["auto", *render.shipped_templates()], value="auto", label="Chat template", elem_id="template",
                     info="auto: the base's own format", render=False),
         gr.Number(512, label="Longest row, in tokens", precision=0, minimum=8, maximum=32_768, render=False,
@@ -39,8 +49,9 @@ def look(slug: str, number: int, *chosen: Any, progress: gr.Progress = gr.Progre
 
 
 def base_html(found: base.Base) -> str:
-    link = f'<a href="{escape(found.licence_url)}" target="_blank" rel="noopener">{escape(found.licence or "licence")}</a>'
-    licence = link if found.licence_url else escape(found.licence or "licence not stated")
+    licence = escape(found.licence or "licence not stated")
+    if found.licence_url:
+        licence = f'<a href="{escape(found.licence_url)}" target="_blank" rel="noopener">{licence}</a>'
     shape = found.config().get("text_config") or found.config()
     return (
         f'<div class="quiet"><b>{escape(found.id)}</b> · {found.size / 1e6:,.0f} MB · '
@@ -51,7 +62,8 @@ def base_html(found: base.Base) -> str:
 def template_html(renderer: render.Renderer) -> str:
     stop = escape(renderer.tokenizer.decode([renderer.stop_id]))
     about = escape(renderer.template.about)
-    return f'<div class="quiet"><b>{escape(renderer.template.name)}</b>, a reply ends with <code>{stop}</code>. {about}</div>'
+    name = escape(renderer.template.name)
+    return f'<div class="quiet"><b>{name}</b>, a reply ends with <code>{stop}</code>. {about}</div>'
 
 
 def check(slug: str, *chosen: Any) -> str:
@@ -69,8 +81,11 @@ def check(slug: str, *chosen: Any) -> str:
     ])  # fmt: skip
     if wrong:
         more = [f"… and {len(wrong) - 10} more"] if len(wrong) > 10 else []
-        return f"<div class='card'>{facts}{problems_html(wrong[:10] + more)}</div>"
-    return f"<div class='card'>{facts}" + '<div class="good">Every pair can be trained on: the reply and its stop token are learned, nothing is cut.</div></div>'
+        verdict = problems_html(wrong[:10] + more)
+    else:
+        good = "Every pair can be trained on: the reply and its stop token are learned, nothing is cut."
+        verdict = f'<div class="good">{good}</div>'
+    return f"<div class='card'>{facts}{verdict}</div>"
 
 
 def build(page: Page, step: gr.Step) -> None:
@@ -98,12 +113,11 @@ def build(page: Page, step: gr.Step) -> None:
     chosen = [page.base, page.template, page.max_length, page.learn_history]
     looking = {"fn": shown(look), "inputs": [page.slug, number, *chosen],
                "outputs": [base_facts, template_facts, mask, raw, number], "api_visibility": "private"}  # fmt: skip
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on([step.select, *(c.change for c in chosen)], **looking, show_progress_on=[mask]).success(
         shown(check), [page.slug, *chosen], totals, api_visibility="private", show_progress_on=[totals]
     )
     number.change(**looking, show_progress="hidden")
-    page.pair.change(lambda n: n, page.pair, number, **quiet)
-    back.click(lambda n: max(1, int(n or 1) - 1), number, number, **quiet)
-    forward.click(lambda n: int(n or 1) + 1, number, number, **quiet)
-    go.click(lambda: gr.Walkthrough(selected=TRAIN), None, page.steps, **quiet)
+    page.pair.change(lambda n: n, page.pair, number, **QUIET)
+    back.click(lambda n: max(1, int(n or 1) - 1), number, number, **QUIET)
+    forward.click(lambda n: int(n or 1) + 1, number, number, **QUIET)
+    go.click(lambda: gr.Walkthrough(selected=TRAIN), None, page.steps, **QUIET)

@@ -10,7 +10,7 @@ import pandas as pd
 from persona import folder, hardware, runs
 from persona.errors import PersonaError, RunError
 from persona.runs import ACTIVE, PRESETS, Progress, Run
-from persona.ui.common import COMPARE, Page, duration, facts_html, open_current, shown
+from persona.ui.common import COMPARE, QUIET, Page, duration, facts_html, open_current, shown
 
 PLOT_COLUMNS = ["step", "loss", "on"]
 WORDS = {
@@ -25,7 +25,7 @@ def plan_html(slug: str, preset: str, *changes: Any) -> str:
         config = form_config(preset, "", "auto", 512, False, *changes)
         count = len(open_current(slug).pairs())
         if count < runs.MIN_PAIRS:
-            return f'<div class="hint">{count} pair{"s" * (count != 1)}: a run needs at least {runs.MIN_PAIRS}. Write more first.</div>'
+            return f'<div class="hint">{count} pairs; a run needs at least {runs.MIN_PAIRS}. Write more first.</div>'
     except PersonaError as e:
         return f'<div class="problem">{escape(str(e))}</div>'
     held = max(1, round(count * config.eval_fraction)) if config.eval_fraction else 0
@@ -144,8 +144,8 @@ def verdict(p: Progress) -> str:
     gain = p.base_nll - p.result["adapter_nll"]
     if gain < 0.05:
         return (
-            '<div class="problem">Nothing measurable was learned: on pairs it never saw, it is no better than the base. '
-            "Train longer, raise the learning rate, or look at the mask in step 2.</div>"
+            '<div class="problem">Nothing measurable was learned: on pairs it never saw, it is no better than the '
+            "base. Train longer, raise the learning rate, or look at the mask in step 2.</div>"
         )
     best = min(p.held_out, key=lambda x: x[1])
     kept = f" The best moment was step {best[0]}; that adapter is kept." if best[0] < p.step else ""
@@ -157,7 +157,7 @@ def verdict(p: Progress) -> str:
 
 
 def build(page: Page, step: gr.Step) -> None:
-    gr.Markdown("### Train a LoRA on the pairs\nIt runs in a process of its own: close or reload this page as you like.")
+    gr.Markdown("### Train a LoRA on the pairs\nIt runs in a process of its own: close or reload this page freely.")
     preset = gr.Radio([(p.capitalize(), p) for p in PRESETS], value="quick", label="How thoroughly", elem_id="preset")
     plan = gr.HTML(elem_id="plan")
     with gr.Accordion("Expert settings", open=False), gr.Row():
@@ -184,13 +184,13 @@ def build(page: Page, step: gr.Step) -> None:
     name, seen = gr.State(""), gr.State("")
 
     shared = [page.base, page.template, page.max_length, page.learn_history]
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
     watching = {"fn": shown(watch), "inputs": [page.slug, name, seen],
-                "outputs": [status, chart, begin, halt, again, timer, seen], **quiet}  # fmt: skip
-    gr.on([begin.click], shown(start), [page.slug, preset, *shared, *form], name, **quiet).success(**watching)
-    again.click(shown(resume), [page.slug, name], name, **quiet).success(**watching)
-    halt.click(shown(stop), [page.slug, name], None, **quiet)
+                "outputs": [status, chart, begin, halt, again, timer, seen], **QUIET}  # fmt: skip
+    gr.on([begin.click], shown(start), [page.slug, preset, *shared, *form], name, **QUIET).success(**watching)
+    again.click(shown(resume), [page.slug, name], name, **QUIET).success(**watching)
+    halt.click(shown(stop), [page.slug, name], None, **QUIET)
     timer.tick(**watching, queue=False)
     gr.on([page.slug.change, step.select], **watching)
-    gr.on([preset.change, step.select, *(f.change for f in form)], shown(plan_html), [page.slug, preset, *form], plan, **quiet)
-    go.click(lambda: gr.Walkthrough(selected=COMPARE), None, page.steps, **quiet)
+    planning = [preset.change, step.select, *(f.change for f in form)]
+    gr.on(planning, shown(plan_html), [page.slug, preset, *form], plan, **QUIET)
+    go.click(lambda: gr.Walkthrough(selected=COMPARE), None, page.steps, **QUIET)

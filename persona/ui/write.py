@@ -8,7 +8,7 @@ import gradio as gr
 from persona import folder, pairs
 from persona.errors import InputError, PersonaError
 from persona.pairs import Pair
-from persona.ui.common import TEMPLATE, Page, mask_html, open_current, renderer_for, shown
+from persona.ui.common import QUIET, TEMPLATE, Page, mask_html, open_current, renderer_for, shown
 
 HEADERS = ["#", "Someone says", "The persona answers", "Before"]
 Rows = list[list[Any]]
@@ -160,7 +160,7 @@ def build(page: Page) -> None:
     with gr.Column(visible=True) as welcome:
         gr.Markdown(
             "### Make a language model be someone\n"
-            "Write what people say and what your persona answers. Train a small adapter on it, on this machine. Then ask "
+            "Write what people say and what your persona answers. Train a small adapter on it, right here. Then ask "
             "base and persona the same question, side by side, and hear the difference."
         )
         with gr.Row():
@@ -187,7 +187,8 @@ def build(page: Page) -> None:
         table = gr.Dataframe(
             headers=HEADERS, datatype=["number", "str", "str", "str"], column_count=4, column_limits=(4, 4),
             column_widths=["60px", "35%", "50%", "80px"], static_columns=[0, 3], type="array", interactive=True,
-            wrap=True, max_height=460, show_search="search", label="Pairs: double-click a cell to edit", elem_id="pairs",
+            wrap=True, max_height=460, show_search="search", elem_id="pairs",
+            label="Pairs: double-click a cell to edit, right-click for rows",
         )  # fmt: skip
         mask = gr.HTML(elem_id="write-mask")
         with gr.Row():
@@ -199,23 +200,22 @@ def build(page: Page) -> None:
     settings = [page.base, page.template, page.max_length, page.learn_history]
     looking = [page.slug, table, known, page.pair, *settings]
     loading = [welcome, editor, *card, table, known, stamp, count, about]
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
     for button, example in zip(examples, folder.list_examples(), strict=True):
         button.click(shown(open_example), gr.State(example.slug), page.slug, api_visibility="private")
     gr.on([start.click, name.submit], shown(start_persona), name, page.slug, api_visibility="private")
-    gr.on([page.slug.change, reload.click], shown(load), page.slug, loading, **quiet).then(
-        shown(preview), looking, mask, **quiet
+    gr.on([page.slug.change, reload.click], shown(load), page.slug, loading, **QUIET).then(
+        shown(preview), looking, mask, **QUIET
     )
-    table.input(shown(save), [page.slug, table, known, stamp], [count, stamp, known, table], **quiet).success(
-        lambda n: n + 1, page.edits, page.edits, **quiet
-    ).then(shown(preview), looking, mask, **quiet)
-    table.select(selected, table, page.pair, **quiet).then(shown(preview), looking, mask, **quiet)
+    table.input(shown(save), [page.slug, table, known, stamp], [count, stamp, known, table], **QUIET).success(
+        lambda n: n + 1, page.edits, page.edits, **QUIET
+    ).then(shown(preview), looking, mask, **QUIET)
+    table.select(selected, table, page.pair, **QUIET).then(shown(preview), looking, mask, **QUIET)
     for box in card:
-        box.blur(shown(save_card), [page.slug, *card], saved, **quiet)
+        box.blur(shown(save_card), [page.slug, *card], saved, **QUIET)
     delete.click(shown(remove), page.slug, [page.slug, trashed], api_visibility="private").success(
-        lambda: gr.Button(visible=True), None, undo, **quiet
+        lambda: gr.Button(visible=True), None, undo, **QUIET
     )
     undo.click(shown(undo_remove), trashed, page.slug, api_visibility="private").success(
-        lambda: gr.Button(visible=False), None, undo, **quiet
+        lambda: gr.Button(visible=False), None, undo, **QUIET
     )
-    go.click(lambda: gr.Walkthrough(selected=TEMPLATE), None, page.steps, **quiet)
+    go.click(lambda: gr.Walkthrough(selected=TEMPLATE), None, page.steps, **QUIET)
