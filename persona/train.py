@@ -63,6 +63,7 @@ class Clock:
 class Trainer(SFTTrainer):
     """SFTTrainer with the loss of loss.py, and held-out NLL as its evaluation."""
 
+    control: Any
     loss_is_scaled_for_ga = True  # compute_loss divides by the learned tokens of the whole accumulated batch
 
     def __init__(self, *args: Any, held_out: list[Example], clock: Clock, run: Run, **kwargs: Any):
