@@ -61,7 +61,7 @@ def build() -> gr.Blocks:
         # the key is fixed, so that a restart of the server finds it again; it guards nothing, a folder name
         remembered = gr.BrowserState("", storage_key="persona-open", secret="persona")
         slug, pair, edits = gr.State(""), gr.State(1), gr.State(0)
-        with gr.Row(equal_height=True):
+        with gr.Row(elem_id="head"):
             gr.HTML("<h1>Persona</h1><p>Teach a language model to be someone.</p>", elem_id="brand")
             which = gr.Dropdown([("New or example …", "")], value="", label="Persona", elem_id="which", scale=0,
                                 min_width=260)  # fmt: skip

@@ -144,7 +144,7 @@ def build(page: Page, step: gr.Step) -> None:
     gr.Markdown("### One question, two voices\nBoth answer from one batch, with the same prompt and the same dice.")
     with gr.Row(equal_height=True):
         page.adapter.render()
-        zipped = gr.UploadButton("Open an adapter zip", file_types=[".zip"], scale=0, min_width=190, elem_id="open-zip")
+        zipped = gr.UploadButton("Open an adapter zip", file_types=[".zip"], scale=0, min_width=230, elem_id="open-zip")
     about = gr.HTML()
     with gr.Row():
         bot: dict[str, Any] = {"height": 380, "buttons": ["copy"], "render_markdown": False, "min_width": 280}

@@ -19,6 +19,7 @@ THEME = gr.themes.Default(
     button_primary_background_fill_hover="*primary_800",
     button_primary_background_fill_dark="*primary_700",
     button_primary_text_color="white",
+    color_accent="*primary_700",
     block_shadow="none",
     block_title_text_weight="600",
 )
@@ -57,5 +58,10 @@ CSS = """
 .facts div { min-width: 90px; } .facts b { display: block; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
 .facts span { font-size: .82rem; color: var(--body-text-color-subdued); }
 .turn { color: var(--body-text-color-subdued); font-size: .9rem; margin: 2px 0; }
-@media (max-width: 640px) { .gradio-container { padding: 8px !important; } }
+#head { align-items: center; }
+@media (max-width: 640px) {
+  #head { flex-wrap: wrap; } #head > * { flex: 1 1 100% !important; }
+  #pairs { max-width: calc(100vw - 64px); overflow-x: auto; }
+  #step-write, #step-write > * { min-width: 0; }
+}
 """

@@ -192,7 +192,7 @@ def build(page: Page) -> None:
         )  # fmt: skip
         mask = gr.HTML(elem_id="write-mask")
         with gr.Row():
-            reload = gr.Button("Reload from disk", scale=0, min_width=150)
+            reload = gr.Button("Reload from disk", scale=0, min_width=190)
             go = gr.Button("Next: Template →", variant="primary", scale=0, min_width=190, elem_id="to-template")
     undo = gr.Button("Undo delete", size="sm", visible=False)
     known, stamp, trashed = gr.State([]), gr.State(""), gr.State("")

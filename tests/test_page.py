@@ -1,0 +1,203 @@
+"""What a newcomer does, in a real browser: open 甄嬛, edit a pair, see the mask, train a few steps, hear two voices."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with playwright.sync_playwright() as p:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+        opened = p.chromium.launch(executable_path=found, args=flags)
+        yield opened
+        opened.close()
+
+
+class Server:
+    """`python app.py` as a user starts it, on a free port."""
+
+    def __init__(self, home: Path):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        self.home, self.url = home, f"http://127.0.0.1:{self.port}"
+        self.log = (home / "server.log").open("ab")
+        self.start()
+
+    def start(self) -> None:
+        env = {**os.environ, "PERSONA_HOME": str(self.home), "PORT": str(self.port), "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=PROJECT, env=env, stdout=self.log, stderr=self.log
+        )
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(self.url, timeout=1).close()
+                return
+            except OSError:
+                assert self.process.poll() is None, (self.home / "server.log").read_text()
+                time.sleep(0.1)
+        raise AssertionError("the page did not start")
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path, embedded_base):
+    home = tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    if not (home / "bases").exists():
+        (home / "bases").symlink_to(embedded_base.path.parent)
+    running = Server(home)
+    yield running
+    running.stop()
+    for worker in home.glob("personas/*/runs/*/worker.json"):  # a failed test must not leave its training behind
+        subprocess.run(["kill", "-9", str(json.loads(worker.read_text())["pid"])], stderr=subprocess.DEVNULL)
+
+
+def open_page(browser, url: str, **options):
+    """A fresh tab, and the list that its errors go to."""
+    page = browser.new_page(viewport={"width": 1440, "height": 1000}, **options)
+    page.set_default_timeout(90_000)
+    errors: list[str] = []
+    page.on("pageerror", lambda e: errors.append(str(e)))
+    page.goto(url)
+    return page, errors
+
+
+def test_the_whole_way(browser, server):
+    """Open, edit, mask, train, reload in the middle, compare, zip, open the zip."""
+    page, errors = open_page(browser, server.url)
+    page.click("#open-zhen-huan")
+    page.wait_for_selector("text=314 pairs")
+
+    # an edit is on disk when the page says saved, and its mask follows
+    cell = page.locator("#pairs").get_by_test_id("cell-0-2")
+    cell.dblclick()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("本宫甄嬛，今日改了一句。")
+    page.keyboard.press("Enter")
+    file = server.home / "personas/zhen-huan/pairs.jsonl"
+    wait_until(lambda: json.loads(file.read_text().splitlines()[0])["output"] == "本宫甄嬛，今日改了一句。")
+    page.wait_for_function("document.querySelector('#write-mask .mask').innerText.includes('今日改了一句')")
+
+    # the mask shows the reply and its stop token as learned, the question as masked
+    page.click("#to-template")
+    page.wait_for_selector("#mask .mask .learned")
+    assert joined(page, "#mask .mask .learned") == "本宫甄嬛，今日改了一句。<eos>"
+    assert "你是谁？" in joined(page, "#mask .mask .masked")
+    page.wait_for_selector("#totals .good")
+
+    # train; a reload in the middle finds the run again
+    page.click("#to-train")
+    page.wait_for_selector("#plan .quiet")
+    page.click("#start-training")
+    page.wait_for_selector("#train-status:has-text('Training')")
+    page.reload()
+    page.wait_for_selector("#train-status:has-text('Training')")
+    page.wait_for_selector("#train-status:has-text('/')")
+    wait_until(lambda: steps_done(page) >= 6, 120)
+    page.click("#stop-training")
+    page.wait_for_selector("#train-status:has-text('Stopped')")
+    page.wait_for_selector("#loss-plot .vega-embed")
+
+    # two voices
+    page.click("#to-compare")
+    page.wait_for_function("document.querySelector('#adapter input').value.includes('甄嬛')")
+    page.fill("#say textarea", "你是谁？")
+    page.click("#send")
+    page.wait_for_function("document.querySelector('#chat-status').innerText.includes('seed')")
+    wait_until(lambda: "first after" in page.inner_text("#chat-status"), 60)
+    settled(page, "#chat-persona")
+    base, persona = (page.locator(f"{c} .bot.message").last.inner_text() for c in ("#chat-base", "#chat-persona"))
+    assert base.strip() and persona.strip() and base != persona
+
+    # out as a zip, and in again
+    page.click("#to-share")
+    page.wait_for_selector("#share-about .card")
+    page.click("#make-zip")
+    with page.expect_download() as download:
+        page.click("#zip-file a")
+    zipped = server.home / "adapter.zip"
+    download.value.save_as(zipped)
+    page.click("#step-compare-button")
+    page.set_input_files("#open-zip input[type=file], input[type=file][accept='.zip']", str(zipped))
+    page.wait_for_function("document.querySelector('#adapter input').value.includes('opened')")
+    assert errors == []
+
+
+def test_what_was_typed_survives_the_page_being_killed(browser, server):
+    """The server dies without a word; the edit that the page called saved is there after a restart."""
+    page, _ = open_page(browser, server.url)
+    page.click("#open-lighthouse-keeper")
+    page.wait_for_selector("text=176 pairs")
+    page.locator("#pairs").get_by_test_id("cell-1-1").dblclick()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("Who keeps this light?")
+    page.keyboard.press("Enter")
+    file = server.home / "personas/lighthouse-keeper/pairs.jsonl"
+    wait_until(lambda: "Who keeps this light?" in file.read_text())
+    server.stop()
+    server.start()
+    page.goto(server.url)
+    page.wait_for_selector("#pairs >> text=Who keeps this light?")  # the tab remembers who was open
+
+
+def test_a_new_persona_is_told_what_is_missing(browser, server):
+    page, errors = open_page(browser, server.url)
+    page.fill("#new-name input, #new-name textarea", "Ada")
+    page.click("#start")
+    page.wait_for_selector("#pairs-status .hint")
+    assert "No pairs yet" in page.inner_text("#pairs-status")
+    page.click("#to-template")
+    page.wait_for_selector("text=There are no pairs yet")
+    page.click("#to-train")
+    page.wait_for_selector("#plan .hint")
+    page.click("#start-training")
+    page.wait_for_selector("text=A run needs at least 2")
+    assert errors == []
+
+
+def wait_until(done, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.2)
+
+
+def joined(page, selector: str) -> str:
+    return "".join(page.locator(selector).all_inner_texts()).replace("\u21b5", "").replace("\n", "")
+
+
+def steps_done(page) -> int:
+    found = re.search(r"(\d+) / \d+", page.inner_text("#train-status"))
+    return int(found[1]) if found else 0
+
+
+def settled(page, selector: str) -> None:
+    """Wait until a column has stopped growing."""
+    before, same = "", 0
+    for _ in range(240):
+        now = page.inner_text(selector)
+        same = same + 1 if now == before and now else 0
+        if same >= 8:
+            return
+        before = now
+        time.sleep(0.25)
+    raise AssertionError("the answer did not come to an end")
