@@ -96,6 +96,19 @@ def _sort_settings(file: Path) -> None:
     write_atomic(file, to_json(settings))
 
 
+def restate(path: Path, card: Card) -> None:
+    """Bring source, rights and author of a finished adapter up to date, in persona.json and on its card.
+
+    What it was trained with (name, system prompt, probes) stays as it was.
+    """
+    trained = parse_card(read_json(path / "persona.json", "a persona"), "persona.json")
+    said = {"author": card.author, "source": card.source, "rights": card.rights}
+    now = trained.model_copy(update=said)
+    if now != trained:
+        write_atomic(path / "persona.json", to_json(now.model_dump(mode="json")))
+        write_atomic(path / "README.md", model_card(now, read_json(path / "run.json", "a run")))
+
+
 def model_card(card: Card, run: dict[str, Any]) -> str:
     """README.md of the adapter, from templates/model-card.md.jinja."""
     env = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)

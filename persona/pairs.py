@@ -13,6 +13,9 @@ from persona.files import write_atomic
 MAX_CHARACTERS = 100_000  # of one text; longer is a file pasted by mistake and would stall every view of it
 
 
+KEYS = ("instruction", "output", "history", "source")
+
+
 @dataclass(frozen=True)
 class Pair:
     """One thing said to the persona and what she answers, with the turns before it, oldest first."""
@@ -50,6 +53,8 @@ def check(row: Any) -> Pair:
         if not isinstance(value, str):
             raise InputError(f"'{name}' is missing" if value is None else f"'{name}' is not text: {value!r:.40}")
         texts[name] = value
+    if unknown := sorted(k for k, v in row.items() if k not in KEYS and v not in ("", None, [], {})):
+        raise InputError(f"unknown key {unknown[0]!r}; a pair has {', '.join(KEYS)}. Move its text there, or delete it")
     history = row.get("history") or []
     if not isinstance(history, list) or not all(
         isinstance(t, list) and len(t) == 2 and all(isinstance(x, str) for x in t) for t in history

@@ -93,6 +93,7 @@ class Row:
 
 Status = Literal["starting", "running", "done", "stopped", "failed", "interrupted"]
 ACTIVE = ("starting", "running")
+STARTING_SECONDS = 3.0  # between the first event and the note of the process that writes the next
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ class Run:
         # not splitlines(): U+2028 and U+0085 are line ends to it, and pasted text holds them
         lines = (self.path / "pairs.jsonl").read_text(encoding="utf-8").split("\n")
         values = [json.loads(line) for line in lines if line]
-        return [Row(check(v), bool(v.get("held_out"))) for v in values]
+        held_out = [bool(v.pop("held_out", False)) for v in values]
+        return [Row(check(v), held) for v, held in zip(values, held_out, strict=True)]
 
     def update_manifest(self, **facts: Any) -> None:
         write_atomic(self.path / "run.json", to_json({**self.manifest(), **facts}))
@@ -177,7 +179,8 @@ class Run:
         seen = _Replay()
         for event in self.events():
             seen.take(event)
-        if seen.status in ACTIVE and not self.alive():
+        fresh = time.time() - seen.time < STARTING_SECONDS and not (self.path / "worker.json").exists()
+        if seen.status in ACTIVE and not fresh and not self.alive():
             seen.status = "interrupted"
             seen.message = "The training process ended without a word (killed, or out of memory). It can be resumed."
         return seen.progress()
@@ -202,6 +205,7 @@ class _Replay:
     def __init__(self) -> None:
         self.status: Any = "starting"
         self.message = ""
+        self.time = 0.0
         self.step = self.steps = 0
         self.seconds = 0.0
         self.pace: tuple[int, float] | None = None  # step and seconds when this process began stepping
@@ -213,6 +217,7 @@ class _Replay:
 
     def take(self, e: dict[str, Any]) -> None:
         kind = e.get("event")
+        self.time = e.get("time", self.time)
         if kind == "state":
             self.status, self.message = e["state"], e.get("message", "")
             if e["state"] == "starting":
@@ -296,6 +301,7 @@ def start(run: Run) -> None:
     if run.alive():
         raise RunError(f"{run.name} is already running.")
     (run.path / "stop").unlink(missing_ok=True)
+    (run.path / "worker.json").unlink(missing_ok=True)
     run.log("state", state="starting")
     log = (run.path / "log.txt").open("ab")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}

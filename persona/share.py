@@ -269,6 +269,13 @@ def _refuse_secrets(folder: Path, token: str = "") -> None:
             )
 
 
+def _login(token: str | None) -> str | None:
+    """The token given, else this machine's own login. A Space serves strangers: its owner's token is not theirs."""
+    from huggingface_hub import get_token
+
+    return token or (None if os.environ.get("SPACE_ID") else get_token())
+
+
 def _endpoint() -> str:
     # read on every call: huggingface_hub reads it once, when it is imported
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
@@ -282,7 +289,7 @@ def push(
     token: else the one of the Hub's login or of HF_TOKEN. It is sent to the Hub and kept nowhere.
     Returns url (of the Hub's page), link (opens this very commit in the app), revision and private.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
 
     card = _checked(adapter).card
     if public and not card.rights.strip():
@@ -291,9 +298,12 @@ def push(
             "text it was trained on, and under which licence or permission; or share it privately."
         )
     wanted = Link(repo if "/" in repo else f"me/{repo}").repo
-    token = token or get_token()
+    token = _login(token)
     if not token:
-        raise ShareError("You are not logged in to the Hub. Log in with: hf auth login (or set HF_TOKEN).")
+        raise ShareError(
+            "You are not logged in to the Hub. Log in on your own machine with: hf auth login (or set HF_TOKEN). On a "
+            "shared Space, take the zip instead."
+        )
     _refuse_secrets(adapter, token)
     api = HfApi(endpoint=_endpoint(), token=token)
     with _in_words(repo, token):
@@ -328,12 +338,12 @@ def pull(source: Link, token: str | None = None) -> Path:
     """Download a persona from the Hub into PERSONA_HOME/hub and return its checked folder.
 
     A commit that is here already is opened without the network. Private ones open with the token of this machine's
-    login: an app that serves strangers must not have one.
+    login, never with that of a Space's owner.
     """
-    from huggingface_hub import HfApi, get_token, snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    token = token or get_token()
+    token = _login(token)
     options: dict[str, Any] = {"cache_dir": home() / "hub", "allow_patterns": list(FILES), "endpoint": _endpoint()}
     if _COMMIT.fullmatch(source.revision):
         try:

@@ -126,7 +126,8 @@ class Hub:
 
         async def wrapped(scope: dict[str, Any], receive: Callable, send: Callable) -> None:
             if scope["type"] != "http":
-                return await app(scope, receive, send)
+                await app(scope, receive, send)
+                return
             what = f"{scope['method']} {scope['path']}"
             self.requests.append(what)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from persona.errors import InputError
 from persona.files import write_atomic
 from persona.folder import Card, create
-from persona.pairs import MAX_CHARACTERS, Pair, dumps, read_pairs, scan, sha256, unfinished, write_pairs
+from persona.pairs import MAX_CHARACTERS, Pair, check, dumps, read_pairs, scan, sha256, unfinished, write_pairs
 
 GOOD = [
     pytest.param(b'{"instruction": "a", "output": "b"}', [Pair("a", "b")], id="one"),
@@ -241,3 +241,10 @@ def test_bad_lines_are_set_aside_before_the_file_is_replaced(tmp_path, monkeypat
     with pytest.raises(InputError, match="disk is full"):
         persona.save_pairs([Pair("a", "b")])
     assert persona.pairs_file.read_text(encoding="utf-8") == "precious\n"
+
+
+def test_a_key_of_another_format_is_named_not_dropped():
+    """Alpaca's "input" is half of the question; silently left out, the persona would learn to answer the other half."""
+    with pytest.raises(InputError, match="unknown key 'input'"):
+        check({"instruction": "Translate", "input": "茶", "output": "Tea"})
+    assert check({"instruction": "Hi", "input": "", "output": "Yes"}) == Pair("Hi", "Yes")

@@ -644,7 +644,7 @@ def test_formats_by_name_count_by_their_default(speaking):
 @pytest.mark.parametrize("kind", ["sentencepiece_tokenizer", "embedded_tokenizer"])
 @pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
 def test_the_mask_is_that_of_trls_training_template(request, kind, system):
-    """For Gemma 3. TRL learns the line break after <end_of_turn> too; ours stops at the stop token, all else is equal."""
+    """For Gemma 3. TRL learns the line break after <end_of_turn> too; ours ends at the stop token."""
     from trl.chat_template_utils import gemma3_chat_template, get_training_chat_template
 
     tokenizer = request.getfixturevalue(kind)

@@ -319,6 +319,14 @@ def test_a_run_whose_process_is_gone_was_interrupted(run, child, state):
     assert seen.status == "interrupted" and "can be resumed" in seen.message and seen.left is None
 
 
+def test_a_run_between_its_first_event_and_its_process_is_starting(run):
+    """The page polls in that moment too; a call of "interrupted" would offer to resume what has only begun."""
+    assert replay(run, ("state", {"state": "starting"})).status == "starting"
+    line = json.dumps({"time": time.time() - 60, "event": "state", "state": "starting"})
+    (run.path / "events.jsonl").write_text(line + "\n")
+    assert run.progress().status == "interrupted"
+
+
 def test_a_killed_process_that_nobody_has_collected_is_not_alive(run, child):
     """A zombie has the pid and the start time still."""
     runs.note_worker(run, child.pid)

@@ -6,15 +6,24 @@ from pathlib import Path
 
 import gradio as gr
 
-from persona import share
+from persona import adapter, folder, share
 from persona.files import slug as slugify
 from persona.ui.common import QUIET, Page, shown
 from persona.ui.compare import find
 
 
+def current(chosen: str) -> adapter.Adapter:
+    """The chosen adapter; of a run's, source and rights are first brought up to what its persona says now."""
+    found = find(chosen)
+    kind, _, rest = chosen.partition("/")
+    if kind == "run":
+        adapter.restate(found.path, folder.by_slug(rest.partition("/")[0]).card())
+    return find(chosen)
+
+
 def zipped(chosen: str) -> str:
     """The adapter as a zip with a sensible name, in a temporary folder that the page may serve from."""
-    a = find(chosen)
+    a = current(chosen)
     return str(share.pack(a.path, Path(tempfile.mkdtemp(prefix="persona-")) / f"{slugify(a.card.name)}-adapter.zip"))
 
 
@@ -22,10 +31,10 @@ def contents(chosen: str) -> str:
     """What would leave this machine: the files of the allow-list and whose text it is."""
     if not chosen:
         return '<div class="hint">There is no adapter to share yet. Train one in step 3.</div>'
-    a = find(chosen)
+    a = current(chosen)
     present = [f for f in share.FILES if (a.path / f).is_file()]
     size = sum((a.path / f).stat().st_size for f in present)
-    rights = escape(a.card.rights) or "not stated: fill in the rights in persona.json before you publish it"
+    rights = escape(a.card.rights) or "not stated: fill them in under step 1, Who it is, before you publish it"
     return (
         f"<div class='card'><b>{escape(a.card.name)}</b>, {size / 1e6:.1f} MB. "
         "These files and no others leave this machine:<br>"
@@ -36,7 +45,7 @@ def contents(chosen: str) -> str:
 def push(chosen: str, repo: str, public: bool, app_url: str, progress: gr.Progress = gr.Progress()) -> tuple[str, str]:
     """Upload; returns a notice and the share link."""
     progress(None, desc="Uploading to the Hub …")
-    done = share.push(find(chosen).path, repo.strip(), public=public, app_url=app_url)
+    done = share.push(current(chosen).path, repo.strip(), public=public, app_url=app_url)
     kind = "private" if done["private"] else "public"
     url = escape(done["url"])
     return f'<div class="good">It is on the Hub, {kind}: <a href="{url}">{url}</a></div>', done["link"]

@@ -10,6 +10,7 @@ from persona.errors import InputError, PersonaError
 from persona.pairs import Pair
 from persona.ui.common import QUIET, TEMPLATE, Page, mask_html, open_current, renderer_for, shown
 
+CARD_FIELDS = ("name", "system", "greeting", "source", "rights")
 HEADERS = ["#", "Someone says", "The persona answers", "Before"]
 Rows = list[list[Any]]
 
@@ -61,13 +62,13 @@ def start_persona(name: str) -> str:
 def load(slug: str) -> tuple:
     """Everything the step shows of a persona: card, table, what is known of each row, the file's state."""
     if not slug:
-        return gr.Column(visible=True), gr.Column(visible=False), "", "", "", [], [], "", "", ""
+        return gr.Column(visible=True), gr.Column(visible=False), "", "", "", "", "", [], [], "", ""
     persona = open_current(slug)
     card = persona.card()
     items, bad = persona.scan()
     return (
         gr.Column(visible=False), gr.Column(visible=True), card.name, card.system, card.greeting,
-        to_rows(items), items, pairs.sha256(items), status(items) + rejected(bad), rights(card),
+        card.source, card.rights, to_rows(items), items, pairs.sha256(items), status(items) + rejected(bad),
     )  # fmt: skip
 
 
@@ -94,10 +95,6 @@ def rejected(bad: list[pairs.BadLine]) -> str:
     return f"{lines}<div class='quiet'>{aside}{more}</div>" if bad else ""
 
 
-def rights(card: folder.Card) -> str:
-    return f"**Source of the text:** {card.source or 'not stated'}  \n**Rights:** {card.rights or 'not stated'}"
-
-
 def save(slug: str, rows: Rows, known: list[Pair], stamp: str) -> tuple[str, str, list[Pair], Any]:
     """Write the table to disk. What another window saved meanwhile is never overwritten."""
     persona = open_current(slug)
@@ -117,13 +114,15 @@ def save(slug: str, rows: Rows, known: list[Pair], stamp: str) -> tuple[str, str
     return status(items), pairs.sha256(items), kept, numbered
 
 
-def save_card(slug: str, name: str, system: str, greeting: str) -> str:
+def save_card(slug: str, *fields: str) -> str:
+    """fields: name, system prompt, greeting, source, rights."""
     persona = open_current(slug)
-    if not name.strip():
+    name = fields[0].strip()
+    if not name:
         raise InputError("A persona needs a name.")
-    changes = {"name": name.strip(), "system": system, "greeting": greeting}
+    changes = dict(zip(CARD_FIELDS, (name, *fields[1:]), strict=True))
     persona.save_card(folder.parse_card({**persona.card().model_dump(), **changes}, "persona.json"))
-    return f"Saved {escape(name.strip())}."
+    return f"Saved {escape(name)}."
 
 
 def remove(slug: str) -> tuple[str, str]:
@@ -173,14 +172,16 @@ def build(page: Page) -> None:
             name = gr.Textbox(label="or start your own", placeholder="A name", scale=3, elem_id="new-name")
             start = gr.Button("Start", scale=1, elem_id="start")
     with gr.Column(visible=False) as editor:
-        with gr.Accordion("Who it is: name, system prompt, greeting", open=False):
+        with gr.Accordion("Who it is: name, system prompt, greeting, rights", open=False):
             card = [
                 gr.Textbox(label="Name", elem_id="card-name"),
                 gr.Textbox(label="System prompt", info="Part of every training row and of every chat. Short is good.",
                            lines=2, elem_id="card-system"),
                 gr.Textbox(label="Greeting", info="Said before anyone has asked.", elem_id="card-greeting"),
+                gr.Textbox(label="Source", info="Where the text comes from.", elem_id="card-source"),
+                gr.Textbox(label="Rights", info="Whose text it is, and under which licence. Needed to publish.",
+                           elem_id="card-rights"),
             ]  # fmt: skip
-            about = gr.Markdown(elem_classes="quiet")
             saved = gr.HTML(elem_classes="status")
             delete = gr.Button("Delete this persona", size="sm", variant="stop")
         count = gr.HTML(elem_classes="status", elem_id="pairs-status")
@@ -199,7 +200,7 @@ def build(page: Page) -> None:
 
     settings = [page.base, page.template, page.max_length, page.learn_history]
     looking = [page.slug, table, known, page.pair, *settings]
-    loading = [welcome, editor, *card, table, known, stamp, count, about]
+    loading = [welcome, editor, *card, table, known, stamp, count]
     for button, example in zip(examples, folder.list_examples(), strict=True):
         button.click(shown(open_example), gr.State(example.slug), page.slug, api_visibility="private")
     gr.on([start.click, name.submit], shown(start_persona), name, page.slug, api_visibility="private")
