@@ -279,6 +279,7 @@ def train(run: Run, deadline: float | None = None) -> dict[str, Any]:
     )  # fmt: skip
     base_nll = None
     if job.held_out:
+        run.log("state", state="starting", message="Measuring the base on the held-out pairs …")
         with trainer.model.disable_adapter():
             base_nll = trainer.held_out_nll()
         run.log("eval", step=0, nll=base_nll)

@@ -120,13 +120,15 @@ def status_html(run: Run | None, p: Progress) -> str:
         return '<div class="card quiet">No run yet. Choose a preset and press Start.</div>'
     words = escape(WORDS[p.status] + (f": {p.message}" if p.message else ""))
     share = p.step / p.steps if p.steps else 0.0
-    best = min((nll for _, nll in p.held_out), default=None)
+    best = min((nll for step, nll in p.held_out if step), default=None)
     facts = [("step", f"{p.step} / {p.steps}" if p.steps else "…")]
     if p.status in ACTIVE:
         facts.append(("time left", duration(p.left)))
     facts.append(("trained for", duration(p.seconds)))
-    if p.base_nll is not None and best is not None:
-        facts += [("held-out loss, base", f"{p.base_nll:.2f}"), ("held-out loss, best", f"{best:.2f}")]
+    if p.base_nll is not None:
+        facts.append(("held-out loss, base", f"{p.base_nll:.2f}"))
+    if best is not None:
+        facts.append(("held-out loss, best", f"{best:.2f}"))
     if p.result:
         facts.append(("tokens per second", f"{p.result['tokens_per_s']:.0f}"))
     kind = {"done": "good", "failed": "problem", "interrupted": "problem"}.get(p.status, "hint")

@@ -1,0 +1,56 @@
+"""README is a map: it lists every file, and the imports go the way it says."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+ORDER = re.findall(r"^    (app\.py|persona/\S+\.py) ", README, re.M)
+MODULES = [str(p.relative_to(PROJECT)) for p in sorted((PROJECT / "persona").rglob("*.py"))]
+
+
+def test_readme_lists_every_file():
+    assert sorted(ORDER) == sorted([*MODULES, "app.py"])
+
+
+@pytest.mark.parametrize("file", [m for m in MODULES if "/ui/" not in m and "__main__" not in m])
+def test_a_file_imports_only_from_above_it(file):
+    """One way through the house: what a pair is knows nothing of training, training nothing of the page."""
+    above = set(ORDER[: ORDER.index(file)])
+    for node in ast.walk(ast.parse((PROJECT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("persona"):
+            names = [f"{node.module}.{a.name}" for a in node.names] + [node.module]
+            found = {n.replace(".", "/") + ".py" for n in names} | {f"{node.module.replace('.', '/')}/__init__.py"}
+            targets = {t for t in found if (PROJECT / t).is_file() and t != "persona/__init__.py"}
+            assert targets <= above, f"{file} imports {sorted(targets - above)}"
+
+
+def test_readme_shows_the_two_commands_first():
+    start = README.split("---", 2)[2][:1500]
+    assert "make run" in start and "make test" in start and "python app.py" in start
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\((docs/[^)]+)\)", README))
+def test_pictures_are_there(path):
+    assert (PROJECT / path).is_file()
+
+
+def test_readme_is_a_space_card():
+    """The front matter makes the repository a Space; its Gradio must be the one that is installed."""
+    from huggingface_hub import RepoCard
+
+    data = RepoCard(README).data.to_dict()
+    assert data["sdk"] == "gradio" and data["app_file"] == "app.py" and (PROJECT / data["app_file"]).is_file()
+    pins = (PROJECT / "requirements.txt").read_text()
+    assert f"=={data['sdk_version']}" in re.search(r"^gradio.*$", pins, re.M)[0]
+    assert len(data["short_description"]) <= 60
+
+
+def test_direct_dependencies_are_pinned():
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        for line in (PROJECT / name).read_text().splitlines():
+            if line and not line.startswith(("#", "-r")):
+                assert re.fullmatch(r"[\w.\-\[\]]+==[\w.]+", line), f"{name}: {line}"
