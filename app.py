@@ -2,7 +2,11 @@
 
 import os
 
-from persona.ui import LAUNCH, build, warm_up
+from persona.hardware import spin_less
+
+spin_less()
+
+from persona.ui import LAUNCH, build, warm_up  # noqa: E402  (Gradio may import torch)
 
 demo = build()
 

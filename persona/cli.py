@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from persona import __version__
+from persona import __version__, hardware
 from persona.errors import InputError, PersonaError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ RESULT = ("run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learn
 
 def main() -> int:
     """Run the command line. PersonaError is turned into exit status 1 here and nowhere else."""
+    hardware.spin_less()
     try:
         return app(standalone_mode=False) or 0
     except PersonaError as e:
@@ -236,7 +237,7 @@ def push(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """What this machine has, how Persona would use it, and which extras are installed."""
-    from persona import base, files, hardware
+    from persona import base, files
 
     machine = hardware.this_machine()
     plan = hardware.make_plan(machine)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from persona import base
+from persona import base, hardware
 from persona.errors import InputError, RunError
 from persona.files import PROJECT, disk_message, read_json, to_json, write_atomic
 from persona.folder import Card, Persona, parse_card
@@ -304,6 +304,7 @@ def start(run: Run) -> None:
     (run.path / "worker.json").unlink(missing_ok=True)
     run.log("state", state="starting")
     log = (run.path / "log.txt").open("ab")
+    hardware.spin_less()
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}
     child = subprocess.Popen(
         [sys.executable, "-m", "persona.train", str(run.path)],
