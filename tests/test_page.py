@@ -119,10 +119,10 @@ def test_the_whole_way(browser, server):
 
     # two voices
     page.click("#to-compare")
-    page.wait_for_function("document.querySelector('#adapter input').value.includes('甄嬛')")
+    page.wait_for_function("document.querySelector('#adapter input')?.value?.includes('甄嬛')")
     page.fill("#say textarea", "你是谁？")
     page.click("#send")
-    page.wait_for_function("document.querySelector('#chat-status').innerText.includes('seed')")
+    page.wait_for_function("document.querySelector('#chat-status')?.innerText?.includes('seed')")
     wait_until(lambda: "first after" in page.inner_text("#chat-status"), 60)
     settled(page, "#chat-persona")
     base, persona = (page.locator(f"{c} .bot.message").last.inner_text() for c in ("#chat-base", "#chat-persona"))
@@ -138,7 +138,7 @@ def test_the_whole_way(browser, server):
     download.value.save_as(zipped)
     page.click("#step-compare-button")
     page.set_input_files("#open-zip input[type=file], input[type=file][accept='.zip']", str(zipped))
-    page.wait_for_function("document.querySelector('#adapter input').value.includes('opened')")
+    page.wait_for_function("document.querySelector('#adapter input')?.value?.includes('opened')")
     assert errors == []
 
 
