@@ -128,7 +128,9 @@ def by_slug(name: str) -> Persona:
 
 
 def list_examples() -> list[Persona]:
-    return sorted((Persona(p.parent) for p in SHIPPED_PERSONAS.glob("*/persona.json")), key=lambda p: p.slug)
+    """The shipped personas, the one with most pairs first."""
+    found = [Persona(p.parent) for p in SHIPPED_PERSONAS.glob("*/persona.json")]
+    return sorted(found, key=lambda p: (-len(p.scan()[0]), p.slug))
 
 
 def copy_example(name: str) -> Persona:
