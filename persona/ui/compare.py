@@ -133,7 +133,7 @@ def talk(
         )  # fmt: skip
     cut = [who for who, r in zip(("base", "persona"), replies, strict=True) if not r.ended]
     note = f" · {' and '.join(cut)} reached the limit of {sampling.max_new_tokens} tokens" if cut else ""
-    yield gr.skip(), gr.skip(), "", f"{status}{note}"
+    yield gr.skip(), gr.skip(), "", f"{status} · done{note}"
 
 
 def turn(said: str, reply: chat.Reply) -> Chat:
