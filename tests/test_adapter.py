@@ -83,6 +83,8 @@ def test_it_describes_itself(trained, tiny_llama):
     assert opened.settings["r"] == 4 and opened.settings["lora_alpha"] == 8
     assert opened.max_length == 64 and opened.facts["figures"] == FACTS["figures"]
     assert opened.facts["base"]["licence"] == "MIT"
+    layers = opened.settings["target_modules"]
+    assert layers == sorted(layers) and len(layers) == 14, "PEFT writes them in the order of a set"
 
 
 def test_no_file_holds_a_path(trained, tiny_llama):
@@ -223,6 +225,7 @@ def test_names_of_things_to_import_are_ignored(folder, base_model, trained):
     assert torch.equal(logits(adapter.attach(base_model, opened, "x")), logits(trained[0]))
 
 
+@pytest.mark.timeout(60)
 def test_layers_come_from_the_weights_and_not_from_a_pattern(folder, base_model, trained):
     """target_modules may be a regular expression, and one made for it would match for years."""
     edit(folder / "adapter_config.json", target_modules="(.*)*(.*)*(.*)*(.*)*!")
