@@ -12,7 +12,7 @@ numbers, shapes that fit the base.
 """
 
 import json
-import math
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,8 @@ FILES = (
 MAX_BYTES = 4_000_000_000
 _PREFIX = "base_model.model."
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+_DTYPES = ("torch.float32", "torch.bfloat16", "torch.float16")
+_LAYER = re.compile(r"\^?[\w.\\-]{1,200}\$?")
 _SETTINGS = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 
 
@@ -53,7 +55,9 @@ class Adapter:
 
     @property
     def max_length(self) -> int:
-        return int(self.facts.get("config", {}).get("max_length", 512))
+        config = self.facts.get("config")
+        value = config.get("max_length") if isinstance(config, dict) else None
+        return value if type(value) is int and 8 <= value <= 32_768 else 512
 
 
 def write(
@@ -159,7 +163,10 @@ def check(path: Path) -> Adapter:
     template_file = path / "chat_template.jinja"
     if not template_file.is_file():
         raise AdapterError(f"{path.name}: no chat_template.jinja, so nobody can know how to talk to it.")
-    text = template_file.read_text(encoding="utf-8")
+    try:
+        text = template_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise AdapterError(f"{path.name}/chat_template.jinja: cannot be read ({e}). Copy it again.") from e
     base = run.get("base") if isinstance(run.get("base"), dict) else {}
     base_id = str((base or {}).get("id") or config.get("base_model_name_or_path") or "")
     return Adapter(path, card, Template(str(run.get("template") or "own"), text), base_id, settings, run)
@@ -167,13 +174,26 @@ def check(path: Path) -> Adapter:
 
 def _check_settings(name: str, settings: dict[str, Any]) -> None:
     r, alpha = settings.get("r"), settings.get("lora_alpha")
-    if not isinstance(r, int) or not 1 <= r <= 4096:
-        raise AdapterError(f"{name}/adapter_config.json: LoRA rank r={r!r} is not a number from 1 to 4096.")
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise AdapterError(f"{name}/adapter_config.json: lora_alpha={alpha!r} is not a number.")
+    if not _is_rank(r):
+        raise AdapterError(f"{name}/adapter_config.json: LoRA rank r={r!r:.40} is not a number from 1 to 4096.")
+    if not _is_alpha(alpha):
+        raise AdapterError(f"{name}/adapter_config.json: lora_alpha={alpha!r:.40} is not a number up to a million.")
+    for key, good in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
+        pattern = settings.get(key, {})
+        # PEFT matches the names as regular expressions; one made for it would run for years
+        if not isinstance(pattern, dict) or not all(_LAYER.fullmatch(k) and good(v) for k, v in pattern.items()):
+            raise AdapterError(f"{name}/adapter_config.json: {key}={pattern!r:.60} does not give layers a number each.")
     modules = settings.get("target_modules")
     if not (isinstance(modules, str) or (isinstance(modules, list) and all(isinstance(m, str) for m in modules))):
         raise AdapterError(f"{name}/adapter_config.json: target_modules={modules!r:.60} names no layers.")
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= 4096
+
+
+def _is_alpha(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= 1e6  # not isfinite: it fails for integers beyond a float
 
 
 def _check_weights(file: Path) -> None:
@@ -184,7 +204,11 @@ def _check_weights(file: Path) -> None:
     try:
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118  (not a dict)
-                if not bool(tensors.get_tensor(key).isfinite().all()):
+                tensor = tensors.get_tensor(key)
+                if str(tensor.dtype) not in _DTYPES:
+                    raise AdapterError(f"{file.name}: {key} is stored as {tensor.dtype}; LoRA weights are float32, "
+                                       "bfloat16 or float16.")  # fmt: skip
+                if not bool(tensor.isfinite().all()):
                     raise AdapterError(f"{file.name}: {key} holds numbers that are not finite. Its training diverged.")
     except SafetensorError as e:
         raise AdapterError(f"{file.name}: damaged or incomplete ({e}). Copy it again.") from e
@@ -200,39 +224,59 @@ def attach(model: Any, adapter: Adapter, name: str) -> Any:
 
     state = load_file(adapter.path / "adapter_model.safetensors")
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    _check_fit(adapter, state, inner)
+    layers = _check_fit(adapter, state, inner)  # all of it first: what fails later would leave half an adapter behind
     # built from known settings, not loaded: a config file from outside can name things to import
-    config = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, inference_mode=True, **adapter.settings)
+    settings = {**adapter.settings, "target_modules": layers}
+    config = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, inference_mode=True, **settings)
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
     else:
         model = get_peft_model(model, config, adapter_name=name)
-    outcome = set_peft_model_state_dict(model, state, adapter_name=name)
-    if outcome.unexpected_keys:
-        raise AdapterError(f"{adapter.path.name}: tensors that its own settings do not name: {outcome.unexpected_keys}")
+    set_peft_model_state_dict(model, state, adapter_name=name)
     return model.eval()
 
 
-def _check_fit(adapter: Adapter, state: dict[str, Any], model: Any) -> None:
-    """Compare every LoRA tensor with the layer it belongs to."""
+def _check_fit(adapter: Adapter, state: dict[str, Any], model: Any) -> list[str]:
+    """Compare every LoRA tensor with the layer it belongs to. Returns the layers."""
+    from peft.utils.other import get_pattern_key
+
     modules = dict(model.named_modules())
+    ranks, r = adapter.settings.get("rank_pattern", {}), adapter.settings["r"]
+    found: dict[str, set[str]] = {}
     wrong = []
     for key, tensor in state.items():
         layer, _, part = key.removeprefix(_PREFIX).rpartition(".lora_")
         module = modules.get(layer)
         module = getattr(module, "base_layer", module)
-        size = getattr(module, "in_features" if part.startswith("A") else "out_features", None)
-        axis = 1 if part.startswith("A") else 0
-        if size is None:
+        into, out = getattr(module, "in_features", None), getattr(module, "out_features", None)
+        if into is None or not key.startswith(_PREFIX):
             wrong.append(f"  {layer or key}: this base has no such layer")
-        elif part[:1] in "AB" and tensor.shape[axis] != size:
-            wrong.append(f"  {layer}: made for {tensor.shape[axis]} channels, this base has {size}")
+            continue
+        found.setdefault(layer, set()).add(part)
+        rank = ranks.get(get_pattern_key(ranks.keys(), layer), r)
+        sizes: dict[str, tuple[Any, ...]] = {"A.weight": (rank, into), "B.weight": (out, rank)}
+        if adapter.settings.get("use_dora"):
+            sizes["magnitude_vector"] = (out,)
+        if part not in sizes:
+            wrong.append(f"  {layer}: lora_{part} is not a tensor that its settings name")
+        elif tuple(tensor.shape) != sizes[part]:
+            wrong.append(f"  {layer}: lora_{part} is {_sizes(tensor.shape)}, with this base it must be "
+                         f"{_sizes(sizes[part])}")  # fmt: skip
+    wrong += [f"  {layer}: only {', '.join(sorted(parts))} of its LoRA is there"
+              for layer, parts in found.items() if not {"A.weight", "B.weight"} <= parts]  # fmt: skip
+    if not state:
+        wrong.append("  it holds no weights at all")
     if wrong:
         more = [f"  … and {len(wrong) - 5} more"] if len(wrong) > 5 else []
         raise AdapterError(
             f"The adapter {adapter.card.name} was trained on {adapter.base_id or 'another base'} and does not fit "
             "this one:\n" + "\n".join(wrong[:5] + more) + "\nOpen it with its own base."
         )
+    return sorted(found)
+
+
+def _sizes(shape: Any) -> str:
+    return "×".join(map(str, shape)) or "one number"
 
 
 def set_strength(model: Any, name: str, strength: float) -> None:

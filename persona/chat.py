@@ -26,7 +26,7 @@ from persona import base as bases
 from persona import hardware
 from persona.adapter import Adapter
 from persona.base import Base
-from persona.errors import AdapterError, InputError, PersonaError
+from persona.errors import AdapterError, InputError
 from persona.render import Prompt, Renderer
 
 BASE = "__base__"  # PEFT's name for "no adapter" in a mixed batch
@@ -48,6 +48,8 @@ class Sampling:
             raise InputError(f"temperature={self.temperature}: from 0 (always the likeliest token) to 5.")
         if not 0 < self.top_p <= 1 or self.top_k < 0:
             raise InputError(f"top_p={self.top_p}, top_k={self.top_k}: top_p is in (0, 1], top_k at least 0.")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed={self.seed}: from 0 to {2**63 - 1}.")
         if not 1 <= self.max_new_tokens <= CONTEXT:
             raise InputError(f"max_new_tokens={self.max_new_tokens}: from 1 to {CONTEXT}.")
 
@@ -81,14 +83,25 @@ class Voices:
         self.attached: dict[str, tuple[Adapter, float]] = {}
 
     def attach(self, adapter: Adapter) -> str:
-        """Load the adapter if it is not there yet, or has changed on disk. Returns its name in this model."""
+        """Load the adapter if it is not there yet, or has changed on disk. Returns its name in this model.
+
+        Raises AdapterError when it does not fit the base, or cannot share a batch with it.
+        """
+        if adapter.settings.get("use_dora"):
+            raise AdapterError(
+                f"The adapter {adapter.card.name} was trained with use_dora=True, which rescales the base's own "
+                "weights: it cannot answer beside the base in one batch. Train it again with use_dora=False to compare."
+            )
         name = f"a{abs(hash(adapter.path)):x}"
         stamp = (adapter.path / "adapter_model.safetensors").stat().st_mtime
         with self.lock:
             if self.attached.get(name, (None, 0.0))[1] == stamp:
                 return name
-            if name in self.attached:
-                self.model.delete_adapter(name)
+            if self.attached.pop(name, None):
+                if self.attached:
+                    self.model.delete_adapter(name)
+                else:  # PEFT has no model without an adapter: back to the plain base
+                    self.model = self.model.unload()
             self.model = adapters.attach(self.model, adapter, name)
             self.attached[name] = (adapter, stamp)
         return name
@@ -138,6 +151,8 @@ def stream(
         raise InputError(f"The conversation has {longest:,} tokens and no room for a reply. Clear it and start anew.")
     with voices.lock:
         for name in {c.adapter for c in columns} - {BASE}:
+            if name not in voices.attached:
+                raise AdapterError("This adapter is no longer open: its folder has changed. Choose it again.")
             voices.set_strength(name, strength)
         yield from _decode(voices, columns, sampling, stop_id)
 
@@ -166,8 +181,6 @@ def _decode(
                 return
             step.feed(chosen)
         yield [replace(r, text=t.whole()) for r, t in zip(replies, texts, strict=True)]
-    except PersonaError:
-        raise
     except BaseException:
         purge_hooks(voices.model)
         raise

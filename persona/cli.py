@@ -31,7 +31,7 @@ def main() -> int:
     """Run the command line. PersonaError is turned into exit status 1 here and nowhere else."""
     hardware.spin_less()
     try:
-        return app(standalone_mode=False) or 0
+        return app(standalone_mode=False, prog_name="python -m persona") or 0
     except PersonaError as e:
         typer.secho(str(e), err=True, fg="red")
         return 1
@@ -120,8 +120,8 @@ def train(
         inside = persona.runs_dir / resume
         run = runs.open_run(inside if inside.is_dir() else resume)
     else:
-        settings = dict(_key_value(x) for x in changes or [])
-        run = runs.create_run(persona, runs.make_config(preset, **settings, **({"base": base} if base else {})))
+        settings = dict(_key_value(x) for x in changes or []) | ({"base": base} if base else {})
+        run = runs.create_run(persona, runs.make_config(preset, **settings))
     runs.start(run)
     note(f"Run {run.path}")
     last = _follow(run)
@@ -199,6 +199,7 @@ def chat(
     sampling = chats.Sampling(temperature=temperature, seed=seed, max_new_tokens=max_new_tokens)
     turns, rate = chats.answer(adapters.check(found), prompt, sampling, strength, base)
     text = "\n\n".join(f"> {t['prompt']}\nbase:    {t['base']}\npersona: {t['adapter']}" for t in turns)
+    turns = [{k: t[k] for k in ("prompt", "rendered", "base", "adapter")} for t in turns]
     put({"turns": turns, "tokens_per_s": round(rate, 2)}, text, as_json)
 
 

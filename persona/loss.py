@@ -89,7 +89,7 @@ class TiledNLL(torch.autograd.Function):
             total = torch.zeros_like(top)
             for tile in tiles:
                 logits.append(hidden @ tile.T)
-                scores = logits[-1].float()
+                scores = logits[-1].to(torch.float32, copy=True)  # float() of float32 is no copy, and exp_ is in place
                 higher = torch.maximum(top, scores.amax(-1, keepdim=True))
                 total = total * (top - higher).exp() + scores.sub_(higher).exp_().sum(-1, keepdim=True)
                 top = higher

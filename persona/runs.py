@@ -72,7 +72,7 @@ PRESETS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def make_config(preset: str = "quick", **changes: Any) -> RunConfig:
+def make_config(preset: str = "quick", /, **changes: Any) -> RunConfig:
     """The preset with `changes` on top. Raises InputError naming every setting that is wrong."""
     if preset not in PRESETS:
         raise InputError(f"{preset!r}: no such preset. Choose one of {', '.join(PRESETS)}.")

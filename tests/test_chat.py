@@ -1,0 +1,477 @@
+"""Voices from one batch: each column is what it would have said alone, and nothing that goes wrong stays behind."""
+
+import gc
+import itertools
+import os
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import CARD, FACTS, load, with_lora, write_adapter
+
+from persona import adapter, chat
+from persona.base import Base
+from persona.chat import BASE, CONTEXT, Column, Sampling, Voices, stream
+from persona.errors import AdapterError, InputError
+from persona.hardware import Machine
+from persona.render import Prompt, read_template
+
+GREEDY = Sampling(temperature=0, max_new_tokens=24)
+WARM = Sampling(temperature=0.9, top_p=0.95, seed=7, max_new_tokens=24)
+WAYS = {"greedy": GREEDY, "warm": WARM, "top-k": replace(WARM, top_k=12, top_p=1.0)}
+NEVER = -1  # a stop id that is never drawn; the tokenizer's own eos still is one
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """No measuring: the plan of a plain CPU."""
+    plain = Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
+    monkeypatch.setattr(chat.hardware, "this_machine", lambda: plain)
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory, tiny_gemma):
+    """Two adapters of the tiny Gemma, of different rank."""
+    folder = tmp_path_factory.mktemp("adapters")
+    write_adapter(tiny_gemma, folder / "one", seed=1, template="gemma-base")
+    write_adapter(tiny_gemma, folder / "two", seed=2, template="gemma-base", r=2, target_modules=["q_proj", "up_proj"])
+    return [adapter.check(folder / "one"), adapter.check(folder / "two")]
+
+
+def quiet(model, *stops: int):
+    """Its stop token is out of reach: the replies of a random model should go on to the limit."""
+    real = model.get_output_embeddings().forward
+
+    def forward(hidden):
+        scores = real(hidden)
+        scores[..., list(stops)] = -1e4
+        return scores
+
+    model.get_output_embeddings().forward = forward
+    return model
+
+
+@pytest.fixture
+def voices(tiny_gemma):
+    made = Voices(Base("someone/tiny", tiny_gemma))
+    quiet(made.model, made.tokenizer.eos_token_id)
+    return made
+
+
+def prompt(*ids: int) -> Prompt:
+    return Prompt("", [2, *ids])
+
+
+SHORT, LONG = prompt(301, 302), prompt(*range(270, 300), 310, 300, 350)  # LONG is beyond the sliding window of 16
+PROMPTS = {"equal": (SHORT, SHORT, SHORT), "different": (SHORT, LONG, prompt(*range(280, 291)))}
+
+
+def say(voices, columns, sampling=GREEDY, stop_id=NEVER, strength=1.0):
+    """The last replies, and after how many tokens they were complete."""
+    shown = list(stream(voices, columns, sampling, stop_id, strength))
+    return shown[-1]
+
+
+def hooks(model) -> int:
+    return sum(len(m._forward_pre_hooks) for m in model.modules())
+
+
+# ---- a column is its own run
+
+
+@pytest.mark.parametrize("sampling", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
+def test_each_column_is_what_it_would_be_alone(voices, adapters, prompts, sampling):
+    names = [BASE, *(voices.attach(a) for a in adapters)]
+    columns = [Column(n, p) for n, p in zip(names, prompts, strict=True)]
+    together = say(voices, columns, sampling)
+    alone = [say(voices, [c], sampling)[0] for c in columns]
+    assert together == alone
+    assert len({r.text for r in together}) == 3, "they must differ, or this test sees nothing"
+    assert all(r.tokens == 24 and not r.ended for r in together)
+
+
+@pytest.mark.parametrize("sampling", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
+def test_the_base_column_is_the_plain_base(voices, adapters, prompts, sampling, tiny_gemma):
+    """Another copy of the base that no adapter ever touched says the same."""
+    names = [BASE, *(voices.attach(a) for a in adapters)]
+    mixed = say(voices, [Column(n, p) for n, p in zip(names, prompts, strict=True)], sampling)[0]
+    plain = Voices(Base("someone/tiny", tiny_gemma))
+    quiet(plain.model, plain.tokenizer.eos_token_id)
+    assert say(plain, [Column(BASE, prompts[0])], sampling)[0] == mixed
+    assert not hasattr(plain.model, "peft_config")
+
+
+@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
+def test_greedy_tokens_are_those_of_generate(voices, tiny_gemma, prompts, monkeypatch):
+    """Cache, positions and padding are ours; transformers' own loop, without a cache, is the witness."""
+    drawn = []
+    real = chat._Draw.__call__
+    monkeypatch.setattr(chat._Draw, "__call__", lambda self, scores: drawn.append(real(self, scores)) or drawn[-1])
+    say(voices, [Column(BASE, p) for p in prompts])
+    plain = quiet(load(tiny_gemma), voices.tokenizer.eos_token_id)
+    for n, p in enumerate(prompts):
+        want = plain.generate(torch.tensor([p.ids]), max_new_tokens=24, do_sample=False, use_cache=False)
+        assert [step[n].item() for step in drawn] == want[0, len(p.ids) :].tolist()
+
+
+def test_the_adapter_column_is_the_trained_model(voices, tiny_gemma, tmp_path, monkeypatch):
+    model = write_adapter(tiny_gemma, tmp_path / "a", template="gemma-base")
+    name = voices.attach(adapter.check(tmp_path / "a"))
+    drawn = []
+    real = chat._Draw.__call__
+    monkeypatch.setattr(chat._Draw, "__call__", lambda self, scores: drawn.append(real(self, scores)) or drawn[-1])
+    say(voices, [Column(BASE, SHORT), Column(name, LONG)])
+    quiet(model.get_base_model(), voices.tokenizer.eos_token_id)
+    want = model.generate(input_ids=torch.tensor([LONG.ids]), max_new_tokens=24, do_sample=False, use_cache=False)
+    assert [step[1].item() for step in drawn] == want[0, len(LONG.ids) :].tolist()
+
+
+def test_the_same_seed_is_the_same_text_and_another_is_another(voices, adapters):
+    columns = [Column(BASE, SHORT), Column(voices.attach(adapters[0]), SHORT)]
+    first, again, other = (say(voices, columns, replace(WARM, seed=s)) for s in (7, 7, 8))
+    torch.manual_seed(99)  # nothing global decides
+    assert first == again == say(voices, columns, WARM)
+    assert other[0].text != first[0].text and other[1].text != first[1].text
+
+
+def test_two_columns_with_the_same_voice_say_the_same(voices):
+    """One source of randomness for all: columns differ because the adapter differs, never because the dice did."""
+    a, b = say(voices, [Column(BASE, SHORT)] * 2, WARM)
+    assert a == b
+
+
+@pytest.mark.parametrize("sampling", [replace(WARM, top_p=1.0), replace(WARM, temperature=1.7, top_k=3, top_p=1.0),
+                                      replace(WARM, temperature=0.5, top_p=0.6)])  # fmt: skip
+def test_tokens_are_drawn_with_the_probabilities_of_softmax(sampling):
+    """Noise and maximum are a draw from softmax: 4,000 draws against the exact shares."""
+    scores = torch.tensor([[1.0, 0.2, -0.5, 2.0, 0.9], [0.0, 0.0, 0.0, -3.0, 1.0]])
+    draw = chat._Draw(sampling, "cpu")
+    counts = torch.zeros(2, 5)
+    for _ in range(4000):
+        for row, token in enumerate(draw(scores).tolist()):
+            counts[row, token] += 1
+    want = (scores / sampling.temperature).softmax(-1)
+    if sampling.top_k:
+        want = torch.where(want >= want.topk(sampling.top_k, -1).values[:, -1:], want, 0)
+    if sampling.top_p < 1:
+        ordered, order = want.sort(-1, descending=True)
+        ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0
+        want = torch.zeros_like(want).scatter(-1, order, ordered)
+    want = want / want.sum(-1, keepdim=True)
+    if sampling.top_k == 0:  # with top_k, equal scores at the edge may all be kept
+        assert (counts / 4000 - want).abs().max() < 0.035
+    assert ((counts == 0) | (want > 0)).all()
+
+
+# ---- strength
+
+
+def test_strength_moves_the_adapter_column_alone(voices, adapters):
+    name = voices.attach(adapters[0])
+    columns = [Column(BASE, SHORT), Column(name, SHORT)]
+    replies = {s: say(voices, columns, GREEDY, NEVER, s) for s in (1.0, 0.0, 0.4, 2.0)}
+    assert len({r[0].text for r in replies.values()}) == 1, "the base never moves"
+    assert replies[0.0][1] == replies[0.0][0], "without strength she is the base"
+    assert len({r[1].text for r in replies.values()}) == 4
+    assert say(voices, columns) == replies[1.0], "the next answer is as trained again"
+
+
+@pytest.mark.parametrize("strength", [-0.1, 2.1, float("nan")])
+def test_a_strength_out_of_range_is_refused(voices, adapters, strength):
+    columns = [Column(voices.attach(adapters[0]), SHORT)]
+    with pytest.raises(InputError, match=f"strength={strength}: from 0"):
+        say(voices, columns, strength=strength)
+    assert not voices.lock.locked()
+    assert say(voices, columns)[0].tokens == 24
+
+
+# ---- attaching
+
+
+def test_attached_once(voices, adapters, monkeypatch):
+    name = voices.attach(adapters[0])
+    monkeypatch.setattr(chat.adapters, "attach", lambda *_: pytest.fail("it is there already"))
+    assert voices.attach(adapters[0]) == name
+
+
+@pytest.mark.parametrize("others", [0, 1], ids=["alone", "beside-another"])
+def test_a_folder_that_changed_is_read_again(voices, adapters, tiny_gemma, tmp_path, others):
+    columns = [Column(BASE, SHORT)] + [Column(voices.attach(a), SHORT) for a in adapters[:others]]
+    before = say(voices, columns)
+    replies = []
+    for seed in (3, 4):
+        write_adapter(tiny_gemma, tmp_path / "a", seed=seed, template="gemma-base", r=seed)
+        stamp = 1_000_000 + seed
+        os.utime(tmp_path / "a" / "adapter_model.safetensors", (stamp, stamp))
+        name = voices.attach(adapter.check(tmp_path / "a"))
+        replies.append(say(voices, [*columns, Column(name, SHORT)]))
+    assert replies[0][-1].text != replies[1][-1].text
+    assert replies[0][:-1] == replies[1][:-1] == before, "the others did not change"
+    fresh = Voices(Base("someone/tiny", tiny_gemma))
+    quiet(fresh.model, fresh.tokenizer.eos_token_id)
+    assert say(fresh, [Column(fresh.attach(adapter.check(tmp_path / "a")), SHORT)])[0] == replies[1][-1]
+
+
+def test_an_adapter_of_another_base_is_refused_and_the_chat_goes_on(voices, adapters, tiny_llama, tmp_path):
+    name = voices.attach(adapters[0])
+    before = say(voices, [Column(BASE, SHORT), Column(name, SHORT)])
+    write_adapter(tiny_llama, tmp_path / "foreign")
+    with pytest.raises(AdapterError, match="does not fit"):
+        voices.attach(adapter.check(tmp_path / "foreign"))
+    assert not voices.lock.locked()
+    assert say(voices, [Column(BASE, SHORT), Column(name, SHORT)]) == before
+
+
+def test_a_changed_folder_that_no_longer_fits_is_said_and_can_be_mended(voices, tiny_gemma, tiny_llama, tmp_path):
+    write_adapter(tiny_gemma, tmp_path / "a", template="gemma-base")
+    name = voices.attach(adapter.check(tmp_path / "a"))
+    good = say(voices, [Column(BASE, SHORT), Column(name, SHORT)])
+    write_adapter(tiny_llama, tmp_path / "a")
+    os.utime(tmp_path / "a" / "adapter_model.safetensors", (1, 1))
+    with pytest.raises(AdapterError, match="does not fit"):
+        voices.attach(adapter.check(tmp_path / "a"))
+    assert say(voices, [Column(BASE, SHORT)])[0] == good[0]
+    with pytest.raises(AdapterError, match="no longer open"):
+        say(voices, [Column(name, SHORT)])
+    write_adapter(tiny_gemma, tmp_path / "a", template="gemma-base")
+    assert voices.attach(adapter.check(tmp_path / "a")) == name
+    assert say(voices, [Column(BASE, SHORT), Column(name, SHORT)]) == good
+
+
+def test_a_dora_adapter_is_refused_before_any_forward_pass(voices, tiny_gemma, tmp_path, monkeypatch):
+    """PEFT finds out in the middle of a batch, with its hooks on the model."""
+    write_adapter(tiny_gemma, tmp_path / "dora", use_dora=True)
+    monkeypatch.setattr(voices.model, "forward", lambda *_, **__: pytest.fail("too late"))
+    with pytest.raises(AdapterError, match=r"Mags was trained with use_dora=True.* use_dora=False to compare"):
+        voices.attach(adapter.check(tmp_path / "dora"))
+    assert voices.attached == {} and not hasattr(voices.model, "peft_config")
+
+
+def test_the_last_base_is_kept_in_memory(tiny_gemma, tiny_llama, monkeypatch):
+    monkeypatch.setattr(chat, "_open", {})
+    gemma, llama = (Base(f.name, f) for f in (tiny_gemma, tiny_llama))
+    first = chat.open_voices(gemma)
+    assert chat.open_voices(gemma) is first
+    chat.open_voices(llama)
+    assert list(chat._open) == [str(tiny_llama)] and chat.open_voices(gemma) is not first
+
+
+# ---- what goes wrong
+
+
+def test_closing_half_way_frees_the_model(voices, adapters):
+    columns = [Column(BASE, SHORT), Column(voices.attach(adapters[0]), LONG)]
+    whole = say(voices, columns)
+    replies = stream(voices, columns, GREEDY, NEVER)
+    for _ in range(3):
+        seen = next(replies)
+    assert voices.lock.locked() and seen[0].tokens == 3
+    replies.close()
+    assert not voices.lock.locked() and hooks(voices.model) == 0
+    assert say(voices, columns) == whole
+
+
+def test_a_forgotten_iterator_frees_the_model(voices):
+    replies = stream(voices, [Column(BASE, SHORT)], GREEDY, NEVER)
+    next(replies)
+    del replies
+    gc.collect()
+    assert not voices.lock.locked()
+
+
+@pytest.mark.parametrize("when", [0, 3], ids=["first-pass", "fourth-pass"])
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, KeyboardInterrupt, AdapterError])
+def test_an_error_inside_the_model_leaves_nothing_behind(voices, adapters, monkeypatch, when, error):
+    """PEFT's hooks stay on the model when a forward pass fails, and every later answer would fail with them."""
+    columns = [Column(BASE, SHORT), Column(voices.attach(adapters[0]), SHORT)]
+    good = say(voices, columns)
+    layer = voices.model.get_base_model().model.layers[1].mlp.down_proj
+    real, calls = layer.forward, []
+
+    def forward(*args, **kwargs):
+        calls.append(hooks(voices.model))
+        if len(calls) > when:
+            raise error("broken on purpose")
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layer, "forward", forward)
+        with pytest.raises(error, match="broken on purpose"):
+            say(voices, columns)
+    assert calls[-1] > 0, "the hooks were on the model when it failed, or this test sees nothing"
+    assert hooks(voices.model) == 0 and not voices.lock.locked()
+    assert say(voices, columns) == good
+
+
+def test_two_at_once_each_get_their_own_answer(voices, adapters):
+    """Streams take turns; each sets its own strength when its turn comes."""
+    names = [voices.attach(a) for a in adapters]
+    jobs = [
+        ([Column(BASE, SHORT), Column(names[0], LONG)], GREEDY, 1.0),
+        ([Column(names[1], SHORT), Column(names[0], SHORT)], WARM, 0.5),
+        ([Column(names[0], LONG), Column(BASE, SHORT)], replace(WARM, seed=3), 2.0),
+    ]
+    want = [say(voices, columns, sampling, NEVER, strength) for columns, sampling, strength in jobs]
+    got: dict[int, list] = {}
+    begin = threading.Barrier(6)
+
+    def run(n):
+        columns, sampling, strength = jobs[n % 3]
+        begin.wait()
+        got[n] = say(voices, columns, sampling, NEVER, strength)
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert got == {n: want[n % 3] for n in range(6)}
+    assert len({r[0].text for r in want}) == 3
+
+
+def test_attaching_waits_for_the_answer_that_is_running(voices, adapters):
+    replies = stream(voices, [Column(BASE, SHORT)], GREEDY, NEVER)
+    next(replies)
+    thread = threading.Thread(target=voices.attach, args=(adapters[0],))
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive() and voices.attached == {}
+    *_, last = replies
+    thread.join(30)
+    assert len(voices.attached) == 1 and say(voices, [Column(BASE, SHORT)]) == last
+
+
+# ---- the end of a reply
+
+
+def script(monkeypatch, *steps: list[int]):
+    """The drawn tokens of each column, step by step."""
+    todo = iter(steps)
+    monkeypatch.setattr(chat._Draw, "__call__", lambda *_: torch.tensor(next(todo)))
+
+
+def letters(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("stop", ["<end_of_turn>", "<eos>"])
+def test_a_stop_token_ends_its_own_row_alone(voices, monkeypatch, stop):
+    """The reply's own stop token, or the tokenizer's: an ended row says nothing more while the others go on."""
+    end, turn = (voices.tokenizer.convert_tokens_to_ids(t) for t in (stop, "<end_of_turn>"))
+    a, b = letters(voices.tokenizer, "你")[0], letters(voices.tokenizer, "有")[0]
+    script(monkeypatch, [a, b], [end, b], [b, b], [a, end], [a, a])
+    shown = [[(r.text, r.tokens, r.ended) for r in step] for step in
+             stream(voices, [Column(BASE, SHORT)] * 2, GREEDY, turn)]  # fmt: skip
+    assert shown == [
+        [("你", 1, False), ("有", 1, False)],
+        [("你", 1, True), ("有有", 2, False)],
+        [("你", 1, True), ("有有有", 3, False)],
+        [("你", 1, True), ("有有有", 3, True)],
+    ]
+
+
+def test_the_limit_is_not_an_end(voices, monkeypatch):
+    a = letters(voices.tokenizer, "你")[0]
+    script(monkeypatch, *[[a]] * 3)
+    *_, last = stream(voices, [Column(BASE, SHORT)], replace(GREEDY, max_new_tokens=3), NEVER)
+    assert (last[0].text, last[0].tokens, last[0].ended) == ("你你你", 3, False)
+
+
+def test_half_a_character_waits_for_its_other_half(voices, monkeypatch):
+    """A rare character comes in four bytes, one token each; none of them is a character."""
+    bytes_ = letters(voices.tokenizer, "𠮷")
+    assert len(bytes_) == 4
+    a = letters(voices.tokenizer, "你")[0]
+    script(monkeypatch, *[[t] for t in (a, *bytes_, a, *bytes_[:2])])
+    shown = [step[0].text for step in stream(voices, [Column(BASE, SHORT)], replace(GREEDY, max_new_tokens=8), NEVER)]
+    assert shown[:8] == ["你", "你", "你", "你", "你𠮷", "你𠮷你", "你𠮷你", "你𠮷你"]
+    assert not any("\ufffd" in text for text in shown[:8])
+    assert shown[8].startswith("你𠮷你"), "the limit came in the middle of a character: what there is, is shown"
+
+
+@pytest.mark.parametrize("text", ["家父是大理寺少卿", "👩‍🚀 ok 🙂", "a  b\n\n c", "e\u0301𠮷\u3000。", "x" * 30])
+@pytest.mark.parametrize("tokenizer", ["sentencepiece_tokenizer", "byte_tokenizer", "llama3_tokenizer"])
+def test_text_grows_and_ends_as_what_was_said(request, tokenizer, text):
+    tokenizer = request.getfixturevalue(tokenizer)
+    shown = chat._Text(tokenizer)
+    steps = [shown.add(t) for t in letters(tokenizer, text)]
+    assert steps[-1] == shown.whole() == text
+    assert all(b.startswith(a) for a, b in itertools.pairwise(steps))
+    assert not any("\ufffd" in s for s in steps)
+
+
+def test_no_room_for_a_reply_is_refused(voices):
+    room = replace(GREEDY, max_new_tokens=96)
+    long = Prompt("", [5] * (CONTEXT - 95))
+    with pytest.raises(InputError, match=r"has 4,001 tokens and no room for a reply\. Clear it"):
+        say(voices, [Column(BASE, SHORT), Column(BASE, long)], room)
+    assert not voices.lock.locked()
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("temperature", -0.1),
+        ("temperature", 5.1),
+        ("temperature", float("nan")),
+        ("top_p", 0),
+        ("top_p", 1.01),
+        ("top_p", float("nan")),
+        ("top_k", -1),
+        ("max_new_tokens", 0),
+        ("max_new_tokens", CONTEXT + 1),
+        ("seed", -1),
+        ("seed", 2**64),
+    ],
+)
+def test_a_bad_setting_is_refused_by_name(name, value):
+    with pytest.raises(InputError, match=f"{name}={value}"):
+        Sampling(**{name: value})
+
+
+# ---- answer
+
+
+@pytest.fixture
+def ready(tiny_gemma, tmp_path, monkeypatch):
+    """An adapter whose base is opened from its folder."""
+    monkeypatch.setattr(chat, "_open", {})
+    write_adapter(tiny_gemma, tmp_path / "a", template="gemma-base")
+    return adapter.check(tmp_path / "a"), str(tiny_gemma)
+
+
+def test_answer(ready):
+    mags, base = ready
+    turns, rate = chat.answer(mags, ["Who are you?", "你是谁？"], GREEDY, base=base)
+    assert [t["prompt"] for t in turns] == ["Who are you?", "你是谁？"] and rate > 0
+    renderer = chat.renderer_of(mags, chat.open_voices(chat.base_of(mags, base)).tokenizer)
+    assert renderer.system == CARD.system and renderer.max_length == FACTS["config"]["max_length"]
+    assert renderer.template == read_template("gemma-base")
+    for turn in turns:
+        assert turn["rendered"] == renderer.prompt([], turn["prompt"]).text
+        assert CARD.system in turn["rendered"] and turn["base"] != turn["adapter"]
+    alone, _ = chat.answer(mags, ["你是谁？"], GREEDY, base=base)
+    assert alone[0] == turns[1], "every prompt is a conversation of its own"
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_an_empty_prompt_is_refused(ready, text):
+    with pytest.raises(InputError, match="The prompt is empty"):
+        chat.answer(ready[0], [text], GREEDY, base=ready[1])
+
+
+def test_an_adapter_without_a_base_asks_for_one(ready):
+    nameless = replace(ready[0], base_id="")
+    with pytest.raises(AdapterError, match="does not say which base it was trained on. Name it with --base"):
+        chat.base_of(nameless)
+    assert chat.base_of(nameless, ready[1]).path.name == "tiny-gemma"
+
+
+def test_a_base_in_half_precision_is_sampled_in_full(tiny_gemma):
+    """Scores in bfloat16 have ties; they are made float32 before they are drawn from."""
+    model = with_lora(load(tiny_gemma, "bfloat16"), size=0.1)
+    steps = chat._Steps(model, [SHORT.ids], [BASE], 0)
+    assert steps.logits().dtype == torch.float32

@@ -1,0 +1,228 @@
+"""The loss is the stock cross entropy, wherever it saves work: same value, same gradients, row by row or padded."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import load, lora_gradients, with_lora
+
+from persona import loss
+from persona.loss import Collator, TiledNLL, mean_nll, nll_sum
+from persona.render import IGNORED, Example
+
+LENGTHS = (23, 9, 31, 16)  # longer than the sliding window of tiny_gemma, and none of them alike
+
+
+def rows(vocabulary: int, lengths=LENGTHS, seed: int = 0) -> list[dict[str, list[int]]]:
+    """Random rows; the last half of each is learned."""
+    torch.manual_seed(seed)
+    made = []
+    for length in lengths:
+        ids = torch.randint(3, vocabulary, (length,)).tolist()
+        made.append({"input_ids": ids, "labels": [IGNORED] * (length // 2) + ids[length // 2 :]})
+    return made
+
+
+def stock(model, ids, labels):
+    """All logits of all positions, and PyTorch's own loss."""
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+
+
+@pytest.fixture(params=["tiny_gemma", "tiny_llama"])
+def model(request):
+    return with_lora(load(request.getfixturevalue(request.param)))
+
+
+@pytest.fixture
+def batch(model):
+    return Collator(0)(rows(model.config.vocab_size))
+
+
+def compare(model, batch) -> tuple[float, float, dict, dict]:
+    want = stock(model, batch["input_ids"], batch["labels"])
+    want.backward()
+    expected = lora_gradients(model)
+    got, learned = nll_sum(model, batch["input_ids"], batch["labels"])
+    got.backward()
+    assert learned == sum(n - n // 2 for n in LENGTHS)
+    return want.item(), got.item(), expected, lora_gradients(model)
+
+
+@pytest.mark.parametrize("tile", [7, 64, 4096], ids=["many-tiles", "some-tiles", "one-tile"])
+def test_value_and_gradients_are_the_stock_ones(model, batch, tile, monkeypatch):
+    """However the vocabulary is cut: no size here divides it."""
+    assert model.config.vocab_size % tile and model.config.vocab_size > 64
+    monkeypatch.setattr(TiledNLL, "TILE", tile)
+    want, got, expected, found = compare(model, batch)
+    assert got == pytest.approx(want, rel=1e-5)
+    assert found.keys() == expected.keys() and len(found) == 2 * 2 * 7, "A and B, two layers, seven matrices each"
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("base", ["tiny_gemma", "tiny_llama"])
+def test_in_bfloat16_too(base, request):
+    """float32 LoRA weights on a bfloat16 base: as close as eight bits of mantissa allow."""
+    model = with_lora(load(request.getfixturevalue(base), "bfloat16"))
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    batch = Collator(0)(rows(model.config.vocab_size))
+    with torch.autocast("cpu", torch.bfloat16):
+        want, got, expected, found = compare(model, batch)
+    assert got == pytest.approx(want, rel=0.01)
+    for name, gradient in expected.items():
+        assert F.cosine_similarity(found[name].flatten(), gradient.flatten(), dim=0) > 0.99, name
+
+
+def test_a_bfloat16_base_needs_no_autocast_of_the_caller(tiny_gemma):
+    """float32 LoRA weights meet bfloat16 activations: without the cast inside, the matmul would not even start."""
+    model = with_lora(load(tiny_gemma, "bfloat16"))
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False  # as the trainer sets it on a CPU
+    batch = Collator(0)(rows(model.config.vocab_size))
+    value, _ = nll_sum(model, batch["input_ids"], batch["labels"])
+    assert value.dtype == torch.float32 and math.isfinite(value.item())
+
+
+def test_right_padding_without_a_mask_changes_nothing(model):
+    """A padded batch is its rows one by one, in value and gradient, whatever stands in the padding."""
+    made = rows(model.config.vocab_size)
+    total = 0.0
+    for row in made:
+        alone = Collator(0, multiple=1)([row])
+        assert alone["input_ids"].shape == (1, len(row["input_ids"])), "no padding at all"
+        value, _ = nll_sum(model, alone["input_ids"], alone["labels"])
+        value.backward()
+        total += value.item()
+    expected = lora_gradients(model)
+    for pad_id in (0, 5):
+        padded = Collator(pad_id)(made)
+        value, _ = nll_sum(model, padded["input_ids"], padded["labels"])
+        value.backward()
+        assert value.item() == pytest.approx(total, rel=1e-5)
+        for name, gradient in lora_gradients(model).items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5 * gradient.abs().max().item())
+
+
+def test_a_scaled_loss_scales_its_gradient(model, batch):
+    """The trainer divides by the tokens of the whole accumulated batch: the gradient is made before that is known."""
+    nll_sum(model, batch["input_ids"], batch["labels"])[0].backward()
+    whole = lora_gradients(model)
+    (nll_sum(model, batch["input_ids"], batch["labels"])[0] / 8).backward()
+    for name, gradient in lora_gradients(model).items():
+        torch.testing.assert_close(gradient * 8, whole[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def capped():
+    """A Gemma 2: it bends its logits, so the bare output layer is not its head."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=16, intermediate_size=64, final_logit_softcapping=0.5, query_pre_attn_scalar=16,
+        initializer_range=0.3, attn_implementation="eager",
+    )  # fmt: skip
+    return with_lora(Gemma2ForCausalLM(config))
+
+
+def test_a_model_that_caps_its_logits_keeps_its_own_head(capped, monkeypatch):
+    batch = Collator(0)(rows(200))
+    plain = TiledNLL.apply
+    monkeypatch.setattr(TiledNLL, "apply", lambda *_: pytest.fail("the tiled path would skip the cap"))
+    want, got, expected, found = compare(capped, batch)
+    assert got == pytest.approx(want, rel=1e-5)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max().item())
+    monkeypatch.setattr(TiledNLL, "apply", plain)
+    monkeypatch.setattr(loss, "_has_plain_head", lambda _: True)
+    skipped, _ = nll_sum(capped, batch["input_ids"], batch["labels"])
+    assert abs(skipped.item() - want) > 0.1 * want, "the cap must matter, or this test sees nothing"
+
+
+@pytest.mark.parametrize("change", ["bias", "trained"])
+def test_another_head_is_left_to_the_model(tiny_llama, change):
+    model = load(tiny_llama)
+    assert loss._has_plain_head(model.requires_grad_(False))
+    if change == "bias":
+        model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.config.vocab_size), requires_grad=False)
+    else:
+        model.lm_head.weight.requires_grad_(True)
+    assert not loss._has_plain_head(model)
+
+
+def test_scores_that_overflow_alone_do_not_overflow_together():
+    """exp(200) is infinite in float32: the running maximum must be taken off first, in every tile."""
+    hidden = torch.eye(4, requires_grad=True)
+    weight = torch.tensor([[200.0, 0, 0, 0], [0, -200, 0, 0], [0, 0, 150, 0], [0, 0, 0, 1]]).repeat(1000, 1)
+    target = torch.tensor([0, 1, 2, 3])
+    got = TiledNLL.apply(hidden, weight, target)
+    want = F.cross_entropy(hidden.detach() @ weight.T, target, reduction="sum")
+    assert got.item() == pytest.approx(want.item(), rel=1e-5)
+    got.backward()
+    assert hidden.grad.isfinite().all()
+
+
+def test_without_gradients_none_are_made(model, batch):
+    with torch.no_grad():
+        value, _ = nll_sum(model, batch["input_ids"], batch["labels"])
+    assert not value.requires_grad
+
+
+# ---- mean
+
+
+def examples(vocabulary: int) -> list[Example]:
+    """Learned tokens: 1, 2 and 20."""
+    torch.manual_seed(3)
+    made = []
+    for length, learned in ((12, 1), (9, 2), (30, 20)):
+        ids = torch.randint(3, vocabulary, (length,)).tolist()
+        made.append(Example(ids, [IGNORED] * (length - learned) + ids[-learned:], "", []))
+    return made
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_mean_nll_weighs_tokens_and_not_rows(model, batch_size):
+    found = examples(model.config.vocab_size)
+    sums = []
+    with torch.no_grad():
+        for e in found:
+            sums.append(stock(model, torch.tensor([e.input_ids]), torch.tensor([e.labels])).item())
+    want, rowwise = sum(sums) / 23, sum(s / e.learned for s, e in zip(sums, found, strict=True)) / 3
+    assert abs(want - rowwise) > 0.01, "the two means must differ, or this test sees nothing"
+    assert mean_nll(model, found, Collator(0), batch_size) == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mean_nll_measures_without_dropout_and_leaves_the_mode_as_it_was(tiny_gemma, training):
+    model = with_lora(load(tiny_gemma), lora_dropout=0.5)
+    found = examples(model.config.vocab_size)
+    still = mean_nll(model.eval(), found, Collator(0))
+    model.train(training)
+    assert mean_nll(model, found, Collator(0)) == still
+    assert model.training is training
+    assert all(p.grad is None for p in model.parameters())
+
+
+# ---- collator
+
+
+@pytest.mark.parametrize(
+    "lengths, multiple, width",
+    [((3,), 16, 16), ((16, 2), 16, 16), ((17, 2), 16, 32), ((5, 7), 1, 7), ((8, 9, 1), 8, 16)],
+)
+def test_collator_shapes(lengths, multiple, width):
+    made = rows(100, lengths)
+    batch = Collator(7, multiple)(made)
+    assert set(batch) == {"input_ids", "labels", "tokens"}, "no attention mask: it would take the slower kernel"
+    assert batch["input_ids"].shape == batch["labels"].shape == (len(lengths), width)
+    assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
+    assert int(batch["tokens"]) == sum(lengths)
+    for n, row in enumerate(made):
+        assert batch["input_ids"][n].tolist() == row["input_ids"] + [7] * (width - lengths[n])
+        assert batch["labels"][n].tolist() == row["labels"] + [IGNORED] * (width - lengths[n])

@@ -1,0 +1,49 @@
+"""Tiny models with a LoRA that says something, for the tests of loss, adapters, chat and training."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from persona import adapter
+from persona.base import Base, load_model
+from persona.folder import Card
+from persona.render import Template, read_template
+
+CARD = Card(name="Mags", system="You keep the light.")
+FACTS = {
+    "config": {"learning_rate": 5e-4, "lora_r": 4, "target_modules": "all-linear", "max_length": 64},
+    "figures": {"train_rows": 9, "held_out_rows": 1, "steps": 3, "base_nll": 4.0, "adapter_nll": 3.0},
+}
+
+
+def load(folder: Path, dtype: str = "float32") -> Any:
+    return load_model(Base(folder.name, folder), dtype)
+
+
+def with_lora(model: Any, seed: int = 1, size: float = 0.3, **settings: Any) -> Any:
+    """`model` with a LoRA whose B is not zero: an untrained one changes nothing, and a test would see nothing."""
+    torch.manual_seed(seed)
+    options: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    wrapped = get_peft_model(model, LoraConfig(**{**options, **settings}))
+    for name, weight in wrapped.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            torch.nn.init.normal_(weight, std=size)
+    return wrapped.eval()
+
+
+def lora_gradients(model: Any) -> dict[str, torch.Tensor]:
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def write_adapter(folder: Path, target: Path, seed: int = 1, template: str | Template = "chatml", card: Card = CARD,
+                  **settings: Any) -> Any:  # fmt: skip
+    """An adapter folder for the base in `folder`; returns the model that it was written from."""
+    model = with_lora(load(folder), seed, **settings)
+    chosen = read_template(template) if isinstance(template, str) else template
+    base = Base("someone/tiny", folder, "r1", "MIT")
+    adapter.write(model, target, base=base, template=chosen, card=card, facts=FACTS)
+    return model
