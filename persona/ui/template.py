@@ -102,8 +102,8 @@ def build(page: Page, step: gr.Step) -> None:
         page.learn_history.render()
     with gr.Row(elem_classes="slim"):
         number = gr.Number(1, label="Pair", precision=0, minimum=1, elem_id="pair-number", scale=0, min_width=110)
-        back = gr.Button("← Previous", scale=0, min_width=110)
-        forward = gr.Button("Following →", scale=0, min_width=110)
+        back = gr.Button("← Previous", scale=0, min_width=150)
+        forward = gr.Button("Following →", scale=0, min_width=150)
     mask = gr.HTML(elem_id="mask")
     with gr.Accordion("The raw text", open=False):
         raw = gr.Code(language=None, wrap_lines=True, interactive=False, label="Exactly what the tokenizer gets")

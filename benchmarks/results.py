@@ -1,0 +1,54 @@
+"""The rows of README's results table: what a training gave, and how its answers are.
+
+    python -m benchmarks.results RUN_OR_PERSONA [--seeds 3] [--json]
+
+Asks every probe with the page's own sampling under several seeds, all of them in one batch, and counts the answers
+that end by themselves within 128 tokens.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from persona import adapter, chat
+from persona.errors import InputError
+
+
+def ask(opened: adapter.Adapter, seed: int) -> list[chat.Reply]:
+    """The adapter's replies to all probes."""
+    voices = chat.open_voices(chat.base_of(opened))
+    name = voices.attach(opened)
+    renderer = chat.renderer_of(opened, voices.tokenizer)
+    columns = [chat.Column(name, renderer.prompt([], p)) for p in opened.card.probes]
+    *_, last = chat.stream(voices, columns, chat.Sampling(seed=seed), renderer.stop_id)
+    return last
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.results")
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    opened = adapter.check(adapter.locate(given.adapter))
+    if not opened.card.probes:
+        raise InputError(f"{given.adapter}: its persona.json has no probes to ask.")
+    replies = [ask(opened, seed) for seed in range(given.seeds)]
+    ended = [r.ended for batch in replies for r in batch]
+    figures = opened.facts["figures"]
+    value = {
+        "pairs": figures["train_rows"] + figures["held_out_rows"],
+        "base_nll": round(figures["base_nll"], 3),
+        "adapter_nll": round(figures["adapter_nll"], 3),
+        "minutes": round(figures["seconds"] / 60, 1),
+        "tokens_per_s": figures["tokens_per_s"],
+        "ended": f"{sum(ended)}/{len(ended)}",
+        "answers": dict(zip(opened.card.probes, (r.text for r in replies[0]), strict=True)),
+    }
+    lines = [f"{k}: {v}" for k, v in value.items() if k != "answers"]
+    lines += [f"  {question}\n    {answer}" for question, answer in value["answers"].items()]
+    print(json.dumps(value, ensure_ascii=False) if given.json else "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
