@@ -67,6 +67,8 @@ def write(
 
     facts: what run.json is to hold beside the base: config, figures, versions. No local path may be in it.
     """
+    from safetensors import SafetensorError
+
     scratch = target.with_name(f".{target.name}.new")
     shutil.rmtree(scratch, ignore_errors=True)
     name = model.active_adapter if isinstance(model.active_adapter, str) else model.active_adapter[0]
@@ -82,8 +84,9 @@ def write(
         run = {"base": base.to_dict(), "template": template.name, **facts}
         write_atomic(scratch / "run.json", to_json(run))
         write_atomic(scratch / "README.md", model_card(card, run))
-    except OSError as e:
-        raise AdapterError(f"{target}: could not be written ({e.strerror or e}). Free some space and resume.") from e
+    except (OSError, SafetensorError) as e:
+        why = getattr(e, "strerror", None) or e
+        raise AdapterError(f"{target}: could not be written ({why}). Free some space and resume.") from e
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

@@ -125,9 +125,13 @@ class Watch(TrainerCallback):
             "step", step=state.global_step, loss=loss, learning_rate=logs.get("learning_rate"),
             grad_norm=logs.get("grad_norm"), seconds=round(self.clock.now(), 3), tokens=self.clock.tokens,
         )  # fmt: skip
-        if not math.isfinite(loss):
+        norm = logs.get("grad_norm")
+        # this step's update is made already: with a gradient that is not finite, the weights are not either. In
+        # float16 such a gradient is expected, and its step is left out by the scaler.
+        if not math.isfinite(loss) or (norm is not None and not math.isfinite(norm) and not args.fp16):
             self.diverged = True
             control.should_training_stop = True
+            control.should_save = control.should_evaluate = False  # the checkpoints of before stay good ones
 
 
 @dataclass(frozen=True)
@@ -223,10 +227,23 @@ def lora_config(c: RunConfig) -> LoraConfig:
     )
 
 
+def _refuse_unknown_stop(job: Job, model: Any) -> None:
+    """Raise InputError when the reply's stop token never occurred in the base's own training: LoRA cannot teach it."""
+    stop, template = job.renderer.stop_id, job.renderer.template.name
+    if base.stop_token_twins(model, stop) >= base.NEVER_TRAINED:
+        token = job.renderer.tokenizer.convert_ids_to_tokens(stop)
+        raise InputError(
+            f"{job.base.id} with template {template}: this base never learned its stop token {token}, and a LoRA "
+            "cannot teach it, so replies would not end. Choose a template that ends in <eos>, such as gemma-base, or "
+            "the base's instruct version."
+        )
+
+
 def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
     """The model with its LoRA, and the trainer around them."""
     torch.manual_seed(job.config.seed)  # LoRA's A is drawn here
     model = base.load_model(job.base, job.plan.train_dtype, job.plan.device)
+    _refuse_unknown_stop(job, model)
     rows = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.train])
     held = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.held_out])
     callbacks: list[TrainerCallback] = [watch]
@@ -240,7 +257,9 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
             processing_class=tokenizer, peft_config=lora_config(job.config), callbacks=callbacks,
             held_out=job.held_out, clock=clock, run=job.run,
         )  # fmt: skip
-    except ValueError as e:
+    except (ValueError, ImportError, RuntimeError) as e:  # RuntimeError: a tracker that is not installed
+        if isinstance(e, torch.OutOfMemoryError):
+            raise
         raise InputError(f"These settings do not work with {job.base.id}: {e}") from e
     trainer.remove_callback(PrinterCallback)
     for layer in trainer.model.modules():
@@ -261,6 +280,16 @@ def train(run: Run, deadline: float | None = None) -> dict[str, Any]:
     Raises InputError for rows or settings that cannot be right (nothing was trained then), RunError when training
     diverged; the events say it too.
     """
+    with contextlib.ExitStack() as handlers:
+        try:
+            return _train(run, deadline, handlers)
+        except BaseException as e:
+            with contextlib.suppress(OSError):  # the disk that is full is this one: log.txt has the error
+                run.log("state", state="failed", message=explain(e))
+            raise
+
+
+def _train(run: Run, deadline: float | None, handlers: contextlib.ExitStack) -> dict[str, Any]:
     until = time.monotonic() + deadline if deadline is not None else math.inf
     runs.note_worker(run, os.getpid())
     hardware.keep_freed_memory()
@@ -268,7 +297,8 @@ def train(run: Run, deadline: float | None = None) -> dict[str, Any]:
     clock = Clock()
     watch = Watch(run, clock, until)
     for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: setattr(watch, "asked", True))
+        previous = signal.signal(name, lambda *_: setattr(watch, "asked", True))
+        handlers.callback(signal.signal, name, previous)
     run.log("state", state="starting", message=f"Loading {job.base.id} …")
     trainer = build(job, clock, watch)
     total, _ = steps_of(job.config, len(job.train))
@@ -343,7 +373,9 @@ def explain(e: BaseException) -> str:
         return str(e)
     if isinstance(e, MemoryError | torch.OutOfMemoryError):
         return "Out of memory. Lower batch_size, then max_length, or turn gradient_checkpointing on, and resume."
-    if isinstance(e, OSError) and e.errno == errno.ENOSPC:
+    # safetensors and torch write past Python, and say it in words of their own
+    said = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
+    if said or any(words in str(e) for words in ("os error 28", "os error 122", "PytorchStreamWriter failed writing")):
         return "The disk is full. Free some space, then resume: the last whole checkpoint is kept."
     return f"{type(e).__name__}: {e}. The details are in the run's log.txt; it can be resumed."
 
@@ -356,12 +388,8 @@ def main() -> int:
     run = runs.open_run(given.run)
     try:
         train(run, given.deadline)
-    except BaseException as e:
-        with contextlib.suppress(OSError):  # the disk that is full is this one: log.txt has the error
-            run.log("state", state="failed", message=explain(e))
-        if isinstance(e, PersonaError):
-            return 1
-        raise
+    except PersonaError:
+        return 1
     return 0
 
 
