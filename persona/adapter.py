@@ -60,9 +60,7 @@ class Adapter:
         return value if type(value) is int and 8 <= value <= 32_768 else 512
 
 
-def write(
-    model: Any, target: Path, *, base: Base, template: Template, card: Card, facts: dict[str, Any]
-) -> None:
+def write(model: Any, target: Path, *, base: Base, template: Template, card: Card, facts: dict[str, Any]) -> None:
     """Save the trained LoRA of a PeftModel as a folder that describes itself; it replaces an older one at once.
 
     facts: what run.json is to hold beside the base: config, figures, versions. No local path may be in it.

@@ -129,8 +129,13 @@ def resolve(name: str, progress: Progress = _quiet) -> Base:
 
 def _looks_like_hub_id(name: str) -> bool:
     parts = name.split("/")
-    return len(parts) == 2 and all(p and not p.startswith(".") and p.replace("_", "a").replace("-", "a")
-                                   .replace(".", "a").isalnum() and p.isascii() for p in parts)
+    return len(parts) == 2 and all(
+        p
+        and not p.startswith(".")
+        and p.replace("_", "a").replace("-", "a").replace(".", "a").isalnum()
+        and p.isascii()
+        for p in parts
+    )
 
 
 def _in_hub_cache(name: str) -> bool:

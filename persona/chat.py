@@ -157,9 +157,7 @@ def stream(
         yield from _decode(voices, columns, sampling, stop_id)
 
 
-def _decode(
-    voices: Voices, columns: Sequence[Column], sampling: Sampling, stop_id: int
-) -> Iterator[list[Reply]]:
+def _decode(voices: Voices, columns: Sequence[Column], sampling: Sampling, stop_id: int) -> Iterator[list[Reply]]:
     names = [c.adapter for c in columns]
     stops = {stop_id, voices.tokenizer.eos_token_id}
     draw = _Draw(sampling, voices.plan.device)

@@ -118,8 +118,12 @@ def list_personas() -> list[Persona]:
     if not personas_dir().is_dir():
         return []
     found = [Persona(p) for p in personas_dir().iterdir() if (p / "persona.json").is_file()]
-    return sorted(found, key=lambda p: -max((p.path / f).stat().st_mtime if (p.path / f).exists() else 0
-                                            for f in ("persona.json", "pairs.jsonl")))
+    return sorted(
+        found,
+        key=lambda p: (
+            -max((p.path / f).stat().st_mtime if (p.path / f).exists() else 0 for f in ("persona.json", "pairs.jsonl"))
+        ),
+    )
 
 
 def by_slug(name: str) -> Persona:

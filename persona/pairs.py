@@ -46,7 +46,7 @@ class BadLine:
 def check(row: Any) -> Pair:
     """The pair in a JSON value. Raises InputError (without a place: the caller knows it)."""
     if not isinstance(row, dict):
-        raise InputError(f"a {type(row).__name__}, not an object like {{\"instruction\": …, \"output\": …}}")
+        raise InputError(f'a {type(row).__name__}, not an object like {{"instruction": …, "output": …}}')
     texts = {}
     for name in ("instruction", "output", "source"):
         value = row.get(name, "" if name == "source" else None)

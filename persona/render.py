@@ -162,9 +162,7 @@ class Renderer:
     @cached_property
     def stop_id(self) -> int:
         """The token that ends every reply. Raises TemplateError when template and tokenizer do not fit together."""
-        got = self._apply(
-            messages("", [], "Hi", "Yes"), return_dict=True, return_assistant_tokens_mask=True
-        )
+        got = self._apply(messages("", [], "Hi", "Yes"), return_dict=True, return_assistant_tokens_mask=True)
         ids, mask = list(got["input_ids"]), list(got["assistant_masks"])
         learned = [i for i, m in zip(ids, mask, strict=True) if m]
         if not learned:
@@ -199,8 +197,10 @@ class Renderer:
             if found := self.control_tokens(text):
                 problems.append(f"'{name}' holds {', '.join(found)}, which this model reads as control. Delete it")
         if not problems and not self._learning_follows_the_prompt(pair, ids, labels):
-            problems.append("the chat prompt is not the beginning of the training text; the reply may start with "
-                            "white space that melts into the template")
+            problems.append(
+                "the chat prompt is not the beginning of the training text; the reply may start with "
+                "white space that melts into the template"
+            )
         return problems
 
     def _learning_follows_the_prompt(self, pair: Pair, ids: list[int], labels: list[int]) -> bool:

@@ -180,4 +180,3 @@ def build(page: Page, step: gr.Step) -> None:
     halt.click(lambda: "Stopped", None, status, cancels=[talking], **QUIET)
     clear.click(lambda: ([], [], ""), None, [left, right, status], cancels=[talking], **QUIET)
     go.click(lambda: gr.Walkthrough(selected=SHARE), None, page.steps, **QUIET)
-
