@@ -183,7 +183,7 @@ def chat(
     adapter: Annotated[Path, typer.Argument(help="An adapter, run or persona folder, or a zip.")],
     prompt: Annotated[list[str], typer.Option(help="What to say; give it again for more, each on its own.")],
     strength: Annotated[float, typer.Option(help="0: the base, 1: as trained.")] = 1.0,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.7,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.4,
     seed: Annotated[int, typer.Option(help="The same for both columns.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 128,
     base: Annotated[str, typer.Option(help="Base model, if not the adapter's own.")] = "",

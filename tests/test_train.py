@@ -595,10 +595,10 @@ QUESTIONS = ["你好，你是谁？", "你可曾后悔？", "你喜欢吃什么�
 
 
 def test_the_embedded_base_learns_a_persona_and_to_stop(embedded_base, tmp_path, monkeypatch):
-    """Two passes over some pairs: held-out NLL falls, and greedy answers end by themselves.
+    """Two passes over some pairs: held-out NLL falls, and 95 of 100 answers, as the page draws them, end by themselves.
 
-    Measured: 16 of 20 ended after 105 pairs, 15 of 20 after 45; the others fell into a loop (豆浆，豆浆，…), as greedy
-    answers of a small model do. With a stop token that cannot be learned, none would end.
+    Not greedy: its answers fall into loops (豆浆，豆浆，…), as those of a small model do; 16 of 20 ended. With a stop
+    token that cannot be learned, none would end.
     """
     monkeypatch.setattr(hardware, "this_machine", REAL_MACHINE)  # in the number format that is faster here
     shipped = open_persona(SHIPPED_PERSONAS / "zhen-huan")
@@ -616,12 +616,12 @@ def test_the_embedded_base_learns_a_persona_and_to_stop(embedded_base, tmp_path,
     name = voices.attach(mags)
     renderer = chat.renderer_of(mags, voices.tokenizer)
     columns = [Column(name, renderer.prompt([], q)) for q in asked]
-    *_, replies = chat.stream(voices, columns, Sampling(temperature=0, max_new_tokens=96), renderer.stop_id)
+    *_, replies = chat.stream(voices, columns, Sampling(), renderer.stop_id)
     print(f"\n{took:.0f} s, {result}")
     for question, r in zip(asked, replies, strict=True):
         print(f"{question} → {r.text} [{r.tokens}{'' if r.ended else ' …'}]")
     assert result["adapter_nll"] < result["base_nll"] - 0.2
-    assert sum(r.ended for r in replies) >= 14
+    assert sum(r.ended for r in replies) >= 19
     assert len({r.text for r in replies}) > 10, "she does not say one thing to everybody"
     alone = [Column(BASE, columns[0].prompt)]
     *_, plain = chat.stream(voices, alone, Sampling(temperature=0, max_new_tokens=32), renderer.stop_id)

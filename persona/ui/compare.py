@@ -110,7 +110,7 @@ def talk(
     """Stream both columns. Yields (left, right, box, status)."""
     if not said.strip():
         raise PersonaError("Write something to say first.")
-    sampling = chat.Sampling(float(temperature), float(top_p), 0, int(seed or 0), int(longest))
+    sampling = chat.Sampling(float(temperature), float(top_p), seed=int(seed or 0), max_new_tokens=int(longest))
     yield gr.skip(), gr.skip(), gr.skip(), "Opening the model …"
     a = find(chosen)
     voices = chat.open_voices(chat.base_of(a))
@@ -160,7 +160,7 @@ def build(page: Page, step: gr.Step) -> None:
     with gr.Accordion("Sampling", open=False), gr.Row():
         knobs = [
             gr.Slider(0, 1.5, 1.0, step=0.05, label="Strength", info="0: the base, 1: as trained"),
-            gr.Slider(0, 1.5, 0.7, step=0.05, label="Temperature", info="0: always the likeliest token"),
+            gr.Slider(0, 1.5, 0.4, step=0.05, label="Temperature", info="0: always the likeliest token"),
             gr.Slider(0.1, 1, 0.9, step=0.05, label="Top-p"),
             gr.Slider(16, 512, 128, step=16, label="Longest reply, in tokens"),
             gr.Number(0, label="Seed", info="the same for both", precision=0, minimum=0),
