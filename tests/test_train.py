@@ -594,6 +594,7 @@ QUESTIONS = ["你好，你是谁？", "你可曾后悔？", "你喜欢吃什么�
              "皇上待你如何？", "给我讲个故事。", "你几岁进宫？", "再见。"]  # fmt: skip
 
 
+@pytest.mark.timeout(1800)  # a minute alone; many times that beside another program that keeps all cores busy
 def test_the_embedded_base_learns_a_persona_and_to_stop(embedded_base, tmp_path, monkeypatch):
     """Two passes over some pairs: held-out NLL falls, and 95 of 100 answers, as the page draws them, end by themselves.
 
