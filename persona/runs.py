@@ -300,6 +300,8 @@ def start(run: Run) -> None:
     """Start, or resume, the run in a process of its own that outlives page and terminal."""
     if run.alive():
         raise RunError(f"{run.name} is already running.")
+    if run.progress().status == "done":
+        raise RunError(f"{run.name} is done; there is nothing to resume. Its adapter is {run.adapter}.")
     (run.path / "stop").unlink(missing_ok=True)
     (run.path / "worker.json").unlink(missing_ok=True)
     run.log("state", state="starting")

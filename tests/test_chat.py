@@ -17,7 +17,7 @@ from persona.errors import AdapterError, InputError
 from persona.hardware import Machine
 from persona.render import Prompt, read_template
 
-GREEDY = Sampling(temperature=0, max_new_tokens=24)
+GREEDY = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=24)
 WARM = Sampling(temperature=0.9, top_p=0.95, seed=7, max_new_tokens=24)
 WAYS = {"greedy": GREEDY, "warm": WARM, "top-k": replace(WARM, top_k=12, top_p=1.0)}
 NEVER = -1  # a stop id that is never drawn; the tokenizer's own eos still is one
@@ -475,3 +475,11 @@ def test_a_base_in_half_precision_is_sampled_in_full(tiny_gemma):
     model = with_lora(load(tiny_gemma, "bfloat16"), size=0.1)
     steps = chat._Steps(model, [SHORT.ids], [BASE], 0)
     assert steps.logits().dtype == torch.float32
+
+
+def test_the_repetition_penalty_counts_what_this_row_has_said_and_nothing_else():
+    """Not the prompt: a persona must be free to say the name that is in it. Not the other columns either."""
+    draw = chat._Draw(Sampling(temperature=0, repetition_penalty=2), "cpu")
+    scores = torch.tensor([[2.0, 1.5, 0.0], [2.0, 1.5, 0.0]])
+    assert draw(scores.clone(), []).tolist() == [0, 0]
+    assert draw(scores.clone(), [[0, 2]]).tolist() == [1, 0]
