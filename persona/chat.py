@@ -235,7 +235,7 @@ class _Draw:
         self.greedy = sampling.temperature == 0
         self.generator = torch.Generator(device="cpu").manual_seed(sampling.seed)
         self.device = device
-        penalty = sampling.repetition_penalty
+        penalty = float(sampling.repetition_penalty)
         self.penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None
         self.warp = LogitsProcessorList()
         if not self.greedy:
@@ -246,10 +246,10 @@ class _Draw:
                 self.warp.append(TopPLogitsWarper(float(sampling.top_p)))
 
     @torch.inference_mode()
-    def __call__(self, logits: torch.Tensor, said: list[list[int]]) -> torch.Tensor:
+    def __call__(self, logits: torch.Tensor, said: Sequence[list[int]] = ()) -> torch.Tensor:
         """logits: (rows, vocabulary); said: the rows' tokens of every earlier step. Returns (rows,) token ids."""
         if self.penalty and said:
-            logits = self.penalty(torch.tensor(said, device=logits.device).T.contiguous(), logits)
+            logits = self.penalty(torch.tensor(list(said), device=logits.device).T.contiguous(), logits)
         if self.greedy:
             return logits.argmax(-1)
         scores = self.warp(None, logits)

@@ -109,7 +109,7 @@ def test_greedy_tokens_are_those_of_generate(voices, tiny_gemma, prompts, monkey
     """Cache, positions and padding are ours; transformers' own loop, without a cache, is the witness."""
     drawn = []
     real = chat._Draw.__call__
-    monkeypatch.setattr(chat._Draw, "__call__", lambda self, scores: drawn.append(real(self, scores)) or drawn[-1])
+    monkeypatch.setattr(chat._Draw, "__call__", lambda *a: drawn.append(real(*a)) or drawn[-1])
     say(voices, [Column(BASE, p) for p in prompts])
     plain = quiet(load(tiny_gemma), voices.tokenizer.eos_token_id)
     for n, p in enumerate(prompts):
@@ -122,7 +122,7 @@ def test_the_adapter_column_is_the_trained_model(voices, tiny_gemma, tmp_path, m
     name = voices.attach(adapter.check(tmp_path / "a"))
     drawn = []
     real = chat._Draw.__call__
-    monkeypatch.setattr(chat._Draw, "__call__", lambda self, scores: drawn.append(real(self, scores)) or drawn[-1])
+    monkeypatch.setattr(chat._Draw, "__call__", lambda *a: drawn.append(real(*a)) or drawn[-1])
     say(voices, [Column(BASE, SHORT), Column(name, LONG)])
     quiet(model.get_base_model(), voices.tokenizer.eos_token_id)
     want = model.generate(input_ids=torch.tensor([LONG.ids]), max_new_tokens=24, do_sample=False, use_cache=False)
