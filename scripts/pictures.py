@@ -31,6 +31,7 @@ def walk(page: Page, shoot) -> None:
         page.wait_for_function("document.querySelector('#say textarea').value === ''")
         page.fill("#say textarea", question)
         page.click("#send")
+        page.wait_for_function("!document.querySelector('#chat-status').innerText.includes('done')")
         page.wait_for_function("document.querySelector('#chat-status').innerText.includes('done')", timeout=120_000)
     shoot("compare")
     page.click("#to-share")
