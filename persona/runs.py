@@ -85,6 +85,13 @@ def make_config(preset: str = "quick", /, **changes: Any) -> RunConfig:
         raise InputError("; ".join(wrong) + "." + hint) from e
 
 
+def steps_of(config: RunConfig, rows: int) -> tuple[int, int]:
+    """(optimizer steps in all, steps between evaluations): about ten evaluations a run, at least one an epoch."""
+    per_epoch = math.ceil(rows / (config.batch_size * config.gradient_accumulation_steps))
+    total = config.max_steps if config.max_steps > 0 else math.ceil(per_epoch * config.epochs)
+    return total, max(1, min(per_epoch, math.ceil(total / 10)))
+
+
 @dataclass(frozen=True)
 class Row:
     pair: Pair

@@ -166,17 +166,10 @@ def prepare(run: Run) -> Job:
     return Job(run, config, found, renderer, plan, train_rows, held)
 
 
-def steps_of(config: RunConfig, rows: int) -> tuple[int, int]:
-    """(optimizer steps in all, steps between evaluations): about ten evaluations a run, at least one an epoch."""
-    per_epoch = math.ceil(rows / (config.batch_size * config.gradient_accumulation_steps))
-    total = config.max_steps if config.max_steps > 0 else math.ceil(per_epoch * config.epochs)
-    return total, max(1, min(per_epoch, math.ceil(total / 10)))
-
-
 def trainer_args(job: Job, output: Path) -> SFTConfig:
     """RunConfig → SFTConfig, every field in one place."""
     c, cpu = job.config, job.plan.device == "cpu"
-    _, every = steps_of(c, len(job.train))
+    _, every = runs.steps_of(c, len(job.train))
     evaluates = "steps" if job.held_out else "no"
     return SFTConfig(
         output_dir=str(output),
@@ -301,7 +294,7 @@ def _train(run: Run, deadline: float | None, handlers: contextlib.ExitStack) -> 
         handlers.callback(signal.signal, name, previous)
     run.log("state", state="starting", message=f"Loading {job.base.id} …")
     trainer = build(job, clock, watch)
-    total, _ = steps_of(job.config, len(job.train))
+    total, _ = runs.steps_of(job.config, len(job.train))
     run.log(
         "plan", steps=total, rows=len(job.train), held_out=len(job.held_out), device=job.plan.device,
         dtype=job.plan.train_dtype, reason=job.plan.reason, base=job.base.id, template=job.renderer.template.name,

@@ -60,7 +60,7 @@ def build() -> gr.Blocks:
     with gr.Blocks(title="Persona", fill_width=False, analytics_enabled=False) as demo:
         # the key is fixed, so that a restart of the server finds it again; it guards nothing, a folder name
         remembered = gr.BrowserState("", storage_key="persona-open", secret="persona")
-        slug, pair, edits = gr.State(""), gr.State(1), gr.State(0)
+        slug, pair = gr.State(""), gr.State(1)
         with gr.Row(elem_id="head"):
             gr.HTML("<h1>Persona</h1><p>Teach a language model to be someone.</p>", elem_id="brand")
             which = gr.Dropdown([("New or example …", "")], value="", label="Persona", elem_id="which", scale=0,
@@ -68,7 +68,7 @@ def build() -> gr.Blocks:
         with gr.Walkthrough(selected=WRITE, elem_id="steps") as steps:
             base, chosen, max_length, learn_history = template.settings()
             adapter = gr.Dropdown([], label="Adapter", elem_id="adapter", scale=3, render=False)
-            page = Page(slug, steps, pair, edits, base, chosen, max_length, learn_history, adapter)
+            page = Page(slug, steps, pair, base, chosen, max_length, learn_history, adapter)
             with gr.Step("Write", id=0, elem_id="step-write"):
                 write.build(page)
             with gr.Step("Template", id=1, elem_id="step-template") as step:

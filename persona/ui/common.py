@@ -24,7 +24,6 @@ class Page:
     slug: gr.State  # folder name of the open persona, "" for none
     steps: gr.Walkthrough
     pair: gr.State  # number of the pair looked at, from 1
-    edits: gr.State  # grows with every saved edit
     base: gr.Dropdown
     template: gr.Dropdown
     max_length: gr.Number

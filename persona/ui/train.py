@@ -29,8 +29,7 @@ def plan_html(slug: str, preset: str, *changes: Any) -> str:
     except PersonaError as e:
         return f'<div class="problem">{escape(str(e))}</div>'
     held = max(1, round(count * config.eval_fraction)) if config.eval_fraction else 0
-    per_epoch = math.ceil((count - held) / (config.batch_size * config.gradient_accumulation_steps))
-    steps = config.max_steps if config.max_steps > 0 else math.ceil(per_epoch * config.epochs)
+    steps, _ = runs.steps_of(config, count - held)
     plan = hardware.make_plan(hardware.this_machine(), config.dtype)
     return (
         f'<div class="quiet">{escape(PRESETS[preset][1])}<br>{count - held} pairs to learn from, {held} held out to '

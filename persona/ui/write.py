@@ -208,8 +208,8 @@ def build(page: Page) -> None:
         shown(preview), looking, mask, **QUIET
     )
     table.input(shown(save), [page.slug, table, known, stamp], [count, stamp, known, table], **QUIET).success(
-        lambda n: n + 1, page.edits, page.edits, **QUIET
-    ).then(shown(preview), looking, mask, **QUIET)
+        shown(preview), looking, mask, **QUIET
+    )
     table.select(selected, table, page.pair, **QUIET).then(shown(preview), looking, mask, **QUIET)
     for box in card:
         box.blur(shown(save_card), [page.slug, *card], saved, **QUIET)
