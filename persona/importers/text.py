@@ -1,0 +1,102 @@
+"""A file from outside as lines of text: its encoding is found, and no byte of it is lost on the way.
+
+Encodings: a byte order mark decides; else UTF-8 if the whole file is valid UTF-8; else charset-normalizer's guess from
+the beginning. A byte that does not fit the encoding after all shows as \\xNN.
+"""
+
+import codecs
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from persona.errors import InputError
+from persona.pairs import MAX_CHARACTERS
+
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16: its mark begins with the same two bytes
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+GUESSED = ("gb18030", "big5", "utf_16_le", "utf_16_be", "shift_jis", "euc_kr", "cp1251", "cp1252")
+HEAD = 65_536  # bytes that sniffing and guessing look at
+MAX_LINE = 4 * MAX_CHARACTERS  # characters; a longer "line" is handed on in pieces, so that memory stays flat
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to import. name: what the user calls it; it becomes part of each pair's `source`."""
+
+    path: Path
+    name: str
+    encoding: str
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.name).suffix.lower()
+
+    def place(self, line: int) -> str:
+        """The `source` of a pair: file and line."""
+        return f"{self.name}:{line}"
+
+    def bytes(self, count: int = HEAD) -> bytes:
+        with self.path.open("rb") as f:
+            return f.read(count)
+
+    def head(self, count: int = HEAD) -> str:
+        """The beginning as text; a character cut at its end is left away."""
+        decoder = codecs.getincrementaldecoder(self.encoding)("backslashreplace")
+        return decoder.decode(self.bytes(count)).replace("\r\n", "\n").replace("\r", "\n")
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """(number from 1, text without its line break). Raises InputError when the file cannot be read."""
+        try:
+            with self.path.open(encoding=self.encoding, errors="backslashreplace") as f:  # \r\n and \r end lines too
+                number = 1
+                while line := f.readline(MAX_LINE):
+                    yield number, line.removesuffix("\n")
+                    number += line.endswith("\n")
+        except OSError as e:
+            raise InputError(f"{self.name}: cannot be read ({e.strerror}).") from e
+        except UnicodeError as e:  # UTF-16 with half a character at its end
+            raise InputError(f"{self.name}: not {self.encoding} text after all ({e}). Save it as UTF-8.") from e
+
+
+def open_source(path: Path, name: str = "") -> Source:
+    """Find the encoding of `path`. Raises InputError when there is no readable file, or nothing in it."""
+    name = re.sub(r"[\x00-\x1f]", "", Path(name or path.name).name) or "file"
+    try:
+        with path.open("rb") as f:
+            start = f.read(HEAD)
+            if not start:
+                raise InputError(f"{name}: the file is empty.")
+            f.seek(0)
+            return Source(path, name, _marked(start) or _utf8(f) or _guessed(start))
+    except OSError as e:
+        raise InputError(f"{name}: cannot be read ({e.strerror or e}).") from e
+
+
+def _marked(start: bytes) -> str:
+    return next((encoding for mark, encoding in BOMS if start.startswith(mark)), "")
+
+
+def _utf8(f) -> str:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        while chunk := f.read(1 << 20):
+            if b"\0" in chunk:  # UTF-16 without a mark, or no text at all
+                return ""
+            decoder.decode(chunk)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return ""
+    return "utf-8"
+
+
+def _guessed(start: bytes) -> str:
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(start, cp_isolation=list(GUESSED)).best()
+    return best.encoding if best else "utf-8"  # binary: its bytes show as \xNN, and no importer will know it
