@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ def home() -> Path:
     return Path(platformdirs.user_data_dir("persona", appauthor=False))
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str | Iterable[str]) -> None:
     """Replace `path` by `text` (UTF-8) so that a reader, or a crash, sees the old or the new file, never a part.
+
+    A text in pieces is written as it comes, so that it need not fit into memory.
 
     Raises InputError when the disk is full or the folder cannot be written; the old file is then untouched.
     """
@@ -37,7 +40,7 @@ def write_atomic(path: Path, text: str) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
             with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as out:
-                out.write(text)
+                out.writelines([text] if isinstance(text, str) else text)
                 out.flush()
                 os.fsync(out.fileno())
             Path(temporary).replace(path)

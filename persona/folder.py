@@ -62,12 +62,15 @@ class Persona:
 
     def save_pairs(self, pairs: list[Pair]) -> None:
         """Replace pairs.jsonl; lines of it that are no pairs move to `pairs.rejected.txt` first."""
-        _, bad = self.scan()
+        self.set_aside(self.scan()[1])
+        write_pairs(self.pairs_file, pairs)
+
+    def set_aside(self, bad: list[BadLine]) -> None:
+        """Keep lines that are no pairs in `pairs.rejected.txt`, before a save leaves them out of pairs.jsonl."""
         if bad:
             aside = self.path / "pairs.rejected.txt"
             before = aside.read_text(encoding="utf-8") if aside.exists() else ""
             write_atomic(aside, before + "".join(f"# line {b.line}: {b.why}\n{b.text}\n" for b in bad))
-        write_pairs(self.pairs_file, pairs)
 
 
 def parse_card(value: dict[str, Any], place: str) -> Card:

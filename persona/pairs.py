@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,30 +73,43 @@ def _has_lone_surrogate(text: str) -> bool:
     return any(0xD800 <= ord(c) <= 0xDFFF for c in text)
 
 
-def scan(path: Path) -> tuple[list[Pair], list[BadLine]]:
-    """Every pair in the file and every line that is none. An absent file is an empty persona."""
-    pairs: list[Pair] = []
-    bad: list[BadLine] = []
+def stream(path: Path) -> Iterator[Pair | BadLine]:
+    """The lines of the file one by one. An absent file is an empty persona."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as lines:
+            for number, raw in enumerate(lines, 1):
+                raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                if raw.strip():
+                    yield _parse(number, raw.removesuffix(b"\n"))
     except FileNotFoundError:
-        return [], []
+        return
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror}). Check its rights.") from e
-    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if not raw.strip():
-            continue
-        try:
-            pairs.append(check(json.loads(raw.decode("utf-8"))))
-        except UnicodeDecodeError as e:
-            # \xNN for each such byte: a line in GBK, say, can still be recovered from that
-            bad.append(BadLine(number, f"byte {e.start + 1} is not UTF-8", raw.decode("utf-8", "backslashreplace")))
-        except json.JSONDecodeError as e:
-            bad.append(BadLine(number, f"column {e.colno}: not JSON ({e.msg})", raw.decode("utf-8")))
-        except (InputError, RecursionError) as e:
-            bad.append(BadLine(number, str(e), raw.decode("utf-8")))
-        except ValueError as e:  # an integer of thousands of digits, which json leaves to int()
-            bad.append(BadLine(number, f"not JSON that can be read ({e})", raw.decode("utf-8")))
+
+
+def _parse(number: int, raw: bytes) -> Pair | BadLine:
+    try:
+        return check(json.loads(raw.decode("utf-8")))
+    except UnicodeDecodeError as e:
+        # \xNN for each such byte: a line in GBK, say, can still be recovered from that
+        return BadLine(number, f"byte {e.start + 1} is not UTF-8", raw.decode("utf-8", "backslashreplace"))
+    except json.JSONDecodeError as e:
+        return BadLine(number, f"column {e.colno}: not JSON ({e.msg})", raw.decode("utf-8"))
+    except (InputError, RecursionError) as e:
+        return BadLine(number, str(e), raw.decode("utf-8"))
+    except ValueError as e:  # an integer of thousands of digits, which json leaves to int()
+        return BadLine(number, f"not JSON that can be read ({e})", raw.decode("utf-8"))
+
+
+def scan(path: Path) -> tuple[list[Pair], list[BadLine]]:
+    """Every pair in the file and every line that is none."""
+    pairs: list[Pair] = []
+    bad: list[BadLine] = []
+    for item in stream(path):
+        if isinstance(item, Pair):
+            pairs.append(item)
+        else:
+            bad.append(item)
     return pairs, bad
 
 
@@ -123,12 +136,16 @@ def unfinished(pairs: Iterable[Pair]) -> list[tuple[int, str]]:
     return found
 
 
+def dump(pair: Pair) -> str:
+    return json.dumps(pair.to_dict(), ensure_ascii=False) + "\n"
+
+
 def dumps(pairs: Iterable[Pair]) -> str:
-    return "".join(json.dumps(p.to_dict(), ensure_ascii=False) + "\n" for p in pairs)
+    return "".join(map(dump, pairs))
 
 
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
-    write_atomic(path, dumps(pairs))
+    write_atomic(path, map(dump, pairs))
 
 
 def sha256(pairs: Iterable[Pair]) -> str:

@@ -1,0 +1,220 @@
+"""Writing pairs.jsonl so that every edit can be taken back, after a reload or a crash too.
+
+    undo/000007.jsonl   one edit: {"label", "time", "merge"}, then a line for each row that it touched
+    undo/position       the number of the last edit that is in force; edits after it can be done again
+
+The pairs are written first and the undo file second: a crash between the two costs that one undo, never a pair.
+"""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from persona.edits import Change, apply, inverse
+from persona.errors import InputError
+from persona.files import write_atomic
+from persona.folder import Persona
+from persona.pairs import Pair, check, dump, stream
+
+KEPT = 200  # edits that can be taken back
+TYPING = 30.0  # seconds; edits of one cell that follow each other within them are one edit to the person who types
+
+
+@dataclass(frozen=True)
+class Appended:
+    """How many pairs were added, and how many were there already."""
+
+    added: int
+    known: int
+
+
+def commit(persona: Persona, label: str, changes: Sequence[Change], merge: str = "") -> list[Pair]:
+    """Write an edit to disk and remember how to take it back; returns the pairs after it.
+
+    merge: edits that follow each other quickly under the same name are taken back together.
+    Raises InputError, with nothing written, when a new pair is none or the rows are not what they were.
+    """
+    for change in changes:
+        if change.new is not None:
+            _refuse(change)
+    with _lock(persona):
+        pairs, _ = persona.scan()
+        after = apply(pairs, changes)
+        persona.save_pairs(after)
+        if changes:
+            _remember(persona, label, changes, merge)
+    return after
+
+
+def _refuse(change: Change) -> None:
+    assert change.new is not None
+    try:
+        check(change.new.to_dict())
+    except InputError as e:
+        raise InputError(f"Pair {change.at + 1}: {e}. It is not saved yet.") from e
+
+
+def append(persona: Persona, pairs: Iterable[Pair], label: str) -> Appended:
+    """Add pairs at the end, as they come: neither the file nor `pairs` need fit into memory.
+
+    A pair that the persona has already (same texts, whatever its source) is not added again; two equal pairs in
+    `pairs` stay two. If `pairs` raises, nothing is changed.
+    """
+    with _lock(persona):
+        have: Counter[bytes] = Counter()
+        bad = []
+        for item in stream(persona.pairs_file):
+            if isinstance(item, Pair):
+                have[_fingerprint(item)] += 1
+            else:
+                bad.append(item)
+        persona.set_aside(bad)
+        end, added, known = have.total(), 0, 0
+        number = _position(persona) + 1
+        undo = _file(persona, number).with_suffix(".part")
+        undo.parent.mkdir(exist_ok=True)
+
+        def lines() -> Iterator[str]:
+            nonlocal added, known
+            yield from (dump(p) for p in stream(persona.pairs_file) if isinstance(p, Pair))
+            journal.write(_header(label, ""))
+            for pair in pairs:
+                mark = _fingerprint(pair)
+                if have[mark] > 0:
+                    have[mark] -= 1
+                    known += 1
+                    continue
+                journal.write(_line(Change(end, None, pair)))
+                added += 1
+                yield dump(pair)
+
+        try:
+            with undo.open("w", encoding="utf-8") as journal:
+                write_atomic(persona.pairs_file, lines())
+            if added:
+                _forget_after(persona, number - 1)
+                undo.replace(_file(persona, number))
+                _step_to(persona, number)
+        finally:
+            undo.unlink(missing_ok=True)
+    return Appended(added, known)
+
+
+def undo(persona: Persona) -> str:
+    """Take the last edit back; returns its label. Raises InputError when there is none."""
+    with _lock(persona):
+        number = _position(persona)
+        if not _file(persona, number).is_file():
+            raise InputError("There is nothing to undo.")
+        label, changes = _read(_file(persona, number))
+        persona.save_pairs(apply(persona.scan()[0], inverse(changes)))
+        _step_to(persona, number - 1)
+    return label
+
+
+def redo(persona: Persona) -> str:
+    """Do the edit again that was taken back last; returns its label. Raises InputError when there is none."""
+    with _lock(persona):
+        number = _position(persona) + 1
+        if not _file(persona, number).is_file():
+            raise InputError("There is nothing to redo.")
+        label, changes = _read(_file(persona, number))
+        persona.save_pairs(apply(persona.scan()[0], changes))
+        _step_to(persona, number)
+    return label
+
+
+def trail(persona: Persona) -> tuple[str, str]:
+    """Labels of what undo and redo would do next; "" for nothing."""
+    position = _position(persona)
+    files = (_file(persona, position), _file(persona, position + 1))
+    back, forth = (_read_header(f)["label"] if f.is_file() else "" for f in files)
+    return back, forth
+
+
+def _fingerprint(pair: Pair) -> bytes:
+    texts = json.dumps([pair.instruction, pair.output, pair.history], ensure_ascii=False)
+    return hashlib.blake2b(texts.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def _lock(persona: Persona) -> FileLock:
+    folder = persona.path / "undo"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as e:
+        raise InputError(
+            f"{folder}: cannot be written ({e.strerror}). Check the rights of the persona's folder."
+        ) from e
+    return FileLock(folder / ".lock", timeout=30)
+
+
+def _file(persona: Persona, number: int) -> Path:
+    return persona.path / "undo" / f"{number:06}.jsonl"
+
+
+def _position(persona: Persona) -> int:
+    try:
+        return int((persona.path / "undo" / "position").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _step_to(persona: Persona, number: int) -> None:
+    write_atomic(persona.path / "undo" / "position", str(number))
+    _file(persona, number - KEPT).unlink(missing_ok=True)
+
+
+def _forget_after(persona: Persona, number: int) -> None:
+    while _file(persona, number + 1).is_file():
+        number += 1
+        _file(persona, number).unlink()
+
+
+def _remember(persona: Persona, label: str, changes: Sequence[Change], merge: str) -> None:
+    number = _position(persona)
+    _forget_after(persona, number)
+    earlier = _same_typing(_file(persona, number), merge)
+    if [c.new for c in earlier] == [c.old for c in changes]:
+        changes = [replace(c, old=e.old) for e, c in zip(earlier, changes, strict=True)]
+    else:
+        number += 1
+    write_atomic(_file(persona, number), [_header(label, merge), *map(_line, changes)])
+    _step_to(persona, number)
+
+
+def _same_typing(file: Path, merge: str) -> list[Change]:
+    """The edit before this one, if it is the beginning of the same typing."""
+    if not merge or not file.is_file():
+        return []
+    header = _read_header(file)
+    return _read(file)[1] if header["merge"] == merge and time.time() - header["time"] < TYPING else []
+
+
+def _header(label: str, merge: str) -> str:
+    return json.dumps({"label": label, "time": time.time(), "merge": merge}, ensure_ascii=False) + "\n"
+
+
+def _line(change: Change) -> str:
+    row: dict[str, Any] = {"at": change.at}
+    row |= {name: pair.to_dict() for name, pair in (("old", change.old), ("new", change.new)) if pair is not None}
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _read_header(file: Path) -> dict[str, Any]:
+    with file.open(encoding="utf-8") as f:
+        return json.loads(f.readline())
+
+
+def _read(file: Path) -> tuple[str, list[Change]]:
+    with file.open(encoding="utf-8") as f:
+        label = json.loads(f.readline())["label"]
+        rows = [json.loads(line) for line in f]
+    pair = [tuple(check(r[name]) if name in r else None for name in ("old", "new")) for r in rows]
+    return label, [Change(r["at"], old, new) for r, (old, new) in zip(rows, pair, strict=True)]
