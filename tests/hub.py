@@ -179,6 +179,8 @@ def _reading(app: FastAPI, hub: Hub) -> None:
 
     @app.get("/api/models/{owner}/{name}")
     @app.get("/api/models/{owner}/{name}/revision/{revision}")
+    @app.get("/api/datasets/{owner}/{name}")
+    @app.get("/api/datasets/{owner}/{name}/revision/{revision}")
     async def info(request: Request, owner: str, name: str, revision: str = "main") -> dict[str, Any]:
         repo = hub.repo(request, f"{owner}/{name}")
         commit, files = hub.snapshot(repo, revision)
@@ -189,6 +191,7 @@ def _reading(app: FastAPI, hub: Hub) -> None:
     async def tree(request: Request, owner: str, name: str, revision: str) -> list[dict[str, Any]]:
         return [_entry(*f) for f in hub.snapshot(hub.repo(request, f"{owner}/{name}"), revision)[1].items()]
 
+    @app.api_route("/datasets/{owner}/{name}/resolve/{revision}/{file:path}", methods=["GET", "HEAD"])
     @app.api_route("/{owner}/{name}/resolve/{revision}/{file:path}", methods=["GET", "HEAD"])
     async def resolve(request: Request, owner: str, name: str, revision: str, file: str) -> Response:
         commit, files = hub.snapshot(hub.repo(request, f"{owner}/{name}"), revision)

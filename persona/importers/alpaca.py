@@ -1,0 +1,127 @@
+"""Rows with a question and an answer, under whatever names: Alpaca, LLaMA-Factory's, and our own pairs.jsonl."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from persona import pairs as our
+from persona.errors import InputError
+from persona.importers import Item, Options, Survey
+from persona.importers.json_rows import complete, convert, first_rows, left_out, rows, sure
+from persona.importers.text import Source
+from persona.pairs import KEYS, Pair
+
+TITLE = "Alpaca: instruction, input, output (JSON, JSONL)"
+SUFFIX = ".jsonl"
+
+FIELDS = ("instruction", "input", "output", "history", "source")
+NAMES = {  # in order of preference; compared without regard to case
+    "instruction": (
+        "instruction", "question", "prompt", "query", "problem", "q", "user", "human", "ask",
+        "指令", "问题", "提问", "问", "问句", "提示", "用户", "input", "输入", "上文",
+    ),
+    "output": (
+        "output", "answer", "response", "reply", "completion", "solution", "a", "assistant", "bot", "gpt", "target",
+        "输出", "回答", "答案", "答复", "回复", "回应", "答", "答句", "下文",
+    ),
+    "input": ("input", "输入", "context"),
+    "history": ("history", "历史", "对话历史", "历史对话"),
+    "source": ("source", "来源", "出处"),
+}  # fmt: skip
+
+
+def sniff(source: Source) -> float:
+    return sure(source, fits)
+
+
+def fits(row: dict[str, Any]) -> bool:
+    found = guess(row)
+    trl = {"prompt", "completion"} <= row.keys()  # the messages format's other form
+    texts = all(isinstance(row.get(found.get(name, "")), str) for name in ("instruction", "output"))
+    return texts and not trl
+
+
+def survey(source: Source) -> Survey:
+    names = _names(source)
+    return Survey(columns=names, mapping=guess(names))
+
+
+def read(source: Source, options: Options) -> Iterator[Item]:
+    columns = mapped(_names(source) or FIELDS, options, source.name)
+
+    def to_pair(row: Any, place: str) -> tuple[Pair, list[str]]:
+        own = isinstance(row, dict) and row.keys() <= set(KEYS)  # taken as it is, so that it is written back the same
+        return pair_of(row, columns, "" if own else place)
+
+    yield from convert(rows(source), source, to_pair)
+
+
+def dump(pairs: Iterable[Pair]) -> Iterator[str]:
+    """The lines of pairs.jsonl."""
+    yield from map(our.dump, pairs)
+
+
+def _names(source: Source) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for row in first_rows(source, 20) for name in row))
+
+
+def guess(names: Iterable[str]) -> dict[str, str]:
+    """Field of a pair → the name that means it, each name used once."""
+    plain: dict[str, str] = {}
+    for name in names:
+        plain.setdefault(name.strip().casefold(), name)
+    found: dict[str, str] = {}
+    for field, candidates in NAMES.items():
+        match = next((plain[c] for c in candidates if c in plain and plain[c] not in found.values()), None)
+        if match is not None:
+            found[field] = match
+    return {field: found[field] for field in FIELDS if field in found}
+
+
+def assigned(names: Sequence[str], chosen: Mapping[str, str], texts: Sequence[str] = ()) -> dict[str, str]:
+    """Field → name: what was chosen, else the guess, else the two columns of text in their order."""
+    free = guess(n for n in names if n not in chosen.values())
+    found = {**{field: name for field, name in free.items() if field not in chosen}, **chosen}
+    missing = [field for field in ("instruction", "output") if field not in found]
+    left = [name for name in texts if name not in found.values()]
+    return (
+        {**found, **dict(zip(missing, left, strict=True))} if len(texts) == 2 and len(left) == len(missing) else found
+    )
+
+
+def mapped(names: Sequence[str], options: Options, place: str, texts: Sequence[str] = ()) -> dict[str, str]:
+    """assigned(), checked. A choice of "" leaves a field out.
+
+    Raises InputError listing the names when question or answer is not among them.
+    """
+    listed = f"It has: {', '.join(repr(n)[:60] for n in names[:50]) or 'none'}."
+    chosen = dict(options.columns)
+    if wrong := [field for field in chosen if field not in FIELDS]:
+        raise InputError(f"{wrong[0]!r}: not a field of a pair. There are {', '.join(FIELDS)}.")
+    if wrong := [name for name in chosen.values() if name and name not in names]:
+        raise InputError(f"{place}: no column {wrong[0]!r}. {listed}")
+    found = assigned(names, chosen, texts)
+    if missing := [field for field in ("instruction", "output") if not found.get(field)]:
+        raise InputError(
+            f"{place}: which column is the {' and which the '.join(missing)}? {listed} Choose: "
+            + " ".join(f"--column {field}=NAME" for field in missing)
+        )
+    for field in FIELDS:  # a key that only later rows have
+        if field not in found and field not in found.values():
+            found[field] = field
+    return {field: name for field, name in found.items() if name}
+
+
+def pair_of(row: Any, columns: Mapping[str, str], place: str) -> tuple[Pair, list[str]]:
+    """Raises InputError. place: the pair's source when the row names none."""
+    if not isinstance(row, dict):
+        return complete(row), []  # says what it is
+    made = {field: row.get(columns.get(field, "")) for field in ("instruction", "output", "history")}
+    more, source = row.get(columns.get("input", "")), row.get(columns.get("source", ""))
+    if not isinstance(more, str | None):
+        raise InputError(f"'input' is not text: {more!r:.40}")
+    if more and isinstance(made["instruction"], str | None):
+        made["instruction"] = "\n".join(filter(None, (made["instruction"], more)))
+    notes = left_out(row, columns.values())
+    if not isinstance(source, str | None):
+        notes.append("a source that is not text left out")
+    return complete({**made, "source": source if isinstance(source, str) else place}), notes

@@ -1,0 +1,287 @@
+"""Tables: CSV and TSV, Excel sheets, Parquet. Which column is what is guessed from their names, or chosen."""
+
+import csv
+import io
+import json
+import re
+import zipfile
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice, zip_longest
+from typing import Any
+
+from persona.errors import InputError
+from persona.importers import Item, Note, Options, Skipped, Survey, alpaca, messages, sharegpt
+from persona.importers.json_rows import MAX_ELEMENT, Row, convert
+from persona.importers.text import Source
+from persona.pairs import Pair
+
+TITLE = "Table: CSV, TSV, Excel, Parquet"
+SUFFIX = ".csv"
+
+COLUMNS = ("instruction", "output", "history", "source")
+DELIMITERS = ",\t;|"
+MAX_UNPACKED = 500_000_000  # bytes of an Excel file once unpacked; a bomb says more, a book of pairs far less
+HEAD = 20  # rows looked at to find out what is in a column
+BATCH = 256  # rows of a Parquet file in memory at a time
+_NUMBER = re.compile(r"[-+]?[\d.,:/ -]+%?")
+_CSV_WORDS = {
+    "unexpected end of data": "a quote is opened and never closed",
+    "expected after": "a quote is not doubled",
+}
+
+
+def sniff(source: Source) -> float:
+    try:
+        names, found = _open(source)
+        head = list(islice(found, HEAD))
+    except InputError:
+        return 0.0
+    if _kind(source) != "csv" or source.suffix in (".csv", ".tsv"):
+        return 0.95 if _talks(head) or {"instruction", "output"} <= _mapping(names, iter(head)).keys() else 0.6
+    # pasted text: prose has commas too
+    cells = [len(row.value) for row in islice(_csv_cells(source), HEAD) if isinstance(row, Row)]
+    even = len(cells) > 1 and len(set(cells)) == 1
+    return 0.9 if even and {"instruction", "output"} <= alpaca.guess(names).keys() else 0.0
+
+
+def survey(source: Source) -> Survey:
+    names, found = _open(source)
+    return Survey(columns=tuple(names), mapping=_mapping(names, found))
+
+
+def read(source: Source, options: Options) -> Iterator[Item]:
+    """Raises InputError when the file is damaged, or holds no columns for question and answer."""
+    names, found = _open(source)
+    head = list(islice(found, HEAD))
+    talks = not options.columns and _talks(head)
+    columns = {} if talks else alpaca.mapped(names, options, source.name, _texts(names, head))
+    if not talks and not {"instruction", "output"} <= alpaca.assigned(names, options.columns).keys():
+        yield Note(1, f"columns taken in their order: {columns['instruction']!r:.40}, {columns['output']!r:.40}")
+
+    def to_pair(row: dict[str, Any], place: str) -> tuple[Pair, list[str]]:
+        if talks:
+            return messages.pair_of(row, place)
+        made = {name: _text(value) for name, value in row.items()}
+        history = columns.get("history", "")
+        if history in row:
+            made[history] = _history(row[history])
+        return alpaca.pair_of(made, columns, place)
+
+    yield from convert(head, source, to_pair)
+    yield from convert(found, source, to_pair)
+
+
+def dump(pairs: Iterable[Pair]) -> Iterator[str]:
+    """RFC 4180, with a byte order mark, without which Excel takes UTF-8 for something else."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    out.write("\ufeff")
+    writer.writerow(COLUMNS)
+    for pair in pairs:
+        history = json.dumps(pair.history, ensure_ascii=False) if pair.history else ""
+        writer.writerow((pair.instruction, pair.output, history, pair.source))
+        yield out.getvalue()
+        out.seek(0)
+        out.truncate()
+    yield out.getvalue()
+
+
+# --- columns -----------------------------------------------------------------------------------------------------
+
+
+def _open(source: Source) -> tuple[list[str], Iterator[Row | Skipped | Note]]:
+    """Column names, and the rows as objects of them. Raises InputError when there is no table."""
+    kind = _kind(source)
+    if kind == "parquet":
+        return _parquet(source)
+    cells = _csv_cells(source) if kind == "csv" else _sheet_cells(source)
+    header = next(cells, None)
+    if not isinstance(header, Row) or len(header.value) < 2:
+        raise InputError(f"{source.name}: no table: its first line does not name two columns or more.")
+    names: list[str] = []
+    for number, cell in enumerate(header.value, 1):
+        name = _text(cell).strip() or f"column {number}"
+        names.append(f"{name} ({number})" if name in names else name)
+    return names, _named(names, cells)
+
+
+def _kind(source: Source) -> str:
+    start = source.bytes(4)
+    return {b"PAR1": "parquet", b"PK\x03\x04": "xlsx"}.get(start, "csv")
+
+
+def _named(names: list[str], cells: Iterator[Row | Skipped]) -> Iterator[Row | Skipped]:
+    for row in cells:
+        if not isinstance(row, Row):
+            yield row
+        elif any(_text(cell) for cell in row.value[len(names) :]):
+            yield Skipped(row.line, f"{len(row.value)} cells, where the table has {len(names)} columns", row.text)
+        else:
+            yield Row(row.line, dict(zip_longest(names, row.value[: len(names)], fillvalue="")), row.text)
+
+
+def _dicts(found: Iterable[Row | Skipped | Note]) -> list[dict[str, Any]]:
+    return [row.value for row in found if isinstance(row, Row)]
+
+
+def _talks(head: list[Row | Skipped | Note]) -> bool:
+    """Whether a column holds whole conversations, as a Parquet file can."""
+    nested = (row for row in _dicts(head) if any(isinstance(value, list) for value in row.values()))
+    return any(sharegpt.fits(row) or messages.fits(row) for row in nested)
+
+
+def _mapping(names: list[str], found: Iterator[Row | Skipped | Note]) -> dict[str, str]:
+    head = list(islice(found, HEAD))
+    return {} if _talks(head) else alpaca.assigned(names, {}, _texts(names, head))
+
+
+def _texts(names: list[str], head: list[Row | Skipped | Note]) -> list[str]:
+    """The columns that hold text."""
+    rows = _dicts(head)
+    return [n for n in names if any(isinstance(v := r.get(n), str) and v and not _NUMBER.fullmatch(v) for r in rows)]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # a sheet knows no whole numbers
+    return value if isinstance(value, str) else str(value)
+
+
+def _history(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else []
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"'history' is not a JSON list of [user, reply] texts ({type(e).__name__})") from e
+
+
+# --- CSV ---------------------------------------------------------------------------------------------------------
+
+
+def _csv_cells(source: Source) -> Iterator[Row | Skipped]:
+    """Each record that is not blank; after a broken one, reading goes on with its second line."""
+    csv.field_size_limit(MAX_ELEMENT)
+    delimiter = _delimiter(source)
+    try:
+        with source.path.open(encoding=source.encoding, errors="backslashreplace", newline="") as file:
+            waiting: deque[str] = deque()
+            line = 1
+            while True:
+                taken: list[str] = []
+                try:
+                    cells = next(csv.reader(_feed(file, waiting, taken), delimiter=delimiter, strict=True))
+                except StopIteration:
+                    return
+                except csv.Error as e:
+                    why = next((ours for theirs, ours in _CSV_WORDS.items() if theirs in str(e)), str(e))
+                    yield Skipped(line, why, taken[0].strip()[:2_000])
+                    waiting.extendleft(reversed(taken[1:]))
+                    line += 1
+                    continue
+                if any(cells):
+                    yield Row(line, cells, "".join(taken))
+                line += len(taken)
+    except OSError as e:
+        raise InputError(f"{source.name}: cannot be read ({e.strerror}).") from e
+    except UnicodeError as e:
+        raise InputError(f"{source.name}: not {source.encoding} text after all ({e}). Save it as UTF-8.") from e
+
+
+def _feed(file: io.TextIOBase, waiting: deque[str], taken: list[str]) -> Iterator[str]:
+    size = 0
+    while line := waiting.popleft() if waiting else file.readline(MAX_ELEMENT):
+        taken.append(line)
+        size += len(line)
+        if size >= MAX_ELEMENT:
+            while line and line[-1] not in "\r\n":  # the rest of this line is no line of its own
+                line = file.readline(MAX_ELEMENT)
+            raise csv.Error(f"longer than {MAX_ELEMENT:,} characters, or a quote is never closed")
+        yield line
+
+
+def _delimiter(source: Source) -> str:
+    """The one that makes the first line name question and answer; else csv.Sniffer's guess."""
+    head = source.head()
+    for delimiter in DELIMITERS:
+        try:
+            names = next(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter), [])
+        except csv.Error:
+            continue
+        if {"instruction", "output"} <= alpaca.guess(names).keys():
+            return delimiter
+    first = head.split("\n", 1)[0]
+    if source.suffix == ".tsv" and "\t" in first:
+        return "\t"
+    try:
+        return csv.Sniffer().sniff(head[:4_096], DELIMITERS).delimiter
+    except csv.Error:
+        return max(DELIMITERS, key=first.count)
+
+
+# --- Excel, Parquet ----------------------------------------------------------------------------------------------
+
+
+def _sheet_cells(source: Source) -> Iterator[Row | Skipped]:
+    """The rows of the first sheet that has any; of a formula, the value that was saved with it."""
+    from openpyxl import load_workbook
+
+    try:
+        with zipfile.ZipFile(source.path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_UNPACKED:
+            raise InputError(
+                f"{source.name}: {size / 1e6:,.0f} MB once unpacked, where {MAX_UNPACKED / 1e6:,.0f} MB is the limit. "
+                "Save the sheet as CSV."
+            )
+        with source.path.open("rb") as file:
+            book = load_workbook(file, read_only=True, data_only=True)
+            for sheet in book.worksheets:
+                sheet.reset_dimensions()  # some programs write wrong ones
+                empty = True
+                for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
+                    if any(cell not in (None, "") for cell in cells):
+                        empty = False
+                        values = [c.replace("_x000D_", "\r") if isinstance(c, str) else c for c in cells]
+                        yield Row(number, values, " | ".join(map(_text, values)))
+                if not empty:
+                    return
+    except InputError:
+        raise
+    except Exception as e:  # damaged in any of a hundred ways, each with an exception of its own
+        raise InputError(f"{source.name}: no Excel file that can be read ({e!r:.200}). Save it as CSV.") from e
+
+
+def _parquet(source: Source) -> tuple[list[str], Iterator[Row | Skipped | Note]]:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    def unfit(kind: pa.DataType) -> bool:  # pictures and sounds
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
+
+    def damaged(e: Exception) -> InputError:
+        return InputError(f"{source.name}: no Parquet file that can be read ({e!r:.200}). Download it again.")
+
+    try:
+        schema = ParquetFile(source.path).schema_arrow
+    except Exception as e:  # pyarrow's own, OSError, and more: damaged in any of a hundred ways
+        raise damaged(e) from e
+    names = [field.name for field in schema if not unfit(field.type)]
+
+    def found() -> Iterator[Row | Skipped | Note]:
+        for field in schema:
+            if unfit(field.type):
+                yield Note(1, f"column {field.name!r} left out: it holds no text")
+        number = 0
+        try:
+            for batch in ParquetFile(source.path).iter_batches(BATCH, columns=names):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Row(number, row, " | ".join(map(_text, row.values())))
+        except Exception as e:
+            raise damaged(e) from e
+
+    return names, found()

@@ -1,0 +1,119 @@
+"""A conversation, a list of turns under whatever names, as one pair: its last reply, and what was said before it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from persona.errors import InputError
+from persona.folder import Card
+from persona.importers import Survey
+from persona.importers.json_rows import complete, first_rows, left_out
+from persona.importers.text import Source
+from persona.pairs import Pair
+
+KEYS = ("conversations", "conversation", "messages", "dialogue", "dialog")
+USER, PERSONA, SYSTEM = "user", "persona", "system"
+SIDES = {
+    **dict.fromkeys(("human", "user", "prompter"), USER),
+    **dict.fromkeys(("gpt", "assistant", "bot", "model", "chatgpt", "ai", "char", "character"), PERSONA),
+    **dict.fromkeys(("system", "developer"), SYSTEM),
+}
+WHO, WHAT = ("from", "role"), ("value", "content")
+MAX_SYSTEM = 4_000  # of Card.system
+
+
+def turns_of(row: Any) -> list[Any]:
+    """The turns of a row; none when it holds no conversation."""
+    if not isinstance(row, dict):
+        return []
+    return next((row[k] for k in KEYS if isinstance(row.get(k), list) and row[k]), [])
+
+
+def speaks(turns: list[Any], who: str, what: str) -> bool:
+    """Whether the turns are objects with these two keys."""
+    return bool(turns) and all(isinstance(t, dict) and who in t and what in t for t in turns[:4])
+
+
+def survey(source: Source, turns: Callable[[Any], list[Any]] = turns_of) -> Survey:
+    """A card with the system message, if the first rows all have the same one."""
+    found = set[str]()
+    for row in first_rows(source, 20):
+        try:
+            found.add(system_of(row, turns(row)))
+        except InputError:
+            continue  # a row that will be skipped
+    system = found.pop() if len(found) == 1 else ""
+    if not system or len(system) > MAX_SYSTEM:
+        return Survey()
+    return Survey(card=Card(name=Path(source.name).stem[:80] or "persona", system=system))
+
+
+def system_of(row: dict[str, Any], turns: list[Any]) -> str:
+    """The row's system message: a turn of it, or a key beside the turns."""
+    beside = row.get("system")
+    said = [text for side, text in _sides(turns) if side == SYSTEM]
+    return "\n".join(filter(None, [beside if isinstance(beside, str) else "", *said]))
+
+
+def pair_of(row: Any, place: str, turns: list[Any], used: tuple[str, ...] = ()) -> tuple[Pair, list[str]]:
+    """One conversation as one pair, and notes on what is left out. Raises InputError.
+
+    used: the keys that held the turns, else KEYS.
+    """
+    if not turns:
+        raise InputError(f"no conversation: no list of turns under {', '.join(KEYS[:3])}")
+    sides = _sides(turns)
+    notes = ["system message left out: a persona's own is part of every pair"] if system_of(row, turns) else []
+    said = _joined([(side, text) for side, text in sides if side != SYSTEM])
+    if said and said[0][0] == PERSONA:
+        notes.append("greeting left out: nobody had spoken before it")
+        said = said[1:]
+    if len(said) > 1 and said[-1][0] == USER:
+        notes.append("last message left out: it has no reply")
+        said = said[:-1]
+    if len(said) < 2:
+        raise InputError("no reply to anything said")
+    exchanges = [[said[n][1], said[n + 1][1]] for n in range(0, len(said), 2)]
+    source = row.get("source")
+    made = {"instruction": exchanges[-1][0], "output": exchanges[-1][1], "history": exchanges[:-1]}
+    pair = complete({**made, "source": source if isinstance(source, str) else place})
+    notes += left_out(row, (*(used or KEYS), "source" if isinstance(source, str) else "", "system"))
+    extra = dict.fromkeys(note for t in turns for note in left_out(t, (*WHO, *WHAT), "key of a turn"))
+    return pair, [*notes, *extra]
+
+
+def _sides(turns: list[Any]) -> list[tuple[str, str]]:
+    found = []
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, dict):
+            raise InputError(f"turn {number} is a {type(turn).__name__}, not an object")
+        who, text = (next((turn[k] for k in keys if turn.get(k) is not None), None) for keys in (WHO, WHAT))
+        side = SIDES.get(who.strip().lower()) if isinstance(who, str) else None
+        if side is None:
+            raise InputError(f"turn {number} is from {who!r:.40}, who is neither user, persona nor system")
+        found.append((side, _text(text, number)))
+    return found
+
+
+def _text(value: Any, number: int) -> str:
+    """The text of a turn: a string, or OpenAI's list of text parts."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value:
+        for part in value:
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                kind = part.get("type") if isinstance(part, dict) else part
+                raise InputError(f"turn {number} has a part that is not text: {kind!r:.40}")
+        return "\n".join(part["text"] for part in value)
+    raise InputError(f"turn {number} has no text")
+
+
+def _joined(said: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Turns of one side that follow each other as one turn."""
+    found: list[tuple[str, str]] = []
+    for side, text in said:
+        if found and found[-1][0] == side:
+            found[-1] = (side, f"{found[-1][1]}\n{text}")
+        else:
+            found.append((side, text))
+    return found
