@@ -30,7 +30,7 @@ MESSAGES = [
     re.compile(rf"\[{_STAMP}\] {{0,3}}{_NAME}{_ID} ?[:：] ?"),
     re.compile(rf"{_STAMP} {{1,4}}(?:[-–—|] )?{_NAME}{_ID} ?[:：] ?"),
 ]
-ACTION = re.compile(rf"(?:\[?{_STAMP}\]? {{1,3}})?\*{{1,3}} [^\s*].{{0,1000}}$")
+ACTION = re.compile(rf"(?:\[?{_STAMP}\]? {{1,3}})?\*{{1,3}} [^\s*]")
 STAMPED = re.compile(rf"\[{_STAMP}\] {{0,3}}|{_STAMP} {{1,4}}[-–—] ")
 HEADERS = [
     re.compile(rf"\[?{_STAMP}\]? {{1,4}}{_NAME}{_ID}(?:#\d{{4}})?$"),
@@ -94,6 +94,10 @@ def events(lines: Iterable[tuple[int, str]]) -> Iterator[Event]:
     for number, line, following in pairwise(lines):
         begun = start(line, following)
         apart = begun is None and _apart(number, line)
+        if MEDIA.fullmatch(begun.text if begun and begun.text else line):
+            yield Skipped(number, "no text: a picture, a sticker or the like", line)
+            if begun is None:
+                continue
         if begun is None and apart is None:
             if who and size <= MAX_CHARACTERS:  # what is longer is refused as a pair anyway
                 said.append(line)
@@ -121,4 +125,4 @@ def _apart(number: int, line: str) -> Event | None:
 
 
 def _message(line: int, who: str, said: list[str]) -> Speech:
-    return Speech(line, who, MEDIA.sub("", "\n".join(said)).strip())
+    return Speech(line, who, "\n".join(x for x in said if not MEDIA.fullmatch(x)).strip())

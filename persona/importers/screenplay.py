@@ -76,10 +76,11 @@ def sniff(source: Source) -> float:
         return 0.0
     found = layout(enumerate(text.split("\n"), 1))
     often = [n for n in found.speakers.values() if n > 1]
-    if found.speakers.total() < 3 or len(found.speakers) < 2 or (not often and found.speakers.total() < 4):
+    if len(found.speakers) < 2 or found.share < 0.25:
         return 0.0
-    sure = 0.9 if found.kind == "chat" else 0.85
-    return sure if found.share > 0.5 and often else 0.4 if found.share > 0.25 else 0.0
+    if found.kind == "chat":
+        return 0.9 if found.share > 0.5 else 0.4
+    return 0.85 if found.share > 0.5 and often else 0.3
 
 
 def survey(source: Source) -> Survey:
@@ -167,10 +168,10 @@ def _like_a_name(who: str) -> bool:
 
 def _between(line: str) -> bool:
     """A heading, a rule or a direction."""
-    return bool(_scene(line) or not stage(line) or line[0] in "△▲")
+    return bool(scene(line) or not stage(line) or line[0] in "△▲")
 
 
-def _scene(line: str) -> bool:
+def scene(line: str) -> bool:
     return bool(SCENE.match(line) or RULE.match(line) or cues.HEADING.match(line) or cues.TRANSITION.match(line))
 
 
@@ -185,9 +186,11 @@ def events(
     last = ""
     for number, raw in lines:
         line = chatlog.clean(raw)
-        spoken = _spoken(number, line, known, once, last) if line and not _scene(line) else None
+        spoken = _spoken(number, line, known, once, last) if line and not scene(line) else None
         last = line
-        if held and line and not spoken and not _between(line):
+        # a direction directly below a name that stands alone belongs to the speech that follows it
+        goes_on = line and not spoken and (not _between(line) or (held and not stage(held.text) and not scene(line)))
+        if held and goes_on:
             if len(held.text) <= MAX_CHARACTERS:  # what is longer is refused as a pair anyway
                 held = replace(held, text=flow(held.text, line))
             continue
@@ -200,7 +203,7 @@ def events(
             open_direction = False
             if blank_breaks:
                 yield Gap(number, NEW_SCENE, scene=True)
-        elif _scene(line):
+        elif scene(line):
             open_direction = False
             yield Gap(number, NEW_SCENE, scene=True)
         else:

@@ -16,6 +16,7 @@ from persona.importers.text import Source
 from persona.pairs import MAX_CHARACTERS, Pair
 
 OPEN, CLOSE = "（([【", "）)]】"
+BRACKET = re.compile(r"[（(\[【]")
 MAX_NAMES = 20_000  # different "names" counted at a time: in a file of anything else every line would be a new one
 TOGETHER = re.compile(r"\s*[、，,&＆+＋/／]\s*")
 AND = re.compile(r"\s+(?:and|und|et|y|AND|And)\s+|[和与與及跟]")
@@ -140,7 +141,7 @@ def _reply(
     asked = (stage(before.text) if brackets else before.text.strip()) if before else ""
     problem = ""
     if not (stage(hers.text) if brackets else said):
-        problem = "nothing is said: only a stage direction"
+        problem = "nothing is said: only a stage direction" if brackets and hers.text else "nothing is said"
     elif not her.speaks(hers.who):
         problem = f"said together with others; it counts as hers when {hers.who} is chosen as a speaker, too"
     elif hers.dual:
@@ -187,6 +188,8 @@ def merged(events: Iterable[Event]) -> Iterator[Event]:
 
 def stage(text: str, keep: bool = False) -> str:
     """The text without what stands in brackets, or with it as *action*. A bracket without its partner is text."""
+    if not BRACKET.search(text):
+        return text.strip()
     pieces: list[str] = []
     start = opened = depth = 0
     for at, c in enumerate(text):
