@@ -1,10 +1,10 @@
 """Who says a quotation: what a novel writes beside it, in Chinese and in English. A helper of `prose`."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from persona.importers.speech import WIDE, key
+from persona.importers.speech import WIDE
 
 MARKS = {"“": "”", "「": "」", "『": "』", '"': '"', "‘": "’"}
 NEAR = 80  # characters beside a quotation in which its speaker is looked for
@@ -43,24 +43,36 @@ SAID_AFTER = (
     re.compile(rf"\s?{EN_NAME} (?:\w{{2,20}}ly )?{SAID}(?=[\s.,;:!?—-]|$)"),
 )
 EN_PRONOUNS = {"he", "she", "they", "it"}
-NO_EN_NAME = {
-    "and",
-    "but",
-    "then",
-    "so",
-    "when",
-    "as",
-    "that",
-    "this",
-    "there",
-    "what",
-    "who",
-    "we",
-    "you",
-    "someone",
-    "somebody",
-}
+NO_EN_NAME = re.compile(r"(?:and|but|then|so|when|as|that|this|there|what|who|we|you|someone|somebody)$", re.I)
+WORDS = re.compile(r"[\u3400-\u9fff·]+|[A-Z][\w’'-]*(?: [A-Z][\w’'-]*)*|the [a-z-]+(?: [a-z-]+)?")
 END = ".!?,;…—。！？，；~～"
+
+
+class Known:
+    """The names of a file."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(names)
+        self._firsts = frozenset(name[0] for name in self.names)
+        self._longest = max(map(len, self.names), default=0)
+
+    def at(self, text: str, at: int = 0) -> str:
+        """The longest name that stands there, or ""."""
+        if text[at : at + 1] not in self._firsts:
+            return ""
+        sizes = range(min(self._longest, len(text) - at), 0, -1)
+        return next((text[at : at + n] for n in sizes if text[at : at + n] in self.names), "")
+
+    def within(self, text: str) -> set[str]:
+        found: set[str] = set()
+        for word in WORDS.finditer(text):
+            at = word.start()
+            while at < word.end():
+                name = self.at(text, at)
+                if name:
+                    found.add(name)
+                at += len(name) or 1
+        return found
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,7 @@ class Quote:
 
 
 def quotes(text: str) -> list[Quote]:
-    """Outermost quotations in order. One that its paragraph does not close ends where the paragraph or the next begins."""
+    """Outermost quotations in order. One without its closing mark ends where the paragraph ends or the next begins."""
     found: list[Quote] = []
     at = 0
     while at < len(text):
@@ -103,8 +115,8 @@ def said(text: str, quote: Quote) -> bool:
     return bool(inside) and (inside[-1] in END or text[: quote.start - 1].rstrip()[-1:] in tuple("：:"))
 
 
-def speakers(text: str, found: list[Quote], known: Collection[str] | None = None) -> list[str]:
-    """For each quotation its speaker's name, PRONOUN, or "". known: keys of names; None while they are being collected."""
+def speakers(text: str, found: list[Quote], known: Known | None = None) -> list[str]:
+    """For each quotation its speaker's name, PRONOUN, or "". known: None while the names are collected."""
     named = [""] * len(found)
     for n, quote in enumerate(found):
         previous = found[n - 1].end + 1 if n else 0
@@ -121,7 +133,7 @@ def speakers(text: str, found: list[Quote], known: Collection[str] | None = None
     return named
 
 
-def _before(text: str, known: Collection[str] | None) -> str:
+def _before(text: str, known: Known | None) -> str:
     if found := SAID_BEFORE.search(text):
         return _english(found["name"])
     says = SAYS.search(text)
@@ -132,49 +144,34 @@ def _before(text: str, known: Collection[str] | None) -> str:
     return _subject(clause, known) or _only(sentence, known)
 
 
-def _after(text: str, ending: str, known: Collection[str] | None) -> str:
+def _after(text: str, ending: str, known: Known | None) -> str:
     for pattern in SAID_AFTER:
-        if (found := pattern.match(text)) and not (
-            ending == "." and found["name"][:1].isupper() and found.start("name") < 2
-        ):
+        found = pattern.match(text)
+        if found and (ending != "." or text.lstrip()[:1].islower()):  # after a full stop, Ann said begins anew
             return _english(found["name"])
     found = SAYS_AFTER.match(text)
     return _subject(found["subject"], known) if found else ""
 
 
 def _english(name: str) -> str:
-    if name in EN_PRONOUNS or name.lower() in EN_PRONOUNS:
+    if name.lower() in EN_PRONOUNS:
         return PRONOUN
-    return "" if name.lower() in NO_EN_NAME else name
+    return "" if NO_EN_NAME.match(name) else name
 
 
-def _subject(clause: str, known: Collection[str] | None) -> str:
+def _subject(clause: str, known: Known | None) -> str:
     """The name with which a clause begins."""
     clause = clause.strip()
     if clause.startswith(PRONOUNS):
         return PRONOUN
     if known is not None:
-        return next((clause[:n] for n in range(min(12, len(clause)), 0, -1) if key(clause[:n]) in known), "")
+        return known.at(clause)
     for _ in range(3):
         clause = HOW.sub("", clause)
     return clause if ZH_NAME.match(clause) and not NO_NAME.match(clause) else ""
 
 
-def _only(sentence: str, known: Collection[str] | None) -> str:
+def _only(sentence: str, known: Known | None) -> str:
     """The name with which a sentence begins if no other is in it: 甄嬛听了，忙笑道."""
     who = _subject(sentence, known) if known is not None else ""
-    return who if who and who != PRONOUN and names_in(sentence, known or ()) == {key(who)} else ""
-
-
-def names_in(text: str, known: Collection[str]) -> set[str]:
-    """Keys of the known names in it; of 沈眉庄 and 眉庄 at one place the longer."""
-    found: set[str] = set()
-    words = re.finditer(r"[\u3400-\u9fff·]+|(?:[A-Z][\w’'-]*)(?: [A-Z][\w’'-]*)*|the [a-z-]+(?: [a-z-]+)?", text)
-    for word in words:
-        at, run = 0, word[0]
-        while at < len(run):
-            size = next((n for n in range(min(40, len(run) - at), 0, -1) if key(run[at : at + n]) in known), 0)
-            if size:
-                found.add(key(run[at : at + size]))
-            at += size or 1
-    return found
+    return who if who and known and known.within(sentence) == {who} else ""

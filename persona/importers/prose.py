@@ -1,7 +1,7 @@
 """Novels and stories: what is quoted, and by whom. A quotation is somebody's only where the text names the speaker.
 
-Read are 甄嬛（how）道：“…”, “…”甄嬛说, Ann said, “…”, “…” said Ann. A quotation beside none of them, and one whose speaker
-is a pronoun, belong to the only speaker whom their paragraph names, or to nobody: two who take turns are not guessed.
+Read are 甄嬛笑道：“…”, “…”甄嬛说, Ann said, “…”, “…” said Ann. A quotation beside none of them, and one whose speaker
+is a pronoun, belong to the only speaker named in their paragraph, or to nobody: two who take turns are not guessed.
 A file is read twice: that 甄嬛低声道 is 甄嬛 speaking can be told only when 甄嬛 is known as a name.
 """
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from persona.importers import Item, Options, Skipped, Survey
-from persona.importers.attribution import PRONOUN, Quote, names_in, quotes, said, speakers
+from persona.importers.attribution import PRONOUN, Known, Quote, quotes, said, speakers
 from persona.importers.screenplay import scene
-from persona.importers.speech import Event, Gap, Names, Speech, choose, flow, key, pair_up
+from persona.importers.speech import Event, Gap, Names, Speech, choose, flow, pair_up
 from persona.importers.text import Source
 from persona.pairs import MAX_CHARACTERS
 
@@ -49,23 +49,25 @@ def sniff(source: Source) -> float:
 
 
 def survey(source: Source) -> Survey:
-    known = frozenset(key(name) for name in _names(source))
-    names = Names()
-    for event in events(paragraphs(source.lines(), wrapped(source)), known):
-        if isinstance(event, Speech):
-            names.add(event.who)
-    return Survey(speakers=dict(names.counts.most_common()))
+    return Survey(speakers=dict(_speakers(source, _names(source)).most_common()))
 
 
 def read(source: Source, options: Options) -> Iterator[Item]:
     """Raises InputError listing the most frequent speakers when the persona is not among them, or is not chosen."""
-    found = survey(source).speakers
-    her = choose(source, options, Counter(found))
-    known = frozenset(key(name) for name in _names(source)) | her.names
+    known = _names(source)
+    her = choose(source, options, _speakers(source, known))
     yield from pair_up(events(paragraphs(source.lines(), wrapped(source)), known), her, source, options, brackets=False)
 
 
-def _names(source: Source) -> Counter[str]:
+def _speakers(source: Source, known: Known) -> Counter[str]:
+    names = Names()
+    for event in events(paragraphs(source.lines(), wrapped(source)), known):
+        if isinstance(event, Speech):
+            names.add(event.who)
+    return names.counts
+
+
+def _names(source: Source) -> Known:
     """Every name that stands beside a quotation. What begins with a name that comes again is that name and more."""
     names = Names()
     for paragraph in paragraphs(source.lines(), wrapped(source)):
@@ -73,16 +75,10 @@ def _names(source: Source) -> Counter[str]:
             if who not in ("", PRONOUN):
                 names.add(who)
     often = {n for n, times in names.counts.items() if times > 1}
-    return Counter(
-        {
-            n: times
-            for n, times in names.counts.items()
-            if n in often or not any(n[:cut] in often for cut in range(1, len(n)))
-        }
-    )
+    return Known(n for n in names.counts if n in often or not any(n[:cut] in often for cut in range(1, len(n))))
 
 
-def events(rows: Iterable[Paragraph], known: frozenset[str]) -> Iterator[Event]:
+def events(rows: Iterable[Paragraph], known: Known) -> Iterator[Event]:
     silent = 0
     held: Speech | None = None  # not closed: the next paragraph goes on with it, if it begins with a quotation mark
     for paragraph in rows:
@@ -117,21 +113,23 @@ def events(rows: Iterable[Paragraph], known: frozenset[str]) -> Iterator[Event]:
         yield Skipped(held.line, "its quotation mark is never closed", held.text)
 
 
-def _speeches(paragraph: Paragraph, found: list[Quote], known: frozenset[str]) -> Iterator[tuple[Event, bool]]:
+def _speeches(paragraph: Paragraph, found: list[Quote], known: Known) -> Iterator[tuple[Event, bool]]:
     """Neighbours of one speaker are one speech: “Well,” said Ann, “come in.”"""
     text = paragraph.text
     named = speakers(text, found, known)
     certain = {who for who in named if who not in ("", PRONOUN)}
-    if len(certain) == 1 and names_in(_narration(text, found), known) <= {key(n) for n in certain}:
+    if len(certain) == 1 and known.within(_narration(text, found)) <= certain:
         named = [next(iter(certain))] * len(found)
     at = 0
     while at < len(found):
         who, first = named[at], at
         while at + 1 < len(found) and named[at + 1] == who and who not in ("", PRONOUN):
             at += 1
-        spoken = ""
+        spoken, previous = "", found[first]
         for quote in found[first : at + 1]:
-            spoken = flow(spoken, text[quote.start : quote.end].strip())
+            if text[previous.end : quote.start - 1].rstrip()[-1:] in tuple(".。！？!?"):
+                spoken = _ended(spoken)
+            spoken, previous = flow(spoken, text[quote.start : quote.end].strip()), quote
         line = paragraph.line(found[first].start)
         if who in ("", PRONOUN):
             yield Skipped(line, "nobody is named as its speaker", spoken), True
@@ -152,7 +150,7 @@ def _ended(spoken: str) -> str:
 
 
 def wrapped(source: Source) -> bool:
-    """Whether the file breaks its lines at a margin, with empty lines between paragraphs: most lines end in mid-sentence."""
+    """Whether lines are broken at a margin, with empty lines between paragraphs: most of them end in mid-sentence."""
     lines = [line.strip() for line in source.head().split("\n")]
     inner = [line for line, below in pairwise(lines) if line and below]
     return sum(line[-1] not in ENDS for line in inner) * 2 > len(inner)
