@@ -1,7 +1,7 @@
 """Screenplays and chat logs: `name（action）: line`, NAME above the speech (Fountain too), and chat programs' exports.
 
-A file is read twice: the first time for its layout and its speakers, because only a name that is known makes a slip
-(；for ：, no colon at all) readable. Both times line by line.
+A file is read for its layout, then for its speakers, then for its pairs, because only a name that is known makes a
+slip (；for ：, no colon at all) readable. Each time line by line: memory does not grow with the file.
 """
 
 import re
@@ -84,19 +84,32 @@ def sniff(source: Source) -> float:
 
 
 def survey(source: Source) -> Survey:
-    return Survey(speakers=dict(layout(source.lines()).speakers.most_common()))
+    return Survey(speakers=dict(_speakers(source, layout(source.lines())).most_common()))
 
 
 def read(source: Source, options: Options) -> Iterator[Item]:
     """Raises InputError listing the most frequent speakers when the persona is not among them, or is not chosen."""
     found = layout(source.lines())
-    her = choose(source, options, found.speakers)
+    her = choose(source, options, _speakers(source, found))
+    said = _events(source, found, her.names)
+    chat = found.kind == "chat"
+    yield from pair_up(merged(said) if chat else said, her, source, options, brackets=not chat)
+
+
+def _speakers(source: Source, found: Layout) -> Counter[str]:
+    names = Names()
+    for event in _events(source, found):
+        if isinstance(event, Speech):
+            names.add(event.who)
+    return names.counts
+
+
+def _events(source: Source, found: Layout, chosen: frozenset[str] = frozenset()) -> Iterator[Event]:
     if found.kind == "chat":
-        yield from pair_up(merged(chatlog.events(source.lines())), her, source, options, brackets=False)
-    elif found.kind == "cues":
-        yield from pair_up(cues.events(source.lines(), her.known | her.names), her, source, options)
-    else:
-        yield from pair_up(events(source.lines(), found.speakers, her.names, found.blank_breaks), her, source, options)
+        return chatlog.events(source.lines())
+    if found.kind == "cues":
+        return cues.events(source.lines(), {key(n) for n in found.speakers} | chosen)
+    return events(source.lines(), found.speakers, chosen, found.blank_breaks)
 
 
 def layout(lines: Iterable[tuple[int, str]]) -> Layout:
