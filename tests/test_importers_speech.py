@@ -262,6 +262,16 @@ def test_fountain(source):
     ]
 
 
+def test_marks_of_the_page_are_no_speech(source):
+    script = source("BOB\nOne.\n\nANN\nTwo\n(MORE)\n12.\nthree.\n")
+    assert pairs(screenplay, script, "Ann", actions="keep") == [("One.", "Two three.", 4)]
+
+
+@pytest.mark.parametrize("line", ["Ann (V.O.): two", "Ann(CONT'D): two", "**Ann:** two", "ANN：two", "Ann (123) : two"])
+def test_ways_to_write_a_name(source, line):
+    assert pairs(screenplay, source(f"Bob: one\n{line}\nBob: three\n"), "Ann") == [("one", "two", 2)]
+
+
 def test_a_comment_that_never_ends_is_told(source):
     found = skips(screenplay, source("BOB\nhi\n\nANN\nyes\n\nBOB\nhi\n\n/* ANN\nno\n"), "ANN")
     assert found[0][0] == 10
@@ -320,11 +330,11 @@ def test_an_english_novel_broken_at_its_margin(source):
         "“Is it lit?” asked Bob, who had come up the stairs of the tower and\nwas out of breath.\n\n"
         "“It has been lit,” said Ann, “since you were\nborn.\n\n“And it will be.”\n\n"
         "Bob looked at it. “Good,” he said.\n\n“Good,” Ann answered quietly. “Sit\ndown.”\n\n"
-        "* * *\n\n‘I don’t,’ said Mr. Hale.\n\n‘Nor I,’ replied Ann to him.\n"
+        "* * *\n\n‘I don’t see the boys’ lamp,’ said Mr. Hale.\n\n‘Nor I,’ replied Ann to him.\n"
     )
     assert pairs(prose, novel, "Ann") == [
         ("Is it lit?", "It has been lit, since you were born. And it will be.", 4),
-        ("I don’t.", "Nor I.", 18),
+        ("I don’t see the boys’ lamp.", "Nor I.", 18),
     ]
     assert [line for line, _ in skips(prose, novel, "Ann")] == [9, 11]
 
