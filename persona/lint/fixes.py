@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from persona.folder import Card
 from persona.lint.finding import Finding, key_of, texts_of
-from persona.lint.rows import without_own_name
+from persona.lint.rows import is_blank, without_own_name
 from persona.lint.sets import exact
 from persona.lint.texts import TEXT_RULES, TextRule
 from persona.pairs import Pair
@@ -33,10 +33,11 @@ def fix_all(pairs: Sequence[Pair], findings: Iterable[Finding], card: Card) -> l
             if finding.rule == "duplicate":
                 if key_of("duplicate", exact(pair)) == finding.key and first[exact(pair)] < row:
                     gone.add(row)
+            elif finding.rule == "unfinished":
+                if is_blank(pair):
+                    gone.add(row)
             elif key_of(finding.rule, texts_of(pair)) != finding.key:
                 continue
-            elif finding.rule == "unfinished":
-                gone.add(row)
             elif finding.rule == "other-speaker":
                 new[row - 1] = replace(new[row - 1], output=without_own_name(new[row - 1].output, card))
             else:

@@ -20,12 +20,22 @@ def found(rule: str, severity: Severity, row: int, pair: Pair, message: str, fix
     return Finding(rule, severity, (row,), f"Pair {row}{message}", fix, key_of(rule, texts_of(pair)))
 
 
+def is_blank(pair: Pair) -> bool:
+    return not any(text.strip() for text in texts_of(pair))
+
+
 def unfinished_rows(pairs: Sequence[Pair]) -> Iterator[Finding]:
-    for row, missing in unfinished(pairs):
-        pair = pairs[row - 1]
-        empty = not any(text.strip() for text in texts_of(pair))
-        todo = "The pair is empty. Delete it" if empty else "It cannot be trained on. Write it, or delete the pair"
-        yield found("unfinished", "error", row, pair, f": {missing}. {todo}.", "Delete the empty pair" if empty else "")
+    if blank := tuple(row for row, pair in enumerate(pairs, 1) if is_blank(pair)):
+        label = "Delete the empty pair" if len(blank) == 1 else f"Delete {len(blank)} empty pairs"
+        message = f"{numbers(blank).capitalize()}: nothing is written. Write it, or delete it."
+        yield Finding("unfinished", "error", blank, message, label, key_of("unfinished", []))
+    missing: dict[int, list[str]] = {}
+    for row, empty in unfinished(pairs):
+        if not is_blank(pairs[row - 1]):
+            missing.setdefault(row, []).append(empty)
+    for row, what in missing.items():
+        todo = "It cannot be trained on. Write it, or delete the pair"
+        yield found("unfinished", "error", row, pairs[row - 1], f": {' and '.join(what)}. {todo}.")
 
 
 def text_rows(pairs: Sequence[Pair]) -> Iterator[Finding]:
@@ -44,11 +54,11 @@ def text_rows(pairs: Sequence[Pair]) -> Iterator[Finding]:
             ]
             if not hits:
                 continue
-            what = [w for _, _, words in hits for w in words]
+            seen = [w for _, _, words in hits for w in words]
             cleaned = [rule.cleaned(text) for _, text, _ in hits]
             safe = rule.clean and all(new.strip() and not rule.find(new) for new in cleaned)
-            label = rule.label.format(what=quotes(what)) if safe else ""
-            message = f", {' and '.join(p for p, _, _ in hits)}: {quotes(what)}: {rule.why}."
+            label = rule.label.format(what=quotes(seen)) if safe else ""
+            message = f", {' and '.join(p for p, _, _ in hits)}: {quotes(seen)}: {rule.why}."
             finding = found(rule.name, rule.severity, row, pair, message, label)
             if rule.name == "stage-direction":
                 with_directions.append(finding)
@@ -72,25 +82,22 @@ BRANDS = re.compile(
     r"|通义千问|文心一言|讯飞星火|智谱清言|阿里云|月之暗面|百川智能",
     re.I,
 )
+A_MACHINE = r"(?:AI|robot|android|chat ?bot|assistant|computer|language model)"
 IS_ONE = re.compile(
-    r"\b(?:AI|robot|android|chat ?bot|assistant|computer|language model)\b|人工智能|机器人|助手|语言模型", re.I
+    rf"\b(?:you are|you're) an? (?:[\w-]+ ){{0,3}}{A_MACHINE}\b|你是.{{0,8}}(?:人工智能|机器人|AI|助手)", re.I
 )
-_ABOUT_AI = re.compile(r"模型|智|AI|GPT|LL|Qwen|Deep|Bard|Copilot|Anthropic|train|cut|update|virtual|bot|program|无法|训练|截|千问|文心|星火|清言|阿里|月之|百川", re.I)  # fmt: skip  # noqa: E501
 
 
 def ai_leaks(pairs: Sequence[Pair], card: Card) -> Iterator[Finding]:
     """Answers that come from an assistant. A persona that is a machine may say so."""
-    if IS_ONE.search(f"{card.name} {card.system}"):
+    if IS_ONE.search(card.system):
         return
     for row, pair in enumerate(pairs, 1):
         said = "\n".join([*(reply for _, reply in pair.history), pair.output])
-        if not _ABOUT_AI.search(said):
-            continue
         what = [m[0] for m in SAYS_SO.finditer(said)]
         asked = "\n".join([*(user for user, _ in pair.history), pair.instruction]).casefold()
-        what += [
-            b for b in BRANDS.findall(said) if b.casefold() not in asked
-        ]  # asked "Are you ChatGPT?" she may name it
+        # asked "Are you ChatGPT?" she may name it
+        what += [brand for brand in BRANDS.findall(said) if brand.casefold() not in asked]
         if what:
             why = "an assistant speaks here, not the persona. Rewrite the answer in her voice, or delete the pair"
             yield found("ai-leak", "warning", row, pair, f", answer: {quotes(what)}: {why}.")
@@ -158,15 +165,18 @@ LABEL = re.compile(
     r"(?:\*\*)?[ \t]*(?:：|:(?=\s|[\u3400-\u9fff“\"「]))",
     re.M,
 )
+_SAID = re.compile(r".+(?:说|道|问|答|曰|云|想|是|有|话|下)$|.*(?:说|听|看|想)好$")  # 她说：, 听好：, 原来如下：
 
 
 def labels(text: str) -> list[tuple[re.Match[str], str]]:
     """(where, name) of what looks like a speaker's name at the start of a line."""
-    return (
-        [(m, m[1]) for m in LABEL.finditer(text) if m[1].casefold() not in NO_NAMES]
-        if "：" in text or ":" in text
-        else []
-    )
+    if ":" not in text and "：" not in text:
+        return []
+    return [
+        (m, m[1])
+        for m in LABEL.finditer(text)
+        if m[1].casefold() in ROLES or not (m[1].casefold() in NO_NAMES or _SAID.match(m[1]))
+    ]
 
 
 def without_own_name(text: str, card: Card) -> str:
@@ -226,9 +236,14 @@ CLOSING = set("”’\"'」』）)】》]*_")
 BRACKETS = (("“", "”"), ("（", "）"), ("「", "」"), ("『", "』"), ("《", "》"), ("【", "】"), ("(", ")"), ("[", "]"))
 
 
+SMILEY = r"[:;=8xX][-'^o]?[()]+"
+
+
 def ending(text: str) -> str:
     """ "final", "open" (stops in the middle of a sentence) or "bare" (no mark at all)."""
     text = text.rstrip()
+    if re.search(rf"{SMILEY}$", text[-4:]):
+        return "final"
     while text and (text[-1] in CLOSING or unicodedata.category(text[-1]) in ("Sk", "Mn", "Cf", "Me")):
         text = text[:-1].rstrip()
     if not text or text[-1] in FINAL or unicodedata.category(text[-1]) == "So":  # an emoji ends a sentence too
@@ -239,7 +254,7 @@ def ending(text: str) -> str:
 def unbalanced(text: str) -> str:
     """The bracket or quotation mark that is left alone, else ""."""
     if "(" in text or ")" in text:  # smileys, and a) 1) of a list
-        text = re.sub(r"[:;=8xX][-'^o]?[()]+|(?:^|(?<=\s))\w{1,2}\)", "", text)
+        text = re.sub(rf"{SMILEY}|(?:^|(?<=\s))\w{{1,2}}\)", "", text)
     for first, last in BRACKETS:
         opened, closed = text.count(first), text.count(last)
         if opened == closed:

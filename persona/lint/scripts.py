@@ -74,10 +74,10 @@ def _common(encoding: str, first: int, last: int) -> set[str]:
 
 
 # Common in the mainland's GB 2312 (level 1) and absent from Taiwan's Big5: a simplified form; and the other way round.
-# Left out are a few that both write: names and newer pronouns.
+# Left out are a few that both write (names, newer pronouns); added are forms that Big5 counts as rare.
 _BOTH = set("叶恒迹泛晞璟璘玥妳牠祂瓖昇煖唸吋呎瞭氾汍昤晅呎堉琍珪祐韹")
 SIMPLIFIED = _common("gb2312", 0xB0, 0xD7) - _common("big5", 0xA4, 0xF9) - _BOTH
-TRADITIONAL = _common("big5", 0xA4, 0xC6) - _common("gb2312", 0xB0, 0xF7) - _BOTH
+TRADITIONAL = _common("big5", 0xA4, 0xC6) - _common("gb2312", 0xB0, 0xF7) - _BOTH | set("裏衆爲峯牀綫羣")
 
 
 def _sides(text: str) -> tuple[set[str], set[str]]:

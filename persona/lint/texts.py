@@ -98,7 +98,7 @@ _BEFORE = r"(?:^|(?<=[。！？!?….\n”\"」』~～—]))[ \t]*"
 _AFTER = r"(?=[ \t]*(?:$|\n))"
 _HAN_DIRECTION = r"(?:（[^（）\n]{1,60}）|【[^【】\n]{1,60}】|〔[^〔〕\n]{1,60}〕)"
 _LATIN_DIRECTION = r"(?:\([^()\n]{1,80}\)|\[[^\[\]\n]{1,80}\])(?!\()"
-_STAR = r"(?<![*\w])\*(?![\s*])[^*\n]{1,120}(?<![\s*])\*(?![*\w])"
+_STAR = r"(?<![*A-Za-z0-9])\*(?![\s*])[^*\n]{1,120}(?<![\s*])\*(?![*A-Za-z0-9])"
 DIRECTION = re.compile(
     rf"{_BEFORE}({_HAN_DIRECTION}|{_LATIN_DIRECTION}|{_STAR})|({_HAN_DIRECTION}|{_LATIN_DIRECTION}|{_STAR}){_AFTER}",
     re.M,
