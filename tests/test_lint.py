@@ -177,6 +177,7 @@ NEAR = [
     ("Do you like the spring?", "Yes, and every storm of it.", "Do you like the autumn?", "Yes, and every storm of it.", False),
     ("你喜欢春天吗？", "喜欢。", "你喜欢冬天吗？", "喜欢。", False),
     ("Who was the ship's captain?", "A man from Tarrow, drowned in the year of the storm.", "Who was it?", "A man from Tarrow, drowned in the year of the storm.", False),
+    ("Who?", f"Jory, and {'all the rest of them, ' * 5}came by.", "Why?", f"Jory, and {'all the rest of them, ' * 5}came by.", False),
 ]  # fmt: skip
 
 
@@ -260,6 +261,12 @@ def test_probes_in_pairs():
     assert [(f.pairs, f.severity) for f in found("probe-in-pairs", pairs, MAGS)] == [
         ((7,), "warning"), ((10,), "warning"), ((8,), "hint"),
     ]  # fmt: skip
+
+
+def test_a_short_question_is_like_a_probe_by_chance():
+    card = Card(name="Mags", probes=("Who is he?",))
+    assert not found("probe-in-pairs", [Pair("Who is she?", "My sister Ruth.")], card)
+    assert found("probe-in-pairs", [Pair("Who is he?", "My brother Eben.")], card)
 
 
 def test_traditional_among_simplified():
@@ -347,6 +354,13 @@ def test_a_fix_leaves_what_was_edited_since():
     edited = [*pairs[:-1], Pair("And then?", "Three.<br>Four.")]
     assert fix(edited, finding, ANYONE) == edited
     assert fix(pairs[:3], finding, ANYONE) == pairs[:3]
+
+
+def test_a_repeat_whose_first_is_gone_stays():
+    pairs = [FILL[0], FILL[1], FILL[0]]
+    (finding,) = found("duplicate", pairs)
+    edited = [FILL[2], FILL[1], FILL[0]]
+    assert fix(edited, finding, ANYONE) == edited
 
 
 @pytest.fixture
