@@ -5,8 +5,8 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
 from persona.folder import Card
-from persona.lint import scripts
 from persona.lint.finding import Finding, Severity, key_of, numbers, places, quote, quotes, texts_of, units
+from persona.lint.scripts import drift, expected, mixed, scripts
 from persona.lint.texts import TEXT_RULES
 from persona.pairs import Pair, unfinished
 
@@ -284,13 +284,13 @@ def cut_off(pairs: Sequence[Pair]) -> Iterator[Finding]:
 
 
 def language_rows(pairs: Sequence[Pair], card: Card) -> Iterator[Finding]:
-    answers = [scripts.scripts(pair.output) for pair in pairs]
-    own = scripts.expected(card.language, answers)
+    answers = [scripts(pair.output) for pair in pairs]
+    own = expected(card.language, answers)
     for row, (pair, answer) in enumerate(zip(pairs, answers, strict=True), 1):
-        if script := scripts.drift(answer, own):
+        if script := drift(answer, own):
             message = f", answer: written mostly in {script}, unlike the persona. Translate it, or delete the pair."
             yield found("language", "warning", row, pair, message)
-    for row, severity, characters, kind in scripts.mixed(card.language, [pair.output for pair in pairs]):
+    for row, severity, characters, kind in mixed(card.language, [pair.output for pair in pairs]):
         message = (
             f", answer: {kind} characters ({characters}) in a set that is written in the other form. Convert them."
         )

@@ -7,9 +7,9 @@ from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
 from persona.folder import Card
-from persona.lint import near
 from persona.lint.finding import Finding, key_of, numbers, plain, quote, quotes, texts_of, units
 from persona.lint.kinds import is_identity
+from persona.lint.near import similar
 from persona.pairs import Pair
 
 ALIKE = 0.9  # of a whole pair: one word in ten differs
@@ -56,7 +56,7 @@ def near_duplicates(pairs: Sequence[Pair], rows: Sequence[int], plains: dict[int
         if (first := same.setdefault(text, at)) != at:
             leader[at] = (first, 1.0)
     kept = list(same.values())
-    for i, j, likeness in sorted(near.similar([whole[at] for at in kept], ALIKE)):
+    for i, j, likeness in sorted(similar([whole[at] for at in kept], ALIKE)):
         i, j = kept[i], kept[j]
         # a follower leads nobody, or a chain of small steps would join what is not alike
         if j not in leader and i not in leader and _parts_alike(plains[rows[i]], plains[rows[j]]):
