@@ -5,9 +5,19 @@ from collections.abc import Callable, Collection, Sequence
 from persona.errors import InputError
 from persona.files import read_json, to_json, write_atomic
 from persona.folder import Card, Persona
-from persona.lint import rows, sets
 from persona.lint.finding import SEVERITIES, Finding, Severity, counts, plain, texts_of
 from persona.lint.fixes import fix, fix_all
+from persona.lint.rows import (
+    ai_leaks,
+    cut_off,
+    language_rows,
+    other_speakers,
+    short_replies,
+    text_rows,
+    too_long,
+    unfinished_rows,
+)
+from persona.lint.sets import distinct, duplicates, near_duplicates, probes_in_pairs, rival_answers, same_answers
 from persona.lint.summary import Summary, summarise
 from persona.pairs import Pair
 
@@ -29,22 +39,22 @@ def lint(
     length: tokens of a pair as it is rendered for the chosen base; without it no pair is too long. max_length: tokens
     of a row in training, as in RunConfig.
     """
-    distinct = sets.distinct(pairs)
-    plains = {row: [plain(text) for text in texts_of(pairs[row - 1])] for row in distinct}
+    different = distinct(pairs)
+    plains = {row: [plain(text) for text in texts_of(pairs[row - 1])] for row in different}
     found = [
-        *rows.unfinished_rows(pairs),
-        *(rows.too_long(pairs, length, max_length) if length else ()),
-        *rows.text_rows(pairs),
-        *rows.ai_leaks(pairs, card),
-        *rows.other_speakers(pairs, card),
-        *rows.short_replies(pairs),
-        *rows.cut_off(pairs),
-        *rows.language_rows(pairs, card),
-        *sets.duplicates(pairs),
-        *sets.near_duplicates(pairs, distinct, plains),
-        *sets.rival_answers(pairs, distinct, plains),
-        *sets.same_answers(pairs, distinct, plains),
-        *sets.probes_in_pairs(pairs, card),
+        *unfinished_rows(pairs),
+        *(too_long(pairs, length, max_length) if length else ()),
+        *text_rows(pairs),
+        *ai_leaks(pairs, card),
+        *other_speakers(pairs, card),
+        *short_replies(pairs),
+        *cut_off(pairs),
+        *language_rows(pairs, card),
+        *duplicates(pairs),
+        *near_duplicates(pairs, different, plains),
+        *rival_answers(pairs, different, plains),
+        *same_answers(pairs, different, plains),
+        *probes_in_pairs(pairs, card),
     ]
     hidden = set(ignored)
     kept = [f for f in found if f.key not in hidden]
