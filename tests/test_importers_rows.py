@@ -173,6 +173,9 @@ SKIPPED = [
     ("open.json", f'[{A},{{"instruction": "x, "output": "y"}},{C}]', [AB, CD], [(1, "not JSON")]),
     ("no-comma.json", f"[{A}\n{C}]", [AB, CD], []),
     ("swapped.json", f'[{A},{{"instruction": x}},{{"output": "d", "instruction": "c"}}]', [AB, CD], [(1, "Expecting value, at 'x}")]),
+    ("braces.json", f'[{A},{{{C},{A}]', [AB, CD, AB], [(1, "Expecting property name")]),
+    ("garbage.json", f'[{A},\nxyz{C},{A}]', [AB, CD, AB], [(2, "Expecting value, at 'xyz")]),
+    ("closed-early.json", f'[{A}],{C},{A}]', [AB, CD, AB], []),
     ("first.json", f'[{{"instruction": x, "output": "y"}},\n{C}]', [CD], [(1, "Expecting value")]),
     ("bad-byte.jsonl", ZHEN.encode() + b'{"instruction": "\xff", "output": "y"}\n' + C.encode(), [*[Pair("你是谁？", "本宫甄嬛。")] * 9, CD], [(10, "Invalid \\escape")]),
     ("others.json", f'[1, "two", null, [3],\n{C}]', [CD], [(1, "a int, not an object"), (1, "a str"), (1, "a NoneType"), (1, "a list")]),
@@ -267,6 +270,7 @@ REFUSED = [
     ("no-answer.csv", "question,x,y\na,b,c\n", "table", "which column is the output"),
     ("one.csv", "question\na\n", "table", "does not name two columns"),
     ("blank.csv", "\n\n", "table", "does not name two columns"),
+    ("open.csv", 'question,"answer\na,b\na,b\na,b\na,"b"\n', "table", "a quote there is never closed"),
     ("broken.xlsx", b"PK\x03\x04" + b"x" * 100, "table", "no Excel file that can be read"),
     ("broken.parquet", b"PAR1" + b"x" * 100, "table", "no Parquet file that can be read"),
     ("blank.xlsx", sheet(), "table", "does not name two columns"),
@@ -409,12 +413,11 @@ def test_our_own_file_is_written_back_byte_for_byte(pairs):
 
 # --- memory, size ------------------------------------------------------------------------------------------------
 
-COUNT = 20_000
-
 
 @pytest.mark.parametrize("name, format", [("m.jsonl", "alpaca"), ("m.json", "alpaca"), ("m.csv", "table")])
-def test_memory_does_not_grow_with_the_file(tmp_path, name, format):
-    pairs = [Pair(f"Question {n}, {'x' * 150}", f"Answer {n}, {'y' * 150}") for n in range(COUNT)]
+@pytest.mark.parametrize("count, size", [(1_500, 2_000), pytest.param(20_000, 150, marks=pytest.mark.slow)])
+def test_memory_does_not_grow_with_the_file(tmp_path, name, format, count, size):
+    pairs = [Pair(f"Question {n}, {'x' * size}", f"Answer {n}, {'y' * size}") for n in range(count)]
     with (tmp_path / name).open("w", encoding="utf-8", newline="") as out:
         if name == "m.json":
             out.write("[" + ", ".join(json.dumps(p.to_dict()) for p in pairs) + "]")
@@ -424,21 +427,21 @@ def test_memory_does_not_grow_with_the_file(tmp_path, name, format):
     opened = open_source(tmp_path / name)
     tracemalloc.start()
     try:
-        assert sum(isinstance(item, Pair) for item in read(opened, format, Options())) == COUNT
+        assert sum(isinstance(item, Pair) for item in read(opened, format, Options())) == count
         assert tracemalloc.get_traced_memory()[1] < 3_000_000 < opened.path.stat().st_size
     finally:
         tracemalloc.stop()
 
 
-def test_a_bomb_is_not_unpacked(tmp_path):
+def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr("persona.importers.table.MAX_UNPACKED", 1_000_000)
     with (
         zipfile.ZipFile(tmp_path / "bomb.xlsx", "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open("xl/x.xml", "w", force_zip64=True) as out,
     ):
-        for _ in range(51):
-            out.write(bytes(10_000_000))
-    assert (tmp_path / "bomb.xlsx").stat().st_size < 1_000_000
-    with pytest.raises(InputError, match="510 MB once unpacked"):
+        out.write(bytes(5_000_000))
+    assert (tmp_path / "bomb.xlsx").stat().st_size < 10_000
+    with pytest.raises(InputError, match="5 MB once unpacked, where 1 MB is the limit"):
         list(read(open_source(tmp_path / "bomb.xlsx"), "table", Options()))
 
 
@@ -536,7 +539,11 @@ def test_no_row_of_a_damaged_file_is_lost(tmp_path, format, count):
     for _ in range(count):
         opened = source(tmp_path, "x.jsonl", damaged(data.encode(), chance) or b"x")
         lines = [number for number, text in opened.lines() if text.strip()]
-        found = [item for item in module.read(opened, Options()) if not isinstance(item, Note)]
+        try:
+            found = [item for item in module.read(opened, Options()) if not isinstance(item, Note)]
+        except InputError:  # no row is left that tells which key is which
+            assert len(lines) < 4
+            continue
         assert len(found) == len(lines), opened.bytes()
         assert [item.line for item in found if isinstance(item, Skipped)] == [
             n for n, item in zip(lines, found, strict=True) if isinstance(item, Skipped)

@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 import re
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ TITLE = "Character card: V1, V2, V3 (JSON, PNG)"
 
 SPECS = ("chara_card_v2", "chara_card_v3")
 MAX_BYTES = 50_000_000
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 25_000_000  # 5,000 × 5,000; Pillow unpacks them all on its way to the text behind them
 LIMITS = {"name": 80, "system": 4_000, "greeting": 2_000}  # of Card
 PNG = b"\x89PNG\r\n\x1a\n"
 TEXTS = ("ccv3", "chara")  # PNG text chunks, the newer one first
@@ -101,10 +102,12 @@ def _chunks(source: Source) -> dict[str, str]:
     """The PNG's text chunks that hold a character. Raises InputError when it is damaged."""
     from PIL import Image
 
+    width, height = struct.unpack(">II", source.bytes(24)[16:].ljust(8, b"\0"))
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{source.name}: a picture of {width:,} × {height:,} pixels is no card. Make it smaller.")
     try:
         with source.path.open("rb") as file, Image.open(file, formats=["PNG"]) as picture:
-            if picture.width * picture.height <= MAX_PIXELS:
-                picture.load()  # chunks may stand after the picture
+            picture.load()  # chunks may stand after the picture
             return {name: str(picture.info[name]) for name in TEXTS if name in picture.info}
     except Exception as e:  # damaged in any of a hundred ways, each with an exception of its own
         raise InputError(f"{source.name}: no PNG that can be read ({e!r:.200}). Export the card again.") from e

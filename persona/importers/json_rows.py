@@ -24,7 +24,7 @@ LINES = (".jsonl", ".ndjson")
 _KEY = r'"(?:[^"\\]|\\.)*"'
 _WRAPPERS = "data|dataset|train|validation|test|rows|items|examples|samples|instances|records|pairs"
 _WRAPPED = re.compile(rf'\s*\{{\s*(?:{_KEY}\s*:\s*(?:{_KEY}|[\w.+-]+)\s*,\s*)*"(?:{_WRAPPERS})"\s*:\s*\[')
-_NEXT_LIST = re.compile(rf"[\s,]*(?:{_KEY}\s*:\s*)?\[")
+_GOES_ON = re.compile(rf"[\s,]*(?:(?:{_KEY}\s*:\s*)?\[|(?=\{{))")  # another list, or a ] too many
 _BETWEEN = re.compile(r"[\s,]*")
 _ROW_KEYS = ("instruction", "input", "output", "question", "answer", "prompt", "conversations", "messages", "id")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
@@ -230,8 +230,9 @@ def _elements(source: Source, start: int, listed: bool) -> Iterator[Row | Skippe
         if char == "]" and listed:
             window.go(window.at + 1)
             window.more(CHUNK)
-            if another := _NEXT_LIST.match(window.text, window.at):
-                window.go(another.end())
+            if more := _GOES_ON.match(window.text, window.at):
+                window.go(more.end())
+                whole = more[0].endswith("[")
                 continue
             rest = window.text[window.at :].strip().removeprefix("}").strip()
             if rest:
@@ -276,17 +277,17 @@ def _pass_over(window: _Window, keys: set[str]) -> str:
     known = [re.escape(json.dumps(k, ensure_ascii=False)) for k in keys or _ROW_KEYS]
     if own := re.compile(rf"\{{\s*({_KEY})\s*:").match(window.text, window.at):
         known.append(re.escape(own[1]))
-    following = re.compile(rf"[,}}]\s*(?=\{{\s*(?:{'|'.join(known)})\s*:)")
-    passed, start = "", window.at + 1
+    # after ":" or "[" it would be inside the broken one
+    following = re.compile(rf"[^:\[\s]\s*(?=\{{\s*(?:{'|'.join(known)})\s*:)")
+    passed = ""
     while True:
-        found = following.search(window.text, start)
-        end = found.start() + (found[0][0] == "}") if found else len(window.text)
+        found = following.search(window.text, window.at)
+        end = found.start() + (found[0][0] != ",") if found else len(window.text)
         if not found and not window.ended:
-            end = max(start, end - OVERLAP)
+            end = max(window.at, end - OVERLAP)
         if len(passed) <= MAX_SHOWN:
             passed += window.text[window.at : end][: MAX_SHOWN + 1]
         window.go(end)
         if found or window.ended:
             return passed
         window.more(CHUNK)
-        start = 0

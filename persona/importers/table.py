@@ -22,6 +22,7 @@ SUFFIX = ".csv"
 COLUMNS = ("instruction", "output", "history", "source")
 DELIMITERS = ",\t;|"
 MAX_UNPACKED = 500_000_000  # bytes of an Excel file once unpacked; a bomb says more, a book of pairs far less
+MAX_NAME = 200  # characters of a column name; longer is text, or a quote that is never closed
 HEAD = 20  # rows looked at to find out what is in a column
 BATCH = 256  # rows of a Parquet file in memory at a time
 _NUMBER = re.compile(r"[-+]?[\d.,:/ -]+%?")
@@ -103,6 +104,8 @@ def _open(source: Source) -> tuple[list[str], Iterator[Row | Skipped | Note]]:
     for number, cell in enumerate(header.value, 1):
         name = _text(cell).strip() or f"column {number}"
         names.append(f"{name} ({number})" if name in names else name)
+        if len(name) > MAX_NAME or name.count("\n") > 2:
+            raise InputError(f"{source.name}: column {number} is named {name[:40]!r}…: a quote there is never closed.")
     return names, _named(names, cells)
 
 
@@ -204,16 +207,12 @@ def _feed(file: io.TextIOBase, waiting: deque[str], taken: list[str]) -> Iterato
 
 
 def _delimiter(source: Source) -> str:
-    """The one that makes the first line name question and answer; else csv.Sniffer's guess."""
+    """The one that makes the first line name most fields of a pair; else csv.Sniffer's guess."""
     head = source.head()
-    for delimiter in DELIMITERS:
-        try:
-            names = next(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter), [])
-        except csv.Error:
-            continue
-        if {"instruction", "output"} <= alpaca.guess(names).keys():
-            return delimiter
     first = head.split("\n", 1)[0]
+    named = {d: len(alpaca.guess(name.strip('" \t') for name in first.split(d))) for d in DELIMITERS if d in first}
+    if any(named.values()):
+        return max(named, key=lambda d: named[d])
     if source.suffix == ".tsv" and "\t" in first:
         return "\t"
     try:
