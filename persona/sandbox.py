@@ -113,7 +113,7 @@ def _refused_call(name: str, call: nodes.Filter | nodes.Call, known: frozenset[s
 
 
 def _arguments(call: Any) -> list[Any]:
-    if _name(call) == "join" and isinstance(call, nodes.Call):
+    if isinstance(call, nodes.Call) and isinstance(call.node, nodes.Getattr) and call.node.attr == "join":
         return [call.node.node]  # 'separator'.join(list)
     return [*call.args, *(k.value for k in call.kwargs)]
 
