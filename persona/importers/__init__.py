@@ -136,7 +136,7 @@ def detect(source: Source) -> str:
 
 def preview(source: Source, format: str, options: Options, limit: int = 20) -> Preview:
     """The first `limit` pairs, and what was skipped on the way to them."""
-    items = importer(format).read(source, options)
+    items = read(source, format, options)
     pairs: list[Pair] = []
     skipped: list[Skipped] = []
     for item in islice(items, 100 * limit):
@@ -147,6 +147,11 @@ def preview(source: Source, format: str, options: Options, limit: int = 20) -> P
         elif isinstance(item, Skipped):
             skipped.append(item)
     return Preview(pairs, skipped, next(items, None) is not None)
+
+
+def read(source: Source, format: str, options: Options) -> Iterator[Item]:
+    """Every item of the file, streamed. Raises InputError when the file as a whole cannot be read."""
+    yield from importer(format).read(source, options)
 
 
 def bring_in(persona: Persona, source: Source, format: str, options: Options) -> Report:
@@ -160,7 +165,7 @@ def bring_in(persona: Persona, source: Source, format: str, options: Options) ->
 
     def pairs() -> Iterator[Pair]:
         nonlocal left_out
-        for item in importer(format).read(source, options):
+        for item in read(source, format, options):
             if isinstance(item, Pair):
                 yield item
             elif isinstance(item, Note):
