@@ -17,7 +17,7 @@ from persona.importers import Note, Options, Skipped, detect, formats, preview, 
 from persona.importers import hub as datasets_hub
 from persona.importers.json_rows import MAX_ELEMENT, MAX_SHOWN, Row, rows
 from persona.importers.text import open_source
-from persona.pairs import MAX_CHARACTERS, Pair, dumps
+from persona.pairs import MAX_CHARACTERS, Pair, check, dumps
 from tests.hub import Hub
 
 FORMATS = ("alpaca", "sharegpt", "messages", "table")
@@ -270,7 +270,7 @@ REFUSED = [
     ("no-answer.csv", "question,x,y\na,b,c\n", "table", "which column is the output"),
     ("one.csv", "question\na\n", "table", "does not name two columns"),
     ("blank.csv", "\n\n", "table", "does not name two columns"),
-    ("open.csv", 'question,"answer\na,b\na,b\na,b\na,"b"\n', "table", "a quote there is never closed"),
+    ("open.csv", 'question,"answer\na,b\na,b\na,b"\n', "table", "a quote there is never closed"),
     ("broken.xlsx", b"PK\x03\x04" + b"x" * 100, "table", "no Excel file that can be read"),
     ("broken.parquet", b"PAR1" + b"x" * 100, "table", "no Parquet file that can be read"),
     ("blank.xlsx", sheet(), "table", "does not name two columns"),
@@ -287,6 +287,7 @@ def test_a_file_that_cannot_be_read_at_all_is_refused(tmp_path, name, data, form
 NOBODYS = [
     ("play.txt", "甄嬛：你来了。\n皇上：来了，朕来看看你。\n"),
     ("prose.txt", "He came, and he saw, and he went.\nShe came, and she stayed, and she left.\n"),
+    ("question.txt", "Question, answer\nHe came, he saw, and he went.\nShe left.\n"),
     ("prose.csv", "It was late.\nVery late.\n"),
     ("config.json", '{"name": "x", "version": 3}'),
     ("numbers.json", "[1, 2, 3]"),
@@ -404,6 +405,10 @@ def test_what_is_written_is_read_back(tmp_path_factory, format, pairs):
     assert list(module.read(found, Options())) == pairs
     if pairs:
         assert detect(found) == format
+
+
+def test_excel_is_told_that_a_csv_is_utf8():
+    assert "".join(formats()["table"].dump([AB])).startswith("\ufeffinstruction,output,history,source\r\na,b,,\r\n")
 
 
 @given(pairs=some_pairs)
@@ -527,6 +532,14 @@ def test_damaged_files_end_in_items_or_a_sentence(tmp_path, count):
             raise
 
 
+def is_pair(text: str) -> bool:
+    try:
+        check(json.loads(text))
+    except ValueError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("count", [300, pytest.param(3_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("format", ["alpaca", "sharegpt", "messages"])
 def test_no_row_of_a_damaged_file_is_lost(tmp_path, format, count):
@@ -542,7 +555,7 @@ def test_no_row_of_a_damaged_file_is_lost(tmp_path, format, count):
         try:
             found = [item for item in module.read(opened, Options()) if not isinstance(item, Note)]
         except InputError:  # no row is left that tells which key is which
-            assert len(lines) < 4
+            assert not list(filter(is_pair, (text for _, text in opened.lines())))
             continue
         assert len(found) == len(lines), opened.bytes()
         assert [item.line for item in found if isinstance(item, Skipped)] == [
@@ -574,11 +587,12 @@ CHOICES = [
     (["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"], "data/train-00000-of-00001.parquet"),
     (["train.parquet", "train.json", "dataset_infos.json"], "train.json"),
     (["validation.json", "pairs.json"], "pairs.json"),
+    (["extra.jsonl", "train.jsonl"], "train.jsonl"),
     (["deep/er/x.csv", "load.py"], "deep/er/x.csv"),
 ]
 
 
-@pytest.mark.parametrize("names, chosen", CHOICES, ids=[c[1] for c in CHOICES])
+@pytest.mark.parametrize("names, chosen", CHOICES, ids=[" ".join(c[0]) for c in CHOICES])
 def test_the_data_file_of_a_data_set_is_downloaded(hub, names, chosen, home):
     hub.add("ann/zhen", {name: f"{A} {name}".encode() for name in names})
     file = datasets_hub.download("ann/zhen")
