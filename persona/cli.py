@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,6 +72,89 @@ def new(
     put({"persona": str(made.path)}, f"{made.path}: write pairs into pairs.jsonl, or open it in the page.", as_json)
 
 
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A file, '-' for standard input, or a Hub dataset id.")],
+    directory: PersonaDir,
+    format: Annotated[str, typer.Option(help="Found by itself; or alpaca, sharegpt, table, screenplay, …")] = "",
+    speaker: Annotated[list[str] | None, typer.Option(help="Who the persona is in it; again for other names.")] = None,
+    column: Annotated[list[str] | None, typer.Option(metavar="FIELD=NAME", help="instruction=Question, …")] = None,
+    actions: Annotated[str, typer.Option(help="Stage directions in a reply: drop, or keep as *action*.")] = "drop",
+    history: Annotated[int, typer.Option(help="Earlier exchanges of the scene kept with each pair.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Add pairs from a file of another kind; what is no pair is listed. The persona is made if DIR is not there."""
+    from persona import importers
+    from persona.importers import hub, text
+
+    if actions not in ("drop", "keep"):
+        raise InputError(f"--actions {actions}: write drop or keep.")
+    columns = dict(_key_value(x, "--column") for x in column or [])
+    options = importers.Options(columns, tuple(speaker or ()), "keep" if actions == "keep" else "drop", history)
+    typed = source == "-"
+    with text.pasted(sys.stdin.buffer.read()) if typed else nullcontext(Path(source).expanduser()) as path:
+        if not path.exists() and "/" in source and not path.is_absolute() and not path.parent.is_dir():
+            path = hub.download(source)
+        opened = text.open_source(path)
+        chosen = format or importers.detect(opened)
+        done = importers.bring_in(_open_or_make(directory, opened, chosen, options), opened, chosen, options)
+    skipped = [{"line": s.line, "why": s.why} for s in done.skipped]
+    value = {"read": done.read, "pairs": done.added, "known": done.known, "left_out": done.left_out,
+             "skipped": skipped, "notes": done.notes, "format": chosen, "encoding": opened.encoding}  # fmt: skip
+    lines = [f"{opened.name} ({chosen}, {opened.encoding}): {done.read:,} read, {done.added:,} pairs added"]
+    lines += [f"{done.known:,} were there already"] * bool(done.known)
+    lines += [f"{opened.name} line {s.line}: skipped, {s.why}" for s in done.skipped[:20]]
+    lines += [f"… and {done.left_out - 20:,} more skipped (--json lists them)"] * (done.left_out > 20)
+    lines += [f"{what}: {count:,} times" for what, count in done.notes.items()]
+    put(value, "\n".join(lines), as_json)
+
+
+def _open_or_make(directory: Path, source: Any, format: str, options: Any) -> Any:
+    """The persona at `directory`; a new one, named by the file's card or the speaker, if nothing is there."""
+    from persona import folder, importers
+
+    directory = directory.expanduser()
+    if directory.exists() and any(directory.iterdir()):
+        return folder.open_persona(directory)
+    card = importers.importer(format).survey(source).card
+    name = options.speakers[0] if options.speakers else directory.name
+    return folder.create(directory, card or folder.parse_card({"name": name}, str(directory)))
+
+
+@app.command()
+def lint(
+    directory: PersonaDir,
+    base: Annotated[str, typer.Option(help="Base model, for the length of rows.")] = "",
+    max_length: Annotated[int, typer.Option(help="Longest row in tokens; 0: do not measure.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is wrong with the pairs, and whether there are enough of them."""
+    from persona import base as bases
+    from persona import folder
+    from persona import lint as linting
+
+    persona = folder.open_persona(directory)
+    pairs, card = persona.pairs(), persona.card()
+    length = None
+    if max_length or base:
+        _, renderer = bases.open_renderer(card, base, "auto", progress=note)
+        length = lambda pair: len(renderer.example(pair).input_ids)  # noqa: E731
+    found = linting.lint(pairs, card, length, max_length or 512, linting.read_ignored(persona))
+    summary = linting.summarise(pairs, card, found)
+    value = {
+        "pairs": len(pairs),
+        "counts": linting.counts(found),
+        "findings": [
+            {"rule": f.rule, "severity": f.severity, "pairs": list(f.pairs), "message": f.message} for f in found
+        ],
+        "summary": summary.text,
+        "kinds": dict(summary.kinds),
+    }
+    colours = {"error": "red", "warning": "yellow", "hint": "blue"}
+    lines = [f"{typer.style(f.rule, fg=colours[f.severity])}: {f.message}" for f in found]
+    put(value, "\n".join([*lines, summary.text]), as_json)
+
+
 @app.command()
 def render(
     directory: PersonaDir,
@@ -120,7 +204,7 @@ def train(
         inside = persona.runs_dir / resume
         run = runs.open_run(inside if inside.is_dir() else resume)
     else:
-        settings = dict(_key_value(x) for x in changes or []) | ({"base": base} if base else {})
+        settings = dict(_key_value(x, "--set") for x in changes or []) | ({"base": base} if base else {})
         run = runs.create_run(persona, runs.make_config(preset, **settings))
     runs.start(run)
     note(f"Run {run.path}")
@@ -134,10 +218,11 @@ def train(
     put(value, _summary(value), as_json)
 
 
-def _key_value(text: str) -> tuple[str, str]:
+def _key_value(text: str, option: str) -> tuple[str, str]:
     key, sign, value = text.partition("=")
     if not sign:
-        raise InputError(f"--set {text}: write it as name=value, e.g. --set epochs=2.")
+        example = "--set epochs=2" if option == "--set" else "--column instruction=Question"
+        raise InputError(f"{option} {text}: write it as name=value, e.g. {example}.")
     return key.strip(), value.strip()
 
 

@@ -167,9 +167,7 @@ def test_memory_does_not_grow_with_what_is_appended(tmp_path):
 def test_replace_counts_every_field_and_takes_text_as_it_is(persona):
     pairs = [Pair("a.c", "x", (("A.C", "abc"),)), Pair("abc", "z")]
     assert [c.new for c in edits.replacements(pairs, "a.c", r"\1")] == [Pair(r"\1", "x", (("A.C", "abc"),))]
-    assert [c.new for c in edits.replacements(pairs, "A.C", "-", match_case=False)] == [
-        Pair("-", "x", (("-", "abc"),))
-    ]
+    assert [c.new for c in edits.replacements(pairs, "A.C", "-", match_case=False)] == [Pair("-", "x", (("-", "abc"),))]
     with pytest.raises(InputError, match="Find"):
         edits.replacements(pairs, "", "x")
 

@@ -88,11 +88,7 @@ def test_the_whole_way(browser, server):
     page.wait_for_selector("text=314 pairs")
 
     # an edit is on disk when the page says saved, and its mask follows
-    cell = page.locator("#pairs").get_by_test_id("cell-0-2")
-    cell.dblclick()
-    page.keyboard.press("Control+A")
-    page.keyboard.type("本宫甄嬛，今日改了一句。")
-    page.keyboard.press("Enter")
+    fill(page, 1, "output", "本宫甄嬛，今日改了一句。")
     file = server.home / "personas/zhen-huan/pairs.jsonl"
     wait_until(lambda: json.loads(file.read_text().splitlines()[0])["output"] == "本宫甄嬛，今日改了一句。")
     page.wait_for_function("document.querySelector('#write-mask .mask').innerText.includes('今日改了一句')")
@@ -145,24 +141,21 @@ def test_what_was_typed_survives_the_page_being_killed(browser, server):
     page, _ = open_page(browser, server.url)
     page.click("#open-lighthouse-keeper")
     page.wait_for_selector("text=176 pairs")
-    page.locator("#pairs").get_by_test_id("cell-1-1").dblclick()
-    page.keyboard.press("Control+A")
-    page.keyboard.type("Who keeps this light?")
-    page.keyboard.press("Enter")
+    fill(page, 2, "instruction", "Who keeps this light?")
     file = server.home / "personas/lighthouse-keeper/pairs.jsonl"
     wait_until(lambda: "Who keeps this light?" in file.read_text())
     server.stop()
     server.start()
     page.goto(server.url)
-    page.wait_for_selector("#pairs >> text=Who keeps this light?")  # the tab remembers who was open
+    page.wait_for_selector(cell(2, "instruction"))  # the tab remembers who was open
+    assert page.input_value(cell(2, "instruction")) == "Who keeps this light?"
 
 
 def test_a_new_persona_is_told_what_is_missing(browser, server):
     page, errors = open_page(browser, server.url)
     page.fill("#new-name input, #new-name textarea", "Ada")
     page.click("#start")
-    page.wait_for_selector("#pairs-status .hint")
-    assert "No pairs yet" in page.inner_text("#pairs-status")
+    page.wait_for_selector("#pairs .empty >> text=No pairs yet")
     page.click("#to-template")
     page.wait_for_selector("text=There are no pairs yet")
     page.click("#to-train")
@@ -170,6 +163,99 @@ def test_a_new_persona_is_told_what_is_missing(browser, server):
     page.click("#start-training")
     page.wait_for_selector("text=A run needs at least 2")
     assert errors == []
+
+
+SCRIPT = """第1幕
+（碎石滩，黄昏）
+老渡工：姑娘，要过河么？
+阿萝：要过。（望着对岸）今夜风大，船可还稳？
+老渡工：稳得很。你去对岸做什么？
+阿萝：寻一个人。他欠我一盏灯。
+老渡工：姑娘，要过河么？
+阿萝：要过。今夜风大，（叹气）船可还稳？
+"""
+
+
+def test_import_check_fix_undo_reload(browser, server, tmp_path):
+    """A screenplay is dropped, its repeats are found, deleted with a click, brought back, and all of it stays."""
+    play = tmp_path / "play.txt"
+    play.write_text(SCRIPT, encoding="gb18030")
+    page, errors = open_page(browser, server.url)
+    page.set_input_files("#start-file input[type=file]", str(play))
+    page.wait_for_selector("#import-found >> text=play.txt")
+    assert "gb18030" in page.inner_text("#import-found")
+    page.click("#import-speaker input")
+    page.click("text=阿萝 (3)")
+    page.wait_for_selector("#import-preview .her")
+    assert page.locator("#import-preview .her").all_inner_texts()[0] == "要过。今夜风大，船可还稳？"
+    page.click("#import-add")
+    page.wait_for_selector("#import-report >> text=3 pairs added")
+
+    page.click("button[role=tab]:has-text('Check')")
+    page.wait_for_selector("#findings summary:has-text('duplicate')")
+    page.click("#findings summary:has-text('duplicate')")
+    page.click("#findings .finding:has-text('duplicate') [data-do=fix]")
+    file = next((server.home / "personas").glob("*/pairs.jsonl"))
+    wait_until(lambda: len(file.read_text().splitlines()) == 2)
+    page.wait_for_selector("#pairs-status >> text=2 pairs")
+    page.wait_for_function("!document.querySelector('#findings').innerText.includes('duplicate')")
+
+    page.click("button[role=tab]:has-text('Pairs')")
+    page.click("#undo-edit")
+    wait_until(lambda: len(file.read_text().splitlines()) == 3)
+    page.wait_for_selector(cell(3, "output"))
+    page.reload()
+    page.wait_for_selector(cell(3, "output"))
+    page.wait_for_selector("#redo-edit:has-text('Delete')")
+    page.click("#redo-edit")
+    wait_until(lambda: len(file.read_text().splitlines()) == 2)
+    source = json.loads(file.read_text().splitlines()[0])["source"]
+    assert source == "play.txt:4"
+    assert errors == []
+
+
+def test_rows_are_added_searched_replaced_and_the_marks_follow(browser, server):
+    page, errors = open_page(browser, server.url)
+    page.fill("#new-name input, #new-name textarea", "Ada")
+    page.click("#start")
+    page.click("#pairs .empty button")
+    page.wait_for_function("document.activeElement?.dataset.field === 'instruction'")
+    page.keyboard.type("Who are you?")
+    page.keyboard.press("Tab")
+    page.keyboard.type("I am Ada.")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(cell(2, "output"))
+    page.wait_for_selector("#pairs [data-row='2'] .mark.error")
+    fill(page, 2, "instruction", "What do you do?")
+    fill(page, 2, "output", "As an AI language model, I count.")
+    file = server.home / "personas/ada/pairs.jsonl"
+    wait_until(lambda: "I count." in file.read_text())
+    page.wait_for_selector("#pairs [data-row='2'] .mark:has-text('AI')")
+    page.wait_for_function("!document.querySelector('#pairs .unsaved')")
+
+    page.click("button[role=tab]:has-text('replace')")
+    page.fill("#find input, #find textarea", "As an AI language model, ")
+    page.wait_for_selector("#replace-preview del")
+    page.click("#replace-all")
+    wait_until(lambda: json.loads(file.read_text().splitlines()[1])["output"] == "I count.")
+    page.click("button[role=tab]:has-text('Pairs')")
+    page.fill("#search input, #search textarea", "count")
+    page.wait_for_function("document.querySelectorAll('#pairs [data-row]').length === 1")
+    assert page.input_value(cell(2, "output")) == "I count."
+    page.wait_for_function("!document.querySelector('#pairs .mark')?.innerText.includes('AI')")
+    assert errors == []
+
+
+def cell(row: int, field: str) -> str:
+    return f"#pairs [data-row='{row}'] [data-field='{field}']"
+
+
+def fill(page, row: int, field: str, text: str) -> None:
+    """Type into a cell of the table, and leave it."""
+    page.click(cell(row, field))
+    page.keyboard.press("Control+A")
+    page.keyboard.type(text)
+    page.keyboard.press("Escape")
 
 
 def wait_until(done, seconds: float = 30) -> None:

@@ -12,16 +12,20 @@ Nothing is dropped silently: what does not become a pair is a Skipped with its l
 """
 
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from itertools import islice
+from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from persona import journal
 from persona.errors import InputError
-from persona.folder import Card
+from persona.files import write_atomic
+from persona.folder import Card, Persona
 from persona.importers.text import Source
 from persona.pairs import Pair
 
@@ -42,6 +46,8 @@ class Note:
     line: int
     what: str
 
+
+LISTED = 10_000  # skipped rows that are listed one by one; a file of garbage must not fill the memory
 
 Item = Pair | Skipped | Note
 
@@ -83,6 +89,21 @@ class Preview:
     pairs: list[Pair]
     skipped: list[Skipped]
     more: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an import did: rows read = pairs added + pairs known already + rows left out.
+
+    skipped: the rows left out, at most LISTED of them. notes: what was left out of pairs, and how often.
+    """
+
+    read: int
+    added: int
+    known: int
+    left_out: int
+    skipped: list[Skipped]
+    notes: dict[str, int]
 
 
 @cache
@@ -128,6 +149,35 @@ def preview(source: Source, format: str, options: Options, limit: int = 20) -> P
     return Preview(pairs, skipped, next(items, None) is not None)
 
 
-def read(source: Source, format: str, options: Options) -> Iterator[Item]:
-    """Every item of the file, streamed. Raises InputError when the file as a whole cannot be read."""
-    yield from importer(format).read(source, options)
+def bring_in(persona: Persona, source: Source, format: str, options: Options) -> Report:
+    """Add the file's pairs to the persona, streamed; undo takes them back in one step.
+
+    Raises InputError, with nothing changed, when the file as a whole cannot be read.
+    """
+    skipped: list[Skipped] = []
+    notes: Counter[str] = Counter()
+    left_out = 0
+
+    def pairs() -> Iterator[Pair]:
+        nonlocal left_out
+        for item in importer(format).read(source, options):
+            if isinstance(item, Pair):
+                yield item
+            elif isinstance(item, Note):
+                notes[item.what] += 1
+            else:
+                left_out += 1
+                if len(skipped) < LISTED:
+                    skipped.append(item)
+
+    done = journal.append(persona, pairs(), f"import of {source.name}")
+    return Report(done.added + done.known + left_out, done.added, done.known, left_out, skipped, dict(notes))
+
+
+def write(pairs: Iterable[Pair], format: str, out: Path) -> Path:
+    """The pairs as a file of that format; `read` gives them back. Raises InputError when it can only be read."""
+    if not hasattr(importer(format), "dump"):
+        known = ", ".join(name for name, module in formats().items() if hasattr(module, "dump"))
+        raise InputError(f"{format!r}: pairs cannot be written in this format. Choose one of {known}.")
+    write_atomic(out, importer(format).dump(pairs))
+    return out

@@ -6,7 +6,9 @@ the beginning. A byte that does not fit the encoding after all shows as \\xNN.
 
 import codecs
 import re
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,3 +102,12 @@ def _guessed(start: bytes) -> str:
 
     best = from_bytes(start, cp_isolation=list(GUESSED)).best()
     return best.encoding if best else "utf-8"  # binary: its bytes show as \xNN, and no importer will know it
+
+
+@contextmanager
+def pasted(data: str | bytes, name: str = "pasted.txt") -> Iterator[Path]:
+    """A file that holds the text for as long as it is read."""
+    with tempfile.TemporaryDirectory(prefix="persona-") as folder:
+        path = Path(folder) / name
+        path.write_bytes(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
+        yield path

@@ -1,45 +1,18 @@
-"""Step 1, Write: open or start a persona, edit her pairs in a table that saves itself."""
+"""Step 1, Write: open or start a persona; her pairs in a table that saves itself, with import, checks and undo."""
 
+import tempfile
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from persona import folder, pairs
+from persona import edits, files, folder, importers, journal
 from persona.errors import InputError, PersonaError
-from persona.pairs import Pair
-from persona.ui.common import QUIET, TEMPLATE, Page, mask_html, open_current, renderer_for, shown
+from persona.ui import desk, importing, suggesting
+from persona.ui.common import QUIET, TEMPLATE, Page, open_current, shown
 
 CARD_FIELDS = ("name", "system", "greeting", "source", "rights")
-HEADERS = ["#", "Someone says", "The persona answers", "Before"]
-Rows = list[list[Any]]
-
-
-def to_rows(items: list[Pair]) -> Rows:
-    """Pairs → table. '#' is what ties a row to its pair, so that earlier turns survive sorting and deleting."""
-    return [[n, p.instruction, p.output, _before(p)] for n, p in enumerate(items, 1)] or [["", "", "", ""]]
-
-
-def _before(pair: Pair) -> str:
-    return f"{len(pair.history)} turn{'s' * (len(pair.history) > 1)}" if pair.history else ""
-
-
-def from_rows(rows: Rows, known: list[Pair]) -> list[Pair]:
-    """Table → pairs. A row without '#' is new; an empty new row is none yet."""
-    result = []
-    for number, says, answers, *_ in rows:
-        says, answers = str(says or ""), str(answers or "")
-        index = int(number) - 1 if str(number or "").strip().isdigit() else -1
-        if 0 <= index < len(known):
-            result.append(Pair(says, answers, known[index].history, known[index].source))
-        elif says.strip() or answers.strip():
-            result.append(Pair(says, answers))
-    for n, pair in enumerate(result, 1):
-        try:
-            pairs.check(pair.to_dict())
-        except InputError as e:
-            raise InputError(f"Pair {n}: {e}. It is not saved yet.") from e
-    return result
 
 
 def open_example(name: str) -> str:
@@ -60,58 +33,14 @@ def start_persona(name: str) -> str:
 
 
 def load(slug: str) -> tuple:
-    """Everything the step shows of a persona: card, table, what is known of each row, the file's state."""
+    """What the step shows of a persona beside her pairs: welcome or editor, and the card."""
     if not slug:
-        return gr.Column(visible=True), gr.Column(visible=False), "", "", "", "", "", [], [], "", ""
-    persona = open_current(slug)
-    card = persona.card()
-    items, bad = persona.scan()
+        return gr.Column(visible=True), gr.Column(visible=False), "", "", "", "", ""
+    card = open_current(slug).card()
     return (
-        gr.Column(visible=False), gr.Column(visible=True), card.name, card.system, card.greeting,
-        card.source, card.rights, to_rows(items), items, pairs.sha256(items), status(items) + rejected(bad),
+        gr.Column(visible=False), gr.Column(visible=True),
+        card.name, card.system, card.greeting, card.source, card.rights,
     )  # fmt: skip
-
-
-def status(items: list[Pair]) -> str:
-    """How many pairs there are, whether that is enough, and what is unfinished."""
-    count = len(items)
-    if not count:
-        return '<div class="hint">No pairs yet. Add a row with the + under the table, or open an example.</div>'
-    missing = pairs.unfinished(items)
-    lines = [f"<b>{count} pair{'s' * (count > 1)}</b>, saved."]
-    if missing:
-        shown_rows = ", ".join(f"#{row}: {escape(why)}" for row, why in missing[:5])
-        lines.append(f'<div class="problem">Not ready to train: {shown_rows}.</div>')
-    if count < 100:
-        lines.append('<div class="hint">A persona begins to show from about 100 pairs; 200 to 500 are better.</div>')
-    return " ".join(lines)
-
-
-def rejected(bad: list[pairs.BadLine]) -> str:
-    """Lines of pairs.jsonl that are no pairs: shown, and kept aside on the next save."""
-    lines = "".join(f'<div class="problem">pairs.jsonl line {b.line}: {escape(b.why)}</div>' for b in bad[:5])
-    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-    aside = "The next save moves such lines to pairs.rejected.txt; nothing is lost."
-    return f"{lines}<div class='quiet'>{aside}{more}</div>" if bad else ""
-
-
-def save(slug: str, rows: Rows, known: list[Pair], stamp: str) -> tuple[str, str, list[Pair], Any]:
-    """Write the table to disk. What another window saved meanwhile is never overwritten."""
-    persona = open_current(slug)
-    items = from_rows(rows, known)
-    on_disk, bad = persona.scan()
-    if pairs.sha256(on_disk) not in (stamp, pairs.sha256(items)):
-        raise InputError(
-            "These pairs were changed elsewhere (another window, or on disk) since you opened them here. Copy what you "
-            "just typed, press Reload, and type it again."
-        )
-    if pairs.sha256(items) == stamp and not bad:
-        return gr.skip(), stamp, gr.skip(), gr.skip()
-    persona.save_pairs(items)
-    # a new row got a number by being saved: the table shows it only where it is missing
-    numbered = to_rows(items) if any(not str(r[0] or "").strip() for r in rows) else gr.skip()
-    kept = items if numbered is not gr.skip() else known
-    return status(items), pairs.sha256(items), kept, numbered
 
 
 def save_card(slug: str, *fields: str) -> str:
@@ -132,31 +61,53 @@ def remove(slug: str) -> tuple[str, str]:
 
 
 def undo_remove(trashed: str) -> str:
-    from persona.files import home, inside
-
     if not trashed:
         raise PersonaError("Nothing was deleted in this window.")
-    return folder.restore(inside(home() / "trash", trashed)).slug
+    return folder.restore(files.inside(files.home() / "trash", trashed)).slug
 
 
-def selected(rows: Rows, event: gr.SelectData) -> int:
-    """The '#' of the row clicked."""
-    return int(event.index[0]) + 1 if isinstance(event.index, list | tuple) else 1
+def look_for(slug: str, find: str, put: str, case: bool) -> tuple[str, Any]:
+    """What a find-and-replace would change, before it does."""
+    if not find:
+        return "", gr.Button("Replace", interactive=False)
+    changes = edits.replacements(open_current(slug).scan()[0], find, put, case)
+    shown_rows = "".join(
+        f"<div><span class='no'>{c.at + 1}</span><span>{suggesting.difference(before, after)}</span></div>"
+        for c in changes[:20]
+        for before, after in _texts(c)
+    )
+    more = f"<div class='quiet'>… and {len(changes) - 20:,} more pairs</div>" if len(changes) > 20 else ""
+    words = f"Replace in {len(changes):,} pair{'s' * (len(changes) != 1)}" if changes else "Nothing found"
+    return f"<div class='preview'>{shown_rows}</div>{more}", gr.Button(words, interactive=bool(changes))
 
 
-def preview(slug: str, rows: Rows, known: list[Pair], number: int, *settings: Any) -> str:
-    """The chosen pair as the model will see it; settings: base, template, max_length, learn_history."""
-    items = from_rows(rows, known) if slug else []
-    if not items:
-        return ""
-    number = min(max(1, number), len(items))
-    _, renderer = renderer_for(slug, *settings)
-    head = f"<div class='quiet'>Pair {number}, as the model sees it</div>"
-    return f"<div class='card'>{head}{mask_html(renderer, renderer.example(items[number - 1]))}</div>"
+def _texts(change: edits.Change) -> list[tuple[str, str]]:
+    """The texts of a pair that differ, before and after."""
+    assert change.old and change.new
+    sides = [
+        [p.instruction, p.output, *(text for turn in p.history for text in turn)] for p in (change.old, change.new)
+    ]
+    return [(a, b) for a, b in zip(*sides, strict=True) if a != b]
 
 
-def build(page: Page) -> None:
-    with gr.Column(visible=True) as welcome:
+def replace_all(slug: str, find: str, put: str, case: bool) -> tuple[str, Any]:
+    persona = open_current(slug)
+    changes = edits.replacements(persona.scan()[0], find, put, case)
+    journal.commit(persona, f"replacement in {len(changes)} pairs", changes)
+    done = f"<div class='good'>Replaced in {len(changes):,} pairs. Undo takes it back.</div>"
+    return done, gr.Button("Replace", interactive=False)
+
+
+def export(slug: str, format: str) -> Any:
+    """The pairs as a file of the chosen format, in a temporary folder that the page may serve from."""
+    persona = open_current(slug)
+    out = Path(tempfile.mkdtemp(prefix="persona-")) / f"{persona.slug}-{format}{importers.importer(format).SUFFIX}"
+    return gr.File(str(importers.write(persona.pairs(), format, out)), visible=True)
+
+
+def welcome() -> tuple[gr.Column, list[gr.Button], gr.Textbox, gr.Button, gr.File]:
+    """The first screen: an example, a name, or a file."""
+    with gr.Column(visible=True) as column:
         gr.Markdown(
             "### Make a language model be someone\n"
             "Write what people say and what your persona answers. Train a small adapter on it, right here. Then ask "
@@ -169,48 +120,99 @@ def build(page: Page) -> None:
                 for e in folder.list_examples()
             ]  # fmt: skip
         with gr.Row(equal_height=True):
-            name = gr.Textbox(label="or start your own", placeholder="A name", scale=3, elem_id="new-name")
-            start = gr.Button("Start", scale=1, elem_id="start")
-    with gr.Column(visible=False) as editor:
-        with gr.Accordion("Who it is: name, system prompt, greeting, rights", open=False):
-            card = [
-                gr.Textbox(label="Name", elem_id="card-name"),
-                gr.Textbox(label="System prompt", info="Part of every training row and of every chat. Short is good.",
-                           lines=2, elem_id="card-system"),
-                gr.Textbox(label="Greeting", info="Said before anyone has asked.", elem_id="card-greeting"),
-                gr.Textbox(label="Source", info="Where the text comes from.", elem_id="card-source"),
-                gr.Textbox(label="Rights", info="Whose text it is, and under which licence. Needed to publish.",
-                           elem_id="card-rights"),
-            ]  # fmt: skip
-            saved = gr.HTML(elem_classes="status")
-            delete = gr.Button("Delete this persona", size="sm", variant="stop")
-        count = gr.HTML(elem_classes="status", elem_id="pairs-status")
-        table = gr.Dataframe(
-            headers=HEADERS, datatype=["number", "str", "str", "str"], column_count=4, column_limits=(4, 4),
-            column_widths=["60px", "35%", "50%", "80px"], static_columns=[0, 3], type="array", interactive=True,
-            wrap=True, max_height=460, show_search="search", elem_id="pairs",
-            label="Pairs: double-click a cell to edit, right-click for rows",
-        )  # fmt: skip
-        mask = gr.HTML(elem_id="write-mask")
-        with gr.Row():
-            reload = gr.Button("Reload from disk", scale=0, min_width=190)
-            go = gr.Button("Next: Template →", variant="primary", scale=0, min_width=190, elem_id="to-template")
-    undo = gr.Button("Undo delete", size="sm", visible=False)
-    known, stamp, trashed = gr.State([]), gr.State(""), gr.State("")
+            with gr.Column():
+                name = gr.Textbox(label="or start your own", placeholder="A name", elem_id="new-name")
+                start = gr.Button("Start", elem_id="start")
+            dropped = gr.File(label="or start from a file: screenplay, chat log, table, character card, …",
+                              type="filepath", height=150, elem_id="start-file")  # fmt: skip
+    return column, examples, name, start, dropped
 
-    settings = [page.base, page.template, page.max_length, page.learn_history]
-    looking = [page.slug, table, known, page.pair, *settings]
-    loading = [welcome, editor, *card, table, known, stamp, count]
+
+def who() -> tuple[list[gr.Textbox], gr.HTML, gr.Button]:
+    """The tab with the persona's card."""
+    card = [
+        gr.Textbox(label="Name", elem_id="card-name"),
+        gr.Textbox(label="System prompt", info="Part of every training row and of every chat. Short is good.",
+                   lines=2, elem_id="card-system"),
+        gr.Textbox(label="Greeting", info="Said before anyone has asked.", elem_id="card-greeting"),
+        gr.Textbox(label="Source", info="Where the text comes from.", elem_id="card-source"),
+        gr.Textbox(label="Rights", info="Whose text it is, and under which licence. Needed to publish.",
+                   elem_id="card-rights"),
+    ]  # fmt: skip
+    return card, gr.HTML(elem_classes="status"), gr.Button("Delete this persona", size="sm", variant="stop", scale=0)
+
+
+def replacing(page: Page, parts: desk.Desk) -> None:
+    with gr.Row(elem_classes="slim"):
+        find = gr.Textbox(label="Find", elem_id="find")
+        put = gr.Textbox(label="Replace by", elem_id="replace-by")
+        case = gr.Checkbox(True, label="Match case", scale=0, min_width=140)
+        button = gr.Button("Replace", interactive=False, scale=0, min_width=200, elem_id="replace-all")
+    found = gr.HTML(elem_id="replace-preview")
+    asked = [page.slug, find, put, case]
+    # not .input: that one is silent when text is pasted or comes from an input method
+    gr.on(
+        [find.change, put.change, case.input],
+        shown(look_for),
+        asked,
+        [found, button],
+        trigger_mode="always_last",
+        **QUIET,
+    )
+    done = button.click(shown(replace_all), asked, [found, button], api_visibility="private")
+    desk.follow(done.success(**desk.redraw(parts, page)), parts, page)
+
+
+def exporting(page: Page) -> None:
+    gr.Markdown(
+        "The pairs as a file for another tool. What is exported here can be imported again.", elem_classes="quiet"
+    )
+    with gr.Row(elem_classes="slim"):
+        forms = [(m.TITLE, name) for name, m in importers.formats().items() if hasattr(m, "dump")]
+        form = gr.Dropdown(forms, value=forms[0][1], label="Format", elem_id="export-format")
+        make = gr.Button("Make the file", scale=0, min_width=200, elem_id="export-pairs")
+    made = gr.File(label="Ready", visible=False, interactive=False, elem_id="export-file")
+    make.click(shown(export), [page.slug, form], made, api_visibility="private")
+
+
+def build(page: Page) -> None:
+    first, examples, name, start, dropped = welcome()
+    parts = desk.components()
+    with gr.Column(visible=False) as editor:
+        with gr.Row(elem_classes="slim top"):
+            parts.status.render()
+            parts.undo.render()
+            parts.redo.render()
+            reload = gr.Button("Reload", size="sm", scale=0, min_width=90, elem_id="reload")
+        with gr.Tabs(selected="pairs") as tabs:
+            with gr.Tab("Pairs", id="pairs"):
+                desk.build(parts)
+            with gr.Tab("Who it is", id="who"):
+                card, saved, delete = who()
+            with gr.Tab("Import", id="import"):
+                imported, added = importing.build(page)
+            with gr.Tab("Check", id="check"):
+                parts.panel.render()
+                again = gr.Button("Check again", size="sm", scale=0, min_width=150, elem_id="check-again")
+            with gr.Tab("Find & replace", id="replace"):
+                replacing(page, parts)
+            with gr.Tab("Suggest", id="suggest"):
+                taken = suggesting.build(page)
+            with gr.Tab("Export", id="export"):
+                exporting(page)
+        go = gr.Button("Next: Template →", variant="primary", scale=0, min_width=190, elem_id="to-template")
+    undo = gr.Button("Undo delete", size="sm", visible=False)
+    trashed = gr.State("")
+
     for button, example in zip(examples, folder.list_examples(), strict=True):
         button.click(shown(open_example), gr.State(example.slug), page.slug, api_visibility="private")
     gr.on([start.click, name.submit], shown(start_persona), name, page.slug, api_visibility="private")
-    gr.on([page.slug.change, reload.click], shown(load), page.slug, loading, **QUIET).then(
-        shown(preview), looking, mask, **QUIET
-    )
-    table.input(shown(save), [page.slug, table, known, stamp], [count, stamp, known, table], **QUIET).success(
-        shown(preview), looking, mask, **QUIET
-    )
-    table.select(selected, table, page.pair, **QUIET).then(shown(preview), looking, mask, **QUIET)
+    dropped.upload(shown(importing.start_from), dropped, [page.slug, imported, dropped, tabs], api_visibility="private")
+    loading = gr.on([page.slug.change, reload.click], shown(load), page.slug, [first, editor, *card], **QUIET)
+    desk.follow(loading.success(**desk.redraw(parts, page)), parts, page)
+    desk.listen(parts, page, tabs, again)
+    for event in (added, taken):
+        desk.follow(event.success(**desk.redraw(parts, page)), parts, page)
     for box in card:
         box.blur(shown(save_card), [page.slug, *card], saved, **QUIET)
     delete.click(shown(remove), page.slug, [page.slug, trashed], api_visibility="private").success(

@@ -1,0 +1,130 @@
+"""Reading and checking a large set: seconds per stage, pairs/s, peak memory.
+
+    python -m benchmarks.lint [--pairs 100000] [--json]
+
+The set is made up, half Chinese and half English, the same in every run; 1 % of it are exact repeats, 1 % are pairs
+with a word changed, and a few rows have each of the usual defects. How many of these were found is printed as well.
+"""
+
+import argparse
+import json
+import random
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from persona import lint
+from persona.folder import Card
+from persona.pairs import Pair, scan, write_pairs
+
+HAN = "山水云月风花雪夜灯茶书琴棋画船桥路门窗石松竹梅兰春夏秋冬东西南北红白青黄高低远近新旧冷暖早晚来去说听看想走坐问答"
+SOUNDS = [
+    "ba",
+    "co",
+    "di",
+    "fen",
+    "gar",
+    "hol",
+    "ist",
+    "jo",
+    "kem",
+    "lan",
+    "mor",
+    "ni",
+    "pel",
+    "quo",
+    "ras",
+    "tu",
+    "vi",
+]
+DEFECTS = [
+    "<br>and so",
+    "<|im_end|>",
+    " As an AI language model, I cannot.",
+    " Call 13812345678.",
+    " â€œyesâ€\x9d",
+    " （笑）",
+]
+
+
+def sentence(dice: random.Random, chinese: bool, words: int) -> str:
+    if chinese:
+        return "".join(dice.choice(HAN) for _ in range(words * 2))
+    return " ".join("".join(dice.choices(SOUNDS, k=dice.randint(1, 3))) for _ in range(words))
+
+
+def pair(dice: random.Random, chinese: bool) -> Pair:
+    question = sentence(dice, chinese, dice.randint(3, 9)) + ("？" if chinese else "?")
+    answer = (
+        sentence(dice, chinese, dice.randint(5, 12)) + ("。" if chinese else ".") for _ in range(dice.randint(1, 2))
+    )
+    history = (("你来了？", "来了，坐。"),) if chinese and dice.random() < 0.1 else ()
+    return Pair(question.capitalize(), ("" if chinese else " ").join(answer).capitalize(), history)
+
+
+def made_up(count: int) -> list[Pair]:
+    dice = random.Random(0)
+    pairs = [pair(dice, chinese=bool(n % 2)) for n in range(count)]
+    few = max(1, count // 100)
+    for row in dice.sample(range(count // 2, count), 2 * few):  # the first half is what they repeat
+        model = pairs[dice.randrange(count // 2)]
+        if few > 0 and row % 2:
+            pairs[row] = model
+        else:
+            at = dice.randrange(len(model.output) - 2)
+            pairs[row] = Pair(model.instruction, model.output[:at] + "变" + model.output[at + 1 :], model.history)
+    for n, row in enumerate(dice.sample(range(count // 2), min(len(DEFECTS) * 50, count // 2))):
+        pairs[row] = Pair(pairs[row].instruction, pairs[row].output + DEFECTS[n % len(DEFECTS)])
+    return pairs
+
+
+def read(path: Path) -> list[Pair]:
+    """The one place that knows the file's format."""
+    return scan(path)[0]
+
+
+def peak() -> float:
+    """Of this process so far, in MB; ru_maxrss is in bytes on macOS, else in KB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.lint")
+    parser.add_argument("--pairs", type=int, default=100_000)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "pairs.jsonl"
+        write_pairs(file, made_up(given.pairs))
+        start = time.perf_counter()
+        pairs = read(file)
+        reading = time.perf_counter() - start
+    before = peak()
+    card = Card(name="Mags", probes=("Who are you?", "你是谁？"))
+    start = time.perf_counter()
+    findings = lint.lint(pairs, card)
+    checking = time.perf_counter() - start
+    start = time.perf_counter()
+    lint.summarise(pairs, card, findings)
+    summing = time.perf_counter() - start
+    value = {
+        "pairs": len(pairs),
+        "read_s": round(reading, 2),
+        "lint_s": round(checking, 2),
+        "summary_s": round(summing, 2),
+        "pairs_per_s": round(len(pairs) / (reading + checking)),
+        "peak_mb": round(peak()),
+        "peak_mb_before_lint": round(before),
+        "found": lint.counts(findings),
+    }
+    text = (
+        f"{len(pairs):,} pairs: read in {reading:.2f} s, checked in {checking:.2f} s, summary {summing:.2f} s, "
+        f"{value['pairs_per_s']:,} pairs/s, peak {peak():.0f} MB ({before:.0f} before the check)\n{value['found']}"
+    )
+    print(json.dumps(value) if given.json else text)
+
+
+if __name__ == "__main__":
+    main()

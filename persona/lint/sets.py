@@ -1,0 +1,159 @@
+"""Rules that compare pairs with each other and with the persona's probes."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from rapidfuzz import process
+from rapidfuzz.distance import Indel
+
+from persona.folder import Card
+from persona.lint.finding import Finding, key_of, numbers, plain, quote, quotes, texts_of, units
+from persona.lint.kinds import is_identity
+from persona.lint.near import similar
+from persona.pairs import Pair
+
+ALIKE = 0.9  # of a whole pair: one word in ten differs
+ALIKE_PART = 0.8  # of question and answer each; another question with the same answer is no repeat
+OTHER_ANSWER = 0.6  # answers less alike than this are different answers
+PROBE_ALIKE = 0.85
+MOST_ANSWERS = 20  # of one question, compared with each other
+
+
+def exact(pair: Pair) -> tuple[str, ...]:
+    return tuple(text.strip() for text in texts_of(pair))
+
+
+def duplicates(pairs: Sequence[Pair]) -> Iterator[Finding]:
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for row, pair in enumerate(pairs, 1):
+        if any(texts := exact(pair)):
+            rows.setdefault(texts, []).append(row)
+    for texts, (first, *again) in rows.items():
+        if again:
+            repeats = "1 repeat" if len(again) == 1 else f"{len(again)} repeats"
+            message = f"{numbers(again).capitalize()} {'repeats' if len(again) == 1 else 'repeat'} pair {first} " \
+                      f"({quote(texts[-2], 24)}) exactly, so it would be learned {len(again) + 1} times."  # fmt: skip
+            yield Finding(
+                "duplicate", "warning", tuple(again), message, f"Delete {repeats}", key_of("duplicate", texts)
+            )
+
+
+def distinct(pairs: Sequence[Pair]) -> list[int]:
+    """Rows of finished pairs, each exact repeat left away."""
+    first: dict[tuple[str, ...], int] = {}
+    for row, pair in enumerate(pairs, 1):
+        if pair.instruction.strip() and pair.output.strip():
+            first.setdefault(exact(pair), row)
+    return list(first.values())
+
+
+def near_duplicates(pairs: Sequence[Pair], rows: Sequence[int], plains: dict[int, list[str]]) -> Iterator[Finding]:
+    """One finding for each pair that others are nearly the same as; a row belongs to the earliest of them."""
+    whole = ["\n".join(plains[row]) for row in rows]
+    leader: dict[int, tuple[int, float]] = {}
+    same: dict[str, int] = {}
+    for at, text in enumerate(whole):  # all but spaces, case and punctuation is the same
+        if (first := same.setdefault(text, at)) != at:
+            leader[at] = (first, 1.0)
+    kept = list(same.values())
+    for i, j, likeness in sorted(similar([whole[at] for at in kept], ALIKE)):
+        i, j = kept[i], kept[j]
+        # a follower leads nobody, or a chain of small steps would join what is not alike
+        if j not in leader and i not in leader and _parts_alike(plains[rows[i]], plains[rows[j]]):
+            leader[j] = (i, likeness)
+    groups: dict[int, list[tuple[int, float]]] = {}
+    for at, (first, likeness) in sorted(leader.items()):
+        groups.setdefault(first, []).append((rows[at], likeness))
+    for first, members in groups.items():
+        row = rows[first]
+        found = [r for r, _ in members]
+        least = min(likeness for _, likeness in members)
+        share = f"{round(least * 100)} %" + (" or more" if len(found) > 1 else "")
+        how = "but for spaces and punctuation the same as" if least == 1 else f"{share} the same as"
+        message = (
+            f"{numbers(found).capitalize()} {'is' if len(found) == 1 else 'are'} {how} pair {row} "
+            f"({quote(pairs[row - 1].instruction, 24)}). Keep the better one, or make them differ."
+        )
+        texts = sorted("\x1e".join(texts_of(pairs[r - 1])) for r in (row, *found))
+        yield Finding("near-duplicate", "warning", tuple(found), message, "", key_of("near-duplicate", texts))
+
+
+def _parts_alike(one: list[str], other: list[str]) -> bool:
+    return len(one) == len(other) and all(
+        Indel.normalized_similarity(a, b) >= ALIKE_PART for a, b in zip(one, other, strict=True)
+    )
+
+
+def _different(answers: Iterable[tuple[int, str]], alike: float) -> list[int]:
+    """The rows of answers that are unlike each other, the first of each kind."""
+    kept: list[tuple[int, str]] = []
+    for row, answer in answers:
+        if len(kept) < MOST_ANSWERS and all(Indel.normalized_similarity(answer, k) < alike for _, k in kept):
+            kept.append((row, answer))
+    return [row for row, _ in kept]
+
+
+def rival_answers(pairs: Sequence[Pair], rows: Sequence[int], plains: dict[int, list[str]]) -> Iterator[Finding]:
+    """Who she is has one answer; what else is asked twice may vary, and is a hint."""
+    asked: dict[tuple[str, ...], list[int]] = {}
+    for row in rows:
+        asked.setdefault(tuple(plains[row][:-1]), []).append(row)
+    for question, group in asked.items():
+        if len(group) < 2:
+            continue
+        text = pairs[group[0] - 1].instruction
+        identity = is_identity(text)
+        rivals = _different(((row, plains[row][-1]) for row in group), ALIKE if identity else OTHER_ANSWER)
+        if len(rivals) < 2:
+            continue
+        advice = (
+            "She should know who she is: let the answers agree" if identity
+            else "Fine if she may answer either way; if what came before decides, add it as earlier turns"
+        )  # fmt: skip
+        shown = quotes([pairs[row - 1].output for row in rivals], 2)
+        message = f"{numbers(rivals).capitalize()} ask {quote(text, 24)} and answer differently: {shown}. {advice}."
+        key = key_of("rival-answers", [*question, *sorted(plains[row][-1] for row in rivals)])
+        yield Finding("rival-answers", "warning" if identity else "hint", tuple(rivals), message, "", key)
+
+
+def same_answers(pairs: Sequence[Pair], rows: Sequence[int], plains: dict[int, list[str]]) -> Iterator[Finding]:
+    most = max(3, len(pairs) // 200)  # different questions with one answer: 3, or a half per cent of a large set
+    given: dict[str, dict[str, int]] = {}
+    for row in rows:
+        given.setdefault(plains[row][-1], {}).setdefault(plains[row][-2], row)
+    for answer, questions in given.items():
+        if len(questions) > most:
+            found = tuple(questions.values())
+            message = (
+                f"{numbers(found).capitalize()} answer {len(questions)} different questions with "
+                f"{quote(pairs[found[0] - 1].output)}. It would become her answer to everything: vary it."
+            )
+            yield Finding("same-answer", "hint", found, message, "", key_of("same-answer", [answer]))
+
+
+def probes_in_pairs(pairs: Sequence[Pair], card: Card) -> Iterator[Finding]:
+    """Probes are kept out of the pairs, to hear what was learned and not what was remembered."""
+    if not card.probes or not pairs:
+        return
+    asked = [(row, plain(q)) for row, p in enumerate(pairs, 1) for q in (p.instruction, *(u for u, _ in p.history))]
+    questions = [q for _, q in asked]
+    best: dict[int, tuple[float, str]] = {}
+    for probe in card.probes:
+        if not plain(probe):
+            continue
+        scores = process.cdist(
+            [plain(probe)], questions, scorer=Indel.normalized_similarity, score_cutoff=PROBE_ALIKE, dtype=np.float32
+        )[0]
+        for at in np.flatnonzero(scores).tolist():
+            likeness = float(scores[at])
+            if likeness < 1 and units(probe) < 4:  # short questions are alike by chance
+                continue
+            best[asked[at][0]] = max(best.get(asked[at][0], (0.0, "")), (likeness, probe))
+    for row, (likeness, probe) in sorted(best.items()):
+        how = "asks the probe" if likeness == 1 else "asks nearly the probe"
+        message = f"Pair {row} {how} {quote(probe)}, so hearing it measures memory. Change one of the two."
+        severity, key = (
+            ("warning" if likeness == 1 else "hint"),
+            key_of("probe-in-pairs", [*texts_of(pairs[row - 1]), probe]),
+        )
+        yield Finding("probe-in-pairs", severity, (row,), message, "", key)  # type: ignore[arg-type]

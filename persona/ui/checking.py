@@ -1,0 +1,86 @@
+"""Write, tab Check: what lint found in the pairs, in plain words; show, fix or ignore with one click."""
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from persona import edits, journal, lint
+from persona.errors import InputError, PersonaError
+from persona.folder import Persona
+from persona.lint import Finding
+from persona.pairs import Pair
+from persona.ui.common import renderer_for
+
+LISTED = 40  # findings of one rule on the page; the table shows the rows of all of them
+AUTOMATIC = 20_000  # pairs; larger sets are checked when asked
+SCRIPT = """
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-do]");
+  if (button) trigger("click", { do: button.dataset.do, key: button.dataset.key });
+});
+"""
+
+
+def find(persona: Persona, settings: Sequence[Any]) -> list[Finding]:
+    """Every finding that is not ignored. settings: base, template, max_length, learn_history of the page."""
+    items, _ = persona.scan()
+    max_length = int(settings[2] or 512)
+    return lint.lint(items, persona.card(), _length(persona, settings), max_length, lint.read_ignored(persona))
+
+
+def _length(persona: Persona, settings: Sequence[Any]) -> Callable[[Pair], int] | None:
+    """Tokens of a rendered pair; None while no base can be opened, which the step Template explains."""
+    try:
+        _, renderer = renderer_for(persona.slug, *settings)
+    except PersonaError:
+        return None
+    return lambda pair: len(renderer.example(pair).input_ids)
+
+
+def fix(persona: Persona, findings: Sequence[Finding], key: str) -> None:
+    """Carry out the fix of one finding, as an edit that undo takes back."""
+    found = [f for f in findings if f.key == key]
+    if not found:
+        raise InputError("That finding is not there any more. Press Check again.")
+    items, _ = persona.scan()
+    after = lint.fix(items, found[0], persona.card())
+    journal.commit(persona, found[0].fix, edits.difference(items, after))
+
+
+def panel_html(pairs: Sequence[Pair], findings: Sequence[Finding], summary: lint.Summary) -> str:
+    """Summary in words, coverage by kind of question, and the findings grouped by rule."""
+    counts = lint.counts(list(findings))
+    groups = "".join(_group(rule, rows, [f for f in findings if f.rule == rule]) for rule, rows in counts.items())
+    if not findings:
+        groups = "<div class='good'>Nothing to mend." + ("" if pairs else " There are no pairs yet.") + "</div>"
+    return f"<div class='card'><p>{escape(summary.text)}</p>{coverage_html(summary.kinds)}</div>{groups}"
+
+
+def coverage_html(kinds: Mapping[str, int]) -> str:
+    most = max([*kinds.values(), 1])
+    bars = "".join(
+        f"<div><span>{escape(kind)}</span><div class='bar'><div style='width:{100 * n / most:.0f}%'></div></div>"
+        f"<b>{n:,}</b></div>"
+        for kind, n in kinds.items()
+    )
+    return f"<div class='coverage'>{bars}</div>"
+
+
+def _group(rule: str, rows: int, found: Sequence[Finding]) -> str:
+    lines = "".join(_finding(f) for f in found[:LISTED])
+    more = f"<div class='quiet'>… and {len(found) - LISTED:,} more</div>" if len(found) > LISTED else ""
+    show = f'<button class="tool wide" data-do="show" data-key="{escape(rule)}">Show all in the table</button>'
+    words = f"{rows:,} pair{'s' * (rows != 1)}"
+    return f"<details class='finding'><summary><b>{escape(rule)}</b> {words} {show}</summary>{lines}{more}</details>"
+
+
+def _finding(finding: Finding) -> str:
+    key = escape(finding.key)
+    fixing = (
+        f'<button class="tool" data-do="fix" data-key="{key}">{escape(finding.fix)}</button>' if finding.fix else ""
+    )
+    return (
+        f"<div class='mark {finding.severity}'><span>{escape(finding.message)}</span>"
+        f'<button class="tool" data-do="show" data-key="{key}">Show</button>{fixing}'
+        f'<button class="tool" data-do="ignore" data-key="{key}">Ignore</button></div>'
+    )

@@ -1,0 +1,283 @@
+"""Write, tab Pairs: the table with search, order, pages and undo, what was found in it, and the mask of one pair."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from persona import journal, lint, pairs
+from persona.errors import InputError, PersonaError
+from persona.lint import Finding
+from persona.pairs import Pair
+from persona.ui import checking, table
+from persona.ui.common import QUIET, Page, mask_html, open_current, renderer_for, shown
+from persona.ui.table import KINDS, ORDERS, ROWS, View
+
+PAINT = "(marks) => document.querySelector('#pairs')?.paint?.(marks)"
+SAVED = "() => document.querySelector('#pairs')?.saved?.()"
+REFUSED = "() => document.querySelector('#pairs')?.refused?.()"
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The components that every tab of the step redraws after it has changed pairs."""
+
+    grid: gr.HTML
+    query: gr.Textbox
+    order: gr.Dropdown
+    only: gr.Dropdown
+    number: gr.State  # page of the table, from 0
+    findings: gr.State
+    marks: gr.JSON
+    status: gr.HTML
+    undo: gr.Button
+    redo: gr.Button
+    mask: gr.HTML
+    panel: gr.HTML  # of the tab Check
+
+    def view(self) -> list[Any]:
+        return [self.query, self.order, self.only, self.number]
+
+    def drawn(self, page: Page) -> list[Any]:
+        """What `draw` returns."""
+        return [self.grid, self.query, self.only, self.number, page.pair, self.status, self.undo, self.redo]
+
+
+def draw(
+    slug: str, query: str, order: str, only: str | None, number: int, chosen: int, findings: list[Finding],
+    focus: bool = False,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The table as the visitor wants to see it. chosen: number of the pair looked at; focus: show it whatever it takes.
+
+    A page that is not there any more becomes the last one.
+    """
+    if not slug:
+        return "", "", KINDS[0], 0, 1, "", _button("Undo", ""), _button("Redo", "")
+    persona = open_current(slug)
+    items, bad = persona.scan()
+    view = View(query or "", order, only or KINDS[0], int(number or 0))
+    rows = table.rows_of(view, items, findings)
+    if focus and chosen - 1 not in rows:
+        view = View(order=order)
+        rows = table.rows_of(view, items, findings)
+    page_no = rows.index(chosen - 1) // ROWS if focus and chosen - 1 in rows else view.page
+    view = View(view.query, order, view.only, max(0, min(page_no, (len(rows) - 1) // ROWS)))
+    chosen = max(1, min(chosen, len(items)))
+    back, forth = journal.trail(persona)
+    return (
+        table.table_html(items, rows, view, chosen, focus), view.query, view.only, view.page, chosen,
+        status_html(items) + rejected_html(bad), _button("Undo", back), _button("Redo", forth),
+    )  # fmt: skip
+
+
+def _button(word: str, label: str) -> Any:
+    return gr.Button(f"{word}: {label}"[:60] if label else word, interactive=bool(label))
+
+
+def status_html(items: Sequence[Pair]) -> str:
+    """How many pairs there are, whether that is enough, and what is unfinished."""
+    count = len(items)
+    if not count:
+        return '<div class="hint">No pairs yet.</div>'
+    missing = pairs.unfinished(items)
+    lines = [f'<b>{count:,} pair{"s" * (count > 1)}</b>, <span class="saving" role="status">saved.</span>']
+    if missing:
+        rows = ", ".join(f"#{row}: {escape(why)}" for row, why in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        lines.append(f'<div class="problem">Not ready to train: {rows}{more}.</div>')
+    if count < 100:
+        lines.append('<div class="hint">A persona begins to show from about 100 pairs; 200 to 500 are better.</div>')
+    return " ".join(lines)
+
+
+def rejected_html(bad: list[pairs.BadLine]) -> str:
+    """Lines of pairs.jsonl that are no pairs: shown, and kept aside on the next save."""
+    lines = "".join(f'<div class="problem">pairs.jsonl line {b.line}: {escape(b.why)}</div>' for b in bad[:5])
+    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    aside = "The next save moves such lines to pairs.rejected.txt; nothing is lost."
+    return f"{lines}<div class='quiet'>{aside}{more}</div>" if bad else ""
+
+
+def act(
+    slug: str, query: str, order: str, only: str, number: int, findings: list[Finding], event: gr.EventData
+) -> tuple[Any, ...]:
+    """One thing done in the table: saved first, then shown."""
+    persona = open_current(slug)
+    done: dict[str, Any] = dict(event._data or {})
+    do = done.get("do")
+    if do == "fix":
+        checking.fix(persona, findings, str(done.get("key")))
+        chosen = int(done.get("row") or 1)
+    elif do == "ignore":
+        lint.ignore(persona, str(done.get("key")))
+        return (gr.skip(),) * 8
+    else:
+        chosen = table.act(persona, done)
+    if do == "edit":  # the cells show it already: drawing them anew would take the cursor away
+        items, bad = persona.scan()
+        back, forth = journal.trail(persona)
+        status = status_html(items) + rejected_html(bad)
+        return gr.skip(), gr.skip(), gr.skip(), gr.skip(), chosen, status, _button("Undo", back), _button("Redo", forth)
+    return draw(slug, query, order, only, number, chosen, findings, focus=do in ("add", "duplicate", "split", "join"))
+
+
+def turn(
+    slug: str, query: str, order: str, only: str, chosen: int, findings: list[Finding], event: gr.EventData
+) -> tuple[Any, ...]:
+    """Another page of the table."""
+    return draw(slug, query, order, only, int(event.page), chosen, findings)
+
+
+def step_back(slug: str, *view: Any) -> tuple[Any, ...]:
+    gr.Info(f"Undone: {journal.undo(open_current(slug))}", duration=4)
+    return draw(slug, *view)
+
+
+def step_forth(slug: str, *view: Any) -> tuple[Any, ...]:
+    gr.Info(f"Done again: {journal.redo(open_current(slug))}", duration=4)
+    return draw(slug, *view)
+
+
+def check(slug: str, findings: list[Finding], always: bool, *settings: Any) -> tuple[Any, ...]:
+    """(findings, marks for the rows, the panel, choices of the filter). A large set is checked when asked."""
+    if not slug:
+        return [], {}, "", gr.Dropdown(KINDS)
+    persona = open_current(slug)
+    items, _ = persona.scan()
+    if len(items) > checking.AUTOMATIC and not always:
+        return findings, gr.skip(), f"<div class='hint'>{len(items):,} pairs: press Check again.</div>", gr.skip()
+    findings = checking.find(persona, settings)
+    panel = checking.panel_html(items, findings, lint.summarise(items, persona.card(), findings))
+    rules = sorted({f.rule for f in findings})
+    return findings, table.marks_html(findings), panel, gr.Dropdown([*KINDS, *rules])
+
+
+def show(slug: str, order: str, chosen: int, findings: list[Finding], event: gr.EventData) -> tuple[Any, ...]:
+    """From the tab Check: the rows of a rule or of one finding, in the table; or a fix; or ignoring it."""
+    persona = open_current(slug)
+    key = str(event.key)
+    if event.do == "show":
+        found = sorted(row for f in findings if key in (f.rule, f.key) for row in f.pairs)
+        rule = next((f.rule for f in findings if key in (f.rule, f.key)), KINDS[0])
+        first = found[0] if found else chosen
+        return *draw(slug, "", order, rule, 0, first, findings, focus=True), gr.Tabs(selected="pairs")
+    if event.do == "fix":
+        checking.fix(persona, findings, key)
+    else:
+        lint.ignore(persona, key)
+    return *draw(slug, "", order, KINDS[0], 0, chosen, findings), gr.skip()
+
+
+def preview(slug: str, number: int, *settings: Any) -> str:
+    """The chosen pair as the model will see it; settings: base, template, max_length, learn_history."""
+    items = open_current(slug).scan()[0] if slug else []
+    if not items:
+        return ""
+    number = min(max(1, number), len(items))
+    return mask_of(slug, items[number - 1], number, settings)
+
+
+def mask_of(slug: str, pair: Pair, number: int, settings: Sequence[Any]) -> str:
+    try:
+        _, renderer = renderer_for(slug, *settings)
+    except PersonaError as e:
+        return f"<div class='hint'>{escape(str(e))}</div>"
+    head = f"<div class='quiet'>Pair {number}, as the model sees it</div>"
+    return f"<div class='card'>{head}{mask_html(renderer, renderer.example(pair))}</div>"
+
+
+def glance(slug: str, base: str, template: str, max_length: float, learn_history: bool, event: gr.EventData) -> str:
+    """The mask of what is typed so far, before it is saved."""
+    texts = {str(k): str(v) for k, v in dict(event.texts).items()}
+    turns = sum(k.startswith("history.") for k in texts) // 2
+    history = tuple((texts[f"history.{n}.0"], texts[f"history.{n}.1"]) for n in range(turns))
+    return mask_of(slug, Pair(texts["instruction"], texts["output"], history), int(event.row),
+                   (base, template, max_length, learn_history))  # fmt: skip
+
+
+def number_of(event: gr.EventData) -> int:
+    row = int(event.row)
+    if row < 1:
+        raise InputError("There is no such pair.")
+    return row
+
+
+def components() -> Desk:
+    """Everything above, made before the tabs because several of them redraw it."""
+    return Desk(
+        grid=gr.HTML(elem_id="pairs", js_on_load=table.SCRIPT, render=False),
+        query=gr.Textbox(label="Search", placeholder="in questions, answers and sources", scale=3, max_lines=1,
+                         elem_id="search", render=False),
+        order=gr.Dropdown(ORDERS, value=ORDERS[0], label="Order", scale=2, elem_id="order", render=False),
+        only=gr.Dropdown(KINDS, value=KINDS[0], label="Show", scale=2, elem_id="only", render=False),
+        number=gr.State(0), findings=gr.State([]), marks=gr.JSON(visible=False),
+        status=gr.HTML(elem_classes="status", elem_id="pairs-status", render=False),
+        undo=gr.Button("Undo", interactive=False, elem_id="undo-edit", size="sm", scale=0, min_width=230, render=False),
+        redo=gr.Button("Redo", interactive=False, elem_id="redo-edit", size="sm", scale=0, min_width=230, render=False),
+        mask=gr.HTML(elem_id="write-mask", render=False),
+        panel=gr.HTML(elem_id="findings", js_on_load=checking.SCRIPT, render=False),
+    )  # fmt: skip
+
+
+def build(desk: Desk) -> None:
+    """The tab Pairs."""
+    with gr.Row(elem_classes="slim"):
+        for part in (desk.query, desk.order, desk.only):
+            part.render()
+    desk.grid.render()
+    gr.HTML(
+        "<div class='quiet keys'><kbd>Tab</kbd> next cell · <kbd>Ctrl</kbd>+<kbd>Enter</kbd> new pair · "
+        "<kbd>Alt</kbd>+<kbd>↑</kbd> <kbd>↓</kbd> up, down · <kbd>Ctrl</kbd>+<kbd>Z</kbd> undo, outside a cell</div>"
+    )
+    desk.mask.render()
+
+
+def redraw(desk: Desk, page: Page) -> dict[str, Any]:
+    """The event that shows the pairs anew after something else has changed them."""
+    return {"fn": shown(draw), "inputs": [page.slug, *desk.view(), page.pair, desk.findings],
+            "outputs": desk.drawn(page), **QUIET}  # fmt: skip
+
+
+def follow(event: Any, desk: Desk, page: Page) -> Any:
+    """What comes after every change: the mask of the chosen pair, the check, and its marks in the rows."""
+    settings = [page.base, page.template, page.max_length, page.learn_history]
+    last: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
+    return (
+        event.then(shown(preview), [page.slug, page.pair, *settings], desk.mask, **last)
+        .then(shown(check), [page.slug, desk.findings, gr.State(False), *settings],
+              [desk.findings, desk.marks, desk.panel, desk.only], **last)
+        .then(None, desk.marks, None, js=PAINT, **last)
+    )  # fmt: skip
+
+
+def listen(desk: Desk, page: Page, tabs: gr.Tabs, again: gr.Button) -> None:
+    settings = [page.base, page.template, page.max_length, page.learn_history]
+    drawn = desk.drawn(page)
+    # one worker and every event kept: edits reach the disk in the order in which they were made
+    done = desk.grid.input(shown(act), [page.slug, *desk.view(), desk.findings], drawn, trigger_mode="multiple",
+                           concurrency_limit=1, **QUIET)  # fmt: skip
+    done.failure(None, None, None, js=REFUSED, trigger_mode="multiple", **QUIET)
+    follow(done.success(None, None, None, js=SAVED, trigger_mode="multiple", **QUIET), desk, page)
+    desk.grid.key_up(shown(glance), [page.slug, *settings], desk.mask, trigger_mode="always_last", **QUIET)
+    turned = desk.grid.click(shown(turn), [page.slug, desk.query, desk.order, desk.only, page.pair, desk.findings],
+                             drawn, **QUIET)  # fmt: skip
+    seen = gr.on(
+        [desk.query.change, desk.order.input, desk.only.input], trigger_mode="always_last", **redraw(desk, page)
+    )
+    for event in (turned, seen):
+        event.then(None, desk.marks, None, js=PAINT, **QUIET)
+    desk.grid.select(number_of, None, page.pair, **QUIET).then(
+        shown(preview), [page.slug, page.pair, *settings], desk.mask, **QUIET
+    )
+    for button, fn in ((desk.undo, step_back), (desk.redo, step_forth)):
+        follow(button.click(shown(fn), [page.slug, *desk.view(), page.pair, desk.findings], drawn, **QUIET), desk, page)
+    follow(
+        desk.panel.click(shown(show), [page.slug, desk.order, page.pair, desk.findings], [*drawn, tabs], **QUIET),
+        desk, page,
+    )  # fmt: skip
+    again.click(
+        shown(check), [page.slug, desk.findings, gr.State(True), *settings],
+        [desk.findings, desk.marks, desk.panel, desk.only], api_visibility="private", show_progress_on=desk.panel,
+    ).then(None, desk.marks, None, js=PAINT, **QUIET)  # fmt: skip

@@ -1,0 +1,97 @@
+"""Write, tab Suggest: pairs proposed by another model, read and taken one by one."""
+
+import difflib
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from persona import journal, suggest
+from persona.edits import Change
+from persona.errors import InputError, PersonaError
+from persona.pairs import Pair
+from persona.ui.common import Page, open_current, shown
+
+SCRIPT = """
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-do]");
+  if (button) trigger("click", { do: button.dataset.do, at: Number(button.dataset.at) });
+});
+"""
+ABSENT = (
+    "No model is set up for this, and none is needed. To use one, set `PERSONA_LLM_URL` to an OpenAI-compatible "
+    "address (for example a local Ollama: `http://127.0.0.1:11434/v1`), `PERSONA_LLM_MODEL` and, if it wants one, "
+    "`PERSONA_LLM_KEY`, and start the page again. Pairs are sent there when you press a button here, and only then."
+)
+
+
+def propose(slug: str, number: int, about: str, like_this: bool) -> tuple[list[tuple[Pair, str]], str]:
+    """Proposals as (pair, question it was made from), and their HTML."""
+    at = suggest.endpoint()
+    if not at:
+        raise PersonaError(ABSENT)
+    persona = open_current(slug)
+    items, _ = persona.scan()
+    if like_this:
+        if not 1 <= number <= len(items):
+            raise InputError("Click a pair in the table first.")
+        made = [(p, items[number - 1].instruction) for p in suggest.paraphrases(at, items[number - 1], number)]
+    else:
+        if not items:
+            raise InputError("Write a few pairs first: the model needs examples of her manner.")
+        made = [(p, "") for p in suggest.new_pairs(at, persona.card(), items, about)]
+    return made, proposals_html(made)
+
+
+def proposals_html(made: list[tuple[Pair, str]]) -> str:
+    return "".join(
+        f"<div class='mark hint'><span><b>{difference(old, p.instruction)}</b><br>{escape(p.output)}</span>"
+        f'<button class="tool wide" data-do="take" data-at="{n}">Add</button>'
+        f'<button class="tool wide" data-do="leave" data-at="{n}">Discard</button></div>'
+        for n, (p, old) in enumerate(made)
+    )
+
+
+def difference(old: str, new: str) -> str:
+    """`new` with what differs from `old` marked."""
+    if not old:
+        return f"<ins>{escape(new)}</ins>"
+    parts = []
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if kind in ("delete", "replace"):
+            parts.append(f"<del>{escape(old[a:b])}</del>")
+        if kind != "delete":
+            parts.append(escape(new[c:d]) if kind == "equal" else f"<ins>{escape(new[c:d])}</ins>")
+    return "".join(parts)
+
+
+def decide(slug: str, made: list[tuple[Pair, str]], event: gr.EventData) -> tuple[list[tuple[Pair, str]], str]:
+    """Add or discard one proposal."""
+    at = int(event.at)
+    if not 0 <= at < len(made):
+        raise InputError("That proposal is not there any more.")
+    if event.do == "take":
+        persona = open_current(slug)
+        journal.commit(persona, "add of a suggested pair", [Change(len(persona.scan()[0]), None, made[at][0])])
+    rest = made[:at] + made[at + 1 :]
+    return rest, proposals_html(rest)
+
+
+def build(page: Page) -> Any:
+    """The tab. Returns the event after a proposal was taken or left."""
+    set_up = suggest.endpoint() is not None
+    gr.Markdown("" if set_up else ABSENT, visible=not set_up)
+    with gr.Row(elem_classes="slim"):
+        about = gr.Textbox(label="About", placeholder="e.g. being refused, festivals, her childhood", scale=3)
+        new = gr.Button("Suggest new pairs", interactive=set_up, elem_id="suggest-new")
+        like = gr.Button("Rephrase the chosen question", interactive=set_up, elem_id="suggest-like")
+    made = gr.State([])
+    listed = gr.HTML(elem_id="proposals", js_on_load=SCRIPT)
+    for button, like_this in ((new, False), (like, True)):
+        button.click(
+            shown(propose), [page.slug, page.pair, about, gr.State(like_this)], [made, listed],
+            show_progress_on=listed, api_visibility="private",
+        )  # fmt: skip
+    return listed.click(
+        shown(decide), [page.slug, made], [made, listed], show_progress="hidden", api_visibility="private"
+    )

@@ -1,0 +1,116 @@
+// The table of pairs. Every cell is a text box; what is typed is sent after a short rest, when the cell is left, and
+// before anything else is done. One event ("input") carries all that changes pairs, so that the server sees it in order.
+const REST = 500; // milliseconds without a key before a cell is sent to be saved
+const GLANCE = 100; // and before the mask is drawn from what is typed so far
+
+const table = element.closest("#pairs") ?? element; // where the page calls refused, saved and paint
+const cells = () => element.querySelectorAll("textarea[data-field]");
+const rowOf = (node) => node.closest("[data-row]");
+const number = (row) => Number(row.dataset.row);
+const say = (text) => {
+  const line = document.querySelector("#pairs-status .saving");
+  if (line) line.textContent = text;
+};
+
+function send(cell) {
+  clearTimeout(cell.rest);
+  const old = cell.dataset.saved ?? cell.defaultValue;
+  if (cell.value === old) return;
+  cell.dataset.saved = cell.value;
+  cell.dataset.before = old;
+  trigger("input", { do: "edit", row: number(rowOf(cell)), field: cell.dataset.field, old, text: cell.value });
+}
+const sendAll = () => cells().forEach(send);
+
+// the server refused: what is typed stays in its cell, and is sent again with the next key
+table.refused = () => cells().forEach((cell) => {
+  if (cell.dataset.before === undefined) return;
+  cell.dataset.saved = cell.dataset.before;
+  cell.classList.add("unsaved");
+});
+table.saved = () => cells().forEach((cell) => {
+  delete cell.dataset.before;
+  if (cell.value === (cell.dataset.saved ?? cell.defaultValue)) cell.classList.remove("unsaved");
+});
+// findings are painted into the rows that are there: drawing the table anew would take the focus from who types
+table.paint = (marks) => element.querySelectorAll("[data-row]").forEach((row) => {
+  const place = row.querySelector(".marks");
+  const html = marks[row.dataset.row] ?? "";
+  if (place.innerHTML !== html) place.innerHTML = html;
+});
+
+function select(row) {
+  if (!row || row.classList.contains("selected")) return;
+  element.querySelectorAll(".selected").forEach((other) => other.classList.remove("selected"));
+  row.classList.add("selected");
+  trigger("select", { row: number(row) });
+}
+
+function glance(row) {
+  const texts = {};
+  row.querySelectorAll("textarea[data-field]").forEach((cell) => (texts[cell.dataset.field] = cell.value));
+  trigger("key_up", { row: number(row), texts });
+}
+
+function grow(cell) {
+  if (CSS.supports("field-sizing", "content")) return;
+  cell.style.height = "auto";
+  cell.style.height = `${cell.scrollHeight + 2}px`;
+}
+
+element.addEventListener("input", (event) => {
+  const cell = event.target.closest("textarea[data-field]");
+  if (!cell) return;
+  event.stopPropagation();
+  grow(cell);
+  cell.classList.add("unsaved");
+  say("Saving …");
+  clearTimeout(cell.rest);
+  cell.rest = setTimeout(send, REST, cell);
+  clearTimeout(element.glance);
+  element.glance = setTimeout(glance, GLANCE, rowOf(cell));
+});
+element.addEventListener("focusout", (event) => event.target.matches("textarea[data-field]") && send(event.target));
+element.addEventListener("focusin", (event) => select(rowOf(event.target)));
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-do]");
+  if (!button) return;
+  event.stopPropagation();
+  sendAll();
+  const row = rowOf(button);
+  if (button.dataset.do === "page") trigger("click", { page: Number(button.dataset.page) });
+  else trigger("input", { do: button.dataset.do, row: row ? number(row) : 0, key: button.dataset.key ?? "" });
+});
+element.addEventListener("keydown", (event) => {
+  const row = rowOf(event.target);
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && row) {
+    event.preventDefault();
+    sendAll();
+    trigger("input", { do: "add", row: number(row), key: "" });
+  } else if (event.altKey && ["ArrowUp", "ArrowDown"].includes(event.key) && row) {
+    event.preventDefault();
+    const next = event.key === "ArrowUp" ? row.previousElementSibling : row.nextElementSibling;
+    const field = event.target.dataset.field ?? "instruction";
+    (next?.querySelector(`[data-field="${field}"]`) ?? next?.querySelector("textarea"))?.focus();
+  } else if (event.key === "Escape") event.target.blur();
+});
+// Ctrl-Z inside a cell is the browser's own; anywhere else on this step it takes the last edit back
+document.addEventListener("keydown", (event) => {
+  if (!(event.ctrlKey || event.metaKey) || !["z", "y"].includes(event.key.toLowerCase())) return;
+  if (event.target.matches("input, textarea, select, [contenteditable]") || !element.offsetParent) return;
+  event.preventDefault();
+  const forth = event.shiftKey || event.key.toLowerCase() === "y";
+  document.querySelector(forth ? "#redo-edit" : "#undo-edit")?.click();
+});
+window.addEventListener("beforeunload", sendAll);
+
+function drawn() {
+  cells().forEach(grow);
+  const wanted = element.querySelector("[data-focus]");
+  if (!wanted) return;
+  wanted.removeAttribute("data-focus");
+  wanted.scrollIntoView({ block: "nearest" });
+  wanted.querySelector('[data-field="instruction"]')?.focus();
+}
+new MutationObserver(drawn).observe(element, { childList: true, subtree: true });
+drawn();

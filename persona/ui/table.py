@@ -1,0 +1,226 @@
+"""The table of pairs: made for thousands of them. What is shown is chosen here; what is typed becomes an edit here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from persona import edits, journal, pairs
+from persona.edits import Change
+from persona.errors import InputError
+from persona.folder import Persona
+from persona.lint import Finding
+from persona.pairs import Pair
+
+SCRIPT = (Path(__file__).parent / "table.js").read_text(encoding="utf-8")
+ROWS = 50  # on one page of the table
+ORDERS = ("In order", "Longest answers first", "Shortest answers first", "Most findings first", "Questions A–Z")
+KINDS = ("All pairs", "With findings", "Unfinished", "Conversations", "Synthetic")
+TOOLS = (
+    ("add", "Add", "Add a pair below (Ctrl+Enter)"),
+    ("duplicate", "Duplicate", "The same pair once more, to change it"),
+    ("split", "Split", "A conversation into its replies, an answer in two"),
+    ("join", "Join", "To the pair above: that one becomes what was said before"),
+    ("delete", "Delete", "Delete this pair (Undo brings it back)"),
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the visitor wants to see of the pairs. only: one of KINDS, or the name of a lint rule."""
+
+    query: str = ""
+    order: str = ORDERS[0]
+    only: str = KINDS[0]
+    page: int = 0
+
+
+def rows_of(view: View, items: Sequence[Pair], findings: Sequence[Finding]) -> list[int]:
+    """Indexes (from 0) of the pairs that the view shows, in its order, over all its pages."""
+    found: dict[int, int] = {}
+    for finding in findings:
+        for row in finding.pairs:
+            found[row - 1] = found.get(row - 1, 0) + 1
+    wanted = view.query.strip().casefold()
+    keep = _kind(view.only, items, findings, found)
+    rows = [n for n in keep if not wanted or wanted in _text(items[n]).casefold()]
+    if view.order == ORDERS[1]:
+        rows.sort(key=lambda n: -len(items[n].output))
+    elif view.order == ORDERS[2]:
+        rows.sort(key=lambda n: len(items[n].output))
+    elif view.order == ORDERS[3]:
+        rows.sort(key=lambda n: -found.get(n, 0))
+    elif view.order == ORDERS[4]:
+        rows.sort(key=lambda n: items[n].instruction.casefold())
+    return rows
+
+
+def _kind(only: str, items: Sequence[Pair], findings: Sequence[Finding], found: Mapping[int, int]) -> Sequence[int]:
+    if only == "With findings":
+        return sorted(n for n in found if n < len(items))
+    if only == "Unfinished":
+        return [row - 1 for row in sorted({row for row, _ in pairs.unfinished(items)})]
+    if only == "Conversations":
+        return [n for n, p in enumerate(items) if p.history]
+    if only == "Synthetic":
+        return [n for n, p in enumerate(items) if p.source.startswith("synthetic")]
+    if only in ("", "All pairs"):
+        return range(len(items))
+    named = [f for f in findings if only in (f.rule, f.key)]
+    return sorted({row - 1 for f in named for row in f.pairs if row <= len(items)})
+
+
+def _text(pair: Pair) -> str:
+    return "\n".join([pair.instruction, pair.output, pair.source, *(text for turn in pair.history for text in turn)])
+
+
+def table_html(items: Sequence[Pair], rows: Sequence[int], view: View, selected: int = 0, focus: bool = False) -> str:
+    """One page of the table. selected: number of a pair, from 1; focus: put the cursor into it."""
+    if not items:
+        return (
+            '<div class="empty"><p><b>No pairs yet.</b> Write the first one, import a file below, or open an example.'
+            '</p><button data-do="add" class="tool wide">＋ Write the first pair</button></div>'
+        )
+    if not rows:
+        return '<div class="empty"><p>No pair matches. Clear the search, or choose “All pairs”.</p></div>'
+    first = view.page * ROWS
+    shown = rows[first : first + ROWS]
+    body = "".join(_row(n, items[n], n + 1 == selected, focus) for n in shown)
+    heads = "".join(f"<span>{h}</span>" for h in ("#", "Someone says", "The persona answers"))
+    pager = _pager(view.page, len(rows), len(items))
+    return f"<div class='heads' aria-hidden='true'>{heads}</div><div class='rows' role='list'>{body}</div>{pager}"
+
+
+def _row(n: int, pair: Pair, selected: bool, focus: bool) -> str:
+    turns = [(f"history.{t}.0", user, f"history.{t}.1", reply) for t, (user, reply) in enumerate(pair.history)] + [
+        ("instruction", pair.instruction, "output", pair.output)
+    ]
+    cells = "".join(
+        f"{_cell(n, a, user, 'someone says')}{_cell(n, b, reply, 'the persona answers')}" for a, user, b, reply in turns
+    )
+    tools = "".join(
+        f'<button class="tool" data-do="{do}" title="{title}" aria-label="{word} pair {n + 1}">{word}</button>'
+        for do, word, title in TOOLS
+    )
+    source = f"<span class='source'>{escape(pair.source)}</span>" if pair.source else ""
+    marked = f"{' selected' if selected else ''}{' talk' if pair.history else ''}"
+    return (
+        f'<div class="pair{marked}" role="listitem" data-row="{n + 1}"{" data-focus" if selected and focus else ""}>'
+        f'<span class="no">{n + 1}</span><div class="cells">{cells}</div>'
+        f'<div class="foot"><div class="marks"></div><div class="tools">{source}{tools}</div></div></div>'
+    )
+
+
+def _cell(n: int, field: str, text: str, label: str) -> str:
+    # the parser takes one line break after <textarea> away
+    return (
+        f'<textarea data-field="{field}" rows="1" spellcheck="false" aria-label="Pair {n + 1}: {label}">'
+        f"\n{escape(text)}</textarea>"
+    )
+
+
+def _pager(page: int, matching: int, total: int) -> str:
+    last = (matching - 1) // ROWS
+    count = f"{matching:,} of {total:,}" if matching != total else f"{total:,}"
+    words = f"{page * ROWS + 1:,}–{min(matching, (page + 1) * ROWS):,} of {count} pairs"
+    if not last:
+        return f"<div class='pager'><span>{words}</span></div>"
+    jumps = (
+        ("«", 0, "First page"),
+        ("‹", page - 1, "Previous page"),
+        ("›", page + 1, "Next page"),
+        ("»", last, "Last page"),
+    )
+    back, before, after, end = (
+        f'<button class="tool" data-do="page" data-page="{to}" aria-label="{title}" title="{title}"'
+        f"{'' if 0 <= to <= last and to != page else ' disabled'}>{sign}</button>"
+        for sign, to, title in jumps
+    )
+    return f"<div class='pager'>{back}{before}<span>{words}</span>{after}{end}</div>"
+
+
+def marks_html(findings: Sequence[Finding]) -> dict[str, str]:
+    """What lint found, by the number of the pair, as the HTML that table.js puts into its row."""
+    marks: dict[str, str] = {}
+    for finding in findings:
+        fix = f'<button class="tool" data-do="fix" data-key="{escape(finding.key)}">{escape(finding.fix)}</button>'
+        mark = (
+            f'<div class="mark {finding.severity}"><span>{escape(finding.message)}</span>{fix if finding.fix else ""}'
+            f'<button class="tool" data-do="ignore" data-key="{escape(finding.key)}">Ignore</button></div>'
+        )
+        for row in finding.pairs:
+            marks[str(row)] = marks.get(str(row), "") + mark
+    return marks
+
+
+def act(persona: Persona, event: Mapping[str, Any]) -> int:
+    """Carry out what was done in the table; returns the number of the pair to look at now.
+
+    event: {"do": edit|add|duplicate|split|join|delete, "row": number from 1, and for edit "field", "old", "text"}.
+    Raises InputError, with nothing written, when the row is not what the visitor saw.
+    """
+    try:
+        return _act(persona, str(event["do"]), int(event["row"]), event)
+    except (KeyError, ValueError, TypeError) as e:
+        if isinstance(e, InputError):
+            raise
+        raise InputError("The page sent something that is no edit. Press Reload.") from e
+
+
+def _act(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -> int:
+    items, _ = persona.scan()
+    if do == "add":
+        at = min(max(row, 0), len(items)) if row else len(items)
+        journal.commit(persona, "add a pair", [Change(at, None, Pair("", ""))])
+        return at + 1
+    if not 1 <= row <= len(items):
+        raise InputError(f"There is no pair {row} any more. Press Reload.")
+    at, pair = row - 1, items[row - 1]
+    if do == "edit":
+        field, old = str(event["field"]), str(event["old"])
+        new = _with(pair, field, old, str(event["text"]))
+        journal.commit(persona, f"edit of pair {row}", [Change(at, pair, new)], merge=f"{row}/{field}")
+    elif do == "duplicate":
+        journal.commit(persona, f"duplicate of pair {row}", [Change(row, None, pair)])
+        return row + 1
+    elif do == "split":
+        parts = [Change(row, None, part) for part in edits.split(pair)]
+        journal.commit(persona, f"split of pair {row}", [Change(at, pair, None), *parts])
+    elif do == "join":
+        if not at:
+            raise InputError("Pair 1 has no pair above it.")
+        joined = edits.join(items[at - 1], pair)
+        journal.commit(persona, f"join of pairs {at} and {row}",
+                       [Change(at - 1, items[at - 1], None), Change(at, pair, joined)])  # fmt: skip
+        return at
+    elif do == "delete":
+        journal.commit(persona, f"delete of pair {row}", [Change(at, pair, None)])
+        return min(row, len(items) - 1)
+    else:
+        raise InputError(f"{do!r}: not something that can be done with a pair.")
+    return row
+
+
+def _with(pair: Pair, field: str, old: str, text: str) -> Pair:
+    """The pair with one text changed. A browser shows every line break as \\n, so `old` is compared in that form."""
+    where = field.split(".")
+    if where[0] == "history":
+        turn, side = int(where[1]), int(where[2])
+        if turn >= len(pair.history) or side not in (0, 1):
+            raise InputError("That turn is not there any more. Press Reload.")
+        now = pair.history[turn][side]
+        turns = [list(t) for t in pair.history]
+        turns[turn][side] = text
+        new = replace(pair, history=tuple((a, b) for a, b in turns))
+    elif field in ("instruction", "output"):
+        now = getattr(pair, field)
+        new = replace(pair, instruction=text) if field == "instruction" else replace(pair, output=text)
+    else:
+        raise InputError(f"{field!r}: not a text of a pair.")
+    if now.replace("\r\n", "\n").replace("\r", "\n") != old:
+        raise InputError(
+            "This pair was changed elsewhere (another window, or on disk) since you saw it here. Copy what you just "
+            "typed, press Reload, and type it again."
+        )
+    return new

@@ -1,0 +1,152 @@
+"""The table of pairs: what it shows, and that what is done in it is what is saved."""
+
+import re
+
+import pytest
+
+from persona import folder, journal
+from persona.errors import InputError
+from persona.folder import Card
+from persona.lint import Finding
+from persona.pairs import Pair
+from persona.ui import table
+from persona.ui.table import ROWS, View
+
+PAIRS = [
+    Pair("你是谁？", "本宫甄嬛。"),
+    Pair("Weather?", "Rain, and more rain to come."),
+    Pair("and then", "b", (("first", "second"),), "book.txt:7"),
+    Pair("", "", source="synthetic: m"),
+]
+FOUND = [
+    Finding("short-reply", "hint", (3,), "short <b>", "Delete it", "short-reply:1"),
+    Finding("mojibake", "warning", (2, 3), "odd", "", "mojibake:2"),
+]
+
+
+@pytest.fixture
+def persona(tmp_path):
+    return folder.create(tmp_path / "p", Card(name="甄嬛"), PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("view", "rows"),
+    [
+        (View(), [0, 1, 2, 3]),
+        (View(query="RAIN"), [1]),
+        (View(query="second"), [2]),
+        (View(query="book.txt"), [2]),
+        (View(order="Longest answers first"), [1, 0, 2, 3]),
+        (View(order="Shortest answers first"), [3, 2, 0, 1]),
+        (View(order="Most findings first"), [2, 1, 0, 3]),
+        (View(order="Questions A–Z"), [3, 2, 1, 0]),
+        (View(only="With findings"), [1, 2]),
+        (View(only="Unfinished"), [3]),
+        (View(only="Conversations"), [2]),
+        (View(only="Synthetic"), [3]),
+        (View(only="short-reply"), [2]),
+        (View(only="mojibake:2"), [1, 2]),
+        (View(query="zz", only="Conversations"), []),
+    ],
+)
+def test_a_view_shows_what_it_says(view, rows):
+    assert table.rows_of(view, PAIRS, FOUND) == rows
+
+
+def test_a_page_of_many_holds_fifty_and_leads_on():
+    many = [Pair(f"q{n}", "a") for n in range(120)]
+    rows = table.rows_of(View(), many, [])
+    html = table.table_html(many, rows, View(page=1), selected=60)
+    assert re.findall(r'data-row="(\d+)"', html) == [str(n) for n in range(51, 101)]
+    assert "51–100 of 120 pairs" in html and 'class="pair selected" role="listitem" data-row="60"' in html
+    assert len(rows) // ROWS == 2 and 'data-page="2"' in html
+
+
+def test_text_of_pairs_is_shown_and_never_run():
+    nasty = [Pair("</textarea><script>alert(1)</script>", '<img src=x onerror="x">', (("<b>", "&amp;"),), "<i>:1")]
+    html = table.table_html(nasty, [0], View())
+    assert "<script" not in html and "<img" not in html and "<b>" not in html and "<i>" not in html
+    assert "&lt;/textarea&gt;" in html and "&amp;amp;" in html
+    marks = table.marks_html(FOUND)
+    assert set(marks) == {"2", "3"} and "short &lt;b&gt;" in marks["3"] and 'data-key="short-reply:1"' in marks["3"]
+
+
+def test_the_first_line_break_of_a_cell_is_kept():
+    # a browser drops one line break after <textarea>
+    assert '">\n\nleading</textarea>' in table.table_html([Pair("\nleading", "x")], [0], View())
+
+
+def edit(row, field, old, text):
+    return {"do": "edit", "row": row, "field": field, "old": old, "text": text}
+
+
+def test_every_cell_can_be_edited(persona):
+    table.act(persona, edit(1, "output", "本宫甄嬛。", "本宫乏了。"))
+    table.act(persona, edit(3, "history.0.1", "second", "2nd\nline"))
+    table.act(persona, edit(3, "history.0.0", "first", "1st"))
+    table.act(persona, edit(2, "instruction", "Weather?", "Rain?"))
+    assert persona.pairs() == [
+        Pair("你是谁？", "本宫乏了。"),
+        Pair("Rain?", PAIRS[1].output),
+        Pair("and then", "b", (("1st", "2nd\nline"),), "book.txt:7"),
+        PAIRS[3],
+    ]
+
+
+def test_line_breaks_of_another_system_do_not_look_like_a_conflict(tmp_path):
+    persona = folder.create(tmp_path / "p", Card(name="A"), [Pair("q", "a\r\nb")])
+    table.act(persona, edit(1, "output", "a\nb", "c"))
+    assert persona.pairs()[0].output == "c"
+
+
+@pytest.mark.parametrize(
+    ("event", "after", "looked_at"),
+    [
+        ({"do": "add", "row": 1}, [0, "new", 1, 2, 3], 2),
+        ({"do": "add", "row": 0}, [0, 1, 2, 3, "new"], 5),
+        ({"do": "duplicate", "row": 2}, [0, 1, 1, 2, 3], 3),
+        ({"do": "delete", "row": 4}, [0, 1, 2], 3),
+        ({"do": "delete", "row": 1}, [1, 2, 3], 1),
+    ],
+)
+def test_rows_come_and_go(persona, event, after, looked_at):
+    before = persona.pairs_file.read_bytes()
+    assert table.act(persona, event) == looked_at
+    assert persona.pairs() == [Pair("", "") if n == "new" else PAIRS[n] for n in after]
+    journal.undo(persona)
+    assert persona.pairs_file.read_bytes() == before
+
+
+def test_split_and_join_are_each_one_edit(persona):
+    table.act(persona, {"do": "split", "row": 3})
+    assert [p.instruction for p in persona.pairs()] == ["你是谁？", "Weather?", "first", "and then", ""]
+    assert table.act(persona, {"do": "join", "row": 2}) == 1
+    assert persona.pairs()[0] == Pair("Weather?", PAIRS[1].output, (("你是谁？", "本宫甄嬛。"),))
+    journal.undo(persona)
+    journal.undo(persona)
+    assert persona.pairs() == PAIRS
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        edit(1, "output", "what it never was", "x"),
+        edit(1, "source", "", "x"),
+        edit(1, "history.0.0", "", "x"),
+        edit(3, "history.0.2", "", "x"),
+        edit(3, "history.x.0", "", "x"),
+        edit(9, "output", "", "x"),
+        edit(0, "output", "", "x"),
+        {"do": "join", "row": 1},
+        {"do": "split", "row": 1},
+        {"do": "explode", "row": 1},
+        {"do": "delete", "row": "x"},
+        {"do": "edit", "row": 1},
+        {},
+    ],
+)
+def test_what_cannot_be_done_changes_nothing(persona, event):
+    before = persona.pairs_file.read_bytes()
+    with pytest.raises(InputError):
+        table.act(persona, event)
+    assert persona.pairs_file.read_bytes() == before and journal.trail(persona) == ("", "")
