@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persona.errors import InputError, PersonaError
-from persona.importers import Note, Options, Skipped, detect, formats, preview, read
+from persona.importers import Note, Options, Skipped, detect, formats, importer, preview
 from persona.importers import hub as datasets_hub
 from persona.importers.json_rows import MAX_ELEMENT, MAX_SHOWN, Row, rows
 from persona.importers.text import open_source
@@ -33,7 +33,7 @@ def source(folder: Path, name: str, data: bytes | str):
 def items(folder: Path, name: str, data: bytes | str, format: str = "", options: Options = Options()):
     """(pairs without their sources, [(line, why)], [(line, note)])."""
     opened = source(folder, name, data)
-    found = list(read(opened, format or detect(opened), options))
+    found = list(importer(format or detect(opened)).read(opened, options))
     pairs = [Pair(p.instruction, p.output, p.history) for p in found if isinstance(p, Pair)]
     skipped = [(s.line, s.why) for s in found if isinstance(s, Skipped)]
     return pairs, skipped, [(n.line, n.what) for n in found if isinstance(n, Note)]
@@ -348,7 +348,7 @@ def test_sources(tmp_path):
 
     def sources(name, data):
         opened = source(tmp_path, name, data)
-        return [p.source for p in read(opened, detect(opened), Options()) if isinstance(p, Pair)]
+        return [p.source for p in importer(detect(opened)).read(opened, Options()) if isinstance(p, Pair)]
 
     assert sources("a.jsonl", A + "\n" + '{"instruction": "a", "output": "b", "source": "s"}') == ["", "s"]
     assert sources(
@@ -432,7 +432,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, name, format, count, size)
     opened = open_source(tmp_path / name)
     tracemalloc.start()
     try:
-        assert sum(isinstance(item, Pair) for item in read(opened, format, Options())) == count
+        assert sum(isinstance(item, Pair) for item in importer(format).read(opened, Options())) == count
         assert tracemalloc.get_traced_memory()[1] < 3_000_000 < opened.path.stat().st_size
     finally:
         tracemalloc.stop()
@@ -447,7 +447,7 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
         out.write(bytes(5_000_000))
     assert (tmp_path / "bomb.xlsx").stat().st_size < 10_000
     with pytest.raises(InputError, match="5 MB once unpacked, where 1 MB is the limit"):
-        list(read(open_source(tmp_path / "bomb.xlsx"), "table", Options()))
+        list(importer("table").read(open_source(tmp_path / "bomb.xlsx"), Options()))
 
 
 def test_a_skipped_row_is_shown_but_not_kept_whole(tmp_path):
@@ -506,7 +506,7 @@ def walk(file: Path) -> None:
     for name in (*FORMATS, "character"):
         for step in (
             lambda name=name: formats()[name].survey(opened),
-            lambda name=name: list(read(opened, name, Options())),
+            lambda name=name: list(importer(name).read(opened, Options())),
         ):
             try:
                 step()
