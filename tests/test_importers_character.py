@@ -10,7 +10,7 @@ import zlib
 import pytest
 
 from persona.errors import InputError, PersonaError
-from persona.importers import Note, Options, Skipped, detect, formats, read
+from persona.importers import Note, Options, Skipped, detect, formats, importer
 from persona.importers.text import open_source
 from persona.pairs import Pair
 
@@ -86,7 +86,7 @@ def card_of(folder, data, name="card.json"):
 
 
 def items(folder, data, name="card.json", options: Options = Options()):
-    found = list(read(source(folder, name, data), "character", options))
+    found = list(importer("character").read(source(folder, name, data), options))
     pairs = [Pair(p.instruction, p.output, p.history) for p in found if isinstance(p, Pair)]
     return (
         pairs,
@@ -152,7 +152,7 @@ def test_the_example_goes_with_its_earlier_turns_when_asked(tmp_path):
 
 
 def test_sources_name_the_line_of_the_example(tmp_path):
-    found = read(source(tmp_path, "mags.json", V2), "character", Options())
+    found = importer("character").read(source(tmp_path, "mags.json", V2), Options())
     assert [p.source for p in found if isinstance(p, Pair)] == ["mags.json:2", "mags.json:5", "mags.json:9"]
 
 
