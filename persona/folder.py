@@ -106,6 +106,13 @@ def create(path: Path, card: Card, pairs: list[Pair] | None = None) -> Persona:
     return persona
 
 
+def named(name: str) -> Card:
+    """The card of a persona of whom only the name is known yet, in the language of the name."""
+    chinese = any("\u4e00" <= c <= "\u9fff" for c in name)
+    system = f"你是{name}，以{name}的身份与口吻作答。" if chinese else f"You are {name}. Answer as {name} would."
+    return Card(name=name, system=system, language="zh" if chinese else "en")
+
+
 def free_path(name: str) -> Path:
     """The first free folder for `name` under PERSONA_HOME: mags, mags-2, mags-3, …"""
     base = personas_dir() / slug(name)

@@ -9,7 +9,7 @@ import gradio as gr
 from persona import folder, runs
 from persona.errors import PersonaError
 from persona.ui import compare, share, template, train, write
-from persona.ui.common import COMPARE, QUIET, TRAIN, WRITE, Page, shown
+from persona.ui.common import COMPARE, QUIET, TRAIN, WRITE, Page, mine, shown
 from persona.ui.looks import CSS, THEME
 
 LAUNCH = {"theme": THEME, "css": CSS, "footer_links": ["gradio"]}
@@ -30,17 +30,6 @@ def arrive(saved: str, request: gr.Request) -> tuple[str, Any, Any, Any]:
         slug = running.path.parent.parent.name
         return slug, gr.Walkthrough(selected=TRAIN), gr.skip(), mine(slug)
     return slug, gr.Walkthrough(selected=WRITE), gr.skip(), mine(slug)
-
-
-def mine(slug: str) -> gr.Dropdown:
-    """The user's personas, by name."""
-    named = []
-    for persona in folder.list_personas():
-        try:
-            named.append((persona.card().name, persona.slug))
-        except PersonaError:  # a damaged card: opening it says where
-            named.append((persona.slug, persona.slug))
-    return gr.Dropdown([("New or example …", ""), *named], value=slug)
 
 
 def warm_up() -> None:
@@ -68,7 +57,7 @@ def build() -> gr.Blocks:
         with gr.Walkthrough(selected=WRITE, elem_id="steps") as steps:
             base, chosen, max_length, learn_history = template.settings()
             adapter = gr.Dropdown([], label="Adapter", elem_id="adapter", scale=3, render=False)
-            page = Page(slug, steps, pair, base, chosen, max_length, learn_history, adapter)
+            page = Page(slug, which, steps, pair, base, chosen, max_length, learn_history, adapter)
             with gr.Step("Write", id=0, elem_id="step-write"):
                 write.build(page)
             with gr.Step("Template", id=1, elem_id="step-template") as step:

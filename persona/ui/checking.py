@@ -71,7 +71,8 @@ def _group(rule: str, rows: int, found: Sequence[Finding]) -> str:
     more = f"<div class='quiet'>… and {len(found) - LISTED:,} more</div>" if len(found) > LISTED else ""
     show = f'<button class="tool wide" data-do="show" data-key="{escape(rule)}">Show all in the table</button>'
     words = f"{rows:,} pair{'s' * (rows != 1)}"
-    return f"<details class='finding'><summary><b>{escape(rule)}</b> {words} {show}</summary>{lines}{more}</details>"
+    title = escape(rule.replace("-", " ").capitalize())
+    return f"<details class='finding'><summary><b>{title}</b> {words} {show}</summary>{lines}{more}</details>"
 
 
 def _finding(finding: Finding) -> str:

@@ -22,6 +22,7 @@ class Page:
     """The components that more than one step reads."""
 
     slug: gr.State  # folder name of the open persona, "" for none
+    which: gr.Dropdown  # the user's personas
     steps: gr.Walkthrough
     pair: gr.State  # number of the pair looked at, from 1
     base: gr.Dropdown
@@ -64,6 +65,17 @@ def open_current(slug: str) -> folder.Persona:
     if not slug:
         raise PersonaError("No persona is open. Open an example or start one in the first step, Write.")
     return folder.by_slug(slug)
+
+
+def mine(slug: str) -> gr.Dropdown:
+    """The user's personas, by name."""
+    named = []
+    for persona in folder.list_personas():
+        try:
+            named.append((persona.card().name, persona.slug))
+        except PersonaError:  # a damaged card: opening it says where
+            named.append((persona.slug, persona.slug))
+    return gr.Dropdown([("New or example …", ""), *named], value=slug)
 
 
 def renderer_for(slug: str, base_name: str, template: str, max_length: float, learn_history: bool) -> Any:

@@ -73,7 +73,8 @@ def draw(
 
 
 def _button(word: str, label: str) -> Any:
-    return gr.Button(f"{word}: {label}"[:60] if label else word, interactive=bool(label))
+    text = f"{word}: {label}" if label else word
+    return gr.Button(text if len(text) <= 34 else text[:33] + "…", interactive=bool(label))
 
 
 def status_html(items: Sequence[Pair]) -> str:

@@ -96,7 +96,8 @@ def shown_pairs(source: Source, format: str, options: Options) -> str:
     rows = "".join(_pair(p) for p in seen.pairs)
     more = "<div class='quiet'>… and more</div>" if seen.more else ""
     nothing = "" if seen.pairs else "<div class='problem'>No pairs would come of this. Try another format.</div>"
-    return f"<div class='preview'>{rows}</div>{more}{nothing}{skipped_html(seen.skipped[:5], len(seen.skipped))}"
+    head = f"<div class='quiet'>The first {len(seen.pairs)} pairs:</div>" if seen.pairs else ""
+    return f"{head}<div class='preview'>{rows}</div>{more}{nothing}{skipped_html(seen.skipped[:5], len(seen.skipped))}"
 
 
 def _pair(pair: Pair) -> str:
@@ -120,17 +121,21 @@ def skipped_html(skipped: list[Skipped], total: int) -> str:
 def bring_in(
     slug: str, file: str | None, pasted: str, dataset: str, format: str, take_card: bool, speakers: list[str],
     actions: str, turns: float, *columns: str,
-) -> tuple[str, str]:  # fmt: skip
-    """Add the pairs to the open persona. Returns its folder name, and what was done as HTML."""
+) -> tuple[str, Any]:  # fmt: skip
+    """Add the pairs to the open persona. Returns what was done as HTML, and the button."""
     persona = open_current(slug)
+    old = persona.card()
     with opened(file, pasted, dataset) as source:
         card = importers.importer(format).survey(source).card if take_card else None
+        if speakers and old == folder.Card(
+            name=Path(source.name).stem[:80]
+        ):  # started from this file: now she has a name
+            card = folder.named(speakers[0])
         done = importers.bring_in(persona, source, format, options_of(speakers, actions, turns, columns))
     if card:
-        old = persona.card()
         news = {k: v for k, v in card.model_dump().items() if v and k != "probes"}
         persona.save_card(folder.parse_card({**old.model_dump(), **news}, "the file's card"))
-    return slug, report_html(done)
+    return report_html(done), gr.Button(interactive=False)
 
 
 def report_html(done: Report) -> str:
@@ -191,7 +196,7 @@ def build(page: Page) -> tuple[gr.File, Any]:
     format.input(shown(look), [*where, format], seen, **busy)
     gr.on([c.input for c in choices], shown(look_again), [*where, format, *choices], [preview, add], **busy)
     added = add.click(
-        shown(bring_in), [page.slug, *where, format, take_card, *choices], [page.slug, report],
+        shown(bring_in), [page.slug, *where, format, take_card, *choices], [report, add],
         show_progress_on=report, api_visibility="private",
     )  # fmt: skip
     return file, added

@@ -10,7 +10,7 @@ import gradio as gr
 from persona import edits, files, folder, importers, journal
 from persona.errors import InputError, PersonaError
 from persona.ui import desk, importing, suggesting
-from persona.ui.common import QUIET, TEMPLATE, Page, open_current, shown
+from persona.ui.common import QUIET, TEMPLATE, Page, mine, open_current, shown
 
 CARD_FIELDS = ("name", "system", "greeting", "source", "rights")
 
@@ -22,14 +22,7 @@ def open_example(name: str) -> str:
 def start_persona(name: str) -> str:
     if not name.strip():
         raise InputError("Give the persona a name first, then press Start.")
-    name = name.strip()
-    chinese = any("\u4e00" <= c <= "\u9fff" for c in name)
-    card = folder.Card(
-        name=name,
-        system=f"你是{name}，以她的身份与口吻作答。" if chinese else f"You are {name}. Answer as {name} would.",
-        language="zh" if chinese else "en",
-    )
-    return folder.create(folder.free_path(name), card).slug
+    return folder.create(folder.free_path(name), folder.named(name.strip())).slug
 
 
 def load(slug: str) -> tuple:
@@ -43,15 +36,15 @@ def load(slug: str) -> tuple:
     )  # fmt: skip
 
 
-def save_card(slug: str, *fields: str) -> str:
-    """fields: name, system prompt, greeting, source, rights."""
+def save_card(slug: str, *fields: str) -> tuple[str, Any]:
+    """fields: name, system prompt, greeting, source, rights. Returns a notice and the list of personas."""
     persona = open_current(slug)
     name = fields[0].strip()
     if not name:
         raise InputError("A persona needs a name.")
     changes = dict(zip(CARD_FIELDS, (name, *fields[1:]), strict=True))
     persona.save_card(folder.parse_card({**persona.card().model_dump(), **changes}, "persona.json"))
-    return f"Saved {escape(name)}."
+    return f"Saved {escape(name)}.", mine(slug)
 
 
 def remove(slug: str) -> tuple[str, str]:
@@ -211,10 +204,13 @@ def build(page: Page) -> None:
     loading = gr.on([page.slug.change, reload.click], shown(load), page.slug, [first, editor, *card], **QUIET)
     desk.follow(loading.success(**desk.redraw(parts, page)), parts, page)
     desk.listen(parts, page, tabs, again)
-    for event in (added, taken):
-        desk.follow(event.success(**desk.redraw(parts, page)), parts, page)
+    desk.follow(taken.success(**desk.redraw(parts, page)), parts, page)
+    named = added.success(shown(load), page.slug, [first, editor, *card], **QUIET).success(
+        mine, page.slug, page.which, **QUIET
+    )
+    desk.follow(named.success(**desk.redraw(parts, page)), parts, page)
     for box in card:
-        box.blur(shown(save_card), [page.slug, *card], saved, **QUIET)
+        box.blur(shown(save_card), [page.slug, *card], [saved, page.which], **QUIET)
     delete.click(shown(remove), page.slug, [page.slug, trashed], api_visibility="private").success(
         lambda: gr.Button(visible=True), None, undo, **QUIET
     )
