@@ -22,8 +22,8 @@ from persona.files import SHIPPED_PERSONAS
 from persona.folder import Card, create, open_persona
 from persona.loss import Collator, mean_nll
 from persona.pairs import Pair
-from persona.render import read_template
 from persona.runs import Run, RunConfig, create_run, make_config
+from persona.templates import read_template
 
 pytestmark = pytest.mark.slow  # a trainer is built for nearly every test here
 
@@ -541,7 +541,7 @@ def test_a_named_template_file_and_layers(make, seen, tmp_path):
 @pytest.mark.parametrize("tiny", ["tiny_gemma", "tiny_llama"])
 def test_random_rows_have_no_twins(request, tiny):
     model = load(request.getfixturevalue(tiny))
-    assert max(base.stop_token_twins(model, t) for t in range(0, model.config.vocab_size, 7)) == 0
+    assert max(base.count_twins(model, t) for t in range(0, model.config.vocab_size, 7)) == 0
 
 
 @pytest.mark.parametrize("alike, count", [(0, 0), (1, 0), (2, 1), (1200, 1199)])
@@ -553,12 +553,12 @@ def test_twins_are_counted_by_direction_and_not_by_length(alike, count):
     if alike:
         weight[places] = torch.randn(32) + 0.02 * torch.randn(alike, 32)
         weight[places] *= torch.rand(alike, 1) + 0.1
-    assert base.stop_token_twins(weight, int(places[0])) == count
-    assert base.stop_token_twins(weight.bfloat16(), int(places[0])) == count
+    assert base.count_twins(weight, int(places[0])) == count
+    assert base.count_twins(weight.bfloat16(), int(places[0])) == count
 
 
 def test_a_stop_token_that_was_never_trained_is_refused(make, monkeypatch):
-    monkeypatch.setattr(base, "stop_token_twins", lambda *_: 1000)
+    monkeypatch.setattr(base, "count_twins", lambda *_: 1000)
     run = make()
     with pytest.raises(InputError, match=r"template gemma-base: this base never learned its stop token <eos>.*<eos>, "):
         train.train(run)
@@ -574,7 +574,7 @@ def test_the_embedded_base_never_learned_end_of_turn(embedded_base, tmp_path):
         if known:
             train._refuse_unknown_stop(job, model)
             continue
-        assert base.stop_token_twins(model, job.renderer.stop_id) > 5000
+        assert base.count_twins(model, job.renderer.stop_id) > 5000
         with pytest.raises(InputError, match=r"stop token <end_of_turn>.* gemma-base, or the base's instruct version"):
             train._refuse_unknown_stop(job, model)
 
@@ -584,7 +584,7 @@ def test_an_instruct_base_knows_its_stop_token(smollm2_tokenizer, tmp_path):
     job = train.prepare(create_run(persona, RunConfig(base="smollm2-135m-instruct")))
     assert job.renderer.template.name == "smollm2"
     model = base.load_model(job.base, "bfloat16")
-    assert base.stop_token_twins(model, job.renderer.stop_id) < 100  # 35
+    assert base.count_twins(model, job.renderer.stop_id) < 100  # 35
     train._refuse_unknown_stop(job, model)
 
 
