@@ -41,7 +41,7 @@ def _alike(row: Any, parts: Iterable[Any]) -> int:
 
 @lru_cache(maxsize=64)
 def stored_twins(base: Base, token_id: int) -> int | None:
-    """count_twins of the output weights in the base's files, read in slices: 0.2 s for Gemma 3 270M. None where they
+    """count_twins of the output weights in the base's files, read in slices: a second for Gemma 3 270M. None where they
     have a name that is not known here, or no such row.
     """
     from safetensors import SafetensorError, safe_open

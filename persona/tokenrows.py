@@ -38,7 +38,7 @@ def take(state: dict[str, Any], named: dict[str, list[int]] | list[int], model: 
     """
     ends = {n: m for n, m in model.named_modules() if m is model.get_input_embeddings()}
     if isinstance(named, list):
-        named = {name: named for name in ends}
+        named = dict.fromkeys(ends, named)
     ends |= {n: m for n, m in model.named_modules() if m is model.get_output_embeddings()}
     found: Rows = {}
     given = {key: state.pop(key) for key in list(state) if key.endswith(SUFFIX)}
