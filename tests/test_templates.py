@@ -166,6 +166,17 @@ def test_its_own_markers_in_a_text_are_refused_in_training_and_plain_text_in_a_c
         assert typed in prompt.text
 
 
+def test_a_block_of_reasoning_in_a_reply_is_refused_where_the_format_has_one():
+    """<think> is no special token to Qwen3's tokenizer, and Qwen3 would cut it out of earlier turns."""
+    thought = "<think>hm</think> Yes."
+    with pytest.raises(InputError, match=r"pair 1: 'output' holds </think>, <think>, which"):
+        check_all(renderer_of("qwen3"), [Pair("a", thought)])
+    plain, typed = (renderer_of("qwen3").prompt([], f"so{more}").ids for more in ("", " <think>"))
+    think = tokenizer_of("qwen3").convert_tokens_to_ids("<think>")
+    assert plain.count(think) == typed.count(think) == 1, "the template's own"
+    assert not renderer_of("chatml").example(Pair("a", thought)).problems
+
+
 # ---- the formats themselves
 
 Q = messages("", [("q", "a")], "r")
@@ -209,6 +220,15 @@ def test_a_system_prompt_without_a_role_stands_where_the_family_puts_it():
     assert "[INST] s\n\nq [/INST]" in first and "[INST] s\n\nr[/INST]" in last
     reply = renderer_of("mistral-v3", "s").example(Pair("r", "b", (("q", "a"),)))
     assert reply.text == last + " b</s>", "in training it stands where the chat will have it"
+
+
+def test_mistral_trims_earlier_replies_in_its_v3_form_alone():
+    chat = messages("", [("q", " a ")], "r")
+    names = ("mistral-v1", "mistral-v3", "mistral-tekken", "mistral-v7")
+    texts = [
+        prompt_text(tokenizer_of(n), TEMPLATES[n], chat).partition("[/INST]")[2].partition("</s>")[0] for n in names
+    ]
+    assert texts == ["  a ", " a", " a ", " a "]
 
 
 def test_headers_say_a_fixed_date():

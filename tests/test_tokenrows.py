@@ -39,10 +39,11 @@ def folder(request, tmp_path_factory) -> Path:
     return path
 
 
-def write(folder: Path, target: Path, **settings):
-    """An adapter with a LoRA and the row ROW, all random, as training would leave it."""
+def write(folder: Path, target: Path, also: tuple[int, ...] = (), **settings):
+    """An adapter with a LoRA and the rows ROW and `also`, all random, as training would leave it."""
     model = load(folder)
-    model = with_lora(model, trainable_token_indices=tokenrows.to_train(model, ROW), **settings)
+    layer, ids = next(iter(tokenrows.to_train(model, ROW).items()))
+    model = with_lora(model, trainable_token_indices={layer: [*ids, *also]}, **settings)
     for name, weight in model.named_parameters():
         if "trainable_tokens_delta" in name:
             torch.nn.init.normal_(weight, std=0.5)
@@ -55,9 +56,11 @@ def write(folder: Path, target: Path, **settings):
     "settings", [{}, {"use_rslora": True}, {"lora_alpha": 1}], ids=["plain", "rslora", "small-alpha"]
 )
 def test_what_was_trained_is_what_speaks(folder, tmp_path, settings):
+    for also in ((), (9, 60)):
+        trained = logits(write(folder, tmp_path / "a", also, **settings))
+        opened = adapter.attach(load(folder), adapter.check(tmp_path / "a"), "x")
+        assert torch.allclose(logits(opened), trained, atol=1e-4)
     trained = logits(write(folder, tmp_path / "a", **settings))
-    opened = adapter.attach(load(folder), adapter.check(tmp_path / "a"), "x")
-    assert torch.allclose(logits(opened), trained, atol=1e-5)
     only_lora = write_adapter(folder, tmp_path / "b", **settings)
     assert (logits(only_lora) - trained)[..., ROW].abs().max() > 0.1, "the row must matter"
     if "untied" not in folder.name:
