@@ -111,9 +111,8 @@ class Renderer:
             return []
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         found = {self.tokenizer.convert_ids_to_tokens(i) for i in ids if i in self._controls}
-        return sorted(
-            t for t in found if t != self.tokenizer.unk_token or t in text
-        )  # <unk>: also what it cannot write
+        unknown = self.tokenizer.unk_token  # stands for what the model cannot write, too
+        return sorted(t for t in found if t != unknown or t in text)
 
     @cached_property
     def _controls(self) -> frozenset[int]:
