@@ -14,17 +14,19 @@ numbers, shapes that fit the base.
 import json
 import re
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from persona import tokenrows
 from persona.base import Base
 from persona.errors import AdapterError, InputError
 from persona.files import TEMPLATES, read_json, to_json, write_atomic
 from persona.folder import Card, parse_card
-from persona.render import Template
+from persona.templates import Template
 
 FILES = (
     "adapter_model.safetensors",
@@ -39,7 +41,8 @@ _PREFIX = "base_model.model."
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _DTYPES = ("torch.float32", "torch.bfloat16", "torch.float16")
 _LAYER = re.compile(r"\^?[\w.\\-]{1,200}\$?")
-_SETTINGS = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+_SETTINGS = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
+             "trainable_token_indices")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,12 @@ def _check_settings(name: str, settings: dict[str, Any]) -> None:
     modules = settings.get("target_modules")
     if not (isinstance(modules, str) or (isinstance(modules, list) and all(isinstance(m, str) for m in modules))):
         raise AdapterError(f"{name}/adapter_config.json: target_modules={modules!r:.60} names no layers.")
+    named = settings.get("trainable_token_indices", {})
+    if not all(map(tokenrows.are_token_ids, named.values() if isinstance(named, dict) else [named])):
+        raise AdapterError(f"{name}/adapter_config.json: trainable_token_indices={named!r:.60} does not give layers up "
+                           f"to {tokenrows.MAX_ROWS} token ids each.")  # fmt: skip
+    if named and settings.get("use_dora"):
+        raise AdapterError(f"{name}/adapter_config.json: use_dora and trained rows of tokens do not go together.")
 
 
 def _is_rank(value: Any) -> bool:
@@ -225,15 +234,22 @@ def attach(model: Any, adapter: Adapter, name: str) -> Any:
 
     state = load_file(adapter.path / "adapter_model.safetensors")
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    layers = _check_fit(adapter, state, inner)  # all of it first: what fails later would leave half an adapter behind
+    # all checks first: what fails later would leave half an adapter behind
+    token_rows = tokenrows.take(state, adapter.settings.get("trainable_token_indices", {}), inner)
+    layers = _check_fit(adapter, state, inner)
     # built from known settings, not loaded: a config file from outside can name things to import
-    settings = {**adapter.settings, "target_modules": layers}
+    settings = {**adapter.settings, "target_modules": [*layers, *token_rows], "trainable_token_indices": None}
+    for key, pattern in tokenrows.settings(token_rows, bool(settings.get("use_rslora"))).items():
+        settings[key] = pattern | settings.get(key, {})
     config = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, inference_mode=True, **settings)
-    if isinstance(model, PeftModel):
-        model.add_adapter(name, config)
-    else:
-        model = get_peft_model(model, config, adapter_name=name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # both ends are filled alike
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+        else:
+            model = get_peft_model(model, config, adapter_name=name)
     set_peft_model_state_dict(model, state, adapter_name=name)
+    tokenrows.put(model.get_base_model(), name, token_rows)
     return model.eval()
 
 

@@ -17,10 +17,12 @@ from typing import Any
 
 from filelock import FileLock
 
+from persona.choose import choose_template
 from persona.errors import BaseError
 from persona.files import home, read_json, to_json, write_atomic
 from persona.folder import Card
-from persona.render import Renderer, choose_template, read_template
+from persona.render import Renderer
+from persona.templates import read_template
 
 DEFAULT = "gemma-3-270m"
 Progress = Callable[[str], None]
@@ -300,25 +302,3 @@ def load_model(base: Base, dtype: str, device: str = "cpu") -> Any:
     except (ValueError, OSError, RuntimeError) as e:
         raise BaseError(f"{base.id}: cannot be opened ({type(e).__name__}: {e}).") from e
     return model.to(device).eval()
-
-
-NEVER_TRAINED = 1000  # twins; Gemma 3 270M: 6,211 for <end_of_turn>, none for <eos>
-
-
-def stop_token_twins(model: Any, token_id: int) -> int:
-    """How many other rows of the output embedding point where this token's row does (cosine > 0.95).
-
-    model: a causal language model, or its output weights (vocabulary, hidden). The rows of tokens that never occurred
-    in training were only ever pushed away, all in one direction, and stay alike: with a thousand twins, whatever
-    raises the stop token raises some junk token as much, and no reply ends.
-    """
-    import torch
-
-    weight = model if isinstance(model, torch.Tensor) else model.get_output_embeddings().weight
-    with torch.no_grad():
-        row = torch.nn.functional.normalize(weight[token_id].float(), dim=0)
-        alike = 0
-        for part in weight.split(16_384):  # all of Gemma's at once in float32 would be 0.7 GB
-            part = part.float()
-            alike += int(((part @ row) > 0.95 * part.norm(dim=-1)).sum())
-    return max(0, alike - 1)  # itself

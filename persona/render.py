@@ -1,38 +1,21 @@
 """Pair + persona + chat template + tokenizer → token ids and the label mask; and the chat prompt.
 
 The preview, the trainer, the chat and the tests all come here: what the page colours is what is trained, and the
-prompt of a chat is, id for id, the beginning of a training example. Nothing else calls `apply_chat_template`.
+prompt of a chat is, id for id, the beginning of a training example.
 The tokenizer is passed in, so this file needs neither torch nor transformers.
 """
 
-import re
-import threading
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from persona.errors import InputError, TemplateError
-from persona.files import TEMPLATES
 from persona.pairs import Pair, unfinished
+from persona.templates import Template, apply, control_ids, fits, marker_ids, messages, stop_of
 
 IGNORED = -100  # the label that a cross-entropy loss skips (torch.nn.functional.cross_entropy, ignore_index)
-_lock = threading.Lock()  # transformers keeps one generation-span tracker per template, without a lock of its own
-
-
-@dataclass(frozen=True)
-class Template:
-    """A chat template: Jinja text with {% generation %} around what the model is to learn."""
-
-    name: str
-    text: str
-
-    @property
-    def about(self) -> str:
-        """The header comment: where the template comes from and what was changed."""
-        found = re.match(r"\s*\{#-?(.*?)-?#\}", self.text, re.S)
-        return " ".join(found[1].split()) if found else ""
 
 
 @dataclass(frozen=True)
@@ -68,32 +51,6 @@ class Prompt:
     ids: list[int]
 
 
-def shipped_templates() -> dict[str, Template]:
-    """Every file of templates/chat by name."""
-    files = sorted((TEMPLATES / "chat").glob("*.jinja"))
-    return {f.stem: Template(f.stem, f.read_text(encoding="utf-8")) for f in files}
-
-
-def read_template(name: str) -> Template:
-    """A shipped template by name, or a .jinja file by path."""
-    shipped = shipped_templates()
-    if name in shipped:
-        return shipped[name]
-    path = Path(name).expanduser()
-    if path.suffix == ".jinja" and path.is_file():
-        return Template(path.stem, path.read_text(encoding="utf-8"))
-    raise TemplateError(f"{name!r}: no such template. Choose one of {', '.join(shipped)}, or name a .jinja file.")
-
-
-def messages(system: str, history: Iterable[Sequence[str]], instruction: str, reply: str | None = None) -> list[dict]:
-    """The conversation in the role/content form that chat templates read; an empty system prompt is left out."""
-    turns = [{"role": "system", "content": system}] if system.strip() else []
-    for user, answer in history:
-        turns += [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
-    turns.append({"role": "user", "content": instruction})
-    return turns if reply is None else [*turns, {"role": "assistant", "content": reply}]
-
-
 @dataclass(frozen=True)
 class Renderer:
     """Everything that decides how a pair becomes tokens, in one value.
@@ -125,7 +82,7 @@ class Renderer:
             mask = _last_run(mask)
         labels = [token if learned else IGNORED for token, learned in zip(ids, mask, strict=True)]
         text = self._apply(chat, tokenize=False)
-        problems = self._problems(pair, ids, labels)
+        problems = self._problems(pair, ids, labels, text)
         return Example(ids, labels, text, [end for _, end in got["offset_mapping"]], tuple(problems))
 
     def prompt(self, history: Iterable[Sequence[str]], instruction: str) -> Prompt:
@@ -153,35 +110,25 @@ class Renderer:
         if not text:
             return []
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return sorted({self.tokenizer.convert_ids_to_tokens(i) for i in ids if i in self._controls})
+        found = {self.tokenizer.convert_ids_to_tokens(i) for i in ids if i in self._controls}
+        unknown = self.tokenizer.unk_token  # stands for what the model cannot write, too
+        return sorted(t for t in found if t != unknown or t in text)
 
     @cached_property
     def _controls(self) -> frozenset[int]:
-        return frozenset(i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special)
+        """The tokenizer's control tokens and, <think> for instance, others that the template writes as markers."""
+        return control_ids(self.tokenizer) | marker_ids(self.tokenizer, self.template)
 
     @cached_property
     def stop_id(self) -> int:
         """The token that ends every reply. Raises TemplateError when template and tokenizer do not fit together."""
-        got = self._apply(messages("", [], "Hi", "Yes"), return_dict=True, return_assistant_tokens_mask=True)
-        ids, mask = list(got["input_ids"]), list(got["assistant_masks"])
-        learned = [i for i, m in zip(ids, mask, strict=True) if m]
-        if not learned:
-            raise TemplateError(
-                f"Template {self.template.name}: no token would be learned. Put the assistant's content and its stop "
-                "token inside {% generation %} … {% endgeneration %}."
-            )
-        last = next((i for i in reversed(learned) if self.tokenizer.decode([i]).strip()), learned[-1])
-        if last not in self._controls:
-            raise TemplateError(
-                f"Template {self.template.name}: a reply ends with {self.tokenizer.decode([last])!r}, which is not a "
-                "stop token of this model, so it would never learn to stop. Choose a template made for this base."
-            )
-        bos = self.tokenizer.bos_token_id
-        if bos is not None and ids[:2] == [bos, bos]:
-            raise TemplateError(f"Template {self.template.name}: the text begins with two {self.tokenizer.bos_token}.")
-        return last
+        if wrong := fits(self.tokenizer, self.template):
+            raise TemplateError("\n".join(wrong))
+        stop = stop_of(self.tokenizer, self.template)
+        assert stop is not None  # fits has looked
+        return stop
 
-    def _problems(self, pair: Pair, ids: list[int], labels: list[int]) -> list[str]:
+    def _problems(self, pair: Pair, ids: list[int], labels: list[int], whole: str) -> list[str]:
         problems = []
         learned = [i for i in labels if i != IGNORED]
         if not learned:
@@ -196,33 +143,48 @@ class Renderer:
         for name, text in self._texts(pair):
             if found := self.control_tokens(text):
                 problems.append(f"'{name}' holds {', '.join(found)}, which this model reads as control. Delete it")
-        if not problems and not self._learning_follows_the_prompt(pair, ids, labels):
-            problems.append(
+            elif unwritable := self._unwritable(text):
+                problems.append(
+                    f"'{name}' holds {unwritable}, for which this model has no token: it would learn to say "
+                    f"{self.tokenizer.unk_token} instead. Reword it, or choose another base"
+                )
+        if not problems and (why := self._apart(pair, ids, labels, whole)):
+            problems.append(why)
+        return problems
+
+    def _apart(self, pair: Pair, ids: list[int], labels: list[int], whole: str) -> str:
+        """Why a learned reply does not start exactly where the prompt of a chat would end; "" where each does."""
+        turns = [*pair.history, (pair.instruction, pair.output)]
+        for n in range(0 if self.learn_history else len(pair.history), len(turns)):
+            prompt = self.prompt(turns[:n], turns[n][0])
+            end = len(prompt.ids)
+            if ids[:end] == prompt.ids and end < len(ids) and labels[end - 1] == IGNORED != labels[end]:
+                continue
+            if n < len(pair.history) and not whole.startswith(prompt.text):
+                return (
+                    f"template {self.template.name} writes an earlier reply in another way than the last one, so it "
+                    "cannot be learned as a chat would ask for it. Set learn_history to false"
+                )
+            return (
                 "the chat prompt is not the beginning of the training text; the reply may start with "
                 "white space that melts into the template"
             )
-        return problems
+        return ""
 
-    def _learning_follows_the_prompt(self, pair: Pair, ids: list[int], labels: list[int]) -> bool:
-        """Whether each learned reply starts exactly where the prompt of a chat would end."""
-        turns = [*pair.history, (pair.instruction, pair.output)]
-        for n in range(0 if self.learn_history else len(pair.history), len(turns)):
-            prompt = self.prompt(turns[:n], turns[n][0]).ids
-            end = len(prompt)
-            if ids[:end] != prompt or end == len(ids) or labels[end - 1] != IGNORED or labels[end] == IGNORED:
-                return False
-        return True
+    def _unwritable(self, text: str) -> str:
+        """The first characters of `text` that the tokenizer knows no token for; "" where it can write all of it."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None or unknown not in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
+            return ""
+        lost = (c for c in dict.fromkeys(text) if unknown in self.tokenizer(c, add_special_tokens=False)["input_ids"])
+        return ", ".join(map(repr, itertools.islice(lost, 5))) or "a part"
 
     def _texts(self, pair: Pair) -> list[tuple[str, str]]:
         turns = [("history", x) for turn in pair.history for x in turn]
         return [("system", self.system), *turns, ("instruction", pair.instruction), ("output", pair.output)]
 
     def _apply(self, chat: list[dict], **options: Any) -> Any:
-        try:
-            with _lock:
-                return self.tokenizer.apply_chat_template(chat, chat_template=self.template.text, **options)
-        except Exception as e:  # Jinja, sandbox and raise_exception errors have no common base class
-            raise TemplateError(f"Template {self.template.name}: {type(e).__name__}: {e}") from e
+        return apply(self.tokenizer, self.template, chat, **options)
 
 
 def _last_run(mask: list[int]) -> list[int]:
@@ -234,56 +196,6 @@ def _last_run(mask: list[int]) -> list[int]:
     while start and mask[start - 1]:
         start -= 1
     return [int(start <= n < end) for n in range(len(mask))]
-
-
-_SAMPLES = (
-    messages("", [], "Hi.", "Yes."),
-    messages("Be brief.", [], "你好", "好"),
-    messages("Be brief.", [("a", "b")], "c\n d", "e"),
-)
-
-
-def choose_template(tokenizer: Any, language: str = "") -> Template:
-    """The template for a base: its own format where it has one, else by its special tokens, else a plain form.
-
-    A shipped template is taken for the base's own if both render the same text, character for character.
-    Raises TemplateError when the base has a format that no shipped template reproduces.
-    """
-    shipped = shipped_templates()
-    own = getattr(tokenizer, "chat_template", None)
-    if isinstance(own, dict):  # several by name; a chat uses the default one
-        own = own.get("default")
-    if not own:
-        if "<start_of_turn>" in tokenizer.get_vocab():
-            return shipped["gemma-base"]
-        return shipped["alpaca-zh" if language.startswith("zh") else "alpaca-en"]
-    for template in shipped.values():
-        if _renders_like(tokenizer, template.text, own):
-            return template
-    if re.search(r"\{%-?\s*generation\s*-?%\}", own):
-        return Template("own", own)
-    raise TemplateError(
-        "This base has a chat format of its own that no shipped template reproduces. Choose a template by hand "
-        f"({', '.join(shipped)}), or give the base's own with {{% generation %}} around the reply as a .jinja file."
-    )
-
-
-def _renders_like(tokenizer: Any, text: str, own: str) -> bool:
-    for chat in _SAMPLES:
-        for turns, generation in ((chat, False), (chat[:-1], True)):
-            try:
-                with _lock:
-                    a, b = (
-                        tokenizer.apply_chat_template(
-                            turns, chat_template=t, tokenize=False, add_generation_prompt=generation
-                        )
-                        for t in (text, own)
-                    )
-            except Exception:  # one of the two refuses this conversation: they differ
-                return False
-            if a != b:
-                return False
-    return True
 
 
 def check_all(renderer: Renderer, pairs: Sequence[Pair]) -> list[Example]:

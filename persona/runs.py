@@ -55,6 +55,9 @@ class RunConfig(BaseModel):
     eval_fraction: float = Field(0.1, ge=0, le=0.5, description="share of the pairs held out to measure on")
     early_stopping_patience: int = Field(0, ge=0, description="stop after so many evaluations without gain; 0: never")
     learn_history: bool = Field(False, description="learn the replies of earlier turns too")
+    train_stop_token: bool = Field(
+        False, description="train the stop token's own row: for a base that never learned it"
+    )
     seed: int = Field(0, ge=0, lt=2**32)
     report_to: str = Field("none", description="a tracker of transformers: tensorboard, trackio, wandb, …")
 

@@ -29,7 +29,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from persona import adapter, base, hardware, runs
+from persona import adapter, base, hardware, runs, stoptoken, tokenrows
 from persona.errors import InputError, PersonaError, RunError
 from persona.loss import Collator, mean_nll, nll_sum
 from persona.render import Example, Renderer, check_all
@@ -154,6 +154,10 @@ def prepare(run: Run) -> Job:
         card, config.base, config.template, config.max_length, config.learn_history,
         progress=lambda text: run.log("state", state="starting", message=text),
     )  # fmt: skip
+    if config.train_stop_token and config.use_dora:
+        raise InputError("train_stop_token and use_dora do not go together. Set one of them to false.")
+    if not config.train_stop_token and (why := stoptoken.problem(found, renderer)):
+        raise InputError(why)
     examples = check_all(renderer, [r.pair for r in rows])
     run.update_manifest(
         base=found.to_dict(),
@@ -207,7 +211,8 @@ def trainer_args(job: Job, output: Path) -> SFTConfig:
     )
 
 
-def lora_config(c: RunConfig) -> LoraConfig:
+def lora_config(c: RunConfig, token_rows: dict[str, list[int]] | None = None) -> LoraConfig:
+    """token_rows: of tokenrows.to_train, trained beside the LoRA."""
     named = {"all-linear": "all-linear", "attention": ATTENTION}
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -217,26 +222,15 @@ def lora_config(c: RunConfig) -> LoraConfig:
         target_modules=named.get(c.target_modules) or [m.strip() for m in c.target_modules.split(",")],
         use_rslora=c.use_rslora,
         use_dora=c.use_dora,
+        trainable_token_indices=token_rows,
     )
-
-
-def _refuse_unknown_stop(job: Job, model: Any) -> None:
-    """Raise InputError when the reply's stop token never occurred in the base's own training: LoRA cannot teach it."""
-    stop, template = job.renderer.stop_id, job.renderer.template.name
-    if base.stop_token_twins(model, stop) >= base.NEVER_TRAINED:
-        token = job.renderer.tokenizer.convert_ids_to_tokens(stop)
-        raise InputError(
-            f"{job.base.id} with template {template}: this base never learned its stop token {token}, and a LoRA "
-            "cannot teach it, so replies would not end. Choose a template that ends in <eos>, such as gemma-base, or "
-            "the base's instruct version."
-        )
 
 
 def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
     """The model with its LoRA, and the trainer around them."""
     torch.manual_seed(job.config.seed)  # LoRA's A is drawn here
     model = base.load_model(job.base, job.plan.train_dtype, job.plan.device)
-    _refuse_unknown_stop(job, model)
+    token_rows = tokenrows.to_train(model, job.renderer.stop_id) if job.config.train_stop_token else None
     rows = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.train])
     held = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.held_out])
     callbacks: list[TrainerCallback] = [watch]
@@ -247,7 +241,7 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
         trainer = Trainer(
             model=model, args=trainer_args(job, job.run.checkpoints), train_dataset=rows,
             eval_dataset=held if job.held_out else None, data_collator=Collator(tokenizer.pad_token_id),
-            processing_class=tokenizer, peft_config=lora_config(job.config), callbacks=callbacks,
+            processing_class=tokenizer, peft_config=lora_config(job.config, token_rows), callbacks=callbacks,
             held_out=job.held_out, clock=clock, run=job.run,
         )  # fmt: skip
     except (ValueError, ImportError, RuntimeError) as e:  # RuntimeError: a tracker that is not installed

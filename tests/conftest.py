@@ -14,7 +14,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as hardware.spin_less(): a sp
 
 import importlib.util
 import json
+import re
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -90,19 +92,51 @@ def byte_tokenizer():
     return wrap(tokenizer, eos_token="<|im_end|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>")
 
 
-@pytest.fixture(scope="session")
-def llama3_tokenizer():
-    """The same with Llama 3's control tokens and its way of keeping line breaks together (Qwen's is like it)."""
+def keeping_breaks():
+    """How Llama 3 and Qwen cut a text: line breaks stay together."""
     from tokenizers import Regex, pre_tokenizers
 
     pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    split = pre_tokenizers.Sequence(
+    return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer = train_bytes(split, LLAMA3_CONTROLS)
+
+
+@cache
+def plain_bytes() -> str:
+    """A tokenizer without control tokens, as JSON."""
+    return train_bytes(keeping_breaks(), ["<s>", "</s>"]).to_str()
+
+
+def family_tokenizer(*templates: str, extra: str = ""):
+    """A byte-level tokenizer that has each control token which these template texts spell out as one token.
+
+    <think> and its like are added tokens without being special ones, as in Qwen3.
+    """
+    from tokenizers import AddedToken, Tokenizer
+
+    from persona.templates import MARKER, Template
+
+    tokenizer = Tokenizer.from_str(plain_bytes())
+    found: dict[str, None] = {}
+    for text in templates:
+        code = re.sub(r"\{#.*?#\}", "", text, flags=re.DOTALL)
+        found |= dict.fromkeys(m for m in MARKER.findall(code) if m not in Template("", text).plain)
+        if "'<|' ~" in code:  # the role's name is put in when rendered
+            found |= dict.fromkeys(["<|system|>", "<|user|>", "<|assistant|>"])
+    words = [*found, *extra.split()]
+    tokenizer.add_special_tokens([AddedToken(w, special=True, normalized=False) for w in words if "think" not in w])
+    tokenizer.add_tokens([AddedToken(w, special=False, normalized=False) for w in words if "think" in w])
+    return wrap(tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def llama3_tokenizer():
+    """The same with Llama 3's control tokens and its way of keeping line breaks together (Qwen's is like it)."""
+    tokenizer = train_bytes(keeping_breaks(), LLAMA3_CONTROLS)
     return wrap(tokenizer, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token="<|end_of_text|>")
 
 

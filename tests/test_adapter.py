@@ -14,7 +14,7 @@ from tiny import CARD, FACTS, load, with_lora, write_adapter
 from persona import adapter
 from persona.base import Base
 from persona.errors import AdapterError
-from persona.render import read_template
+from persona.templates import read_template
 
 WEIGHTS = "adapter_model.safetensors"
 IDS = torch.tensor([[5, 9, 60, 33, 120, 7, 7, 300]])
@@ -214,7 +214,6 @@ def test_names_of_things_to_import_are_ignored(folder, base_model, trained):
         loftq_config={"x": 1},
         init_lora_weights="pissa",
         modules_to_save=["lm_head"],
-        trainable_token_indices=[1],
         layer_replication=[[0, 2]],
         task_type="os.system",
         runtime_config={"x": 1},

@@ -15,7 +15,8 @@ from persona.base import Base
 from persona.chat import BASE, CONTEXT, Column, Sampling, Voices, stream
 from persona.errors import AdapterError, InputError
 from persona.hardware import Machine
-from persona.render import Prompt, read_template
+from persona.render import Prompt
+from persona.templates import read_template
 
 GREEDY = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=24)
 WARM = Sampling(temperature=0.9, top_p=0.95, seed=7, max_new_tokens=24)

@@ -16,8 +16,9 @@ from persona.base import Base, load_tokenizer, open_renderer
 from persona.files import PROJECT, SHIPPED_PERSONAS
 from persona.folder import Card, create
 from persona.pairs import MAX_CHARACTERS, Pair
-from persona.render import Renderer, read_template
+from persona.render import Renderer
 from persona.runs import RunConfig, list_runs
+from persona.templates import read_template
 
 CARD = Card(name="Mags", system="Be dry.", language="en")
 PAIRS = [Pair("Who are you?", "I keep the light. 𠮷"), Pair("你好", "  好。\n\n茶？ "), Pair("c", "d", (("a", "b"),))]

@@ -1,31 +1,21 @@
 """What is learned, as properties that hold for every template of templates/chat with every tokenizer it fits.
 
-A template and a tokenizer fit if each control token that the template writes is one token of that vocabulary. A new
-file in templates/chat is picked up; if it needs control tokens that no tiny tokenizer has, a test says so.
+These are the formats of the bases that the tests have; tests/test_templates.py holds every other file of templates/chat
+to the same. A template and a tokenizer fit if each control token that the template writes is one token of that
+vocabulary.
 """
 
-import importlib.util
 import re
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from conftest import BYTE_CONTROLS, GEMMA_CONTROLS, LLAMA3_CONTROLS, SENTENCEPIECE_CONTROLS, SMOLLM2_CONTROLS
 
 from persona.errors import InputError, TemplateError
 from persona.pairs import Pair
-from persona.render import (
-    IGNORED,
-    Example,
-    Renderer,
-    Template,
-    check_all,
-    choose_template,
-    messages,
-    read_template,
-    shipped_templates,
-)
+from persona.render import IGNORED, Example, Renderer, check_all
+from persona.templates import MARKER, Template, messages, shipped_templates
 
 TINY = {
     "byte_tokenizer": BYTE_CONTROLS,
@@ -33,7 +23,8 @@ TINY = {
     "sentencepiece_tokenizer": SENTENCEPIECE_CONTROLS,
 }
 REAL = {"embedded_tokenizer": GEMMA_CONTROLS, "smollm2_tokenizer": SMOLLM2_CONTROLS}
-TEMPLATES = shipped_templates()
+CORE = ("alpaca-en", "alpaca-zh", "chatml", "gemma", "gemma-base", "llama-3", "smollm2")
+TEMPLATES = {name: shipped_templates()[name] for name in CORE}
 
 PAIRS = {
     "chinese": Pair("你是谁？", "本宫甄嬛，家父是大理寺少卿甄远道。"),
@@ -61,7 +52,7 @@ SYSTEMS = {"no-system": "", "system": "你是灯塔。\nBe dry."}
 
 def controls_of(template: Template) -> set[str]:
     """The control tokens that a template spells out."""
-    return set(re.findall(r"<\|?\w+\|?>", re.sub(r"\{#.*?#\}", "", template.text, flags=re.DOTALL)))
+    return set(MARKER.findall(re.sub(r"\{#.*?#\}", "", template.text, flags=re.DOTALL)))
 
 
 def combinations(fit: bool) -> list:
@@ -134,15 +125,8 @@ def example_of(renderer: Renderer, pair: Pair):
 # ---- what holds for every template, tokenizer and pair
 
 
-def test_every_shipped_template_is_tried_without_the_converted_bases():
-    tried = {p.values[1] for p in FITTING if p.values[0] in TINY}
-    assert tried == set(TEMPLATES), "give a tiny tokenizer in conftest.py the control tokens of the new template"
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_every_shipped_template_says_where_it_comes_from(name):
-    about = TEMPLATES[name].about
-    assert "Origin:" in about and "Change:" in about
+def test_every_template_is_tried_without_the_converted_bases():
+    assert {p.values[1] for p in FITTING if p.values[0] in TINY} == set(TEMPLATES)
 
 
 @each_renderer
@@ -545,96 +529,6 @@ def test_a_prompt_ends_where_the_reply_begins(gemma_renderer):
         "<bos><start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\nb<end_of_turn>\n"
         "<start_of_turn>user\nc<end_of_turn>\n<start_of_turn>model\n"
     )
-
-
-# ---- which template
-
-
-def test_a_template_is_read_by_name_or_from_a_file(tmp_path):
-    assert read_template("gemma") == TEMPLATES["gemma"]
-    (tmp_path / "mine.jinja").write_text("{{ '你好' }}", encoding="utf-8")
-    assert read_template(str(tmp_path / "mine.jinja")) == Template("mine", "{{ '你好' }}")
-
-
-@pytest.mark.parametrize("name", ["", "nothing", "../chat/gemma", "/etc/passwd", "no/such.jinja"])
-def test_a_template_that_is_not_there_is_refused(name):
-    with pytest.raises(TemplateError, match="no such template. Choose one of .*chatml"):
-        read_template(name)
-
-
-@pytest.fixture
-def speaking(byte_tokenizer, sentencepiece_tokenizer, monkeypatch):
-    """A tiny tokenizer that says it has a format of its own."""
-
-    def give(own, gemma: bool = False):
-        """As a tokenizer with <start_of_turn> in its vocabulary, or as one without."""
-        tokenizer = sentencepiece_tokenizer if gemma else byte_tokenizer
-        monkeypatch.setattr(tokenizer, "chat_template", own)
-        return tokenizer
-
-    return give
-
-
-def test_a_base_without_a_format_gets_one_by_its_tokens_and_language(speaking):
-    assert choose_template(speaking(None, gemma=True), "zh").name == "gemma-base"
-    assert choose_template(speaking(None), "zh").name == "alpaca-zh"
-    assert choose_template(speaking(None), "zh-Hans").name == "alpaca-zh"
-    assert choose_template(speaking(None), "en").name == "alpaca-en"
-    assert choose_template(speaking(None)).name == "alpaca-en"
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_a_base_that_speaks_a_shipped_format_gets_it(speaking, name):
-    """Recognised by what it renders: written in another way, with its comment and its marks gone."""
-    text = re.sub(r"\{#.*?#\}", "", TEMPLATES[name].text, flags=re.DOTALL)
-    text = re.sub(r"\{% (?:end)?generation %\}", "", text)
-    assert choose_template(speaking(text, gemma="gemma" in name)).name == name
-
-
-def test_gemma_3s_own_format_is_recognised(speaking):
-    """Its text from TRL's files, read without the five seconds that importing TRL takes."""
-    folder = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
-    own = (folder / "gemma3.jinja").read_text(encoding="utf-8")
-    assert choose_template(speaking(own, gemma=True)).name == "gemma"
-
-
-@pytest.mark.slow
-def test_the_embedded_bases_get_their_formats(embedded_tokenizer, smollm2_tokenizer):
-    from trl.chat_template_utils import gemma3_chat_template
-
-    assert smollm2_tokenizer.chat_template
-    assert choose_template(smollm2_tokenizer, "zh").name == "smollm2"
-    assert choose_template(embedded_tokenizer, "zh").name == "gemma-base"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedded_tokenizer, "chat_template", gemma3_chat_template)
-        assert choose_template(embedded_tokenizer, "zh").name == "gemma"
-
-
-UNKNOWN = "{% for m in messages %}{{ '[' ~ m.role ~ '] ' ~ m.content ~ eos_token }}{% endfor %}"
-
-
-def test_an_unknown_format_is_refused_unless_it_marks_its_replies(speaking):
-    """Training on a format other than the base's own would be a silent loss of quality."""
-    with pytest.raises(TemplateError, match=r"no shipped template reproduces.*chatml.*\{% generation %\}"):
-        choose_template(speaking(UNKNOWN))
-    marked = UNKNOWN.replace("{{ '['", "{%- generation -%}{{ '['") + "{%- endgeneration -%}"
-    assert choose_template(speaking(marked)) == Template("own", marked)
-
-
-def test_a_format_that_asks_for_a_reply_in_another_way_is_another(speaking):
-    """The same conversation, but no header before the reply."""
-    own = TEMPLATES["chatml"].text.replace("{%- if add_generation_prompt -%}", "{%- if false -%}")
-    assert own != TEMPLATES["chatml"].text
-    with pytest.raises(TemplateError, match="no shipped template reproduces"):
-        choose_template(speaking(re.sub(r"\{% (?:end)?generation %\}", "", own)))
-
-
-def test_formats_by_name_count_by_their_default(speaking):
-    """Some bases carry several: {"default": …, "tool_use": …}."""
-    named = {"default": TEMPLATES["chatml"].text, "tool_use": UNKNOWN}
-    assert choose_template(speaking(named)).name == "chatml"
-    with pytest.raises(TemplateError, match="no shipped template reproduces"):
-        choose_template(speaking({"default": UNKNOWN, "tool_use": TEMPLATES["chatml"].text}))
 
 
 # ---- the same mask as TRL's

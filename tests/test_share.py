@@ -20,8 +20,8 @@ from persona.base import Base
 from persona.errors import AdapterError, PersonaError, ShareError
 from persona.files import PROJECT
 from persona.folder import Card
-from persona.render import read_template
 from persona.share import WEIGHTS, Link
+from persona.templates import read_template
 from tests.hub import ANN, BEN, OLD, Hub
 
 FACTS = {

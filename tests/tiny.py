@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from persona import adapter
 from persona.base import Base, load_model
 from persona.folder import Card
-from persona.render import Template, read_template
+from persona.templates import Template, read_template
 
 CARD = Card(name="Mags", system="You keep the light.")
 FACTS = {

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import base, render
+from persona import base, render, templates
 from persona.base import EMBEDDED
 from persona.errors import PersonaError
 from persona.ui.common import (
@@ -27,7 +27,7 @@ def settings() -> tuple[gr.Dropdown, gr.Dropdown, gr.Number, gr.Checkbox]:
     return (
         gr.Dropdown(names, value=base.DEFAULT, label="Base model", allow_custom_value=True, elem_id="base",
                     info="Embedded, or type a Hub id, a folder or a .gguf file", render=False),
-        gr.Dropdown(["auto", *render.shipped_templates()], value="auto", label="Chat template", elem_id="template",
+        gr.Dropdown(["auto", *templates.shipped_templates()], value="auto", label="Chat template", elem_id="template",
                     info="auto: the base's own format", render=False),
         gr.Number(512, label="Longest row, in tokens", precision=0, minimum=8, maximum=32_768, render=False,
                   info="Longer rows are refused, never cut"),
