@@ -1,4 +1,4 @@
-"""Reading and checking a large set: seconds per stage, pairs/s, peak memory.
+"""Importing and checking a large set: seconds per stage, pairs/s, peak memory.
 
     python -m benchmarks.lint [--pairs 100000] [--json]
 
@@ -13,14 +13,18 @@ import resource
 import sys
 import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 
-from persona import lint
-from persona.folder import Card
-from persona.pairs import Pair, scan, write_pairs
+from persona import folder, importers, lint
+from persona.folder import Card, Persona
+from persona.importers import text
+from persona.pairs import Pair
+
+CARD = Card(name="Mags", probes=("Who are you?", "你是谁？"))
 
 HAN = "山水云月风花雪夜灯茶书琴棋画船桥路门窗石松竹梅兰春夏秋冬东西南北红白青黄高低远近新旧冷暖早晚来去说听看想走坐问答"
-SOUNDS = [
+SOUNDS = (
     "ba",
     "co",
     "di",
@@ -38,7 +42,7 @@ SOUNDS = [
     "ras",
     "tu",
     "vi",
-]
+)
 DEFECTS = [
     "<br>and so",
     "<|im_end|>",
@@ -80,9 +84,25 @@ def made_up(count: int) -> list[Pair]:
     return pairs
 
 
-def read(path: Path) -> list[Pair]:
-    """The one place that knows the file's format."""
-    return scan(path)[0]
+def bring_in(folder_: Path, made: list[Pair]) -> tuple[Persona, float, float]:
+    """A JSON list in Alpaca's form becomes a persona: (it, seconds, peak MB of traced memory while importing)."""
+    file = folder_ / "made-up.json"
+    rows = [{"instruction": p.instruction, "input": "", "output": p.output, "history": list(p.history)} for p in made]
+    file.write_text(json.dumps(rows, ensure_ascii=False, indent=4), encoding="utf-8")
+    seconds = traced = 0.0
+    for watched in (False, True):  # watching costs time, so each has a run of its own
+        persona = folder.create(folder_ / f"persona-{watched}", CARD)
+        if watched:
+            tracemalloc.start()
+        start = time.perf_counter()
+        source = text.open_source(file)
+        importers.bring_in(persona, source, importers.detect(source), importers.Options())
+        if watched:
+            traced = tracemalloc.get_traced_memory()[1] / 1e6
+            tracemalloc.stop()
+        else:
+            seconds = time.perf_counter() - start
+    return persona, seconds, traced
 
 
 def peak() -> float:
@@ -96,13 +116,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        file = Path(name) / "pairs.jsonl"
-        write_pairs(file, made_up(given.pairs))
+        persona, importing, traced = bring_in(Path(name), made_up(given.pairs))
         start = time.perf_counter()
-        pairs = read(file)
+        pairs, card = persona.pairs(), persona.card()
         reading = time.perf_counter() - start
     before = peak()
-    card = Card(name="Mags", probes=("Who are you?", "你是谁？"))
     start = time.perf_counter()
     findings = lint.lint(pairs, card)
     checking = time.perf_counter() - start
@@ -111,19 +129,22 @@ def main() -> None:
     summing = time.perf_counter() - start
     value = {
         "pairs": len(pairs),
+        "import_s": round(importing, 2),
+        "import_traced_mb": round(traced, 2),
         "read_s": round(reading, 2),
         "lint_s": round(checking, 2),
         "summary_s": round(summing, 2),
-        "pairs_per_s": round(len(pairs) / (reading + checking)),
+        "pairs_per_s": round(len(pairs) / (importing + reading + checking)),
         "peak_mb": round(peak()),
         "peak_mb_before_lint": round(before),
         "found": lint.counts(findings),
     }
-    text = (
-        f"{len(pairs):,} pairs: read in {reading:.2f} s, checked in {checking:.2f} s, summary {summing:.2f} s, "
+    words = (
+        f"{len(pairs):,} pairs: imported in {importing:.2f} s ({traced:.1f} MB held), read in {reading:.2f} s, "
+        f"checked in {checking:.2f} s, summary {summing:.2f} s, "
         f"{value['pairs_per_s']:,} pairs/s, peak {peak():.0f} MB ({before:.0f} before the check)\n{value['found']}"
     )
-    print(json.dumps(value) if given.json else text)
+    print(json.dumps(value) if given.json else words)
 
 
 if __name__ == "__main__":

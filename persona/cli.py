@@ -5,6 +5,7 @@ failed (the message on stderr says place, value and next step), 2 wrong usage.
 """
 
 import json
+import shutil
 import signal
 import sys
 import time
@@ -97,7 +98,14 @@ def import_(
             path = hub.download(source)
         opened = text.open_source(path)
         chosen = format or importers.detect(opened)
-        done = importers.bring_in(_open_or_make(directory, opened, chosen, options), opened, chosen, options)
+        there = directory.expanduser().exists()
+        persona = _open_or_make(directory, opened, chosen, options)
+        try:
+            done = importers.bring_in(persona, opened, chosen, options)
+        except PersonaError:
+            if not there:
+                shutil.rmtree(persona.path)
+            raise
     skipped = [{"line": s.line, "why": s.why} for s in done.skipped]
     value = {"read": done.read, "pairs": done.added, "known": done.known, "left_out": done.left_out,
              "skipped": skipped, "notes": done.notes, "format": chosen, "encoding": opened.encoding}  # fmt: skip

@@ -24,6 +24,7 @@ BOMS = (
 )
 GUESSED = ("gb18030", "big5", "utf_16_le", "utf_16_be", "shift_jis", "euc_kr", "cp1251", "cp1252")
 HEAD = 65_536  # bytes that sniffing and guessing look at
+SHORT = 1_000  # bytes; on so few, statistics guess Chinese wrong more often than not
 MAX_LINE = 4 * MAX_CHARACTERS  # characters; a longer "line" is handed on in pieces, so that memory stays flat
 
 
@@ -100,8 +101,26 @@ def _utf8(f) -> str:
 def _guessed(start: bytes) -> str:
     from charset_normalizer import from_bytes
 
+    if len(start) < SHORT:
+        for encoding, first, last in (("gb18030", 0xB0, 0xD7), ("big5", 0xA4, 0xC6)):
+            if _common_chinese(start, encoding, first, last):
+                return encoding
     best = from_bytes(start, cp_isolation=list(GUESSED)).best()
     return best.encoding if best else "utf-8"  # binary: its bytes show as \xNN, and no importer will know it
+
+
+def _common_chinese(start: bytes, encoding: str, first: int, last: int) -> bool:
+    """Whether nine tenths of it are in the block of frequent characters that GB 2312 and Big5 begin with."""
+    try:
+        text = start.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    other = [c for c in text if not c.isascii()]
+    frequent = sum(
+        c >= "\u4e00" and first <= c.encode(encoding)[0] <= last and len(c.encode(encoding)) == 2 for c in other
+    )
+    marks = sum(c in "，。？！：；、“”‘’（）《》「」『』—…·" for c in other)
+    return bool(frequent) and frequent + marks >= 0.9 * len(other) and frequent >= marks
 
 
 @contextmanager

@@ -37,23 +37,32 @@ def _length(persona: Persona, settings: Sequence[Any]) -> Callable[[Pair], int] 
     return lambda pair: len(renderer.example(pair).input_ids)
 
 
-def fix(persona: Persona, findings: Sequence[Finding], key: str) -> None:
-    """Carry out the fix of one finding, as an edit that undo takes back."""
-    found = [f for f in findings if f.key == key]
+def fix(persona: Persona, findings: Sequence[Finding], which: str) -> None:
+    """Carry out the fix of one finding (its key), or of all of a rule (its name), as one edit that undo takes back."""
+    found = [f for f in findings if which in (f.key, f.rule) and f.fix]
     if not found:
         raise InputError("That finding is not there any more. Press Check again.")
     items, _ = persona.scan()
-    after = lint.fix(items, found[0], persona.card())
-    journal.commit(persona, found[0].fix, edits.difference(items, after))
+    after = lint.fix_all(items, found, persona.card())
+    label = found[0].fix if len(found) == 1 else f"fix of {len(found):,} findings ({found[0].rule})"
+    journal.commit(persona, label, edits.difference(items, after))
 
 
-def panel_html(pairs: Sequence[Pair], findings: Sequence[Finding], summary: lint.Summary) -> str:
+def see_again(persona: Persona) -> None:
+    """Findings that were put aside are shown again."""
+    for key in lint.read_ignored(persona):
+        lint.unignore(persona, key)
+
+
+def panel_html(pairs: Sequence[Pair], findings: Sequence[Finding], summary: lint.Summary, ignored: int) -> str:
     """Summary in words, coverage by kind of question, and the findings grouped by rule."""
     counts = lint.counts(list(findings))
     groups = "".join(_group(rule, rows, [f for f in findings if f.rule == rule]) for rule, rows in counts.items())
     if not findings:
         groups = "<div class='good'>Nothing to mend." + ("" if pairs else " There are no pairs yet.") + "</div>"
-    return f"<div class='card'><p>{escape(summary.text)}</p>{coverage_html(summary.kinds)}</div>{groups}"
+    again = '<button class="tool" data-do="see-again" data-key="">Show them again</button>'
+    aside = f"<div class='quiet'>{ignored:,} put aside. {again}</div>" if ignored else ""
+    return f"<div class='card'><p>{escape(summary.text)}</p>{coverage_html(summary.kinds)}</div>{groups}{aside}"
 
 
 def coverage_html(kinds: Mapping[str, int]) -> str:
@@ -70,6 +79,9 @@ def _group(rule: str, rows: int, found: Sequence[Finding]) -> str:
     lines = "".join(_finding(f) for f in found[:LISTED])
     more = f"<div class='quiet'>… and {len(found) - LISTED:,} more</div>" if len(found) > LISTED else ""
     show = f'<button class="tool wide" data-do="show" data-key="{escape(rule)}">Show all in the table</button>'
+    fixable = sum(bool(f.fix) for f in found)
+    if fixable > 1:
+        show += f' <button class="tool" data-do="fix" data-key="{escape(rule)}">Fix all {fixable:,}</button>'
     words = f"{rows:,} pair{'s' * (rows != 1)}"
     title = escape(rule.replace("-", " ").capitalize())
     return f"<details class='finding'><summary><b>{title}</b> {words} {show}</summary>{lines}{more}</details>"

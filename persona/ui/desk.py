@@ -150,7 +150,9 @@ def check(slug: str, findings: list[Finding], always: bool, *settings: Any) -> t
     if len(items) > checking.AUTOMATIC and not always:
         return findings, gr.skip(), f"<div class='hint'>{len(items):,} pairs: press Check again.</div>", gr.skip()
     findings = checking.find(persona, settings)
-    panel = checking.panel_html(items, findings, lint.summarise(items, persona.card(), findings))
+    panel = checking.panel_html(
+        items, findings, lint.summarise(items, persona.card(), findings), len(lint.read_ignored(persona))
+    )
     rules = sorted({f.rule for f in findings})
     return findings, table.marks_html(findings), panel, gr.Dropdown([*KINDS, *rules])
 
@@ -166,6 +168,8 @@ def show(slug: str, order: str, chosen: int, findings: list[Finding], event: gr.
         return *draw(slug, "", order, rule, 0, first, findings, focus=True), gr.Tabs(selected="pairs")
     if event.do == "fix":
         checking.fix(persona, findings, key)
+    elif event.do == "see-again":
+        checking.see_again(persona)
     else:
         lint.ignore(persona, key)
     return *draw(slug, "", order, KINDS[0], 0, chosen, findings), gr.skip()
@@ -215,8 +219,8 @@ def components() -> Desk:
         only=gr.Dropdown(KINDS, value=KINDS[0], label="Show", scale=2, elem_id="only", render=False),
         number=gr.State(0), findings=gr.State([]), marks=gr.JSON(visible=False),
         status=gr.HTML(elem_classes="status", elem_id="pairs-status", render=False),
-        undo=gr.Button("Undo", interactive=False, elem_id="undo-edit", size="sm", scale=0, min_width=230, render=False),
-        redo=gr.Button("Redo", interactive=False, elem_id="redo-edit", size="sm", scale=0, min_width=230, render=False),
+        undo=gr.Button("Undo", interactive=False, elem_id="undo-edit", size="sm", scale=0, min_width=250, render=False),
+        redo=gr.Button("Redo", interactive=False, elem_id="redo-edit", size="sm", scale=0, min_width=90, render=False),
         mask=gr.HTML(elem_id="write-mask", render=False),
         panel=gr.HTML(elem_id="findings", js_on_load=checking.SCRIPT, render=False),
     )  # fmt: skip
