@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from persona.errors import TemplateError
 
@@ -166,5 +167,6 @@ def _too_large(value: Any) -> bool:
         return len(value) > MAX_VALUE
     if isinstance(value, int):
         return abs(value) > 1 << 53
-    held = getattr(value, "_Namespace__attrs", None)  # {% set ns.text = … %}
-    return isinstance(held, dict) and any(map(_too_large, held.values()))
+    if isinstance(value, Namespace):  # {% set ns.text = … %}
+        return any(map(_too_large, object.__getattribute__(value, "_Namespace__attrs").values()))
+    return False  # nothing else is touched: an undefined value raises when it is looked into

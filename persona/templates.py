@@ -7,10 +7,13 @@ templates/chat adds one. The tokenizer is passed in, so this file needs neither 
 import re
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from persona import sandbox
 from persona.errors import TemplateError
 from persona.files import TEMPLATES
 
@@ -69,12 +72,27 @@ def messages(system: str, history: Iterable[Sequence[str]], instruction: str, re
 
 
 def apply(tokenizer: Any, template: Template, chat: list[dict], **options: Any) -> Any:
-    """The only call of `apply_chat_template`. Raises TemplateError naming the template."""
+    """The only call of `apply_chat_template`. Raises TemplateError naming the template.
+
+    A text that is not shipped with Persona is read before it runs and watched while it runs (sandbox.py).
+    """
     try:
-        with _lock:
+        unknown = _of_unknown_origin(template.text)
+        with _lock, sandbox.limits() if unknown else nullcontext():
             return tokenizer.apply_chat_template(chat, chat_template=template.text, **options)
+    except TemplateError as e:
+        raise TemplateError(f"Template {template.name}: {e}") from e
     except Exception as e:  # Jinja, sandbox and raise_exception errors have no common base class
         raise TemplateError(f"Template {template.name}: {type(e).__name__}: {e}") from e
+
+
+@lru_cache(maxsize=256)
+def _of_unknown_origin(text: str) -> bool:
+    """Whether the text is not one of ours. Raises TemplateError when it holds what a chat template has no use for."""
+    if text in {t.text for t in shipped_templates().values()}:
+        return False
+    sandbox.inspect(text)
+    return True
 
 
 # conversations on which formats are compared: every role, white space at every edge, words of the formats themselves

@@ -97,6 +97,12 @@ def test_a_good_template_renders_the_same_within_the_limits():
         assert render_jinja_template(conversations=CHAT, chat_template=text) == free
 
 
+def test_a_value_that_is_not_there_stays_one_that_is_not_there():
+    text = "{% set x = messages[0].thinking %}{% if x is defined %}yes{% else %}no{% endif %}"
+    with limits():
+        assert render_jinja_template(conversations=CHAT[:1], chat_template=text)[0] == ["no"]
+
+
 def test_the_limits_end_with_the_block():
     import sys
 
