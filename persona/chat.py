@@ -9,6 +9,7 @@ The page, the command line and the tests all stream through `stream`.
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,6 +114,10 @@ class Voices:
             self.model = adapters.attach(self.model, adapter, name)
             self.attached[name] = (adapter, stamp)
         return name
+
+    def without_adapters(self) -> AbstractContextManager:
+        """The plain base for as long as the block lasts; hold the lock."""
+        return self.model.disable_adapter() if self.attached else nullcontext()
 
     def set_strength(self, name: str, strength: float) -> None:
         if not 0 <= strength <= 2:

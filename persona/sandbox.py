@@ -61,7 +61,9 @@ def inspect(text: str) -> None:
     try:
         tree = environment.parse(text)
     except TemplateSyntaxError as e:
-        raise TemplateError(f"The template's line {e.lineno}: {e.message}. Correct it there.") from e
+        raise TemplateError(
+            f"The template's line {e.lineno}: {(e.message or '').rstrip('.')}. Correct it there."
+        ) from e
     except RecursionError as e:
         raise TemplateError("The template is nested too deeply.") from e
     macros = {m.name for m in tree.find_all(nodes.Macro)}

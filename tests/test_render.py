@@ -316,10 +316,10 @@ BROKEN = {
         + "{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% endfor %}" + ASK,
         r"begins with two <\|endoftext\|>",
     ),
-    "not-jinja": ("{% for m in messages %}", "TemplateSyntaxError"),
+    "not-jinja": ("{% for m in messages %}", "line 1: Unexpected end"),
     "refuses": ("{{ raise_exception('no such role') }}", "no such role"),
     "undefined": ("{{ nothing.here }}", "Undefined"),
-    "unsafe": ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "SecurityError|Undefined"),
+    "unsafe": ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "line 1: uses the method .__subclasses__"),
 }  # fmt: skip
 
 

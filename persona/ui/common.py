@@ -99,15 +99,25 @@ def mask_html(renderer: Renderer, example: Example) -> str:
         kind = "learned" if t.learned else "masked"
         kind += " special" if t.special else ""
         kind += " cut" if n >= renderer.max_length else ""
-        text = escape(t.text).replace("\n", '<span aria-hidden="true">↵</span>\n') if t.text else ""
+        text = _white_space(t.text)
         title = f"id {t.id}, {len(t.text.encode())} bytes, {'learned' if t.learned else 'masked'}"
         pieces.append(f'<span class="{kind}" title="{title}">{text}</span>')
-    masked = len(example.input_ids) - example.learned
-    totals = f"{len(example.input_ids)} tokens: <b>{example.learned} learned</b>, {masked} masked"
+    count = len(example.input_ids)
+    totals = f"{count:,} tokens: <b>{example.learned:,} learned</b>, {count - example.learned:,} masked"
+    totals += f", <b>{count - renderer.max_length:,} too many</b>" if count > renderer.max_length else ""
     return (
         f"{LEGEND}<div class='mask' data-testid='mask'>{''.join(pieces)}</div>"
         f"<div class='quiet'>{totals}</div>{problems_html(example.problems)}"
     )
+
+
+WHITE = {" ": "space", "\u3000": "wide", "\u00a0": "hard", "\t": "tab", "\r": "return"}
+
+
+def _white_space(text: str) -> str:
+    """Escaped, with white space that can be seen: the style sheet draws the signs, so that copied text stays as it is."""
+    signs = {"\n": '<span aria-hidden="true">↵</span>\n', **{c: f'<i class="{k}">{c}</i>' for c, k in WHITE.items()}}
+    return "".join(signs.get(c) or escape(c) for c in text)
 
 
 def problems_html(problems: Any) -> str:

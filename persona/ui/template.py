@@ -1,13 +1,16 @@
 """Step 2, Template: which base, which chat template, and what exactly is learned."""
 
+from dataclasses import replace
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from persona import base, render, templates
+from persona import base, choose, folder, render, sandbox, stoptoken, templates
 from persona.base import EMBEDDED
-from persona.errors import PersonaError
+from persona.errors import PersonaError, TemplateError
+from persona.files import write_atomic
 from persona.ui.common import (
     QUIET,
     TRAIN,
@@ -19,6 +22,10 @@ from persona.ui.common import (
     renderer_for,
     shown,
 )
+
+OWN = "template.jinja"  # in the persona's folder
+BARS = 28  # of the histogram
+SAME = 0.1  # nats per token; less is within what another choice of pairs would change
 
 
 def settings() -> tuple[gr.Dropdown, gr.Dropdown, gr.Number, gr.Checkbox]:
@@ -45,7 +52,7 @@ def look(slug: str, number: int, *chosen: Any, progress: gr.Progress = gr.Progre
     number = min(max(1, int(number or 1)), len(items))
     example = renderer.example(items[number - 1])
     card = f"<div class='card'>{mask_html(renderer, example)}</div>"
-    return base_html(found), template_html(renderer), card, example.text, number
+    return base_html(found), template_html(found, renderer), card, example.text, number
 
 
 def base_html(found: base.Base) -> str:
@@ -59,11 +66,113 @@ def base_html(found: base.Base) -> str:
     )
 
 
-def template_html(renderer: render.Renderer) -> str:
+def template_html(found: base.Base, renderer: render.Renderer) -> str:
     stop = escape(renderer.tokenizer.decode([renderer.stop_id]))
     about = escape(renderer.template.about)
     name = escape(renderer.template.name)
-    return f'<div class="quiet"><b>{name}</b>, a reply ends with <code>{stop}</code>. {about}</div>'
+    system = f"<div class='hint'>{note}</div>" if (note := system_words(renderer)) else ""
+    unknown = problems_html([stoptoken.problem(found, renderer)]) if stoptoken.problem(found, renderer) else ""
+    return f'<div class="quiet"><b>{name}</b>, a reply ends with <code>{stop}</code>. {about}</div>{system}{unknown}'
+
+
+def system_words(renderer: render.Renderer) -> str:
+    """What this format does with the system prompt, where it does not simply have the role."""
+    asked = replace(renderer, system="Zq0sys").prompt([], "Zq1ask").text
+    folded = replace(renderer, system="").prompt([], "Zq0sys\n\nZq1ask").text
+    if not renderer.system.strip():
+        return ""
+    if "Zq0sys" not in asked:
+        return "This format has no place for a system prompt: yours is left out."
+    return "This format has no system role: your system prompt opens the first question." if asked == folded else ""
+
+
+def lengths_html(lengths: list[int], limit: int) -> str:
+    """A histogram of row lengths in tokens, with the line of the longest that is allowed."""
+    top = max([*lengths, 1])
+    top = max(top, limit) if limit < 2 * top else top
+    width = max(1, -(-top // BARS))
+    counts = [0] * BARS
+    for n in lengths:
+        counts[min(BARS - 1, (n - 1) // width)] += 1
+
+    def bar(n: int, count: int) -> str:
+        kind = "none" if not count else "long" if n * width >= limit else "fits"
+        title = f"{n * width + 1}–{(n + 1) * width} tokens: {count:,} pairs"
+        return f'<div class="{kind}" style="height:{100 * count / max([*counts, 1]):.0f}%" title="{title}"></div>'
+
+    bars = "".join(bar(n, count) for n, count in enumerate(counts))
+    line = f'<div class="limit" style="left:{100 * limit / (BARS * width):.1f}%"></div>' if limit < BARS * width else ""
+    about = f"Lengths of the rows: up to {max([*lengths, 0]):,} tokens, {limit:,} are allowed"
+    return (
+        f'<div class="lengths" role="img" aria-label="{about}">{bars}{line}</div>'
+        f'<div class="quiet">{about}{" (dashed line)" if line else ""}.</div>'
+    )
+
+
+def score(slug: str, *chosen: Any, progress: gr.Progress = gr.Progress()) -> str:
+    """How likely the base finds the pairs' replies under this template and under others."""
+    from persona import chat, evaluate
+
+    persona = open_current(slug)
+    progress(None, desc="Opening the base and reading some of your pairs …")
+    found, renderer = renderer_for(slug, *chosen)
+    own = choose.choose_template(renderer.tokenizer, persona.card().language)
+    scored = evaluate.score_templates(chat.open_voices(found), renderer, own, persona.pairs())
+    rows = "".join(
+        f"<div><span>{escape(name)}{' (chosen)' if name == renderer.template.name else ''}</span>"
+        f"<div class='bar'><div style='width:{100 * nll / max(n for _, n in scored):.0f}%'></div></div>"
+        f"<b>{nll:.2f}</b></div>"
+        for name, nll in scored
+    )
+    (best, least), chosen_nll = scored[0], dict(scored)[renderer.template.name]
+    if chosen_nll - least < SAME:
+        words = "The chosen template suits this base: under none of the others do your pairs surprise it clearly less."
+    else:
+        words = (
+            f"With this template the base scores {chosen_nll:.2f} on your own pairs, with “{escape(best)}” {least:.2f}: "
+            "it knows that form better. Is the chosen one made for this base?"
+        )
+    return (
+        f"<div class='card'><div>{words}</div><div class='coverage'>{rows}</div>"
+        "<div class='quiet'>Nats per learned token of the untrained base; lower is better.</div></div>"
+    )
+
+
+def adopt(slug: str, text: str, *chosen: Any) -> tuple[Any, str]:
+    """Check a template of the user's own against the base and their pairs, keep it with the persona, and choose it."""
+    persona = open_current(slug)
+    if not text.strip():
+        raise PersonaError("Paste a template first, or start from the chosen one.")
+    _, renderer = renderer_for(slug, chosen[0], "auto", *chosen[2:])
+    wrong = templates.fits(renderer.tokenizer, templates.Template("your own", text))
+    if wrong:
+        raise TemplateError("\n".join(wrong))
+    write_atomic(persona.path / OWN, text)
+    return templates_of(
+        slug, "own"
+    ), "<div class='good'>It fits this base. It is kept with the persona, and chosen.</div>"
+
+
+def text_of(slug: str, *chosen: Any) -> str:
+    return renderer_for(slug, *chosen)[1].template.text
+
+
+def read_upload(file: str) -> str:
+    path = Path(file)
+    if path.stat().st_size > 4 * sandbox.MAX_TEMPLATE:
+        raise TemplateError(f"{path.name}: too large for a chat template.")
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def templates_of(slug: str, chosen: str) -> gr.Dropdown:
+    """The templates to choose from; chosen: "own" is the persona's."""
+    own = folder.by_slug(slug).path / OWN if slug else None
+    listed = [("auto", "auto"), *((name, name) for name in templates.shipped_templates())]
+    if own and own.is_file():
+        listed.insert(1, ("your own", str(own)))
+    known = [value for _, value in listed]
+    value = str(own) if chosen == "own" and str(own) in known else chosen if chosen in known else "auto"
+    return gr.Dropdown(listed, value=value)
 
 
 def check(slug: str, *chosen: Any) -> str:
@@ -85,7 +194,8 @@ def check(slug: str, *chosen: Any) -> str:
     else:
         good = "Every pair can be trained on: the reply and its stop token are learned, nothing is cut."
         verdict = f'<div class="good">{good}</div>'
-    return f"<div class='card'>{facts}{verdict}</div>"
+    lengths = lengths_html([len(e.input_ids) for e in examples], renderer.max_length)
+    return f"<div class='card'>{facts}{lengths}{verdict}</div>"
 
 
 def build(page: Page, step: gr.Step) -> None:
@@ -108,6 +218,23 @@ def build(page: Page, step: gr.Step) -> None:
     with gr.Accordion("The raw text", open=False):
         raw = gr.Code(language=None, wrap_lines=True, interactive=False, label="Exactly what the tokenizer gets")
     totals = gr.HTML(elem_id="totals")
+    with gr.Row():
+        weigh = gr.Button("Score it with the base", scale=0, min_width=230, elem_id="score")
+    scored = gr.HTML(elem_id="scored")
+    with gr.Accordion("A template of your own", open=False):
+        gr.Markdown(
+            "Jinja, as in `tokenizer_config.json`, with `{% generation %}` … `{% endgeneration %}` around the reply "
+            "and its stop token. It is checked before it is used, and runs in a sandbox.",
+            elem_classes="quiet",
+        )
+        text = gr.Code(
+            language="jinja2", label="Template", lines=8, max_lines=24, wrap_lines=True, elem_id="own-template"
+        )
+        with gr.Row():
+            begin = gr.Button("Start from the chosen one")
+            upload = gr.UploadButton("Upload a .jinja file", file_types=[".jinja", ".j2", ".txt"])
+            use = gr.Button("Check and use it", variant="primary", elem_id="use-template")
+        used = gr.HTML()
     go = gr.Button("Next: Train →", variant="primary", scale=0, min_width=170, elem_id="to-train")
 
     chosen = [page.base, page.template, page.max_length, page.learn_history]
@@ -120,4 +247,9 @@ def build(page: Page, step: gr.Step) -> None:
     page.pair.change(lambda n: n, page.pair, number, **QUIET)
     back.click(lambda n: max(1, int(n or 1) - 1), number, number, **QUIET)
     forward.click(lambda n: int(n or 1) + 1, number, number, **QUIET)
+    page.slug.change(lambda slug: templates_of(slug, "own" if slug else "auto"), page.slug, page.template, **QUIET)
+    weigh.click(shown(score), [page.slug, *chosen], scored, api_visibility="private", show_progress_on=scored)
+    begin.click(shown(text_of), [page.slug, *chosen], text, **QUIET)
+    upload.upload(shown(read_upload), upload, text, **QUIET)
+    use.click(shown(adopt), [page.slug, text, *chosen], [page.template, used], api_visibility="private")
     go.click(lambda: gr.Walkthrough(selected=TRAIN), None, page.steps, **QUIET)

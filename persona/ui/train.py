@@ -40,11 +40,13 @@ def plan_html(slug: str, preset: str, *changes: Any) -> str:
 def form_config(
     preset: str, base: str, template: str, max_length: float, learn_history: bool,
     epochs: float, learning_rate: float, lora_r: float, batch_size: float, eval_fraction: float, seed: float,
+    train_stop_token: bool,
 ) -> runs.RunConfig:  # fmt: skip
     """The form → RunConfig; 0 or nothing in a field leaves the preset's value."""
     changes: dict[str, Any] = {"template": template or "auto", "max_length": int(max_length or 512),
                                "learn_history": bool(learn_history), "seed": int(seed or 0),
-                               "eval_fraction": eval_fraction}  # fmt: skip
+                               "eval_fraction": eval_fraction,
+                               "train_stop_token": bool(train_stop_token)}  # fmt: skip
     if base:
         changes["base"] = base
     given = {"epochs": epochs, "learning_rate": learning_rate, "lora_r": lora_r, "batch_size": batch_size}
@@ -169,6 +171,12 @@ def build(page: Page, step: gr.Step) -> None:
             gr.Number(0, label="Batch size", info="rows at once; 0: 8", precision=0, minimum=0),
             gr.Slider(0, 0.5, 0.1, step=0.05, label="Held out", info="share kept to measure on"),
             gr.Number(0, label="Seed", precision=0, minimum=0),
+            gr.Checkbox(
+                False,
+                label="Train the stop token's row",
+                info="for a base that never learned it; step 2 says so",
+                elem_id="train-stop-token",
+            ),
         ]
     with gr.Row():
         begin = gr.Button("Start training", variant="primary", elem_id="start-training")
