@@ -115,7 +115,7 @@ WHITE = {" ": "space", "\u3000": "wide", "\u00a0": "hard", "\t": "tab", "\r": "r
 
 
 def _white_space(text: str) -> str:
-    """Escaped, with white space that can be seen: the style sheet draws the signs, so that copied text stays as it is."""
+    """Escaped, with white space that can be seen: the style sheet draws the signs, copied text stays as it is."""
     signs = {"\n": '<span aria-hidden="true">↵</span>\n', **{c: f'<i class="{k}">{c}</i>' for c, k in WHITE.items()}}
     return "".join(signs.get(c) or escape(c) for c in text)
 

@@ -129,8 +129,8 @@ def score(slug: str, *chosen: Any, progress: gr.Progress = gr.Progress()) -> str
         words = "The chosen template suits this base: under none of the others do your pairs surprise it clearly less."
     else:
         words = (
-            f"With this template the base scores {chosen_nll:.2f} on your own pairs, with “{escape(best)}” {least:.2f}: "
-            "it knows that form better. Is the chosen one made for this base?"
+            f"With this template the base scores {chosen_nll:.2f} on your own pairs, with “{escape(best)}” "
+            f"{least:.2f}: it knows that form better. Is the chosen one made for this base?"
         )
     return (
         f"<div class='card'><div>{words}</div><div class='coverage'>{rows}</div>"
