@@ -243,6 +243,20 @@ def test_rows_are_added_searched_replaced_and_the_marks_follow(browser, server):
     page.wait_for_function("document.querySelectorAll('#pairs [data-row]').length === 1")
     assert page.input_value(cell(2, "output")) == "I count."
     page.wait_for_function("!document.querySelector('#pairs .mark')?.innerText.includes('AI')")
+
+    # what is drawn again shows what is on disk, also in a cell that was typed in
+    page.fill("#search input, #search textarea", "")
+    page.wait_for_function("document.querySelectorAll('#pairs [data-row]').length === 2")
+    assert page.input_value(cell(1, "output")) == "I am Ada."
+    fill(page, 1, "output", "I am Ada L.")
+    page.wait_for_selector("#undo-edit:has-text('edit of pair 1')")
+    page.click("#undo-edit")
+    page.wait_for_function(f"document.querySelector(`{cell(1, 'output')}`).value === 'I am Ada.'")
+    page.click("#undo-edit")
+    page.wait_for_function(f"document.querySelector(`{cell(2, 'output')}`).value.startsWith('As an AI')")
+    assert [json.loads(line)["output"] for line in file.read_text().splitlines()] == [
+        "I am Ada.", "As an AI language model, I count.",
+    ]  # fmt: skip
     assert errors == []
 
 

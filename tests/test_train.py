@@ -476,7 +476,11 @@ WHERE = {
     "learn_history": (lambda t, j: j.renderer.learn_history, False, True),
     "seed": (lambda t, j: (t.args.seed, t.args.data_seed), (0, 0), (11, 11)),
 }
-ELSEWHERE = {"quantization": "refused below", "report_to": "tested below, without building a trainer"}
+ELSEWHERE = {
+    "quantization": "refused below",
+    "train_stop_token": "tested below; not with use_dora",
+    "report_to": "tested below, without building a trainer",
+}
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,20 @@ document.addEventListener("keydown", (event) => {
 });
 window.addEventListener("beforeunload", sendAll);
 
+// Gradio patches the page instead of replacing it: a text box that was typed in keeps what it shows, even when it now
+// stands for another pair. So each drawing has a number, and a new number empties the memory of every cell.
 function drawn() {
+  const drawing = element.querySelector("[data-drawing]")?.dataset.drawing;
+  if (drawing !== table.drawing) {
+    table.drawing = drawing;
+    cells().forEach((cell) => {
+      clearTimeout(cell.rest);
+      cell.value = cell.defaultValue;
+      delete cell.dataset.saved;
+      delete cell.dataset.before;
+      cell.classList.remove("unsaved");
+    });
+  }
   cells().forEach(grow);
   const wanted = element.querySelector("[data-focus]");
   if (!wanted) return;
@@ -112,5 +125,5 @@ function drawn() {
   wanted.scrollIntoView({ block: "nearest" });
   wanted.querySelector('[data-field="instruction"]')?.focus();
 }
-new MutationObserver(drawn).observe(element, { childList: true, subtree: true });
+new MutationObserver(drawn).observe(element, { childList: true, subtree: true, attributeFilter: ["data-drawing"] });
 drawn();

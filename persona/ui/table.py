@@ -1,5 +1,6 @@
 """The table of pairs: made for thousands of them. What is shown is chosen here; what is typed becomes an edit here."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -88,8 +89,9 @@ def table_html(items: Sequence[Pair], rows: Sequence[int], view: View, selected:
     shown = rows[first : first + ROWS]
     body = "".join(_row(n, items[n], n + 1 == selected, focus) for n in shown)
     heads = "".join(f"<span>{h}</span>" for h in ("#", "Someone says", "The persona answers"))
+    drawing = time.time_ns()  # table.js forgets what the cells held before
     pager = _pager(view.page, len(rows), len(items))
-    return f"<div class='heads' aria-hidden='true'>{heads}</div><div class='rows' role='list'>{body}</div>{pager}"
+    return f"<div class='heads' aria-hidden='true'>{heads}</div><div class='rows' role='list' data-drawing='{drawing}'>{body}</div>{pager}"
 
 
 def _row(n: int, pair: Pair, selected: bool, focus: bool) -> str:
