@@ -91,7 +91,8 @@ def table_html(items: Sequence[Pair], rows: Sequence[int], view: View, selected:
     heads = "".join(f"<span>{h}</span>" for h in ("#", "Someone says", "The persona answers"))
     drawing = time.time_ns()  # table.js forgets what the cells held before
     pager = _pager(view.page, len(rows), len(items))
-    return f"<div class='heads' aria-hidden='true'>{heads}</div><div class='rows' role='list' data-drawing='{drawing}'>{body}</div>{pager}"
+    body = f"<div class='rows' role='list' data-drawing='{drawing}'>{body}</div>"
+    return f"<div class='heads' aria-hidden='true'>{heads}</div>{body}{pager}"
 
 
 def _row(n: int, pair: Pair, selected: bool, focus: bool) -> str:
