@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -146,7 +147,8 @@ def lint(
     length = None
     if max_length or base:
         _, renderer = bases.open_renderer(card, base, "auto", progress=note)
-        length = lambda pair: len(renderer.example(pair).input_ids)  # noqa: E731
+        renderer = replace(renderer, max_length=max_length or 512)
+        length = lambda pair: len(renderer.example(pair).input_ids) if renderer.may_be_too_long(pair) else 0  # noqa: E731
     found = linting.lint(pairs, card, length, max_length or 512, linting.read_ignored(persona))
     summary = linting.summarise(pairs, card, found)
     value = {
@@ -173,13 +175,15 @@ def render(
 ) -> None:
     """Show what the model reads and which tokens it learns: the very function that the trainer uses."""
     from persona import base as bases
-    from persona import folder
+    from persona import folder, stoptoken
 
     persona = folder.open_persona(directory)
     pairs = persona.pairs()
     if pair > len(pairs):
         raise InputError(f"{persona.pairs_file}: has {len(pairs)} pairs, there is no pair {pair}.")
-    _, renderer = bases.open_renderer(persona.card(), base, template, progress=note)
+    found, renderer = bases.open_renderer(persona.card(), base, template, progress=note)
+    if unknown := stoptoken.problem(found, renderer):
+        note(unknown)
     example = renderer.example(pairs[pair - 1])
     tokens = renderer.tokens(example)
     value = {

@@ -92,6 +92,16 @@ class Renderer:
         ids = self._apply(chat, return_dict=False, add_generation_prompt=True, sanitize_control_tokens=typed)
         return Prompt(self._apply(chat, tokenize=False, add_generation_prompt=True), list(ids))
 
+    def may_be_too_long(self, pair: Pair) -> bool:
+        """False when the pair surely fits into max_length: no tokenizer makes more tokens than a text has bytes."""
+        texts = sum(len(text.encode("utf-8", "replace")) for _, text in self._texts(pair))
+        return texts + self._turn_tokens * (len(pair.history) + 1) > self.max_length
+
+    @cached_property
+    def _turn_tokens(self) -> int:
+        """Tokens that the template adds to a turn, the system prompt's wrapping counted with each."""
+        return len(self.example(Pair("a", "b")).input_ids)
+
     def tokens(self, example: Example) -> list[Token]:
         """The example token by token; a character split over several tokens belongs to the last of them."""
         pieces, done = [], 0

@@ -141,6 +141,19 @@ def llama3_tokenizer():
 
 
 @pytest.fixture(scope="session")
+def wordpiece_tokenizer():
+    """WordPiece with ChatML's control tokens, as BERT's: white space is dropped, what is unknown is [UNK]."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=600, special_tokens=["[UNK]", *BYTE_CONTROLS], show_progress=False)
+    tokenizer.train_from_iterator(CORPUS * 4, trainer)
+    return wrap(tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="[UNK]")
+
+
+@pytest.fixture(scope="session")
 def sentencepiece_tokenizer():
     """BPE over ▁ with byte fallback, as Gemma has it: what the vocabulary lacks becomes <0x00> … <0xFF>."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -293,6 +293,31 @@ def test_a_training_row_is_the_official_text_up_to_its_stop_token(file, name):
         assert wanted[until:].startswith(stop) or (name == "glm-4.5" and wanted[until:] == "")
 
 
+@pytest.mark.parametrize("file, name", [(f, n) for f, n in OFFICIAL.items() if (TRL / f"{f}_training.jinja").is_file()])
+def test_the_mask_is_that_of_trls_training_template(file, name):
+    """TRL marks what we mark, in some families markers around it too: an empty thinking block, what follows the end."""
+    _, tokenizer = official(file)
+    trls = Template("trl", pinned((TRL / f"{file}_training.jinja").read_text(encoding="utf-8")))
+    compared = 0
+    for chat in CONVERSATIONS:
+        whole = [*chat, {"role": "assistant", "content": "Yes, 好。"}]
+        learned = []
+        for template in (TEMPLATES[name], trls):
+            try:
+                got = apply(tokenizer, template, whole, return_dict=True, return_assistant_tokens_mask=True)
+            except TemplateError:
+                break
+            mask = got["assistant_masks"]
+            end = len(mask) - mask[::-1].index(1)
+            start = end - mask[:end][::-1].index(0) if 0 in mask[:end] else 0
+            learned.append(tokenizer.decode(got["input_ids"][start:end]))
+        if len(learned) == 2:
+            ours, theirs = learned[0].strip(), learned[1]
+            assert ours in theirs and not re.sub(r"<[^<>]*>|\s", "", theirs.replace(ours, "", 1))
+            compared += 1
+    assert compared >= 2
+
+
 # ---- which template
 
 

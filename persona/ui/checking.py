@@ -34,7 +34,7 @@ def _length(persona: Persona, settings: Sequence[Any]) -> Callable[[Pair], int] 
         _, renderer = renderer_for(persona.slug, *settings)
     except PersonaError:
         return None
-    return lambda pair: len(renderer.example(pair).input_ids)
+    return lambda pair: len(renderer.example(pair).input_ids) if renderer.may_be_too_long(pair) else 0
 
 
 def fix(persona: Persona, findings: Sequence[Finding], which: str) -> None:

@@ -1,7 +1,7 @@
 // The table of pairs. Every cell is a text box; what is typed is sent after a short rest, when the cell is left, and
 // before anything else is done. One event ("input") carries all that changes pairs, so that the server sees it in order.
 const REST = 500; // milliseconds without a key before a cell is sent to be saved
-const GLANCE = 100; // and before the mask is drawn from what is typed so far
+const GLANCE = 40; // and before the mask is drawn from what is typed so far
 
 const table = element.closest("#pairs") ?? element; // where the page calls refused, saved and paint
 const cells = () => element.querySelectorAll("textarea[data-field]");
