@@ -6,10 +6,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from persona import suggest
-from persona.errors import PersonaError
+from persona import folder, journal, suggest
+from persona.errors import InputError, PersonaError
 from persona.folder import Card
 from persona.pairs import Pair
+from persona.ui import suggesting
 
 CARD = Card(name="Mags", system="You are Mags, who keeps a lighthouse.")
 PAIR = Pair("Who are you?", "Mags. I keep the light.", source="book.txt:3")
@@ -113,3 +114,49 @@ def test_an_address_that_does_not_answer_is_a_message(monkeypatch, url):
     monkeypatch.setenv("PERSONA_LLM_URL", url)
     with pytest.raises(PersonaError, match="cannot be reached"):
         suggest.paraphrases(suggest.endpoint(), PAIR, 1)
+
+
+# ---- the page's side: read, then taken one by one
+
+
+@pytest.fixture
+def persona(home):
+    return folder.create(folder.personas_dir() / "mags", CARD, [PAIR, Pair("Tea?", "Strong.")])
+
+
+class Event:
+    def __init__(self, do, at):
+        self.do, self.at = do, at
+
+
+def test_a_proposal_is_saved_only_when_it_is_taken(model, persona):
+    model.says = '["What is your <b>name</b>?", "And you are?"]'
+    made, html = suggesting.propose("mags", 1, "", True)
+    assert len(made) == 2 and "<b>name" not in html.replace("<b><", "") and "&lt;b&gt;" in html and "<ins>" in html
+    assert len(persona.pairs()) == 2
+    made, html = suggesting.decide("mags", made, Event("leave", 0))
+    assert len(made) == 1 and len(persona.pairs()) == 2
+    made, _ = suggesting.decide("mags", made, Event("take", 0))
+    assert made == [] and persona.pairs()[2].instruction == "And you are?"
+    assert (
+        persona.pairs()[2].source.startswith("synthetic: tiny") and journal.undo(persona) == "add of a suggested pair"
+    )
+    with pytest.raises(InputError, match="not there any more"):
+        suggesting.decide("mags", made, Event("take", 0))
+
+
+def test_proposals_want_a_chosen_pair_or_some_pairs(model, persona, monkeypatch):
+    with pytest.raises(InputError, match="Click a pair"):
+        suggesting.propose("mags", 9, "", True)
+    empty = folder.create(folder.personas_dir() / "new", CARD)
+    with pytest.raises(InputError, match="Write a few pairs"):
+        suggesting.propose(empty.slug, 1, "", False)
+    monkeypatch.delenv("PERSONA_LLM_URL")
+    with pytest.raises(PersonaError, match="PERSONA_LLM_URL"):
+        suggesting.propose("mags", 1, "", True)
+
+
+def test_the_difference_of_two_questions_is_marked():
+    marked = suggesting.difference("Who are you?", "Who were you <then>?")
+    assert "<ins>" in marked and "<del>" in marked and "<then>" not in marked
+    assert suggesting.difference("", "new") == "<ins>new</ins>"

@@ -44,6 +44,8 @@ def fix(persona: Persona, findings: Sequence[Finding], which: str) -> None:
         raise InputError("That finding is not there any more. Press Check again.")
     items, _ = persona.scan()
     after = lint.fix_all(items, found, persona.card())
+    if after == items:
+        raise InputError("These pairs were changed since they were checked. Press Check again.")
     label = found[0].fix if len(found) == 1 else f"fix of {len(found):,} findings ({found[0].rule})"
     journal.commit(persona, label, edits.difference(items, after))
 

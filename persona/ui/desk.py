@@ -141,8 +141,16 @@ def step_forth(slug: str, *view: Any) -> tuple[Any, ...]:
     return draw(slug, *view)
 
 
-def check(slug: str, findings: list[Finding], always: bool, *settings: Any) -> tuple[Any, ...]:
-    """(findings, marks for the rows, the panel, choices of the filter). A large set is checked when asked."""
+def fresh() -> tuple[str, str, int, list[Finding]]:
+    """Search, filter, page and findings of a persona that was just opened."""
+    return "", KINDS[0], 0, []
+
+
+def check(slug: str, findings: list[Finding], only: str, always: bool, *settings: Any) -> tuple[Any, ...]:
+    """(findings, marks for the rows, the panel, choices of the filter). A large set is checked when asked.
+
+    only: the filter in use; it stays among the choices when its last finding is mended.
+    """
     if not slug:
         return [], {}, "", gr.Dropdown(KINDS)
     persona = open_current(slug)
@@ -153,7 +161,7 @@ def check(slug: str, findings: list[Finding], always: bool, *settings: Any) -> t
     panel = checking.panel_html(
         items, findings, lint.summarise(items, persona.card(), findings), len(lint.read_ignored(persona))
     )
-    rules = sorted({f.rule for f in findings})
+    rules = sorted({f.rule for f in findings} | {only or KINDS[0]} - {*KINDS})
     return findings, table.marks_html(findings), panel, gr.Dropdown([*KINDS, *rules])
 
 
@@ -251,7 +259,7 @@ def follow(event: Any, desk: Desk, page: Page) -> Any:
     last: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
     return (
         event.then(shown(preview), [page.slug, page.pair, *settings], desk.mask, **last)
-        .then(shown(check), [page.slug, desk.findings, gr.State(False), *settings],
+        .then(shown(check), [page.slug, desk.findings, desk.only, gr.State(False), *settings],
               [desk.findings, desk.marks, desk.panel, desk.only], **last)
         .then(None, desk.marks, None, js=PAINT, **last)
     )  # fmt: skip
@@ -283,6 +291,6 @@ def listen(desk: Desk, page: Page, tabs: gr.Tabs, again: gr.Button) -> None:
         desk, page,
     )  # fmt: skip
     again.click(
-        shown(check), [page.slug, desk.findings, gr.State(True), *settings],
+        shown(check), [page.slug, desk.findings, desk.only, gr.State(True), *settings],
         [desk.findings, desk.marks, desk.panel, desk.only], api_visibility="private", show_progress_on=desk.panel,
     ).then(None, desk.marks, None, js=PAINT, **QUIET)  # fmt: skip

@@ -201,8 +201,12 @@ def build(page: Page) -> None:
         button.click(shown(open_example), gr.State(example.slug), page.slug, api_visibility="private")
     gr.on([start.click, name.submit], shown(start_persona), name, page.slug, api_visibility="private")
     dropped.upload(shown(importing.start_from), dropped, [page.slug, imported, dropped, tabs], api_visibility="private")
-    loading = gr.on([page.slug.change, reload.click], shown(load), page.slug, [first, editor, *card], **QUIET)
-    desk.follow(loading.success(**desk.redraw(parts, page)), parts, page)
+    loading = {"fn": shown(load), "inputs": page.slug, "outputs": [first, editor, *card], **QUIET}
+    opened = page.slug.change(**loading).success(
+        desk.fresh, None, [parts.query, parts.only, parts.number, parts.findings], **QUIET
+    )
+    for event in (opened, reload.click(**loading)):
+        desk.follow(event.success(**desk.redraw(parts, page)), parts, page)
     desk.listen(parts, page, tabs, again)
     desk.follow(taken.success(**desk.redraw(parts, page)), parts, page)
     named = added.success(shown(load), page.slug, [first, editor, *card], **QUIET).success(
