@@ -39,11 +39,22 @@ class RunConfig(BaseModel):
     max_length: int = Field(512, ge=8, le=32_768, description="tokens of one row; longer rows are refused, never cut")
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the pairs")
     max_steps: int = Field(-1, ge=-1, description="optimizer steps; -1: as many as the epochs need")
-    learning_rate: float = Field(3e-4, gt=0, le=1, description="peak; warms up over 5 % and falls as a cosine")
+    learning_rate: float = Field(3e-4, gt=0, le=1, description="its peak, after the warm-up")
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="how the learning rate falls; cosine stays high longest, then lands softly"
+    )
+    warmup: float = Field(0.05, ge=0, description="below 1: share of the steps; else a number of steps")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="of the LoRA weights; a small adapter needs none")
+    neftune_noise_alpha: float = Field(
+        0.0, ge=0, le=100, description="noise on embeddings (NEFTune); 0: none, usual: 5"
+    )
     lora_r: int = Field(16, ge=1, le=1024, description="LoRA rank")
     lora_alpha: int = Field(32, ge=1, le=4096, description="the update is scaled by alpha / r")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="0: random masks cost a third of the speed on a CPU")
     target_modules: str = Field("all-linear", description="all-linear, attention, or layer names joined by commas")
+    init_lora_weights: Literal["default", "gaussian", "orthogonal"] = Field(
+        "default", description="how A begins; B begins at zero, but both are orthogonal in the last case"
+    )
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r)")
     use_dora: bool = Field(False, description="weight-decomposed LoRA; cannot share a batch with the base in a chat")
     quantization: Literal["none", "nf4", "int8"] = Field("none", description="of the base; not available yet")

@@ -420,6 +420,11 @@ CHANGED = {
     "epochs": 1.5,
     "max_steps": 7,
     "learning_rate": 5e-4,
+    "lr_scheduler_type": "linear",
+    "warmup": 3,
+    "weight_decay": 0.1,
+    "neftune_noise_alpha": 5,
+    "init_lora_weights": "gaussian",
     "lora_r": 3,
     "lora_alpha": 5,
     "lora_dropout": 0.25,
@@ -460,6 +465,11 @@ WHERE = {
     "epochs": (lambda t, j: t.args.num_train_epochs, 3.0, 1.5),
     "max_steps": (lambda t, j: t.args.max_steps, -1, 7),
     "learning_rate": (lambda t, j: t.args.learning_rate, 3e-4, 5e-4),
+    "lr_scheduler_type": (lambda t, j: t.args.lr_scheduler_type.value, "cosine", "linear"),
+    "warmup": (lambda t, j: t.args.warmup_steps, 0.05, 3),
+    "weight_decay": (lambda t, j: t.args.weight_decay, 0.0, 0.1),
+    "neftune_noise_alpha": (lambda t, j: t.args.neftune_noise_alpha, None, 5),
+    "init_lora_weights": (lambda t, j: lora_of(t).init_lora_weights, True, "gaussian"),
     "lora_r": (lambda t, j: lora_of(t).r, 16, 3),
     "lora_alpha": (lambda t, j: lora_of(t).lora_alpha, 32, 5),
     "lora_dropout": (lambda t, j: lora_of(t).lora_dropout, 0.0, 0.25),
@@ -690,3 +700,24 @@ def test_the_embedded_base_learns_a_persona_and_to_stop(embedded_base, tmp_path,
     alone = [Column(BASE, columns[0].prompt)]
     *_, plain = chat.stream(voices, alone, Sampling(temperature=0, max_new_tokens=32), renderer.stop_id)
     assert plain[0].text != replies[0].text
+
+
+def test_noise_on_the_embeddings_changes_what_is_trained_on(make):
+    """The argument alone would be a wish: the same seed with and without it must give other losses, and only then."""
+
+    def losses(**settings) -> list[float]:
+        run = make(max_steps=3, eval_fraction=0, **settings)
+        train.train(run)
+        return [loss for _, loss in run.progress().train]
+
+    plain = losses()
+    assert losses() == plain
+    assert losses(neftune_noise_alpha=50) != plain
+
+
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal"])
+def test_a_lora_begins_as_the_base_however_it_is_drawn(make, init):
+    run = make(max_steps=1, init_lora_weights=init, learning_rate=1e-12)
+    train.train(run)
+    result = run.progress().result
+    assert result["adapter_nll"] == pytest.approx(result["base_nll"], abs=1e-4)
