@@ -37,7 +37,7 @@ def require(quantization: str, optim: str) -> None:
         raise InputError(f"{what} needs bitsandbytes, which is not installed. Install it: pip install {PACKAGE}")
 
 
-def check(quantization: str, optim: str, plan: Plan) -> None:
+def check(quantization: str, optim: str, use_dora: bool, plan: Plan) -> None:
     """Raise InputError for what bitsandbytes cannot do here, before anything is loaded."""
     require(quantization, optim)
     if plan.device == "mps":
@@ -50,6 +50,11 @@ def check(quantization: str, optim: str, plan: Plan) -> None:
             raise InputError(
                 f"quantization={quantization} with dtype=float16: needs a GPU, which scales the loss; here small "
                 "gradients would become zero. Set dtype to auto, bfloat16 or float32."
+            )
+        if quantization == "int8" and use_dora:  # PEFT 0.21 puts a copy in their place that has lost them
+            raise InputError(
+                "quantization=int8 with use_dora: the scales of the weights are lost on a CPU. "
+                "Set quantization to nf4 or none, or use_dora to false."
             )
         if optim in OPTIMIZERS and optim.startswith("paged_"):
             raise InputError(

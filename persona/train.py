@@ -151,7 +151,7 @@ def prepare(run: Run) -> Job:
     """Open the base's tokenizer, choose the template, render and check every row. Raises before anything is trained."""
     config, card, rows = run.config(), run.card(), run.rows()
     plan = hardware.make_plan(hardware.this_machine(), config.dtype)
-    quantize.check(config.quantization, config.optim, plan)
+    quantize.check(config.quantization, config.optim, config.use_dora, plan)
     found, renderer = base.open_renderer(
         card, config.base, config.template, config.max_length, config.learn_history,
         progress=lambda text: run.log("state", state="starting", message=text),

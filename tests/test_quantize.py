@@ -21,6 +21,11 @@ from persona.runs import Run, RunConfig, create_run, make_config
 
 needs_bnb = pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
 KINDS = ["nf4", "int8"]
+CARD = Card(name="Mags", system="Be dry.", language="en")
+PAIRS = [
+    Pair(f"{w} {n}?", f"{w} is {n}. " + "It is lit. " * (n % 4)) for n, w in enumerate(["lamp", "log", "wind"] * 5)
+]
+SETTINGS = {"dtype": "float32", "batch_size": 4, "eval_fraction": 0.25, "learning_rate": 1e-2, "max_steps": 6}
 
 
 # ---- gradients
@@ -132,10 +137,9 @@ def test_in_bfloat16_too(folders, kind):
 
 
 @needs_bnb
-@pytest.mark.parametrize("kind", KINDS)
-def test_with_dora_too(folders, kind):
+def test_with_dora_too(folders):
     """Its magnitudes are those of the dequantized weights, and learn like them."""
-    small = quantized(folders["gemma"], kind)
+    small = quantized(folders["gemma"], "nf4")
     plain = with_lora(dense(folders["gemma"], small), size=0.1, use_dora=True)
     small = with_lora(small, size=0.1, use_dora=True)
     ids, labels = batch(3, 31)
@@ -148,6 +152,15 @@ def test_with_dora_too(folders, kind):
     assert mine.keys() == theirs.keys() and len(mine) == 2 * 3 * 7
     for name, gradient in theirs.items():
         assert F.cosine_similarity(mine[name].flatten(), gradient.flatten(), dim=0) > 0.99, name
+
+
+@needs_bnb
+def test_why_dora_on_8_bits_is_refused(folders):
+    """If this one fails, PEFT has mended it and the refusal can go."""
+    small = with_lora(quantized(folders["gemma"], "int8"), use_dora=True)
+    measure(small, *batch(1, 5))  # it still has them in the first pass
+    with pytest.raises(AttributeError):
+        measure(small, *batch(1, 5))
 
 
 # ---- what is quantized
@@ -227,7 +240,15 @@ def test_the_optimizers_are_those_that_transformers_takes_from_bitsandbytes():
 def test_what_cannot_work_here_is_refused(monkeypatch, device, dtype, kind, optim, why):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     with pytest.raises(InputError, match=why):
-        quantize.check(kind, optim, Plan(device, dtype, dtype, ""))
+        quantize.check(kind, optim, False, Plan(device, dtype, dtype, ""))
+
+
+@needs_bnb
+def test_dora_on_8_bits_is_refused_and_on_4_bits_trains(make):
+    with pytest.raises(InputError, match="int8 with use_dora: .*Set quantization to nf4 or none"):
+        train.prepare(make(quantization="int8", use_dora=True))
+    result = train.train(make(quantization="nf4", use_dora=True))
+    assert result["adapter_nll"] < result["base_nll"] - 0.1
 
 
 @pytest.mark.parametrize(
@@ -240,7 +261,7 @@ def test_what_cannot_work_here_is_refused(monkeypatch, device, dtype, kind, opti
 )  # fmt: skip
 def test_what_can_work_is_not(monkeypatch, device, dtype, kind, optim):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
-    quantize.check(kind, optim, Plan(device, dtype, dtype, ""))
+    quantize.check(kind, optim, False, Plan(device, dtype, dtype, ""))
 
 
 @pytest.mark.parametrize(
@@ -266,12 +287,6 @@ def test_without_bitsandbytes_it_says_how_to_install_it(monkeypatch, tmp_path, s
 
 
 # ---- runs
-
-CARD = Card(name="Mags", system="Be dry.", language="en")
-PAIRS = [
-    Pair(f"{w} {n}?", f"{w} is {n}. " + "It is lit. " * (n % 4)) for n, w in enumerate(["lamp", "log", "wind"] * 5)
-]
-SETTINGS = {"dtype": "float32", "batch_size": 4, "eval_fraction": 0.25, "learning_rate": 1e-2, "max_steps": 6}
 
 
 @pytest.fixture(autouse=True)
