@@ -33,17 +33,19 @@ SETTINGS = {"dtype": "float32", "batch_size": 4, "eval_fraction": 0.25, "learnin
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, sentencepiece_tokenizer, byte_tokenizer) -> dict[str, Path]:
-    """Random bases of two layers, Gemma's tied head and Llama's own; all inputs are multiples of 64."""
+    """Random bases of two layers, Gemma's tied head and Llama's own; all inputs are multiples of 64.
+
+    Gemma's outputs are multiples of 32, so that bitsandbytes alone would repack them without an error; Llama's are not.
+    """
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    common = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1,
-              "head_dim": 16, "initializer_range": 0.15}  # fmt: skip
+    common = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16, "initializer_range": 0.15}  # fmt: skip
     made = {}
     for name, tokenizer, kind, config, own in (
         ("gemma", sentencepiece_tokenizer, Gemma3ForCausalLM, Gemma3TextConfig,
-         {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"], "intermediate_size": 128}),
-        ("llama", byte_tokenizer, LlamaForCausalLM, LlamaConfig, {"intermediate_size": 192}),
+         {"num_key_value_heads": 2, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"], "intermediate_size": 128}),
+        ("llama", byte_tokenizer, LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 1, "intermediate_size": 192}),
     ):  # fmt: skip
         ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
         made[name] = tmp_path_factory.mktemp("quantized") / name
@@ -328,6 +330,7 @@ def test_a_run_learns_and_its_adapter_opens_on_the_full_base(make, folders, chan
     opened = adapter.check(run.adapter)
     assert opened.facts["config"]["quantization"] == changes["quantization"]
     assert "bitsandbytes" in opened.facts["versions"]
+    assert f"the base in {changes['quantization']}" in (run.adapter / "README.md").read_text()
     voices = chat.Voices(Base("gemma", folders["gemma"]))
     assert not quantize.is_quantized(voices.model), "chat keeps full precision"
     rows = train.prepare(run).train
@@ -347,8 +350,49 @@ def test_a_run_learns_and_its_adapter_opens_on_the_full_base(make, folders, chan
 def test_lora_is_trained_in_float32_and_the_base_stays(make, kind):
     """TRL would make it bfloat16; the quantized bytes are the same after a run with evaluations."""
     trainer = built(make(quantization=kind))
+    assert {m.weight.dtype for n, m in trainer.model.named_modules() if n.endswith(".base_layer")} == {
+        "nf4": {torch.uint8}, "int8": {torch.int8}}[kind]  # fmt: skip
     trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert trained and {p.dtype for p in trained.values()} == {torch.float32}
     frozen = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if not p.requires_grad}
     trainer.train()
     assert [n for n, p in trainer.model.named_parameters() if n in frozen and not torch.equal(p, frozen[n])] == []
+
+
+@needs_bnb
+@pytest.mark.slow
+def test_an_8_bit_optimizer_is_the_one_of_bitsandbytes_and_resumes(make):
+    """A matrix of 4096 numbers and more has its state in 8 bits, in a checkpoint too."""
+    from bitsandbytes.optim import AdamW
+
+    settings = {"quantization": "nf4", "optim": "adamw_8bit", "lora_r": 64, "learning_rate": 1e-3}
+    trainer = built(make(**settings))
+    trainer.train()
+    optimizer = trainer.optimizer.optimizer
+    assert isinstance(optimizer, AdamW)
+    assert {s["state1"].dtype for p, s in optimizer.state.items() if p.numel() >= 4096} == {torch.uint8}
+    whole, halves = make(**settings), make(**settings)
+    train.train(whole)
+    assert train.train(halves, deadline=0)["status"] == "stopped"
+    assert train.train(halves)["status"] == "done"
+    losses = [[e["loss"] for e in r.events() if e["event"] == "step"] for r in (whole, halves)]
+    assert len(losses[0]) == 6 and losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@needs_bnb
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_embedded_base_learns_in_4_bits_for_the_full_base(embedded_base, tmp_path):
+    """A few steps: the loss falls, and on the base in full precision the adapter is as much of a gain."""
+    run = create_run(create(tmp_path / "mags", CARD, PAIRS), make_config(
+        quantization="nf4", dtype="bfloat16", batch_size=4, max_steps=4, learning_rate=1e-3))  # fmt: skip
+    result = train.train(run)
+    assert result["adapter_nll"] < result["base_nll"] - 0.5
+    voices = chat.Voices(embedded_base)
+    rows = train.prepare(run).held_out
+    before = mean_nll(voices.model, rows, Collator(0))
+    name = voices.attach(adapter.check(run.adapter))
+    voices.model.set_adapter(name)
+    after = mean_nll(voices.model, rows, Collator(0))
+    print(f"\n4 bits: {result['base_nll']:.3f} → {result['adapter_nll']:.3f}; full: {before:.3f} → {after:.3f}")
+    assert after < before - 0.5
