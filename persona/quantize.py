@@ -104,7 +104,7 @@ def guard(model: Any) -> None:
             if layer.in_features % BLOCK:
                 raise BaseError(
                     f"This base in 4 bits would be read wrongly on a CPU: {name} has {layer.in_features} inputs, not a "
-                    f"multiple of {BLOCK}. Set quantization to int8 or none."
+                    f"multiple of {BLOCK}. Set quantization to int8 or none (with a base in full precision)."
                 )
             layer.support_avx512bf16_for_cpu = False
         elif isinstance(layer, Linear8bitLt):
