@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from persona import quantize
 from persona.choose import choose_template
 from persona.errors import BaseError
 from persona.files import home, read_json, to_json, write_atomic
@@ -288,17 +289,26 @@ def load_tokenizer(base: Base) -> Any:
     return tokenizer
 
 
-def load_model(base: Base, dtype: str, device: str = "cpu") -> Any:
-    """The causal language model in evaluation mode. `dtype`: float32, bfloat16 or float16."""
+def load_model(base: Base, dtype: str, device: str = "cpu", quantization: str = "none") -> Any:
+    """The causal language model in evaluation mode. `dtype`: float32, bfloat16 or float16; `quantization`: none, nf4
+    or int8, of all linear layers but the last. Raises BaseError.
+    """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    if quantization != "none" and base.config().get("quantization_config"):
+        raise BaseError(f"{base.id}: its weights are quantized already. Set quantization to none for this base.")
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            base.path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
-        )
-    except (ValueError, OSError, RuntimeError) as e:
+            base.path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True,
+            **quantize.arguments(quantization, dtype, device),
+        )  # fmt: skip
+    except (ValueError, OSError, RuntimeError, ImportError) as e:
         raise BaseError(f"{base.id}: cannot be opened ({type(e).__name__}: {e}).") from e
-    return model.to(device).eval()
+    if quantize.is_quantized(model):  # by us, or as it was stored
+        quantize.guard(model)
+    if quantization == "none":  # else it lies on its device already
+        model = model.to(device)
+    return model.eval()

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from persona import base, hardware
+from persona import base, hardware, quantize
 from persona.errors import InputError, RunError
 from persona.files import PROJECT, disk_message, read_json, to_json, write_atomic
 from persona.folder import Card, Persona, parse_card
@@ -57,7 +57,9 @@ class RunConfig(BaseModel):
     )
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r)")
     use_dora: bool = Field(False, description="weight-decomposed LoRA; cannot share a batch with the base in a chat")
-    quantization: Literal["none", "nf4", "int8"] = Field("none", description="of the base; not available yet")
+    quantization: Literal["none", "nf4", "int8"] = Field(
+        "none", description="of the frozen base: 4 or 8 bits take less memory, on a GPU above all; needs bitsandbytes"
+    )
     optim: str = Field("adamw_torch", description="an optimizer name of transformers")
     batch_size: int = Field(8, ge=1, le=1024, description="rows per forward pass")
     gradient_accumulation_steps: int = Field(1, ge=1, le=1024)
@@ -296,8 +298,7 @@ def create_run(persona: Persona, config: RunConfig) -> Run:
     if missing := unfinished(pairs):
         shown = "\n".join(f"pair {row}: {why}." for row, why in missing[:20])
         raise InputError(f"{shown}\nFill in or delete {'it' if len(missing) == 1 else 'them'}, then train again.")
-    if config.quantization != "none":
-        raise InputError(f"quantization={config.quantization}: not available yet. Leave it at none.")
+    quantize.require(config.quantization, config.optim)
     run = Run(persona.runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     try:
         run.path.mkdir(parents=True)

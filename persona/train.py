@@ -29,7 +29,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from persona import adapter, base, hardware, runs, stoptoken, tokenrows
+from persona import adapter, base, hardware, quantize, runs, stoptoken, tokenrows
 from persona.errors import InputError, PersonaError, RunError
 from persona.loss import Collator, mean_nll, nll_sum
 from persona.render import Example, Renderer, check_all
@@ -150,6 +150,8 @@ class Job:
 def prepare(run: Run) -> Job:
     """Open the base's tokenizer, choose the template, render and check every row. Raises before anything is trained."""
     config, card, rows = run.config(), run.card(), run.rows()
+    plan = hardware.make_plan(hardware.this_machine(), config.dtype)
+    quantize.check(config.quantization, config.optim, config.use_dora, plan)
     found, renderer = base.open_renderer(
         card, config.base, config.template, config.max_length, config.learn_history,
         progress=lambda text: run.log("state", state="starting", message=text),
@@ -159,12 +161,13 @@ def prepare(run: Run) -> Job:
     if not config.train_stop_token and (why := stoptoken.problem(found, renderer)):
         raise InputError(why)
     examples = check_all(renderer, [r.pair for r in rows])
+    packages = ["torch", "transformers", "trl", "peft", "accelerate", "gradio"]
+    packages += ["bitsandbytes"] * quantize.needed(config.quantization, config.optim)
     run.update_manifest(
         base=found.to_dict(),
         template={"name": renderer.template.name, "text": renderer.template.text},
-        versions={p: version(p) for p in ("torch", "transformers", "trl", "peft", "accelerate", "gradio")},
+        versions={p: version(p) for p in packages},
     )
-    plan = hardware.make_plan(hardware.this_machine(), config.dtype)
     held = [e for e, r in zip(examples, rows, strict=True) if r.held_out]
     train_rows = [e for e, r in zip(examples, rows, strict=True) if not r.held_out]
     return Job(run, config, found, renderer, plan, train_rows, held)
@@ -232,7 +235,7 @@ def lora_config(c: RunConfig, token_rows: dict[str, list[int]] | None = None) ->
 def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
     """The model with its LoRA, and the trainer around them."""
     torch.manual_seed(job.config.seed)  # LoRA's A is drawn here
-    model = base.load_model(job.base, job.plan.train_dtype, job.plan.device)
+    model = base.load_model(job.base, job.plan.train_dtype, job.plan.device, job.config.quantization)
     token_rows = tokenrows.to_train(model, job.renderer.stop_id) if job.config.train_stop_token else None
     rows = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.train])
     held = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.held_out])
@@ -252,6 +255,8 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
             raise
         raise InputError(f"These settings do not work with {job.base.id}: {e}") from e
     trainer.remove_callback(PrinterCallback)
+    if quantize.is_quantized(trainer.model):
+        quantize.train_in_float32(trainer.model)
     for layer in trainer.model.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.cast_input_dtype_enabled = job.plan.device != "cpu"  # autocast casts the few weights instead

@@ -243,7 +243,7 @@ def test_render_names_the_line_too(refused, persona, tiny_gemma, command, damage
         (["--set", "lora_r=many"], "lora_r='many': "),
         (["--set", "lora_r=0", "--set", "seed=-1"], "lora_r='0': "),
         (["--set", "epochs"], "--set epochs: write it as name=value, e.g. --set epochs=2."),
-        (["--set", "quantization=nf4"], "quantization=nf4: not available yet"),
+        (["--set", "quantization=int4"], "quantization='int4': Input should be 'none', 'nf4' or 'int8'"),
         (["--resume", "nowhere"], "nowhere: not a training run (no run.json)"),
     ],
     ids=["preset", "unknown", "not-a-setting", "text", "two", "no-value", "quantization", "resume"],

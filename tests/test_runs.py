@@ -191,11 +191,6 @@ def test_a_broken_line_is_refused_and_not_left_out(persona):
         create_run(persona, RunConfig())
 
 
-def test_quantization_is_refused_and_not_ignored(persona):
-    with pytest.raises(InputError, match="quantization=nf4: not available"):
-        create_run(persona, RunConfig(quantization="nf4"))
-
-
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(RunError, match="not a training run"):
         open_run(tmp_path)

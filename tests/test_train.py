@@ -487,7 +487,7 @@ WHERE = {
     "seed": (lambda t, j: (t.args.seed, t.args.data_seed), (0, 0), (11, 11)),
 }
 ELSEWHERE = {
-    "quantization": "refused below",
+    "quantization": "tested in test_quantize.py",
     "train_stop_token": "tested below; not with use_dora",
     "report_to": "tested below, without building a trainer",
 }
@@ -532,11 +532,6 @@ def test_gradient_checkpointing_is_on_in_the_model(make, seen):
 @pytest.mark.parametrize("asked, found", [("none", []), ("tensorboard", ["tensorboard"])])
 def test_report_to_reaches_the_arguments(make, tmp_path, asked, found):
     assert train.trainer_args(train.prepare(make(report_to=asked)), tmp_path).report_to == found
-
-
-def test_quantization_is_refused_for_now(make):
-    with pytest.raises(InputError, match="quantization=nf4: not available"):
-        make(quantization="nf4")
 
 
 def test_a_named_template_file_and_layers(make, seen, tmp_path):
