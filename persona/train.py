@@ -11,6 +11,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import shutil
 import signal
 import time
@@ -36,7 +37,7 @@ from persona.render import Example, Renderer, check_all
 from persona.runs import Run, RunConfig
 
 WHOLE = "whole"  # a file that is written into a checkpoint last: without it, a crash cut the checkpoint short
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+ATTENTION = ("self_attn", "attn", "attention")  # what the attention of a layer is called
 
 
 @dataclass
@@ -211,15 +212,37 @@ def trainer_args(job: Job, output: Path) -> SFTConfig:
     )
 
 
-def lora_config(c: RunConfig, token_rows: dict[str, list[int]] | None = None) -> LoraConfig:
+def targets(model: Any, wanted: str) -> str | list[str]:
+    """What PEFT is to put a LoRA on, in its own form: "all-linear", names of layers, or a regular expression.
+
+    wanted: all-linear, attention, or names separated by commas. In a base that sees and hears too, the layers of its
+    language model alone: those of its vision and audio towers have the same names, and text teaches them nothing.
+    """
+    names = [m.strip() for m in wanted.split(",")]
+    language = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is language)
+    if wanted in ("all-linear", "attention"):
+        linear = [n.split(".") for n, m in language.named_modules() if isinstance(m, torch.nn.Linear)]
+        if wanted == "attention":  # by where they are: families call them q_proj, qkv_proj, q_a_proj, dense …
+            linear = [n for n in linear if len(n) > 1 and n[-2] in ATTENTION]
+        names = sorted({n[-1] for n in linear})
+    if not _has_towers(model):
+        return "all-linear" if wanted == "all-linear" else names
+    return rf"{re.escape(prefix)}\.(.*\.)?({'|'.join(map(re.escape, names))})"
+
+
+def _has_towers(model: Any) -> bool:
+    return model.config.get_text_config() is not model.config
+
+
+def lora_config(c: RunConfig, model: Any, token_rows: dict[str, list[int]] | None = None) -> LoraConfig:
     """token_rows: of tokenrows.to_train, trained beside the LoRA."""
-    named = {"all-linear": "all-linear", "attention": ATTENTION}
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=c.lora_r,
         lora_alpha=c.lora_alpha,
         lora_dropout=c.lora_dropout,
-        target_modules=named.get(c.target_modules) or [m.strip() for m in c.target_modules.split(",")],
+        target_modules=targets(model, c.target_modules),
         use_rslora=c.use_rslora,
         use_dora=c.use_dora,
         trainable_token_indices=token_rows,
@@ -241,7 +264,7 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
         trainer = Trainer(
             model=model, args=trainer_args(job, job.run.checkpoints), train_dataset=rows,
             eval_dataset=held if job.held_out else None, data_collator=Collator(tokenizer.pad_token_id),
-            processing_class=tokenizer, peft_config=lora_config(job.config, token_rows), callbacks=callbacks,
+            processing_class=tokenizer, peft_config=lora_config(job.config, model, token_rows), callbacks=callbacks,
             held_out=job.held_out, clock=clock, run=job.run,
         )  # fmt: skip
     except (ValueError, ImportError, RuntimeError) as e:  # RuntimeError: a tracker that is not installed
