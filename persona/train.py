@@ -37,7 +37,9 @@ from persona.render import Example, Renderer, check_all
 from persona.runs import Run, RunConfig
 
 WHOLE = "whole"  # a file that is written into a checkpoint last: without it, a crash cut the checkpoint short
-ATTENTION = ("self_attn", "attn", "attention")  # what the attention of a layer is called
+# what families call the two halves of a layer
+ATTENTION = ("self_attn", "attn", "attention")
+MLP = ("mlp", "feed_forward")
 
 
 @dataclass
@@ -219,20 +221,20 @@ def targets(model: Any, wanted: str) -> str | list[str]:
     language model alone: those of its vision and audio towers have the same names, and text teaches them nothing.
     """
     names = [m.strip() for m in wanted.split(",")]
+    has_towers = model.config.get_text_config() is not model.config
+    if wanted == "all-linear" and not has_towers:
+        return wanted
     language = model.get_decoder()
-    prefix = next(name for name, module in model.named_modules() if module is language)
-    if wanted in ("all-linear", "attention"):
+    if wanted in ("all-linear", "attention"):  # by where they are: q_proj is called qkv_proj, q_a_proj … elsewhere
+        halves = ATTENTION if wanted == "attention" else ATTENTION + MLP
         linear = [n.split(".") for n, m in language.named_modules() if isinstance(m, torch.nn.Linear)]
-        if wanted == "attention":  # by where they are: families call them q_proj, qkv_proj, q_a_proj, dense …
-            linear = [n for n in linear if len(n) > 1 and n[-2] in ATTENTION]
-        names = sorted({n[-1] for n in linear})
-    if not _has_towers(model):
-        return "all-linear" if wanted == "all-linear" else names
-    return rf"{re.escape(prefix)}\.(.*\.)?({'|'.join(map(re.escape, names))})"
-
-
-def _has_towers(model: Any) -> bool:
-    return model.config.get_text_config() is not model.config
+        names = sorted({n[-1] for n in linear if len(n) > 1 and n[-2] in halves})
+        if not names:
+            raise InputError(f"target_modules={wanted}: not known for this base. Name its layers, joined by commas.")
+    if not has_towers:
+        return names
+    prefix = next(name for name, module in model.named_modules() if module is language)
+    return rf"{re.escape(prefix)}\.layers\.(.*\.)?({'|'.join(map(re.escape, names))})"
 
 
 def lora_config(c: RunConfig, model: Any, token_rows: dict[str, list[int]] | None = None) -> LoraConfig:
