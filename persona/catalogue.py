@@ -47,7 +47,8 @@ class Entry(BaseModel):
     @property
     def train_gb(self) -> float:
         """Gigabytes of memory for a LoRA run, roughly: bfloat16 weights, and for activations, logits and optimizer a
-        third of that and two more, at the default batch of 8 short rows. See hardware.estimate_memory for one's own.
+        third of that and two more, for batches of 8 rows of about 64 tokens; longer
+        rows need more (hardware.estimate_memory).
         """
         return self.download_gb * 4 / 3 + 2
 

@@ -48,8 +48,7 @@ def nll_sum(model: Any, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     with _low_precision(causal):
         if _has_plain_head(causal):
-            # the decoder: base_model would also ask a base that sees where its pictures are
-            hidden = causal.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state[keep]
+            hidden = causal.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[keep]
             return TiledNLL.apply(hidden, causal.get_output_embeddings().weight, target), target.numel()
         logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=keep).logits
     return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), target, reduction="sum"), target.numel()

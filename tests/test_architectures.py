@@ -41,7 +41,8 @@ def text_config(name: str, ids: dict[str, int]) -> Any:
     if name in ("gemma3", "gemma3_text"):
         return t.Gemma3TextConfig(**GEMMA, layer_types=MIXED, **ids)
     if name == "gemma3n":
-        return t.Gemma3nTextConfig(**GEMMA | {"num_hidden_layers": 4, "intermediate_size": [64] * 4},
+        # a cap that tiny logits feel
+        return t.Gemma3nTextConfig(final_logit_softcapping=0.5, **GEMMA | {"num_hidden_layers": 4, "intermediate_size": [64] * 4},
                                    layer_types=MIXED * 2, num_kv_shared_layers=2, laurel_rank=4, altup_num_inputs=2,
                                    hidden_size_per_layer_input=8, vocab_size_per_layer_input=ids["vocab_size"],
                                    activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0], **ids)  # fmt: skip

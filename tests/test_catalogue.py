@@ -104,6 +104,18 @@ def test_what_a_base_needs_is_asked_for_before_it_is_downloaded(monkeypatch):
         base.resolve("google/gemma-3n-E2B-it")
 
 
+def test_the_page_says_what_a_known_base_is_good_at_and_needs(tiny_llama):
+    from persona.ui import template
+
+    shown = template.base_html(base.Base("Qwen/Qwen3-8B", tiny_llama, licence="Apache-2.0"))
+    known = find("Qwen/Qwen3-8B")
+    assert known.zh in shown and known.en in shown and "17 GB to chat, 24 GB to train" in shown
+    assert "to train" not in template.base_html(base.Base("someone/else", tiny_llama))
+    listed = template.settings()[0]
+    assert [value for _, value in listed.choices] == [value for _, value in base.choices()]
+    assert listed.allow_custom_value
+
+
 # ---- ModelScope
 
 
