@@ -1,4 +1,4 @@
-"""Open a base model: the embedded ones, a local folder, a GGUF file, or a Hub id.
+"""Open a base model: the embedded ones, a local folder, a GGUF file, a Hub id, or one of ModelScope.
 
 Everything ends as one plain checkpoint folder (safetensors + tokenizer.json): GGUF files are converted once under
 PERSONA_HOME/bases. torch and transformers are imported inside functions, so that naming a base costs nothing.
@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from persona import quantize
+from persona.catalogue import catalogue, find
 from persona.choose import choose_template
 from persona.errors import BaseError
 from persona.files import home, read_json, to_json, write_atomic
@@ -26,6 +27,7 @@ from persona.render import Renderer
 from persona.templates import read_template
 
 DEFAULT = "gemma-3-270m"
+MODELSCOPE = "modelscope:"  # before an ORG/NAME
 Progress = Callable[[str], None]
 _WANTED = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "LICENSE*")
 
@@ -103,13 +105,16 @@ def _quiet(_: str) -> None:
 def resolve(name: str, progress: Progress = _quiet) -> Base:
     """Find, and where needed convert or download, the base called `name`.
 
-    Tried in this order: an embedded name or its Hub id, a .gguf file, a folder with config.json, a Hub id.
+    Tried in this order: an embedded name or its Hub id, modelscope:ORG/NAME, a .gguf file, a folder with config.json,
+    a Hub id.
     Raises BaseError with what to do instead.
     """
     name = name.strip() or DEFAULT
     for e in EMBEDDED.values():
         if name.lower() in (e.name, e.hub_id.lower()) and (name == e.name or not _in_hub_cache(name)):
             return _embedded(e, progress)
+    if name.startswith(MODELSCOPE):
+        return _from_modelscope(name, progress)
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -151,8 +156,12 @@ def _from_hub(name: str, progress: Progress) -> Base:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    progress(f"Downloading {name} from the Hub …")
     instead = f"Without it, go on with the embedded base: {DEFAULT!r}."
+    known = find(name)
+    if known and known.needs and importlib.util.find_spec(known.needs) is None:
+        raise BaseError(f"{name} needs a package that is not installed: pip install {known.needs}. {instead}")
+    verb = "Opening" if _in_hub_cache(name) else "Downloading"
+    progress(f"{verb} {name} from the Hub{f' ({known.about})' if known else ''} …")
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(_WANTED)))
     except GatedRepoError as e:
@@ -164,15 +173,52 @@ def _from_hub(name: str, progress: Progress) -> Base:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
         why = f"is not on this machine and the Hub cannot be reached ({type(e).__name__})"
         raise BaseError(f"{name} {why}. {instead}") from e
+    if not any(folder.glob("*.safetensors")):
+        raise BaseError(f"{name}: has no safetensors weights; pickled ones are not opened. {instead}")
+    if known:
+        return Base(known.id, folder, folder.name, known.licence, known.licence_url)
     licence = ""
     try:
         data = HfApi().model_info(name).card_data
         licence = str(data.get("license") or "") if data else ""
     except Exception:  # offline with a warm cache: the model opens all the same
         pass
-    if not any(folder.glob("*.safetensors")):
-        raise BaseError(f"{name}: has no safetensors weights; pickled ones are not opened. {instead}")
     return Base(name, folder, folder.name, licence, f"https://huggingface.co/{name}")
+
+
+def _from_modelscope(name: str, progress: Progress) -> Base:
+    """ORG/NAME of modelscope.cn, through the modelscope package where it is installed.
+
+    Not verified: ModelScope could not be reached where this was written; the package's own signature was read.
+    """
+    model = name.removeprefix(MODELSCOPE)
+    if not _looks_like_hub_id(model):
+        raise BaseError(f"{name!r}: not a model of ModelScope. It is {MODELSCOPE}ORG/NAME.")
+    try:
+        from modelscope import snapshot_download
+    except ImportError as e:
+        raise BaseError(
+            f"{name}: models of ModelScope need its package: pip install modelscope. Or name the model's Hub id."
+        ) from e
+    known = find(model)
+    progress(f"Opening {model} from ModelScope{f' ({known.about})' if known else ''} …")
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=list(_WANTED)))
+    except Exception as e:  # its errors have no common base class
+        raise BaseError(
+            f"{name}: ModelScope does not give it ({type(e).__name__}: {e}). Check the name and the connection."
+        ) from e
+    if not any(folder.glob("*.safetensors")):
+        raise BaseError(f"{name}: has no safetensors weights; pickled ones are not opened.")
+    licence = (known.licence, known.licence_url) if known else ("", f"https://modelscope.cn/models/{model}")
+    return Base(name, folder, "", *licence)
+
+
+def choices() -> list[tuple[str, str]]:
+    """(label, name) of the bases to choose from: the embedded ones, then the catalogue's, the smallest first."""
+    embedded = [(e.about + ("" if is_installed(e) else " (not installed)"), e.name) for e in EMBEDDED.values()]
+    other = [e for e in catalogue() if e.id not in {x.hub_id for x in EMBEDDED.values()}]
+    return embedded + [(f"{e.id} ({e.about})", e.id) for e in sorted(other, key=lambda e: (e.parameters, e.id))]
 
 
 def is_installed(e: Embedded) -> bool:
@@ -305,7 +351,7 @@ def load_model(base: Base, dtype: str, device: str = "cpu", quantization: str = 
             base.path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True,
             **quantize.arguments(quantization, dtype, device),
         )  # fmt: skip
-    except (ValueError, OSError, RuntimeError, ImportError) as e:
+    except (ValueError, OSError, RuntimeError, ImportError) as e:  # ImportError: a package that its towers need
         raise BaseError(f"{base.id}: cannot be opened ({type(e).__name__}: {e}).") from e
     if quantize.is_quantized(model):  # by us, or as it was stored
         quantize.guard(model)

@@ -7,8 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import base, choose, folder, render, sandbox, stoptoken, templates
-from persona.base import EMBEDDED
+from persona import base, catalogue, choose, folder, render, sandbox, stoptoken, templates
 from persona.errors import PersonaError, TemplateError
 from persona.files import write_atomic
 from persona.ui.common import (
@@ -30,10 +29,9 @@ SAME = 0.1  # nats per token; less is within what another choice of pairs would 
 
 def settings() -> tuple[gr.Dropdown, gr.Dropdown, gr.Number, gr.Checkbox]:
     """The choices of this step, made before the steps because several of them read these."""
-    names = [(f"{e.about}" + ("" if base.is_installed(e) else " (not installed)"), e.name) for e in EMBEDDED.values()]
     return (
-        gr.Dropdown(names, value=base.DEFAULT, label="Base model", allow_custom_value=True, elem_id="base",
-                    info="Embedded, or type a Hub id, a folder or a .gguf file", render=False),
+        gr.Dropdown(base.choices(), value=base.DEFAULT, label="Base model", allow_custom_value=True, elem_id="base",
+                    info="Or type any Hub id, modelscope:ORG/NAME, a folder or a .gguf file", render=False),
         gr.Dropdown(["auto", *templates.shipped_templates()], value="auto", label="Chat template", elem_id="template",
                     info="auto: the base's own format", render=False),
         gr.Number(512, label="Longest row, in tokens", precision=0, minimum=8, maximum=32_768, render=False,
@@ -47,7 +45,9 @@ def look(slug: str, number: int, *chosen: Any, progress: gr.Progress = gr.Progre
     items = open_current(slug).pairs()
     if not items:
         raise PersonaError("There are no pairs yet. Write some in the first step.")
-    progress(None, desc="Opening the base model's tokenizer (the first time about a minute) …")
+    known = catalogue.find(str(chosen[0] or ""))
+    progress(None, desc="Opening the base model's tokenizer (the first time about a minute) …" if not known else
+             f"Opening {known.id}; if it is not on this machine it is downloaded first: {known.about} …")  # fmt: skip
     found, renderer = renderer_for(slug, *chosen)
     number = min(max(1, int(number or 1)), len(items))
     example = renderer.example(items[number - 1])
@@ -60,10 +60,17 @@ def base_html(found: base.Base) -> str:
     if found.licence_url:
         licence = f'<a href="{escape(found.licence_url)}" target="_blank" rel="noopener">{licence}</a>'
     shape = found.config().get("text_config") or found.config()
+    known = catalogue.find(found.id)
     return (
         f'<div class="quiet"><b>{escape(found.id)}</b> · {found.size / 1e6:,.0f} MB · '
         f"{shape.get('num_hidden_layers', '?')} layers · vocabulary {shape.get('vocab_size', 0):,} · {licence}</div>"
+        + (known_html(known) if known else "")
     )
+
+
+def known_html(known: catalogue.Entry) -> str:
+    memory = f"Memory, roughly, in bfloat16: {known.chat_gb:.0f} GB to chat, {known.train_gb:.0f} GB to train."
+    return f'<div class="quiet">{escape(known.zh)}<br>{escape(known.en)} {memory}</div>'
 
 
 def template_html(found: base.Base, renderer: render.Renderer) -> str:

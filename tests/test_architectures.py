@@ -1,0 +1,228 @@
+"""Every architecture of the catalogue, as a tiny random model: mask → training → adapter → two voices → merge.
+
+One run each, made once; the tests look at it from several sides. Two more architectures that transformers knows
+(InternLM 3, MiniCPM 3) are taken along: their models can be named by hand.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as t
+from conftest import family_tokenizer
+
+from persona import adapter, base, catalogue, chat, hardware, runs, train
+from persona.chat import BASE, Column, Sampling
+from persona.folder import Card, create
+from persona.loss import nll_sum
+from persona.pairs import Pair
+from persona.runs import create_run, make_config
+from persona.templates import read_template
+
+pytestmark = pytest.mark.slow
+
+CARD = Card(name="Mags", system="Be dry.", language="en")
+PAIRS = [Pair(f"{w}?", f"The {w} is lit.") for w in ("lamp", "log", "wind", "light")]
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "num_key_value_heads": 1, "max_position_embeddings": 512}  # fmt: skip
+TEMPLATES = {e.architecture: e.template for e in catalogue.catalogue()} | {
+    "internlm3": "internlm",
+    "minicpm3": "chatml",
+}
+GEMMA = {**SHAPE, "head_dim": 16, "sliding_window": 16}
+MIXED = ["sliding_attention", "full_attention"]
+
+
+def text_config(name: str, ids: dict[str, int]) -> Any:
+    """The language model's config; ids: size of the vocabulary and the special tokens."""
+    if name in ("gemma3", "gemma3_text"):
+        return t.Gemma3TextConfig(**GEMMA, layer_types=MIXED, **ids)
+    if name == "gemma3n":
+        # a cap that tiny logits feel
+        return t.Gemma3nTextConfig(final_logit_softcapping=0.5, **GEMMA | {"num_hidden_layers": 4, "intermediate_size": [64] * 4},
+                                   layer_types=MIXED * 2, num_kv_shared_layers=2, laurel_rank=4, altup_num_inputs=2,
+                                   hidden_size_per_layer_input=8, vocab_size_per_layer_input=ids["vocab_size"],
+                                   activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0], **ids)  # fmt: skip
+    if name == "minicpm3":
+        return t.AutoConfig.for_model(name, **SHAPE | {"num_key_value_heads": 2}, q_lora_rank=8, kv_lora_rank=8,
+                                      qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8, dim_model_base=16,
+                                      **ids)  # fmt: skip
+    return t.AutoConfig.for_model(name, **SHAPE, **ids)
+
+
+def tiny(name: str, ids: dict[str, int]) -> Any:
+    """A random model whose config.json says model_type `name`."""
+    torch.manual_seed(0)
+    text = text_config(name, ids)
+    sees = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if name == "gemma3":
+        vision = t.SiglipVisionConfig(**sees, image_size=28, patch_size=14, vision_use_head=False)
+        text = t.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    elif name == "gemma3n":
+        hears = t.Gemma3nAudioConfig(hidden_size=32, conf_num_attention_heads=2, conf_num_hidden_layers=1,
+                                     input_feat_size=16, vocab_size=8, sscp_conv_channel_size=(8, 4))  # fmt: skip
+        vision = t.Gemma3nVisionConfig(hidden_size=32, vocab_size=8)
+        text = t.Gemma3nConfig(text_config=text, vision_config=vision, audio_config=hears)
+    return t.AutoModelForCausalLM.from_config(text)
+
+
+@contextmanager
+def without_timm():
+    """Gemma 3n's vision tower needs the timm package, which is not installed: two layers stand in for it."""
+    from transformers.models.gemma3n import modeling_gemma3n
+
+    class Tower(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q_proj, self.fc1 = torch.nn.Linear(32, 32), torch.nn.Linear(32, 32)
+
+    class Auto:
+        @staticmethod
+        def from_config(config):
+            return Tower() if isinstance(config, t.Gemma3nVisionConfig) else t.AutoModel.from_config(config)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modeling_gemma3n, "AutoModel", Auto)
+        yield
+
+
+@dataclass
+class Made:
+    """What one run left behind."""
+
+    name: str
+    base: base.Base
+    job: train.Job
+    model: Any  # the trained PeftModel
+    result: dict
+    adapter: adapter.Adapter
+
+
+@pytest.fixture(scope="module", params=sorted(TEMPLATES))
+def made(request, tmp_path_factory):
+    """The run folder's own way: create a persona, create a run, train it."""
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    template = read_template(TEMPLATES[name])
+    tokenizer = family_tokenizer(template.text)
+    ids = {f"{x}_token_id": getattr(tokenizer, f"{x}_token_id") for x in ("bos", "eos", "pad")}
+    ids["vocab_size"] = len(tokenizer)
+    seen = {}
+    plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
+    with pytest.MonkeyPatch.context() as patch, without_timm():
+        patch.setattr(hardware, "this_machine", lambda: plain)
+        tiny(name, ids).save_pretrained(folder / "base")
+        tokenizer.save_pretrained(folder / "base")
+        real = train.finish
+        patch.setattr(train, "finish", lambda *a: seen.update(job=a[0], model=a[1].model) or real(*a))
+        settings = {"dtype": "float32", "batch_size": 2, "eval_fraction": 0.25, "learning_rate": 1e-2, "max_steps": 2,
+                    "lora_r": 4, "lora_alpha": 8}  # fmt: skip
+        config = make_config(base=str(folder / "base"), template=template.name, **settings)
+        run = create_run(create(folder / "mags", CARD, PAIRS), config)
+        result = train.train(run)
+        yield Made(name, seen["job"].base, seen["job"], seen["model"].eval(), result, adapter.check(run.adapter))
+
+
+def linear(module: torch.nn.Module) -> set[str]:
+    return {n for n, m in module.named_modules() if isinstance(m, torch.nn.Linear)}
+
+
+def with_lora(model: Any) -> set[str]:
+    return {n for n, m in model.named_modules() if hasattr(m, "lora_A")}
+
+
+def test_every_architecture_is_here():
+    assert {e.architecture for e in catalogue.catalogue()} | {"internlm3", "minicpm3"} == set(TEMPLATES)
+
+
+def test_two_steps_are_trained(made):
+    """The model is what the catalogue says, the mask holds the reply and its stop token, and the LoRA has moved."""
+    assert made.base.config()["model_type"] == made.name
+    for example in [*made.job.train, *made.job.held_out]:
+        learned = [i for i in example.labels if i != -100]
+        assert not example.problems and made.job.renderer.stop_id in learned
+        assert "is lit." in made.job.renderer.tokenizer.decode(learned)
+    assert made.result["status"] == "done" and made.result["steps"] == 2
+    assert made.result["adapter_nll"] < made.result["base_nll"]
+    moved = [n for n, p in made.model.named_parameters() if "lora_B" in n and p.abs().max() > 0]
+    assert len(moved) >= 0.7 * len(with_lora(made.model))
+
+
+def test_the_loss_is_the_models_own(made):
+    """The shortcuts of loss.py (decoder alone, tiled head) give what the whole model's logits give."""
+    example = made.job.train[0]
+    ids, labels = torch.tensor([example.input_ids]), torch.tensor([example.labels])
+    with torch.no_grad():
+        total, count = nll_sum(made.model, ids, labels)
+        logits = made.model(input_ids=ids, use_cache=False).logits.float()
+    whole = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], reduction="sum")
+    assert count == example.learned and torch.allclose(total, whole, rtol=1e-4)
+
+
+def test_the_language_layers_and_no_tower_have_a_lora(made):
+    inside = made.model.get_base_model()
+    names = {n.removesuffix(".base_layer") for n in linear(inside) if "lora_" not in n}
+    decoder = next(n for n, m in inside.named_modules() if m is inside.get_decoder())
+    language = {n for n in names if n.startswith(f"{decoder}.layers.")}
+    found = with_lora(inside)
+    assert found and language - {n for n in language if ".self_attn." not in n and ".mlp." not in n} <= found
+    assert all(n.startswith(f"{decoder}.") for n in found)
+    if made.name in ("gemma3", "gemma3n"):
+        towers = {n for n in names if "vision_tower" in n or "audio_tower" in n}
+        assert any(n.endswith("q_proj") for n in towers) and not towers & found
+
+
+@pytest.mark.parametrize("wanted", ["all-linear", "attention", "o_proj"])
+def test_every_choice_of_layers_stays_in_the_language_model(made, wanted):
+    from peft import get_peft_model
+
+    with without_timm():
+        model = base.load_model(made.base, "float32")
+    decoder = next(n for n, m in model.named_modules() if m is model.get_decoder())
+    config = train.lora_config(runs.RunConfig(lora_r=2, target_modules=wanted), model)
+    found = with_lora(get_peft_model(model, config).get_base_model())
+    layers = text_config(made.name, {"vocab_size": 8}).num_hidden_layers
+    assert found and all(n.startswith(f"{decoder}.") for n in found)
+    if wanted == "o_proj":
+        assert found == {f"{decoder}.layers.{n}.self_attn.o_proj" for n in range(layers)}
+    if wanted == "attention":
+        attention = {n for n, _ in model.named_modules() if n.startswith(f"{decoder}.layers.") and "self_attn." in n}
+        assert found == {n for n in attention if n.rpartition(".")[2].endswith(("_proj", "_mqa"))}
+
+
+def test_both_voices_answer(made):
+    with without_timm(), pytest.MonkeyPatch.context() as patch:
+        plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
+        patch.setattr(hardware, "this_machine", lambda: plain)
+        voices = chat.Voices(made.base)
+        name = voices.attach(made.adapter)
+    renderer = chat.renderer_of(made.adapter, voices.tokenizer)
+    prompts = [renderer.prompt([], "wind?"), renderer.prompt([], "And the lamp, is it lit?")]
+    greedy = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=4)
+    columns = [Column(n, p) for p in prompts for n in (BASE, name)]
+    steps = chat._Steps(voices.model, [c.prompt.ids for c in columns], [c.adapter for c in columns], 0)
+    together = steps.logits()
+    for row, column in enumerate(columns):
+        ids = torch.tensor([column.prompt.ids])
+        with torch.no_grad():
+            if column.adapter == BASE:
+                with voices.model.disable_adapter():
+                    alone = voices.model(input_ids=ids, use_cache=False).logits[0, -1]
+            else:
+                alone = made.model(input_ids=ids, use_cache=False).logits[0, -1]
+        assert torch.allclose(together[row], alone, atol=2e-4), "in a batch with a cache as alone without one"
+    *_, last = chat.stream(voices, columns, greedy, renderer.stop_id)
+    assert all(r.tokens == 4 or r.ended for r in last)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_the_merged_model_speaks_like_the_adapter(made, tmp_path):
+    ids = torch.tensor([made.job.train[0].input_ids])
+    with torch.no_grad(), without_timm():
+        model = adapter.attach(base.load_model(made.base, "float32"), made.adapter, "x")
+        active = model(input_ids=ids, use_cache=False).logits
+        model.merge_and_unload(safe_merge=True).save_pretrained(tmp_path)
+        merged = base.load_model(base.Base("merged", Path(tmp_path)), "float32")
+        assert torch.allclose(merged(input_ids=ids, use_cache=False).logits, active, atol=1e-4)

@@ -1,0 +1,159 @@
+"""The catalogue's facts, and every architecture in it from mask to merge, as tiny random models."""
+
+import json
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+from pydantic import ValidationError
+
+from persona import base, catalogue
+from persona.catalogue import Entry, find
+from persona.errors import BaseError
+from persona.templates import shipped_templates
+
+BASES = catalogue.catalogue()
+
+
+# ---- the file
+
+
+def test_every_base_is_there_once():
+    ids = [e.id.lower() for e in BASES]
+    assert len(ids) == len(set(ids)) > 25
+
+
+@pytest.mark.parametrize("entry", BASES, ids=lambda e: e.id)
+def test_an_entry_is_whole(entry):
+    assert entry.template in shipped_templates()
+    assert re.search("[\u4e00-\u9fff]", entry.zh) and entry.en.isascii()
+    assert (entry.kind == "pretrained") == (entry.template == "gemma-base")
+    assert find(entry.id.upper()) is entry
+
+
+@pytest.mark.parametrize("change", [{"stars": 5}, {"kind": "chat"}, {"zh": ""}, {"parameters": 0}, {"id": "gemma"},
+                                    {"gated": "yes, please"}, {"context": -1}])  # fmt: skip
+def test_a_wrong_entry_is_refused(change):
+    with pytest.raises(ValidationError):
+        Entry.model_validate({**BASES[0].model_dump(), **change})
+
+
+def test_unknown_is_not_no():
+    assert find("mistralai/Mistral-7B-Instruct-v0.3").about.endswith("may ask for consent on its page")
+    assert find("google/gemma-3-4b-it").about == "8.6 GB, Gemma Terms of Use, asks for consent on its page"
+    assert find("Qwen/Qwen3-8B").about == "16.4 GB, Apache-2.0"
+    assert find("someone/else") is None
+
+
+def test_no_base_needs_code_from_its_repository():
+    """transformers itself has a class for each model_type, so nothing has to be run from a repository."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    for entry in BASES:
+        assert entry.architecture in CONFIG_MAPPING_NAMES and entry.architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    assert "remote_code" not in catalogue.FILE.read_text()
+
+
+# ---- where it is used
+
+
+def test_the_choices_begin_with_the_embedded_and_grow(monkeypatch):
+    labels, names = zip(*base.choices(), strict=True)
+    count = len(base.EMBEDDED)
+    assert list(names[:count]) == list(base.EMBEDDED)
+    sizes = [find(name).parameters for name in names[count:]]
+    assert sizes == sorted(sizes) and len(names) == len(set(names))
+    assert not {e.hub_id for e in base.EMBEDDED.values()} & set(names)
+    assert "google/gemma-3-4b-it (8.6 GB, Gemma Terms of Use, asks for consent on its page)" in labels
+
+
+def test_a_download_says_first_what_it_is(monkeypatch):
+    import huggingface_hub
+
+    said, when = [], []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: when.append(len(said)) or fail())
+
+    def fail():
+        raise OSError("offline")
+
+    with pytest.raises(BaseError, match="Hub cannot be reached"):
+        base.resolve("qwen/qwen3-0.6b", said.append)
+    assert said == ["Downloading qwen/qwen3-0.6b from the Hub (1.5 GB, Apache-2.0) …"] and when == [1]
+
+
+def test_a_downloaded_base_has_the_licence_of_the_catalogue(monkeypatch, tiny_llama):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tiny_llama))
+    found = base.resolve("meta-llama/llama-3.2-1b-instruct")
+    assert (found.id, found.licence) == ("meta-llama/Llama-3.2-1B-Instruct", "Llama 3.2 Community License")
+    assert found.licence_url == "https://www.llama.com/llama3_2/license/"
+
+
+def test_what_a_base_needs_is_asked_for_before_it_is_downloaded(monkeypatch):
+    import huggingface_hub
+
+    def never(*_, **__):
+        raise AssertionError("downloaded")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", never)
+    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BaseError, match="needs a package that is not installed: pip install timm"):
+        base.resolve("google/gemma-3n-E2B-it")
+
+
+def test_the_page_says_what_a_known_base_is_good_at_and_needs(tiny_llama):
+    from persona.ui import template
+
+    shown = template.base_html(base.Base("Qwen/Qwen3-8B", tiny_llama, licence="Apache-2.0"))
+    known = find("Qwen/Qwen3-8B")
+    assert known.zh in shown and known.en in shown and "17 GB to chat, 24 GB to train" in shown
+    assert "to train" not in template.base_html(base.Base("someone/else", tiny_llama))
+    listed = template.settings()[0]
+    assert [value for _, value in listed.choices] == [value for _, value in base.choices()]
+    assert listed.allow_custom_value
+
+
+# ---- ModelScope
+
+
+def test_modelscope_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    with pytest.raises(BaseError, match="need its package: pip install modelscope"):
+        base.resolve("modelscope:Qwen/Qwen3-0.6B")
+
+
+def test_modelscope_through_its_package(monkeypatch, tiny_llama):
+    """To the edge: the package's own function is a stand-in."""
+    asked = []
+
+    def snapshot_download(*given, **options):
+        asked.append((given, options))
+        return str(tiny_llama)
+
+    monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(snapshot_download=snapshot_download))
+    found = base.resolve("modelscope:Qwen/Qwen3-0.6B")
+    assert asked == [(("Qwen/Qwen3-0.6B",), {"allow_patterns": list(base._WANTED)})]
+    assert (found.id, found.path, found.licence) == ("modelscope:Qwen/Qwen3-0.6B", tiny_llama, "Apache-2.0")
+    assert not any(p.endswith((".bin", ".py")) for p in asked[0][1]["allow_patterns"])
+
+
+def test_modelscope_refuses(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(snapshot_download=fail))
+    with pytest.raises(BaseError, match="not a model of ModelScope. It is modelscope:ORG/NAME"):
+        base.resolve("modelscope:../etc")
+    with pytest.raises(BaseError, match=r"ConnectionError: no route"):
+        base.resolve("modelscope:Qwen/Qwen3-0.6B")
+    monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(snapshot_download=lambda *_, **__: str(tmp_path)))
+    with pytest.raises(BaseError, match="no safetensors"):
+        base.resolve("modelscope:Qwen/Qwen3-0.6B")
+
+
+def test_the_file_is_written_one_base_a_line():
+    lines = catalogue.FILE.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line.rstrip(","))["id"] for line in lines[1:-1]] == [e.id for e in BASES]
