@@ -171,13 +171,13 @@ AMX      270M  bfloat16  none  8x1 kept   fits
 AMX      1B    bfloat16  none  8x1 kept   fits
 AMX      4B    bfloat16  none  2x4 kept   fits
 AMX      7B    bfloat16  none  1x8 kept   fits
-AMX      14B   bfloat16  int8  1x8 again  fits
+AMX      14B   bfloat16  int8  2x4 again  fits
 AMX      70B   bfloat16  nf4   1x8 again  no
 CPU      270M  float32   none  8x1 kept   fits
 CPU      1B    float32   none  4x2 kept   fits
 CPU      4B    float32   none  2x4 again  fits
 CPU      7B    bfloat16  none  1x8 kept   fits
-CPU      14B   bfloat16  int8  1x8 again  fits
+CPU      14B   bfloat16  int8  2x4 again  fits
 CPU      70B   bfloat16  nf4   1x8 again  no
 """
 TABLE = [line.split() for line in EXPECTED.strip().splitlines()]
@@ -221,13 +221,15 @@ def test_a_7b_base_needs_what_the_tutorials_say(way, gigabytes):
     assert memory.compare(llama, work)[way] / 1e9 == pytest.approx(gigabytes, rel=0.2)
 
 
-# what three runs of the embedded base held at most: persona train datasets/zhen-huan --set max_steps=3 …
+# what runs of three steps of the embedded base held at most, and the padded length and learned tokens of their longest
+# rows: datasets/zhen-huan as it is, in float32 and with checkpointing; the last, English rows that are mostly learned
 @pytest.mark.parametrize(
     "work, measured",
     [
         (Work(8, 160, 35, dtype="bfloat16"), 2_903_814_144),
         (Work(24, 160, 37, dtype="float32"), 10_316_558_336),
         (Work(24, 160, 37, dtype="bfloat16", checkpointing=True), 2_899_386_368),
+        (Work(8, 144, 121, dtype="bfloat16"), 3_522_932_736),
     ],
 )
 def test_the_estimate_agrees_with_what_was_measured(work, measured):

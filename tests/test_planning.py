@@ -8,7 +8,8 @@ import pytest
 
 from persona import base, hardware, memory, planning, runs
 from persona.errors import BaseError
-from persona.folder import Card, create
+from persona.files import SHIPPED_PERSONAS
+from persona.folder import Card, create, open_persona
 from persona.hardware import Machine
 from persona.pairs import Pair
 from persona.runs import make_config
@@ -177,13 +178,18 @@ def test_start_runs_what_the_page_said(persona, tiny_gemma, plain_machine, monke
 
 @pytest.mark.slow
 def test_the_estimate_is_near_the_peak_of_a_real_run(embedded_base, home, tmp_path):
-    """Three steps of the embedded base in a process of its own: estimate and peak differ by less than a fifth."""
-    persona = create(tmp_path / "mags", CARD, [replace(p, output=p.output * 4) for p in PAIRS])
-    config = make_config(max_steps=3)
+    """Three steps of the embedded base in a process of its own: estimate and peak differ by less than a fifth.
+
+    Rows, language and batch are others than those to which the estimate was fitted.
+    """
+    shipped = open_persona(SHIPPED_PERSONAS / "lighthouse-keeper")
+    persona = create(tmp_path / "mags", shipped.card(), shipped.pairs())
+    config = make_config(max_steps=3, batch_size=12)
     run = runs.create_run(persona, config)
     subprocess.run([sys.executable, "-m", "persona.train", str(run.path)], check=True, timeout=500)
     result = run.progress().result
     # the number format that the run took: measured in its own process, it may come out otherwise here
     config = config.model_copy(update={"dtype": run.progress().plan["dtype"]})
     seen = planning.outlook(persona, config, persona.pairs(), hardware.this_machine())
+    print(seen.plan.memory.total, result["peak_memory_bytes"])
     assert seen.plan.memory.total == pytest.approx(result["peak_memory_bytes"], rel=0.2)
