@@ -180,7 +180,7 @@ def _changes(asked: Work, w: Work, steps: int, other_dtype: bool) -> list[str]:
 
 
 # Besides its matmuls a step has norms, attention, activations and the optimizer, in float32 and bound by memory. On a
-# CPU they cost 0.6 of what the matmuls would in float32, whatever the matmuls' own format: the three runs in the tests
+# CPU they cost 0.6 of what the matmuls would in float32, whatever the matmuls' own format: three runs in the tests
 # took 9.5 ms a token in float32, 3.8 in bfloat16 and 5.3 with checkpointing; this gives 8.9, 3.9 and 5.0.
 REST = 0.6
 EFFICIENCY = 0.3  # the part of a GPU's matmul rate that training reaches; a usual figure, not measured by us
