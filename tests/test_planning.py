@@ -54,6 +54,7 @@ def test_only_what_is_on_this_disk_is_looked_at(home, tmp_path, tiny_gemma):
     assert base.ready("") is None and base.ready("someone/unknown") is None and base.ready("./nowhere") is None
     made = home / "bases/gemma-3-270m-0123"
     made.mkdir(parents=True)
+    (made / "config.json").write_text("{}")
     assert base.ready("gemma-3-270m") is None, "half made"
     (made / "base.json").write_text("{}")
     assert base.ready("google/gemma-3-270m").path == made and base.ready("").id == "google/gemma-3-270m"
