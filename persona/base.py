@@ -7,6 +7,7 @@ PERSONA_HOME/bases. torch and transformers are imported inside functions, so tha
 import gc
 import hashlib
 import importlib.util
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -94,6 +95,18 @@ class Base:
     def config(self) -> dict[str, Any]:
         return read_json(self.path / "config.json", "a base model")
 
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of every weight, from the files' headers alone. Raises BaseError where one is damaged."""
+        found: dict[str, tuple[int, ...]] = {}
+        for file in sorted(self.path.glob("*.safetensors")):
+            try:
+                with file.open("rb") as f:
+                    header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+                found |= {name: tuple(t["shape"]) for name, t in header.items() if name != "__metadata__"}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as e:
+                raise BaseError(f"{file}: its header cannot be read. Fetch the base anew.") from e
+        return found
+
     def to_dict(self) -> dict[str, str]:
         return {"id": self.id, "revision": self.revision, "licence": self.licence, "licence_url": self.licence_url}
 
@@ -133,6 +146,24 @@ def resolve(name: str, progress: Progress = _quiet) -> Base:
             f"{name!r}: no such folder, GGUF file or Hub id (OWNER/NAME). The embedded base {DEFAULT!r} always works."
         )
     return _from_hub(name, progress)
+
+
+def ready(name: str) -> Base | None:
+    """The base called `name` if it lies on this disk as a checkpoint already. Nothing is converted or downloaded."""
+    name = name.strip() or DEFAULT
+    for e in EMBEDDED.values():
+        if name.lower() in (e.name, e.hub_id.lower()):
+            made = [p.parent for p in (home() / "bases").glob(f"{e.name}-*/base.json")]
+            return Base(e.hub_id, max(made, key=lambda p: p.stat().st_mtime)) if made else None
+    path = Path(name).expanduser()
+    if (path / "config.json").is_file():
+        return Base(path.resolve().name, path.resolve())
+    if _looks_like_hub_id(name):
+        from huggingface_hub import try_to_load_from_cache
+
+        config = try_to_load_from_cache(name, "config.json")
+        return Base(name, Path(config).parent) if isinstance(config, str) else None
+    return None
 
 
 def _looks_like_hub_id(name: str) -> bool:

@@ -1,14 +1,16 @@
-"""This machine → a Plan: device, number format, batch, and an estimate of the memory that a run needs."""
+"""This machine → a Plan: device and number format; with a base and its rows, how a run fits and how long it takes."""
 
 import ctypes
 import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import psutil
+
+from persona import memory
+from persona.memory import Memory, Shape, Work
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,20 @@ class Plan:
     reason: str
 
 
+@dataclass(frozen=True)
+class TrainingPlan(Plan):
+    """A Plan for one base and its rows. batch_size × accumulation is what the settings ask for."""
+
+    quantization: str
+    batch_size: int
+    accumulation: int
+    checkpointing: bool
+    memory: Memory
+    limit: int  # bytes that the run may use
+    fits: bool
+    lower_dtype: bool  # bfloat16 only because float32 does not fit
+
+
 @lru_cache(maxsize=1)
 def this_machine() -> Machine:
     """Look once, and measure a few milliseconds of matmul: what a CPU is called says little about its bfloat16."""
@@ -40,33 +56,53 @@ def this_machine() -> Machine:
 
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
-        return Machine("cuda", gpu.name, gpu.total_memory, os.cpu_count() or 1, bf16=torch.cuda.is_bf16_supported())
+        # with emulation every GPU says yes: a T4 then computes bfloat16 many times slower than float16
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        rates = tuple((d, _matmul_rate(d, "cuda")) for d in ("float32", "bfloat16" if bf16 else "float16"))
+        return Machine("cuda", gpu.name, gpu.total_memory, os.cpu_count() or 1, rates, bf16)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = psutil.virtual_memory().total
-    if torch.backends.mps.is_available():
-        return Machine("mps", platform.machine(), memory, cores)
-    rates = tuple((dtype, _matmul_rate(dtype)) for dtype in ("float32", "bfloat16"))
-    return Machine("cpu", platform.processor() or platform.machine(), memory, cores, rates)
+    total = psutil.virtual_memory().total
+    device = "mps" if torch.backends.mps.is_available() else "cpu"
+    rates = tuple((d, _matmul_rate(d, device)) for d in ("float32", "bfloat16"))
+    return Machine(device, platform.processor() or platform.machine(), total, cores, rates)
 
 
-def _matmul_rate(dtype: str) -> float:
-    """FLOP/s of a (512, 640) × (640, 2048) product, the shape of a small model's layers; the best of a few."""
+def free_memory(machine: Machine) -> int:
+    """Bytes that nobody uses at this moment, this program's own models included in what is used."""
+    if machine.device == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available
+
+
+def _matmul_rate(dtype: str, device: str) -> float:
+    """FLOP/s of a (512, 640) × (640, 2048) product, the shape of a small model's layers; the best of a few.
+
+    On a GPU (2048, 4096) × (4096, 4096): the small one would only time its launch.
+    """
     import torch
 
-    a = torch.randn(512, 640, dtype=getattr(torch, dtype))
-    b = torch.randn(2048, 640, dtype=getattr(torch, dtype))
+    n, k, m = (512, 640, 2048) if device == "cpu" else (2048, 4096, 4096)
+    a = torch.randn(n, k, device=device).to(getattr(torch, dtype))
+    b = torch.randn(m, k, device=device).to(getattr(torch, dtype))
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
     best = float("inf")
     for _ in range(6):
+        wait()
         start = time.perf_counter()
         torch.nn.functional.linear(a, b)
+        wait()
         best = min(best, time.perf_counter() - start)
-    return 2 * 512 * 640 * 2048 / best
+    return 2 * n * k * m / best
 
 
 def make_plan(machine: Machine, dtype: str = "auto") -> Plan:
     """The plan for a machine; `dtype` other than auto is the user's choice and kept."""
     if machine.device == "cuda":
-        auto = "bfloat16" if machine.bf16 else "float16"
+        half = "bfloat16" if machine.bf16 else "float16"
+        measured = dict(machine.rates)
+        auto = half if measured.get(half, 1.0) > measured.get("float32", 0.0) else "float32"
         chosen = auto if dtype == "auto" else dtype
         return Plan("cuda", chosen, auto, f"{machine.name}: training in {chosen} on the GPU.")
     if machine.device == "mps":
@@ -83,25 +119,91 @@ def make_plan(machine: Machine, dtype: str = "auto") -> Plan:
     return Plan("cpu", auto if dtype == "auto" else dtype, "float32", reason)
 
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Of the memory there is: the system wants some, a GPU's allocator leaves gaps, Apple's lets a program have about 70 %
+# (Metal's recommendedMaxWorkingSetSize). Not measured by us on a GPU.
+USABLE = {"cuda": 0.92, "mps": 0.7, "cpu": 0.9}
+BITSANDBYTES = ("cuda", "cpu")  # where it can quantize
+READING = 128  # reading all weights for a forward pass is counted like so many tokens: why a batch of 1 is slow
 
 
-def estimate_memory(config: dict[str, Any], weights: int, dtype: str, batch: int, length: int, lora_r: int) -> int:
-    """Bytes that a LoRA run needs at its peak, roughly: weights, activations, logits, adapter, runtime.
+def plan_training(machine: Machine, shape: Shape, work: Work, accumulation: int = 1, dtype: str = "auto",
+                  free: int | None = None) -> TrainingPlan:  # fmt: skip
+    """The fastest way to run `work` that fits into the machine, the base kept as it is as long as possible.
 
-    config: the base's config.json; weights: number of parameters. Activations kept for the backward pass are counted
-    as about 34 hidden-size vectors and 6 MLP-size vectors a token and layer (Korthikanti et al. 2022, §4, without
-    recomputation), logits for a third of the positions in float32, three times (logits, softmax, gradient).
+    work: the user's settings, whose checkpointing and quantization are kept when they are on; its dtype and device
+    are not read. free: bytes now free, where that is known. Where nothing fits, the plan is the smallest way.
     """
-    text = config.get("text_config", config)
-    hidden, layers, vocab = text["hidden_size"], text["num_hidden_layers"], text["vocab_size"]
-    inner = text.get("intermediate_size", 4 * hidden)
-    tokens = batch * length
-    size = BYTES.get(dtype, 4)
-    activations = tokens * layers * (14 * hidden + 6 * inner) * size
-    logits = tokens // 3 * vocab * 4 * 3
-    adapter = lora_r * layers * (8 * hidden + 3 * inner + 3 * hidden) * 4 * 4
-    return weights * size + activations + logits + adapter + 700_000_000
+    plan = make_plan(machine, dtype)
+    limit = int(min(machine.memory * USABLE[machine.device], machine.memory if free is None else free))
+    dtypes = [plan.train_dtype]
+    if dtype == "auto" and plan.train_dtype == "float32" and machine.bf16:
+        dtypes.append("bfloat16")  # slower here, but half the size
+    kinds = [work.quantization]
+    if work.quantization == "none" and machine.device in BITSANDBYTES:
+        kinds += ["int8", "nf4"]
+    tried = []
+    for kind in kinds:
+        for name in dtypes:
+            start = replace(work, device=machine.device, dtype=name, quantization=kind)
+            tried += [(w, memory.estimate(shape, w)) for w in sorted(_ways(start), key=_cost)]
+    chosen = next(((w, m) for w, m in tried if m.total <= limit), None)
+    w, need = chosen or min(tried, key=lambda x: x[1].total)
+    steps = work.batch * accumulation // w.batch
+    plan = make_plan(machine, w.dtype if w.dtype != plan.train_dtype else dtype)
+    reason = " ".join([plan.reason, *_changes(work, w, steps, w.dtype != dtypes[0])])
+    return TrainingPlan(machine.device, w.dtype, plan.chat_dtype, reason, w.quantization, w.batch, steps,
+                        w.checkpointing, need, limit, chosen is not None, w.dtype != dtypes[0])  # fmt: skip
+
+
+def _ways(work: Work) -> list[Work]:
+    """The same rows a step in smaller batches, with and without checkpointing."""
+    batches = [b for b in range(1, work.batch + 1) if work.batch % b == 0]
+    return [replace(work, batch=b, checkpointing=c) for b in batches for c in {work.checkpointing, True}]
+
+
+def _cost(work: Work) -> float:
+    """How much longer a token takes than in an endless batch."""
+    return (1 + READING / (work.batch * work.length)) * (1.5 if work.checkpointing else 1)  # memory.step_flops: 6 for 4
+
+
+def _changes(asked: Work, w: Work, steps: int, other_dtype: bool) -> list[str]:
+    said = []
+    if other_dtype:
+        said.append("float32 would not fit.")
+    if w.batch != asked.batch:
+        said.append(f"To fit, a step's rows go through {w.batch} at a time, {steps} times.")
+    if w.checkpointing and not asked.checkpointing:
+        said.append("To fit, activations are worked out again instead of kept (gradient checkpointing): slower.")
+    if w.quantization != asked.quantization:
+        said.append(f"It fits only with the base's weights in {'4' if w.quantization == 'nf4' else '8'} bits.")
+    return said
+
+
+# Besides its matmuls a step has norms, attention, activations and the optimizer, in float32 and bound by memory. On a
+# CPU they cost 0.6 of what the matmuls would in float32, whatever the matmuls' own format: three runs in the tests
+# took 9.5 ms a token in float32, 3.8 in bfloat16 and 5.3 with checkpointing; this gives 8.9, 3.9 and 5.0.
+REST = 0.6
+EFFICIENCY = 0.3  # the part of a GPU's matmul rate that training reaches; a usual figure, not measured by us
+STARTING = 20.0  # seconds until the first step: imports, tokenizer, weights
+
+
+def seconds_needed(machine: Machine, shape: Shape, plan: TrainingPlan, tokens: float, learned: float,
+                   evaluated: float, rate: float | None = None) -> float | None:  # fmt: skip
+    """Seconds from Start to the adapter, or None where the machine's rate is not known.
+
+    tokens, learned: of all steps; evaluated: tokens of all evaluations, which go forward only. rate: tokens/s of a
+    finished run with this base on this machine, which knows better than the measured matmuls.
+    """
+    if rate:
+        return STARTING + tokens / rate + evaluated / rate / 2
+    rates = dict(machine.rates)
+    if plan.train_dtype not in rates or "float32" not in rates:
+        return None
+    work = memory.step_flops(shape, tokens, learned, plan.checkpointing)
+    work += memory.step_flops(shape, evaluated, evaluated * learned / max(tokens, 1)) / 2
+    if machine.device == "cpu":
+        return STARTING + work / rates[plan.train_dtype] + work * REST / rates["float32"]
+    return STARTING + work / (rates[plan.train_dtype] * EFFICIENCY)
 
 
 def spin_less() -> None:

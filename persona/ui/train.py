@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from persona import folder, hardware, runs
+from persona import folder, hardware, planning, runs
 from persona.errors import PersonaError, RunError
 from persona.runs import ACTIVE, PRESETS, Progress, Run
 from persona.ui.common import COMPARE, QUIET, Page, duration, facts_html, open_current, shown
@@ -19,22 +19,73 @@ WORDS = {
 }  # fmt: skip
 
 
-def plan_html(slug: str, preset: str, *changes: Any) -> str:
-    """What Start would do, in words: device, steps, pairs. Says why when it cannot be started."""
+def plan_html(slug: str, preset: str, *form: Any) -> str:
+    """What Start would do, in words: steps, pairs, device, memory, time. Says why when it cannot be started."""
     try:
-        config = form_config(preset, "", "auto", 512, False, *changes)
-        count = len(open_current(slug).pairs())
-        if count < runs.MIN_PAIRS:
-            return f'<div class="hint">{count} pairs; a run needs at least {runs.MIN_PAIRS}. Write more first.</div>'
+        config, persona = form_config(preset, *form), open_current(slug)
+        pairs = persona.pairs()
+        if len(pairs) < runs.MIN_PAIRS:
+            return (
+                f'<div class="hint">{len(pairs)} pairs; a run needs at least {runs.MIN_PAIRS}. Write more first.</div>'
+            )
+        machine = hardware.this_machine()
+        seen = planning.outlook(persona, config, pairs, machine, hardware.free_memory(machine))
     except PersonaError as e:
         return f'<div class="problem">{escape(str(e))}</div>'
-    held = max(1, round(count * config.eval_fraction)) if config.eval_fraction else 0
-    steps, _ = runs.steps_of(config, count - held)
-    plan = hardware.make_plan(hardware.this_machine(), config.dtype)
+    about = escape(PRESETS[preset][1])
+    if seen is None:
+        reason = hardware.make_plan(machine, config.dtype).reason
+        return (
+            f'<div class="quiet">{about}<br>{len(pairs)} pairs. {escape(reason)} Memory and time can be told once '
+            "the base is on this disk; step 2 fetches it.</div>"
+        )
     return (
-        f'<div class="quiet">{escape(PRESETS[preset][1])}<br>{count - held} pairs to learn from, {held} held out to '
-        f"measure on; {steps} steps. {escape(plan.reason)}</div>"
+        f'<div class="quiet">{about}<br>{seen.train_rows} pairs to learn from, {seen.held_out} held out to '
+        f"measure on; {seen.steps} steps{_time(seen)}. {escape(seen.plan.reason)}<br>{_memory(seen)}</div>"
+        f"{_too_large(config, seen)}"
     )
+
+
+def _time(seen: planning.Outlook) -> str:
+    if seen.seconds is None:
+        return ""
+    minutes = math.ceil(seen.seconds / 60)
+    words = f"{minutes} minute{'s' if minutes > 1 else ''}" if minutes < 90 else f"{seen.seconds / 3600:.1f} hours"
+    known = "at the speed of your last such run" if seen.from_run else "by a quick measurement of this machine"
+    return f", <b>about {words}</b> {known}"
+
+
+def _memory(seen: planning.Outlook) -> str:
+    m, plan = seen.plan.memory, seen.plan
+    parts = {"weights": m.weights, "LoRA and optimizer": m.training, "activations": m.activations,
+             "logits": m.logits, "runtime": m.runtime}  # fmt: skip
+    items = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items())
+    return f"Memory: about <b>{m.total / 1e9:.1f} GB</b> of {plan.limit / 1e9:.1f} GB that it may use ({items})."
+
+
+def _too_large(config: runs.RunConfig, seen: planning.Outlook) -> str:
+    """What to choose when the run will not fit."""
+    plan, free = seen.plan, f"{seen.plan.limit / 1e9:.1f} GB"
+    if plan.fits and plan.quantization == config.quantization:
+        return ""
+    others = f"Choose a smaller base, close other programs, or shorten the longest rows (about {seen.longest} tokens)"
+    if plan.fits:
+        return (
+            f'<div class="problem">This base does not fit into {free} as it is, even one row at a time. With its '
+            f"weights quantized (quantization={plan.quantization}) it would. Else: {others}.</div>"
+        )
+    return (
+        f'<div class="problem">This will not fit: the smallest way (batch {plan.batch_size}, '
+        f"quantization {plan.quantization}) needs {plan.memory.total / 1e9:.1f} GB, {free} can be used. "
+        f"{others}.</div>"
+    )
+
+
+def fit(persona: folder.Persona, config: runs.RunConfig) -> runs.RunConfig:
+    """The settings as the plan that the page shows would run them."""
+    machine = hardware.this_machine()
+    seen = planning.outlook(persona, config, persona.pairs(), machine, hardware.free_memory(machine))
+    return planning.fitted(config, seen.plan) if seen else config
 
 
 def form_config(
@@ -60,7 +111,8 @@ def start(slug: str, preset: str, *form: Any) -> str:
     """Create the run and start its process. Returns the run's name."""
     if other := runs.active_run(folder.list_personas()):
         raise RunError(f"A training is running already ({other.name}). Stop it, or wait until it is done.")
-    run = runs.create_run(open_current(slug), form_config(preset, *form))
+    persona = open_current(slug)
+    run = runs.create_run(persona, fit(persona, form_config(preset, *form)))
     runs.start(run)
     return run.name
 
@@ -200,6 +252,6 @@ def build(page: Page, step: gr.Step) -> None:
     halt.click(shown(stop), [page.slug, name], None, **QUIET)
     timer.tick(**watching, queue=False)
     gr.on([page.slug.change, step.select], **watching)
-    planning = [preset.change, step.select, *(f.change for f in form)]
-    gr.on(planning, shown(plan_html), [page.slug, preset, *form], plan, **QUIET)
+    changed = [preset.change, step.select, page.base.change, page.max_length.change, *(f.change for f in form)]
+    gr.on(changed, shown(plan_html), [page.slug, preset, *shared, *form], plan, **QUIET)
     go.click(lambda: gr.Walkthrough(selected=COMPARE), None, page.steps, **QUIET)
