@@ -48,7 +48,7 @@ class RunConfig(BaseModel):
     neftune_noise_alpha: float = Field(
         0.0, ge=0, le=100, description="noise on embeddings (NEFTune); 0: none, usual: 5"
     )
-    lora_r: int = Field(16, ge=1, le=1024, description="LoRA rank")
+    lora_r: int = Field(16, ge=1, le=1024, description="how much the adapter can hold; 16 is plenty for a voice")
     lora_alpha: int = Field(32, ge=1, le=4096, description="the update is scaled by alpha / r")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="0: random masks cost a third of the speed on a CPU")
     target_modules: str = Field("all-linear", description="all-linear, attention, or layer names joined by commas")
@@ -62,7 +62,7 @@ class RunConfig(BaseModel):
     )
     optim: str = Field("adamw_torch", description="an optimizer name of transformers")
     batch_size: int = Field(8, ge=1, le=1024, description="rows per forward pass")
-    gradient_accumulation_steps: int = Field(1, ge=1, le=1024)
+    gradient_accumulation_steps: int = Field(1, ge=1, le=1024, description="batches an optimizer step; saves memory")
     gradient_checkpointing: bool = Field(False, description="less memory for a third more work")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: what is faster here")
     eval_fraction: float = Field(0.1, ge=0, le=0.5, description="share of the pairs held out to measure on")
@@ -71,7 +71,7 @@ class RunConfig(BaseModel):
     train_stop_token: bool = Field(
         False, description="train the stop token's own row: for a base that never learned it"
     )
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(0, ge=0, lt=2**32, description="of the first weights, the order of rows, and who is held out")
     report_to: str = Field("none", description="a tracker of transformers: tensorboard, trackio, wandb, …")
 
 

@@ -13,12 +13,13 @@ from persona.folder import Card, create, open_persona
 from persona.hardware import Machine
 from persona.pairs import Pair
 from persona.runs import make_config
+from persona.ui import settings
 from persona.ui import train as page
 
 MACHINE = Machine("cpu", "x86_64", 25 * 10**9, 2, (("float32", 1.3e11), ("bfloat16", 1.5e12)))
 CARD = Card(name="Mags", system="You keep the light.")
 PAIRS = [Pair(f"Who keeps light {n}?", "I do, and the kettle's on. " * (1 + n % 3)) for n in range(40)]
-FORM = ("auto", 512, False, 0, 0, 0, 0, 0.1, 0, False)  # template … of the page
+FORM = ("auto", 512, False, *settings.of_preset("quick"))  # template … of the page
 
 
 @pytest.fixture

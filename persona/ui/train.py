@@ -10,6 +10,7 @@ import pandas as pd
 from persona import folder, hardware, planning, runs
 from persona.errors import PersonaError, RunError
 from persona.runs import ACTIVE, PRESETS, Progress, Run
+from persona.ui import settings
 from persona.ui.common import COMPARE, QUIET, Page, duration, facts_html, open_current, shown
 
 PLOT_COLUMNS = ["step", "loss", "on"]
@@ -22,7 +23,7 @@ WORDS = {
 def plan_html(slug: str, preset: str, *form: Any) -> str:
     """What Start would do, in words: steps, pairs, device, memory, time. Says why when it cannot be started."""
     try:
-        config, persona = form_config(preset, *form), open_current(slug)
+        config, persona = settings.to_config(preset, *form), open_current(slug)
         pairs = persona.pairs()
         if len(pairs) < runs.MIN_PAIRS:
             return (
@@ -88,31 +89,12 @@ def fit(persona: folder.Persona, config: runs.RunConfig) -> runs.RunConfig:
     return planning.fitted(config, seen.plan) if seen else config
 
 
-def form_config(
-    preset: str, base: str, template: str, max_length: float, learn_history: bool,
-    epochs: float, learning_rate: float, lora_r: float, batch_size: float, eval_fraction: float, seed: float,
-    train_stop_token: bool,
-) -> runs.RunConfig:  # fmt: skip
-    """The form → RunConfig; 0 or nothing in a field leaves the preset's value."""
-    changes: dict[str, Any] = {"template": template or "auto", "max_length": int(max_length or 512),
-                               "learn_history": bool(learn_history), "seed": int(seed or 0),
-                               "eval_fraction": eval_fraction,
-                               "train_stop_token": bool(train_stop_token)}  # fmt: skip
-    if base:
-        changes["base"] = base
-    given = {"epochs": epochs, "learning_rate": learning_rate, "lora_r": lora_r, "batch_size": batch_size}
-    changes |= {k: v for k, v in given.items() if v}
-    if lora_r:
-        changes["lora_alpha"] = 2 * int(lora_r)
-    return runs.make_config(preset, **changes)
-
-
 def start(slug: str, preset: str, *form: Any) -> str:
     """Create the run and start its process. Returns the run's name."""
     if other := runs.active_run(folder.list_personas()):
         raise RunError(f"A training is running already ({other.name}). Stop it, or wait until it is done.")
     persona = open_current(slug)
-    run = runs.create_run(persona, fit(persona, form_config(preset, *form)))
+    run = runs.create_run(persona, fit(persona, settings.to_config(preset, *form)))
     runs.start(run)
     return run.name
 
@@ -215,21 +197,8 @@ def build(page: Page, step: gr.Step) -> None:
     gr.Markdown("### Train a LoRA on the pairs\nIt runs in a process of its own: close or reload this page freely.")
     preset = gr.Radio([(p.capitalize(), p) for p in PRESETS], value="quick", label="How thoroughly", elem_id="preset")
     plan = gr.HTML(elem_id="plan")
-    with gr.Accordion("Expert settings", open=False), gr.Row():
-        form = [
-            gr.Number(0, label="Epochs", info="passes over the pairs; 0: the preset's", minimum=0),
-            gr.Number(0, label="Learning rate", info="0: the preset's", minimum=0, step=0.0001),
-            gr.Number(0, label="LoRA rank", info="capacity; 0: the preset's", precision=0, minimum=0),
-            gr.Number(0, label="Batch size", info="rows at once; 0: 8", precision=0, minimum=0),
-            gr.Slider(0, 0.5, 0.1, step=0.05, label="Held out", info="share kept to measure on"),
-            gr.Number(0, label="Seed", precision=0, minimum=0),
-            gr.Checkbox(
-                False,
-                label="Train the stop token's row",
-                info="for a base that never learned it; step 2 says so",
-                elem_id="train-stop-token",
-            ),
-        ]
+    with gr.Accordion("Expert settings", open=False, elem_id="expert"):
+        form = settings.build("quick")
     with gr.Row():
         begin = gr.Button("Start training", variant="primary", elem_id="start-training")
         halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-training")
@@ -252,6 +221,7 @@ def build(page: Page, step: gr.Step) -> None:
     halt.click(shown(stop), [page.slug, name], None, **QUIET)
     timer.tick(**watching, queue=False)
     gr.on([page.slug.change, step.select], **watching)
+    preset.change(settings.of_preset, preset, form, **QUIET)
     changed = [preset.change, step.select, page.base.change, page.max_length.change, *(f.change for f in form)]
-    gr.on(changed, shown(plan_html), [page.slug, preset, *shared, *form], plan, **QUIET)
+    gr.on(changed, shown(plan_html), [page.slug, preset, *shared, *form], plan, trigger_mode="always_last", **QUIET)
     go.click(lambda: gr.Walkthrough(selected=COMPARE), None, page.steps, **QUIET)

@@ -1,0 +1,54 @@
+"""The expert drawer: every setting of a run is on the page, and what is chosen there is what runs."""
+
+import gradio as gr
+import pytest
+
+from persona import runs
+from persona.errors import InputError
+from persona.runs import PRESETS, RunConfig
+from persona.ui import settings
+
+
+def page(preset="quick", **changes) -> RunConfig:
+    values = [changes.get(name, value) for name, value in zip(settings.EXPERT, settings.of_preset(preset), strict=True)]
+    return settings.to_config(preset, "", "auto", 512, False, *values)
+
+
+def test_every_setting_is_on_the_page():
+    assert sorted([*settings.EXPERT, *settings.STEP_TWO]) == sorted(RunConfig.model_fields)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_drawer_untouched_is_the_preset(preset):
+    assert page(preset) == runs.make_config(preset)
+
+
+OTHER = {"epochs": 2.5, "max_steps": 9, "learning_rate": 1e-3, "lr_scheduler_type": "linear", "warmup": 4.0,
+         "batch_size": 3, "gradient_accumulation_steps": 2, "optim": "adafactor", "weight_decay": 0.1,
+         "neftune_noise_alpha": 5.0, "lora_r": 4, "lora_alpha": 9, "lora_dropout": 0.1, "target_modules": "attention",
+         "init_lora_weights": "gaussian", "use_rslora": True, "use_dora": True, "train_stop_token": True,
+         "quantization": "nf4", "dtype": "float32", "gradient_checkpointing": True, "eval_fraction": 0.2,
+         "early_stopping_patience": 3, "seed": 5, "report_to": "tensorboard"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", settings.EXPERT)
+def test_what_is_chosen_is_what_runs_and_nothing_else_changes(name):
+    assert page(**{name: OTHER[name]}) == runs.make_config("quick", **{name: OTHER[name]})
+    assert page(**{name: None}) == runs.make_config("quick")
+
+
+def test_each_control_is_of_its_fields_kind_and_says_why():
+    with gr.Blocks():
+        made = settings.build("balanced")
+    assert [c.elem_id for c in made] == [f"set-{name.replace('_', '-')}" for name in settings.EXPERT]
+    assert all(c.label and c.info for c in made)
+    kinds = {name: type(c).__name__ for name, c in zip(settings.EXPERT, made, strict=True)}
+    assert (kinds["use_dora"], kinds["dtype"], kinds["optim"], kinds["epochs"]) == (
+        "Checkbox", "Dropdown", "Dropdown", "Number",
+    )  # fmt: skip
+    assert [c.value for c in made] == settings.of_preset("balanced")
+
+
+def test_every_wrong_field_is_named():
+    with pytest.raises(InputError, match=r"learning_rate=-1.*lora_r=0"):
+        page(learning_rate=-1, lora_r=0)
