@@ -352,7 +352,8 @@ def doctor(as_json: AsJson = False) -> None:
         "packages": packages,
         "embedded": embedded,
         "home": str(files.home()),
-        "not_verified": ["training and chat on a GPU (CUDA, MPS)", "the Hugging Face Hub itself", "ZeroGPU Spaces"],
+        "not_verified": ["training and chat on a GPU (CUDA, MPS), 4 and 8 bits there", "the Hugging Face Hub itself",
+                         "ModelScope", "ZeroGPU Spaces"],
     }  # fmt: skip
     listed = ", ".join(f"{p} {v or 'not installed'}" for p, v in packages.items())
     bases = ", ".join(f"{n} {'ready' if here else 'not installed'}" for n, here in embedded.items())
