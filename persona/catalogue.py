@@ -46,9 +46,9 @@ class Entry(BaseModel):
 
     @property
     def train_gb(self) -> float:
-        """Gigabytes of memory for a LoRA run, roughly: bfloat16 weights, and for activations, logits and optimizer a
-        third of that and two more, for batches of 8 rows of about 64 tokens; longer
-        rows need more (hardware.estimate_memory).
+        """Gigabytes of memory for a LoRA run, roughly: bfloat16 weights, and a third of that and two more for
+        activations, logits and optimizer, for batches of 8 rows of about 64 tokens. memory.py counts it properly once
+        the base is here.
         """
         return self.download_gb * 4 / 3 + 2
 
