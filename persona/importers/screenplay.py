@@ -1,7 +1,7 @@
 """Screenplays and chat logs: `name（action）: line`, NAME above the speech (Fountain too), and chat programs' exports.
 
 A file is read for its layout, then for its speakers, then for its pairs, because only a name that is known makes a
-slip (；for ：, no colon at all) readable. Each time line by line: memory does not grow with the file.
+slip (no colon at all) readable; ；for ： is told. Each time line by line: memory does not grow with the file.
 """
 
 import re
@@ -41,6 +41,7 @@ SCENE = re.compile(
 )
 RULE = re.compile(r"(?:[*＊\-—–=_~#·•◇◆☆★※○●]\s?){3,80}$")
 NEW_SCENE = "no line before it in this scene"
+UNREADABLE = "the line before it cannot be read"
 VOICES = re.compile(
     r"(?:v\.? ?o\.?|o\.? ?s\.?|o\.? ?c\.?|cont[’'`]?d?\.?|continued|画外音|画外|旁白|续|独白|内心独白|内心|心声)$", re.I
 )
@@ -212,6 +213,10 @@ def events(
         held = spoken if isinstance(spoken, Speech) else None
         if held:
             open_direction = False
+        elif isinstance(spoken, Skipped):
+            open_direction = False
+            yield spoken
+            yield Gap(number, UNREADABLE)
         elif not line:
             open_direction = False
             if blank_breaks:
@@ -229,15 +234,13 @@ def events(
                 )
             yield Gap(
                 number,
-                "a stage direction stands between it and the line before"
-                if direction
-                else "the line before it cannot be read",
+                "a stage direction stands between it and the line before" if direction else UNREADABLE,
             )
     if held:
         yield held
 
 
-def _spoken(number: int, line: str, known: set[str], once: set[str], last: str) -> Speech | Gap | None:
+def _spoken(number: int, line: str, known: set[str], once: set[str], last: str) -> Speech | Skipped | Gap | None:
     found = named(line)
     if not found or not stage(line):
         return None
@@ -250,6 +253,8 @@ def _spoken(number: int, line: str, known: set[str], once: set[str], last: str) 
         sure = name in known
     if not sure:
         return None
+    if found.mark in tuple(SLIPS):  # told, not guessed: a semicolon after a name may also stand in a speech
+        return Skipped(number, f"“{found.mark}” stands where the colon after a name belongs; mend it to have it", line)
     if not found.text and not found.mark:
         return Gap(number, "a stage direction stands between it and the line before")
     return Speech(number, found.who, found.text, found.lead)
