@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check setup bench clean
+.PHONY: run test lint check setup bench clean
 
 run: $(VENV)/.run
 	$(BIN)/python app.py
@@ -12,10 +12,12 @@ test: $(VENV)/.dev
 	sh scripts/browser.sh
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.dev
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: lint
 	$(BIN)/python -m pytest -q -m "not slow and not browser"
 
 setup: $(VENV)/.dev
