@@ -147,8 +147,7 @@ def lint(
     length = None
     if max_length or base:
         _, renderer = bases.open_renderer(card, base, "auto", progress=note)
-        renderer = replace(renderer, max_length=max_length or 512)
-        length = lambda pair: len(renderer.example(pair).input_ids) if renderer.may_be_too_long(pair) else 0  # noqa: E731
+        length = replace(renderer, max_length=max_length or 512).length
     found = linting.lint(pairs, card, length, max_length or 512, linting.read_ignored(persona))
     summary = linting.summarise(pairs, card, found)
     value = {

@@ -60,9 +60,12 @@ class Persona:
     def scan(self) -> tuple[list[Pair], list[BadLine]]:
         return scan(self.pairs_file)
 
-    def save_pairs(self, pairs: list[Pair]) -> None:
-        """Replace pairs.jsonl; lines of it that are no pairs move to `pairs.rejected.txt` first."""
-        self.set_aside(self.scan()[1])
+    def save_pairs(self, pairs: list[Pair], bad: list[BadLine] | None = None) -> None:
+        """Replace pairs.jsonl; lines of it that are no pairs move to `pairs.rejected.txt` first.
+
+        bad: these lines, if the caller has just read the file.
+        """
+        self.set_aside(self.scan()[1] if bad is None else bad)
         write_pairs(self.pairs_file, pairs)
 
     def set_aside(self, bad: list[BadLine]) -> None:

@@ -45,9 +45,9 @@ def commit(persona: Persona, label: str, changes: Sequence[Change], merge: str =
         if change.new is not None:
             _refuse(change)
     with _lock(persona):
-        pairs, _ = persona.scan()
+        pairs, bad = persona.scan()
         after = apply(pairs, changes)
-        persona.save_pairs(after)
+        persona.save_pairs(after, bad)
         if changes:
             _remember(persona, label, changes, merge)
     return after
@@ -114,7 +114,8 @@ def undo(persona: Persona) -> str:
         if not _file(persona, number).is_file():
             raise InputError("There is nothing to undo.")
         label, changes = _read(_file(persona, number))
-        persona.save_pairs(apply(persona.scan()[0], inverse(changes)))
+        pairs, bad = persona.scan()
+        persona.save_pairs(apply(pairs, inverse(changes)), bad)
         _step_to(persona, number - 1)
     return label
 
@@ -126,7 +127,8 @@ def redo(persona: Persona) -> str:
         if not _file(persona, number).is_file():
             raise InputError("There is nothing to redo.")
         label, changes = _read(_file(persona, number))
-        persona.save_pairs(apply(persona.scan()[0], changes))
+        pairs, bad = persona.scan()
+        persona.save_pairs(apply(pairs, changes), bad)
         _step_to(persona, number)
     return label
 

@@ -76,7 +76,7 @@ def outlook(persona: Persona, config: RunConfig, pairs: Sequence[Pair], machine:
     rows = [row_tokens(card, p, config.learn_history) for p in pairs]
     plan = hardware.plan_training(machine, size, work_of(config, rows), config.gradient_accumulation_steps,
                                   config.dtype, free)  # fmt: skip
-    held = max(1, round(len(rows) * config.eval_fraction)) if config.eval_fraction else 0
+    held = sum(row.held_out for row in runs.split(list(pairs), config.eval_fraction, config.seed))
     kept = len(rows) - held
     steps, every = runs.steps_of(config, kept)
     mean, learned = (sum(r[n] for r in rows) / len(rows) for n in (0, 1))

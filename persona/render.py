@@ -92,10 +92,14 @@ class Renderer:
         ids = self._apply(chat, return_dict=False, add_generation_prompt=True, sanitize_control_tokens=typed)
         return Prompt(self._apply(chat, tokenize=False, add_generation_prompt=True), list(ids))
 
-    def may_be_too_long(self, pair: Pair) -> bool:
-        """False when the pair surely fits into max_length: no tokenizer makes more tokens than a text has bytes."""
+    def length(self, pair: Pair) -> int:
+        """Tokens of the pair's row; 0 without encoding it when it surely fits into max_length (no tokenizer makes more
+        tokens than a text has bytes).
+        """
         texts = sum(len(text.encode("utf-8", "replace")) for _, text in self._texts(pair))
-        return texts + self._turn_tokens * (len(pair.history) + 1) > self.max_length
+        if texts + self._turn_tokens * (len(pair.history) + 1) <= self.max_length:
+            return 0
+        return len(self.example(pair).input_ids)
 
     @cached_property
     def _turn_tokens(self) -> int:

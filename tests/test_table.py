@@ -9,7 +9,7 @@ from persona.errors import InputError
 from persona.folder import Card
 from persona.lint import Finding
 from persona.pairs import Pair
-from persona.ui import table
+from persona.ui import checking, table
 from persona.ui.table import ROWS, View
 
 PAIRS = [
@@ -67,7 +67,7 @@ def test_text_of_pairs_is_shown_and_never_run():
     html = table.table_html(nasty, [0], View())
     assert "<script" not in html and "<img" not in html and "<b>" not in html and "<i>" not in html
     assert "&lt;/textarea&gt;" in html and "&amp;amp;" in html
-    marks = table.marks_html(FOUND)
+    marks = checking.marks_html(FOUND)
     assert set(marks) == {"2", "3"} and "short &lt;b&gt;" in marks["3"] and 'data-key="short-reply:1"' in marks["3"]
 
 

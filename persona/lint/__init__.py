@@ -79,8 +79,8 @@ def ignore(persona: Persona, key: str) -> None:
     _write(persona, read_ignored(persona) | {key})
 
 
-def unignore(persona: Persona, key: str) -> None:
-    _write(persona, read_ignored(persona) - {key})
+def unignore(persona: Persona, *keys: str) -> None:
+    _write(persona, read_ignored(persona) - {*keys})
 
 
 def _write(persona: Persona, keys: Collection[str]) -> None:

@@ -1,6 +1,6 @@
 """Write, tab Check: what lint found in the pairs, in plain words; show, fix or ignore with one click."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -9,16 +9,10 @@ from persona.errors import InputError, PersonaError
 from persona.folder import Persona
 from persona.lint import Finding
 from persona.pairs import Pair
-from persona.ui.common import renderer_for
+from persona.ui.common import bars_html, renderer_for
 
 LISTED = 40  # findings of one rule on the page; the table shows the rows of all of them
 AUTOMATIC = 20_000  # pairs; larger sets are checked when asked
-SCRIPT = """
-element.addEventListener("click", (event) => {
-  const button = event.target.closest("[data-do]");
-  if (button) trigger("click", { do: button.dataset.do, key: button.dataset.key });
-});
-"""
 
 
 def find(persona: Persona, settings: Sequence[Any]) -> list[Finding]:
@@ -34,7 +28,7 @@ def _length(persona: Persona, settings: Sequence[Any]) -> Callable[[Pair], int] 
         _, renderer = renderer_for(persona.slug, *settings)
     except PersonaError:
         return None
-    return lambda pair: len(renderer.example(pair).input_ids) if renderer.may_be_too_long(pair) else 0
+    return renderer.length
 
 
 def fix(persona: Persona, findings: Sequence[Finding], which: str) -> None:
@@ -52,8 +46,7 @@ def fix(persona: Persona, findings: Sequence[Finding], which: str) -> None:
 
 def see_again(persona: Persona) -> None:
     """Findings that were put aside are shown again."""
-    for key in lint.read_ignored(persona):
-        lint.unignore(persona, key)
+    lint.unignore(persona, *lint.read_ignored(persona))
 
 
 def panel_html(pairs: Sequence[Pair], findings: Sequence[Finding], summary: lint.Summary, ignored: int) -> str:
@@ -64,21 +57,12 @@ def panel_html(pairs: Sequence[Pair], findings: Sequence[Finding], summary: lint
         groups = "<div class='good'>Nothing to mend." + ("" if pairs else " There are no pairs yet.") + "</div>"
     again = '<button class="tool" data-do="see-again" data-key="">Show them again</button>'
     aside = f"<div class='quiet'>{ignored:,} put aside. {again}</div>" if ignored else ""
-    return f"<div class='card'><p>{escape(summary.text)}</p>{coverage_html(summary.kinds)}</div>{groups}{aside}"
-
-
-def coverage_html(kinds: Mapping[str, int]) -> str:
-    most = max([*kinds.values(), 1])
-    bars = "".join(
-        f"<div><span>{escape(kind)}</span><div class='bar'><div style='width:{100 * n / most:.0f}%'></div></div>"
-        f"<b>{n:,}</b></div>"
-        for kind, n in kinds.items()
-    )
-    return f"<div class='coverage'>{bars}</div>"
+    bars = bars_html([(kind, n, f"{n:,}") for kind, n in summary.kinds.items()])
+    return f"<div class='card'><p>{escape(summary.text)}</p>{bars}</div>{groups}{aside}"
 
 
 def _group(rule: str, rows: int, found: Sequence[Finding]) -> str:
-    lines = "".join(_finding(f) for f in found[:LISTED])
+    lines = "".join(_mark(f, show=True) for f in found[:LISTED])
     more = f"<div class='quiet'>… and {len(found) - LISTED:,} more</div>" if len(found) > LISTED else ""
     show = f'<button class="tool wide" data-do="show" data-key="{escape(rule)}">Show all in the table</button>'
     fixable = sum(bool(f.fix) for f in found)
@@ -89,13 +73,20 @@ def _group(rule: str, rows: int, found: Sequence[Finding]) -> str:
     return f"<details class='finding'><summary><b>{title}</b> {words} {show}</summary>{lines}{more}</details>"
 
 
-def _finding(finding: Finding) -> str:
+def marks_html(findings: Sequence[Finding]) -> dict[str, str]:
+    """What lint found, by the number of the pair, as the HTML that table.js puts into its row."""
+    marks: dict[str, str] = {}
+    for finding in findings:
+        for row in finding.pairs:
+            marks[str(row)] = marks.get(str(row), "") + _mark(finding, show=False)
+    return marks
+
+
+def _mark(finding: Finding, show: bool) -> str:
+    """A finding with its buttons. show: with the one that leads to its rows."""
     key = escape(finding.key)
-    fixing = (
-        f'<button class="tool" data-do="fix" data-key="{key}">{escape(finding.fix)}</button>' if finding.fix else ""
+    words = [("show", "Show")] * show + [("fix", finding.fix)] * bool(finding.fix) + [("ignore", "Ignore")]
+    buttons = "".join(
+        f'<button class="tool" data-do="{do}" data-key="{key}">{escape(word)}</button>' for do, word in words
     )
-    return (
-        f"<div class='mark {finding.severity}'><span>{escape(finding.message)}</span>"
-        f'<button class="tool" data-do="show" data-key="{key}">Show</button>{fixing}'
-        f'<button class="tool" data-do="ignore" data-key="{key}">Ignore</button></div>'
-    )
+    return f'<div class="mark {finding.severity}"><span>{escape(finding.message)}</span>{buttons}</div>'

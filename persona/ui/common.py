@@ -134,6 +134,26 @@ def duration(seconds: float | None) -> str:
     return f"{s // 60} min {s % 60} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60} min"
 
 
+# for a gr.HTML whose buttons say what they do: the click event carries their data
+CLICKS = """
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-do]");
+  if (button) trigger("click", { ...button.dataset });
+});
+"""
+
+
+def bars_html(rows: list[tuple[str, float, str]]) -> str:
+    """(name, value, value in words) as bars, the largest value at full width."""
+    most = max((value for _, value, _ in rows), default=0) or 1
+    bars = "".join(
+        f"<div><span>{escape(name)}</span><div class='bar'><div style='width:{100 * value / most:.0f}%'></div></div>"
+        f"<b>{escape(words)}</b></div>"
+        for name, value, words in rows
+    )
+    return f"<div class='coverage'>{bars}</div>"
+
+
 def facts_html(facts: list[tuple[str, str]]) -> str:
     cells = (f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in facts)
     return f'<div class="facts">{"".join(cells)}</div>'

@@ -12,7 +12,7 @@ from persona.errors import InputError, PersonaError
 from persona.lint import Finding
 from persona.pairs import Pair
 from persona.ui import checking, table
-from persona.ui.common import QUIET, Page, mask_html, open_current, renderer_for, shown
+from persona.ui.common import CLICKS, QUIET, Page, mask_html, open_current, renderer_for, shown
 from persona.ui.table import KINDS, ORDERS, ROWS, View
 
 PAINT = "(marks) => document.querySelector('#pairs')?.paint?.(marks)"
@@ -162,7 +162,7 @@ def check(slug: str, findings: list[Finding], only: str, always: bool, *settings
         items, findings, lint.summarise(items, persona.card(), findings), len(lint.read_ignored(persona))
     )
     rules = sorted({f.rule for f in findings} | {only or KINDS[0]} - {*KINDS})
-    return findings, table.marks_html(findings), panel, gr.Dropdown([*KINDS, *rules])
+    return findings, checking.marks_html(findings), panel, gr.Dropdown([*KINDS, *rules])
 
 
 def show(slug: str, order: str, chosen: int, findings: list[Finding], event: gr.EventData) -> tuple[Any, ...]:
@@ -230,7 +230,7 @@ def components() -> Desk:
         undo=gr.Button("Undo", interactive=False, elem_id="undo-edit", size="sm", scale=0, min_width=250, render=False),
         redo=gr.Button("Redo", interactive=False, elem_id="redo-edit", size="sm", scale=0, min_width=90, render=False),
         mask=gr.HTML(elem_id="write-mask", render=False),
-        panel=gr.HTML(elem_id="findings", js_on_load=checking.SCRIPT, render=False),
+        panel=gr.HTML(elem_id="findings", js_on_load=CLICKS, render=False),
     )  # fmt: skip
 
 

@@ -19,7 +19,6 @@ FIELDS = ("instruction", "output", "input", "history")
 LABELS = ("Column with what someone says", "Column with the persona's answer", "Column added to it (input)",
           "Column with earlier turns")  # fmt: skip
 NONE = "(none)"
-Where = tuple[str | None, str, str]  # path of a dropped file, pasted text, Hub dataset id
 
 
 @contextlib.contextmanager
@@ -127,9 +126,7 @@ def bring_in(
     old = persona.card()
     with opened(file, pasted, dataset) as source:
         card = importers.importer(format).survey(source).card if take_card else None
-        if speakers and old == folder.Card(
-            name=Path(source.name).stem[:80]
-        ):  # started from this file: now she has a name
+        if speakers and old == named_after(source):  # now that she is chosen, she has a name
             card = folder.named(speakers[0])
         done = importers.bring_in(persona, source, format, options_of(speakers, actions, turns, columns))
     if card:
@@ -146,6 +143,11 @@ def report_html(done: Report) -> str:
     return f"<div class='good'>{' '.join(lines)}</div>{skipped_html(done.skipped[:50], done.left_out)}"
 
 
+def named_after(source: Source) -> folder.Card:
+    """The card of a persona of whom only a file is known."""
+    return folder.Card(name=Path(source.name).stem[:80] or "Persona")
+
+
 def start_from(file: str) -> tuple[str, str, None, Any]:
     """A dropped file starts a persona, named by its card, else by the file; the tab Import then shows the file.
 
@@ -153,8 +155,7 @@ def start_from(file: str) -> tuple[str, str, None, Any]:
     """
     source = text.open_source(Path(file))
     card = importers.importer(importers.detect(source)).survey(source).card
-    name = Path(source.name).stem[:80] or "Persona"
-    card = card or folder.Card(name=name)
+    card = card or named_after(source)
     return folder.create(folder.free_path(card.name), card).slug, file, None, gr.Tabs(selected="import")
 
 

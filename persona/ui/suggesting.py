@@ -10,14 +10,8 @@ from persona import journal, suggest
 from persona.edits import Change
 from persona.errors import InputError, PersonaError
 from persona.pairs import Pair
-from persona.ui.common import Page, open_current, shown
+from persona.ui.common import CLICKS, Page, open_current, shown
 
-SCRIPT = """
-element.addEventListener("click", (event) => {
-  const button = event.target.closest("[data-do]");
-  if (button) trigger("click", { do: button.dataset.do, at: Number(button.dataset.at) });
-});
-"""
 ABSENT = (
     "No model is set up for this, and none is needed. To use one, set `PERSONA_LLM_URL` to an OpenAI-compatible "
     "address (for example a local Ollama: `http://127.0.0.1:11434/v1`), `PERSONA_LLM_MODEL` and, if it wants one, "
@@ -86,7 +80,7 @@ def build(page: Page) -> Any:
         new = gr.Button("Suggest new pairs", interactive=set_up, elem_id="suggest-new")
         like = gr.Button("Rephrase the chosen question", interactive=set_up, elem_id="suggest-like")
     made = gr.State([])
-    listed = gr.HTML(elem_id="proposals", js_on_load=SCRIPT)
+    listed = gr.HTML(elem_id="proposals", js_on_load=CLICKS)
     for button, like_this in ((new, False), (like, True)):
         button.click(
             shown(propose), [page.slug, page.pair, about, gr.State(like_this)], [made, listed],

@@ -143,20 +143,6 @@ def _pager(page: int, matching: int, total: int) -> str:
     return f"<div class='pager'>{back}{before}<span>{words}</span>{after}{end}</div>"
 
 
-def marks_html(findings: Sequence[Finding]) -> dict[str, str]:
-    """What lint found, by the number of the pair, as the HTML that table.js puts into its row."""
-    marks: dict[str, str] = {}
-    for finding in findings:
-        fix = f'<button class="tool" data-do="fix" data-key="{escape(finding.key)}">{escape(finding.fix)}</button>'
-        mark = (
-            f'<div class="mark {finding.severity}"><span>{escape(finding.message)}</span>{fix if finding.fix else ""}'
-            f'<button class="tool" data-do="ignore" data-key="{escape(finding.key)}">Ignore</button></div>'
-        )
-        for row in finding.pairs:
-            marks[str(row)] = marks.get(str(row), "") + mark
-    return marks
-
-
 def act(persona: Persona, event: Mapping[str, Any]) -> int:
     """Carry out what was done in the table; returns the number of the pair to look at now.
 

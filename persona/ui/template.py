@@ -14,6 +14,7 @@ from persona.ui.common import (
     QUIET,
     TRAIN,
     Page,
+    bars_html,
     facts_html,
     mask_html,
     open_current,
@@ -125,12 +126,8 @@ def score(slug: str, *chosen: Any, progress: gr.Progress = gr.Progress()) -> str
     found, renderer = renderer_for(slug, *chosen)
     own = choose.choose_template(renderer.tokenizer, persona.card().language)
     scored = evaluate.score_templates(chat.open_voices(found), renderer, own, persona.pairs())
-    rows = "".join(
-        f"<div><span>{escape(name)}{' (chosen)' if name == renderer.template.name else ''}</span>"
-        f"<div class='bar'><div style='width:{100 * nll / max(n for _, n in scored):.0f}%'></div></div>"
-        f"<b>{nll:.2f}</b></div>"
-        for name, nll in scored
-    )
+    mine = renderer.template.name
+    bars = bars_html([(name + " (chosen)" * (name == mine), nll, f"{nll:.2f}") for name, nll in scored])
     (best, least), chosen_nll = scored[0], dict(scored)[renderer.template.name]
     if chosen_nll - least < SAME:
         words = "The chosen template suits this base: under none of the others do your pairs surprise it clearly less."
@@ -140,7 +137,7 @@ def score(slug: str, *chosen: Any, progress: gr.Progress = gr.Progress()) -> str
             f"{least:.2f}: it knows that form better. Is the chosen one made for this base?"
         )
     return (
-        f"<div class='card'><div>{words}</div><div class='coverage'>{rows}</div>"
+        f"<div class='card'><div>{words}</div>{bars}"
         "<div class='quiet'>Nats per learned token of the untrained base; lower is better.</div></div>"
     )
 
