@@ -16,8 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from persona import base, folder, runs
+from persona import base, folder, launch, runs
+from persona.config import make_config
 from persona.files import SHIPPED_PERSONAS
+from persona.progress import ACTIVE
 
 LORA = {"r": 8, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 
@@ -61,14 +63,14 @@ def recipe(base_path: str, rows_file: str, dtype: str) -> dict:
 def ours(base_name: str, persona: folder.Persona, scratch: Path) -> dict:
     """The same rows through a run, as the page and the command line start it."""
     copy = folder.create(scratch / "persona", persona.card(), persona.pairs())
-    config = runs.make_config(
+    config = make_config(
         "quick", base=base_name, epochs=1, eval_fraction=0, lora_r=8, lora_alpha=32, target_modules="attention"
     )
     run = runs.create_run(copy, config)
-    runs.start(run)
-    while (seen := run.progress()).status in runs.ACTIVE:
+    launch.start(run)
+    while (seen := run.progress()).status in ACTIVE:
         time.sleep(0.5)
-        runs.reap()
+        launch.reap()
     if seen.status != "done":
         raise SystemExit(f"our run {seen.status}: {seen.message}")
     return {"seconds": seen.result["seconds"], "tokens_per_s": seen.result["tokens_per_s"]}

@@ -9,11 +9,12 @@ from functools import lru_cache
 from typing import Any
 
 from persona import base, hardware, memory, runs
+from persona.config import RunConfig, steps_of
 from persona.folder import Card, Persona
 from persona.hardware import Machine, TrainingPlan
 from persona.memory import Shape, Work
 from persona.pairs import Pair
-from persona.runs import Run, RunConfig
+from persona.runs import Run
 
 BYTES_A_TOKEN = 3.6  # of UTF-8: 3.57 Chinese and 3.76 English in the shipped personas, by Gemma's tokenizer
 TEMPLATE_TOKENS = 12  # a template's own around a turn
@@ -78,7 +79,7 @@ def outlook(persona: Persona, config: RunConfig, pairs: Sequence[Pair], machine:
                                   config.dtype, free)  # fmt: skip
     held = sum(row.held_out for row in runs.split(list(pairs), config.eval_fraction, config.seed))
     kept = len(rows) - held
-    steps, every = runs.steps_of(config, kept)
+    steps, every = steps_of(config, kept)
     mean, learned = (sum(r[n] for r in rows) / len(rows) for n in (0, 1))
     past = last_run(persona, config, plan)
     rate = past.progress().result["tokens_per_s"] if past else None

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import math
 import os
-import re
 import shutil
 import signal
 import time
@@ -24,22 +23,20 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each 
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from persona import adapter, base, hardware, quantize, runs, stoptoken, tokenrows
+from persona.config import RunConfig, steps_of
 from persona.errors import InputError, PersonaError, RunError
+from persona.lora import lora_config
 from persona.loss import Collator, mean_nll, nll_sum
 from persona.render import Example, Renderer, check_all
-from persona.runs import Run, RunConfig
+from persona.runs import Run
 
 WHOLE = "whole"  # a file that is written into a checkpoint last: without it, a crash cut the checkpoint short
-# what families call the two halves of a layer
-ATTENTION = ("self_attn", "attn", "attention")
-MLP = ("mlp", "feed_forward")
 
 
 @dataclass
@@ -179,7 +176,7 @@ def prepare(run: Run) -> Job:
 def trainer_args(job: Job, output: Path) -> SFTConfig:
     """RunConfig → SFTConfig, every field in one place."""
     c, cpu = job.config, job.plan.device == "cpu"
-    _, every = runs.steps_of(c, len(job.train))
+    _, every = steps_of(c, len(job.train))
     evaluates = "steps" if job.held_out else "no"
     return SFTConfig(
         output_dir=str(output),
@@ -216,44 +213,6 @@ def trainer_args(job: Job, output: Path) -> SFTConfig:
         seed=c.seed,
         data_seed=c.seed,
         disable_tqdm=True,
-    )
-
-
-def targets(model: Any, wanted: str) -> str | list[str]:
-    """What PEFT is to put a LoRA on, in its own form: "all-linear", names of layers, or a regular expression.
-
-    wanted: all-linear, attention, or names separated by commas. In a base that sees and hears too, the layers of its
-    language model alone: those of its vision and audio towers have the same names, and text teaches them nothing.
-    """
-    names = [m.strip() for m in wanted.split(",")]
-    has_towers = model.config.get_text_config() is not model.config
-    if wanted == "all-linear" and not has_towers:
-        return wanted
-    language = model.get_decoder()
-    if wanted in ("all-linear", "attention"):  # by where they are: q_proj is called qkv_proj, q_a_proj … elsewhere
-        halves = ATTENTION if wanted == "attention" else ATTENTION + MLP
-        linear = [n.split(".") for n, m in language.named_modules() if isinstance(m, torch.nn.Linear)]
-        names = sorted({n[-1] for n in linear if len(n) > 1 and n[-2] in halves})
-        if not names:
-            raise InputError(f"target_modules={wanted}: not known for this base. Name its layers, joined by commas.")
-    if not has_towers:
-        return names
-    prefix = next(name for name, module in model.named_modules() if module is language)
-    return rf"{re.escape(prefix)}\.layers\.(.*\.)?({'|'.join(map(re.escape, names))})"
-
-
-def lora_config(c: RunConfig, model: Any, token_rows: dict[str, list[int]] | None = None) -> LoraConfig:
-    """token_rows: of tokenrows.to_train, trained beside the LoRA."""
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=c.lora_r,
-        lora_alpha=c.lora_alpha,
-        lora_dropout=c.lora_dropout,
-        target_modules=targets(model, c.target_modules),
-        init_lora_weights=True if c.init_lora_weights == "default" else c.init_lora_weights,
-        use_rslora=c.use_rslora,
-        use_dora=c.use_dora,
-        trainable_token_indices=token_rows,
     )
 
 
@@ -321,7 +280,7 @@ def _train(run: Run, deadline: float | None, handlers: contextlib.ExitStack) -> 
         handlers.callback(signal.signal, name, previous)
     run.log("state", state="starting", message=f"Loading {job.base.id} …")
     trainer = build(job, clock, watch)
-    total, _ = runs.steps_of(job.config, len(job.train))
+    total, _ = steps_of(job.config, len(job.train))
     run.log(
         "plan", steps=total, rows=len(job.train), held_out=len(job.held_out), device=job.plan.device,
         dtype=job.plan.train_dtype, reason=job.plan.reason, base=job.base.id, template=job.renderer.template.name,

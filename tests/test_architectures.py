@@ -14,12 +14,13 @@ import torch
 import transformers as t
 from conftest import family_tokenizer
 
-from persona import adapter, base, catalogue, chat, hardware, runs, train
+from persona import adapter, base, catalogue, chat, hardware, lora, train
 from persona.chat import BASE, Column, Sampling
+from persona.config import RunConfig, make_config
 from persona.folder import Card, create
 from persona.loss import nll_sum
 from persona.pairs import Pair
-from persona.runs import create_run, make_config
+from persona.runs import create_run
 from persona.templates import read_template
 
 pytestmark = pytest.mark.slow
@@ -181,7 +182,7 @@ def test_every_choice_of_layers_stays_in_the_language_model(made, wanted):
     with without_timm():
         model = base.load_model(made.base, "float32")
     decoder = next(n for n, m in model.named_modules() if m is model.get_decoder())
-    config = train.lora_config(runs.RunConfig(lora_r=2, target_modules=wanted), model)
+    config = lora.lora_config(RunConfig(lora_r=2, target_modules=wanted), model)
     found = with_lora(get_peft_model(model, config).get_base_model())
     layers = text_config(made.name, {"vocab_size": 8}).num_hidden_layers
     assert found and all(n.startswith(f"{decoder}.") for n in found)

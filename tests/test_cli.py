@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from tiny import write_adapter
 
-from persona import adapter, cli, folder
+from persona import adapter, cli, folder, launch
 from persona.base import Base, load_tokenizer, open_renderer
+from persona.config import RunConfig, make_config
 from persona.files import PROJECT, SHIPPED_PERSONAS
 from persona.folder import Card, create
 from persona.pairs import MAX_CHARACTERS, Pair
 from persona.render import Renderer
-from persona.runs import RunConfig, list_runs
+from persona.runs import list_runs
 from persona.templates import read_template
 
 CARD = Card(name="Mags", system="Be dry.", language="en")
@@ -255,7 +256,6 @@ def test_train_refuses_settings(refused, persona, words, why):
 
 def test_settings_from_the_command_line(call, persona, tiny_gemma, monkeypatch):
     """Spaces around name and value do no harm, a value may hold '=' and ',', and --base wins over --set base."""
-    from persona import runs
 
     class Started(Exception):
         pass
@@ -263,7 +263,7 @@ def test_settings_from_the_command_line(call, persona, tiny_gemma, monkeypatch):
     def start(run):
         raise Started(run)
 
-    monkeypatch.setattr(runs, "start", start)
+    monkeypatch.setattr(launch, "start", start)
     with pytest.raises(Started) as e:
         call("train", persona.path, "--base", tiny_gemma, "--preset", "balanced", "--set", " epochs = 2 ", "--set",
              "target_modules= q_proj, up_proj", "--set", "use_rslora=true", "--set", "base=other", "--set",
@@ -309,7 +309,7 @@ def test_resume(value, trained, tmp_path, tiny_gemma, monkeypatch):
     from persona import hardware, runs, train
 
     persona = create(tmp_path / "mags", CARD, PAIRS)
-    run = runs.create_run(persona, runs.make_config(base=str(tiny_gemma), dtype="float32", batch_size=4, max_steps=3))
+    run = runs.create_run(persona, make_config(base=str(tiny_gemma), dtype="float32", batch_size=4, max_steps=3))
     monkeypatch.setattr(hardware, "keep_freed_memory", lambda: None)
     assert train.train(run, deadline=0.0)["status"] == "stopped"
     (run.path / "worker.json").unlink()  # this very process was the worker

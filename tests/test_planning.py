@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from persona import base, hardware, memory, planning, runs
+from persona import base, hardware, launch, memory, planning, runs
+from persona.config import make_config, steps_of
 from persona.errors import BaseError
 from persona.files import SHIPPED_PERSONAS
 from persona.folder import Card, create, open_persona
 from persona.hardware import Machine
 from persona.pairs import Pair
-from persona.runs import make_config
 from persona.ui import settings
 from persona.ui import train as page
 
@@ -80,7 +80,7 @@ def test_the_outlook_counts_as_the_run_does(persona, tiny_gemma):
     run = runs.create_run(persona, make_config(base=str(tiny_gemma), batch_size=4))
     held = sum(r.held_out for r in run.rows())
     assert (seen.train_rows, seen.held_out) == (40 - held, held)
-    assert seen.steps == runs.steps_of(run.config(), 40 - held)[0] == 27
+    assert seen.steps == steps_of(run.config(), 40 - held)[0] == 27
     assert seen.plan.fits and seen.seconds > hardware.STARTING and not seen.from_run
     longer = see(persona, tiny_gemma, batch_size=4, epochs=300)
     assert longer.seconds - hardware.STARTING > 50 * (seen.seconds - hardware.STARTING)
@@ -163,7 +163,7 @@ def test_a_base_that_is_not_here_yet_has_no_estimate(persona, plain_machine):
 
 def test_start_runs_what_the_page_said(persona, tiny_gemma, plain_machine, monkeypatch):
     started = []
-    monkeypatch.setattr(runs, "start", started.append)
+    monkeypatch.setattr(launch, "start", started.append)
     config = make_config(base=str(tiny_gemma))
     work = planning.work_of(config, [planning.row_tokens(CARD, p) for p in PAIRS])
     shape = planning.shape(base.ready(str(tiny_gemma)))

@@ -11,13 +11,14 @@ from tiny import lora_gradients, with_lora
 from persona import adapter, base, chat, hardware, loss, quantize, runs, train
 from persona.base import Base, load_model
 from persona.chat import BASE, Column, Sampling
+from persona.config import RunConfig, make_config
 from persona.errors import BaseError, InputError
 from persona.folder import Card, create
 from persona.hardware import Plan
 from persona.loss import Collator, mean_nll, nll_sum
 from persona.pairs import Pair
 from persona.render import IGNORED
-from persona.runs import Run, RunConfig, create_run, make_config
+from persona.runs import Run, create_run
 
 needs_bnb = pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
 KINDS = ["nf4", "int8"]

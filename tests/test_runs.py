@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona import runs
+from persona import launch, runs
+from persona.config import PRESETS, RunConfig, make_config
 from persona.errors import InputError, RunError
 from persona.files import PROJECT
 from persona.folder import Card, create
 from persona.pairs import Pair, sha256
-from persona.runs import PRESETS, Run, RunConfig, create_run, make_config, open_run, split
+from persona.progress import ACTIVE, Progress
+from persona.runs import Run, create_run, open_run, split
 
 CARD = Card(name="Mags", system="Be dry.")
 PAIRS = [Pair(f"question {n}", f"answer {n}") for n in range(20)]
@@ -211,7 +213,7 @@ def alive(run: Run) -> Run:
     return run
 
 
-def replay(run: Run, *events: tuple[str, dict]) -> runs.Progress:
+def replay(run: Run, *events: tuple[str, dict]) -> Progress:
     for event, facts in events:
         run.log(event, **facts)
     return run.progress()
@@ -304,7 +306,7 @@ def child():
     process.stdin.close()
 
 
-@pytest.mark.parametrize("state", runs.ACTIVE)
+@pytest.mark.parametrize("state", ACTIVE)
 def test_a_run_whose_process_is_gone_was_interrupted(run, child, state):
     runs.note_worker(run, child.pid)
     assert replay(run, ("state", {"state": state})).status == state
@@ -363,27 +365,27 @@ def test_stop_leaves_a_file_and_start_takes_it_away(run, monkeypatch):
         return real([sys.executable, "-c", "pass"], **options)
 
     monkeypatch.setattr(subprocess, "Popen", waiting)
-    runs.start(run)
+    launch.start(run)
     assert not (run.path / "stop").exists()
     assert asked == [([sys.executable, "-m", "persona.train", str(run.path)], run.path, True)]
-    child = runs._children[run.path]
+    child = launch._children[run.path]
     child.wait()
-    runs.reap()
-    assert run.path not in runs._children
+    launch.reap()
+    assert run.path not in launch._children
     assert run.progress().status == "interrupted"
 
 
 def test_a_run_is_not_started_twice(run):
     with pytest.raises(RunError, match="already running"):
-        runs.start(alive(run))
+        launch.start(alive(run))
 
 
 def test_the_active_run_is_found_among_all(persona, run):
-    assert runs.active_run([persona]) is None
+    assert launch.active_run([persona]) is None
     alive(run)
-    assert runs.active_run([persona]) == run
+    assert launch.active_run([persona]) == run
     run.log("state", state="done")
-    assert runs.active_run([persona]) is None
+    assert launch.active_run([persona]) is None
 
 
 def test_runs_are_listed_newest_first(persona):

@@ -3,9 +3,8 @@
 import gradio as gr
 import pytest
 
-from persona import runs
+from persona.config import PRESETS, RunConfig, make_config
 from persona.errors import InputError
-from persona.runs import PRESETS, RunConfig
 from persona.ui import settings
 
 
@@ -20,7 +19,7 @@ def test_every_setting_is_on_the_page():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_drawer_untouched_is_the_preset(preset):
-    assert page(preset) == runs.make_config(preset)
+    assert page(preset) == make_config(preset)
 
 
 OTHER = {"epochs": 2.5, "max_steps": 9, "learning_rate": 1e-3, "lr_scheduler_type": "linear", "warmup": 4.0,
@@ -33,8 +32,8 @@ OTHER = {"epochs": 2.5, "max_steps": 9, "learning_rate": 1e-3, "lr_scheduler_typ
 
 @pytest.mark.parametrize("name", settings.EXPERT)
 def test_what_is_chosen_is_what_runs_and_nothing_else_changes(name):
-    assert page(**{name: OTHER[name]}) == runs.make_config("quick", **{name: OTHER[name]})
-    assert page(**{name: None}) == runs.make_config("quick")
+    assert page(**{name: OTHER[name]}) == make_config("quick", **{name: OTHER[name]})
+    assert page(**{name: None}) == make_config("quick")
 
 
 def test_each_control_is_of_its_fields_kind_and_says_why():

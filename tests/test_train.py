@@ -15,14 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny import load
 
-from persona import adapter, base, chat, hardware, runs, stoptoken, train
+from persona import adapter, base, chat, hardware, launch, stoptoken, train
 from persona.chat import BASE, Column, Sampling
+from persona.config import RunConfig, make_config
 from persona.errors import AdapterError, InputError, RunError
 from persona.files import SHIPPED_PERSONAS
 from persona.folder import Card, create, open_persona
 from persona.loss import Collator, mean_nll
 from persona.pairs import Pair
-from persona.runs import Run, RunConfig, create_run, make_config
+from persona.runs import Run, create_run
 from persona.templates import read_template
 
 pytestmark = pytest.mark.slow  # a trainer is built for nearly every test here
@@ -198,7 +199,7 @@ def test_stop_resume_and_the_run_that_was_never_stopped(make):
     stopped = train.train(run)
     assert (stopped["status"], stopped["steps"], run.progress().status) == ("stopped", 1, "stopped")
     assert train.last_checkpoint(run) == run.checkpoints / "checkpoint-1" and adapter.check(run.adapter)
-    (run.path / "stop").unlink()  # as runs.start does
+    (run.path / "stop").unlink()  # as launch.start does
     resumed = train.train(run)
     assert (resumed["status"], resumed["steps"]) == ("done", expected["steps"])
     for curve in ("train", "held_out"):
@@ -261,18 +262,18 @@ def wait_for(true, seconds: float = 120):
 
 def test_a_killed_run_is_seen_as_interrupted_and_goes_on(make):
     run = make(max_steps=80)
-    runs.start(run)
+    launch.start(run)
     wait_for(lambda: train.last_checkpoint(run) or not run.alive())
     pid = json.loads((run.path / "worker.json").read_text())["pid"]
     os.kill(pid, signal.SIGKILL)
-    runs._children[run.path].wait()
+    launch._children[run.path].wait()
     seen = run.progress()
     assert seen.status == "interrupted" and 0 < seen.step < 80, (run.path / "log.txt").read_text()
     before = len(events(run, "step"))
     reached = int(train.last_checkpoint(run).name.rpartition("-")[2])
-    runs.start(run)
+    launch.start(run)
     wait_for(lambda: not run.alive())
-    runs.reap()
+    launch.reap()
     seen = run.progress()
     assert (seen.status, seen.step, seen.result["steps"]) == ("done", 80, 80), (run.path / "log.txt").read_text()
     assert events(run, "step")[before]["step"] == reached + 1, "it went on where the checkpoint was"

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import folder, runs
+from persona import folder, launch
 from persona.errors import PersonaError
 from persona.ui import compare, share, template, train, write
 from persona.ui.common import COMPARE, QUIET, TRAIN, WRITE, Page, mine, shown
@@ -21,7 +21,7 @@ def arrive(saved: str, request: gr.Request) -> tuple[str, Any, Any, Any]:
     Returns slug, walkthrough, adapter list, persona list.
     """
     link = dict(request.query_params).get("persona", "")
-    running = runs.active_run(folder.list_personas())
+    running = launch.active_run(folder.list_personas())
     slug = saved if saved in {p.slug for p in folder.list_personas()} else ""
     if link:
         chosen = shown(compare.open_link)(link, slug)

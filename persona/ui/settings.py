@@ -5,8 +5,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import gradio as gr
 
-from persona import runs
-from persona.runs import RunConfig
+from persona.config import RunConfig, make_config
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Pace": ("epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup", "batch_size",
@@ -50,7 +49,7 @@ def control(name: str, value: Any) -> gr.components.Component:
 
 def build(preset: str) -> list[gr.components.Component]:
     """The drawer, filled with what the preset says; in the order of EXPERT."""
-    config = runs.make_config(preset)
+    config = make_config(preset)
     made = []
     for group, names in GROUPS.items():
         gr.Markdown(f"**{group}**")
@@ -61,16 +60,14 @@ def build(preset: str) -> list[gr.components.Component]:
 
 def of_preset(preset: str) -> list[Any]:
     """The values of the drawer for a preset."""
-    config = runs.make_config(preset)
+    config = make_config(preset)
     return [getattr(config, name) for name in EXPERT]
 
 
-def to_config(
-    preset: str, base: str, template: str, max_length: float, learn_history: bool, *values: Any
-) -> runs.RunConfig:
+def to_config(preset: str, base: str, template: str, max_length: float, learn_history: bool, *values: Any) -> RunConfig:
     """The page → RunConfig. An emptied field is the preset's. Raises InputError naming every field that is wrong."""
     given = dict(zip(EXPERT, values, strict=True))
     changes = {name: value for name, value in given.items() if value is not None and value != ""}
     chosen = {"base": base or None, "template": template or "auto", "max_length": int(max_length or 512)}
     changes |= {name: value for name, value in chosen.items() if value} | {"learn_history": bool(learn_history)}
-    return runs.make_config(preset, **changes)
+    return make_config(preset, **changes)

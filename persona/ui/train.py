@@ -7,9 +7,11 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from persona import folder, hardware, planning, runs
+from persona import folder, hardware, launch, planning, runs
+from persona.config import PRESETS, RunConfig
 from persona.errors import PersonaError, RunError
-from persona.runs import ACTIVE, PRESETS, Progress, Run
+from persona.progress import ACTIVE, Progress
+from persona.runs import Run
 from persona.ui import settings
 from persona.ui.common import COMPARE, QUIET, Page, duration, facts_html, open_current, shown
 
@@ -64,7 +66,7 @@ def _memory(seen: planning.Outlook) -> str:
     return f"Memory: about <b>{m.total / 1e9:.1f} GB</b> of {plan.limit / 1e9:.1f} GB that it may use ({items})."
 
 
-def _too_large(config: runs.RunConfig, seen: planning.Outlook) -> str:
+def _too_large(config: RunConfig, seen: planning.Outlook) -> str:
     """What to choose when the run will not fit."""
     plan, free = seen.plan, f"{seen.plan.limit / 1e9:.1f} GB"
     if plan.fits and plan.quantization == config.quantization:
@@ -82,7 +84,7 @@ def _too_large(config: runs.RunConfig, seen: planning.Outlook) -> str:
     )
 
 
-def fit(persona: folder.Persona, config: runs.RunConfig) -> runs.RunConfig:
+def fit(persona: folder.Persona, config: RunConfig) -> RunConfig:
     """The settings as the plan that the page shows would run them."""
     machine = hardware.this_machine()
     seen = planning.outlook(persona, config, persona.pairs(), machine, hardware.free_memory(machine))
@@ -91,11 +93,11 @@ def fit(persona: folder.Persona, config: runs.RunConfig) -> runs.RunConfig:
 
 def start(slug: str, preset: str, *form: Any) -> str:
     """Create the run and start its process. Returns the run's name."""
-    if other := runs.active_run(folder.list_personas()):
+    if other := launch.active_run(folder.list_personas()):
         raise RunError(f"A training is running already ({other.name}). Stop it, or wait until it is done.")
     persona = open_current(slug)
     run = runs.create_run(persona, fit(persona, settings.to_config(preset, *form)))
-    runs.start(run)
+    launch.start(run)
     return run.name
 
 
@@ -103,7 +105,7 @@ def resume(slug: str, name: str) -> str:
     run = find(slug, name)
     if run is None:
         raise RunError("There is no run to resume.")
-    runs.start(run)
+    launch.start(run)
     return run.name
 
 
@@ -121,7 +123,7 @@ def find(slug: str, name: str) -> Run | None:
 
 def watch(slug: str, name: str, seen: str) -> tuple:
     """State of the run for the page; nothing is sent again that the page has already."""
-    runs.reap()
+    launch.reap()
     run = find(slug, name)
     progress = run.progress() if run else Progress(status="done")
     mark = f"{slug} {run and run.name} {progress.status} {progress.message} {progress.step} {len(progress.held_out)}"

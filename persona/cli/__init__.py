@@ -1,0 +1,45 @@
+"""`python -m persona …`: the functions that the page calls, from a shell.
+
+Readable text for people; with --json the last line of stdout is one JSON object. Exit status: 0 done, 1 refused or
+failed (the message on stderr says place, value and next step), 2 wrong usage.
+"""
+
+import typer
+
+from persona import hardware
+from persona.cli import doctor, sharing, talking, training, writing
+from persona.errors import PersonaError
+
+app = typer.Typer(
+    help="Write pairs, train a LoRA, compare base and persona, share the adapter.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip  # fmt: skip
+app.command()(writing.new)
+app.command("import")(writing.import_)
+app.command()(writing.lint)
+app.command()(writing.render)
+app.command()(training.train)
+app.command()(talking.chat)
+app.command()(sharing.export)
+app.command()(sharing.push)
+app.command()(doctor.doctor)
+
+
+def main() -> int:
+    """Run the command line. PersonaError is turned into exit status 1 here and nowhere else."""
+    hardware.spin_less()
+    try:
+        return app(standalone_mode=False, prog_name="python -m persona") or 0
+    except PersonaError as e:
+        typer.secho(str(e), err=True, fg="red")
+        return 1
+    except typer.Exit as e:
+        return e.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    except Exception as e:
+        show = getattr(e, "show", None)  # click's own usage errors know how to print themselves
+        if show is None:
+            raise
+        show()
+        return getattr(e, "exit_code", 2)

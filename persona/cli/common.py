@@ -1,0 +1,29 @@
+"""What the commands share: arguments, JSON or text, notes on stderr."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from persona.errors import InputError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+PersonaDir = Annotated[Path, typer.Argument(metavar="DIR", help="A persona folder, e.g. datasets/zhen-huan.")]
+
+
+def put(value: dict[str, Any], text: str, as_json: bool) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False) if as_json else text)
+
+
+def note(text: str) -> None:
+    """What happens meanwhile, on stderr."""
+    typer.secho(text, err=True, dim=True)
+
+
+def key_value(text: str, option: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        example = "--set epochs=2" if option == "--set" else "--column instruction=Question"
+        raise InputError(f"{option} {text}: write it as name=value, e.g. {example}.")
+    return key.strip(), value.strip()

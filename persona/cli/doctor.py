@@ -1,0 +1,46 @@
+"""doctor: what this machine has, and what nobody here could try."""
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from persona import __version__, hardware
+from persona.cli.common import AsJson, put
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """What this machine has, how Persona would use it, and which extras are installed."""
+    from persona import base, files
+
+    machine = hardware.this_machine()
+    plan = hardware.make_plan(machine)
+    wanted = ("torch", "transformers", "trl", "peft", "gradio", "bitsandbytes", "spaces")
+    embedded = {e.name: base.is_installed(e) for e in base.EMBEDDED.values()}
+    packages = {p: _version(p) for p in wanted}
+    value = {
+        "persona": __version__,
+        "python": sys.version.split()[0],
+        "machine": {"device": machine.device, "name": machine.name, "cores": machine.cores,
+                    "memory_bytes": machine.memory, "matmul_flops": dict(machine.rates)},
+        "plan": {"device": plan.device, "train_dtype": plan.train_dtype, "chat_dtype": plan.chat_dtype,
+                 "reason": plan.reason},
+        "packages": packages,
+        "embedded": embedded,
+        "home": str(files.home()),
+        "not_verified": ["training and chat on a GPU (CUDA, MPS), 4 and 8 bits there", "the Hugging Face Hub itself",
+                         "ModelScope", "ZeroGPU Spaces"],
+    }  # fmt: skip
+    listed = ", ".join(f"{p} {v or 'not installed'}" for p, v in packages.items())
+    bases = ", ".join(f"{n} {'ready' if here else 'not installed'}" for n, here in embedded.items())
+    text = (
+        f"Persona {__version__}, Python {value['python']}\n{listed}\n{plan.reason}\n"
+        f"{machine.cores} cores, {machine.memory / 1e9:.0f} GB memory\nEmbedded bases: {bases}\n"
+        f"Personas, runs and bases: {value['home']}\nNot verified by us: {'; '.join(value['not_verified'])}"
+    )
+    put(value, text, as_json)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,84 @@
+"""train: a run, from the shell."""
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from persona.cli.common import AsJson, PersonaDir, key_value, note, put
+from persona.errors import PersonaError
+
+RESULT = ("run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
+          "adapter_nll", "peak_memory_bytes")  # fmt: skip
+
+
+def train(
+    directory: PersonaDir,
+    base: Annotated[str, typer.Option(help="Base model: embedded name, Hub id, folder or .gguf.")] = "",
+    preset: Annotated[str, typer.Option(help="quick, balanced or thorough.")] = "quick",
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Any setting of a run.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a LoRA on the persona's pairs. Ctrl-C stops at the next step and keeps the best adapter so far."""
+    from persona import folder, launch, runs
+    from persona.config import make_config
+
+    persona = folder.open_persona(directory)
+    if resume:
+        inside = persona.runs_dir / resume
+        run = runs.open_run(inside if inside.is_dir() else resume)
+    else:
+        settings = dict(key_value(x, "--set") for x in changes or []) | ({"base": base} if base else {})
+        run = runs.create_run(persona, make_config(preset, **settings))
+    launch.start(run)
+    note(f"Run {run.path}")
+    last = _follow(run)
+    value = {k: last.result.get(k) for k in RESULT} | {"run": str(run.path), "status": last.status}
+    if last.status not in ("done", "stopped"):
+        value["status"] = "failed"
+        if as_json:
+            typer.echo(json.dumps(value, ensure_ascii=False))
+        raise PersonaError(last.message or f"The run ended as {last.status}; see {run.path / 'log.txt'}.")
+    put(value, _summary(value), as_json)
+
+
+def _follow(run: Any) -> Any:
+    """Show the run's events until it ends; Ctrl-C asks it to stop and waits for that."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from persona import launch
+    from persona.progress import ACTIVE
+
+    previous = signal.signal(signal.SIGINT, lambda *_: run.stop())
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("starting", total=None)
+            while True:
+                seen = run.progress()
+                losses = [f"loss {seen.train[-1][1]:.2f}"] if seen.train else []
+                losses += [f"held-out {seen.held_out[-1][1]:.2f}"] if seen.held_out else []
+                words = "  ".join([seen.message or seen.status, *losses])
+                bar.update(task, total=seen.steps or None, completed=seen.step, description=words)
+                if seen.status not in ACTIVE:
+                    return seen
+                time.sleep(0.3)
+                launch.reap()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _summary(value: dict[str, Any]) -> str:
+    nll = ""
+    if value["base_nll"] is not None:
+        nll = f"Held-out NLL: base {value['base_nll']:.3f}, adapter {value['adapter_nll']:.3f} nats per learned token\n"
+    return (
+        f"{value['status']}: {value['steps']} steps in {value['seconds']:.0f} s, {value['tokens_per_s']:.0f} tokens/s, "
+        f"peak memory {value['peak_memory_bytes'] / 1e9:.1f} GB\n{nll}Adapter: {value['adapter']}"
+    )
