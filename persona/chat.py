@@ -167,16 +167,23 @@ def stream(
             if name not in voices.attached:
                 raise AdapterError("This adapter is no longer open: its folder has changed. Choose it again.")
             voices.set_strength(name, strength)
-        yield from _decode(voices, columns, sampling, stop_id)
+        prompts, names = [c.prompt.ids for c in columns], [c.adapter for c in columns]
+        yield from decode(voices.model, voices.tokenizer, prompts, sampling, stop_id, names)
 
 
-def _decode(voices: Voices, columns: Sequence[Column], sampling: Sampling, stop_id: int) -> Iterator[list[Reply]]:
-    names = [c.adapter for c in columns]
-    stops = {stop_id, voices.tokenizer.eos_token_id}
-    draw = _Draw(sampling, voices.plan.device)
-    step = _Steps(voices.model, [c.prompt.ids for c in columns], names, voices.tokenizer.pad_token_id)
-    texts = [_Text(voices.tokenizer) for _ in columns]
-    replies = [Reply() for _ in columns]
+def decode(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], sampling: Sampling, stop_id: int,
+    names: Sequence[str] | None = None,
+) -> Iterator[list[Reply]]:  # fmt: skip
+    """The batch itself: one reply a prompt. The model must be in eval mode, and nobody else may use it meanwhile.
+
+    names: the adapter of each row, on a PeftModel; None: the model as it is.
+    """
+    stops = {stop_id, tokenizer.eos_token_id}
+    draw = _Draw(sampling)
+    step = _Steps(model, prompts, names, tokenizer.pad_token_id)
+    texts = [_Text(tokenizer) for _ in prompts]
+    replies = [Reply() for _ in prompts]
     said: list[list[int]] = []  # the tokens of all rows, step by step
     try:
         for _ in range(sampling.max_new_tokens):
@@ -195,14 +202,14 @@ def _decode(voices: Voices, columns: Sequence[Column], sampling: Sampling, stop_
             said.append(chosen)
         yield [replace(r, text=t.whole()) for r, t in zip(replies, texts, strict=True)]
     except BaseException:
-        purge_hooks(voices.model)
+        purge_hooks(model)
         raise
 
 
 class _Steps:
     """The forward passes of one batch, left-padded, with a key-value cache."""
 
-    def __init__(self, model: Any, prompts: list[list[int]], names: list[str], pad_id: int):
+    def __init__(self, model: Any, prompts: Sequence[list[int]], names: Sequence[str] | None, pad_id: int):
         device = next(model.parameters()).device
         longest = max(map(len, prompts))
         padded = [[pad_id] * (longest - len(p)) + p for p in prompts]
@@ -213,9 +220,8 @@ class _Steps:
         # rows of one length need no mask, and attention without one is faster
         self.mask = (places >= 0).long() if len({len(p) for p in prompts}) > 1 else None
         self.cache = DynamicCache(config=model.config)
-        self.options = {"adapter_names": names} if any(n != BASE for n in names) else {}
-        if not self.options and hasattr(model, "get_base_model"):
-            self.options = {"adapter_names": names}  # adapters are attached, but nobody in this batch speaks with one
+        # on a plain model, without adapters, nobody needs a name
+        self.options = {"adapter_names": list(names)} if names and hasattr(model, "get_base_model") else {}
 
     @torch.inference_mode()
     def logits(self) -> torch.Tensor:
@@ -236,10 +242,9 @@ class _Steps:
 class _Draw:
     """Scores (rows, vocabulary) → one token a row, all rows with the same random numbers."""
 
-    def __init__(self, sampling: Sampling, device: str):
+    def __init__(self, sampling: Sampling):
         self.greedy = sampling.temperature == 0
         self.generator = torch.Generator(device="cpu").manual_seed(sampling.seed)
-        self.device = device
         penalty = float(sampling.repetition_penalty)
         self.penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None
         self.warp = LogitsProcessorList()

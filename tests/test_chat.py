@@ -149,7 +149,7 @@ def test_two_columns_with_the_same_voice_say_the_same(voices):
 def test_tokens_are_drawn_with_the_probabilities_of_softmax(sampling):
     """Noise and maximum are a draw from softmax: 4,000 draws against the exact shares."""
     scores = torch.tensor([[1.0, 0.2, -0.5, 2.0, 0.9], [0.0, 0.0, 0.0, -3.0, 1.0]])
-    draw = chat._Draw(sampling, "cpu")
+    draw = chat._Draw(sampling)
     counts = torch.zeros(2, 5)
     for _ in range(4000):
         for row, token in enumerate(draw(scores).tolist()):
@@ -480,7 +480,7 @@ def test_a_base_in_half_precision_is_sampled_in_full(tiny_gemma):
 
 def test_the_repetition_penalty_counts_what_this_row_has_said_and_nothing_else():
     """Not the prompt: a persona must be free to say the name that is in it. Not the other columns either."""
-    draw = chat._Draw(Sampling(temperature=0, repetition_penalty=2), "cpu")
+    draw = chat._Draw(Sampling(temperature=0, repetition_penalty=2))
     scores = torch.tensor([[2.0, 1.5, 0.0], [2.0, 1.5, 0.0]])
     assert draw(scores.clone(), []).tolist() == [0, 0]
     assert draw(scores.clone(), [[0, 2]]).tolist() == [1, 0]
