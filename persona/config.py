@@ -46,6 +46,7 @@ class RunConfig(BaseModel):
     gradient_checkpointing: bool = Field(False, description="less memory for a third more work")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: what is faster here")
     eval_fraction: float = Field(0.1, ge=0, le=0.5, description="share of the pairs held out to measure on")
+    diary_probes: int = Field(3, ge=0, le=20, description="probes answered at each evaluation, to hear her learn")
     early_stopping_patience: int = Field(0, ge=0, description="stop after so many evaluations without gain; 0: never")
     learn_history: bool = Field(False, description="learn the replies of earlier turns too")
     train_stop_token: bool = Field(

@@ -21,6 +21,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each trainer that is built
 
+import psutil
 import torch
 from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -28,11 +29,11 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from persona import adapter, base, hardware, quantize, runs, stoptoken, tokenrows
+from persona import adapter, base, diary, hardware, moments, quantize, runs, stoptoken, tokenrows
 from persona.config import RunConfig, steps_of
 from persona.errors import InputError, PersonaError, RunError
 from persona.lora import lora_config
-from persona.loss import Collator, mean_nll, nll_sum
+from persona.loss import Collator, nll_sum, scores
 from persona.render import Example, Renderer, check_all
 from persona.runs import Run
 
@@ -66,9 +67,10 @@ class Trainer(SFTTrainer):
     control: Any
     loss_is_scaled_for_ga = True  # compute_loss divides by the learned tokens of the whole accumulated batch
 
-    def __init__(self, *args: Any, held_out: list[Example], clock: Clock, run: Run, **kwargs: Any):
+    def __init__(self, *args: Any, job: "Job", clock: Clock, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.held_out, self.clock, self.run = held_out, clock, run
+        self.job, self.clock, self.run = job, clock, job.run
+        self.base_nll: float | None = None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.clock.tokens += int(inputs["tokens"])
@@ -78,18 +80,46 @@ class Trainer(SFTTrainer):
         return (loss, {}) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Held-out NLL, logged as an event; the Trainer keeps the checkpoint where it is lowest."""
+        """Held-out NLL, a page of the diary, and the adapter as it is now, kept beside the run's others."""
         self.clock.pause()
-        nll = self.held_out_nll()
-        self.run.log("eval", step=self.state.global_step, nll=nll)
+        step = self.state.global_step
+        nll = self.measure(step)
+        save(self.job, self.model, moments.folder(self.run, step), self.figures(step) | {"adapter_nll": nll})
         metrics = {"eval_loss": nll}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.clock.go()
         return metrics
 
-    def held_out_nll(self) -> float:
-        return mean_nll(self.model, self.held_out, self.data_collator, self.args.per_device_train_batch_size)
+    def measure(self, step: int) -> float:
+        """Held-out NLL of the model as it is, row by row in the events, and its answers in the diary."""
+        size = self.args.per_device_train_batch_size
+        found = scores(self.model, self.job.held_out, self.data_collator, size)
+        self.run.log("eval", step=step, nll=found.mean, rows=[round(nats, 4) for nats in found.nats])
+        asked = diary.questions(self.run.card(), self.job.config.diary_probes)
+        diary.write(self.run, self.model, self.job.renderer, asked, step)
+        return found.mean
+
+    def keep_best(self) -> int | None:
+        """Make the best moment so far the run's adapter. Returns its step; None where nothing was evaluated."""
+        rows = {e["step"]: e["rows"] for e in self.run.events() if e.get("event") == "eval" and e["step"]}
+        kept = moments.steps(self.run)
+        best = moments.choose({s: r for s, r in rows.items() if s in kept}, [e.learned for e in self.job.held_out])
+        if best is not None:
+            moments.put(moments.folder(self.run, best), self.run.adapter)
+        return best
+
+    def mean_of(self, step: int | None) -> float | None:
+        found = (e["nll"] for e in self.run.events() if e.get("event") == "eval" and e["step"] == step)
+        return next(found, None) if step is not None else None
+
+    def figures(self, step: int) -> dict[str, Any]:
+        seconds = max(self.clock.now(), 1e-9)
+        return {
+            "steps": step, "seconds": round(seconds, 2), "tokens_per_s": round(self.clock.tokens / seconds, 1),
+            "learned_tokens_per_s": round(self.clock.learned / seconds, 1), "base_nll": self.base_nll,
+            "adapter_nll": None,
+        }  # fmt: skip
 
     def _save_checkpoint(self, model, trial):
         self.clock.pause()
@@ -124,6 +154,7 @@ class Watch(TrainerCallback):
         self.run.log(
             "step", step=state.global_step, loss=loss, learning_rate=logs.get("learning_rate"),
             grad_norm=logs.get("grad_norm"), seconds=round(self.clock.now(), 3), tokens=self.clock.tokens,
+            memory=memory_now(),
         )  # fmt: skip
         norm = logs.get("grad_norm")
         # this step's update is made already: with a gradient that is not finite, the weights are not either. In
@@ -203,8 +234,7 @@ def trainer_args(job: Job, output: Path) -> SFTConfig:
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
-        save_total_limit=2,
-        load_best_model_at_end=bool(job.held_out),
+        save_total_limit=2,  # for resuming; the adapter of each evaluation is kept apart, in moments/
         metric_for_best_model="eval_loss" if job.held_out else None,
         greater_is_better=False if job.held_out else None,
         logging_steps=1,
@@ -232,7 +262,7 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
             model=model, args=trainer_args(job, job.run.checkpoints), train_dataset=rows,
             eval_dataset=held if job.held_out else None, data_collator=Collator(tokenizer.pad_token_id),
             processing_class=tokenizer, peft_config=lora_config(job.config, model, token_rows), callbacks=callbacks,
-            held_out=job.held_out, clock=clock, run=job.run,
+            job=job, clock=clock,
         )  # fmt: skip
     except (ValueError, ImportError, RuntimeError) as e:  # RuntimeError: a tracker that is not installed
         if isinstance(e, torch.OutOfMemoryError):
@@ -286,53 +316,61 @@ def _train(run: Run, deadline: float | None, handlers: contextlib.ExitStack) -> 
         dtype=job.plan.train_dtype, reason=job.plan.reason, base=job.base.id, template=job.renderer.template.name,
         tokens=sum(len(e.input_ids) for e in job.train), learned=sum(e.learned for e in job.train),
     )  # fmt: skip
-    base_nll = None
     if job.held_out:
         run.log("state", state="starting", message="Measuring the base on the held-out pairs …")
         with trainer.model.disable_adapter():
-            base_nll = trainer.held_out_nll()
-        run.log("eval", step=0, nll=base_nll)
+            trainer.base_nll = trainer.measure(0)
     checkpoint = last_checkpoint(run)
     run.log("state", state="running")
     clock.go()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     clock.pause()
     if watch.diverged:
+        best = trainer.keep_best()
+        kept = f"The adapter of step {best} is kept" if best else "The last good checkpoint is kept"
         raise RunError(
             f"The loss became infinite at step {trainer.state.global_step}. Lower learning_rate "
-            f"(now {job.config.learning_rate}) and start again; the last good checkpoint is kept."
+            f"(now {job.config.learning_rate}) and start again. {kept}."
         )
-    return finish(job, trainer, clock, watch, base_nll)
+    return finish(trainer, watch)
 
 
-def finish(job: Job, trainer: Trainer, clock: Clock, watch: Watch, base_nll: float | None) -> dict[str, Any]:
-    """Measure and write the best adapter, then say done, or stopped."""
-    run, state = job.run, trainer.state
-    run.log("state", state="running", message="Saving the best adapter …")
-    adapter_nll = trainer.held_out_nll() if job.held_out else None
+def finish(trainer: Trainer, watch: Watch) -> dict[str, Any]:
+    """Choose and write the adapter, then say done, or stopped."""
+    run, state = trainer.run, trainer.state
+    run.log("state", state="running", message="Saving the adapter …")
+    best = trainer.keep_best()
+    if best is None:  # nothing was held out, or it was stopped before the first evaluation
+        save(trainer.job, trainer.model, run.adapter, trainer.figures(state.global_step))
     status = "stopped" if watch.asked and state.global_step < state.max_steps else "done"
-    figures = {
-        "status": status, "steps": state.global_step, "seconds": round(clock.seconds, 2),
-        "tokens_per_s": round(clock.tokens / max(clock.seconds, 1e-9), 1),
-        "learned_tokens_per_s": round(clock.learned / max(clock.seconds, 1e-9), 1),
-        "base_nll": base_nll, "adapter_nll": adapter_nll, "peak_memory_bytes": peak_memory(),
-    }  # fmt: skip
-    config = job.config.model_dump()
-    if Path(config["base"]).expanduser().exists():
-        config["base"] = job.base.id  # a local path says where the author's files are
-    config["template"] = job.renderer.template.name
-    counts = {"train_rows": len(job.train), "held_out_rows": len(job.held_out)}
-    manifest = run.manifest()
-    facts = {"config": config, "figures": {**figures, **counts}, "data_sha256": manifest["data_sha256"],
-             "versions": manifest["versions"], "created": manifest["created"]}  # fmt: skip
-    adapter.write(trainer.model, run.adapter, base=job.base, template=job.renderer.template, card=run.card(),
-                  facts=facts)  # fmt: skip
+    figures = trainer.figures(state.global_step)
+    figures |= {"status": status, "adapter_nll": trainer.mean_of(best), "peak_memory_bytes": peak_memory()}
     result = {"run": str(run.path), "adapter": str(run.adapter), **figures}
     run.log("result", **result)
+    if best is not None:
+        run.log("chosen", step=best, nll=result["adapter_nll"])
     run.log("state", state=status)
     if status == "done":
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     return result
+
+
+def save(job: Job, model: Any, target: Path, figures: dict[str, Any]) -> None:
+    """Write the adapter of a run, with what it was made from and how well it does."""
+    config = job.config.model_dump()
+    if Path(config["base"]).expanduser().exists():
+        config["base"] = job.base.id  # a local path says where the author's files are
+    config["template"] = job.renderer.template.name
+    manifest = job.run.manifest()
+    counts = {"train_rows": len(job.train), "held_out_rows": len(job.held_out)}
+    facts = {"config": config, "figures": {**figures, **counts}, "data_sha256": manifest["data_sha256"],
+             "versions": manifest["versions"], "created": manifest["created"]}  # fmt: skip
+    adapter.write(model, target, base=job.base, template=job.renderer.template, card=job.run.card(), facts=facts)
+
+
+def memory_now() -> int:
+    """Bytes that this process holds: of the GPU where there is one, else of the machine's memory."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
 
 
 def peak_memory() -> int:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny import load
 
-from persona import adapter, base, chat, hardware, launch, stoptoken, train
+from persona import adapter, base, chat, hardware, launch, moments, stoptoken, train
 from persona.chat import BASE, Column, Sampling
 from persona.config import RunConfig, make_config
 from persona.errors import AdapterError, InputError, RunError
@@ -77,7 +77,7 @@ class Seen:
             return self.trainer
 
         def finish(*args):
-            self.job = args[0]
+            self.job = args[0].job
             return real_finish(*args)
 
         monkeypatch.setattr(train, "build", build)
@@ -322,9 +322,9 @@ def test_a_gradient_that_is_not_finite_ends_the_run(make, monkeypatch):
 def assert_failed_and_clean(run: Run, last: int):
     seen = run.progress()
     assert seen.status == "failed" and "Lower learning_rate" in seen.message
-    assert not run.adapter.exists()
+    assert run.adapter.exists() == bool(moments.steps(run)), "what was good at an evaluation is kept"
     assert train.last_checkpoint(run).name == f"checkpoint-{last}"
-    for file in run.checkpoints.rglob("*.safetensors"):
+    for file in run.path.rglob("*.safetensors"):
         assert all(w.isfinite().all() for w in load_file(file).values()), file
 
 
@@ -482,12 +482,13 @@ WHERE = {
     "gradient_accumulation_steps": (lambda t, j: t.args.gradient_accumulation_steps, 1, 2),
     "gradient_checkpointing": (lambda t, j: t.args.activation_checkpointing, False, True),
     "dtype": (lambda t, j: t.model.dtype, torch.float32, torch.bfloat16),
-    "eval_fraction": (lambda t, j: (len(t.held_out), len(t.train_dataset)), (2, 14), (8, 8)),
+    "eval_fraction": (lambda t, j: (len(t.job.held_out), len(t.train_dataset)), (2, 14), (8, 8)),
     "early_stopping_patience": (lambda t, j: patience(t), 0, 9),
     "learn_history": (lambda t, j: j.renderer.learn_history, False, True),
     "seed": (lambda t, j: (t.args.seed, t.args.data_seed), (0, 0), (11, 11)),
 }
 ELSEWHERE = {
+    "diary_probes": "tested in test_moments.py",
     "quantization": "tested in test_quantize.py",
     "train_stop_token": "tested below; not with use_dora",
     "report_to": "tested below, without building a trainer",

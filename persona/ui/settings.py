@@ -13,7 +13,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Adapter": ("lora_r", "lora_alpha", "lora_dropout", "target_modules", "init_lora_weights", "use_rslora", "use_dora",
                 "train_stop_token"),
     "Memory": ("quantization", "dtype", "gradient_checkpointing"),
-    "Measuring": ("eval_fraction", "early_stopping_patience", "seed", "report_to"),
+    "Measuring": ("eval_fraction", "diary_probes", "early_stopping_patience", "seed", "report_to"),
 }  # fmt: skip
 EXPERT = tuple(name for names in GROUPS.values() for name in names)
 STEP_TWO = ("base", "template", "max_length", "learn_history")  # chosen there
@@ -25,7 +25,7 @@ CHOICES = {
 WORDS = {"lora_r": "LoRA rank (r)", "lora_alpha": "LoRA alpha", "lora_dropout": "LoRA dropout", "optim": "Optimizer",
          "use_rslora": "rsLoRA", "use_dora": "DoRA", "init_lora_weights": "LoRA's first draw", "dtype": "Number format",
          "lr_scheduler_type": "Learning-rate schedule", "eval_fraction": "Held out", "report_to": "Tracker",
-         "neftune_noise_alpha": "NEFTune noise", "early_stopping_patience": "Early stopping after",
+         "neftune_noise_alpha": "NEFTune noise", "diary_probes": "Diary: probes", "early_stopping_patience": "Early stopping after",
          "train_stop_token": "Train the stop token's row"}  # fmt: skip
 
 
