@@ -25,7 +25,8 @@ CHOICES = {
 WORDS = {"lora_r": "LoRA rank (r)", "lora_alpha": "LoRA alpha", "lora_dropout": "LoRA dropout", "optim": "Optimizer",
          "use_rslora": "rsLoRA", "use_dora": "DoRA", "init_lora_weights": "LoRA's first draw", "dtype": "Number format",
          "lr_scheduler_type": "Learning-rate schedule", "eval_fraction": "Held out", "report_to": "Tracker",
-         "neftune_noise_alpha": "NEFTune noise", "diary_probes": "Diary: probes", "early_stopping_patience": "Early stopping after",
+         "neftune_noise_alpha": "NEFTune noise", "diary_probes": "Diary: probes",
+         "early_stopping_patience": "Early stopping after",
          "train_stop_token": "Train the stop token's row"}  # fmt: skip
 
 
