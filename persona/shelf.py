@@ -17,12 +17,11 @@ from typing import Any
 
 from persona import lines
 from persona.errors import InputError
-from persona.talks import Answer, Talk, assemble, check_text, next_number, place, shorten, visitor
+from persona.talks import MAX_VISITORS, Answer, Talk, assemble, check_text, next_number, place, shorten, visitor
 
 MAX_TALKS = 200  # of one visitor with one persona; a new one then takes the place of the oldest, and says so
 MAX_TALK_BYTES = 5_000_000  # some 1,000 turns of two columns; a longer one is refused, not cut
 MAX_SHELF_BYTES = 50_000_000  # of one visitor, counted when a conversation begins
-MAX_VISITORS = 500  # of one persona; one more is refused, because making room would take from another
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
 
 
@@ -44,7 +43,7 @@ def start(shelf: Shelf, said: str) -> Talk:
     When the shelf is full the oldest conversations are removed; the new one names them, here and whenever it is read.
     """
     check_text(said)
-    if not shelf.path.exists() and len(_visitors(shelf)) >= MAX_VISITORS:
+    if not _ids(shelf) and len({f.parent for f in shelf.path.parent.glob("*/*.jsonl")}) >= MAX_VISITORS:
         raise InputError(
             f"{MAX_VISITORS} visitors have conversations with this persona already, so this one is not kept. Whoever "
             f"runs this page can make room in {shelf.path.parent.name}/ of the persona's folder."
@@ -152,10 +151,6 @@ def _file(shelf: Shelf, talk_id: str) -> Path:
 
 def _ids(shelf: Shelf) -> list[str]:
     return [f.stem for f in shelf.path.glob("*.jsonl") if _ID.fullmatch(f.stem)]
-
-
-def _visitors(shelf: Shelf) -> list[Path]:
-    return list(shelf.path.parent.iterdir()) if shelf.path.parent.is_dir() else []
 
 
 def _too_many(shelf: Shelf) -> list[Path]:

@@ -16,6 +16,7 @@ from persona.errors import InputError
 from persona.pairs import MAX_CHARACTERS
 
 KINDS = ("base", "prompt", "adapter")  # the base alone, the base with the persona's prompt, a trained adapter
+MAX_VISITORS = 500  # of one persona; one more is refused, because making room would take from another
 _KEY = re.compile(r"[A-Za-z0-9_-]{22,200}")  # 22 characters of base64 are 128 bits
 
 

@@ -16,10 +16,9 @@ from typing import Any
 
 from persona import lines, winrate
 from persona.errors import InputError
-from persona.talks import KINDS, Answer, Voice, answer_from, check_text, visitor, voice_from
+from persona.talks import KINDS, MAX_VISITORS, Answer, Voice, answer_from, check_text, visitor, voice_from
 
 CHOICES = ("left", "right", "tie", "bad")  # bad: both
-MAX_VISITORS = 500  # of one persona, as for conversations
 MAX_BYTES = 50_000_000  # of one visitor's votes; evidence is never thrown away, so more is refused
 
 

@@ -54,8 +54,22 @@ def _solve(tail: Callable[[float], float]) -> float:
 
 def at_least(wins: int, votes: int, p: float) -> float:
     """The chance of at least `wins` wins in `votes` votes at rate p (0 < p < 1)."""
-    a, b = math.log(p), math.log1p(-p)
-    return math.fsum(math.exp(_choose(votes, k) + k * a + (votes - k) * b) for k in range(wins, votes + 1))
+    return _tail(wins, votes, p) if wins > votes * p else 1 - _tail(votes - wins + 1, votes, 1 - p)
+
+
+def _tail(wins: int, votes: int, p: float) -> float:
+    """The same for more wins than p makes likely: each term is then smaller than the one before."""
+    if wins > votes:
+        return 0.0
+    choose = math.lgamma(votes + 1) - math.lgamma(wins + 1) - math.lgamma(votes - wins + 1)
+    term = math.exp(choose + wins * math.log(p) + (votes - wins) * math.log1p(-p))
+    total = 0.0
+    for k in range(wins, votes + 1):
+        total += term
+        term *= (votes - k) / (k + 1) * p / (1 - p)
+        if term < total * 1e-17:
+            break
+    return total
 
 
 def chance(wins: int, votes: int) -> float:
@@ -93,8 +107,3 @@ def outlook(wins: int, decisive: int, votes: int) -> str:
     if more > FAR:
         return f"Nearly level: it would take more than {FAR:,} more votes if it goes on like this."
     return f"About {more:,} more vote{'s' if more > 1 else ''} if it goes on like this."
-
-
-def _choose(n: int, k: int) -> float:
-    """log of n over k"""
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
