@@ -49,7 +49,8 @@ def add(persona: Persona, pair: Pair) -> Added:
     """Put the pair at the end of the persona's, as one edit that can be undone.
 
     Another answer to the same question stays beside it, and is named: which of them is right is the author's to say.
-    Raises InputError for an empty or oversized text, and when the pairs have this answer to this question already.
+    Raises InputError for an empty or oversized text, and when the pairs have this answer to this question already,
+    whatever came before it there.
     """
     if not pair.instruction.strip() or not pair.output.strip():
         raise InputError("There is no answer to learn from. Write what she should have said.")

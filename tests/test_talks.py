@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,7 +114,7 @@ def test_hostile_names_of_conversations_are_refused(mine, name):
     spoken(mine, "hi")
     before = sorted(mine.path.parent.rglob("*"))
     for use in (shelf.read, shelf.delete):
-        with pytest.raises(InputError) as e:
+        with pytest.raises(InputError, match="not the name of a conversation") as e:
             use(mine, name)
         assert len(str(e.value)) < 200
     assert sorted(mine.path.parent.rglob("*")) == before
@@ -195,18 +196,15 @@ def test_damage_in_the_middle_costs_what_was_there(mine):
     file = file_of(mine, talk)
     rows = file.read_bytes().split(b"\n")
     rows[3] = b'{"id": 3, "parent": \xff'  # what "b" was
-    rows += [
-        b"[]",
-        b'{"id": 2, "parent": 9}',
-        b'{"show": [1]}',
-        b'{"id": "x"}',
-        b'{"nothing": 1}',
-        b'{"show": 77}',
-        b"[" * 100_000,
-    ]
+    said = '"time": 1.0, "said": "by hand"}'
+    by_hand = [
+        '{"id": 2, "parent": 9}', '{"show": [1]}', '{"show": 77}', '{"id": "x"}', '{"nothing": 1}', "[]", "[" * 100_000,
+        f'{{"id": 50, "parent": 50, {said}', f'{{"id": 51, "parent": 52, {said}', f'{{"id": 2, "parent": 1, {said}',
+    ]  # fmt: skip
+    rows += [x.encode() for x in by_hand]
     file.write_bytes(b"\n".join(rows) + b"\n")
     seen = shelf.read(mine, talk.id)
-    assert seen.damaged == 8 and seen.turns[-1] == talk.turns[-1]
+    assert seen.damaged == 1 + len(by_hand) and seen.turns[-1] == talk.turns[-1]
 
 
 def test_a_killed_program_has_kept_all_that_it_had_shown(tmp_path, mine):
@@ -253,6 +251,20 @@ def test_two_processes_add_to_one_conversation(tmp_path, mine):
     said = [r["said"][:4].split() for r in rows if "said" in r and r["said"] != "begin"]
     assert bad == 0 and [r["id"] for r in rows if "id" in r] == list(range(1, 52))
     assert all([n for w, n in said if w == who] == [str(n) for n in range(25)] for who in "ab")
+
+
+def test_what_is_added_is_decided_and_written_under_one_lock(mine, monkeypatch):
+    talk = spoken(mine, "a")
+    real = lines.append
+
+    def append(path: Path, *rows: dict) -> None:
+        with pytest.raises(Timeout):
+            FileLock(mine.path / ".lock").acquire(timeout=0)
+        real(path, *rows)
+
+    monkeypatch.setattr(lines, "append", append)
+    shelf.rename(mine, shelf.say(mine, talk, "b"), "c")
+    assert shelf.start(mine, "d").turns
 
 
 def test_limits_are_sentences_and_nothing_is_lost_in_silence(tmp_path, mine, monkeypatch):
@@ -318,6 +330,7 @@ def test_an_export_has_a_line_for_each_column_and_comes_back_as_pairs(mine):
     ]  # fmt: skip
     assert rows[1]["messages"][0] == {"role": "system", "content": "你是甄嬛。"}
     assert [m["content"] for m in rows[1]["messages"][1:]] == ["a", "她 0", "b", "她 1", "c", "only she"]
+    assert talks.history(shelf.say(mine, talk, "d"), 7, "Base") == (("a", "base 0"), ("b", "base 1"))
     pair, _ = messages.pair_of(rows[1], "talk.jsonl:2")
     assert pair == Pair("c", "only she", (("a", "她 0"), ("b", "她 1")), "talk.jsonl:2")
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -160,6 +161,18 @@ def test_two_windows_vote_at_once(tmp_path, book):
     assert [c.returncode for c in children] == [0, 0]
     (t,) = votes.contests(votes.questions(book))
     assert (t.wins, t.losses, votes.lines.read(book.path)[1]) == (8, 8, 0)
+
+
+def test_a_vote_is_checked_and_written_under_one_lock(book, monkeypatch):
+    real = votes.lines.append
+
+    def append(path: Path, row: dict) -> None:
+        with pytest.raises(Timeout):
+            FileLock(book.path.parent / ".lock").acquire(timeout=0)
+        real(path, row)
+
+    monkeypatch.setattr(votes.lines, "append", append)
+    assert vote(book, "tie").choice == "tie"
 
 
 def test_limits(tmp_path, book, monkeypatch):
