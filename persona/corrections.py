@@ -31,7 +31,7 @@ def of_turn(talk: Talk, turn: int, label: str, output: str) -> Pair:
 def of_vote(question: Question, output: str = "") -> Pair:
     """The pair of a blind vote: the preferred answer, or `output` where it was written by hand.
 
-    Where no answer was preferred, the history is that of the persona's side, or the left one's when both are hers.
+    What is written by hand follows the persona's side of the conversation (the left one, if both or none are hers).
     Raises InputError when there is neither an answer that was preferred nor one by hand.
     """
     if output:

@@ -121,14 +121,15 @@ def _say(shelf: Shelf, talk: Talk, parent: int, said: str) -> Talk:
 
 def _add(shelf: Shelf, talk_id: str, make: Callable[[int], dict[str, Any]]) -> Talk:
     with _found(shelf, talk_id) as file:
-        row = {**make(next_number(lines.read(file)[0])), "time": time.time()}
+        rows, damaged = lines.read(file)
+        row = {**make(next_number(rows)), "time": time.time()}
         if file.stat().st_size + len(lines.encode(row)) > MAX_TALK_BYTES:
             limit = f"{MAX_TALK_BYTES / 1e6:.0f} MB"
             raise InputError(
                 f"This conversation has reached {limit} on disk. Start a new one; this one stays as it is."
             )
         lines.append(file, row)
-        return _read(shelf, talk_id)
+        return assemble(talk_id, [*rows, row], damaged)
 
 
 @contextmanager

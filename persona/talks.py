@@ -185,7 +185,9 @@ def _parse(rows: Sequence[dict[str, Any]]) -> tuple[dict[int, _Node], int, str, 
 
 
 def _node(row: dict[str, Any]) -> _Node:
-    number, parent, when = int(row["id"]), int(row["parent"]), float(row["time"])
+    number, parent, when = row["id"], row["parent"], float(row["time"])
+    if not (isinstance(number, int) and isinstance(parent, int)):
+        raise TypeError
     if "said" in row:
         return _Node(number, parent, when, str(row["said"]))
     return _Node(number, parent, when, None, tuple(map(answer_from, row["answers"])), dict(row["sampling"]))
@@ -193,7 +195,7 @@ def _node(row: dict[str, Any]) -> _Node:
 
 def next_number(rows: Sequence[dict[str, Any]]) -> int:
     """The number of the message that is added next."""
-    return max(_parse(rows)[0], default=0) + 1
+    return max((r["id"] for r in rows if isinstance(r.get("id"), int)), default=0) + 1
 
 
 def _view(nodes: dict[int, _Node], head: int) -> list[Turn]:
