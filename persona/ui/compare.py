@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from persona import adapter, chat, files, folder, runs, share
+from persona.decode import Reply, Sampling
 from persona.errors import PersonaError
 from persona.ui.common import QUIET, SHARE, Page, shown
 
@@ -110,19 +111,19 @@ def talk(
     """Stream both columns. Yields (left, right, box, status)."""
     if not said.strip():
         raise PersonaError("Write something to say first.")
-    sampling = chat.Sampling(float(temperature), float(top_p), seed=int(seed or 0), max_new_tokens=int(longest))
+    sampling = Sampling(float(temperature), float(top_p), seed=int(seed or 0), max_new_tokens=int(longest))
     yield gr.skip(), gr.skip(), gr.skip(), "Opening the model …"
     a = find(chosen)
     voices = chat.open_voices(chat.base_of(a))
     name = voices.attach(a)
     renderer = chat.renderer_of(a, voices.tokenizer)
     columns = [
-        chat.Column(voice, renderer.prompt(turns(history), said))
+        chat.Column(voice, renderer.prompt(turns(history), said), float(strength))
         for voice, history in ((chat.BASE, left), (name, right))
     ]
     same = "same prompt" if columns[0].prompt.ids == columns[1].prompt.ids else "each with its own conversation so far"
     start, first = time.perf_counter(), 0.0
-    for replies in chat.stream(voices, columns, sampling, renderer.stop_id, float(strength)):
+    for replies in chat.stream(voices, columns, sampling, renderer.stop_id):
         now = time.perf_counter() - start
         first = first or now
         pace = sum(r.tokens for r in replies) / max(now, 1e-9)
@@ -131,13 +132,13 @@ def talk(
             [*left, *turn(said, replies[0])], [*right, *turn(said, replies[1])], "",
             status,
         )  # fmt: skip
-    cut = [who for who, r in zip(("base", "persona"), replies, strict=True) if not r.ended]
+    cut = [who for who, r in zip(("base", "persona"), replies, strict=True) if not (r.ended or r.error)]
     note = f" · {' and '.join(cut)} reached the limit of {sampling.max_new_tokens} tokens" if cut else ""
     yield gr.skip(), gr.skip(), "", f"{status} · done{note}"
 
 
-def turn(said: str, reply: chat.Reply) -> Chat:
-    return [{"role": "user", "content": said}, {"role": "assistant", "content": reply.text or "…"}]
+def turn(said: str, reply: Reply) -> Chat:
+    return [{"role": "user", "content": said}, {"role": "assistant", "content": reply.error or reply.text or "…"}]
 
 
 def build(page: Page, step: gr.Step) -> None:
