@@ -3,7 +3,9 @@
 import gc
 import itertools
 import os
+import shutil
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -151,7 +153,8 @@ def test_two_columns_with_the_same_voice_say_the_same(voices):
 
 
 @pytest.mark.parametrize("sampling", [replace(WARM, top_p=1.0), replace(WARM, temperature=1.7, top_k=3, top_p=1.0),
-                                      replace(WARM, temperature=0.5, top_p=0.6)])  # fmt: skip
+                                      replace(WARM, temperature=0.5, top_p=0.6),
+                                      replace(WARM, top_p=1.0, min_p=0.2)])  # fmt: skip
 def test_tokens_are_drawn_with_the_probabilities_of_softmax(sampling):
     """Noise and maximum are a draw from softmax: 4,000 draws against the exact shares."""
     scores = torch.tensor([[1.0, 0.2, -0.5, 2.0, 0.9], [0.0, 0.0, 0.0, -3.0, 1.0]])
@@ -163,6 +166,9 @@ def test_tokens_are_drawn_with_the_probabilities_of_softmax(sampling):
     want = (scores / sampling.temperature).softmax(-1)
     if sampling.top_k:
         want = torch.where(want >= want.topk(sampling.top_k, -1).values[:, -1:], want, 0)
+    if sampling.min_p:
+        want = torch.where(want >= sampling.min_p * want.amax(-1, keepdim=True), want, 0)
+        assert (want == 0).any(), "it drops some, or this test sees nothing"
     if sampling.top_p < 1:
         ordered, order = want.sort(-1, descending=True)
         ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0
@@ -171,6 +177,116 @@ def test_tokens_are_drawn_with_the_probabilities_of_softmax(sampling):
     if sampling.top_k == 0:  # with top_k, equal scores at the edge may all be kept
         assert (counts / 4000 - want).abs().max() < 0.035
     assert ((counts == 0) | (want > 0)).all()
+
+
+# ---- who else is in the batch
+
+
+@pytest.mark.parametrize("sampling", WAYS.values(), ids=WAYS)
+def test_more_columns_or_another_order_change_nobodys_text(voices, adapters, sampling):
+    names = [BASE, *(voices.attach(a) for a in adapters), voices.attach(adapters[0])]
+    prompts = [SHORT, prompt(*range(280, 291)), LONG, SHORT]
+    columns = [Column(n, p, s) for n, p, s in zip(names, prompts, (1, 1, 1, 0.5), strict=True)]
+    want = [say(voices, [c], sampling)[0] for c in columns]
+    assert len({r.text for r in want}) == 4, "they must differ, or this test sees nothing"
+    for order in ((0, 1), (0, 1, 2), (0, 1, 2, 3), (3, 1, 0, 2), (2, 0)):
+        assert say(voices, [columns[n] for n in order], sampling) == [want[n] for n in order]
+
+
+def test_each_column_ends_with_its_own_stop_token(voices, monkeypatch):
+    a, b = (letters(voices.tokenizer, x)[0] for x in "你有")
+    script(monkeypatch, [a, a], [b, b], [a], [b])
+    columns = [Column(BASE, SHORT, stop_id=b), Column(BASE, SHORT, stop_id=a)]
+    shown = list(stream(voices, [columns[0], replace(columns[1], stop_id=NEVER)], replace(GREEDY, max_new_tokens=4)))
+    assert [(r.text, r.ended) for r in shown[-1]] == [("你", True), ("你有你有", False)]
+    script(monkeypatch, [a, a], [b])
+    shown = list(stream(voices, columns, GREEDY))
+    assert [(r.text, r.ended) for r in shown[-1]] == [("你", True), ("", True)]
+
+
+@pytest.mark.parametrize("sampling", WAYS.values(), ids=WAYS)
+def test_stopping_one_column_leaves_the_others_as_they_are(voices, adapters, sampling):
+    one, two = (voices.attach(a) for a in adapters)
+    columns = [Column(BASE, SHORT), Column(one, LONG), Column(two, SHORT)]
+    want, halted = say(voices, columns, sampling), set()
+    for shown in stream(voices, columns, sampling, NEVER, halted):
+        if shown[1].tokens == 5:
+            halted.add(1)
+    assert shown[0] == want[0] and shown[2] == want[2]
+    assert shown[1] == say(voices, columns[1:2], replace(sampling, max_new_tokens=5))[0] and shown[1].tokens == 5
+    halted |= {0, 2}
+    last = list(stream(voices, columns, sampling, NEVER, halted))
+    assert [r.tokens for r in last[-1]] == [1, 1, 1], "all stopped: the stream ends"
+    assert not voices.lock.locked()
+
+
+@pytest.mark.parametrize("sampling", WAYS.values(), ids=WAYS)
+def test_a_column_that_cannot_speak_leaves_the_others_as_they_are(voices, adapters, sampling):
+    good = [Column(BASE, SHORT), Column(voices.attach(adapters[0]), LONG)]
+    wrong = [
+        Column("gone", SHORT), Column(BASE, prompt(*[5] * CONTEXT)), Column(BASE, SHORT, error="no such role"),
+        Column(good[1].adapter, SHORT, 9),
+    ]  # fmt: skip
+    mixed = say(voices, [wrong[0], good[0], wrong[1], wrong[2], good[1], wrong[3]], sampling)
+    assert [mixed[1], mixed[4]] == say(voices, good, sampling)
+    why = ["no longer open", "no room for a reply", "no such role", "strength=9"]
+    for reply, words in zip([mixed[n] for n in (0, 2, 3, 5)], why, strict=True):
+        assert words in reply.error and (reply.text, reply.tokens) == ("", 0)
+    assert not mixed[1].error and not mixed[4].error
+    assert [r.error for r in say(voices, wrong[2:3])] == ["no such role"], "nobody left to speak: said, not raised"
+
+
+def test_rows_that_have_ended_leave_the_batch(voices, monkeypatch):
+    a, stop = letters(voices.tokenizer, "你")[0], voices.tokenizer.eos_token_id
+    script(monkeypatch, [a, a, a], [a, stop, a], [a, a], [stop, a], [a], [stop])
+    real, sizes = voices.model.forward, []
+
+    def forward(*args, **options):
+        sizes.append(len(options["input_ids"]))
+        return real(*args, **options)
+
+    monkeypatch.setattr(voices.model, "forward", forward)
+    last = say(voices, [Column(BASE, p) for p in (SHORT, LONG, SHORT)])
+    assert sizes == [3, 3, 2, 2, 1, 1] and [r.tokens for r in last] == [3, 1, 5]
+
+
+def test_a_reply_says_how_long_it_took(voices, monkeypatch):
+    a, stop = letters(voices.tokenizer, "你")[0], voices.tokenizer.eos_token_id
+    script(monkeypatch, [a, a], [a, stop], [a], [stop])
+    long, short = say(voices, [Column(BASE, SHORT)] * 2)
+    assert 0 < long.first < long.seconds and long.tokens_per_s == 3 / long.seconds
+    assert short.first == short.seconds == long.first, "one token: the first is the newest"
+    assert decode.Reply().tokens_per_s == 0
+
+
+# ---- blends, DoRA
+
+
+def test_a_blend_speaks_beside_its_parts(voices, adapters):
+    """All of one and nothing of the other is the one; half of each is neither."""
+    a, b = (voices.attach(x) for x in adapters)
+    parts = say(voices, [Column(a, SHORT), Column(b, SHORT)])
+    names = [voices.blend({a: x, b: y}) for x, y in ((1, 0), (0, 1), (0.5, 0.5))]
+    *whole, half = say(voices, [Column(n, SHORT) for n in names])
+    assert whole == parts and half.text not in [r.text for r in parts]
+    assert say(voices, [Column(names[2], SHORT, 0)])[0] == say(voices, [Column(BASE, SHORT)])[0]
+    assert voices.mix(names[2], 0.5) == ((a, 0.25), (b, 0.25))
+    with pytest.raises(InputError, match="strength=2: from 0"):
+        voices.blend({a: 2, b: 1})
+    with pytest.raises(AdapterError, match="not open"):
+        voices.blend({a: 1, "gone": 1})
+
+
+def test_dora_speaks_in_the_batch_as_trained(voices, adapters, tiny_gemma, tmp_path, monkeypatch):
+    model = write_adapter(tiny_gemma, tmp_path / "dora", template="gemma-base", use_dora=True)
+    name = voices.attach(adapter.check(tmp_path / "dora"))
+    drawn = []
+    real = decode.Draw.__call__
+    monkeypatch.setattr(decode.Draw, "__call__", lambda *a: drawn.append(real(*a)) or drawn[-1])
+    say(voices, [Column(BASE, SHORT), Column(name, LONG), Column(voices.attach(adapters[0]), SHORT)])
+    quiet(model.get_base_model(), voices.tokenizer.eos_token_id)
+    want = model.generate(input_ids=torch.tensor([LONG.ids]), max_new_tokens=24, do_sample=False, use_cache=False)
+    assert [step[1].item() for step in drawn] == want[0, len(LONG.ids) :].tolist()
 
 
 # ---- strength
@@ -219,6 +335,28 @@ def test_a_folder_that_changed_is_read_again(voices, adapters, tiny_gemma, tmp_p
     fresh = Voices(Base("someone/tiny", tiny_gemma))
     quiet(fresh.model, fresh.tokenizer.eos_token_id)
     assert say(fresh, [Column(fresh.attach(adapter.check(tmp_path / "a")), SHORT)])[0] == replies[1][-1]
+
+
+def test_the_adapter_used_longest_ago_is_given_up(voices, tiny_gemma, adapters, tmp_path, monkeypatch):
+    monkeypatch.setattr(chat, "KEPT", 2)
+    one, two = (voices.attach(a) for a in adapters)
+    want = say(voices, [Column(one, SHORT)])  # used last, so that the second is the oldest
+    write_adapter(tiny_gemma, tmp_path / "three", seed=3, template="gemma-base")
+    three = voices.attach(adapter.check(tmp_path / "three"))
+    first, gone, third = say(voices, [Column(n, SHORT) for n in (one, two, three)])
+    assert first == want[0] and "no longer open" in gone.error and third.tokens == 24
+    assert set(voices.model.peft_config) == {one, three}
+    assert voices.attach(adapters[1]) == two and set(voices.attached) == {three, two}
+    assert say(voices, [Column(two, SHORT)])[0].tokens == 24
+
+
+def test_a_folder_that_is_gone_is_said(voices, tiny_gemma, tmp_path):
+    write_adapter(tiny_gemma, tmp_path / "a", template="gemma-base")
+    mags = adapter.check(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(AdapterError, match=r"is no longer there\. Choose another"):
+        voices.attach(mags)
+    assert not voices.lock.locked()
 
 
 def test_an_adapter_of_another_base_is_refused_and_the_chat_goes_on(voices, adapters, tiny_llama, tmp_path):
@@ -326,6 +464,48 @@ def test_two_at_once_each_get_their_own_answer(voices, adapters):
         thread.join(60)
     assert got == {n: want[n % 3] for n in range(6)}
     assert len({r[0].text for r in want}) == 3
+
+
+def test_turns_are_given_in_the_order_of_asking(voices):
+    """One that asks again and again does not keep the others waiting."""
+    order, columns = [], [Column(BASE, SHORT)]
+    first = stream(voices, columns, GREEDY, NEVER)
+    next(first)
+
+    def run(name):
+        order.append((name, [r.tokens for r in say(voices, columns)]))
+
+    threads = []
+    for n in range(4):
+        threads.append(threading.Thread(target=run, args=(n,)))
+        threads[-1].start()
+        while len(voices.lock.waiting) < n + 2:
+            time.sleep(0.001)
+    first.close()
+    run("late")
+    for thread in threads:
+        thread.join(60)
+    assert order == [(n, [24]) for n in (0, 1, 2, 3, "late")] and not voices.lock.locked()
+
+
+def test_one_that_gives_up_waiting_is_passed_over(voices, monkeypatch):
+    """Ctrl-C while waiting for a turn: the next in the queue gets it."""
+
+    class Interrupted(threading.Event):
+        def wait(self, *_):
+            if len(voices.lock.waiting) > 1:
+                raise KeyboardInterrupt
+            super().wait()
+
+    first = stream(voices, [Column(BASE, SHORT)], GREEDY, NEVER)
+    next(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(chat.threading, "Event", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            say(voices, [Column(BASE, SHORT)])
+    assert len(voices.lock.waiting) == 1
+    first.close()
+    assert not voices.lock.locked() and say(voices, [Column(BASE, SHORT)])[0].tokens == 24
 
 
 def test_attaching_waits_for_the_answer_that_is_running(voices, adapters):
