@@ -508,6 +508,24 @@ def test_one_that_gives_up_waiting_is_passed_over(voices, monkeypatch):
     assert not voices.lock.locked() and say(voices, [Column(BASE, SHORT)])[0].tokens == 24
 
 
+@pytest.mark.slow
+def test_the_embedded_base_speaks_in_a_batch_as_alone(embedded_base, tmp_path):
+    """At its real size: a prompt with and one without padding, greedy and drawn, in float32."""
+    write_adapter(embedded_base.path, tmp_path / "a", template="gemma-base", size=0.02)
+    voices = Voices(embedded_base)
+    name = voices.attach(adapter.check(tmp_path / "a"))
+    texts = [voices.tokenizer(t)["input_ids"] for t in ("The lighthouse keeper said", "茶已沏上了，")]
+    columns = [
+        Column(BASE, Prompt("", texts[0])),
+        Column(name, Prompt("", texts[1])),
+        Column(name, Prompt("", texts[0])),
+    ]
+    for sampling in (Sampling(temperature=0, max_new_tokens=5), Sampling(temperature=0.8, seed=5, max_new_tokens=5)):
+        together = say(voices, columns, sampling)
+        assert together == [say(voices, [c], sampling)[0] for c in columns]
+        assert len({r.text for r in together}) == 3
+
+
 def test_attaching_waits_for_the_answer_that_is_running(voices, adapters):
     replies = stream(voices, [Column(BASE, SHORT)], GREEDY, NEVER)
     next(replies)
