@@ -179,6 +179,22 @@ def test_tokens_are_drawn_with_the_probabilities_of_softmax(sampling):
     assert ((counts == 0) | (want > 0)).all()
 
 
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+def test_top_p_keeps_what_transformers_keeps(top_p, monkeypatch):
+    """Peaked rows from the shortlist, flat ones sorted as a whole, both in one batch."""
+    torch.manual_seed(3)
+    scores = torch.randn(4, 5000) * torch.tensor([[9.0], [2.0], [0.5], [0.0]])
+    scores[0, :4000] = -torch.inf  # as top_k leaves it
+    sorted_rows = []
+    nucleus = decode.Nucleus(top_p)
+    real = nucleus.whole
+    monkeypatch.setattr(nucleus, "whole", lambda ids, some: sorted_rows.append(len(some)) or real(ids, some))
+    got = nucleus(None, scores)
+    assert torch.equal(got[:3], real(None, scores[:3])), "the last row is all ties: any share of it will do"
+    assert abs((got[3] > -torch.inf).sum() - top_p * 5000) <= 1
+    assert 0 < len(sorted_rows) < 4, "or one of the two ways was never taken"
+
+
 # ---- who else is in the batch
 
 
