@@ -17,6 +17,7 @@ from conftest import family_tokenizer
 from persona import adapter, base, catalogue, chat, hardware, lora, train
 from persona.chat import BASE, Column, Sampling
 from persona.config import RunConfig, make_config
+from persona.decode import Steps
 from persona.folder import Card, create
 from persona.loss import nll_sum
 from persona.pairs import Pair
@@ -203,8 +204,9 @@ def test_both_voices_answer(made):
     prompts = [renderer.prompt([], "wind?"), renderer.prompt([], "And the lamp, is it lit?")]
     greedy = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=4)
     columns = [Column(n, p) for p in prompts for n in (BASE, name)]
-    steps = chat._Steps(voices.model, [c.prompt.ids for c in columns], [c.adapter for c in columns], 0)
-    together = steps.logits()
+    mixes = [voices.mix(c.adapter) for c in columns]
+    with Steps(voices.model, [c.prompt.ids for c in columns], mixes, 0) as steps:
+        together = steps.logits()
     for row, column in enumerate(columns):
         ids = torch.tensor([column.prompt.ids])
         with torch.no_grad():

@@ -346,7 +346,8 @@ def test_chat(value, ready, tiny_gemma):
     assert [t["prompt"] for t in got["turns"]] == ["Who are you?", "你是谁？"]
     _, renderer = open_renderer(CARD, str(tiny_gemma), "gemma-base")
     for turn in got["turns"]:
-        assert set(turn) == {"prompt", "rendered", "base", "adapter"}
+        assert set(turn) == {"prompt", "rendered", "base", "adapter", "columns"}
+        assert [c["text"] for c in turn["columns"]] == [turn["base"], turn["adapter"]]
         assert turn["rendered"] == renderer.prompt([], turn["prompt"]).text
         assert turn["base"] != turn["adapter"]
 
@@ -362,6 +363,26 @@ def test_chat_settings_reach_the_reply(value, ready, tiny_gemma):
     assert greedy == replies("--temperature", 0, "--seed", 2)
     off = replies("--temperature", 0, "--strength", 0)
     assert off == (greedy[0], greedy[0])
+
+
+def test_chat_with_more_columns(value, refused, ready, tiny_gemma, tmp_path):
+    """The first two stay what they were; without a prompt the base is asked differently; half of her is her at half."""
+    (tmp_path / "q.txt").write_text("Who are you?\n\n你是谁？\n", encoding="utf-8")
+    words = ["chat", ready, "--questions", tmp_path / "q.txt", "--base", tiny_gemma, *SHORT]
+    plain = value(*words)["turns"]
+    more = ["--with", "base", "--with", f"{ready}*0.5", "--save", tmp_path / "out.md"]
+    got = value(*words, *more)["turns"]
+    keys = ("prompt", "rendered", "base", "adapter")
+    assert [{k: t[k] for k in keys} for t in got] == [{k: t[k] for k in keys} for t in plain]
+    assert [t["prompt"] for t in got] == ["Who are you?", "你是谁？"]
+    for turn in got:
+        assert [c["label"] for c in turn["columns"]] == ["base", "persona", "base", f"{ready}*0.5"]
+        rendered = [c["rendered"] for c in turn["columns"]]
+        assert "Be dry." not in rendered[2] and rendered[0] == rendered[1] == rendered[3] == turn["rendered"]
+        assert all(c["tokens"] and not c["error"] for c in turn["columns"])
+    assert (tmp_path / "out.md").read_text(encoding="utf-8").startswith("| question | base | persona |")
+    assert "5 columns: base and persona, and 2 more" in refused(*words, *["--with", "base"] * 3)
+    assert "End the name with one of them" in refused(*words, "--save", tmp_path / "out.doc")
 
 
 def test_chat_for_people(call, ready, tiny_gemma):

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from persona import adapter, chat, files, folder, runs, share
+from persona.decode import Reply, Sampling
 from persona.errors import PersonaError
 from persona.ui.common import QUIET, SHARE, Page, shown
 
@@ -110,21 +111,23 @@ def talk(
     """Stream both columns. Yields (left, right, box, status)."""
     if not said.strip():
         raise PersonaError("Write something to say first.")
-    sampling = chat.Sampling(float(temperature), float(top_p), seed=int(seed or 0), max_new_tokens=int(longest))
+    sampling = Sampling(float(temperature), float(top_p), seed=int(seed or 0), max_new_tokens=int(longest))
     yield gr.skip(), gr.skip(), gr.skip(), "Opening the model …"
     a = find(chosen)
     voices = chat.open_voices(chat.base_of(a))
     name = voices.attach(a)
     renderer = chat.renderer_of(a, voices.tokenizer)
     columns = [
-        chat.Column(voice, renderer.prompt(turns(history), said))
+        chat.Column(voice, renderer.prompt(turns(history), said), float(strength))
         for voice, history in ((chat.BASE, left), (name, right))
     ]
     same = "same prompt" if columns[0].prompt.ids == columns[1].prompt.ids else "each with its own conversation so far"
     start, first = time.perf_counter(), 0.0
-    for replies in chat.stream(voices, columns, sampling, renderer.stop_id, float(strength)):
+    for replies in chat.stream(voices, columns, sampling, renderer.stop_id):
         now = time.perf_counter() - start
         first = first or now
+        if wrong := next((r.error for r in replies if r.error), ""):
+            raise PersonaError(wrong)
         pace = sum(r.tokens for r in replies) / max(now, 1e-9)
         status = f"{pace:.1f} tokens/s together, first after {first:.1f} s · {same}, seed {sampling.seed}"
         yield (
@@ -136,7 +139,7 @@ def talk(
     yield gr.skip(), gr.skip(), "", f"{status} · done{note}"
 
 
-def turn(said: str, reply: chat.Reply) -> Chat:
+def turn(said: str, reply: Reply) -> Chat:
     return [{"role": "user", "content": said}, {"role": "assistant", "content": reply.text or "…"}]
 
 
