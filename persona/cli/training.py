@@ -23,7 +23,10 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a LoRA on the persona's pairs. Ctrl-C stops at the next step and keeps the best adapter so far."""
+    """Train a LoRA on the persona's pairs. Ctrl-C stops at the next step and keeps the best adapter so far.
+
+    One run at a time trains on this machine; another waits in line for its turn.
+    """
     from persona import folder, launch, runs
     from persona.config import make_config
 
@@ -43,7 +46,8 @@ def train(
         if as_json:
             typer.echo(json.dumps(value, ensure_ascii=False))
         raise PersonaError(last.message or f"The run ended as {last.status}; see {run.path / 'log.txt'}.")
-    put(value, _summary(value), as_json)
+    text = _summary(value) if last.result else f"{last.status}: {last.message or 'nothing was trained.'}"
+    put(value, text, as_json)
 
 
 def _follow(run: Any) -> Any:
@@ -51,17 +55,25 @@ def _follow(run: Any) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from persona import launch
+    from persona import launch, waiting
     from persona.progress import ACTIVE
 
-    previous = signal.signal(signal.SIGINT, lambda *_: run.stop())
+    asked: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    told = 0
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task("starting", total=None)
             while True:
-                seen = run.progress()
+                if asked:
+                    asked.clear()
+                    launch.stop(run)
+                seen, place = waiting.progress(run), waiting.place(run)
+                if place and place.number != told:
+                    told = place.number
+                    note(f"Waiting: {waiting.words(place)}. Ctrl-C cancels.")
                 losses = [f"loss {seen.train[-1][1]:.2f}"] if seen.train else []
                 losses += [f"held-out {seen.held_out[-1][1]:.2f}"] if seen.held_out else []
                 words = "  ".join([seen.message or seen.status, *losses])

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from persona import folder, hardware, launch, planning, runs
+from persona import folder, hardware, launch, planning, runs, waiting
 from persona.config import PRESETS, RunConfig
 from persona.errors import PersonaError, RunError
 from persona.progress import ACTIVE, Progress
@@ -17,8 +17,8 @@ from persona.ui.common import COMPARE, QUIET, Page, duration, facts_html, open_c
 
 PLOT_COLUMNS = ["step", "loss", "on"]
 WORDS = {
-    "starting": "Getting ready", "running": "Training", "done": "Done", "stopped": "Stopped", "failed": "Failed",
-    "interrupted": "Interrupted",
+    "queued": "Waiting", "starting": "Getting ready", "running": "Training", "done": "Done", "stopped": "Stopped",
+    "failed": "Failed", "interrupted": "Interrupted",
 }  # fmt: skip
 
 
@@ -92,9 +92,7 @@ def fit(persona: folder.Persona, config: RunConfig) -> RunConfig:
 
 
 def start(slug: str, preset: str, *form: Any) -> str:
-    """Create the run and start its process. Returns the run's name."""
-    if other := launch.active_run(folder.list_personas()):
-        raise RunError(f"A training is running already ({other.name}). Stop it, or wait until it is done.")
+    """Create the run and put it in line; it starts at once when nothing else trains. Returns the run's name."""
     persona = open_current(slug)
     run = runs.create_run(persona, fit(persona, settings.to_config(preset, *form)))
     launch.start(run)
@@ -109,31 +107,57 @@ def resume(slug: str, name: str) -> str:
     return run.name
 
 
-def stop(slug: str, name: str) -> None:
-    if run := find(slug, name):
-        run.stop()
+def stop(slug: str, name: str) -> str:
+    """Stop, or cancel, the run that the page shows. Returns the name of the run to show now."""
+    run = find(slug, name)
+    if run is None:
+        return ""
+    if launch.stop(run):
+        gr.Info("Taken out of the line; Resume puts it back.")
+    else:
         gr.Info("Stopping after this step; the best adapter so far is kept.")
+    return run.name
 
 
 def find(slug: str, name: str) -> Run | None:
-    """The run called `name`, else the newest of this persona."""
-    found = runs.list_runs(open_current(slug)) if slug else []
-    return next((r for r in found if r.name == name), found[0] if found else None)
+    """The run called `name`, else this persona's that trains now, else its newest."""
+    if not slug:
+        return None
+    persona = open_current(slug)
+    found = runs.list_runs(persona)
+    named = next((r for r in found if r.name == name), None)
+    return named or launch.active_run([persona]) or (found[0] if found else None)
+
+
+def under_way(run: Run | None) -> gr.Radio:
+    """This persona's runs that train or wait, to choose which one is shown; hidden where there is no choice."""
+    if run is None:
+        return gr.Radio([], visible=False)
+    now, line = waiting.training(), waiting.line()
+    names = {r.name: f"{r.name}: {'training' if r == now else 'waiting'}"
+             for r in [*([now] if now else []), *line] if r.path.parent == run.path.parent}  # fmt: skip
+    names.setdefault(run.name, run.name)
+    return gr.Radio([(text, name) for name, text in names.items()], value=run.name, visible=len(names) > 1)
 
 
 def watch(slug: str, name: str, seen: str) -> tuple:
     """State of the run for the page; nothing is sent again that the page has already."""
     launch.reap()
     run = find(slug, name)
-    progress = run.progress() if run else Progress(status="done")
-    mark = f"{slug} {run and run.name} {progress.status} {progress.message} {progress.step} {len(progress.held_out)}"
+    progress = waiting.progress(run) if run else Progress(status="done")
+    choice, busy = under_way(run), waiting.training() is not None
+    mark = (
+        f"{slug} {run and run.name} {progress.status} {progress.message} {progress.step} {len(progress.held_out)} "
+        f"{choice.choices} {busy}"
+    )
     active = run is not None and progress.status in ACTIVE
     if mark == seen:
-        return (gr.skip(),) * 7
+        return (gr.skip(),) * 8
     resumable = run is not None and progress.status in ("stopped", "failed", "interrupted")
     return (
-        status_html(run, progress), plot(progress), gr.Button(interactive=not active),
-        gr.Button(interactive=active), gr.Button(visible=resumable), gr.Timer(active=active), mark,
+        status_html(run, progress), plot(progress), gr.Button("Train after it" if busy else "Start training"),
+        gr.Button("Cancel" if progress.status == "queued" else "Stop", interactive=active),
+        gr.Button(visible=resumable), choice, gr.Timer(active=active or busy), mark,
     )  # fmt: skip
 
 
@@ -205,6 +229,7 @@ def build(page: Page, step: gr.Step) -> None:
         begin = gr.Button("Start training", variant="primary", elem_id="start-training")
         halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-training")
         again = gr.Button("Resume", visible=False, elem_id="resume-training")
+    which = gr.Radio([], label="Under way", visible=False, elem_id="which-run")
     status = gr.HTML(elem_id="train-status")
     chart = gr.LinePlot(
         pd.DataFrame(columns=PLOT_COLUMNS), x="step", y="loss", color="on", height=280, y_title="loss (nats per token)",
@@ -217,10 +242,11 @@ def build(page: Page, step: gr.Step) -> None:
 
     shared = [page.base, page.template, page.max_length, page.learn_history]
     watching = {"fn": shown(watch), "inputs": [page.slug, name, seen],
-                "outputs": [status, chart, begin, halt, again, timer, seen], **QUIET}  # fmt: skip
+                "outputs": [status, chart, begin, halt, again, which, timer, seen], **QUIET}  # fmt: skip
     gr.on([begin.click], shown(start), [page.slug, preset, *shared, *form], name, **QUIET).success(**watching)
     again.click(shown(resume), [page.slug, name], name, **QUIET).success(**watching)
-    halt.click(shown(stop), [page.slug, name], None, **QUIET)
+    halt.click(shown(stop), [page.slug, name], name, **QUIET).success(**watching)
+    which.input(lambda chosen: chosen, which, name, **QUIET).success(**watching)
     timer.tick(**watching, queue=False)
     gr.on([page.slug.change, step.select], **watching)
     preset.change(settings.of_preset, preset, form, **QUIET)
