@@ -27,6 +27,15 @@ def start(run: Run) -> None:
         _processes()
 
 
+def start_on_cluster(run: Run, storage: str, address: str) -> None:
+    """Send the run, new or resumed, to a Ray cluster (cluster.py), which has a line of its own."""
+    reap()
+    _refuse(run)
+    (run.path / "stop").unlink(missing_ok=True)
+    (run.path / "worker.json").unlink(missing_ok=True)
+    _spawn(run, "starting", "persona.cluster", storage, address)
+
+
 def revive() -> None:
     """Give a new process to every run in line whose own is gone: the machine was restarted, or it was killed."""
     reap()

@@ -107,8 +107,8 @@ class Run:
         fresh = time.time() - seen.time < STARTING_SECONDS and not (self.path / "worker.json").exists()
         if seen.status in ACTIVE and not fresh and not self.alive():
             seen.message = (
-                "The process that waited for its turn is gone. The run keeps its place in line, and waits on when the "
-                "page is opened again or any run is started."
+                "The process that waited for its turn is gone (killed, or the machine was restarted). Resume lets the "
+                "run wait on, and so does opening the page; its place in line is kept."
                 if seen.status == "queued"
                 else "The training process ended without a word (killed, or out of memory). It can be resumed."
             )

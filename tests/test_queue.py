@@ -10,12 +10,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
 import pytest
 
-from persona import launch, runs, waiting
+from persona import cli, launch, runs, waiting
 from persona.config import RunConfig
 from persona.errors import RunError
 from persona.files import PROJECT
@@ -88,10 +89,11 @@ def new(home):
 
 def wait_for(true, seconds: float = 30):
     until = time.monotonic() + seconds
-    while not true():
+    while not (found := true()):
         launch.reap()
         assert time.monotonic() < until, "it did not happen"
         time.sleep(0.02)
+    return found
 
 
 def status(run: Run) -> str:
@@ -153,6 +155,7 @@ def test_who_waits_holds_nothing_heavy(new):
     assert psutil.Process(pid(b)).memory_info().rss < 150e6
 
 
+@pytest.mark.slow
 def test_many_started_at_once_by_other_processes_train_one_after_the_other(new, home):
     """Two tabs, a shell and a script: each is a process of its own, and no two train at the same time."""
     made = [new() for _ in range(4)]
@@ -192,7 +195,7 @@ def test_who_is_killed_while_it_waits_blocks_nobody_and_keeps_its_place(new):
     started(a, b, c)
     kill(b)
     assert (status(b), waiting.line()) == ("interrupted", [c])
-    assert "keeps its place in line" in b.progress().message
+    assert "its place in line is kept" in b.progress().message
     launch.start(d)
     assert (status(b), waiting.line()) == ("queued", [b, c, d])
     kill(b)
@@ -311,6 +314,29 @@ def test_the_place_in_line_in_words(new):
     assert waiting.progress(b).message == f"1st in line, after {a.name} of Ada; {left}"
     assert waiting.progress(c).message == f"2nd in line, after {b.name} of Bo; {left}"
     assert waiting.progress(a) == a.progress() and waiting.place(a) is None
+
+
+def test_train_in_a_shell_waits_and_ctrl_c_cancels(new, monkeypatch, capsys):
+    a = new("Ada")
+    persona = runs.Persona(a.path.parent.parent)
+    started(a)
+
+    def press():
+        b = wait_for(lambda: next(iter(waiting.line()), None))
+        wait_for(lambda: said.append(capsys.readouterr().err) or "Waiting" in "".join(said))
+        assert status(b) == "queued"
+        os.kill(os.getpid(), signal.SIGINT)
+
+    said: list[str] = []
+    monkeypatch.setattr(sys, "argv", ["persona", "train", str(persona.path), "--json"])
+    thread = threading.Thread(target=press)
+    thread.start()
+    assert cli.main() == 0
+    thread.join()
+    value = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (value["status"], value["adapter"], value["steps"]) == ("stopped", None, None)
+    assert f"Waiting: 1st in line, after {a.name} of Ada; " in "".join(said) and "Ctrl-C cancels" in "".join(said)
+    assert status(runs.Run(runs.Path(value["run"]))) == "stopped" and waiting.training() == a and stray() == []
 
 
 @pytest.mark.parametrize(

@@ -313,7 +313,7 @@ def test_a_run_whose_process_is_gone_was_interrupted(run, child, state):
     child.kill()
     child.wait()
     seen = run.progress()
-    says = "keeps its place in line" if state == "queued" else "can be resumed"
+    says = "its place in line is kept" if state == "queued" else "can be resumed"
     assert seen.status == "interrupted" and says in seen.message and seen.left is None
 
 

@@ -4,7 +4,7 @@ import json
 import signal
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,6 +21,13 @@ def train(
     preset: Annotated[str, typer.Option(help="quick, balanced or thorough.")] = "quick",
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Any setting of a run.")] = None,
     resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
+    launcher: Annotated[
+        Literal["here", "ray"], typer.Option(help="Where: on this machine, or a Ray cluster.")
+    ] = "here",
+    address: Annotated[str, typer.Option(help="Of the Ray cluster; else the one of this machine.")] = "",
+    storage: Annotated[
+        str, typer.Option(envvar="PERSONA_SHARED", help="URL that all nodes of the cluster reach: s3://…, file:///…")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Train a LoRA on the persona's pairs. Ctrl-C stops at the next step and keeps the best adapter so far.
@@ -31,16 +38,24 @@ def train(
     from persona.config import make_config
 
     persona = folder.open_persona(directory)
+    if launcher == "ray":
+        from persona import cluster
+
+        cluster.open_storage(storage)
     if resume:
         inside = persona.runs_dir / resume
         run = runs.open_run(inside if inside.is_dir() else resume)
     else:
         settings = dict(key_value(x, "--set") for x in changes or []) | ({"base": base} if base else {})
         run = runs.create_run(persona, make_config(preset, **settings))
-    launch.start(run)
+    if launcher == "ray":
+        launch.start_on_cluster(run, storage, address)
+    else:
+        launch.start(run)
     note(f"Run {run.path}")
     last = _follow(run)
     value = {k: last.result.get(k) for k in RESULT} | {"run": str(run.path), "status": last.status}
+    value["adapter"] = value["adapter"] and str(run.adapter)  # the result of a cluster names the worker's
     if last.status not in ("done", "stopped"):
         value["status"] = "failed"
         if as_json:
