@@ -125,8 +125,6 @@ def settle(run: Run) -> None:
 
 def work(storage: Side) -> None:
     """What a worker does: fetch the run, train it, and send back events and checkpoints as they come."""
-    from persona import train
-
     with tempfile.TemporaryDirectory(prefix="persona-") as folder:
         run = Run(Path(folder) / "persona" / "runs" / storage.root.rpartition("/")[2])
         here, over = local(run), threading.Event()
@@ -136,17 +134,19 @@ def work(storage: Side) -> None:
         run.log("worker", host=socket.gethostname(), pid=os.getpid())
         run.log("state", state="starting", message=f"A worker on {socket.gethostname()} has it.{reached}")
 
-        def send() -> None:
+        def report() -> None:
             while not over.wait(EVERY):
                 with contextlib.suppress(OSError):  # storage that hiccups: the next round, or the last, sends it
                     mirror(here, storage)
                     if storage.fs.exists(storage.path("stop")):
                         run.stop()
 
-        sender = threading.Thread(target=send, daemon=True)
+        sender = threading.Thread(target=report, daemon=True)
         mirror(here, storage)
         sender.start()
         try:
+            from persona import train  # seconds of torch: those who watch know already who has it
+
             train.train(run)
         finally:
             over.set()
@@ -154,17 +154,22 @@ def work(storage: Side) -> None:
             mirror(here, storage, adapter=True)
 
 
+def send(here: Side, storage: Side) -> None:
+    """The run as it is here goes to the storage; what was sent before and trained further there is fetched first."""
+    reached = [max(map(_step, side.checkpoints()), default=0) for side in (here, storage)]
+    if reached[1] > reached[0]:  # who followed it then was killed
+        mirror(storage, here)
+    mirror(here, storage)
+    if storage.fs.exists(storage.path("stop")):
+        storage.fs.rm(storage.path("stop"))
+
+
 def drive(run: Run, url: str, address: str) -> None:
     """Send the run to the cluster and follow it to its end."""
-    here, storage = local(run), open_storage(url, run)
-    if storage.checkpoints() and _step(storage.checkpoints()[-1]) > max(map(_step, here.checkpoints()), default=0):
-        mirror(storage, here)  # whoever followed it before was killed, and the worker was further on
+    here, storage, error = local(run), open_storage(url, run), None
     run.log("state", state="queued", message="in line for a worker of the Ray cluster")
-    with contextlib.suppress(FileNotFoundError):
-        storage.fs.rm(storage.path("stop"))
-    mirror(here, storage)
+    send(here, storage)
     ray = connect(address)
-    error = None
     task = ray.remote(max_calls=1, max_retries=LOST, **_share(ray))(work).remote(storage)
     while not ray.wait([task], timeout=EVERY)[0]:
         with contextlib.suppress(OSError):

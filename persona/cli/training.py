@@ -21,9 +21,7 @@ def train(
     preset: Annotated[str, typer.Option(help="quick, balanced or thorough.")] = "quick",
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Any setting of a run.")] = None,
     resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
-    launcher: Annotated[
-        Literal["here", "ray"], typer.Option(help="Where: on this machine, or a Ray cluster.")
-    ] = "here",
+    launcher: Annotated[Literal["here", "ray"], typer.Option(help="Train on this machine or a Ray cluster.")] = "here",
     address: Annotated[str, typer.Option(help="Of the Ray cluster; else the one of this machine.")] = "",
     storage: Annotated[
         str, typer.Option(envvar="PERSONA_SHARED", help="URL that all nodes of the cluster reach: s3://…, file:///…")
