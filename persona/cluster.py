@@ -92,25 +92,44 @@ def copy(source: Side, target: Side, *parts: str) -> None:
     target.fs.mv(new, target.path(*parts))
 
 
-def mirror(source: Side, target: Side, adapter: bool = False) -> None:
+def mirror(source: Side, target: Side, full: bool = False) -> None:
     """Bring the target up to date. Events come last: what they tell of is there.
+
+    full: the adapter too, and no checkpoint stays that the source has not; else what has changed while it trains.
 
     Raises OSError when the storage cannot be reached; what was there before is still whole.
     """
-    for name in source.names("adapter") if adapter else ():
+    for side in (source, target):
+        side.fs.invalidate_cache()  # others write there
+    for name in source.names("adapter") if full else ():
         copy(source, target, "adapter", name)
     kept, there = source.checkpoints(), target.names("checkpoints")
     for name in kept:
         if not target.fs.exists(target.path("checkpoints", name, WHOLE)):
-            with contextlib.suppress(FileNotFoundError):  # the trainer has just deleted it: a newer one follows
-                for file in sorted(source.names("checkpoints", name), key=lambda f: f == WHOLE):
-                    copy(source, target, "checkpoints", name, file)
-    for name in set(there) - set(kept) if kept or adapter else ():
+            _copy_checkpoint(source, target, name)
+    for name in set(there) - set(kept) if kept or full else ():
+        with contextlib.suppress(FileNotFoundError):
+            target.fs.rm(target.path("checkpoints", name, WHOLE))  # first: half of one is none
         target.fs.rm(target.path("checkpoints", name), recursive=True)
     for name in FILES:
-        path = source.path(name)
-        if not target.fs.exists(target.path(name)) or source.fs.size(path) != target.fs.size(target.path(name)):
+        if full or not _same_size(source, target, name):
             copy(source, target, name)
+
+
+def _same_size(source: Side, target: Side, name: str) -> bool:
+    there = target.path(name)
+    return target.fs.exists(there) and source.fs.size(source.path(name)) == target.fs.size(there)
+
+
+def _copy_checkpoint(source: Side, target: Side, name: str) -> None:
+    """The mark that it is whole comes last, and only if the trainer has not begun to delete it meanwhile."""
+    files = sorted(source.names("checkpoints", name))
+    with contextlib.suppress(FileNotFoundError):
+        for file in files:
+            if file != WHOLE:
+                copy(source, target, "checkpoints", name, file)
+        if sorted(source.names("checkpoints", name)) == files:
+            copy(source, target, "checkpoints", name, WHOLE)
 
 
 def settle(run: Run) -> None:
@@ -151,15 +170,15 @@ def work(storage: Side) -> None:
         finally:
             over.set()
             sender.join()
-            mirror(here, storage, adapter=True)
+            mirror(here, storage, full=True)
 
 
 def send(here: Side, storage: Side) -> None:
     """The run as it is here goes to the storage; what was sent before and trained further there is fetched first."""
     reached = [max(map(_step, side.checkpoints()), default=0) for side in (here, storage)]
     if reached[1] > reached[0]:  # who followed it then was killed
-        mirror(storage, here)
-    mirror(here, storage)
+        mirror(storage, here, full=True)
+    mirror(here, storage, full=True)
     if storage.fs.exists(storage.path("stop")):
         storage.fs.rm(storage.path("stop"))
 
@@ -185,7 +204,7 @@ def drive(run: Run, url: str, address: str) -> None:
     except ray.exceptions.RayError as e:
         error = e
         print(e, file=sys.stderr)  # into log.txt
-    mirror(storage, here, adapter=True)
+    mirror(storage, here, full=True)
     settle(run)
     if run.progress().status in ACTIVE:
         run.log("state", state="failed", message=f"The cluster gave it up ({type(error).__name__}); it can be resumed.")

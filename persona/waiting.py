@@ -133,7 +133,8 @@ def words(where: Place) -> str:
         text += f", after {where.after.name} of {_persona(where.after)}"
     if where.left is not None:
         minutes = max(1, math.ceil(where.left / 60))
-        text += f"; the run that trains now needs about {minutes} minute{'s' * (minutes > 1)} more"
+        time_left = f"{minutes} minute{'s' * (minutes > 1)}" if minutes < 90 else f"{minutes / 60:.1f} hours"
+        text += f"; the run that trains now needs about {time_left} more"
     return text
 
 

@@ -105,6 +105,20 @@ def test_a_copy_that_is_cut_short_leaves_no_whole_checkpoint(new, storage, monke
     assert storage.fs.exists(storage.path("checkpoints", "checkpoint-4", "trainer_state.json"))
 
 
+def test_a_checkpoint_that_is_deleted_while_it_is_copied_is_not_whole(new, storage, monkeypatch):
+    """The trainer keeps two: it deletes an old one, file by file, whenever it likes."""
+    run, real = new(), cluster.copy
+    checkpoint(run, 4)
+
+    def copy(source, target, *parts):
+        real(source, target, *parts)
+        (run.checkpoints / "checkpoint-4" / "adapter_model.safetensors").unlink(missing_ok=True)
+
+    monkeypatch.setattr(cluster, "copy", copy)
+    mirror(local(run), storage)
+    assert storage.names("checkpoints") == ["checkpoint-4"] and storage.checkpoints() == []
+
+
 def test_events_follow_and_never_tell_of_what_is_not_there(new, storage, monkeypatch):
     run, real, order = new(), cluster.copy, []
     mirror(local(run), storage)
@@ -117,7 +131,7 @@ def test_events_follow_and_never_tell_of_what_is_not_there(new, storage, monkeyp
     (run.adapter / "adapter_config.json").write_text("{}")
     mirror(local(run), storage)
     assert order[-2:] == [cluster.WHOLE, "events.jsonl"] and not storage.names("adapter")
-    mirror(local(run), storage, adapter=True)
+    mirror(local(run), storage, full=True)
     assert storage.names("adapter") == ["adapter_config.json"]
 
 
@@ -128,7 +142,7 @@ def test_a_run_that_is_done_leaves_no_checkpoints(new, storage):
     (run.checkpoints / "checkpoint-3").rename(run.path / "gone")
     mirror(local(run), storage)
     assert storage.checkpoints() == ["checkpoint-3"], "in the middle of a run, none is no news"
-    mirror(local(run), storage, adapter=True)
+    mirror(local(run), storage, full=True)
     assert storage.names("checkpoints") == []
 
 

@@ -314,6 +314,7 @@ def test_the_place_in_line_in_words(new):
     assert waiting.progress(b).message == f"1st in line, after {a.name} of Ada; {left}"
     assert waiting.progress(c).message == f"2nd in line, after {b.name} of Bo; {left}"
     assert waiting.progress(a) == a.progress() and waiting.place(a) is None
+    assert waiting.words(waiting.Place(1, None, 9000.0)).endswith("needs about 2.5 hours more")
 
 
 def test_train_in_a_shell_waits_and_ctrl_c_cancels(new, monkeypatch, capsys):
@@ -354,13 +355,13 @@ def test_the_page_puts_in_line_shows_cancel_and_switches(new, monkeypatch):
     a = page.start(slug, "quick")
     wait_for(lambda: status(page.find(slug, a)) == "running")
     b = page.start(slug, "quick")
-    status_, _, begin, halt, again, which, timer, mark = page.watch(slug, b, "")
+    status_, _, begin, halt, again, which, timer, _, mark = page.watch(slug, b, "")
     assert f"Waiting: 1st in line, after {a} of Mags" in status_
     assert (halt.value, halt.interactive, begin.value, begin.interactive) == ("Cancel", True, "Train after it", True)
     assert which.visible and which.choices == [(f"{a}: training", a), (f"{b}: waiting", b)] and which.value == b
     assert timer.active and not again.visible
     assert all(x == {"__type__": "update"} for x in page.watch(slug, b, mark)), "nothing new"
-    assert page.find(slug, "").name == a, "a reloaded page shows what trains"
+    assert page.watch(slug, "", "")[-2] == a, "a reloaded page shows what trains, and stays with it"
 
     monkeypatch.setattr(page.gr, "Info", lambda text: None)
     assert page.stop(slug, b) == b
@@ -368,5 +369,5 @@ def test_the_page_puts_in_line_shows_cancel_and_switches(new, monkeypatch):
     assert "Stopped" in status_ and again.visible and not halt.interactive and which.visible, "back to the other one"
     page.stop(slug, a)
     wait_for(lambda: not waiting.training())
-    _, _, begin, halt, again, which, timer, _ = page.watch(slug, a, "")
+    _, _, begin, halt, again, which, timer, *_ = page.watch(slug, a, "")
     assert (begin.value, halt.value, which.visible, timer.active) == ("Start training", "Stop", False, False)

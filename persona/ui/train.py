@@ -152,12 +152,13 @@ def watch(slug: str, name: str, seen: str) -> tuple:
     )
     active = run is not None and progress.status in ACTIVE
     if mark == seen:
-        return (gr.skip(),) * 8
+        return (gr.skip(),) * 9
     resumable = run is not None and progress.status in ("stopped", "failed", "interrupted")
     return (
         status_html(run, progress), plot(progress), gr.Button("Train after it" if busy else "Start training"),
         gr.Button("Cancel" if progress.status == "queued" else "Stop", interactive=active),
-        gr.Button(visible=resumable), choice, gr.Timer(active=active or busy), mark,
+        gr.Button(visible=resumable), choice, gr.Timer(active=active or busy),
+        gr.skip() if run is None or run.name == name else run.name, mark,  # what is shown stays so when the next begins
     )  # fmt: skip
 
 
@@ -242,7 +243,7 @@ def build(page: Page, step: gr.Step) -> None:
 
     shared = [page.base, page.template, page.max_length, page.learn_history]
     watching = {"fn": shown(watch), "inputs": [page.slug, name, seen],
-                "outputs": [status, chart, begin, halt, again, which, timer, seen], **QUIET}  # fmt: skip
+                "outputs": [status, chart, begin, halt, again, which, timer, name, seen], **QUIET}  # fmt: skip
     gr.on([begin.click], shown(start), [page.slug, preset, *shared, *form], name, **QUIET).success(**watching)
     again.click(shown(resume), [page.slug, name], name, **QUIET).success(**watching)
     halt.click(shown(stop), [page.slug, name], name, **QUIET).success(**watching)
