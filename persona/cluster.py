@@ -32,7 +32,6 @@ from persona.runs import Run
 NEEDED = "ray==2.60.0"
 EVERY = 1.0  # seconds between two copies of the events
 LOST = 5  # workers that may be lost before the run fails
-FILES = ("run.json", "pairs.jsonl", "events.jsonl")
 WHOLE = "whole"  # train.WHOLE, without the seconds that importing train.py takes
 
 
@@ -83,24 +82,29 @@ def local(run: Run) -> Side:
     return Side(fsspec.filesystem("file"), str(run.path))
 
 
-def copy(source: Side, target: Side, *parts: str) -> None:
+def put(content: bytes, target: Side, *parts: str) -> None:
     """One file, whole or not at all: a reader of the target sees the old one or the new one."""
     new = target.path(*parts[:-1], f".{parts[-1]}.part")
     target.fs.makedirs(target.path(*parts[:-1]), exist_ok=True)
-    with source.fs.open(source.path(*parts), "rb") as read, target.fs.open(new, "wb") as write:
-        shutil.copyfileobj(read, write)
+    target.fs.pipe_file(new, content)
     target.fs.mv(new, target.path(*parts))
 
 
+def copy(source: Side, target: Side, *parts: str) -> None:
+    """A file of a run; the largest is the optimizer's state of a LoRA, tens of megabytes."""
+    put(source.fs.cat_file(source.path(*parts)), target, *parts)
+
+
 def mirror(source: Side, target: Side, full: bool = False) -> None:
-    """Bring the target up to date. Events come last: what they tell of is there.
+    """Bring the target up to date. Events are read first and written last: what they tell of is there.
 
-    full: the adapter too, and no checkpoint stays that the source has not; else what has changed while it trains.
-
+    full: the adapter too, and no checkpoint stays that the source has not; else what changes while a run trains.
     Raises OSError when the storage cannot be reached; what was there before is still whole.
     """
     for side in (source, target):
         side.fs.invalidate_cache()  # others write there
+    events = source.fs.cat_file(source.path("events.jsonl"))
+    full = full or _ended(events)
     for name in source.names("adapter") if full else ():
         copy(source, target, "adapter", name)
     kept, there = source.checkpoints(), target.names("checkpoints")
@@ -111,14 +115,20 @@ def mirror(source: Side, target: Side, full: bool = False) -> None:
         with contextlib.suppress(FileNotFoundError):
             target.fs.rm(target.path("checkpoints", name, WHOLE))  # first: half of one is none
         target.fs.rm(target.path("checkpoints", name), recursive=True)
-    for name in FILES:
-        if full or not _same_size(source, target, name):
+    for name in ("run.json", "pairs.jsonl"):
+        if full or not _has(target, name, source.fs.size(source.path(name))):
             copy(source, target, name)
+    if full or not _has(target, "events.jsonl", len(events)):
+        put(events, target, "events.jsonl")
 
 
-def _same_size(source: Side, target: Side, name: str) -> bool:
-    there = target.path(name)
-    return target.fs.exists(there) and source.fs.size(source.path(name)) == target.fs.size(there)
+def _ended(events: bytes) -> bool:
+    states = [json.loads(x)["state"] for x in events.split(b"\n") if x.endswith(b"}") and b'"event": "state"' in x]
+    return bool(states) and states[-1] not in ACTIVE
+
+
+def _has(side: Side, name: str, size: int) -> bool:
+    return side.fs.exists(side.path(name)) and side.fs.size(side.path(name)) == size
 
 
 def _copy_checkpoint(source: Side, target: Side, name: str) -> None:
@@ -185,14 +195,17 @@ def send(here: Side, storage: Side) -> None:
 
 def drive(run: Run, url: str, address: str) -> None:
     """Send the run to the cluster and follow it to its end."""
-    here, storage, error = local(run), open_storage(url, run), None
+    here, storage = local(run), open_storage(url, run)
     run.log("state", state="queued", message="in line for a worker of the Ray cluster")
     send(here, storage)
     ray = connect(address)
     task = ray.remote(max_calls=1, max_retries=LOST, **_share(ray))(work).remote(storage)
-    while not ray.wait([task], timeout=EVERY)[0]:
+    over = False
+    while not over and run.progress().status in ACTIVE:
+        over = bool(ray.wait([task], timeout=EVERY)[0])
         with contextlib.suppress(OSError):
             mirror(storage, here)
+            settle(run)
         if (run.path / "stop").exists():
             if run.progress().status == "queued":
                 ray.cancel(task)
@@ -200,14 +213,12 @@ def drive(run: Run, url: str, address: str) -> None:
                 return
             storage.fs.touch(storage.path("stop"))
     try:
-        ray.get(task)
+        ray.get(task)  # its last words; the run is here, and may be resumed already
     except ray.exceptions.RayError as e:
-        error = e
         print(e, file=sys.stderr)  # into log.txt
-    mirror(storage, here, full=True)
-    settle(run)
-    if run.progress().status in ACTIVE:
-        run.log("state", state="failed", message=f"The cluster gave it up ({type(error).__name__}); it can be resumed.")
+        if run.progress().status in ACTIVE:
+            why = f"The cluster gave the run up ({type(e).__name__}, see log.txt). It can be resumed."
+            run.log("state", state="failed", message=why)
 
 
 def connect(address: str) -> Any:

@@ -120,9 +120,9 @@ def test_a_checkpoint_that_is_deleted_while_it_is_copied_is_not_whole(new, stora
 
 
 def test_events_follow_and_never_tell_of_what_is_not_there(new, storage, monkeypatch):
-    run, real, order = new(), cluster.copy, []
+    run, real, order = new(), cluster.put, []
     mirror(local(run), storage)
-    monkeypatch.setattr(cluster, "copy", lambda s, t, *parts: order.append(parts[-1]) or real(s, t, *parts))
+    monkeypatch.setattr(cluster, "put", lambda content, t, *parts: order.append(parts[-1]) or real(content, t, *parts))
     mirror(local(run), storage)
     assert order == [], "nothing is sent twice"
     checkpoint(run, 3)
@@ -131,8 +131,28 @@ def test_events_follow_and_never_tell_of_what_is_not_there(new, storage, monkeyp
     (run.adapter / "adapter_config.json").write_text("{}")
     mirror(local(run), storage)
     assert order[-2:] == [cluster.WHOLE, "events.jsonl"] and not storage.names("adapter")
-    mirror(local(run), storage, full=True)
-    assert storage.names("adapter") == ["adapter_config.json"]
+    run.log("state", state="done")
+    mirror(local(run), storage)
+    assert order[-4:] == ["adapter_config.json", "run.json", "pairs.jsonl", "events.jsonl"]
+
+
+def test_the_end_is_told_when_the_adapter_is_there(new, storage, monkeypatch):
+    """It is written while the rest is copied: the events that tell of it wait for the next round."""
+    run, real = new(), cluster.put
+    checkpoint(run, 3)
+
+    def put(*args):
+        real(*args)
+        if not run.adapter.exists():
+            run.adapter.mkdir()
+            (run.adapter / "adapter_config.json").write_text("{}")
+            run.log("state", state="done")
+
+    monkeypatch.setattr(cluster, "put", put)
+    mirror(local(run), storage)
+    assert b"done" not in storage.fs.cat_file(storage.path("events.jsonl")) and not storage.names("adapter")
+    mirror(local(run), storage)
+    assert b"done" in storage.fs.cat_file(storage.path("events.jsonl")) and storage.names("adapter")
 
 
 def test_a_run_that_is_done_leaves_no_checkpoints(new, storage):
