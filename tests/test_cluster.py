@@ -1,5 +1,6 @@
 """Runs on a Ray cluster: what goes to the storage and comes back, and one that survives its worker."""
 
+import contextlib
 import json
 import os
 import signal
@@ -270,9 +271,15 @@ def followed():
     """Runs whose process must not outlive the test."""
     made: list[Run] = []
     yield made
-    for process in filter(None, (r.process() for r in made)):
-        process.kill()
-        process.wait(10)
+    left = [r.process() for r in made]
+    for pid in (e["pid"] for r in made for e in events(r, "worker")):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a worker takes minutes to notice that its node is gone
+            worker = psutil.Process(pid)
+            left += [worker] if "ray::" in "".join(worker.cmdline()) else []
+    for process in filter(None, left):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+            process.wait(10)
 
 
 def events(run: Run, kind: str) -> list[dict]:

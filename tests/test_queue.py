@@ -226,6 +226,14 @@ def test_after_a_restart_of_the_machine_the_line_goes_on(new):
     assert waiting.line() == [c, a], "nobody is put in line twice"
 
 
+def test_resume_of_a_run_whose_process_was_killed_while_it_waited_keeps_its_one_place(new):
+    a, b, c = new(), new(), new()
+    started(a, b, c)
+    kill(b)
+    launch.start(b)
+    assert (waiting.line(), stray()) == ([b, c], [b.name, c.name])
+
+
 def test_a_run_whose_starter_died_before_its_process_was_there_is_found_again(new):
     a = new()
     with waiting.locked():
@@ -241,7 +249,8 @@ def test_a_persona_that_is_deleted_leaves_the_line(new):
     process = b.process()
     delete(runs.Persona(b.path.parent.parent))
     wait_for(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
-    assert waiting.line() == [c]
+    launch.revive()
+    assert (waiting.line(), stray()) == ([c], [c.name])
     finish(a)
     wait_for(lambda: status(c) == "running")
 
