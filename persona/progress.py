@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Status = Literal["starting", "running", "done", "stopped", "failed", "interrupted"]
-ACTIVE = ("starting", "running")
+Status = Literal["queued", "starting", "running", "done", "stopped", "failed", "interrupted"]
+ACTIVE = ("queued", "starting", "running")  # a process of the run's own lives: it waits for its turn, or trains
 
 
 @dataclass(frozen=True)

@@ -106,18 +106,28 @@ class Run:
             seen.take(event)
         fresh = time.time() - seen.time < STARTING_SECONDS and not (self.path / "worker.json").exists()
         if seen.status in ACTIVE and not fresh and not self.alive():
+            seen.message = (
+                "The process that waited for its turn is gone (killed, or the machine was restarted). Resume lets the "
+                "run wait on, and so does opening the page; its place in line is kept."
+                if seen.status == "queued"
+                else "The training process ended without a word (killed, or out of memory). It can be resumed."
+            )
             seen.status = "interrupted"
-            seen.message = "The training process ended without a word (killed, or out of memory). It can be resumed."
         return seen.progress()
 
-    def alive(self) -> bool:
-        """Whether this run's own process lives: same pid and the same start time, so a reused pid is not it."""
+    def process(self) -> psutil.Process | None:
+        """This run's own process, if it lives: same pid and the same start time, so a reused pid is not it."""
         try:
             worker = json.loads((self.path / "worker.json").read_text())
             process = psutil.Process(worker["pid"])
-            return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - worker["started"]) < 2
+            lives = process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - worker["started"]) < 2
         except (OSError, ValueError, KeyError, psutil.Error):
-            return False
+            return None
+        return process if lives else None
+
+    def alive(self) -> bool:
+        """Whether this run's own process lives; it waits for its turn, or trains."""
+        return self.process() is not None
 
     def stop(self) -> None:
         """Ask the run to stop at its next step; it saves a checkpoint and its best adapter first."""

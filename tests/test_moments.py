@@ -138,7 +138,9 @@ def test_a_page_of_the_diary_is_what_the_chat_would_answer(make, tiny_gemma):  #
     model = adapter.attach(load(tiny_gemma), opened, "x")
     job = train.prepare(run)
     prompt = job.renderer.prompt([], "Who are you?")
-    *_, last = chat.decode(model, job.renderer.tokenizer, [prompt.ids], diary.SAMPLING, job.renderer.stop_id, [(("x", 1.0),)])
+    *_, last = chat.decode(
+        model, job.renderer.tokenizer, [prompt.ids], diary.SAMPLING, job.renderer.stop_id, [(("x", 1.0),)]
+    )
     assert events(run, "diary")[-1]["answers"][0]["text"] == last[0].text != ""
 
 

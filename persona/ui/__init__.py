@@ -20,6 +20,7 @@ def arrive(saved: str, request: gr.Request) -> tuple[str, Any, Any, Any]:
 
     Returns slug, walkthrough, adapter list, persona list.
     """
+    launch.revive()
     link = dict(request.query_params).get("persona", "")
     running = launch.active_run(folder.list_personas())
     slug = saved if saved in {p.slug for p in folder.list_personas()} else ""
