@@ -28,7 +28,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from persona import adapter, base, hardware, quantize, runs, stoptoken, tokenrows
+from persona import adapter, base, hardware, needs, packing, pissa, quantize, runs, stoptoken, tokenrows
 from persona.config import RunConfig, steps_of
 from persona.errors import InputError, PersonaError, RunError
 from persona.lora import lora_config
@@ -72,7 +72,7 @@ class Trainer(SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.clock.tokens += int(inputs["tokens"])
-        total, learned = nll_sum(model, inputs["input_ids"], inputs["labels"])
+        total, learned = nll_sum(model, inputs["input_ids"], inputs["labels"], inputs.get("position_ids"))
         self.clock.learned += learned
         loss = total / (num_items_in_batch if num_items_in_batch is not None else learned)
         return (loss, {}) if return_outputs else loss
@@ -134,6 +134,22 @@ class Watch(TrainerCallback):
             control.should_save = control.should_evaluate = False  # the checkpoints of before stay good ones
 
 
+@dataclass
+class SaveOften(TrainerCallback):
+    """A checkpoint at each multiple of `steps` too; 0: none.
+
+    Beside those at the evaluations, not in their place: the best adapter is taken from a checkpoint, and so each
+    measured step must have one.
+    """
+
+    steps: int
+
+    def on_step_end(self, args, state, control, **_):
+        if self.steps and state.global_step % self.steps == 0:
+            control.should_save = True
+        return control
+
+
 @dataclass(frozen=True)
 class Job:
     """A run made concrete on this machine."""
@@ -151,13 +167,11 @@ def prepare(run: Run) -> Job:
     """Open the base's tokenizer, choose the template, render and check every row. Raises before anything is trained."""
     config, card, rows = run.config(), run.card(), run.rows()
     plan = hardware.make_plan(hardware.this_machine(), config.dtype)
-    quantize.check(config.quantization, config.optim, config.use_dora, plan)
+    needs.check(config, plan)
     found, renderer = base.open_renderer(
         card, config.base, config.template, config.max_length, config.learn_history,
         progress=lambda text: run.log("state", state="starting", message=text),
     )  # fmt: skip
-    if config.train_stop_token and config.use_dora:
-        raise InputError("train_stop_token and use_dora do not go together. Set one of them to false.")
     if not config.train_stop_token and (why := stoptoken.problem(found, renderer)):
         raise InputError(why)
     examples = check_all(renderer, [r.pair for r in rows])
@@ -202,7 +216,7 @@ def trainer_args(job: Job, output: Path) -> SFTConfig:
         eval_strategy=evaluates,
         eval_steps=every,
         save_strategy="steps",
-        save_steps=every,
+        save_steps=every if job.held_out else c.save_steps or every,
         save_total_limit=2,
         load_best_model_at_end=bool(job.held_out),
         metric_for_best_model="eval_loss" if job.held_out else None,
@@ -220,17 +234,20 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
     """The model with its LoRA, and the trainer around them."""
     torch.manual_seed(job.config.seed)  # LoRA's A is drawn here
     model = base.load_model(job.base, job.plan.train_dtype, job.plan.device, job.config.quantization)
+    needs.speed_up(model, job.config)
     token_rows = tokenrows.to_train(model, job.renderer.stop_id) if job.config.train_stop_token else None
     rows = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.train])
     held = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.held_out])
-    callbacks: list[TrainerCallback] = [watch]
+    callbacks: list[TrainerCallback] = [watch, SaveOften(job.config.save_steps)]
     if job.held_out and job.config.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(job.config.early_stopping_patience))
-    tokenizer = job.renderer.tokenizer
+    tokenizer, pack = job.renderer.tokenizer, job.config.max_length if job.config.packing else 0
+    if pack:
+        packing.check(model, job.base.id)
     try:
         trainer = Trainer(
             model=model, args=trainer_args(job, job.run.checkpoints), train_dataset=rows,
-            eval_dataset=held if job.held_out else None, data_collator=Collator(tokenizer.pad_token_id),
+            eval_dataset=held if job.held_out else None, data_collator=Collator(tokenizer.pad_token_id, pack=pack),
             processing_class=tokenizer, peft_config=lora_config(job.config, model, token_rows), callbacks=callbacks,
             held_out=job.held_out, clock=clock, run=job.run,
         )  # fmt: skip
@@ -238,6 +255,8 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
         if isinstance(e, torch.OutOfMemoryError):
             raise
         raise InputError(f"These settings do not work with {job.base.id}: {e}") from e
+    if pissa.asked(job.config.init_lora_weights):
+        pissa.begin(trainer.model, job.config.init_lora_weights, job.config.lora_r)
     trainer.remove_callback(PrinterCallback)
     if quantize.is_quantized(trainer.model):
         quantize.train_in_float32(trainer.model)
