@@ -188,6 +188,61 @@ def test_early_stopping_ends_early(make):
     assert nlls[-1] >= min(nlls[:-1]) and result["adapter_nll"] == pytest.approx(min(nlls), rel=1e-6)
 
 
+def saved_at(monkeypatch) -> list[int]:
+    """The steps of which a checkpoint is written, as they come."""
+    steps, real = [], train.Trainer._save_checkpoint
+    monkeypatch.setattr(
+        train.Trainer, "_save_checkpoint", lambda t, *a: steps.append(t.state.global_step) or real(t, *a)
+    )
+    return steps
+
+
+@pytest.mark.parametrize("every, want", [(0, [3, 6, 7]), (2, [2, 3, 4, 6, 7]), (5, [3, 5, 6, 7])])
+def test_checkpoints_between_evaluations_and_the_best_is_still_the_best(make, seen, monkeypatch, every, want):
+    """Evaluated at 3, 6, 7, each time worse: the adapter is that of step 3, whatever was saved after it."""
+    steps, best, real = saved_at(monkeypatch), {}, train.Trainer.held_out_nll
+
+    def worse(trainer):
+        at = trainer.state.global_step
+        if at == 3 and not best:
+            best.update(lora(trainer.model))
+        return real(trainer) + at
+
+    monkeypatch.setattr(train.Trainer, "held_out_nll", worse)
+    monkeypatch.setattr(train, "steps_of", lambda *_: (7, 3))
+    run = make(max_steps=7, save_steps=every)
+    train.train(run)
+    assert steps == want
+    assert [e["step"] for e in events(run, "eval")] == [0, 3, 6, 7]
+    saved = load_file(run.adapter / "adapter_model.safetensors")
+    assert best and all(torch.equal(saved[n.replace(".default", "")], w) for n, w in best.items())
+
+
+@pytest.mark.parametrize("every, want", [(0, [1, 2, 3, 4, 5]), (2, [2, 4, 5])])
+def test_checkpoints_without_held_out_rows(make, monkeypatch, every, want):
+    steps = saved_at(monkeypatch)
+    train.train(make(max_steps=5, save_steps=every, eval_fraction=0))
+    assert steps == want
+
+
+def test_a_run_goes_on_from_a_checkpoint_between_evaluations(make, monkeypatch):
+    monkeypatch.setattr(train, "steps_of", lambda *_: (6, 3))
+    runs, real = [make(max_steps=6, save_steps=2) for _ in range(2)], train.nll_sum
+    expected = train.train(runs[0])
+
+    def dies(*args):
+        if len(events(runs[1], "step")) == 5:
+            raise MemoryError
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "nll_sum", dies)
+        with pytest.raises(MemoryError):
+            train.train(runs[1])
+    assert train.last_checkpoint(runs[1]).name == "checkpoint-4"
+    assert train.train(runs[1])["adapter_nll"] == pytest.approx(expected["adapter_nll"], rel=1e-4)
+
+
 # ---- stop, resume
 
 
