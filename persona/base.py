@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from persona import quantize
+from persona import hardware, quantize
 from persona.catalogue import catalogue, find
 from persona.choose import choose_template
 from persona.errors import BaseError
@@ -383,6 +383,8 @@ def load_model(base: Base, dtype: str, device: str = "cpu", quantization: str = 
             **quantize.arguments(quantization, dtype, device),
         )  # fmt: skip
     except (ValueError, OSError, RuntimeError, ImportError) as e:  # ImportError: a package that its towers need
+        if hardware.is_out_of_memory(e):
+            raise
         raise BaseError(f"{base.id}: cannot be opened ({type(e).__name__}: {e}).") from e
     if quantize.is_quantized(model):  # by us, or as it was stored
         quantize.guard(model)

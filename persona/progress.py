@@ -23,6 +23,7 @@ class Progress:
     held_out: list[tuple[int, float]] = field(default_factory=list)
     base_nll: float | None = None
     result: dict[str, Any] = field(default_factory=dict)
+    remedy: dict[str, Any] = field(default_factory=dict)  # settings that a failure proposes: remedy.py
 
 
 class Replay:
@@ -40,12 +41,13 @@ class Replay:
         self.held_out: dict[int, float] = {}
         self.base_nll: float | None = None
         self.result: dict[str, Any] = {}
+        self.remedy: dict[str, Any] = {}
 
     def take(self, e: dict[str, Any]) -> None:
         kind = e.get("event")
         self.time = e.get("time", self.time)
         if kind == "state":
-            self.status, self.message = e["state"], e.get("message", "")
+            self.status, self.message, self.remedy = e["state"], e.get("message", ""), e.get("remedy", {})
             if e["state"] == "starting":
                 self.pace, self.result = None, {}
         elif kind == "plan":
@@ -69,5 +71,5 @@ class Replay:
             left = per_step * (self.steps - self.step)
         return Progress(
             self.status, self.message, self.step, self.steps, self.seconds, left, self.plan,
-            sorted(self.train.items()), sorted(self.held_out.items()), self.base_nll, self.result,
+            sorted(self.train.items()), sorted(self.held_out.items()), self.base_nll, self.result, self.remedy,
         )  # fmt: skip

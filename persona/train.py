@@ -28,7 +28,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from persona import adapter, base, hardware, needs, packing, pissa, quantize, runs, stoptoken, tokenrows
+from persona import adapter, base, hardware, needs, packing, pissa, quantize, remedy, runs, stoptoken, tokenrows
 from persona.config import RunConfig, steps_of
 from persona.errors import InputError, PersonaError, RunError
 from persona.lora import lora_config
@@ -252,7 +252,7 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
             held_out=job.held_out, clock=clock, run=job.run,
         )  # fmt: skip
     except (ValueError, ImportError, RuntimeError) as e:  # RuntimeError: a tracker that is not installed
-        if isinstance(e, torch.OutOfMemoryError):
+        if hardware.is_out_of_memory(e):
             raise
         raise InputError(f"These settings do not work with {job.base.id}: {e}") from e
     if pissa.asked(job.config.init_lora_weights):
@@ -283,7 +283,7 @@ def train(run: Run, deadline: float | None = None) -> dict[str, Any]:
             return _train(run, deadline, handlers)
         except BaseException as e:
             with contextlib.suppress(OSError):  # the disk that is full is this one: log.txt has the error
-                run.log("state", state="failed", message=explain(e))
+                run.log("state", state="failed", **failure(run, e))
             raise
 
 
@@ -365,12 +365,20 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # ru_maxrss: bytes on macOS, KiB on Linux
 
 
+def failure(run: Run, e: BaseException) -> dict[str, Any]:
+    """What the event of a failed run says: `message`, and `remedy` where smaller settings may help."""
+    with contextlib.suppress(PersonaError):  # settings that cannot be read are the failure itself, then
+        if changed := remedy.changes(run.config(), e):
+            return {"message": f"Out of memory. {remedy.advice(changed)}", "remedy": changed}
+    return {"message": explain(e)}
+
+
 def explain(e: BaseException) -> str:
     """A failure in a sentence with the next step."""
     if isinstance(e, PersonaError):
         return str(e)
-    if isinstance(e, MemoryError | torch.OutOfMemoryError):
-        return "Out of memory. Lower batch_size, then max_length, or turn gradient_checkpointing on, and resume."
+    if hardware.is_out_of_memory(e):
+        return f"Out of memory. {remedy.advice({})}"
     # safetensors and torch write past Python, and say it in words of their own
     said = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
     if said or any(words in str(e) for words in ("os error 28", "os error 122", "PytorchStreamWriter failed writing")):

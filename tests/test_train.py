@@ -454,8 +454,8 @@ def test_a_full_disk_when_a_checkpoint_is_written(make, monkeypatch, error):
 @pytest.mark.parametrize(
     "error, why",
     [
-        (MemoryError(), "Out of memory. Lower batch_size"),
-        (torch.OutOfMemoryError("CUDA"), "Out of memory. Lower batch_size"),
+        (MemoryError(), "Out of memory. Nothing smaller is left in the settings: choose a smaller base"),
+        (torch.OutOfMemoryError("CUDA"), "Out of memory. Nothing smaller"),
         (InputError("pair 3: no."), "pair 3: no."),
         (KeyError("x"), "KeyError: 'x'. The details are in the run's log.txt"),
     ],

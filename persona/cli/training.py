@@ -21,6 +21,7 @@ def train(
     preset: Annotated[str, typer.Option(help="quick, balanced or thorough.")] = "quick",
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Any setting of a run.")] = None,
     resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
+    smaller: Annotated[bool, typer.Option("--smaller", help="With --resume: with what its failure proposed.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a LoRA on the persona's pairs. Ctrl-C stops at the next step and keeps the best adapter so far."""
@@ -33,8 +34,11 @@ def train(
         run = runs.open_run(inside if inside.is_dir() else resume)
     else:
         settings = dict(key_value(x, "--set") for x in changes or []) | ({"base": base} if base else {})
-        run = runs.create_run(persona, make_config(preset, **settings))
-    launch.start(run)
+        run = runs.create_run(persona, _fitted(persona, make_config(preset, **settings), settings))
+    if resume and smaller:
+        run = launch.start_smaller(persona, run)
+    else:
+        launch.start(run)
     note(f"Run {run.path}")
     last = _follow(run)
     value = {k: last.result.get(k) for k in RESULT} | {"run": str(run.path), "status": last.status}
@@ -44,6 +48,20 @@ def train(
             typer.echo(json.dumps(value, ensure_ascii=False))
         raise PersonaError(last.message or f"The run ended as {last.status}; see {run.path / 'log.txt'}.")
     put(value, _summary(value), as_json)
+
+
+def _fitted(persona: Any, config: Any, given: Any) -> Any:
+    """The settings as they fit into this machine, as the page does it; what was given by hand stays."""
+    from persona import hardware, planning
+
+    machine = hardware.this_machine()
+    seen = planning.outlook(persona, config, persona.pairs(), machine, hardware.free_memory(machine))
+    if seen is None:  # no base here yet, so nothing is known of it
+        return config
+    config, notes = planning.fit(config, seen.plan, given)
+    for text in notes:
+        note(text)
+    return config
 
 
 def _follow(run: Any) -> Any:
@@ -67,7 +85,8 @@ def _follow(run: Any) -> Any:
                 words = "  ".join([seen.message or seen.status, *losses])
                 bar.update(task, total=seen.steps or None, completed=seen.step, description=words)
                 if seen.status not in ACTIVE:
-                    return seen
+                    launch.reap()  # how it ended may be known only now
+                    return run.progress()
                 time.sleep(0.3)
                 launch.reap()
     finally:
