@@ -25,6 +25,7 @@ import torch
 from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -224,6 +225,9 @@ def trainer_args(job: Job, output: Path) -> SFTConfig:
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=c.report_to,
+        run_name=job.run.name,
+        project="persona",
+        trackio_static_space_id=False,  # else it publishes a Space at the end
         seed=c.seed,
         data_seed=c.seed,
         disable_tqdm=True,
@@ -258,6 +262,9 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
     if pissa.asked(job.config.init_lora_weights):
         pissa.begin(trainer.model, job.config.init_lora_weights, job.config.lora_r)
     trainer.remove_callback(PrinterCallback)
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):  # its own place is among the checkpoints, which go at the end
+            callback.logging_dir = callback.logging_dir or str(job.run.path / "tensorboard")
     if quantize.is_quantized(trainer.model):
         quantize.train_in_float32(trainer.model)
     for layer in trainer.model.modules():
