@@ -56,6 +56,9 @@ def write_atomic(path: Path, text: str | Iterable[str]) -> None:
         ) from e
 
 
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 def disk_message(path: Path, e: OSError) -> str:
     """What a failed write means to the person at the keyboard."""
     if e.errno in (errno.ENOSPC, errno.EDQUOT):

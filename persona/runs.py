@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 from pydantic import ValidationError
 
-from persona import quantize
+from persona import needs
 from persona.config import RunConfig
 from persona.errors import InputError, RunError
 from persona.files import disk_message, read_json, to_json, write_atomic
@@ -162,7 +162,7 @@ def create_run(persona: Persona, config: RunConfig) -> Run:
     if missing := unfinished(pairs):
         shown = "\n".join(f"pair {row}: {why}." for row, why in missing[:20])
         raise InputError(f"{shown}\nFill in or delete {'it' if len(missing) == 1 else 'them'}, then train again.")
-    quantize.require(config.quantization, config.optim)
+    needs.require(config)
     run = Run(persona.runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     try:
         run.path.mkdir(parents=True)

@@ -26,10 +26,25 @@ import torch
 from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from persona import adapter, base, diary, hardware, moments, quantize, runs, stoptoken, tokenrows
+from persona import (
+    adapter,
+    base,
+    diary,
+    hardware,
+    moments,
+    needs,
+    packing,
+    pissa,
+    quantize,
+    remedy,
+    runs,
+    stoptoken,
+    tokenrows,
+)
 from persona.config import RunConfig, steps_of
 from persona.errors import InputError, PersonaError, RunError
 from persona.lora import lora_config
@@ -74,7 +89,7 @@ class Trainer(SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.clock.tokens += int(inputs["tokens"])
-        total, learned = nll_sum(model, inputs["input_ids"], inputs["labels"])
+        total, learned = nll_sum(model, inputs["input_ids"], inputs["labels"], inputs.get("position_ids"))
         self.clock.learned += learned
         loss = total / (num_items_in_batch if num_items_in_batch is not None else learned)
         return (loss, {}) if return_outputs else loss
@@ -94,7 +109,7 @@ class Trainer(SFTTrainer):
     def measure(self, step: int) -> float:
         """Held-out NLL of the model as it is, row by row in the events, and its answers in the diary."""
         size = self.args.per_device_train_batch_size
-        found = scores(self.model, self.job.held_out, self.data_collator, size)
+        found = scores(self.model, self.job.held_out, Collator(self.data_collator.pad_id), size)  # never packed
         self.run.log("eval", step=step, nll=found.mean, rows=[round(nats, 4) for nats in found.nats])
         asked = diary.questions(self.run.card(), self.job.config.diary_probes)
         diary.write(self.run, self.model, self.job.renderer, asked, step)
@@ -182,13 +197,11 @@ def prepare(run: Run) -> Job:
     """Open the base's tokenizer, choose the template, render and check every row. Raises before anything is trained."""
     config, card, rows = run.config(), run.card(), run.rows()
     plan = hardware.make_plan(hardware.this_machine(), config.dtype)
-    quantize.check(config.quantization, config.optim, config.use_dora, plan)
+    needs.check(config, plan)
     found, renderer = base.open_renderer(
         card, config.base, config.template, config.max_length, config.learn_history,
         progress=lambda text: run.log("state", state="starting", message=text),
     )  # fmt: skip
-    if config.train_stop_token and config.use_dora:
-        raise InputError("train_stop_token and use_dora do not go together. Set one of them to false.")
     if not config.train_stop_token and (why := stoptoken.problem(found, renderer)):
         raise InputError(why)
     examples = check_all(renderer, [r.pair for r in rows])
@@ -233,13 +246,16 @@ def trainer_args(job: Job, output: Path) -> SFTConfig:
         eval_strategy=evaluates,
         eval_steps=every,
         save_strategy="steps",
-        save_steps=every,
+        save_steps=c.save_steps or every,
         save_total_limit=2,  # for resuming; the adapter of each evaluation is kept apart, in moments/
         metric_for_best_model="eval_loss" if job.held_out else None,
         greater_is_better=False if job.held_out else None,
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=c.report_to,
+        run_name=job.run.name,
+        project="persona",
+        trackio_static_space_id=False,  # else it publishes a Space at the end
         seed=c.seed,
         data_seed=c.seed,
         disable_tqdm=True,
@@ -250,25 +266,33 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
     """The model with its LoRA, and the trainer around them."""
     torch.manual_seed(job.config.seed)  # LoRA's A is drawn here
     model = base.load_model(job.base, job.plan.train_dtype, job.plan.device, job.config.quantization)
+    needs.speed_up(model, job.config)
     token_rows = tokenrows.to_train(model, job.renderer.stop_id) if job.config.train_stop_token else None
     rows = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.train])
     held = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.held_out])
     callbacks: list[TrainerCallback] = [watch]
     if job.held_out and job.config.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(job.config.early_stopping_patience))
-    tokenizer = job.renderer.tokenizer
+    tokenizer, pack = job.renderer.tokenizer, job.config.max_length if job.config.packing else 0
+    if pack:
+        packing.check(model, job.base.id)
     try:
         trainer = Trainer(
             model=model, args=trainer_args(job, job.run.checkpoints), train_dataset=rows,
-            eval_dataset=held if job.held_out else None, data_collator=Collator(tokenizer.pad_token_id),
+            eval_dataset=held if job.held_out else None, data_collator=Collator(tokenizer.pad_token_id, pack=pack),
             processing_class=tokenizer, peft_config=lora_config(job.config, model, token_rows), callbacks=callbacks,
             job=job, clock=clock,
         )  # fmt: skip
     except (ValueError, ImportError, RuntimeError) as e:  # RuntimeError: a tracker that is not installed
-        if isinstance(e, torch.OutOfMemoryError):
+        if hardware.is_out_of_memory(e):
             raise
         raise InputError(f"These settings do not work with {job.base.id}: {e}") from e
+    if pissa.asked(job.config.init_lora_weights):
+        pissa.begin(trainer.model, job.config.init_lora_weights, job.config.lora_r)
     trainer.remove_callback(PrinterCallback)
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):  # its own place is among the checkpoints, which go at the end
+            callback.logging_dir = callback.logging_dir or str(job.run.path / "tensorboard")
     if quantize.is_quantized(trainer.model):
         quantize.train_in_float32(trainer.model)
     for layer in trainer.model.modules():
@@ -294,7 +318,7 @@ def train(run: Run, deadline: float | None = None) -> dict[str, Any]:
             return _train(run, deadline, handlers)
         except BaseException as e:
             with contextlib.suppress(OSError):  # the disk that is full is this one: log.txt has the error
-                run.log("state", state="failed", message=explain(e))
+                run.log("state", state="failed", **failure(run, e))
             raise
 
 
@@ -384,12 +408,20 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # ru_maxrss: bytes on macOS, KiB on Linux
 
 
+def failure(run: Run, e: BaseException) -> dict[str, Any]:
+    """What the event of a failed run says: `message`, and `remedy` where smaller settings may help."""
+    with contextlib.suppress(PersonaError):  # settings that cannot be read are the failure itself, then
+        if changed := remedy.changes(run.config(), e):
+            return {"message": f"Out of memory. {remedy.advice(changed)}", "remedy": changed}
+    return {"message": explain(e)}
+
+
 def explain(e: BaseException) -> str:
     """A failure in a sentence with the next step."""
     if isinstance(e, PersonaError):
         return str(e)
-    if isinstance(e, MemoryError | torch.OutOfMemoryError):
-        return "Out of memory. Lower batch_size, then max_length, or turn gradient_checkpointing on, and resume."
+    if hardware.is_out_of_memory(e):
+        return f"Out of memory. {remedy.advice({})}"
     # safetensors and torch write past Python, and say it in words of their own
     said = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
     if said or any(words in str(e) for words in ("os error 28", "os error 122", "PytorchStreamWriter failed writing")):

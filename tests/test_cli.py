@@ -274,6 +274,54 @@ def test_settings_from_the_command_line(call, persona, tiny_gemma, monkeypatch):
     assert config == want
 
 
+@pytest.mark.parametrize(
+    "words, batch, why",
+    [
+        ([], 1, "Changed so that it fits into memory: batch_size: 8 → 1"),
+        (["--set", "batch_size=8"], 8, "Kept as given, but it may run out of memory; what would fit: batch_size=1"),
+    ],
+)
+def test_train_fits_the_run_as_the_page_does(capsys, persona, tiny_gemma, monkeypatch, words, batch, why):
+    """On a machine with little memory; what was given by hand stays, with a warning on stderr."""
+    from dataclasses import replace
+
+    from persona import hardware, planning
+    from persona.config import make_config
+
+    small = hardware.Machine("cpu", "test", 10**11, 2, (("float32", 1e9), ("bfloat16", 1e9)))
+    plan = planning.outlook(persona, make_config(base=str(tiny_gemma)), persona.pairs(), small).plan
+    assert plan.batch_size == 8
+    real = hardware.plan_training
+    monkeypatch.setattr(hardware, "this_machine", lambda: small)
+    monkeypatch.setattr(hardware, "plan_training", lambda *a: replace(real(*a), batch_size=1, accumulation=8))
+    monkeypatch.setattr(launch, "start", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("sys.argv", ["persona", "train", str(persona.path), "--base", str(tiny_gemma), *words])
+    assert cli.main() == 130
+    (run,) = list_runs(persona)
+    assert (run.config().batch_size, run.config().gradient_accumulation_steps) == (batch, 8 // batch)
+    out, err = capsys.readouterr()
+    assert why in err and why not in out
+
+
+def test_resume_with_less(call, persona, tiny_gemma, monkeypatch):
+    from persona.config import make_config
+    from persona.runs import create_run
+
+    run = create_run(persona, make_config(base=str(tiny_gemma)))
+    run.log("state", state="failed", message="Out of memory.", remedy={"gradient_checkpointing": True})
+
+    class Started(Exception):
+        pass
+
+    def start(run):
+        raise Started(run)
+
+    monkeypatch.setattr(launch, "start", start)
+    with pytest.raises(Started) as e:
+        call("train", persona.path, "--resume", run.name, "--smaller")
+    assert e.value.args[0] == run and run.config().gradient_checkpointing
+
+
 # ---- train, resume
 
 

@@ -26,6 +26,7 @@ def train(
     storage: Annotated[
         str, typer.Option(envvar="PERSONA_SHARED", help="URL that all nodes of the cluster reach: s3://…, file:///…")
     ] = "",
+    smaller: Annotated[bool, typer.Option("--smaller", help="With --resume: with what its failure proposed.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a LoRA on the persona's pairs. Ctrl-C stops at the next step and keeps the best adapter so far.
@@ -45,8 +46,10 @@ def train(
         run = runs.open_run(inside if inside.is_dir() else resume)
     else:
         settings = dict(key_value(x, "--set") for x in changes or []) | ({"base": base} if base else {})
-        run = runs.create_run(persona, make_config(preset, **settings))
-    if launcher == "ray":
+        run = runs.create_run(persona, _fitted(persona, make_config(preset, **settings), settings))
+    if resume and smaller:
+        run = launch.start_smaller(persona, run)
+    elif launcher == "ray":
         launch.start_on_cluster(run, storage, address)
     else:
         launch.start(run)
@@ -61,6 +64,20 @@ def train(
         raise PersonaError(last.message or f"The run ended as {last.status}; see {run.path / 'log.txt'}.")
     text = _summary(value) if last.result else f"{last.status}: {last.message or 'nothing was trained.'}"
     put(value, text, as_json)
+
+
+def _fitted(persona: Any, config: Any, given: Any) -> Any:
+    """The settings as they fit into this machine, as the page does it; what was given by hand stays."""
+    from persona import hardware, planning
+
+    machine = hardware.this_machine()
+    seen = planning.outlook(persona, config, persona.pairs(), machine, hardware.free_memory(machine))
+    if seen is None:  # no base here yet, so nothing is known of it
+        return config
+    config, notes = planning.fit(config, seen.plan, given)
+    for text in notes:
+        note(text)
+    return config
 
 
 def _follow(run: Any) -> Any:
@@ -92,7 +109,8 @@ def _follow(run: Any) -> Any:
                 words = "  ".join([seen.message or seen.status, *losses])
                 bar.update(task, total=seen.steps or None, completed=seen.step, description=words)
                 if seen.status not in ACTIVE:
-                    return seen
+                    launch.reap()  # how it ended may be known only now
+                    return run.progress()
                 time.sleep(0.3)
                 launch.reap()
     finally:
