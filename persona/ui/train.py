@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from persona import folder, hardware, launch, moments, planning, runs, waiting
+from persona import folder, hardware, launch, moments, planning, remedy, runs, waiting
 from persona.config import PRESETS, RunConfig
 from persona.errors import PersonaError, RunError
 from persona.progress import ACTIVE, Progress
@@ -101,6 +101,14 @@ def resume(slug: str, name: str) -> str:
     return run.name
 
 
+def smaller(slug: str, name: str) -> str:
+    """Go on with what the failure proposed. Returns the name of the run that was started."""
+    run = find(slug, name)
+    if run is None:
+        raise RunError("There is no run to go on with.")
+    return launch.start_smaller(open_current(slug), run).name
+
+
 def stop(slug: str, name: str) -> str:
     """Stop, or cancel, the run that the page shows. Returns the name of the run to show now."""
     run = find(slug, name)
@@ -153,13 +161,14 @@ def watch(slug: str, name: str, seen: str) -> tuple:
     )
     active = run is not None and progress.status in ACTIVE
     if mark == seen:
-        return (gr.skip(),) * 13
+        return (gr.skip(),) * 14
     resumable = run is not None and progress.status in ("stopped", "failed", "interrupted")
     return (
         watching.status_html(run, progress), watching.plot(progress), *watching.curves(progress),
         watching.diary_html(run, progress), gr.Button("Train after it" if busy else "Start training"),
         gr.Button("Cancel" if progress.status == "queued" else "Stop", interactive=active),
-        gr.Button(visible=resumable), choice, gr.Timer(active=active or busy),
+        gr.Button(visible=resumable), gr.Button(remedy.words(progress.remedy), visible=bool(progress.remedy)), choice,
+        gr.Timer(active=active or busy),
         gr.skip() if run is None or run.name == name else run.name, mark,  # what is shown stays so when the next begins
     )  # fmt: skip
 
@@ -174,6 +183,7 @@ def build(page: Page, step: gr.Step) -> None:
         begin = gr.Button("Start training", variant="primary", elem_id="start-training")
         halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-training")
         again = gr.Button("Resume", visible=False, elem_id="resume-training")
+        lower = gr.Button("Lower and resume", variant="primary", visible=False, elem_id="lower-and-resume")
     which = gr.Radio([], label="Under way", visible=False, elem_id="which-run")
     status = gr.HTML(elem_id="train-status")
     chart = gr.LinePlot(
@@ -194,10 +204,11 @@ def build(page: Page, step: gr.Step) -> None:
     shared = [page.base, page.template, page.max_length, page.learn_history]
     following = {
         "fn": shown(watch), "inputs": [page.slug, name, seen],
-        "outputs": [status, chart, *small, pages, begin, halt, again, which, timer, name, seen], **QUIET,
+        "outputs": [status, chart, *small, pages, begin, halt, again, lower, which, timer, name, seen], **QUIET,
     }  # fmt: skip
     gr.on([begin.click], shown(start), [page.slug, preset, *shared, *form], name, **QUIET).success(**following)
     again.click(shown(resume), [page.slug, name], name, **QUIET).success(**following)
+    lower.click(shown(smaller), [page.slug, name], name, **QUIET).success(**following)
     halt.click(shown(stop), [page.slug, name], name, **QUIET).success(**following)
     which.input(lambda chosen: chosen, which, name, **QUIET).success(**following)
     pages.click(shown(use), [page.slug, name], None, **QUIET).success(**following)
