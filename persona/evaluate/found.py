@@ -103,6 +103,7 @@ class Memory(Value):
 
     rows: int
     train_copied: float
+    train_ended: float
     held_rows: int
     held_copied: float | None
     recited: float | None

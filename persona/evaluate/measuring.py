@@ -12,8 +12,9 @@ from persona.pairs import Pair
 from persona.render import IGNORED, Example, Prompt, Renderer
 
 GENERAL = PROJECT / "persona" / "general.jsonl"
-COLUMNS = 16  # of one batch: a step costs little more than with two, since reading the weights is most of it
+COLUMNS = 24  # of one batch: a step costs little more than with two, since reading the weights is most of it
 LENGTHS = (48, 256)  # tokens, the least and the most that an answer may have
+SHORT = 32  # tokens of an answer to a general question: enough to name what is right
 
 
 @dataclass(frozen=True)

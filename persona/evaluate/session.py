@@ -23,7 +23,7 @@ class Limits:
     """How much is measured: the defaults take about two minutes with the embedded base on two CPU cores."""
 
     likelihoods: int = 64  # held-out rows
-    trained: int = 24  # trained rows, for their likelihood
+    trained: int = 12  # trained rows, for their likelihood
     answers: int = 20  # held-out questions
     remembered: int = 16  # trained questions
     general: int = 24  # general questions
@@ -46,8 +46,8 @@ class Session:
     work: Work
     notes: list[str] = field(default_factory=list)
 
-    def ask(self, columns: Sequence[Column], seed: int = 0) -> list[Reply]:
-        sampling = replace(self.sampling, seed=seed)
+    def ask(self, columns: Sequence[Column], seed: int = 0, limit: int = 0) -> list[Reply]:
+        sampling = replace(self.sampling, seed=seed, max_new_tokens=limit or self.sampling.max_new_tokens)
         return measuring.ask(self.voices, columns, sampling, self.renderer.stop_id, self.work)
 
     def both(self, examples: Sequence[Example]) -> tuple[list[float], list[float]]:
@@ -57,10 +57,10 @@ class Session:
             measuring.row_nlls(self.voices, self.name, examples, self.work),
         )
 
-    def answers(self, renderer: Renderer, pairs: Sequence[Pair]) -> list[found.Answer]:
+    def answers(self, renderer: Renderer, pairs: Sequence[Pair], limit: int) -> list[found.Answer]:
         """Both voices on each pair's question."""
-        asked = measuring.prompts_of(renderer, pairs, self.sampling.max_new_tokens)
-        replies = self.ask([Column(who, prompt) for _, prompt in asked for who in (BASE, self.name)])
+        asked = measuring.prompts_of(renderer, pairs, limit)
+        replies = self.ask([Column(who, prompt) for _, prompt in asked for who in (BASE, self.name)], 0, limit)
         return [
             found.Answer(question=pair.instruction, reference=pair.output, base=b.text, adapter=a.text,
                          base_ended=b.ended, adapter_ended=a.ended)
@@ -79,9 +79,10 @@ def begin(
     notes = [f"{lost:,} held-out pairs cannot be rendered with this template and were left out."] if lost else []
     limit = measuring.reply_limit([e for _, e in held + trained])
     rules = probes.rules(adapter.card)[: limits.probes]
-    asked = [2 * min(limits.answers, len(held)), min(limits.remembered, len(trained)), 2 * limits.general]
+    asked = [2 * min(limits.answers, len(held)), min(limits.remembered, len(trained))]
     asked += [(2 if n == 0 else 1) * len(rules) for n in range(limits.seeds)]
     planned = more + sum(measuring.passes(n, limit) for n in asked)
+    planned += measuring.passes(2 * limits.general, measuring.SHORT)
     planned += 2 * (min(limits.likelihoods, len(held)) + min(limits.trained, len(trained)) + limits.general)
     sampling = Sampling(max_new_tokens=limit)
     return Session(voices, voices.attach(adapter), renderer, some(held, limits.likelihoods), trained, rules, limits,
@@ -125,7 +126,7 @@ def answers(s: Session, rows: Rows) -> found.Answers | None:
     if not s.held:
         return None
     s.work.doing = "Answers to held-out questions"
-    heard = s.answers(s.renderer, some([p for p, _ in s.held], s.limits.answers))
+    heard = s.answers(s.renderer, some([p for p, _ in s.held], s.limits.answers), s.sampling.max_new_tokens)
     if not heard:
         return None
     references = [h.reference for h in heard]
@@ -179,13 +180,17 @@ def memory(s: Session, rows: Rows, heard: found.Answers | None) -> found.Memory 
     s.work.doing = "Questions that were trained on"
     asked = measuring.prompts_of(s.renderer, [p for p, _ in some(s.trained, s.limits.remembered)],
                                  s.sampling.max_new_tokens)  # fmt: skip
-    said = [r.text for r in s.ask([Column(s.name, prompt) for _, prompt in asked])]
+    if not asked:
+        return None
+    replies = s.ask([Column(s.name, prompt) for _, prompt in asked])
+    said = [r.text for r in replies]
     copied = [metrics.is_copy(text, pair.output) for text, (pair, _) in zip(said, asked, strict=True)]
     held = heard.rows if heard else []
-    replies = [p.output.strip() for p in rows.trained]
-    recited = [process.extractOne(h.adapter, replies, scorer=fuzz.ratio, score_cutoff=SAME_TEXT) for h in held]
+    known = [p.output.strip() for p in rows.trained]
+    recited = [process.extractOne(h.adapter, known, scorer=fuzz.ratio, score_cutoff=SAME_TEXT) for h in held]
     return found.Memory(
-        rows=len(said), train_copied=sum(copied) / max(1, len(copied)), held_rows=len(held),
+        rows=len(said), train_copied=sum(copied) / len(copied),
+        train_ended=sum(r.ended for r in replies) / len(replies), held_rows=len(held),
         held_copied=sum(metrics.is_copy(h.adapter, h.reference) for h in held) / len(held) if held else None,
         recited=sum(r is not None for r in recited) / len(held) if held else None,
     )  # fmt: skip
@@ -204,7 +209,7 @@ def drift(s: Session) -> found.Drift | None:
     rises = [a - b for b, a in zip(base, own, strict=True)]
     spread = metrics.bootstrap(list(zip(base, own, rises, strict=True)), [e.learned for e in examples])
     of_base, of_own, rise = (found.Interval(value=v, low=low, high=high) for v, low, high in spread)
-    heard = s.answers(renderer, [q.pair for q in questions])
+    heard = s.answers(renderer, [q.pair for q in questions], measuring.SHORT)
     right = [(q.right(h.base), q.right(h.adapter)) for q, h in zip(questions, heard, strict=True)]
     return found.Drift(
         rows=len(questions), base=of_base, adapter=of_own, rise=rise, answers=heard,

@@ -53,6 +53,8 @@ def _nothing_changed(r: Report) -> Found:
 def _never_stops(r: Report) -> Found:
     if r.ended is None or r.ended >= STOPS:
         return None
+    if r.memory and _by_heart(r) and r.memory.train_ended >= STOPS:
+        return None  # where it knows the reply by heart, it ends: the stop token was learned, and more than that
     said = f"It never stops: only {share(r.ended)} of the answers end by themselves, the rest run into the limit."
     cause = "The stop token was not learned: the template leaves it unlearned, or ends replies with a token that this base never learned to say."  # noqa: E501
     if r.likelihood and r.likelihood.gain.low > 0:
