@@ -68,7 +68,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=CONTROLS, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, special_tokens=CONTROLS, initial_alphabet=alphabet, show_progress=False
+    )
     made.train_from_iterator([*texts, "system user assistant\n"] * 2, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=made, clean_up_tokenization_spaces=False, padding_side="right", eos_token="<|im_end|>",

@@ -45,7 +45,8 @@ def _line(x1: float, y1: float, x2: float, y2: float, stroke: str = "currentColo
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Round numbers from at most `low` to at least `high` (Heckbert 1990)."""
-    span = max(high - low, 1e-6)
+    high = high if high > low else low + 1.0  # all values the same
+    span = high - low
     size = 10 ** math.floor(math.log10(span / about))
     step = next(size * m for m in (1, 2, 5, 10) if size * m * about >= span)
     first = math.floor(low / step)

@@ -3,7 +3,7 @@
 import jinja2
 from markupsafe import Markup
 
-from persona.evaluate import charts
+from persona.evaluate import charts as draw
 from persona.evaluate.found import Report
 from persona.evaluate.verdict import share
 from persona.files import TEMPLATES
@@ -16,7 +16,9 @@ def html(report: Report) -> str:
 
 def fragment(report: Report) -> str:
     """Verdict, remarks, main figures and charts, for a page with a style of its own."""
-    return str(_template().module.fragment(report, _charts(report)))  # type: ignore[attr-defined]
+    charts = _charts(report)
+    macros = _template().make_module({"report": report, "charts": charts})
+    return str(macros.fragment(report, charts))  # type: ignore[attr-defined]
 
 
 def _template() -> jinja2.Template:
@@ -35,12 +37,12 @@ def _charts(r: Report) -> dict[str, Markup]:
     made: dict[str, Markup] = {}
     if r.likelihood:
         rows = [("base", r.likelihood.base), ("persona", r.likelihood.adapter)]
-        made["likelihood"] = charts.intervals(rows, "Held-out NLL of base and persona with 95 % intervals")
-        made["gains"] = charts.histogram(r.likelihood.gains, "Gain of each held-out pair, in nats per token")
+        made["likelihood"] = draw.intervals(rows, "Held-out NLL of base and persona with 95 % intervals")
+        made["gains"] = draw.histogram(r.likelihood.gains, "Gain of each held-out pair, in nats per token")
     if r.drift:
         rows = [("base", r.drift.base), ("persona", r.drift.adapter)]
-        made["drift"] = charts.intervals(rows, "NLL of right answers to general questions, base and persona")
+        made["drift"] = draw.intervals(rows, "NLL of right answers to general questions, base and persona")
     if r.answers:
         sides = [("base", r.answers.base), ("persona", r.answers.adapter), ("her pairs", r.answers.pairs)]
-        made["lengths"] = charts.lengths([(n, v.length) for n, v in sides], "Length of the answers in words")
+        made["lengths"] = draw.lengths([(n, v.length) for n, v in sides], "Length of the answers in words")
     return made
