@@ -18,7 +18,7 @@ from persona.evaluate.found import Answer, Report
 from persona.files import SHIPPED_PERSONAS
 from persona.folder import Card, ProbeRule, create, open_persona
 from persona.loss import Collator, mean_nll
-from persona.pairs import Pair, write_pairs
+from persona.pairs import write_pairs
 from persona.render import IGNORED, Renderer
 from persona.runs import create_run
 from persona.templates import read_template
@@ -123,7 +123,7 @@ def test_a_file_is_measured_without_the_pairs_that_were_trained_on(tmp_path):
     with pytest.raises(InputError, match="all of its 6 pairs were trained on"):
         rows.read_rows(run, file)
     (tmp_path / "sheet.csv").write_text("instruction,output\nWho?,Mags.\n")
-    assert rows.read_rows(None, tmp_path / "sheet.csv").held == [Pair("Who?", "Mags.")]
+    assert [p.output for p in rows.read_rows(None, tmp_path / "sheet.csv").held] == ["Mags."]
     assert "--data" in rows.read_rows(None, None).notes[0]
 
 
