@@ -201,7 +201,7 @@ def report(run, base, **options) -> Report:
 
 @pytest.fixture(scope="module")
 def good(trained):
-    return trained(PAIRS[:140], epochs=4, learning_rate=1.5e-3, lora_r=4)
+    return trained(PAIRS[:140], epochs=4, learning_rate=1e-3, lora_r=4)
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def made(text: str = "Mind the step.", **changes) -> Report:
         "persona": text, "base": text, "template": text, "created": "2026-11-22T10:00:00+0000", "seconds": 100,
         "sampling": text, "steps": 108, "train_rows": 283, "learning_rate": 3e-4,
         "likelihood": Likelihood(source=text, rows=30, of=31, tokens=900, base=interval(5.2), adapter=interval(4.1),
-                                 gain=interval(1.1), wins=0.9, gains=[-0.3, 0.2, 1.4] * 10, train=3.6, train_base=5.2, best=4.1),
+                                 gain=interval(1.1), wins=0.9, gains=[-0.3, 0.2, 1.4] * 10, train=3.8, train_base=5.2, best=4.1),
         "answers": Answers(rows=[answer] * 2, base=voice, adapter=voice, pairs=voice.model_copy(update={"similarity": None})),
         "probes": [Probe(ask=text, ruled=True, base=reply, replies=[reply, reply]),
                    Probe(ask=text, ruled=False, base=reply, replies=[reply, reply])],
