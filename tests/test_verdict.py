@@ -84,7 +84,7 @@ def test_remarks_are_said_beside_the_main_verdict():
     quiet = made(probes=[], judged=None)
     assert remarks(quiet) == ""
     assert "80 % of the answers end" in remarks(quiet.model_copy(update={"ended": 0.8}))
-    assert "0 % of the answers to probes" in remarks(made(judged=None))
+    assert "0 % of the answers to probes" in remarks(made(judged=None)) and "does not sit" in remarks(made(judged=None))
     assert "preferred the adapter 3 times, the base 1 times" in remarks(made(probes=[]))
     assert "suffered a little" in remarks(moved("drift", rise=interval(0.5, 0.1)))
     assert "word for word" in remarks(moved("memory", recited=0.3))
