@@ -3,7 +3,7 @@
 import jinja2
 from markupsafe import Markup
 
-from persona.evaluate import charts as draw
+import persona.evaluate.charts as draw
 from persona.evaluate.found import Report
 from persona.evaluate.verdict import share
 from persona.files import TEMPLATES

@@ -5,9 +5,12 @@ from dataclasses import dataclass, field, replace
 
 from rapidfuzz import fuzz, process
 
+import persona.evaluate.found as found
+import persona.evaluate.measuring as measuring
+import persona.evaluate.metrics as metrics
+import persona.evaluate.probes as probes
 from persona.adapter import Adapter
 from persona.chat import BASE, Column, Reply, Sampling, Voices
-from persona.evaluate import found, measuring, metrics, probes
 from persona.evaluate.measuring import Progress, Work
 from persona.evaluate.rows import Rows, some
 from persona.folder import ProbeRule
