@@ -5,7 +5,7 @@ import random
 import pytest
 from safetensors.torch import load_file
 
-from persona import adapter, chat, diary, moments, train
+from persona import adapter, decode, diary, moments, train
 from persona.errors import RunError
 from persona.folder import Card
 from persona.runs import Run
@@ -138,7 +138,7 @@ def test_a_page_of_the_diary_is_what_the_chat_would_answer(make, tiny_gemma):  #
     model = adapter.attach(load(tiny_gemma), opened, "x")
     job = train.prepare(run)
     prompt = job.renderer.prompt([], "Who are you?")
-    *_, last = chat.decode(
+    *_, last = decode.decode(
         model, job.renderer.tokenizer, [prompt.ids], diary.SAMPLING, job.renderer.stop_id, [(("x", 1.0),)]
     )
     assert events(run, "diary")[-1]["answers"][0]["text"] == last[0].text != ""

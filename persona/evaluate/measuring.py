@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from persona.chat import BASE, CONTEXT, Column, Reply, Sampling, Voices, stream
+from persona.chat import Column, Voices, stream
+from persona.decode import CONTEXT, Reply, Sampling
 from persona.files import PROJECT
 from persona.loss import Collator, mean_nll
+from persona.mixed import Mixed
 from persona.pairs import Pair
 from persona.render import IGNORED, Example, Prompt, Renderer
 
@@ -70,15 +72,12 @@ def row_nlls(voices: Voices, name: str, examples: Sequence[Example], work: Work)
     """Nats per learned token of each row, by the base (name BASE) or an attached adapter at strength 1."""
     collate = Collator(voices.tokenizer.pad_token_id)
     found = []
-    for example in examples:
-        with voices.lock:  # row by row: a chat beside it waits for one row only
-            if name == BASE:
-                with voices.without_adapters():
-                    found.append(mean_nll(voices.model, [example], collate))
-            else:
-                voices.set_strength(name, 1.0)
-                voices.model.set_adapter(name, inference_mode=True)
-                found.append(mean_nll(voices.model, [example], collate))
+    for example in examples:  # row by row: a chat beside it waits for one row only
+        with (
+            voices.lock,
+            Mixed(voices.model, [voices.mix(name)]),
+        ):
+            found.append(mean_nll(voices.model, [example], collate))
         work.tick()
     return found
 

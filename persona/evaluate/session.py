@@ -10,7 +10,8 @@ import persona.evaluate.measuring as measuring
 import persona.evaluate.metrics as metrics
 import persona.evaluate.probes as probes
 from persona.adapter import Adapter
-from persona.chat import BASE, Column, Reply, Sampling, Voices
+from persona.chat import BASE, Column, Voices
+from persona.decode import Reply, Sampling
 from persona.evaluate.measuring import Progress, Work
 from persona.evaluate.rows import Rows, some
 from persona.folder import ProbeRule
