@@ -26,8 +26,10 @@ ARCHITECTURES = {
 }  # fmt: skip
 PERMUTED = ("llama", "smollm3")
 VERIFIED = ("gemma3", "llama")  # these two were run in llama.cpp, with the embedded bases
-SIXTEEN = {"float16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16)}
-BRAIN = (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16)
+SIXTEEN = {
+    "torch.float16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "torch.bfloat16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+}
 CONVERTER = "https://github.com/ggml-org/llama.cpp"
 
 
@@ -136,15 +138,15 @@ def source_of(base: Base, name: str, scratch: Path) -> Path | None:
 
 
 def write_model(
-    source: Path, state: dict[str, Any], base: Base, out: Path, dtype: str, name: str, template: str, stop_id: int
+    source: Path, state: dict[str, Any], base: Base, out: Path, name: str, template: str, stop_id: int
 ) -> None:
-    """The GGUF file `source` again with the weights `state` (a model's state_dict), in 16 bits.
+    """The GGUF file `source` again with the weights `state`: a model's state_dict in float16 or bfloat16.
 
     Sizes and tokenizer are the file's own; what has one dimension (norms) is never trained and stays as it is.
-    dtype: float16, else bfloat16. name: how the model calls itself; template: Jinja, of its chats.
+    name: how the model calls itself; template: Jinja, of its chats; stop_id: the token that ends a reply.
     """
     reader, names = gguf.GGUFReader(source), Names(base)
-    kind, file_type = SIXTEEN.get(dtype, BRAIN)
+    kind, file_type = SIXTEEN[str(next(iter(state.values())).dtype)]
     changed: dict[str, Any] = {
         "general.name": name, "general.file_type": int(file_type), "tokenizer.chat_template": template,
         "tokenizer.ggml.eot_token_id": stop_id,

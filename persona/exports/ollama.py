@@ -158,7 +158,7 @@ def _value(action: str, scope: dict[str, Any]) -> Any:
 
 
 def modelfile(
-    card: Card, renderer: Renderer, model: str, adapter: str, licence: str, strength: float = 1.0
+    card: Card, renderer: Renderer, model: str, adapter: str, licence: str
 ) -> tuple[str, str]:
     """The Modelfile, and why it has no TEMPLATE ("" where it has one).
 
