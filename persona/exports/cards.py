@@ -82,10 +82,13 @@ def character(card: Card, pairs: Sequence[Pair], version: int, link: str = "") -
 
 
 def _chosen(card: Card, pairs: Sequence[Pair]) -> list[Pair]:
-    """The first pairs that can be told apart again: no line of them looks like the beginning of a turn."""
+    """The first pairs, those without history before others, that can be told apart again: no line of them looks like
+    the beginning of a turn.
+    """
     speakers = rf"^\s*(?:user|用户|{re.escape(card.name)})\s*[:：]"
     confusing = re.compile(rf"{speakers}|\{{\{{|<(?:START|user|bot|char)>", re.I | re.M)
-    clear = (p for p in pairs if not confusing.search("\n".join(x for t in _turns(p) for x in t)))
+    ordered = sorted(pairs, key=lambda p: bool(p.history))
+    clear = (p for p in ordered if not confusing.search("\n".join(x for t in _turns(p) for x in t)))
     return list(itertools.islice(clear, EXAMPLES))
 
 

@@ -157,9 +157,7 @@ def _value(action: str, scope: dict[str, Any]) -> Any:
     }[action]
 
 
-def modelfile(
-    card: Card, renderer: Renderer, model: str, adapter: str, licence: str
-) -> tuple[str, str]:
+def modelfile(card: Card, renderer: Renderer, model: str, adapter: str, licence: str) -> tuple[str, str]:
     """The Modelfile, and why it has no TEMPLATE ("" where it has one).
 
     model, adapter: names of files beside it; adapter "" for a merged model.

@@ -63,10 +63,8 @@ def _refuse_local(path: Path) -> None:
                 tail = text[-512:]
 
 
-
-
-def rendered(template: str, **values: Any) -> str:
+def rendered(file: str, /, **values: Any) -> str:
     """A text from templates/NAME."""
     env = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     env.filters["json"] = lambda x: json.dumps(x, ensure_ascii=False)
-    return env.from_string((TEMPLATES / template).read_text(encoding="utf-8")).render(**values)
+    return env.from_string((TEMPLATES / file).read_text(encoding="utf-8")).render(**values)
