@@ -5,8 +5,6 @@ pairs neighbours, that of transformers pairs the halves of a head. Both rules ar
 """
 
 import importlib.util
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
