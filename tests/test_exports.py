@@ -163,7 +163,10 @@ def test_the_template_goes_out_without_what_others_do_not_know(byte_tokenizer):
 
 def test_what_is_there_stays(tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(InputError, match="out: is there already. Name a new file or folder"), place.new(tmp_path / "out"):
+    with (
+        pytest.raises(InputError, match="out: is there already. Name a new file or folder"),
+        place.new(tmp_path / "out"),
+    ):
         raise AssertionError
     assert (tmp_path / "out").read_text() == "mine"
 
@@ -211,7 +214,9 @@ def test_a_card_comes_back_the_same(tmp_path, example, name):
     assert (back.name, back.system, back.greeting, back.author) == (card.name, card.system, card.greeting, card.author)
     found = [p for p in importer("character").read(open_source(file), Options()) if isinstance(p, Pair)]
     told = [p for p in pairs if not p.history][: made["examples"]]
-    assert made["examples"] == 20 and [(p.instruction, p.output) for p in found] == [(p.instruction, p.output) for p in told]
+    assert made["examples"] == 20 and [(p.instruction, p.output) for p in found] == [
+        (p.instruction, p.output) for p in told
+    ]
 
 
 def test_a_picture_holds_both_versions(tmp_path):
@@ -244,7 +249,9 @@ def test_the_users_picture_goes_without_its_exif(tmp_path):
 def test_a_monogram_is_letters_where_the_font_has_them():
     one, two, moon = (cards.monogram(n) for n in ("Ann Lee", "Ann Low", "甄嬛"))
     background = moon.getpixel((0, 0))
-    assert moon.size == cards.SIZE and moon.getcolors(1 << 20) and len({one.tobytes(), two.tobytes(), moon.tobytes()}) == 3
+    assert (
+        moon.size == cards.SIZE and moon.getcolors(1 << 20) and len({one.tobytes(), two.tobytes(), moon.tobytes()}) == 3
+    )
     x, y = cards.SIZE[0] // 2 - 100, round(cards.SIZE[1] * 0.44)
     assert moon.getpixel((x, y)) != background  # the moon, not the box of a missing character
 
@@ -296,7 +303,12 @@ def test_pairs_for_other_trainers(persona_run, tmp_path, byte_tokenizer):
     rows = [row for rows in sets.values() for row in rows]
     pair = next(r for r in rows if r["history"])
     columns = info["mags-data"]["columns"]
-    assert [pair[columns[c]] for c in ("prompt", "response", "system", "history")] == ["c", "d", CARD.system, [["a", "b"]]]
+    assert [pair[columns[c]] for c in ("prompt", "response", "system", "history")] == [
+        "c",
+        "d",
+        CARD.system,
+        [["a", "b"]],
+    ]
     assert pair["source"] == "a source" and "CC0" in (out / "README.md").read_text()
     renderer = Renderer(byte_tokenizer, Template("own", (out / "chat_template.jinja").read_text()), CARD.system)
     lines = [json.loads(x) for n in sets for x in (out / f"{n}.messages.jsonl").read_text().splitlines()]

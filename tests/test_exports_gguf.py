@@ -1,6 +1,5 @@
 """GGUF files, proven in llama.cpp itself, and the Modelfile beside them."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -88,7 +87,9 @@ def test_other_families_keep_their_order(tiny_gemma, tmp_path):
 
 def test_what_llama_cpp_has_no_form_for(tiny_llama, tiny_gemma, tmp_path):
     adapter, base = given(tiny_llama, tmp_path / "dora", use_dora=True)
-    with pytest.raises(AdapterError, match=r"no form for a DoRA adapter. Export the whole model instead: --as gguf --merge"):
+    with pytest.raises(
+        AdapterError, match=r"no form for a DoRA adapter. Export the whole model instead: --as gguf --merge"
+    ):
         ggufs.write_adapter(adapter, base, tmp_path / "x.gguf")
     model = with_lora(load(tiny_llama), trainable_token_indices=tokenrows.to_train(load(tiny_llama), 7))
     adapters.write(model, tmp_path / "rows", base=base, template=read_template("chatml"), card=CARD, facts=FACTS)
@@ -109,7 +110,10 @@ def test_a_folder_for_llama_cpp_says_what_is_missing(tiny_llama, tmp_path):
     adapter, base = given(tiny_llama, tmp_path / "a")
     made = llamacpp.export_adapter(adapter, base, tmp_path / "zhen-huan")
     files = {f.name for f in (tmp_path / "zhen-huan").iterdir()}
-    assert files == {"zhen-huan.gguf", "Modelfile", "README.md", "chat_template.jinja"} and made["file"] == "zhen-huan.gguf"
+    assert (
+        files == {"zhen-huan.gguf", "Modelfile", "README.md", "chat_template.jinja"}
+        and made["file"] == "zhen-huan.gguf"
+    )
     (note,) = made["notes"]
     assert "tiny.gguf is not there yet: someone/tiny did not come as a GGUF file" in note
     assert note in (tmp_path / "zhen-huan" / "README.md").read_text()
@@ -158,7 +162,10 @@ def test_the_evaluator_follows_go():
         ("{% for m in messages %}{{ m['role'] }}{{ loop.index }}:{{ m['content'] }}{% endfor %}", "in different ways"),
         ("{% for m in messages %}{{ m['content'] }}{{ m['content'] }}{% endfor %}", "moves, repeats or leaves out"),
         ('{% for m in messages %}"""{{ m["content"] }}{% endfor %}', 'it writes """, which ends a text'),
-        ("{% for m in messages %}{{ m['content'] | replace('Be', 'Do not be') }}|{% endfor %}", "differs from what was"),
+        (
+            "{% for m in messages %}{{ m['content'] | replace('Be', 'Do not be') }}|{% endfor %}",
+            "differs from what was",
+        ),
     ],
     ids=["numbers", "twice", "quotes", "changes"],
 )
@@ -166,8 +173,12 @@ def test_templates_that_ollama_cannot_have(byte_tokenizer, text, why):
     own = Renderer(byte_tokenizer, Template("own", text), "")
     with pytest.raises(TemplateError, match=re.escape(why)):
         ollama.go_template(own)
-    file, note = ollama.modelfile(CARD, dataclasses.replace(renderer("chatml"), template=own.template), "m.gguf", "", "MIT")
-    assert why in note and "# No TEMPLATE: " in file and "TEMPLATE \"" not in file
+
+
+def test_a_modelfile_without_a_template_says_why():
+    file, note = ollama.modelfile(CARD, renderer("mistral-v3"), "m.gguf", "", "MIT")
+    assert "it moves, repeats" in note and f"# No TEMPLATE: {note}" in file and 'TEMPLATE """' not in file
+    assert "ADAPTER" not in file
 
 
 def test_a_modelfile_is_read_back(byte_tokenizer):

@@ -59,7 +59,9 @@ def _of_weights(path: Path, out: Path, form: Form, base: str, strength: float, m
     folder = adapters.locate(path)
     if form is Form.zip:
         from persona import share
+        from persona.exports import place
 
+        place.must_be_new(out)
         packed = share.pack(folder, out)
         return {"file": str(packed), "bytes": packed.stat().st_size}
     from persona import chat

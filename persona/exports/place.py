@@ -18,6 +18,12 @@ _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}")
 _READ = 1 << 24  # bytes looked through at once
 
 
+def must_be_new(out: Path) -> None:
+    """Raises InputError where something is there already."""
+    if out.exists():
+        raise InputError(f"{out}: is there already. Name a new file or folder, or delete it first.")
+
+
 @contextmanager
 def new(out: Path) -> Iterator[Path]:
     """A path to write a file or a folder to, which becomes `out` when the block ends well.
@@ -25,9 +31,7 @@ def new(out: Path) -> Iterator[Path]:
     Raises InputError where something is there already or the disk is full, ShareError when what was written names a
     folder of this machine or holds a token; then nothing stays behind.
     """
-    out = out.expanduser()
-    if out.exists():
-        raise InputError(f"{out}: is there already. Name a new file or folder, or delete it first.")
+    must_be_new(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
