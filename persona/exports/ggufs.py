@@ -35,9 +35,9 @@ class Names:
     """How llama.cpp calls the tensors of a base, and in which order it keeps their rows. Raises BaseError."""
 
     def __init__(self, base: Base):
-        config = base.config()
-        text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-        kind = str(config.get("model_type"))
+        from transformers import AutoConfig
+
+        kind = str(base.config().get("model_type"))
         if kind not in ARCHITECTURES:
             raise BaseError(
                 f"{base.id}: {kind} is not among the architectures that can be written as GGUF here "
@@ -46,9 +46,10 @@ class Names:
             )
         self.architecture = ARCHITECTURES[kind]
         arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
-        self._map = gguf.get_tensor_name_map(arch, text["num_hidden_layers"])
-        heads = text["num_attention_heads"]
-        self._heads = {"attn_q": heads, "attn_k": text.get("num_key_value_heads") or heads}
+        # not from the file: what it leaves out has a default
+        config = AutoConfig.from_pretrained(base.path, trust_remote_code=False).get_text_config()
+        self._map = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+        self._heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
 
     def of(self, name: str) -> str:
         """llama.cpp's name, "" where it has none. name: of a weight or a layer in transformers."""
@@ -161,6 +162,8 @@ def write_model(
     # an output layer that is a copy of the embedding is left out, as llama.cpp does
     head, embedding = weights.get("output.weight"), weights["token_embd.weight"]
     more = ["output.weight"] if head is not None and head.data_ptr() != embedding.data_ptr() else []
+    if lost := [k for k in state if names.of(k) not in (*stored, "output.weight")]:
+        raise BaseError(f"{base.id}: its GGUF file has no place for {lost[0]}. Export with --as merged instead.")
     for tensor in dict.fromkeys([*stored, *more]):
         if tensor in stored and (len(stored[tensor].shape) == 1 or tensor not in weights):
             old = stored[tensor]

@@ -110,7 +110,7 @@ def evaluate(template: str, chat: list[dict[str, str]]) -> str:
     return out
 
 
-def _run(pieces: list[str], at: int, scope: dict[str, Any], wanted: bool = True) -> tuple[str, int]:
+def _run(pieces: list[str], at: int, scope: dict[str, Any]) -> tuple[str, int]:
     """Text from `at` to the else or end that closes this block, and its place."""
     out = ""
     while at < len(pieces):
