@@ -112,7 +112,6 @@ def opened(picture: Path) -> Image.Image:
         if isinstance(e, InputError):
             raise
         raise InputError(f"{picture}: cannot be opened as a picture ({e}). Use a PNG or JPEG file.") from e
-    plain.info = {}
     return plain
 
 
