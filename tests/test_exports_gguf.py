@@ -273,14 +273,15 @@ def test_llama_cpp_says_what_our_chat_says(request, base_home, tmp_path, base_na
     with model.disable_adapter():
         assert alike(wanted, ours(model)) < 0.5
     del model
-    whole = llamacpp.export_merged(adapter, base, tmp_path / "whole")
-    assert whole["difference"]["kl"] < 1e-4 and whole["notes"] == []
-    assert alike(wanted, llama_cpp(tmp_path / "whole" / "whole.gguf", prompts)) >= 0.9
-    reader = gguf.GGUFReader(tmp_path / "whole" / "whole.gguf")
-    assert reader.fields["general.name"].contents() == adapter.card.name
-    assert reader.fields["tokenizer.chat_template"].contents() == merged.plain(adapter.template).text
-    assert reader.fields["tokenizer.ggml.eot_token_id"].contents() == made.stop_id
-    del reader
+    if base_name == "smollm2-135m-instruct":  # opening Gemma's own file takes nine seconds each time
+        whole = llamacpp.export_merged(adapter, base, tmp_path / "whole")
+        assert whole["difference"]["kl"] < 1e-4 and whole["notes"] == []
+        assert alike(wanted, llama_cpp(tmp_path / "whole" / "whole.gguf", prompts)) >= 0.9
+        reader = gguf.GGUFReader(tmp_path / "whole" / "whole.gguf")
+        assert reader.fields["general.name"].contents() == adapter.card.name
+        assert reader.fields["tokenizer.chat_template"].contents() == merged.plain(adapter.template).text
+        assert reader.fields["tokenizer.ggml.eot_token_id"].contents() == made.stop_id
+        del reader
     made_folder = llamacpp.export_adapter(adapter, base, tmp_path / "lora")
     assert made_folder["notes"] == []
     lora = tmp_path / "lora" / "lora.gguf"
