@@ -236,7 +236,7 @@ def attach(model: Any, adapter: Adapter, name: str) -> Any:
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     # all checks first: what fails later would leave half an adapter behind
     token_rows = tokenrows.take(state, adapter.settings.get("trainable_token_indices", {}), inner)
-    layers = _check_fit(adapter, state, inner)
+    layers = check_fit(adapter, state, inner)
     # built from known settings, not loaded: a config file from outside can name things to import
     settings = {**adapter.settings, "target_modules": [*layers, *token_rows], "trainable_token_indices": None}
     for key, pattern in tokenrows.settings(token_rows, bool(settings.get("use_rslora"))).items():
@@ -253,7 +253,7 @@ def attach(model: Any, adapter: Adapter, name: str) -> Any:
     return model.eval()
 
 
-def _check_fit(adapter: Adapter, state: dict[str, Any], model: Any) -> list[str]:
+def check_fit(adapter: Adapter, state: dict[str, Any], model: Any) -> list[str]:
     """Compare every LoRA tensor with the layer it belongs to. Returns the layers."""
     from peft.utils.other import get_pattern_key
 
