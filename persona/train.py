@@ -1,20 +1,24 @@
 """One run, from its rows (or its last checkpoint) to an adapter. The only file that uses TRL.
 
     python -m persona.train RUN_FOLDER [--deadline SECONDS]
+    accelerate launch -m persona.train RUN_FOLDER
 
 It reads and writes the run folder only. `deadline` stops at a step boundary with a checkpoint; a Stop button, a
-shutdown and a time slice on a shared GPU are all this one mechanism.
+shutdown and a time slice on a shared GPU are all this one mechanism. A pause leaves no trace: what is resumed takes
+the very steps, and ends with the very adapter, of a run that was never stopped.
 """
 
 import argparse
 import contextlib
-import errno
+import itertools
 import math
 import os
 import shutil
 import signal
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,20 +27,22 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each 
 
 import torch
 from datasets import Dataset
+from peft import set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import EarlyStoppingCallback, TrainerCallback
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader, Sampler
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer
 
-from persona import adapter, base, hardware, quantize, runs, stoptoken, tokenrows
+from persona import adapter, base, checkpoints, hardware, processes, quantize, runs, stoptoken, tokenrows
 from persona.config import RunConfig, steps_of
 from persona.errors import InputError, PersonaError, RunError
 from persona.lora import lora_config
 from persona.loss import Collator, mean_nll, nll_sum
-from persona.render import Example, Renderer, check_all
+from persona.render import IGNORED, Example, Renderer, check_all
 from persona.runs import Run
-
-WHOLE = "whole"  # a file that is written into a checkpoint last: without it, a crash cut the checkpoint short
 
 
 @dataclass
@@ -60,28 +66,84 @@ class Clock:
         return self.seconds + (time.perf_counter() - self.since if self.since is not None else 0.0)
 
 
+class Order(Sampler[list[int]]):
+    """Batches of rows of like length, in an order that seed and epoch alone decide.
+
+    The stock sampler draws it from the random numbers that dropout uses too, so it would be another one after a pause.
+    """
+
+    def __init__(self, trainer: Any, lengths: list[int]):
+        self.trainer, self.lengths = trainer, lengths
+        self.size, self.joined = trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.lengths) / self.size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch = self.trainer.state.global_step // math.ceil(len(self) / self.joined)
+        dice = torch.Generator().manual_seed(self.trainer.args.data_seed + epoch)
+        order = get_length_grouped_indices(self.lengths, self.size * self.joined, generator=dice)
+        yield from (order[n : n + self.size] for n in range(0, len(order), self.size))
+
+
+def collate_share(collate: Collator, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """This process's rows of a batch; where there are fewer rows than processes, one that teaches nothing."""
+    unlearned = {"input_ids": rows[0]["input_ids"], "labels": [IGNORED] * len(rows[0]["labels"])}
+    return {**collate(processes.share(rows) or [unlearned]),
+            "tokens": torch.tensor(sum(len(r["input_ids"]) for r in rows))}  # fmt: skip
+
+
+@contextlib.contextmanager
+def untouched_dice() -> Iterator[None]:
+    """Random numbers that are drawn in here leave no trace outside."""
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        yield
+
+
 class Trainer(SFTTrainer):
-    """SFTTrainer with the loss of loss.py, and held-out NLL as its evaluation."""
+    """SFTTrainer with the loss of loss.py, held-out NLL as its evaluation, and checkpoints that continue exactly."""
 
     control: Any
     loss_is_scaled_for_ga = True  # compute_loss divides by the learned tokens of the whole accumulated batch
 
-    def __init__(self, *args: Any, held_out: list[Example], clock: Clock, run: Run, **kwargs: Any):
+    def __init__(self, *args: Any, held_out: list[Example], clock: Clock, watch: "Watch", run: Run, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.held_out, self.clock, self.run = held_out, clock, run
+        self.held_out, self.clock, self.watch, self.run = held_out, clock, watch, run
+        if processes.count() > 1:  # no DistributedDataParallel: see processes.sum_gradients
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+
+    def get_train_dataloader(self) -> DataLoader:
+        order = Order(self, [len(ids) for ids in self.train_dataset["input_ids"]])
+        collate = partial(collate_share, self.data_collator) if processes.count() > 1 else self.data_collator
+        # a generator of its own: the loader draws a number at each start
+        return DataLoader(self.train_dataset, batch_sampler=order, collate_fn=collate, generator=torch.Generator(),
+                          pin_memory=self.args.dataloader_pin_memory)  # fmt: skip
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of one optimizer step, and how many tokens all processes learn from them."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        learned = processes.total(sum(int((b["labels"][:, 1:] != IGNORED).sum()) for b in batches), device)
+        self.clock.tokens += sum(int(b["tokens"]) for b in batches)
+        self.clock.learned += learned
+        return batches, learned
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        self.clock.tokens += int(inputs["tokens"])
         total, learned = nll_sum(model, inputs["input_ids"], inputs["labels"])
-        self.clock.learned += learned
         loss = total / (num_items_in_batch if num_items_in_batch is not None else learned)
         return (loss, {}) if return_outputs else loss
 
+    def training_step(self, model, *args, **kwargs):
+        loss = super().training_step(model, *args, **kwargs)
+        if processes.count() > 1 and self.accelerator.sync_gradients:
+            processes.sum_gradients(model.parameters())
+        return loss * processes.count()  # of which the log takes the mean over processes
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Held-out NLL, logged as an event; the Trainer keeps the checkpoint where it is lowest."""
+        """Held-out NLL, logged as an event; the Trainer notes the step where it is lowest."""
         self.clock.pause()
-        nll = self.held_out_nll()
-        self.run.log("eval", step=self.state.global_step, nll=nll)
+        with untouched_dice():
+            nll = self.held_out_nll()
+            self.run.log("eval", step=self.state.global_step, nll=nll)
         metrics = {"eval_loss": nll}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -89,33 +151,63 @@ class Trainer(SFTTrainer):
         return metrics
 
     def held_out_nll(self) -> float:
-        return mean_nll(self.model, self.held_out, self.data_collator, self.args.per_device_train_batch_size)
+        """Measured by the main process alone: a tenth of the pairs, and the same figure on any number of them."""
+        rows = self.held_out if processes.is_main() else []
+        batch = self.args.per_device_train_batch_size
+        return processes.from_main(mean_nll(self.model, rows, self.data_collator, batch) if rows else 0.0)
+
+    def _save(self, output_dir=None, state_dict=None):
+        """The LoRA alone: the tokenizer is the base's, 33 MB of Gemma's in each checkpoint."""
+        if processes.is_main():
+            self.model.save_pretrained(output_dir, save_embedding_layers=False)
 
     def _save_checkpoint(self, model, trial):
         self.clock.pause()
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        here = checkpoints.folder_of(folder, step)
+        if processes.is_main():
+            shutil.rmtree(here, ignore_errors=True)  # what a kill has left of it
+        processes.wait()
         super()._save_checkpoint(model, trial)
-        (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / WHOLE).touch()
+        processes.wait()
+        if processes.is_main():
+            checkpoints.seal(here, {"clock": asdict(self.clock), "misses": self.watch.misses})
+            checkpoints.prune(folder, step, self.state.best_global_step)
         self.clock.go()
+
+    def put_back(self, checkpoint: Path) -> None:
+        """Give the model the weights of a checkpoint."""
+        set_peft_model_state_dict(self.model, load_file(checkpoint / "adapter_model.safetensors"))
 
 
 @dataclass
 class Watch(TrainerCallback):
-    """Writes the events, and ends the run at a step boundary when asked to."""
+    """Writes the events, and ends the run at a step boundary: when asked to, or when nothing gets better."""
 
     run: Run
     clock: Clock
     until: float = math.inf
+    patience: int = 0  # evaluations in a row without gain that end the run; 0: none do
+    misses: int = 0
     asked: bool = False
     diverged: bool = False
-    first: bool = field(default=True, init=False)
 
     def on_step_end(self, args, state, control, **_):
-        if self.asked or time.monotonic() > self.until or (self.run.path / "stop").exists():
-            self.asked = True
-            control.should_training_stop = True
-            control.should_evaluate = args.eval_strategy != "no"
-            control.should_save = True
+        asked = self.asked or time.monotonic() > self.until or (self.run.path / "stop").exists()
+        self.asked = processes.any_of(asked, args.device)
+        if self.asked:
+            control.should_training_stop = control.should_save = True
         return control
+
+    def on_evaluate(self, args, state, control, metrics, **_):
+        better = state.best_metric is None or metrics["eval_loss"] < state.best_metric
+        self.misses = 0 if better else self.misses + 1
+        if self.patience and self.misses >= self.patience:
+            control.should_training_stop = True
+
+    def ended(self, state: Any) -> bool:
+        """Whether the run has come to its own end."""
+        return state.global_step >= state.max_steps or bool(self.patience and self.misses >= self.patience)
 
     def on_log(self, args, state, control, logs=None, **_):
         loss = (logs or {}).get("loss")
@@ -150,7 +242,9 @@ class Job:
 def prepare(run: Run) -> Job:
     """Open the base's tokenizer, choose the template, render and check every row. Raises before anything is trained."""
     config, card, rows = run.config(), run.card(), run.rows()
-    plan = hardware.make_plan(hardware.this_machine(), config.dtype)
+    # a run that goes on keeps its number format, though speeds measured anew might choose another
+    dtype = run.manifest().get("dtype", "auto") if config.dtype == "auto" else config.dtype
+    plan = processes.from_main(hardware.make_plan(hardware.this_machine(), dtype))
     quantize.check(config.quantization, config.optim, config.use_dora, plan)
     found, renderer = base.open_renderer(
         card, config.base, config.template, config.max_length, config.learn_history,
@@ -165,6 +259,7 @@ def prepare(run: Run) -> Job:
     packages += ["bitsandbytes"] * quantize.needed(config.quantization, config.optim)
     run.update_manifest(
         base=found.to_dict(),
+        dtype=plan.train_dtype,
         template={"name": renderer.template.name, "text": renderer.template.text},
         versions={p: version(p) for p in packages},
     )
@@ -196,15 +291,12 @@ def trainer_args(job: Job, output: Path) -> SFTConfig:
         per_device_train_batch_size=c.batch_size,
         per_device_eval_batch_size=c.batch_size,
         gradient_accumulation_steps=c.gradient_accumulation_steps,
-        train_sampling_strategy="group_by_length",
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         eval_strategy=evaluates,
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
-        save_total_limit=2,
-        load_best_model_at_end=bool(job.held_out),
         metric_for_best_model="eval_loss" if job.held_out else None,
         greater_is_better=False if job.held_out else None,
         logging_steps=1,
@@ -223,16 +315,14 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
     token_rows = tokenrows.to_train(model, job.renderer.stop_id) if job.config.train_stop_token else None
     rows = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.train])
     held = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.held_out])
-    callbacks: list[TrainerCallback] = [watch]
-    if job.held_out and job.config.early_stopping_patience:
-        callbacks.append(EarlyStoppingCallback(job.config.early_stopping_patience))
+    watch.patience = job.config.early_stopping_patience if job.held_out else 0
     tokenizer = job.renderer.tokenizer
     try:
         trainer = Trainer(
             model=model, args=trainer_args(job, job.run.checkpoints), train_dataset=rows,
             eval_dataset=held if job.held_out else None, data_collator=Collator(tokenizer.pad_token_id),
-            processing_class=tokenizer, peft_config=lora_config(job.config, model, token_rows), callbacks=callbacks,
-            held_out=job.held_out, clock=clock, run=job.run,
+            processing_class=tokenizer, peft_config=lora_config(job.config, model, token_rows), callbacks=[watch],
+            held_out=job.held_out, clock=clock, watch=watch, run=job.run,
         )  # fmt: skip
     except (ValueError, ImportError, RuntimeError) as e:  # RuntimeError: a tracker that is not installed
         if isinstance(e, torch.OutOfMemoryError):
@@ -247,24 +337,19 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
     return trainer
 
 
-def last_checkpoint(run: Run) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    whole = [p for p in run.checkpoints.glob("checkpoint-*") if (p / WHOLE).is_file()]
-    return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
-
-
 def train(run: Run, deadline: float | None = None) -> dict[str, Any]:
     """Train `run` to its end, or for `deadline` seconds. Returns the result that the command line prints.
 
     Raises InputError for rows or settings that cannot be right (nothing was trained then), RunError when training
-    diverged; the events say it too.
+    diverged (the best adapter of before is written then); the events say it too.
     """
+    run = replace(run, helper=not processes.is_main())
     with contextlib.ExitStack() as handlers:
         try:
             return _train(run, deadline, handlers)
         except BaseException as e:
             with contextlib.suppress(OSError):  # the disk that is full is this one: log.txt has the error
-                run.log("state", state="failed", message=explain(e))
+                run.log("state", state="failed", message=explain(e, run.path))
             raise
 
 
@@ -272,6 +357,7 @@ def _train(run: Run, deadline: float | None, handlers: contextlib.ExitStack) -> 
     until = time.monotonic() + deadline if deadline is not None else math.inf
     runs.note_worker(run, os.getpid())
     hardware.keep_freed_memory()
+    processes.join()
     job = prepare(run)
     clock = Clock()
     watch = Watch(run, clock, until)
@@ -286,37 +372,86 @@ def _train(run: Run, deadline: float | None, handlers: contextlib.ExitStack) -> 
         dtype=job.plan.train_dtype, reason=job.plan.reason, base=job.base.id, template=job.renderer.template.name,
         tokens=sum(len(e.input_ids) for e in job.train), learned=sum(e.learned for e in job.train),
     )  # fmt: skip
-    base_nll = None
-    if job.held_out:
-        run.log("state", state="starting", message="Measuring the base on the held-out pairs …")
-        with trainer.model.disable_adapter():
-            base_nll = trainer.held_out_nll()
-        run.log("eval", step=0, nll=base_nll)
-    checkpoint = last_checkpoint(run)
+    checkpoint = processes.from_main(checkpoints.last(run.checkpoints) if processes.is_main() else None)
+    base_nll = measure_base(job, trainer, known=processes.from_main(run.progress().base_nll) if checkpoint else None)
     run.log("state", state="running")
-    clock.go()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    clock.pause()
-    if watch.diverged:
-        raise RunError(
-            f"The loss became infinite at step {trainer.state.global_step}. Lower learning_rate "
-            f"(now {job.config.learning_rate}) and start again; the last good checkpoint is kept."
-        )
+    go_on(trainer, checkpoint)
     return finish(job, trainer, clock, watch, base_nll)
 
 
+def measure_base(job: Job, trainer: Trainer, known: float | None) -> float | None:
+    """Held-out NLL of the base. known: from before a pause."""
+    if known is not None or not job.held_out:
+        return known
+    job.run.log("state", state="starting", message="Measuring the base on the held-out pairs …")
+    with trainer.model.disable_adapter():
+        nll = trainer.held_out_nll()
+    job.run.log("eval", step=0, nll=nll)
+    return nll
+
+
+def go_on(trainer: Trainer, checkpoint: Path | None) -> None:
+    """Train from the checkpoint, or from the start, to the end or to where the run is asked to stop."""
+    clock, watch = trainer.clock, trainer.watch
+    if checkpoint:
+        session = checkpoints.session(checkpoint)
+        clock.seconds, clock.tokens, clock.learned = (session["clock"][k] for k in ("seconds", "tokens", "learned"))
+        watch.misses = session["misses"]
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if watch.ended(state):  # killed between its last step and its adapter: the Trainer would take another step
+            trainer.state = state
+            trainer.put_back(checkpoint)
+            return
+    clock.go()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    clock.pause()
+
+
+def keep_best(trainer: Trainer) -> bool:
+    """Put the best weights so far into the model; False where there are none to keep."""
+    state, watch, folder = trainer.state, trainer.watch, trainer.run.checkpoints
+    if watch.diverged:
+        last = checkpoints.last(folder)
+        best = checkpoints.folder_of(folder, state.best_global_step) if state.best_global_step else last
+        if best is None:
+            return False
+        trainer.put_back(best)
+    elif state.best_global_step and (watch.ended(state) or trainer.held_out_nll() >= state.best_metric):
+        trainer.put_back(checkpoints.folder_of(folder, state.best_global_step))
+    return True
+
+
 def finish(job: Job, trainer: Trainer, clock: Clock, watch: Watch, base_nll: float | None) -> dict[str, Any]:
-    """Measure and write the best adapter, then say done, or stopped."""
+    """Measure and write the best adapter, then say done, stopped or failed."""
     run, state = job.run, trainer.state
+    diverged = f"The loss became infinite at step {state.global_step}. Lower learning_rate " + (
+        f"(now {job.config.learning_rate}) and start again"
+    )
+    if not keep_best(trainer):
+        raise RunError(f"{diverged}.")
     run.log("state", state="running", message="Saving the best adapter …")
     adapter_nll = trainer.held_out_nll() if job.held_out else None
-    status = "stopped" if watch.asked and state.global_step < state.max_steps else "done"
+    status = "failed" if watch.diverged else "done" if watch.ended(state) else "stopped"
     figures = {
         "status": status, "steps": state.global_step, "seconds": round(clock.seconds, 2),
         "tokens_per_s": round(clock.tokens / max(clock.seconds, 1e-9), 1),
         "learned_tokens_per_s": round(clock.learned / max(clock.seconds, 1e-9), 1),
         "base_nll": base_nll, "adapter_nll": adapter_nll, "peak_memory_bytes": peak_memory(),
     }  # fmt: skip
+    result = {"run": str(run.path), "adapter": str(run.adapter), **figures}
+    if processes.is_main():
+        write_adapter(job, trainer, figures)
+    run.log("result", **result)
+    if watch.diverged:
+        raise RunError(f"{diverged}; the adapter holds the best that was learned before.")
+    run.log("state", state=status)
+    if status == "done" and processes.is_main():
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return result
+
+
+def write_adapter(job: Job, trainer: Trainer, figures: dict[str, Any]) -> None:
+    run = job.run
     config = job.config.model_dump()
     if Path(config["base"]).expanduser().exists():
         config["base"] = job.base.id  # a local path says where the author's files are
@@ -327,12 +462,6 @@ def finish(job: Job, trainer: Trainer, clock: Clock, watch: Watch, base_nll: flo
              "versions": manifest["versions"], "created": manifest["created"]}  # fmt: skip
     adapter.write(trainer.model, run.adapter, base=job.base, template=job.renderer.template, card=run.card(),
                   facts=facts)  # fmt: skip
-    result = {"run": str(run.path), "adapter": str(run.adapter), **figures}
-    run.log("result", **result)
-    run.log("state", state=status)
-    if status == "done":
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-    return result
 
 
 def peak_memory() -> int:
@@ -346,17 +475,14 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # ru_maxrss: bytes on macOS, KiB on Linux
 
 
-def explain(e: BaseException) -> str:
-    """A failure in a sentence with the next step."""
+def explain(e: BaseException, folder: Path) -> str:
+    """A failure in a sentence with the next step. folder: the run's."""
     if isinstance(e, PersonaError):
         return str(e)
     if isinstance(e, MemoryError | torch.OutOfMemoryError):
         return "Out of memory. Lower batch_size, then max_length, or turn gradient_checkpointing on, and resume."
-    # safetensors and torch write past Python, and say it in words of their own
-    said = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
-    if said or any(words in str(e) for words in ("os error 28", "os error 122", "PytorchStreamWriter failed writing")):
-        return "The disk is full. Free some space, then resume: the last whole checkpoint is kept."
-    return f"{type(e).__name__}: {e}. The details are in the run's log.txt; it can be resumed."
+    otherwise = f"{type(e).__name__}: {e}. The details are in the run's log.txt; it can be resumed."
+    return runs.disk_trouble(folder, e) or otherwise
 
 
 def main() -> int:

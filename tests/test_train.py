@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny import load
 
-from persona import adapter, base, chat, hardware, launch, stoptoken, train
+from persona import adapter, base, chat, checkpoints, hardware, launch, stoptoken, train
 from persona.chat import BASE, Column, Sampling
 from persona.config import RunConfig, make_config
 from persona.errors import AdapterError, InputError, RunError
@@ -198,7 +198,7 @@ def test_stop_resume_and_the_run_that_was_never_stopped(make):
     run.stop()
     stopped = train.train(run)
     assert (stopped["status"], stopped["steps"], run.progress().status) == ("stopped", 1, "stopped")
-    assert train.last_checkpoint(run) == run.checkpoints / "checkpoint-1" and adapter.check(run.adapter)
+    assert checkpoints.last(run.checkpoints) == run.checkpoints / "checkpoint-1" and adapter.check(run.adapter)
     (run.path / "stop").unlink()  # as launch.start does
     resumed = train.train(run)
     assert (resumed["status"], resumed["steps"]) == ("done", expected["steps"])
@@ -240,7 +240,7 @@ def test_a_checkpoint_cut_short_is_passed_over(make):
         (run.checkpoints / name / train.WHOLE).unlink()
         weights = run.checkpoints / name / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:100])
-    assert train.last_checkpoint(run) == run.checkpoints / "checkpoint-1"
+    assert checkpoints.last(run.checkpoints) == run.checkpoints / "checkpoint-1"
     result = train.train(run)
     assert (result["status"], result["steps"]) == ("done", 3) and adapter.check(run.adapter)
 
@@ -250,7 +250,7 @@ def test_the_newest_checkpoint_is_found_by_number(make):
     for n in (9, 10, 8):
         (run.checkpoints / f"checkpoint-{n}").mkdir(parents=True)
         (run.checkpoints / f"checkpoint-{n}" / train.WHOLE).touch()
-    assert train.last_checkpoint(run).name == "checkpoint-10"
+    assert checkpoints.last(run.checkpoints).name == "checkpoint-10"
 
 
 def wait_for(true, seconds: float = 120):
@@ -263,14 +263,14 @@ def wait_for(true, seconds: float = 120):
 def test_a_killed_run_is_seen_as_interrupted_and_goes_on(make):
     run = make(max_steps=80)
     launch.start(run)
-    wait_for(lambda: train.last_checkpoint(run) or not run.alive())
+    wait_for(lambda: checkpoints.last(run.checkpoints) or not run.alive())
     pid = json.loads((run.path / "worker.json").read_text())["pid"]
     os.kill(pid, signal.SIGKILL)
     launch._children[run.path].wait()
     seen = run.progress()
     assert seen.status == "interrupted" and 0 < seen.step < 80, (run.path / "log.txt").read_text()
     before = len(events(run, "step"))
-    reached = int(train.last_checkpoint(run).name.rpartition("-")[2])
+    reached = int(checkpoints.last(run.checkpoints).name.rpartition("-")[2])
     launch.start(run)
     wait_for(lambda: not run.alive())
     launch.reap()
@@ -323,7 +323,7 @@ def assert_failed_and_clean(run: Run, last: int):
     seen = run.progress()
     assert seen.status == "failed" and "Lower learning_rate" in seen.message
     assert not run.adapter.exists()
-    assert train.last_checkpoint(run).name == f"checkpoint-{last}"
+    assert checkpoints.last(run.checkpoints).name == f"checkpoint-{last}"
     for file in run.checkpoints.rglob("*.safetensors"):
         assert all(w.isfinite().all() for w in load_file(file).values()), file
 
@@ -377,7 +377,7 @@ def test_a_full_disk_when_the_adapter_is_written(make, monkeypatch, error):
     with pytest.raises(AdapterError, match="No space left on device.*Free some space and resume"):
         train.train(run)
     assert run.progress().status == "failed" and "Free some space and resume" in run.progress().message
-    assert not run.adapter.exists() and train.last_checkpoint(run), "what was trained can still be had"
+    assert not run.adapter.exists() and checkpoints.last(run.checkpoints), "what was trained can still be had"
     monkeypatch.undo()
     assert train.train(run)["status"] == "done" and adapter.check(run.adapter)
 
@@ -396,7 +396,7 @@ def test_a_full_disk_when_a_checkpoint_is_written(make, monkeypatch, error):
         train.train(run)
     assert run.progress().status == "failed"
     assert run.progress().message.startswith("The disk is full. Free some space, then resume")
-    assert train.last_checkpoint(run).name == "checkpoint-1"
+    assert checkpoints.last(run.checkpoints).name == "checkpoint-1"
 
 
 @pytest.mark.parametrize(
@@ -408,8 +408,8 @@ def test_a_full_disk_when_a_checkpoint_is_written(make, monkeypatch, error):
         (KeyError("x"), "KeyError: 'x'. The details are in the run's log.txt"),
     ],
 )
-def test_a_failure_is_explained(error, why):
-    assert train.explain(error).startswith(why)
+def test_a_failure_is_explained(tmp_path, error, why):
+    assert train.explain(error, tmp_path).startswith(why)
 
 
 # ---- every setting reaches what it names
@@ -445,8 +445,7 @@ CHANGED = {
 
 
 def patience(trainer) -> int:
-    found = [c for c in trainer.callback_handler.callbacks if type(c).__name__ == "EarlyStoppingCallback"]
-    return found[0].early_stopping_patience if found else 0
+    return trainer.watch.patience
 
 
 def layers(trainer) -> set[str]:
