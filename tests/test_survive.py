@@ -1,0 +1,297 @@
+"""Killed at any moment, short of disk, robbed of its files: a run goes on from what is whole, to the very same adapter."""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from persona import adapter, checkpoints, hardware, runs, train
+from persona.config import make_config
+from persona.files import PROJECT
+from persona.folder import Card, create
+from persona.pairs import Pair
+from persona.runs import Run, create_run
+
+CARD = Card(name="Mags", system="Be dry.", language="en")
+WORDS = ["lamp", "log", "wind", "light", "kettle", "point", "sable", "north"] * 2
+PAIRS = [Pair(f"{word} {n}?", f"{word} is {n}. " + "It is lit. " * (n % 4)) for n, word in enumerate(WORDS)]
+# two steps between evaluations, each with a checkpoint; three steps an epoch
+SETTINGS = {"dtype": "float32", "batch_size": 4, "eval_fraction": 0.25, "learning_rate": 1e-2, "max_steps": 12,
+            "lora_dropout": 0.2}  # fmt: skip
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def make(tmp_path, tiny_gemma):
+    def make(**changes) -> Run:
+        folder = tmp_path / f"mags-{len(list(tmp_path.glob('mags-*')))}"
+        return create_run(create(folder, CARD, PAIRS), make_config(**{"base": str(tiny_gemma), **SETTINGS, **changes}))
+
+    return make
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
+    monkeypatch.setattr(hardware, "this_machine", lambda: plain)
+
+
+def sha(run: Run) -> str:
+    return hashlib.sha256((run.adapter / WEIGHTS).read_bytes()).hexdigest()
+
+
+# ---- kill -9
+
+
+class Server:
+    """Starts a run in a process of its own, in a moment: see forking.py."""
+
+    def __init__(self):
+        tests = Path(__file__).parent
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), str(tests)]), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen([sys.executable, str(tests / "forking.py")], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, env=env, text=True)  # fmt: skip
+
+    def start(self, run: Run, die: int = 0) -> int:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps({"run": str(run.path), "die": die}) + "\n")
+        self.process.stdin.flush()
+        pid = int(self.process.stdout.readline())
+        runs.note_worker(run, pid)  # as launch.start does
+        return pid
+
+    def close(self):
+        self.process.communicate(timeout=60)
+
+
+@pytest.fixture
+def server():
+    made = Server()
+    yield made
+    made.close()
+
+
+def wait_for(true, seconds: float = 300):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "nothing came"
+        time.sleep(0.002)
+
+
+def lines(run: Run) -> int:
+    return (run.path / "events.jsonl").read_bytes().count(b"\n")
+
+
+def assert_sound(run: Run):
+    """What must be true after any kill."""
+    seen = run.progress()
+    assert seen.status in ("interrupted", "done"), seen
+    written = (run.path / "events.jsonl").read_bytes().split(b"\n")[:-1]
+    assert len([json.loads(x) for x in written]) == len(list(run.events())), "every line that ended is whole"
+    assert [s for s, _ in seen.train] == list(range(1, len(seen.train) + 1)), "each step once, and in order"
+    if run.adapter.exists():
+        assert adapter.check(run.adapter)
+        assert {f.name for f in run.adapter.iterdir()} == set(adapter.FILES)
+    if seen.status == "done":
+        assert run.adapter.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("how", ["at-a-file", "at-a-moment"])
+def test_kill_at_any_moment(make, server, how):
+    """Sixteen kills: at a file operation of the run's, or some milliseconds after one of its events."""
+    dice = random.Random(7)
+    whole = make()
+    server.start(whole)
+    wait_for(lambda: not whole.alive())
+    assert whole.progress().status == "done", (whole.path / "log.txt").read_text()
+    touched, events = int(Path(f"{whole.path}.touched").read_text()), lines(whole)
+    assert touched > 100
+    kills, reached = 0, set()
+    run = make()
+    while kills < 16:
+        before = lines(run)
+        if how == "at-a-file":
+            # the later ones more often: each start touches some fifty files before its first step
+            pid = server.start(run, die=dice.randrange(1, touched))
+            wait_for(lambda: not psutil.pid_exists(pid))
+        else:
+            pid = server.start(run)
+            wanted = before + dice.randrange(1, events)
+            wait_for(lambda: lines(run) >= wanted or not psutil.pid_exists(pid))
+            time.sleep(dice.random() * 0.03)
+            if psutil.pid_exists(pid):
+                os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: not psutil.pid_exists(pid))
+        assert_sound(run)
+        newest = checkpoints.last(run.checkpoints)
+        reached.add(newest and newest.name)
+        if run.progress().status == "done":
+            assert sha(run) == sha(whole)
+            run = make()
+        else:
+            kills += 1
+    if run.progress().status != "done":
+        server.start(run)
+        wait_for(lambda: not run.alive())
+    assert run.progress().status == "done", (run.path / "log.txt").read_text()
+    assert sha(run) == sha(whole)
+    assert run.progress().held_out == whole.progress().held_out and run.progress().train == whole.progress().train
+    assert len(reached) > 3, reached
+
+
+# ---- what a lost power cable leaves behind
+
+
+def cut(file: Path):
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def zeros(file: Path):
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+DAMAGE = {
+    "weights-cut": (cut, WEIGHTS),
+    "weights-of-zeros": (zeros, WEIGHTS),
+    "optimizer-cut": (cut, "optimizer.pt"),
+    "no-schedule": (Path.unlink, "scheduler.pt"),
+    "dice-of-zeros": (zeros, "rng_state.pth"),
+    "state-cut": (cut, "trainer_state.json"),
+    "session-empty": (lambda f: f.write_bytes(b""), checkpoints.SESSION),
+    "mark-cut": (cut, checkpoints.WHOLE),
+    "mark-empty": (lambda f: f.write_bytes(b""), checkpoints.WHOLE),
+    "mark-a-list": (lambda f: f.write_bytes(b"[1]"), checkpoints.WHOLE),
+    "no-mark": (Path.unlink, checkpoints.WHOLE),
+}
+
+
+def fake(folder: Path, step: int, best: int | None = None) -> Path:
+    """A checkpoint of small files, sealed."""
+    here = checkpoints.folder_of(folder, step)
+    here.mkdir(parents=True)
+    for name in (WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        (here / name).write_bytes(os.urandom(100))
+    (here / "trainer_state.json").write_text(json.dumps({"best_global_step": best}))
+    checkpoints.seal(here, {"clock": {}, "misses": 0})
+    return here
+
+
+@pytest.mark.parametrize("damage, name", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage, name):
+    whole, other = fake(tmp_path, 9), fake(tmp_path, 10)
+    assert checkpoints.last(tmp_path) == other, "by number, not by name"
+    damage(other / name)
+    assert checkpoints.last(tmp_path) == whole
+
+
+def test_a_checkpoint_whose_best_is_damaged_is_passed_over(tmp_path):
+    """The best is the adapter in the end; without it the run would end with another one."""
+    first, best, newest = fake(tmp_path, 2, best=2), fake(tmp_path, 4, best=4), fake(tmp_path, 6, best=4)
+    assert checkpoints.last(tmp_path) == newest
+    zeros(best / WEIGHTS)
+    assert checkpoints.last(tmp_path) == first
+    shutil.rmtree(first)
+    assert checkpoints.last(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "there, newest, best, kept", [((1, 2, 3), 3, None, {2, 3}), ((1, 2, 3), 3, 3, {2, 3}), ((1, 2, 3), 3, 1, {1, 3}),
+                                  ((1,), 1, None, {1}), ((1, 2, 9), 2, None, {1, 2})],
+)  # fmt: skip
+def test_two_checkpoints_are_kept(tmp_path, there, newest, best, kept):
+    for step in there:
+        fake(tmp_path, step)
+    checkpoints.prune(tmp_path, newest, best)
+    assert set(checkpoints.steps(tmp_path)) == kept
+
+
+def test_everything_is_on_the_disk_before_the_mark(tmp_path, monkeypatch):
+    synced, real = [], os.fsync
+
+    def fsync(handle):
+        synced.append(Path(f"/proc/self/fd/{handle}").resolve().name)
+        assert checkpoints.WHOLE not in {f.name for f in (tmp_path / "checkpoint-1").iterdir()}
+        real(handle)
+
+    monkeypatch.setattr(checkpoints, "flush_folder", lambda folder, files=True: real_flush(folder, files))
+    from persona.files import flush_folder as real_flush
+
+    monkeypatch.setattr(os, "fsync", lambda h: fsync(h) if len(synced) < 6 else real(h))
+    here = fake(tmp_path, 1)
+    assert {WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= set(synced)
+    assert checkpoints.is_whole(here)
+
+
+@pytest.mark.slow
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_the_same(make, machine):
+    whole, run = make(max_steps=6), make(max_steps=6)
+    train.train(whole)
+    for damaged in (1, 2):
+        result = train.train(run, deadline=0.0)
+        assert (result["status"], result["steps"]) == ("stopped", damaged)
+        if damaged == 2:
+            zeros(run.checkpoints / "checkpoint-2" / WEIGHTS)
+    assert train.train(run)["steps"] == 6
+    assert [e["step"] for e in run.events() if e["event"] == "step"][:3] == [1, 2, 2]
+    assert sha(run) == sha(whole)
+
+
+# ---- a full disk, a folder that cannot be written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, said", [(errno.ENOSPC, "The disk is full. Free some space, then resume"),
+                                          (errno.EROFS, "cannot be written. Change its rights, then resume")])  # fmt: skip
+def test_a_disk_that_takes_nothing_more(make, machine, monkeypatch, number, said):
+    """Neither the checkpoint nor the word about it can be written; found all the same, and resumed to the same end."""
+    whole, run = make(max_steps=3), make(max_steps=3)
+    train.train(whole)
+    real, broken = Run.log, []
+
+    def log(self, event, **facts):
+        if broken or (event == "step" and facts["step"] == 2):
+            broken.append(event)
+            raise OSError(number, os.strerror(number))
+        real(self, event, **facts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", log)
+        with pytest.raises(OSError):
+            train.train(run)
+    assert broken[-1] == "state"
+    (run.path / "worker.json").write_text(json.dumps({"pid": 999999999, "started": 1.0}))
+    seen = run.progress()
+    assert seen.status == "interrupted" and "can be resumed" in seen.message
+    with monkeypatch.context() as patch:
+        if number == errno.ENOSPC:
+            usage = shutil.disk_usage(run.path)._replace(free=4096)
+            patch.setattr(shutil, "disk_usage", lambda _: usage)
+        else:
+            patch.setattr(os, "access", lambda path, mode: False)
+        assert said in run.progress().message
+    assert train.explain(OSError(number, "x"), run.path) == runs.disk_trouble(run.path, OSError(number, "x")) != ""
+    assert train.train(run)["status"] == "done" and sha(run) == sha(whole)
+
+
+@pytest.mark.parametrize("error, said", [
+    (OSError(errno.ENOSPC, "x"), "The disk is full"), (OSError(errno.EDQUOT, "x"), "The disk is full"),
+    (PermissionError(errno.EACCES, "x", "/run/events.jsonl"), "/run/events.jsonl: cannot be written"),
+    (RuntimeError("I/O error: Read-only file system (os error 30)"), "/run: cannot be written"),
+    (RuntimeError("PytorchStreamWriter failed writing file data/0"), "The disk is full"),
+    (OSError(errno.EIO, "x"), ""), (ValueError("no"), "")])  # fmt: skip
+def test_what_is_wrong_with_the_disk_is_said(error, said):
+    assert runs.disk_trouble(Path("/run"), error).startswith(said) and bool(said) == bool(
+        runs.disk_trouble(Path("/run"), error)
+    )
