@@ -17,7 +17,7 @@ import pytest
 
 from persona import adapter, checkpoints, hardware, runs, train
 from persona.config import make_config
-from persona.files import PROJECT
+from persona.files import PROJECT, flush_folder
 from persona.folder import Card, create
 from persona.pairs import Pair
 from persona.runs import Run, create_run
@@ -88,6 +88,20 @@ def wait_for(true, seconds: float = 300):
         time.sleep(0.002)
 
 
+def wait_for_end(pid: int):
+    wait_for(lambda: not psutil.pid_exists(pid))
+
+
+def kill_after(run: Run, pid: int, events: int, seconds: float):
+    """kill -9, so many seconds after the run's next so many events; nothing if it ends before."""
+    wanted = lines(run) + events
+    wait_for(lambda: lines(run) >= wanted or not psutil.pid_exists(pid))
+    time.sleep(seconds)
+    if psutil.pid_exists(pid):
+        os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+
+
 def lines(run: Run) -> int:
     return (run.path / "events.jsonl").read_bytes().count(b"\n")
 
@@ -121,19 +135,10 @@ def test_kill_at_any_moment(make, server, how):
     kills, reached = 0, set()
     run = make()
     while kills < 16:
-        before = lines(run)
         if how == "at-a-file":
-            # the later ones more often: each start touches some fifty files before its first step
-            pid = server.start(run, die=dice.randrange(1, touched))
-            wait_for(lambda: not psutil.pid_exists(pid))
+            wait_for_end(server.start(run, die=dice.randrange(1, touched)))
         else:
-            pid = server.start(run)
-            wanted = before + dice.randrange(1, events)
-            wait_for(lambda: lines(run) >= wanted or not psutil.pid_exists(pid))
-            time.sleep(dice.random() * 0.03)
-            if psutil.pid_exists(pid):
-                os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: not psutil.pid_exists(pid))
+            kill_after(run, server.start(run), dice.randrange(1, events), dice.random() * 0.03)
         assert_sound(run)
         newest = checkpoints.last(run.checkpoints)
         reached.add(newest and newest.name)
@@ -218,20 +223,30 @@ def test_two_checkpoints_are_kept(tmp_path, there, newest, best, kept):
 
 
 def test_everything_is_on_the_disk_before_the_mark(tmp_path, monkeypatch):
+    order, flush, write = [], checkpoints.flush_folder, checkpoints.write_atomic
+
+    def flushing(folder, **options):
+        order.append(("flush", folder.name, len(list(folder.iterdir()))))
+        flush(folder, **options)
+
+    def writing(path, text):
+        order.append(("write", path.name))
+        write(path, text)
+
+    monkeypatch.setattr(checkpoints, "flush_folder", flushing)
+    monkeypatch.setattr(checkpoints, "write_atomic", writing)
+    assert checkpoints.is_whole(fake(tmp_path, 1))
+    assert order == [("write", checkpoints.SESSION), ("flush", "checkpoint-1", 6), ("write", checkpoints.WHOLE),
+                     ("flush", tmp_path.name, 2 if (tmp_path / "home").exists() else 1)]  # fmt: skip
+
+
+def test_flushing_a_folder_waits_for_each_file(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / name).write_text(name)
     synced, real = [], os.fsync
-
-    def fsync(handle):
-        synced.append(Path(f"/proc/self/fd/{handle}").resolve().name)
-        assert checkpoints.WHOLE not in {f.name for f in (tmp_path / "checkpoint-1").iterdir()}
-        real(handle)
-
-    monkeypatch.setattr(checkpoints, "flush_folder", lambda folder, files=True: real_flush(folder, files))
-    from persona.files import flush_folder as real_flush
-
-    monkeypatch.setattr(os, "fsync", lambda h: fsync(h) if len(synced) < 6 else real(h))
-    here = fake(tmp_path, 1)
-    assert {WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= set(synced)
-    assert checkpoints.is_whole(here)
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino) or real(handle))
+    flush_folder(tmp_path)
+    assert {(tmp_path / name).stat().st_ino for name in "abc"} < set(synced)
 
 
 @pytest.mark.slow
