@@ -1,6 +1,6 @@
 """A process that has imported everything once and forks a child for each run it is told of: 0.1 s instead of 7 s.
 
-One line of JSON a run comes in: {"run": folder, "die": n}; one line goes out: the child's pid. die: the child kills
+One line of JSON a run comes in: {"run": folder, "die": n, "deadline": seconds or null, "env": {…}}; one line goes out: the child's pid. die: the child kills
 itself, as kill -9 does, at its nth touch of a file of the run's; 0: it does not. At its end it writes how many there were.
 """
 
@@ -16,7 +16,7 @@ from persona.errors import PersonaError
 from persona.runs import open_run
 
 
-def child(path: Path, die: int) -> int:
+def child(path: Path, die: int, deadline: float | None) -> int:
     touched = 0
 
     def hook(event, args):
@@ -31,7 +31,7 @@ def child(path: Path, die: int) -> int:
     hardware.this_machine = lambda: plain
     sys.addaudithook(hook)
     try:
-        train.train(open_run(path))
+        train.train(open_run(path), deadline)
     except PersonaError:
         return 1
     Path(f"{path}.touched").write_text(str(touched))
@@ -50,9 +50,10 @@ def main() -> None:
         log = os.open(Path(asked["run"]) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(log, stream)
+        os.environ.update(asked["env"])
         code = 2
         try:
-            code = child(Path(asked["run"]), asked["die"])
+            code = child(Path(asked["run"]), asked["die"], asked["deadline"])
         except BaseException:
             traceback.print_exc()
         finally:

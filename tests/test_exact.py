@@ -1,19 +1,14 @@
 """A pause leaves no trace: the same losses at each step, and the same adapter, byte for byte, as if it had not been."""
 
 import hashlib
-import os
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from persona import hardware, stoptoken, train
 from persona.config import make_config
-from persona.files import PROJECT
 from persona.folder import Card, create
 from persona.pairs import Pair
 from persona.runs import Run, create_run
@@ -191,46 +186,3 @@ def test_a_run_keeps_its_number_format(make, monkeypatch):
     monkeypatch.setattr(hardware, "this_machine", lambda: other)
     assert train.prepare(run).plan.train_dtype == "float32"
     assert train.prepare(make(dtype="auto")).plan.train_dtype == "bfloat16"
-
-
-# ---- several processes
-
-
-def test_two_processes_train_the_very_run(make, tmp_path):
-    """accelerate launch on two: one writer, the same rows at each step, the same losses and adapter as one process.
-
-    Not byte for byte: sums are made in another order. Batches of 5 rows are shared 3 to 2; the epoch's last, of one row,
-    1 to none. The second run is asked to stop, on both, and goes on with one process.
-    """
-    settings = {"batch_size": 5, "gradient_accumulation_steps": 2, "max_steps": 8, "early_stopping_patience": 5}
-    whole, run = make(PAIRS[:15], **settings), make(PAIRS[:15], **settings)
-    assert sum(not r.held_out for r in whole.rows()) == 11
-    expected = train.train(whole)
-    launched(run, "--deadline", "0")
-    stopped = run.progress()
-    assert (stopped.status, stopped.step) == ("stopped", 1), (run.path / "log.txt").read_text()
-    launched(run)
-    got = run.progress()
-    assert (got.status, got.step) == ("done", 8), (run.path / "log.txt").read_text()
-    states = [e["state"] for e in run.events() if e["event"] == "state"]
-    assert states.count("done") == states.count("stopped") == 1
-    one, two = taken(whole), taken(run)
-    assert [(e["event"], e["step"], e.get("tokens")) for e in one] == [
-        (e["event"], e["step"], e.get("tokens")) for e in two
-    ]
-    for a, b in zip(one, two, strict=True):
-        assert [b.get(k) for k in ("loss", "nll", "grad_norm")] == pytest.approx(
-            [a.get(k) for k in ("loss", "nll", "grad_norm")], rel=1e-3
-        )
-    assert got.result["adapter_nll"] == pytest.approx(expected["adapter_nll"], rel=1e-4)
-    a, b = (load_file(r.adapter / "adapter_model.safetensors") for r in (whole, run))
-    for name in a:
-        assert (a[name] - b[name]).norm() <= 1e-2 * a[name].norm(), name
-
-
-def launched(run: Run, *options: str):
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2",
-               "--main_process_port", "0", "-m", "persona.train", str(run.path), *options]  # fmt: skip
-    env = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-    with (run.path / "log.txt").open("ab") as log:
-        subprocess.run(command, cwd=run.path, env=env, stdout=log, stderr=log, timeout=300, check=False)
