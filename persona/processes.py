@@ -1,5 +1,7 @@
 """Several processes that train one run together (`accelerate launch -m persona.train RUN`): one writes, all agree.
 
+On CPUs accelerate starts one process without MPI; `torchrun --nproc-per-node 2 -m persona.train RUN` starts two.
+
 A run is the same run on any number of them: each step learns from the same rows, batch_size × accumulation of them in
 all, and each process takes its share. So more processes make it faster, never another run, and a run that was stopped
 on two goes on with one. With one process, everything here does nothing.
