@@ -24,7 +24,7 @@ import jinja2
 from persona import tokenrows
 from persona.base import Base
 from persona.errors import AdapterError, InputError
-from persona.files import TEMPLATES, read_json, to_json, write_atomic
+from persona.files import TEMPLATES, flush_folder, read_json, to_json, write_atomic
 from persona.folder import Card, parse_card
 from persona.templates import Template
 
@@ -85,6 +85,7 @@ def write(model: Any, target: Path, *, base: Base, template: Template, card: Car
         run = {"base": base.to_dict(), "template": template.name, **facts}
         write_atomic(scratch / "run.json", to_json(run))
         write_atomic(scratch / "README.md", model_card(card, run))
+        flush_folder(scratch)
     except (OSError, SafetensorError) as e:
         why = getattr(e, "strerror", None) or e
         raise AdapterError(f"{target}: could not be written ({why}). Free some space and resume.") from e
@@ -93,6 +94,7 @@ def write(model: Any, target: Path, *, base: Base, template: Template, card: Car
     if target.exists():
         target.rename(old)
     scratch.rename(target)
+    flush_folder(target.parent, files=False)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -121,7 +121,7 @@ def train_tiny(
     tiny(name, ids, shape).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     real = train.finish
-    patch.setattr(train, "finish", lambda *a: seen.update(job=a[0], model=a[1].model) or real(*a))
+    patch.setattr(train, "finish", lambda t: seen.update(job=t.job, model=t.model) or real(t))
     settings = {"dtype": "float32", "batch_size": 2, "eval_fraction": 0.25, "learning_rate": 1e-2, "max_steps": 2,
                 "lora_r": 4, "lora_alpha": 8}  # fmt: skip
     config = make_config(base=str(folder / "base"), template=template.name, **settings, **changes)

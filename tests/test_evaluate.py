@@ -183,7 +183,9 @@ def trained(base, tmp_path_factory):
         run = create_run(persona, make_config(**{**options, "eval_fraction": 0.15, **settings}))
         with pytest.MonkeyPatch.context() as patch:
             if endless:
-                patch.setattr(train, "check_all", lambda *given: [_no_stop(*given[:1], e) for e in check_all(*given)])
+                patch.setattr(
+                    "persona.job.check_all", lambda *given: [_no_stop(*given[:1], e) for e in check_all(*given)]
+                )
             train.train(run)
         return run
 

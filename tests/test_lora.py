@@ -14,6 +14,7 @@ from persona.folder import Card, create
 from persona.loss import nll_sum
 from persona.pairs import Pair
 from persona.runs import create_run
+from persona.trainer import Clock, Watch
 
 CARD = Card(name="Mags", system="Be dry.", language="en")
 PAIRS = [
@@ -110,8 +111,8 @@ def halves(model) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 def built(run):
     job = train.prepare(run)
-    clock = train.Clock()
-    return job, train.build(job, clock, train.Watch(run, clock))
+    clock = Clock()
+    return job, train.build(job, clock, Watch(run, clock))
 
 
 @pytest.mark.slow
@@ -152,7 +153,7 @@ def test_it_is_pissa(make, tiny_gemma, changes):
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4"])
 def test_a_pissa_run_leaves_a_plain_adapter_and_the_base_as_it_is(make, tiny_gemma, monkeypatch, dtype, init):
     seen, real = {}, train.finish
-    monkeypatch.setattr(train, "finish", lambda *a: seen.update(job=a[0], model=a[1].model) or real(*a))
+    monkeypatch.setattr(train, "finish", lambda t: seen.update(job=t.job, model=t.model) or real(t))
     run = make(init_lora_weights=init, dtype=dtype)
     result = train.train(run)
     assert result["adapter_nll"] < result["base_nll"] - 0.05
@@ -190,27 +191,6 @@ def test_the_fixed_half_never_moves_and_a_stopped_run_ends_the_same(make, monkey
             saved = ends[name][part.replace(".default", "")].chunk(2, 0 if "lora_A" in part else 1)
             assert torch.equal(saved[1], still) and not torch.equal(saved[0].abs(), still.abs()), part
     assert all(torch.allclose(w, ends["stopped"][n], atol=1e-6) for n, w in ends["whole"].items())
-
-
-@pytest.mark.slow
-def test_the_best_pissa_checkpoint_is_the_one_that_is_written(make, tiny_gemma, monkeypatch):
-    """Both halves come back: every measurement after the third step is made to look worse."""
-    then, real = {}, train.mean_nll
-
-    def measured(model, *more):
-        step = int(getattr(trainer_of["it"].state, "global_step", 0))
-        if step == 3 and not then:
-            then.update({n: w.detach().clone() for n, w in model.named_parameters() if "lora_" in n})
-        return real(model, *more) + max(0, step - 3)
-
-    trainer_of, build = {}, train.build
-    monkeypatch.setattr(train, "build", lambda *a: trainer_of.setdefault("it", build(*a)))
-    monkeypatch.setattr(train, "mean_nll", measured)
-    run = make(init_lora_weights="pissa")
-    assert train.train(run)["steps"] == 6
-    saved = load_file(run.adapter / "adapter_model.safetensors")
-    assert len(saved) == len(then) == 28
-    assert all(torch.equal(saved[n.replace(".default", "")], w) for n, w in then.items())
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import random
 import pytest
 from safetensors.torch import load_file
 
-from persona import adapter, decode, diary, moments, train
+from persona import adapter, decode, diary, loss, moments, train
 from persona.errors import RunError
 from persona.folder import Card
 from persona.runs import Run
@@ -102,14 +102,14 @@ def test_no_other_moment_while_it_trains(make):  # noqa: F811
 
 
 def test_a_loss_that_is_not_finite_keeps_the_best_moment(make, monkeypatch):  # noqa: F811
-    run, real, calls = make(max_steps=4, batch_size=4), train.nll_sum, []
+    run, real, calls = make(max_steps=4, batch_size=4), loss.nll_sum, []
 
     def diverging(*args):
         total, count = real(*args)
         calls.append(1)
         return (total * float("nan") if len(calls) == 3 else total), count
 
-    monkeypatch.setattr(train, "nll_sum", diverging)
+    monkeypatch.setattr("persona.trainer.nll_sum", diverging)
     with pytest.raises(RunError, match=r"became infinite at step 3\. Lower learning_rate .*adapter of step 2 is kept"):
         train.train(run)
     assert run.progress().status == "failed"

@@ -94,7 +94,7 @@ def test_every_optimizer_learns_here_or_says_why_not(tmp_path, tiny_gemma, monke
             train.train(run)
         return
     seen, real = {}, train.finish
-    monkeypatch.setattr(train, "finish", lambda *a: seen.update(trainer=a[1]) or real(*a))
+    monkeypatch.setattr(train, "finish", lambda t: seen.update(trainer=t) or real(t))
     assert train.train(run)["status"] == "done"
     moved = {n: p.abs().max().item() for n, p in seen["trainer"].model.named_parameters() if "lora_B" in n}
     assert len(moved) == 14 and min(moved.values()) > 0

@@ -5,7 +5,7 @@ import torch
 from tiny import load as open_base
 from tiny import lora_gradients, with_lora
 
-from persona import hardware, packing, train
+from persona import hardware, loss, packing, train
 from persona.config import make_config
 from persona.errors import InputError
 from persona.folder import Card, create
@@ -101,8 +101,8 @@ PAIRS = [
 def test_a_packed_run_is_the_run(tmp_path, tiny_gemma, monkeypatch):
     plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
     monkeypatch.setattr(hardware, "this_machine", lambda: plain)
-    shapes, real = [], train.nll_sum
-    monkeypatch.setattr(train, "nll_sum", lambda m, ids, *more: shapes.append(len(ids)) or real(m, ids, *more))
+    shapes, real = [], loss.nll_sum
+    monkeypatch.setattr("persona.trainer.nll_sum", lambda m, ids, *more: shapes.append(len(ids)) or real(m, ids, *more))
     curves = []
     for packed in (False, True):
         config = make_config(base=str(tiny_gemma), packing=packed, dtype="float32", batch_size=4, max_steps=4, max_length=300,

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 
-from persona import hardware, launch, remedy, train
+from persona import hardware, launch, loss, remedy, train
 from persona.base import Base, load_model
 from persona.config import RunConfig, make_config
 from persona.errors import BaseError, RunError
@@ -94,14 +94,14 @@ def test_a_run_without_memory_goes_on_with_less_as_if_nothing_had_been(make, mon
     _, whole = make()
     expected = train.train(whole)
     persona, run = make()
-    real = train.nll_sum
+    real = loss.nll_sum
 
     def poor(model, ids, *more):
         if len(run.progress().train) == 3 and len(ids) > 2:
             raise HOST
         return real(model, ids, *more)
 
-    monkeypatch.setattr(train, "nll_sum", poor)
+    monkeypatch.setattr("persona.trainer.nll_sum", poor)
     with pytest.raises(MemoryError):
         train.train(run)
     seen = run.progress()
