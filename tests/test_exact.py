@@ -53,7 +53,7 @@ def sha(run: Run) -> str:
 def taken(run: Run) -> list[dict]:
     """The steps and evaluations in the order in which they were made, without the times."""
     return [
-        {k: v for k, v in e.items() if k not in ("time", "seconds")}
+        {k: v for k, v in e.items() if k not in ("time", "seconds", "memory")}
         for e in run.events()
         if e["event"] in ("step", "eval")
     ]
@@ -129,9 +129,9 @@ def test_slices_of_time_are_one_run(make, monkeypatch):
     whole, run = make(max_steps=9), make(max_steps=9)
     train.train(whole)
     now, spent = [0.0], []
-    monkeypatch.setattr(
-        "persona.trainer.time", SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
-    )
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
+    for module in ("persona.trainer", "persona.train"):
+        monkeypatch.setattr(f"{module}.time", clock)
     real = Trainer.training_step
 
     def a_second(self, *args, **options):

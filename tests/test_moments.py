@@ -110,7 +110,7 @@ def test_a_loss_that_is_not_finite_keeps_the_best_moment(make, monkeypatch):  # 
         return (total * float("nan") if len(calls) == 3 else total), count
 
     monkeypatch.setattr("persona.trainer.nll_sum", diverging)
-    with pytest.raises(RunError, match=r"became infinite at step 3\. Lower learning_rate .*adapter of step 2 is kept"):
+    with pytest.raises(RunError, match=r"became infinite at step 3\. Lower learning_rate .*holds the best"):
         train.train(run)
     assert run.progress().status == "failed"
     assert adapter.check(run.adapter).facts["figures"]["steps"] == 2
