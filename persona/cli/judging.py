@@ -9,19 +9,16 @@ from persona.cli.common import AsJson, note, put
 
 
 def eval_(
-    adapter: Annotated[Path, typer.Argument(help="An adapter, run or persona folder, or a zip.")],
+    adapter: Annotated[str, typer.Argument(help="An adapter, run or persona folder, zip, RUN@STEP, USER/NAME@REV.")],
     data: Annotated[Path | None, typer.Option(help="Pairs to measure on, if not the run's held-out ones.")] = None,
     judge: Annotated[bool, typer.Option("--judge", help="Ask the model at PERSONA_LLM_URL too, blindly.")] = False,
     base: Annotated[str, typer.Option(help="Base model, if not the adapter's own.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Did it learn? Measures the adapter against its base and says so; a run's folder gets report.json and .html."""
-    from persona import adapter as adapters
-    from persona import evaluate, files, share
+    from persona import evaluate, sources
 
-    path = adapter.expanduser()
-    found = share.unpack(path, files.home() / "adapters") if path.suffix == ".zip" else adapters.locate(path)
-    opened = adapters.check(found)
+    opened = sources.open_adapter(adapter)
     with _Bar() as bar:
         report = evaluate.evaluate(opened, data=data, base=base, judge=judge, progress=bar.show)
     if run := evaluate.run_of(opened):

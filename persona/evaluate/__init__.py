@@ -12,7 +12,7 @@ from typing import Any
 from persona import chat
 from persona.adapter import Adapter
 from persona.evaluate import judge as judges
-from persona.evaluate import report as reports
+from persona.evaluate import report as reports  # for html and fragment
 from persona.evaluate import session, verdict
 from persona.evaluate.fitting import base_nll, rivals, score_templates
 from persona.evaluate.found import Answers, Probe, Report
@@ -22,7 +22,18 @@ from persona.evaluate.session import Limits, Session
 from persona.files import to_json, write_atomic
 from persona.runs import Run
 
-__all__ = ["Limits", "Progress", "Report", "base_nll", "evaluate", "rivals", "run_of", "save", "score_templates"]
+__all__ = [
+    "Limits",
+    "Progress",
+    "Report",
+    "base_nll",
+    "evaluate",
+    "reports",
+    "rivals",
+    "run_of",
+    "save",
+    "score_templates",
+]
 
 
 def run_of(adapter: Adapter) -> Run | None:

@@ -87,9 +87,19 @@ def tally_html(slug: str, chosen: str, key: str) -> str:
         bars = bars_html([(words, count, str(count)) for words, count in counts.items()])
         shown.append(
             f"<div class='card'><b>{escape(t.first.label)}</b> against <b>{escape(t.second.label)}</b>, "
-            f"{t.votes} votes{bars}<p>{escape(t.outlook)}</p><p class='quiet'>{escape(t.sides)}</p></div>"
+            f"{t.votes} {'vote' if t.votes == 1 else 'votes'}{bars}<p>{_rate(t)}{escape(t.outlook)}</p>"
+            f"<p class='quiet'>{escape(t.sides)}</p></div>"
         )
     return "".join(shown)
+
+
+def _rate(t: votes.Tally) -> str:
+    if t.rate.value is None:
+        return ""
+    return (
+        f"{escape(t.first.label)} wins <b>{t.rate.value:.0%}</b> of the decided votes (95 % interval {t.rate.low:.0%} to "
+        f"{t.rate.high:.0%}). "
+    )
 
 
 def to_pairs(question: str, own: str, key: str, slug: str, chosen: str) -> str:

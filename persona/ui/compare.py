@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from persona.errors import PersonaError
-from persona.ui import asking, blind, talking, voices
+from persona.ui import asking, blind, judging, talking, voices
 from persona.ui.common import QUIET, SHARE, Page, shown
 
 COLUMNS = ("chat-base", "chat-persona", "chat-third", "chat-fourth")
@@ -62,16 +62,20 @@ def introduce(chosen: str) -> tuple[Any, str]:
 def shown_talk(slug: str, chosen: str, others: Sequence[str], key: str, talk_id: str) -> tuple:
     """A conversation in its columns; an empty one greets. Columns of voices that are not chosen now are not shown."""
     if not chosen:
-        return (*[gr.Chatbot([], visible=n < 2) for n in range(voices.MAX_COLUMNS)], *[""] * voices.MAX_COLUMNS)
+        return (*_boxes(2), *[gr.Chatbot([]) for _ in range(voices.MAX_COLUMNS)], *[""] * voices.MAX_COLUMNS)
     talk = talking.talk_of(slug, chosen, key, talk_id)
     a = voices.find(chosen)
     labels = _labels(chosen, others)
     bots = talking.columns(talk, labels)
     if talk is None:
         mine = 1 if len(labels) > 1 else 0
-        bots[mine] = gr.Chatbot([], label=labels[mine], placeholder=escape(a.card.greeting) or "Say something",
-                                visible=True)  # fmt: skip
-    return (*bots, *[""] * voices.MAX_COLUMNS)
+        greeting = escape(a.card.greeting) or "Say something"
+        bots[mine] = gr.Chatbot([], label=labels[mine], placeholder=greeting)
+    return (*_boxes(len(labels)), *bots, *[""] * voices.MAX_COLUMNS)
+
+
+def _boxes(count: int) -> list[gr.Column]:
+    return [gr.Column(visible=n < count) for n in range(voices.MAX_COLUMNS)]
 
 
 def _labels(chosen: str, others: Sequence[str]) -> list[str]:
@@ -133,6 +137,8 @@ def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
             blind.build(page, key, strength, knobs, [tab.select, page.adapter.change])
         with gr.Tab("A list of questions", id="list"):
             asking.build(page, others, strength, knobs)
+        with gr.Tab("Did it learn?", id="judge") as tab:
+            judging.build(page, [tab.select, page.adapter.change])
     go = gr.Button("Next: Share →", variant="primary", scale=0, min_width=170, elem_id="to-share")
 
     gr.on([page.slug.change, step.select], shown(refresh), [page.slug, page.adapter, others], [page.adapter, others],
@@ -151,34 +157,35 @@ def _talk(
 ) -> gr.Dataset:
     """The conversation: columns, what is said, and the conversations of before. Returns the probes to click."""
     with gr.Row(equal_height=True, elem_id="columns"):
-        bots, notes = [], []
+        boxes, bots, notes = [], [], []
         for n, elem in enumerate(COLUMNS):
-            with gr.Column(min_width=250):
+            with gr.Column(min_width=250, visible=n < 2) as column:
+                boxes.append(column)
                 bots.append(gr.Chatbot(
                     label="Persona" if n else "Base", elem_id=elem, height=380, buttons=["copy"], render_markdown=False,
-                    editable="all", visible=n < 2, placeholder="Train it first" if n else "The base model, untouched",
+                    editable="all", placeholder="Train it first" if n == 1 else "Say something to all",
                 ))  # fmt: skip
                 notes.append(gr.HTML(elem_id=f"{elem}-note"))
     status = gr.HTML(elem_classes="quiet status", elem_id="chat-status")
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="slim"):
         box = gr.Textbox(show_label=False, placeholder="Say something to all", scale=6, elem_id="say")
         send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id="send")
         halt = gr.Button("Stop", variant="stop", scale=1, min_width=80, elem_id="stop-chat")
         retry = gr.Button("Again", scale=1, min_width=80, elem_id="again")
     probes = gr.Dataset(components=[box], samples=[], label="Questions kept out of the training", elem_id="probes")
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="slim"):
         talk = gr.Dropdown([("New conversation", "")], value="", label="Conversations, yours alone", scale=4,
                            elem_id="conversations")  # fmt: skip
-        new = gr.Button("New", scale=1, min_width=80, elem_id="new-talk")
-        save = gr.DownloadButton("Export (JSON lines)", scale=1, min_width=120, elem_id="export-talk")
-        drop = gr.Button("Delete", scale=1, min_width=80)
+        new = gr.Button("New", scale=0, min_width=80, elem_id="new-talk")
+        save = gr.DownloadButton("Export", scale=0, min_width=90, elem_id="export-talk")
+        drop = gr.Button("Delete", scale=0, min_width=80, elem_id="delete-talk")
 
     who = [key, page.slug, page.adapter, others]
     output = [*bots, *notes, box, status, talk_id := gr.State("")]
     model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, **QUIET}
     listed = {"fn": shown(talking.listing), "inputs": [page.slug, page.adapter, key, talk_id], "outputs": talk, **QUIET}
     view = {"fn": shown(shown_talk), "inputs": [page.slug, page.adapter, others, key, talk_id],
-            "outputs": [*bots, *notes], **QUIET}  # fmt: skip
+            "outputs": [*boxes, *bots, *notes], **QUIET}  # fmt: skip
 
     spoken = gr.on(
         [box.submit, send.click], shown(talking.say), [box, *who, talk_id, strength, *knobs], output, **model
@@ -189,12 +196,12 @@ def _talk(
     )
     running = [spoken, other]
     for n, bot in enumerate(bots):
-        column = gr.State(n)
-        running.append(bot.edit(shown(edited), [*who, talk_id, column, strength, *knobs], output, **model))
+        running.append(bot.edit(shown(edited), [*who, talk_id, gr.State(n), strength, *knobs], output, **model))
     halt.click(lambda: "Stopped; what was said is kept.", None, status, cancels=running, **QUIET)
     probes.click(lambda row: row[0], probes, box, **QUIET)
 
-    new.click(lambda: ("", "", ""), None, [talk_id, talk, status], cancels=running, **QUIET).then(**view)
+    gr.on([new.click, *(bot.clear for bot in bots)], lambda: ("", "", ""), None, [talk_id, talk, status],
+          cancels=running, **QUIET).then(**view)  # fmt: skip
     talk.input(lambda t: t or "", talk, talk_id, **QUIET).then(**view)
     drop.click(shown(talking.forget), [page.slug, page.adapter, key, talk_id], None, **QUIET).success(
         lambda: "", None, talk_id, **QUIET

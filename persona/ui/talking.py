@@ -44,13 +44,13 @@ def messages(talk: Talk | None, label: str) -> Messages:
 
 
 def columns(talk: Talk | None, cast_labels: Sequence[str]) -> list[Any]:
-    """The four chatbots: those in use with their label and messages, the others hidden."""
+    """The four chatbots: those in use with their label and messages, the others empty."""
     made = []
     for n in range(MAX_COLUMNS):
         if n < len(cast_labels):
-            made.append(gr.Chatbot(messages(talk, cast_labels[n]), label=cast_labels[n], visible=True))
+            made.append(gr.Chatbot(messages(talk, cast_labels[n]), label=cast_labels[n]))
         else:
-            made.append(gr.Chatbot([], visible=False))
+            made.append(gr.Chatbot([]))
     return made
 
 
@@ -137,9 +137,9 @@ def _live(earlier: Messages, said: str, reply: Reply) -> Messages:
 def _frame(bots: list[Messages], replies: Sequence[Reply], labels: Sequence[str], sampling: Sampling, status: str,
            talk_id: str) -> tuple:  # fmt: skip
     idle = MAX_COLUMNS - len(bots)
-    shown = [gr.Chatbot(b, label=label, visible=True) for b, label in zip(bots, labels, strict=True)]
+    shown = [gr.Chatbot(b, label=label) for b, label in zip(bots, labels, strict=True)]
     notes = [note_of(r, sampling.max_new_tokens) for r in replies]
-    return (*shown, *[gr.Chatbot([], visible=False)] * idle, *notes, *[""] * idle, "", status, talk_id)
+    return (*shown, *[gr.skip()] * idle, *notes, *[""] * idle, "", status, talk_id)
 
 
 def _status(replies: Sequence[Reply], same: bool, sampling: Sampling) -> str:
