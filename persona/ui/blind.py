@@ -97,8 +97,8 @@ def _rate(t: votes.Tally) -> str:
     if t.rate.value is None:
         return ""
     return (
-        f"{escape(t.first.label)} wins <b>{t.rate.value:.0%}</b> of the decided votes (95 % interval {t.rate.low:.0%} to "
-        f"{t.rate.high:.0%}). "
+        f"{escape(t.first.label)} wins <b>{t.rate.value:.0%}</b> of the decided votes (95 % interval "
+        f"{t.rate.low:.0%} to {t.rate.high:.0%}). "
     )
 
 

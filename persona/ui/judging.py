@@ -13,8 +13,8 @@ from persona.ui import voices
 from persona.ui.common import QUIET, Page, duration, shown
 
 EMPTY = (
-    "<div class='quiet'>Not measured yet. It takes a few minutes: base and persona answer held-out questions, probes and "
-    "general questions, and one paragraph says what that means.</div>"
+    "<div class='quiet'>Not measured yet. It takes a few minutes: base and persona answer held-out questions, probes "
+    "and general questions, and one paragraph says what that means.</div>"
 )
 
 
