@@ -43,8 +43,9 @@ def train(*_, **__):
     (run.path / "heavy").write_text(str(sorted({"torch", "transformers", "gradio"} & set(sys.modules))))
     run.log("plan", steps=10, rows=5)
     run.log("state", state="running")
-    run.log("step", step=1, loss=2.0, seconds=60.0)
-    run.log("step", step=2, loss=2.0, seconds=80.0)
+    now = time.time()
+    run.log("step", step=1, loss=2.0, seconds=60.0, time=now - 20)
+    run.log("step", step=2, loss=2.0, seconds=80.0, time=now)
     time.sleep(0.1)
     while not (run.path / "finish").exists() and not (run.path / "stop").exists():
         time.sleep(0.02)
@@ -364,7 +365,7 @@ def test_the_page_puts_in_line_shows_cancel_and_switches(new, monkeypatch):
     a = page.start(slug, "quick")
     wait_for(lambda: status(page.find(slug, a)) == "running")
     b = page.start(slug, "quick")
-    status_, _, begin, halt, again, which, timer, _, mark = page.watch(slug, b, "")
+    status_, *_, begin, halt, again, _, which, timer, _, mark = page.watch(slug, b, "")
     assert f"Waiting: 1st in line, after {a} of Mags" in status_
     assert (halt.value, halt.interactive, begin.value, begin.interactive) == ("Cancel", True, "Train after it", True)
     assert which.visible and which.choices == [(f"{a}: training", a), (f"{b}: waiting", b)] and which.value == b
@@ -374,9 +375,9 @@ def test_the_page_puts_in_line_shows_cancel_and_switches(new, monkeypatch):
 
     monkeypatch.setattr(page.gr, "Info", lambda text: None)
     assert page.stop(slug, b) == b
-    status_, _, _, halt, again, which, *_ = page.watch(slug, b, mark)
+    status_, *_, halt, again, _, which, _, _, _ = page.watch(slug, b, mark)
     assert "Stopped" in status_ and again.visible and not halt.interactive and which.visible, "back to the other one"
     page.stop(slug, a)
     wait_for(lambda: not waiting.training())
-    _, _, begin, halt, again, which, timer, *_ = page.watch(slug, a, "")
+    *_, begin, halt, again, _, which, timer, _, _ = page.watch(slug, a, "")
     assert (begin.value, halt.value, which.visible, timer.active) == ("Start training", "Stop", False, False)

@@ -205,24 +205,13 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage, name):
     assert checkpoints.last(tmp_path) == whole
 
 
-def test_a_checkpoint_whose_best_is_damaged_is_passed_over(tmp_path):
-    """The best is the adapter in the end; without it the run would end with another one."""
-    first, best, newest = fake(tmp_path, 2, best=2), fake(tmp_path, 4, best=4), fake(tmp_path, 6, best=4)
-    assert checkpoints.last(tmp_path) == newest
-    zeros(best / WEIGHTS)
-    assert checkpoints.last(tmp_path) == first
-    shutil.rmtree(first)
-    assert checkpoints.last(tmp_path) is None
-
-
 @pytest.mark.parametrize(
-    "there, newest, best, kept", [((1, 2, 3), 3, None, {2, 3}), ((1, 2, 3), 3, 3, {2, 3}), ((1, 2, 3), 3, 1, {1, 3}),
-                                  ((1,), 1, None, {1}), ((1, 2, 9), 2, None, {1, 2})],
-)  # fmt: skip
-def test_two_checkpoints_are_kept(tmp_path, there, newest, best, kept):
+    "there, newest, kept", [((1, 2, 3), 3, {2, 3}), ((1,), 1, {1}), ((1, 2, 9), 2, {1, 2}), ((3, 6, 7), 7, {6, 7})]
+)
+def test_two_checkpoints_are_kept(tmp_path, there, newest, kept):
     for step in there:
         fake(tmp_path, step)
-    checkpoints.prune(tmp_path, newest, best)
+    checkpoints.prune(tmp_path, newest)
     assert set(checkpoints.steps(tmp_path)) == kept
 
 
