@@ -27,7 +27,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,), "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"), "response_format": ({"type": "text"},), "modalities": (["text"],),
 }  # fmt: skip
-_OWN_NAMES = {"max_new_tokens": "max_tokens"}  # /generate's name of it
 
 
 @dataclass(frozen=True)
@@ -128,9 +127,9 @@ def generate_order(body: Any, model: str, some_seed: int) -> Order:
     """
     if not isinstance(body, dict):
         raise Refusal(400, f"The body is a JSON {type(body).__name__}; it must be an object.")
-    rest: dict[str, Any] = {
-        _OWN_NAMES.get(k, k): v for k, v in body.items() if k not in ("prompt", "instruction", "system")
-    }
+    rest: dict[str, Any] = {k: v for k, v in body.items() if k not in ("prompt", "instruction", "system")}
+    if "max_new_tokens" in rest:
+        rest["max_tokens"] = rest.pop("max_new_tokens")
     texts = [body[k] for k in ("prompt", "instruction") if body.get(k) is not None]
     if len(texts) != 1:
         raise Refusal(400, "Give either 'prompt' or 'instruction', with the text to answer.", param="prompt")
