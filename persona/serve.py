@@ -293,6 +293,7 @@ class Answer:
         try:
             async for now in _chain(first, states):
                 for n, (old, new) in enumerate(zip(before, now, strict=True)):
+                    # by length: what has been sent is not taken back (batches.py knows a case)
                     if piece := new.text[len(old.text) :]:
                         yield self._chunk(n, {"content": piece})
                     if new.finish and not old.finish:

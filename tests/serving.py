@@ -54,7 +54,10 @@ def listening(app: Any):
 
 @contextmanager
 def running(patch: Any, folder: Any, base_folder: Any):
-    """Base "tiny" with the adapters "one" and "two" behind KEY; the stop token is out of reach, in float32."""
+    """Base "tiny" with the adapters "one" and "two" behind KEY, in float32.
+
+    A random model: it never says its stop token, so that replies go on to the limit, and no bytes that are no text.
+    """
     plain = Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
     patch.setattr(chat.hardware, "this_machine", lambda: plain)
     base = Base("tiny", base_folder)
@@ -64,12 +67,14 @@ def running(patch: Any, folder: Any, base_folder: Any):
         found.append(("", adapter.check(folder / name), base))
     voices = Voices(base)
     patch.setattr(chat, "_open", {str(base.path): voices})
+    tokenizer = voices.tokenizer
+    mute = [i for word, i in tokenizer.get_vocab().items() if word.startswith("<0x") or i == tokenizer.eos_token_id]
     head = voices.model.get_output_embeddings()
     real = head.forward
 
     def forward(hidden):
         scores = real(hidden)
-        scores[..., voices.tokenizer.eos_token_id] = -1e4
+        scores[..., mute] = -1e4
         return scores
 
     patch.setattr(head, "forward", forward)

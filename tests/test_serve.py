@@ -14,9 +14,9 @@ from test_chat import letters, script
 
 from persona import chat, serve
 from persona.api import orders
-from persona.api.batches import Batches
+from persona.api.batches import Batches, Said
 from persona.chat import BASE, Column, renderer_of
-from persona.decode import Sampling
+from persona.decode import Reply, Sampling
 from persona.pairs import Pair
 
 HI = [{"role": "user", "content": "Who are you?"}]
@@ -324,6 +324,17 @@ def test_a_stopping_server_says_so(server):
         b.submit(job)
 
 
+def test_what_a_row_has_ended_with_stays(server):
+    """Bytes that are no text can change how the text before them reads; the stop string in it was there all the same."""
+    asked = orders.chat_order({"model": "m", "messages": HI, "stop": "c", "n": 2}, 0)
+    job, told, b = serve.prepare(server.models[0], asked), [], Batches()
+    job.tell = told.append
+    rows = [(job, 0), (job, 1)]
+    assert b._report(rows, [Reply("abcd", 4), Reply("a", 1)]) == {0}
+    assert b._report(rows, [Reply("ab\ufffd", 5), Reply("ab", 2, ended=True)]) == {0, 1} and job.over
+    assert told[-1] == [Said("ab", 4, "stop"), Said("ab", 2, "stop")] and len(told) == 2
+
+
 # ---- what goes wrong
 
 
@@ -344,7 +355,7 @@ def test_a_wrong_key_is_refused(server, key):
 
 
 def test_without_keys_only_this_machines_programs_are_answered(server):
-    with listening(serve.build(lambda: server.models, serve.Door(), server.batches)) as url:
+    with listening(serve.build(lambda: server.models, serve.Door())) as url:
 
         def status(**headers):
             return httpx.get(f"{url}/v1/models", headers=headers).status_code
@@ -425,9 +436,10 @@ def test_an_adapter_that_is_gone_is_that_requests_error(server, client, monkeypa
     from pathlib import Path
 
     gone = replace(server.models[1].adapter, path=Path("/nowhere/at/all"))
-    monkeypatch.setitem(server.models, 1, replace(server.models[1], adapter=gone))
-    with pytest.raises(openai.APIStatusError) as e:
-        ask(client)
+    with monkeypatch.context() as patch:
+        patch.setattr(serve.menu, "find", lambda *_: replace(server.models[1], adapter=gone))
+        with pytest.raises(openai.APIStatusError) as e:
+            ask(client)
     assert e.value.status_code == 503 and "nowhere" not in str(e.value)
     assert ask(client, "two").choices
 

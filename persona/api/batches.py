@@ -72,6 +72,10 @@ class Job:
     tell: Callable[[list[Said] | Exception], None]
     gone: threading.Event = field(default_factory=threading.Event)
     over: bool = False
+    said: list[Said] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.said = [Said("", 0)] * len(self.samplings)
 
     def end(self, why: Exception) -> None:
         self.over = True
@@ -145,7 +149,7 @@ class Batches:
             return
         voices = chat.open_voices(jobs[0].base)
         columns: list[Column] = []
-        rows: list[tuple[Job, Sampling]] = []
+        rows: list[tuple[Job, int]] = []
         for job in jobs:
             try:
                 name = voices.attach(job.adapter) if job.adapter else BASE
@@ -154,25 +158,25 @@ class Batches:
                 job.end(Refusal(503, "This model cannot be opened; the server's log says why.", code="unavailable"))
                 continue
             columns += [Column(name, job.prompt, stop_id=job.stop_id)] * len(job.samplings)
-            rows += [(job, s) for s in job.samplings]
-        halted: set[int] = set()
+            rows += [(job, n) for n in range(len(job.samplings))]
+        samplings, halted = [job.samplings[n] for job, n in rows], set[int]()
         if columns:
-            for replies in chat.stream(voices, columns, [s for _, s in rows], halted=halted):
-                self._report(rows, replies, halted)
+            for replies in chat.stream(voices, columns, samplings, halted=halted):
+                halted |= self._report(rows, replies)
 
-    def _report(self, rows: Sequence[tuple[Job, Sampling]], replies: Sequence[Reply], halted: set[int]) -> None:
-        """Tell each job what is new, and which rows need not go on."""
-        now: dict[Job, list[Said]] = {}
-        for n, ((job, sampling), reply) in enumerate(zip(rows, replies, strict=True)):
+    def _report(self, rows: Sequence[tuple[Job, int]], replies: Sequence[Reply]) -> set[int]:
+        """Tell each job what is new; returns the rows that need not go on."""
+        for (job, n), reply in zip(rows, replies, strict=True):
             if reply.error and not job.over:
                 log.warning("%s", reply.error)
                 job.end(Refusal(503, "This model cannot speak now; the server's log says why.", code="unavailable"))
+            # what has ended stays as it was told: bytes that are no text can change how those before them read
+            if not job.said[n].finish:
+                job.said[n] = said(reply, job.samplings[n], job.stops)
+        for job in dict.fromkeys(job for job, _ in rows):
             if self.closing and not job.over:
                 job.end(Refusal(503, "The server is stopping.", code="unavailable"))
-            now.setdefault(job, []).append(said(reply, sampling, job.stops))
-            if job.over or job.gone.is_set() or now[job][-1].finish:
-                halted.add(n)
-        for job, texts in now.items():
             if not job.over:
-                job.over = all(t.finish for t in texts)
-                job.tell(texts)
+                job.over = all(s.finish for s in job.said)
+                job.tell(list(job.said))
+        return {at for at, (job, n) in enumerate(rows) if job.over or job.gone.is_set() or job.said[n].finish}
