@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 from transformers.generation.logits_process import (
+    LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -26,6 +27,7 @@ from persona.errors import InputError
 from persona.mixed import Mix, Mixed
 
 CONTEXT = 4096  # tokens of prompt and reply together that a chat may reach
+SHORTLIST = 1024  # tokens that top_p looks at before it looks at all
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ class Draw:
             if sampling.top_k:
                 self.warp.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1:
-                self.warp.append(TopPLogitsWarper(float(sampling.top_p)))
+                self.warp.append(Nucleus(float(sampling.top_p)))
             if sampling.min_p:
                 self.warp.append(MinPLogitsWarper(float(sampling.min_p)))
 
@@ -219,6 +221,26 @@ class Draw:
         uniform = torch.rand(logits.shape[-1], generator=self.generator, dtype=torch.float64).clamp_(min=1e-300)
         gumbel = -torch.log(-torch.log(uniform))
         return (scores + gumbel.to(scores)).argmax(-1)
+
+
+class Nucleus(LogitsProcessor):
+    """TopPLogitsWarper without sorting a whole vocabulary, which took a third of a step on a 262k one.
+
+    The few likeliest tokens nearly always reach top_p together; a row where they do not is sorted as a whole.
+    """
+
+    def __init__(self, top_p: float):
+        self.top_p, self.whole = top_p, TopPLogitsWarper(top_p)
+
+    def __call__(self, input_ids: Any, scores: torch.Tensor) -> torch.Tensor:
+        best = scores.topk(min(SHORTLIST, scores.shape[-1]), dim=-1)
+        shares = (best.values - scores.logsumexp(-1, keepdim=True)).exp()
+        sums = shares.cumsum(-1)
+        kept = best.values.masked_fill(sums - shares >= self.top_p, -torch.inf)
+        out = torch.full_like(scores, -torch.inf).scatter(-1, best.indices, kept)
+        for row in (sums[:, -1] < self.top_p).nonzero().flatten().tolist():
+            out[row : row + 1] = self.whole(input_ids, scores[row : row + 1])
+        return out
 
 
 class _Text:

@@ -179,6 +179,22 @@ def test_tokens_are_drawn_with_the_probabilities_of_softmax(sampling):
     assert ((counts == 0) | (want > 0)).all()
 
 
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+def test_top_p_keeps_what_transformers_keeps(top_p, monkeypatch):
+    """Peaked rows from the shortlist, flat ones sorted as a whole, both in one batch."""
+    torch.manual_seed(3)
+    scores = torch.randn(4, 5000) * torch.tensor([[9.0], [2.0], [0.5], [0.0]])
+    scores[0, :4000] = -torch.inf  # as top_k leaves it
+    sorted_rows = []
+    nucleus = decode.Nucleus(top_p)
+    real = nucleus.whole
+    monkeypatch.setattr(nucleus, "whole", lambda ids, some: sorted_rows.append(len(some)) or real(ids, some))
+    got = nucleus(None, scores)
+    assert torch.equal(got[:3], real(None, scores[:3])), "the last row is all ties: any share of it will do"
+    assert abs((got[3] > -torch.inf).sum() - top_p * 5000) <= 1
+    assert 0 < len(sorted_rows) < 4, "or one of the two ways was never taken"
+
+
 # ---- who else is in the batch
 
 
@@ -506,6 +522,24 @@ def test_one_that_gives_up_waiting_is_passed_over(voices, monkeypatch):
     assert len(voices.lock.waiting) == 1
     first.close()
     assert not voices.lock.locked() and say(voices, [Column(BASE, SHORT)])[0].tokens == 24
+
+
+@pytest.mark.slow
+def test_the_embedded_base_speaks_in_a_batch_as_alone(embedded_base, tmp_path):
+    """At its real size: a prompt with and one without padding, greedy and drawn, in float32."""
+    write_adapter(embedded_base.path, tmp_path / "a", template="gemma-base", size=0.02)
+    voices = Voices(embedded_base)
+    name = voices.attach(adapter.check(tmp_path / "a"))
+    texts = [voices.tokenizer(t)["input_ids"] for t in ("The lighthouse keeper said", "茶已沏上了，")]
+    columns = [
+        Column(BASE, Prompt("", texts[0])),
+        Column(name, Prompt("", texts[1])),
+        Column(name, Prompt("", texts[0])),
+    ]
+    for sampling in (Sampling(temperature=0, max_new_tokens=5), Sampling(temperature=0.8, seed=5, max_new_tokens=5)):
+        together = say(voices, columns, sampling)
+        assert together == [say(voices, [c], sampling)[0] for c in columns]
+        assert len({r.text for r in together}) == 3
 
 
 def test_attaching_waits_for_the_answer_that_is_running(voices, adapters):

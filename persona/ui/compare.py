@@ -126,19 +126,21 @@ def talk(
     for replies in chat.stream(voices, columns, sampling, renderer.stop_id):
         now = time.perf_counter() - start
         first = first or now
+        if wrong := next((r.error for r in replies if r.error), ""):
+            raise PersonaError(wrong)
         pace = sum(r.tokens for r in replies) / max(now, 1e-9)
         status = f"{pace:.1f} tokens/s together, first after {first:.1f} s · {same}, seed {sampling.seed}"
         yield (
             [*left, *turn(said, replies[0])], [*right, *turn(said, replies[1])], "",
             status,
         )  # fmt: skip
-    cut = [who for who, r in zip(("base", "persona"), replies, strict=True) if not (r.ended or r.error)]
+    cut = [who for who, r in zip(("base", "persona"), replies, strict=True) if not r.ended]
     note = f" · {' and '.join(cut)} reached the limit of {sampling.max_new_tokens} tokens" if cut else ""
     yield gr.skip(), gr.skip(), "", f"{status} · done{note}"
 
 
 def turn(said: str, reply: Reply) -> Chat:
-    return [{"role": "user", "content": said}, {"role": "assistant", "content": reply.error or reply.text or "…"}]
+    return [{"role": "user", "content": said}, {"role": "assistant", "content": reply.text or "…"}]
 
 
 def build(page: Page, step: gr.Step) -> None:
