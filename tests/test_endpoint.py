@@ -169,7 +169,7 @@ def test_the_command_refuses_what_cannot_be_served(monkeypatch):
 
 @pytest.mark.slow
 def test_columns_through_a_server_of_our_own(tiny_gemma, tmp_path):
-    """Two processes, as for real: what the command serves is what the page would stream."""
+    """Two processes, as for real."""
     for seed, name in enumerate(("one", "two"), 1):
         write_adapter(tiny_gemma, tmp_path / name, seed=seed, template="gemma-base")
     env = os.environ | {"PERSONA_API_KEYS": "sk-1,sk-2", "PYTHONPATH": str(PROJECT)}
@@ -181,11 +181,14 @@ def test_columns_through_a_server_of_our_own(tiny_gemma, tmp_path):
             url = re.search(r"http://127\.0\.0\.1:\d+/v1", line)[0]
             assert "one, mine on" in line
             base = line.split(",")[0].split()[-1]
-            got = last(url, [base, "one", "mine", "gone"], [ASK] * 4, key="sk-2")
-            assert [bool(r.error) for r in got] == [False, False, False, True] and "does not exist" in got[3].error
+            longer = replace(WARM, temperature=1.5, max_new_tokens=40)
+            got = last(url, [base, "one", "mine", "gone"], [ASK] * 4, longer, "sk-2")
+            assert [r.error for r in got[:3]] == [""] * 3 and "does not exist" in got[3].error
             texts = [r.text for r in got[:3]]
-            assert len(set(texts)) == 3 and all(r.ended or r.tokens == 12 for r in got[:3])
-            assert [last(url, [m], [ASK], key="sk-1")[0].text for m in (base, "one", "mine")] == texts
+            assert len(set(texts)) == 3 and all(r.ended or r.tokens == 40 for r in got[:3])
+            # alone, since another machine's number format may be bfloat16
+            first, again = (last(url, ["one"], [ASK], longer, "sk-1")[0] for _ in range(2))
+            assert first == again and first.text
             assert "401" in last(url, ["one"], [ASK], key="sk-3")[0].error
             assert httpx.get(url.removesuffix("/v1") + "/health").json() == {"status": "ok"}
         finally:

@@ -42,12 +42,13 @@ def serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """The bound socket. Raises InputError when the address is taken or not this machine's."""
+    """The listening socket. Raises InputError when the address is taken or not this machine's."""
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, kind, number)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
+        made.listen(100)  # from here on a client waits instead of being refused
     except OSError as e:
         raise InputError(f"{host}:{port}: cannot listen there ({e.strerror or e}). Choose another --port.") from e
     return made
