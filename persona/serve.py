@@ -35,6 +35,8 @@ from persona.errors import InputError, PersonaError
 MAX_BODY = 1_000_000  # bytes; 4,096 tokens of conversation are far less
 BODY_TIME = 30  # seconds to send it in
 PATHS = ("/v1/{rest:path}", "/generate", "/health")
+# to many clients these end a line, and an event is one; JSON itself escapes the ASCII ones
+_LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -323,4 +325,4 @@ async def _chain(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
 
 
 def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(value, ensure_ascii=False).translate(_LINE_ENDS)}\n\n"

@@ -6,15 +6,18 @@ import shutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import write_adapter
 
+from persona import adapter, folder
 from persona.api import menu
 from persona.api.batches import Said, said
 from persona.api.orders import CHOICES, REPLY, chat_order, conversation, generate_order
 from persona.api.refusal import Refusal, broken
 from persona.base import Base
+from persona.choose import choose_template
 from persona.decode import CONTEXT, Reply, Sampling
 from persona.errors import InputError
-from persona.serve import Door, beside_page, is_local_url, make_door
+from persona.serve import Door, _event, beside_page, is_local_url, make_door
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -220,14 +223,53 @@ def test_a_server_error_says_nothing_of_the_inside():
     assert Refusal(429, "x", retry_after=3).headers() == {"Retry-After": "3"}
 
 
+def test_an_event_is_one_line_to_every_client():
+    text = "".join(map(chr, range(0x3000))) + "甄"
+    sent = _event({"text": text})
+    assert len(sent.splitlines()) == 2 and sent.endswith('甄"}\n\n')
+    assert json.loads(sent.removeprefix("data: ")) == {"text": text}
+
+
 # ---- the menu
 
 
+@pytest.fixture
+def at_home(home, tiny_gemma, monkeypatch):
+    """Two personas, one with two runs, and two adapters opened on the page: one broken, one of a base that is elsewhere."""
+    write_adapter(tiny_gemma, home / "made", template="gemma-base")
+    for name in ("mags", "hui"):
+        folder.create(folder.personas_dir() / name, folder.named(name))
+    runs = folder.personas_dir() / "mags" / "runs"
+    for place in (runs / "20261121-r1", runs / "20261122-r2", home / "adapters" / "broken", home / "adapters" / "far"):
+        target = place / "adapter" if place.parent == runs else place
+        shutil.copytree(home / "made", target)
+        (place / "run.json").write_text((home / "made" / "run.json").read_text())
+    (home / "adapters" / "broken" / "adapter_model.safetensors").write_bytes(b"x")
+    far = home / "adapters" / "far" / "run.json"
+    far.write_text(far.read_text().replace("someone/tiny", "else/where"))
+    here = {"someone/tiny": Base("someone/tiny", tiny_gemma), "": Base("default", tiny_gemma)}
+    monkeypatch.setattr(menu.bases, "ready", here.get)
+    return runs
+
+
+def test_the_home_offers_newest_adapters_whose_base_is_here(at_home):
+    listed = menu.at_home()
+    assert [s.id for s in listed] == ["someone/tiny", "default", "mags"]
+    assert listed[2].adapter.path == at_home / "20261122-r2" / "adapter" and listed[2].created > 1.7e9
+    assert menu.named([]) == listed
+
+
+def test_adapters_are_named_on_the_command_line(at_home, tiny_gemma, tmp_path):
+    one = str(at_home / "20261121-r1")
+    odd = shutil.copytree(one, tmp_path / "a=b")
+    listed = menu.named([one, f"her={one}", str(odd)], str(tiny_gemma))
+    assert [s.id for s in listed] == [tiny_gemma.name, "mags", "her", "mags-2"]
+    assert [s.id for s in menu.named([], str(tiny_gemma))] == [tiny_gemma.name]
+    bare = menu.named([], str(tiny_gemma))[0].renderer(None)
+    assert bare.system == "" and bare.stop_id and bare.template == choose_template(bare.tokenizer)
+
+
 def test_models_have_names_of_their_own(tiny_gemma, tmp_path):
-    from tiny import write_adapter
-
-    from persona import adapter
-
     places = [
         "mags/runs/20261122-r1/adapter",
         "mags/runs/20261122-r1/moments/step-30",
