@@ -210,7 +210,8 @@ def test_more_columns_or_another_order_change_nobodys_text(voices, adapters, sam
 
 
 def test_each_column_may_have_settings_of_its_own(voices, adapters):
-    columns = [Column(n, p) for n, p in zip([BASE, *(voices.attach(a) for a in adapters)] * 2, [SHORT, LONG] * 3)]
+    names = [BASE, *(voices.attach(a) for a in adapters)]
+    columns = [Column(names[n % 3], (SHORT, LONG)[n % 2]) for n in range(6)]
     settings = [GREEDY, WARM, replace(WARM, seed=8, max_new_tokens=9, repetition_penalty=1.5), replace(WARM, top_k=12),
                 replace(GREEDY, max_new_tokens=30), WARM]  # fmt: skip
     alone = [say(voices, [c], s)[0] for c, s in zip(columns, settings, strict=True)]
