@@ -9,10 +9,9 @@ import asyncio
 import contextlib
 import json
 import os
-import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -59,11 +58,15 @@ def stream_endpoint(
     url = check_url(url)
     if not (key.isascii() and key.isprintable()):
         raise InputError("PERSONA_CHAT_KEY holds characters that no key has. Copy it again.")
-    news: queue.SimpleQueue[tuple[int, Reply] | None] = queue.SimpleQueue()  # None: that was all
-    replies = [Reply() for _ in models]
     columns = list(zip(models, messages_per_column, strict=True))
+    replies, news, over = [Reply() for _ in columns], threading.Event(), threading.Event()
+
+    def tell(column: int, reply: Reply) -> None:  # the newest alone is kept: a fast server makes no pile
+        replies[column] = reply
+        news.set()
+
     loop = asyncio.new_event_loop()
-    work = loop.create_task(_ask_all(url, key, columns, sampling, news))
+    work = loop.create_task(_ask_all(url, key, columns, sampling, tell))
 
     def run() -> None:
         try:
@@ -72,13 +75,17 @@ def stream_endpoint(
             loop.run_until_complete(loop.shutdown_asyncgens())
         finally:
             loop.close()
-            news.put(None)
+            over.set()
+            news.set()
 
     thread = threading.Thread(target=run, name="persona-endpoint", daemon=True)
     thread.start()
     try:
-        while new := news.get():
-            replies[new[0]] = new[1]
+        done = False
+        while not done:
+            news.wait()
+            news.clear()
+            done = over.is_set()
             yield list(replies)
     finally:
         with contextlib.suppress(RuntimeError):  # it has closed already
@@ -88,9 +95,9 @@ def stream_endpoint(
 
 async def _ask_all(
     url: str, key: str, columns: Sequence[tuple[str, Sequence[Message]]], sampling: Sampling,
-    news: "queue.SimpleQueue[tuple[int, Reply] | None]",
+    tell: Callable[[int, Reply], None],
 ) -> None:  # fmt: skip
-    """Each column's replies go into `news`."""
+    """Each column's replies are told as they grow."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(timeout=TIMEOUT, headers=headers) as client:
 
@@ -98,11 +105,11 @@ async def _ask_all(
             reply = Reply()
             try:
                 async for reply in _ask(client, url, _body(model, chat, sampling)):
-                    news.put((n, reply))
+                    tell(n, reply)
             except InputError as e:
-                news.put((n, replace(reply, error=str(e))))
+                tell(n, replace(reply, error=str(e)))
             except Exception as e:  # also what no list foresees: one column's error is never another's
-                news.put((n, replace(reply, error=f"The chat server could not be asked ({type(e).__name__}).")))
+                tell(n, replace(reply, error=f"The chat server could not be asked ({type(e).__name__})."))
 
         await asyncio.gather(*(column(n, *c) for n, c in enumerate(columns)))
 

@@ -221,19 +221,24 @@ def prepare(served: Served, order: Order) -> Job:
 
 async def follow(batches: Batches, job: Job) -> AsyncIterator[list[Said]]:
     """Submit the job and yield what its rows have said, until all have finished. Closing it ends the job."""
-    loop, news = asyncio.get_running_loop(), asyncio.Queue[list[Said] | Exception]()
+    loop, news = asyncio.get_running_loop(), asyncio.Event()
+    newest: list[list[Said] | Exception] = []  # one: each holds all of those before, and a slow client needs no pile
+
+    def note(new: list[Said] | Exception) -> None:
+        newest[:] = [new]
+        news.set()
 
     def tell(new: list[Said] | Exception) -> None:
         with suppress(RuntimeError):  # the loop has been closed: nobody listens
-            loop.call_soon_threadsafe(news.put_nowait, new)
+            loop.call_soon_threadsafe(note, new)
 
     job.tell = tell
     batches.submit(job)
     try:
         while True:
-            new = await news.get()
-            while not news.empty():  # each holds all of the one before
-                new = news.get_nowait()
+            await news.wait()
+            news.clear()
+            new = newest.pop()
             if isinstance(new, Exception):
                 raise new
             yield new

@@ -1,5 +1,6 @@
 """Chat through another server: a real one for what it says, a scripted one for what can go wrong."""
 
+import itertools
 import os
 import re
 import subprocess
@@ -35,7 +36,7 @@ def scripted():
     """A server that sends the given bytes; `asked` holds the bodies and keys that it got."""
     made = []
 
-    def start(*parts: bytes, status: int = 200, hold: bool = False):
+    def start(*parts, status: int = 200, hold: bool = False):
         asked, broken = [], threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
@@ -47,7 +48,7 @@ def scripted():
                 self.send_response(status)
                 self.end_headers()
                 try:
-                    for part in parts:
+                    for part in itertools.chain(*([p] if isinstance(p, bytes) else p for p in parts)):
                         self.wfile.write(part)
                     while hold:
                         self.wfile.write(piece("x"))
@@ -72,6 +73,24 @@ def piece(text, finish="null"):
     return f'data: {{"choices":[{{"index":0,"delta":{{"content":"{text}"}},"finish_reason":{finish}}}]}}\n\n'.encode()
 
 
+def test_replies_come_as_they_grow(scripted):
+    """The second half is sent only when the first has been seen."""
+    seen = threading.Event()
+
+    class Parts:
+        def __iter__(self):
+            yield piece("Good ")
+            assert seen.wait(60)
+            yield from (piece("evening."), piece("", '"stop"'), DONE)
+
+    url, _, _ = scripted(Parts())
+    shown = []
+    for [reply] in stream_endpoint(url, "", ["m"], [ASK], WARM):
+        shown.append(reply)
+        seen.set()
+    assert shown[0] == Reply("Good ", 1) and shown[-1] == Reply("Good evening.", 2, True)
+
+
 DONE = b"data: [DONE]\n\n"
 COUNTED = b'data: {"choices":[],"usage":{"completion_tokens":5}}\n\n'
 
@@ -79,7 +98,7 @@ COUNTED = b'data: {"choices":[],"usage":{"completion_tokens":5}}\n\n'
 def test_a_reply_grows_and_ends(scripted):
     url, asked, _ = scripted(b": hello\n\n", piece("Good "), piece("evening."), piece("", '"stop"'), COUNTED, DONE)
     steps = [r for [r] in stream_endpoint(url + "/", "sk-1", ["m"], [ASK], WARM)]
-    assert steps[0] == Reply("Good ", 1) and steps[-1] == Reply("Good evening.", 5, True)
+    assert steps[-1] == Reply("Good evening.", 5, True)
     assert 0 < steps[-1].first <= steps[-1].seconds
     path, key, body = asked[0]
     assert (path, key) == ("/v1/chat/completions", "Bearer sk-1") and body["messages"] == ASK

@@ -432,6 +432,15 @@ def test_what_breaks_inside_is_not_told_and_the_next_is_answered(server, client,
     assert ask(client).choices
 
 
+def test_a_fault_of_our_own_is_not_told_either(server):
+    def offered():
+        raise RuntimeError("/secret/path")
+
+    with listening(serve.build(offered, serve.Door())) as url:
+        got = httpx.get(f"{url}/v1/models")
+    assert got.status_code == 500 and got.json()["error"]["type"] == "server_error" and "secret" not in got.text
+
+
 def test_an_adapter_that_is_gone_is_that_requests_error(server, client, monkeypatch):
     from pathlib import Path
 
