@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -50,7 +51,7 @@ def scripted():
                 try:
                     for part in itertools.chain(*([p] if isinstance(p, bytes) else p for p in parts)):
                         self.wfile.write(part)
-                    while hold:
+                    while hold and not time.sleep(0.01):
                         self.wfile.write(piece("x"))
                 except OSError:
                     broken.set()

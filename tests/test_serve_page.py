@@ -1,5 +1,10 @@
 """The API beside the page: one server, one model, and Gradio's own middleware in between."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import gradio as gr
 import httpx
 import openai
@@ -7,6 +12,7 @@ import pytest
 from serving import KEY, running, wait_until
 
 from persona import chat, serve
+from persona.files import PROJECT
 
 HI = [{"role": "user", "content": "Who are you?"}]
 
@@ -68,3 +74,29 @@ def test_a_stream_is_not_held_back_and_ends_with_its_client(page, monkeypatch, e
         next(raw), next(raw), next(raw)
     wait_until(lambda: not page[1].voices.lock.locked())
     assert len(steps) < 3000
+
+
+@pytest.mark.slow
+def test_the_project_s_own_page_has_it(home):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    env = os.environ | {"PORT": port, "PERSONA_HOME": str(home), "GRADIO_ANALYTICS_ENABLED": "False"}
+    for name in ("HOST", "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "PERSONA_API_KEYS", "SPACE_ID", "GRADIO_SHARE"):
+        env.pop(name, None)
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen([sys.executable, "app.py"], env=env, cwd=PROJECT, stdout=subprocess.DEVNULL) as page:
+        try:
+
+            def up():
+                assert page.poll() is None, "the page has ended"
+                try:
+                    return httpx.get(f"{url}/config").status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            wait_until(up, 180)
+            assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+            assert httpx.get(f"{url}/v1/models", timeout=60).json()["object"] == "list"
+            assert httpx.get(f"{url}/v1/models", headers={"Origin": "https://evil.example"}).status_code == 403
+        finally:
+            page.terminate()
