@@ -13,6 +13,16 @@ from persona.files import SHIPPED_PERSONAS, home, inside, read_json, slug, to_js
 from persona.pairs import BadLine, Pair, read_pairs, scan, write_pairs
 
 
+class ProbeRule(BaseModel):
+    """What an answer to a probe must and must not mention. Upper and lower case are one; `a|b` is either of them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    ask: str = Field(min_length=1, max_length=2_000)
+    must_mention: tuple[str, ...] = Field(default=(), description="every entry must be in the answer")
+    must_not_mention: tuple[str, ...] = Field(default=(), description="no entry may be in the answer")
+
+
 class Card(BaseModel):
     """persona.json: who she is. Unknown keys are kept as they are, so that newer files survive older programs."""
 
@@ -26,6 +36,7 @@ class Card(BaseModel):
     source: str = Field(default="", description="where the text comes from")
     rights: str = Field(default="", description="whose text it is, under which licence")
     probes: tuple[str, ...] = Field(default=(), description="questions kept out of the pairs, to hear what was learned")
+    probe_rules: tuple[ProbeRule, ...] = Field(default=(), description="what an answer to a probe is to mention or not")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from persona import packing
 from persona.render import IGNORED, Example
 
 
@@ -17,26 +18,50 @@ class Collator:
 
     Under a causal mask a position never sees what stands to its right, and padding has no label, so on the right it
     needs no mask; without one, attention takes the faster kernel. Lengths are padded to a multiple of `multiple`:
-    a CPU builds its kernels anew for each shape.
+    a CPU builds its kernels anew for each shape. `pack`: rows are put end to end up to so many tokens; 0: they are not.
     """
 
     pad_id: int
     multiple: int = 16
+    pack: int = 0
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Returns input_ids and labels, both (rows, length) int64, and tokens: how many are not padding."""
-        longest = max(len(r["input_ids"]) for r in rows)
-        length = -(-longest // self.multiple) * self.multiple
-        ids = torch.full((len(rows), length), self.pad_id)
-        labels = torch.full((len(rows), length), IGNORED)
-        for n, row in enumerate(rows):
-            ids[n, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
-            labels[n, : len(row["labels"])] = torch.tensor(row["labels"])
-        return {"input_ids": ids, "labels": labels, "tokens": torch.tensor(sum(len(r["input_ids"]) for r in rows))}
+        """Returns input_ids and labels, both (rows, length) int64, and tokens: how many are not padding.
+
+        Packed, position_ids too, which begin at 0 with each row, and with the padding.
+        """
+        sizes = [len(r["input_ids"]) for r in rows]
+        places = packing.bins(sizes, self.pack) if self.pack else [[n] for n in range(len(rows))]
+        length = -(-max(sum(sizes[n] for n in place) for place in places) // self.multiple) * self.multiple
+        ids = torch.full((len(places), length), self.pad_id)
+        labels, positions = torch.full_like(ids, IGNORED), torch.zeros_like(ids)
+        for p, place in enumerate(places):
+            at = 0
+            for n in place:
+                end = at + sizes[n]
+                ids[p, at:end] = torch.tensor(rows[n]["input_ids"])
+                labels[p, at:end] = torch.tensor(rows[n]["labels"])
+                if at:
+                    labels[p, at] = IGNORED  # no token of its own row stands before it
+                positions[p, at:end] = torch.arange(sizes[n])
+                at = end
+            positions[p, at:] = torch.arange(length - at)
+        batch = {"input_ids": ids, "labels": labels, "tokens": torch.tensor(sum(sizes))}
+        return {**batch, "position_ids": positions} if self.pack else batch
 
 
-def nll_sum(model: Any, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Summed NLL (nats, differentiable) and number of the positions whose next token is learned.
+def nll_sum(
+    model: Any, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
+) -> tuple[torch.Tensor, int]:
+    """Summed NLL (nats, differentiable) and number of the positions whose next token is learned."""
+    losses, _ = token_nll(model, input_ids, labels, position_ids)
+    return losses.sum(), losses.numel()
+
+
+def token_nll(
+    model: Any, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """NLL of each learned token in nats, (n,) float32, and the number of the row that it stands in, (n,).
 
     The output layer runs over those positions alone: with Gemma's 262,144 rows it is most of the work of a step, and
     two thirds of the positions are prompt or padding. A plain head takes the tiled path below; a model that does more
@@ -45,16 +70,20 @@ def nll_sum(model: Any, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[
     keep = torch.zeros_like(labels, dtype=torch.bool)
     keep[:, :-1] = labels[:, 1:] != IGNORED
     target = labels[:, 1:][keep[:, :-1]]
+    rows = keep.nonzero()[:, 0]
+    given: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+    if position_ids is not None:
+        given["position_ids"] = position_ids
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    with _low_precision(causal):
+    with low_precision(causal):
         if _has_plain_head(causal):
-            hidden = causal.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[keep]
-            return TiledNLL.apply(hidden, causal.get_output_embeddings().weight, target), target.numel()
-        logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=keep).logits
-    return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), target, reduction="sum"), target.numel()
+            hidden = causal.base_model(**given).last_hidden_state[keep]
+            return TiledNLL.apply(hidden, causal.get_output_embeddings().weight, target), rows
+        logits = model(**given, logits_to_keep=keep).logits
+    return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), target, reduction="none"), rows
 
 
-def _low_precision(model: Any) -> Any:
+def low_precision(model: Any) -> Any:
     """A bfloat16 base on a CPU: float32 LoRA weights are cast, once a step, instead of every activation."""
     cast = model.device.type == "cpu" and model.dtype == torch.bfloat16
     return torch.autocast("cpu", torch.bfloat16) if cast else contextlib.nullcontext()
@@ -73,14 +102,14 @@ class TiledNLL(torch.autograd.Function):
     The stock way makes (n, 262144) float32 matrices for logits, softmax and gradient, and moving them costs more than
     the multiplications. Here a tile's logits are reduced to a running maximum and sum of exponentials while they are
     in the cache (online softmax, Milakov & Gimelshein 2018); a second pass turns them into the gradient with respect
-    to the hidden states right away, since the weights need none. Wanted only for the sum: a scaled gradient of it.
+    to the hidden states right away, since the weights need none.
     """
 
     TILE = 4096  # × 240 rows × 4 bytes stays within a CPU's cache; measured best of 4096 … 32768
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """hidden (n, d), weight (V, d), target (n,) → summed NLL, float32."""
+        """hidden (n, d), weight (V, d), target (n,) → NLL of each, (n,) float32."""
         hidden = hidden.to(weight.dtype)
         tiles = weight.split(TiledNLL.TILE)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -95,32 +124,53 @@ class TiledNLL(torch.autograd.Function):
                 top = higher
             normalizer = total.log() + top
             rows = weight[target]
-            loss = (normalizer.squeeze(-1) - (hidden.float() * rows.float()).sum(-1)).sum()
+            losses = normalizer.squeeze(-1) - (hidden.float() * rows.float()).sum(-1)
             if ctx.needs_input_grad[0]:
                 gradient = -rows.float()
                 for tile, part in zip(tiles, logits, strict=True):
                     gradient += (part.float().sub_(normalizer).exp_().to(weight.dtype) @ tile).float()
                 ctx.save_for_backward(gradient)
-        return loss
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0], None, None
+        return gradient * upstream[0].unsqueeze(-1), None, None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """NLL of each example: nats and learned tokens, in the order of the examples."""
+
+    nats: list[float]
+    tokens: list[int]
+
+    @property
+    def mean(self) -> float:
+        """Nats per learned token, each token weighing the same."""
+        return sum(self.nats) / sum(self.tokens)
 
 
 @torch.no_grad()
-def mean_nll(model: Any, examples: Sequence[Example], collate: Collator, batch_size: int = 8) -> float:
-    """Mean negative log-likelihood in nats per learned token, each token weighing the same."""
+def scores(model: Any, examples: Sequence[Example], collate: Collator, batch_size: int = 8) -> Scores:
+    """How likely the model finds each example. The model comes back in the mode (train or eval) that it was in."""
     device = next(model.parameters()).device
-    order = sorted(examples, key=lambda e: len(e.input_ids))
+    order = sorted(range(len(examples)), key=lambda n: len(examples[n].input_ids))
     was_training = model.training
     model.eval()
-    total, count = 0.0, 0
+    nats, tokens = [0.0] * len(order), [0] * len(order)
     for start in range(0, len(order), batch_size):
-        rows = [{"input_ids": e.input_ids, "labels": e.labels} for e in order[start : start + batch_size]]
-        batch = collate(rows)
-        loss, learned = nll_sum(model, batch["input_ids"].to(device), batch["labels"].to(device))
-        total, count = total + loss.item(), count + learned
+        chosen = order[start : start + batch_size]
+        batch = collate([{"input_ids": examples[n].input_ids, "labels": examples[n].labels} for n in chosen])
+        losses, rows = token_nll(model, batch["input_ids"].to(device), batch["labels"].to(device))
+        sums = losses.new_zeros(len(chosen)).index_add_(0, rows, losses).tolist()
+        counts = torch.bincount(rows, minlength=len(chosen)).tolist()
+        for n, total, count in zip(chosen, sums, counts, strict=True):
+            nats[n], tokens[n] = total, count
     model.train(was_training)
-    return total / count
+    return Scores(nats, tokens)
+
+
+def mean_nll(model: Any, examples: Sequence[Example], collate: Collator, batch_size: int = 8) -> float:
+    """Mean negative log-likelihood in nats per learned token."""
+    return scores(model, examples, collate, batch_size).mean

@@ -4,13 +4,17 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Status = Literal["starting", "running", "done", "stopped", "failed", "interrupted"]
-ACTIVE = ("starting", "running")
+Status = Literal["queued", "starting", "running", "done", "stopped", "failed", "interrupted"]
+ACTIVE = ("queued", "starting", "running")  # a process of the run's own lives: it waits for its turn, or trains
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the events of a run say so far. Losses are nats per learned token; `left` is in seconds."""
+    """What the events of a run say so far. Losses are nats per learned token; `left` is in seconds.
+
+    curves: learning_rate, tokens_per_s (of unpadded tokens, step by step) and memory (bytes) as (step, value).
+    diary: (step, answers), an answer being {"probe", "text", "ended"}. chosen: the step whose adapter is the run's.
+    """
 
     status: Status = "starting"
     message: str = ""
@@ -23,6 +27,16 @@ class Progress:
     held_out: list[tuple[int, float]] = field(default_factory=list)
     base_nll: float | None = None
     result: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    diary: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
+    chosen: int | None = None
+    remedy: dict[str, Any] = field(default_factory=dict)  # settings that a failure proposes: remedy.py
+
+    @property
+    def adapter_nll(self) -> float | None:
+        """Of the adapter that is the run's now."""
+        known = dict(self.held_out)
+        return known.get(self.chosen) if self.chosen in known else self.result.get("adapter_nll")
 
 
 class Replay:
@@ -34,40 +48,61 @@ class Replay:
         self.time = 0.0
         self.step = self.steps = 0
         self.seconds = 0.0
-        self.pace: tuple[int, float] | None = None  # step and seconds when this process began stepping
+        self.pace: tuple[int, float] | None = None  # step and time when this process began stepping
+        self.last: tuple[float, int] = (0.0, 0)  # seconds and tokens of the step before
+        self.curves: dict[str, dict[int, float]] = {"learning_rate": {}, "tokens_per_s": {}, "memory": {}}
+        self.diary: dict[int, list[dict[str, Any]]] = {}
+        self.chosen: int | None = None
         self.plan: dict[str, Any] = {}
         self.train: dict[int, float] = {}
         self.held_out: dict[int, float] = {}
         self.base_nll: float | None = None
         self.result: dict[str, Any] = {}
+        self.remedy: dict[str, Any] = {}
 
     def take(self, e: dict[str, Any]) -> None:
         kind = e.get("event")
         self.time = e.get("time", self.time)
         if kind == "state":
-            self.status, self.message = e["state"], e.get("message", "")
+            self.status, self.message, self.remedy = e["state"], e.get("message", ""), e.get("remedy", {})
             if e["state"] == "starting":
-                self.pace, self.result = None, {}
+                self.pace, self.result, self.chosen, self.last = None, {}, None, (0.0, 0)
         elif kind == "plan":
             self.plan, self.steps = e, e["steps"]
         elif kind == "step":
             self.step, self.seconds = e["step"], e["seconds"]
-            self.pace = self.pace or (e["step"], e["seconds"])
+            self.pace = self.pace or (e["step"], self.time)
+            self._draw(e)
             if e.get("loss") is not None and math.isfinite(e["loss"]):
                 self.train[e["step"]] = e["loss"]
         elif kind == "eval":
             self.held_out[e["step"]] = e["nll"]
             if e["step"] == 0:
                 self.base_nll = e["nll"]
+        elif kind == "diary":
+            self.diary[e["step"]] = e["answers"]
+        elif kind == "chosen":
+            self.chosen = e["step"]
         elif kind == "result":
             self.result = e
+
+    def _draw(self, e: dict[str, Any]) -> None:
+        for name in ("learning_rate", "memory"):
+            if isinstance(e.get(name), int | float):
+                self.curves[name][e["step"]] = e[name]
+        seconds, tokens = e["seconds"] - self.last[0], e.get("tokens", 0) - self.last[1]
+        if self.last[1] and seconds > 0 and tokens > 0:
+            self.curves["tokens_per_s"][e["step"]] = tokens / seconds
+        self.last = e["seconds"], e.get("tokens", 0)
 
     def progress(self) -> Progress:
         left = None
         if self.status == "running" and self.pace and self.step > self.pace[0]:
-            per_step = (self.seconds - self.pace[1]) / (self.step - self.pace[0])
-            left = per_step * (self.steps - self.step)
+            # by the clock on the wall, so that evaluations and the diary count too
+            left = (self.time - self.pace[1]) / (self.step - self.pace[0]) * (self.steps - self.step)
         return Progress(
             self.status, self.message, self.step, self.steps, self.seconds, left, self.plan,
             sorted(self.train.items()), sorted(self.held_out.items()), self.base_nll, self.result,
+            {name: sorted(points.items()) for name, points in self.curves.items()}, sorted(self.diary.items()),
+            self.chosen, self.remedy,
         )  # fmt: skip

@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 
 from persona import adapter as adapters
-from persona import files, share
+from persona import files, moments, share
 from persona.adapter import PICKLES, Adapter
 from persona.base import MODELSCOPE
 from persona.chat import BASE, Speaker, Voices, renderer_of
 from persona.errors import AdapterError, InputError, ShareError
+from persona.runs import Run
 
 _STEP = re.compile(r"(.+)@(\d+)", re.DOTALL)
 _WEIGHT = re.compile(r"(.+)\*(\d*\.?\d+)", re.DOTALL)
@@ -51,13 +52,14 @@ def open_adapter(source: str | Path) -> Adapter:
 
 def moment(path: Path, step: int) -> Path:
     """The adapter as it was at a step of a run (or of a persona's newest run that kept its moments)."""
-    runs = [path, *sorted(path.glob("runs/*"), reverse=True)]
-    run = next((r for r in runs if (r / "moments").is_dir()), None)
-    kept = sorted(int(m.name[5:]) for m in run.glob("moments/step-*") if m.name[5:].isdigit()) if run else []
-    if run is None or step not in kept:
-        have = f"It has {', '.join(map(str, kept))}." if kept else "This run has kept none; leave '@' and the step out."
-        raise AdapterError(f"{path}: no moment at step {step}. {have}")
-    return run / "moments" / f"step-{step}"
+    found = [Run(path), *(Run(p) for p in sorted(path.glob("runs/*"), reverse=True))]
+    kept = next(((run, steps) for run in found if (steps := moments.steps(run))), None)
+    if kept is None:
+        raise AdapterError(f"{path}: no moment at step {step}. This run has kept none; leave '@' and the step out.")
+    run, steps = kept
+    if step not in steps:
+        raise AdapterError(f"{path}: no moment at step {step}. It has {', '.join(map(str, steps))}.")
+    return moments.folder(run, step)
 
 
 def require_same_base(adapter: Adapter, voices: Voices) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tiny import load, lora_gradients, with_lora
 
 from persona import loss
-from persona.loss import Collator, TiledNLL, mean_nll, nll_sum
+from persona.loss import Collator, TiledNLL, mean_nll, nll_sum, scores
 from persona.render import IGNORED, Example
 
 LENGTHS = (23, 9, 31, 16)  # longer than the sliding window of tiny_gemma, and none of them alike
@@ -161,9 +161,9 @@ def test_scores_that_overflow_alone_do_not_overflow_together():
     weight = torch.tensor([[200.0, 0, 0, 0], [0, -200, 0, 0], [0, 0, 150, 0], [0, 0, 0, 1]]).repeat(1000, 1)
     target = torch.tensor([0, 1, 2, 3])
     got = TiledNLL.apply(hidden, weight, target)
-    want = F.cross_entropy(hidden.detach() @ weight.T, target, reduction="sum")
-    assert got.item() == pytest.approx(want.item(), rel=1e-5)
-    got.backward()
+    want = F.cross_entropy(hidden.detach() @ weight.T, target, reduction="none")
+    assert torch.allclose(got, want, rtol=1e-5)
+    got.sum().backward()
     assert hidden.grad.isfinite().all()
 
 
@@ -184,6 +184,28 @@ def examples(vocabulary: int) -> list[Example]:
         ids = torch.randint(3, vocabulary, (length,)).tolist()
         made.append(Example(ids, [IGNORED] * (length - learned) + ids[-learned:], "", []))
     return made
+
+
+def test_each_token_has_a_gradient_of_its_own():
+    """A weighted sum of the losses, which only a per-token backward gets right."""
+    torch.manual_seed(0)
+    weight, target, share = torch.randn(300, 8), torch.tensor([5, 299, 0]), torch.tensor([1.0, 0.0, -2.5])
+    gradients = []
+    for nll in (TiledNLL.apply, lambda h, w, t: F.cross_entropy(h @ w.T, t, reduction="none")):
+        hidden = torch.randn(3, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        (nll(hidden, weight, target) * share).sum().backward()
+        gradients.append(hidden.grad)
+    assert torch.allclose(*gradients, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_scores_are_each_examples_own_in_the_order_given(model, batch_size):
+    found = examples(model.config.vocab_size)
+    got = scores(model, found, Collator(0), batch_size)
+    assert got.tokens == [1, 2, 20]
+    for nats, e in zip(got.nats, found, strict=True):
+        alone, _ = nll_sum(model, torch.tensor([e.input_ids]), torch.tensor([e.labels]))
+        assert nats == pytest.approx(alone.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])

@@ -223,9 +223,12 @@ RUNNING = (
     ("plan", {"steps": 100, "rows": 18}),
     ("eval", {"step": 0, "nll": 4.0}),
     ("state", {"state": "running"}),
-    ("step", {"step": 1, "loss": 3.5, "seconds": 10.0}),
-    ("step", {"step": 2, "loss": 3.0, "seconds": 12.0}),
-    ("eval", {"step": 2, "nll": 3.2}),
+    ("step", {"step": 1, "loss": 3.5, "seconds": 10.0, "tokens": 500, "time": 1010.0}),
+    (
+        "step",
+        {"step": 2, "loss": 3.0, "seconds": 12.0, "tokens": 1100, "time": 1012.5, "learning_rate": 2e-4, "memory": 9},
+    ),
+    ("eval", {"step": 2, "nll": 3.2, "time": 1013.0}),
 )
 
 
@@ -234,7 +237,17 @@ def test_events_replayed(run):
     assert (seen.status, seen.step, seen.steps, seen.seconds) == ("running", 2, 100, 12.0)
     assert seen.train == [(1, 3.5), (2, 3.0)] and seen.held_out == [(0, 4.0), (2, 3.2)]
     assert seen.base_nll == 4.0 and seen.plan["rows"] == 18
-    assert seen.left == pytest.approx(98 * 2.0), "the first step is slow and does not count"
+    assert seen.left == pytest.approx(98 * 3.0), "the first step is slow and does not count; evaluations do"
+    assert seen.curves == {"learning_rate": [(2, 2e-4)], "tokens_per_s": [(2, 300.0)], "memory": [(2, 9)]}
+
+
+def test_the_diary_and_the_chosen_adapter_are_replayed(run):
+    page = [{"probe": "Who?", "text": "Me.", "ended": True}]
+    ended = (("result", {"adapter_nll": 3.2}), ("chosen", {"step": 2, "nll": 3.2}), ("state", {"state": "done"}))
+    seen = replay(run, *RUNNING, ("diary", {"step": 2, "answers": page}), ("diary", {"step": 0, "answers": []}), *ended)
+    assert seen.diary == [(0, []), (2, page)] and (seen.chosen, seen.adapter_nll) == (2, 3.2)
+    assert replay(run, ("chosen", {"step": 0, "nll": 4.0})).adapter_nll == 4.0
+    assert replay(run, ("state", {"state": "starting"})).chosen is None, "a resumed run chooses anew"
 
 
 def test_a_resumed_run_goes_on_with_its_pace_of_now(run):
@@ -244,8 +257,8 @@ def test_a_resumed_run_goes_on_with_its_pace_of_now(run):
         ("plan", {"steps": 100}),
         ("eval", {"step": 0, "nll": 4.0}),
         ("state", {"state": "running"}),
-        ("step", {"step": 2, "loss": 3.1, "seconds": 50.0}),
-        ("step", {"step": 3, "loss": 2.9, "seconds": 51.0}),
+        ("step", {"step": 2, "loss": 3.1, "seconds": 50.0, "time": 2000.0}),
+        ("step", {"step": 3, "loss": 2.9, "seconds": 51.0, "time": 2001.0}),
     )
     seen = replay(alive(run), *RUNNING, ("result", {"adapter_nll": 1.0}), *resumed)
     assert seen.train == [(1, 3.5), (2, 3.1), (3, 2.9)]
@@ -313,7 +326,8 @@ def test_a_run_whose_process_is_gone_was_interrupted(run, child, state):
     child.kill()
     child.wait()
     seen = run.progress()
-    assert seen.status == "interrupted" and "can be resumed" in seen.message and seen.left is None
+    says = "its place in line is kept" if state == "queued" else "can be resumed"
+    assert seen.status == "interrupted" and says in seen.message and seen.left is None
 
 
 def test_a_run_between_its_first_event_and_its_process_is_starting(run):
@@ -367,7 +381,7 @@ def test_stop_leaves_a_file_and_start_takes_it_away(run, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", waiting)
     launch.start(run)
     assert not (run.path / "stop").exists()
-    assert asked == [([sys.executable, "-m", "persona.train", str(run.path)], run.path, True)]
+    assert asked == [([sys.executable, "-m", "persona.waiting", str(run.path)], run.path, True)]
     child = launch._children[run.path]
     child.wait()
     launch.reap()

@@ -28,7 +28,9 @@ def machine(monkeypatch):
 def made(tmp_path_factory, tiny_gemma) -> Path:
     """A persona with two runs; the older one has kept two moments."""
     persona = tmp_path_factory.mktemp("made") / "mags"
-    for seed, place in enumerate(("old/adapter", "old/moments/step-3", "old/moments/step-12", "young/adapter"), 1):
+    for seed, place in enumerate(
+        ("old/adapter", "old/moments/step-000003", "old/moments/step-000012", "young/adapter"), 1
+    ):
         target = persona / "runs" / place
         target.parent.mkdir(parents=True, exist_ok=True)
         write_adapter(tiny_gemma, target, seed=seed, template="gemma-base")
@@ -44,14 +46,14 @@ def test_folders(made, monkeypatch):
     runs = made / "runs"
     for given, wanted in [
         (runs / "old/adapter", "old/adapter"), (runs / "old", "old/adapter"), (made, "young/adapter"),
-        (f"{runs / 'old'}@3", "old/moments/step-3"), (f"{runs / 'old'}@12", "old/moments/step-12"),
-        (f"{made}@12", "old/moments/step-12"), (runs / "old/moments/step-3", "old/moments/step-3"),
+        (f"{runs / 'old'}@3", "old/moments/step-000003"), (f"{runs / 'old'}@12", "old/moments/step-000012"),
+        (f"{made}@12", "old/moments/step-000012"), (runs / "old/moments/step-000003", "old/moments/step-000003"),
     ]:  # fmt: skip
         assert sources.open_adapter(given) == adapter.check(runs / wanted)
     monkeypatch.chdir(made.parent)
     assert sources.open_adapter(" mags ").path == Path("mags/runs/young/adapter")
     monkeypatch.setenv("HOME", str(made.parent))
-    assert sources.open_adapter("~/mags@3").path.name == "step-3"
+    assert sources.open_adapter("~/mags@3").path.name == "step-000003"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_speakers(made, voices):
 def test_a_moment_is_a_column(made, voices):
     main = adapter.check(made / "runs/old/adapter")
     early = sources.open_speaker(voices, f"{made / 'runs/old'}@3*0.5", main)
-    assert early.strength == 0.5 and voices.attached[early.adapter][0].path.name == "step-3"
+    assert early.strength == 0.5 and voices.attached[early.adapter][0].path.name == "step-000003"
 
 
 def test_a_blend_of_one_with_itself_is_refused(made, voices):

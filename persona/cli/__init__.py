@@ -7,7 +7,7 @@ failed (the message on stderr says place, value and next step), 2 wrong usage.
 import typer
 
 from persona import hardware
-from persona.cli import doctor, serving, sharing, talking, training, writing
+from persona.cli import doctor, judging, serving, sharing, talking, training, writing
 from persona.errors import PersonaError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command()(writing.render)
 app.command()(training.train)
 app.command()(talking.chat)
 app.command()(serving.serve)
+app.command("eval")(judging.eval_)
 app.command()(sharing.export)
 app.command()(sharing.push)
 app.command()(doctor.doctor)

@@ -9,7 +9,7 @@ import gradio as gr
 from persona import adapter, folder, share
 from persona.files import slug as slugify
 from persona.ui.common import QUIET, Page, shown
-from persona.ui.compare import find
+from persona.ui.voices import find
 
 
 def current(chosen: str) -> adapter.Adapter:

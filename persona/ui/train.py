@@ -7,19 +7,13 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from persona import folder, hardware, launch, planning, runs
+from persona import folder, hardware, launch, moments, planning, remedy, runs, waiting
 from persona.config import PRESETS, RunConfig
 from persona.errors import PersonaError, RunError
 from persona.progress import ACTIVE, Progress
 from persona.runs import Run
-from persona.ui import settings
-from persona.ui.common import COMPARE, QUIET, Page, duration, facts_html, open_current, shown
-
-PLOT_COLUMNS = ["step", "loss", "on"]
-WORDS = {
-    "starting": "Getting ready", "running": "Training", "done": "Done", "stopped": "Stopped", "failed": "Failed",
-    "interrupted": "Interrupted",
-}  # fmt: skip
+from persona.ui import settings, watching
+from persona.ui.common import CLICKS, COMPARE, QUIET, Page, open_current, shown
 
 
 def plan_html(slug: str, preset: str, *form: Any) -> str:
@@ -92,9 +86,7 @@ def fit(persona: folder.Persona, config: RunConfig) -> RunConfig:
 
 
 def start(slug: str, preset: str, *form: Any) -> str:
-    """Create the run and start its process. Returns the run's name."""
-    if other := launch.active_run(folder.list_personas()):
-        raise RunError(f"A training is running already ({other.name}). Stop it, or wait until it is done.")
+    """Create the run and put it in line; it starts at once when nothing else trains. Returns the run's name."""
     persona = open_current(slug)
     run = runs.create_run(persona, fit(persona, settings.to_config(preset, *form)))
     launch.start(run)
@@ -109,90 +101,76 @@ def resume(slug: str, name: str) -> str:
     return run.name
 
 
-def stop(slug: str, name: str) -> None:
-    if run := find(slug, name):
-        run.stop()
+def smaller(slug: str, name: str) -> str:
+    """Go on with what the failure proposed. Returns the name of the run that was started."""
+    run = find(slug, name)
+    if run is None:
+        raise RunError("There is no run to go on with.")
+    return launch.start_smaller(open_current(slug), run).name
+
+
+def stop(slug: str, name: str) -> str:
+    """Stop, or cancel, the run that the page shows. Returns the name of the run to show now."""
+    run = find(slug, name)
+    if run is None:
+        return ""
+    if launch.stop(run):
+        gr.Info("Taken out of the line; Resume puts it back.")
+    else:
         gr.Info("Stopping after this step; the best adapter so far is kept.")
+    return run.name
+
+
+def use(slug: str, name: str, event: gr.EventData) -> None:
+    """Another moment of the run becomes its adapter."""
+    if run := find(slug, name):
+        moments.use(run, int(event._data["step"]))
+        gr.Info(f"The adapter of step {int(event._data['step'])} is this run's adapter now.")
 
 
 def find(slug: str, name: str) -> Run | None:
-    """The run called `name`, else the newest of this persona."""
-    found = runs.list_runs(open_current(slug)) if slug else []
-    return next((r for r in found if r.name == name), found[0] if found else None)
+    """The run called `name`, else this persona's that trains now, else its newest."""
+    if not slug:
+        return None
+    persona = open_current(slug)
+    found = runs.list_runs(persona)
+    named = next((r for r in found if r.name == name), None)
+    return named or launch.active_run([persona]) or (found[0] if found else None)
+
+
+def under_way(run: Run | None) -> gr.Radio:
+    """This persona's runs that train or wait, to choose which one is shown; hidden where there is no choice."""
+    if run is None:
+        return gr.Radio([], visible=False)
+    now, line = waiting.training(), waiting.line()
+    names = {r.name: f"{r.name}: {'training' if r == now else 'waiting'}"
+             for r in [*([now] if now else []), *line] if r.path.parent == run.path.parent}  # fmt: skip
+    names.setdefault(run.name, run.name)
+    return gr.Radio([(text, name) for name, text in names.items()], value=run.name, visible=len(names) > 1)
 
 
 def watch(slug: str, name: str, seen: str) -> tuple:
     """State of the run for the page; nothing is sent again that the page has already."""
     launch.reap()
     run = find(slug, name)
-    progress = run.progress() if run else Progress(status="done")
-    mark = f"{slug} {run and run.name} {progress.status} {progress.message} {progress.step} {len(progress.held_out)}"
+    progress = waiting.progress(run) if run else Progress(status="done")
+    choice, busy = under_way(run), waiting.training() is not None
+    mark = (
+        f"{slug} {run and run.name} {progress.status} {progress.message} {progress.step} {len(progress.diary)} "
+        f"{progress.chosen} {choice.choices} {busy}"
+    )
     active = run is not None and progress.status in ACTIVE
     if mark == seen:
-        return (gr.skip(),) * 7
+        return (gr.skip(),) * 14
     resumable = run is not None and progress.status in ("stopped", "failed", "interrupted")
     return (
-        status_html(run, progress), plot(progress), gr.Button(interactive=not active),
-        gr.Button(interactive=active), gr.Button(visible=resumable), gr.Timer(active=active), mark,
+        watching.status_html(run, progress), watching.plot(progress), *watching.curves(progress),
+        watching.diary_html(run, progress), gr.Button("Train after it" if busy else "Start training"),
+        gr.Button("Cancel" if progress.status == "queued" else "Stop", interactive=active),
+        gr.Button(visible=resumable), gr.Button(remedy.words(progress.remedy), visible=bool(progress.remedy)), choice,
+        gr.Timer(active=active or busy),
+        gr.skip() if run is None or run.name == name else run.name, mark,  # what is shown stays so when the next begins
     )  # fmt: skip
-
-
-def plot(progress: Progress) -> gr.LinePlot:
-    train = [(s, loss, "train") for s, loss in smooth(progress.train)]
-    held = [(s, loss, "held-out") for s, loss in progress.held_out]
-    points = pd.DataFrame(train + held, columns=PLOT_COLUMNS)
-    return gr.LinePlot(points, visible=bool(len(points)))
-
-
-def smooth(points: list[tuple[int, float]], window: int = 5) -> list[tuple[int, float]]:
-    """Mean of the last `window` steps: a batch of eight rows is a noisy witness."""
-    losses = [loss for _, loss in points]
-    return [
-        (step, sum(losses[max(0, n - window + 1) : n + 1]) / min(n + 1, window)) for n, (step, _) in enumerate(points)
-    ]
-
-
-def status_html(run: Run | None, p: Progress) -> str:
-    if run is None:
-        return '<div class="card quiet">No run yet. Choose a preset and press Start.</div>'
-    words = escape(WORDS[p.status] + (f": {p.message}" if p.message else ""))
-    share = p.step / p.steps if p.steps else 0.0
-    best = min((nll for step, nll in p.held_out if step), default=None)
-    facts = [("step", f"{p.step} / {p.steps}" if p.steps else "…")]
-    if p.status in ACTIVE:
-        facts.append(("time left", duration(p.left)))
-    facts.append(("trained for", duration(p.seconds)))
-    if p.base_nll is not None:
-        facts.append(("held-out loss, base", f"{p.base_nll:.2f}"))
-    if best is not None:
-        facts.append(("held-out loss, best", f"{best:.2f}"))
-    if p.result:
-        facts.append(("tokens per second", f"{p.result['tokens_per_s']:.0f}"))
-    kind = {"done": "good", "failed": "problem", "interrupted": "problem"}.get(p.status, "hint")
-    return (
-        f'<div class="card"><div class="{kind}" role="status">{words}</div>'
-        f'<div class="bar" role="progressbar" aria-valuenow="{share:.0%}"><div style="width:{share:.1%}"></div></div>'
-        f'{facts_html(facts)}{verdict(p)}<div class="quiet">Run {escape(run.name)}</div></div>'
-    )
-
-
-def verdict(p: Progress) -> str:
-    """One sentence on whether it learned, from the held-out pairs alone."""
-    if p.status not in ("done", "stopped") or p.base_nll is None or not p.result:
-        return ""
-    gain = p.base_nll - p.result["adapter_nll"]
-    if gain < 0.05:
-        return (
-            '<div class="problem">Nothing measurable was learned: on pairs it never saw, it is no better than the '
-            "base. Train longer, raise the learning rate, or look at the mask in step 2.</div>"
-        )
-    best = min(p.held_out, key=lambda x: x[1])
-    kept = f" The best moment was step {best[0]}; that adapter is kept." if best[0] < p.step else ""
-    times = math.exp(gain)
-    return (
-        f'<div class="good">It learned: to the words of replies it never saw, it now gives {times:.1f} times the '
-        f"probability that the base gives, word piece by word piece.{kept}</div>"
-    )
 
 
 def build(page: Page, step: gr.Step) -> None:
@@ -205,24 +183,37 @@ def build(page: Page, step: gr.Step) -> None:
         begin = gr.Button("Start training", variant="primary", elem_id="start-training")
         halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-training")
         again = gr.Button("Resume", visible=False, elem_id="resume-training")
+        lower = gr.Button("Lower and resume", variant="primary", visible=False, elem_id="lower-and-resume")
+    which = gr.Radio([], label="Under way", visible=False, elem_id="which-run")
     status = gr.HTML(elem_id="train-status")
     chart = gr.LinePlot(
-        pd.DataFrame(columns=PLOT_COLUMNS), x="step", y="loss", color="on", height=280, y_title="loss (nats per token)",
+        pd.DataFrame(columns=watching.PLOT_COLUMNS), x="step", y="loss", color="on", height=280,
+        y_title="loss (nats per token)",
         color_map={"train": "#a8a29e", "held-out": "#059669"}, title="Loss: lower is better", elem_id="loss-plot",
         visible=False,
     )  # fmt: skip
+    with gr.Accordion("Learning rate, speed, memory", open=False, elem_id="curves"), gr.Row():
+        small = [gr.LinePlot(pd.DataFrame(columns=["step", title]), x="step", y=title, title=title, height=170,
+                             min_width=240, elem_id=f"curve-{name.replace('_', '-')}")
+                 for name, (title, _) in watching.CURVES.items()]  # fmt: skip
+    pages = gr.HTML(elem_id="diary", js_on_load=CLICKS)
     go = gr.Button("Next: Compare →", variant="primary", scale=0, min_width=170, elem_id="to-compare")
     timer = gr.Timer(1.0, active=False)
     name, seen = gr.State(""), gr.State("")
 
     shared = [page.base, page.template, page.max_length, page.learn_history]
-    watching = {"fn": shown(watch), "inputs": [page.slug, name, seen],
-                "outputs": [status, chart, begin, halt, again, timer, seen], **QUIET}  # fmt: skip
-    gr.on([begin.click], shown(start), [page.slug, preset, *shared, *form], name, **QUIET).success(**watching)
-    again.click(shown(resume), [page.slug, name], name, **QUIET).success(**watching)
-    halt.click(shown(stop), [page.slug, name], None, **QUIET)
-    timer.tick(**watching, queue=False)
-    gr.on([page.slug.change, step.select], **watching)
+    following = {
+        "fn": shown(watch), "inputs": [page.slug, name, seen],
+        "outputs": [status, chart, *small, pages, begin, halt, again, lower, which, timer, name, seen], **QUIET,
+    }  # fmt: skip
+    gr.on([begin.click], shown(start), [page.slug, preset, *shared, *form], name, **QUIET).success(**following)
+    again.click(shown(resume), [page.slug, name], name, **QUIET).success(**following)
+    lower.click(shown(smaller), [page.slug, name], name, **QUIET).success(**following)
+    halt.click(shown(stop), [page.slug, name], name, **QUIET).success(**following)
+    which.input(lambda chosen: chosen, which, name, **QUIET).success(**following)
+    pages.click(shown(use), [page.slug, name], None, **QUIET).success(**following)
+    timer.tick(**following, queue=False)
+    gr.on([page.slug.change, step.select], **following)
     preset.change(settings.of_preset, preset, form, **QUIET)
     changed = [preset.change, step.select, page.base.change, page.max_length.change, *(f.change for f in form)]
     gr.on(changed, shown(plan_html), [page.slug, preset, *shared, *form], plan, trigger_mode="always_last", **QUIET)

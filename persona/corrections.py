@@ -1,0 +1,81 @@
+"""An answer that was put right, or preferred, becomes a pair to learn from."""
+
+from dataclasses import dataclass
+
+from persona import journal, talks
+from persona.errors import InputError
+from persona.folder import Persona
+from persona.pairs import Pair, check
+from persona.talks import Talk
+from persona.votes import Question, preferred
+
+
+@dataclass(frozen=True)
+class Added:
+    """The pair's row, from 1, and the rows that answer the same question otherwise. message: both in words."""
+
+    row: int
+    rivals: tuple[int, ...]
+    message: str
+
+
+def of_turn(talk: Talk, turn: int, label: str, output: str) -> Pair:
+    """The pair that `output` makes of a turn, put in the place of what the column `label` said.
+
+    Its history is that column's own conversation so far.
+    """
+    said = talk.turns[talks.place(talk, turn)].said
+    return Pair(said, output, talks.history(talk, turn, label), "correction")
+
+
+def of_vote(question: Question, output: str = "") -> Pair:
+    """The pair of a blind vote: the preferred answer, or `output` where it was written by hand.
+
+    What is written by hand follows the persona's side of the conversation (the left one, if both or none are hers).
+    Raises InputError when there is neither an answer that was preferred nor one by hand.
+    """
+    if output:
+        sides = (question.left, question.right)
+        side = next((s for s in sides if s.voice.kind == "adapter"), question.left)
+        return Pair(question.said, output, side.history, "correction")
+    better = preferred(question)[0]
+    if not better.ended:
+        raise InputError("The preferred answer was cut off at its limit. Write its end, then send it to the pairs.")
+    side = question.left if question.choice == "left" else question.right
+    return Pair(question.said, better.text, side.history, "vote")
+
+
+def add(persona: Persona, pair: Pair) -> Added:
+    """Put the pair at the end of the persona's, as one edit that can be undone.
+
+    Another answer to the same question stays beside it, and is named: which of them is right is the author's to say.
+    Raises InputError for an empty or oversized text, and when the pairs have this answer to this question already,
+    whatever came before it there.
+    """
+    if not pair.instruction.strip() or not pair.output.strip():
+        raise InputError("There is no answer to learn from. Write what she should have said.")
+    try:
+        check(pair.to_dict())
+    except InputError as e:
+        raise InputError(f"The corrected answer: {e}. It is not added.") from e
+    pairs = persona.scan()[0]
+    asked = [(n, p) for n, p in enumerate(pairs, 1) if p.instruction.strip() == pair.instruction.strip()]
+    for n, p in asked:
+        if p.output.strip() == pair.output.strip():
+            raise InputError(f"Pair {n} has this answer to this question already. Nothing was added.")
+    if not journal.append(persona, [pair], f"add a {pair.source or 'pair'}").added:
+        raise InputError("Another window has just added this answer to this question. Nothing was added.")
+    row, rivals = len(pairs) + 1, tuple(n for n, _ in asked)
+    return Added(row, rivals, _message(row, rivals))
+
+
+def _message(row: int, rivals: tuple[int, ...]) -> str:
+    text = f"Added as pair {row}."
+    if not rivals:
+        return text
+    shown = ", ".join(map(str, rivals[:5])) + (f" and {len(rivals) - 5} more" if len(rivals) > 5 else "")
+    many = len(rivals) > 1
+    return (
+        f"{text} Pair{'s' if many else ''} {shown} answer{'' if many else 's'} the same question otherwise: keep "
+        f"{'them all' if many else 'both'} if she may answer either way, else delete what is wrong."
+    )

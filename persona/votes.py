@@ -1,0 +1,248 @@
+"""Blind votes: one question, two answers side by side without names, and which of them was the better one.
+
+    votes/<visitor>.jsonl   only added to: a line when a question is drawn, one when it is answered, one for the vote
+
+Who stands on which side is drawn on the server for every question, from a seed that is kept with the question and never
+leaves this file: `blind` is all that a browser may be given before the vote.
+"""
+
+import random
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from persona import lines, winrate
+from persona.errors import InputError
+from persona.talks import KINDS, MAX_VISITORS, Answer, Voice, answer_from, check_text, visitor, voice_from
+
+CHOICES = ("left", "right", "tie", "bad")  # bad: both
+MAX_BYTES = 50_000_000  # of one visitor's votes; evidence is never thrown away, so more is refused
+
+
+@dataclass(frozen=True)
+class Side:
+    """A voice, and the conversation that it has had so far: [said, its reply], oldest first."""
+
+    voice: Voice
+    history: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question as it was drawn; `answers` (left, right) once they are made, `choice` once there is a vote.
+
+    system: the persona's prompt, as the preference rows will have it. seed: of the draw. time: seconds since 1970.
+    """
+
+    id: str
+    said: str
+    system: str
+    left: Side
+    right: Side
+    seed: int
+    time: float
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    answers: tuple[Answer, ...] = ()
+    choice: str = ""
+
+
+@dataclass(frozen=True)
+class Book:
+    """The votes of one visitor on one persona: a file that may not be there yet."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What the votes between two voices say. wins and rate are those of `first`.
+
+    first_left: in how many of the votes `first` stood left; left_wins: how often the left one was preferred.
+    outlook, sides: the same in words, for the page.
+    """
+
+    first: Voice
+    second: Voice
+    wins: int
+    losses: int
+    ties: int
+    both_bad: int
+    rate: winrate.Rate
+    first_left: int
+    left_wins: int
+    outlook: str
+    sides: str
+
+    @property
+    def votes(self) -> int:
+        return self.wins + self.losses + self.ties + self.both_bad
+
+
+def open_book(folder: Path, key: str) -> Book:
+    """A visitor's votes in `folder`, a persona's or an opened adapter's. Nothing is created yet."""
+    return Book(folder / "votes" / f"{visitor(key)}.jsonl")
+
+
+def ask(book: Book, said: str, sides: Sequence[Side], system: str, sampling: Mapping[str, float]) -> Question:
+    """Draw which of the two voices stands left, and keep the question. Stream its left and right side, in this order.
+
+    Raises InputError unless there are two different voices.
+    """
+    check_text(said)
+    if len(sides) != 2 or _same(sides[0].voice, sides[1].voice):
+        raise InputError("A blind vote is between two different voices. Choose two.")
+    seed = secrets.randbits(64)
+    left, right = random.Random(seed).sample(list(sides), 2)
+    question = Question(secrets.token_hex(8), said, system, left, right, seed, time.time(), dict(sampling))
+    row = asdict(question)
+    del row["answers"], row["choice"]
+    with lines.lock(book.path.parent):
+        if not book.path.exists() and len(list(book.path.parent.glob("*.jsonl"))) >= MAX_VISITORS:
+            raise InputError(f"{MAX_VISITORS} visitors have voted on this persona already: no more votes are kept.")
+        _append(book, row)
+    return question
+
+
+def answered(book: Book, question: str, answers: Sequence[Answer]) -> Question:
+    """Keep what the left and the right side said; from now on there can be a vote. A second answer is refused."""
+    with lines.lock(book.path.parent):
+        found = _find(book, question)
+        if found.answers:
+            raise InputError("This question has its answers already. Ask a new one.")
+        if [a.voice for a in answers] != [found.left.voice, found.right.voice]:
+            raise InputError("These are not the answers of the voices that were drawn, left and right.")
+        for a in answers:
+            check_text(a.text, empty=True)
+        _append(book, {"answered": question, "answers": [asdict(a) for a in answers], "time": time.time()})
+    return replace(found, answers=tuple(answers))
+
+
+def vote(book: Book, question: str, choice: str) -> Question:
+    """Keep the vote; the names may be shown now. One vote a question: after it, nobody is blind any more."""
+    if choice not in CHOICES:
+        raise InputError(f"{choice!r:.40}: not a vote. It is one of {', '.join(CHOICES)}.")
+    with lines.lock(book.path.parent):
+        found = _find(book, question)
+        if not found.answers:
+            raise InputError("The two answers are not complete yet. Vote when both have ended.")
+        if found.choice:
+            raise InputError("You have voted on this question already, and seen who is who. Ask a new one.")
+        _append(book, {"vote": question, "choice": choice, "time": time.time()})
+    return replace(found, choice=choice)
+
+
+def blind(question: Question) -> dict[str, str]:
+    """All that a browser may have before the vote: no name, no seed, and nothing that depends on them."""
+    left, right = (a.text for a in question.answers) if question.answers else ("", "")
+    return {"question": question.id, "said": question.said, "left": left, "right": right}
+
+
+def preferred(question: Question) -> tuple[Answer, Answer]:
+    """The better answer and the other one. Raises InputError when the vote preferred none."""
+    if question.choice not in ("left", "right"):
+        raise InputError("Neither answer was preferred here. Vote left or right, or write a better answer yourself.")
+    left, right = question.answers
+    return (left, right) if question.choice == "left" else (right, left)
+
+
+def questions(book: Book) -> list[Question]:
+    """All that were drawn, oldest first, with their answers and votes as far as they have them."""
+    found: dict[str, Question] = {}
+    for row in lines.read(book.path)[0]:
+        try:
+            if "seed" in row:
+                found[row["id"]] = _question(row)
+            elif "answered" in row:
+                answers = tuple(map(answer_from, row["answers"]))
+                found[row["answered"]] = replace(found[row["answered"]], answers=answers)
+            elif row["choice"] in CHOICES:
+                found[row["vote"]] = replace(found[row["vote"]], choice=row["choice"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            continue  # changed by hand: the question has no answer or no vote then, and is not counted
+    return list(found.values())
+
+
+def everyone(folder: Path) -> list[Question]:
+    """The questions of all visitors, for figures. Their texts are private: show none of them to another visitor."""
+    return [q for file in sorted((folder / "votes").glob("*.jsonl")) for q in questions(Book(file))]
+
+
+def contests(asked: Sequence[Question]) -> list[Tally]:
+    """A tally for every two voices that were voted on, the pair with most votes first.
+
+    `first` is the more trained of the two, so that the rate reads as "how often the persona wins".
+    """
+    pairs: dict[tuple[Voice, Voice], None] = {}
+    for q in asked:
+        first, second = sorted((q.left.voice, q.right.voice), key=_order, reverse=True)
+        if not any(_same(first, a) and _same(second, b) for a, b in pairs):
+            pairs[first, second] = None
+    found = [tally(asked, first, second) for first, second in pairs]
+    return sorted((t for t in found if t.votes), key=lambda t: -t.votes)
+
+
+def tally(asked: Sequence[Question], first: Voice, second: Voice) -> Tally:
+    """The votes between these two voices, whatever they are called; questions without a vote do not count."""
+    on_left = {True: dict.fromkeys(CHOICES, 0), False: dict.fromkeys(CHOICES, 0)}  # by whether `first` stood left
+    for q in asked:
+        if q.choice:
+            for left in (True, False):
+                a, b = (first, second) if left else (second, first)
+                on_left[left][q.choice] += _same(q.left.voice, a) and _same(q.right.voice, b)
+    there, elsewhere = on_left[True], on_left[False]
+    wins, losses = there["left"] + elsewhere["right"], there["right"] + elsewhere["left"]
+    ties, bad = there["tie"] + elsewhere["tie"], there["bad"] + elsewhere["bad"]
+    left_wins, first_left, votes = there["left"] + elsewhere["left"], sum(there.values()), wins + losses + ties + bad
+    return Tally(
+        first, second, wins, losses, ties, bad, winrate.rate(wins, wins + losses), first_left, left_wins,
+        winrate.outlook(wins, wins + losses, votes), _sides(left_wins, wins + losses, first_left, votes),
+    )  # fmt: skip
+
+
+def _sides(left_wins: int, decisive: int, first_left: int, votes: int) -> str:
+    """Whether the side may have decided instead of the answer."""
+    if not votes:
+        return ""
+    text = f"It stood left in {first_left} of {votes}; the left answer was preferred in {left_wins} of {decisive}."
+    if winrate.chance(left_wins, decisive) < winrate.ALPHA:
+        side = "left" if 2 * left_wins > decisive else "right"
+        text += f" So often {side} is hardly chance: read both answers before you vote."
+    return text
+
+
+def _same(a: Voice, b: Voice) -> bool:
+    """Whether two voices are one, under whatever label."""
+    return replace(a, label=b.label) == b
+
+
+def _order(voice: Voice) -> tuple:
+    return KINDS.index(voice.kind), voice.adapter, voice.strength, voice.system, voice.label
+
+
+def _find(book: Book, question: str) -> Question:
+    for q in questions(book):
+        if q.id == question:
+            return q
+    raise InputError("There is no such question of yours. Ask a new one.")
+
+
+def _append(book: Book, row: dict[str, Any]) -> None:
+    size = book.path.stat().st_size if book.path.exists() else 0
+    if size + len(lines.encode(row)) > MAX_BYTES:
+        raise InputError(f"Your votes have reached {MAX_BYTES / 1e6:.0f} MB, so no more are kept. Export them.")
+    lines.append(book.path, row)
+
+
+def _question(row: dict[str, Any]) -> Question:
+    left, right = (_side(row[side]) for side in ("left", "right"))
+    return Question(
+        str(row["id"]), str(row["said"]), str(row["system"]), left, right, int(row["seed"]), float(row["time"]),
+        dict(row["sampling"]),
+    )  # fmt: skip
+
+
+def _side(row: Mapping[str, Any]) -> Side:
+    return Side(voice_from(row["voice"]), tuple((str(u), str(r)) for u, r in row["history"]))

@@ -1,0 +1,301 @@
+"""Blind votes: the browser cannot know who is who, no vote is lost, and the figures are the textbooks'."""
+
+import json
+import math
+import random
+import secrets
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from filelock import FileLock, Timeout
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from persona import talks, votes, winrate
+from persona.errors import InputError
+from persona.files import PROJECT
+from persona.talks import Answer, Voice
+from persona.votes import Book, Question, Side
+
+BASE = Voice("base", "Base", system="你是甄嬛。")
+HER = Voice("adapter", "甄嬛", "run/zhen-huan/20261122-031500-a1b2", 1.0, "你是甄嬛。")
+TEXTS = {"base": "I am a model.", "adapter": "本宫乏了。"}
+DICE = {"temperature": 0.4, "seed": 7}
+KEY = talks.new_key()
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Book:
+    return votes.open_book(tmp_path / "p", KEY)
+
+
+def asked(book: Book, said: str = "你是谁？", **sides) -> Question:
+    """A question with its answers, not voted on yet."""
+    q = votes.ask(book, said, [Side(BASE, **sides), Side(HER, **sides)], "你是甄嬛。", DICE)
+    return votes.answered(book, q.id, [Answer(v, TEXTS[v.kind], 5) for v in (q.left.voice, q.right.voice)])
+
+
+def vote(book: Book, winner: str) -> Question:
+    """A vote for 'adapter' or 'base', wherever it stands; or 'tie', 'bad', 'left', 'right'."""
+    q = asked(book)
+    side = "left" if q.left.voice.kind == winner else "right"
+    return votes.vote(book, q.id, winner if winner in votes.CHOICES else side)
+
+
+def test_a_vote_is_kept_with_all_that_it_was_about(book):
+    q = asked(book, history=(("hi", "hello\u2028there"),))
+    assert votes.questions(book) == [q] and not q.choice
+    voted = votes.vote(book, q.id, "right")
+    (again,) = votes.questions(book)
+    assert again == voted and again.choice == "right" and again.sampling == DICE and again.time > 0
+    assert {again.left.voice, again.right.voice} == {BASE, HER}
+    assert [a.voice for a in again.answers] == [again.left.voice, again.right.voice]
+    assert again.left.history == (("hi", "hello\u2028there"),)
+
+
+def test_the_browser_sees_two_texts_and_nothing_that_tells_them_apart(book):
+    q = asked(book)
+    seen = votes.blind(q)
+    assert set(seen) == {"question", "said", "left", "right"}
+    assert {seen["left"], seen["right"]} == set(TEXTS.values())
+    told = json.dumps({k: v for k, v in seen.items() if k in ("question", "said")}, ensure_ascii=False)
+    for secret in (str(q.seed), f"{q.seed:x}", "adapter", HER.adapter, KEY, book.path.stem):
+        assert secret not in told
+
+
+def test_sides_are_drawn_anew_for_every_question_whatever_the_dice_of_the_answers(book, monkeypatch):
+    seeds = iter(range(400))
+    monkeypatch.setattr(secrets, "randbits", lambda _: next(seeds))
+    monkeypatch.setattr(votes.lines, "append", lambda *_: None)
+    sides = [Side(BASE), Side(HER)]
+    lefts = [votes.ask(book, "q", sides, "", DICE).left.voice.kind for _ in range(400)]
+    assert 160 < lefts.count("base") < 240  # four standard deviations of a fair coin, with fixed seeds
+    changes = sum(a != b for a, b in pairwise(lefts))
+    assert 160 < changes < 240, "and not in turn"
+
+
+def test_the_draw_can_be_checked_afterwards(book):
+    q = asked(book)
+    row = json.loads(book.path.read_text().split("\n")[0])
+    assert row["seed"] == q.seed
+    left, right = random.Random(q.seed).sample([BASE, HER], 2)
+    assert (q.left.voice, q.right.voice) == (left, right)
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (lambda b, q: votes.vote(b, q.id, "both"), "not a vote"),
+        (lambda b, q: votes.vote(b, "../x", "left"), "no such question"),
+        (lambda b, q: votes.vote(b, "x" * 10_000 + "\0", "left"), "no such question"),
+        (lambda b, q: votes.vote(votes.open_book(b.path.parent.parent, talks.new_key()), q.id, "left"), "no such question"),
+        (lambda b, q: (votes.vote(b, q.id, "tie"), votes.vote(b, q.id, "left")), "seen who is who"),
+        (lambda b, q: votes.answered(b, q.id, q.answers), "answers already"),
+        (lambda b, q: votes.vote(b, votes.ask(b, "q", [q.left, q.right], "", {}).id, "left"), "not complete"),
+        (lambda b, q: votes.answered(b, votes.ask(b, "q", [q.left, q.right], "", {}).id, q.answers[:1]), "not the answers"),
+        (lambda b, q: votes.ask(b, "q", [q.left, q.left], "", {}), "two different"),
+        (lambda b, q: votes.ask(b, "q", [Side(BASE), Side(Voice("base", "Other", system=BASE.system))], "", {}), "two different"),
+        (lambda b, q: votes.ask(b, " ", [q.left, q.right], "", {}), "Write something"),
+        (lambda b, q: votes.ask(b, "\udc00", [q.left, q.right], "", {}), "half a character"),
+        (lambda b, q: Voice("Base", "Base"), "one of base, prompt, adapter"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(book, act, says):
+    q = asked(book)
+    with pytest.raises(InputError, match=says) as e:
+        act(book, q)
+    assert len(str(e.value)) < 200 and len(votes.questions(book)[0].answers) == 2
+
+
+def test_a_kill_in_the_middle_of_a_vote_costs_that_vote_only(book):
+    first, second = vote(book, "adapter"), vote(book, "base")
+    whole = book.path.read_bytes()
+    last = whole[:-1].rindex(b"\n") + 1
+    for cut in range(last + 1, len(whole) - 1, 7):
+        book.path.write_bytes(whole[:cut])
+        assert [q.choice for q in votes.questions(book)] == [first.choice, ""]
+        votes.vote(book, second.id, "tie")
+        assert [q.choice for q in votes.questions(book)] == [first.choice, "tie"]
+
+
+def test_lines_changed_by_hand_are_not_counted(book):
+    vote(book, "adapter")
+    with book.path.open("a") as f:
+        for row in (
+            '{"vote": "nobody", "choice": "left"}',
+            '{"seed": 1}',
+            '{"vote": [1], "choice": "tie"}',
+            "{}",
+            '"x"',
+        ):
+            f.write(row + "\n")
+    (t,) = votes.contests(votes.questions(book))
+    assert (t.wins, t.votes) == (1, 1)
+
+
+def test_two_windows_vote_at_once(tmp_path, book):
+    code = (
+        "import sys; from pathlib import Path; from persona import votes; from persona.talks import Answer, Voice\n"
+        "b = votes.open_book(Path(sys.argv[1]), sys.argv[2]); print(1, flush=True); input()\n"
+        "sides = [votes.Side(Voice('base', 'Base')), votes.Side(Voice('adapter', 'She'))]\n"
+        "for _ in range(8):\n"
+        "    q = votes.ask(b, 'q', sides, '', {})\n"
+        "    votes.answered(b, q.id, [Answer(s.voice, 'x' * 9_000) for s in (q.left, q.right)])\n"
+        "    votes.vote(b, q.id, 'left' if q.left.voice.kind == sys.argv[3] else 'right')"
+    )
+    pipes: dict = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": PROJECT}
+    children = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "p"), KEY, kind], **pipes)
+        for kind in ("adapter", "base")
+    ]
+    for child in children:
+        child.stdout.readline()  # it stands at the line
+    for child in children:
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    for child in children:
+        child.communicate(timeout=60)
+    assert [c.returncode for c in children] == [0, 0]
+    (t,) = votes.contests(votes.questions(book))
+    assert (t.wins, t.losses, votes.lines.read(book.path)[1]) == (8, 8, 0)
+
+
+def test_a_vote_is_checked_and_written_under_one_lock(book, monkeypatch):
+    real = votes.lines.append
+
+    def append(path: Path, row: dict) -> None:
+        with pytest.raises(Timeout):
+            FileLock(book.path.parent / ".lock").acquire(timeout=0)
+        real(path, row)
+
+    monkeypatch.setattr(votes.lines, "append", append)
+    assert vote(book, "tie").choice == "tie"
+
+
+def test_limits(tmp_path, book, monkeypatch):
+    vote(book, "tie")
+    monkeypatch.setattr(votes, "MAX_VISITORS", 1)
+    with pytest.raises(InputError, match="no more votes are kept"):
+        asked(votes.open_book(tmp_path / "p", talks.new_key()))
+    monkeypatch.setattr(votes, "MAX_BYTES", book.path.stat().st_size + 10)
+    with pytest.raises(InputError, match="Export them"):
+        asked(book)
+    assert len(votes.questions(book)) == 1
+
+
+def test_a_tally_counts_votes_for_the_voice_and_not_for_the_side(tmp_path, book):
+    for winner in ["adapter"] * 7 + ["base"] * 2 + ["tie"] * 3 + ["bad"]:
+        vote(book, winner)
+    asked(book)  # no vote yet
+    t = votes.contests(votes.questions(book))[0]
+    assert (t.first, t.second) == (HER, BASE)
+    assert (t.wins, t.losses, t.ties, t.both_bad, t.votes) == (7, 2, 3, 1, 13)
+    assert t.rate == winrate.rate(7, 9) and t.rate.value == pytest.approx(7 / 9)
+    assert t.outlook == winrate.outlook(7, 9, 13)
+    turned = votes.tally(votes.questions(book), BASE, HER)
+    assert (turned.wins, turned.losses, turned.first_left) == (2, 7, 13 - t.first_left)
+    assert f"left in {t.first_left} of 13" in t.sides and f"preferred in {t.left_wins} of 9" in t.sides
+    other = votes.open_book(tmp_path / "p", talks.new_key())
+    vote(other, "adapter")
+    assert votes.contests(votes.everyone(tmp_path / "p"))[0].wins == 8
+    assert votes.contests(votes.questions(other))[0].wins == 1
+
+
+def test_voices_are_told_apart_by_what_they_are_and_not_by_their_label(book):
+    for label, strength in [("甄嬛", 1.0), ("Zhen Huan", 1.0), ("甄嬛", 0.5)]:
+        q = votes.ask(book, "q", [Side(BASE), Side(Voice("adapter", label, "run/a/b", strength))], "", {})
+        q = votes.answered(book, q.id, [Answer(s.voice, "x") for s in (q.left, q.right)])
+        votes.vote(book, q.id, "tie")
+    assert [(t.first.strength, t.votes) for t in votes.contests(votes.questions(book))] == [(1.0, 2), (0.5, 1)]
+
+
+@pytest.mark.parametrize(("side", "warned"), [("left", True), ("right", True), ("adapter", False)])
+def test_always_the_same_side_is_remarked_on(book, monkeypatch, side, warned):
+    seeds = iter([n for n in range(200) if random.Random(n).sample([0, 1], 2)[0] == 0][:6]
+                 + [n for n in range(200) if random.Random(n).sample([0, 1], 2)[0] == 1][:6])  # fmt: skip
+    monkeypatch.setattr(secrets, "randbits", lambda _: next(seeds))
+    for _ in range(12):
+        vote(book, side)
+    (t,) = votes.contests(votes.questions(book))
+    assert t.first_left == 6 and (f"So often {side} is hardly chance" in t.sides) == warned
+
+
+# Newcombe (1998), Statistics in Medicine 17:857-872, table I, method 5; and the zero rule 1 - (α/2)^(1/n)
+@pytest.mark.parametrize(
+    ("wins", "votes_", "low", "high"),
+    [(81, 263, 0.2527, 0.3676), (15, 148, 0.0578, 0.1617), (0, 20, 0.0, 0.1684), (1, 29, 0.0009, 0.1776)],
+)
+def test_the_interval_is_the_published_one(wins, votes_, low, high):
+    r = winrate.rate(wins, votes_)
+    assert (round(r.low, 4), round(r.high, 4)) == (low, high)
+    turned = winrate.rate(votes_ - wins, votes_)
+    assert (turned.low, turned.high) == pytest.approx((1 - r.high, 1 - r.low), abs=1e-9)
+
+
+def test_no_vote_gives_no_rate():
+    r = winrate.rate(0, 0)
+    assert (r.value, r.low, r.high, r.settled) == (None, 0.0, 1.0, False)
+
+
+# 2 * sum of comb(n, k) / 2**n, by hand: 6 of 6 is 2/64; 9 of 10 is 2*11/1024
+@pytest.mark.parametrize(
+    ("wins", "n", "p"), [(6, 6, 1 / 32), (9, 10, 22 / 1024), (1, 10, 22 / 1024), (5, 10, 1.0), (0, 0, 1.0)]
+)
+def test_the_sign_test(wins, n, p):
+    assert winrate.chance(wins, n) == pytest.approx(p, rel=1e-9)
+
+
+@given(st.integers(0, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_settled_means_the_same_in_the_interval_and_in_the_test(count):
+    wins, n = count
+    r = winrate.rate(wins, n)
+    assert 0 <= r.low <= (r.value if n else 0.5) <= r.high <= 1
+    assert r.settled == (winrate.chance(wins, n) < winrate.ALPHA)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_forecast_is_the_first_count_that_settles_it(count):
+    wins, n = count
+    most, far = max(wins, n - wins), 120
+
+    def settles(total: int) -> bool:
+        tail = sum(math.comb(total, k) for k in range(most * total // n, total + 1))
+        return 2 * tail < winrate.ALPHA * 2**total
+
+    if winrate.chance(wins, n) >= winrate.ALPHA:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(winrate, "FAR", far)
+            assert winrate.needed(wins, n) == next(
+                (m for m in range(1, far + 1) if 2 * most > n and settles(n + m)), None
+            )
+
+
+@pytest.mark.parametrize(
+    ("wins", "decisive", "total", "words"),
+    [
+        (0, 0, 0, "No vote yet"),
+        (0, 0, 5, "do not tell the two apart"),
+        (3, 6, 6, "no number of votes will settle"),
+        (1, 1, 1, "About 5 more votes"),
+        (1, 1, 3, "About 15 more votes"),
+        (5, 5, 5, "About 1 more vote if"),
+        (6, 6, 9, "Settled"),
+        (0, 6, 6, "Settled"),
+        (51, 100, 100, "more than 1,000 more votes"),
+        (1, 3, 900, "more than 1,000 more votes"),
+    ],
+)
+def test_how_many_more_is_said_in_words_that_make_sense(wins, decisive, total, words):
+    assert words in winrate.outlook(wins, decisive, total)
+
+
+@given(st.integers(0, 80), st.integers(0, 80), st.integers(0, 40))
+def test_no_outlook_is_nonsense(wins, losses, rest):
+    text = winrate.outlook(wins, wins + losses, wins + losses + rest)
+    assert not any(word in text for word in ("nan", "inf", "None", " 0 more", "-"))
+    if text.startswith("About"):
+        assert 1 <= int(text.split()[1].replace(",", "")) <= winrate.FAR
