@@ -192,21 +192,23 @@ def renderer_of(adapter: Adapter, tokenizer: Any, system: str | None = None) -> 
 
 
 def stream(
-    voices: Voices, columns: Sequence[Column], sampling: Sampling, stop_id: int | None = None,
+    voices: Voices, columns: Sequence[Column], sampling: Sampling | Sequence[Sampling], stop_id: int | None = None,
     halted: Container[int] = frozenset(),
 ) -> Iterator[list[Reply]]:  # fmt: skip
     """Yield the replies of all columns after every token, until each has ended or reached the limit.
 
-    stop_id: of the columns that name none of their own. halted: numbers of columns (from 0) to stop; the caller may
-    add to it at any time, the others go on. All stop when the iterator is closed. A column that cannot speak says why
-    in its reply's `error`, the others go on. One batch at a time runs on a model; callers wait for their turn.
+    sampling: one for all columns, or one a column. stop_id: of the columns that name none of their own. halted: numbers
+    of columns (from 0) to stop; the caller may add to it at any time, the others go on. All stop when the iterator is
+    closed. A column that cannot speak says why in its reply's `error`, the others go on. One batch at a time runs on a
+    model; callers wait for their turn.
     """
     with voices.lock:
         eos = voices.tokenizer.eos_token_id if stop_id is None else stop_id
+        samplings = [sampling] * len(columns) if isinstance(sampling, Sampling) else sampling
         replies, rows, mixes = [Reply() for _ in columns], [], []
         for n, column in enumerate(columns):
             try:
-                _check_room(column, sampling)
+                _check_room(column, samplings[n])
                 mixes.append(voices.mix(column.adapter, column.strength))
                 rows.append(n)
             except PersonaError as e:
@@ -216,7 +218,8 @@ def stream(
             return
         prompts = [columns[n].prompt.ids for n in rows]
         ends = [eos if (own := columns[n].stop_id) is None else own for n in rows]
-        for spoken in decode(voices.model, voices.tokenizer, prompts, sampling, ends, mixes,
+        drawn = [samplings[n] for n in rows]
+        for spoken in decode(voices.model, voices.tokenizer, prompts, drawn, ends, mixes,
                              lambda row: rows[row] in halted):  # fmt: skip
             for n, reply in zip(rows, spoken, strict=True):
                 replies[n] = reply

@@ -1,8 +1,9 @@
 """One batch of prompts → their replies, token by token: what every answer in this house is made by.
 
-Rows share the forward pass, the settings and the random numbers: at every step the same Gumbel noise is added to each
-row's scores, and the largest wins, which is an exact draw from softmax(scores) (Gumbel 1954; Maddison et al. 2014). So
-two rows differ because the adapter differs, never because the dice did; and who else is in the batch changes nothing.
+Rows share the forward pass and, where their settings are the same, the random numbers: at every step the same Gumbel
+noise is added to each row's scores, and the largest wins, which is an exact draw from softmax(scores) (Gumbel 1954;
+Maddison et al. 2014). So two rows differ because the adapter differs, never because the dice did; and who else is in
+the batch changes nothing.
 """
 
 import time
@@ -31,7 +32,7 @@ SHORTLIST = 1024  # tokens that top_p looks at before it looks at all
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn, the same for every column. temperature 0 is greedy.
+    """How tokens are drawn. temperature 0 is greedy.
 
     The defaults are for a small base: at 0.7 it wanders off, at 0 it repeats itself. The repetition penalty (Keskar et
     al. 2019) counts only what the reply has said so far, so that names in the prompt stay as likely as they were. min_p
@@ -86,24 +87,27 @@ def nobody(_: int) -> bool:
 
 
 def decode(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], sampling: Sampling, stop_id: int | Sequence[int],
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], sampling: Sampling | Sequence[Sampling],
+    stop_id: int | Sequence[int],
     mixes: Sequence[Mix] | None = None, halted: Callable[[int], bool] = nobody,
 ) -> Iterator[list[Reply]]:  # fmt: skip
     """Yield one reply a prompt after every token. The model is in eval mode, and nobody else may use it meanwhile.
 
-    stop_id: one for all rows, or one a row; the tokenizer's own eos always ends a reply too. mixes: the adapters of
-    each row, on a PeftModel; None: the model as it is. halted(row): asked after every token; a row that is, ends there.
-    A row that has ended leaves the batch.
+    sampling, stop_id: one for all rows, or one a row; the tokenizer's own eos always ends a reply too. mixes: the
+    adapters of each row, on a PeftModel; None: the model as it is. halted(row): asked after every token; a row that is,
+    ends there. A row that has ended, or reached its max_new_tokens, leaves the batch.
     """
     start = time.perf_counter()
     given = [stop_id] * len(prompts) if isinstance(stop_id, int) else stop_id
     stops = [{s, tokenizer.eos_token_id} for s in given]
-    draw, texts = Draw(sampling), [_Text(tokenizer) for _ in prompts]
+    samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+    draws, texts = {s: Draw(s) for s in samplings}, [_Text(tokenizer) for _ in prompts]
     replies = [Reply() for _ in prompts]
     with Steps(model, prompts, mixes, tokenizer.pad_token_id) as step:
         rows = list(range(len(prompts)))  # those still in the batch
-        for _ in range(sampling.max_new_tokens):
-            chosen = draw(step.logits(), [texts[row].ids for row in rows]).tolist()
+        while True:
+            said = [texts[row].ids for row in rows]
+            chosen = _choose(draws, [samplings[row] for row in rows], step.logits(), said)
             now = time.perf_counter() - start
             for row, token in zip(rows, chosen, strict=True):
                 old = replies[row]
@@ -112,13 +116,30 @@ def decode(
                 else:
                     replies[row] = Reply(texts[row].add(token), old.tokens + 1, first=old.first or now, seconds=now)
             yield list(replies)
-            kept = [n for n, row in enumerate(rows) if not (replies[row].ended or halted(row))]
+            kept = [n for n, row in enumerate(rows) if not (_over(replies[row], samplings[row]) or halted(row))]
             if not kept:
                 break
             step.feed(chosen, kept)
             rows = [rows[n] for n in kept]
     if not all(r.ended for r in replies):  # half a character that waited for its other half is shown now
         yield [replace(r, text=t.whole()) for r, t in zip(replies, texts, strict=True)]
+
+
+def _choose(
+    draws: "dict[Sampling, Draw]", samplings: Sequence[Sampling], logits: torch.Tensor, said: Sequence[list[int]]
+) -> list[int]:  # fmt: skip
+    """A token a row; rows of the same settings are drawn together."""
+    chosen = [0] * len(samplings)
+    for same, draw in draws.items():
+        rows = [n for n, own in enumerate(samplings) if own == same]
+        if rows:
+            for n, token in zip(rows, draw(logits[rows], [said[n] for n in rows]).tolist(), strict=True):
+                chosen[n] = token
+    return chosen
+
+
+def _over(reply: Reply, sampling: Sampling) -> bool:
+    return reply.ended or reply.tokens >= sampling.max_new_tokens
 
 
 class Steps:

@@ -209,6 +209,16 @@ def test_more_columns_or_another_order_change_nobodys_text(voices, adapters, sam
         assert say(voices, [columns[n] for n in order], sampling) == [want[n] for n in order]
 
 
+def test_each_column_may_have_settings_of_its_own(voices, adapters):
+    names = [BASE, *(voices.attach(a) for a in adapters)]
+    columns = [Column(names[n % 3], (SHORT, LONG)[n % 2]) for n in range(6)]
+    settings = [GREEDY, WARM, replace(WARM, seed=8, max_new_tokens=9, repetition_penalty=1.5), replace(WARM, top_k=12),
+                replace(GREEDY, max_new_tokens=30), WARM]  # fmt: skip
+    alone = [say(voices, [c], s)[0] for c, s in zip(columns, settings, strict=True)]
+    assert say(voices, columns, settings) == alone and [r.tokens for r in alone] == [24, 24, 9, 24, 30, 24]
+    assert len({r.text for r in alone}) == 6, "they must differ, or this test sees nothing"
+
+
 def test_each_column_ends_with_its_own_stop_token(voices, monkeypatch):
     a, b = (letters(voices.tokenizer, x)[0] for x in "你有")
     script(monkeypatch, [a, a], [b, b], [a], [b])
