@@ -23,6 +23,7 @@ from persona.errors import InputError
 
 TIMEOUT = httpx.Timeout(120.0, connect=10.0)  # seconds; a busy server on a CPU may take long to its first token
 LONGEST = 200_000  # characters of one reply, and of one line; a server that goes on is cut off
+MODELS = 50  # of a server that are offered
 Message = dict[str, str]
 
 
@@ -30,6 +31,21 @@ def configured() -> tuple[str, str] | None:
     """(url, key) from the environment; None where no endpoint is named. Raises InputError for a wrong address."""
     url = os.environ.get("PERSONA_CHAT_URL", "").strip()
     return (check_url(url), os.environ.get("PERSONA_CHAT_KEY", "").strip()) if url else None
+
+
+def models() -> list[str]:
+    """The names that the configured server offers; [] where none is configured. Raises InputError if it is silent."""
+    found = configured()
+    if found is None:
+        return []
+    url, key = found
+    try:
+        answer = httpx.get(f"{url}/models", headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=5.0)
+        return [str(m["id"])[:200] for m in answer.raise_for_status().json()["data"]][:MODELS]
+    except (httpx.HTTPError, KeyError, TypeError, ValueError) as e:
+        raise InputError(
+            f"The chat server at PERSONA_CHAT_URL does not list its models ({type(e).__name__})."
+        ) from None
 
 
 def check_url(url: str) -> str:

@@ -37,14 +37,16 @@ def ask(text: str, slug: str, chosen: str, others: Sequence[str], strength: floa
     if len(asked) > MOST:
         raise PersonaError(f"{len(asked):,} questions are more than {MOST}. Leave some out, or use the command line.")
     yield gr.skip(), "Opening the model …", *[gr.skip()] * 3
-    cast = voices.cast(chosen, others, strength)
+    cast = voices.cast(slug, chosen, others, strength)
+    if cast.model is None:
+        raise PersonaError("A list is asked of voices of this page. Choose an adapter that is here.")
     labels, rows, start = [v.label for v in cast.voices], [], time.monotonic()
     for row in questions.ask_all(cast.model, cast.speakers, asked, sampling_of(knobs)):
         rows.append(row)
         left = (time.monotonic() - start) / len(rows) * (len(asked) - len(rows))
         yield table_html(labels, rows), f"{len(rows)} of {len(asked)}, {duration(left)} left", *[gr.skip()] * 3
     folder = Path(tempfile.mkdtemp(prefix="persona-"))
-    files = [folder / f"{slugify(cast.main.card.name)}-answers{form}" for form in questions.FORMS]
+    files = [folder / f"{slugify(cast.card.name)}-answers{form}" for form in questions.FORMS]
     for file in files:
         questions.save(file, labels, rows)
     yield gr.skip(), f"{len(rows)} questions, {len(labels)} voices", *map(str, files)

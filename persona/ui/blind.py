@@ -3,13 +3,14 @@
 import random
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from persona import chat, corrections, preferences, votes
+from persona import corrections, preferences, votes
 from persona.errors import PersonaError
 from persona.talks import Answer
 from persona.ui import voices
@@ -26,7 +27,7 @@ def book_of(slug: str, chosen: str, key: str) -> Book:
 
 def another(chosen: str) -> str:
     """One of the persona's probes, drawn anew each time."""
-    probes = voices.find(chosen).card.probes
+    probes = () if chosen.startswith("server/") else voices.find(chosen).card.probes
     return random.choice(probes) if probes else ""
 
 
@@ -37,12 +38,12 @@ def ask(said: str, key: str, slug: str, chosen: str, rival: str, strength: float
     """
     sampling, book = sampling_of(knobs), book_of(slug, chosen, key)
     yield _page("", "", "", "Opening the model …", False)
-    cast = voices.cast(chosen, [rival], strength)
+    cast = voices.cast(slug, chosen, [rival], strength)
     sides = [Side(v) for v in cast.voices]
-    question = votes.ask(book, said, sides, cast.main.card.system, {"seed": sampling.seed})
+    question = votes.ask(book, said, sides, cast.card.system, {"seed": sampling.seed})
     order = [cast.voices.index(side.voice) for side in (question.left, question.right)]
-    columns = [cast.speakers[n].ask([], said) for n in order]
-    for replies in chat.stream(cast.model, columns, sampling):
+    drawn = replace(cast, speakers=tuple(cast.speakers[n] for n in order), voices=tuple(cast.voices[n] for n in order))
+    for replies in drawn.answer([(), ()], said, sampling):
         longest = max(r.tokens for r in replies)
         yield _page("", "", "", f"Both are writing: {longest} of at most {sampling.max_new_tokens} tokens", False)
     if wrong := next((r.error for r in replies if r.error), ""):
@@ -166,4 +167,4 @@ def build(page: Page, key: gr.State, strength: gr.Slider, knobs: list[Any], open
 
 
 def _rivals(slug: str, chosen: str) -> gr.Dropdown:
-    return gr.Dropdown([v for v in voices.beside(slug) if v[1] != chosen])
+    return gr.Dropdown([v for v in voices.beside(slug, chosen) if v[1] != chosen])

@@ -14,21 +14,22 @@ COLUMNS = ("chat-base", "chat-persona", "chat-third", "chat-fourth")
 
 
 def open_zip(file: str | None, slug: str) -> gr.Dropdown:
-    return gr.Dropdown(voices.adapters(slug), value=voices.open_zip(file)) if file else gr.skip()
+    return gr.Dropdown(voices.choices(slug), value=voices.open_zip(file)) if file else gr.skip()
 
 
 def open_link(text: str, slug: str) -> gr.Dropdown:
     """An adapter from the Hub: checked and downloaded, then chosen."""
     chosen = voices.open_link(text.strip())
-    return gr.Dropdown(voices.adapters(slug), value=chosen)
+    return gr.Dropdown(voices.choices(slug), value=chosen)
 
 
 def refresh(slug: str, chosen: str, others: list[str]) -> tuple[gr.Dropdown, gr.Dropdown]:
     """The lists anew; what was chosen stays if it is still there, else the newest."""
-    found, beside = voices.adapters(slug), voices.beside(slug)
+    found = voices.choices(slug)
     ids = [i for _, i in found]
-    kept = [v for v in others or [] if v in {i for _, i in beside} or v.startswith("blend/")]
     now = chosen if chosen in ids else (ids[0] if ids else None)
+    beside = voices.beside(slug, now or "")
+    kept = [v for v in others or [] if v in {i for _, i in beside} or v.startswith("blend/")]
     return gr.Dropdown(found, value=now), _beside(beside, now, kept)
 
 
@@ -43,13 +44,13 @@ def add_blend(slug: str, chosen: str, others: list[str], other: str, part: float
     if not other:
         raise PersonaError("Choose a second adapter to blend with.")
     kept = [*(others or []), f"blend/{part:.2f}/{other}"]
-    return _beside(voices.beside(slug), chosen, list(dict.fromkeys(kept))[-(voices.MAX_COLUMNS - 1) :])
+    return _beside(voices.beside(slug, chosen), chosen, list(dict.fromkeys(kept))[-(voices.MAX_COLUMNS - 1) :])
 
 
 def introduce(chosen: str) -> tuple[Any, str]:
     """Her probes as questions to click, and what is known of the adapter."""
-    if not chosen:
-        return gr.Dataset(samples=[]), ""
+    if not chosen or chosen.startswith("server/"):
+        return gr.Dataset(samples=[]), "<div class='quiet'>A model of another server.</div>" if chosen else ""
     a = voices.find(chosen)
     figures = a.facts.get("figures", {})
     learned = ""
@@ -64,10 +65,10 @@ def shown_talk(slug: str, chosen: str, others: Sequence[str], key: str, talk_id:
     if not chosen:
         return (*_boxes(2), *[gr.Chatbot([]) for _ in range(voices.MAX_COLUMNS)], *[""] * voices.MAX_COLUMNS)
     talk = talking.talk_of(slug, chosen, key, talk_id)
-    a = voices.find(chosen)
     labels = _labels(chosen, others)
     bots = talking.columns(talk, labels)
-    if talk is None:
+    if talk is None and not chosen.startswith("server/"):
+        a = voices.find(chosen)
         mine = 1 if len(labels) > 1 else 0
         greeting = escape(a.card.greeting) or "Say something"
         bots[mine] = gr.Chatbot([], label=labels[mine], placeholder=greeting)
@@ -144,6 +145,7 @@ def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
     gr.on([page.slug.change, step.select], shown(refresh), [page.slug, page.adapter, others], [page.adapter, others],
           **QUIET)  # fmt: skip
     page.adapter.change(shown(introduce), page.adapter, [probes, about], **QUIET)
+    page.adapter.input(shown(refresh), [page.slug, page.adapter, others], [page.adapter, others], **QUIET)
     gr.on([page.adapter.change, step.select], lambda s, a: gr.Dropdown([v for v in voices.adapters(s) if v[1] != a]),
           [page.slug, page.adapter], second, **QUIET)  # fmt: skip
     zipped.upload(shown(open_zip), [zipped, page.slug], page.adapter, api_visibility="private")

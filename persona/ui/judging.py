@@ -66,7 +66,7 @@ def build(page: Page, opened: list[Any]) -> None:
         halt = gr.Button("Stop", variant="stop", scale=0, min_width=90)
         judge = gr.Checkbox(label="Ask another model to judge too (blindly)", visible=suggest.endpoint() is not None,
                             scale=2, min_width=220)  # fmt: skip
-        save = gr.DownloadButton("Save the report (HTML)", scale=0, min_width=190, elem_id="save-report")
+        save = gr.DownloadButton("Save the report", scale=0, min_width=190, elem_id="save-report")
     report = gr.HTML(EMPTY, elem_id="report")
     running = begin.click(
         shown(measure), [page.adapter, judge], [report, save], concurrency_id="measure", concurrency_limit=1,

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import chat, corrections, files, shelf, talks
+from persona import corrections, files, shelf, talks
 from persona.decode import Reply, Sampling
 from persona.errors import InputError, PersonaError
 from persona.shelf import Shelf
@@ -79,7 +79,7 @@ def say(said: str, key: str, slug: str, chosen: str, others: Sequence[str], talk
     sampling = sampling_of(knobs)
     talk = talk_of(slug, chosen, key, talk_id)
     talk = shelf.say(place, talk, said) if talk else shelf.start(place, said)
-    yield from answer(place, talk, chosen, others, strength, sampling)
+    yield from answer(place, talk, slug, chosen, others, strength, sampling)
 
 
 def again(key: str, slug: str, chosen: str, others: Sequence[str], talk_id: str, strength: float,
@@ -88,7 +88,7 @@ def again(key: str, slug: str, chosen: str, others: Sequence[str], talk_id: str,
     talk = talk_of(slug, chosen, key, talk_id)
     if not talk or not talk.turns:
         raise PersonaError("There is nothing to answer again yet. Say something first.")
-    yield from answer(open_shelf(slug, chosen, key), talk, chosen, others, strength, sampling_of(knobs))
+    yield from answer(open_shelf(slug, chosen, key), talk, slug, chosen, others, strength, sampling_of(knobs))
 
 
 def reworded(number: int, said: str, key: str, slug: str, chosen: str, others: Sequence[str], talk_id: str,
@@ -98,11 +98,11 @@ def reworded(number: int, said: str, key: str, slug: str, chosen: str, others: S
     if not talk or number >= len(talk.turns):
         raise PersonaError("This turn is no longer there. Reload the page.")
     talk = shelf.edit(place, talk, talk.turns[number].id, said)
-    yield from answer(place, talk, chosen, others, strength, sampling_of(knobs))
+    yield from answer(place, talk, slug, chosen, others, strength, sampling_of(knobs))
 
 
 def answer(
-    place: Shelf, talk: Talk, chosen: str, others: Sequence[str], strength: float, sampling: Sampling
+    place: Shelf, talk: Talk, slug: str, chosen: str, others: Sequence[str], strength: float, sampling: Sampling
 ) -> Iterator[tuple]:
     """Stream the answers to the last turn of `talk`, and keep them, also what was said before a Stop.
 
@@ -111,15 +111,14 @@ def answer(
     turn = talk.turns[-1]
     waiting = [gr.skip()] * MAX_COLUMNS
     yield (*waiting, *waiting, "", "Opening the model …", talk.id)
-    cast = voices.cast(chosen, others, strength)
+    cast = voices.cast(slug, chosen, others, strength)
     labels = [v.label for v in cast.voices]
-    asked = [s.ask(talks.history(talk, turn.id, v.label), turn.said)
-             for s, v in zip(cast.speakers, cast.voices, strict=True)]  # fmt: skip
-    same = len({tuple(c.prompt.ids) for c in asked}) == 1
+    histories = [talks.history(talk, turn.id, label) for label in labels]
+    same = len({(v.system, h) for v, h in zip(cast.voices, histories, strict=True)}) == 1
     before = replace(talk, turns=talk.turns[:-1])
-    replies: list[Reply] = [Reply() for _ in asked]
+    replies: list[Reply] = [Reply() for _ in labels]
     try:
-        for replies in chat.stream(cast.model, asked, sampling):
+        for replies in cast.answer(histories, turn.said, sampling):
             bots = [_live(messages(before, label), turn.said, r) for label, r in zip(labels, replies, strict=True)]
             yield _frame(bots, replies, labels, sampling, _status(replies, same, sampling), talk.id)
     finally:

@@ -2,14 +2,20 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from persona import adapter, chat, files, folder, moments, runs, share, sources, talks
+import gradio as gr
+
+from persona import adapter, chat, endpoint, files, folder, moments, runs, share, sources, talks
 from persona.adapter import Adapter
 from persona.chat import BASE, Speaker, Voices
-from persona.errors import PersonaError
+from persona.decode import Reply, Sampling
+from persona.errors import InputError, PersonaError
+from persona.folder import Card
+from persona.templates import messages
 
 ALONE, PROMPTED = "base", "base+prompt"  # the base without and with the persona's system prompt
 MAX_COLUMNS = 4
@@ -18,12 +24,26 @@ MOMENTS_OF = 3  # runs, newest first, whose moments are offered too
 
 @dataclass(frozen=True)
 class Cast:
-    """The columns of a comparison: what each is called, and who speaks in it."""
+    """The columns of a comparison: what each is called, and who speaks in it.
 
-    main: Adapter
-    model: Voices
-    speakers: tuple[Speaker, ...]
+    model: None where another server speaks (endpoint.py); `speakers` are the names of its models then.
+    """
+
+    card: Card
+    model: Voices | None
+    speakers: tuple[Any, ...]
     voices: tuple[talks.Voice, ...]
+
+    def answer(
+        self, histories: Sequence[Sequence[tuple[str, str]]], said: str, sampling: Sampling
+    ) -> Iterator[list[Reply]]:
+        """The replies of all columns to what was said, each after its own history, as they grow."""
+        if self.model is None:
+            url, key = endpoint.configured() or ("", "")
+            asked = [messages(v.system, h, said) for v, h in zip(self.voices, histories, strict=True)]
+            return endpoint.stream_endpoint(url, key, self.speakers, asked, sampling)
+        columns = [s.ask(h, said) for s, h in zip(self.speakers, histories, strict=True)]
+        return chat.stream(self.model, columns, sampling)
 
 
 def adapters(slug: str) -> list[tuple[str, str]]:
@@ -40,9 +60,29 @@ def adapters(slug: str) -> list[tuple[str, str]]:
     return found
 
 
-def beside(slug: str) -> list[tuple[str, str]]:
-    """(label, id) of the voices that can answer beside the chosen adapter."""
-    found = [("Base, with her prompt", PROMPTED), ("Base alone, without a prompt", ALONE), *adapters(slug)]
+def choices(slug: str) -> list[tuple[str, str]]:
+    """All that can be the persona of a comparison."""
+    return [*adapters(slug), *elsewhere()]
+
+
+def elsewhere() -> list[tuple[str, str]]:
+    """(label, id) of the models of another server, where PERSONA_CHAT_URL names one."""
+    try:
+        return [(f"{name} (another server)", f"server/{name}") for name in endpoint.models()]
+    except InputError as e:
+        gr.Warning(str(e))
+        return []
+
+
+def beside(slug: str, chosen: str = "") -> list[tuple[str, str]]:
+    """(label, id) of the voices that can answer beside the chosen one: of the same server, or else of this page."""
+    if (chosen or "").startswith("server/"):
+        return elsewhere()
+    found = [
+        ("Base, with her prompt", PROMPTED),
+        ("Base alone, without a prompt", ALONE),
+        *(a for a in adapters(slug) if not a[1].startswith("server/")),
+    ]
     for run in runs.list_runs(folder.by_slug(slug))[:MOMENTS_OF] if slug else []:
         for step in reversed(moments.steps(run)):
             found.append((f"{when(run.name)}, step {step}", f"run/{slug}/{run.name}@{step}"))
@@ -65,6 +105,8 @@ def place(slug: str, chosen: str) -> Path:
     """The folder that conversations and votes are kept in: the persona's, or the opened adapter's."""
     if slug:
         return folder.by_slug(slug).path
+    if chosen.startswith("server/"):
+        return files.home() / "elsewhere"
     return files.inside(opened_dir(), chosen.partition("/")[2]) if chosen.startswith("opened/") else find(chosen).path
 
 
@@ -102,6 +144,8 @@ def label(voice: str, chosen: str) -> str:
     fixed = {PROMPTED: "Base, with her prompt", ALONE: "Base alone"}
     if voice in fixed:
         return fixed[voice]
+    if voice.startswith("server/"):
+        return voice.removeprefix("server/")
     if voice.startswith("blend/"):
         _, part, other = voice.split("/", 2)
         return f"{float(part):.0%} {label(chosen, chosen)} + {1 - float(part):.0%} {label(other, chosen)}"
@@ -112,17 +156,28 @@ def label(voice: str, chosen: str) -> str:
     return f"{name}, step {step} of {when(run)}" if step else f"{name}, {when(run)}"
 
 
-def cast(chosen: str, others: Sequence[str], strength: float) -> Cast:
+def cast(slug: str, chosen: str, others: Sequence[str], strength: float) -> Cast:
     """The columns: the first of `others`, the persona, then the rest of them. Opens the model if need be.
 
     Raises AdapterError for an adapter of another base: one batch is one model.
     """
-    main = find(chosen)
-    model = chat.open_voices(chat.base_of(main))
     wanted = list(others)[: MAX_COLUMNS - 1]
     wanted.insert(1 if wanted else 0, chosen)
+    if chosen.startswith("server/"):
+        return _elsewhere(slug, wanted)
+    main = find(chosen)
+    model = chat.open_voices(chat.base_of(main))
     columns = [_column(model, main, voice, chosen, strength) for voice in wanted]
-    return Cast(main, model, tuple(s for s, _ in columns), tuple(v for _, v in columns))
+    return Cast(main.card, model, tuple(s for s, _ in columns), tuple(v for _, v in columns))
+
+
+def _elsewhere(slug: str, wanted: Sequence[str]) -> Cast:
+    """Every column a model of the other server, each given the persona's prompt."""
+    if any(not v.startswith("server/") for v in wanted):
+        raise PersonaError("Voices of another server answer beside each other only. Choose them all from that server.")
+    card = folder.by_slug(slug).card() if slug else Card(name="Persona")
+    spoken = [talks.Voice("adapter", label(v, v), v, 1.0, card.system) for v in wanted]
+    return Cast(card, None, tuple(v.removeprefix("server/") for v in wanted), tuple(spoken))
 
 
 def _column(model: Voices, main: Adapter, voice: str, chosen: str, strength: float) -> tuple[Speaker, talks.Voice]:
