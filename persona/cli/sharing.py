@@ -1,23 +1,13 @@
 """export, push: the persona leaves the house."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from persona.cli.common import AsJson, note, put
-from persona.errors import InputError
-
-
-class Form(StrEnum):
-    """What an export may be."""
-
-    zip = "zip"
-    merged = "merged"
-    gguf = "gguf"
-    card = "card"
-    dataset = "dataset"
+from persona.exports import forms
+from persona.exports.forms import Form
 
 
 def export(
@@ -34,46 +24,9 @@ def export(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Write the persona for this app or for other programs."""
-    out = out.expanduser()
-    if form in (Form.card, Form.dataset):
-        made = _of_pairs(adapter.expanduser(), out, form, version, picture)
-    else:
-        made = _of_weights(adapter.expanduser(), out, form, base, strength, merge)
+    wishes = forms.Wishes(base, strength, merge, version, picture)
+    made = forms.write(adapter.expanduser(), out.expanduser(), form, wishes, note)
     put(made, "\n".join([str(made.get("file") if "folder" not in made else made["folder"]), *_said(made)]), as_json)
-
-
-def _of_pairs(path: Path, out: Path, form: Form, version: int, picture: Path | None) -> dict[str, Any]:
-    from persona.exports import cards, trainers
-
-    made = trainers.material(path)
-    if form is Form.dataset:
-        return trainers.export(made, out)
-    return cards.export(made.card, made.pairs, out, version, picture)
-
-
-def _of_weights(path: Path, out: Path, form: Form, base: str, strength: float, merge: bool) -> dict[str, Any]:
-    from persona import adapter as adapters
-
-    if strength != 1 and (form is Form.zip or (form is Form.gguf and not merge)):
-        raise InputError(f"--strength {strength}: an adapter goes out as it was trained; only a merged model has one.")
-    folder = adapters.locate(path)
-    if form is Form.zip:
-        from persona import share
-        from persona.exports import place
-
-        place.must_be_new(out)
-        packed = share.pack(folder, out)
-        return {"file": str(packed), "bytes": packed.stat().st_size}
-    from persona import chat
-    from persona.exports import llamacpp, merged
-
-    adapter = adapters.check(folder)
-    found = chat.base_of(adapter, base)
-    if form is Form.merged:
-        return merged.export(adapter, found, out, strength, note)
-    if merge:
-        return llamacpp.export_merged(adapter, found, out, base, strength, note)
-    return llamacpp.export_adapter(adapter, found, out, base, note)
 
 
 def _said(made: dict[str, Any]) -> list[str]:

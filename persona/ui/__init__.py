@@ -58,7 +58,7 @@ def build() -> gr.Blocks:
                                 min_width=260)  # fmt: skip
         with gr.Walkthrough(selected=WRITE, elem_id="steps") as steps:
             base, chosen, max_length, learn_history = template.settings()
-            adapter = gr.Dropdown([], label="Adapter", elem_id="adapter", scale=3, render=False)
+            adapter = gr.Dropdown([], label="Adapter", elem_id="adapter", scale=3, min_width=260, render=False)
             page = Page(slug, which, steps, pair, base, chosen, max_length, learn_history, adapter)
             with gr.Step("Write", id=0, elem_id="step-write"):
                 write.build(page)

@@ -129,10 +129,10 @@ def export(key: str, slug: str, chosen: str) -> str:
 def build(page: Page, key: gr.State, strength: gr.Slider, knobs: list[Any], opened: list[Any]) -> None:
     """opened: events on which the tally is shown anew."""
     gr.Markdown("Two answers, no names, sides drawn by lot. Vote, then see who was who: the only fair taste test.")
-    with gr.Row(equal_height=True):
-        said = gr.Textbox(label="Question", placeholder="Ask both", scale=5, elem_id="blind-question")
+    with gr.Row(elem_classes="slim"):
+        said = gr.Textbox(label="Question", placeholder="Ask both", scale=5, min_width=260, elem_id="blind-question")
         draw = gr.Button("Another question", scale=1, min_width=150)
-        rival = gr.Dropdown([("Base, with her prompt", voices.PROMPTED)], value=voices.PROMPTED, scale=2,
+        rival = gr.Dropdown([("Base, with her prompt", voices.PROMPTED)], value=voices.PROMPTED, scale=2, min_width=200,
                             label="Against", elem_id="blind-rival")  # fmt: skip
         begin = gr.Button("Ask both", variant="primary", scale=1, min_width=120, elem_id="blind-ask")
     status = gr.HTML(elem_classes="quiet status", elem_id="blind-status")

@@ -108,6 +108,7 @@ def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
         others = gr.Dropdown(
             [("Base, with her prompt", voices.PROMPTED), ("Base alone, without a prompt", voices.ALONE)],
             value=[voices.PROMPTED], multiselect=True, max_choices=voices.MAX_COLUMNS - 1, scale=4, elem_id="beside",
+            min_width=300,
             label="Beside her, up to three",
         )  # fmt: skip
     about = gr.HTML()

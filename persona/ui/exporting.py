@@ -1,0 +1,61 @@
+"""Step 5, for other programs: a whole model, GGUF, a character card, data sets."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from persona.exports import forms
+from persona.exports.forms import Form, Wishes
+from persona.files import slug as slugify
+from persona.ui import voices
+from persona.ui.common import QUIET, Page, shown
+
+FORMS = {
+    "llama.cpp, Ollama, LM Studio: adapter as GGUF, with a Modelfile": (Form.gguf, Wishes(), ""),
+    "llama.cpp, Ollama, LM Studio: whole model as GGUF": (Form.gguf, Wishes(merge=True), ""),
+    "Any program that reads Hugging Face folders: merged model, 16 bits": (Form.merged, Wishes(), ""),
+    "SillyTavern and others: character card, PNG": (Form.card, Wishes(), ".png"),
+    "SillyTavern and others: character card, JSON": (Form.card, Wishes(), ".json"),
+    "LLaMA-Factory, Axolotl, Unsloth: pairs and settings": (Form.dataset, Wishes(), ""),
+}
+
+
+def make(chosen: str, what: str, picture: str | None, progress: gr.Progress = gr.Progress()) -> tuple[str, str]:
+    """Write the form that was chosen. Returns a file to save (folders as a zip) and what to know about it."""
+    adapter = voices.find(chosen)
+    form, wishes, ending = FORMS[what]
+    if picture and form is Form.card:
+        wishes = Wishes(picture=Path(picture))
+    name = slugify(adapter.card.name) + (ending or f"-{form}")
+    out = Path(tempfile.mkdtemp(prefix="persona-")) / name
+    # of a run, the run's folder: its pairs go into cards and data sets
+    inside = adapter.path.parent if adapter.path.name == "adapter" else adapter.path
+    made = forms.write(inside if form in (Form.card, Form.dataset) else adapter.path, out, form, wishes,
+                       lambda text: progress(None, desc=text))  # fmt: skip
+    if out.is_dir():
+        progress(None, desc="Packing …")
+        out = Path(shutil.make_archive(str(out), "zip", out.parent, out.name))
+    return str(out), " ".join([*made.get("notes", []), *_difference(made)])
+
+
+def _difference(made: dict[str, Any]) -> list[str]:
+    found = made.get("difference")
+    return [f"Same likeliest token as here {found['same']:.1%} of the time."] if found else []
+
+
+def build(page: Page) -> None:
+    gr.Markdown("**For other programs**\n\nThe voice goes along; the label mask and the comparison stay here.")
+    what = gr.Dropdown(list(FORMS), value=next(iter(FORMS)), label="As", elem_id="export-form")
+    picture = gr.File(label="Picture for the card (else one is drawn)", file_types=["image"], height=110, visible=False,
+                      elem_id="export-picture")  # fmt: skip
+    begin = gr.Button("Make it", elem_id="export")
+    file = gr.File(label="Ready to save", interactive=False, visible=False, elem_id="export-file")
+    status = gr.HTML(elem_classes="quiet", elem_id="export-status")
+    what.change(lambda w: gr.File(visible=FORMS[w][2] == ".png"), what, picture, **QUIET)
+    begin.click(
+        shown(make), [page.adapter, what, picture], [file, status], api_visibility="private",
+        concurrency_id="export", concurrency_limit=1,
+    ).success(lambda: gr.File(visible=True), None, file, **QUIET)  # fmt: skip
