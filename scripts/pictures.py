@@ -37,6 +37,11 @@ def walk(page: Page, shoot) -> None:
         page.wait_for_function("!document.querySelector('#chat-status').innerText.includes('done')")
         page.wait_for_function("document.querySelector('#chat-status').innerText.includes('done')", timeout=120_000)
     shoot("compare")
+    page.click("[role=tab]:has-text('Did it learn?')")
+    if not page.locator("#report .pv-figures").is_visible():
+        page.click("#measure")
+    page.wait_for_selector("#report .pv-figures", timeout=600_000)
+    shoot("judge")
     page.click("#to-share")
     page.wait_for_selector("#share-about .card")
     page.click("#make-zip")
