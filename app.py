@@ -2,6 +2,7 @@
 
 import os
 
+from persona import space  # noqa: F401  (first of all: on ZeroGPU it imports spaces, which must come before torch)
 from persona.hardware import spin_less
 
 spin_less()

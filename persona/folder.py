@@ -13,6 +13,17 @@ from persona.files import SHIPPED_PERSONAS, home, inside, read_json, slug, to_js
 from persona.pairs import BadLine, Pair, read_pairs, scan, write_pairs
 
 
+class Manner(BaseModel):
+    """How the author would have her words drawn; what is None is left to the page. Limits as chat.Sampling's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float | None = Field(default=None, ge=0, le=5)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    repetition_penalty: float | None = Field(default=None, ge=1, le=2)
+
+
 class Card(BaseModel):
     """persona.json: who she is. Unknown keys are kept as they are, so that newer files survive older programs."""
 
@@ -26,6 +37,7 @@ class Card(BaseModel):
     source: str = Field(default="", description="where the text comes from")
     rights: str = Field(default="", description="whose text it is, under which licence")
     probes: tuple[str, ...] = Field(default=(), description="questions kept out of the pairs, to hear what was learned")
+    sampling: Manner | None = Field(default=None, description="how her words are drawn; a shared link opens with it")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from persona import hardware
+from persona import hardware, space
 from persona.errors import RunError
 from persona.files import PROJECT
 from persona.folder import Persona
@@ -22,6 +22,8 @@ def start(run: Run) -> None:
     (run.path / "stop").unlink(missing_ok=True)
     (run.path / "worker.json").unlink(missing_ok=True)
     run.log("state", state="starting")
+    if space.zero():  # no process outlives a request there: the page trains it in slices (slices.py)
+        return
     log = (run.path / "log.txt").open("ab")
     hardware.spin_less()
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}

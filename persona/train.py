@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -305,7 +306,8 @@ def _train(run: Run, deadline: float | None, handlers: contextlib.ExitStack) -> 
     job = prepare(run)
     clock = Clock()
     watch = Watch(run, clock, until)
-    for name in (signal.SIGTERM, signal.SIGINT):
+    alone = threading.current_thread() is threading.main_thread()  # not so in a slice of a lent GPU
+    for name in (signal.SIGTERM, signal.SIGINT) if alone else ():
         previous = signal.signal(name, lambda *_: setattr(watch, "asked", True))
         handlers.callback(signal.signal, name, previous)
     run.log("state", state="starting", message=f"Loading {job.base.id} …")
@@ -364,7 +366,8 @@ def save(job: Job, model: Any, target: Path, figures: dict[str, Any]) -> None:
     manifest = job.run.manifest()
     counts = {"train_rows": len(job.train), "held_out_rows": len(job.held_out)}
     facts = {"config": config, "figures": {**figures, **counts}, "data_sha256": manifest["data_sha256"],
-             "versions": manifest["versions"], "created": manifest["created"]}  # fmt: skip
+             "versions": manifest["versions"], "created": manifest["created"],
+             "stop": {"id": job.renderer.stop_id}}  # fmt: skip
     adapter.write(model, target, base=job.base, template=job.renderer.template, card=job.run.card(), facts=facts)
 
 

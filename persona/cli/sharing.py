@@ -17,11 +17,13 @@ def export(
 ) -> None:
     """Write the adapter as one file that the app opens again."""
     from persona import adapter as adapters
-    from persona import share
+    from persona import modelcard, share
 
     if kind != "zip":
         raise InputError(f"--as {kind}: not available yet. Use --as zip.")
-    made = share.pack(adapters.locate(adapter.expanduser()), out.expanduser())
+    found = adapters.locate(adapter.expanduser())
+    modelcard.restate(found, modelcard.persona_of(found))
+    made = share.pack(found, out.expanduser())
     put({"file": str(made), "bytes": made.stat().st_size}, f"{made}", as_json)
 
 
@@ -33,7 +35,9 @@ def push(
 ) -> None:
     """Put the adapter on the Hugging Face Hub, private unless --public. Token: `hf auth login` or HF_TOKEN."""
     from persona import adapter as adapters
-    from persona import share
+    from persona import hub, modelcard
 
-    done = share.push(adapters.locate(adapter.expanduser()), repo, public=public)
+    found = adapters.locate(adapter.expanduser())
+    modelcard.restate(found, modelcard.persona_of(found))
+    done = hub.push(found, repo, public=public)
     put({"url": done["url"], "link": done["link"]}, f"{done['url']}\n{done['link']}", as_json)

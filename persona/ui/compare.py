@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import adapter, chat, files, folder, runs, share
+from persona import adapter, chat, files, folder, hub, runs, share
 from persona.errors import PersonaError
 from persona.ui.common import QUIET, SHARE, Page, shown
 
@@ -60,7 +60,9 @@ def open_zip(file: str | None, slug: str) -> gr.Dropdown:
 
 def open_link(text: str, slug: str) -> gr.Dropdown:
     """An adapter from the Hub: checked and downloaded, then chosen."""
-    path = share.keep(share.pull(share.Link.parse(text)), opened_dir())
+    path = share.keep(hub.pull(hub.Link.parse(text)), opened_dir())
+    if what := hub.outlook(adapter.check(path)):
+        gr.Info(what, duration=None)
     return gr.Dropdown(choices(slug), value=f"opened/{path.name}")
 
 
