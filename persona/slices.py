@@ -4,12 +4,13 @@ No child process outlives a request on ZeroGPU, so the page's own event does the
 is, and the page watches its events. A slice that is not renewed (a closed tab) leaves a checkpoint: Resume goes on.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from persona import space
 from persona.errors import PersonaError, RunError
-from persona.runs import Run, open_run
+from persona.runs import Run, note_worker, open_run
 
 SLICE = 120  # seconds asked for: ZeroGPU lets anyone have this much at once
 WORK = 60.0  # of them, after which the loop stops; the rest opens the base, measures and saves
@@ -31,6 +32,7 @@ def train_in_slices(run: Run) -> Iterator[str]:
     while True:
         yield run.name
         before = run.progress().step
+        note_worker(run, os.getpid())  # until the slice has a process of its own
         run.log("state", state="starting", message="Waiting for a share of the GPU …")
         try:
             train_slice(str(run.path))

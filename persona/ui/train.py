@@ -1,13 +1,14 @@
 """Step 3, Train: choose how, start, watch, stop; a reloaded tab finds the run again."""
 
 import math
+from collections.abc import Iterator
 from html import escape
 from typing import Any
 
 import gradio as gr
 import pandas as pd
 
-from persona import folder, hardware, launch, moments, planning, runs
+from persona import folder, hardware, launch, moments, planning, runs, slices, space
 from persona.config import PRESETS, RunConfig
 from persona.errors import PersonaError, RunError
 from persona.progress import ACTIVE, Progress
@@ -103,6 +104,11 @@ def resume(slug: str, name: str) -> str:
     return run.name
 
 
+def in_slices(slug: str, name: str) -> Iterator[str]:
+    if run := find(slug, name):
+        yield from slices.train_in_slices(run)
+
+
 def stop(slug: str, name: str) -> None:
     if run := find(slug, name):
         run.stop()
@@ -169,8 +175,12 @@ def build(page: Page, step: gr.Step) -> None:
     shared = [page.base, page.template, page.max_length, page.learn_history]
     following = {"fn": shown(watch), "inputs": [page.slug, name, seen],
                 "outputs": [status, chart, *small, pages, begin, halt, again, timer, seen], **QUIET}  # fmt: skip
-    gr.on([begin.click], shown(start), [page.slug, preset, *shared, *form], name, **QUIET).success(**following)
-    again.click(shown(resume), [page.slug, name], name, **QUIET).success(**following)
+    begun = gr.on([begin.click], shown(start), [page.slug, preset, *shared, *form], name, **QUIET)
+    resumed = again.click(shown(resume), [page.slug, name], name, **QUIET)
+    for event in (begun, resumed):
+        event.success(**following)
+        if space.zero():  # no process of its own there: this event trains, the page watches the run as ever
+            event.success(shown(in_slices), [page.slug, name], name, **QUIET)
     halt.click(shown(stop), [page.slug, name], None, **QUIET)
     pages.click(shown(use), [page.slug, name], None, **QUIET).success(**following)
     timer.tick(**following, queue=False)
