@@ -44,18 +44,20 @@ def draw(train: Points, held: Points, target: Path) -> bool:
         place = (WIDTH - RIGHT - 190 + 100 * n) * FINE
         pen.line([place, 17 * FINE, place + 20 * FINE, 17 * FINE], colour, 3 * FINE)
         pen.text((place + 26 * FINE, 17 * FINE), name, INK, font, "lm")
-        pen.line([at(*p) for p in line], colour, width * FINE, "curve")
+        if len(line) > 1:
+            pen.line([at(*p) for p in line], colour, width * FINE, "curve")
     for x, y in held:
         across, down = at(x, y)
         pen.ellipse([across - 4 * FINE, down - 4 * FINE, across + 4 * FINE, down + 4 * FINE], HELD)
-    image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS).save(target, "PNG", optimize=True)
+    image.resize((WIDTH, HEIGHT), Image.Resampling.BOX).save(target, "PNG", optimize=True)
     return True
 
 
 def scale(low: float, high: float) -> list[float]:
-    """Four to nine round numbers from at most `low` to at least `high`."""
+    """Two to ten round numbers from at most `low` to at least `high`."""
     span = max(high - low, 1e-6)
     step = 10 ** math.floor(math.log10(span / 4))
     step *= next(m for m in (1, 2, 5, 10) if span / (m * step) <= 8)
     first = math.floor(low / step)
-    return [round(n * step, 10) for n in range(first, math.ceil(high / step - 1e-9) + 1)]
+    last = max(first + 1, math.ceil(high / step - 1e-9))
+    return [round(n * step, 10) for n in range(first, last + 1)]
