@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
 
 from persona.errors import InputError
 from persona.files import SHIPPED_PERSONAS, home, inside, read_json, slug, to_json, write_atomic
@@ -23,6 +23,11 @@ class Manner(BaseModel):
     top_k: int | None = Field(default=None, ge=0)
     repetition_penalty: float | None = Field(default=None, ge=1, le=2)
 
+    @model_serializer
+    def chosen(self) -> dict[str, Any]:
+        """What the author has chosen, by the names of chat.Sampling."""
+        return {name: value for name, value in self if value is not None}
+
 
 class Card(BaseModel):
     """persona.json: who she is. Unknown keys are kept as they are, so that newer files survive older programs."""
@@ -37,7 +42,9 @@ class Card(BaseModel):
     source: str = Field(default="", description="where the text comes from")
     rights: str = Field(default="", description="whose text it is, under which licence")
     probes: tuple[str, ...] = Field(default=(), description="questions kept out of the pairs, to hear what was learned")
-    sampling: Manner | None = Field(default=None, description="how her words are drawn; a shared link opens with it")
+    sampling: Manner = Field(
+        default=Manner(), exclude_if=lambda m: not m.chosen(), description="how her words are drawn in a shared link"
+    )
 
 
 @dataclass(frozen=True)

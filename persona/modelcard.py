@@ -68,7 +68,7 @@ def render(card: Card, run: dict[str, Any], found: Found = Found()) -> str:
 def _drawing(card: Card) -> str:
     """The arguments of generate() that draw as Persona does, or as the author chose."""
     chosen = {"temperature": 0.4, "top_p": 0.9, "repetition_penalty": 1.1}  # as chat.Sampling
-    chosen |= card.sampling.model_dump(exclude_none=True) if card.sampling else {}
+    chosen |= card.sampling.chosen()
     if not chosen["temperature"]:
         return f"do_sample=False, repetition_penalty={chosen['repetition_penalty']}"
     return "do_sample=True, " + ", ".join(f"{k}={v}" for k, v in chosen.items())

@@ -1,5 +1,6 @@
 """The card of an adapter: complete, honest, valid for the Hub, and its lines of code do what they say."""
 
+import itertools
 import json
 import math
 import os
@@ -171,7 +172,7 @@ def test_the_hubs_own_rules_do_refuse() -> None:
 def test_the_scale_holds_all_values_in_a_few_round_numbers(low: float, high: float) -> None:
     ticks = picture.scale(low, high)
     assert ticks[0] <= low and ticks[-1] >= high - 1e-9 and 2 <= len(ticks) <= 10
-    steps = {round(b - a, 8) for a, b in zip(ticks, ticks[1:], strict=False)}
+    steps = {round(b - a, 8) for a, b in itertools.pairwise(ticks)}
     assert len(steps) == 1 and re.fullmatch(r"[125]0*", f"{steps.pop() * 1e9:.0f}".lstrip("0"))
 
 

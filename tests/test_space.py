@@ -109,6 +109,8 @@ def test_signing_in_and_duplicating_are_offered_on_a_space_only(
     if on_space:
         for name, value in {**dict.fromkeys(space.OAUTH, "x"), "SPACE_ID": "a/b", "SYSTEM": "spaces"}.items():
             monkeypatch.setenv(name, value)
+        for name in space.OAUTH:  # Gradio has read them when it was imported
+            monkeypatch.setattr(f"gradio.oauth.{name}", "x")
     demo = build()
     ids = {getattr(b, "elem_id", None) for b in demo.blocks.values()}
     assert demo.expects_oauth == on_space and ({"sign-in", "duplicate"} <= ids) == on_space

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,12 @@ def introduce(chosen: str) -> tuple[Any, Any, Any, str]:
     )
 
 
+def drawn(chosen: str, temperature: float, top_p: float) -> tuple[float, float]:
+    """The two knobs as her author would have them, else as they stand."""
+    own = find(chosen).card.sampling.chosen() if chosen else {}
+    return own.get("temperature", temperature), own.get("top_p", top_p)
+
+
 def plain(content: Any) -> str:
     """Chatbot hands content back as a list of blocks; templates read text."""
     if isinstance(content, str):
@@ -115,6 +122,8 @@ def talk(
     sampling = chat.Sampling(float(temperature), float(top_p), seed=int(seed or 0), max_new_tokens=int(longest))
     yield gr.skip(), gr.skip(), gr.skip(), "Opening the model …"
     a = find(chosen)
+    own = {k: v for k, v in a.card.sampling.chosen().items() if k in ("top_k", "repetition_penalty")}  # without a knob
+    sampling = replace(sampling, **own)
     voices = chat.open_voices(chat.base_of(a))
     name = voices.attach(a)
     renderer = chat.renderer_of(a, voices.tokenizer)
@@ -172,7 +181,7 @@ def build(page: Page, step: gr.Step) -> None:
     gr.on([page.slug.change, step.select], shown(refresh), [page.slug, page.adapter], page.adapter, **QUIET)
     page.adapter.change(shown(introduce), page.adapter, [left, right, probes, about], **QUIET).then(
         lambda: ([], []), None, [left, right], **QUIET
-    )
+    ).then(shown(drawn), [page.adapter, *knobs[1:3]], knobs[1:3], **QUIET)
     zipped.upload(shown(open_zip), [zipped, page.slug], page.adapter, api_visibility="private")
     probes.click(lambda row: row[0], probes, box, **QUIET)
     talking = gr.on(
