@@ -207,7 +207,6 @@ def _from_hub(name: str, progress: Progress, revision: str = "") -> Base:
         GatedRepoError,
         HfHubHTTPError,
         LocalEntryNotFoundError,
-        RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
@@ -232,9 +231,9 @@ def _from_hub(name: str, progress: Progress, revision: str = "") -> Base:
         ) from e
     except RevisionNotFoundError as e:
         raise BaseError(f"{name}: its revision {revision[:12]} is not on the Hub any more. {instead}") from e
-    except RepositoryNotFoundError as e:
-        raise BaseError(f"{name}: not on the Hub, or private and you are not logged in. {instead}") from e
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
+        if isinstance(e, HfHubHTTPError) and e.response is not None and e.response.status_code in (401, 404):
+            raise BaseError(f"{name}: not on the Hub, or private and you are not logged in. {instead}") from e
         why = f"is not on this machine and the Hub cannot be reached ({type(e).__name__})"
         raise BaseError(f"{name} {why}. {instead}") from e
     if not any(folder.glob("*.safetensors")):
