@@ -105,7 +105,7 @@ def restate(adapter: Path, persona: Card | None = None) -> None:
     probes) stays. An adapter from elsewhere is left as it is.
     """
     run = Run(adapter.parent)
-    if adapter.name != "adapter" or not (run.path / "run.json").is_file() or not (adapter / "run.json").is_file():
+    if not (run.path / "run.json").is_file() or not (adapter / "run.json").is_file():
         return
     card = parse_card(read_json(adapter / "persona.json", "a persona"), "persona.json")
     if persona:

@@ -38,7 +38,11 @@ def train_in_slices(run: Run) -> Iterator[str]:
             train_slice(str(run.path))
         except PersonaError:
             raise
-        except Exception as e:  # no GPU left for this visitor today: the words are those of the Space
+        except Exception as e:  # what crosses from the GPU's process is no PersonaError any more
+            seen = run.progress()
+            if seen.status == "failed":  # said by the training itself
+                raise RunError(seen.message) from e
+            # no GPU left for this visitor today: the words are those of the Space
             run.log("state", state="failed", message=f"The GPU was not given ({e}). Resume goes on from here.")
             raise RunError(f"The GPU was not given: {e}. What was trained is kept; Resume goes on from there.") from e
         now = run.progress()

@@ -126,11 +126,10 @@ def sliced(monkeypatch: pytest.MonkeyPatch, *what: Any) -> list[str]:
 
     def one(folder: str) -> None:
         calls.append(folder)
-        todo = what[len(calls) - 1]
-        if isinstance(todo, Exception):
-            raise todo
-        for kind, facts in todo:
-            Run(Path(folder)).log(kind, **facts)
+        for todo in what[len(calls) - 1]:
+            if isinstance(todo, Exception):
+                raise todo
+            Run(Path(folder)).log(todo[0], **todo[1])
 
     monkeypatch.setattr(slices, "train_slice", one)
     return calls
@@ -167,13 +166,21 @@ def test_a_tab_that_is_closed_leaves_a_run_that_can_be_resumed(run: Run, monkeyp
 
 
 def test_a_gpu_that_is_not_given_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    sliced(monkeypatch, [step(1), STOPPED], RuntimeError("quota exceeded"))
+    sliced(monkeypatch, [step(1), STOPPED], [RuntimeError("quota exceeded")])
     with pytest.raises(RunError, match="not given: quota exceeded.*Resume"):
         list(slices.train_in_slices(run))
     assert run.progress().status == "failed" and "quota exceeded" in run.progress().message
-    sliced(monkeypatch, PersonaError("row 3 is empty"))
+    sliced(monkeypatch, [PersonaError("row 3 is empty")])
     with pytest.raises(PersonaError, match="^row 3 is empty$"):
         list(slices.train_in_slices(run))
+
+
+def test_a_training_that_fails_on_the_gpu_keeps_its_own_words(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = ("state", {"state": "failed", "message": "Row 3 is empty."})
+    sliced(monkeypatch, [failed, RuntimeError("InputError")])  # as it comes out of another process
+    with pytest.raises(RunError, match="^Row 3 is empty.$"):
+        list(slices.train_in_slices(run))
+    assert run.progress().message == "Row 3 is empty."
 
 
 def test_slices_too_short_for_a_step_come_to_an_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

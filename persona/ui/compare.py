@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import adapter, chat, files, folder, hub, runs, share
+from persona import adapter, chat, files, folder, hub, runs, share, space
 from persona.errors import PersonaError
 from persona.ui.common import QUIET, SHARE, Page, shown
 
@@ -185,7 +185,8 @@ def build(page: Page, step: gr.Step) -> None:
     zipped.upload(shown(open_zip), [zipped, page.slug], page.adapter, api_visibility="private")
     probes.click(lambda row: row[0], probes, box, **QUIET)
     talking = gr.on(
-        [box.submit, send.click], shown(talk), [box, left, right, page.adapter, *knobs], [left, right, box, status],
+        [box.submit, send.click], space.gpu(60)(shown(talk)), [box, left, right, page.adapter, *knobs],
+        [left, right, box, status],
         concurrency_id="model", concurrency_limit=1, **QUIET,
     )  # fmt: skip
     halt.click(lambda: "Stopped", None, status, cancels=[talking], **QUIET)
