@@ -332,6 +332,7 @@ def base_folder(tmp_path: Path) -> Path:
 GREEDY = {"temperature": 0, "repetition_penalty": 1.3}
 
 
+@pytest.mark.slow
 def test_a_link_brings_base_template_system_prompt_and_sampling(
     mine: Path, hub: Hub, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,3 +385,16 @@ def test_a_base_that_cannot_be_had_is_said_in_words(hub: Hub, tmp_path: Path, mo
     assert said == [f"Downloading ann/{x} from the Hub …" for x in ("gone", "base")] + [
         "Downloading ann/base from the Hub (1.5 GB) …"
     ]
+
+
+def test_push_from_the_command_line(
+    mine: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from persona.cli import sharing
+
+    monkeypatch.setenv("HF_TOKEN", ANN)
+    sharing.push(mine.parent, "zhen", public=False, as_json=True)
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    revision = hub.repos["ann/zhen"].head
+    assert said == {"url": f"{hub.url}/ann/zhen", "link": f"http://127.0.0.1:7860/?persona=ann/zhen@{revision}"}
+    assert hub.repos["ann/zhen"].private and ANN not in str(said)
