@@ -66,7 +66,10 @@ def render(card: Card, run: dict[str, Any], found: Found = Found()) -> str:
 
 
 def _drawing(card: Card) -> str:
-    """The arguments of generate() that draw as Persona does, or as the author chose."""
+    """The arguments of generate(): as Persona draws, or as the author chose.
+
+    Not quite the same: generate() counts the prompt too when it penalizes repetition, Persona the reply alone.
+    """
     chosen = {"temperature": 0.4, "top_p": 0.9, "repetition_penalty": 1.1}  # as chat.Sampling
     chosen |= card.sampling.chosen()
     if not chosen["temperature"]:

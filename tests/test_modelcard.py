@@ -154,6 +154,7 @@ def test_the_metadata_are_what_the_hub_takes(base: str, language: str) -> None:
     said = modelcard.render(card, {**FACTS, "base": Base(base, Path(), "gguf-0a1b").to_dict()})
     assert metadata_errors(said) == []
     front = said.split("---\n")[1]
+    assert ("base_model:" in front) != ("put the path of your own copy" in said)
     assert ("base_model:" in front) == (base == "google/gemma-3-270m")
     assert re.findall("^language: (.*)$", front, re.M) == (
         [f'"{language[:2]}"'] if language[:2] in ("zh", "en") else []
