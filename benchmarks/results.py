@@ -11,16 +11,17 @@ import json
 from pathlib import Path
 
 from persona import adapter, chat
+from persona.decode import Reply, Sampling
 from persona.errors import InputError
 
 
-def ask(opened: adapter.Adapter, seed: int) -> list[chat.Reply]:
+def ask(opened: adapter.Adapter, seed: int) -> list[Reply]:
     """The adapter's replies to all probes."""
     voices = chat.open_voices(chat.base_of(opened))
     name = voices.attach(opened)
     renderer = chat.renderer_of(opened, voices.tokenizer)
     columns = [chat.Column(name, renderer.prompt([], p)) for p in opened.card.probes]
-    *_, last = chat.stream(voices, columns, chat.Sampling(seed=seed), renderer.stop_id)
+    *_, last = chat.stream(voices, columns, Sampling(seed=seed), renderer.stop_id)
     return last
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from persona import modelcard, tokenrows
 from persona.base import Base
 from persona.errors import AdapterError, InputError
-from persona.files import read_json, to_json, write_atomic
+from persona.files import flush_folder, read_json, to_json, write_atomic
 from persona.folder import Card, parse_card
 from persona.modelcard import PICTURE
 from persona.templates import Template
@@ -93,6 +93,7 @@ def write(model: Any, target: Path, *, base: Base, template: Template, card: Car
         run = {"base": base.to_dict(), "template": template.name, **facts}
         write_atomic(scratch / "run.json", to_json(run))
         write_atomic(scratch / "README.md", modelcard.render(card, run))
+        flush_folder(scratch)
     except (OSError, SafetensorError) as e:
         why = getattr(e, "strerror", None) or e
         raise AdapterError(f"{target}: could not be written ({why}). Free some space and resume.") from e
@@ -101,6 +102,7 @@ def write(model: Any, target: Path, *, base: Base, template: Template, card: Car
     if target.exists():
         target.rename(old)
     scratch.rename(target)
+    flush_folder(target.parent, files=False)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -223,7 +225,7 @@ def attach(model: Any, adapter: Adapter, name: str) -> Any:
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     # all checks first: what fails later would leave half an adapter behind
     token_rows = tokenrows.take(state, adapter.settings.get("trainable_token_indices", {}), inner)
-    layers = _check_fit(adapter, state, inner)
+    layers = check_fit(adapter, state, inner)
     # built from known settings, not loaded: a config file from outside can name things to import
     settings = {**adapter.settings, "target_modules": [*layers, *token_rows], "trainable_token_indices": None}
     for key, pattern in tokenrows.settings(token_rows, bool(settings.get("use_rslora"))).items():
@@ -240,7 +242,7 @@ def attach(model: Any, adapter: Adapter, name: str) -> Any:
     return model.eval()
 
 
-def _check_fit(adapter: Adapter, state: dict[str, Any], model: Any) -> list[str]:
+def check_fit(adapter: Adapter, state: dict[str, Any], model: Any) -> list[str]:
     """Compare every LoRA tensor with the layer it belongs to. Returns the layers."""
     from peft.utils.other import get_pattern_key
 

@@ -19,11 +19,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from persona import quantize
+from persona import hardware, quantize
 from persona.catalogue import catalogue, find
 from persona.choose import choose_template
 from persona.errors import BaseError
-from persona.files import home, read_json, to_json, write_atomic
+from persona.files import CANNOT_WRITE, disk_message, home, read_json, to_json, write_atomic
 from persona.folder import Card
 from persona.render import Renderer
 from persona.templates import read_template
@@ -202,7 +202,8 @@ def to_download(name: str, revision: str = "") -> int | None:
 
 
 def _from_hub(name: str, progress: Progress, revision: str = "") -> Base:
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, constants, get_token, snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -226,14 +227,24 @@ def _from_hub(name: str, progress: Progress, revision: str = "") -> Base:
     try:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_WANTED)))
     except GatedRepoError as e:
-        raise BaseError(
-            f"{name} asks you to accept its licence on its Hub page first, then to log in (hf auth login). {instead}"
-        ) from e
+        page = f"https://huggingface.co/{name}"
+        how = (
+            f"your account has not been let in. Ask for access on {page}"
+            if get_token()
+            else f"you are not logged in. Accept it on {page}, then log in: hf auth login, or set HF_TOKEN"
+        )
+        raise BaseError(f"{name} is given out only to who accepts its licence, and {how}. {instead}") from e
     except RevisionNotFoundError as e:
         raise BaseError(f"{name}: its revision {revision[:12]} is not on the Hub any more. {instead}") from e
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
-        if isinstance(e, HfHubHTTPError) and e.response is not None and e.response.status_code in (401, 404):
-            raise BaseError(f"{name}: not on the Hub, or private and you are not logged in. {instead}") from e
+        if isinstance(e, OSError) and e.errno in CANNOT_WRITE:
+            raise BaseError(disk_message(Path(e.filename or HF_HUB_CACHE), e)) from e
+        status = e.response.status_code if isinstance(e, HfHubHTTPError) and e.response is not None else 0
+        if status == 401 and get_token():
+            raise BaseError(f"{name}: the Hub refuses your token. Log in again: hf auth login. {instead}") from e
+        if status in (401, 403, 404):  # to who is not logged in, the Hub says 401 of what is not there
+            where = "with your account" if get_token() else "without logging in (hf auth login)"
+            raise BaseError(f"{name}: not on the Hub, or private: not seen {where}. Check the name. {instead}") from e
         why = f"is not on this machine and the Hub cannot be reached ({type(e).__name__})"
         raise BaseError(f"{name} {why}. {instead}") from e
     if not any(folder.glob("*.safetensors")):
@@ -324,7 +335,10 @@ def _convert(
     final = Base(base.id, target, base.revision or f"gguf-{digest[:12]}", base.licence, base.licence_url)
     if (target / "base.json").is_file():
         return final
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise BaseError(disk_message(target.parent, e)) from e
     with FileLock(f"{target}.lock"):
         if (target / "base.json").is_file():
             return final
@@ -420,6 +434,8 @@ def load_model(base: Base, dtype: str, device: str = "cpu", quantization: str = 
             **quantize.arguments(quantization, dtype, device),
         )  # fmt: skip
     except (ValueError, OSError, RuntimeError, ImportError) as e:  # ImportError: a package that its towers need
+        if hardware.is_out_of_memory(e):
+            raise
         raise BaseError(f"{base.id}: cannot be opened ({type(e).__name__}: {e}).") from e
     if quantize.is_quantized(model):  # by us, or as it was stored
         quantize.guard(model)

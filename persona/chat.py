@@ -1,83 +1,93 @@
-"""Several voices from one model: base, base with the persona's prompt, adapters; streamed from one batch.
+"""Several voices from one model: base, base with the persona's prompt, adapters, blends; streamed from one batch.
 
-Each column is a row of the batch. Rows share the forward pass, the settings and the random numbers: at every step the
-same Gumbel noise is added to each row's scores, and the largest wins, which is an exact draw from softmax(scores)
-(Gumbel 1954; Maddison et al. 2014). So two columns differ because the adapter differs, never because the dice did.
-The page, the command line and the tests all stream through `stream`.
+Each column is a row of the batch, with its own prompt, stop token, adapters and strength. The page, the command line
+and the tests all stream through `stream`.
 """
 
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
-
-import torch
-from transformers import DynamicCache
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from persona import adapter as adapters
 from persona import base as bases
 from persona import hardware
 from persona.adapter import Adapter
 from persona.base import Base
-from persona.errors import AdapterError, InputError
+from persona.decode import CONTEXT, Reply, Sampling, decode
+from persona.errors import AdapterError, InputError, PersonaError
+from persona.mixed import Mix
 from persona.render import Prompt, Renderer
 
-BASE = "__base__"  # PEFT's name for "no adapter" in a mixed batch
-CONTEXT = 4096  # tokens of prompt and reply together that a chat may reach
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn, the same for every column. temperature 0 is greedy.
-
-    The defaults are for a small base: at 0.7 it wanders off, at 0 it repeats itself. The repetition penalty (Keskar et
-    al. 2019) counts only what the reply has said so far, so that names in the prompt stay as likely as they were.
-    """
-
-    temperature: float = 0.4
-    top_p: float = 0.9
-    top_k: int = 0
-    repetition_penalty: float = 1.1
-    seed: int = 0
-    max_new_tokens: int = 128
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 5:
-            raise InputError(f"temperature={self.temperature}: from 0 (always the likeliest token) to 5.")
-        if not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise InputError(f"top_p={self.top_p}, top_k={self.top_k}: top_p is in (0, 1], top_k at least 0.")
-        if not 1 <= self.repetition_penalty <= 2:
-            raise InputError(f"repetition_penalty={self.repetition_penalty}: from 1 (none) to 2.")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed={self.seed}: from 0 to {2**63 - 1}.")
-        if not 1 <= self.max_new_tokens <= CONTEXT:
-            raise InputError(f"max_new_tokens={self.max_new_tokens}: from 1 to {CONTEXT}.")
+BASE = "__base__"  # the column of no adapter
+MAX_STRENGTH = 1.5
+KEPT = 8  # adapters attached at a time, some 15 MB each on a 270M base; more than the columns of any page
 
 
 @dataclass(frozen=True)
 class Column:
-    """One voice: which adapter speaks (BASE for none), and the prompt that it is given."""
+    """One voice of a batch: which adapter speaks (a name from Voices; BASE for none), and the prompt it is given.
+
+    stop_id: None where it is that of the whole stream. error: why it cannot speak, if that is known already.
+    """
 
     adapter: str
     prompt: Prompt
+    strength: float = 1.0
+    stop_id: int | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What one column has said so far. `ended`: by its own stop token, not by the limit."""
+class Speaker:
+    """Who answers in a column, and with which template and system prompt it is asked."""
 
-    text: str = ""
-    tokens: int = 0
-    ended: bool = False
+    label: str
+    adapter: str
+    renderer: Renderer
+    strength: float = 1.0
+
+    def ask(self, history: Iterable[Sequence[str]], text: str) -> Column:
+        """The column for a question; a template that fails is this column's error and nobody else's."""
+        try:
+            prompt, stop = self.renderer.prompt(history, text), self.renderer.stop_id
+        except PersonaError as e:
+            return Column(self.adapter, Prompt("", []), error=str(e))
+        return Column(self.adapter, prompt, self.strength, stop)
+
+
+class Turns:
+    """A lock that is given in the order of asking; threading.Lock lets whoever asks in a loop go first each time."""
+
+    def __init__(self) -> None:
+        self.gate = threading.RLock()  # reentrant: a forgotten stream may be closed by the garbage collector in here
+        self.waiting: deque[threading.Event] = deque()
+
+    def __enter__(self) -> None:
+        mine = threading.Event()
+        with self.gate:
+            self.waiting.append(mine)
+            if self.waiting[0] is mine:
+                mine.set()
+        try:
+            mine.wait()
+        except BaseException:  # Ctrl-C while waiting: nobody may wait for this one
+            self._leave(mine)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._leave(self.waiting[0])
+
+    def _leave(self, mine: threading.Event) -> None:
+        with self.gate:
+            self.waiting.remove(mine)
+            if self.waiting:
+                self.waiting[0].set()
+
+    def locked(self) -> bool:
+        return bool(self.waiting)
 
 
 class Voices:
@@ -88,41 +98,71 @@ class Voices:
         self.plan = hardware.make_plan(hardware.this_machine())
         self.tokenizer = bases.load_tokenizer(base)
         self.model = bases.load_model(base, self.plan.chat_dtype, self.plan.device)
-        self.lock = threading.Lock()
-        self.attached: dict[str, tuple[Adapter, float]] = {}
+        self.lock = Turns()
+        self.attached: dict[str, tuple[Adapter, float]] = {}  # the one used longest ago first
+        self.blends: dict[str, Mix] = {}
 
     def attach(self, adapter: Adapter) -> str:
         """Load the adapter if it is not there yet, or has changed on disk. Returns its name in this model.
 
-        Raises AdapterError when it does not fit the base, or cannot share a batch with it.
+        Beyond KEPT, the one used longest ago is given up. Raises AdapterError when it does not fit the base.
         """
-        if adapter.settings.get("use_dora"):
-            raise AdapterError(
-                f"The adapter {adapter.card.name} was trained with use_dora=True, which rescales the base's own "
-                "weights: it cannot answer beside the base in one batch. Train it again with use_dora=False to compare."
-            )
         name = f"a{abs(hash(adapter.path)):x}"
-        stamp = (adapter.path / "adapter_model.safetensors").stat().st_mtime
+        try:
+            stamp = (adapter.path / "adapter_model.safetensors").stat().st_mtime
+        except OSError as e:
+            raise AdapterError(f"{adapter.path}: is no longer there. Choose another adapter.") from e
         with self.lock:
-            if self.attached.get(name, (None, 0.0))[1] == stamp:
+            there = self.attached.pop(name, None)
+            if there and there[1] == stamp:
+                self.attached[name] = there
                 return name
-            if self.attached.pop(name, None):
-                if self.attached:
-                    self.model.delete_adapter(name)
-                else:  # PEFT has no model without an adapter: back to the plain base
-                    self.model = self.model.unload()
+            if there:
+                self._give_up(name)
             self.model = adapters.attach(self.model, adapter, name)
             self.attached[name] = (adapter, stamp)
+            while len(self.attached) > KEPT:
+                oldest = next(iter(self.attached))
+                del self.attached[oldest]
+                self._give_up(oldest)
         return name
+
+    def _give_up(self, name: str) -> None:
+        if self.attached:
+            self.model.delete_adapter(name)
+        else:  # PEFT has no model without an adapter: back to the plain base
+            self.model = self.model.unload()
+
+    def blend(self, weights: Mapping[str, float]) -> str:
+        """A voice that is the sum of attached adapters' updates at these weights (0 to MAX_STRENGTH); its name."""
+        for name, weight in weights.items():
+            if name not in self.attached:
+                raise AdapterError("One part of this blend is not open. Open both adapters first.")
+            check_strength(weight)
+        name = "+".join(f"{n}*{w}" for n, w in weights.items())
+        self.blends[name] = tuple(weights.items())
+        return name
+
+    def mix(self, name: str, strength: float = 1.0) -> Mix:
+        """What a column's adapter and strength are in the batch. Raises AdapterError when it is not attached."""
+        if name == BASE:
+            return ()
+        parts = self.blends.get(name, ((name, 1.0),))
+        if any(n not in self.attached for n, _ in parts):
+            raise AdapterError("This adapter is no longer open: its folder has changed. Choose it again.")
+        check_strength(strength)
+        for n, _ in parts:
+            self.attached[n] = self.attached.pop(n)  # used just now
+        return tuple((n, weight * strength) for n, weight in parts if weight * strength)
 
     def without_adapters(self) -> AbstractContextManager:
         """The plain base for as long as the block lasts; hold the lock."""
         return self.model.disable_adapter() if self.attached else nullcontext()
 
-    def set_strength(self, name: str, strength: float) -> None:
-        if not 0 <= strength <= 2:
-            raise InputError(f"strength={strength}: from 0 (the base) over 1 (as trained) to 2.")
-        adapters.set_strength(self.model, name, strength)
+
+def check_strength(strength: float) -> None:
+    if not 0 <= strength <= MAX_STRENGTH:
+        raise InputError(f"strength={strength}: from 0 (the base) over 1 (as trained) to {MAX_STRENGTH}.")
 
 
 _open: dict[str, Voices] = {}
@@ -152,168 +192,51 @@ def renderer_of(adapter: Adapter, tokenizer: Any, system: str | None = None) -> 
 
 
 def stream(
-    voices: Voices, columns: Sequence[Column], sampling: Sampling, stop_id: int, strength: float = 1.0
-) -> Iterator[list[Reply]]:
+    voices: Voices, columns: Sequence[Column], sampling: Sampling | Sequence[Sampling], stop_id: int | None = None,
+    halted: Container[int] = frozenset(),
+) -> Iterator[list[Reply]]:  # fmt: skip
     """Yield the replies of all columns after every token, until each has ended or reached the limit.
 
-    The caller may stop at any time by closing the iterator. One batch at a time runs on a model; a second caller
-    waits for its turn. Raises InputError for a prompt longer than the context.
+    sampling: one for all columns, or one a column. stop_id: of the columns that name none of their own. halted: numbers
+    of columns (from 0) to stop; the caller may add to it at any time, the others go on. All stop when the iterator is
+    closed. A column that cannot speak says why in its reply's `error`, the others go on. One batch at a time runs on a
+    model; callers wait for their turn.
     """
-    longest = max(len(c.prompt.ids) for c in columns)
-    if longest + sampling.max_new_tokens > CONTEXT:
-        raise InputError(f"The conversation has {longest:,} tokens and no room for a reply. Clear it and start anew.")
     with voices.lock:
-        for name in {c.adapter for c in columns} - {BASE}:
-            if name not in voices.attached:
-                raise AdapterError("This adapter is no longer open: its folder has changed. Choose it again.")
-            voices.set_strength(name, strength)
-        prompts, names = [c.prompt.ids for c in columns], [c.adapter for c in columns]
-        yield from decode(voices.model, voices.tokenizer, prompts, sampling, stop_id, names)
-
-
-def decode(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], sampling: Sampling, stop_id: int,
-    names: Sequence[str] | None = None,
-) -> Iterator[list[Reply]]:  # fmt: skip
-    """The batch itself: one reply a prompt. The model must be in eval mode, and nobody else may use it meanwhile.
-
-    names: the adapter of each row, on a PeftModel; None: the model as it is.
-    """
-    stops = {stop_id, tokenizer.eos_token_id}
-    draw = _Draw(sampling)
-    step = _Steps(model, prompts, names, tokenizer.pad_token_id)
-    texts = [_Text(tokenizer) for _ in prompts]
-    replies = [Reply() for _ in prompts]
-    said: list[list[int]] = []  # the tokens of all rows, step by step
-    try:
-        for _ in range(sampling.max_new_tokens):
-            chosen = draw(step.logits(), said).tolist()
-            for n, token in enumerate(chosen):
-                if replies[n].ended:
-                    continue
-                if token in stops:
-                    replies[n] = replace(replies[n], text=texts[n].whole(), ended=True)
-                else:
-                    replies[n] = Reply(texts[n].add(token), replies[n].tokens + 1)
+        eos = voices.tokenizer.eos_token_id if stop_id is None else stop_id
+        samplings = [sampling] * len(columns) if isinstance(sampling, Sampling) else sampling
+        replies, rows, mixes = [Reply() for _ in columns], [], []
+        for n, column in enumerate(columns):
+            try:
+                _check_room(column, samplings[n])
+                mixes.append(voices.mix(column.adapter, column.strength))
+                rows.append(n)
+            except PersonaError as e:
+                replies[n] = Reply(error=str(e))
+        if not rows:
+            yield replies
+            return
+        prompts = [columns[n].prompt.ids for n in rows]
+        ends = [eos if (own := columns[n].stop_id) is None else own for n in rows]
+        drawn = [samplings[n] for n in rows]
+        for spoken in decode(voices.model, voices.tokenizer, prompts, drawn, ends, mixes,
+                             lambda row: rows[row] in halted):  # fmt: skip
+            for n, reply in zip(rows, spoken, strict=True):
+                replies[n] = reply
             yield list(replies)
-            if all(r.ended for r in replies):
-                return
-            step.feed(chosen)
-            said.append(chosen)
-        yield [replace(r, text=t.whole()) for r, t in zip(replies, texts, strict=True)]
-    except BaseException:
-        purge_hooks(model)
-        raise
 
 
-class _Steps:
-    """The forward passes of one batch, left-padded, with a key-value cache."""
-
-    def __init__(self, model: Any, prompts: Sequence[list[int]], names: Sequence[str] | None, pad_id: int):
-        device = next(model.parameters()).device
-        longest = max(map(len, prompts))
-        padded = [[pad_id] * (longest - len(p)) + p for p in prompts]
-        self.model, self.ids = model, torch.tensor(padded, device=device)
-        lengths = torch.tensor([[len(p)] for p in prompts], device=device)
-        places = torch.arange(longest, device=device) - (longest - lengths)
-        self.positions = places.clamp(min=0)
-        # rows of one length need no mask, and attention without one is faster
-        self.mask = (places >= 0).long() if len({len(p) for p in prompts}) > 1 else None
-        self.cache = DynamicCache(config=model.config)
-        # on a plain model, without adapters, nobody needs a name
-        self.options = {"adapter_names": list(names)} if names and hasattr(model, "get_base_model") else {}
-
-    @torch.inference_mode()
-    def logits(self) -> torch.Tensor:
-        """(rows, vocabulary), float32: the scores of each row's next token."""
-        out = self.model(
-            input_ids=self.ids, attention_mask=self.mask, position_ids=self.positions, past_key_values=self.cache,
-            use_cache=True, logits_to_keep=1, **self.options,
-        )  # fmt: skip
-        return out.logits[:, -1].float()
-
-    def feed(self, chosen: list[int]) -> None:
-        self.ids = torch.tensor([[c] for c in chosen], device=self.ids.device)
-        self.positions = self.positions[:, -1:] + 1
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(chosen), 1)], dim=1)
+def _check_room(column: Column, sampling: Sampling) -> None:
+    """Raises InputError when this column cannot be asked."""
+    if column.error:
+        raise InputError(column.error)
+    length = len(column.prompt.ids)
+    if length + sampling.max_new_tokens > CONTEXT:
+        raise InputError(f"The conversation has {length:,} tokens and no room for a reply. Clear it and start anew.")
 
 
-class _Draw:
-    """Scores (rows, vocabulary) → one token a row, all rows with the same random numbers."""
-
-    def __init__(self, sampling: Sampling):
-        self.greedy = sampling.temperature == 0
-        self.generator = torch.Generator(device="cpu").manual_seed(sampling.seed)
-        penalty = float(sampling.repetition_penalty)
-        self.penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None
-        self.warp = LogitsProcessorList()
-        if not self.greedy:
-            self.warp.append(TemperatureLogitsWarper(float(sampling.temperature)))
-            if sampling.top_k:
-                self.warp.append(TopKLogitsWarper(sampling.top_k))
-            if sampling.top_p < 1:
-                self.warp.append(TopPLogitsWarper(float(sampling.top_p)))
-
-    @torch.inference_mode()
-    def __call__(self, logits: torch.Tensor, said: Sequence[list[int]] = ()) -> torch.Tensor:
-        """logits: (rows, vocabulary); said: the rows' tokens of every earlier step. Returns (rows,) token ids."""
-        if self.penalty and said:
-            logits = self.penalty(torch.tensor(list(said), device=logits.device).T.contiguous(), logits)
-        if self.greedy:
-            return logits.argmax(-1)
-        scores = self.warp(None, logits)
-        # float64: the smallest uniform number must not round to 0, whose noise is minus infinity
-        uniform = torch.rand(logits.shape[-1], generator=self.generator, dtype=torch.float64).clamp_(min=1e-300)
-        gumbel = -torch.log(-torch.log(uniform))
-        return (scores + gumbel.to(scores)).argmax(-1)
-
-
-class _Text:
-    """Tokens → text as they come; half a character waits for its other half."""
-
-    def __init__(self, tokenizer: Any):
-        self.tokenizer, self.shown = tokenizer, ""
-        self.ids: list[int] = []
-
-    def add(self, token: int) -> str:
-        self.ids.append(token)
-        text = self.whole()
-        if not text.endswith("\ufffd"):
-            self.shown = text
-        return self.shown
-
-    def whole(self) -> str:
-        return self.tokenizer.decode(self.ids, skip_special_tokens=True)
-
-
-def purge_hooks(model: Any) -> None:
-    """Remove the hooks that PEFT leaves behind when a forward pass with adapter_names fails (peft#3475)."""
-    for module in model.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if getattr(getattr(hook, "func", None), "__name__", "") == "_adapter_names_pre_forward_hook":
-                del module._forward_pre_hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
-
-
-def answer(
-    adapter: Adapter, prompts: Sequence[str], sampling: Sampling, strength: float = 1.0, base: str = ""
-) -> tuple[list[dict[str, Any]], float]:
-    """Base and adapter on each prompt, every prompt a conversation of its own. Returns turns and tokens/s.
-
-    A turn is {"prompt", "rendered", "base", "adapter"}; tokens/s counts both columns.
-    """
-    voices = open_voices(base_of(adapter, base))
-    name = voices.attach(adapter)
+def default_speakers(voices: Voices, adapter: Adapter, strength: float = 1.0) -> list[Speaker]:
+    """The two that are always compared: the base, given the persona's very prompt, and the persona."""
     renderer = renderer_of(adapter, voices.tokenizer)
-    turns, tokens, start = [], 0, time.perf_counter()
-    for text in prompts:
-        if not text.strip():
-            raise InputError("The prompt is empty. Write something to say.")
-        prompt = renderer.prompt([], text)
-        columns = [Column(BASE, prompt), Column(name, prompt)]
-        *_, last = stream(voices, columns, sampling, renderer.stop_id, strength)
-        tokens += sum(r.tokens for r in last)
-        turns.append({"prompt": text, "rendered": prompt.text, "base": last[0].text, "adapter": last[1].text,
-                      "ended": last[1].ended})  # fmt: skip
-    return turns, tokens / (time.perf_counter() - start)
+    name = voices.attach(adapter)
+    return [Speaker("base", BASE, renderer), Speaker("persona", name, renderer, strength)]

@@ -31,29 +31,49 @@ class RunConfig(BaseModel):
     lora_r: int = Field(16, ge=1, le=1024, description="how much the adapter can hold; 16 is plenty for a voice")
     lora_alpha: int = Field(32, ge=1, le=4096, description="the update is scaled by alpha / r")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="0: random masks cost a third of the speed on a CPU")
-    target_modules: str = Field("all-linear", description="all-linear, attention, or layer names joined by commas")
-    init_lora_weights: Literal["default", "gaussian", "orthogonal"] = Field(
-        "default", description="how A begins; B begins at zero, but both are orthogonal in the last case"
+    target_modules: str = Field(
+        "all-linear",
+        description="all-linear, attention, mlp, attention+mlp, layer names joined by commas, or re: and a regular "
+        r"expression for whole names, e.g. re:.*\.(q|v)_proj",
+    )
+    init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "pissa_niter_16"] = Field(
+        "default",
+        description="default, gaussian: random A, B zero; orthogonal: both random; pissa: the base's main directions, "
+        "by an SVD of each layer (niter: a quicker, approximate one); its adapter has twice the rank",
     )
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r)")
     use_dora: bool = Field(False, description="weight-decomposed LoRA; cannot share a batch with the base in a chat")
     quantization: Literal["none", "nf4", "int8"] = Field(
         "none", description="of the frozen base: 4 or 8 bits take less memory, on a GPU above all; needs bitsandbytes"
     )
-    optim: str = Field("adamw_torch", description="an optimizer name of transformers")
+    optim: Literal[
+        "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adamw_8bit", "lion_8bit", "lion_32bit",
+        "ademamix_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
+    ] = Field("adamw_torch", description="8 bits and lion need bitsandbytes, paged ones a GPU")  # fmt: skip
     batch_size: int = Field(8, ge=1, le=1024, description="rows per forward pass")
     gradient_accumulation_steps: int = Field(1, ge=1, le=1024, description="batches an optimizer step; saves memory")
     gradient_checkpointing: bool = Field(False, description="less memory for a third more work")
+    packing: bool = Field(
+        False,
+        description="put a batch's rows end to end, up to max_length, blind to each other; it learns the same. "
+        "For rows of very different lengths on a GPU",
+    )
+    engine: Literal["none", "liger"] = Field(
+        "none", description="faster kernels of an NVIDIA GPU, by the package liger-kernel; not verified by us"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: what is faster here")
     eval_fraction: float = Field(0.1, ge=0, le=0.5, description="share of the pairs held out to measure on")
     diary_probes: int = Field(3, ge=0, le=20, description="probes answered at each evaluation, to hear her learn")
     early_stopping_patience: int = Field(0, ge=0, description="stop after so many evaluations without gain; 0: never")
+    save_steps: int = Field(0, ge=0, description="steps between checkpoints to resume from; 0: at each evaluation")
     learn_history: bool = Field(False, description="learn the replies of earlier turns too")
     train_stop_token: bool = Field(
         False, description="train the stop token's own row: for a base that never learned it"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of the first weights, the order of rows, and who is held out")
-    report_to: str = Field("none", description="a tracker of transformers: tensorboard, trackio, wandb, …")
+    report_to: Literal["none", "tensorboard", "trackio", "wandb", "swanlab"] = Field(
+        "none", description="a tracker to tell each loss; its package must be installed, its key in the environment"
+    )
 
 
 PRESETS: dict[str, tuple[dict[str, Any], str]] = {

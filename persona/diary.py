@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from persona import loss
-from persona.chat import Sampling, decode
+from persona.decode import Sampling, decode
 from persona.folder import Card
 from persona.render import Renderer
 from persona.runs import Run

@@ -56,6 +56,20 @@ def write_atomic(path: Path, text: str | Iterable[str]) -> None:
         ) from e
 
 
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def flush_folder(path: Path, files: bool = True) -> None:
+    """Wait until a folder, and the files in it, are on the disk and not only on their way there."""
+    for target in [*(f for f in path.iterdir() if files and f.is_file()), path]:
+        if target.is_file() or os.name == "posix":  # elsewhere a folder cannot be opened
+            handle = os.open(target, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
 def disk_message(path: Path, e: OSError) -> str:
     """What a failed write means to the person at the keyboard."""
     if e.errno in (errno.ENOSPC, errno.EDQUOT):

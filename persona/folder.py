@@ -21,12 +21,23 @@ class Manner(BaseModel):
     temperature: float | None = Field(default=None, ge=0, le=5)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
+    min_p: float | None = Field(default=None, ge=0, lt=1)
     repetition_penalty: float | None = Field(default=None, ge=1, le=2)
 
     @model_serializer
     def chosen(self) -> dict[str, Any]:
         """What the author has chosen, by the names of chat.Sampling."""
         return {name: value for name, value in self if value is not None}
+
+
+class ProbeRule(BaseModel):
+    """What an answer to a probe must and must not mention. Upper and lower case are one; `a|b` is either of them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    ask: str = Field(min_length=1, max_length=2_000)
+    must_mention: tuple[str, ...] = Field(default=(), description="every entry must be in the answer")
+    must_not_mention: tuple[str, ...] = Field(default=(), description="no entry may be in the answer")
 
 
 class Card(BaseModel):
@@ -45,6 +56,7 @@ class Card(BaseModel):
     sampling: Manner = Field(
         default=Manner(), exclude_if=lambda m: not m.chosen(), description="how her words are drawn in a shared link"
     )
+    probe_rules: tuple[ProbeRule, ...] = Field(default=(), description="what an answer to a probe is to mention or not")
 
 
 @dataclass(frozen=True)

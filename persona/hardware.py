@@ -206,6 +206,15 @@ def seconds_needed(machine: Machine, shape: Shape, plan: TrainingPlan, tokens: f
     return STARTING + work / (rates[plan.train_dtype] * EFFICIENCY)
 
 
+def is_out_of_memory(e: BaseException) -> bool:
+    """Of the machine's memory or a GPU's. torch says it for a CPU with a plain RuntimeError."""
+    return isinstance(e, MemoryError) or is_gpus(e) or (isinstance(e, RuntimeError) and "DefaultCPUAllocator" in str(e))
+
+
+def is_gpus(e: BaseException) -> bool:
+    return type(e).__name__ == "OutOfMemoryError"  # torch's; not imported for a comparison
+
+
 def spin_less() -> None:
     """Let a core go soon after its share of an operation is done; call it before torch is imported.
 

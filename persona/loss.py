@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from persona import packing
 from persona.render import IGNORED, Example
 
 
@@ -17,31 +18,49 @@ class Collator:
 
     Under a causal mask a position never sees what stands to its right, and padding has no label, so on the right it
     needs no mask; without one, attention takes the faster kernel. Lengths are padded to a multiple of `multiple`:
-    a CPU builds its kernels anew for each shape.
+    a CPU builds its kernels anew for each shape. `pack`: rows are put end to end up to so many tokens; 0: they are not.
     """
 
     pad_id: int
     multiple: int = 16
+    pack: int = 0
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Returns input_ids and labels, both (rows, length) int64, and tokens: how many are not padding."""
-        longest = max(len(r["input_ids"]) for r in rows)
-        length = -(-longest // self.multiple) * self.multiple
-        ids = torch.full((len(rows), length), self.pad_id)
-        labels = torch.full((len(rows), length), IGNORED)
-        for n, row in enumerate(rows):
-            ids[n, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
-            labels[n, : len(row["labels"])] = torch.tensor(row["labels"])
-        return {"input_ids": ids, "labels": labels, "tokens": torch.tensor(sum(len(r["input_ids"]) for r in rows))}
+        """Returns input_ids and labels, both (rows, length) int64, and tokens: how many are not padding.
+
+        Packed, position_ids too, which begin at 0 with each row, and with the padding.
+        """
+        sizes = [len(r["input_ids"]) for r in rows]
+        places = packing.bins(sizes, self.pack) if self.pack else [[n] for n in range(len(rows))]
+        length = -(-max(sum(sizes[n] for n in place) for place in places) // self.multiple) * self.multiple
+        ids = torch.full((len(places), length), self.pad_id)
+        labels, positions = torch.full_like(ids, IGNORED), torch.zeros_like(ids)
+        for p, place in enumerate(places):
+            at = 0
+            for n in place:
+                end = at + sizes[n]
+                ids[p, at:end] = torch.tensor(rows[n]["input_ids"])
+                labels[p, at:end] = torch.tensor(rows[n]["labels"])
+                if at:
+                    labels[p, at] = IGNORED  # no token of its own row stands before it
+                positions[p, at:end] = torch.arange(sizes[n])
+                at = end
+            positions[p, at:] = torch.arange(length - at)
+        batch = {"input_ids": ids, "labels": labels, "tokens": torch.tensor(sum(sizes))}
+        return {**batch, "position_ids": positions} if self.pack else batch
 
 
-def nll_sum(model: Any, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, int]:
+def nll_sum(
+    model: Any, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
+) -> tuple[torch.Tensor, int]:
     """Summed NLL (nats, differentiable) and number of the positions whose next token is learned."""
-    losses, _ = token_nll(model, input_ids, labels)
+    losses, _ = token_nll(model, input_ids, labels, position_ids)
     return losses.sum(), losses.numel()
 
 
-def token_nll(model: Any, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def token_nll(
+    model: Any, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """NLL of each learned token in nats, (n,) float32, and the number of the row that it stands in, (n,).
 
     The output layer runs over those positions alone: with Gemma's 262,144 rows it is most of the work of a step, and
@@ -52,12 +71,15 @@ def token_nll(model: Any, input_ids: torch.Tensor, labels: torch.Tensor) -> tupl
     keep[:, :-1] = labels[:, 1:] != IGNORED
     target = labels[:, 1:][keep[:, :-1]]
     rows = keep.nonzero()[:, 0]
+    given: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+    if position_ids is not None:
+        given["position_ids"] = position_ids
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     with low_precision(causal):
         if _has_plain_head(causal):
-            hidden = causal.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[keep]
+            hidden = causal.base_model(**given).last_hidden_state[keep]
             return TiledNLL.apply(hidden, causal.get_output_embeddings().weight, target), rows
-        logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=keep).logits
+        logits = model(**given, logits_to_keep=keep).logits
     return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), target, reduction="none"), rows
 
 

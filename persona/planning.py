@@ -3,7 +3,7 @@
 Nothing is opened but headers: rows are measured by their characters, and by the last run's count where there is one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -62,7 +62,8 @@ def work_of(config: RunConfig, rows: Sequence[tuple[int, int]]) -> Work:
     longest = sorted(rows, reverse=True)[: config.batch_size]
     length = min(config.max_length, -(-longest[0][0] // PADDED) * PADDED)
     learned = min(length, -(-sum(n for _, n in longest) // len(longest)))
-    return Work(config.batch_size, length, learned, config.lora_r, quantization=config.quantization,
+    rank = config.lora_r * (2 if config.init_lora_weights.startswith("pissa") else 1)
+    return Work(config.batch_size, length, learned, rank, quantization=config.quantization,
                 checkpointing=config.gradient_checkpointing)  # fmt: skip
 
 
@@ -115,3 +116,28 @@ def fitted(config: RunConfig, plan: TrainingPlan) -> RunConfig:
     if config.dtype == "auto" and plan.lower_dtype:
         changes["dtype"] = plan.train_dtype
     return config.model_copy(update=changes)
+
+
+def fit(config: RunConfig, plan: TrainingPlan, given: Collection[str] = ()) -> tuple[RunConfig, list[str]]:
+    """`fitted`, but for the settings named in `given`, which stay; and what to say about it, in sentences."""
+    wish, old = fitted(config, plan).model_dump(), config.model_dump()
+    changed = {name: value for name, value in wish.items() if value != old[name]}
+    together = {"batch_size", "gradient_accumulation_steps"}  # one without the other would be another training
+    kept = {n for n in changed if n in given or (n in together and together & set(given))}
+    said = [f"{n}: {old[n]} → {changed[n]}".lower() for n in changed if n not in kept]
+    notes = [f"Changed so that it fits into memory: {'; '.join(said)}. {plan.reason}"] if said else []
+    if kept:
+        wanted = ", ".join(f"{n}={changed[n]}".lower() for n in changed if n in kept)
+        notes.append(f"Kept as given, but it may run out of memory; what would fit: {wanted}.")
+    need, limit = f"{plan.memory.total / 1e9:.1f} GB", f"{plan.limit / 1e9:.1f} GB"
+    if not plan.fits:
+        notes.append(
+            f"This may run out of memory: its smallest way needs about {need}, and {limit} can be used. "
+            "A smaller base or shorter rows would do."
+        )
+    elif plan.quantization != config.quantization:
+        notes.append(
+            f"This may run out of memory: the base does not fit into {limit} as it is. "
+            f"With quantization={plan.quantization} it would."
+        )
+    return config.model_copy(update={n: v for n, v in changed.items() if n not in kept}), notes

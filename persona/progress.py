@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Status = Literal["starting", "running", "done", "stopped", "failed", "interrupted"]
-ACTIVE = ("starting", "running")
+Status = Literal["queued", "starting", "running", "done", "stopped", "failed", "interrupted"]
+ACTIVE = ("queued", "starting", "running")  # a process of the run's own lives: it waits for its turn, or trains
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Progress:
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     diary: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
     chosen: int | None = None
+    remedy: dict[str, Any] = field(default_factory=dict)  # settings that a failure proposes: remedy.py
 
     @property
     def adapter_nll(self) -> float | None:
@@ -57,12 +58,13 @@ class Replay:
         self.held_out: dict[int, float] = {}
         self.base_nll: float | None = None
         self.result: dict[str, Any] = {}
+        self.remedy: dict[str, Any] = {}
 
     def take(self, e: dict[str, Any]) -> None:
         kind = e.get("event")
         self.time = e.get("time", self.time)
         if kind == "state":
-            self.status, self.message = e["state"], e.get("message", "")
+            self.status, self.message, self.remedy = e["state"], e.get("message", ""), e.get("remedy", {})
             if e["state"] == "starting":
                 self.pace, self.result, self.chosen, self.last = None, {}, None, (0.0, 0)
         elif kind == "plan":
@@ -102,5 +104,5 @@ class Replay:
             self.status, self.message, self.step, self.steps, self.seconds, left, self.plan,
             sorted(self.train.items()), sorted(self.held_out.items()), self.base_nll, self.result,
             {name: sorted(points.items()) for name, points in self.curves.items()}, sorted(self.diary.items()),
-            self.chosen,
+            self.chosen, self.remedy,
         )  # fmt: skip

@@ -4,11 +4,12 @@ Training is a child process (`python -m persona.train RUN`) that reads and write
 reloaded tab, a closed terminal or a crash loses nothing, and page and command line see the same thing.
 """
 
+import errno
 import json
 import os
 import random
 import secrets
-import subprocess
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 import psutil
 from pydantic import ValidationError
 
-from persona import quantize
+from persona import needs
 from persona.config import RunConfig
 from persona.errors import InputError, RunError
 from persona.files import disk_message, read_json, to_json, write_atomic
@@ -40,9 +41,10 @@ STARTING_SECONDS = 3.0  # between the first event and the note of the process th
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder."""
+    """A run folder. helper: in a process that only helps another one to train, and writes nothing."""
 
     path: Path
+    helper: bool = False
 
     @property
     def name(self) -> str:
@@ -76,10 +78,14 @@ class Run:
         return [Row(check(v), held) for v, held in zip(values, held_out, strict=True)]
 
     def update_manifest(self, **facts: Any) -> None:
+        if self.helper:
+            return
         write_atomic(self.path / "run.json", to_json({**self.manifest(), **facts}))
 
     def log(self, event: str, **facts: Any) -> None:
         """Append one event. A single write call: a reader never sees half of a line that is not the last."""
+        if self.helper:
+            return
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, ensure_ascii=False)
         with (self.path / "events.jsonl").open("a+b") as f:
             if f.tell():
@@ -106,22 +112,57 @@ class Run:
             seen.take(event)
         fresh = time.time() - seen.time < STARTING_SECONDS and not (self.path / "worker.json").exists()
         if seen.status in ACTIVE and not fresh and not self.alive():
+            seen.message = (
+                "The process that waited for its turn is gone (killed, or the machine was restarted). Resume lets the "
+                "run wait on, and so does opening the page; its place in line is kept."
+                if seen.status == "queued"
+                else why_gone(self.path)
+            )
             seen.status = "interrupted"
-            seen.message = "The training process ended without a word (killed, or out of memory). It can be resumed."
         return seen.progress()
 
-    def alive(self) -> bool:
-        """Whether this run's own process lives: same pid and the same start time, so a reused pid is not it."""
+    def process(self) -> psutil.Process | None:
+        """This run's own process, if it lives: same pid and the same start time, so a reused pid is not it."""
         try:
             worker = json.loads((self.path / "worker.json").read_text())
             process = psutil.Process(worker["pid"])
-            return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - worker["started"]) < 2
+            lives = process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - worker["started"]) < 2
         except (OSError, ValueError, KeyError, psutil.Error):
-            return False
+            return None
+        return process if lives else None
+
+    def alive(self) -> bool:
+        """Whether this run's own process lives; it waits for its turn, or trains."""
+        return self.process() is not None
 
     def stop(self) -> None:
         """Ask the run to stop at its next step; it saves a checkpoint and its best adapter first."""
         (self.path / "stop").touch()
+
+
+FULL = "The disk is full. Free some space, then resume: the last whole checkpoint is kept."
+UNWRITABLE = "{}: cannot be written. Change its rights, then resume: the last whole checkpoint is kept."
+NEARLY_FULL = 2**20  # bytes
+
+
+def why_gone(path: Path) -> str:
+    """What a process that could write no last word about it ended of, as far as its folder tells."""
+    if not os.access(path, os.W_OK):
+        return UNWRITABLE.format(path)
+    if shutil.disk_usage(path).free < NEARLY_FULL:
+        return FULL
+    return "The training process ended without a word (killed, or out of memory). It can be resumed."
+
+
+def disk_trouble(path: Path, e: BaseException) -> str:
+    """The sentence for a write that failed in a run's folder, "" for any other error."""
+    number, said = getattr(e, "errno", None), str(e)  # safetensors and torch write past Python, in words of their own
+    if number in (errno.ENOSPC, errno.EDQUOT) or any(f"os error {n})" in said for n in (errno.ENOSPC, errno.EDQUOT)):
+        return FULL
+    denied = (errno.EACCES, errno.EPERM, errno.EROFS)
+    if number in denied or any(f"os error {n})" in said for n in denied):
+        return UNWRITABLE.format(getattr(e, "filename", None) or path)
+    return FULL if "PytorchStreamWriter failed writing" in said else ""
 
 
 def split(pairs: list[Pair], fraction: float, seed: int) -> list[Row]:
@@ -152,7 +193,7 @@ def create_run(persona: Persona, config: RunConfig) -> Run:
     if missing := unfinished(pairs):
         shown = "\n".join(f"pair {row}: {why}." for row, why in missing[:20])
         raise InputError(f"{shown}\nFill in or delete {'it' if len(missing) == 1 else 'them'}, then train again.")
-    quantize.require(config.quantization, config.optim)
+    needs.require(config)
     run = Run(persona.runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     try:
         run.path.mkdir(parents=True)
@@ -172,11 +213,10 @@ def create_run(persona: Persona, config: RunConfig) -> Run:
     return run
 
 
-_children: dict[Path, subprocess.Popen] = {}  # kept so that an ended child is reaped by poll()
-
-
 def note_worker(run: Run, pid: int) -> None:
     """Remember which process does the run."""
+    if run.helper:
+        return
     try:
         started = psutil.Process(pid).create_time()
     except psutil.Error:  # gone already: it failed at once and says so in its log

@@ -40,11 +40,11 @@ def endpoint() -> Endpoint | None:
 
 def paraphrases(at: Endpoint, pair: Pair, row: int, count: int = 4) -> list[Pair]:
     """The same answer under questions put differently. Raises PersonaError when the endpoint fails."""
-    ask = (
+    wanted = (
         f"Write {count} different ways in which someone could say the following, in the same language and with the "
         f"same meaning. Answer with a JSON list of strings and nothing else.\n\n{pair.instruction}"
     )
-    made = [text for text in _ask(at, ask) if isinstance(text, str) and text.strip() and text != pair.instruction]
+    made = [text for text in ask(at, wanted) if isinstance(text, str) and text.strip() and text != pair.instruction]
     source = f"synthetic: {at.model}, paraphrase of pair {row}"
     return [replace(pair, instruction=text.strip(), source=source) for text in made[:count]]
 
@@ -54,14 +54,14 @@ def new_pairs(at: Endpoint, card: Card, pairs: Sequence[Pair], about: str, count
     shown = random.Random(0).sample(list(pairs), min(SHOWN, len(pairs)))
     examples = json.dumps([p.to_dict() | {"history": []} for p in shown], ensure_ascii=False)
     subject = f" The subject: {about}." if about.strip() else ""
-    ask = (
+    wanted = (
         f"You write dialogue for a character.\nCharacter: {card.name}. {card.system}\n"
         f"Examples of what is said to the character and of the answers: {examples}\n\n"
         f"Write {count} new examples in the same manner and language, none of them a repetition.{subject} Answer with "
         'a JSON list of objects {"instruction": …, "output": …} and nothing else.'
     )
     made = []
-    for row in _ask(at, ask)[:count]:
+    for row in ask(at, wanted)[:count]:
         try:
             pair = check({k: row[k] for k in ("instruction", "output")} if isinstance(row, dict) else row)
         except (InputError, KeyError):
@@ -72,10 +72,10 @@ def new_pairs(at: Endpoint, card: Card, pairs: Sequence[Pair], about: str, count
     return made
 
 
-def _ask(at: Endpoint, prompt: str) -> list[Any]:
-    """The JSON list in the model's answer."""
+def ask(at: Endpoint, prompt: str, temperature: float = 0.8) -> list[Any]:
+    """The JSON list in the model's answer. Raises PersonaError when there is none."""
     headers = {"Authorization": f"Bearer {at.key}"} if at.key else {}
-    body = {"model": at.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0.8}
+    body = {"model": at.model, "messages": [{"role": "user", "content": prompt}], "temperature": temperature}
     try:
         answer = httpx.post(f"{at.url}/chat/completions", json=body, headers=headers, timeout=TIMEOUT)
         answer.raise_for_status()

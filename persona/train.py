@@ -1,208 +1,53 @@
-"""One run, from its rows (or its last checkpoint) to an adapter. The only file that uses TRL.
+"""One run, from its rows (or its last checkpoint) to an adapter.
 
     python -m persona.train RUN_FOLDER [--deadline SECONDS]
 
 It reads and writes the run folder only. `deadline` stops at a step boundary with a checkpoint; a Stop button, a
-shutdown and a time slice on a shared GPU are all this one mechanism.
+shutdown and a time slice on a shared GPU are all this one mechanism. A run that goes on after it, or after a crash,
+takes the very steps of one that was never stopped.
 """
 
 import argparse
 import contextlib
-import errno
 import math
 import os
 import shutil
 import signal
 import threading
 import time
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL would report each trainer that is built
-
-import psutil
 import torch
 from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerState
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
-from persona import adapter, base, diary, hardware, moments, quantize, runs, stoptoken, tokenrows
-from persona.config import RunConfig, steps_of
+from persona import (
+    base,
+    checkpoints,
+    hardware,
+    moments,
+    needs,
+    packing,
+    pissa,
+    processes,
+    quantize,
+    remedy,
+    runs,
+    tokenrows,
+)
+from persona.config import steps_of
 from persona.errors import InputError, PersonaError, RunError
+from persona.job import Job, prepare, save
 from persona.lora import lora_config
-from persona.loss import Collator, nll_sum, scores
-from persona.render import Example, Renderer, check_all
+from persona.loss import Collator
 from persona.runs import Run
-
-WHOLE = "whole"  # a file that is written into a checkpoint last: without it, a crash cut the checkpoint short
-
-
-@dataclass
-class Clock:
-    """Seconds and tokens of the training loop alone: evaluation and saving do not count."""
-
-    seconds: float = 0.0
-    tokens: int = 0
-    learned: int = 0
-    since: float | None = None
-
-    def go(self) -> None:
-        self.since = time.perf_counter()
-
-    def pause(self) -> None:
-        if self.since is not None:
-            self.seconds += time.perf_counter() - self.since
-            self.since = None
-
-    def now(self) -> float:
-        return self.seconds + (time.perf_counter() - self.since if self.since is not None else 0.0)
-
-
-class Trainer(SFTTrainer):
-    """SFTTrainer with the loss of loss.py, and held-out NLL as its evaluation."""
-
-    control: Any
-    loss_is_scaled_for_ga = True  # compute_loss divides by the learned tokens of the whole accumulated batch
-
-    def __init__(self, *args: Any, job: "Job", clock: Clock, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.job, self.clock, self.run = job, clock, job.run
-        self.base_nll: float | None = None
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        self.clock.tokens += int(inputs["tokens"])
-        total, learned = nll_sum(model, inputs["input_ids"], inputs["labels"])
-        self.clock.learned += learned
-        loss = total / (num_items_in_batch if num_items_in_batch is not None else learned)
-        return (loss, {}) if return_outputs else loss
-
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Held-out NLL, a page of the diary, and the adapter as it is now, kept beside the run's others."""
-        self.clock.pause()
-        step = self.state.global_step
-        nll = self.measure(step)
-        save(self.job, self.model, moments.folder(self.run, step), self.figures(step) | {"adapter_nll": nll})
-        metrics = {"eval_loss": nll}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.clock.go()
-        return metrics
-
-    def measure(self, step: int) -> float:
-        """Held-out NLL of the model as it is, row by row in the events, and its answers in the diary."""
-        size = self.args.per_device_train_batch_size
-        found = scores(self.model, self.job.held_out, self.data_collator, size)
-        self.run.log("eval", step=step, nll=found.mean, rows=[round(nats, 4) for nats in found.nats])
-        asked = diary.questions(self.run.card(), self.job.config.diary_probes)
-        diary.write(self.run, self.model, self.job.renderer, asked, step)
-        return found.mean
-
-    def keep_best(self) -> int | None:
-        """Make the best moment so far the run's adapter. Returns its step; None where nothing was evaluated."""
-        rows = {e["step"]: e["rows"] for e in self.run.events() if e.get("event") == "eval" and e["step"]}
-        kept = moments.steps(self.run)
-        best = moments.choose({s: r for s, r in rows.items() if s in kept}, [e.learned for e in self.job.held_out])
-        if best is not None:
-            moments.put(moments.folder(self.run, best), self.run.adapter)
-        return best
-
-    def mean_of(self, step: int | None) -> float | None:
-        found = (e["nll"] for e in self.run.events() if e.get("event") == "eval" and e["step"] == step)
-        return next(found, None) if step is not None else None
-
-    def figures(self, step: int) -> dict[str, Any]:
-        seconds = max(self.clock.now(), 1e-9)
-        return {
-            "steps": step, "seconds": round(seconds, 2), "tokens_per_s": round(self.clock.tokens / seconds, 1),
-            "learned_tokens_per_s": round(self.clock.learned / seconds, 1), "base_nll": self.base_nll,
-            "adapter_nll": None,
-        }  # fmt: skip
-
-    def _save_checkpoint(self, model, trial):
-        self.clock.pause()
-        super()._save_checkpoint(model, trial)
-        (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / WHOLE).touch()
-        self.clock.go()
-
-
-@dataclass
-class Watch(TrainerCallback):
-    """Writes the events, and ends the run at a step boundary when asked to."""
-
-    run: Run
-    clock: Clock
-    until: float = math.inf
-    asked: bool = False
-    diverged: bool = False
-    first: bool = field(default=True, init=False)
-
-    def on_step_end(self, args, state, control, **_):
-        if self.asked or time.monotonic() > self.until or (self.run.path / "stop").exists():
-            self.asked = True
-            control.should_training_stop = True
-            control.should_evaluate = args.eval_strategy != "no"
-            control.should_save = True
-        return control
-
-    def on_log(self, args, state, control, logs=None, **_):
-        loss = (logs or {}).get("loss")
-        if loss is None:
-            return
-        self.run.log(
-            "step", step=state.global_step, loss=loss, learning_rate=logs.get("learning_rate"),
-            grad_norm=logs.get("grad_norm"), seconds=round(self.clock.now(), 3), tokens=self.clock.tokens,
-            memory=memory_now(),
-        )  # fmt: skip
-        norm = logs.get("grad_norm")
-        # this step's update is made already: with a gradient that is not finite, the weights are not either. In
-        # float16 such a gradient is expected, and its step is left out by the scaler.
-        if not math.isfinite(loss) or (norm is not None and not math.isfinite(norm) and not args.fp16):
-            self.diverged = True
-            control.should_training_stop = True
-            control.should_save = control.should_evaluate = False  # the checkpoints of before stay good ones
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run made concrete on this machine."""
-
-    run: Run
-    config: RunConfig
-    base: base.Base
-    renderer: Renderer
-    plan: hardware.Plan
-    train: list[Example]
-    held_out: list[Example]
-
-
-def prepare(run: Run) -> Job:
-    """Open the base's tokenizer, choose the template, render and check every row. Raises before anything is trained."""
-    config, card, rows = run.config(), run.card(), run.rows()
-    plan = hardware.make_plan(hardware.this_machine(), config.dtype)
-    quantize.check(config.quantization, config.optim, config.use_dora, plan)
-    found, renderer = base.open_renderer(
-        card, config.base, config.template, config.max_length, config.learn_history,
-        progress=lambda text: run.log("state", state="starting", message=text),
-    )  # fmt: skip
-    if config.train_stop_token and config.use_dora:
-        raise InputError("train_stop_token and use_dora do not go together. Set one of them to false.")
-    if not config.train_stop_token and (why := stoptoken.problem(found, renderer)):
-        raise InputError(why)
-    examples = check_all(renderer, [r.pair for r in rows])
-    packages = ["torch", "transformers", "trl", "peft", "accelerate", "gradio"]
-    packages += ["bitsandbytes"] * quantize.needed(config.quantization, config.optim)
-    run.update_manifest(
-        base=found.to_dict(),
-        template={"name": renderer.template.name, "text": renderer.template.text},
-        versions={p: version(p) for p in packages},
-    )
-    held = [e for e, r in zip(examples, rows, strict=True) if r.held_out]
-    train_rows = [e for e, r in zip(examples, rows, strict=True) if not r.held_out]
-    return Job(run, config, found, renderer, plan, train_rows, held)
+from persona.trainer import Clock, Trainer, Watch
 
 
 def trainer_args(job: Job, output: Path) -> SFTConfig:
@@ -228,14 +73,12 @@ def trainer_args(job: Job, output: Path) -> SFTConfig:
         per_device_train_batch_size=c.batch_size,
         per_device_eval_batch_size=c.batch_size,
         gradient_accumulation_steps=c.gradient_accumulation_steps,
-        train_sampling_strategy="group_by_length",
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         eval_strategy=evaluates,
         eval_steps=every,
         save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,  # for resuming; the adapter of each evaluation is kept apart, in moments/
+        save_steps=c.save_steps or every,
         metric_for_best_model="eval_loss" if job.held_out else None,
         greater_is_better=False if job.held_out else None,
         logging_steps=1,
@@ -251,25 +94,31 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
     """The model with its LoRA, and the trainer around them."""
     torch.manual_seed(job.config.seed)  # LoRA's A is drawn here
     model = base.load_model(job.base, job.plan.train_dtype, job.plan.device, job.config.quantization)
+    needs.speed_up(model, job.config)
     token_rows = tokenrows.to_train(model, job.renderer.stop_id) if job.config.train_stop_token else None
     rows = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.train])
     held = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.held_out])
-    callbacks: list[TrainerCallback] = [watch]
-    if job.held_out and job.config.early_stopping_patience:
-        callbacks.append(EarlyStoppingCallback(job.config.early_stopping_patience))
-    tokenizer = job.renderer.tokenizer
+    watch.patience = job.config.early_stopping_patience if job.held_out else 0
+    tokenizer, pack = job.renderer.tokenizer, job.config.max_length if job.config.packing else 0
+    if pack:
+        packing.check(model, job.base.id)
     try:
         trainer = Trainer(
             model=model, args=trainer_args(job, job.run.checkpoints), train_dataset=rows,
-            eval_dataset=held if job.held_out else None, data_collator=Collator(tokenizer.pad_token_id),
-            processing_class=tokenizer, peft_config=lora_config(job.config, model, token_rows), callbacks=callbacks,
-            job=job, clock=clock,
+            eval_dataset=held if job.held_out else None, data_collator=Collator(tokenizer.pad_token_id, pack=pack),
+            processing_class=tokenizer, peft_config=lora_config(job.config, model, token_rows), callbacks=[watch],
+            job=job, clock=clock, watch=watch,
         )  # fmt: skip
     except (ValueError, ImportError, RuntimeError) as e:  # RuntimeError: a tracker that is not installed
-        if isinstance(e, torch.OutOfMemoryError):
+        if hardware.is_out_of_memory(e):
             raise
         raise InputError(f"These settings do not work with {job.base.id}: {e}") from e
+    if pissa.asked(job.config.init_lora_weights):
+        pissa.begin(trainer.model, job.config.init_lora_weights, job.config.lora_r)
     trainer.remove_callback(PrinterCallback)
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):  # its own place is among the checkpoints, which go at the end
+            callback.logging_dir = callback.logging_dir or str(job.run.path / "tensorboard")
     if quantize.is_quantized(trainer.model):
         quantize.train_in_float32(trainer.model)
     for layer in trainer.model.modules():
@@ -278,24 +127,19 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
     return trainer
 
 
-def last_checkpoint(run: Run) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    whole = [p for p in run.checkpoints.glob("checkpoint-*") if (p / WHOLE).is_file()]
-    return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
-
-
 def train(run: Run, deadline: float | None = None) -> dict[str, Any]:
     """Train `run` to its end, or for `deadline` seconds. Returns the result that the command line prints.
 
     Raises InputError for rows or settings that cannot be right (nothing was trained then), RunError when training
-    diverged; the events say it too.
+    diverged (the best adapter of before is written then); the events say it too.
     """
+    run = replace(run, helper=not processes.is_main())
     with contextlib.ExitStack() as handlers:
         try:
             return _train(run, deadline, handlers)
         except BaseException as e:
             with contextlib.suppress(OSError):  # the disk that is full is this one: log.txt has the error
-                run.log("state", state="failed", message=explain(e))
+                run.log("state", state="failed", **failure(run, e))
             raise
 
 
@@ -303,6 +147,7 @@ def _train(run: Run, deadline: float | None, handlers: contextlib.ExitStack) -> 
     until = time.monotonic() + deadline if deadline is not None else math.inf
     runs.note_worker(run, os.getpid())
     hardware.keep_freed_memory()
+    processes.join()
     job = prepare(run)
     clock = Clock()
     watch = Watch(run, clock, until)
@@ -318,62 +163,90 @@ def _train(run: Run, deadline: float | None, handlers: contextlib.ExitStack) -> 
         dtype=job.plan.train_dtype, reason=job.plan.reason, base=job.base.id, template=job.renderer.template.name,
         tokens=sum(len(e.input_ids) for e in job.train), learned=sum(e.learned for e in job.train),
     )  # fmt: skip
-    if job.held_out:
-        run.log("state", state="starting", message="Measuring the base on the held-out pairs …")
-        with trainer.model.disable_adapter():
-            trainer.base_nll = trainer.measure(0)
-    checkpoint = last_checkpoint(run)
+    checkpoint = processes.from_main(checkpoints.last(run.checkpoints) if processes.is_main() else None)
+    trainer.base_nll = measure_base(trainer, known=processes.from_main(run.progress().base_nll) if checkpoint else None)
     run.log("state", state="running")
+    go_on(trainer, checkpoint)
+    return finish(trainer)
+
+
+def measure_base(trainer: Trainer, known: float | None) -> float | None:
+    """Held-out NLL of the base, and the first page of the diary. known: from before a pause."""
+    if known is not None or not trainer.job.held_out:
+        return known
+    trainer.run.log("state", state="starting", message="Measuring the base on the held-out pairs …")
+    with trainer.model.disable_adapter():
+        return trainer.measure(0)
+
+
+def go_on(trainer: Trainer, checkpoint: Path | None) -> None:
+    """Train from the checkpoint, or from the start, to the end or to where the run is asked to stop."""
+    clock, watch = trainer.clock, trainer.watch
+    if checkpoint:
+        session = checkpoints.session(checkpoint)
+        clock.seconds, clock.tokens, clock.learned = (session["clock"][k] for k in ("seconds", "tokens", "learned"))
+        watch.misses = session["misses"]
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if watch.ended(state):  # killed between its last step and its adapter: the Trainer would take another step
+            trainer.state = state
+            trainer.put_back(checkpoint)
+            return
     clock.go()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     clock.pause()
-    if watch.diverged:
-        best = trainer.keep_best()
-        kept = f"The adapter of step {best} is kept" if best else "The last good checkpoint is kept"
-        raise RunError(
-            f"The loss became infinite at step {trainer.state.global_step}. Lower learning_rate "
-            f"(now {job.config.learning_rate}) and start again. {kept}."
-        )
-    return finish(trainer, watch)
 
 
-def finish(trainer: Trainer, watch: Watch) -> dict[str, Any]:
-    """Choose and write the adapter, then say done, or stopped."""
-    run, state = trainer.run, trainer.state
-    run.log("state", state="running", message="Saving the adapter …")
-    best = trainer.keep_best()
-    if best is None:  # nothing was held out, or it was stopped before the first evaluation
-        save(trainer.job, trainer.model, run.adapter, trainer.figures(state.global_step))
-    status = "stopped" if watch.asked and state.global_step < state.max_steps else "done"
+def best_moment(trainer: Trainer) -> int | None:
+    """The step of the kept adapter to prefer (moments.choose); None where nothing was evaluated."""
+    evals = {e["step"]: e for e in trainer.run.events() if e.get("event") == "eval" and e["step"]}
+    rows = {s: evals[s]["rows"] for s in moments.steps(trainer.run) if s in evals}
+    if trainer.watch.asked and not trainer.watch.diverged and not trainer.watch.ended(trainer.state) and rows:
+        rows[trainer.state.global_step] = trainer.held_out().nats  # stopped in between: it may be the best there is
+    return moments.choose(rows, [e.learned for e in trainer.job.held_out])
+
+
+def write_adapter(trainer: Trainer) -> tuple[int, float | None] | None:
+    """Make the best that was learned the run's adapter. Returns its step and held-out NLL; None: nothing to keep."""
+    run, step = trainer.run, trainer.state.global_step
+    best = best_moment(trainer)
+    if best in moments.steps(run):
+        moments.put(moments.folder(run, best), run.adapter)
+        nlls = {e["step"]: e["nll"] for e in run.events() if e.get("event") == "eval"}
+        return best, nlls[best]
+    if trainer.watch.diverged:
+        last = checkpoints.last(run.checkpoints)
+        if last is None:
+            return None
+        trainer.put_back(last)
+        step = int(last.name.rpartition("-")[2])
+    nll = trainer.held_out().mean if trainer.job.held_out else None
+    save(trainer.job, trainer.model, run.adapter, trainer.figures(step) | {"adapter_nll": nll})
+    return step, nll
+
+
+def finish(trainer: Trainer) -> dict[str, Any]:
+    """Write the best adapter, then say done, stopped or failed."""
+    run, state, watch = trainer.run, trainer.state, trainer.watch
+    diverged = (
+        f"The loss became infinite at step {state.global_step}. Lower learning_rate (now "
+        f"{trainer.job.config.learning_rate}) and start again"
+    )
+    run.log("state", state="running", message="Saving the best adapter …")
+    kept = processes.from_main(write_adapter(trainer) if processes.is_main() else None)
+    if kept is None:
+        raise RunError(f"{diverged}.")
+    status = "failed" if watch.diverged else "done" if watch.ended(state) else "stopped"
     figures = trainer.figures(state.global_step)
-    figures |= {"status": status, "adapter_nll": trainer.mean_of(best), "peak_memory_bytes": peak_memory()}
+    figures |= {"status": status, "adapter_nll": kept[1], "peak_memory_bytes": peak_memory()}
     result = {"run": str(run.path), "adapter": str(run.adapter), **figures}
     run.log("result", **result)
-    if best is not None:
-        run.log("chosen", step=best, nll=result["adapter_nll"])
+    run.log("chosen", step=kept[0], nll=kept[1])
+    if watch.diverged:
+        raise RunError(f"{diverged}; the adapter holds the best that was learned before.")
     run.log("state", state=status)
-    if status == "done":
+    if status == "done" and processes.is_main():
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     return result
-
-
-def save(job: Job, model: Any, target: Path, figures: dict[str, Any]) -> None:
-    """Write the adapter of a run, with what it was made from and how well it does."""
-    config = job.config.model_dump()
-    if Path(config["base"]).expanduser().exists():
-        config["base"] = job.base.id  # a local path says where the author's files are
-    config["template"] = job.renderer.template.name
-    manifest = job.run.manifest()
-    counts = {"train_rows": len(job.train), "held_out_rows": len(job.held_out)}
-    facts = {"config": config, "figures": {**figures, **counts}, "data_sha256": manifest["data_sha256"],
-             "versions": manifest["versions"], "created": manifest["created"],
-             "stop": {"id": job.renderer.stop_id}}  # fmt: skip
-    adapter.write(model, target, base=job.base, template=job.renderer.template, card=job.run.card(), facts=facts)
-
-
-def memory_now() -> int:
-    """Bytes that this process holds: of the GPU where there is one, else of the machine's memory."""
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
 
 
 def peak_memory() -> int:
@@ -387,17 +260,22 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # ru_maxrss: bytes on macOS, KiB on Linux
 
 
-def explain(e: BaseException) -> str:
-    """A failure in a sentence with the next step."""
+def failure(run: Run, e: BaseException) -> dict[str, Any]:
+    """What the event of a failed run says: `message`, and `remedy` where smaller settings may help."""
+    with contextlib.suppress(PersonaError):  # settings that cannot be read are the failure itself, then
+        if changed := remedy.changes(run.config(), e):
+            return {"message": f"Out of memory. {remedy.advice(changed)}", "remedy": changed}
+    return {"message": explain(e, run.path)}
+
+
+def explain(e: BaseException, folder: Path) -> str:
+    """A failure in a sentence with the next step. folder: the run's."""
     if isinstance(e, PersonaError):
         return str(e)
-    if isinstance(e, MemoryError | torch.OutOfMemoryError):
-        return "Out of memory. Lower batch_size, then max_length, or turn gradient_checkpointing on, and resume."
-    # safetensors and torch write past Python, and say it in words of their own
-    said = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
-    if said or any(words in str(e) for words in ("os error 28", "os error 122", "PytorchStreamWriter failed writing")):
-        return "The disk is full. Free some space, then resume: the last whole checkpoint is kept."
-    return f"{type(e).__name__}: {e}. The details are in the run's log.txt; it can be resumed."
+    if hardware.is_out_of_memory(e):
+        return f"Out of memory. {remedy.advice({})}"
+    otherwise = f"{type(e).__name__}: {e}. The details are in the run's log.txt; it can be resumed."
+    return runs.disk_trouble(folder, e) or otherwise
 
 
 def main() -> int:

@@ -59,6 +59,7 @@ class Hub:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.users = {ANN: "ann", BEN: "ben"}
+        self.gated: set[str] = set()  # repos whose files are given to nobody: who asked has not been let in yet
         self.blobs: dict[str, bytes] = {}
         self.lfs = True  # False: weights are taken inside the commit, as small files are
         self.requests: list[str] = []  # "METHOD /path", in order
@@ -239,6 +240,9 @@ def _reading(app: FastAPI, hub: Hub) -> None:
     @app.api_route("/{owner}/{name}/resolve/{revision}/{file:path}", methods=["GET", "HEAD"])
     async def resolve(request: Request, owner: str, name: str, revision: str, file: str) -> Response:
         commit, files = hub.snapshot(hub.repo(request, f"{owner}/{name}"), revision)
+        if f"{owner}/{name}" in hub.gated:
+            status = 403 if hub.user(request) else 401
+            raise Refused(status, f"Access to model {owner}/{name} is restricted.", "GatedRepo")
         if file not in files:
             raise Refused(404, "Entry not found", "EntryNotFound")
         data, entry = files[file], _entry(file, files[file])

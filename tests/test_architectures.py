@@ -4,6 +4,7 @@ One run each, made once; the tests look at it from several sides. Two more archi
 (InternLM 3, MiniCPM 3) are taken along: their models can be named by hand.
 """
 
+import importlib.util
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from conftest import family_tokenizer
 from persona import adapter, base, catalogue, chat, hardware, lora, train
 from persona.chat import BASE, Column, Sampling
 from persona.config import RunConfig, make_config
+from persona.decode import Steps
+from persona.errors import BaseError
 from persona.folder import Card, create
 from persona.loss import nll_sum
 from persona.pairs import Pair
@@ -33,31 +36,33 @@ TEMPLATES = {e.architecture: e.template for e in catalogue.catalogue()} | {
     "internlm3": "internlm",
     "minicpm3": "chatml",
 }
-GEMMA = {**SHAPE, "head_dim": 16, "sliding_window": 16}
+WIDE = {**SHAPE, "hidden_size": 128}  # whose layers all have a multiple of 64 inputs, as 4 bits want it on a CPU
 MIXED = ["sliding_attention", "full_attention"]
 
 
-def text_config(name: str, ids: dict[str, int]) -> Any:
+def text_config(name: str, ids: dict[str, int], shape: dict[str, int] = SHAPE) -> Any:
     """The language model's config; ids: size of the vocabulary and the special tokens."""
+    gemma = {**shape, "head_dim": shape["hidden_size"] // 2, "sliding_window": 16}
+    rank = shape["hidden_size"] // 2 if shape is WIDE else 8
     if name in ("gemma3", "gemma3_text"):
-        return t.Gemma3TextConfig(**GEMMA, layer_types=MIXED, **ids)
+        return t.Gemma3TextConfig(**gemma, layer_types=MIXED, **ids)
     if name == "gemma3n":
         # a cap that tiny logits feel
-        return t.Gemma3nTextConfig(final_logit_softcapping=0.5, **GEMMA | {"num_hidden_layers": 4, "intermediate_size": [64] * 4},
+        return t.Gemma3nTextConfig(final_logit_softcapping=0.5, **gemma | {"num_hidden_layers": 4, "intermediate_size": [64] * 4},
                                    layer_types=MIXED * 2, num_kv_shared_layers=2, laurel_rank=4, altup_num_inputs=2,
                                    hidden_size_per_layer_input=8, vocab_size_per_layer_input=ids["vocab_size"],
                                    activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0], **ids)  # fmt: skip
     if name == "minicpm3":
-        return t.AutoConfig.for_model(name, **SHAPE | {"num_key_value_heads": 2}, q_lora_rank=8, kv_lora_rank=8,
-                                      qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8, dim_model_base=16,
-                                      **ids)  # fmt: skip
-    return t.AutoConfig.for_model(name, **SHAPE, **ids)
+        return t.AutoConfig.for_model(name, **shape | {"num_key_value_heads": 2}, q_lora_rank=rank,
+                                      kv_lora_rank=rank, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=rank,
+                                      dim_model_base=16, **ids)  # fmt: skip
+    return t.AutoConfig.for_model(name, **shape, **ids)
 
 
-def tiny(name: str, ids: dict[str, int]) -> Any:
+def tiny(name: str, ids: dict[str, int], shape: dict[str, int] = SHAPE) -> Any:
     """A random model whose config.json says model_type `name`."""
     torch.manual_seed(0)
-    text = text_config(name, ids)
+    text = text_config(name, ids, shape)
     sees = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     if name == "gemma3":
         vision = t.SiglipVisionConfig(**sees, image_size=28, patch_size=14, vision_use_head=False)
@@ -102,28 +107,33 @@ class Made:
     adapter: adapter.Adapter
 
 
-@pytest.fixture(scope="module", params=sorted(TEMPLATES))
-def made(request, tmp_path_factory):
+def train_tiny(
+    name: str, folder: Path, patch: pytest.MonkeyPatch, shape: dict[str, int] = SHAPE, **changes: Any
+) -> Made:
     """The run folder's own way: create a persona, create a run, train it."""
-    name, folder = request.param, tmp_path_factory.mktemp(request.param)
     template = read_template(TEMPLATES[name])
     tokenizer = family_tokenizer(template.text)
     ids = {f"{x}_token_id": getattr(tokenizer, f"{x}_token_id") for x in ("bos", "eos", "pad")}
     ids["vocab_size"] = len(tokenizer)
-    seen = {}
+    seen: dict[str, Any] = {}
     plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
+    patch.setattr(hardware, "this_machine", lambda: plain)
+    tiny(name, ids, shape).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    real = train.finish
+    patch.setattr(train, "finish", lambda t: seen.update(job=t.job, model=t.model) or real(t))
+    settings = {"dtype": "float32", "batch_size": 2, "eval_fraction": 0.25, "learning_rate": 1e-2, "max_steps": 2,
+                "lora_r": 4, "lora_alpha": 8}  # fmt: skip
+    config = make_config(base=str(folder / "base"), template=template.name, **settings, **changes)
+    run = create_run(create(folder / "mags", CARD, PAIRS), config)
+    result = train.train(run)
+    return Made(name, seen["job"].base, seen["job"], seen["model"].eval(), result, adapter.check(run.adapter))
+
+
+@pytest.fixture(scope="module", params=sorted(TEMPLATES))
+def made(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, without_timm():
-        patch.setattr(hardware, "this_machine", lambda: plain)
-        tiny(name, ids).save_pretrained(folder / "base")
-        tokenizer.save_pretrained(folder / "base")
-        real = train.finish
-        patch.setattr(train, "finish", lambda *a: seen.update(job=a[0], model=a[1].model) or real(*a))
-        settings = {"dtype": "float32", "batch_size": 2, "eval_fraction": 0.25, "learning_rate": 1e-2, "max_steps": 2,
-                    "lora_r": 4, "lora_alpha": 8}  # fmt: skip
-        config = make_config(base=str(folder / "base"), template=template.name, **settings)
-        run = create_run(create(folder / "mags", CARD, PAIRS), config)
-        result = train.train(run)
-        yield Made(name, seen["job"].base, seen["job"], seen["model"].eval(), result, adapter.check(run.adapter))
+        yield train_tiny(request.param, tmp_path_factory.mktemp(request.param), patch)
 
 
 def linear(module: torch.nn.Module) -> set[str]:
@@ -203,8 +213,9 @@ def test_both_voices_answer(made):
     prompts = [renderer.prompt([], "wind?"), renderer.prompt([], "And the lamp, is it lit?")]
     greedy = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=4)
     columns = [Column(n, p) for p in prompts for n in (BASE, name)]
-    steps = chat._Steps(voices.model, [c.prompt.ids for c in columns], [c.adapter for c in columns], 0)
-    together = steps.logits()
+    mixes = [voices.mix(c.adapter) for c in columns]
+    with Steps(voices.model, [c.prompt.ids for c in columns], mixes, 0) as steps:
+        together = steps.logits()
     for row, column in enumerate(columns):
         ids = torch.tensor([column.prompt.ids])
         with torch.no_grad():
@@ -220,6 +231,10 @@ def test_both_voices_answer(made):
 
 
 def test_the_merged_model_speaks_like_the_adapter(made, tmp_path):
+    check_merged(made, tmp_path)
+
+
+def check_merged(made: Made, tmp_path: Path) -> None:
     ids = torch.tensor([made.job.train[0].input_ids])
     with torch.no_grad(), without_timm():
         model = adapter.attach(base.load_model(made.base, "float32"), made.adapter, "x")
@@ -227,3 +242,41 @@ def test_the_merged_model_speaks_like_the_adapter(made, tmp_path):
         model.merge_and_unload(safe_merge=True).save_pretrained(tmp_path)
         merged = base.load_model(base.Base("merged", Path(tmp_path)), "float32")
         assert torch.allclose(merged(input_ids=ids, use_cache=False).logits, active, atol=1e-4)
+
+
+# ---- the base in 4 bits
+
+CANNOT = {
+    "gemma3n": r"model\.language_model\.layers\.0\..* has \d+ inputs, not a multiple of 64\. Set quantization to int8"
+}
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_in_4_bits_too(name, tmp_path, monkeypatch):
+    """Mask, two steps on the quantized base, its adapter on the base in full precision: two voices, and merged there."""
+    with without_timm():
+        if name in CANNOT:  # Gemma 3n mixes its four streams by layers of four inputs
+            with pytest.raises(BaseError, match=CANNOT[name]):
+                train_tiny(name, tmp_path, monkeypatch, WIDE, quantization="nf4")
+            return
+        made = train_tiny(name, tmp_path, monkeypatch, WIDE, quantization="nf4")
+        small = {n for n, m in made.model.get_base_model().named_modules() if type(m).__name__ == "Linear4bit"}
+        assert with_lora(made.model.get_base_model()) <= {n.removesuffix(".base_layer") for n in small}
+        assert made.result["adapter_nll"] < made.result["base_nll"]
+        learned = [i for i in made.job.train[0].labels if i != -100]
+        assert made.job.renderer.stop_id in learned and "is lit." in made.job.renderer.tokenizer.decode(learned)
+        voices = chat.Voices(made.base)
+        columns = [BASE, voices.attach(made.adapter)]
+    renderer = chat.renderer_of(made.adapter, voices.tokenizer)
+    prompt = renderer.prompt([], "wind?")
+    with Steps(voices.model, [prompt.ids] * 2, [voices.mix(n) for n in columns], 0) as step:
+        rows = step.logits()
+    with torch.no_grad():
+        plain = made.model(input_ids=torch.tensor([prompt.ids]), use_cache=False).logits[0, -1]
+    near, far = ((row - plain).norm() for row in rows.flip(0))
+    assert near < 0.9 * far, "what the 4 bits changed is less than what was learned"
+    *_, last = chat.stream(voices, [Column(n, prompt) for n in columns], Sampling(temperature=0, max_new_tokens=3),
+                           renderer.stop_id)  # fmt: skip
+    assert all(r.tokens == 3 or r.ended for r in last)
+    check_merged(made, tmp_path / "merged")

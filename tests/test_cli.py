@@ -22,6 +22,7 @@ from persona.runs import list_runs
 from persona.templates import read_template
 
 CARD = Card(name="Mags", system="Be dry.", language="en")
+EXAMPLE = SHIPPED_PERSONAS / "lighthouse-keeper"
 PAIRS = [Pair("Who are you?", "I keep the light. 𠮷"), Pair("你好", "  好。\n\n茶？ "), Pair("c", "d", (("a", "b"),))]
 PAIRS += [Pair(f"question {n}", f"answer {n}") for n in range(9)]
 TRAINED = {"run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
@@ -274,6 +275,54 @@ def test_settings_from_the_command_line(call, persona, tiny_gemma, monkeypatch):
     assert config == want
 
 
+@pytest.mark.parametrize(
+    "words, batch, why",
+    [
+        ([], 1, "Changed so that it fits into memory: batch_size: 8 → 1"),
+        (["--set", "batch_size=8"], 8, "Kept as given, but it may run out of memory; what would fit: batch_size=1"),
+    ],
+)
+def test_train_fits_the_run_as_the_page_does(capsys, persona, tiny_gemma, monkeypatch, words, batch, why):
+    """On a machine with little memory; what was given by hand stays, with a warning on stderr."""
+    from dataclasses import replace
+
+    from persona import hardware, planning
+    from persona.config import make_config
+
+    small = hardware.Machine("cpu", "test", 10**11, 2, (("float32", 1e9), ("bfloat16", 1e9)))
+    plan = planning.outlook(persona, make_config(base=str(tiny_gemma)), persona.pairs(), small).plan
+    assert plan.batch_size == 8
+    real = hardware.plan_training
+    monkeypatch.setattr(hardware, "this_machine", lambda: small)
+    monkeypatch.setattr(hardware, "plan_training", lambda *a: replace(real(*a), batch_size=1, accumulation=8))
+    monkeypatch.setattr(launch, "start", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("sys.argv", ["persona", "train", str(persona.path), "--base", str(tiny_gemma), *words])
+    assert cli.main() == 130
+    (run,) = list_runs(persona)
+    assert (run.config().batch_size, run.config().gradient_accumulation_steps) == (batch, 8 // batch)
+    out, err = capsys.readouterr()
+    assert why in err and why not in out
+
+
+def test_resume_with_less(call, persona, tiny_gemma, monkeypatch):
+    from persona.config import make_config
+    from persona.runs import create_run
+
+    run = create_run(persona, make_config(base=str(tiny_gemma)))
+    run.log("state", state="failed", message="Out of memory.", remedy={"gradient_checkpointing": True})
+
+    class Started(Exception):
+        pass
+
+    def start(run):
+        raise Started(run)
+
+    monkeypatch.setattr(launch, "start", start)
+    with pytest.raises(Started) as e:
+        call("train", persona.path, "--resume", run.name, "--smaller")
+    assert e.value.args[0] == run and run.config().gradient_checkpointing
+
+
 # ---- train, resume
 
 
@@ -346,7 +395,8 @@ def test_chat(value, ready, tiny_gemma):
     assert [t["prompt"] for t in got["turns"]] == ["Who are you?", "你是谁？"]
     _, renderer = open_renderer(CARD, str(tiny_gemma), "gemma-base")
     for turn in got["turns"]:
-        assert set(turn) == {"prompt", "rendered", "base", "adapter"}
+        assert set(turn) == {"prompt", "rendered", "base", "adapter", "columns"}
+        assert [c["text"] for c in turn["columns"]] == [turn["base"], turn["adapter"]]
         assert turn["rendered"] == renderer.prompt([], turn["prompt"]).text
         assert turn["base"] != turn["adapter"]
 
@@ -362,6 +412,26 @@ def test_chat_settings_reach_the_reply(value, ready, tiny_gemma):
     assert greedy == replies("--temperature", 0, "--seed", 2)
     off = replies("--temperature", 0, "--strength", 0)
     assert off == (greedy[0], greedy[0])
+
+
+def test_chat_with_more_columns(value, refused, ready, tiny_gemma, tmp_path):
+    """The first two stay what they were; without a prompt the base is asked differently; half of her is her at half."""
+    (tmp_path / "q.txt").write_text("Who are you?\n\n你是谁？\n", encoding="utf-8")
+    words = ["chat", ready, "--questions", tmp_path / "q.txt", "--base", tiny_gemma, *SHORT]
+    plain = value(*words)["turns"]
+    more = ["--with", "base", "--with", f"{ready}*0.5", "--save", tmp_path / "out.md"]
+    got = value(*words, *more)["turns"]
+    keys = ("prompt", "rendered", "base", "adapter")
+    assert [{k: t[k] for k in keys} for t in got] == [{k: t[k] for k in keys} for t in plain]
+    assert [t["prompt"] for t in got] == ["Who are you?", "你是谁？"]
+    for turn in got:
+        assert [c["label"] for c in turn["columns"]] == ["base", "persona", "base", f"{ready}*0.5"]
+        rendered = [c["rendered"] for c in turn["columns"]]
+        assert "Be dry." not in rendered[2] and rendered[0] == rendered[1] == rendered[3] == turn["rendered"]
+        assert all(c["tokens"] and not c["error"] for c in turn["columns"])
+    assert (tmp_path / "out.md").read_text(encoding="utf-8").startswith("| question | base | persona |")
+    assert "5 columns: base and persona, and 2 more" in refused(*words, *["--with", "base"] * 3)
+    assert "End the name with one of them" in refused(*words, "--save", tmp_path / "out.doc")
 
 
 def test_chat_for_people(call, ready, tiny_gemma):
@@ -406,8 +476,34 @@ def test_export_and_chat_with_the_zip(value, ready, tiny_gemma, tmp_path):
     assert value("chat", out, *words)["turns"] == value("chat", ready, *words)["turns"]
 
 
-def test_export_refuses_another_form(refused, ready, tmp_path):
-    assert "--as gguf: not available yet. Use --as zip." in refused("export", ready, tmp_path / "x", "--as", "gguf")
+def test_export_in_each_form(value, ready, tiny_gemma, tmp_path):
+    made = value("export", ready, tmp_path / "whole", "--as", "merged", "--base", tiny_gemma, "--strength", 0.5)
+    assert made["strength"] == 0.5 and made["difference"]["largest"] < 1e-3
+    assert (tmp_path / "whole" / "model.safetensors").is_file()
+    made = value("export", ready, tmp_path / "mags", "--as", "gguf", "--base", tiny_gemma)
+    assert made["file"] == "mags.gguf" and "did not come as a GGUF file" in made["notes"][0]
+    made = value("export", ready, tmp_path / "mags.png", "--as", "card")
+    assert made == {"file": str(tmp_path / "mags.png"), "bytes": (tmp_path / "mags.png").stat().st_size, "examples": 0}
+    made = value("export", EXAMPLE, tmp_path / "data", "--as", "dataset")
+    assert made["pairs"] > 100 and "axolotl.yaml" in made["files"]
+
+
+def test_export_for_people(call, tmp_path):
+    status, out, _ = call("export", EXAMPLE, tmp_path / "card.json", "--as", "card", "--version", 2)
+    assert status == 0 and out.strip() == str(tmp_path / "card.json")
+    assert json.loads((tmp_path / "card.json").read_text())["spec"] == "chara_card_v2"
+
+
+def test_export_refuses(refused, call, ready, tiny_gemma, tmp_path):
+    words = ["--base", tiny_gemma, "--as"]
+    assert "only a merged model has one" in refused("export", ready, tmp_path / "x", "--strength", 0.5)
+    assert "only a merged model has one" in refused("export", ready, tmp_path / "x", *words, "gguf", "--strength", 0.5)
+    assert "did not come as a GGUF file" in refused("export", ready, tmp_path / "x", *words, "gguf", "--merge")
+    for form in ("merged", "zip"):
+        assert "is there already" in refused("export", ready, ready, *words, form)
+    assert "the pairs are not here" in refused("export", ready, tmp_path / "x", "--as", "dataset")
+    assert call("export", ready, tmp_path / "x", "--as", "nonsense")[0] == 2
+    assert not (tmp_path / "x").exists()
 
 
 # ---- doctor

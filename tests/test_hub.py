@@ -338,7 +338,7 @@ def test_a_link_brings_base_template_system_prompt_and_sampling(
 ) -> None:
     """On a machine that has none of it: what the page is told, and which revision of the base is opened."""
     from persona import chat
-    from persona.ui import compare
+    from persona.ui import compare, voices
 
     bases_from(hub, tmp_path, monkeypatch)
     old = hub.add("someone/tiny-base", {f.name: f.read_bytes() for f in tiny_llama.iterdir()})
@@ -351,17 +351,20 @@ def test_a_link_brings_base_template_system_prompt_and_sampling(
 
     told: list[str] = []
     monkeypatch.setattr("gradio.Info", lambda text, **_: told.append(text))
-    chosen = compare.open_link(shared["link"], "").value
+    chosen = voices.open_link(shared["link"])
     assert len(told) == 1 and "someone/tiny-base is not on this machine" in told[0]
-    opened = compare.find(chosen)
+    opened = voices.find(chosen)
     assert (opened.card.system, opened.template.text) == (
         "你是甄嬛。",
         (mine / "chat_template.jinja").read_text("utf-8"),
     )
-    assert compare.drawn(chosen, 0.4, 0.9) == (0, 0.9) and opened.card.sampling.chosen() == GREEDY
+    assert (
+        compare.drawn(chosen, 0.4, 0.9, 0, 0.1, 1.1) == [0, 0.9, 0, 0.1, 1.3]
+        and opened.card.sampling.chosen() == GREEDY
+    )
     base = chat.base_of(opened)
     assert (base.id, base.revision) == ("someone/tiny-base", old) and base.config()["model_type"] == "llama"
-    assert compare.open_link(shared["link"], "").value == chosen and len(told) == 1  # all of it is here now
+    assert voices.open_link(shared["link"]) == chosen and len(told) == 1  # all of it is here now
 
 
 def edit_run(folder: Path, **changes: Any) -> None:

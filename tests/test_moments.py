@@ -5,7 +5,7 @@ import random
 import pytest
 from safetensors.torch import load_file
 
-from persona import adapter, chat, diary, moments, train
+from persona import adapter, decode, diary, loss, moments, train
 from persona.errors import RunError
 from persona.folder import Card
 from persona.runs import Run
@@ -102,15 +102,15 @@ def test_no_other_moment_while_it_trains(make):  # noqa: F811
 
 
 def test_a_loss_that_is_not_finite_keeps_the_best_moment(make, monkeypatch):  # noqa: F811
-    run, real, calls = make(max_steps=4, batch_size=4), train.nll_sum, []
+    run, real, calls = make(max_steps=4, batch_size=4), loss.nll_sum, []
 
     def diverging(*args):
         total, count = real(*args)
         calls.append(1)
         return (total * float("nan") if len(calls) == 3 else total), count
 
-    monkeypatch.setattr(train, "nll_sum", diverging)
-    with pytest.raises(RunError, match=r"became infinite at step 3\. Lower learning_rate .*adapter of step 2 is kept"):
+    monkeypatch.setattr("persona.trainer.nll_sum", diverging)
+    with pytest.raises(RunError, match=r"became infinite at step 3\. Lower learning_rate .*holds the best"):
         train.train(run)
     assert run.progress().status == "failed"
     assert adapter.check(run.adapter).facts["figures"]["steps"] == 2
@@ -138,7 +138,9 @@ def test_a_page_of_the_diary_is_what_the_chat_would_answer(make, tiny_gemma):  #
     model = adapter.attach(load(tiny_gemma), opened, "x")
     job = train.prepare(run)
     prompt = job.renderer.prompt([], "Who are you?")
-    *_, last = chat.decode(model, job.renderer.tokenizer, [prompt.ids], diary.SAMPLING, job.renderer.stop_id, ["x"])
+    *_, last = decode.decode(
+        model, job.renderer.tokenizer, [prompt.ids], diary.SAMPLING, job.renderer.stop_id, [(("x", 1.0),)]
+    )
     assert events(run, "diary")[-1]["answers"][0]["text"] == last[0].text != ""
 
 

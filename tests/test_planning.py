@@ -1,5 +1,6 @@
 """Persona + settings + machine → outlook: steps, memory and time before Start, without opening a model."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -124,6 +125,48 @@ def test_what_fits_only_otherwise_is_run_otherwise(persona, tiny_gemma):
     assert planning.fitted(config, see(persona, tiny_gemma, free=1000).plan) == config
     assert planning.fitted(config, replace(plan, quantization="nf4")) == config
     assert planning.fitted(config, replace(plan, lower_dtype=True)).dtype == "bfloat16"
+
+
+BATCH, STEPS = "batch_size", "gradient_accumulation_steps"
+GIVEN = {
+    "nothing": (set(), (2, 8), [r"Changed so that it fits into memory: batch_size: 8 → 2; gradient_acc.*: 2 → 8\. No GPU"]),
+    "another": ({"lora_r"}, (2, 8), ["Changed so that it fits"]),
+    "batch": ({BATCH}, (8, 2), [r"Kept as given, .* would fit: batch_size=2, gradient_accumulation_steps=8\."]),
+    "steps": ({STEPS}, (8, 2), ["Kept as given, .* would fit: batch_size=2"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given, want, notes", GIVEN.values(), ids=GIVEN)
+def test_what_was_given_by_hand_stays(persona, tiny_gemma, given, want, notes):
+    config = make_config(base=str(tiny_gemma), gradient_accumulation_steps=2)
+    work = planning.work_of(config, [planning.row_tokens(CARD, p) for p in PAIRS])
+    shape = planning.shape(base.ready(str(tiny_gemma)))
+    need = memory.estimate(shape, replace(work, batch=2, dtype="bfloat16")).total
+    plan = see(persona, tiny_gemma, free=need, gradient_accumulation_steps=2).plan
+    got, said = planning.fit(config, plan, given)
+    assert (got.batch_size, got.gradient_accumulation_steps) == want
+    assert len(said) == len(notes) and all(re.match(n, x) for n, x in zip(notes, said, strict=True)), said
+
+
+def test_what_fits_is_left_alone_and_what_never_does_is_said(persona, tiny_gemma):
+    config = make_config(base=str(tiny_gemma))
+    plan = see(persona, tiny_gemma).plan
+    assert planning.fit(config, plan) == (config, [])
+    got, (said,) = planning.fit(config, see(persona, tiny_gemma, free=1000).plan)
+    assert got == config and re.match(
+        r"This may run out of memory: its smallest way needs about 0\.\d GB, and 0\.0 GB", said
+    )
+    got, (said,) = planning.fit(config, replace(plan, quantization="nf4"))
+    assert got == config and "does not fit into" in said and said.endswith("With quantization=nf4 it would.")
+    slower = replace(plan, checkpointing=True, lower_dtype=True, train_dtype="bfloat16")
+    got, (changed, kept) = planning.fit(config, slower, {"dtype"})
+    assert (got.gradient_checkpointing, got.dtype) == (True, "auto")
+    assert "gradient_checkpointing: false → true" in changed and "would fit: dtype=bfloat16." in kept
+
+
+def test_pissa_has_twice_the_rank(persona, tiny_gemma):
+    plain, pissa = (planning.work_of(make_config(init_lora_weights=i), [(50, 9)]) for i in ("default", "pissa"))
+    assert (plain.rank, pissa.rank) == (16, 32)
 
 
 # ---- the page

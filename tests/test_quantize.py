@@ -19,6 +19,7 @@ from persona.loss import Collator, mean_nll, nll_sum
 from persona.pairs import Pair
 from persona.render import IGNORED
 from persona.runs import Run, create_run
+from persona.trainer import Clock, Watch
 
 needs_bnb = pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
 KINDS = ["nf4", "int8"]
@@ -311,8 +312,8 @@ def make(tmp_path, folders):
 
 def built(run: Run):
     job = train.prepare(run)
-    clock = train.Clock()
-    return train.build(job, clock, train.Watch(run, clock))
+    clock = Clock()
+    return train.build(job, clock, Watch(run, clock))
 
 
 @needs_bnb

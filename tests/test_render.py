@@ -8,10 +8,12 @@ vocabulary.
 import re
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from conftest import BYTE_CONTROLS, GEMMA_CONTROLS, LLAMA3_CONTROLS, SENTENCEPIECE_CONTROLS, SMOLLM2_CONTROLS
 
+from persona.api.orders import chat_order
 from persona.errors import InputError, TemplateError
 from persona.pairs import Pair
 from persona.render import IGNORED, Example, Renderer, check_all
@@ -599,3 +601,15 @@ def test_the_tiny_bases_open_like_any_other(request, folder, kind):
     model = load_model(base, "float32")
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
     assert model.config.eos_token_id == tokenizer.eos_token_id
+
+
+@each_renderer
+@with_system
+@each_pair
+def test_a_request_of_the_api_is_where_learning_starts(renderer, pair):
+    said = messages(renderer.system, pair.history, pair.instruction)
+    order = chat_order({"model": "m", "messages": said}, 0)
+    prompt = replace(renderer, system=order.system or "").prompt(order.history, order.text)
+    example = example_of(renderer, pair)
+    assert prompt.ids == example.input_ids[: len(prompt.ids)]
+    assert len(prompt.ids) == next(n for n, label in enumerate(example.labels) if label != IGNORED)

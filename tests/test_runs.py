@@ -326,7 +326,8 @@ def test_a_run_whose_process_is_gone_was_interrupted(run, child, state):
     child.kill()
     child.wait()
     seen = run.progress()
-    assert seen.status == "interrupted" and "can be resumed" in seen.message and seen.left is None
+    says = "its place in line is kept" if state == "queued" else "can be resumed"
+    assert seen.status == "interrupted" and says in seen.message and seen.left is None
 
 
 def test_a_run_between_its_first_event_and_its_process_is_starting(run):
@@ -380,7 +381,7 @@ def test_stop_leaves_a_file_and_start_takes_it_away(run, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", waiting)
     launch.start(run)
     assert not (run.path / "stop").exists()
-    assert asked == [([sys.executable, "-m", "persona.train", str(run.path)], run.path, True)]
+    assert asked == [([sys.executable, "-m", "persona.waiting", str(run.path)], run.path, True)]
     child = launch._children[run.path]
     child.wait()
     launch.reap()

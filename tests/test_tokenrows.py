@@ -12,6 +12,7 @@ from tiny import CARD, FACTS, load, with_lora, write_adapter
 from persona import adapter, tokenrows
 from persona.base import Base
 from persona.errors import AdapterError
+from persona.mixed import Mixed
 from persona.templates import read_template
 
 WEIGHTS = "adapter_model.safetensors"
@@ -82,7 +83,8 @@ def test_three_voices_in_one_batch(folder, tmp_path):
         model = load(folder)
         for name in order:
             model = adapter.attach(model, adapter.check(tmp_path / name), f"voice-{name}")
-        mixed = logits(model, IDS.repeat(3, 1), adapter_names=["__base__", "voice-a", "voice-b"])
+        with Mixed(model, [(), (("voice-a", 1.0),), (("voice-b", 1.0),)]):
+            mixed = logits(model, IDS.repeat(3, 1))
         for got, wanted in zip(mixed, (base, trained, plain), strict=True):
             assert torch.allclose(got, wanted[0], atol=1e-5)
 
@@ -94,6 +96,9 @@ def test_strength_goes_from_the_base_to_what_was_trained(folder, tmp_path):
     assert torch.equal(logits(model), base)
     adapter.set_strength(model, "x", 0.5)
     half = logits(model)
+    adapter.set_strength(model, "x", 1)
+    with Mixed(model, [(("x", 0.5),)]):
+        assert torch.allclose(logits(model), half, atol=1e-5), "as in a chat's batch"
     assert not torch.allclose(half, base, atol=1e-2) and not torch.allclose(half, trained, atol=1e-2)
     adapter.set_strength(model, "x", 1)
     assert torch.allclose(logits(model), trained, atol=1e-5)

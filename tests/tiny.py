@@ -40,9 +40,9 @@ def lora_gradients(model: Any) -> dict[str, torch.Tensor]:
 
 
 def write_adapter(folder: Path, target: Path, seed: int = 1, template: str | Template = "chatml", card: Card = CARD,
-                  **settings: Any) -> Any:  # fmt: skip
+                  size: float = 0.3, **settings: Any) -> Any:  # fmt: skip
     """An adapter folder for the base in `folder`; returns the model that it was written from."""
-    model = with_lora(load(folder), seed, **settings)
+    model = with_lora(load(folder), seed, size, **settings)
     chosen = read_template(template) if isinstance(template, str) else template
     base = Base("someone/tiny", folder, "r1", "MIT")
     adapter.write(model, target, base=base, template=chosen, card=card, facts=FACTS)

@@ -7,19 +7,21 @@ failed (the message on stderr says place, value and next step), 2 wrong usage.
 import typer
 
 from persona import hardware
-from persona.cli import doctor, sharing, talking, training, writing
+from persona.cli import doctor, judging, serving, sharing, talking, training, writing
 from persona.errors import PersonaError
 
 app = typer.Typer(
     help="Write pairs, train a LoRA, compare base and persona, share the adapter.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-)  # fmt: skip  # fmt: skip
+)  # fmt: skip
 app.command()(writing.new)
 app.command("import")(writing.import_)
 app.command()(writing.lint)
 app.command()(writing.render)
 app.command()(training.train)
 app.command()(talking.chat)
+app.command()(serving.serve)
+app.command("eval")(judging.eval_)
 app.command()(sharing.export)
 app.command()(sharing.push)
 app.command()(doctor.doctor)

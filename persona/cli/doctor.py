@@ -13,7 +13,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     machine = hardware.this_machine()
     plan = hardware.make_plan(machine)
-    wanted = ("torch", "transformers", "trl", "peft", "gradio", "bitsandbytes", "spaces")
+    wanted = ("torch", "transformers", "trl", "peft", "gradio", "bitsandbytes", "liger-kernel", "spaces")
     embedded = {e.name: base.is_installed(e) for e in base.EMBEDDED.values()}
     packages = {p: _version(p) for p in wanted}
     value = {
@@ -26,8 +26,8 @@ def doctor(as_json: AsJson = False) -> None:
         "packages": packages,
         "embedded": embedded,
         "home": str(files.home()),
-        "not_verified": ["training and chat on a GPU (CUDA, MPS), 4 and 8 bits there", "the Hugging Face Hub itself",
-                         "ModelScope", "ZeroGPU Spaces"],
+        "not_verified": ["training and chat on a GPU (CUDA, MPS), 4 and 8 bits there", "Liger's kernels",
+                         "the Hugging Face Hub itself", "ModelScope", "ZeroGPU Spaces"],
     }  # fmt: skip
     listed = ", ".join(f"{p} {v or 'not installed'}" for p, v in packages.items())
     bases = ", ".join(f"{n} {'ready' if here else 'not installed'}" for n, here in embedded.items())

@@ -1,32 +1,83 @@
-"""chat: base and persona, from the shell."""
+"""chat: base and persona, and others beside them, from the shell."""
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from persona.cli.common import AsJson, put
+from persona.cli.common import AsJson, note, put
+from persona.errors import InputError
+
+MAX_COLUMNS = 4
 
 
 def chat(
-    adapter: Annotated[Path, typer.Argument(help="An adapter, run or persona folder, or a zip.")],
-    prompt: Annotated[list[str], typer.Option(help="What to say; give it again for more, each on its own.")],
+    adapter: Annotated[str, typer.Argument(help="An adapter, run or persona folder, zip, RUN@STEP, USER/NAME@REV.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="What to say; again for more, each on its own.")] = None,
     strength: Annotated[float, typer.Option(help="0: the base, 1: as trained.")] = 1.0,
+    others: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with", help="One more column: base (no prompt), base+prompt, ADAPTER, ADAPTER*0.7, A*0.6 + B*0.4."
+        ),
+    ] = None,
+    questions: Annotated[Path | None, typer.Option(help="A file of questions, one a line, put to all columns.")] = None,
+    save: Annotated[Path | None, typer.Option(help="The answers as a table: .csv, .md or .html.")] = None,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.4,
-    seed: Annotated[int, typer.Option(help="The same for both columns.")] = 0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest; 0: none.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="The same for all columns.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 128,
     base: Annotated[str, typer.Option(help="Base model, if not the adapter's own.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Ask base and persona the same, in one batch, with the same randomness."""
-    from persona import adapter as adapters
     from persona import chat as chats
-    from persona import files, share
+    from persona import questions as asking
+    from persona import sources
+    from persona.decode import Sampling
 
-    path = adapter.expanduser()
-    found = share.unpack(path, files.home() / "adapters") if path.suffix == ".zip" else adapters.locate(path)
-    sampling = chats.Sampling(temperature=temperature, seed=seed, max_new_tokens=max_new_tokens)
-    turns, rate = chats.answer(adapters.check(found), prompt, sampling, strength, base)
-    text = "\n\n".join(f"> {t['prompt']}\nbase:    {t['base']}\npersona: {t['adapter']}" for t in turns)
-    turns = [{k: t[k] for k in ("prompt", "rendered", "base", "adapter")} for t in turns]
-    put({"turns": turns, "tokens_per_s": round(rate, 2)}, text, as_json)
+    said = [*(prompt or []), *(asking.read_questions(questions) if questions else [])]
+    if not said:
+        raise typer.BadParameter("Nothing to ask. Give --prompt TEXT or --questions FILE.", param_hint="--prompt")
+    if save:
+        asking.require_form(save)
+    if len(others or []) > MAX_COLUMNS - 2:
+        raise InputError(f"{len(others or []) + 2} columns: base and persona, and {MAX_COLUMNS - 2} more at most.")
+    sampling = Sampling(temperature=temperature, min_p=min_p, seed=seed, max_new_tokens=max_new_tokens)
+    chats.check_strength(strength)
+    main = sources.open_adapter(adapter)
+    voices = chats.open_voices(chats.base_of(main, base))
+    speakers = chats.default_speakers(voices, main, strength)
+    speakers += [sources.open_speaker(voices, text, main, any_base=bool(base)) for text in others or []]
+    start = time.perf_counter()
+    rows = []
+    for row in asking.ask_all(voices, speakers, said, sampling):
+        rows.append(row)
+        if questions:
+            note(f"{len(rows)} of {len(said)} asked")
+    rate = sum(r.tokens for row in rows for r in row.replies) / (time.perf_counter() - start)
+    labels = [s.label for s in speakers]
+    if save:
+        asking.save(save, labels, rows)
+        note(f"Saved {save}")
+    text = "\n\n".join(_for_people(labels, row) for row in rows)
+    put({"turns": [_turn(labels, row) for row in rows], "tokens_per_s": round(rate, 2)}, text, as_json)
+
+
+def _turn(labels: list[str], row: Any) -> dict[str, Any]:
+    """base and adapter are the first two columns: the base is given the very prompt of the adapter."""
+    columns = [
+        {"label": label, "rendered": c.prompt.text, "text": r.text, "tokens": r.tokens, "ended": r.ended,
+         "error": r.error}
+        for label, c, r in zip(labels, row.columns, row.replies, strict=True)
+    ]  # fmt: skip
+    base, persona = columns[:2]
+    return {"prompt": row.question, "rendered": persona["rendered"], "base": base["text"], "adapter": persona["text"],
+            "columns": columns}  # fmt: skip
+
+
+def _for_people(labels: list[str], row: Any) -> str:
+    width = max(map(len, labels)) + 2
+    said = (f"{f'{label}:':<{width}}{r.error or r.text}" for label, r in zip(labels, row.replies, strict=True))
+    return "\n".join([f"> {row.question}", *said])

@@ -4,7 +4,7 @@ import json
 import signal
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,29 +21,63 @@ def train(
     preset: Annotated[str, typer.Option(help="quick, balanced or thorough.")] = "quick",
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Any setting of a run.")] = None,
     resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
+    launcher: Annotated[Literal["here", "ray"], typer.Option(help="Train on this machine or a Ray cluster.")] = "here",
+    address: Annotated[str, typer.Option(help="Of the Ray cluster; else the one of this machine.")] = "",
+    storage: Annotated[
+        str, typer.Option(envvar="PERSONA_SHARED", help="URL that all nodes of the cluster reach: s3://…, file:///…")
+    ] = "",
+    smaller: Annotated[bool, typer.Option("--smaller", help="With --resume: with what its failure proposed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a LoRA on the persona's pairs. Ctrl-C stops at the next step and keeps the best adapter so far."""
+    """Train a LoRA on the persona's pairs. Ctrl-C stops at the next step and keeps the best adapter so far.
+
+    One run at a time trains on this machine; another waits in line for its turn.
+    """
     from persona import folder, launch, runs
     from persona.config import make_config
 
     persona = folder.open_persona(directory)
+    if launcher == "ray":
+        from persona import cluster
+
+        cluster.open_storage(storage)
     if resume:
         inside = persona.runs_dir / resume
         run = runs.open_run(inside if inside.is_dir() else resume)
     else:
         settings = dict(key_value(x, "--set") for x in changes or []) | ({"base": base} if base else {})
-        run = runs.create_run(persona, make_config(preset, **settings))
-    launch.start(run)
+        run = runs.create_run(persona, _fitted(persona, make_config(preset, **settings), settings))
+    if resume and smaller:
+        run = launch.start_smaller(persona, run)
+    elif launcher == "ray":
+        launch.start_on_cluster(run, storage, address)
+    else:
+        launch.start(run)
     note(f"Run {run.path}")
     last = _follow(run)
     value = {k: last.result.get(k) for k in RESULT} | {"run": str(run.path), "status": last.status}
+    value["adapter"] = value["adapter"] and str(run.adapter)  # the result of a cluster names the worker's
     if last.status not in ("done", "stopped"):
         value["status"] = "failed"
         if as_json:
             typer.echo(json.dumps(value, ensure_ascii=False))
         raise PersonaError(last.message or f"The run ended as {last.status}; see {run.path / 'log.txt'}.")
-    put(value, _summary(value), as_json)
+    text = _summary(value) if last.result else f"{last.status}: {last.message or 'nothing was trained.'}"
+    put(value, text, as_json)
+
+
+def _fitted(persona: Any, config: Any, given: Any) -> Any:
+    """The settings as they fit into this machine, as the page does it; what was given by hand stays."""
+    from persona import hardware, planning
+
+    machine = hardware.this_machine()
+    seen = planning.outlook(persona, config, persona.pairs(), machine, hardware.free_memory(machine))
+    if seen is None:  # no base here yet, so nothing is known of it
+        return config
+    config, notes = planning.fit(config, seen.plan, given)
+    for text in notes:
+        note(text)
+    return config
 
 
 def _follow(run: Any) -> Any:
@@ -51,23 +85,32 @@ def _follow(run: Any) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from persona import launch
+    from persona import launch, waiting
     from persona.progress import ACTIVE
 
-    previous = signal.signal(signal.SIGINT, lambda *_: run.stop())
+    asked: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    told = 0
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task("starting", total=None)
             while True:
-                seen = run.progress()
+                if asked:
+                    asked.clear()
+                    launch.stop(run)
+                seen, place = waiting.progress(run), waiting.place(run)
+                if place and place.number != told:
+                    told = place.number
+                    note(f"Waiting: {waiting.words(place)}. Ctrl-C cancels.")
                 losses = [f"loss {seen.train[-1][1]:.2f}"] if seen.train else []
                 losses += [f"held-out {seen.held_out[-1][1]:.2f}"] if seen.held_out else []
                 words = "  ".join([seen.message or seen.status, *losses])
                 bar.update(task, total=seen.steps or None, completed=seen.step, description=words)
                 if seen.status not in ACTIVE:
-                    return seen
+                    launch.reap()  # how it ended may be known only now
+                    return run.progress()
                 time.sleep(0.3)
                 launch.reap()
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import folder, launch
+from persona import folder, launch, talks
 from persona.errors import PersonaError
 from persona.ui import compare, share, template, train, write
 from persona.ui.common import COMPARE, QUIET, TRAIN, WRITE, Page, mine, shown
@@ -20,6 +20,7 @@ def arrive(saved: str, request: gr.Request) -> tuple[str, Any, Any, Any]:
 
     Returns slug, walkthrough, adapter list, persona list.
     """
+    launch.revive()
     link = dict(request.query_params).get("persona", "")
     running = launch.active_run(folder.list_personas())
     slug = saved if saved in {p.slug for p in folder.list_personas()} else ""
@@ -49,6 +50,7 @@ def build() -> gr.Blocks:
     with gr.Blocks(title="Persona", fill_width=False, analytics_enabled=False) as demo:
         # the key is fixed, so that a restart of the server finds it again; it guards nothing, a folder name
         remembered = gr.BrowserState("", storage_key="persona-open", secret="persona")
+        key = gr.BrowserState("", storage_key="persona-visitor", secret="persona")  # whose conversations these are
         slug, pair = gr.State(""), gr.State(1)
         with gr.Row(elem_id="head"):
             gr.HTML("<h1>Persona</h1><p>Teach a language model to be someone.</p>", elem_id="brand")
@@ -65,9 +67,10 @@ def build() -> gr.Blocks:
             with gr.Step("Train", id=2, elem_id="step-train") as step:
                 train.build(page, step)
             with gr.Step("Compare", id=3, elem_id="step-compare") as step:
-                compare.build(page, step)
+                compare.build(page, step, key)
             with gr.Step("Share", id=4, elem_id="step-share") as step:
                 share.build(page, step)
+        demo.load(lambda known: known or talks.new_key(), key, key, **QUIET)
         demo.load(arrive, remembered, [slug, steps, adapter, which], **QUIET)
         slug.change(lambda s: (s, mine(s), 1), slug, [remembered, which, pair], **QUIET)
         which.input(lambda s: s or "", which, slug, **QUIET)

@@ -1,194 +1,229 @@
-"""Step 4, Compare: base and persona answer the same question at the same time."""
+"""Step 4, Compare: the same question to several voices at the same time."""
 
-import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from persona import adapter, chat, files, folder, hub, runs, share, space
+from persona import space
 from persona.errors import PersonaError
+from persona.ui import asking, blind, judging, talking, voices
 from persona.ui.common import QUIET, SHARE, Page, shown
 
-Chat = list[dict[str, Any]]
-
-
-def choices(slug: str) -> list[tuple[str, str]]:
-    """(label, id) of the adapters to choose from: this persona's runs, newest first, then opened ones."""
-    found = []
-    if slug:
-        card = folder.by_slug(slug).card()
-        for run in runs.list_runs(folder.by_slug(slug)):
-            if run.adapter.is_dir():
-                found.append((f"{card.name}, {when(run.name)}", f"run/{slug}/{run.name}"))
-    for path in sorted(opened_dir().glob("*/adapter_config.json")):
-        found.append((f"{path.parent.name} (opened)", f"opened/{path.parent.name}"))
-    return found
-
-
-def when(run: str) -> str:
-    """20261122-031500-a1b2 → 22 Nov 03:15"""
-    try:
-        return time.strftime("%d %b %H:%M", time.strptime(run[:15], "%Y%m%d-%H%M%S"))
-    except ValueError:
-        return run
-
-
-def opened_dir() -> Path:
-    return files.home() / "adapters"
-
-
-def find(chosen: str) -> adapter.Adapter:
-    """The adapter behind an id. The id comes from a browser, so each part of it is checked as a plain name."""
-    kind, _, rest = (chosen or "").partition("/")
-    if kind == "run":
-        slug, _, run = rest.partition("/")
-        return adapter.check(files.inside(folder.by_slug(slug).runs_dir, run) / "adapter")
-    if kind == "opened":
-        return adapter.check(files.inside(opened_dir(), rest))
-    raise PersonaError("There is no adapter yet. Train one in the step before, or open a zip here.")
+COLUMNS = ("chat-base", "chat-persona", "chat-third", "chat-fourth")
 
 
 def open_zip(file: str | None, slug: str) -> gr.Dropdown:
-    if not file:
-        return gr.skip()
-    path = share.unpack(Path(file), opened_dir())
-    return gr.Dropdown(choices(slug), value=f"opened/{path.name}")
+    return gr.Dropdown(voices.adapters(slug), value=voices.open_zip(file)) if file else gr.skip()
 
 
 def open_link(text: str, slug: str) -> gr.Dropdown:
     """An adapter from the Hub: checked and downloaded, then chosen."""
-    path = share.keep(hub.pull(hub.Link.parse(text)), opened_dir())
-    if what := hub.outlook(adapter.check(path)):
-        gr.Info(what, duration=None)
-    return gr.Dropdown(choices(slug), value=f"opened/{path.name}")
+    chosen = voices.open_link(text.strip())
+    return gr.Dropdown(voices.adapters(slug), value=chosen)
 
 
-def refresh(slug: str, chosen: str) -> gr.Dropdown:
-    """The list anew; what was chosen stays if it is still there, else the newest."""
-    found = choices(slug)
+def refresh(slug: str, chosen: str, others: list[str]) -> tuple[gr.Dropdown, gr.Dropdown]:
+    """The lists anew; what was chosen stays if it is still there, else the newest."""
+    found, beside = voices.adapters(slug), voices.beside(slug)
     ids = [i for _, i in found]
-    return gr.Dropdown(found, value=chosen if chosen in ids else (ids[0] if ids else None))
+    kept = [v for v in others or [] if v in {i for _, i in beside} or v.startswith("blend/")]
+    now = chosen if chosen in ids else (ids[0] if ids else None)
+    return gr.Dropdown(found, value=now), _beside(beside, now, kept)
 
 
-def introduce(chosen: str) -> tuple[Any, Any, Any, str]:
-    """Placeholders with her greeting, her probes as questions to click, and what is known of the adapter."""
+def _beside(found: list[tuple[str, str]], chosen: str | None, kept: list[str]) -> gr.Dropdown:
+    blends = [(voices.label(v, chosen or ""), v) for v in kept if v.startswith("blend/")]
+    rest = [v for v in found if v[1] != chosen]
+    return gr.Dropdown([*rest, *blends], value=[v for v in kept if v != chosen])
+
+
+def add_blend(slug: str, chosen: str, others: list[str], other: str, part: float) -> gr.Dropdown:
+    """One more voice: the persona and another adapter at once, by weight."""
+    if not other:
+        raise PersonaError("Choose a second adapter to blend with.")
+    kept = [*(others or []), f"blend/{part:.2f}/{other}"]
+    return _beside(voices.beside(slug), chosen, list(dict.fromkeys(kept))[-(voices.MAX_COLUMNS - 1) :])
+
+
+def introduce(chosen: str) -> tuple[Any, str]:
+    """Her probes as questions to click, and what is known of the adapter."""
     if not chosen:
-        return gr.skip(), gr.skip(), gr.Dataset(samples=[]), ""
-    a = find(chosen)
+        return gr.Dataset(samples=[]), ""
+    a = voices.find(chosen)
     figures = a.facts.get("figures", {})
     learned = ""
     if isinstance(figures.get("base_nll"), float) and isinstance(figures.get("adapter_nll"), float):
         learned = f" · held-out loss {figures['base_nll']:.2f} → {figures['adapter_nll']:.2f}"
     about = f"{escape(a.card.name)} on {escape(a.base_id)}, template {escape(a.template.name)}{learned}"
-    return (
-        gr.Chatbot(placeholder="The base model, untouched", label=f"Base: {a.base_id}"),
-        gr.Chatbot(placeholder=escape(a.card.greeting) or "Say something", label=f"Persona: {a.card.name}"),
-        gr.Dataset(samples=[[p] for p in a.card.probes[:8]]),
-        f"<div class='quiet'>{about}</div>",
-    )
+    return gr.Dataset(samples=[[p] for p in a.card.probes[:8]]), f"<div class='quiet'>{about}</div>"
 
 
-def drawn(chosen: str, temperature: float, top_p: float) -> tuple[float, float]:
-    """The two knobs as her author would have them, else as they stand."""
-    own = find(chosen).card.sampling.chosen() if chosen else {}
-    return own.get("temperature", temperature), own.get("top_p", top_p)
+def drawn(chosen: str, *knobs: float) -> list[float]:
+    """Temperature, top-p, top-k, min-p and penalty as her author would have them, else as they stand."""
+    own = voices.find(chosen).card.sampling.chosen() if chosen else {}
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    return [own.get(name, value) for name, value in zip(names, knobs, strict=True)]
 
 
-def plain(content: Any) -> str:
-    """Chatbot hands content back as a list of blocks; templates read text."""
-    if isinstance(content, str):
-        return content
-    return "".join(block.get("text", "") for block in content if block.get("type") == "text")
+def shown_talk(slug: str, chosen: str, others: Sequence[str], key: str, talk_id: str) -> tuple:
+    """A conversation in its columns; an empty one greets. Columns of voices that are not chosen now are not shown."""
+    if not chosen:
+        return (*_boxes(2), *[gr.Chatbot([]) for _ in range(voices.MAX_COLUMNS)], *[""] * voices.MAX_COLUMNS)
+    talk = talking.talk_of(slug, chosen, key, talk_id)
+    a = voices.find(chosen)
+    labels = _labels(chosen, others)
+    bots = talking.columns(talk, labels)
+    if talk is None:
+        mine = 1 if len(labels) > 1 else 0
+        greeting = escape(a.card.greeting) or "Say something"
+        bots[mine] = gr.Chatbot([], label=labels[mine], placeholder=greeting)
+    return (*_boxes(len(labels)), *bots, *[""] * voices.MAX_COLUMNS)
 
 
-def turns(messages: Chat) -> list[tuple[str, str]]:
-    """Finished (user, reply) turns; a turn without an answer is left out."""
-    texts = [(m["role"], plain(m["content"])) for m in messages]
-    pairs = zip(texts[::2], texts[1::2], strict=False)
-    return [(u, r) for (ru, u), (rr, r) in pairs if ru == "user" and rr == "assistant" and r.strip()]
+def _boxes(count: int) -> list[gr.Column]:
+    return [gr.Column(visible=n < count) for n in range(voices.MAX_COLUMNS)]
 
 
-def talk(
-    said: str, left: Chat, right: Chat, chosen: str, strength: float, temperature: float, top_p: float, longest: float,
-    seed: float,
-) -> Iterator[tuple]:  # fmt: skip
-    """Stream both columns. Yields (left, right, box, status)."""
-    if not said.strip():
-        raise PersonaError("Write something to say first.")
-    sampling = chat.Sampling(float(temperature), float(top_p), seed=int(seed or 0), max_new_tokens=int(longest))
-    yield gr.skip(), gr.skip(), gr.skip(), "Opening the model …"
-    a = find(chosen)
-    own = {k: v for k, v in a.card.sampling.chosen().items() if k in ("top_k", "repetition_penalty")}  # without a knob
-    sampling = replace(sampling, **own)
-    voices = chat.open_voices(chat.base_of(a))
-    name = voices.attach(a)
-    renderer = chat.renderer_of(a, voices.tokenizer)
-    columns = [
-        chat.Column(voice, renderer.prompt(turns(history), said))
-        for voice, history in ((chat.BASE, left), (name, right))
-    ]
-    same = "same prompt" if columns[0].prompt.ids == columns[1].prompt.ids else "each with its own conversation so far"
-    start, first = time.perf_counter(), 0.0
-    for replies in chat.stream(voices, columns, sampling, renderer.stop_id, float(strength)):
-        now = time.perf_counter() - start
-        first = first or now
-        pace = sum(r.tokens for r in replies) / max(now, 1e-9)
-        status = f"{pace:.1f} tokens/s together, first after {first:.1f} s · {same}, seed {sampling.seed}"
-        yield (
-            [*left, *turn(said, replies[0])], [*right, *turn(said, replies[1])], "",
-            status,
-        )  # fmt: skip
-    cut = [who for who, r in zip(("base", "persona"), replies, strict=True) if not r.ended]
-    note = f" · {' and '.join(cut)} reached the limit of {sampling.max_new_tokens} tokens" if cut else ""
-    yield gr.skip(), gr.skip(), "", f"{status} · done{note}"
+def _labels(chosen: str, others: Sequence[str]) -> list[str]:
+    """The columns' names as voices.cast will give them, without opening a model."""
+    rest = [voices.label(v, chosen) for v in list(others or [])[: voices.MAX_COLUMNS - 1]]
+    rest.insert(1 if rest else 0, voices.label(chosen, chosen))
+    return rest
 
 
-def turn(said: str, reply: chat.Reply) -> Chat:
-    return [{"role": "user", "content": said}, {"role": "assistant", "content": reply.text or "…"}]
+def edited(event: gr.EditData, key: str, slug: str, chosen: str, others: Sequence[str], talk_id: str, column: int,
+           strength: float, *knobs: float):  # fmt: skip
+    """An earlier question said otherwise is asked anew; an answer said otherwise becomes a pair."""
+    index = event.index[0] if isinstance(event.index, list | tuple) else event.index
+    number, of_answer = divmod(int(index), 2)
+    skip = (gr.skip(),) * (2 * voices.MAX_COLUMNS + 1)
+    if of_answer:
+        label = _labels(chosen, others)[column]
+        message = talking.correct(number, label, str(event.value), key, slug, chosen, talk_id)
+        gr.Info(f"{message} Undo is in step 1.")
+        yield (*skip, message, talk_id)
+        return
+    yield from talking.reworded(number, str(event.value), key, slug, chosen, others, talk_id, strength, *knobs)
 
 
-def build(page: Page, step: gr.Step) -> None:
-    gr.Markdown("### One question, two voices\nBoth answer from one batch, with the same prompt and the same dice.")
+def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
+    gr.Markdown("### One question, several voices\nAll answer from one batch, with the same dice.")
     with gr.Row(equal_height=True):
         page.adapter.render()
-        zipped = gr.UploadButton("Open an adapter zip", file_types=[".zip"], scale=0, min_width=230, elem_id="open-zip")
+        others = gr.Dropdown(
+            [("Base, with her prompt", voices.PROMPTED), ("Base alone, without a prompt", voices.ALONE)],
+            value=[voices.PROMPTED], multiselect=True, max_choices=voices.MAX_COLUMNS - 1, scale=4, elem_id="beside",
+            label="Beside her, up to three",
+        )  # fmt: skip
     about = gr.HTML()
-    with gr.Row():
-        bot: dict[str, Any] = {"height": 380, "buttons": ["copy"], "render_markdown": False, "min_width": 280}
-        left = gr.Chatbot(label="Base", elem_id="chat-base", placeholder="The base model, untouched", **bot)
-        right = gr.Chatbot(label="Persona", elem_id="chat-persona", placeholder="Train it first", **bot)
-    status = gr.HTML(elem_classes="quiet status", elem_id="chat-status")
-    with gr.Row(equal_height=True):
-        box = gr.Textbox(show_label=False, placeholder="Say something to both", scale=6, elem_id="say")
-        send = gr.Button("Send", variant="primary", scale=1, min_width=90, elem_id="send")
-        halt = gr.Button("Stop", variant="stop", scale=1, min_width=90)
-        clear = gr.Button("Clear", scale=1, min_width=90)
-    probes = gr.Dataset(components=[box], samples=[], label="Questions kept out of the training", elem_id="probes")
-    with gr.Accordion("Sampling", open=False), gr.Row():
-        knobs = [
-            gr.Slider(0, 1.5, 1.0, step=0.05, label="Strength", info="0: the base, 1: as trained"),
-            gr.Slider(0, 1.5, 0.4, step=0.05, label="Temperature", info="0: always the likeliest token"),
-            gr.Slider(0.1, 1, 0.9, step=0.05, label="Top-p"),
-            gr.Slider(16, 512, 128, step=16, label="Longest reply, in tokens"),
-            gr.Number(0, label="Seed", info="the same for both", precision=0, minimum=0),
+    with gr.Accordion("Open or blend adapters", open=False, elem_id="open-adapters"), gr.Row(equal_height=True):
+        zipped = gr.UploadButton("Open an adapter zip", file_types=[".zip"], scale=0, min_width=190, elem_id="open-zip")
+        address = gr.Textbox(show_label=False, placeholder="USER/NAME on the Hub, a share link, or a folder", scale=3,
+                             elem_id="open-link")  # fmt: skip
+        fetch = gr.Button("Open", scale=0, min_width=90)
+        second = gr.Dropdown([], label="Blend her with", scale=2, elem_id="blend-with")
+        part = gr.Slider(0, 1, 0.5, step=0.05, label="Her share", scale=2)
+        mixed = gr.Button("Add the blend", scale=0, min_width=130, elem_id="add-blend")
+    with gr.Accordion("Strength and sampling, the same for all", open=False, elem_id="sampling"), gr.Row():
+        strength = gr.Slider(0, 1.5, 1.0, step=0.05, label="Strength", info="0: the base, 1: as trained", min_width=200,
+                             elem_id="strength")  # fmt: skip
+        knobs: list[Any] = [
+            gr.Slider(0, 1.5, 0.4, step=0.05, label="Temperature", info="0: the likeliest token", min_width=200),
+            gr.Slider(0.1, 1, 0.9, step=0.05, label="Top-p", min_width=200),
+            gr.Number(0, label="Top-k", info="0: all", precision=0, minimum=0, min_width=120),
+            gr.Slider(0, 0.5, 0, step=0.01, label="Min-p", info="0: off", min_width=200),
+            gr.Slider(1, 2, 1.1, step=0.05, label="Repetition penalty", info="1: none", min_width=200),
+            gr.Slider(16, 512, 128, step=16, label="Longest reply, in tokens", min_width=200, elem_id="longest"),
+            gr.Number(0, label="Seed", info="the same for all", precision=0, minimum=0, min_width=120, elem_id="seed"),
         ]
+    page.adapter.change(shown(drawn), [page.adapter, *knobs[:5]], knobs[:5], **QUIET)
+    with gr.Tabs(elem_id="compare-tabs"):
+        with gr.Tab("Talk", id="talk"):
+            probes = _talk(page, step, key, others, strength, knobs)
+        with gr.Tab("Blind vote", id="blind") as tab:
+            blind.build(page, key, strength, knobs, [tab.select, page.adapter.change])
+        with gr.Tab("A list of questions", id="list"):
+            asking.build(page, others, strength, knobs)
+        with gr.Tab("Did it learn?", id="judge") as tab:
+            judging.build(page, [tab.select, page.adapter.change])
     go = gr.Button("Next: Share →", variant="primary", scale=0, min_width=170, elem_id="to-share")
 
-    gr.on([page.slug.change, step.select], shown(refresh), [page.slug, page.adapter], page.adapter, **QUIET)
-    page.adapter.change(shown(introduce), page.adapter, [left, right, probes, about], **QUIET).then(
-        lambda: ([], []), None, [left, right], **QUIET
-    ).then(shown(drawn), [page.adapter, *knobs[1:3]], knobs[1:3], **QUIET)
+    gr.on([page.slug.change, step.select], shown(refresh), [page.slug, page.adapter, others], [page.adapter, others],
+          **QUIET)  # fmt: skip
+    page.adapter.change(shown(introduce), page.adapter, [probes, about], **QUIET)
+    gr.on([page.adapter.change, step.select], lambda s, a: gr.Dropdown([v for v in voices.adapters(s) if v[1] != a]),
+          [page.slug, page.adapter], second, **QUIET)  # fmt: skip
     zipped.upload(shown(open_zip), [zipped, page.slug], page.adapter, api_visibility="private")
-    probes.click(lambda row: row[0], probes, box, **QUIET)
-    talking = gr.on(
-        [box.submit, send.click], space.gpu(60)(shown(talk)), [box, left, right, page.adapter, *knobs],
-        [left, right, box, status],
-        concurrency_id="model", concurrency_limit=1, **QUIET,
-    )  # fmt: skip
-    halt.click(lambda: "Stopped", None, status, cancels=[talking], **QUIET)
-    clear.click(lambda: ([], [], ""), None, [left, right, status], cancels=[talking], **QUIET)
+    gr.on([fetch.click, address.submit], shown(open_link), [address, page.slug], page.adapter, api_visibility="private")
+    mixed.click(shown(add_blend), [page.slug, page.adapter, others, second, part], others, **QUIET)
     go.click(lambda: gr.Walkthrough(selected=SHARE), None, page.steps, **QUIET)
+
+
+def _talk(
+    page: Page, step: gr.Step, key: gr.BrowserState, others: gr.Dropdown, strength: gr.Slider, knobs: list[Any]
+) -> gr.Dataset:
+    """The conversation: columns, what is said, and the conversations of before. Returns the probes to click."""
+    with gr.Row(equal_height=True, elem_id="columns"):
+        boxes, bots, notes = [], [], []
+        for n, elem in enumerate(COLUMNS):
+            with gr.Column(min_width=250, visible=n < 2) as column:
+                boxes.append(column)
+                bots.append(gr.Chatbot(
+                    label="Persona" if n else "Base", elem_id=elem, height=380, buttons=["copy"], render_markdown=False,
+                    editable="all", placeholder="Train it first" if n == 1 else "Say something to all",
+                ))  # fmt: skip
+                notes.append(gr.HTML(elem_id=f"{elem}-note"))
+    status = gr.HTML(elem_classes="quiet status", elem_id="chat-status")
+    with gr.Row(elem_classes="slim"):
+        box = gr.Textbox(show_label=False, placeholder="Say something to all", scale=6, elem_id="say")
+        send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id="send")
+        halt = gr.Button("Stop", variant="stop", scale=1, min_width=80, elem_id="stop-chat")
+        retry = gr.Button("Again", scale=1, min_width=80, elem_id="again")
+    probes = gr.Dataset(components=[box], samples=[], label="Questions kept out of the training", elem_id="probes")
+    with gr.Row(elem_classes="slim"):
+        talk = gr.Dropdown([("New conversation", "")], value="", label="Conversations, yours alone", scale=4,
+                           elem_id="conversations")  # fmt: skip
+        new = gr.Button("New", scale=0, min_width=80, elem_id="new-talk")
+        save = gr.DownloadButton("Export", scale=0, min_width=90, elem_id="export-talk")
+        drop = gr.Button("Delete", scale=0, min_width=80, elem_id="delete-talk")
+
+    who = [key, page.slug, page.adapter, others]
+    output = [*bots, *notes, box, status, talk_id := gr.State("")]
+    model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, **QUIET}
+    listed = {"fn": shown(talking.listing), "inputs": [page.slug, page.adapter, key, talk_id], "outputs": talk, **QUIET}
+    view = {"fn": shown(shown_talk), "inputs": [page.slug, page.adapter, others, key, talk_id],
+            "outputs": [*boxes, *bots, *notes], **QUIET}  # fmt: skip
+
+    spoken = gr.on(
+        [box.submit, send.click],
+        space.gpu(60)(shown(talking.say)),
+        [box, *who, talk_id, strength, *knobs],
+        output,
+        **model,
+    )
+    spoken.then(**listed)
+    other = retry.click(lambda seed: int(seed or 0) + 1, knobs[-1], knobs[-1], **QUIET).then(
+        space.gpu(60)(shown(talking.again)), [*who, talk_id, strength, *knobs], output, **model
+    )
+    running = [spoken, other]
+    for n, bot in enumerate(bots):
+        running.append(
+            bot.edit(space.gpu(60)(shown(edited)), [*who, talk_id, gr.State(n), strength, *knobs], output, **model)
+        )
+    halt.click(lambda: "Stopped; what was said is kept.", None, status, cancels=running, **QUIET)
+    probes.click(lambda row: row[0], probes, box, **QUIET)
+
+    gr.on([new.click, *(bot.clear for bot in bots)], lambda: ("", "", ""), None, [talk_id, talk, status],
+          cancels=running, **QUIET).then(**view)  # fmt: skip
+    talk.input(lambda t: t or "", talk, talk_id, **QUIET).then(**view)
+    drop.click(shown(talking.forget), [page.slug, page.adapter, key, talk_id], None, **QUIET).success(
+        lambda: "", None, talk_id, **QUIET
+    ).then(**listed).then(**view)
+    save.click(shown(talking.export), [page.slug, page.adapter, key, talk_id], save, api_visibility="private")
+    gr.on([page.adapter.change, page.slug.change], shown(talking.latest), [page.slug, page.adapter, key], talk_id,
+          **QUIET).then(**listed).then(**view)  # fmt: skip
+    others.change(**view)
+    step.select(**listed)
+    return probes

@@ -12,21 +12,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
              "gradient_accumulation_steps", "optim", "weight_decay", "neftune_noise_alpha"),
     "Adapter": ("lora_r", "lora_alpha", "lora_dropout", "target_modules", "init_lora_weights", "use_rslora", "use_dora",
                 "train_stop_token"),
-    "Memory": ("quantization", "dtype", "gradient_checkpointing"),
-    "Measuring": ("eval_fraction", "diary_probes", "early_stopping_patience", "seed", "report_to"),
+    "Memory and speed": ("quantization", "dtype", "gradient_checkpointing", "packing", "engine"),
+    "Measuring": ("eval_fraction", "diary_probes", "early_stopping_patience", "save_steps", "seed", "report_to"),
 }  # fmt: skip
 EXPERT = tuple(name for names in GROUPS.values() for name in names)
 STEP_TWO = ("base", "template", "max_length", "learn_history")  # chosen there
-CHOICES = {
-    "target_modules": ["all-linear", "attention"],
-    "optim": ["adamw_torch", "adamw_torch_fused", "adafactor", "adamw_8bit", "paged_adamw_8bit"],
-    "report_to": ["none", "tensorboard", "trackio", "wandb"],
-}  # the usual ones; any other may be typed
+CHOICES = {"target_modules": ["all-linear", "attention", "mlp", "attention+mlp"]}  # any other may be typed
 WORDS = {"lora_r": "LoRA rank (r)", "lora_alpha": "LoRA alpha", "lora_dropout": "LoRA dropout", "optim": "Optimizer",
          "use_rslora": "rsLoRA", "use_dora": "DoRA", "init_lora_weights": "LoRA's first draw", "dtype": "Number format",
          "lr_scheduler_type": "Learning-rate schedule", "eval_fraction": "Held out", "report_to": "Tracker",
          "neftune_noise_alpha": "NEFTune noise", "diary_probes": "Diary: probes",
-         "early_stopping_patience": "Early stopping after",
+         "early_stopping_patience": "Early stopping after", "save_steps": "Save every so many steps",
+         "engine": "Fast kernels",
          "train_stop_token": "Train the stop token's row"}  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import gradio as gr
 from persona import adapter, folder, hub, modelcard, share, space
 from persona.files import slug as slugify
 from persona.ui.common import QUIET, Page, shown
-from persona.ui.compare import find
+from persona.ui.voices import find
 
 HOME_LOGIN = "log in once with `hf auth login`, or set `HF_TOKEN`"
 SPACE_LOGIN = "sign in below; the app may then make repositories of your own, and reach no others"

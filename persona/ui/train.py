@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from persona import folder, hardware, launch, moments, planning, runs, slices, space
+from persona import folder, hardware, launch, moments, planning, remedy, runs, slices, waiting
 from persona.config import PRESETS, RunConfig
 from persona.errors import PersonaError, RunError
 from persona.progress import ACTIVE, Progress
@@ -87,9 +87,7 @@ def fit(persona: folder.Persona, config: RunConfig) -> RunConfig:
 
 
 def start(slug: str, preset: str, *form: Any) -> str:
-    """Create the run and start its process. Returns the run's name."""
-    if other := launch.active_run(folder.list_personas()):
-        raise RunError(f"A training is running already ({other.name}). Stop it, or wait until it is done.")
+    """Create the run and put it in line; it starts at once when nothing else trains. Returns the run's name."""
     persona = open_current(slug)
     run = runs.create_run(persona, fit(persona, settings.to_config(preset, *form)))
     launch.start(run)
@@ -109,10 +107,24 @@ def in_slices(slug: str, name: str) -> Iterator[str]:
         yield from slices.train_in_slices(run)
 
 
-def stop(slug: str, name: str) -> None:
-    if run := find(slug, name):
-        run.stop()
+def smaller(slug: str, name: str) -> str:
+    """Go on with what the failure proposed. Returns the name of the run that was started."""
+    run = find(slug, name)
+    if run is None:
+        raise RunError("There is no run to go on with.")
+    return launch.start_smaller(open_current(slug), run).name
+
+
+def stop(slug: str, name: str) -> str:
+    """Stop, or cancel, the run that the page shows. Returns the name of the run to show now."""
+    run = find(slug, name)
+    if run is None:
+        return ""
+    if launch.stop(run):
+        gr.Info("Taken out of the line; Resume puts it back.")
+    else:
         gr.Info("Stopping after this step; the best adapter so far is kept.")
+    return run.name
 
 
 def use(slug: str, name: str, event: gr.EventData) -> None:
@@ -123,26 +135,47 @@ def use(slug: str, name: str, event: gr.EventData) -> None:
 
 
 def find(slug: str, name: str) -> Run | None:
-    """The run called `name`, else the newest of this persona."""
-    found = runs.list_runs(open_current(slug)) if slug else []
-    return next((r for r in found if r.name == name), found[0] if found else None)
+    """The run called `name`, else this persona's that trains now, else its newest."""
+    if not slug:
+        return None
+    persona = open_current(slug)
+    found = runs.list_runs(persona)
+    named = next((r for r in found if r.name == name), None)
+    return named or launch.active_run([persona]) or (found[0] if found else None)
+
+
+def under_way(run: Run | None) -> gr.Radio:
+    """This persona's runs that train or wait, to choose which one is shown; hidden where there is no choice."""
+    if run is None:
+        return gr.Radio([], visible=False)
+    now, line = waiting.training(), waiting.line()
+    names = {r.name: f"{r.name}: {'training' if r == now else 'waiting'}"
+             for r in [*([now] if now else []), *line] if r.path.parent == run.path.parent}  # fmt: skip
+    names.setdefault(run.name, run.name)
+    return gr.Radio([(text, name) for name, text in names.items()], value=run.name, visible=len(names) > 1)
 
 
 def watch(slug: str, name: str, seen: str) -> tuple:
     """State of the run for the page; nothing is sent again that the page has already."""
     launch.reap()
     run = find(slug, name)
-    progress = run.progress() if run else Progress(status="done")
-    mark = (f"{slug} {run and run.name} {progress.status} {progress.message} {progress.step} {len(progress.diary)} "
-            f"{progress.chosen}")  # fmt: skip
+    progress = waiting.progress(run) if run else Progress(status="done")
+    choice, busy = under_way(run), waiting.training() is not None
+    mark = (
+        f"{slug} {run and run.name} {progress.status} {progress.message} {progress.step} {len(progress.diary)} "
+        f"{progress.chosen} {choice.choices} {busy}"
+    )
     active = run is not None and progress.status in ACTIVE
     if mark == seen:
-        return (gr.skip(),) * 11
+        return (gr.skip(),) * 14
     resumable = run is not None and progress.status in ("stopped", "failed", "interrupted")
     return (
         watching.status_html(run, progress), watching.plot(progress), *watching.curves(progress),
-        watching.diary_html(run, progress), gr.Button(interactive=not active), gr.Button(interactive=active),
-        gr.Button(visible=resumable), gr.Timer(active=active), mark,
+        watching.diary_html(run, progress), gr.Button("Train after it" if busy else "Start training"),
+        gr.Button("Cancel" if progress.status == "queued" else "Stop", interactive=active),
+        gr.Button(visible=resumable), gr.Button(remedy.words(progress.remedy), visible=bool(progress.remedy)), choice,
+        gr.Timer(active=active or busy),
+        gr.skip() if run is None or run.name == name else run.name, mark,  # what is shown stays so when the next begins
     )  # fmt: skip
 
 
@@ -156,6 +189,8 @@ def build(page: Page, step: gr.Step) -> None:
         begin = gr.Button("Start training", variant="primary", elem_id="start-training")
         halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-training")
         again = gr.Button("Resume", visible=False, elem_id="resume-training")
+        lower = gr.Button("Lower and resume", variant="primary", visible=False, elem_id="lower-and-resume")
+    which = gr.Radio([], label="Under way", visible=False, elem_id="which-run")
     status = gr.HTML(elem_id="train-status")
     chart = gr.LinePlot(
         pd.DataFrame(columns=watching.PLOT_COLUMNS), x="step", y="loss", color="on", height=280,
@@ -173,15 +208,19 @@ def build(page: Page, step: gr.Step) -> None:
     name, seen = gr.State(""), gr.State("")
 
     shared = [page.base, page.template, page.max_length, page.learn_history]
-    following = {"fn": shown(watch), "inputs": [page.slug, name, seen],
-                "outputs": [status, chart, *small, pages, begin, halt, again, timer, seen], **QUIET}  # fmt: skip
+    following = {
+        "fn": shown(watch), "inputs": [page.slug, name, seen],
+        "outputs": [status, chart, *small, pages, begin, halt, again, lower, which, timer, name, seen], **QUIET,
+    }  # fmt: skip
     begun = gr.on([begin.click], shown(start), [page.slug, preset, *shared, *form], name, **QUIET)
     resumed = again.click(shown(resume), [page.slug, name], name, **QUIET)
-    for event in (begun, resumed):
+    lowered = lower.click(shown(smaller), [page.slug, name], name, **QUIET)
+    for event in (begun, resumed, lowered):
         event.success(**following)
         if space.zero():  # no process of its own there: this event trains, the page watches the run as ever
             event.success(shown(in_slices), [page.slug, name], name, **QUIET)
-    halt.click(shown(stop), [page.slug, name], None, **QUIET)
+    halt.click(shown(stop), [page.slug, name], name, **QUIET).success(**following)
+    which.input(lambda chosen: chosen, which, name, **QUIET).success(**following)
     pages.click(shown(use), [page.slug, name], None, **QUIET).success(**following)
     timer.tick(**following, queue=False)
     gr.on([page.slug.change, step.select], **following)

@@ -14,8 +14,8 @@ from persona.ui.common import duration, facts_html
 
 PLOT_COLUMNS = ["step", "loss", "on"]
 WORDS = {
-    "starting": "Getting ready", "running": "Training", "done": "Done", "stopped": "Stopped", "failed": "Failed",
-    "interrupted": "Interrupted",
+    "queued": "Waiting", "starting": "Getting ready", "running": "Training", "done": "Done", "stopped": "Stopped",
+    "failed": "Failed", "interrupted": "Interrupted",
 }  # fmt: skip
 # name in Progress.curves → title, and what one unit of the chart is
 CURVES = {

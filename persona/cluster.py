@@ -1,0 +1,261 @@
+"""A run on a Ray cluster: its folder goes to storage that every node reaches, trains on one of them, and comes back.
+
+    python -m persona.cluster RUN STORAGE [ADDRESS]      started by launch.start_on_cluster()
+
+That process is the run's own, as a local trainer is: it hands the run to Ray, then copies what the worker writes into
+the run folder, so that page and command line watch it like any other. STORAGE is any URL that fsspec opens
+(file:///shared, s3://bucket/folder); the run is in STORAGE/PERSONA-RUN. A worker that is lost is replaced by Ray, and
+the next one goes on from the last whole checkpoint there. Ray is imported here and only when a run is sent.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from persona import runs
+from persona.errors import RunError
+from persona.files import PROJECT, to_json, write_atomic
+from persona.progress import ACTIVE
+from persona.runs import Run
+
+NEEDED = "ray==2.60.0"
+EVERY = 1.0  # seconds between two copies of the events
+LOST = 5  # workers that may be lost before the run fails
+WHOLE = "whole"  # train.WHOLE, without the seconds that importing train.py takes
+
+
+@dataclass(frozen=True)
+class Side:
+    """A copy of the run folder: the local one, or the one on the storage."""
+
+    fs: Any
+    root: str
+
+    def path(self, *parts: str) -> str:
+        return "/".join([self.root, *parts])
+
+    def names(self, *parts: str) -> list[str]:
+        """What is in that folder; nothing, where there is none."""
+        try:
+            return [p.rstrip("/").rpartition("/")[2] for p in self.fs.ls(self.path(*parts), detail=False)]
+        except FileNotFoundError:
+            return []
+
+    def checkpoints(self) -> list[str]:
+        """The whole ones, the newest last."""
+        whole = [c for c in self.names("checkpoints") if self.fs.exists(self.path("checkpoints", c, WHOLE))]
+        return sorted(whole, key=_step)
+
+
+def _step(checkpoint: str) -> int:
+    return int(checkpoint.rpartition("-")[2])
+
+
+def open_storage(url: str, run: Run | None = None) -> Side:
+    """Raises RunError when it cannot be, before anything is sent."""
+    if find_spec("ray") is None:
+        raise RunError(f"Training on a cluster needs Ray, which is not installed. Do: pip install {NEEDED}")
+    if "://" not in url:
+        raise RunError(
+            f"{url!r}: no storage. Name one that every node of the cluster reaches, with --storage or PERSONA_SHARED, "
+            "e.g. file:///shared or s3://bucket/folder."
+        )
+    try:
+        fs, root = fsspec.core.url_to_fs(url.rstrip("/"))
+    except (ImportError, ValueError) as e:  # the package for s3, gcs … is missing, or no such protocol
+        raise RunError(f"{url}: this storage cannot be opened ({e}).") from e
+    return Side(fs, f"{root}/{run.path.parent.parent.name}-{run.name}" if run else root)
+
+
+def local(run: Run) -> Side:
+    return Side(fsspec.filesystem("file"), str(run.path))
+
+
+def put(content: bytes, target: Side, *parts: str) -> None:
+    """One file, whole or not at all: a reader of the target sees the old one or the new one."""
+    new = target.path(*parts[:-1], f".{parts[-1]}.part")
+    target.fs.makedirs(target.path(*parts[:-1]), exist_ok=True)
+    target.fs.pipe_file(new, content)
+    target.fs.mv(new, target.path(*parts))
+
+
+def copy(source: Side, target: Side, *parts: str) -> None:
+    """A file of a run; the largest is the optimizer's state of a LoRA, tens of megabytes."""
+    put(source.fs.cat_file(source.path(*parts)), target, *parts)
+
+
+def mirror(source: Side, target: Side, full: bool = False) -> None:
+    """Bring the target up to date. Events are read first and written last: what they tell of is there.
+
+    full: the adapter too, and no checkpoint stays that the source has not; else what changes while a run trains.
+    Raises OSError when the storage cannot be reached; what was there before is still whole.
+    """
+    for side in (source, target):
+        side.fs.invalidate_cache()  # others write there
+    events = source.fs.cat_file(source.path("events.jsonl"))
+    full = full or _ended(events)
+    for name in source.names("adapter") if full else ():
+        copy(source, target, "adapter", name)
+    kept, there = source.checkpoints(), target.names("checkpoints")
+    for name in kept:
+        if not target.fs.exists(target.path("checkpoints", name, WHOLE)):
+            _copy_checkpoint(source, target, name)
+    for name in set(there) - set(kept) if kept or full else ():
+        with contextlib.suppress(FileNotFoundError):
+            target.fs.rm(target.path("checkpoints", name, WHOLE))  # first: half of one is none
+        target.fs.rm(target.path("checkpoints", name), recursive=True)
+    for name in ("run.json", "pairs.jsonl"):
+        if full or not _has(target, name, source.fs.size(source.path(name))):
+            copy(source, target, name)
+    if full or not _has(target, "events.jsonl", len(events)):
+        put(events, target, "events.jsonl")
+
+
+def _ended(events: bytes) -> bool:
+    states = [json.loads(x)["state"] for x in events.split(b"\n") if x.endswith(b"}") and b'"event": "state"' in x]
+    return bool(states) and states[-1] not in ACTIVE
+
+
+def _has(side: Side, name: str, size: int) -> bool:
+    return side.fs.exists(side.path(name)) and side.fs.size(side.path(name)) == size
+
+
+def _copy_checkpoint(source: Side, target: Side, name: str) -> None:
+    """The mark that it is whole comes last, and only if the trainer has not begun to delete it meanwhile."""
+    files = sorted(source.names("checkpoints", name))
+    with contextlib.suppress(FileNotFoundError):
+        for file in files:
+            if file != WHOLE:
+                copy(source, target, "checkpoints", name, file)
+        if sorted(source.names("checkpoints", name)) == files:
+            copy(source, target, "checkpoints", name, WHOLE)
+
+
+def settle(run: Run) -> None:
+    """Checkpoints name the best of them by its path on the machine that wrote it; name it by the path here."""
+    for file in run.checkpoints.glob("checkpoint-*/trainer_state.json"):
+        state = json.loads(file.read_text())
+        if best := state["best_model_checkpoint"]:
+            here = str(run.checkpoints / Path(best).name)
+            if here != best:
+                write_atomic(file, to_json(state | {"best_model_checkpoint": here}))
+
+
+def work(storage: Side) -> None:
+    """What a worker does: fetch the run, train it, and send back events and checkpoints as they come."""
+    with tempfile.TemporaryDirectory(prefix="persona-") as folder:
+        run = Run(Path(folder) / "persona" / "runs" / storage.root.rpartition("/")[2])
+        here, over = local(run), threading.Event()
+        mirror(storage, here)
+        settle(run)
+        reached = f" It goes on from {cs[-1]}." if (cs := here.checkpoints()) else ""
+        run.log("worker", host=socket.gethostname(), pid=os.getpid())
+        run.log("state", state="starting", message=f"A worker on {socket.gethostname()} has it.{reached}")
+
+        def report() -> None:
+            while not over.wait(EVERY):
+                with contextlib.suppress(OSError):  # storage that hiccups: the next round, or the last, sends it
+                    mirror(here, storage)
+                    if storage.fs.exists(storage.path("stop")):
+                        run.stop()
+
+        sender = threading.Thread(target=report, daemon=True)
+        mirror(here, storage)
+        sender.start()
+        try:
+            from persona import train  # seconds of torch: those who watch know already who has it
+
+            train.train(run)
+        finally:
+            over.set()
+            sender.join()
+            mirror(here, storage, full=True)
+
+
+def send(here: Side, storage: Side) -> None:
+    """The run as it is here goes to the storage; what was sent before and trained further there is fetched first."""
+    reached = [max(map(_step, side.checkpoints()), default=0) for side in (here, storage)]
+    if reached[1] > reached[0]:  # who followed it then was killed
+        mirror(storage, here, full=True)
+    mirror(here, storage, full=True)
+    if storage.fs.exists(storage.path("stop")):
+        storage.fs.rm(storage.path("stop"))
+
+
+def drive(run: Run, url: str, address: str) -> None:
+    """Send the run to the cluster and follow it to its end."""
+    here, storage = local(run), open_storage(url, run)
+    run.log("state", state="queued", message="in line for a worker of the Ray cluster")
+    send(here, storage)
+    ray = connect(address)
+    task = ray.remote(max_calls=1, max_retries=LOST, **_share(ray))(work).remote(storage)
+    over = False
+    while not over and run.progress().status in ACTIVE:
+        over = bool(ray.wait([task], timeout=EVERY)[0])
+        with contextlib.suppress(OSError):
+            mirror(storage, here)
+            settle(run)
+        if (run.path / "stop").exists():
+            if run.progress().status == "queued":
+                ray.cancel(task)
+                run.log("state", state="stopped", message="Cancelled before a worker had it.")
+                return
+            storage.fs.touch(storage.path("stop"))
+    try:
+        ray.get(task)  # its last words; the run is here, and may be resumed already
+    except ray.exceptions.RayError as e:
+        print(e, file=sys.stderr)  # into log.txt
+        if run.progress().status in ACTIVE:
+            why = f"The cluster gave the run up ({type(e).__name__}, see log.txt). It can be resumed."
+            run.log("state", state="failed", message=why)
+
+
+def connect(address: str) -> Any:
+    """Join the cluster, or start one on this machine, with this very code of ours for the workers."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    with tempfile.TemporaryDirectory() as code:
+        for part in ("persona", "templates"):
+            shutil.copytree(PROJECT / part, Path(code) / part, ignore=shutil.ignore_patterns("__pycache__"))
+        try:
+            ray.init(address or None, runtime_env={"working_dir": code}, log_to_driver=False)
+        except (ConnectionError, ValueError) as e:
+            raise RunError(f"No Ray cluster answers at {address or 'the usual address'}: {e}") from e
+    return ray
+
+
+def _share(ray: Any) -> dict[str, float]:
+    """One run a GPU; without any, one run a machine: as many cores as the smallest node has."""
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    if any(n.get("GPU") for n in nodes):
+        return {"num_gpus": 1}
+    return {"num_cpus": min(n["CPU"] for n in nodes if n.get("CPU"))}
+
+
+def main() -> int:
+    from persona import cluster  # so that workers know `work` by this name, and not as a part of __main__
+
+    run = runs.open_run(Path(sys.argv[1]))
+    runs.note_worker(run, os.getpid())
+    try:
+        cluster.drive(run, *sys.argv[2:])
+    except Exception as e:
+        run.log("state", state="failed", message=f"{e}" if isinstance(e, RunError) else f"{type(e).__name__}: {e}")
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,203 @@
+"""Chat through any OpenAI-compatible server instead of the model in memory: each column a model name of that server.
+
+vLLM with --enable-lora, llama.cpp's server, Ollama, `python -m persona serve`. The address and key come from whoever
+runs the page (PERSONA_CHAT_URL, PERSONA_CHAT_KEY), never from a visitor, who could else make this machine knock
+anywhere.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from persona.decode import Reply, Sampling
+from persona.errors import InputError
+
+TIMEOUT = httpx.Timeout(120.0, connect=10.0)  # seconds; a busy server on a CPU may take long to its first token
+LONGEST = 200_000  # characters of one reply, and of one line; a server that goes on is cut off
+Message = dict[str, str]
+
+
+def configured() -> tuple[str, str] | None:
+    """(url, key) from the environment; None where no endpoint is named. Raises InputError for a wrong address."""
+    url = os.environ.get("PERSONA_CHAT_URL", "").strip()
+    return (check_url(url), os.environ.get("PERSONA_CHAT_KEY", "").strip()) if url else None
+
+
+def check_url(url: str) -> str:
+    """The address that ends before /chat/completions. Raises InputError where it cannot be one."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and not parts.query and (parts.port or 1)
+    except ValueError:
+        good = False
+    if not good:
+        raise InputError("The chat server's address is no http(s) URL. Write it like http://127.0.0.1:8000/v1")
+    if parts.username or parts.password:
+        raise InputError("The chat server's address holds a password. Put the key into PERSONA_CHAT_KEY instead.")
+    return url.rstrip("/").removesuffix("/chat/completions")
+
+
+def stream_endpoint(
+    url: str, key: str, models: Sequence[str], messages_per_column: Sequence[Sequence[Message]], sampling: Sampling
+) -> Iterator[list[Reply]]:
+    """Yield the replies of all columns whenever one has grown, as chat.stream does, until each has ended.
+
+    All are asked at once. A column whose request fails says why in its `error`, the others go on. Closing the iterator
+    hangs up. messages_per_column: as templates.messages makes them. tokens: as the server counts them, else its pieces.
+    Raises InputError for an address or key that is none.
+    """
+    url = check_url(url)
+    if not (key.isascii() and key.isprintable()):
+        raise InputError("PERSONA_CHAT_KEY holds characters that no key has. Copy it again.")
+    columns = list(zip(models, messages_per_column, strict=True))
+    replies, news, over = [Reply() for _ in columns], threading.Event(), threading.Event()
+
+    def tell(column: int, reply: Reply) -> None:  # the newest alone is kept: a fast server makes no pile
+        replies[column] = reply
+        news.set()
+
+    loop = asyncio.new_event_loop()
+    work = loop.create_task(_ask_all(url, key, columns, sampling, tell))
+
+    def run() -> None:
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                loop.run_until_complete(work)
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            loop.close()
+            over.set()
+            news.set()
+
+    thread = threading.Thread(target=run, name="persona-endpoint", daemon=True)
+    thread.start()
+    try:
+        done = False
+        while not done:
+            news.wait()
+            news.clear()
+            done = over.is_set()
+            yield list(replies)
+    finally:
+        with contextlib.suppress(RuntimeError):  # it has closed already
+            loop.call_soon_threadsafe(work.cancel)
+        thread.join(timeout=10)
+
+
+async def _ask_all(
+    url: str, key: str, columns: Sequence[tuple[str, Sequence[Message]]], sampling: Sampling,
+    tell: Callable[[int, Reply], None],
+) -> None:  # fmt: skip
+    """Each column's replies are told as they grow."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with httpx.AsyncClient(timeout=TIMEOUT, headers=headers) as client:
+
+        async def column(n: int, model: str, chat: Sequence[Message]) -> None:
+            reply = Reply()
+            try:
+                async for reply in _ask(client, url, _body(model, chat, sampling)):
+                    tell(n, reply)
+            except InputError as e:
+                tell(n, replace(reply, error=str(e)))
+            except Exception as e:  # also what no list foresees: one column's error is never another's
+                tell(n, replace(reply, error=f"The chat server could not be asked ({type(e).__name__})."))
+
+        await asyncio.gather(*(column(n, *c) for n, c in enumerate(columns)))
+
+
+def _body(model: str, chat: Sequence[Message], s: Sampling) -> dict[str, Any]:
+    """What OpenAI knows always; the extensions only where they change something, since OpenAI itself refuses them."""
+    body: dict[str, Any] = {
+        "model": model, "messages": list(chat), "stream": True, "stream_options": {"include_usage": True},
+        "temperature": s.temperature, "top_p": s.top_p, "seed": s.seed, "max_tokens": s.max_new_tokens,
+    }  # fmt: skip
+    more = {"top_k": (s.top_k, 0), "min_p": (s.min_p, 0), "repetition_penalty": (s.repetition_penalty, 1)}
+    return body | {name: value for name, (value, neutral) in more.items() if value != neutral}
+
+
+async def _ask(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Any:
+    """Yield the reply as it grows. Raises InputError where the server refuses, or speaks something else."""
+    start = time.perf_counter()
+    reply = Reply()
+    try:
+        async with client.stream("POST", f"{url}/chat/completions", json=body) as answer:
+            if answer.status_code != 200:
+                raise InputError(f"The chat server answered {answer.status_code}: {await _why(answer)}")
+            async for event in _events(answer):
+                reply = _grown(reply, event, time.perf_counter() - start)
+                yield reply
+                if len(reply.text) > LONGEST:
+                    raise InputError(f"The chat server's reply has more than {LONGEST:,} characters; it was cut off.")
+    except httpx.TimeoutException:
+        raise InputError("The chat server took too long to answer. Is it busy, or the model still loading?") from None
+    except httpx.HTTPError as e:
+        raise InputError(f"The chat server cannot be reached ({type(e).__name__}). Is it running?") from None
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
+        if isinstance(e, InputError):
+            raise
+        raise InputError("The chat server's answer is not a stream of chat completions. Check its address.") from None
+
+
+async def _events(answer: httpx.Response) -> Any:
+    """The JSON objects of a stream of server-sent events, up to [DONE]. Raises InputError for an error among them."""
+    async for data in _data(answer):
+        if data == "[DONE]":
+            return
+        event = json.loads(data)
+        if event.get("error"):
+            raise InputError(f"The chat server broke off: {_message(event)}")
+        yield event
+    raise InputError("The chat server hung up before its reply was finished.")
+
+
+async def _data(answer: httpx.Response) -> Any:
+    """What follows "data:" on each line; a line without an end is cut off."""
+    rest = ""
+    async for text in answer.aiter_text():
+        *lines, rest = (rest + text).split("\n")
+        for line in lines:
+            if line.startswith("data:"):
+                yield line[5:].strip()
+        if len(rest) > LONGEST:
+            raise InputError("The chat server sends a line that does not end. Check its address.")
+
+
+def _grown(old: Reply, event: dict[str, Any], seconds: float) -> Reply:
+    """The reply after one event. A piece counts as a token until the server says how many there were."""
+    reply = old
+    for choice in event.get("choices") or []:
+        if piece := (choice.get("delta") or {}).get("content"):
+            first = reply.first or seconds
+            reply = replace(reply, text=reply.text + piece, tokens=reply.tokens + 1, first=first, seconds=seconds)
+        if choice.get("finish_reason") == "stop":
+            reply = replace(reply, ended=True)
+    counted = (event.get("usage") or {}).get("completion_tokens")
+    return replace(reply, tokens=counted) if type(counted) is int else reply
+
+
+async def _why(answer: httpx.Response) -> str:
+    """The message in an error's body, shortened; it is the other server's text."""
+    body = b""
+    async for chunk in answer.aiter_bytes():
+        body += chunk
+        if len(body) > 10_000:
+            break
+    try:
+        return _message(json.loads(body))
+    except (ValueError, TypeError, AttributeError):
+        return "no reason given."
+
+
+def _message(value: dict[str, Any]) -> str:
+    error = value.get("error")
+    said = error.get("message") if isinstance(error, dict) else error
+    return str(said or value.get("detail") or "no reason given.")[:300]

@@ -1,0 +1,168 @@
+"""What an evaluation found, as values: report.json is this, and page, shell and report.html show it.
+
+NLL: mean negative log-likelihood, nats per learned token. Shares are 0 … 1, BLEU, chrF and ROUGE-L 0 … 100.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Kind = Literal["learned", "not learned", "overfitted", "forgot", "never stops", "not measured"]
+
+
+class Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Interval(Value):
+    """A mean with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Likelihood(Value):
+    """How likely both find the true replies. gain: base − adapter, paired; wins: share of rows with a gain.
+
+    train, train_base: the same on a sample of the rows that were trained on; best: the least held-out NLL that was
+    seen during the run. Each is None where it is not known.
+    """
+
+    source: str
+    rows: int
+    of: int
+    tokens: int
+    base: Interval
+    adapter: Interval
+    gain: Interval
+    wins: float
+    gains: list[float]
+    train: float | None = None
+    train_base: float | None = None
+    best: float | None = None
+
+
+class Answer(Value):
+    question: str
+    reference: str
+    base: str
+    adapter: str
+    base_ended: bool
+    adapter_ended: bool
+
+
+class Similarity(Value):
+    """Nearness of answers to the references, over the whole set."""
+
+    bleu: float
+    chrf: float
+    rouge_l: float
+
+
+class Voice(Value):
+    """One side's answers as a set. length: words at 5, 25, 50, 75 and 95 % of the answers."""
+
+    length: list[float]
+    distinct_1: float
+    distinct_2: float
+    ended: float | None = None
+    similarity: Similarity | None = None
+
+
+class Answers(Value):
+    """Answers to held-out questions. pairs: the true replies of the set, for comparison."""
+
+    rows: list[Answer]
+    base: Voice
+    adapter: Voice
+    pairs: Voice
+
+
+class Reply(Value):
+    """An answer to a probe. wrong: the rules that it breaks, in words."""
+
+    text: str
+    ended: bool
+    wrong: list[str]
+
+
+class Probe(Value):
+    """ruled: whether the card says what must and must not be mentioned; else there is nothing to break."""
+
+    ask: str
+    ruled: bool
+    base: Reply
+    replies: list[Reply]
+
+
+class Memory(Value):
+    """Shares of copies: the same, or half of the reply in one run. recited: new questions answered with a training
+    reply.
+    """
+
+    rows: int
+    train_copied: float
+    train_ended: float
+    held_rows: int
+    held_copied: float | None
+    recited: float | None
+
+
+class Drift(Value):
+    """General questions, asked without the persona's system prompt. rise: adapter − base, paired; right: the answer
+    holds the key word.
+    """
+
+    rows: int
+    base: Interval
+    adapter: Interval
+    rise: Interval
+    base_right: float
+    adapter_right: float
+    answers: list[Answer]
+
+
+class Judged(Value):
+    """A blind judge's choices over the held-out answers."""
+
+    model: str
+    wins: int
+    losses: int
+    ties: int
+
+
+class Verdict(Value):
+    kind: Kind
+    said: str
+    cause: str
+    advice: str
+    remarks: list[str]
+
+    @property
+    def paragraph(self) -> str:
+        return " ".join(x for x in (self.said, self.cause, self.advice) if x)
+
+
+class Report(Value):
+    """All of it. A part that could not be measured is None, and `notes` says why."""
+
+    persona: str
+    base: str
+    template: str
+    created: str
+    seconds: float
+    sampling: str
+    steps: int | None = None
+    train_rows: int | None = None
+    learning_rate: float | None = None
+    likelihood: Likelihood | None = None
+    answers: Answers | None = None
+    probes: list[Probe] = []
+    memory: Memory | None = None
+    drift: Drift | None = None
+    ended: float | None = None
+    base_ended: float | None = None
+    judged: Judged | None = None
+    notes: list[str] = []
+    verdict: Verdict | None = None

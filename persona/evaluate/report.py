@@ -1,0 +1,48 @@
+"""A report as HTML: a page of its own, or a fragment for ours; templates/report.html.jinja, all text escaped."""
+
+import jinja2
+from markupsafe import Markup
+
+import persona.evaluate.charts as draw
+from persona.evaluate.found import Report
+from persona.evaluate.verdict import share
+from persona.files import TEMPLATES
+
+
+def html(report: Report) -> str:
+    """One file that needs no other: styles and charts are inside, nothing is fetched."""
+    return _template().render(report=report, charts=_charts(report))
+
+
+def fragment(report: Report) -> str:
+    """Verdict, remarks, main figures and charts, for a page with a style of its own."""
+    charts = _charts(report)
+    macros = _template().make_module({"report": report, "charts": charts})
+    return str(macros.fragment(report, charts))  # type: ignore[attr-defined]
+
+
+def _template() -> jinja2.Template:
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    env.filters["share"] = share
+    env.filters["figure"] = lambda x, places=2: "–" if x is None else f"{x:.{places}f}"
+    env.filters["exp"] = lambda x: f"{2.718281828459045**x:,.1f}" if x < 50 else "–"
+    return env.get_template("report.html.jinja")
+
+
+def _charts(r: Report) -> dict[str, Markup]:
+    """name → SVG, of what was measured."""
+    made: dict[str, Markup] = {}
+    if r.likelihood:
+        rows = [("base", r.likelihood.base), ("persona", r.likelihood.adapter)]
+        made["likelihood"] = draw.intervals(rows, "Held-out NLL of base and persona with 95 % intervals")
+        made["gains"] = draw.histogram(r.likelihood.gains, "Gain of each held-out pair, in nats per token")
+    if r.drift:
+        rows = [("base", r.drift.base), ("persona", r.drift.adapter)]
+        made["drift"] = draw.intervals(rows, "NLL of right answers to general questions, base and persona")
+    if r.answers:
+        sides = [("base", r.answers.base), ("persona", r.answers.adapter), ("her pairs", r.answers.pairs)]
+        made["lengths"] = draw.lengths([(n, v.length) for n, v in sides], "Length of the answers in words")
+    return made

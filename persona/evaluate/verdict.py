@@ -1,0 +1,238 @@
+"""What the figures mean, in plain words. Every threshold is here, with its reason.
+
+A sure difference is one whose 95 % interval lies on one side of zero; a threshold on top of it says what is worth a
+word. The order of `judge` is the order of importance: what makes the other figures meaningless comes first.
+"""
+
+from persona.evaluate.found import Drift, Likelihood, Report, Verdict
+
+# nats per learned token: 2 % more likely words. An adapter that was hardly trained stays below, whatever the interval
+UNHEARD = 0.02
+# e^0.1: the true words 10 % likelier. Less can be sure with many rows, and still nobody hears it
+HEARD = 0.1
+# most answers must end: a chat with less is unusable; with less than nine in ten it is a nuisance
+STOPS, STOPS_WELL = 0.5, 0.9
+# half of the asked training replies come back, and held-out ones by 0.3 less often: said by heart
+BY_HEART, MORE_THAN_HELD = 0.5, 0.3
+# nats between held-out and trained rows (a factor of 1.6 a token); alone it is normal, with copies it is overfitting
+GAP = 0.5
+# nats above the run's own best evaluation; the kept adapter is normally that best one
+PAST_BEST = 0.1
+# nats: words of plain answers become e times less likely. A voice alone costs less (it is asked without her prompt)
+FORGOTTEN, SHAKEN = 1.0, 0.3
+# of the questions that the base had right: a loss by half is forgetting too, with at least 4 lost so that it is no luck
+LOST, LOST_LEAST = 0.5, 4
+FEW_ROWS = 20  # held-out pairs: below, one odd pair moves the figure
+FEW_STEPS, LOW_RATE, FEW_PAIRS = 20, 2e-5, 50  # steps, learning rate of a LoRA, training pairs
+PROBES_WELL = 0.7  # share of the answers in character
+RECITED = 0.2  # of new questions answered with a training reply
+REPETITIVE = 0.6  # of the distinct-2 of her own replies
+LENGTH = (0.5, 2.0)  # of her own median
+
+
+def judge(r: Report) -> Verdict:
+    """The main verdict, its likely cause, what to do, and further remarks."""
+    finders = (_nothing_changed, _never_stops, _overfitted, _forgot, _not_learned, _learned, _not_measured)
+    kind, said, cause, advice = next(found for f in finders if (found := f(r)))
+    remarks = [text for about, text in _remarks(r) if text and about != kind]
+    return Verdict(kind=kind, said=said, cause=cause, advice=advice, remarks=remarks)  # type: ignore[arg-type]
+
+
+Found = tuple[str, str, str, str] | None
+
+
+def _nothing_changed(r: Report) -> Found:
+    likely = r.likelihood
+    if not likely or abs(likely.gain.value) >= UNHEARD or max(-likely.gain.low, likely.gain.high) >= HEARD:
+        return None
+    return "not learned", f"Not learned: the adapter changes nothing. {_nlls(likely)}", _why_little(r), (
+        "Train longer or with a higher learning rate: the preset quick, as it is, is a good start."
+    )  # fmt: skip
+
+
+def _never_stops(r: Report) -> Found:
+    if r.ended is None or r.ended >= STOPS:
+        return None
+    if r.memory and _by_heart(r) and r.memory.train_ended >= STOPS:
+        return None  # where it knows the reply by heart, it ends: the stop token was learned, and more than that
+    said = f"It never stops: only {share(r.ended)} of the answers end by themselves, the rest run into the limit."
+    cause = "The stop token was not learned: the template leaves it unlearned, or ends replies with a token that this base never learned to say."  # noqa: E501
+    if r.likelihood and r.likelihood.gain.low > 0:
+        cause += f" The manner itself was learned. {_nlls(r.likelihood)}"
+    return "never stops", said, cause, (
+        "Look at the mask of a pair in step 2 (the stop token must be coloured as learned, and be one that the base "
+        "knows; for a plain base that is mostly <eos>), or set train_stop_token, and train again."
+    )  # fmt: skip
+
+
+def _overfitted(r: Report) -> Found:
+    likely, memory = r.likelihood, r.memory
+    if likely is None:
+        return None
+    gap = likely.adapter.value - likely.train if likely.train is not None else 0.0
+    by_heart = memory is not None and _by_heart(r)
+    worse = likely.gain.high < 0
+    past = likely.best is not None and likely.adapter.value > likely.best + PAST_BEST
+    # worse than the base on new pairs, and yet better on old ones: it did learn, the wrong thing
+    gained = (likely.train_base or 0) - (likely.train or 0)
+    if not ((worse and gained > HEARD) or (gap > GAP and by_heart) or (past and gap > GAP)):
+        return None
+    parts = ["Overfitted: it knows its training pairs by heart and not what they have in common."
+             if by_heart else "Overfitted: it fits its training pairs and nothing else.", _nlls(likely)]  # fmt: skip
+    if likely.train is not None:
+        parts.append(f"On pairs that it was trained on it scores {likely.train:.2f}.")
+    if memory and by_heart:
+        parts.append(f"{share(memory.train_copied)} of the training questions get their training reply back.")
+    few = r.train_rows is not None and r.train_rows < FEW_PAIRS
+    cause = "Too many passes over too few pairs" + (f" ({r.train_rows}, {r.steps} steps)." if few else ".")
+    return "overfitted", " ".join(parts), cause, (
+        "Write more and more varied pairs first of all; else fewer epochs, a lower learning rate or a smaller "
+        "lora_r, and keep some pairs held out (eval_fraction), so that the best adapter is kept and not the last."
+    )  # fmt: skip
+
+
+def _forgot(r: Report) -> Found:
+    if not r.drift or not _has_forgotten(r.drift):
+        return None
+    d = r.drift
+    said = (
+        f"It forgot: on {d.rows} general questions, asked without the persona, right answers became less likely by "
+        f"{d.rise.value:.2f} nats per token ({d.base.value:.2f} → {d.adapter.value:.2f}), and {share(d.adapter_right)} "
+        f"are answered rightly, {share(d.base_right)} before."
+    )
+    cause = "The update is too strong: a learning rate too high, too many epochs, or a very large LoRA."
+    if r.likelihood and r.likelihood.gain.low > 0:
+        cause = f"The persona was learned. {_nlls(r.likelihood)} " + cause
+    return "forgot", said, cause, (
+        "Train with a third of the learning rate or fewer epochs, or mix in some plain questions and answers. In the "
+        "chat, a strength below 1 brings part of it back at once."
+    )  # fmt: skip
+
+
+def _not_learned(r: Report) -> Found:
+    likely = r.likelihood
+    if likely is None or (likely.gain.low > 0 and likely.gain.value >= UNHEARD):
+        return None
+    how = "is worse than the base on held-out pairs" if likely.gain.high < 0 else "is not surely better than the base"
+    return "not learned", f"Not learned: the adapter {how}. {_nlls(likely)}", _why_little(r), (
+        "Check the mask of a few pairs and the findings of step 1, then train longer, or with more pairs."
+    )  # fmt: skip
+
+
+def _learned(r: Report) -> Found:
+    likely = r.likelihood
+    if likely is None:
+        return None
+    clearly = likely.gain.low >= HEARD
+    said = f"Learned{'' if clearly else ', a little'}: it answers new questions more as she would. {_nlls(likely)}"
+    said += f" {share(likely.wins)} of the held-out pairs became likelier."
+    if clearly:
+        return "learned", said, "", "Talk to it in step 4, and share it if you like what you hear."
+    return "learned", said, _why_little(r), "More epochs, or more pairs, would make it plainer."
+
+
+def _not_measured(r: Report) -> Found:
+    return "not measured", "Whether it learned was not measured: there are no pairs that it was not trained on.", "", (
+        "Name a file of such pairs with --data, or train with some held out (eval_fraction)."
+    )  # fmt: skip
+
+
+def _nlls(likely: Likelihood) -> str:
+    g = likely.gain
+    return (
+        f"Held-out NLL {likely.base.value:.2f} → {likely.adapter.value:.2f} nats per token (gain {g.value:+.2f}, 95 % "
+        f"interval {g.low:+.2f} to {g.high:+.2f}, {likely.rows} pairs)."
+    )
+
+
+def _why_little(r: Report) -> str:
+    if r.steps is not None and r.steps < FEW_STEPS:
+        return f"Likely cause: only {r.steps} optimizer step{'s' * (r.steps != 1)}."
+    if r.learning_rate is not None and r.learning_rate < LOW_RATE:
+        return f"Likely cause: a learning rate of {r.learning_rate:g}, far below what a LoRA needs (about 3e-4)."
+    if r.train_rows is not None and r.train_rows < FEW_PAIRS:
+        return f"Likely cause: only {r.train_rows} training pairs; a persona shows from about 100."
+    return "Likely cause: too little training for these pairs, or pairs that have little in common."
+
+
+def _by_heart(r: Report) -> bool:
+    m = r.memory
+    return m is not None and m.train_copied >= BY_HEART and m.train_copied - (m.held_copied or 0.0) >= MORE_THAN_HELD
+
+
+def _has_forgotten(d: Drift) -> bool:
+    lost = (d.base_right - d.adapter_right) * d.rows
+    by_answers = lost >= LOST_LEAST and d.adapter_right <= LOST * d.base_right
+    return d.rise.low > 0 and (d.rise.value >= FORGOTTEN or (by_answers and d.rise.value >= SHAKEN))
+
+
+def _remarks(r: Report) -> list[tuple[str, str]]:
+    """(the verdict that says it already, remark); "" where there is nothing to say."""
+    return [("never stops", _about_stops(r)), ("overfitted", _about_memory(r)), ("forgot", _about_drift(r)),
+            ("", _about_probes(r)), ("", _about_manner(r)), ("not measured", _about_rows(r)),
+            ("", _about_judge(r))]  # fmt: skip
+
+
+def _about_stops(r: Report) -> str:
+    if r.ended is None or r.ended >= STOPS_WELL:
+        return ""
+    before = f" (base: {share(r.base_ended)})" if r.base_ended is not None else ""
+    return f"{share(r.ended)} of the answers end by themselves{before}; the others repeat themselves or ramble on."
+
+
+def _about_memory(r: Report) -> str:
+    m = r.memory
+    if m is None:
+        return ""
+    if m.recited is not None and m.recited >= RECITED:
+        return f"{share(m.recited)} of the new questions are answered with a training reply, word for word."
+    return f"{share(m.train_copied)} of the training questions get their training reply back." if _by_heart(r) else ""
+
+
+def _about_drift(r: Report) -> str:
+    d = r.drift
+    if d is None or d.rise.low <= 0 or d.rise.value < SHAKEN:
+        return ""
+    if _has_forgotten(d):
+        return f"It also forgot: right answers to general questions lost {d.rise.value:.2f} nats per token."
+    return (
+        f"General questions suffered a little: right answers lost {d.rise.value:.2f} nats per token; "
+        f"{share(d.adapter_right)} are answered rightly, {share(d.base_right)} before."
+    )
+
+
+def _about_probes(r: Report) -> str:
+    judged = [not reply.wrong for p in r.probes if p.ruled for reply in p.replies]
+    if not judged:
+        return ""
+    kept = sum(judged) / len(judged)
+    said = f"{share(kept)} of the answers to probes keep to the rules of the card"
+    return f"{said}." if kept >= PROBES_WELL else f"{said}: who she is does not sit yet. More pairs about that help."
+
+
+def _about_manner(r: Report) -> str:
+    if r.answers is None:
+        return ""
+    said, own, pairs = [], r.answers.adapter, r.answers.pairs
+    if own.distinct_2 < REPETITIVE * pairs.distinct_2:
+        said.append(f"The answers repeat themselves (distinct-2 {own.distinct_2:.2f}, her own {pairs.distinct_2:.2f}).")
+    if not LENGTH[0] <= own.length[2] / max(1.0, pairs.length[2]) <= LENGTH[1]:
+        said.append(f"Their length is not hers: {own.length[2]:.0f} words in the middle, hers {pairs.length[2]:.0f}.")
+    return " ".join(said)
+
+
+def _about_rows(r: Report) -> str:
+    if r.likelihood is None or r.likelihood.rows >= FEW_ROWS:
+        return ""
+    return f"Measured on {r.likelihood.rows} held-out pairs only: take the figures as rough."
+
+
+def _about_judge(r: Report) -> str:
+    if not r.judged:
+        return ""
+    j = r.judged
+    return f"{j.model}, asked blindly, preferred the adapter {j.wins} times, the base {j.losses} times; {j.ties} ties."
+
+
+def share(x: float | None) -> str:
+    return "–" if x is None else f"{100 * x:.0f} %"

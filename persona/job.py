@@ -1,0 +1,68 @@
+"""A run made concrete on this machine: its base, its rows rendered and split; and its adapter written."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from persona import adapter, base, hardware, needs, processes, quantize, stoptoken
+from persona.config import RunConfig
+from persona.errors import InputError
+from persona.render import Example, Renderer, check_all
+from persona.runs import Run
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run made concrete on this machine."""
+
+    run: Run
+    config: RunConfig
+    base: base.Base
+    renderer: Renderer
+    plan: hardware.Plan
+    train: list[Example]
+    held_out: list[Example]
+
+
+def prepare(run: Run) -> Job:
+    """Open the base's tokenizer, choose the template, render and check every row. Raises before anything is trained."""
+    config, card, rows = run.config(), run.card(), run.rows()
+    # a run that goes on keeps its number format, though speeds measured anew might choose another
+    dtype = run.manifest().get("dtype", "auto") if config.dtype == "auto" else config.dtype
+    plan = processes.from_main(hardware.make_plan(hardware.this_machine(), dtype))
+    needs.check(config, plan)
+    found, renderer = base.open_renderer(
+        card, config.base, config.template, config.max_length, config.learn_history,
+        progress=lambda text: run.log("state", state="starting", message=text),
+    )  # fmt: skip
+    if config.train_stop_token and config.use_dora:
+        raise InputError("train_stop_token and use_dora do not go together. Set one of them to false.")
+    if not config.train_stop_token and (why := stoptoken.problem(found, renderer)):
+        raise InputError(why)
+    examples = check_all(renderer, [r.pair for r in rows])
+    packages = ["torch", "transformers", "trl", "peft", "accelerate", "gradio"]
+    packages += ["bitsandbytes"] * quantize.needed(config.quantization, config.optim)
+    run.update_manifest(
+        base=found.to_dict(),
+        dtype=plan.train_dtype,
+        template={"name": renderer.template.name, "text": renderer.template.text},
+        versions={p: version(p) for p in packages},
+    )
+    held = [e for e, r in zip(examples, rows, strict=True) if r.held_out]
+    train_rows = [e for e, r in zip(examples, rows, strict=True) if not r.held_out]
+    return Job(run, config, found, renderer, plan, train_rows, held)
+
+
+def save(job: Job, model: Any, target: Path, figures: dict[str, Any]) -> None:
+    """Write the adapter of a run, with what it was made from and how well it does."""
+    config = job.config.model_dump()
+    if Path(config["base"]).expanduser().exists():
+        config["base"] = job.base.id  # a local path says where the author's files are
+    config["template"] = job.renderer.template.name
+    manifest = job.run.manifest()
+    counts = {"train_rows": len(job.train), "held_out_rows": len(job.held_out)}
+    facts = {"config": config, "figures": {**figures, **counts}, "data_sha256": manifest["data_sha256"],
+             "stop": {"id": job.renderer.stop_id},
+             "versions": manifest["versions"], "created": manifest["created"]}  # fmt: skip
+    adapter.write(model, target, base=job.base, template=job.renderer.template, card=job.run.card(), facts=facts)

@@ -1,0 +1,63 @@
+"""A run that ran out of memory → the same run with less of what takes it, one step at a time."""
+
+from typing import Any
+
+from persona.config import RunConfig
+from persona.hardware import is_gpus, is_out_of_memory
+
+# changing these changes how a step is computed and not what it computes: a run can go on with them
+SAME_TRAINING = {"batch_size", "gradient_accumulation_steps", "gradient_checkpointing"}
+LARGEST = 1024  # of gradient_accumulation_steps, in config.py
+
+
+def remedy(config: RunConfig, error: BaseException) -> RunConfig | None:
+    """The next smaller settings after `error`, or None: it has another cause, or nothing smaller is left.
+
+    First fewer rows at a time, a step's rows the same; then gradient checkpointing; then, on a GPU, the base in 4 bits
+    (on a CPU that saves no peak memory, measured). max_length is no help: it cuts nothing, longer rows are refused.
+    """
+    if not is_out_of_memory(error):
+        return None
+    factor = next((n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0), 1)
+    accumulation = config.gradient_accumulation_steps * factor
+    changes: dict[str, Any] = {}
+    if factor > 1 and accumulation <= LARGEST:
+        changes = {"batch_size": config.batch_size // factor, "gradient_accumulation_steps": accumulation}
+    elif not config.gradient_checkpointing:
+        changes = {"gradient_checkpointing": True}
+    elif is_gpus(error) and config.quantization != "nf4" and not config.init_lora_weights.startswith("pissa"):
+        changes = {"quantization": "nf4"}
+    return config.model_copy(update=changes) if changes else None
+
+
+def changes(config: RunConfig, error: BaseException) -> dict[str, Any]:
+    """What `remedy` changes, as an event of the run says it; {} for nothing."""
+    better = remedy(config, error)
+    old = config.model_dump()
+    return {k: v for k, v in better.model_dump().items() if v != old[k]} if better else {}
+
+
+def can_go_on(changed: dict[str, Any]) -> bool:
+    """Whether a run with these changes can be resumed: else it is another training, and starts anew."""
+    return set(changed) <= SAME_TRAINING
+
+
+def words(changed: dict[str, Any]) -> str:
+    """The changes as an order: for a button, and for the message of the failure. "" for none."""
+    if not changed:
+        return ""
+    if "batch_size" in changed:
+        what = f"Lower batch size to {changed['batch_size']}"
+    elif "gradient_checkpointing" in changed:
+        what = "Turn on gradient checkpointing"
+    else:
+        return "Start anew with the base in 4 bits (quantization nf4)"
+    return f"{what} and resume"
+
+
+def advice(changed: dict[str, Any]) -> str:
+    """The sentence after "Out of memory."."""
+    if not changed:
+        return "Nothing smaller is left in the settings: choose a smaller base, or shorten the longest rows."
+    values = ", ".join(f"{name}={str(value).lower()}" for name, value in changed.items())
+    return f"{words(changed)} ({values})."

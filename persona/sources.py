@@ -1,0 +1,105 @@
+"""Adapters from anywhere: a run, a checkpoint of it, a folder, a zip, the Hub; and the speakers made of them.
+
+Whatever it is, it is checked before it is opened (adapter.check): safetensors only, known settings, a template.
+"""
+
+import re
+from pathlib import Path
+
+from persona import adapter as adapters
+from persona import files, hub, moments, share
+from persona.adapter import PICKLES, Adapter
+from persona.base import MODELSCOPE
+from persona.chat import BASE, Speaker, Voices, renderer_of
+from persona.errors import AdapterError, InputError, ShareError
+from persona.runs import Run
+
+_STEP = re.compile(r"(.+)@(\d+)", re.DOTALL)
+_WEIGHT = re.compile(r"(.+)\*(\d*\.?\d+)", re.DOTALL)
+
+
+def open_adapter(source: str | Path) -> Adapter:
+    """The checked adapter that a text or path means.
+
+    A folder (an adapter's, a run's, a persona's: then the newest run), RUN@STEP (that checkpoint of it), a .zip,
+    USER/NAME or USER/NAME@REVISION on the Hub, or a share link. From the Hub it is one commit, kept on this machine.
+    Raises AdapterError or ShareError saying what is wrong with it.
+    """
+    text = str(source).strip()
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return adapters.check(adapters.locate(path))
+    if path.suffix == ".zip":
+        return adapters.check(share.unpack(path, files.home() / "adapters"))
+    if path.suffix in PICKLES:
+        raise AdapterError(
+            f"{path.name}: a pickle can run code when it is opened, so it is not. Ask its author to save the adapter "
+            "as safetensors."
+        )
+    if path.suffix == ".safetensors":
+        raise AdapterError(f"{path.name}: weights alone are no adapter. Name the folder that they lie in.")
+    step = _STEP.fullmatch(text)
+    if step and Path(step[1]).expanduser().is_dir():
+        return adapters.check(moment(Path(step[1]).expanduser(), int(step[2])))
+    try:
+        link = hub.Link.parse(text)
+    except ShareError as e:
+        if "://" in text:
+            raise
+        raise AdapterError(f"{text[:200]}: no adapter here, nor USER/NAME of the Hub. Name a folder or zip.") from e
+    return adapters.check(share.keep(hub.pull(link), files.home() / "adapters"))
+
+
+def moment(path: Path, step: int) -> Path:
+    """The adapter as it was at a step of a run (or of a persona's newest run that kept its moments)."""
+    found = [Run(path), *(Run(p) for p in sorted(path.glob("runs/*"), reverse=True))]
+    kept = next(((run, steps) for run in found if (steps := moments.steps(run))), None)
+    if kept is None:
+        raise AdapterError(f"{path}: no moment at step {step}. This run has kept none; leave '@' and the step out.")
+    run, steps = kept
+    if step not in steps:
+        raise AdapterError(f"{path}: no moment at step {step}. It has {', '.join(map(str, steps))}.")
+    return moments.folder(run, step)
+
+
+def require_same_base(adapter: Adapter, voices: Voices) -> None:
+    """Raises AdapterError when the adapter names another base than the one in memory.
+
+    Equal shapes do not make an equal base: an instruction-tuned one has them too. Without a name, shapes must do.
+    """
+    own, here = (x.lower().removeprefix(MODELSCOPE) for x in (adapter.base_id, voices.base.id))
+    if own and own != here:
+        raise AdapterError(
+            f"{adapter.card.name} was trained on {adapter.base_id}, the others here speak from {voices.base.id}. Only "
+            "adapters of one base can answer side by side."
+        )
+
+
+def open_speaker(voices: Voices, text: str, main: Adapter, *, any_base: bool = False) -> Speaker:
+    """The speaker of a column, as the command line spells it.
+
+    base: no adapter and no persona's prompt. base+prompt: no adapter, the main adapter's system prompt (is training
+    better than prompting?). ADAPTER: as open_adapter. ADAPTER*0.7: at that strength. A*0.6 + B*0.4: both at once, asked
+    with A's template and prompt. any_base: the user named the base, so what adapters say of theirs does not count.
+    """
+    label = text.strip()
+    if label in ("base", "base+prompt"):
+        system = "" if label == "base" else None
+        return Speaker(label, BASE, renderer_of(main, voices.tokenizer, system))
+    parts = []
+    for part in label.split(" + "):
+        weighed = None if Path(part).expanduser().exists() else _WEIGHT.fullmatch(part.strip())
+        adapter = open_adapter(weighed[1] if weighed else part)
+        if not any_base:
+            require_same_base(adapter, voices)
+        parts.append((adapter, voices.attach(adapter), float(weighed[2]) if weighed else 1.0))
+    adapter, name, weight = parts[0]
+    renderer = renderer_of(adapter, voices.tokenizer)
+    if len(parts) == 1:
+        return Speaker(label, name, renderer, weight)
+    weights: dict[str, float] = {}
+    for _, n, w in parts:
+        if n in weights:
+            raise InputError(f"{label}: names one adapter twice. Give it once, with its weight.")
+        weights[n] = w
+    return Speaker(label, voices.blend(weights), renderer)

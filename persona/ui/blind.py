@@ -1,0 +1,169 @@
+"""Step 4, the blind vote: two answers without names, a choice, and how sure the count is."""
+
+import random
+import tempfile
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from persona import chat, corrections, preferences, votes
+from persona.errors import PersonaError
+from persona.talks import Answer
+from persona.ui import voices
+from persona.ui.common import QUIET, Page, bars_html, open_current, shown
+from persona.ui.talking import sampling_of
+from persona.votes import Book, Question, Side
+
+CHOICES = {"left": "← Left is better", "tie": "Equally good", "bad": "Both bad", "right": "Right is better →"}
+
+
+def book_of(slug: str, chosen: str, key: str) -> Book:
+    return votes.open_book(voices.place(slug, chosen), key)
+
+
+def another(chosen: str) -> str:
+    """One of the persona's probes, drawn anew each time."""
+    probes = voices.find(chosen).card.probes
+    return random.choice(probes) if probes else ""
+
+
+def ask(said: str, key: str, slug: str, chosen: str, rival: str, strength: float, *knobs: float) -> Iterator[tuple]:
+    """Both answers, on sides that were drawn. Yields (left, right, question id, status, four buttons, reveal).
+
+    Nothing is shown before both are complete: which of them ends first would tell who is who.
+    """
+    sampling, book = sampling_of(knobs), book_of(slug, chosen, key)
+    yield _page("", "", "", "Opening the model …", False)
+    cast = voices.cast(chosen, [rival], strength)
+    sides = [Side(v) for v in cast.voices]
+    question = votes.ask(book, said, sides, cast.main.card.system, {"seed": sampling.seed})
+    order = [cast.voices.index(side.voice) for side in (question.left, question.right)]
+    columns = [cast.speakers[n].ask([], said) for n in order]
+    for replies in chat.stream(cast.model, columns, sampling):
+        longest = max(r.tokens for r in replies)
+        yield _page("", "", "", f"Both are writing: {longest} of at most {sampling.max_new_tokens} tokens", False)
+    if wrong := next((r.error for r in replies if r.error), ""):
+        raise PersonaError(wrong)
+    answers = [Answer(s.voice, r.text, r.tokens, r.ended)
+               for s, r in zip((question.left, question.right), replies, strict=True)]  # fmt: skip
+    told = votes.blind(votes.answered(book, question.id, answers))
+    yield _page(told["left"], told["right"], told["question"], "Which one is she?", True)
+
+
+def _page(left: str, right: str, question: str, status: str, ready: bool) -> tuple:
+    buttons = [gr.Button(interactive=ready) for _ in CHOICES]
+    return (_answer(left), _answer(right), question, status, *buttons, "", gr.Row(visible=False))
+
+
+def _answer(text: str) -> str:
+    return f"<div class='card answer'>{escape(text.strip()) or '<span class=quiet>…</span>'}</div>"
+
+
+def vote(choice: str, question: str, key: str, slug: str, chosen: str) -> tuple:
+    """Keep the vote; say who was who. Returns (status, four buttons, reveal, corrections row)."""
+    voted = votes.vote(book_of(slug, chosen, key), question, choice)
+    names = "".join(
+        f"<div><span class='quiet'>{side}</span> <b>{escape(s.voice.label)}</b></div>"
+        for side, s in (("left", voted.left), ("right", voted.right))
+    )
+    buttons = [gr.Button(interactive=False) for _ in CHOICES]
+    return (
+        "Voted.", *buttons, f"<div class='reveal'>{names}</div>{tally_html(slug, chosen, key)}",
+        gr.Row(visible=bool(slug)),
+    )  # fmt: skip
+
+
+def tally_html(slug: str, chosen: str, key: str) -> str:
+    """Win rate with its interval for every two voices that were voted on, and how many more votes would settle it."""
+    found = votes.contests(votes.questions(book_of(slug, chosen, key))) if chosen and key else []
+    if not found:
+        return "<div class='quiet'>No votes yet. Ask a question; the names are shown after the vote.</div>"
+    shown = []
+    for t in found:
+        counts = {t.first.label: t.wins, t.second.label: t.losses, "equally good": t.ties, "both bad": t.both_bad}
+        bars = bars_html([(words, count, str(count)) for words, count in counts.items()])
+        shown.append(
+            f"<div class='card'><b>{escape(t.first.label)}</b> against <b>{escape(t.second.label)}</b>, "
+            f"{t.votes} {'vote' if t.votes == 1 else 'votes'}{bars}<p>{_rate(t)}{escape(t.outlook)}</p>"
+            f"<p class='quiet'>{escape(t.sides)}</p></div>"
+        )
+    return "".join(shown)
+
+
+def _rate(t: votes.Tally) -> str:
+    if t.rate.value is None:
+        return ""
+    return (
+        f"{escape(t.first.label)} wins <b>{t.rate.value:.0%}</b> of the decided votes (95 % interval "
+        f"{t.rate.low:.0%} to {t.rate.high:.0%}). "
+    )
+
+
+def to_pairs(question: str, own: str, key: str, slug: str, chosen: str) -> str:
+    """The better answer, or one written by hand, becomes a pair."""
+    found = _find(question, key, slug, chosen)
+    return corrections.add(open_current(slug), corrections.of_vote(found, own.strip())).message
+
+
+def _find(question: str, key: str, slug: str, chosen: str) -> Question:
+    for q in votes.questions(book_of(slug, chosen, key)):
+        if q.id == question and q.choice:
+            return q
+    raise PersonaError("Vote first: then the answer can go to the pairs.")
+
+
+def export(key: str, slug: str, chosen: str) -> str:
+    """The votes as preference rows for TRL's DPOTrainer."""
+    made = preferences.preferences(votes.questions(book_of(slug, chosen, key)))
+    if not made.rows:
+        raise PersonaError("No vote prefers one answer yet, so there is nothing to export. Vote left or right first.")
+    path = Path(tempfile.mkdtemp(prefix="persona-")) / "preferences.jsonl"
+    path.write_text("".join(preferences.dumps(made.rows)), encoding="utf-8")
+    return str(path)
+
+
+def build(page: Page, key: gr.State, strength: gr.Slider, knobs: list[Any], opened: list[Any]) -> None:
+    """opened: events on which the tally is shown anew."""
+    gr.Markdown("Two answers, no names, sides drawn by lot. Vote, then see who was who: the only fair taste test.")
+    with gr.Row(equal_height=True):
+        said = gr.Textbox(label="Question", placeholder="Ask both", scale=5, elem_id="blind-question")
+        draw = gr.Button("Another question", scale=1, min_width=150)
+        rival = gr.Dropdown([("Base, with her prompt", voices.PROMPTED)], value=voices.PROMPTED, scale=2,
+                            label="Against", elem_id="blind-rival")  # fmt: skip
+        begin = gr.Button("Ask both", variant="primary", scale=1, min_width=120, elem_id="blind-ask")
+    status = gr.HTML(elem_classes="quiet status", elem_id="blind-status")
+    with gr.Row():
+        left = gr.HTML(elem_id="blind-left")
+        right = gr.HTML(elem_id="blind-right")
+    with gr.Row():
+        buttons = {choice: gr.Button(words, interactive=False, min_width=140, elem_id=f"vote-{choice}")
+                   for choice, words in CHOICES.items()}  # fmt: skip
+    question = gr.State("")
+    reveal = gr.HTML(elem_id="blind-reveal")
+    with gr.Row(visible=False) as after:
+        own = gr.Textbox(label="What she should have said (empty: the better answer as it is)", scale=4)
+        send = gr.Button("Add to the pairs", scale=1, min_width=140, elem_id="vote-to-pairs")
+    download = gr.DownloadButton("Export votes for DPO (JSON lines)", size="sm", scale=0, elem_id="export-votes")
+
+    draw.click(shown(another), page.adapter, said, **QUIET)
+    everything = [left, right, question, status, *buttons.values(), reveal, after]
+    gr.on(
+        [begin.click, said.submit], shown(ask), [said, key, page.slug, page.adapter, rival, strength, *knobs],
+        everything, concurrency_id="model", concurrency_limit=1, **QUIET,
+    )  # fmt: skip
+    for choice, button in buttons.items():
+        button.click(
+            shown(lambda q, k, s, a, choice=choice: vote(choice, q, k, s, a)), [question, key, page.slug, page.adapter],
+            [status, *buttons.values(), reveal, after], **QUIET,
+        )  # fmt: skip
+    send.click(shown(to_pairs), [question, own, key, page.slug, page.adapter], status, **QUIET)
+    download.click(shown(export), [key, page.slug, page.adapter], download, api_visibility="private")
+    gr.on(opened, shown(lambda s, a, k: (tally_html(s, a, k), _rivals(s, a))), [page.slug, page.adapter, key],
+          [reveal, rival], **QUIET)  # fmt: skip
+
+
+def _rivals(slug: str, chosen: str) -> gr.Dropdown:
+    return gr.Dropdown([v for v in voices.beside(slug) if v[1] != chosen])

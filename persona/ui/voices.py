@@ -1,0 +1,154 @@
+"""Step 4, who answers: the adapters there are, the voices beside the persona, and the columns they make."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+
+from persona import adapter, chat, files, folder, hub, moments, runs, share, sources, talks
+from persona.adapter import Adapter
+from persona.chat import BASE, Speaker, Voices
+from persona.errors import PersonaError
+
+ALONE, PROMPTED = "base", "base+prompt"  # the base without and with the persona's system prompt
+MAX_COLUMNS = 4
+MOMENTS_OF = 3  # runs, newest first, whose moments are offered too
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The columns of a comparison: what each is called, and who speaks in it."""
+
+    main: Adapter
+    model: Voices
+    speakers: tuple[Speaker, ...]
+    voices: tuple[talks.Voice, ...]
+
+
+def adapters(slug: str) -> list[tuple[str, str]]:
+    """(label, id) of the adapters to choose from: this persona's runs, newest first, then opened ones."""
+    found = []
+    if slug:
+        persona = folder.by_slug(slug)
+        name = persona.card().name
+        for run in runs.list_runs(persona):
+            if run.adapter.is_dir():
+                found.append((f"{name}, {when(run.name)}", f"run/{slug}/{run.name}"))
+    for path in sorted(opened_dir().glob("*/adapter_config.json")):
+        found.append((f"{path.parent.name} (opened)", f"opened/{path.parent.name}"))
+    return found
+
+
+def beside(slug: str) -> list[tuple[str, str]]:
+    """(label, id) of the voices that can answer beside the chosen adapter."""
+    found = [("Base, with her prompt", PROMPTED), ("Base alone, without a prompt", ALONE), *adapters(slug)]
+    for run in runs.list_runs(folder.by_slug(slug))[:MOMENTS_OF] if slug else []:
+        for step in reversed(moments.steps(run)):
+            found.append((f"{when(run.name)}, step {step}", f"run/{slug}/{run.name}@{step}"))
+    return found
+
+
+def when(run: str) -> str:
+    """20261122-031500-a1b2 → 22 Nov 03:15"""
+    try:
+        return time.strftime("%d %b %H:%M", time.strptime(run[:15], "%Y%m%d-%H%M%S"))
+    except ValueError:
+        return run
+
+
+def opened_dir() -> Path:
+    return files.home() / "adapters"
+
+
+def place(slug: str, chosen: str) -> Path:
+    """The folder that conversations and votes are kept in: the persona's, or the opened adapter's."""
+    if slug:
+        return folder.by_slug(slug).path
+    return files.inside(opened_dir(), chosen.partition("/")[2]) if chosen.startswith("opened/") else find(chosen).path
+
+
+def find(chosen: str) -> Adapter:
+    """The adapter behind an id. The id comes from a browser, so each part of it is checked as a plain name."""
+    kind, _, rest = (chosen or "").partition("/")
+    if kind == "run":
+        slug, _, name = rest.partition("/")
+        name, _, step = name.partition("@")
+        run = runs.open_run(files.inside(folder.by_slug(slug).runs_dir, name))
+        return adapter.check(moments.folder(run, int(step)) if step.isdigit() else run.adapter)
+    if kind == "opened":
+        return adapter.check(files.inside(opened_dir(), rest))
+    raise PersonaError("There is no adapter yet. Train one in the step before, or open one here.")
+
+
+def open_zip(file: str) -> str:
+    """The id of the adapter in a zip."""
+    return f"opened/{share.unpack(Path(file), opened_dir()).name}"
+
+
+def open_link(text: str) -> str:
+    """The id of an adapter on the Hub (USER/NAME, USER/NAME@REVISION, a share link), checked and kept here.
+
+    A folder too, where the page is on the user's own machine.
+    """
+    path = Path(text).expanduser()
+    if path.is_dir() and not os.environ.get("SPACE_ID"):
+        return f"opened/{share.keep(adapter.locate(path), opened_dir()).name}"
+    path = share.keep(hub.pull(hub.Link.parse(text)), opened_dir())
+    if what := hub.outlook(adapter.check(path)):
+        gr.Info(what, duration=None)
+    return f"opened/{path.name}"
+
+
+def label(voice: str, chosen: str) -> str:
+    """What the column of a voice is called; no two are called alike, so that a conversation knows who said what."""
+    fixed = {PROMPTED: "Base, with her prompt", ALONE: "Base alone"}
+    if voice in fixed:
+        return fixed[voice]
+    if voice.startswith("blend/"):
+        _, part, other = voice.split("/", 2)
+        return f"{float(part):.0%} {label(chosen, chosen)} + {1 - float(part):.0%} {label(other, chosen)}"
+    name, (kind, _, rest) = find(voice).card.name, voice.partition("/")
+    if kind == "opened":
+        return f"{name} ({rest})"
+    run, _, step = rest.partition("/")[2].partition("@")
+    return f"{name}, step {step} of {when(run)}" if step else f"{name}, {when(run)}"
+
+
+def cast(chosen: str, others: Sequence[str], strength: float) -> Cast:
+    """The columns: the first of `others`, the persona, then the rest of them. Opens the model if need be.
+
+    Raises AdapterError for an adapter of another base: one batch is one model.
+    """
+    main = find(chosen)
+    model = chat.open_voices(chat.base_of(main))
+    wanted = list(others)[: MAX_COLUMNS - 1]
+    wanted.insert(1 if wanted else 0, chosen)
+    columns = [_column(model, main, voice, chosen, strength) for voice in wanted]
+    return Cast(main, model, tuple(s for s, _ in columns), tuple(v for _, v in columns))
+
+
+def _column(model: Voices, main: Adapter, voice: str, chosen: str, strength: float) -> tuple[Speaker, talks.Voice]:
+    name = label(voice, chosen)
+    if voice in (ALONE, PROMPTED):
+        kind, system = ("prompt", main.card.system) if voice == PROMPTED else ("base", "")
+        speaker = Speaker(name, BASE, chat.renderer_of(main, model.tokenizer, system))
+        return speaker, talks.Voice(kind, name, system=system)
+    if voice.startswith("blend/"):  # both at once, asked with the main one's template and prompt
+        part = float(voice.split("/")[1])
+        other = _open(model, voice.split("/", 2)[2])
+        speaks = model.blend({model.attach(main): part, model.attach(other): round(1 - part, 4)})
+        asked = main
+    else:
+        asked = _open(model, voice)
+        speaks = model.attach(asked)
+    speaker = Speaker(name, speaks, chat.renderer_of(asked, model.tokenizer), strength)
+    return speaker, talks.Voice("adapter", name, voice, strength, asked.card.system)
+
+
+def _open(model: Voices, voice: str) -> Adapter:
+    found = find(voice)
+    sources.require_same_base(found, model)
+    return found

@@ -1,0 +1,189 @@
+"""The line of runs that wait for this machine: one trains, the others wait, first come first served.
+
+    queue/000007.json     a ticket: {"run": folder}; the smallest number is next. Cancel removes it
+    queue/now.json        {"run": folder} of the run whose turn came last
+    queue/.training       locked by the process that trains, for as long as it lives
+    queue/.lock           held for a moment by whoever reads and changes the line
+
+There is no daemon. Each run has its own small process (`python -m persona.waiting RUN`, started by launch.py) that
+waits here, without torch, and then is the process that trains. A page or terminal that is closed changes nothing for
+it. The operating system frees the lock of a process however that ends, so nothing that is killed can block the line; a
+ticket whose process is gone is passed over, keeps its place, and gets a new process from the next launch.revive().
+"""
+
+import contextlib
+import json
+import math
+import runpy
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+from filelock import FileLock
+
+from persona import runs
+from persona.errors import InputError, PersonaError
+from persona.files import disk_message, home, to_json, write_atomic
+from persona.progress import Progress
+from persona.runs import Run
+
+EVERY = 0.5  # seconds between two looks at the line
+
+
+@dataclass(frozen=True)
+class Ticket:
+    file: Path
+    run: Run
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in the line. number: 1 is next. after: the run just before. left: seconds of the run that trains now."""
+
+    number: int
+    after: Run | None
+    left: float | None
+
+
+def folder() -> Path:
+    return home() / "queue"
+
+
+def locked() -> FileLock:
+    """For `with`: nobody else changes the line meanwhile."""
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(disk_message(folder(), e)) from e
+    return FileLock(folder() / ".lock", timeout=30)
+
+
+def tickets() -> list[Ticket]:
+    """All who wait, the next one first; runs that were deleted meanwhile are left out."""
+    found = []
+    for file in sorted(folder().glob("[0-9]*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # just taken away
+            run = Run(Path(json.loads(file.read_text(encoding="utf-8"))["run"]))
+            if (run.path / "run.json").is_file():
+                found.append(Ticket(file, run))
+    return found
+
+
+def line() -> list[Run]:
+    """The runs that wait, the next one first, without those whose process is gone."""
+    return [t.run for t in tickets() if t.run.alive()]
+
+
+def training() -> Run | None:
+    """The run whose turn it is."""
+    try:
+        run = Run(Path(json.loads((folder() / "now.json").read_text(encoding="utf-8"))["run"]))
+    except (OSError, ValueError, KeyError):
+        return None
+    return run if run.alive() else None
+
+
+def join(run: Run) -> None:
+    """Take a ticket, behind all others; a run that has one keeps it. Call it while `locked()`."""
+    have = tickets()
+    if run not in [t.run for t in have]:
+        number = max((int(t.file.stem) for t in have), default=0) + 1
+        write_atomic(folder() / f"{number:06}.json", to_json({"run": str(run.path)}))
+
+
+def leave(run: Run) -> bool:
+    """Take the run out of the line, if it waits: nothing is trained, and it can be resumed. Whether it waited."""
+    with locked():
+        mine = [t for t in tickets() if t.run == run]
+        if not mine:
+            return False
+        mine[0].file.unlink()
+        process = run.process()
+        if process and process.pid != psutil.Process().pid:  # it waits for the lock that is held here, or sleeps
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+                process.wait(10)
+        run.log("state", state="stopped", message="Cancelled while it waited. Resume puts it in line again.")
+    return True
+
+
+def place(run: Run) -> Place | None:
+    """Where the run is in the line; None when it does not wait."""
+    waiting, now = line(), training()
+    if run not in waiting:
+        return None
+    n = waiting.index(run)
+    return Place(n + 1, waiting[n - 1] if n else now, now.progress().left if now else None)
+
+
+def progress(run: Run) -> Progress:
+    """How far the run is, with its place as the message while it waits."""
+    seen = run.progress()
+    where = place(run) if seen.status == "queued" else None
+    return replace(seen, message=words(where)) if where else seen
+
+
+def words(where: Place) -> str:
+    """2nd in line, after 20260102-… of Mags; the run that trains now needs about 3 minutes more."""
+    last = where.number % 10 if where.number % 100 not in (11, 12, 13) else 0
+    text = f"{where.number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(last, 'th') } in line"
+    if where.after:
+        text += f", after {where.after.name} of {_persona(where.after)}"
+    if where.left is not None:
+        minutes = max(1, math.ceil(where.left / 60))
+        time_left = f"{minutes} minute{'s' * (minutes > 1)}" if minutes < 90 else f"{minutes / 60:.1f} hours"
+        text += f"; the run that trains now needs about {time_left} more"
+    return text
+
+
+def _persona(run: Run) -> str:
+    try:
+        return run.card().name
+    except PersonaError:  # a damaged folder of another run: it will say so when its turn comes
+        return run.path.parent.parent.name
+
+
+def turn(run: Run) -> FileLock | None:
+    """Wait until it is this run's turn. Returns the lock to hold while it trains, or None: cancelled, or deleted."""
+    lock, said = FileLock(folder() / ".training"), False
+    while True:
+        if (run.path / "stop").exists():
+            leave(run)
+        with locked():
+            waiting = tickets()
+            mine = next((t for t in waiting if t.run == run), None)
+            if mine is None:
+                return None
+            first = not any(t.run.alive() for t in waiting[: waiting.index(mine)])
+            if first and _take(lock):
+                write_atomic(folder() / "now.json", to_json({"run": str(run.path)}))
+                run.log("state", state="starting")
+                mine.file.unlink()
+                return lock
+            if not said and run.progress().status != "queued":
+                run.log("state", state="queued")
+            said = True
+        time.sleep(EVERY)
+
+
+def _take(lock: FileLock) -> bool:
+    try:
+        lock.acquire(blocking=False)
+    except TimeoutError:
+        return False
+    return True
+
+
+def main() -> None:
+    run = runs.open_run(Path(sys.argv[1]))
+    runs.note_worker(run, psutil.Process().pid)
+    lock = turn(run)
+    if lock:  # kept for as long as this process lives
+        # as `python -m persona.train RUN`, but in this process: it holds the lock, and the run is known by its pid
+        runpy.run_module("persona.train", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

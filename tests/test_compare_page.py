@@ -1,0 +1,88 @@
+"""Comparing in a real browser: a conversation that survives a reload, a blind vote, and a correction that is learned."""
+
+import json
+import shutil
+
+import pytest
+
+from persona import folder, runs
+from persona.config import make_config
+from persona.files import SHIPPED_PERSONAS
+from tests.test_page import browser, open_page, server, wait_until  # noqa: F401  (fixtures)
+from tests.tiny import write_adapter
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+
+@pytest.fixture
+def trained(server, embedded_base, monkeypatch):  # noqa: F811
+    """甄嬛 with a finished run: its LoRA is drawn, not trained, and says something else than the base."""
+    monkeypatch.setenv("PERSONA_HOME", str(server.home))
+    persona = folder.open_persona(shutil.copytree(SHIPPED_PERSONAS / "zhen-huan", server.home / "personas/zhen-huan",
+                                                  ignore=shutil.ignore_patterns("runs")))  # fmt: skip
+    run = runs.create_run(persona, make_config("quick"))
+    write_adapter(embedded_base.path, run.adapter, template="gemma-base", card=persona.card(), size=0.02)
+    facts = json.loads((run.adapter / "run.json").read_text())
+    facts["base"]["id"] = embedded_base.id
+    (run.adapter / "run.json").write_text(json.dumps(facts))
+    run.log("state", state="done")
+    return persona
+
+
+def settle(page, words: str = "done") -> None:
+    page.wait_for_function(f"document.querySelector('#chat-status')?.innerText?.includes('{words}')")
+
+
+def test_compare_vote_and_correct(browser, server, trained):  # noqa: F811
+    page, errors = open_page(browser, server.url)
+    page.click("#which input")
+    page.click("[role=option]:has-text('甄嬛')")
+    page.click("#step-compare-button")
+    page.wait_for_function("document.querySelector('#adapter input')?.value?.includes('甄嬛')")
+
+    # a third voice; the replies kept short
+    page.click("#beside input")
+    page.click("[role=option]:has-text('Base alone')")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#chat-third")
+    page.click("#sampling button")
+    page.fill("#longest input[type=number]", "16")
+    page.fill("#say textarea", "你是谁？")
+    page.click("#send")
+    settle(page)
+    texts = [page.locator(f"#{c} .bot.message").last.inner_text() for c in ("chat-base", "chat-persona", "chat-third")]
+    assert all(t.strip() for t in texts) and texts[0] != texts[1]
+    assert "tokens" in page.inner_text("#chat-persona-note")
+
+    # it is on disk, and there after a reload
+    kept = list(trained.path.glob("talks/*/*.jsonl"))
+    assert len(kept) == 1 and "你是谁？" in kept[0].read_text()
+    page.reload()
+    page.click("#step-compare-button")
+    page.wait_for_selector("#chat-persona .user.message:has-text('你是谁？')")
+    assert page.locator("#chat-persona .bot.message").last.inner_text() == texts[1]
+
+    # what she should have said becomes a pair
+    before = len(trained.pairs())
+    page.locator("#chat-persona .bot.message").last.hover()
+    page.locator("#chat-persona button[aria-label='Edit']").last.click()
+    page.locator("#chat-persona textarea").last.fill("本宫甄嬛，莺声燕语里的一个。")
+    page.locator("#chat-persona button[aria-label='Submit']").last.click()
+    wait_until(lambda: len(trained.pairs()) == before + 1)
+    added = trained.pairs()[-1]
+    assert (added.instruction, added.output, added.source) == ("你是谁？", "本宫甄嬛，莺声燕语里的一个。", "correction")
+
+    # a blind vote: no name before it, the count after it
+    page.click("[role=tab]:has-text('Blind vote')")
+    page.click("#sampling button")
+    page.fill("#longest input[type=number]", "16")
+    page.fill("#blind-question textarea", "今日可好？")
+    page.click("#blind-ask")
+    page.wait_for_selector("#vote-left:not([disabled])")
+    assert "Base" not in page.inner_text("#blind-left") + page.inner_text("#blind-right")
+    page.click("#vote-left")
+    page.wait_for_selector("#blind-reveal .reveal:has-text('Base, with her prompt')")
+    assert "1 votes" in page.inner_text("#blind-reveal") or "1 vote" in page.inner_text("#blind-reveal")
+    rows = [json.loads(x) for f in trained.path.glob("votes/*.jsonl") for x in f.read_text().splitlines()]
+    assert [r["choice"] for r in rows if "choice" in r] == ["left"]
+    assert errors == []

@@ -1,0 +1,131 @@
+"""What settings ask for that is not here, or that do not go together: one sentence each, before anything is trained."""
+
+import importlib.util
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from persona import hardware, needs, quantize, train
+from persona.config import RunConfig, make_config
+from persona.errors import InputError
+from persona.folder import Card, create
+from persona.hardware import Plan
+from persona.pairs import Pair
+from persona.runs import create_run
+
+CARD = Card(name="Mags", system="Be dry.", language="en")
+PAIRS = [
+    Pair(f"{w} {n}?", f"{w} is {n}. " + "It is lit. " * (n % 4)) for n, w in enumerate(["lamp", "log", "wind"] * 5)
+]
+OPTIMIZERS = RunConfig.model_fields["optim"].annotation.__args__
+CPU, GPU = Plan("cpu", "float32", "float32", ""), Plan("cuda", "bfloat16", "bfloat16", "")
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """As if these modules were not installed."""
+    real = importlib.util.find_spec
+
+    def without(*names):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n in names else real(n, *a))
+
+    return without
+
+
+@pytest.mark.parametrize("name, package", [(n, p) for n, (_, p) in needs.TRACKERS.items()])
+def test_a_tracker_that_is_not_installed_is_named_before_a_run_is_made(without, tmp_path, name, package):
+    without(*needs.TRACKERS[name][0])
+    persona = create(tmp_path / "mags", CARD, PAIRS)
+    with pytest.raises(InputError, match=rf"report_to={name}: .*pip install {package}\. Or set report_to to none"):
+        create_run(persona, make_config(report_to=name))
+    assert not persona.runs_dir.exists() or not list(persona.runs_dir.iterdir())
+
+
+def test_every_tracker_of_the_settings_is_known():
+    assert {"none", *needs.TRACKERS} == set(RunConfig.model_fields["report_to"].annotation.__args__)
+
+
+@pytest.mark.parametrize(
+    "changes, why",
+    [
+        ({"optim": "nope"}, r"optim='nope': Input should be 'adamw_torch', .*'paged_adamw_8bit'"),
+        ({"report_to": "clearml"}, r"report_to='clearml': Input should be 'none', 'tensorboard', .* or 'swanlab'"),
+        ({"engine": "nope"}, r"engine='nope': Input should be 'none' or 'liger'"),
+        ({"init_lora_weights": "olora"}, r"init_lora_weights='olora': Input should be 'default', .*'pissa'"),
+        ({"save_steps": -1}, r"save_steps=-1: "),
+    ],
+)
+def test_names_that_are_not_known_are_refused_with_those_that_are(changes, why):
+    with pytest.raises(InputError, match=why):
+        make_config(**changes)
+
+
+def test_optimizers_that_need_bitsandbytes_are_known_to():
+    from transformers.training_args import OptimizerNames
+
+    assert set(OPTIMIZERS) <= {o.value for o in OptimizerNames}
+    plain = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd"}
+    assert set(OPTIMIZERS) - plain == set(OPTIMIZERS) & quantize.OPTIMIZERS
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_an_optimizer_is_refused_without_its_package_and_only_then(without, optim):
+    needs.require(RunConfig(optim=optim))
+    without("bitsandbytes")
+    if optim in quantize.OPTIMIZERS:
+        with pytest.raises(InputError, match=f"optim={optim} needs bitsandbytes.*pip install"):
+            needs.require(RunConfig(optim=optim))
+    else:
+        needs.require(RunConfig(optim=optim))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_every_optimizer_learns_here_or_says_why_not(tmp_path, tiny_gemma, monkeypatch, optim):
+    plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
+    monkeypatch.setattr(hardware, "this_machine", lambda: plain)
+    config = make_config(base=str(tiny_gemma), optim=optim, dtype="float32", batch_size=4, eval_fraction=0, max_steps=3,
+                         learning_rate=1.0 if optim == "sgd" else 1e-3)  # fmt: skip
+    run = create_run(create(tmp_path / "mags", CARD, PAIRS), config)
+    if optim.startswith("paged_"):
+        with pytest.raises(InputError, match=rf"optim={optim}: pages .*no GPU here\. Set it to adamw_"):
+            train.train(run)
+        return
+    seen, real = {}, train.finish
+    monkeypatch.setattr(train, "finish", lambda t: seen.update(trainer=t) or real(t))
+    assert train.train(run)["status"] == "done"
+    moved = {n: p.abs().max().item() for n, p in seen["trainer"].model.named_parameters() if "lora_B" in n}
+    assert len(moved) == 14 and min(moved.values()) > 0
+
+
+# ---- fast kernels: what can be told without a GPU
+
+
+def test_liger_wants_its_package_and_a_gpu(monkeypatch, without):
+    without("liger_kernel")
+    with pytest.raises(InputError, match="engine=liger: its package is not installed.*pip install liger-kernel"):
+        needs.check(RunConfig(engine="liger"), GPU)
+    with pytest.raises(InputError, match="engine=liger: its kernels are for an NVIDIA GPU; there is none here"):
+        needs.check(RunConfig(engine="liger"), CPU)
+    needs.check(RunConfig(), CPU)
+
+
+def test_liger_is_given_the_model_without_its_losses(monkeypatch):
+    called = []
+    patch = SimpleNamespace(
+        MODEL_TYPE_TO_APPLY_LIGER_FN={"llama": None},
+        _apply_liger_kernel_to_instance=lambda m, **more: called.append((m, more)),
+    )
+    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", patch)
+    model = SimpleNamespace(config=SimpleNamespace(model_type="llama"))
+    needs.speed_up(model, RunConfig())
+    assert not called
+    needs.speed_up(model, RunConfig(engine="liger"))
+    assert called == [(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})]
+    model.config.model_type = "nope"
+    with pytest.raises(InputError, match=r"engine=liger: has no kernels for this base \(nope\)"):
+        needs.speed_up(model, RunConfig(engine="liger"))
