@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from persona import folder, hardware, launch, moments, planning, remedy, runs, slices, waiting
+from persona import folder, hardware, launch, moments, planning, remedy, runs, slices, space, waiting
 from persona.config import PRESETS, RunConfig
 from persona.errors import PersonaError, RunError
 from persona.progress import ACTIVE, Progress
