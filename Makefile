@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint check setup bench clean
+.PHONY: run test lint check setup bench space-check clean
 
 run: $(VENV)/.run
 	$(BIN)/python app.py
@@ -25,6 +25,10 @@ setup: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.chat
+
+# would it start as a Hugging Face Space?
+space-check: $(VENV)/.run
+	$(BIN)/python scripts/space_check.py
 
 $(VENV)/.run: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

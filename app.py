@@ -5,6 +5,7 @@ HOST and PORT, or Gradio's own variables on a Space, say otherwise.
 
 import os
 
+from persona import space  # noqa: F401  (first of all: on ZeroGPU it imports spaces, which must come before torch)
 from persona.hardware import spin_less
 
 spin_less()

@@ -6,6 +6,7 @@
     persona.json                who she is: name, system prompt, greeting, probes
     run.json                    base id, revision and licence, settings, figures
     README.md                   the card
+    loss.png                    the loss of its run, for the card
 
 An adapter may come from anywhere, so it is checked before it is opened: safetensors only, known settings only, finite
 numbers, shapes that fit the base.
@@ -19,13 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from persona import tokenrows
+from persona import modelcard, tokenrows
 from persona.base import Base
 from persona.errors import AdapterError, InputError
-from persona.files import TEMPLATES, flush_folder, read_json, to_json, write_atomic
+from persona.files import flush_folder, read_json, to_json, write_atomic
 from persona.folder import Card, parse_card
+from persona.modelcard import PICTURE
 from persona.templates import Template
 
 FILES = (
@@ -35,6 +35,7 @@ FILES = (
     "persona.json",
     "run.json",
     "README.md",
+    PICTURE,
 )
 MAX_BYTES = 4_000_000_000
 _PREFIX = "base_model.model."
@@ -55,6 +56,13 @@ class Adapter:
     base_id: str
     settings: dict[str, Any]
     facts: dict[str, Any]
+
+    @property
+    def base_revision(self) -> str:
+        """The commit of its base on the Hub; empty where it is not from there, or not known."""
+        base = self.facts.get("base")
+        value = str(base.get("revision") or "") if isinstance(base, dict) else ""
+        return value if re.fullmatch("[0-9a-f]{40}", value) else ""
 
     @property
     def max_length(self) -> int:
@@ -84,7 +92,7 @@ def write(model: Any, target: Path, *, base: Base, template: Template, card: Car
         write_atomic(scratch / "persona.json", to_json(card.model_dump(mode="json")))
         run = {"base": base.to_dict(), "template": template.name, **facts}
         write_atomic(scratch / "run.json", to_json(run))
-        write_atomic(scratch / "README.md", model_card(card, run))
+        write_atomic(scratch / "README.md", modelcard.render(card, run))
         flush_folder(scratch)
     except (OSError, SafetensorError) as e:
         why = getattr(e, "strerror", None) or e
@@ -104,27 +112,6 @@ def _sort_settings(file: Path) -> None:
     if isinstance(settings.get("target_modules"), list):
         settings["target_modules"].sort()
     write_atomic(file, to_json(settings))
-
-
-def restate(path: Path, card: Card) -> None:
-    """Bring source, rights and author of a finished adapter up to date, in persona.json and on its card.
-
-    What it was trained with (name, system prompt, probes) stays as it was.
-    """
-    trained = parse_card(read_json(path / "persona.json", "a persona"), "persona.json")
-    said = {"author": card.author, "source": card.source, "rights": card.rights}
-    now = trained.model_copy(update=said)
-    if now != trained:
-        write_atomic(path / "persona.json", to_json(now.model_dump(mode="json")))
-        write_atomic(path / "README.md", model_card(now, read_json(path / "run.json", "a run")))
-
-
-def model_card(card: Card, run: dict[str, Any]) -> str:
-    """README.md of the adapter, from templates/model-card.md.jinja."""
-    env = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
-    env.filters["json"] = lambda x: json.dumps(x, ensure_ascii=False)
-    source = (TEMPLATES / "model-card.md.jinja").read_text(encoding="utf-8")
-    return env.from_string(source).render(card=card, run=run)
 
 
 def locate(path: Path) -> Path:

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -115,11 +116,11 @@ def _quiet(_: str) -> None:
     pass
 
 
-def resolve(name: str, progress: Progress = _quiet) -> Base:
+def resolve(name: str, progress: Progress = _quiet, revision: str = "") -> Base:
     """Find, and where needed convert or download, the base called `name`.
 
     Tried in this order: an embedded name or its Hub id, modelscope:ORG/NAME, a .gguf file, a folder with config.json,
-    a Hub id.
+    a Hub id. revision: the commit of a Hub id that is wanted; empty: its newest.
     Raises BaseError with what to do instead.
     """
     name = name.strip() or DEFAULT
@@ -145,10 +146,10 @@ def resolve(name: str, progress: Progress = _quiet) -> Base:
         raise BaseError(
             f"{name!r}: no such folder, GGUF file or Hub id (OWNER/NAME). The embedded base {DEFAULT!r} always works."
         )
-    return _from_hub(name, progress)
+    return _from_hub(name, progress, revision)
 
 
-def ready(name: str) -> Base | None:
+def ready(name: str, revision: str = "") -> Base | None:
     """The base called `name` if it lies on this disk as a checkpoint already. Nothing is converted or downloaded."""
     name = name.strip() or DEFAULT
     for e in EMBEDDED.values():
@@ -161,7 +162,7 @@ def ready(name: str) -> Base | None:
     if _looks_like_hub_id(name):
         from huggingface_hub import try_to_load_from_cache
 
-        config = try_to_load_from_cache(name, "config.json")
+        config = try_to_load_from_cache(name, "config.json", revision=revision or None)
         return Base(name, Path(config).parent) if isinstance(config, str) else None
     return None
 
@@ -177,25 +178,54 @@ def _looks_like_hub_id(name: str) -> bool:
     )
 
 
-def _in_hub_cache(name: str) -> bool:
+def _in_hub_cache(name: str, revision: str = "") -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    return isinstance(try_to_load_from_cache(name, "config.json", revision=revision or None), str)
 
 
-def _from_hub(name: str, progress: Progress) -> Base:
-    from huggingface_hub import HfApi, get_token, snapshot_download
+def is_embedded(name: str) -> bool:
+    return any(name.lower() in (e.name, e.hub_id.lower()) for e in EMBEDDED.values())
+
+
+def to_download(name: str, revision: str = "") -> int | None:
+    """Bytes that opening the Hub id `name` would fetch, as the Hub says; None where it does not say."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    try:
+        info = HfApi().model_info(name, revision=revision or None, files_metadata=True)
+    except (HfHubHTTPError, HTTPError, OSError, ValueError):
+        return None
+    wanted = [f for f in info.siblings or [] if any(fnmatch(f.rfilename, p) for p in _WANTED)]
+    return sum(f.size or 0 for f in wanted) or None
+
+
+def _from_hub(name: str, progress: Progress, revision: str = "") -> Base:
+    from huggingface_hub import HfApi, constants, get_token, snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     instead = f"Without it, go on with the embedded base: {DEFAULT!r}."
     known = find(name)
     if known and known.needs and importlib.util.find_spec(known.needs) is None:
         raise BaseError(f"{name} needs a package that is not installed: pip install {known.needs}. {instead}")
-    verb = "Opening" if _in_hub_cache(name) else "Downloading"
-    progress(f"{verb} {name} from the Hub{f' ({known.about})' if known else ''} …")
+    here = _in_hub_cache(name, revision)
+    size = None if here else to_download(name, revision)
+    free = shutil.disk_usage(_existing(Path(constants.HF_HUB_CACHE))).free
+    if size and size > free:
+        raise BaseError(
+            f"{name}: {size / 1e9:.1f} GB to download, {free / 1e9:.1f} GB free. Free some space. {instead}"
+        )
+    about = known.about if known else f"{size / 1e9:.1f} GB" if size else ""
+    progress(f"{'Opening' if here else 'Downloading'} {name} from the Hub{about and f' ({about})'} …")
     try:
-        folder = Path(snapshot_download(name, allow_patterns=list(_WANTED)))
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_WANTED)))
     except GatedRepoError as e:
         page = f"https://huggingface.co/{name}"
         how = (
@@ -204,6 +234,8 @@ def _from_hub(name: str, progress: Progress) -> Base:
             else f"you are not logged in. Accept it on {page}, then log in: hf auth login, or set HF_TOKEN"
         )
         raise BaseError(f"{name} is given out only to who accepts its licence, and {how}. {instead}") from e
+    except RevisionNotFoundError as e:
+        raise BaseError(f"{name}: its revision {revision[:12]} is not on the Hub any more. {instead}") from e
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
         if isinstance(e, OSError) and e.errno in CANNOT_WRITE:
             raise BaseError(disk_message(Path(e.filename or HF_HUB_CACHE), e)) from e
@@ -226,6 +258,11 @@ def _from_hub(name: str, progress: Progress) -> Base:
     except Exception:  # offline with a warm cache: the model opens all the same
         pass
     return Base(name, folder, folder.name, licence, f"https://huggingface.co/{name}")
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above that is there."""
+    return next(p for p in (path, *path.parents) if p.exists())
 
 
 def _from_modelscope(name: str, progress: Progress) -> Base:

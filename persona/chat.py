@@ -182,7 +182,7 @@ def base_of(adapter: Adapter, override: str = "") -> Base:
     """The base that an adapter was trained on. Raises AdapterError when its folder names none."""
     if not (override or adapter.base_id):
         raise AdapterError(f"{adapter.path.name}: does not say which base it was trained on. Name it with --base.")
-    return bases.resolve(override or adapter.base_id)
+    return bases.resolve(override or adapter.base_id, revision="" if override else adapter.base_revision)
 
 
 def renderer_of(adapter: Adapter, tokenizer: Any, system: str | None = None) -> Renderer:

@@ -6,11 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
 
 from persona.errors import InputError
 from persona.files import SHIPPED_PERSONAS, home, inside, read_json, slug, to_json, write_atomic
 from persona.pairs import BadLine, Pair, read_pairs, scan, write_pairs
+
+
+class Manner(BaseModel):
+    """How the author would have her words drawn; what is None is left to the page. Limits as chat.Sampling's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float | None = Field(default=None, ge=0, le=5)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    min_p: float | None = Field(default=None, ge=0, lt=1)
+    repetition_penalty: float | None = Field(default=None, ge=1, le=2)
+
+    @model_serializer
+    def chosen(self) -> dict[str, Any]:
+        """What the author has chosen, by the names of chat.Sampling."""
+        return {name: value for name, value in self if value is not None}
 
 
 class ProbeRule(BaseModel):
@@ -36,6 +53,9 @@ class Card(BaseModel):
     source: str = Field(default="", description="where the text comes from")
     rights: str = Field(default="", description="whose text it is, under which licence")
     probes: tuple[str, ...] = Field(default=(), description="questions kept out of the pairs, to hear what was learned")
+    sampling: Manner = Field(
+        default=Manner(), exclude_if=lambda m: not m.chosen(), description="how her words are drawn in a shared link"
+    )
     probe_rules: tuple[ProbeRule, ...] = Field(default=(), description="what an answer to a probe is to mention or not")
 
 

@@ -63,5 +63,6 @@ def save(job: Job, model: Any, target: Path, figures: dict[str, Any]) -> None:
     manifest = job.run.manifest()
     counts = {"train_rows": len(job.train), "held_out_rows": len(job.held_out)}
     facts = {"config": config, "figures": {**figures, **counts}, "data_sha256": manifest["data_sha256"],
+             "stop": {"id": job.renderer.stop_id},
              "versions": manifest["versions"], "created": manifest["created"]}  # fmt: skip
     adapter.write(model, target, base=job.base, template=job.renderer.template, card=job.run.card(), facts=facts)

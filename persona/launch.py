@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from persona import hardware, remedy, waiting
+from persona import hardware, remedy, space, waiting
 from persona.errors import RunError
 from persona.files import PROJECT
 from persona.folder import Persona
@@ -24,6 +24,9 @@ def start(run: Run) -> None:
         _refuse(run)
         (run.path / "stop").unlink(missing_ok=True)
         (run.path / "worker.json").unlink(missing_ok=True)
+        if space.zero():  # no process outlives a request there: the page trains it in slices (slices.py)
+            run.log("state", state="starting")
+            return
         waiting.join(run)
         _processes()
 

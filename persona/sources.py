@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from persona import adapter as adapters
-from persona import files, moments, share
+from persona import files, hub, moments, share
 from persona.adapter import PICKLES, Adapter
 from persona.base import MODELSCOPE
 from persona.chat import BASE, Speaker, Voices, renderer_of
@@ -42,12 +42,12 @@ def open_adapter(source: str | Path) -> Adapter:
     if step and Path(step[1]).expanduser().is_dir():
         return adapters.check(moment(Path(step[1]).expanduser(), int(step[2])))
     try:
-        link = share.Link.parse(text)
+        link = hub.Link.parse(text)
     except ShareError as e:
         if "://" in text:
             raise
         raise AdapterError(f"{text[:200]}: no adapter here, nor USER/NAME of the Hub. Name a folder or zip.") from e
-    return adapters.check(share.keep(share.pull(link), files.home() / "adapters"))
+    return adapters.check(share.keep(hub.pull(link), files.home() / "adapters"))
 
 
 def moment(path: Path, step: int) -> Path:

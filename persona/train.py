@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -150,7 +151,8 @@ def _train(run: Run, deadline: float | None, handlers: contextlib.ExitStack) -> 
     job = prepare(run)
     clock = Clock()
     watch = Watch(run, clock, until)
-    for name in (signal.SIGTERM, signal.SIGINT):
+    alone = threading.current_thread() is threading.main_thread()  # not so in a slice of a lent GPU
+    for name in (signal.SIGTERM, signal.SIGINT) if alone else ():
         previous = signal.signal(name, lambda *_: setattr(watch, "asked", True))
         handlers.callback(signal.signal, name, previous)
     run.log("state", state="starting", message=f"Loading {job.base.id} …")

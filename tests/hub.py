@@ -10,6 +10,7 @@ resolve. Each commit keeps its own files, so an old revision can still be downlo
 import base64
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -19,7 +20,9 @@ from typing import Any, Self
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from huggingface_hub import RepoCard
 
+LOST = -1
 ANN, BEN, OLD = "hf_" + "a" * 34, "hf_" + "b" * 34, "hf_" + "c" * 34
 
 
@@ -35,7 +38,10 @@ class Repo:
 
 @dataclass
 class Fault:
-    """Break the next `times` requests whose "METHOD /path" contains `match`: with a status; 0 is a lost connection."""
+    """Break the next `times` requests whose "METHOD /path" contains `match`, with a status.
+
+    0 is a connection lost before anything was done, LOST one that is lost when all of it was.
+    """
 
     match: str
     times: int
@@ -58,6 +64,9 @@ class Hub:
         self.lfs = True  # False: weights are taken inside the commit, as small files are
         self.requests: list[str] = []  # "METHOD /path", in order
         self.received: list[bytes] = []  # every body sent to this Hub
+        self.ranges: list[str] = []  # of downloads that go on where they broke off
+        self.sizes: dict[tuple[str, str], int] = {}  # (repo, file) → a size that is not the true one
+        self.retry_after = 0  # seconds, said with every 429
         self.faults: list[Fault] = []
         server = uvicorn.Config(self._faulty(_routes(self)), host="127.0.0.1", port=0, log_level="critical", ws="none")
         self._server = uvicorn.Server(server)
@@ -80,6 +89,10 @@ class Hub:
     def cut(self, match: str, times: int = 1) -> None:
         """Lose the connection: half-way through the body of a download, before anything is stored of an upload."""
         self.fail(match, times, 0)
+
+    def lose(self, match: str, times: int = 1) -> None:
+        """Lose the connection after the request was carried out: its sender cannot know."""
+        self.fail(match, times, LOST)
 
     def files(self, repo: str) -> dict[str, bytes]:
         return self.repos[repo].commits[self.repos[repo].head]
@@ -143,13 +156,26 @@ class Hub:
                 case 0 if scope["method"] == "GET":
                     await app(scope, receive, half)
                 case 0:
-                    await receive()  # returning without an answer to the rest makes uvicorn close the connection
-                    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"99")]})
-                    await send({"type": "http.response.body", "body": b"{", "more_body": True})
+                    await receive()
+                    await _break_off(send)
+                case status if status == LOST:
+                    await app(scope, receive, _nowhere)
+                    await _break_off(send)
                 case status:
-                    await JSONResponse({"error": "broken on purpose"}, status)(scope, receive, send)
+                    asks = {"Retry-After": str(self.retry_after)} if status == 429 and self.retry_after else None
+                    await JSONResponse({"error": "broken on purpose"}, status, asks)(scope, receive, send)
 
         return wrapped
+
+
+async def _break_off(send: Callable) -> None:
+    """Begin an answer; returning without the rest of it makes uvicorn close the connection."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"99")]})
+    await send({"type": "http.response.body", "body": b"{", "more_body": True})
+
+
+async def _nowhere(_: dict[str, Any]) -> None:
+    pass
 
 
 def _blob(data: bytes) -> str:
@@ -161,6 +187,22 @@ def _entry(path: str, data: bytes) -> dict[str, Any]:
     if path.endswith(".safetensors"):
         entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
     return entry
+
+
+def metadata_errors(readme: str) -> list[str]:
+    """What the real Hub would refuse in a model card's metadata, as far as its documentation says."""
+    data = RepoCard(readme, ignore_metadata_errors=False).data.to_dict()
+    bases = data.get("base_model", [])
+    found = [f"base_model {b!r}: no model id" for b in ([bases] if isinstance(bases, str) else bases)
+             if not re.fullmatch(r"[\w.-]+/[\w.-]+", b)]  # fmt: skip
+    if (language := data.get("language")) and not re.fullmatch("[a-z]{2,3}", str(language)):
+        found.append(f"language {language!r}: not ISO 639")
+    if data.get("base_model_relation", "adapter") not in ("adapter", "finetune", "merge", "quantized"):
+        found.append("base_model_relation")
+    found += [f"{key}: not a text" for key in ("library_name", "pipeline_tag") if not isinstance(data.get(key), str)]
+    if not all(isinstance(tag, str) for tag in data.get("tags", [])):
+        found.append("tags: not texts")
+    return found
 
 
 def _routes(hub: Hub) -> FastAPI:
@@ -185,8 +227,10 @@ def _reading(app: FastAPI, hub: Hub) -> None:
     async def info(request: Request, owner: str, name: str, revision: str = "main") -> dict[str, Any]:
         repo = hub.repo(request, f"{owner}/{name}")
         commit, files = hub.snapshot(repo, revision)
-        siblings = [{"rfilename": p, "size": len(d), "blobId": _blob(d)} for p, d in files.items()]
-        return {"id": f"{owner}/{name}", "sha": commit, "private": repo.private, "siblings": siblings}
+        name = f"{owner}/{name}"
+        size = {p: hub.sizes.get((name, p), len(d)) for p, d in files.items()}
+        siblings = [{"rfilename": p, "size": size[p], "blobId": _blob(d)} for p, d in files.items()]
+        return {"id": name, "sha": commit, "private": repo.private, "siblings": siblings}
 
     @app.get("/api/models/{owner}/{name}/tree/{revision}")
     async def tree(request: Request, owner: str, name: str, revision: str) -> list[dict[str, Any]]:
@@ -206,6 +250,7 @@ def _reading(app: FastAPI, hub: Hub) -> None:
         start = int(request.headers.get("range", "bytes=0-").removeprefix("bytes=").split("-")[0])
         headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"', "Content-Length": str(len(data) - start)}
         if start:
+            hub.ranges.append(request.headers["range"])
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         body = b"" if request.method == "HEAD" else data[start:]
         return Response(body, 206 if start else 200, headers, "application/octet-stream")
@@ -232,8 +277,8 @@ def _writing(app: FastAPI, hub: Hub) -> None:
 
     @app.post("/api/validate-yaml")
     async def validate_yaml(request: Request) -> dict[str, Any]:
-        await body(request)
-        return {"errors": [], "warnings": []}
+        content = json.loads(await body(request))["content"]
+        return {"errors": [{"message": e} for e in metadata_errors(content)], "warnings": []}
 
     @app.post("/api/models/{owner}/{name}/preupload/{revision}")
     async def preupload(request: Request, owner: str, name: str, revision: str) -> dict[str, Any]:
@@ -253,7 +298,8 @@ def _writing(app: FastAPI, hub: Hub) -> None:
     async def batch(request: Request, owner: str, name: str) -> dict[str, Any]:
         hub.repo(request, f"{owner}/{name}", write=True)
         objects = json.loads(await body(request))["objects"]
-        upload = [{**o, "actions": {"upload": {"href": f"{hub.url}/lfs/{o['oid']}"}}} for o in objects]
+        new = {o["oid"]: {"actions": {"upload": {"href": f"{hub.url}/lfs/{o['oid']}"}}} for o in objects}
+        upload = [{**o, **({} if o["oid"] in hub.blobs else new[o["oid"]])} for o in objects]
         return {"transfer": "basic", "objects": upload}
 
     @app.put("/lfs/{oid}")

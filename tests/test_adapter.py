@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import CARD, FACTS, load, with_lora, write_adapter
 
-from persona import adapter
+from persona import adapter, modelcard
 from persona.base import Base
 from persona.errors import AdapterError
 from persona.templates import read_template
@@ -79,7 +79,7 @@ def test_round_trip(base, settings, request, tmp_path):
 
 def test_it_describes_itself(trained, tiny_llama):
     opened = adapter.check(trained[1])
-    assert {f.name for f in trained[1].iterdir()} == set(adapter.FILES)
+    assert {f.name for f in trained[1].iterdir()} == set(adapter.FILES) - {modelcard.PICTURE}
     assert (opened.card, opened.base_id, opened.template) == (CARD, "someone/tiny", read_template("chatml"))
     assert opened.settings["r"] == 4 and opened.settings["lora_alpha"] == 8
     assert opened.max_length == 64 and opened.facts["figures"] == FACTS["figures"]

@@ -14,6 +14,7 @@ from persona.base import Base
 from persona.chat import BASE, Voices
 from persona.errors import AdapterError, InputError, ShareError
 from persona.hardware import Machine
+from persona.hub import push
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -98,8 +99,8 @@ def test_the_hub_gives_one_commit_and_another_only_when_asked(made, monkeypatch,
         monkeypatch.setenv("HF_TOKEN", ANN)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        first = share.push(made / "runs/old/adapter", "ann/mags")["revision"]
-        second = share.push(made / "runs/young/adapter", "ann/mags")["revision"]
+        first = push(made / "runs/old/adapter", "ann/mags")["revision"]
+        second = push(made / "runs/young/adapter", "ann/mags")["revision"]
         newest = sources.open_adapter("ann/mags")
         pinned = sources.open_adapter(f"ann/mags@{first}")
         assert newest.path.parent == pinned.path.parent == home / "adapters" and newest.path != pinned.path

@@ -47,7 +47,9 @@ def push(
 ) -> None:
     """Put the adapter on the Hugging Face Hub, private unless --public. Token: `hf auth login` or HF_TOKEN."""
     from persona import adapter as adapters
-    from persona import share
+    from persona import hub, modelcard
 
-    done = share.push(adapters.locate(adapter.expanduser()), repo, public=public)
+    found = adapters.locate(adapter.expanduser())
+    modelcard.restate(found, modelcard.persona_of(found))
+    done = hub.push(found, repo, public=public)
     put({"url": done["url"], "link": done["link"]}, f"{done['url']}\n{done['link']}", as_json)

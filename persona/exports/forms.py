@@ -63,10 +63,11 @@ def _of_weights(path: Path, out: Path, form: Form, wishes: Wishes, progress: Cal
         )
     folder = adapters.locate(path)
     if form is Form.zip:
-        from persona import share
+        from persona import modelcard, share
         from persona.exports import place
 
         place.must_be_new(out)
+        modelcard.restate(folder, modelcard.persona_of(folder))
         packed = share.pack(folder, out)
         return {"file": str(packed), "bytes": packed.stat().st_size}
     from persona import chat

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import questions, runs
+from persona import questions, runs, space
 from persona.errors import PersonaError
 from persona.files import slug as slugify
 from persona.ui import voices
@@ -81,7 +81,7 @@ def build(page: Page, others: gr.Dropdown, strength: gr.Slider, knobs: list[Any]
                  for form in questions.FORMS]  # fmt: skip
     fill.click(shown(held_out), [page.slug, page.adapter], text, **QUIET)
     running = begin.click(
-        shown(ask), [text, page.slug, page.adapter, others, strength, *knobs], [table, status, *files],
+        space.gpu(60)(shown(ask)), [text, page.slug, page.adapter, others, strength, *knobs], [table, status, *files],
         concurrency_id="model", concurrency_limit=1, **QUIET,
     )  # fmt: skip
     halt.click(lambda: "Stopped", None, status, cancels=[running], **QUIET)

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from persona import space
 from persona.errors import PersonaError
 from persona.ui import asking, blind, judging, talking, voices
 from persona.ui.common import QUIET, SHARE, Page, shown
@@ -58,6 +59,13 @@ def introduce(chosen: str) -> tuple[Any, str]:
         learned = f" · held-out loss {figures['base_nll']:.2f} → {figures['adapter_nll']:.2f}"
     about = f"{escape(a.card.name)} on {escape(a.base_id)}, template {escape(a.template.name)}{learned}"
     return gr.Dataset(samples=[[p] for p in a.card.probes[:8]]), f"<div class='quiet'>{about}</div>"
+
+
+def drawn(chosen: str, *knobs: float) -> list[float]:
+    """Temperature, top-p, top-k, min-p and penalty as her author would have them, else as they stand."""
+    own = voices.find(chosen).card.sampling.chosen() if chosen else {}
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    return [own.get(name, value) for name, value in zip(names, knobs, strict=True)]
 
 
 def shown_talk(slug: str, chosen: str, others: Sequence[str], key: str, talk_id: str) -> tuple:
@@ -132,6 +140,7 @@ def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
             gr.Slider(16, 512, 128, step=16, label="Longest reply, in tokens", min_width=200, elem_id="longest"),
             gr.Number(0, label="Seed", info="the same for all", precision=0, minimum=0, min_width=120, elem_id="seed"),
         ]
+    page.adapter.change(shown(drawn), [page.adapter, *knobs[:5]], knobs[:5], **QUIET)
     with gr.Tabs(elem_id="compare-tabs"):
         with gr.Tab("Talk", id="talk"):
             probes = _talk(page, step, key, others, strength, knobs)
@@ -191,15 +200,21 @@ def _talk(
             "outputs": [*boxes, *bots, *notes], **QUIET}  # fmt: skip
 
     spoken = gr.on(
-        [box.submit, send.click], shown(talking.say), [box, *who, talk_id, strength, *knobs], output, **model
+        [box.submit, send.click],
+        space.gpu(60)(shown(talking.say)),
+        [box, *who, talk_id, strength, *knobs],
+        output,
+        **model,
     )
     spoken.then(**listed)
     other = retry.click(lambda seed: int(seed or 0) + 1, knobs[-1], knobs[-1], **QUIET).then(
-        shown(talking.again), [*who, talk_id, strength, *knobs], output, **model
+        space.gpu(60)(shown(talking.again)), [*who, talk_id, strength, *knobs], output, **model
     )
     running = [spoken, other]
     for n, bot in enumerate(bots):
-        running.append(bot.edit(shown(edited), [*who, talk_id, gr.State(n), strength, *knobs], output, **model))
+        running.append(
+            bot.edit(space.gpu(60)(shown(edited)), [*who, talk_id, gr.State(n), strength, *knobs], output, **model)
+        )
     halt.click(lambda: "Stopped; what was said is kept.", None, status, cancels=running, **QUIET)
     probes.click(lambda row: row[0], probes, box, **QUIET)
 

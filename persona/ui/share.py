@@ -6,18 +6,21 @@ from pathlib import Path
 
 import gradio as gr
 
-from persona import adapter, folder, share
+from persona import adapter, folder, hub, modelcard, share, space
 from persona.files import slug as slugify
 from persona.ui.common import QUIET, Page, shown
 from persona.ui.voices import find
 
+HOME_LOGIN = "log in once with `hf auth login`, or set `HF_TOKEN`"
+SPACE_LOGIN = "sign in below; the app may then make repositories of your own, and reach no others"
+
 
 def current(chosen: str) -> adapter.Adapter:
-    """The chosen adapter; of a run's, source and rights are first brought up to what its persona says now."""
+    """The chosen adapter; of a run's, the card is first brought up to what is known of it now."""
     found = find(chosen)
     kind, _, rest = chosen.partition("/")
     if kind == "run":
-        adapter.restate(found.path, folder.by_slug(rest.partition("/")[0]).card())
+        modelcard.restate(found.path, folder.by_slug(rest.partition("/")[0]).card())
     return find(chosen)
 
 
@@ -32,28 +35,34 @@ def contents(chosen: str) -> str:
     if not chosen:
         return '<div class="hint">There is no adapter to share yet. Train one in step 3.</div>'
     a = current(chosen)
-    present = [f for f in share.FILES if (a.path / f).is_file()]
-    size = sum((a.path / f).stat().st_size for f in present)
+    present = share.present(a.path)
+    size = sum(file.stat().st_size for file in present)
     rights = escape(a.card.rights) or "not stated: fill them in under step 1, Who it is, before you publish it"
     return (
         f"<div class='card'><b>{escape(a.card.name)}</b>, {size / 1e6:.1f} MB. "
         "These files and no others leave this machine:<br>"
-        f"<code>{'</code> <code>'.join(present)}</code><div class='quiet'>Rights: {rights}</div></div>"
+        f"<code>{'</code> <code>'.join(f.name for f in present)}</code><div class='quiet'>Rights: {rights}</div></div>"
     )
 
 
-def push(chosen: str, repo: str, public: bool, app_url: str, progress: gr.Progress = gr.Progress()) -> tuple[str, str]:
-    """Upload; returns a notice and the share link."""
+def push(
+    chosen: str, repo: str, public: bool, app_url: str, visitor: gr.OAuthToken | None,
+    progress: gr.Progress = gr.Progress(),
+) -> tuple[str, str]:  # fmt: skip
+    """Upload; returns a notice and the share link. On a Space it is the visitor's own token, kept in their session."""
     progress(None, desc="Uploading to the Hub …")
-    done = share.push(current(chosen).path, repo.strip(), public=public, app_url=app_url)
+    # off a Space, Gradio's sign-in is a mock whose token is none
+    token = visitor.token if visitor and space.signs_in() else None
+    done = hub.push(current(chosen).path, repo.strip(), public=public, app_url=app_url, token=token)
     kind = "private" if done["private"] else "public"
     url = escape(done["url"])
     return f'<div class="good">It is on the Hub, {kind}: <a href="{url}">{url}</a></div>', done["link"]
 
 
 def here(request: gr.Request) -> str:
-    """The address that this page was opened at."""
-    return str(request.headers.get("origin") or f"http://{request.headers.get('host', '127.0.0.1:7860')}")
+    """The address that links open: the Space's own, else the one that this page was opened at."""
+    opened = request.headers.get("origin") or f"http://{request.headers.get('host', '127.0.0.1:7860')}"
+    return space.address() or str(opened)
 
 
 def build(page: Page, step: gr.Step) -> None:
@@ -65,15 +74,20 @@ def build(page: Page, step: gr.Step) -> None:
             make = gr.Button("Make the zip", variant="primary", elem_id="make-zip")
             file = gr.File(label="The zip", interactive=False, visible=False, elem_id="zip-file")
         with gr.Column(elem_classes="card", min_width=280):
+            how = SPACE_LOGIN if space.signs_in() else HOME_LOGIN
             gr.Markdown(
-                "**By a link**\n\nThrough your account on the Hugging Face Hub; log in once with `hf auth login`, or "
-                "set `HF_TOKEN`. Private unless you say otherwise."
+                f"**By a link**\n\nThrough your account on the Hugging Face Hub; {how}. Private unless you say so."
             )
+            if space.signs_in():
+                gr.LoginButton(elem_id="sign-in")
             repo = gr.Textbox(label="Name on the Hub", placeholder="you/zhen-huan", elem_id="repo")
             public = gr.Checkbox(label="Public: everyone may open it")
             upload = gr.Button("Put it on the Hub", elem_id="push")
             done = gr.HTML(elem_id="push-status")
             link = gr.Textbox(label="Link", interactive=False, buttons=["copy"], elem_id="share-link")
+    if space.here():
+        gr.Markdown("What you make on this Space lies on its disk, which others use too. For work of your own:")
+        gr.DuplicateButton("Duplicate this Space", elem_id="duplicate")
     address = gr.State("")
 
     gr.on([step.select, page.adapter.change], shown(contents), page.adapter, about, **QUIET)

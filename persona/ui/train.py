@@ -1,13 +1,14 @@
 """Step 3, Train: choose how, start, watch, stop; a reloaded tab finds the run again."""
 
 import math
+from collections.abc import Iterator
 from html import escape
 from typing import Any
 
 import gradio as gr
 import pandas as pd
 
-from persona import folder, hardware, launch, moments, planning, remedy, runs, waiting
+from persona import folder, hardware, launch, moments, planning, remedy, runs, slices, space, waiting
 from persona.config import PRESETS, RunConfig
 from persona.errors import PersonaError, RunError
 from persona.progress import ACTIVE, Progress
@@ -99,6 +100,11 @@ def resume(slug: str, name: str) -> str:
         raise RunError("There is no run to resume.")
     launch.start(run)
     return run.name
+
+
+def in_slices(slug: str, name: str) -> Iterator[str]:
+    if run := find(slug, name):
+        yield from slices.train_in_slices(run)
 
 
 def smaller(slug: str, name: str) -> str:
@@ -206,9 +212,13 @@ def build(page: Page, step: gr.Step) -> None:
         "fn": shown(watch), "inputs": [page.slug, name, seen],
         "outputs": [status, chart, *small, pages, begin, halt, again, lower, which, timer, name, seen], **QUIET,
     }  # fmt: skip
-    gr.on([begin.click], shown(start), [page.slug, preset, *shared, *form], name, **QUIET).success(**following)
-    again.click(shown(resume), [page.slug, name], name, **QUIET).success(**following)
-    lower.click(shown(smaller), [page.slug, name], name, **QUIET).success(**following)
+    begun = gr.on([begin.click], shown(start), [page.slug, preset, *shared, *form], name, **QUIET)
+    resumed = again.click(shown(resume), [page.slug, name], name, **QUIET)
+    lowered = lower.click(shown(smaller), [page.slug, name], name, **QUIET)
+    for event in (begun, resumed, lowered):
+        event.success(**following)
+        if space.zero():  # no process of its own there: this event trains, the page watches the run as ever
+            event.success(shown(in_slices), [page.slug, name], name, **QUIET)
     halt.click(shown(stop), [page.slug, name], name, **QUIET).success(**following)
     which.input(lambda chosen: chosen, which, name, **QUIET).success(**following)
     pages.click(shown(use), [page.slug, name], None, **QUIET).success(**following)

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import adapter, chat, endpoint, files, folder, moments, runs, share, sources, talks
+from persona import adapter, chat, endpoint, files, folder, hub, moments, runs, share, sources, talks
 from persona.adapter import Adapter
 from persona.chat import BASE, Speaker, Voices
 from persona.decode import Reply, Sampling
@@ -136,7 +136,10 @@ def open_link(text: str) -> str:
     path = Path(text).expanduser()
     if path.is_dir() and not os.environ.get("SPACE_ID"):
         return f"opened/{share.keep(adapter.locate(path), opened_dir()).name}"
-    return f"opened/{share.keep(share.pull(share.Link.parse(text)), opened_dir()).name}"
+    path = share.keep(hub.pull(hub.Link.parse(text)), opened_dir())
+    if what := hub.outlook(adapter.check(path)):
+        gr.Info(what, duration=None)
+    return f"opened/{path.name}"
 
 
 def label(voice: str, chosen: str) -> str:

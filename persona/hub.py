@@ -1,0 +1,306 @@
+"""The Hugging Face Hub: put an adapter there, fetch one from there, and the links that open it in the app.
+
+What leaves is what share.py lets out, as one commit. What comes in are the same files and no others, of limited size,
+never a pickle, and checked before use. The links pin the commit; base, template, system prompt and sampling are pinned
+in the files of that commit.
+"""
+
+import errno
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+from persona import base as bases
+from persona import modelcard, share, space
+from persona.adapter import FILES, Adapter
+from persona.errors import ShareError
+from persona.files import disk_message, home
+from persona.share import WEIGHTS, checked, present, refuse_secrets
+
+TRIES = 4  # of an upload or a download, each with the waits of huggingface_hub's own tries within it
+WAIT, LONGEST_WAIT = 2.0, 60.0  # seconds: 2, 4, 8 between the tries, or what the Hub asks for, at most a minute
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Link:
+    """A persona on the Hub: `repo` is USER/NAME, `revision` a commit, branch or tag; empty: its newest state."""
+
+    repo: str
+    revision: str = ""
+
+    def __post_init__(self) -> None:
+        parts = self.repo.split("/")
+        good = len(parts) == 2 and all(_NAME.fullmatch(p) and ".." not in p and "--" not in p for p in parts)
+        if not good or self.repo.endswith(".git"):
+            raise ShareError(
+                f"{self.repo[:120]!r}: not a name on the Hub. It is USER/NAME: letters, digits, '-', '_' and '.', each "
+                "part at most 96 long."
+            )
+        if self.revision and (not _REVISION.fullmatch(self.revision) or ".." in self.revision):
+            raise ShareError(f"{self.revision[:120]!r}: not a revision. Use a commit, branch or tag without '/'.")
+
+    def __str__(self) -> str:
+        return f"{self.repo}@{self.revision}" if self.revision else self.repo
+
+    @classmethod
+    def parse(cls, text: str) -> "Link":
+        """From USER/NAME, USER/NAME@REV, a link to the app with ?persona=…, or the address of a Hub page."""
+        text = text.strip()
+        return _parse_url(text) if "://" in text else _parse_name(text)
+
+
+def _parse_name(text: str) -> Link:
+    repo, at, revision = text.partition("@")
+    if at and not revision:
+        raise ShareError(f"{text[:120]!r}: nothing after '@'. Add the revision, or leave the '@' away.")
+    return Link(repo, revision)
+
+
+def _parse_url(text: str) -> Link:
+    try:
+        url = urlsplit(text)
+        named = parse_qs(url.query, keep_blank_values=True).get("persona", [])
+    except ValueError:
+        raise ShareError(f"{text[:120]!r}: not a web address. Copy the link again.") from None
+    if url.scheme in ("http", "https") and len(named) == 1:
+        return _parse_name(named[0])
+    hubs = {"huggingface.co", "hf.co", urlsplit(_endpoint()).netloc}
+    parts = url.path.strip("/").split("/")
+    page = len(parts) == 2 or (len(parts) == 4 and parts[2] == "tree")
+    if url.scheme in ("http", "https") and url.netloc in hubs and page and parts[0] not in ("datasets", "spaces"):
+        return Link("/".join(parts[:2]), parts[3] if len(parts) == 4 else "")
+    raise ShareError(
+        f"{text[:120]!r}: no persona in this address. A share link ends in ?persona=USER/NAME; the address of a "
+        "model page on the Hub, or USER/NAME alone, will do as well."
+    )
+
+
+def link(app_url: str, repo: str, revision: str = "") -> str:
+    """The address that opens this persona in the app at `app_url`."""
+    url = urlsplit(app_url)
+    if url.scheme not in ("http", "https") or not url.netloc:
+        raise ShareError(f"{app_url!r}: not the address of an app. It begins with http:// or https://.")
+    return f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}/?persona={Link(repo, revision)}"
+
+
+def _login(token: str | None) -> str | None:
+    """The token given, else this machine's own login. A Space serves strangers: its owner's token is not theirs."""
+    from huggingface_hub import get_token
+
+    return token or (None if space.here() else get_token())
+
+
+def _endpoint() -> str:
+    # read on every call: huggingface_hub reads it once, when it is imported
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def push(
+    adapter: Path, repo: str, *, public: bool = False, app_url: str = "http://127.0.0.1:7860", token: str | None = None
+) -> dict[str, Any]:
+    """Upload to the Hub as one commit; `repo` is NAME or USER/NAME. Private unless asked otherwise.
+
+    token: else the one of the Hub's login or of HF_TOKEN. It is sent to the Hub and kept nowhere.
+    Returns url (of the Hub's page), link (opens this very commit in the app), revision and private.
+    """
+    from huggingface_hub import HfApi
+
+    card = checked(adapter).card
+    if public and not card.rights.strip():
+        raise ShareError(
+            f"{card.name} cannot be made public: 'rights' in {adapter / 'persona.json'} is empty. Write there whose "
+            "text it was trained on, and under which licence or permission; or share it privately."
+        )
+    wanted = Link(repo if "/" in repo else f"me/{repo}").repo
+    token = _login(token)
+    if not token:
+        raise ShareError(
+            "You are not logged in to the Hub. Log in on your own machine with: hf auth login (or set HF_TOKEN). On a "
+            "shared Space, sign in there, or take the zip instead."
+        )
+    refuse_secrets(adapter, token)
+    api = HfApi(endpoint=_endpoint(), token=token)
+    with _in_words(repo, token):
+        user = _again(api.whoami)["name"]
+        wanted = wanted if "/" in repo else Link(f"{user}/{repo}").repo
+        private = _again(lambda: _make(api, wanted, not public))
+        if private == public:
+            there, asked = ("private", "public") if private else ("public", "private")
+            raise ShareError(
+                f"{wanted} is on the Hub already and is {there}, but {asked} was asked for. Nothing was sent. Choose "
+                f"another name, push it as {there}, or change it at {_endpoint()}/{wanted}/settings."
+            )
+        commit = _again(lambda: _commit(api, wanted, adapter, f"Persona adapter: {card.name}"))
+    return {
+        "url": f"{_endpoint()}/{wanted}",
+        "link": link(app_url, wanted, commit),
+        "revision": commit,
+        "private": private,
+    }
+
+
+def _make(api: Any, repo: str, private: bool) -> bool:
+    """Make the repo unless it is there. Returns whether it is private."""
+    if not api.repo_exists(repo):  # a token may have the right to write to this repo, but not to make repos
+        api.create_repo(repo, private=private, exist_ok=True)
+    return bool(api.repo_info(repo).private)
+
+
+def _commit(api: Any, repo: str, adapter: Path, message: str) -> str:
+    """Send the files as one commit; returns its id. Sent again, it sends only what has not arrived.
+
+    Not upload_folder: that may make several commits, and a link could then pin half an adapter.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    add = {file.name: CommitOperationAdd(file.name, file) for file in present(adapter)}
+    readme = adapter / "README.md"
+    if readme.is_file():
+        text = modelcard.for_hub(readme.read_text(encoding="utf-8"), repo)
+        add["README.md"] = CommitOperationAdd("README.md", text.encode())
+    # what is gone here goes there: an old run.json must not describe new weights
+    gone = [CommitOperationDelete(name) for name in api.list_repo_files(repo) if name in FILES and name not in add]
+    return str(api.create_commit(repo, [*gone, *add.values()], commit_message=message).oid)
+
+
+def pull(source: Link, token: str | None = None) -> Path:
+    """Download a persona from the Hub into PERSONA_HOME/hub and return its checked folder.
+
+    A commit that is here already is opened without the network. Private ones open with the token of this machine's
+    login, never with that of a Space's owner.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    token = _login(token)
+    options: dict[str, Any] = {"cache_dir": home() / "hub", "allow_patterns": list(FILES), "endpoint": _endpoint()}
+    if _COMMIT.fullmatch(source.revision):
+        try:
+            return checked(
+                Path(snapshot_download(source.repo, revision=source.revision, local_files_only=True, **options))
+            ).path
+        except LocalEntryNotFoundError:
+            pass
+    api = HfApi(endpoint=_endpoint(), token=token or False)
+    with _in_words(str(source), token):
+        info = _again(lambda: api.repo_info(source.repo, revision=source.revision or None, files_metadata=True))
+        sizes = {f.rfilename: f.size or 0 for f in info.siblings or []}
+        if WEIGHTS not in sizes:
+            raise share.no_weights(str(source), sizes)
+        if big := [f"{n} ({sizes[n] / 1e6:,.0f} MB)" for n in FILES if sizes.get(n, 0) > share.limit_of(n)]:
+            raise ShareError(f"{source}: {', '.join(big)} is too large for an adapter. It was not downloaded.")
+        folder = _again(lambda: snapshot_download(source.repo, revision=info.sha, token=token or False, **options))
+    return checked(Path(folder)).path
+
+
+def outlook(adapter: Adapter) -> str:
+    """What opening it will take, in a sentence: "" where its base is here, else how much will be downloaded."""
+    if not adapter.base_id:
+        return "It does not say which base it was trained on, so it cannot answer."
+    if bases.ready(adapter.base_id, adapter.base_revision):
+        return ""
+    if bases.is_embedded(adapter.base_id):
+        return f"Its base {adapter.base_id} is here and is unpacked for the first answer, in about a minute."
+    size = bases.to_download(adapter.base_id, adapter.base_revision)
+    much = f"{size / 1e9:.1f} GB" if size else "its files, of a size not known beforehand,"
+    return (
+        f"Its base {adapter.base_id} is not on this machine: the first answer downloads {much} from the Hub. "
+        "Its own terms apply; they are on its page there."
+    )
+
+
+def _again(call: Callable[[], T]) -> T:
+    """`call()`, and again after a wait where what failed may pass: a lost connection, a Hub that is busy or down."""
+    from huggingface_hub import errors as hub
+
+    for n in range(TRIES):
+        try:
+            return call()
+        except (hub.HfHubHTTPError, hub.HTTPError, hub.LocalEntryNotFoundError, RuntimeError, OSError) as e:
+            if n + 1 == TRIES or not _passes(e):
+                raise
+            time.sleep(min(LONGEST_WAIT, _asked(e) or WAIT * 2**n))
+    raise AssertionError  # the last try returns or raises
+
+
+def _passes(e: BaseException) -> bool:
+    status = _status(e)
+    if status is not None:
+        return status == 429 or status >= 500
+    return not isinstance(e, OSError) or e.errno not in _DISK
+
+
+def _status(e: BaseException) -> int | None:
+    """The Hub's status, of the error or of one that it came from; None where the Hub did not answer."""
+    response = getattr(e, "response", None)
+    if response is not None:
+        return int(response.status_code)
+    return _status(e.__cause__) if e.__cause__ is not None else None
+
+
+def _asked(e: BaseException) -> float | None:
+    """Seconds that the Hub asks for."""
+    response = getattr(e, "response", None)
+    value = response.headers.get("Retry-After", "") if response is not None else ""
+    return float(value) if value.isdigit() else None
+
+
+@contextmanager
+def _in_words(place: str, token: str | None) -> Iterator[None]:
+    """Turn what the Hub's client raises into a ShareError that says what to do."""
+    from huggingface_hub import errors as hub
+
+    try:
+        yield
+    except hub.RevisionNotFoundError as e:
+        raise ShareError(
+            f"{place}: the Hub has no such revision (any more). Leave out what follows '@' to get the newest, or ask "
+            "for a new link."
+        ) from e
+    except hub.GatedRepoError as e:
+        raise ShareError(f"{place}: its owner asks you to accept terms on its Hub page first. Then try again.") from e
+    except hub.HfHubHTTPError as e:
+        raise ShareError(f"{place}: {_status_in_words(e, token)}") from e
+    except hub.LocalEntryNotFoundError as e:
+        raise ShareError(f"{place}: not on this machine, and the Hub cannot be reached. Try again when online.") from e
+    except OSError as e:
+        if e.errno in _DISK:
+            raise ShareError(disk_message(home() / "hub", e)) from e
+        raise ShareError(f"{place}: {_INTERRUPTED} ({type(e).__name__})") from e
+    except ValueError as e:
+        raise ShareError(f"{place}: the Hub refuses it: {e}. Correct it in the adapter's folder.") from e
+    except (hub.HTTPError, RuntimeError) as e:  # httpx's own; the client wraps a failed upload of weights in the other
+        raise ShareError(f"{place}: {_INTERRUPTED} ({type(e).__name__})") from e
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+_INTERRUPTED = "the Hub cannot be reached, or the connection broke. Nothing is lost; try again."
+
+
+def _status_in_words(e: Any, token: str | None) -> str:
+    status = e.response.status_code
+    if status == 401 and token:
+        return "the Hub does not accept your token: it is wrong, expired or revoked. Log in again with: hf auth login"
+    if status == 401:  # who is not logged in is not told which of the two it is
+        return "not on the Hub, or private. Check the name; if it is yours or shared with you, log in: hf auth login"
+    if status == 404:
+        return (
+            "not on the Hub (any more), or private and not shared with your account. Check the name, or ask its owner."
+        )
+    if status == 403:
+        return "your token has no right to do this. Use your own user name, or a token with write access to that name."
+    if status == 429:
+        return "the Hub asks for patience: too many requests. Nothing is lost; try again in some minutes."
+    if status >= 500:
+        return f"the Hub is in trouble (status {status}). Nothing is lost; try again later."
+    return f"the Hub refuses (status {status}: {e.server_message or 'no reason given'})."

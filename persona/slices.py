@@ -1,0 +1,54 @@
+"""Training where the GPU is lent for a minute at a time: slice after slice, each of which resumes the one before.
+
+No child process outlives a request on ZeroGPU, so the page's own event does the work. The run folder is what it always
+is, and the page watches its events. A slice that is not renewed (a closed tab) leaves a checkpoint: Resume goes on.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from persona import space
+from persona.errors import PersonaError, RunError
+from persona.runs import Run, note_worker, open_run
+
+SLICE = 120  # seconds asked for: ZeroGPU lets anyone have this much at once
+WORK = 60.0  # of them, after which the loop stops; the rest opens the base, measures and saves
+NOTHING = 3  # slices without one step, after which it would never end
+
+
+@space.gpu(SLICE)
+def train_slice(folder: str) -> None:
+    """One slice of the run in `folder`."""
+    from persona.train import train
+
+    train(open_run(Path(folder)), WORK)
+
+
+def train_in_slices(run: Run) -> Iterator[str]:
+    """Train `run` to its end or until it is stopped. Yields its name, before each slice and at the end."""
+    idle = 0
+    (run.path / "stop").unlink(missing_ok=True)
+    while True:
+        yield run.name
+        before = run.progress().step
+        note_worker(run, os.getpid())  # until the slice has a process of its own
+        run.log("state", state="starting", message="Waiting for a share of the GPU …")
+        try:
+            train_slice(str(run.path))
+        except PersonaError:
+            raise
+        except Exception as e:  # what crosses from the GPU's process is no PersonaError any more
+            seen = run.progress()
+            if seen.status == "failed":  # said by the training itself
+                raise RunError(seen.message) from e
+            # no GPU left for this visitor today: the words are those of the Space
+            run.log("state", state="failed", message=f"The GPU was not given ({e}). Resume goes on from here.")
+            raise RunError(f"The GPU was not given: {e}. What was trained is kept; Resume goes on from there.") from e
+        now = run.progress()
+        if now.status != "stopped" or (run.path / "stop").exists():
+            yield run.name
+            return
+        idle = idle + 1 if now.step <= before else 0
+        if idle == NOTHING:
+            raise RunError(f"{WORK:g} seconds of GPU are too short for one step of this base. Choose a smaller one.")

@@ -1,0 +1,143 @@
+"""Would this repository start as a Hugging Face Space? As far as that can be told from here.
+
+    python scripts/space_check.py
+
+It reads README's front matter, requirements.txt and the sizes of the files. Then it imports app.py as a Space would:
+without this machine's settings, with a Space's own, watched for anything that reaches for the network or starts a
+process. What only the Hub can tell (whether its builder finds the wheels, ZeroGPU, signing in) is not checked.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import RepoCard
+
+PROJECT = Path(__file__).resolve().parent.parent
+MAX_FILE = 10_000_000  # bytes; larger ones must be in LFS, the Hub refuses them otherwise
+MAX_ALL = 1_000_000_000  # bytes of a Space's repository
+KEYS = set(  # https://huggingface.co/docs/hub/spaces-config-reference
+    "title emoji colorFrom colorTo sdk sdk_version python_version app_file app_port base_path fullWidth header "  # noqa: SIM905
+    "short_description license models datasets tags thumbnail pinned suggested_hardware startup_duration_timeout "
+    "preload_from_hub disable_embedding custom_headers hf_oauth hf_oauth_scopes hf_oauth_expiration_minutes".split()
+)
+COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+SCOPES = {"email", "read-repos", "contribute-repos", "write-repos", "manage-repos", "inference-api", "jobs"}
+
+IMPORT = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+seen, order = [], []
+def watch(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "os.fork", "os.exec", "os.posix_spawn",
+                 "os.system", "subprocess.Popen"):
+        seen.append(f"{event} {args[1:2] if event == 'socket.connect' else args[:2]}"[:200])
+    elif event == "import" and args[0] in ("torch", "spaces", "persona.space", "gradio", "persona.hardware"):
+        order.append(args[0])
+sys.addaudithook(watch)
+import app
+print(json.dumps({"seen": seen, "order": list(dict.fromkeys(order)), "oauth": app.demo.expects_oauth}))
+"""
+
+
+def front_matter(readme: str, requirements: str) -> list[str]:
+    """What is wrong with the lines by which the Hub makes a Space of the repository."""
+    data: dict[str, Any] = RepoCard(readme).data.to_dict()
+    wrong = [f"unknown key {key!r}" for key in sorted(set(data) - KEYS)]
+    wrong += [
+        f"{key} is missing" for key in ("title", "sdk", "sdk_version", "app_file", "license") if not data.get(key)
+    ]
+    pinned = re.search(r"^gradio(?:\[.*?\])?==(\S+)", requirements, re.M)
+    if data.get("sdk") != "gradio" or not pinned or str(data.get("sdk_version")) != pinned[1]:
+        wrong.append(
+            f"sdk {data.get('sdk')} {data.get('sdk_version')}: requirements.txt says gradio {pinned and pinned[1]}"
+        )
+    if not isinstance(data.get("python_version"), str):
+        wrong.append("python_version must be in quotes: 3.10 without them is 3.1")
+    if not (PROJECT / str(data.get("app_file"))).is_file():
+        wrong.append(f"app_file {data.get('app_file')}: no such file")
+    wrong += [f"{k} {data[k]!r}: not one of {sorted(COLOURS)}" for k in ("colorFrom", "colorTo")
+              if data.get(k) not in COLOURS]  # fmt: skip
+    if len(str(data.get("short_description", ""))) > 60:
+        wrong.append("short_description is longer than 60 characters")
+    if unknown := set(data.get("hf_oauth_scopes", [])) - SCOPES:
+        wrong.append(f"hf_oauth_scopes: unknown {sorted(unknown)}")
+    if data.get("hf_oauth_scopes") and data.get("hf_oauth") is not True:
+        wrong.append("hf_oauth_scopes without hf_oauth: true does nothing")
+    return wrong
+
+
+def loose_requirements(text: str) -> list[str]:
+    """Lines that another machine would read in another way."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [f"{line!r} is not NAME==VERSION" for line in lines if not re.fullmatch(r"[\w.\-\[\]]+==[\w.]+", line)]
+
+
+def too_large(folder: Path) -> list[str]:
+    """Files and a repository of a size that the Hub refuses. Only what git knows is pushed."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=folder, capture_output=True, text=True, check=True).stdout
+    sizes = {name: (folder / name).lstat().st_size for name in listed.split("\0") if (folder / name).is_file()}
+    wrong = [f"{n}: {s / 1e6:.1f} MB, more than {MAX_FILE / 1e6:.0f} and not in LFS" for n, s in sizes.items()
+             if s > MAX_FILE and not _in_lfs(folder, n)]  # fmt: skip
+    if sum(sizes.values()) > MAX_ALL:
+        wrong.append(f"the repository has {sum(sizes.values()) / 1e9:.1f} GB, more than {MAX_ALL / 1e9:.0f}")
+    return wrong
+
+
+def _in_lfs(folder: Path, name: str) -> bool:
+    said = subprocess.run(["git", "check-attr", "filter", "--", name], cwd=folder, capture_output=True, text=True)
+    return said.stdout.strip().endswith(": lfs")
+
+
+def imported(signing_in: bool = True) -> list[str]:
+    """What app.py does on import that it must not."""
+    with tempfile.TemporaryDirectory() as empty:
+        env = {"PATH": "/usr/bin:/bin", "HOME": empty, "SPACE_ID": "ann/persona", "SPACE_HOST": "ann-persona.hf.space",
+               "SYSTEM": "spaces", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}  # fmt: skip
+        if signing_in:
+            env |= {"OAUTH_CLIENT_ID": "id", "OAUTH_CLIENT_SECRET": "s", "OAUTH_SCOPES": "openid profile",
+                    "OPENID_PROVIDER_URL": "https://huggingface.co"}  # fmt: skip
+        ran = subprocess.run([sys.executable, "-I", "-c", IMPORT, str(PROJECT)], env=env, cwd=empty, text=True,
+                             capture_output=True, timeout=300)  # fmt: skip
+        left = [str(p.relative_to(empty)) for p in Path(empty).rglob("*") if p.is_file()]
+    if ran.returncode:
+        return [f"app.py cannot be imported:\n{ran.stderr[-2000:]}"]
+    found = json.loads(ran.stdout.splitlines()[-1])
+    wrong = [f"on import: {event}" for event in found["seen"]]
+    wrong += [f"on import it writes {name}" for name in left if "persona" in name]
+    if found["order"][0] != "persona.space":
+        wrong.append(
+            f"{found['order'][0]} is imported before persona.space, which brings spaces before torch on ZeroGPU"
+        )
+    if found["oauth"] != signing_in:
+        wrong.append(
+            f"signing in is {'not ' * signing_in}offered, although hf_oauth is {'on' if signing_in else 'off'}"
+        )
+    return wrong
+
+
+def main() -> int:
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    requirements = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
+    checks = {
+        "README.md, front matter": lambda: front_matter(readme, requirements),
+        "requirements.txt": lambda: loose_requirements(requirements),
+        "sizes": lambda: too_large(PROJECT),
+        "import of app.py": imported,
+    }
+    failed = False
+    for name, check in checks.items():
+        wrong = check()
+        failed |= bool(wrong)
+        print(f"{name}: {'good' if not wrong else ''}", *wrong, sep="\n  " if wrong else "")
+    print("Not checked here: the Hub's own build, ZeroGPU, and signing in.")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

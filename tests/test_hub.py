@@ -1,0 +1,403 @@
+"""Links and the Hub: private first, nothing but the allow-list, one commit, and every refusal is a sentence."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from persona import adapter, base, share
+from persona.errors import AdapterError, BaseError, ShareError
+from persona.hub import Link, link, outlook, pull, push
+from persona.share import WEIGHTS
+from tests.hub import ANN, BEN, OLD, Hub
+from tests.sharing import SECRETS, allowed, contents, edit_card, on_hub
+
+pytest_plugins = "tests.sharing"
+pytestmark = pytest.mark.usefixtures("machine")
+
+
+# --- links -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "repo", "revision"),
+    [
+        ("ann/zhen-huan", "ann/zhen-huan", ""),
+        ("  ann/Zhen_Huan.2@v1.0 ", "ann/Zhen_Huan.2", "v1.0"),
+        ("http://127.0.0.1:7860/?persona=ann/zhen@0123abc", "ann/zhen", "0123abc"),
+        ("https://app.example/sub/?__theme=dark&persona=ann%2Fzhen", "ann/zhen", ""),
+        ("https://huggingface.co/spaces/ann/app?persona=ben/x", "ben/x", ""),
+        ("https://huggingface.co/ann/zhen", "ann/zhen", ""),
+        ("https://huggingface.co/ann/zhen/tree/main", "ann/zhen", "main"),
+    ],
+)
+def test_links_are_understood(text: str, repo: str, revision: str) -> None:
+    assert Link.parse(text) == Link(repo, revision)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "zhen", "a/b/c", "/b", "a/", "../b", "a/..", "a/b..c", "a/b--c", "a/.b", "a/b.git", "a b/c", "ä/b", "a/b@",
+        "a/b@c/d", "a/b@../c", "a/b@c..d", "a/b@-c", "a/b@c@d", "a/b?x", "a/b\n", "a/b\nc",
+        "a" * 97 + "/b", "a/b@" + "c" * 101,
+        "https://evil.example/ann/zhen", "https://huggingface.co/ann", "https://huggingface.co/datasets/ann",
+        "https://huggingface.co/ann/zhen/blob/main", "https://huggingface.co/ann/zhen/tree/a/b", "file:///ann/zhen",
+        "ftp://huggingface.co/ann/zhen", "http://x/?persona=", "http://x/?persona=http://y/?persona=a/b",
+        "http://x/?persona=a/b&persona=c/d", "http://[x/?persona=a/b",
+    ],
+)  # fmt: skip
+def test_other_links_are_refused(text: str) -> None:
+    if text == "a/b\n":  # white space around a link comes from copying
+        assert Link.parse(text) == Link("a/b")
+        return
+    with pytest.raises(ShareError):
+        Link.parse(text)
+
+
+def test_link_is_built_and_read_back() -> None:
+    made = link("http://127.0.0.1:7860", "ann/zhen", "0123abc")
+    assert made == "http://127.0.0.1:7860/?persona=ann/zhen@0123abc"
+    assert Link.parse(made) == Link("ann/zhen", "0123abc")
+    assert link("https://x.example/app/?a=1#b", "ann/zhen") == "https://x.example/app/?persona=ann/zhen"
+    for app, repo, revision in [("x.example", "a/b", ""), ("http://x", "a", ""), ("http://x", "a/b", "c&d")]:
+        with pytest.raises(ShareError):
+            link(app, repo, revision)
+
+
+# --- Hub ---------------------------------------------------------------------------------------------------------
+
+
+def test_push_is_private_and_pull_gives_the_same_bytes(mine: Path, hub: Hub, tmp_path: Path) -> None:
+    said = push(mine, "zhen", app_url="http://app.example", token=ANN)
+    assert said == {
+        "url": f"{hub.url}/ann/zhen",
+        "link": f"http://app.example/?persona=ann/zhen@{said['revision']}",
+        "revision": hub.repos["ann/zhen"].head,
+        "private": True,
+    }
+    assert hub.repos["ann/zhen"].private and len(hub.repos["ann/zhen"].commits) == 2
+    for text in (said["link"], said["url"], "ann/zhen"):
+        pulled = pull(Link.parse(text), token=ANN)
+        assert contents(pulled) == on_hub(mine, "ann/zhen") and pulled.is_relative_to(tmp_path / "kept" / "hub")
+
+
+@pytest.mark.parametrize("lfs", [True, False])
+def test_nothing_but_the_allow_list_is_uploaded(
+    mine: Path, hub: Hub, tmp_path: Path, lfs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.lfs = lfs
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", lfs)  # hf_xet uploads along another path
+    push(mine, "ann/zhen", token=ANN)
+    assert {**on_hub(mine, "ann/zhen"), ".gitattributes": hub.files("ann/zhen")[".gitattributes"]} == hub.files(
+        "ann/zhen"
+    )
+    sent = b"\n".join([*hub.received, *hub.files("ann/zhen").values()])
+    for secret in (ANN.encode(), str(tmp_path).encode(), *SECRETS, *SECRETS.values()):
+        assert (secret if isinstance(secret, bytes) else secret.encode()) not in sent
+    # and this search does find what was sent
+    assert b"adapter_config.json" in sent and allowed(mine)["run.json"] in sent
+    kept = b"".join(f.read_bytes() for f in tmp_path.rglob("*") if f.is_file())
+    assert ANN.encode() not in kept
+
+
+def test_old_revision_keeps_its_bytes(mine: Path, hub: Hub) -> None:
+    first, before = push(mine, "zhen", token=ANN), on_hub(mine, "ann/zhen")
+    edit_card(mine, system="你是皇后。")
+    (mine / "run.json").unlink()
+    second = push(mine, "zhen", token=ANN)
+    assert first["revision"] != second["revision"]
+    assert contents(pull(Link.parse(first["link"]), token=ANN)) == before
+    newest = contents(pull(Link("ann/zhen"), token=ANN))
+    assert newest["persona.json"] == (mine / "persona.json").read_bytes() and "run.json" not in newest
+    assert push(mine, "zhen", token=ANN)["revision"] == second["revision"]  # nothing new, no new commit
+
+
+def test_public_needs_rights_and_a_repo_never_changes_sides(mine: Path, hub: Hub) -> None:
+    edit_card(mine, rights="  ")
+    with pytest.raises(ShareError, match="'rights' in .*persona.json is empty"):
+        push(mine, "zhen", public=True, token=ANN)
+    assert hub.requests == []
+    edit_card(mine, rights="CC0")
+    assert push(mine, "zhen", public=True, token=ANN)["private"] is False
+    assert contents(pull(Link("ann/zhen"))) == on_hub(mine, "ann/zhen")  # without a token
+    commits = len(hub.repos["ann/zhen"].commits)
+    edit_card(mine, system="secret")
+    with pytest.raises(ShareError, match="is public, but private was asked"):
+        push(mine, "zhen", token=ANN)
+    push(mine, "other", token=ANN)
+    with pytest.raises(ShareError, match="is private, but public was asked"):
+        push(mine, "other", public=True, token=ANN)
+    assert len(hub.repos["ann/zhen"].commits) == commits and hub.repos["ann/other"].private
+
+
+def test_push_refusals_are_sentences(mine: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for repo, token, why in [
+        ("ben/zhen", ANN, "no right to do this"),
+        ("zhen", OLD, "expired or revoked"),
+        ("zhen", None, "not logged in"),
+        ("a/b/c", ANN, "not a name on the Hub"),
+        ("zhen huan", ANN, "not a name on the Hub"),
+    ]:
+        with pytest.raises(ShareError, match=why) as caught:
+            push(mine, repo, token=token)
+        assert not token or token not in str(caught.value)
+    hub.add("ben/zhen", {})
+    with pytest.raises(ShareError, match="no right to do this"):
+        push(mine, "ben/zhen", public=True, token=ANN)
+    assert hub.blobs == {} and list(hub.repos) == ["ben/zhen"] and hub.files("ben/zhen") == {}
+    monkeypatch.setenv("HF_TOKEN", BEN)
+    assert push(mine, "mine")["url"].endswith("/ben/mine")
+    monkeypatch.delenv("HF_TOKEN")
+    (tmp_path / "token").write_text(ANN)
+    assert push(mine, "mine")["url"].endswith("/ann/mine")
+
+
+@pytest.mark.parametrize("file", [f for f in adapter.FILES if f != WEIGHTS])
+def test_paths_and_tokens_are_found_before_anything_is_sent(mine: Path, hub: Hub, tmp_path: Path, file: str) -> None:
+    plain = (mine / file).read_bytes()
+    leaks = {str(tmp_path / "ann" / "x"): "your home folder", str(tmp_path / "kept"): "PERSONA_HOME"}
+    for text, why in {**leaks, BEN: "access token", "s3cret-token": "access token"}.items():
+        leak = plain.replace(b"CC0", text.encode()).replace(b"someone/tiny-base", text.encode())
+        (mine / file).write_bytes(leak if leak != plain else plain + f"{{# {text} #}}".encode())
+        with pytest.raises(ShareError, match=why) as caught:
+            push(mine, "zhen", token="s3cret-token")
+        assert text not in str(caught.value) or why in leaks.values()
+        if text != "s3cret-token":
+            with pytest.raises(ShareError, match=why):
+                share.pack(mine, tmp_path / "p.zip")
+    assert hub.requests == [] and not (tmp_path / "p.zip").exists()
+    (mine / file).write_bytes(plain.replace(b"CC0", f"{tmp_path}/anna".encode()))  # someone else's name
+    share.pack(mine, tmp_path / "p.zip")
+
+
+STEPS_OF_A_PUSH = ["whoami", "/repos/create", "GET /api/models", "/preupload", "PUT /lfs", "/commit/main"]
+
+
+@pytest.mark.parametrize("where", STEPS_OF_A_PUSH)
+@pytest.mark.parametrize("status", [0, 503])
+def test_push_broken_off_is_tried_again(mine: Path, hub: Hub, where: str, status: int) -> None:
+    hub.fail(where, 99, status)
+    with pytest.raises(ShareError, match="Nothing is lost; try again"):
+        push(mine, "zhen", token=ANN)
+    assert "ann/zhen" not in hub.repos or WEIGHTS not in hub.files("ann/zhen")
+    hub.faults.clear()
+    push(mine, "zhen", token=ANN)
+    assert on_hub(mine, "ann/zhen").items() <= hub.files("ann/zhen").items()
+
+
+def test_pull_broken_off_is_tried_again(mine: Path, hub: Hub) -> None:
+    push(mine, "zhen", token=ANN)
+    hub.cut(f"GET /ann/zhen/resolve/{hub.repos['ann/zhen'].head}/{WEIGHTS}", 99)
+    with pytest.raises(ShareError, match="connection broke|cannot be reached"):
+        pull(Link("ann/zhen"), token=ANN)
+    hub.faults.clear()
+    hub.cut("GET /ann/zhen/resolve")  # once: the client goes on by itself
+    assert contents(pull(Link("ann/zhen"), token=ANN)) == on_hub(mine, "ann/zhen")
+
+
+def test_pull_refusals_are_sentences(mine: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = push(mine, "zhen", token=ANN)
+    pinned = Link.parse(said["link"])
+    for source, token, why in [
+        (pinned, BEN, "private and not shared with your account"),
+        (pinned, None, "private. .* shared with you, log in"),
+        (pinned, OLD, "expired or revoked"),
+        (Link("ann/nothing"), ANN, "not on the Hub .any more."),
+        (Link("ann/zhen", "0" * 40), ANN, "no such revision"),
+        (Link("ann/zhen", "v2"), ANN, "no such revision"),
+    ]:
+        with pytest.raises(ShareError, match=why):
+            pull(source, token=token)
+    pull(pinned, token=ANN)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert contents(pull(pinned)) == on_hub(mine, "ann/zhen")  # this commit is here already
+    with pytest.raises(ShareError, match="cannot be reached"):
+        pull(Link("ann/zhen"), token=ANN)
+
+
+def test_pull_takes_only_the_allow_list_and_never_pickles(mine: Path, hub: Hub) -> None:
+    files = allowed(mine)
+    hub.add("ben/x", {**files, "evil.py": b"x", "adapter_model.bin": b"x", "sub/README.md": b"x"})
+    assert contents(pull(Link("ben/x"))) == files
+    assert not any("evil" in r or ".bin" in r or "sub/" in r for r in hub.requests)
+    weights = files.pop(WEIGHTS)
+    hub.add("ben/pickles", {**files, "adapter_model.bin": weights})
+    with pytest.raises(AdapterError, match="ben/pickles: holds adapter_model.bin.*can run code"):
+        pull(Link("ben/pickles"))
+    hub.add("ben/broken", {**files, WEIGHTS: weights[:100]})
+    with pytest.raises(AdapterError, match="damaged"):
+        pull(Link("ben/broken"))
+    hub.add("ben/big", {**files, WEIGHTS: weights, "run.json": bytes(10_000_001)})
+    with pytest.raises(ShareError, match="run.json .* too large"):
+        pull(Link("ben/big"))
+    assert not any("pickles/resolve" in r or "big/resolve" in r for r in hub.requests)
+
+
+# --- what passes by is waited for ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", STEPS_OF_A_PUSH)
+@pytest.mark.parametrize("status", [0, 429, 503])
+def test_a_push_waits_and_goes_on_by_itself(mine: Path, hub: Hub, where: str, status: int) -> None:
+    hub.fail(where, 2, status)
+    push(mine, "zhen", token=ANN)
+    assert on_hub(mine, "ann/zhen").items() <= hub.files("ann/zhen").items()
+    assert sum(where in r for r in hub.requests) >= 3 and hub.faults[0].times == 0
+
+
+def test_weights_that_arrived_are_not_sent_again(mine: Path, hub: Hub) -> None:
+    """The connection is lost after the weights, then after the commit itself: one upload, one commit."""
+    hub.fail("/commit/main", 1, 0)
+    hub.lose("/commit/main")
+    done = push(mine, "zhen", token=ANN)
+    assert len([r for r in hub.requests if r.startswith("PUT /lfs")]) == 1
+    assert list(hub.repos["ann/zhen"].commits)[1:] == [done["revision"]]
+
+
+def test_a_busy_hub_is_given_the_time_that_it_asks_for(mine: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("persona.hub.time.sleep", waited.append)
+    hub.retry_after = 17
+    hub.fail("GET /api/whoami", 2, 429)
+    push(mine, "zhen", token=ANN)
+    assert waited.count(17) == 2
+    hub.retry_after = 7200  # nobody waits for two hours in front of a page
+    hub.fail("GET /api/whoami", 99, 429)
+    with pytest.raises(ShareError, match="asks for patience"):
+        push(mine, "zhen", token=ANN)
+    assert max(waited) == 60
+
+
+@pytest.mark.parametrize(("status", "asked"), [(401, 1), (403, 1), (404, 1), (503, 4)])
+def test_what_does_not_pass_is_not_tried_again(mine: Path, hub: Hub, status: int, asked: int) -> None:
+    hub.fail("GET /api/whoami", 99, status)
+    with pytest.raises(ShareError):
+        push(mine, "zhen", token=ANN)
+    assert hub.requests == ["GET /api/whoami-v2"] * asked
+
+
+def test_a_download_goes_on_where_it_broke_off(mine: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)  # it keeps whole chunks
+    push(mine, "zhen", token=ANN)
+    hub.cut(f"GET /ann/zhen/resolve/{hub.repos['ann/zhen'].head}/{WEIGHTS}")
+    assert contents(pull(Link("ann/zhen"), token=ANN)) == on_hub(mine, "ann/zhen")
+    assert hub.ranges == ["bytes=3000-"] and (mine / WEIGHTS).stat().st_size // 2 in range(3000, 4000)
+
+
+def test_names_that_lead_out_of_the_folder_are_not_asked_for(mine: Path, hub: Hub, tmp_path: Path) -> None:
+    evil = {f"{up}{WEIGHTS}": b"x" for up in ("../", "/etc/", "a/../../")}
+    hub.add("ben/evil", {**evil, **allowed(mine), "pytorch_model.bin": b"x", "config.py": b"x"})
+    assert contents(pull(Link("ben/evil"))) == allowed(mine)
+    asked = [r for r in hub.requests if "resolve" in r]
+    assert {r.rsplit("/", 1)[1] for r in asked} == set(allowed(mine)) and not any(".." in r for r in asked)
+    hub.add("ben/huge", allowed(mine))
+    hub.sizes["ben/huge", WEIGHTS] = 4_000_000_001
+    with pytest.raises(ShareError, match="4,000 MB. is too large"):
+        pull(Link("ben/huge"))
+
+
+# --- what a link will take ----------------------------------------------------------------------------------------
+
+
+def test_a_link_says_what_its_base_will_cost(mine: Path, hub: Hub, tmp_path: Path, monkeypatch) -> None:
+    bases_from(hub, tmp_path, monkeypatch)
+    opened = adapter.check(mine)
+    assert "of a size not known" in outlook(opened) and "someone/tiny-base" in outlook(opened)
+    hub.add("someone/tiny-base", {"config.json": b"{}", "model.safetensors": b"", "pytorch_model.bin": b""})
+    hub.sizes["someone/tiny-base", "model.safetensors"] = 2_200_000_000
+    hub.sizes["someone/tiny-base", "pytorch_model.bin"] = 9_900_000_000
+    assert "downloads 2.2 GB from the Hub" in outlook(opened)
+    assert "unpacked for the first answer" in outlook(replace(opened, base_id="google/gemma-3-270m"))
+    assert "does not say which base" in outlook(replace(opened, base_id=""))
+    assert outlook(replace(opened, base_id=str(base_folder(tmp_path)))) == ""
+
+
+def bases_from(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' own downloads come from this Hub too, into a cache of their own. Both are read when imported."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def base_folder(tmp_path: Path) -> Path:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    return tmp_path / "base"
+
+
+GREEDY = {"temperature": 0, "repetition_penalty": 1.3}
+
+
+@pytest.mark.slow
+def test_a_link_brings_base_template_system_prompt_and_sampling(
+    mine: Path, hub: Hub, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that has none of it: what the page is told, and which revision of the base is opened."""
+    from persona import chat
+    from persona.ui import compare, voices
+
+    bases_from(hub, tmp_path, monkeypatch)
+    old = hub.add("someone/tiny-base", {f.name: f.read_bytes() for f in tiny_llama.iterdir()})
+    hub.add("someone/tiny-base", {"config.json": b"{}"})  # the base moves on
+    edit_run(mine, base={"id": "someone/tiny-base", "revision": old})
+    edit_card(mine, sampling=GREEDY, greeting="Come in.")
+    shared = push(mine, "zhen", public=True, token=ANN)
+    edit_card(mine, sampling={}, system="Else.")
+    push(mine, "zhen", public=True, token=ANN)  # and so does the adapter
+
+    told: list[str] = []
+    monkeypatch.setattr("gradio.Info", lambda text, **_: told.append(text))
+    chosen = voices.open_link(shared["link"])
+    assert len(told) == 1 and "someone/tiny-base is not on this machine" in told[0]
+    opened = voices.find(chosen)
+    assert (opened.card.system, opened.template.text) == (
+        "你是甄嬛。",
+        (mine / "chat_template.jinja").read_text("utf-8"),
+    )
+    assert (
+        compare.drawn(chosen, 0.4, 0.9, 0, 0.1, 1.1) == [0, 0.9, 0, 0.1, 1.3]
+        and opened.card.sampling.chosen() == GREEDY
+    )
+    base = chat.base_of(opened)
+    assert (base.id, base.revision) == ("someone/tiny-base", old) and base.config()["model_type"] == "llama"
+    assert voices.open_link(shared["link"]) == chosen and len(told) == 1  # all of it is here now
+
+
+def edit_run(folder: Path, **changes: Any) -> None:
+    file = folder / "run.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **changes}), "utf-8")
+
+
+def test_a_base_that_cannot_be_had_is_said_in_words(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bases_from(hub, tmp_path, monkeypatch)
+    hub.add("ann/base", {"config.json": b"{}", "model.safetensors": b"x"})
+    said: list[str] = []
+    with pytest.raises(BaseError, match="ann/gone: not on the Hub, or private"):
+        base.resolve("ann/gone", said.append)
+    with pytest.raises(BaseError, match="its revision 000000000000 is not on the Hub any more"):
+        base.resolve("ann/base", said.append, "0" * 40)
+    hub.sizes["ann/base", "model.safetensors"] = 10**15
+    with pytest.raises(BaseError, match="1000000.0 GB to download, .* GB free"):
+        base.resolve("ann/base", said.append)
+    hub.sizes["ann/base", "model.safetensors"] = 1_500_000_000
+    assert base.resolve("ann/base", said.append).revision == hub.repos["ann/base"].head
+    assert said == [f"Downloading ann/{x} from the Hub …" for x in ("gone", "base")] + [
+        "Downloading ann/base from the Hub (1.5 GB) …"
+    ]
+
+
+def test_push_from_the_command_line(
+    mine: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from persona.cli import sharing
+
+    monkeypatch.setenv("HF_TOKEN", ANN)
+    sharing.push(mine.parent, "zhen", public=False, as_json=True)
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    revision = hub.repos["ann/zhen"].head
+    assert said == {"url": f"{hub.url}/ann/zhen", "link": f"http://127.0.0.1:7860/?persona=ann/zhen@{revision}"}
+    assert hub.repos["ann/zhen"].private and ANN not in str(said)

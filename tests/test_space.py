@@ -1,0 +1,265 @@
+"""On a Space: the order of imports, whose token it is, training in slices, and what `make space-check` finds."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from persona import launch, slices, space
+from persona.config import make_config
+from persona.errors import PersonaError, RunError
+from persona.files import PROJECT
+from persona.folder import Card, create
+from persona.pairs import Pair
+from persona.runs import Run, create_run
+
+PAIRS = [Pair(f"question {n}?", f"answer {n}.") for n in range(8)]
+CHECK = PROJECT / "scripts" / "space_check.py"
+
+
+@pytest.fixture
+def check() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("space_check", CHECK)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_gemma: Path) -> Run:
+    settings = {"base": str(tiny_gemma), "dtype": "float32", "batch_size": 4, "max_steps": 3, "eval_fraction": 0.25}
+    return create_run(create(tmp_path / "mags", Card(name="Mags"), PAIRS), make_config(**settings))
+
+
+def test_a_function_stays_itself_off_zerogpu_and_is_marked_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work() -> None: ...
+
+    marked = []
+    fake = SimpleNamespace(GPU=lambda function, duration: marked.append((function, duration)) or "marked")
+    monkeypatch.setitem(sys.modules, "spaces", fake)
+    assert space.gpu(60)(work) is work and not marked
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert space.gpu(60)(work) == "marked" and marked == [(work, 60)]
+
+
+def test_spaces_comes_before_torch_and_only_on_zerogpu(tmp_path: Path) -> None:
+    """app.py's imports in their order, up to the page, with a stand-in for spaces that looks at what is there."""
+    (tmp_path / "spaces.py").write_text("import sys; print('spaces', 'torch' in sys.modules)\nGPU = None")
+    lines = [n for n in ast.parse((PROJECT / "app.py").read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert [ast.unparse(n) for n in lines][:2] == ["import os", "from persona import space"]
+    code = "\n".join([*map(ast.unparse, lines[:3]), "import sys; print('torch' in sys.modules)"])
+    path = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(PROJECT)!r}]\n"
+    for zero, said in (("true", "spaces False\nFalse\n"), ("", "False\n")):
+        ran = subprocess.run([sys.executable, "-c", path + code], env={"SPACES_ZERO_GPU": zero}, capture_output=True,
+                             text=True)  # fmt: skip
+        assert ran.stdout == said, ran.stderr
+
+
+def test_the_address_is_the_spaces_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from persona.ui.share import here
+
+    at = lambda **headers: here(SimpleNamespace(headers=headers))  # type: ignore[arg-type]  # noqa: E731
+    assert at(host="127.0.0.1:7861") == "http://127.0.0.1:7861"
+    assert at(host="x", origin="https://persona.example") == "https://persona.example"
+    monkeypatch.setenv("SPACE_HOST", "ann-persona.hf.space, persona.example")
+    assert at(host="x", origin="https://evil.example") == "https://ann-persona.hf.space"
+
+
+def test_a_push_from_a_space_takes_the_visitors_token_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    from persona.ui import share
+
+    sent: list[Any] = []
+    done = {"private": True, "url": "u", "link": "l"}
+    monkeypatch.setattr(share, "current", lambda _: SimpleNamespace(path=Path("a")))
+    monkeypatch.setattr(share.hub, "push", lambda *_, token, **__: sent.append(token) or done)
+    visitor = SimpleNamespace(token="hf_visitor")
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "o" * 34)
+    for name in ("SPACE_ID", *space.OAUTH):
+        monkeypatch.setenv(name, "x")
+    share.push("run/a/b", "zhen", False, "http://x", visitor, lambda *_, **__: None)
+    share.push("run/a/b", "zhen", False, "http://x", None, lambda *_, **__: None)
+    monkeypatch.delenv("OAUTH_CLIENT_ID")  # Gradio's sign-in is then a mock
+    share.push("run/a/b", "zhen", False, "http://x", visitor, lambda *_, **__: None)
+    assert sent == ["hf_visitor", None, None]
+
+
+def test_the_owner_of_a_space_lends_nobody_their_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    from persona.hub import _login
+
+    owner = "hf_" + "o" * 34
+    monkeypatch.setenv("HF_TOKEN", owner)
+    assert _login(None) == owner
+    monkeypatch.setenv("SPACE_ID", "ann/persona")
+    assert _login(None) is None and _login("hf_visitor") == "hf_visitor"
+
+
+@pytest.mark.parametrize("on_space", [True, False])
+def test_signing_in_and_duplicating_are_offered_on_a_space_only(
+    monkeypatch: pytest.MonkeyPatch, on_space: bool
+) -> None:
+    from persona.ui import build
+
+    if on_space:
+        for name, value in {**dict.fromkeys(space.OAUTH, "x"), "SPACE_ID": "a/b", "SYSTEM": "spaces"}.items():
+            monkeypatch.setenv(name, value)
+        for name in space.OAUTH:  # Gradio has read them when it was imported
+            monkeypatch.setattr(f"gradio.oauth.{name}", "x")
+    demo = build()
+    ids = {getattr(b, "elem_id", None) for b in demo.blocks.values()}
+    assert demo.expects_oauth == on_space and ({"sign-in", "duplicate"} <= ids) == on_space
+    assert bool({"sign-in", "duplicate"} & ids) == on_space
+
+
+# --- slices ------------------------------------------------------------------------------------------------------
+
+
+def sliced(monkeypatch: pytest.MonkeyPatch, *what: Any) -> list[str]:
+    """Slices that do `what`, one after another: log these events, or raise."""
+    calls: list[str] = []
+
+    def one(folder: str) -> None:
+        calls.append(folder)
+        for todo in what[len(calls) - 1]:
+            if isinstance(todo, Exception):
+                raise todo
+            Run(Path(folder)).log(todo[0], **todo[1])
+
+    monkeypatch.setattr(slices, "train_slice", one)
+    return calls
+
+
+def step(n: int) -> tuple[str, dict[str, Any]]:
+    return "step", {"step": n, "loss": 1.0, "seconds": 1.0}
+
+
+STOPPED, DONE = ("state", {"state": "stopped"}), ("state", {"state": "done"})
+
+
+def test_slices_follow_each_other_to_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = sliced(monkeypatch, [step(1), STOPPED], [step(2), STOPPED], [step(3), DONE])
+    assert list(slices.train_in_slices(run)) == [run.name] * 4 and len(calls) == 3
+    assert run.progress().status == "done"
+
+
+def test_a_stop_ends_the_slices(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = sliced(monkeypatch, [step(1), STOPPED], [step(2), STOPPED])
+    for n, _ in enumerate(slices.train_in_slices(run)):
+        if n == 1:
+            run.stop()
+    assert len(calls) == 2 and run.progress().status == "stopped"
+
+
+def test_a_tab_that_is_closed_leaves_a_run_that_can_be_resumed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = sliced(monkeypatch, [step(1), STOPPED], [step(2), DONE])
+    going = slices.train_in_slices(run)
+    next(going), next(going)
+    going.close()
+    assert len(calls) == 1 and run.progress().status == "stopped"
+    assert list(slices.train_in_slices(run)) and run.progress().status == "done"
+
+
+def test_a_gpu_that_is_not_given_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    sliced(monkeypatch, [step(1), STOPPED], [RuntimeError("quota exceeded")])
+    with pytest.raises(RunError, match="not given: quota exceeded.*Resume"):
+        list(slices.train_in_slices(run))
+    assert run.progress().status == "failed" and "quota exceeded" in run.progress().message
+    sliced(monkeypatch, [PersonaError("row 3 is empty")])
+    with pytest.raises(PersonaError, match="^row 3 is empty$"):
+        list(slices.train_in_slices(run))
+
+
+def test_a_training_that_fails_on_the_gpu_keeps_its_own_words(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = ("state", {"state": "failed", "message": "Row 3 is empty."})
+    sliced(monkeypatch, [failed, RuntimeError("InputError")])  # as it comes out of another process
+    with pytest.raises(RunError, match="^Row 3 is empty.$"):
+        list(slices.train_in_slices(run))
+    assert run.progress().message == "Row 3 is empty."
+
+
+def test_slices_too_short_for_a_step_come_to_an_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = sliced(monkeypatch, [STOPPED], [STOPPED], [step(1), STOPPED], *[[STOPPED]] * 9)
+    with pytest.raises(RunError, match="too short for one step"):
+        list(slices.train_in_slices(run))
+    assert len(calls) == 6
+
+
+def test_no_process_is_started_on_zerogpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("started")
+
+    monkeypatch.setattr(launch.subprocess, "Popen", never)
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    launch.start(run)
+    assert not (run.path / "log.txt").exists()
+
+
+@pytest.mark.slow
+def test_a_real_run_in_slices_off_the_main_thread(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ZeroGPU calls it: in a thread, where no signal can be caught; each slice makes one step here."""
+    monkeypatch.setattr(slices, "WORK", 0.0)
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(lambda: list(slices.train_in_slices(run))).result() == [run.name] * 4
+    seen = run.progress()
+    assert (seen.status, seen.step, run.adapter.is_dir()) == ("done", 3, True)
+
+
+# --- make space-check --------------------------------------------------------------------------------------------
+
+
+def test_front_matter_that_the_hub_would_refuse_is_found(check: ModuleType) -> None:
+    readme, requirements = (PROJECT / "README.md").read_text("utf-8"), (PROJECT / "requirements.txt").read_text("utf-8")
+    assert check.front_matter(readme, requirements) == [] and check.loose_requirements(requirements) == []
+    for old, new, why in [
+        ("sdk: gradio", "sdk: streamlit", "requirements.txt says"), ("sdk_version: ", "sdk_version: 9", "says gradio"),
+        ("emoji:", "emojy:", "unknown key 'emojy'"), ("app_file: app.py", "app_file: main.py", "no such file"),
+        ("colorTo: gray", "colorTo: grey", "not one of"), ('"3.11"', "3.10", "in quotes"),
+        ("contribute-repos", "all", "unknown ['all']"), ("hf_oauth: true", "hf_oauth: false", "does nothing"),
+        ("short_description: ", "short_description: " + "x" * 60, "longer than 60"), ("license: ", "models: ", "license"),
+    ]:  # fmt: skip
+        assert old in readme
+        assert any(why in w for w in check.front_matter(readme.replace(old, new, 1), requirements)), why
+    assert len(check.loose_requirements("a==1\nb>=2\n./c\n# d\n\ne[f]==1.0\n")) == 2
+
+
+def test_files_that_the_hub_would_refuse_are_found(check: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    def git(*words: str) -> None:
+        subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    for name, size in (("big.bin", 101), ("big.png", 101), ("small.txt", 99), ("unknown.bin", 500)):
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / ".gitattributes").write_text("*.png filter=lfs")
+    git("add", "big.bin", "big.png", "small.txt", ".gitattributes")
+    monkeypatch.setattr(check, "MAX_FILE", 100)
+    assert [w.split(":")[0] for w in check.too_large(tmp_path)] == ["big.bin"]
+    monkeypatch.setattr(check, "MAX_ALL", 200)
+    assert len(check.too_large(tmp_path)) == 2
+
+
+@pytest.mark.slow
+def test_the_repository_would_start_as_a_space(check: ModuleType) -> None:
+    assert check.imported() == []
+
+
+@pytest.mark.parametrize(("app", "why"), [
+    ("import socket; socket.getaddrinfo('127.0.0.1', 1)", "getaddrinfo"), ("import subprocess; subprocess.run(['true'])", "Popen"),
+    ("import persona.hardware", "persona.hardware is imported before"), ("1 / 0", "ZeroDivisionError"),
+    ("", "signing in is not offered"),
+])  # fmt: skip
+def test_an_import_that_does_more_than_import_is_found(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, app: str, why: str
+) -> None:
+    (tmp_path / "persona").mkdir()
+    for name in ("__init__", "space", "hardware"):
+        (tmp_path / "persona" / f"{name}.py").touch()
+    last = "import persona.space\nfrom types import SimpleNamespace\ndemo = SimpleNamespace(expects_oauth=False)\n"
+    (tmp_path / "app.py").write_text(f"{app}\n{last}")
+    monkeypatch.setattr(check, "PROJECT", tmp_path)
+    assert any(why in w for w in check.imported()), check.imported()
