@@ -161,7 +161,7 @@ def test_a_pissa_run_leaves_a_plain_adapter_and_the_base_as_it_is(make, tiny_gem
     assert (opened.settings["r"], opened.settings["lora_alpha"]) == (8, 64)
     ids = torch.tensor([seen["job"].train[0].input_ids])
     plain = load(tiny_gemma, dtype)
-    with torch.no_grad(), loss._low_precision(plain):
+    with torch.no_grad(), loss.low_precision(plain):
         alone = plain(input_ids=ids).logits
         with trained.disable_adapter():
             assert torch.equal(trained(input_ids=ids).logits, alone)
