@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import corrections, preferences, votes
+from persona import corrections, preferences, space, votes
 from persona.errors import PersonaError
 from persona.talks import Answer
 from persona.ui import voices
@@ -152,7 +152,7 @@ def build(page: Page, key: gr.State, strength: gr.Slider, knobs: list[Any], open
     draw.click(shown(another), page.adapter, said, **QUIET)
     everything = [left, right, question, status, *buttons.values(), reveal, after]
     gr.on(
-        [begin.click, said.submit], shown(ask), [said, key, page.slug, page.adapter, rival, strength, *knobs],
+        [begin.click, said.submit], space.gpu(60)(shown(ask)), [said, key, page.slug, page.adapter, rival, strength, *knobs],
         everything, concurrency_id="model", concurrency_limit=1, **QUIET,
     )  # fmt: skip
     for choice, button in buttons.items():

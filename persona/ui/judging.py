@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import runs, suggest
+from persona import runs, space, suggest
 from persona.files import read_json
 from persona.files import slug as slugify
 from persona.ui import voices
@@ -69,7 +69,7 @@ def build(page: Page, opened: list[Any]) -> None:
         save = gr.DownloadButton("Save the report", scale=0, min_width=190, elem_id="save-report")
     report = gr.HTML(EMPTY, elem_id="report")
     running = begin.click(
-        shown(measure), [page.adapter, judge], [report, save], concurrency_id="measure", concurrency_limit=1,
+        space.gpu(300)(shown(measure)), [page.adapter, judge], [report, save], concurrency_id="measure", concurrency_limit=1,
         api_visibility="private", show_progress_on=report,
     )  # fmt: skip
     halt.click(None, cancels=[running])

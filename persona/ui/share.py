@@ -8,6 +8,7 @@ import gradio as gr
 
 from persona import adapter, folder, hub, modelcard, share, space
 from persona.files import slug as slugify
+from persona.ui import exporting
 from persona.ui.common import QUIET, Page, shown
 from persona.ui.voices import find
 
@@ -85,6 +86,8 @@ def build(page: Page, step: gr.Step) -> None:
             upload = gr.Button("Put it on the Hub", elem_id="push")
             done = gr.HTML(elem_id="push-status")
             link = gr.Textbox(label="Link", interactive=False, buttons=["copy"], elem_id="share-link")
+    with gr.Column(elem_classes="card"):
+        exporting.build(page)
     if space.here():
         gr.Markdown("What you make on this Space lies on its disk, which others use too. For work of your own:")
         gr.DuplicateButton("Duplicate this Space", elem_id="duplicate")
