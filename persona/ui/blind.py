@@ -152,8 +152,8 @@ def build(page: Page, key: gr.State, strength: gr.Slider, knobs: list[Any], open
     draw.click(shown(another), page.adapter, said, **QUIET)
     everything = [left, right, question, status, *buttons.values(), reveal, after]
     gr.on(
-        [begin.click, said.submit], space.gpu(60)(shown(ask)), [said, key, page.slug, page.adapter, rival, strength, *knobs],
-        everything, concurrency_id="model", concurrency_limit=1, **QUIET,
+        [begin.click, said.submit], space.gpu(60)(shown(ask)),
+        [said, key, page.slug, page.adapter, rival, strength, *knobs], everything, concurrency_id="model", concurrency_limit=1, **QUIET,
     )  # fmt: skip
     for choice, button in buttons.items():
         button.click(

@@ -69,8 +69,8 @@ def build(page: Page, opened: list[Any]) -> None:
         save = gr.DownloadButton("Save the report", scale=0, min_width=190, elem_id="save-report")
     report = gr.HTML(EMPTY, elem_id="report")
     running = begin.click(
-        space.gpu(300)(shown(measure)), [page.adapter, judge], [report, save], concurrency_id="measure", concurrency_limit=1,
-        api_visibility="private", show_progress_on=report,
+        space.gpu(300)(shown(measure)), [page.adapter, judge], [report, save], concurrency_id="measure",
+        concurrency_limit=1, api_visibility="private", show_progress_on=report,
     )  # fmt: skip
     halt.click(None, cancels=[running])
     gr.on(opened, shown(last), page.adapter, [report, save], **QUIET)
