@@ -153,7 +153,8 @@ def build(page: Page, key: gr.State, strength: gr.Slider, knobs: list[Any], open
     everything = [left, right, question, status, *buttons.values(), reveal, after]
     gr.on(
         [begin.click, said.submit], space.gpu(60)(shown(ask)),
-        [said, key, page.slug, page.adapter, rival, strength, *knobs], everything, concurrency_id="model", concurrency_limit=1, **QUIET,
+        [said, key, page.slug, page.adapter, rival, strength, *knobs], everything,
+        concurrency_id="model", concurrency_limit=1, **QUIET,
     )  # fmt: skip
     for choice, button in buttons.items():
         button.click(
