@@ -82,7 +82,8 @@ def training() -> Run | None:
         run = Run(Path(json.loads((folder() / "now.json").read_text(encoding="utf-8"))["run"]))
     except (OSError, ValueError, KeyError):
         return None
-    return run if run.alive() else None
+    waits_anew = run in [t.run for t in tickets()]  # it was resumed: its name is still that of the last turn
+    return run if run.alive() and not waits_anew else None
 
 
 def join(run: Run) -> None:

@@ -327,6 +327,16 @@ def test_the_place_in_line_in_words(new):
     assert waiting.words(waiting.Place(1, None, 9000.0)).endswith("needs about 2.5 hours more")
 
 
+def test_a_resumed_run_does_not_wait_for_itself(new, monkeypatch):
+    a = new("Ada")
+    waiting.folder().mkdir(parents=True)
+    (waiting.folder() / "now.json").write_text(json.dumps({"run": str(a.path)}))  # its turn was the last one
+    monkeypatch.setattr(runs.Run, "alive", lambda self: True)
+    assert waiting.training() == a
+    waiting.join(a)
+    assert waiting.training() is None and waiting.place(a) == waiting.Place(1, None, None)
+
+
 def test_train_in_a_shell_waits_and_ctrl_c_cancels(new, monkeypatch, capsys):
     a = new("Ada")
     persona = runs.Persona(a.path.parent.parent)
