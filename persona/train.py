@@ -30,6 +30,7 @@ from persona import (
     base,
     checkpoints,
     hardware,
+    kernels,
     moments,
     needs,
     packing,
@@ -123,6 +124,8 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
     for layer in trainer.model.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.cast_input_dtype_enabled = job.plan.device != "cpu"  # autocast casts the few weights instead
+    if job.plan.device == "cpu":
+        kernels.speed_up(trainer.model)
     return trainer
 
 
