@@ -11,18 +11,25 @@ import torch.nn.functional as F
 from persona import packing
 from persona.render import IGNORED, Example
 
+MULTIPLE = 8  # a CPU builds its kernels anew for each shape, in some 20 ms each: 16 would cost more in padding
+
+
+def padded(length: int, multiple: int = MULTIPLE) -> int:
+    """The tokens that a row of `length` takes at least."""
+    return -(-length // multiple) * multiple
+
 
 @dataclass(frozen=True)
 class Collator:
     """Rows → one right-padded batch, without an attention mask.
 
     Under a causal mask a position never sees what stands to its right, and padding has no label, so on the right it
-    needs no mask; without one, attention takes the faster kernel. Lengths are padded to a multiple of `multiple`:
-    a CPU builds its kernels anew for each shape. `pack`: rows are put end to end up to so many tokens; 0: they are not.
+    needs no mask; without one, attention takes the faster kernel. Lengths are padded to a multiple of `multiple`.
+    `pack`: rows are put end to end up to so many tokens; 0: they are not.
     """
 
     pad_id: int
-    multiple: int = 16
+    multiple: int = MULTIPLE
     pack: int = 0
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -32,7 +39,7 @@ class Collator:
         """
         sizes = [len(r["input_ids"]) for r in rows]
         places = packing.bins(sizes, self.pack) if self.pack else [[n] for n in range(len(rows))]
-        length = -(-max(sum(sizes[n] for n in place) for place in places) // self.multiple) * self.multiple
+        length = padded(max(sum(sizes[n] for n in place) for place in places), self.multiple)
         ids = torch.full((len(places), length), self.pad_id)
         labels, positions = torch.full_like(ids, IGNORED), torch.zeros_like(ids)
         for p, place in enumerate(places):
