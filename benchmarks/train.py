@@ -1,11 +1,15 @@
 """Training tokens/s against the recipe that tutorials paste: stock transformers.Trainer with PEFT.
 
-    python -m benchmarks.train [--rows 64] [--base NAME] [--json]
+    python -m benchmarks.train [--rows 64] [--base NAME] [--nll] [--json]
 
 Both sides get the same base, rows, template, LoRA shape (r=8, alpha=32 on q, k, v, o) and number of row visits, each
 in a process of its own, one after the other. The recipe: batch 1 × accumulation 4, gradient checkpointing, dropout
 0.1, logits at every position; in bfloat16 and in float32, and the faster of the two counts. Ours: the trainer as the
 page runs it, with dropout 0. Tokens are those of all rows, unpadded.
+
+flop_share: the FLOPs that the steps must do (memory.step_flops) per second of ours, as a part of the rate that one
+matmul reaches on this machine in the same run. --nll: what both adapters, each learned with its own settings, say of
+the same 32 rows that neither has seen, measured alike.
 """
 
 import argparse
@@ -16,15 +20,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from persona import base, folder, launch, runs
+from persona import base, folder, hardware, launch, memory, planning, runs
 from persona.config import make_config
 from persona.files import SHIPPED_PERSONAS
 from persona.progress import ACTIVE
 
+HELD_OUT = 32
 LORA = {"r": 8, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 
 
-def recipe(base_path: str, rows_file: str, dtype: str) -> dict:
+def recipe(base_path: str, rows_file: str, dtype: str, adapter: str) -> dict:
     """The stock side; runs in its own process."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -57,6 +62,7 @@ def recipe(base_path: str, rows_file: str, dtype: str) -> dict:
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
+    model.save_pretrained(adapter)
     return {"seconds": seconds, "tokens_per_s": sum(len(r["input_ids"]) for r in rows) / seconds}
 
 
@@ -73,15 +79,32 @@ def ours(base_name: str, persona: folder.Persona, scratch: Path) -> dict:
         launch.reap()
     if seen.status != "done":
         raise SystemExit(f"our run {seen.status}: {seen.message}")
-    return {"seconds": seen.result["seconds"], "tokens_per_s": seen.result["tokens_per_s"]}
+    return {"adapter": run.adapter, "dtype": run.progress().plan["dtype"], **seen.result}
+
+
+def held_out_nll(found: base.Base, adapter: Path, rows: list, pad_id: int) -> float:
+    """Nats per learned token of `rows` by the adapter on its base in float32."""
+    from peft import PeftModel
+
+    from persona.loss import Collator, mean_nll
+
+    return mean_nll(PeftModel.from_pretrained(base.load_model(found, "float32"), adapter), rows, Collator(pad_id))
+
+
+def flop_share(found: base.Base, rows: list, seconds: float, dtype: str) -> float:
+    """The part of the machine's own matmul rate that the run has reached."""
+    tokens, learned = sum(len(r.input_ids) for r in rows), sum(r.learned for r in rows)
+    work = memory.step_flops(planning.shape(found), tokens, learned)
+    return work / seconds / dict(hardware.this_machine().rates)[dtype]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--base", default=base.DEFAULT)
+    parser.add_argument("--nll", action="store_true", help="compare what was learned, too")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--recipe", nargs=3, metavar=("BASE", "ROWS", "DTYPE"), help=argparse.SUPPRESS)
+    parser.add_argument("--recipe", nargs=4, metavar=("BASE", "ROWS", "DTYPE", "ADAPTER"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.recipe:
         print(json.dumps(recipe(*given.recipe)))
@@ -96,24 +119,35 @@ def main() -> None:
         file.write_text("".join(json.dumps({"input_ids": r.input_ids, "labels": r.labels}) + "\n" for r in rows))
         stock = {}
         for dtype in ("bfloat16", "float32"):
-            command = [sys.executable, "-m", "benchmarks.train", "--recipe", str(found.path), str(file), dtype]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            command = [sys.executable, "-m", "benchmarks.train", "--recipe", found.path, file, dtype, scratch / dtype]
+            done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
             stock[dtype] = json.loads(done.stdout.splitlines()[-1])
         mine = ours(given.base, chosen, scratch)
-    best = max(stock, key=lambda d: stock[d]["tokens_per_s"])
+        share = flop_share(found, rows, mine["seconds"], mine["dtype"])
+        best = max(stock, key=lambda d: stock[d]["tokens_per_s"])
+        nll = {}
+        if given.nll:
+            unseen = [renderer.example(p) for p in example.pairs()[given.rows : given.rows + HELD_OUT]]
+            sides = {"nll": mine["adapter"], "recipe_nll": scratch / best}
+            pad = renderer.tokenizer.pad_token_id
+            nll = {side: round(held_out_nll(found, place, unseen, pad), 3) for side, place in sides.items()}
     ratio = mine["tokens_per_s"] / stock[best]["tokens_per_s"]
     value = {
         "ratio": round(ratio, 2),
         "tokens_per_s": round(mine["tokens_per_s"], 1),
         "recipe_tokens_per_s": round(stock[best]["tokens_per_s"], 1),
         "recipe_dtype": best,
+        "flop_share": round(share, 3),
         "rows": given.rows,
         "base": found.id,
+        **nll,
     }
     text = (
         f"{given.rows} rows on {found.id}: {value['tokens_per_s']} tokens/s, the recipe {value['recipe_tokens_per_s']} "
-        f"({best}): {value['ratio']} times as fast"
+        f"({best}): {value['ratio']} times as fast; {share:.0%} of the machine's matmul rate"
     )
+    if nll:
+        text += f". Held-out NLL {nll['nll']}, the recipe's {nll['recipe_nll']}"
     print(json.dumps(value) if given.json else text)
 
 

@@ -31,6 +31,7 @@ from persona import (
     base,
     checkpoints,
     hardware,
+    kernels,
     moments,
     needs,
     packing,
@@ -124,6 +125,8 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
     for layer in trainer.model.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.cast_input_dtype_enabled = job.plan.device != "cpu"  # autocast casts the few weights instead
+    if job.plan.device == "cpu":
+        kernels.speed_up(trainer.model)
     return trainer
 
 

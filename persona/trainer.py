@@ -20,12 +20,11 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Sampler
 from transformers import TrainerCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
 
 from persona import checkpoints, diary, moments, processes
 from persona.job import Job, save
-from persona.loss import Collator, Scores, nll_sum, scores
+from persona.loss import Collator, Scores, nll_sum, padded, scores
 from persona.render import IGNORED
 from persona.runs import Run
 
@@ -55,7 +54,11 @@ class Order(Sampler[list[int]]):
     """Batches of rows of like length, in an order that seed and epoch alone decide.
 
     The stock sampler draws it from the random numbers that dropout uses too, so it would be another one after a pause.
+    Rows are sorted within pools of POOL batches, of which few runs have more than one: a short row beside a long one is
+    padding, and of 64 rows of one length or another the stock order made 43 % more positions than tokens, this 15 %.
     """
+
+    POOL = 50  # batches; as many as transformers sorts at most
 
     def __init__(self, trainer: Any, lengths: list[int]):
         self.trainer, self.lengths = trainer, lengths
@@ -67,8 +70,16 @@ class Order(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         epoch = self.trainer.state.global_step // math.ceil(len(self) / self.joined)
         dice = torch.Generator().manual_seed(self.trainer.args.data_seed + epoch)
-        order = get_length_grouped_indices(self.lengths, self.size * self.joined, generator=dice)
-        yield from (order[n : n + self.size] for n in range(0, len(order), self.size))
+        shuffled = torch.randperm(len(self.lengths), generator=dice).tolist()
+        batches: list[list[int]] = []
+        for start in range(0, len(shuffled), self.size * self.POOL):
+            pool = shuffled[start : start + self.size * self.POOL]
+            pool.sort(key=lambda n: -padded(self.lengths[n]))  # stable: who shares a batch changes with the epoch
+            batches += [pool[n : n + self.size] for n in range(0, len(pool), self.size)]
+        order = torch.randperm(len(batches), generator=dice).tolist()
+        longest = max(order, key=lambda b: max(self.lengths[n] for n in batches[b]))
+        order.sort(key=lambda b: b != longest)  # first: if memory is short, it shows at once
+        yield from (batches[b] for b in order)
 
 
 def collate_share(collate: Collator, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """The loss is the stock cross entropy, wherever it saves work: same value, same gradients, row by row or padded."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny import load, lora_gradients, with_lora
 from persona import loss
 from persona.loss import Collator, TiledNLL, mean_nll, nll_sum, scores
 from persona.render import IGNORED, Example
+from persona.trainer import Order
 
 LENGTHS = (23, 9, 31, 16)  # longer than the sliding window of tiny_gemma, and none of them alike
 
@@ -248,3 +250,41 @@ def test_collator_shapes(lengths, multiple, width):
     for n, row in enumerate(made):
         assert batch["input_ids"][n].tolist() == row["input_ids"] + [7] * (width - lengths[n])
         assert batch["labels"][n].tolist() == row["labels"] + [IGNORED] * (width - lengths[n])
+
+
+# ---- the order of rows
+
+
+def order(lengths: list[int], epoch: int, joined: int = 1) -> list[list[int]]:
+    steps = math.ceil(math.ceil(len(lengths) / 4) / joined)
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=joined, data_seed=7),
+        state=SimpleNamespace(global_step=epoch * steps),
+    )
+    return list(Order(trainer, lengths))
+
+
+@pytest.mark.parametrize("joined", [1, 3])
+def test_rows_of_like_length_share_a_batch_and_who_does_changes(joined):
+    torch.manual_seed(0)
+    lengths = torch.randint(20, 90, (61,)).tolist()
+    for epoch in (0, 1):
+        batches = order(lengths, epoch, joined)
+        assert sorted(n for batch in batches for n in batch) == list(range(61))
+        assert sorted(map(len, batches)) == [1] + [4] * 15
+        assert max(lengths) in [lengths[n] for n in batches[0]], "short memory must show at the first step"
+        positions = sum(len(b) * loss.padded(max(lengths[n] for n in b)) for b in batches)
+        alone = sum(loss.padded(n) for n in lengths)
+        assert positions < 1.06 * alone
+        widths = [loss.padded(max(lengths[n] for n in b)) for b in batches]
+        assert widths != sorted(widths, reverse=True), "lengths must not fall through an epoch"
+    first, second = ({frozenset(b) for b in order(lengths, epoch, joined)} for epoch in (0, 1))
+    assert len(first & second) < 8
+    assert order(lengths, 1, joined) == order(lengths, 1, joined)
+
+
+def test_more_rows_than_one_pool(monkeypatch):
+    monkeypatch.setattr(Order, "POOL", 2)
+    batches = order(list(range(1, 31)), 0)
+    assert sorted(n for batch in batches for n in batch) == list(range(30))
+    assert len(batches) == 8
