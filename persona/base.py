@@ -177,6 +177,11 @@ def _looks_like_hub_id(name: str) -> bool:
     )
 
 
+def travels(name: str) -> bool:
+    """Whether an adapter from anywhere may name its base so: as a plain name or a Hub id, never as a path."""
+    return _looks_like_hub_id(name.removeprefix(MODELSCOPE)) or _looks_like_hub_id(f"x/{name}")
+
+
 def _in_hub_cache(name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 

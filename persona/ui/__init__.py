@@ -25,7 +25,7 @@ def arrive(saved: str, request: gr.Request) -> tuple[str, Any, Any, Any]:
     running = launch.active_run(folder.list_personas())
     slug = saved if saved in {p.slug for p in folder.list_personas()} else ""
     if link:
-        chosen = shown(compare.open_link)(link, slug)
+        chosen = shown(compare.open_shared)(link, slug)
         return slug, gr.Walkthrough(selected=COMPARE), chosen, mine(slug)
     if running:
         slug = running.path.parent.parent.name
