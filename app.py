@@ -7,6 +7,7 @@ from persona.hardware import spin_less
 spin_less()
 
 from persona.ui import LAUNCH, build, warm_up  # noqa: E402  (Gradio may import torch)
+from persona.ui.hosts import guard  # noqa: E402
 
 demo = build()
 
@@ -14,4 +15,6 @@ if __name__ == "__main__":
     warm_up()
     host = os.environ.get("GRADIO_SERVER_NAME") or os.environ.get("HOST") or "127.0.0.1"
     port = int(os.environ.get("GRADIO_SERVER_PORT") or os.environ.get("PORT") or 7860)
-    demo.queue(default_concurrency_limit=8).launch(server_name=host, server_port=port, **LAUNCH)
+    demo.queue(default_concurrency_limit=8).launch(
+        server_name=host, server_port=port, app_kwargs={"middleware": guard(host)}, **LAUNCH
+    )
