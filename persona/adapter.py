@@ -23,7 +23,7 @@ from typing import Any
 from persona import modelcard, tokenrows
 from persona.base import Base
 from persona.errors import AdapterError, InputError
-from persona.files import flush_folder, read_json, to_json, write_atomic
+from persona.files import flush_folder, read_json, require_plain, to_json, write_atomic
 from persona.folder import Card, parse_card
 from persona.modelcard import PICTURE
 from persona.templates import Template
@@ -38,6 +38,7 @@ FILES = (
     PICTURE,
 )
 MAX_BYTES = 4_000_000_000
+MAX_TEMPLATE_BYTES = 1_000_000  # sandbox.py reads fewer characters still
 _PREFIX = "base_model.model."
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _DTYPES = ("torch.float32", "torch.bfloat16", "torch.float16")
@@ -131,6 +132,7 @@ def check(path: Path) -> Adapter:
     if not path.is_dir():
         raise AdapterError(f"{path}: no such adapter folder.")
     weights = path / "adapter_model.safetensors"
+    _refuse_links(path)
     if not weights.is_file():
         if pickles := sorted(f.name for f in path.iterdir() if f.suffix in PICKLES):
             raise AdapterError(
@@ -157,12 +159,26 @@ def check(path: Path) -> Adapter:
     if not template_file.is_file():
         raise AdapterError(f"{path.name}: no chat_template.jinja, so nobody can know how to talk to it.")
     try:
+        require_plain(template_file, MAX_TEMPLATE_BYTES)
         text = template_file.read_text(encoding="utf-8")
+    except InputError as e:
+        raise AdapterError(str(e)) from e
     except (OSError, UnicodeDecodeError) as e:
         raise AdapterError(f"{path.name}/chat_template.jinja: cannot be read ({e}). Copy it again.") from e
     base = run.get("base") if isinstance(run.get("base"), dict) else {}
     base_id = str((base or {}).get("id") or config.get("base_model_name_or_path") or "")
     return Adapter(path, card, Template(str(run.get("template") or "own"), text), base_id, settings, run)
+
+
+def _refuse_links(path: Path) -> None:
+    """A link in a folder from outside could make a private file of this machine part of what is shared on.
+
+    The Hub's own cache is made of links: snapshots/REVISION/FILE → ../../blobs/SUM.
+    """
+    allowed = (path.resolve(), path.resolve().parent.parent / "blobs")
+    for name in FILES:
+        if (path / name).is_symlink() and (path / name).resolve().parent not in allowed:
+            raise AdapterError(f"{path.name}: {name} is a link to another place. Copy the file itself there.")
 
 
 def _check_settings(name: str, settings: dict[str, Any]) -> None:

@@ -178,6 +178,11 @@ def _looks_like_hub_id(name: str) -> bool:
     )
 
 
+def travels(name: str) -> bool:
+    """Whether an adapter from anywhere may name its base so: as a plain name or a Hub id, never as a path."""
+    return _looks_like_hub_id(name.removeprefix(MODELSCOPE)) or _looks_like_hub_id(f"x/{name}")
+
+
 def _in_hub_cache(name: str, revision: str = "") -> bool:
     from huggingface_hub import try_to_load_from_cache
 
@@ -402,6 +407,14 @@ def open_renderer(
     return base, Renderer(tokenizer, chosen, card.system, max_length, learn_history)
 
 
+def _unfit() -> tuple[type[Exception], ...]:
+    """What transformers raises for files that are no model, a config.json with values of the wrong kind among them."""
+    from huggingface_hub.errors import StrictDataclassError  # as late as transformers itself
+
+    # ImportError: a package that its towers need
+    return ValueError, OSError, RuntimeError, ImportError, TypeError, LookupError, AttributeError, StrictDataclassError
+
+
 @lru_cache(maxsize=4)
 def load_tokenizer(base: Base) -> Any:
     """The tokenizer, with a pad token (eos where it has none) and right padding. Kept: reading Gemma's takes 3 s."""
@@ -409,7 +422,7 @@ def load_tokenizer(base: Base) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
-    except (ValueError, OSError) as e:
+    except _unfit() as e:
         raise BaseError(f"{base.id}: its tokenizer cannot be opened ({e}).") from e
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -433,7 +446,7 @@ def load_model(base: Base, dtype: str, device: str = "cpu", quantization: str = 
             base.path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True,
             **quantize.arguments(quantization, dtype, device),
         )  # fmt: skip
-    except (ValueError, OSError, RuntimeError, ImportError) as e:  # ImportError: a package that its towers need
+    except _unfit() as e:
         if hardware.is_out_of_memory(e):
             raise
         raise BaseError(f"{base.id}: cannot be opened ({type(e).__name__}: {e}).") from e

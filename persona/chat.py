@@ -182,6 +182,9 @@ def base_of(adapter: Adapter, override: str = "") -> Base:
     """The base that an adapter was trained on. Raises AdapterError when its folder names none."""
     if not (override or adapter.base_id):
         raise AdapterError(f"{adapter.path.name}: does not say which base it was trained on. Name it with --base.")
+    if not override and not bases.travels(adapter.base_id):
+        raise AdapterError(f"{adapter.path.name}: names the base {adapter.base_id!r:.120}, which is no name of one but "
+                           "a place on a disk. Name the base with --base.")  # fmt: skip
     return bases.resolve(override or adapter.base_id, revision="" if override else adapter.base_revision)
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import stat
 import tempfile
 import unicodedata
 from collections.abc import Iterable
@@ -79,8 +80,28 @@ def disk_message(path: Path, e: OSError) -> str:
     return f"{path}: could not be written ({e.strerror or e}). What was saved before is untouched."
 
 
+MAX_JSON = 100_000_000  # bytes of one JSON file; what Persona writes has thousands
+
+
+def require_plain(path: Path, limit: int | None = None) -> None:
+    """Raises InputError for a pipe or a device, which would never end, and for more than `limit` bytes.
+
+    What is not there at all, or cannot be asked about, is left to whoever opens it.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise InputError(f"{path}: a pipe or a device, not a file. Copy what it gives into a file first.")
+    if limit is not None and found.st_size > limit:
+        size = f"{found.st_size / 1e6:,.0f} MB, where {limit / 1e6:,.0f} MB is the limit"
+        raise InputError(f"{path}: {size}. Split it, or check whether it is the file you meant.")
+
+
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """The object in `path`. Raises InputError naming file, line and column when there is none."""
+    require_plain(path, MAX_JSON)
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -98,14 +119,20 @@ def to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
 
 
+_RESERVED = re.compile(r"con|prn|aux|nul|conin|conout|(com|lpt)\d")  # names of devices on Windows
+
+
 def slug(name: str) -> str:
     """A folder name from any name: letters (of any script) and digits, joined by '-', at most 60 characters."""
     plain = unicodedata.normalize("NFKC", name).lower()
-    return re.sub(r"[^\w]+", "-", plain).replace("_", "-").strip("-.")[:60].strip("-") or "persona"
+    made = re.sub(r"[^\w]+", "-", plain).replace("_", "-").strip("-.")[:60].strip("-") or "persona"
+    return f"{made}-persona" if _RESERVED.fullmatch(made) else made
 
 
 def inside(root: Path, name: str) -> Path:
     """`root/name`, refused unless it is a plain name directly inside `root`."""
-    if not name or name in (".", "..") or re.search(r"[/\\\0]", name) or Path(name).is_absolute():
-        raise InputError(f"{name!r}: not a name of something in {root.name}. Use a plain name without slashes.")
+    long = len(name.encode("utf-8", "surrogatepass")) > 255  # bytes; to ask a file system for more is an error
+    # ':' separates drives, and streams of a file, on Windows
+    if not name or long or name in (".", "..") or re.search(r"[/\\:\0\ud800-\udfff]", name):
+        raise InputError(f"{name!r:.80}: not a name of something in {root.name}. Use a plain name without slashes.")
     return root / name

@@ -2,11 +2,12 @@
 
 import shutil
 import time
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 
 from persona.errors import InputError
 from persona.files import SHIPPED_PERSONAS, home, inside, read_json, slug, to_json, write_atomic
@@ -52,6 +53,14 @@ class Card(BaseModel):
     author: str = ""
     source: str = Field(default="", description="where the text comes from")
     rights: str = Field(default="", description="whose text it is, under which licence")
+
+    @field_validator("name")
+    @classmethod
+    def _one_line(cls, name: str) -> str:
+        """Without what could begin a line of its own in a file that is made of it, or turn the text around it."""
+        one = " ".join("".join(c for c in name if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf")).split())
+        return one or "persona"
+
     probes: tuple[str, ...] = Field(default=(), description="questions kept out of the pairs, to hear what was learned")
     sampling: Manner = Field(
         default=Manner(), exclude_if=lambda m: not m.chosen(), description="how her words are drawn in a shared link"

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import regex  # comes with transformers
 import torch
 from peft import LoraConfig
 
@@ -57,8 +58,13 @@ def _ends(layer: str, name: str) -> bool:
 
 def _matching(layers: list[str], pattern: str) -> list[str]:
     try:
-        found = [n for n in layers if re.fullmatch(pattern, n)]
-    except re.error as e:
+        # re knows no limit, and there are expressions that would run for years
+        found = [n for n in layers if regex.fullmatch(pattern, n, timeout=1.0)]
+    except TimeoutError:
+        raise InputError(
+            f"target_modules=re:{pattern:.100}: takes too long. Write it without nested repeats."
+        ) from None
+    except regex.error as e:
         raise InputError(f"target_modules=re:{pattern}: not a regular expression ({e}).") from e
     if not found:
         raise InputError(

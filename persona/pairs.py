@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from persona.errors import InputError
-from persona.files import write_atomic
+from persona.files import require_plain, write_atomic
 
 MAX_CHARACTERS = 100_000  # of one text; longer is a file pasted by mistake and would stall every view of it
 
@@ -75,6 +75,7 @@ def _has_lone_surrogate(text: str) -> bool:
 
 def stream(path: Path) -> Iterator[Pair | BadLine]:
     """The lines of the file one by one. An absent file is an empty persona."""
+    require_plain(path)
     try:
         with path.open("rb") as lines:
             for number, raw in enumerate(lines, 1):

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Status = Literal["queued", "starting", "running", "done", "stopped", "failed", "interrupted"]
 ACTIVE = ("queued", "starting", "running")  # a process of the run's own lives: it waits for its turn, or trains
@@ -39,6 +39,31 @@ class Progress:
         return known.get(self.chosen) if self.chosen in known else self.result.get("adapter_nll")
 
 
+_NEEDS = {"state": ("state",), "plan": ("steps",), "step": ("step", "seconds"), "eval": ("step", "nll"),
+          "diary": ("step", "answers"), "chosen": ("step",)}  # fmt: skip
+_WHOLE = ("step", "steps", "tokens")
+_NUMBERS = ("time", "seconds", "nll", "loss", "learning_rate", "memory", "tokens_per_s", "adapter_nll")
+
+
+def _sound(e: dict[str, Any]) -> bool:
+    """Whether an event has what its kind needs, and each value is of the right type and size."""
+    return (
+        all(name in e for name in _NEEDS.get(str(e.get("event")), ()))
+        and all(type(e[n]) is int and 0 <= e[n] < 1 << 53 for n in _WHOLE if n in e)
+        and all(e[n] is None or _is_number(e[n]) for n in _NUMBERS if n in e)
+        and e.get("state", "done") in get_args(Status)
+        and isinstance(e.get("message", ""), str)
+        and isinstance(e.get("remedy", {}), dict)
+        and isinstance(e.get("answers", []), list)
+        and all(isinstance(a, dict) and all(isinstance(a.get(k, ""), str) for k in ("probe", "text"))
+                for a in e.get("answers", []))
+    )  # fmt: skip
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and not abs(value) > 1e18  # NaN passes: a run that diverged says so
+
+
 class Replay:
     """Events → Progress."""
 
@@ -61,6 +86,11 @@ class Replay:
         self.remedy: dict[str, Any] = {}
 
     def take(self, e: dict[str, Any]) -> None:
+        """One event; what no run of ours would say is passed over, since the folder may come from anywhere."""
+        if _sound(e):
+            self._take(e)
+
+    def _take(self, e: dict[str, Any]) -> None:
         kind = e.get("event")
         self.time = e.get("time", self.time)
         if kind == "state":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from persona.cells import guarded
 from persona.chat import Column, Speaker, Voices, stream
 from persona.decode import Reply, Sampling
 from persona.errors import InputError
@@ -79,13 +80,8 @@ def _table(labels: Sequence[str], rows: Sequence[Asked]) -> list[list[str]]:
 def to_csv(table: Sequence[Sequence[str]]) -> str:
     """With a mark of UTF-8 for Excel. A cell that a spreadsheet would take for a formula begins with ' (OWASP)."""
     out = io.StringIO()
-    csv.writer(out).writerows([["'" + cell if _is_formula(cell) else cell for cell in row] for row in table])
+    csv.writer(out).writerows([map(guarded, row) for row in table])
     return "\ufeff" + out.getvalue()
-
-
-def _is_formula(cell: str) -> bool:
-    # white space first, then the sign, is a formula to some programs; full-width signs are to Excel in Chinese
-    return cell[:1] in ("\t", "\r", "\n") or cell.lstrip()[:1] in tuple("=+-@＝＋－＠")
 
 
 def to_markdown(table: Sequence[Sequence[str]]) -> str:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from persona import needs
 from persona.config import RunConfig
 from persona.errors import InputError, RunError
-from persona.files import disk_message, read_json, to_json, write_atomic
+from persona.files import disk_message, read_json, require_plain, to_json, write_atomic
 from persona.folder import Card, Persona, parse_card
 from persona.pairs import Pair, check, sha256, unfinished
 from persona.progress import ACTIVE, Progress, Replay
@@ -71,11 +71,15 @@ class Run:
         return parse_card(self.manifest().get("persona", {}), str(self.path / "run.json"))
 
     def rows(self) -> list[Row]:
-        # not splitlines(): U+2028 and U+0085 are line ends to it, and pasted text holds them
-        lines = (self.path / "pairs.jsonl").read_text(encoding="utf-8").split("\n")
-        values = [json.loads(line) for line in lines if line]
-        held_out = [bool(v.pop("held_out", False)) for v in values]
-        return [Row(check(v), held) for v, held in zip(values, held_out, strict=True)]
+        file = self.path / "pairs.jsonl"
+        require_plain(file)
+        try:
+            # not splitlines(): U+2028 and U+0085 are line ends to it, and pasted text holds them
+            values = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+            held_out = [bool(v.pop("held_out", False)) for v in values]
+            return [Row(check(v), held) for v, held in zip(values, held_out, strict=True)]
+        except (ValueError, AttributeError, TypeError, RecursionError) as e:
+            raise RunError(f"{file}: damaged ({e!s:.200}). Start a new run.") from e
 
     def update_manifest(self, **facts: Any) -> None:
         if self.helper:
@@ -101,9 +105,11 @@ class Run:
             return
         for line in text.split("\n"):
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:  # a line that a crash cut short
+                event = json.loads(line)
+            except (ValueError, RecursionError):  # a line that a crash cut short, or that nobody of ours wrote
                 continue
+            if isinstance(event, dict):
+                yield event
 
     def progress(self) -> Progress:
         """Replay the events; an active run whose process is gone was interrupted."""
@@ -127,7 +133,7 @@ class Run:
             worker = json.loads((self.path / "worker.json").read_text())
             process = psutil.Process(worker["pid"])
             lives = process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - worker["started"]) < 2
-        except (OSError, ValueError, KeyError, psutil.Error):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, psutil.Error):
             return None
         return process if lives else None
 

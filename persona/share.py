@@ -76,6 +76,7 @@ def unpack(archive: Path, into: Path) -> Path:
 
 def keep(folder: Path, into: Path) -> Path:
     """A copy of the adapter's files in `into`, named like an unpacked zip; an equal one that is there is returned."""
+    checked(folder)  # before the copy, which would make a file of a link
     try:
         into.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=into, prefix=".open-") as scratch:

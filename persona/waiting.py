@@ -64,7 +64,7 @@ def tickets() -> list[Ticket]:
     """All who wait, the next one first; runs that were deleted meanwhile are left out."""
     found = []
     for file in sorted(folder().glob("[0-9]*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # just taken away
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # just taken away, or no ticket
             run = Run(Path(json.loads(file.read_text(encoding="utf-8"))["run"]))
             if (run.path / "run.json").is_file():
                 found.append(Ticket(file, run))
@@ -80,7 +80,7 @@ def training() -> Run | None:
     """The run whose turn it is."""
     try:
         run = Run(Path(json.loads((folder() / "now.json").read_text(encoding="utf-8"))["run"]))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     waits_anew = run in [t.run for t in tickets()]  # it was resumed: its name is still that of the last turn
     return run if run.alive() and not waits_anew else None

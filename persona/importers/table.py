@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from itertools import islice, zip_longest
 from typing import Any
 
+from persona.cells import guarded, plain
 from persona.errors import InputError
 from persona.importers import Item, Note, Options, Skipped, Survey, alpaca, messages, sharegpt
-from persona.importers.json_rows import MAX_ELEMENT, Row, convert
+from persona.importers.json_rows import MAX_ELEMENT, Row, convert, shown
 from persona.importers.text import Source
 from persona.pairs import Pair
 
@@ -22,6 +23,10 @@ SUFFIX = ".csv"
 COLUMNS = ("instruction", "output", "history", "source")
 DELIMITERS = ",\t;|"
 MAX_UNPACKED = 500_000_000  # bytes of an Excel file once unpacked; a bomb says more, a book of pairs far less
+MAX_RATIO = 200  # unpacked to packed; sheets of text reach 20, a bomb a thousand
+MAX_COLUMNS = 1_000
+MAX_ROWS = 1_048_576  # of an Excel sheet, by its own definition
+MAX_CELLS = 10_000_000  # of an Excel sheet; one cell far to the right makes a whole row of empty ones
 MAX_NAME = 200  # characters of a column name; longer is text, or a quote that is never closed
 HEAD = 20  # rows looked at to find out what is in a column
 BATCH = 256  # rows of a Parquet file in memory at a time
@@ -74,14 +79,14 @@ def read(source: Source, options: Options) -> Iterator[Item]:
 
 
 def dump(pairs: Iterable[Pair]) -> Iterator[str]:
-    """RFC 4180, with a byte order mark, without which Excel takes UTF-8 for something else."""
+    """RFC 4180, with a byte order mark, without which Excel takes UTF-8 for something else; cells.guarded()."""
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     out.write("\ufeff")
     writer.writerow(COLUMNS)
     for pair in pairs:
         history = json.dumps(pair.history, ensure_ascii=False) if pair.history else ""
-        writer.writerow((pair.instruction, pair.output, history, pair.source))
+        writer.writerow(map(guarded, (pair.instruction, pair.output, history, pair.source)))
         yield out.getvalue()
         out.seek(0)
         out.truncate()
@@ -100,6 +105,11 @@ def _open(source: Source) -> tuple[list[str], Iterator[Row | Skipped | Note]]:
     header = next(cells, None)
     if not isinstance(header, Row) or len(header.value) < 2:
         raise InputError(f"{source.name}: no table: its first line does not name two columns or more.")
+    if len(header.value) > MAX_COLUMNS:
+        raise InputError(
+            f"{source.name}: {len(header.value):,} columns, where {MAX_COLUMNS:,} is the limit. Delete those that hold "
+            "no questions and answers."
+        )
     names: list[str] = []
     for number, cell in enumerate(header.value, 1):
         name = _text(cell).strip() or f"column {number}"
@@ -119,9 +129,12 @@ def _named(names: list[str], cells: Iterator[Row | Skipped]) -> Iterator[Row | S
         if not isinstance(row, Row):
             yield row
         elif any(_text(cell) for cell in row.value[len(names) :]):
-            yield Skipped(row.line, f"{len(row.value)} cells, where the table has {len(names)} columns", row.text)
+            yield Skipped(
+                row.line, f"{len(row.value)} cells, where the table has {len(names)} columns", shown(row.text)
+            )
         else:
-            yield Row(row.line, dict(zip_longest(names, row.value[: len(names)], fillvalue="")), row.text)
+            values = [plain(cell) if isinstance(cell, str) else cell for cell in row.value[: len(names)]]
+            yield Row(row.line, dict(zip_longest(names, values, fillvalue="")), row.text)
 
 
 def _dicts(found: Iterable[Row | Skipped | Note]) -> list[dict[str, Any]]:
@@ -231,17 +244,24 @@ def _sheet_cells(source: Source) -> Iterator[Row | Skipped]:
     try:
         with zipfile.ZipFile(source.path) as archive:
             size = sum(member.file_size for member in archive.infolist())
-        if size > MAX_UNPACKED:
+        limit = min(MAX_UNPACKED, max(10_000_000, MAX_RATIO * source.path.stat().st_size))
+        if size > limit:
             raise InputError(
-                f"{source.name}: {size / 1e6:,.0f} MB once unpacked, where {MAX_UNPACKED / 1e6:,.0f} MB is the limit. "
+                f"{source.name}: {size / 1e6:,.0f} MB once unpacked, where {limit / 1e6:,.0f} MB is the limit for it. "
                 "Save the sheet as CSV."
             )
         with source.path.open("rb") as file:
             book = load_workbook(file, read_only=True, data_only=True)
             for sheet in book.worksheets:
                 sheet.reset_dimensions()  # some programs write wrong ones
-                empty = True
+                empty, count = True, 0
                 for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
+                    count += len(cells)
+                    if number > MAX_ROWS or count > MAX_CELLS:
+                        raise InputError(
+                            f"{source.name}: its sheet claims more than {MAX_ROWS:,} rows or {MAX_CELLS:,} cells. Save "
+                            "it as CSV."
+                        )
                     if any(cell not in (None, "") for cell in cells):
                         empty = False
                         values = [c.replace("_x000D_", "\r") if isinstance(c, str) else c for c in cells]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persona.errors import InputError
+from persona.files import require_plain
 from persona.pairs import MAX_CHARACTERS
 
 BOMS = (
@@ -25,6 +26,7 @@ BOMS = (
 GUESSED = ("gb18030", "big5", "utf_16_le", "utf_16_be", "shift_jis", "euc_kr", "cp1251", "cp1252")
 HEAD = 65_536  # bytes that sniffing and guessing look at
 SHORT = 1_000  # bytes; on so few, statistics guess Chinese wrong more often than not
+MAX_BYTES = 2_000_000_000  # of a file to import; 100,000 pairs have some 50 million
 MAX_LINE = 4 * MAX_CHARACTERS  # characters; a longer "line" is handed on in pieces, so that memory stays flat
 
 
@@ -70,6 +72,7 @@ class Source:
 def open_source(path: Path, name: str = "") -> Source:
     """Find the encoding of `path`. Raises InputError when there is no readable file, or nothing in it."""
     name = re.sub(r"[\x00-\x1f]", "", Path(name or path.name).name) or "file"
+    require_plain(path, MAX_BYTES)
     try:
         with path.open("rb") as f:
             start = f.read(HEAD)

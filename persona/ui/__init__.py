@@ -7,12 +7,14 @@ from typing import Any
 import gradio as gr
 
 from persona import folder, launch, talks
+from persona.adapter import MAX_BYTES
 from persona.errors import PersonaError
 from persona.ui import compare, share, template, train, write
 from persona.ui.common import COMPARE, QUIET, TRAIN, WRITE, Page, mine, shown
 from persona.ui.looks import CSS, THEME
 
-LAUNCH = {"theme": THEME, "css": CSS, "footer_links": ["gradio"]}
+# uploads: as large as an adapter may be; without a limit anyone who reaches the page could fill the disk with one
+LAUNCH: dict[str, Any] = {"theme": THEME, "css": CSS, "footer_links": ["gradio"], "max_file_size": MAX_BYTES}
 
 
 def arrive(saved: str, request: gr.Request) -> tuple[str, Any, Any, Any]:
@@ -25,7 +27,7 @@ def arrive(saved: str, request: gr.Request) -> tuple[str, Any, Any, Any]:
     running = launch.active_run(folder.list_personas())
     slug = saved if saved in {p.slug for p in folder.list_personas()} else ""
     if link:
-        chosen = shown(compare.open_link)(link, slug)
+        chosen = shown(compare.open_shared)(link, slug)
         return slug, gr.Walkthrough(selected=COMPARE), chosen, mine(slug)
     if running:
         slug = running.path.parent.parent.name

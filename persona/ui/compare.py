@@ -24,6 +24,12 @@ def open_link(text: str, slug: str) -> gr.Dropdown:
     return gr.Dropdown(voices.choices(slug), value=chosen)
 
 
+def open_shared(link: str, slug: str) -> gr.Dropdown:
+    """The same for an address that the page was opened with: of the Hub alone, never of this machine's folders."""
+    chosen = voices.open_shared(link.strip())
+    return gr.Dropdown(voices.adapters(slug), value=chosen)
+
+
 def refresh(slug: str, chosen: str, others: list[str]) -> tuple[gr.Dropdown, gr.Dropdown]:
     """The lists anew; what was chosen stays if it is still there, else the newest."""
     found = voices.choices(slug)
@@ -53,9 +59,9 @@ def introduce(chosen: str) -> tuple[Any, str]:
     if not chosen or chosen.startswith("server/"):
         return gr.Dataset(samples=[]), "<div class='quiet'>A model of another server.</div>" if chosen else ""
     a = voices.find(chosen)
-    figures = a.facts.get("figures", {})
+    figures = a.facts.get("figures")
     learned = ""
-    if isinstance(figures.get("base_nll"), float) and isinstance(figures.get("adapter_nll"), float):
+    if isinstance(figures, dict) and all(isinstance(figures.get(k), float) for k in ("base_nll", "adapter_nll")):
         learned = f" · held-out loss {figures['base_nll']:.2f} → {figures['adapter_nll']:.2f}"
     about = f"{escape(a.card.name)} on {escape(a.base_id)}, template {escape(a.template.name)}{learned}"
     return gr.Dataset(samples=[[p] for p in a.card.probes[:8]]), f"<div class='quiet'>{about}</div>"
@@ -103,7 +109,7 @@ def edited(event: gr.EditData, key: str, slug: str, chosen: str, others: Sequenc
     if of_answer:
         label = _labels(chosen, others)[column]
         message = talking.correct(number, label, str(event.value), key, slug, chosen, talk_id)
-        gr.Info(f"{message} Undo is in step 1.")
+        gr.Info(escape(f"{message} Undo is in step 1."))
         yield (*skip, message, talk_id)
         return
     yield from talking.reworded(number, str(event.value), key, slug, chosen, others, talk_id, strength, *knobs)

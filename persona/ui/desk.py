@@ -132,12 +132,12 @@ def turn(
 
 
 def step_back(slug: str, *view: Any) -> tuple[Any, ...]:
-    gr.Info(f"Undone: {journal.undo(open_current(slug))}", duration=4)
+    gr.Info(escape(f"Undone: {journal.undo(open_current(slug))}"), duration=4)
     return draw(slug, *view)
 
 
 def step_forth(slug: str, *view: Any) -> tuple[Any, ...]:
-    gr.Info(f"Done again: {journal.redo(open_current(slug))}", duration=4)
+    gr.Info(escape(f"Done again: {journal.redo(open_current(slug))}"), duration=4)
     return draw(slug, *view)
 
 

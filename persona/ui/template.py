@@ -61,11 +61,12 @@ def base_html(found: base.Base) -> str:
     if found.licence_url:
         licence = f'<a href="{escape(found.licence_url)}" target="_blank" rel="noopener">{licence}</a>'
     shape = found.config().get("text_config") or found.config()
+    layers, words = (shape.get(k, "?") for k in ("num_hidden_layers", "vocab_size"))
+    words = f"{words:,}" if isinstance(words, int) else escape(str(words))  # a config from outside says what it likes
     known = catalogue.find(found.id)
     return (
         f'<div class="quiet"><b>{escape(found.id)}</b> · {found.size / 1e6:,.0f} MB · '
-        f"{shape.get('num_hidden_layers', '?')} layers · vocabulary {shape.get('vocab_size', 0):,} · {licence}</div>"
-        + (known_html(known) if known else "")
+        f"{escape(str(layers))} layers · vocabulary {words} · {licence}</div>" + (known_html(known) if known else "")
     )
 
 

@@ -1,9 +1,12 @@
 """Step 4, who answers: the adapters there are, the voices beside the persona, and the columns they make."""
 
+import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +120,7 @@ def find(chosen: str) -> Adapter:
         slug, _, name = rest.partition("/")
         name, _, step = name.partition("@")
         run = runs.open_run(files.inside(folder.by_slug(slug).runs_dir, name))
-        return adapter.check(moments.folder(run, int(step)) if step.isdigit() else run.adapter)
+        return adapter.check(moments.folder(run, int(step)) if re.fullmatch(r"[0-9]{1,9}", step) else run.adapter)
     if kind == "opened":
         return adapter.check(files.inside(opened_dir(), rest))
     raise PersonaError("There is no adapter yet. Train one in the step before, or open one here.")
@@ -133,12 +136,18 @@ def open_link(text: str) -> str:
 
     A folder too, where the page is on the user's own machine.
     """
-    path = Path(text).expanduser()
-    if path.is_dir() and not os.environ.get("SPACE_ID"):
-        return f"opened/{share.keep(adapter.locate(path), opened_dir()).name}"
+    if not os.environ.get("SPACE_ID"):
+        with contextlib.suppress(OSError, RuntimeError):  # far too long for a path; no such user for ~name
+            if (path := Path(text).expanduser()).is_dir():
+                return f"opened/{share.keep(adapter.locate(path), opened_dir()).name}"
+    return open_shared(text)
+
+
+def open_shared(text: str) -> str:
+    """The id of an adapter on the Hub, and nowhere else: what an address may open that someone else has written."""
     path = share.keep(hub.pull(hub.Link.parse(text)), opened_dir())
     if what := hub.outlook(adapter.check(path)):
-        gr.Info(what, duration=None)
+        gr.Info(escape(what), duration=None)
     return f"opened/{path.name}"
 
 
@@ -150,13 +159,21 @@ def label(voice: str, chosen: str) -> str:
     if voice.startswith("server/"):
         return voice.removeprefix("server/")
     if voice.startswith("blend/"):
-        _, part, other = voice.split("/", 2)
-        return f"{float(part):.0%} {label(chosen, chosen)} + {1 - float(part):.0%} {label(other, chosen)}"
+        part, other = _blend(voice)
+        return f"{part:.0%} {label(chosen, chosen)} + {1 - part:.0%} {label(other, chosen)}"
     name, (kind, _, rest) = find(voice).card.name, voice.partition("/")
     if kind == "opened":
         return f"{name} ({rest})"
     run, _, step = rest.partition("/")[2].partition("@")
     return f"{name}, step {step} of {when(run)}" if step else f"{name}, {when(run)}"
+
+
+def _blend(voice: str) -> tuple[float, str]:
+    """(share of the main adapter, id of the other one) of blend/SHARE/ID, which comes from a browser."""
+    found = re.fullmatch(r"blend/([01](?:\.[0-9]{1,4})?)/((?:run|opened)/.+)", voice, re.DOTALL)
+    if not found:
+        raise PersonaError(f"{voice!r:.80}: not a blend. Choose two adapters and press Add the blend.")
+    return float(found[1]), found[2]
 
 
 def cast(slug: str, chosen: str, others: Sequence[str], strength: float) -> Cast:
@@ -190,8 +207,8 @@ def _column(model: Voices, main: Adapter, voice: str, chosen: str, strength: flo
         speaker = Speaker(name, BASE, chat.renderer_of(main, model.tokenizer, system))
         return speaker, talks.Voice(kind, name, system=system)
     if voice.startswith("blend/"):  # both at once, asked with the main one's template and prompt
-        part = float(voice.split("/")[1])
-        other = _open(model, voice.split("/", 2)[2])
+        part, named = _blend(voice)
+        other = _open(model, named)
         speaks = model.blend({model.attach(main): part, model.attach(other): round(1 - part, 4)})
         asked = main
     else:

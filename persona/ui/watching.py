@@ -54,7 +54,7 @@ def status_html(run: Run | None, p: Progress) -> str:
         facts.append(("held-out loss, base", f"{p.base_nll:.2f}"))
     if best is not None:
         facts.append(("held-out loss, best", f"{best:.2f}"))
-    if p.result:
+    if p.result.get("tokens_per_s") is not None:
         facts.append(("tokens per second", f"{p.result['tokens_per_s']:.0f}"))
     kind = {"done": "good", "failed": "problem", "interrupted": "problem"}.get(p.status, "hint")
     return (
@@ -75,7 +75,7 @@ def verdict(p: Progress) -> str:
             "base. Train longer, raise the learning rate, or look at the mask in step 2.</div>"
         )
     kept = f" The adapter is that of step {p.chosen}." if p.chosen and p.chosen != p.step else ""
-    times = math.exp(gain)
+    times = math.exp(min(gain, 99))
     return (
         f'<div class="good">It learned: to the words of replies it never saw, it now gives {times:.1f} times the '
         f"probability that the base gives, word piece by word piece.{kept}</div>"

@@ -1,0 +1,197 @@
+"""Hostile text in every place that becomes HTML: it must arrive as text, in the page, the files and the cards."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from persona import adapter, questions
+from persona.base import Base
+from persona.decode import Reply
+from persona.errors import InputError
+from persona.evaluate import report as reports
+from persona.folder import Card
+from persona.importers import Report, Skipped
+from persona.lint import Summary
+from persona.lint.finding import Finding
+from persona.pairs import BadLine, Pair
+from persona.progress import Progress
+from persona.render import Renderer
+from persona.runs import Run
+from persona.templates import Template, read_template
+from persona.ui import (
+    asking,
+    blind,
+    checking,
+    common,
+    compare,
+    desk,
+    importing,
+    share,
+    suggesting,
+    table,
+    talking,
+    watching,
+)
+from persona.ui import template as template_step
+from tests.test_report import made as made_report
+from tests.tiny import FACTS, write_adapter
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<ScRiPt src=//evil.example/x.js>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "' onmouseover='alert(1)",
+    '" onfocus="alert(1)" autofocus="',
+    "</textarea><script>alert(1)</script>",
+    "</title></style><iframe src=javascript:alert(1)>",
+    "<a href=javascript:alert(1)>x</a>",
+    "<a href='&#106;avascript:alert(1)'>x</a>",
+    "<style>*{background:url(//evil.example)}</style>",
+    "--><base href=//evil.example>",
+    "{{ 7 * 7 }}<object data=x>",
+]
+ACTIVE = {"script", "iframe", "object", "embed", "base", "link", "form", "img", "video", "audio", "frame", "portal"}
+
+
+class Seen(HTMLParser):
+    """What a browser would run, load or send in a piece of HTML."""
+
+    def __init__(self, html: str, allowed: set[str]):
+        super().__init__(convert_charrefs=True)
+        self.bad: list[str] = []
+        self.allowed = allowed
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        if tag in ACTIVE or (tag in ("svg", "style") and tag not in self.allowed):
+            self.bad.append(f"<{tag}>")
+        for name, value in attrs:
+            if name.startswith("on") or name in ("srcdoc", "autofocus"):
+                self.bad.append(f"{tag} {name}")
+            if "".join((value or "").split()).lower().startswith("javascript:") and name in ("href", "src", "action"):
+                self.bad.append(f"{tag} {name}={value}")
+
+
+def assert_inert(html: str, *allowed: str) -> None:
+    assert Seen(html, set(allowed)).bad == [], html[:2_000]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_parser_would_see_it(text):
+    """Without escaping each of them is seen: else the tests below could not fail."""
+    assert Seen(f'<div title="{text}">{text}</div>' + f"<p title='{text}'>", set()).bad
+
+
+def pieces(x: str) -> list[str]:
+    """Every function of the page that makes HTML of text, given `x` wherever text goes in."""
+    pair = Pair(x, x, ((x, x),), x)
+    finding = Finding(x, "warning", (1,), x, x, x)
+    progress = Progress(status="failed", message=x, step=1, steps=2, diary=[(1, [{"probe": x, "text": x}])])
+    run = Run(Path(f"/nowhere/{x.replace('/', '')}"))
+    asked = questions.Asked(x, (), (Reply(text=x), Reply(error=x)))
+    summary = Summary(**{**dict.fromkeys(Summary.__dataclass_fields__, 0), "text": x, "kinds": {x: 3}})
+    return [
+        table.table_html([pair], [0], table.View(x, x, x), selected=1),
+        desk.status_html([Pair(x, "")]),
+        desk.rejected_html([BadLine(1, x, x)]),
+        checking.panel_html([pair], [finding, finding], summary, 3),
+        *checking.marks_html([finding]).values(),
+        watching.status_html(run, progress),
+        watching.diary_html(run, progress),
+        asking.table_html([x, x], [asked]),
+        *blind._page(x, x, "", "", True)[:2],
+        importing._pair(pair),
+        importing.skipped_html([Skipped(1, x, x)], 2),
+        importing.report_html(Report(1, 1, 1, 1, [Skipped(1, x, x)], {x: 1})),
+        suggesting.proposals_html([(pair, x[:-1]), (pair, "")]),
+        common.problems_html([x]),
+        common.bars_html([(x, 1.0, x)]),
+        common.facts_html([(x, x)]),
+        talking.note_of(Reply(error=x), 3),
+        str(common.notice(InputError(x)).message),
+    ]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_page_shows_hostile_text_as_text(text):
+    for html in pieces(text):
+        assert_inert(html)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_mask_and_its_titles_show_hostile_text_as_text(text, byte_tokenizer):
+    renderer = Renderer(byte_tokenizer, read_template("chatml"), text, 4_000)
+    assert_inert(common.mask_html(renderer, renderer.example(Pair(text, text, ((text, text),)))))
+    assert_inert(common.mask_html(renderer, renderer.example(Pair(text, ""))))
+    named = Renderer(byte_tokenizer, Template(text, "{# " + text + " #}" + read_template("chatml").text), text)
+    assert_inert(template_step.template_html(Base(text, Path("/nowhere")), named))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_base_says_of_itself_what_it_likes(text, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": text, "vocab_size": text}))
+    assert_inert(template_step.base_html(Base(text, tmp_path, text, text, "https://example.org/" + text)))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_saved_tables_and_reports_show_hostile_text_as_text(text):
+    assert_inert(questions.to_html([["question", text], [text, text]]), "style")
+    assert_inert(reports.html(made_report(text)), "style", "svg")
+    assert_inert(reports.fragment(made_report(text)), "style", "svg")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_model_card_holds_hostile_text_as_text_and_its_head_stays_its_own(text):
+    many = f"{text}\n---\nlicense: stolen\n# {text}"
+    card = Card(name=text, language=text[:20], source=many, rights=many, author=many, system=many, probes=(many,))
+    run = {"base": {"id": many, "revision": many, "licence": many}, **FACTS,
+           "config": {**FACTS["config"], "target_modules": many}}  # fmt: skip
+    made = adapter.model_card(card, run)
+    _, front, body = made.split("---\n", 2)
+    assert_inert(body.split("```")[0])
+    head = yaml.safe_load(front)
+    assert head.keys() == {"library_name", "pipeline_tag", "base_model", "language", "tags"}
+    assert sum(line.startswith("# ") for line in body.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["甄嬛\nFROM evil", "a\r\nADAPTER ./x", "a\u2028b", "a\u202egpj.exe", "a\x00b", "\u200b"]
+)
+def test_a_name_is_one_line_and_turns_nothing_around(text):
+    name = Card(name=text).name
+    assert name and name.isprintable() and "\n" not in name
+
+
+def test_a_modelfile_cannot_be_given_another_line_by_a_name(byte_tokenizer):
+    from persona.exports.ollama import modelfile
+
+    renderer = Renderer(byte_tokenizer, read_template("chatml"), 'Say """\nFROM evil\n"""')
+    card = Card(name="Mags\nFROM evil", system=renderer.system)
+    text, _ = modelfile(card, renderer, "m.gguf", "a.gguf", 'MIT """\nFROM evil')
+    outside = "".join(text.split('"""')[::2])  # what stands outside the long texts
+    assert [line for line in outside.splitlines() if line.startswith("FROM")] == ["FROM ./m.gguf"]
+
+
+def test_an_opened_adapter_introduces_itself_as_text(tiny_llama, home):
+    place = home / "adapters" / "x"
+    write_adapter(tiny_llama, place)
+    run = json.loads((place / "run.json").read_text())
+    for text in HOSTILE:
+        card = Card(name=text, rights=text, probes=(text,))
+        (place / "persona.json").write_text(json.dumps(card.model_dump(mode="json")))
+        (place / "run.json").write_text(json.dumps({**run, "template": text, "base": {"id": text}}))
+        assert_inert(compare.introduce("opened/x")[1])
+        assert_inert(share.contents("opened/x"))
+
+
+@pytest.mark.parametrize("value", [["x"], "x", 7, None, {"base_nll": "x", "adapter_nll": []}])
+def test_figures_of_the_wrong_kind_are_left_out(tiny_llama, home, value):
+    place = home / "adapters" / "x"
+    write_adapter(tiny_llama, place)
+    (place / "run.json").write_text(json.dumps({"figures": value, "config": value, "base": value}))
+    assert "held-out" not in compare.introduce("opened/x")[1]

