@@ -35,12 +35,12 @@ def walk(page: Page, shoot) -> None:
         page.fill("#say textarea", question)
         page.click("#send")
         page.wait_for_function("!document.querySelector('#chat-status').innerText.includes('done')")
-        page.wait_for_function("document.querySelector('#chat-status').innerText.includes('done')", timeout=120_000)
+        page.wait_for_function("document.querySelector('#chat-status').innerText.includes('done')", timeout=240_000)
     shoot("compare")
     page.click("[role=tab]:has-text('Did it learn?')")
     if not page.locator("#report .pv-figures").is_visible():
         page.click("#measure")
-    page.wait_for_selector("#report .pv-figures", timeout=600_000)
+    page.wait_for_selector("#report .pv-figures", timeout=1_200_000)
     shoot("judge")
     page.click("#to-share")
     page.wait_for_selector("#share-about .card")
@@ -56,7 +56,7 @@ def main(url: str = "http://127.0.0.1:7860", folder: str = "docs/pictures", widt
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"])
         page = browser.new_page(viewport={"width": int(width), "height": 800})
-        page.set_default_timeout(90_000)
+        page.set_default_timeout(240_000)
         page.goto(url)
 
         def shoot(name: str) -> None:
