@@ -36,8 +36,6 @@ def prepare(run: Run) -> Job:
         card, config.base, config.template, config.max_length, config.learn_history,
         progress=lambda text: run.log("state", state="starting", message=text),
     )  # fmt: skip
-    if config.train_stop_token and config.use_dora:
-        raise InputError("train_stop_token and use_dora do not go together. Set one of them to false.")
     if not config.train_stop_token and (why := stoptoken.problem(found, renderer)):
         raise InputError(why)
     examples = check_all(renderer, [r.pair for r in rows])

@@ -85,6 +85,9 @@ def trainer_args(job: Job, output: Path) -> SFTConfig:
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=c.report_to,
+        run_name=job.run.name,
+        project="persona",
+        trackio_static_space_id=False,  # else it publishes a Space at the end
         seed=c.seed,
         data_seed=c.seed,
         disable_tqdm=True,
