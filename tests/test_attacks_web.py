@@ -166,14 +166,14 @@ def test_an_upload_has_a_limit(served):
 )  # fmt: skip
 def test_only_our_own_forms_are_links(text):
     from persona.errors import ShareError
-    from persona.share import Link
+    from persona.hub import Link
 
     with pytest.raises(ShareError):
         Link.parse(text)
 
 
 def test_a_link_to_any_app_leads_to_the_hub_alone():
-    from persona.share import Link
+    from persona.hub import Link
 
     assert Link.parse("http://169.254.169.254/?persona=a/b@c") == Link("a/b", "c")
 
@@ -229,7 +229,7 @@ SECRETS = {"HF_TOKEN": "hf_" + "s" * 34, "PERSONA_LLM_KEY": "sk-llm-" + "t" * 30
 
 def test_no_secret_is_written_or_said(tiny_llama, tmp_path, monkeypatch, home, capfd, caplog):
     """Everything that can be done cheaply, well and badly; then all that was written, printed, logged and raised."""
-    from persona import launch, runs, share, suggest
+    from persona import hub, launch, runs, share, suggest
     from persona.config import make_config
     from persona.errors import PersonaError
     from persona.pairs import Pair
@@ -254,17 +254,17 @@ def test_no_secret_is_written_or_said(tiny_llama, tmp_path, monkeypatch, home, c
     run.log("state", state="failed", message="broken")
     launch.stop(run)
     write_adapter(tiny_llama, run.adapter)
-    with Hub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        tried(lambda: share.push(run.adapter, "ann/x"))  # a token that this Hub does not know
-        hub.users[SECRETS["HF_TOKEN"]] = "ann"
-        tried(lambda: share.push(run.adapter, "ann/x"))
-        tried(lambda: share.push(run.adapter, "ben/x"))
-        tried(lambda: share.pull(share.Link("ann/x")))
-        tried(lambda: share.pull(share.Link("ann/none")))
+    with Hub() as there:
+        monkeypatch.setenv("HF_ENDPOINT", there.url)
+        tried(lambda: hub.push(run.adapter, "ann/x"))  # a token that this Hub does not know
+        there.users[SECRETS["HF_TOKEN"]] = "ann"
+        tried(lambda: hub.push(run.adapter, "ann/x"))
+        tried(lambda: hub.push(run.adapter, "ben/x"))
+        tried(lambda: hub.pull(hub.Link("ann/x")))
+        tried(lambda: hub.pull(hub.Link("ann/none")))
         assert any("'private': True" in x for x in said)  # one of them did succeed
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    tried(lambda: share.pull(share.Link("ann/y")))
+    tried(lambda: hub.pull(hub.Link("ann/y")))
     tried(lambda: share.pack(run.adapter, tmp_path / "x.zip"))
     endpoint = suggest.endpoint()
     assert endpoint and SECRETS["PERSONA_LLM_KEY"] not in repr(endpoint)
