@@ -81,9 +81,9 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _line(text: str) -> str:
+def _line(text: Any) -> str:
     """In one line, without HTML and columns; an address in it stays one."""
-    return " ".join(text.split()).replace("<", "&lt;").replace("|", "&#124;")
+    return " ".join(str(text).split()).replace("<", "&lt;").replace("|", "&#124;")
 
 
 def plain(text: str, limit: int = MAX_ANSWER) -> str:
