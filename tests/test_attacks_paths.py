@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from persona import adapter as adapters
-from persona import folder, launch, pairs, runs, share, shelf, talks, votes, waiting
+from persona import folder, hub, launch, pairs, runs, share, shelf, talks, votes, waiting
 from persona.config import make_config
 from persona.errors import InputError, PersonaError, RunError
 from persona.files import inside, read_json, slug
@@ -94,12 +94,12 @@ def test_an_address_of_the_page_opens_no_folder_of_this_machine(tiny_llama, tmp_
 
     write_adapter(tiny_llama, tmp_path / "there" / "adapter")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(share, "pull", lambda link: pytest.fail(f"asked the Hub for {link}"))
+    monkeypatch.setattr(hub, "pull", lambda link: pytest.fail(f"asked the Hub for {link}"))
     request = type("Request", (), {"query_params": {"persona": str(tmp_path / "there" / "adapter")}})
     with pytest.raises(gr.Error, match="USER/NAME"):
         ui.arrive("", request)  # type: ignore[arg-type]
     asked = []
-    monkeypatch.setattr(share, "pull", lambda link: asked.append(str(link)) or tmp_path / "nowhere")
+    monkeypatch.setattr(hub, "pull", lambda link: asked.append(str(link)) or tmp_path / "nowhere")
     request.query_params["persona"] = "there/adapter"  # type: ignore[attr-defined]  # there is such a folder
     with pytest.raises(gr.Error):
         ui.arrive("", request)  # type: ignore[arg-type]
