@@ -132,13 +132,14 @@ def _activation_bytes(shape: Shape, rank: int, size: float) -> float:
 
 
 def _logit_bytes(shape: Shape, work: Work) -> float:
-    """As loss.py does it: a plain frozen head keeps its logits once, and works on one tile of them in float32.
+    """As loss.py does it: a plain frozen head keeps no logits, only the gradient by which it was reached.
 
-    Any other head keeps logits, their float32 copy, log-softmax and gradient.
+    It works on one tile of them, as multiplied, in float32 and rounded again; the hidden states are there once as
+    given, and thrice in float32. Any other head keeps logits, their float32 copy, log-softmax and gradient.
     """
     learned, size = work.batch * work.learned, BYTES[work.dtype]
     if shape.plain_head and not work.full:
-        return learned * (shape.vocab * size + 2 * TILE * 4 + 2 * shape.hidden * 4)
+        return learned * (TILE * (2 * size + 4) + shape.hidden * (size + 3 * 4))
     return learned * shape.vocab * (size + 4 + 4 + 4)
 
 

@@ -1,5 +1,8 @@
 """This machine → how to run on it. The plan is a function of the machine, so every machine can be tested here."""
 
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import psutil
@@ -304,3 +307,27 @@ def test_this_machine_has_a_plan():
     assert machine.device == "cuda" or machine.memory == psutil.virtual_memory().total
     assert make_plan(machine).device == machine.device
     assert this_machine() is machine, "measured once"
+
+
+HOLES = """
+import psutil
+from persona import hardware
+hardware.keep_freed_memory()
+held = lambda: psutil.Process().memory_info().rss
+large, small = [], []
+for _ in range(200):  # what stays lies between what goes
+    large.append(b"x" * 2**20)
+    small.append(b"x" * 2**12)
+full = held()
+large.clear()
+kept = held()
+hardware.give_back_freed_memory()
+print(full - kept, kept - held())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap")
+def test_freed_memory_is_kept_until_it_is_given_back():
+    done = subprocess.run([sys.executable, "-c", HOLES], check=True, capture_output=True, text=True, timeout=60)
+    at_once, later = map(int, done.stdout.split())
+    assert at_once < 20 * 2**20 and later > 180 * 2**20
