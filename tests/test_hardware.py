@@ -224,19 +224,20 @@ def test_a_7b_base_needs_what_the_tutorials_say(way, gigabytes):
     assert memory.compare(llama, work)[way] / 1e9 == pytest.approx(gigabytes, rel=0.2)
 
 
-# what runs of three steps of the embedded base held at most, and the padded length and learned tokens of their longest
-# rows: datasets/zhen-huan as it is, in float32 and with checkpointing; the last, English rows that are mostly learned
+# what runs of the embedded base held at most, and the padded length and learned tokens of their longest rows:
+# datasets/zhen-huan after 27 steps, and one step in float32 and with checkpointing; datasets/lighthouse-keeper, two
+# steps. The estimate is of a longer run, which has the kernels of more shapes.
 @pytest.mark.parametrize(
     "work, measured",
     [
-        (Work(8, 160, 35, dtype="bfloat16"), 2_903_814_144),
-        (Work(24, 160, 37, dtype="float32"), 10_316_558_336),
-        (Work(24, 160, 37, dtype="bfloat16", checkpointing=True), 2_899_386_368),
-        (Work(8, 144, 121, dtype="bfloat16"), 3_522_932_736),
+        (Work(8, 160, 40, dtype="bfloat16"), 3_111_571_456),
+        (Work(24, 160, 38, dtype="float32"), 7_592_730_624),
+        (Work(24, 160, 39, dtype="bfloat16", checkpointing=True), 2_048_421_888),
+        (Work(8, 208, 45, dtype="bfloat16"), 2_971_754_496),
     ],
 )
 def test_the_estimate_agrees_with_what_was_measured(work, measured):
-    assert estimate(BASES["270M"], work).total == pytest.approx(measured, rel=0.1)
+    assert estimate(BASES["270M"], work).total == pytest.approx(measured, rel=0.15)
 
 
 WORKS = st.builds(
