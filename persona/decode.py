@@ -170,9 +170,12 @@ class Steps:
     @torch.inference_mode()
     def logits(self) -> torch.Tensor:
         """(rows, vocabulary), float32: the scores of each row's next token."""
+        # as an index, which copies the last positions together: a product with the slice that 1 stands for has the CPU
+        # copy the output layer's weights for each row, in Gemma's 335 MB and seconds a row
+        last = torch.tensor([-1], device=self.ids.device)
         out = self.model(
             input_ids=self.ids, attention_mask=self.mask, position_ids=self.positions, past_key_values=self.cache,
-            use_cache=True, logits_to_keep=1,
+            use_cache=True, logits_to_keep=last,
         )  # fmt: skip
         return out.logits[:, -1].float()
 

@@ -237,3 +237,15 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
+
+
+def give_back_freed_memory() -> None:
+    """Let the kernel have again what `keep_freed_memory` has kept. Call it now and then, not in every step.
+
+    Kernels that oneDNN keeps for each shape lie between freed blocks, and a batch of another length finds no room in
+    the gaps: the heap grows on. The pages of the gaps at least can go. Elsewhere than on glibc this does nothing.
+    """
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return

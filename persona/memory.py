@@ -105,7 +105,7 @@ def estimate(shape: Shape, work: Work) -> Memory:
     # full, as the tutorials do it in 16 bits: gradients as wide as the weights, two optimizer states of 8 bits
     training = shape.parameters * (size + 2) if work.full else shape.lora * work.rank * ADAM
     logits = _logit_bytes(shape, work)
-    runtime = _runtime_bytes(work.device, work.checkpointing, whole + logits)
+    runtime = _runtime_bytes(work.device, activations + logits)
     return Memory(int(_weight_bytes(shape, work)), int(training), int(activations), int(logits), int(runtime))
 
 
@@ -132,27 +132,28 @@ def _activation_bytes(shape: Shape, rank: int, size: float) -> float:
 
 
 def _logit_bytes(shape: Shape, work: Work) -> float:
-    """As loss.py does it: a plain frozen head keeps its logits once, and works on one tile of them in float32.
+    """As loss.py does it: a plain frozen head keeps no logits, only the gradient by which it was reached.
 
-    Any other head keeps logits, their float32 copy, log-softmax and gradient.
+    It works on one tile of them, as multiplied, in float32 and rounded again; the hidden states are there once as
+    given, and thrice in float32. Any other head keeps logits, their float32 copy, log-softmax and gradient.
     """
     learned, size = work.batch * work.learned, BYTES[work.dtype]
     if shape.plain_head and not work.full:
-        return learned * (shape.vocab * size + 2 * TILE * 4 + 2 * shape.hidden * 4)
+        return learned * (TILE * (2 * size + 4) + shape.hidden * (size + 3 * 4))
     return learned * shape.vocab * (size + 4 + 4 + 4)
 
 
-# Python with torch, transformers, TRL: 514 MB resident after import (measured). A CUDA context with cuBLAS' workspaces
-# is taken as 1 GB: not measured by us.
-RUNTIME = {"cpu": 520e6, "cuda": 1e9, "mps": 1e9}
+# On a CPU: 1.1 GB resident before the first step, weights not counted (Python with torch, transformers, TRL, and what
+# opening a base leaves of the heap; measured), and oneDNN's kernels: 0.6 MB each and 34 a shape of batch, 250 MB after
+# 27 steps; it keeps 1024 at most. A CUDA context with cuBLAS' workspaces is taken as 1 GB: not measured by us.
+RUNTIME = {"cpu": 1.1e9 + 0.25e9, "cuda": 1e9, "mps": 1e9}
 # What freed blocks leave unused of a CPU's heap (glibc cannot give a freed block to an aligned request of the same
-# size), as parts of all activations and logits. Fitted to the four runs of the embedded base in test_hardware.py.
-HOLES, HOLES_CHECKPOINTING = 0.66, 0.33
+# size), as a part of all activations and logits. Fitted to the runs of the embedded base in test_hardware.py.
+HOLES = 0.15
 
 
-def _runtime_bytes(device: str, checkpointing: bool, kept: float) -> float:
-    holes = (HOLES_CHECKPOINTING if checkpointing else HOLES) * kept if device == "cpu" else 0.0
-    return RUNTIME[device] + holes
+def _runtime_bytes(device: str, kept: float) -> float:
+    return RUNTIME[device] + (HOLES * kept if device == "cpu" else 0.0)
 
 
 def step_flops(shape: Shape, tokens: float, learned: float, checkpointing: bool = False) -> float:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from persona import checkpoints, diary, moments, processes
+from persona import checkpoints, diary, hardware, moments, processes
 from persona.job import Job, save
 from persona.loss import Collator, Scores, nll_sum, padded, scores
 from persona.render import IGNORED
@@ -158,6 +158,7 @@ class Trainer(SFTTrainer):
                 self.run.log("eval", step=step, nll=nll, rows=[round(nats, 4) for nats in found.nats])
                 asked = diary.questions(self.run.card(), self.job.config.diary_probes)
                 diary.write(self.run, self.model, self.job.renderer, asked, step)
+        hardware.give_back_freed_memory()
         return processes.from_main(nll)
 
     def held_out(self) -> Scores:

@@ -679,6 +679,15 @@ def test_a_base_in_half_precision_is_sampled_in_full(tiny_gemma):
         assert steps.logits().dtype == torch.float32
 
 
+def test_the_output_layer_gets_the_last_positions_side_by_side(tiny_gemma):
+    """As a slice of all positions, a bfloat16 product on a CPU copies its weights for each row."""
+    model, seen = load(tiny_gemma, "bfloat16"), []
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with decode.Steps(model, [SHORT.ids, [*SHORT.ids, 5]], None, 0) as steps:
+        steps.logits()
+    assert seen[0].shape[:2] == (2, 1) and seen[0].is_contiguous()
+
+
 def test_the_repetition_penalty_counts_what_this_row_has_said_and_nothing_else():
     """Not the prompt: a persona must be free to say the name that is in it. Not the other columns either."""
     draw = decode.Draw(Sampling(temperature=0, repetition_penalty=2))

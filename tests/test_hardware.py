@@ -1,5 +1,8 @@
 """This machine → how to run on it. The plan is a function of the machine, so every machine can be tested here."""
 
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import psutil
@@ -135,13 +138,13 @@ L4       270M  bfloat16  none  8x1 kept   fits
 L4       1B    bfloat16  none  8x1 kept   fits
 L4       4B    bfloat16  none  4x2 kept   fits
 L4       7B    bfloat16  none  1x8 kept   fits
-L4       14B   bfloat16  int8  4x2 again  fits
+L4       14B   bfloat16  int8  8x1 again  fits
 L4       70B   bfloat16  nf4   1x8 again  no
 A10G     270M  bfloat16  none  8x1 kept   fits
 A10G     1B    bfloat16  none  8x1 kept   fits
 A10G     4B    bfloat16  none  4x2 kept   fits
 A10G     7B    bfloat16  none  1x8 kept   fits
-A10G     14B   bfloat16  int8  4x2 again  fits
+A10G     14B   bfloat16  int8  8x1 again  fits
 A10G     70B   bfloat16  nf4   1x8 again  no
 A100     270M  bfloat16  none  8x1 kept   fits
 A100     1B    bfloat16  none  8x1 kept   fits
@@ -163,21 +166,21 @@ ZeroGPU  14B   bfloat16  none  4x2 kept   fits
 ZeroGPU  70B   bfloat16  nf4   1x8 kept   fits
 MPS      270M  float32   none  8x1 kept   fits
 MPS      1B    float32   none  2x4 kept   fits
-MPS      4B    bfloat16  none  4x2 again  fits
+MPS      4B    bfloat16  none  8x1 again  fits
 MPS      7B    bfloat16  none  1x8 again  no
 MPS      14B   bfloat16  none  1x8 again  no
 MPS      70B   bfloat16  none  1x8 again  no
 AMX      270M  bfloat16  none  8x1 kept   fits
 AMX      1B    bfloat16  none  8x1 kept   fits
-AMX      4B    bfloat16  none  2x4 kept   fits
+AMX      4B    bfloat16  none  4x2 kept   fits
 AMX      7B    bfloat16  none  1x8 kept   fits
-AMX      14B   bfloat16  int8  2x4 again  fits
+AMX      14B   bfloat16  int8  4x2 again  fits
 AMX      70B   bfloat16  nf4   1x8 again  no
 CPU      270M  float32   none  8x1 kept   fits
 CPU      1B    float32   none  4x2 kept   fits
-CPU      4B    float32   none  2x4 again  fits
+CPU      4B    float32   none  8x1 again  fits
 CPU      7B    bfloat16  none  1x8 kept   fits
-CPU      14B   bfloat16  int8  2x4 again  fits
+CPU      14B   bfloat16  int8  4x2 again  fits
 CPU      70B   bfloat16  nf4   1x8 again  no
 """
 TABLE = [line.split() for line in EXPECTED.strip().splitlines()]
@@ -221,19 +224,20 @@ def test_a_7b_base_needs_what_the_tutorials_say(way, gigabytes):
     assert memory.compare(llama, work)[way] / 1e9 == pytest.approx(gigabytes, rel=0.2)
 
 
-# what runs of three steps of the embedded base held at most, and the padded length and learned tokens of their longest
-# rows: datasets/zhen-huan as it is, in float32 and with checkpointing; the last, English rows that are mostly learned
+# what runs of the embedded base held at most, and the padded length and learned tokens of their longest rows:
+# datasets/zhen-huan after 27 steps, and one step in float32 and with checkpointing; datasets/lighthouse-keeper, two
+# steps. The estimate is of a longer run, which has the kernels of more shapes.
 @pytest.mark.parametrize(
     "work, measured",
     [
-        (Work(8, 160, 35, dtype="bfloat16"), 2_903_814_144),
-        (Work(24, 160, 37, dtype="float32"), 10_316_558_336),
-        (Work(24, 160, 37, dtype="bfloat16", checkpointing=True), 2_899_386_368),
-        (Work(8, 144, 121, dtype="bfloat16"), 3_522_932_736),
+        (Work(8, 160, 40, dtype="bfloat16"), 3_111_571_456),
+        (Work(24, 160, 38, dtype="float32"), 7_592_730_624),
+        (Work(24, 160, 39, dtype="bfloat16", checkpointing=True), 2_048_421_888),
+        (Work(8, 208, 45, dtype="bfloat16"), 2_971_754_496),
     ],
 )
 def test_the_estimate_agrees_with_what_was_measured(work, measured):
-    assert estimate(BASES["270M"], work).total == pytest.approx(measured, rel=0.1)
+    assert estimate(BASES["270M"], work).total == pytest.approx(measured, rel=0.15)
 
 
 WORKS = st.builds(
@@ -304,3 +308,27 @@ def test_this_machine_has_a_plan():
     assert machine.device == "cuda" or machine.memory == psutil.virtual_memory().total
     assert make_plan(machine).device == machine.device
     assert this_machine() is machine, "measured once"
+
+
+HOLES = """
+import psutil
+from persona import hardware
+hardware.keep_freed_memory()
+held = lambda: psutil.Process().memory_info().rss
+large, small = [], []
+for _ in range(200):  # what stays lies between what goes
+    large.append(b"x" * 2**20)
+    small.append(b"x" * 2**12)
+full = held()
+large.clear()
+kept = held()
+hardware.give_back_freed_memory()
+print(full - kept, kept - held())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap")
+def test_freed_memory_is_kept_until_it_is_given_back():
+    done = subprocess.run([sys.executable, "-c", HOLES], check=True, capture_output=True, text=True, timeout=60)
+    at_once, later = map(int, done.stdout.split())
+    assert at_once < 20 * 2**20 and later > 180 * 2**20

@@ -5,7 +5,7 @@ import random
 import pytest
 from safetensors.torch import load_file
 
-from persona import adapter, decode, diary, loss, moments, train
+from persona import adapter, decode, diary, hardware, loss, moments, train
 from persona.errors import RunError
 from persona.folder import Card
 from persona.runs import Run
@@ -114,6 +114,13 @@ def test_a_loss_that_is_not_finite_keeps_the_best_moment(make, monkeypatch):  # 
         train.train(run)
     assert run.progress().status == "failed"
     assert adapter.check(run.adapter).facts["figures"]["steps"] == 2
+
+
+def test_every_evaluation_gives_back_what_the_steps_have_freed(make, monkeypatch):  # noqa: F811
+    run, given = make(max_steps=2, diary_probes=0), []
+    monkeypatch.setattr(hardware, "give_back_freed_memory", lambda: given.append(run.progress().step))
+    train.train(run)
+    assert len(given) == len(events(run, "eval")) > 1
 
 
 # ---- the diary
