@@ -19,7 +19,7 @@ from persona.files import SHIPPED_PERSONAS
 from persona.folder import Card, ProbeRule, create, open_persona
 from persona.loss import Collator, mean_nll
 from persona.pairs import write_pairs
-from persona.render import IGNORED, Renderer
+from persona.render import IGNORED, Renderer, check_all
 from persona.runs import create_run
 from persona.templates import read_template
 
@@ -189,7 +189,6 @@ def trained(base, tmp_path_factory):
             train.train(run)
         return run
 
-    check_all = train.check_all
     return trained
 
 
