@@ -71,15 +71,18 @@ class Order(Sampler[list[int]]):
         epoch = self.trainer.state.global_step // math.ceil(len(self) / self.joined)
         dice = torch.Generator().manual_seed(self.trainer.args.data_seed + epoch)
         shuffled = torch.randperm(len(self.lengths), generator=dice).tolist()
-        batches: list[list[int]] = []
-        for start in range(0, len(shuffled), self.size * self.POOL):
-            pool = shuffled[start : start + self.size * self.POOL]
+        whole = self.size * self.joined  # the rows of a step stay together, into however many batches they are cut
+        steps: list[list[int]] = []
+        for start in range(0, len(shuffled), whole * self.POOL):
+            pool = shuffled[start : start + whole * self.POOL]
             pool.sort(key=lambda n: -padded(self.lengths[n]))  # stable: who shares a batch changes with the epoch
-            batches += [pool[n : n + self.size] for n in range(0, len(pool), self.size)]
-        order = torch.randperm(len(batches), generator=dice).tolist()
-        longest = max(order, key=lambda b: max(self.lengths[n] for n in batches[b]))
-        order.sort(key=lambda b: b != longest)  # first: if memory is short, it shows at once
-        yield from (batches[b] for b in order)
+            steps += [pool[n : n + whole] for n in range(0, len(pool), whole)]
+        rest = [steps.pop()] if len(steps[-1]) < whole else []  # a step of fewer rows ends the epoch
+        order = torch.randperm(len(steps), generator=dice).tolist()
+        longest = max(order, key=lambda i: max(self.lengths[n] for n in steps[i]), default=None)
+        order.sort(key=lambda i: i != longest)  # first: if memory is short, it shows at once
+        for rows in [*(steps[i] for i in order), *rest]:
+            yield from (rows[n : n + self.size] for n in range(0, len(rows), self.size))
 
 
 def collate_share(collate: Collator, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

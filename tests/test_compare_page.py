@@ -29,6 +29,11 @@ def trained(server, embedded_base, monkeypatch):  # noqa: F811
     return persona
 
 
+def to_compare(page) -> None:
+    for step in ("template", "train", "compare"):
+        page.click(f"#to-{step}")
+
+
 def settle(page, words: str = "done") -> None:
     page.wait_for_function(f"document.querySelector('#chat-status')?.innerText?.includes('{words}')")
 
@@ -37,7 +42,7 @@ def test_compare_vote_and_correct(browser, server, trained):  # noqa: F811
     page, errors = open_page(browser, server.url)
     page.click("#which input")
     page.click("[role=option]:has-text('甄嬛')")
-    page.click("#step-compare-button")
+    to_compare(page)
     page.wait_for_function("document.querySelector('#adapter input')?.value?.includes('甄嬛')")
 
     # a third voice; the replies kept short
@@ -58,7 +63,7 @@ def test_compare_vote_and_correct(browser, server, trained):  # noqa: F811
     kept = list(trained.path.glob("talks/*/*.jsonl"))
     assert len(kept) == 1 and "你是谁？" in kept[0].read_text()
     page.reload()
-    page.click("#step-compare-button")
+    to_compare(page)
     page.wait_for_selector("#chat-persona .user.message:has-text('你是谁？')")
     assert page.locator("#chat-persona .bot.message").last.inner_text() == texts[1]
 

@@ -131,6 +131,7 @@ def test_the_whole_way(browser, server):
     zipped = server.home / "adapter.zip"
     download.value.save_as(zipped)
     page.click("#step-compare-button")
+    page.click("#open-adapters button")
     page.set_input_files("#open-zip input[type=file], input[type=file][accept='.zip']", str(zipped))
     page.wait_for_function("document.querySelector('#adapter input')?.value?.includes('opened')")
     assert errors == []
