@@ -25,7 +25,7 @@ import fsspec
 
 from persona import runs
 from persona.errors import RunError
-from persona.files import PROJECT, to_json, write_atomic
+from persona.files import PROJECT
 from persona.progress import ACTIVE
 from persona.runs import Run
 
@@ -142,23 +142,12 @@ def _copy_checkpoint(source: Side, target: Side, name: str) -> None:
             copy(source, target, "checkpoints", name, WHOLE)
 
 
-def settle(run: Run) -> None:
-    """Checkpoints name the best of them by its path on the machine that wrote it; name it by the path here."""
-    for file in run.checkpoints.glob("checkpoint-*/trainer_state.json"):
-        state = json.loads(file.read_text())
-        if best := state["best_model_checkpoint"]:
-            here = str(run.checkpoints / Path(best).name)
-            if here != best:
-                write_atomic(file, to_json(state | {"best_model_checkpoint": here}))
-
-
 def work(storage: Side) -> None:
     """What a worker does: fetch the run, train it, and send back events and checkpoints as they come."""
     with tempfile.TemporaryDirectory(prefix="persona-") as folder:
         run = Run(Path(folder) / "persona" / "runs" / storage.root.rpartition("/")[2])
         here, over = local(run), threading.Event()
         mirror(storage, here)
-        settle(run)
         reached = f" It goes on from {cs[-1]}." if (cs := here.checkpoints()) else ""
         run.log("worker", host=socket.gethostname(), pid=os.getpid())
         run.log("state", state="starting", message=f"A worker on {socket.gethostname()} has it.{reached}")
@@ -205,7 +194,6 @@ def drive(run: Run, url: str, address: str) -> None:
         over = bool(ray.wait([task], timeout=EVERY)[0])
         with contextlib.suppress(OSError):
             mirror(storage, here)
-            settle(run)
         if (run.path / "stop").exists():
             if run.progress().status == "queued":
                 ray.cancel(task)

@@ -21,7 +21,7 @@ def trained(server, embedded_base, monkeypatch):  # noqa: F811
     persona = folder.open_persona(shutil.copytree(SHIPPED_PERSONAS / "zhen-huan", server.home / "personas/zhen-huan",
                                                   ignore=shutil.ignore_patterns("runs")))  # fmt: skip
     run = runs.create_run(persona, make_config("quick"))
-    write_adapter(embedded_base.path, run.adapter, template="gemma-base", card=persona.card(), size=0.02)
+    write_adapter(embedded_base.path, run.adapter, template="gemma-base", card=persona.card(), size=0.1)
     facts = json.loads((run.adapter / "run.json").read_text())
     facts["base"]["id"] = embedded_base.id
     (run.adapter / "run.json").write_text(json.dumps(facts))
