@@ -23,6 +23,7 @@ from persona.render import Prompt, Renderer
 
 BASE = "__base__"  # the column of no adapter
 MAX_STRENGTH = 1.5
+MAX_COLUMNS = 4  # that people compare at once
 KEPT = 8  # adapters attached at a time, some 15 MB each on a 270M base; more than the columns of any page
 
 

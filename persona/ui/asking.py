@@ -1,10 +1,8 @@
 """Step 4, a list of questions put to all voices in one go, and the table of their answers."""
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -13,7 +11,7 @@ from persona import questions, runs, space
 from persona.errors import PersonaError
 from persona.files import slug as slugify
 from persona.ui import voices
-from persona.ui.common import QUIET, Page, duration, shown
+from persona.ui.common import QUIET, Page, duration, shown, to_save
 from persona.ui.talking import sampling_of
 
 MOST = 200  # questions of one list: about half an hour on two cores
@@ -45,8 +43,7 @@ def ask(text: str, slug: str, chosen: str, others: Sequence[str], strength: floa
         rows.append(row)
         left = (time.monotonic() - start) / len(rows) * (len(asked) - len(rows))
         yield table_html(labels, rows), f"{len(rows)} of {len(asked)}, {duration(left)} left", *[gr.skip()] * 3
-    folder = Path(tempfile.mkdtemp(prefix="persona-"))
-    files = [folder / f"{slugify(cast.card.name)}-answers{form}" for form in questions.FORMS]
+    files = [to_save(f"{slugify(cast.card.name)}-answers{form}") for form in questions.FORMS]
     for file in files:
         questions.save(file, labels, rows)
     yield gr.skip(), f"{len(rows)} questions, {len(labels)} voices", *map(str, files)

@@ -1,11 +1,9 @@
 """Step 4, the blind vote: two answers without names, a choice, and how sure the count is."""
 
 import random
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,7 +12,7 @@ from persona import corrections, preferences, space, votes
 from persona.errors import PersonaError
 from persona.talks import Answer
 from persona.ui import voices
-from persona.ui.common import QUIET, Page, bars_html, open_current, shown
+from persona.ui.common import QUIET, Page, bars_html, open_current, shown, to_save
 from persona.ui.talking import sampling_of
 from persona.votes import Book, Question, Side
 
@@ -121,7 +119,7 @@ def export(key: str, slug: str, chosen: str) -> str:
     made = preferences.preferences(votes.questions(book_of(slug, chosen, key)))
     if not made.rows:
         raise PersonaError("No vote prefers one answer yet, so there is nothing to export. Vote left or right first.")
-    path = Path(tempfile.mkdtemp(prefix="persona-")) / "preferences.jsonl"
+    path = to_save("preferences.jsonl")
     path.write_text("".join(preferences.dumps(made.rows)), encoding="utf-8")
     return str(path)
 

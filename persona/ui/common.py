@@ -2,9 +2,11 @@
 
 import functools
 import inspect
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -122,6 +124,11 @@ def _white_space(text: str) -> str:
 
 def problems_html(problems: Any) -> str:
     return "".join(f'<div class="problem">{escape(p)}</div>' for p in problems)
+
+
+def to_save(name: str) -> Path:
+    """A place for a file called `name`, in a temporary folder of its own that the page may serve from."""
+    return Path(tempfile.mkdtemp(prefix="persona-")) / name
 
 
 def duration(seconds: float | None) -> str:

@@ -1,7 +1,6 @@
 """Step 5, for other programs: a whole model, GGUF, a character card, data sets."""
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from persona.exports import forms
 from persona.exports.forms import Form, Wishes
 from persona.files import slug as slugify
 from persona.ui import voices
-from persona.ui.common import QUIET, Page, shown
+from persona.ui.common import QUIET, Page, shown, to_save
 
 FORMS = {
     "llama.cpp, Ollama, LM Studio: adapter as GGUF, with a Modelfile": (Form.gguf, Wishes(), ""),
@@ -29,8 +28,7 @@ def make(chosen: str, what: str, picture: str | None, progress: gr.Progress = gr
     form, wishes, ending = FORMS[what]
     if picture and form is Form.card:
         wishes = Wishes(picture=Path(picture))
-    name = slugify(adapter.card.name) + (ending or f"-{form}")
-    out = Path(tempfile.mkdtemp(prefix="persona-")) / name
+    out = to_save(slugify(adapter.card.name) + (ending or f"-{form}"))
     # of a run, the run's folder: its pairs go into cards and data sets
     inside = adapter.path.parent if adapter.path.name == "adapter" else adapter.path
     made = forms.write(inside if form in (Form.card, Form.dataset) else adapter.path, out, form, wishes,

@@ -1,7 +1,5 @@
 """Step 4, did it learn? One report, with a verdict in plain words."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -10,7 +8,7 @@ from persona import runs, space, suggest
 from persona.files import read_json
 from persona.files import slug as slugify
 from persona.ui import voices
-from persona.ui.common import QUIET, Page, duration, shown
+from persona.ui.common import QUIET, Page, duration, shown, to_save
 
 EMPTY = (
     "<div class='quiet'>Not measured yet. It takes a few minutes: base and persona answer held-out questions, probes "
@@ -53,7 +51,7 @@ def last(chosen: str) -> tuple[str, Any]:
 def _file(report: Any) -> str:
     from persona import evaluate
 
-    path = Path(tempfile.mkdtemp(prefix="persona-")) / f"{slugify(report.persona)}-report.html"
+    path = to_save(f"{slugify(report.persona)}-report.html")
     path.write_text(evaluate.reports.html(report), encoding="utf-8")
     return str(path)
 

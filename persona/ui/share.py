@@ -1,15 +1,13 @@
 """Step 5, Share: a zip, the Hub, a link that opens the comparison."""
 
-import tempfile
 from html import escape
-from pathlib import Path
 
 import gradio as gr
 
 from persona import adapter, folder, hub, modelcard, share, space
 from persona.files import slug as slugify
 from persona.ui import exporting
-from persona.ui.common import QUIET, Page, shown
+from persona.ui.common import QUIET, Page, shown, to_save
 from persona.ui.voices import find
 
 HOME_LOGIN = "log in once with `hf auth login`, or set `HF_TOKEN`"
@@ -28,7 +26,7 @@ def current(chosen: str) -> adapter.Adapter:
 def zipped(chosen: str) -> str:
     """The adapter as a zip with a sensible name, in a temporary folder that the page may serve from."""
     a = current(chosen)
-    return str(share.pack(a.path, Path(tempfile.mkdtemp(prefix="persona-")) / f"{slugify(a.card.name)}-adapter.zip"))
+    return str(share.pack(a.path, to_save(f"{slugify(a.card.name)}-adapter.zip")))
 
 
 def contents(chosen: str) -> str:

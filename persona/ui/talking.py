@@ -1,11 +1,9 @@
 """Step 4, the conversation: one question, several voices, kept on disk turn by turn."""
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -16,7 +14,7 @@ from persona.errors import InputError, PersonaError
 from persona.shelf import Shelf
 from persona.talks import Answer, Talk
 from persona.ui import voices
-from persona.ui.common import open_current
+from persona.ui.common import open_current, to_save
 from persona.ui.voices import MAX_COLUMNS
 
 Messages = list[dict[str, Any]]
@@ -192,7 +190,7 @@ def export(slug: str, chosen: str, key: str, talk_id: str) -> str:
     talk = talk_of(slug, chosen, key, talk_id)
     if talk is None:
         raise PersonaError("There is no conversation to export yet. Say something first.")
-    path = Path(tempfile.mkdtemp(prefix="persona-")) / f"{files.slug(talk.title)[:40] or 'conversation'}.jsonl"
+    path = to_save(f"{files.slug(talk.title)[:40] or 'conversation'}.jsonl")
     path.write_text("".join(talks.export(talk)), encoding="utf-8")
     return str(path)
 

@@ -1,8 +1,6 @@
 """Step 1, Write: open or start a persona; her pairs in a table that saves itself, with import, checks and undo."""
 
-import tempfile
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -10,7 +8,7 @@ import gradio as gr
 from persona import edits, files, folder, importers, journal
 from persona.errors import InputError, PersonaError
 from persona.ui import desk, importing, suggesting
-from persona.ui.common import QUIET, TEMPLATE, Page, mine, open_current, shown
+from persona.ui.common import QUIET, TEMPLATE, Page, mine, open_current, shown, to_save
 
 CARD_FIELDS = ("name", "system", "greeting", "source", "rights")
 
@@ -94,7 +92,7 @@ def replace_all(slug: str, find: str, put: str, case: bool) -> tuple[str, Any]:
 def export(slug: str, format: str) -> Any:
     """The pairs as a file of the chosen format, in a temporary folder that the page may serve from."""
     persona = open_current(slug)
-    out = Path(tempfile.mkdtemp(prefix="persona-")) / f"{persona.slug}-{format}{importers.importer(format).SUFFIX}"
+    out = to_save(f"{persona.slug}-{format}{importers.importer(format).SUFFIX}")
     return gr.File(str(importers.write(persona.pairs(), format, out)), visible=True)
 
 
