@@ -23,7 +23,7 @@ from typing import Any
 from persona import modelcard, tokenrows
 from persona.base import Base
 from persona.errors import AdapterError, InputError
-from persona.files import flush_folder, read_json, require_plain, to_json, write_atomic
+from persona.files import flush_folder, read_json, replace_folder, require_plain, to_json, write_atomic
 from persona.folder import Card, parse_card
 from persona.modelcard import PICTURE
 from persona.templates import Template
@@ -98,13 +98,7 @@ def write(model: Any, target: Path, *, base: Base, template: Template, card: Car
     except (OSError, SafetensorError) as e:
         why = getattr(e, "strerror", None) or e
         raise AdapterError(f"{target}: could not be written ({why}). Free some space and resume.") from e
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    scratch.rename(target)
-    flush_folder(target.parent, files=False)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(scratch, target)
 
 
 def _sort_settings(file: Path) -> None:

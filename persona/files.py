@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 import unicodedata
@@ -69,6 +70,17 @@ def flush_folder(path: Path, files: bool = True) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+def replace_folder(scratch: Path, target: Path) -> None:
+    """Let a folder that was written beside `target` take its place at once. Raises OSError."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    scratch.rename(target)
+    flush_folder(target.parent, files=False)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def disk_message(path: Path, e: OSError) -> str:

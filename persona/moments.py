@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from persona.errors import RunError
-from persona.files import disk_message, read_json
+from persona.files import disk_message, flush_folder, read_json, replace_folder
 from persona.progress import ACTIVE
 from persona.runs import Run
 
@@ -67,14 +67,11 @@ def use(run: Run, step: int) -> None:
 
 def put(source: Path, target: Path) -> None:
     """Copy an adapter folder to `target` in one move; what was there is replaced."""
-    scratch, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
-    for left in (scratch, old):
-        shutil.rmtree(left, ignore_errors=True)
+    scratch = target.with_name(f".{target.name}.new")
+    shutil.rmtree(scratch, ignore_errors=True)
     try:
         shutil.copytree(source, scratch)
-        if target.exists():
-            target.rename(old)
-        scratch.rename(target)
+        flush_folder(scratch)
+        replace_folder(scratch, target)
     except OSError as e:
         raise RunError(disk_message(target, e)) from e
-    shutil.rmtree(old, ignore_errors=True)

@@ -91,6 +91,12 @@ def outlook(persona: Persona, config: RunConfig, pairs: Sequence[Pair], machine:
     return Outlook(plan, size, steps, kept, held, max(n for n, _ in rows), seconds, past.name if past else "")
 
 
+def here(persona: Persona, config: RunConfig, pairs: Sequence[Pair]) -> Outlook | None:
+    """The outlook on this machine, with what is free of its memory now."""
+    machine = hardware.this_machine()
+    return outlook(persona, config, pairs, machine, hardware.free_memory(machine))
+
+
 def last_run(persona: Persona, config: RunConfig, plan: TrainingPlan) -> Run | None:
     """The newest finished run whose speed tells that of this one: same base, device, number format and batch."""
     for run in runs.list_runs(persona)[:5]:

@@ -202,30 +202,30 @@ def go_on(trainer: Trainer, checkpoint: Path | None) -> None:
     clock.pause()
 
 
-def best_moment(trainer: Trainer) -> int | None:
-    """The step of the kept adapter to prefer (moments.choose); None where nothing was evaluated."""
-    evals = {e["step"]: e for e in trainer.run.events() if e.get("event") == "eval" and e["step"]}
-    rows = {s: evals[s]["rows"] for s in moments.steps(trainer.run) if s in evals}
-    if trainer.watch.asked and not trainer.watch.diverged and not trainer.watch.ended(trainer.state) and rows:
-        rows[trainer.state.global_step] = trainer.held_out().nats  # stopped in between: it may be the best there is
-    return moments.choose(rows, [e.learned for e in trainer.job.held_out])
-
-
 def write_adapter(trainer: Trainer) -> tuple[int, float | None] | None:
-    """Make the best that was learned the run's adapter. Returns its step and held-out NLL; None: nothing to keep."""
-    run, step = trainer.run, trainer.state.global_step
-    best = best_moment(trainer)
-    if best in moments.steps(run):
+    """Make the best that was learned (moments.choose) the run's adapter.
+
+    Returns its step and held-out NLL, None where nothing was held out; None in all: there is nothing to keep.
+    """
+    run, step, watch = trainer.run, trainer.state.global_step, trainer.watch
+    evals = {e["step"]: e for e in run.events() if e.get("event") == "eval" and e["step"]}
+    kept = [s for s in moments.steps(run) if s in evals]
+    rows, now = {s: evals[s]["rows"] for s in kept}, None
+    if watch.asked and not watch.diverged and not watch.ended(trainer.state) and kept:
+        now = trainer.held_out()  # stopped in between: it may be the best there is
+        rows[step] = now.nats
+    best = moments.choose(rows, [e.learned for e in trainer.job.held_out])
+    if best in kept:
         moments.put(moments.folder(run, best), run.adapter)
-        nlls = {e["step"]: e["nll"] for e in run.events() if e.get("event") == "eval"}
-        return best, nlls[best]
-    if trainer.watch.diverged:
+        return best, evals[best]["nll"]
+    if watch.diverged:
         last = checkpoints.last(run.checkpoints)
         if last is None:
             return None
         trainer.put_back(last)
         step = int(last.name.rpartition("-")[2])
-    nll = trainer.held_out().mean if trainer.job.held_out else None
+    now = now or (trainer.held_out() if trainer.job.held_out else None)
+    nll = now.mean if now else None
     save(trainer.job, trainer.model, run.adapter, trainer.figures(step) | {"adapter_nll": nll})
     return step, nll
 

@@ -9,8 +9,6 @@ import typer
 from persona.cli.common import AsJson, note, put
 from persona.errors import InputError
 
-MAX_COLUMNS = 4
-
 
 def chat(
     adapter: Annotated[str, typer.Argument(help="An adapter, run or persona folder, zip, RUN@STEP, USER/NAME@REV.")],
@@ -42,8 +40,10 @@ def chat(
         raise typer.BadParameter("Nothing to ask. Give --prompt TEXT or --questions FILE.", param_hint="--prompt")
     if save:
         asking.require_form(save)
-    if len(others or []) > MAX_COLUMNS - 2:
-        raise InputError(f"{len(others or []) + 2} columns: base and persona, and {MAX_COLUMNS - 2} more at most.")
+    if len(others or []) > chats.MAX_COLUMNS - 2:
+        raise InputError(
+            f"{len(others or []) + 2} columns: base and persona, and {chats.MAX_COLUMNS - 2} more at most."
+        )
     sampling = Sampling(temperature=temperature, min_p=min_p, seed=seed, max_new_tokens=max_new_tokens)
     chats.check_strength(strength)
     main = sources.open_adapter(adapter)

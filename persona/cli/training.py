@@ -68,10 +68,9 @@ def train(
 
 def _fitted(persona: Any, config: Any, given: Any) -> Any:
     """The settings as they fit into this machine, as the page does it; what was given by hand stays."""
-    from persona import hardware, planning
+    from persona import planning
 
-    machine = hardware.this_machine()
-    seen = planning.outlook(persona, config, persona.pairs(), machine, hardware.free_memory(machine))
+    seen = planning.here(persona, config, persona.pairs())
     if seen is None:  # no base here yet, so nothing is known of it
         return config
     config, notes = planning.fit(config, seen.plan, given)

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from persona import space
+from persona.chat import MAX_COLUMNS
 from persona.errors import PersonaError
 from persona.ui import asking, blind, judging, talking, voices
 from persona.ui.common import QUIET, SHARE, Page, shown
@@ -51,7 +52,7 @@ def add_blend(slug: str, chosen: str, others: list[str], other: str, part: float
     if not other:
         raise PersonaError("Choose a second adapter to blend with.")
     kept = [*(others or []), f"blend/{part:.2f}/{other}"]
-    return _beside(voices.beside(slug, chosen), chosen, list(dict.fromkeys(kept))[-(voices.MAX_COLUMNS - 1) :])
+    return _beside(voices.beside(slug, chosen), chosen, list(dict.fromkeys(kept))[-(MAX_COLUMNS - 1) :])
 
 
 def introduce(chosen: str) -> tuple[Any, str]:
@@ -77,7 +78,7 @@ def drawn(chosen: str, *knobs: float) -> list[float]:
 def shown_talk(slug: str, chosen: str, others: Sequence[str], key: str, talk_id: str) -> tuple:
     """A conversation in its columns; an empty one greets. Columns of voices that are not chosen now are not shown."""
     if not chosen:
-        return (*_boxes(2), *[gr.Chatbot([]) for _ in range(voices.MAX_COLUMNS)], *[""] * voices.MAX_COLUMNS)
+        return (*_boxes(2), *[gr.Chatbot([]) for _ in range(MAX_COLUMNS)], *[""] * MAX_COLUMNS)
     talk = talking.talk_of(slug, chosen, key, talk_id)
     labels = _labels(chosen, others)
     bots = talking.columns(talk, labels)
@@ -86,16 +87,16 @@ def shown_talk(slug: str, chosen: str, others: Sequence[str], key: str, talk_id:
         mine = 1 if len(labels) > 1 else 0
         greeting = escape(a.card.greeting) or "Say something"
         bots[mine] = gr.Chatbot([], label=labels[mine], placeholder=greeting)
-    return (*_boxes(len(labels)), *bots, *[""] * voices.MAX_COLUMNS)
+    return (*_boxes(len(labels)), *bots, *[""] * MAX_COLUMNS)
 
 
 def _boxes(count: int) -> list[gr.Column]:
-    return [gr.Column(visible=n < count) for n in range(voices.MAX_COLUMNS)]
+    return [gr.Column(visible=n < count) for n in range(MAX_COLUMNS)]
 
 
 def _labels(chosen: str, others: Sequence[str]) -> list[str]:
     """The columns' names as voices.cast will give them, without opening a model."""
-    rest = [voices.label(v, chosen) for v in list(others or [])[: voices.MAX_COLUMNS - 1]]
+    rest = [voices.label(v, chosen) for v in list(others or [])[: MAX_COLUMNS - 1]]
     rest.insert(1 if rest else 0, voices.label(chosen, chosen))
     return rest
 
@@ -105,7 +106,7 @@ def edited(event: gr.EditData, key: str, slug: str, chosen: str, others: Sequenc
     """An earlier question said otherwise is asked anew; an answer said otherwise becomes a pair."""
     index = event.index[0] if isinstance(event.index, list | tuple) else event.index
     number, of_answer = divmod(int(index), 2)
-    skip = (gr.skip(),) * (2 * voices.MAX_COLUMNS + 1)
+    skip = (gr.skip(),) * (2 * MAX_COLUMNS + 1)
     if of_answer:
         label = _labels(chosen, others)[column]
         message = talking.correct(number, label, str(event.value), key, slug, chosen, talk_id)
@@ -121,7 +122,7 @@ def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
         page.adapter.render()
         others = gr.Dropdown(
             [("Base, with her prompt", voices.PROMPTED), ("Base alone, without a prompt", voices.ALONE)],
-            value=[voices.PROMPTED], multiselect=True, max_choices=voices.MAX_COLUMNS - 1, scale=4, elem_id="beside",
+            value=[voices.PROMPTED], multiselect=True, max_choices=MAX_COLUMNS - 1, scale=4, elem_id="beside",
             min_width=300,
             label="Beside her, up to three",
         )  # fmt: skip

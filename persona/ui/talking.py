@@ -9,13 +9,13 @@ from typing import Any
 import gradio as gr
 
 from persona import corrections, files, shelf, talks
+from persona.chat import MAX_COLUMNS
 from persona.decode import Reply, Sampling
 from persona.errors import InputError, PersonaError
 from persona.shelf import Shelf
 from persona.talks import Answer, Talk
 from persona.ui import voices
 from persona.ui.common import open_current, to_save
-from persona.ui.voices import MAX_COLUMNS
 
 Messages = list[dict[str, Any]]
 

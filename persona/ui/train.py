@@ -26,13 +26,12 @@ def plan_html(slug: str, preset: str, *form: Any) -> str:
             return (
                 f'<div class="hint">{len(pairs)} pairs; a run needs at least {runs.MIN_PAIRS}. Write more first.</div>'
             )
-        machine = hardware.this_machine()
-        seen = planning.outlook(persona, config, pairs, machine, hardware.free_memory(machine))
+        seen = planning.here(persona, config, pairs)
     except PersonaError as e:
         return f'<div class="problem">{escape(str(e))}</div>'
     about = escape(PRESETS[preset][1])
     if seen is None:
-        reason = hardware.make_plan(machine, config.dtype).reason
+        reason = hardware.make_plan(hardware.this_machine(), config.dtype).reason
         return (
             f'<div class="quiet">{about}<br>{len(pairs)} pairs. {escape(reason)} Memory and time can be told once '
             "the base is on this disk; step 2 fetches it.</div>"
@@ -81,8 +80,7 @@ def _too_large(config: RunConfig, seen: planning.Outlook) -> str:
 
 def fit(persona: folder.Persona, config: RunConfig) -> RunConfig:
     """The settings as the plan that the page shows would run them."""
-    machine = hardware.this_machine()
-    seen = planning.outlook(persona, config, persona.pairs(), machine, hardware.free_memory(machine))
+    seen = planning.here(persona, config, persona.pairs())
     return planning.fitted(config, seen.plan) if seen else config
 
 

@@ -14,14 +14,13 @@ import gradio as gr
 
 from persona import adapter, chat, endpoint, files, folder, hub, moments, runs, share, sources, talks
 from persona.adapter import Adapter
-from persona.chat import BASE, Speaker, Voices
+from persona.chat import BASE, MAX_COLUMNS, Speaker, Voices
 from persona.decode import Reply, Sampling
 from persona.errors import InputError, PersonaError
 from persona.folder import Card
 from persona.templates import messages
 
 ALONE, PROMPTED = "base", "base+prompt"  # the base without and with the persona's system prompt
-MAX_COLUMNS = 4
 MOMENTS_OF = 3  # runs, newest first, whose moments are offered too
 
 
