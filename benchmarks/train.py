@@ -109,6 +109,7 @@ def main() -> None:
     if given.recipe:
         print(json.dumps(recipe(*given.recipe)))
         return
+    hardware.this_machine()  # measured now and kept: while a run's process closes, it would come out too low
     example = folder.open_persona(SHIPPED_PERSONAS / "zhen-huan")
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)

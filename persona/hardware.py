@@ -1,11 +1,15 @@
 """This machine → a Plan: device and number format; with a base and its rows, how a run fits and how long it takes."""
 
+import contextlib
 import ctypes
 import os
 import platform
+import re
+import sys
 import time
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import psutil
 
@@ -249,3 +253,18 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
         return
+
+
+def peak_resident() -> int:
+    """Bytes of memory that this process has held at most.
+
+    Linux tells it of the program alone (VmHWM of proc(5)). Its ru_maxrss is not that: a process started by fork and
+    exec begins with the peak of the one that started it, such as a page that holds a model.
+    """
+    with contextlib.suppress(OSError):  # no Linux
+        if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
+            return int(found[1]) * 1024
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere

@@ -259,11 +259,7 @@ def peak_memory() -> int:
     """Bytes: of the GPU where there is one, else the most that this process has held."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    return hardware.peak_resident()
 
 
 def failure(run: Run, e: BaseException) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from tiny import PLAIN_CPU
+
 from persona import hardware, train
 from persona.errors import PersonaError
 from persona.runs import open_run
@@ -27,8 +29,7 @@ def child(path: Path, die: int, deadline: float | None) -> int:
             if touched == die:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
-    hardware.this_machine = lambda: plain
+    hardware.this_machine = lambda: PLAIN_CPU
     sys.addaudithook(hook)
     try:
         train.train(open_run(path), deadline)

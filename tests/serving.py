@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
-from tiny import write_adapter
+from tiny import PLAIN_CPU, write_adapter
 
 from persona import adapter, chat, serve
 from persona.api import menu
 from persona.api.batches import Batches
 from persona.base import Base
 from persona.chat import Voices
-from persona.hardware import Machine
 
 KEY = "a-key"
 
@@ -58,8 +57,7 @@ def running(patch: Any, folder: Any, base_folder: Any):
 
     A random model: it never says its stop token, so that replies go on to the limit, and no bytes that are no text.
     """
-    plain = Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
-    patch.setattr(chat.hardware, "this_machine", lambda: plain)
+    patch.setattr(chat.hardware, "this_machine", lambda: PLAIN_CPU)
     base = Base("tiny", base_folder)
     found = []
     for seed, name in enumerate(("one", "two"), 1):

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers as t
 from conftest import family_tokenizer
+from tiny import PLAIN_CPU
 
 from persona import adapter, base, catalogue, chat, hardware, lora, train
 from persona.chat import BASE, Column, Sampling
@@ -116,8 +117,7 @@ def train_tiny(
     ids = {f"{x}_token_id": getattr(tokenizer, f"{x}_token_id") for x in ("bos", "eos", "pad")}
     ids["vocab_size"] = len(tokenizer)
     seen: dict[str, Any] = {}
-    plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
-    patch.setattr(hardware, "this_machine", lambda: plain)
+    patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
     tiny(name, ids, shape).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     real = train.finish
@@ -205,8 +205,7 @@ def test_every_choice_of_layers_stays_in_the_language_model(made, wanted):
 
 def test_both_voices_answer(made):
     with without_timm(), pytest.MonkeyPatch.context() as patch:
-        plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
-        patch.setattr(hardware, "this_machine", lambda: plain)
+        patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
         voices = chat.Voices(made.base)
         name = voices.attach(made.adapter)
     renderer = chat.renderer_of(made.adapter, voices.tokenizer)

@@ -11,14 +11,13 @@ from dataclasses import replace
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from tiny import load, with_lora, write_adapter
+from tiny import PLAIN_CPU, load, with_lora, write_adapter
 
 from persona import adapter, chat, decode
 from persona.base import Base
 from persona.chat import BASE, Column, Voices, stream
 from persona.decode import CONTEXT, Sampling
 from persona.errors import AdapterError, InputError
-from persona.hardware import Machine
 from persona.render import Prompt
 
 GREEDY = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=24)
@@ -30,8 +29,7 @@ NEVER = -1  # a stop id that is never drawn; the tokenizer's own eos still is on
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
     """No measuring: the plan of a plain CPU."""
-    plain = Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
-    monkeypatch.setattr(chat.hardware, "this_machine", lambda: plain)
+    monkeypatch.setattr(chat.hardware, "this_machine", lambda: PLAIN_CPU)
 
 
 @pytest.fixture(scope="module")

@@ -255,16 +255,21 @@ def test_train_refuses_settings(refused, persona, words, why):
     assert list_runs(persona) == []
 
 
-def test_settings_from_the_command_line(call, persona, tiny_gemma, monkeypatch):
-    """Spaces around name and value do no harm, a value may hold '=' and ',', and --base wins over --set base."""
+class Started(Exception):
+    """The run that would have been started."""
 
-    class Started(Exception):
-        pass
 
+def refuse_to_start(monkeypatch) -> None:
     def start(run):
         raise Started(run)
 
     monkeypatch.setattr(launch, "start", start)
+
+
+def test_settings_from_the_command_line(call, persona, tiny_gemma, monkeypatch):
+    """Spaces around name and value do no harm, a value may hold '=' and ',', and --base wins over --set base."""
+
+    refuse_to_start(monkeypatch)
     with pytest.raises(Started) as e:
         call("train", persona.path, "--base", tiny_gemma, "--preset", "balanced", "--set", " epochs = 2 ", "--set",
              "target_modules= q_proj, up_proj", "--set", "use_rslora=true", "--set", "base=other", "--set",
@@ -311,13 +316,7 @@ def test_resume_with_less(call, persona, tiny_gemma, monkeypatch):
     run = create_run(persona, make_config(base=str(tiny_gemma)))
     run.log("state", state="failed", message="Out of memory.", remedy={"gradient_checkpointing": True})
 
-    class Started(Exception):
-        pass
-
-    def start(run):
-        raise Started(run)
-
-    monkeypatch.setattr(launch, "start", start)
+    refuse_to_start(monkeypatch)
     with pytest.raises(Started) as e:
         call("train", persona.path, "--resume", run.name, "--smaller")
     assert e.value.args[0] == run and run.config().gradient_checkpointing

@@ -9,6 +9,7 @@ import learner
 import numpy as np
 import pytest
 from test_suggest import Model
+from tiny import PLAIN_CPU
 
 from persona import adapter, chat, cli, evaluate, hardware, train
 from persona.config import make_config
@@ -166,9 +167,8 @@ def test_a_judge_that_is_not_set_up_is_refused_before_anything_is_measured(monke
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardware, "this_machine", lambda: plain)
+        patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
         yield learner.pretrain(tmp_path_factory.mktemp("learner"))
     chat._open.clear()
 

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import PLAIN_CPU, new_run
 
 from persona import hardware, moments, stoptoken, train
-from persona.config import make_config
-from persona.folder import Card, create
+from persona.folder import Card
 from persona.loss import Scores
 from persona.pairs import Pair
-from persona.runs import Run, create_run
+from persona.runs import Run
 from persona.trainer import Clock, Trainer, Watch
 
 pytestmark = pytest.mark.slow  # a trainer is built for nearly every test here
@@ -28,11 +28,10 @@ DICE = {"lora_dropout": 0.3, "neftune_noise_alpha": 5}
 @pytest.fixture(scope="module", autouse=True)
 def machine():
     """One thread, no measuring, no GPU."""
-    plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardware, "this_machine", lambda: plain)
+        patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
         yield
     torch.set_num_threads(threads)
 
@@ -40,8 +39,7 @@ def machine():
 @pytest.fixture
 def make(tmp_path, tiny_gemma):
     def make(pairs=PAIRS, **changes) -> Run:
-        folder = tmp_path / f"mags-{len(list(tmp_path.glob('mags-*')))}"
-        return create_run(create(folder, CARD, pairs), make_config(**{"base": str(tiny_gemma), **SETTINGS, **changes}))
+        return new_run(tmp_path, CARD, pairs, **{"base": str(tiny_gemma), **SETTINGS, **changes})
 
     return make
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persona import memory
+from persona.files import PROJECT
 from persona.hardware import Machine, make_plan, plan_training, seconds_needed, this_machine
 from persona.memory import Work, estimate, shape_of
 
@@ -332,3 +333,11 @@ def test_freed_memory_is_kept_until_it_is_given_back():
     done = subprocess.run([sys.executable, "-c", HOLES], check=True, capture_output=True, text=True, timeout=60)
     at_once, later = map(int, done.stdout.split())
     assert at_once < 20 * 2**20 and later > 180 * 2**20
+
+
+def test_the_peak_is_the_programs_own():
+    """Whoever starts it may hold much more: a page with a model in it."""
+    grown = "import subprocess, sys; b = bytearray(400_000_000); subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    asked = "from persona.hardware import peak_resident; print(peak_resident())"
+    said = subprocess.run([sys.executable, "-c", grown, asked], check=True, capture_output=True, text=True, cwd=PROJECT)
+    assert 5_000_000 < int(said.stdout) < 300_000_000

@@ -5,15 +5,14 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import load
+from tiny import PLAIN_CPU, load, new_run
 
 from persona import adapter, hardware, lora, loss, pissa, train
-from persona.config import RunConfig, make_config
+from persona.config import RunConfig
 from persona.errors import InputError
-from persona.folder import Card, create
+from persona.folder import Card
 from persona.loss import nll_sum
 from persona.pairs import Pair
-from persona.runs import create_run
 from persona.trainer import Clock, Watch
 
 CARD = Card(name="Mags", system="Be dry.", language="en")
@@ -33,15 +32,13 @@ ATTENTION, MLP = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_pro
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
-    monkeypatch.setattr(hardware, "this_machine", lambda: plain)
+    monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
 
 
 @pytest.fixture
 def make(tmp_path, tiny_gemma):
     def make(**changes):
-        folder = tmp_path / f"mags-{len(list(tmp_path.glob('mags-*')))}"
-        return create_run(create(folder, CARD, PAIRS), make_config(**{"base": str(tiny_gemma), **SETTINGS, **changes}))
+        return new_run(tmp_path, CARD, PAIRS, **{"base": str(tiny_gemma), **SETTINGS, **changes})
 
     return make
 

@@ -5,6 +5,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from tiny import PLAIN_CPU
 
 from persona import hardware, needs, quantize, train
 from persona.config import RunConfig, make_config
@@ -84,8 +85,7 @@ def test_an_optimizer_is_refused_without_its_package_and_only_then(without, opti
 @pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_every_optimizer_learns_here_or_says_why_not(tmp_path, tiny_gemma, monkeypatch, optim):
-    plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
-    monkeypatch.setattr(hardware, "this_machine", lambda: plain)
+    monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
     config = make_config(base=str(tiny_gemma), optim=optim, dtype="float32", batch_size=4, eval_fraction=0, max_steps=3,
                          learning_rate=1.0 if optim == "sgd" else 1e-3)  # fmt: skip
     run = create_run(create(tmp_path / "mags", CARD, PAIRS), config)

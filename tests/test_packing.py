@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from tiny import PLAIN_CPU, lora_gradients, with_lora
 from tiny import load as open_base
-from tiny import lora_gradients, with_lora
 
 from persona import hardware, loss, packing, train
 from persona.config import make_config
@@ -99,8 +99,7 @@ PAIRS = [
 
 @pytest.mark.slow
 def test_a_packed_run_is_the_run(tmp_path, tiny_gemma, monkeypatch):
-    plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
-    monkeypatch.setattr(hardware, "this_machine", lambda: plain)
+    monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
     shapes, real = [], loss.nll_sum
     monkeypatch.setattr("persona.trainer.nll_sum", lambda m, ids, *more: shapes.append(len(ids)) or real(m, ids, *more))
     curves = []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import lora_gradients, with_lora
+from tiny import PLAIN_CPU, lora_gradients, new_run, with_lora
 
 from persona import adapter, base, chat, hardware, loss, quantize, runs, train
 from persona.base import Base, load_model
@@ -296,16 +296,13 @@ def test_without_bitsandbytes_it_says_how_to_install_it(monkeypatch, tmp_path, s
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
     """No measuring, and no GPU: the plan of a plain CPU."""
-    plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
-    monkeypatch.setattr(hardware, "this_machine", lambda: plain)
+    monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
 
 
 @pytest.fixture
 def make(tmp_path, folders):
     def make(**changes) -> Run:
-        folder = tmp_path / f"mags-{len(list(tmp_path.glob('mags-*')))}"
-        config = make_config(**{"base": str(folders["gemma"]), **SETTINGS, **changes})
-        return create_run(create(folder, CARD, PAIRS), config)
+        return new_run(tmp_path, CARD, PAIRS, **{"base": str(folders["gemma"]), **SETTINGS, **changes})
 
     return make
 

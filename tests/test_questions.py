@@ -4,12 +4,11 @@ import csv
 from dataclasses import replace
 
 import pytest
-from tiny import CARD, FACTS, write_adapter
+from tiny import CARD, FACTS, PLAIN_CPU, write_adapter
 
 from persona import adapter, chat, questions
 from persona.decode import Reply, Sampling
 from persona.errors import InputError
-from persona.hardware import Machine
 from persona.questions import Asked, ask_all
 from persona.templates import Template, read_template
 
@@ -19,8 +18,7 @@ WARM = Sampling(temperature=0.9, seed=3, max_new_tokens=16)
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    plain = Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
-    monkeypatch.setattr(chat.hardware, "this_machine", lambda: plain)
+    monkeypatch.setattr(chat.hardware, "this_machine", lambda: PLAIN_CPU)
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def new(home):
     return new
 
 
-def wait_for(true, seconds: float = 30):
+def wait_for(true, seconds: float = 90):
     until = time.monotonic() + seconds
     while not (found := true()):
         launch.reap()

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 import torch
+from tiny import PLAIN_CPU
 
 from persona import hardware, launch, loss, remedy, train
 from persona.base import Base, load_model
@@ -25,8 +26,7 @@ HOST, GPU = MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")
 
 @pytest.fixture
 def make(tmp_path, tiny_gemma, monkeypatch):
-    plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
-    monkeypatch.setattr(hardware, "this_machine", lambda: plain)
+    monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
 
     def make(**changes):
         folder = tmp_path / f"mags-{len(list(tmp_path.glob('mags-*')))}"

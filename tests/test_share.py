@@ -252,3 +252,11 @@ def test_importing_share_and_hub_is_cheap() -> None:
     heavy = {"torch", "gradio", "transformers", "huggingface_hub"}
     code = f"import sys, persona.hub; print(*{heavy} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=PROJECT).strip() == ""
+
+
+def test_an_opened_zip_is_in_the_list_it_is_chosen_from(mine: Path, tmp_path: Path, home: Path) -> None:
+    """The page refuses a value that its list lacks, so the list is read after the zip was unpacked."""
+    from persona.ui import compare
+
+    shown = compare.open_zip(str(share.pack(mine, tmp_path / "p.zip")), "")
+    assert shown.value.startswith("opened/") and shown.value in [value for _, value in shown.choices]

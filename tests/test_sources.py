@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 from hub import ANN, Hub
-from tiny import CARD, write_adapter
+from tiny import CARD, PLAIN_CPU, write_adapter
 
 from persona import adapter, chat, share, sources
 from persona.base import Base
 from persona.chat import BASE, Voices
 from persona.errors import AdapterError, InputError, ShareError
-from persona.hardware import Machine
 from persona.hub import push
 
 WEIGHTS = "adapter_model.safetensors"
@@ -21,8 +20,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    plain = Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
-    monkeypatch.setattr(chat.hardware, "this_machine", lambda: plain)
+    monkeypatch.setattr(chat.hardware, "this_machine", lambda: PLAIN_CPU)
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ from pathlib import Path
 import psutil
 import pytest
 from safetensors.torch import load_file
+from tiny import PLAIN_CPU, new_run
 
 from persona import adapter, checkpoints, hardware, runs, train
-from persona.config import make_config
 from persona.files import PROJECT, flush_folder
-from persona.folder import Card, create
+from persona.folder import Card
 from persona.pairs import Pair
-from persona.runs import Run, create_run
+from persona.runs import Run
 
 CARD = Card(name="Mags", system="Be dry.", language="en")
 WORDS = ["lamp", "log", "wind", "light", "kettle", "point", "sable", "north"] * 2
@@ -36,16 +36,14 @@ WEIGHTS = "adapter_model.safetensors"
 @pytest.fixture
 def make(tmp_path, tiny_gemma):
     def make(**changes) -> Run:
-        folder = tmp_path / f"mags-{len(list(tmp_path.glob('mags-*')))}"
-        return create_run(create(folder, CARD, PAIRS), make_config(**{"base": str(tiny_gemma), **SETTINGS, **changes}))
+        return new_run(tmp_path, CARD, PAIRS, **{"base": str(tiny_gemma), **SETTINGS, **changes})
 
     return make
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
-    monkeypatch.setattr(hardware, "this_machine", lambda: plain)
+    monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
 
 
 def sha(run: Run) -> str:

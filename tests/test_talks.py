@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock, Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from racing import let_go
 
 from persona import lines, shelf, talks
 from persona.errors import InputError
@@ -239,14 +240,7 @@ def test_two_processes_add_to_one_conversation(tmp_path, mine):
     children = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "p"), KEY, talk.id, who], **pipes) for who in "ab"
     ]
-    for child in children:
-        child.stdout.readline()  # it stands at the line
-    for child in children:
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    for child in children:
-        child.communicate(timeout=60)
-    assert [c.returncode for c in children] == [0, 0]
+    let_go(children)
     rows, bad = lines.read(file_of(mine, talk))
     said = [r["said"][:4].split() for r in rows if "said" in r and r["said"] != "begin"]
     assert bad == 0 and [r["id"] for r in rows if "id" in r] == list(range(1, 52))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tiny import load
+from tiny import PLAIN_CPU, load, new_run
 
 from persona import adapter, base, chat, checkpoints, hardware, launch, loss, moments, stoptoken, train
 from persona.chat import BASE, Column, Sampling
@@ -40,9 +40,8 @@ SETTINGS = {"dtype": "float32", "batch_size": 4, "eval_fraction": 0.25, "learnin
 @pytest.fixture(scope="module", autouse=True)
 def machine():
     """No measuring, and no GPU: the plan of a plain CPU."""
-    plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardware, "this_machine", lambda: plain)
+        patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
         yield
 
 
@@ -51,8 +50,7 @@ def make(tmp_path, tiny_gemma):
     """A new run on the tiny Gemma, with the settings above and any others."""
 
     def make(pairs=PAIRS, card=CARD, **changes) -> Run:
-        folder = tmp_path / f"mags-{len(list(tmp_path.glob('mags-*')))}"
-        return create_run(create(folder, card, pairs), make_config(**{"base": str(tiny_gemma), **SETTINGS, **changes}))
+        return new_run(tmp_path, card, pairs, **{"base": str(tiny_gemma), **SETTINGS, **changes})
 
     return make
 

@@ -13,6 +13,7 @@ import pytest
 from filelock import FileLock, Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from racing import let_go
 
 from persona import talks, votes, winrate
 from persona.errors import InputError
@@ -151,14 +152,7 @@ def test_two_windows_vote_at_once(tmp_path, book):
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "p"), KEY, kind], **pipes)
         for kind in ("adapter", "base")
     ]
-    for child in children:
-        child.stdout.readline()  # it stands at the line
-    for child in children:
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    for child in children:
-        child.communicate(timeout=60)
-    assert [c.returncode for c in children] == [0, 0]
+    let_go(children)
     (t,) = votes.contests(votes.questions(book))
     assert (t.wins, t.losses, votes.lines.read(book.path)[1]) == (8, 8, 0)
 

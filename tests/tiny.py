@@ -1,5 +1,6 @@
 """Tiny models with a LoRA that says something, for the tests of loss, adapters, chat and training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,15 @@ from peft import LoraConfig, get_peft_model
 
 from persona import adapter
 from persona.base import Base, load_model
-from persona.folder import Card
+from persona.config import make_config
+from persona.folder import Card, create
+from persona.hardware import Machine
+from persona.pairs import Pair
+from persona.runs import Run, create_run
 from persona.templates import Template, read_template
 
+# no measuring, and no GPU: the plan of a plain CPU
+PLAIN_CPU = Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
 CARD = Card(name="Mags", system="You keep the light.")
 FACTS = {
     "config": {"learning_rate": 5e-4, "lora_r": 4, "target_modules": "all-linear", "max_length": 64},
@@ -47,3 +54,9 @@ def write_adapter(folder: Path, target: Path, seed: int = 1, template: str | Tem
     base = Base("someone/tiny", folder, "r1", "MIT")
     adapter.write(model, target, base=base, template=chosen, card=card, facts=FACTS)
     return model
+
+
+def new_run(place: Path, card: Card, pairs: Sequence[Pair], **settings: Any) -> Run:
+    """A run, not started, of a new persona in a folder of its own in `place`."""
+    folder = place / f"mags-{len(list(place.glob('mags-*')))}"
+    return create_run(create(folder, card, list(pairs)), make_config(**settings))

@@ -16,7 +16,10 @@ COLUMNS = ("chat-base", "chat-persona", "chat-third", "chat-fourth")
 
 
 def open_zip(file: str | None, slug: str) -> gr.Dropdown:
-    return gr.Dropdown(voices.choices(slug), value=voices.open_zip(file)) if file else gr.skip()
+    if not file:
+        return gr.skip()
+    chosen = voices.open_zip(file)  # first: the list is of what is there
+    return gr.Dropdown(voices.choices(slug), value=chosen)
 
 
 def open_link(text: str, slug: str) -> gr.Dropdown:
