@@ -12,7 +12,7 @@ spin_less()
 
 from persona.serve import beside_page  # noqa: E402
 from persona.ui import LAUNCH, build, warm_up  # noqa: E402  (Gradio may import torch)
-from persona.ui.hosts import guard  # noqa: E402
+from persona.ui.hosts import middleware  # noqa: E402
 
 demo = build()
 
@@ -21,5 +21,5 @@ if __name__ == "__main__":
     host = os.environ.get("GRADIO_SERVER_NAME") or os.environ.get("HOST") or "127.0.0.1"
     port = int(os.environ.get("GRADIO_SERVER_PORT") or os.environ.get("PORT") or 7860)
     demo.queue(default_concurrency_limit=8).launch(
-        server_name=host, server_port=port, app_kwargs={**beside_page(host), "middleware": guard(host)}, **LAUNCH
+        server_name=host, server_port=port, app_kwargs={**beside_page(host), "middleware": middleware(host)}, **LAUNCH
     )

@@ -9,12 +9,15 @@ import gradio as gr
 from persona import folder, launch, talks
 from persona.adapter import MAX_BYTES
 from persona.errors import PersonaError
-from persona.ui import compare, share, template, train, write
+from persona.ui import compare, share, template, train, words, write
 from persona.ui.common import COMPARE, QUIET, TRAIN, WRITE, Page, mine, shown
 from persona.ui.looks import CSS, THEME
+from persona.ui.words import t
 
 # uploads: as large as an adapter may be; without a limit anyone who reaches the page could fill the disk with one
-LAUNCH: dict[str, Any] = {"theme": THEME, "css": CSS, "footer_links": ["gradio"], "max_file_size": MAX_BYTES}
+LAUNCH: dict[str, Any] = {
+    "theme": THEME, "css": CSS, "i18n": words.BROWSER, "footer_links": ["gradio"], "max_file_size": MAX_BYTES,
+}  # fmt: skip
 
 
 def arrive(saved: str, request: gr.Request) -> tuple[str, Any, Any, Any]:
@@ -49,15 +52,16 @@ def warm_up() -> None:
 
 def build() -> gr.Blocks:
     """The whole page, not launched."""
-    with gr.Blocks(title="Persona", fill_width=False, analytics_enabled=False) as demo:
+    with words.built(), gr.Blocks(title="Persona", fill_width=False, analytics_enabled=False) as demo:
         # the key is fixed, so that a restart of the server finds it again; it guards nothing, a folder name
         remembered = gr.BrowserState("", storage_key="persona-open", secret="persona")
         key = gr.BrowserState("", storage_key="persona-visitor", secret="persona")  # whose conversations these are
         slug, pair = gr.State(""), gr.State(1)
         with gr.Row(elem_id="head"):
-            gr.HTML("<h1>Persona</h1><p>Teach a language model to be someone.</p>", elem_id="brand")
-            which = gr.Dropdown([("New or example …", "")], value="", label="Persona", elem_id="which", scale=0,
-                                min_width=260)  # fmt: skip
+            gr.HTML(f"<h1>Persona</h1><p>{t('Teach a language model to be someone.')}</p>", elem_id="brand")
+            which = gr.Dropdown([(t("New or example …"), "")], value="", label=t("Persona"), elem_id="which",
+                                scale=0, min_width=260)  # fmt: skip
+            other = gr.Button(t("中文"), size="sm", scale=0, min_width=90, elem_id="language")
         with gr.Walkthrough(selected=WRITE, elem_id="steps") as steps:
             base, chosen, max_length, learn_history = template.settings()
             adapter = gr.Dropdown([], label="Adapter", elem_id="adapter", scale=3, min_width=260, render=False)
@@ -72,6 +76,7 @@ def build() -> gr.Blocks:
                 compare.build(page, step, key)
             with gr.Step("Share", id=4, elem_id="step-share") as step:
                 share.build(page, step)
+        other.click(None, None, None, js=words.SWITCH, **QUIET)
         demo.load(lambda known: known or talks.new_key(), key, key, **QUIET)
         demo.load(arrive, remembered, [slug, steps, adapter, which], **QUIET)
         slug.change(lambda s: (s, mine(s), 1), slug, [remembered, which, pair], **QUIET)

@@ -1,11 +1,21 @@
-"""By which names the page may be asked for. It has no accounts: whoever reaches it may do all that it can."""
+"""What every request passes first: by which names the page may be asked for, and in which language it is shown.
+
+The page has no accounts: whoever reaches it may do all that it can.
+"""
 
 import os
 
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from persona.ui import words
+
 LOOPBACK = ("127.0.0.1", "localhost")
+
+
+def middleware(host: str) -> list[Middleware]:
+    """For Gradio's app_kwargs."""
+    return [*guard(host), Middleware(words.First)]
 
 
 def guard(host: str) -> list[Middleware]:

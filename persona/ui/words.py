@@ -1,0 +1,109 @@
+"""The page's two languages. The code says everything in English; zh.json holds the Chinese of each text.
+
+What a component shows from the start is translated by the browser (gr.I18n), what a handler says by `t` in the language
+of the visitor who asked. Both follow one rule: the cookie that the switch sets, else what the browser prefers.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.context import LocalContext
+from gradio.i18n import I18nData
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+COOKIE = "persona-language"
+CHINESE: dict[str, str] = json.loads((Path(__file__).parent / "zh.json").read_text(encoding="utf-8"))
+
+# what was chosen here counts as the browser's own language; the server sees the cookie
+FIRST = f"""<script>
+(() => {{
+  const kept = document.cookie.match(/(?:^|; ){COOKIE}=(en|zh)/)?.[1];
+  const language = kept ?? (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en");
+  const full = language === "zh" ? "zh-CN" : "en";
+  Object.defineProperty(navigator, "language", {{ get: () => full }});
+  Object.defineProperty(navigator, "languages", {{ get: () => [full] }});
+  document.documentElement.lang = full;
+}})();
+</script>"""
+
+# in a frame of another site, as a Space is shown on the Hub, a browser keeps only cookies that are marked so
+SWITCH = f"""() => {{
+  const other = document.documentElement.lang.startsWith("zh") ? "en" : "zh";
+  const framed = location.protocol === "https:" ? "; SameSite=None; Secure; Partitioned" : "; SameSite=Lax";
+  document.cookie = `{COOKIE}=${{other}}; Path=/; Max-Age=31536000${{framed}}`;
+  location.reload();
+}}"""
+
+_shown: dict[str, str] = {}  # English → Chinese of all that components show from the start
+BROWSER = gr.I18n(**{"zh": _shown, "zh-CN": _shown})  # for Gradio's launch, which sends it with the page
+_building: ContextVar[bool] = ContextVar("building", default=False)
+
+
+def t(text: str, **values: Any) -> str:
+    """`text` in the visitor's language, with {values} put in; while the page is built, what the browser translates."""
+    english, chinese = text, CHINESE.get(text, text)
+    if values:
+        english, chinese = english.format(**values), chinese.format(**values)
+    if not _building.get():
+        return chinese if language() == "zh" else english
+    _shown[english] = chinese.replace("'", "''").replace("{", "'{'")  # the browser reads it as an ICU message
+    return I18nData(english)  # type: ignore[return-value]  # Gradio takes it wherever it takes a text
+
+
+def language() -> str:
+    """ "en" or "zh": of the visitor whose event is handled; English where there is none, as in the command line."""
+    request = LocalContext.request.get(None)
+    headers = getattr(request, "headers", None) or {}
+    if kept := re.search(rf"(?:^|; ){COOKIE}=(en|zh)(?:;|$)", headers.get("cookie", "")):
+        return kept[1]
+    return "zh" if headers.get("accept-language", "").lower().startswith("zh") else "en"
+
+
+class First:
+    """ASGI: puts the script FIRST into the page, where it runs before Gradio reads the browser's language.
+
+    Gradio's own `head` is put in by its script, too late for that.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/" or scope["method"] != "GET":
+            await self.app(scope, receive, send)
+            return
+        start: Message = {}
+
+        async def changed(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            if start:
+                body = message.get("body", b"").replace(b"<head>", b"<head>" + FIRST.encode(), 1)
+                message = {**message, "body": body}
+                headers = MutableHeaders(raw=start["headers"])
+                if "content-length" in headers:
+                    headers["content-length"] = str(len(body))
+                await send(start)
+                start = {}
+            await send(message)
+
+        await self.app(scope, receive, changed)
+
+
+@contextmanager
+def built() -> Iterator[None]:
+    """While the components of the page are made."""
+    token = _building.set(True)
+    try:
+        yield
+    finally:
+        _building.reset(token)
