@@ -58,8 +58,10 @@ class RunConfig(BaseModel):
         description="put a batch's rows end to end, up to max_length, blind to each other; it learns the same. "
         "For rows of very different lengths on a GPU",
     )
-    engine: Literal["none", "liger"] = Field(
-        "none", description="faster kernels of an NVIDIA GPU, by the package liger-kernel; not verified by us"
+    engine: Literal["none", "liger", "unsloth"] = Field(
+        "none",
+        description="faster kernels of an NVIDIA GPU, by the package liger-kernel; not verified by us. Unsloth cannot "
+        "share an environment with this app yet and is refused",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: what is faster here")
     eval_fraction: float = Field(0.1, ge=0, le=0.5, description="share of the pairs held out to measure on")

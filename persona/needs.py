@@ -31,6 +31,12 @@ def require(c: RunConfig) -> None:
                 f"report_to={c.report_to}: its package is not installed. Install it: pip install {package}. "
                 "Or set report_to to none."
             )
+    if c.engine == "unsloth":  # read in the metadata of its wheel; this app needs transformers 5.23 and TRL 1.16
+        raise InputError(
+            "engine=unsloth: Unsloth (2026.10) asks for transformers up to 5.17 and TRL up to 1.15, older than "
+            "this app's, so both cannot be in one environment. Set engine to liger or none; or export the pairs with a "
+            "script for Unsloth: persona export ADAPTER OUT --as dataset."
+        )
     if c.engine == "liger" and not _installed("liger_kernel"):
         raise InputError("engine=liger: its package is not installed. Install it: pip install liger-kernel. "
                          "Or set engine to none.")  # fmt: skip
@@ -38,7 +44,7 @@ def require(c: RunConfig) -> None:
 
 def check(c: RunConfig, plan: Plan) -> None:
     """Raise InputError for settings that cannot go together, or not on this machine; before anything is loaded."""
-    if c.engine != "none" and plan.device != "cuda":
+    if c.engine == "liger" and plan.device != "cuda":
         raise InputError(f"engine={c.engine}: its kernels are for an NVIDIA GPU; there is none here. Set it to none.")
     require(c)
     quantize.check(c.quantization, c.optim, c.use_dora, plan)

@@ -52,7 +52,7 @@ def test_every_tracker_of_the_settings_is_known():
     [
         ({"optim": "nope"}, r"optim='nope': Input should be 'adamw_torch', .*'paged_adamw_8bit'"),
         ({"report_to": "clearml"}, r"report_to='clearml': Input should be 'none', 'tensorboard', .* or 'swanlab'"),
-        ({"engine": "nope"}, r"engine='nope': Input should be 'none' or 'liger'"),
+        ({"engine": "nope"}, r"engine='nope': Input should be 'none', 'liger' or 'unsloth'"),
         ({"init_lora_weights": "olora"}, r"init_lora_weights='olora': Input should be 'default', .*'pissa'"),
         ({"save_steps": -1}, r"save_steps=-1: "),
     ],
@@ -110,6 +110,12 @@ def test_liger_wants_its_package_and_a_gpu(monkeypatch, without):
     with pytest.raises(InputError, match="engine=liger: its kernels are for an NVIDIA GPU; there is none here"):
         needs.check(RunConfig(engine="liger"), CPU)
     needs.check(RunConfig(), CPU)
+
+
+@pytest.mark.parametrize("machine", [GPU, CPU])
+def test_unsloth_is_refused_with_the_versions_that_keep_it_out(machine):
+    with pytest.raises(InputError, match="engine=unsloth: .*transformers up to 5.17 and TRL up to 1.15.*--as dataset"):
+        needs.check(RunConfig(engine="unsloth"), machine)
 
 
 def test_liger_is_given_the_model_without_its_losses(monkeypatch):
