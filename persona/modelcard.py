@@ -49,7 +49,7 @@ def render(card: Card, run: dict[str, Any], found: Found = Found()) -> str:
     env = jinja2.Environment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
     )
-    env.filters |= {"json": _json, "plain": plain, "line": _line}
+    env.filters |= {"json": _json, "plain": plain, "line": line}
     base = run["base"]
     revision = str(base.get("revision") or "")
     language = card.language.split("-")[0].lower()
@@ -81,7 +81,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _line(text: Any) -> str:
+def line(text: Any) -> str:
     """In one line, without HTML and columns; an address in it stays one."""
     return " ".join(str(text).split()).replace("<", "&lt;").replace("|", "&#124;")
 

@@ -1,6 +1,7 @@
 """Hostile text in every place that becomes HTML: it must arrive as text, in the page, the files and the cards."""
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from persona.base import Base
 from persona.decode import Reply
 from persona.errors import InputError
 from persona.evaluate import report as reports
+from persona.exports import place
 from persona.folder import Card
 from persona.importers import Report, Skipped
 from persona.lint import Summary
@@ -157,6 +159,27 @@ def test_a_model_card_holds_hostile_text_as_text_and_its_head_stays_its_own(text
     head = yaml.safe_load(front)
     assert head.keys() <= {"library_name", "pipeline_tag", "base_model", "language", "tags"}
     assert sum(line.startswith("# ") for line in body.splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_cards_of_exports_hold_hostile_text_as_text(text):
+    many = f"{text}\n---\n# {text}"
+    card = Card(name=text, system=many, source=many, rights=many, author=many, language=text[:20])
+    base = Base(many, Path("x"), many, many, many)
+    said = {"card": card, "base": base}
+    difference = {"tokens": 1, "dtype": "float32", "largest": 0.1, "kl": 0.1, "same": 1.0}
+    made = [
+        place.rendered("gguf-card.md.jinja", **said, model="m.gguf", lora="a.gguf", said="", notes=[]),
+        place.rendered("merged-card.md.jinja", **said, dtype="bfloat16", strength=1, trained="none",
+                       difference=difference),
+        place.rendered("dataset-card.md.jinja", card=card, base=many, name="x", counts={"x": 1}, template="", same="",
+                       about="", unverified=""),
+    ]  # fmt: skip
+    for body in made:
+        text_only = re.sub(r"^    .*$", "", body.split("```")[0], flags=re.MULTILINE)  # code is shown as it is
+        text_only = text_only.split("---\n", 2)[-1] if body.startswith("---") else text_only
+        assert_inert(text_only)
+        assert sum(line.startswith("# ") for line in text_only.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from persona.errors import InputError, ShareError
 from persona.files import TEMPLATES, disk_message, home
+from persona.modelcard import line, plain
 
 _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}")
 _READ = 1 << 24  # bytes looked through at once
@@ -70,5 +71,5 @@ def _refuse_local(path: Path) -> None:
 def rendered(file: str, /, **values: Any) -> str:
     """A text from templates/NAME."""
     env = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
-    env.filters["json"] = lambda x: json.dumps(x, ensure_ascii=False)
+    env.filters |= {"json": lambda x: json.dumps(x, ensure_ascii=False), "plain": plain, "line": line}
     return env.from_string((TEMPLATES / file).read_text(encoding="utf-8")).render(**values)
