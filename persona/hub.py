@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from persona import base as bases
-from persona import modelcard, share, space
+from persona import fetch, modelcard, share, space
 from persona.adapter import FILES, Adapter
 from persona.errors import ShareError
 from persona.files import disk_message, home
@@ -211,7 +211,7 @@ def outlook(adapter: Adapter) -> str:
         return ""
     if bases.is_embedded(adapter.base_id):
         return f"Its base {adapter.base_id} is here and is unpacked for the first answer, in about a minute."
-    size = bases.to_download(adapter.base_id, adapter.base_revision)
+    size = fetch.to_download(adapter.base_id, adapter.base_revision)
     much = f"{size / 1e9:.1f} GB" if size else "its files, of a size not known beforehand,"
     return (
         f"Its base {adapter.base_id} is not on this machine: the first answer downloads {much} from the Hub. "

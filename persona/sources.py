@@ -9,9 +9,9 @@ from pathlib import Path
 from persona import adapter as adapters
 from persona import files, hub, moments, share
 from persona.adapter import PICKLES, Adapter
-from persona.base import MODELSCOPE
 from persona.chat import BASE, Speaker, Voices, renderer_of
 from persona.errors import AdapterError, InputError, ShareError
+from persona.fetch import MODELSCOPE
 from persona.runs import Run
 
 _STEP = re.compile(r"(.+)@(\d+)", re.DOTALL)

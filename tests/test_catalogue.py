@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
-from persona import base, catalogue
+from persona import base, catalogue, fetch
 from persona.catalogue import Entry, find
 from persona.errors import BaseError
 from persona.templates import shipped_templates
@@ -99,7 +99,7 @@ def test_what_a_base_needs_is_asked_for_before_it_is_downloaded(monkeypatch):
         raise AssertionError("downloaded")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", never)
-    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BaseError, match="needs a package that is not installed: pip install timm"):
         base.resolve("google/gemma-3n-E2B-it")
 
@@ -135,7 +135,7 @@ def test_modelscope_through_its_package(monkeypatch, tiny_llama):
 
     monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(snapshot_download=snapshot_download))
     found = base.resolve("modelscope:Qwen/Qwen3-0.6B")
-    assert asked == [(("Qwen/Qwen3-0.6B",), {"allow_patterns": list(base._WANTED)})]
+    assert asked == [(("Qwen/Qwen3-0.6B",), {"allow_patterns": list(fetch.WANTED)})]
     assert (found.id, found.path, found.licence) == ("modelscope:Qwen/Qwen3-0.6B", tiny_llama, "Apache-2.0")
     assert not any(p.endswith((".bin", ".py")) for p in asked[0][1]["allow_patterns"])
 

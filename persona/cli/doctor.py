@@ -9,12 +9,12 @@ from persona.cli.common import AsJson, put
 
 def doctor(as_json: AsJson = False) -> None:
     """What this machine has, how Persona would use it, and which extras are installed."""
-    from persona import base, files
+    from persona import embedded, files
 
     machine = hardware.this_machine()
     plan = hardware.make_plan(machine)
     wanted = ("torch", "transformers", "trl", "peft", "gradio", "bitsandbytes", "liger-kernel", "spaces")
-    embedded = {e.name: base.is_installed(e) for e in base.EMBEDDED.values()}
+    models = {e.name: embedded.is_installed(e) for e in embedded.EMBEDDED.values()}
     packages = {p: _version(p) for p in wanted}
     value = {
         "persona": __version__,
@@ -24,13 +24,13 @@ def doctor(as_json: AsJson = False) -> None:
         "plan": {"device": plan.device, "train_dtype": plan.train_dtype, "chat_dtype": plan.chat_dtype,
                  "reason": plan.reason},
         "packages": packages,
-        "embedded": embedded,
+        "embedded": models,
         "home": str(files.home()),
         "not_verified": ["training and chat on a GPU (CUDA, MPS), 4 and 8 bits there", "Liger's kernels",
                          "the Hugging Face Hub itself", "ModelScope", "ZeroGPU Spaces"],
     }  # fmt: skip
     listed = ", ".join(f"{p} {v or 'not installed'}" for p, v in packages.items())
-    bases = ", ".join(f"{n} {'ready' if here else 'not installed'}" for n, here in embedded.items())
+    bases = ", ".join(f"{n} {'ready' if here else 'not installed'}" for n, here in models.items())
     text = (
         f"Persona {__version__}, Python {value['python']}\n{listed}\n{plan.reason}\n"
         f"{machine.cores} cores, {machine.memory / 1e9:.0f} GB memory\nEmbedded bases: {bases}\n"

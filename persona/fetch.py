@@ -1,0 +1,151 @@
+"""Base models from afar: of the Hugging Face Hub, or of ModelScope. Only safetensors and texts are fetched."""
+
+import importlib.util
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import NamedTuple
+
+from persona.catalogue import find
+from persona.embedded import DEFAULT, Progress
+from persona.errors import BaseError
+from persona.files import CANNOT_WRITE, disk_message
+
+MODELSCOPE = "modelscope:"  # before an ORG/NAME
+WANTED = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "LICENSE*")
+
+
+class Fetched(NamedTuple):
+    """A base as base.Base takes it."""
+
+    id: str
+    folder: Path
+    revision: str
+    licence: str
+    licence_url: str
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name looks like OWNER/NAME."""
+    parts = name.split("/")
+    return len(parts) == 2 and all(
+        p
+        and not p.startswith(".")
+        and p.replace("_", "a").replace("-", "a").replace(".", "a").isalnum()
+        and p.isascii()
+        for p in parts
+    )
+
+
+def in_hub_cache(name: str, revision: str = "") -> Path | None:
+    """The folder of a Hub id that was downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json", revision=revision or None)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def to_download(name: str, revision: str = "") -> int | None:
+    """Bytes that opening the Hub id `name` would fetch, as the Hub says; None where it does not say."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    try:
+        info = HfApi().model_info(name, revision=revision or None, files_metadata=True)
+    except (HfHubHTTPError, HTTPError, OSError, ValueError):
+        return None
+    wanted = [f for f in info.siblings or [] if any(fnmatch(f.rfilename, p) for p in WANTED)]
+    return sum(f.size or 0 for f in wanted) or None
+
+
+def from_hub(name: str, progress: Progress, revision: str = "") -> Fetched:
+    """The files of a Hub id: downloaded, or taken from the cache. Raises BaseError with what to do instead."""
+    from huggingface_hub import HfApi, constants, get_token, snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    instead = f"Without it, go on with the embedded base: {DEFAULT!r}."
+    known = find(name)
+    if known and known.needs and importlib.util.find_spec(known.needs) is None:
+        raise BaseError(f"{name} needs a package that is not installed: pip install {known.needs}. {instead}")
+    here = in_hub_cache(name, revision)
+    size = None if here else to_download(name, revision)
+    free = shutil.disk_usage(_existing(Path(constants.HF_HUB_CACHE))).free
+    if size and size > free:
+        raise BaseError(
+            f"{name}: {size / 1e9:.1f} GB to download, {free / 1e9:.1f} GB free. Free some space. {instead}"
+        )
+    about = known.about if known else f"{size / 1e9:.1f} GB" if size else ""
+    progress(f"{'Opening' if here else 'Downloading'} {name} from the Hub{about and f' ({about})'} …")
+    try:
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(WANTED)))
+    except GatedRepoError as e:
+        page = f"https://huggingface.co/{name}"
+        how = (
+            f"your account has not been let in. Ask for access on {page}"
+            if get_token()
+            else f"you are not logged in. Accept it on {page}, then log in: hf auth login, or set HF_TOKEN"
+        )
+        raise BaseError(f"{name} is given out only to who accepts its licence, and {how}. {instead}") from e
+    except RevisionNotFoundError as e:
+        raise BaseError(f"{name}: its revision {revision[:12]} is not on the Hub any more. {instead}") from e
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
+        if isinstance(e, OSError) and e.errno in CANNOT_WRITE:
+            raise BaseError(disk_message(Path(e.filename or HF_HUB_CACHE), e)) from e
+        status = e.response.status_code if isinstance(e, HfHubHTTPError) and e.response is not None else 0
+        if status == 401 and get_token():
+            raise BaseError(f"{name}: the Hub refuses your token. Log in again: hf auth login. {instead}") from e
+        if status in (401, 403, 404):  # to who is not logged in, the Hub says 401 of what is not there
+            where = "with your account" if get_token() else "without logging in (hf auth login)"
+            raise BaseError(f"{name}: not on the Hub, or private: not seen {where}. Check the name. {instead}") from e
+        why = f"is not on this machine and the Hub cannot be reached ({type(e).__name__})"
+        raise BaseError(f"{name} {why}. {instead}") from e
+    if not any(folder.glob("*.safetensors")):
+        raise BaseError(f"{name}: has no safetensors weights; pickled ones are not opened. {instead}")
+    if known:
+        return Fetched(known.id, folder, folder.name, known.licence, known.licence_url)
+    licence = ""
+    try:
+        data = HfApi().model_info(name).card_data
+        licence = str(data.get("license") or "") if data else ""
+    except Exception:  # offline with a warm cache: the model opens all the same
+        pass
+    return Fetched(name, folder, folder.name, licence, f"https://huggingface.co/{name}")
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above that is there."""
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def from_modelscope(name: str, progress: Progress) -> Fetched:
+    """ORG/NAME of modelscope.cn, through the modelscope package where it is installed.
+
+    Not verified: ModelScope could not be reached where this was written; the package's own signature was read.
+    """
+    model = name.removeprefix(MODELSCOPE)
+    if not is_hub_id(model):
+        raise BaseError(f"{name!r}: not a model of ModelScope. It is {MODELSCOPE}ORG/NAME.")
+    try:
+        from modelscope import snapshot_download
+    except ImportError as e:
+        raise BaseError(
+            f"{name}: models of ModelScope need its package: pip install modelscope. Or name the model's Hub id."
+        ) from e
+    known = find(model)
+    progress(f"Opening {model} from ModelScope{f' ({known.about})' if known else ''} …")
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=list(WANTED)))
+    except Exception as e:  # its errors have no common base class
+        raise BaseError(
+            f"{name}: ModelScope does not give it ({type(e).__name__}: {e}). Check the name and the connection."
+        ) from e
+    if not any(folder.glob("*.safetensors")):
+        raise BaseError(f"{name}: has no safetensors weights; pickled ones are not opened.")
+    licence = (known.licence, known.licence_url) if known else ("", f"https://modelscope.cn/models/{model}")
+    return Fetched(name, folder, "", *licence)
