@@ -1,9 +1,9 @@
-# make run: the page.  make test: everything.  make check: lint, types, fast tests.
+# make run: the page.  make test: everything.  make check: lint, types, fast tests.  make coverage: what tests reach.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint check setup bench space-check clean
+.PHONY: run test lint check coverage setup renew bench space-check clean
 
 run: $(VENV)/.run
 	$(BIN)/python app.py
@@ -20,7 +20,15 @@ lint: $(VENV)/.dev
 check: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not browser"
 
+coverage: $(VENV)/.dev
+	sh scripts/browser.sh
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report term --cov-report html:.coverage-html
+
 setup: $(VENV)/.dev
+
+# every pin to the newest version that goes together with the others; then make test, and read the diff
+renew: $(VENV)/.dev
+	$(BIN)/python scripts/renew_pins.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.train
