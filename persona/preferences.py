@@ -46,11 +46,6 @@ def dumps(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def to_correct(asked: Sequence[Question]) -> list[Question]:
-    """The questions on which both answers were bad, oldest first: each waits for a better one, written by hand."""
-    return [q for q in asked if q.choice == "bad"]
-
-
 def _unfit(q: Question) -> str:
     """Why a vote gives no row; "" when it gives one."""
     if q.choice == "tie":

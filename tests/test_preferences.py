@@ -80,7 +80,6 @@ def test_what_gives_no_row_is_counted_by_its_reason():
 
 def test_both_bad_waits_for_a_better_answer(persona):
     bad = question("bad", histories=(EARLIER, ()))
-    assert preferences.to_correct([question("left"), bad, question("tie")]) == [bad]
     assert corrections.of_vote(bad, "本宫甄嬛，在碎玉轩。") == Pair(
         "你是谁？", "本宫甄嬛，在碎玉轩。", EARLIER, "correction"
     )
