@@ -33,6 +33,7 @@ NEEDED = "ray==2.60.0"
 EVERY = 1.0  # seconds between two copies of the events
 LOST = 5  # workers that may be lost before the run fails
 WHOLE = "whole"  # train.WHOLE, without the seconds that importing train.py takes
+MARKS = {"checkpoints": WHOLE, "moments": "adapter_config.json"}  # the file that is there when all of a folder is
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,13 @@ class Side:
         except FileNotFoundError:
             return []
 
+    def whole(self, kind: str) -> list[str]:
+        """The whole folders of "checkpoints" or "moments", the newest last."""
+        there = [n for n in self.names(kind) if self.fs.exists(self.path(kind, n, MARKS[kind]))]
+        return sorted(there, key=_step)
+
     def checkpoints(self) -> list[str]:
-        """The whole ones, the newest last."""
-        whole = [c for c in self.names("checkpoints") if self.fs.exists(self.path("checkpoints", c, WHOLE))]
-        return sorted(whole, key=_step)
+        return self.whole("checkpoints")
 
 
 def _step(checkpoint: str) -> int:
@@ -107,10 +111,11 @@ def mirror(source: Side, target: Side, full: bool = False) -> None:
     full = full or _ended(events)
     for name in source.names("adapter") if full else ():
         copy(source, target, "adapter", name)
+    for kind, mark in MARKS.items():
+        for name in source.whole(kind):
+            if not target.fs.exists(target.path(kind, name, mark)):
+                _copy_folder(source, target, kind, name)
     kept, there = source.checkpoints(), target.names("checkpoints")
-    for name in kept:
-        if not target.fs.exists(target.path("checkpoints", name, WHOLE)):
-            _copy_checkpoint(source, target, name)
     for name in set(there) - set(kept) if kept or full else ():
         with contextlib.suppress(FileNotFoundError):
             target.fs.rm(target.path("checkpoints", name, WHOLE))  # first: half of one is none
@@ -131,15 +136,15 @@ def _has(side: Side, name: str, size: int) -> bool:
     return side.fs.exists(side.path(name)) and side.fs.size(side.path(name)) == size
 
 
-def _copy_checkpoint(source: Side, target: Side, name: str) -> None:
+def _copy_folder(source: Side, target: Side, kind: str, name: str) -> None:
     """The mark that it is whole comes last, and only if the trainer has not begun to delete it meanwhile."""
-    files = sorted(source.names("checkpoints", name))
+    files, mark = sorted(source.names(kind, name)), MARKS[kind]
     with contextlib.suppress(FileNotFoundError):
         for file in files:
-            if file != WHOLE:
-                copy(source, target, "checkpoints", name, file)
-        if sorted(source.names("checkpoints", name)) == files:
-            copy(source, target, "checkpoints", name, WHOLE)
+            if file != mark:
+                copy(source, target, kind, name, file)
+        if sorted(source.names(kind, name)) == files:
+            copy(source, target, kind, name, mark)
 
 
 def work(storage: Side) -> None:

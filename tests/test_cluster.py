@@ -12,7 +12,7 @@ import fsspec
 import psutil
 import pytest
 
-from persona import adapter, checkpoints, cli, cluster, launch, runs
+from persona import adapter, checkpoints, cli, cluster, launch, moments, runs
 from persona.cluster import Side, local, mirror, send
 from persona.config import RunConfig
 from persona.errors import RunError
@@ -84,6 +84,33 @@ def test_a_checkpoint_counts_when_it_is_whole_and_goes_when_it_is_gone(new, stor
     (run.checkpoints / "checkpoint-9" / cluster.WHOLE).unlink()
     mirror(local(run), storage)
     assert storage.names("checkpoints") == ["checkpoint-10"]
+
+
+def test_moments_are_kept_for_the_next_worker(new, storage, tmp_path, monkeypatch):
+    """The adapter of each evaluation, whole or not at all; what the storage has is not deleted by one who has less."""
+    run, real = new(), cluster.copy
+    path = moments.folder(run, 8)
+    path.mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (path / name).write_bytes(name.encode())
+
+    def dying(source, target, *parts):
+        if parts[-1] == "adapter_model.safetensors":
+            raise OSError("no route to host")
+        real(source, target, *parts)
+
+    monkeypatch.setattr(cluster, "copy", dying)
+    with pytest.raises(OSError, match="no route"):
+        mirror(local(run), storage)
+    assert storage.whole("moments") == []
+    monkeypatch.undo()
+    mirror(local(run), storage)
+    other = Run(tmp_path / "elsewhere")
+    mirror(storage, local(other))
+    assert moments.steps(other) == [8]
+    assert (moments.folder(other, 8) / "adapter_model.safetensors").read_bytes() == b"adapter_model.safetensors"
+    mirror(local(new("bo")), storage, full=True)
+    assert storage.whole("moments") == ["step-000008"]
 
 
 def test_a_copy_that_is_cut_short_leaves_no_whole_checkpoint(new, storage, monkeypatch):
@@ -279,7 +306,8 @@ def events(run: Run, kind: str) -> list[dict]:
 def test_two_at_once_one_worker_killed_one_stopped_one_cancelled(nodes, new, tmp_path, tiny_gemma, followed):
     """The killed one goes on from its last checkpoint in another process, to its end."""
     settings = {"base": str(tiny_gemma), "dtype": "float32", "batch_size": 4, "max_steps": 200, "learning_rate": 1e-2}
-    killed, stopped, cancelled = (new(name, **settings) for name in ("ada", "bo", "cy"))
+    killed, cancelled = (new(name, **settings) for name in ("ada", "cy"))
+    stopped = new("bo", **settings | {"max_steps": 100_000})  # it must not end before it is told to
     followed += [killed, stopped, cancelled]
     shared = f"file://{tmp_path}/shared"
     for run in (killed, stopped):
@@ -299,7 +327,7 @@ def test_two_at_once_one_worker_killed_one_stopped_one_cancelled(nodes, new, tmp
     launch.stop(stopped)
     wait_for(lambda: not stopped.alive() and not cancelled.alive())
     seen = stopped.progress()
-    assert seen.status == "stopped" and 0 < seen.step < 200, (stopped.path / "log.txt").read_text()
+    assert seen.status == "stopped" and seen.step > 0, (stopped.path / "log.txt").read_text()
     (last, *_) = local(stopped).checkpoints()[::-1]
     assert last == f"checkpoint-{seen.step}" and adapter.check(stopped.adapter)
     assert checkpoints.last(stopped.checkpoints).name == last, "it can be resumed on this machine"
@@ -317,4 +345,6 @@ def test_two_at_once_one_worker_killed_one_stopped_one_cancelled(nodes, new, tmp
     second = len(kinds) - 1 - kinds[::-1].index("worker")
     then = next(e["step"] for e in list(killed.events())[second:] if e["event"] == "step")
     assert then == reached + 1 and adapter.check(killed.adapter)
+    kept = {e["step"] for e in events(killed, "eval") if e["step"]}
+    assert set(moments.steps(killed)) == kept and min(kept) <= reached, "those of the first worker too"
     assert not killed.checkpoints.exists() or not any(killed.checkpoints.iterdir())
