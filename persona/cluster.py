@@ -72,7 +72,7 @@ def open_storage(url: str, run: Run | None = None) -> Side:
         raise RunError(f"Training on a cluster needs Ray, which is not installed. Do: pip install {NEEDED}")
     if "://" not in url:
         raise RunError(
-            f"{url!r}: no storage. Name one that every node of the cluster reaches, with --storage or PERSONA_SHARED, "
+            f"{url!r}: no storage. Name one that every node of the cluster reaches, with --storage or PERSONA_STORAGE, "
             "e.g. file:///shared or s3://bucket/folder."
         )
     try:

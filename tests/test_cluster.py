@@ -217,7 +217,7 @@ def test_a_run_sent_again_goes_on_from_where_it_was_furthest(new, storage, tmp_p
 @pytest.mark.parametrize(
     "url, why",
     [
-        ("", "'': no storage. Name one that every node of the cluster reaches, with --storage or PERSONA_SHARED"),
+        ("", "'': no storage. Name one that every node of the cluster reaches, with --storage or PERSONA_STORAGE"),
         ("/shared", "'/shared': no storage. "),
         ("nonsense://x", "nonsense://x: this storage cannot be opened ("),
     ],
@@ -253,7 +253,7 @@ def test_the_command_line_sends_it(new, monkeypatch, tmp_path):
 
     monkeypatch.setattr(cluster, "find_spec", lambda name: True)
     monkeypatch.setattr(launch, "start_on_cluster", started)
-    monkeypatch.setenv("PERSONA_SHARED", "file:///shared")
+    monkeypatch.setenv("PERSONA_STORAGE", "file:///shared")
     words = ["train", str(new().path.parent.parent), "--set", "epochs=2", "--launcher", "ray", "--address", "auto"]
     monkeypatch.setattr(sys, "argv", ["persona", *words])
     with pytest.raises(Sent) as e:

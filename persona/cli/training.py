@@ -24,7 +24,7 @@ def train(
     launcher: Annotated[Literal["here", "ray"], typer.Option(help="Train on this machine or a Ray cluster.")] = "here",
     address: Annotated[str, typer.Option(help="Of the Ray cluster; else the one of this machine.")] = "",
     storage: Annotated[
-        str, typer.Option(envvar="PERSONA_SHARED", help="URL that all nodes of the cluster reach: s3://…, file:///…")
+        str, typer.Option(envvar="PERSONA_STORAGE", help="URL that all nodes of the cluster reach: s3://…, file:///…")
     ] = "",
     smaller: Annotated[bool, typer.Option("--smaller", help="With --resume: with what its failure proposed.")] = False,
     as_json: AsJson = False,
