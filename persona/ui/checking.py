@@ -13,6 +13,7 @@ from persona.ui.common import bars_html, renderer_for
 from persona.ui.words import t
 
 LISTED = 40  # findings of one rule on the page; the table shows the rows of all of them
+RULES = {"duplicate": "Exact duplicate", "ai-leak": "AI leak"}  # the others are called as they are named
 AUTOMATIC = 20_000  # pairs; larger sets are checked when asked
 
 
@@ -78,7 +79,7 @@ def _group(rule: str, rows: int, found: Sequence[Finding]) -> str:
 
 def title(rule: str) -> str:
     """A rule of lint as the visitor reads it."""
-    return t(rule.replace("-", " ").capitalize())
+    return t(RULES.get(rule) or rule.replace("-", " ").capitalize())
 
 
 def marks_html(findings: Sequence[Finding]) -> dict[str, str]:
