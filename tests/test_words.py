@@ -50,8 +50,9 @@ def test_without_a_visitor_it_is_english(chinese):
 def test_components_are_translated_by_the_browser(monkeypatch, chinese):
     with words.built():
         said = t("{n} pairs of {name}", n=3, name="D'Arcy {x}")
-    assert isinstance(said, I18nData) and said.key == "3 pairs of D'Arcy {x}"
+    assert isinstance(said, I18nData) and said.key == words.SIGN + "3 pairs of D'Arcy {x}"
     assert words.BROWSER.translations_dict["zh-CN"][said.key] == "D''Arcy '{'x}的3对", "as an ICU message"
+    assert "3 pairs of D'Arcy {x}" not in words.BROWSER.translations_dict["zh-CN"], "a value of the same words stays"
     assert t("{n} pairs of {name}", n=3, name="x") == "3 pairs of x", "only while the page is built"
 
 

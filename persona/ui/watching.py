@@ -34,7 +34,8 @@ def plot(progress: Progress) -> gr.LinePlot:
         columns=PLOT_COLUMNS,
     )
     return gr.LinePlot(points, visible=bool(len(points)), title=t("Loss: lower is better"), x_title=t("step"),
-                       y_title=t("loss (nats per token)"), color_map={train: "#a8a29e", held: "#059669"})  # fmt: skip
+                       y_title=t("loss (nats per token)"), color_title=t("pairs"),
+                       color_map={train: "#a8a29e", held: "#059669"})  # fmt: skip
 
 
 def smooth(points: list[tuple[int, float]], window: int = 5) -> list[tuple[int, float]]:
