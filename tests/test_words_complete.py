@@ -239,3 +239,26 @@ def test_no_text_is_hard_coded_in_the_script():
     literals = [a or b or c for a, b, c in re.findall(r'"([^"\n]*)"|\'([^\'\n]*)\'|`([^`]*)`', script)]
     said = [x for x in literals if re.search(r"[A-Za-z]{2,} [A-Za-z]{2,}|\b[A-Z][a-z]+ ?…?$|[A-Za-z]{2,} ?[.…!?]$", x)]
     assert set(said) <= {"Enter", "Escape", "ArrowUp", "ArrowDown"}, "names of keys; texts come as data-… from Python"
+
+
+def strings(value: object) -> Iterator[str]:
+    """Every text in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from strings(part)
+
+
+def test_the_browser_can_translate_what_is_built():
+    """In one text it replaces one marker, and takes the marker's first closing brace for its end."""
+    found = [s for s in strings(json.loads(json.dumps(page_config(), default=str))) if "__i18n__" in s]
+    assert len(found) > 30, "nothing was built"
+    assert [s for s in found if s.count("__i18n__") > 1] == []
+    assert [key for key in words.BROWSER.translations_dict["zh"] if "}" in key] == []
+
+
+def page_config() -> dict:
+    from persona.ui import build
+
+    return build().config
