@@ -12,8 +12,9 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from persona.ui import words
+from persona.ui import compare, table, talking, voices, words
 from persona.ui.words import t
+from tests.test_voices_page import KEY, chosen, last, run, say  # noqa: F401  (fixtures)
 
 
 @pytest.fixture
@@ -49,15 +50,58 @@ def test_without_a_visitor_it_is_english(chinese):
 
 def test_components_are_translated_by_the_browser(monkeypatch, chinese):
     with words.built():
-        said = t("{n} pairs of {name}", n=3, name="D'Arcy {x}")
-    assert isinstance(said, I18nData) and said.key == "3 pairs of D'Arcy {x}"
-    assert words.BROWSER.translations_dict["zh-CN"][said.key] == "D''Arcy '{'x}的3对", "as an ICU message"
+        said = t("{n} pairs of {name}", n=3, name="D'Arcy")
+    assert isinstance(said, I18nData) and said.key == words.SIGN + "3 pairs of D'Arcy"
+    assert words.BROWSER.translations_dict["zh-CN"][said.key] == "D'Arcy的3对", "shown as it stands: no ICU message"
+    assert words.BROWSER.translations_dict["en"][said.key] == "3 pairs of D'Arcy"
+    assert "3 pairs of D'Arcy" not in words.BROWSER.translations_dict["zh-CN"], "a value of the same words stays"
     assert t("{n} pairs of {name}", n=3, name="x") == "3 pairs of x", "only while the page is built"
 
 
 def test_placeholders_are_the_same_in_both():
     for english, text in words.CHINESE.items():
         assert sorted(re.findall(r"{\w*}", english)) == sorted(re.findall(r"{\w*}", text)), english
+
+
+def test_a_conversation_made_in_chinese_opens_in_english(visitor, run, chosen):  # noqa: F811
+    others = [voices.PROMPTED, voices.ALONE, f"{chosen}@2"]
+
+    def columns(talk_id):
+        return compare.shown_talk("mags", chosen, others, KEY, talk_id)[4:8]
+
+    visitor(cookie=f"{words.COOKIE}=zh")
+    *_, status, talk_id = last(say("Who?", chosen, others))
+    assert status.endswith(" · 完成")
+    day = voices.when(run.name, "%m-%d %H:%M")
+    named = ["基座 + 角色提示词", f"Mags，{day}", "仅基座", f"Mags，{day} 第 2 步"]
+    made = columns(talk_id)
+    assert [c.label for c in made] == named
+    visitor(cookie=f"{words.COOKIE}=en")
+    there = columns(talk_id)
+    assert [c.label for c in there] == [voices.label(v, chosen) for v in (others[0], chosen, *others[1:])]
+    assert [c.value for c in there] == [c.value for c in made] and all(len(c.value) == 2 for c in there)
+    assert talking.latest("mags", chosen, KEY) == talk_id
+
+
+@pytest.mark.parametrize("label, want", [
+    ("Mags, 22 Nov 03:15", "Mags，11-22 03:15"), ("Mags, step 2 of 01 Feb 23:00", "Mags，02-01 23:00 第 2 步"),
+    ("30% A, 22 Nov 03:15 + 70% B (b-1)", "30% A，11-22 03:15 + 70% B (b-1)"), ("Base alone", "仅基座"),
+    ("Base aloner", "Base aloner"), ("May, 99 Foo 12:99", "May, 99 Foo 12:99"),
+])  # fmt: skip
+def test_a_label_is_said_in_chinese_and_names_are_not(visitor, label, want):
+    assert voices.spoken(label) == label
+    visitor(cookie=f"{words.COOKIE}=zh")
+    assert voices.spoken(label) == want
+
+
+@pytest.mark.parametrize("label, want", [
+    ("edit of pair 3", "编辑第 3 条对话对"), ("join of pairs 1 and 2", "合并第 1 和第 2 条对话对"),
+    ("import of a (b).{c}.csv", "导入 a (b).{c}.csv"), ("unheard of", "unheard of"),
+])  # fmt: skip
+def test_an_edit_is_kept_in_english_and_told_in_chinese(visitor, label, want):
+    assert table.named(label) == label
+    visitor(cookie=f"{words.COOKIE}=zh")
+    assert table.named(label) == want
 
 
 def test_the_script_stands_first_in_the_page_and_nowhere_else():

@@ -64,17 +64,17 @@ def build() -> gr.Blocks:
             other = gr.Button(t("中文"), size="sm", scale=0, min_width=90, elem_id="language")
         with gr.Walkthrough(selected=WRITE, elem_id="steps") as steps:
             base, chosen, max_length, learn_history = template.settings()
-            adapter = gr.Dropdown([], label="Adapter", elem_id="adapter", scale=3, min_width=260, render=False)
+            adapter = gr.Dropdown([], label=t("Adapter"), elem_id="adapter", scale=3, min_width=260, render=False)
             page = Page(slug, which, steps, pair, base, chosen, max_length, learn_history, adapter)
-            with gr.Step("Write", id=0, elem_id="step-write"):
+            with gr.Step(t("Write"), id=0, elem_id="step-write"):
                 write.build(page)
-            with gr.Step("Template", id=1, elem_id="step-template") as step:
+            with gr.Step(t("Template"), id=1, elem_id="step-template") as step:
                 template.build(page, step)
-            with gr.Step("Train", id=2, elem_id="step-train") as step:
+            with gr.Step(t("Train"), id=2, elem_id="step-train") as step:
                 train.build(page, step)
-            with gr.Step("Compare", id=3, elem_id="step-compare") as step:
+            with gr.Step(t("Compare"), id=3, elem_id="step-compare") as step:
                 compare.build(page, step, key)
-            with gr.Step("Share", id=4, elem_id="step-share") as step:
+            with gr.Step(t("Share"), id=4, elem_id="step-share") as step:
                 share.build(page, step)
         other.click(None, None, None, js=words.SWITCH, **QUIET)
         demo.load(lambda known: known or talks.new_key(), key, key, **QUIET)

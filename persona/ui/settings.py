@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 import gradio as gr
 
 from persona.config import RunConfig, make_config
+from persona.ui.words import t
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Pace": ("epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup", "batch_size",
@@ -32,7 +33,7 @@ def control(name: str, value: Any) -> gr.components.Component:
     field = RunConfig.model_fields[name]
     kind = field.annotation
     shared: dict[str, Any] = {
-        "label": WORDS.get(name, name.replace("_", " ").capitalize()), "info": field.description,
+        "label": t(WORDS.get(name, name.replace("_", " ").capitalize())), "info": t(field.description or ""),
         "elem_id": f"set-{name.replace('_', '-')}", "min_width": 220,
     }  # fmt: skip
     if kind is bool:
@@ -50,7 +51,7 @@ def build(preset: str) -> list[gr.components.Component]:
     config = make_config(preset)
     made = []
     for group, names in GROUPS.items():
-        gr.Markdown(f"**{group}**")
+        gr.Markdown(f"**{t(group)}**")
         with gr.Row():
             made += [control(name, getattr(config, name)) for name in names]
     return made

@@ -41,8 +41,12 @@ SWITCH = f"""() => {{
   location.reload();
 }}"""
 
-_shown: dict[str, str] = {}  # English → Chinese of all that components show from the start
-BROWSER = gr.I18n(**{"zh": _shown, "zh-CN": _shown})  # for Gradio's launch, which sends it with the page
+# the browser looks up every text that a component shows, a value too; so that what a visitor typed, or the value behind
+# a choice, is never taken for a text of the page, these begin with a sign that nobody types
+SIGN = "\u2063"
+_english: dict[str, str] = {}  # all that components show from the start
+_chinese: dict[str, str] = {}
+BROWSER = gr.I18n(**{"en": _english, "zh": _chinese, "zh-CN": _chinese})  # for Gradio's launch: sent with the page
 _building: ContextVar[bool] = ContextVar("building", default=False)
 
 
@@ -53,8 +57,14 @@ def t(text: str, **values: Any) -> str:
         english, chinese = english.format(**values), chinese.format(**values)
     if not _building.get():
         return chinese if language() == "zh" else english
-    _shown[english] = chinese.replace("'", "''").replace("{", "'{'")  # the browser reads it as an ICU message
-    return I18nData(english)  # type: ignore[return-value]  # Gradio takes it wherever it takes a text
+    key = SIGN + english
+    _english[key], _chinese[key] = english, chinese
+    return I18nData(key)  # type: ignore[return-value]  # Gradio takes it wherever it takes a text
+
+
+def plain(text: str, **values: Any) -> str:
+    """The same in English, whoever asks: for a name that is kept on disk."""
+    return text.format(**values) if values else text
 
 
 def language() -> str:
