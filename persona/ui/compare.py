@@ -151,7 +151,7 @@ def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
             gr.Number(0, label="Seed", info="the same for all", precision=0, minimum=0, min_width=120, elem_id="seed"),
         ]
     page.adapter.change(shown(drawn), [page.adapter, *knobs[:5]], knobs[:5], **QUIET)
-    with gr.Tabs(elem_id="compare-tabs"):
+    with gr.Tabs(elem_id="compare-tabs", overflow_behavior="wrap"):
         with gr.Tab("Talk", id="talk"):
             probes = _talk(page, step, key, others, strength, knobs)
         with gr.Tab("Blind vote", id="blind") as tab:

@@ -177,7 +177,8 @@ def watch(slug: str, name: str, seen: str) -> tuple:
     )  # fmt: skip
 
 
-def build(page: Page, step: gr.Step) -> None:
+def build(page: Page, step: gr.Step) -> gr.HTML:
+    """The step. Returns where the state of the run is shown."""
     gr.Markdown("### Train a LoRA on the pairs\nIt runs in a process of its own: close or reload this page freely.")
     preset = gr.Radio([(p.capitalize(), p) for p in PRESETS], value="quick", label="How thoroughly", elem_id="preset")
     plan = gr.HTML(elem_id="plan")
@@ -226,3 +227,4 @@ def build(page: Page, step: gr.Step) -> None:
     changed = [preset.change, step.select, page.base.change, page.max_length.change, *(f.change for f in form)]
     gr.on(changed, shown(plan_html), [page.slug, preset, *shared, *form], plan, trigger_mode="always_last", **QUIET)
     go.click(lambda: gr.Walkthrough(selected=COMPARE), None, page.steps, **QUIET)
+    return status

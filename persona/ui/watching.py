@@ -11,6 +11,7 @@ from persona import moments
 from persona.progress import ACTIVE, Progress
 from persona.runs import Run
 from persona.ui.common import duration, facts_html
+from persona.ui.words import t
 
 PLOT_COLUMNS = ["step", "loss", "on"]
 WORDS = {
@@ -59,7 +60,7 @@ def status_html(run: Run | None, p: Progress) -> str:
     kind = {"done": "good", "failed": "problem", "interrupted": "problem"}.get(p.status, "hint")
     return (
         f'<div class="card"><div class="{kind}" role="status">{words}</div>'
-        f'<div class="bar" role="progressbar" aria-valuenow="{share:.0%}"><div style="width:{share:.1%}"></div></div>'
+        f'<div class="bar" role="progressbar" aria-label="{t("Progress")}" aria-valuenow="{share * 100:.0f}"><div style="width:{share:.1%}"></div></div>'
         f'{facts_html(facts)}{verdict(p)}<div class="quiet">Run {escape(run.name)}</div></div>'
     )
 
