@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -80,12 +81,12 @@ def build() -> gr.Blocks:
             with gr.Step("Share", id=SHARE) as fifth, gr.Column(elem_id="step-share"):
                 share.build(page, fifth)
         for n, step in enumerate((first, second, third, fourth, fifth)):
-            step.select(lambda n=n: n, None, at, **QUIET)
+            step.select(shown(partial(way.arrived, n)), [slug, desk.findings], [at, steps_html], **QUIET)
         at.change(None, None, None, js=way.TOP, **QUIET)
-        moved = [slug.change, at.change, adapter.change, desk.status.change, desk.findings.change, status.change]
+        moved = [slug.change, adapter.change, desk.status.change, desk.findings.change, status.change]
         gr.on([*moved, demo.load], shown(way.way_html), [slug, at, desk.findings], steps_html,
               trigger_mode="always_last", **QUIET)  # fmt: skip
-        steps_html.click(shown(way.go), [slug, desk.findings], steps, **QUIET)
+        steps_html.click(shown(way.clicked), slug, steps, **QUIET)
         other.click(None, None, None, js=words.SWITCH, **QUIET)
         demo.load(lambda known: known or talks.new_key(), key, key, **QUIET)
         demo.load(arrive, remembered, [slug, steps, adapter, which], **QUIET)

@@ -80,7 +80,7 @@ def table_html(items: Sequence[Pair], rows: Sequence[int], view: View, selected:
     """One page of the table. selected: number of a pair, from 1; focus: put the cursor into it."""
     if not items:
         return (
-            '<div class="empty"><p><b>No pairs yet.</b> Write the first one, import a file below, or open an example.'
+            '<div class="empty"><p><b>No pairs yet.</b> Write the first one, or bring text in with the tab Import.'
             '</p><button data-do="add" class="tool wide">＋ Write the first pair</button></div>'
         )
     if not rows:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -13,7 +14,7 @@ from persona.config import PRESETS, RunConfig
 from persona.errors import PersonaError, RunError
 from persona.progress import ACTIVE, Progress
 from persona.runs import Run
-from persona.ui import settings, watching
+from persona.ui import settings, watching, way
 from persona.ui.common import CLICKS, COMPARE, QUIET, Page, open_current, shown
 
 
@@ -226,5 +227,5 @@ def build(page: Page, step: gr.Step) -> gr.HTML:
     preset.change(settings.of_preset, preset, form, **QUIET)
     changed = [preset.change, step.select, page.base.change, page.max_length.change, *(f.change for f in form)]
     gr.on(changed, shown(plan_html), [page.slug, preset, *shared, *form], plan, trigger_mode="always_last", **QUIET)
-    go.click(lambda: gr.Walkthrough(selected=COMPARE), None, page.steps, **QUIET)
+    go.click(shown(partial(way.open_step, COMPARE)), page.slug, page.steps, **QUIET)
     return status

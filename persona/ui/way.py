@@ -101,12 +101,12 @@ def _write(seen: Seen) -> str:
     if not seen.pairs:
         return t("Write a first pair in the table, or bring text in with the tab Import.")
     if seen.unfinished:
-        return t("{n} pairs, {m} of them unfinished: finish or delete those (Show: Unfinished).",
+        return t("Pairs: {n}, unfinished: {m}. Finish or delete those (Show: Unfinished).",
                  n=f"{seen.pairs:,}", m=seen.unfinished)  # fmt: skip
     if seen.warnings:
-        return t("{n} pairs, {m} warnings: see the tab Check. Then go on to Template and look at the mask.",
+        return t("Pairs: {n}, findings: {m}. Look at the tab Check; then go on to Template and look at the mask.",
                  n=f"{seen.pairs:,}", m=seen.warnings)  # fmt: skip
-    return t("{n} pairs, ready. Next: Template, where you see what the model will learn.", n=f"{seen.pairs:,}")
+    return t("Pairs: {n}, all finished. Next: Template, where you see what the model will learn.", n=f"{seen.pairs:,}")
 
 
 def _template(seen: Seen) -> str:
@@ -186,12 +186,20 @@ def _names() -> dict[str, str]:
     return {}
 
 
-def go(slug: str, findings: list[Finding], event: gr.EventData) -> gr.Walkthrough:
-    """Open the step that was clicked, or say why it is closed."""
-    step = int(event.step)
-    if not 0 <= step < len(STEPS):
+def arrived(step: int, slug: str, findings: list[Finding]) -> tuple[int, str]:
+    """A step is shown now."""
+    return step, way_html(slug, step, findings)
+
+
+def open_step(step: int, slug: str) -> gr.Walkthrough:
+    """Show a step, or say why it is closed."""
+    if step not in range(len(STEPS)):
         return gr.skip()
-    if why := closed(step, look(slug, findings)):
+    if why := closed(step, look(slug, [])):
         gr.Info(why)
         return gr.skip()
     return gr.Walkthrough(selected=step)
+
+
+def clicked(slug: str, event: gr.EventData) -> gr.Walkthrough:
+    return open_step(int(event.step), slug)

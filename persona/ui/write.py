@@ -1,5 +1,6 @@
 """Step 1, Write: open or start a persona; her pairs in a table that saves itself, with import, checks and undo."""
 
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -7,7 +8,7 @@ import gradio as gr
 
 from persona import edits, files, folder, importers, journal
 from persona.errors import InputError, PersonaError
-from persona.ui import desk, importing, suggesting
+from persona.ui import desk, importing, suggesting, way
 from persona.ui.common import QUIET, TEMPLATE, Page, mine, open_current, shown, to_save
 from persona.ui.words import t
 
@@ -235,5 +236,5 @@ def build(page: Page) -> desk.Desk:
     undo.click(shown(undo_remove), trashed, page.slug, api_visibility="private").success(
         lambda: gr.Button(visible=False), None, undo, **QUIET
     )
-    go.click(lambda: gr.Walkthrough(selected=TEMPLATE), None, page.steps, **QUIET)
+    go.click(shown(partial(way.open_step, TEMPLATE)), page.slug, page.steps, **QUIET)
     return parts
