@@ -104,12 +104,14 @@ def test_what_a_base_needs_is_asked_for_before_it_is_downloaded(monkeypatch):
         base.resolve("google/gemma-3n-E2B-it")
 
 
-def test_the_page_says_what_a_known_base_is_good_at_and_needs(tiny_llama):
+def test_the_page_says_what_a_known_base_is_good_at_and_needs(tiny_llama, monkeypatch):
     from persona.ui import template
 
     shown = template.base_html(base.Base("Qwen/Qwen3-8B", tiny_llama, licence="Apache-2.0"))
     known = find("Qwen/Qwen3-8B")
-    assert known.zh in shown and known.en in shown and "17 GB to chat, 24 GB to train" in shown
+    assert known.en in shown and known.zh not in shown and "17 GB to chat, 24 GB to train" in shown
+    monkeypatch.setattr(template, "language", lambda: "zh")
+    assert known.zh in template.known_html(known) and known.en not in template.known_html(known)
     assert "to train" not in template.base_html(base.Base("someone/else", tiny_llama))
     listed = template.settings()[0]
     assert [value for _, value in listed.choices] == [value for _, value in base.choices()]

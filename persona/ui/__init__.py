@@ -68,17 +68,17 @@ def build() -> gr.Blocks:
         # its own buttons stay hidden (looks.css): they close every step beyond the chosen one
         with gr.Walkthrough(selected=WRITE, elem_id="steps") as steps:
             base, chosen, max_length, learn_history = template.settings()
-            adapter = gr.Dropdown([], label="Adapter", elem_id="adapter", scale=3, min_width=260, render=False)
+            adapter = gr.Dropdown([], label=t("Adapter"), elem_id="adapter", scale=3, min_width=260, render=False)
             page = Page(slug, which, steps, pair, base, chosen, max_length, learn_history, adapter)
-            with gr.Step("Write", id=WRITE) as first, gr.Column(elem_id="step-write"):
+            with gr.Step(t("Write"), id=WRITE) as first, gr.Column(elem_id="step-write"):
                 desk = write.build(page)
-            with gr.Step("Template", id=TEMPLATE) as second, gr.Column(elem_id="step-template"):
+            with gr.Step(t("Template"), id=TEMPLATE) as second, gr.Column(elem_id="step-template"):
                 template.build(page, second)
-            with gr.Step("Train", id=TRAIN) as third, gr.Column(elem_id="step-train"):
+            with gr.Step(t("Train"), id=TRAIN) as third, gr.Column(elem_id="step-train"):
                 status = train.build(page, third)
-            with gr.Step("Compare", id=COMPARE) as fourth, gr.Column(elem_id="step-compare"):
+            with gr.Step(t("Compare"), id=COMPARE) as fourth, gr.Column(elem_id="step-compare"):
                 compare.build(page, fourth, key)
-            with gr.Step("Share", id=SHARE) as fifth, gr.Column(elem_id="step-share"):
+            with gr.Step(t("Share"), id=SHARE) as fifth, gr.Column(elem_id="step-share"):
                 share.build(page, fifth)
         for n, step in enumerate((first, second, third, fourth, fifth)):
             step.select(shown(partial(way.arrived, n)), [slug, desk.findings], [at, steps_html], **QUIET)

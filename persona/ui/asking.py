@@ -13,6 +13,7 @@ from persona.files import slug as slugify
 from persona.ui import voices
 from persona.ui.common import QUIET, Page, duration, shown, to_save
 from persona.ui.talking import sampling_of
+from persona.ui.words import t
 
 MOST = 200  # questions of one list: about half an hour on two cores
 
@@ -31,26 +32,33 @@ def ask(text: str, slug: str, chosen: str, others: Sequence[str], strength: floa
     """Yields (table as HTML, status, three files)."""
     asked = [line.strip() for line in text.splitlines() if line.strip()]
     if not asked:
-        raise PersonaError("There is no question yet. Write one a line, or take the held-out ones.")
+        raise PersonaError(t("There is no question yet. Write one a line, or take the held-out ones."))
     if len(asked) > MOST:
-        raise PersonaError(f"{len(asked):,} questions are more than {MOST}. Leave some out, or use the command line.")
-    yield gr.skip(), "Opening the model …", *[gr.skip()] * 3
+        raise PersonaError(
+            t(
+                "{n} questions are more than {most}. Leave some out, or use the command line.",
+                n=f"{len(asked):,}",
+                most=MOST,
+            )
+        )
+    yield gr.skip(), t("Opening the model …"), *[gr.skip()] * 3
     cast = voices.cast(slug, chosen, others, strength)
     if cast.model is None:
-        raise PersonaError("A list is asked of voices of this page. Choose an adapter that is here.")
+        raise PersonaError(t("A list is asked of voices of this page. Choose an adapter that is here."))
     labels, rows, start = [v.label for v in cast.voices], [], time.monotonic()
     for row in questions.ask_all(cast.model, cast.speakers, asked, sampling_of(knobs)):
         rows.append(row)
         left = (time.monotonic() - start) / len(rows) * (len(asked) - len(rows))
-        yield table_html(labels, rows), f"{len(rows)} of {len(asked)}, {duration(left)} left", *[gr.skip()] * 3
+        status = t("{n} of {all}, {time} left", n=len(rows), all=len(asked), time=duration(left))
+        yield table_html(labels, rows), status, *[gr.skip()] * 3
     files = [to_save(f"{slugify(cast.card.name)}-answers{form}") for form in questions.FORMS]
     for file in files:
         questions.save(file, labels, rows)
-    yield gr.skip(), f"{len(rows)} questions, {len(labels)} voices", *map(str, files)
+    yield gr.skip(), t("{n} questions, {m} voices", n=len(rows), m=len(labels)), *map(str, files)
 
 
 def table_html(labels: Sequence[str], rows: Sequence[questions.Asked]) -> str:
-    head = "".join(f"<th>{escape(x)}</th>" for x in ["Question", *labels])
+    head = "".join(f"<th>{escape(x)}</th>" for x in [t("Question"), *map(voices.spoken, labels)])
     body = "".join(
         f"<tr><td>{escape(r.question)}</td>"
         + "".join(
@@ -64,21 +72,21 @@ def table_html(labels: Sequence[str], rows: Sequence[questions.Asked]) -> str:
 
 def build(page: Page, others: gr.Dropdown, strength: gr.Slider, knobs: list[Any]) -> None:
     gr.Markdown(
-        "All voices above answer every line, each a conversation of its own. Save the table, print it, show it."
+        t("All voices above answer every line, each a conversation of its own. Save the table, print it, show it.")
     )
-    text = gr.Textbox(label="Questions, one a line", lines=6, max_lines=14, elem_id="questions")
+    text = gr.Textbox(label=t("Questions, one a line"), lines=6, max_lines=14, elem_id="questions")
     with gr.Row():
-        fill = gr.Button("Take the probes and held-out questions", min_width=200)
-        begin = gr.Button("Ask all", variant="primary", min_width=120, elem_id="ask-all")
-        halt = gr.Button("Stop", variant="stop", min_width=90)
+        fill = gr.Button(t("Take the probes and held-out questions"), min_width=200)
+        begin = gr.Button(t("Ask all"), variant="primary", min_width=120, elem_id="ask-all")
+        halt = gr.Button(t("Stop"), variant="stop", min_width=90)
     status = gr.HTML(elem_classes="quiet status", elem_id="ask-status")
     table = gr.HTML(elem_id="answers")
     with gr.Row():
-        files = [gr.DownloadButton(f"Save as {form[1:].upper()}", size="sm", min_width=120, elem_id=f"save-{form[1:]}")
-                 for form in questions.FORMS]  # fmt: skip
+        files = [gr.DownloadButton(t("Save as {form}", form=form[1:].upper()), size="sm", min_width=120,
+                                   elem_id=f"save-{form[1:]}") for form in questions.FORMS]  # fmt: skip
     fill.click(shown(held_out), [page.slug, page.adapter], text, **QUIET)
     running = begin.click(
         space.gpu(60)(shown(ask)), [text, page.slug, page.adapter, others, strength, *knobs], [table, status, *files],
         concurrency_id="model", concurrency_limit=1, **QUIET,
     )  # fmt: skip
-    halt.click(lambda: "Stopped", None, status, cancels=[running], **QUIET)
+    halt.click(lambda: t("Stopped"), None, status, cancels=[running], **QUIET)

@@ -14,6 +14,7 @@ from persona.talks import Answer
 from persona.ui import voices
 from persona.ui.common import QUIET, Page, bars_html, open_current, shown, to_save
 from persona.ui.talking import sampling_of
+from persona.ui.words import t
 from persona.votes import Book, Question, Side
 
 CHOICES = {"left": "← Left is better", "tie": "Equally good", "bad": "Both bad", "right": "Right is better →"}
@@ -35,7 +36,7 @@ def ask(said: str, key: str, slug: str, chosen: str, rival: str, strength: float
     Nothing is shown before both are complete: which of them ends first would tell who is who.
     """
     sampling, book = sampling_of(knobs), book_of(slug, chosen, key)
-    yield _page("", "", "", "Opening the model …", False)
+    yield _page("", "", "", t("Opening the model …"), False)
     cast = voices.cast(slug, chosen, [rival], strength)
     sides = [Side(v) for v in cast.voices]
     question = votes.ask(book, said, sides, cast.card.system, {"seed": sampling.seed})
@@ -43,13 +44,14 @@ def ask(said: str, key: str, slug: str, chosen: str, rival: str, strength: float
     drawn = replace(cast, speakers=tuple(cast.speakers[n] for n in order), voices=tuple(cast.voices[n] for n in order))
     for replies in drawn.answer([(), ()], said, sampling):
         longest = max(r.tokens for r in replies)
-        yield _page("", "", "", f"Both are writing: {longest} of at most {sampling.max_new_tokens} tokens", False)
+        status = t("Both are writing: {n} of at most {most} tokens", n=longest, most=sampling.max_new_tokens)
+        yield _page("", "", "", status, False)
     if wrong := next((r.error for r in replies if r.error), ""):
         raise PersonaError(wrong)
     answers = [Answer(s.voice, r.text, r.tokens, r.ended)
                for s, r in zip((question.left, question.right), replies, strict=True)]  # fmt: skip
     told = votes.blind(votes.answered(book, question.id, answers))
-    yield _page(told["left"], told["right"], told["question"], "Which one is she?", True)
+    yield _page(told["left"], told["right"], told["question"], t("Which one is she?"), True)
 
 
 def _page(left: str, right: str, question: str, status: str, ready: bool) -> tuple:
@@ -65,12 +67,12 @@ def vote(choice: str, question: str, key: str, slug: str, chosen: str) -> tuple:
     """Keep the vote; say who was who. Returns (status, four buttons, reveal, corrections row)."""
     voted = votes.vote(book_of(slug, chosen, key), question, choice)
     names = "".join(
-        f"<div><span class='quiet'>{side}</span> <b>{escape(s.voice.label)}</b></div>"
-        for side, s in (("left", voted.left), ("right", voted.right))
+        f"<div><span class='quiet'>{side}</span> <b>{escape(voices.spoken(s.voice.label))}</b></div>"
+        for side, s in ((t("left"), voted.left), (t("right"), voted.right))
     )
     buttons = [gr.Button(interactive=False) for _ in CHOICES]
     return (
-        "Voted.", *buttons, f"<div class='reveal'>{names}</div>{tally_html(slug, chosen, key)}",
+        t("Voted."), *buttons, f"<div class='reveal'>{names}</div>{tally_html(slug, chosen, key)}",
         gr.Row(visible=bool(slug)),
     )  # fmt: skip
 
@@ -79,26 +81,30 @@ def tally_html(slug: str, chosen: str, key: str) -> str:
     """Win rate with its interval for every two voices that were voted on, and how many more votes would settle it."""
     found = votes.contests(votes.questions(book_of(slug, chosen, key))) if chosen and key else []
     if not found:
-        return "<div class='quiet'>No votes yet. Ask a question; the names are shown after the vote.</div>"
-    shown = []
-    for t in found:
-        counts = {t.first.label: t.wins, t.second.label: t.losses, "equally good": t.ties, "both bad": t.both_bad}
-        bars = bars_html([(words, count, str(count)) for words, count in counts.items()])
-        shown.append(
-            f"<div class='card'><b>{escape(t.first.label)}</b> against <b>{escape(t.second.label)}</b>, "
-            f"{t.votes} {'vote' if t.votes == 1 else 'votes'}{bars}<p>{_rate(t)}{escape(t.outlook)}</p>"
-            f"<p class='quiet'>{escape(t.sides)}</p></div>"
-        )
-    return "".join(shown)
+        return f"<div class='quiet'>{t('No votes yet. Ask a question; the names are shown after the vote.')}</div>"
+    return "".join(map(_contest, found))
 
 
-def _rate(t: votes.Tally) -> str:
-    if t.rate.value is None:
-        return ""
+def _contest(c: votes.Tally) -> str:
+    first, second = voices.spoken(c.first.label), voices.spoken(c.second.label)
+    counts = {first: c.wins, second: c.losses, t("equally good"): c.ties, t("both bad"): c.both_bad}
+    bars = bars_html([(words, count, str(count)) for words, count in counts.items()])
+    two = {"first": escape(first), "second": escape(second)}
+    head = t("<b>{first}</b> against <b>{second}</b>, {n} votes", **two, n=c.votes)
+    if c.votes == 1:
+        head = t("<b>{first}</b> against <b>{second}</b>, 1 vote", **two)
     return (
-        f"{escape(t.first.label)} wins <b>{t.rate.value:.0%}</b> of the decided votes (95 % interval "
-        f"{t.rate.low:.0%} to {t.rate.high:.0%}). "
+        f"<div class='card'>{head}{bars}<p>{_rate(c, first)}{escape(c.outlook)}</p>"
+        f"<p class='quiet'>{escape(c.sides)}</p></div>"
     )
+
+
+def _rate(c: votes.Tally, first: str) -> str:
+    if c.rate.value is None:
+        return ""
+    words = t("{name} wins <b>{rate}</b> of the decided votes (95 % interval {low} to {high}).", name=escape(first),
+              rate=f"{c.rate.value:.0%}", low=f"{c.rate.low:.0%}", high=f"{c.rate.high:.0%}")  # fmt: skip
+    return f"{words} "
 
 
 def to_pairs(question: str, own: str, key: str, slug: str, chosen: str) -> str:
@@ -111,14 +117,16 @@ def _find(question: str, key: str, slug: str, chosen: str) -> Question:
     for q in votes.questions(book_of(slug, chosen, key)):
         if q.id == question and q.choice:
             return q
-    raise PersonaError("Vote first: then the answer can go to the pairs.")
+    raise PersonaError(t("Vote first: then the answer can go to the pairs."))
 
 
 def export(key: str, slug: str, chosen: str) -> str:
     """The votes as preference rows for TRL's DPOTrainer."""
     made = preferences.preferences(votes.questions(book_of(slug, chosen, key)))
     if not made.rows:
-        raise PersonaError("No vote prefers one answer yet, so there is nothing to export. Vote left or right first.")
+        raise PersonaError(
+            t("No vote prefers one answer yet, so there is nothing to export. Vote left or right first.")
+        )
     path = to_save("preferences.jsonl")
     path.write_text("".join(preferences.dumps(made.rows)), encoding="utf-8")
     return str(path)
@@ -126,26 +134,28 @@ def export(key: str, slug: str, chosen: str) -> str:
 
 def build(page: Page, key: gr.State, strength: gr.Slider, knobs: list[Any], opened: list[Any]) -> None:
     """opened: events on which the tally is shown anew."""
-    gr.Markdown("Two answers, no names, sides drawn by lot. Vote, then see who was who: the only fair taste test.")
+    gr.Markdown(t("Two answers, no names, sides drawn by lot. Vote, then see who was who: the only fair taste test."))
     with gr.Row(elem_classes="slim"):
-        said = gr.Textbox(label="Question", placeholder="Ask both", scale=5, min_width=260, elem_id="blind-question")
-        draw = gr.Button("Another question", scale=1, min_width=150)
-        rival = gr.Dropdown([("Base, with her prompt", voices.PROMPTED)], value=voices.PROMPTED, scale=2, min_width=200,
-                            label="Against", elem_id="blind-rival")  # fmt: skip
-        begin = gr.Button("Ask both", variant="primary", scale=1, min_width=120, elem_id="blind-ask")
+        said = gr.Textbox(
+            label=t("Question"), placeholder=t("Ask both"), scale=5, min_width=260, elem_id="blind-question"
+        )
+        draw = gr.Button(t("Another question"), scale=1, min_width=150)
+        rival = gr.Dropdown([(t("Base, with her prompt"), voices.PROMPTED)], value=voices.PROMPTED, scale=2,
+                            min_width=200, label=t("Against"), elem_id="blind-rival")  # fmt: skip
+        begin = gr.Button(t("Ask both"), variant="primary", scale=1, min_width=120, elem_id="blind-ask")
     status = gr.HTML(elem_classes="quiet status", elem_id="blind-status")
     with gr.Row():
         left = gr.HTML(elem_id="blind-left")
         right = gr.HTML(elem_id="blind-right")
     with gr.Row():
-        buttons = {choice: gr.Button(words, interactive=False, min_width=140, elem_id=f"vote-{choice}")
+        buttons = {choice: gr.Button(t(words), interactive=False, min_width=140, elem_id=f"vote-{choice}")
                    for choice, words in CHOICES.items()}  # fmt: skip
     question = gr.State("")
     reveal = gr.HTML(elem_id="blind-reveal")
     with gr.Row(visible=False) as after:
-        own = gr.Textbox(label="What she should have said (empty: the better answer as it is)", scale=4)
-        send = gr.Button("Add to the pairs", scale=1, min_width=140, elem_id="vote-to-pairs")
-    download = gr.DownloadButton("Export votes for DPO (JSON lines)", size="sm", scale=0, elem_id="export-votes")
+        own = gr.Textbox(label=t("What she should have said (empty: the better answer as it is)"), scale=4)
+        send = gr.Button(t("Add to the pairs"), scale=1, min_width=140, elem_id="vote-to-pairs")
+    download = gr.DownloadButton(t("Export votes for DPO (JSON lines)"), size="sm", scale=0, elem_id="export-votes")
 
     draw.click(shown(another), page.adapter, said, **QUIET)
     everything = [left, right, question, status, *buttons.values(), reveal, after]

@@ -10,8 +10,10 @@ from persona.folder import Persona
 from persona.lint import Finding
 from persona.pairs import Pair
 from persona.ui.common import bars_html, renderer_for
+from persona.ui.words import t
 
 LISTED = 40  # findings of one rule on the page; the table shows the rows of all of them
+RULES = {"duplicate": "Exact duplicate", "ai-leak": "AI leak"}  # the others are called as they are named
 AUTOMATIC = 20_000  # pairs; larger sets are checked when asked
 
 
@@ -35,11 +37,11 @@ def fix(persona: Persona, findings: Sequence[Finding], which: str) -> None:
     """Carry out the fix of one finding (its key), or of all of a rule (its name), as one edit that undo takes back."""
     found = [f for f in findings if which in (f.key, f.rule) and f.fix]
     if not found:
-        raise InputError("That finding is not there any more. Press Check again.")
+        raise InputError(t("That finding is not there any more. Press Check again."))
     items, _ = persona.scan()
     after = lint.fix_all(items, found, persona.card())
     if after == items:
-        raise InputError("These pairs were changed since they were checked. Press Check again.")
+        raise InputError(t("These pairs were changed since they were checked. Press Check again."))
     label = found[0].fix if len(found) == 1 else f"fix of {len(found):,} findings ({found[0].rule})"
     journal.commit(persona, label, edits.difference(items, after))
 
@@ -54,23 +56,30 @@ def panel_html(pairs: Sequence[Pair], findings: Sequence[Finding], summary: lint
     counts = lint.counts(list(findings))
     groups = "".join(_group(rule, rows, [f for f in findings if f.rule == rule]) for rule, rows in counts.items())
     if not findings:
-        groups = "<div class='good'>Nothing to mend." + ("" if pairs else " There are no pairs yet.") + "</div>"
-    again = '<button class="tool" data-do="see-again" data-key="">Show them again</button>'
-    aside = f"<div class='quiet'>{ignored:,} put aside. {again}</div>" if ignored else ""
-    bars = bars_html([(kind, n, f"{n:,}") for kind, n in summary.kinds.items()])
+        fine = t("Nothing to mend.") if pairs else t("Nothing to mend. There are no pairs yet.")
+        groups = f"<div class='good'>{fine}</div>"
+    again = f'<button class="tool" data-do="see-again" data-key="">{t("Show them again")}</button>'
+    aside = f"<div class='quiet'>{t('{n} put aside.', n=f'{ignored:,}')} {again}</div>" if ignored else ""
+    bars = bars_html([(t(kind), n, f"{n:,}") for kind, n in summary.kinds.items()])
     return f"<div class='card'><p>{escape(summary.text)}</p>{bars}</div>{groups}{aside}"
 
 
 def _group(rule: str, rows: int, found: Sequence[Finding]) -> str:
     lines = "".join(_mark(f, show=True) for f in found[:LISTED])
-    more = f"<div class='quiet'>… and {len(found) - LISTED:,} more</div>" if len(found) > LISTED else ""
-    show = f'<button class="tool wide" data-do="show" data-key="{escape(rule)}">Show all in the table</button>'
+    more = f"<div class='quiet'>{t('… and {n} more', n=f'{len(found) - LISTED:,}')}</div>" if found[LISTED:] else ""
+    show = f'<button class="tool wide" data-do="show" data-key="{escape(rule)}">{t("Show all in the table")}</button>'
     fixable = sum(bool(f.fix) for f in found)
     if fixable > 1:
-        show += f' <button class="tool" data-do="fix" data-key="{escape(rule)}">Fix all {fixable:,}</button>'
-    words = f"{rows:,} pair{'s' * (rows != 1)}"
-    title = escape(rule.replace("-", " ").capitalize())
-    return f"<details class='finding'><summary><b>{title}</b> {words} {show}</summary>{lines}{more}</details>"
+        every = t("Fix all {n}", n=f"{fixable:,}")
+        show += f' <button class="tool" data-do="fix" data-key="{escape(rule)}">{every}</button>'
+    words = t("1 pair") if rows == 1 else t("{n} pairs", n=f"{rows:,}")
+    head = f"<summary><b>{escape(title(rule))}</b> {words} {show}</summary>"
+    return f"<details class='finding'>{head}{lines}{more}</details>"
+
+
+def title(rule: str) -> str:
+    """A rule of lint as the visitor reads it."""
+    return t(RULES.get(rule) or rule.replace("-", " ").capitalize())
 
 
 def marks_html(findings: Sequence[Finding]) -> dict[str, str]:
@@ -85,7 +94,7 @@ def marks_html(findings: Sequence[Finding]) -> dict[str, str]:
 def _mark(finding: Finding, show: bool) -> str:
     """A finding with its buttons. show: with the one that leads to its rows."""
     key = escape(finding.key)
-    words = [("show", "Show")] * show + [("fix", finding.fix)] * bool(finding.fix) + [("ignore", "Ignore")]
+    words = [("show", t("Show"))] * show + [("fix", finding.fix)] * bool(finding.fix) + [("ignore", t("Ignore"))]
     buttons = "".join(
         f'<button class="tool" data-do="{do}" data-key="{key}">{escape(word)}</button>' for do, word in words
     )

@@ -14,6 +14,7 @@ import gradio as gr
 from persona import base, folder
 from persona.errors import PersonaError
 from persona.render import Example, Renderer
+from persona.ui.words import t
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # how most events of the page behave
 WRITE, TEMPLATE, TRAIN, COMPARE, SHARE = range(5)
@@ -59,13 +60,13 @@ def shown(handler: Callable) -> Callable:
 
 def notice(e: PersonaError) -> gr.Error:
     text = escape(str(e)).replace("\n", "<br>")
-    return gr.Error(text, duration=None, title="That did not work", print_exception=False)
+    return gr.Error(text, duration=None, title=t("That did not work"), print_exception=False)
 
 
 def open_current(slug: str) -> folder.Persona:
     """The persona of this visitor's page. Raises InputError when none is open."""
     if not slug:
-        raise PersonaError("No persona is open. Open an example or start one in the first step, Write.")
+        raise PersonaError(t("No persona is open. Open an example or start one in the first step, Write."))
     return folder.by_slug(slug)
 
 
@@ -77,7 +78,7 @@ def mine(slug: str) -> gr.Dropdown:
             named.append((persona.card().name, persona.slug))
         except PersonaError:  # a damaged card: opening it says where
             named.append((persona.slug, persona.slug))
-    return gr.Dropdown([("New or example …", ""), *named], value=slug)
+    return gr.Dropdown([(t("New or example …"), ""), *named], value=slug)
 
 
 def renderer_for(slug: str, base_name: str, template: str, max_length: float, learn_history: bool) -> Any:
@@ -86,10 +87,13 @@ def renderer_for(slug: str, base_name: str, template: str, max_length: float, le
     return base.open_renderer(card, base_name, template or "auto", int(max_length or 512), bool(learn_history))
 
 
-LEGEND = (
-    '<div class="legend"><span><i class="learned"></i><b>learned</b>: the model is trained to write this</span>'
-    '<span><i class="masked"></i><b>masked</b>: it reads this, nothing is learned from it</span></div>'
-)
+def legend_html() -> str:
+    learned = t("<b>learned</b>: the model is trained to write this")
+    masked = t("<b>masked</b>: it reads this, nothing is learned from it")
+    return (
+        f'<div class="legend"><span><i class="learned"></i>{learned}</span>'
+        f'<span><i class="masked"></i>{masked}</span></div>'
+    )
 
 
 def mask_html(renderer: Renderer, example: Example) -> str:
@@ -97,18 +101,22 @@ def mask_html(renderer: Renderer, example: Example) -> str:
     if not example.input_ids:
         return problems_html(example.problems)
     pieces = []
-    for n, t in enumerate(renderer.tokens(example)):
-        kind = "learned" if t.learned else "masked"
-        kind += " special" if t.special else ""
+    titles = {True: t("id {id}, {bytes} bytes, learned"), False: t("id {id}, {bytes} bytes, masked")}
+    for n, token in enumerate(renderer.tokens(example)):
+        kind = "learned" if token.learned else "masked"
+        kind += " special" if token.special else ""
         kind += " cut" if n >= renderer.max_length else ""
-        text = _white_space(t.text)
-        title = f"id {t.id}, {len(t.text.encode())} bytes, {'learned' if t.learned else 'masked'}"
+        text = _white_space(token.text)
+        title = titles[token.learned].format(id=token.id, bytes=len(token.text.encode()))
         pieces.append(f'<span class="{kind}" title="{title}">{text}</span>')
     count = len(example.input_ids)
-    totals = f"{count:,} tokens: <b>{example.learned:,} learned</b>, {count - example.learned:,} masked"
-    totals += f", <b>{count - renderer.max_length:,} too many</b>" if count > renderer.max_length else ""
+    counts = {"n": f"{count:,}", "learned": f"{example.learned:,}", "masked": f"{count - example.learned:,}"}
+    totals = t("{n} tokens: <b>{learned} learned</b>, {masked} masked", **counts)
+    if count > renderer.max_length:
+        over = f"{count - renderer.max_length:,}"
+        totals = t("{n} tokens: <b>{learned} learned</b>, {masked} masked, <b>{over} too many</b>", **counts, over=over)
     return (
-        f"{LEGEND}<div class='mask' data-testid='mask'>{''.join(pieces)}</div>"
+        f"{legend_html()}<div class='mask' data-testid='mask'>{''.join(pieces)}</div>"
         f"<div class='quiet'>{totals}</div>{problems_html(example.problems)}"
     )
 
@@ -137,8 +145,10 @@ def duration(seconds: float | None) -> str:
         return "…"
     s = max(0, round(seconds))
     if s < 60:
-        return f"{s} s"
-    return f"{s // 60} min {s % 60} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60} min"
+        return t("{s} s", s=s)
+    if s < 3600:
+        return t("{min} min {s} s", min=s // 60, s=s % 60)
+    return t("{h} h {min} min", h=s // 3600, min=s % 3600 // 60)
 
 
 # for a gr.HTML whose buttons say what they do: the click event carries their data

@@ -12,6 +12,7 @@ from persona.chat import MAX_COLUMNS
 from persona.errors import PersonaError
 from persona.ui import asking, blind, judging, talking, voices, way
 from persona.ui.common import QUIET, SHARE, Page, shown
+from persona.ui.words import t
 
 COLUMNS = ("chat-base", "chat-persona", "chat-third", "chat-fourth")
 
@@ -46,7 +47,7 @@ def refresh(slug: str, chosen: str, others: list[str]) -> tuple[gr.Dropdown, gr.
 
 
 def _beside(found: list[tuple[str, str]], chosen: str | None, kept: list[str]) -> gr.Dropdown:
-    blends = [(voices.label(v, chosen or ""), v) for v in kept if v.startswith("blend/")]
+    blends = [(voices.spoken(voices.label(v, chosen or "")), v) for v in kept if v.startswith("blend/")]
     rest = [v for v in found if v[1] != chosen]
     return gr.Dropdown([*rest, *blends], value=[v for v in kept if v != chosen])
 
@@ -54,7 +55,7 @@ def _beside(found: list[tuple[str, str]], chosen: str | None, kept: list[str]) -
 def add_blend(slug: str, chosen: str, others: list[str], other: str, part: float) -> gr.Dropdown:
     """One more voice: the persona and another adapter at once, by weight."""
     if not other:
-        raise PersonaError("Choose a second adapter to blend with.")
+        raise PersonaError(t("Choose a second adapter to blend with."))
     kept = [*(others or []), f"blend/{part:.2f}/{other}"]
     return _beside(voices.beside(slug, chosen), chosen, list(dict.fromkeys(kept))[-(MAX_COLUMNS - 1) :])
 
@@ -62,13 +63,15 @@ def add_blend(slug: str, chosen: str, others: list[str], other: str, part: float
 def introduce(chosen: str) -> tuple[Any, str]:
     """Her probes as questions to click, and what is known of the adapter."""
     if not chosen or chosen.startswith("server/"):
-        return gr.Dataset(samples=[]), "<div class='quiet'>A model of another server.</div>" if chosen else ""
+        return gr.Dataset(samples=[]), f"<div class='quiet'>{t('A model of another server.')}</div>" if chosen else ""
     a = voices.find(chosen)
     figures = a.facts.get("figures")
-    learned = ""
+    known = {"name": escape(a.card.name), "base": escape(a.base_id), "template": escape(a.template.name)}
+    about = t("{name} on {base}, template {template}", **known)
     if isinstance(figures, dict) and all(isinstance(figures.get(k), float) for k in ("base_nll", "adapter_nll")):
-        learned = f" · held-out loss {figures['base_nll']:.2f} → {figures['adapter_nll']:.2f}"
-    about = f"{escape(a.card.name)} on {escape(a.base_id)}, template {escape(a.template.name)}{learned}"
+        before, after = (f"{figures[k]:.2f}" for k in ("base_nll", "adapter_nll"))
+        about = t("{name} on {base}, template {template} · held-out loss {before} → {after}", **known, before=before,
+                  after=after)  # fmt: skip
     return gr.Dataset(samples=[[p] for p in a.card.probes[:8]]), f"<div class='quiet'>{about}</div>"
 
 
@@ -89,8 +92,8 @@ def shown_talk(slug: str, chosen: str, others: Sequence[str], key: str, talk_id:
     if talk is None and not chosen.startswith("server/"):
         a = voices.find(chosen)
         mine = 1 if len(labels) > 1 else 0
-        greeting = escape(a.card.greeting) or "Say something"
-        bots[mine] = gr.Chatbot([], label=labels[mine], placeholder=greeting)
+        greeting = escape(a.card.greeting) or t("Say something")
+        bots[mine] = gr.Chatbot([], label=voices.spoken(labels[mine]), placeholder=greeting)
     return (*_boxes(len(labels)), *bots, *[""] * MAX_COLUMNS)
 
 
@@ -114,54 +117,57 @@ def edited(event: gr.EditData, key: str, slug: str, chosen: str, others: Sequenc
     if of_answer:
         label = _labels(chosen, others)[column]
         message = talking.correct(number, label, str(event.value), key, slug, chosen, talk_id)
-        gr.Info(escape(f"{message} Undo is in step 1."))
+        gr.Info(escape(t("{message} Undo is in step 1.", message=message)))
         yield (*skip, message, talk_id)
         return
     yield from talking.reworded(number, str(event.value), key, slug, chosen, others, talk_id, strength, *knobs)
 
 
 def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
-    gr.Markdown("### One question, several voices\nAll answer from one batch, with the same dice.")
+    gr.Markdown(t("### One question, several voices\nAll answer from one batch, with the same dice."))
     with gr.Row(equal_height=True):
         page.adapter.render()
         others = gr.Dropdown(
-            [("Base, with her prompt", voices.PROMPTED), ("Base alone, without a prompt", voices.ALONE)],
+            [(t("Base, with her prompt"), voices.PROMPTED), (t("Base alone, without a prompt"), voices.ALONE)],
             value=[voices.PROMPTED], multiselect=True, max_choices=MAX_COLUMNS - 1, scale=4, elem_id="beside",
             min_width=300,
-            label="Beside her, up to three",
+            label=t("Beside her, up to three"),
         )  # fmt: skip
     about = gr.HTML()
-    with gr.Accordion("Open or blend adapters", open=False, elem_id="open-adapters"), gr.Row(equal_height=True):
-        zipped = gr.UploadButton("Open an adapter zip", file_types=[".zip"], scale=0, min_width=190, elem_id="open-zip")
-        address = gr.Textbox(show_label=False, placeholder="USER/NAME on the Hub, a share link, or a folder", scale=3,
-                             elem_id="open-link")  # fmt: skip
-        fetch = gr.Button("Open", scale=0, min_width=90)
-        second = gr.Dropdown([], label="Blend her with", scale=2, elem_id="blend-with")
-        part = gr.Slider(0, 1, 0.5, step=0.05, label="Her share", scale=2)
-        mixed = gr.Button("Add the blend", scale=0, min_width=130, elem_id="add-blend")
-    with gr.Accordion("Strength and sampling, the same for all", open=False, elem_id="sampling"), gr.Row():
-        strength = gr.Slider(0, 1.5, 1.0, step=0.05, label="Strength", info="0: the base, 1: as trained", min_width=200,
-                             elem_id="strength")  # fmt: skip
+    with gr.Accordion(t("Open or blend adapters"), open=False, elem_id="open-adapters"), gr.Row(equal_height=True):
+        zipped = gr.UploadButton(t("Open an adapter zip"), file_types=[".zip"], scale=0, min_width=190,
+                                 elem_id="open-zip")  # fmt: skip
+        address = gr.Textbox(show_label=False, scale=3, elem_id="open-link",
+                             placeholder=t("USER/NAME on the Hub, a share link, or a folder"))  # fmt: skip
+        fetch = gr.Button(t("Open"), scale=0, min_width=90)
+        second = gr.Dropdown([], label=t("Blend her with"), scale=2, elem_id="blend-with")
+        part = gr.Slider(0, 1, 0.5, step=0.05, label=t("Her share"), scale=2)
+        mixed = gr.Button(t("Add the blend"), scale=0, min_width=130, elem_id="add-blend")
+    with gr.Accordion(t("Strength and sampling, the same for all"), open=False, elem_id="sampling"), gr.Row():
+        strength = gr.Slider(0, 1.5, 1.0, step=0.05, label=t("Strength"), elem_id="strength", min_width=200,
+                             info=t("0: the base, 1: as trained"))  # fmt: skip
         knobs: list[Any] = [
-            gr.Slider(0, 1.5, 0.4, step=0.05, label="Temperature", info="0: the likeliest token", min_width=200),
+            gr.Slider(0, 1.5, 0.4, step=0.05, label=t("Temperature"), info=t("0: the likeliest token"), min_width=200),
             gr.Slider(0.1, 1, 0.9, step=0.05, label="Top-p", min_width=200),
-            gr.Number(0, label="Top-k", info="0: all", precision=0, minimum=0, min_width=120),
-            gr.Slider(0, 0.5, 0, step=0.01, label="Min-p", info="0: off", min_width=200),
-            gr.Slider(1, 2, 1.1, step=0.05, label="Repetition penalty", info="1: none", min_width=200),
-            gr.Slider(16, 512, 128, step=16, label="Longest reply, in tokens", min_width=200, elem_id="longest"),
-            gr.Number(0, label="Seed", info="the same for all", precision=0, minimum=0, min_width=120, elem_id="seed"),
+            gr.Number(0, label="Top-k", info=t("0: all"), precision=0, minimum=0, min_width=120),
+            gr.Slider(0, 0.5, 0, step=0.01, label="Min-p", info=t("0: off"), min_width=200),
+            gr.Slider(1, 2, 1.1, step=0.05, label=t("Repetition penalty"), info=t("1: none"), min_width=200),
+            gr.Slider(16, 512, 128, step=16, label=t("Longest reply, in tokens"), min_width=200, elem_id="longest"),
+            gr.Number(
+                0, label=t("Seed"), info=t("the same for all"), precision=0, minimum=0, min_width=120, elem_id="seed"
+            ),
         ]
     page.adapter.change(shown(drawn), [page.adapter, *knobs[:5]], knobs[:5], **QUIET)
     with gr.Tabs(elem_id="compare-tabs", overflow_behavior="wrap"):
-        with gr.Tab("Talk", id="talk"):
+        with gr.Tab(t("Talk"), id="talk"):
             probes = _talk(page, step, key, others, strength, knobs)
-        with gr.Tab("Blind vote", id="blind") as tab:
+        with gr.Tab(t("Blind vote"), id="blind") as tab:
             blind.build(page, key, strength, knobs, [tab.select, page.adapter.change])
-        with gr.Tab("A list of questions", id="list"):
+        with gr.Tab(t("A list of questions"), id="list"):
             asking.build(page, others, strength, knobs)
-        with gr.Tab("Did it learn?", id="judge") as tab:
+        with gr.Tab(t("Did it learn?"), id="judge") as tab:
             judging.build(page, [tab.select, page.adapter.change])
-    go = gr.Button("Next: Share →", variant="primary", scale=0, min_width=170, elem_id="to-share")
+    go = gr.Button(t("Next: Share →"), variant="primary", scale=0, min_width=170, elem_id="to-share")
 
     gr.on([page.slug.change, step.select], shown(refresh), [page.slug, page.adapter, others], [page.adapter, others],
           **QUIET)  # fmt: skip
@@ -185,23 +191,24 @@ def _talk(
             with gr.Column(min_width=250, visible=n < 2) as column:
                 boxes.append(column)
                 bots.append(gr.Chatbot(
-                    label="Persona" if n else "Base", elem_id=elem, height=380, buttons=["copy"], render_markdown=False,
-                    editable="all", placeholder="Train it first" if n == 1 else "Say something to all",
+                    label=t("Persona") if n else t("Base"), elem_id=elem, height=380, buttons=["copy"],
+                    render_markdown=False, editable="all",
+                    placeholder=t("Train it first") if n == 1 else t("Say something to all"),
                 ))  # fmt: skip
                 notes.append(gr.HTML(elem_id=f"{elem}-note"))
     status = gr.HTML(elem_classes="quiet status", elem_id="chat-status")
     with gr.Row(elem_classes="slim"):
-        box = gr.Textbox(show_label=False, placeholder="Say something to all", scale=6, elem_id="say")
-        send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id="send")
-        halt = gr.Button("Stop", variant="stop", scale=1, min_width=80, elem_id="stop-chat")
-        retry = gr.Button("Again", scale=1, min_width=80, elem_id="again")
-    probes = gr.Dataset(components=[box], samples=[], label="Questions kept out of the training", elem_id="probes")
+        box = gr.Textbox(show_label=False, placeholder=t("Say something to all"), scale=6, elem_id="say")
+        send = gr.Button(t("Send"), variant="primary", scale=1, min_width=80, elem_id="send")
+        halt = gr.Button(t("Stop"), variant="stop", scale=1, min_width=80, elem_id="stop-chat")
+        retry = gr.Button(t("Again"), scale=1, min_width=80, elem_id="again")
+    probes = gr.Dataset(components=[box], samples=[], label=t("Questions kept out of the training"), elem_id="probes")
     with gr.Row(elem_classes="slim"):
-        talk = gr.Dropdown([("New conversation", "")], value="", label="Conversations, yours alone", scale=4,
+        talk = gr.Dropdown([(t("New conversation"), "")], value="", label=t("Conversations, yours alone"), scale=4,
                            elem_id="conversations")  # fmt: skip
-        new = gr.Button("New", scale=0, min_width=80, elem_id="new-talk")
-        save = gr.DownloadButton("Export", scale=0, min_width=90, elem_id="export-talk")
-        drop = gr.Button("Delete", scale=0, min_width=80, elem_id="delete-talk")
+        new = gr.Button(t("New"), scale=0, min_width=80, elem_id="new-talk")
+        save = gr.DownloadButton(t("Export"), scale=0, min_width=90, elem_id="export-talk")
+        drop = gr.Button(t("Delete"), scale=0, min_width=80, elem_id="delete-talk")
 
     who = [key, page.slug, page.adapter, others]
     output = [*bots, *notes, box, status, talk_id := gr.State("")]
@@ -226,7 +233,7 @@ def _talk(
         running.append(
             bot.edit(space.gpu(60)(shown(edited)), [*who, talk_id, gr.State(n), strength, *knobs], output, **model)
         )
-    halt.click(lambda: "Stopped; what was said is kept.", None, status, cancels=running, **QUIET)
+    halt.click(lambda: t("Stopped; what was said is kept."), None, status, cancels=running, **QUIET)
     probes.click(lambda row: row[0], probes, box, **QUIET)
 
     gr.on([new.click, *(bot.clear for bot in bots)], lambda: ("", "", ""), None, [talk_id, talk, status],

@@ -14,6 +14,7 @@ from persona.pairs import Pair
 from persona.ui import checking, table
 from persona.ui.common import CLICKS, QUIET, Page, mask_html, open_current, renderer_for, shown
 from persona.ui.table import KINDS, ORDERS, ROWS, View
+from persona.ui.words import t
 
 PAINT = "(marks) => document.querySelector('#pairs')?.paint?.(marks)"
 SAVED = "() => document.querySelector('#pairs')?.saved?.()"
@@ -54,7 +55,7 @@ def draw(
     A page that is not there any more becomes the last one.
     """
     if not slug:
-        return "", "", KINDS[0], 0, 1, "", _button("Undo", ""), _button("Redo", "")
+        return "", "", KINDS[0], 0, 1, "", _undo(""), _redo("")
     persona = open_current(slug)
     items, bad = persona.scan()
     view = View(query or "", order, only or KINDS[0], int(number or 0))
@@ -68,12 +69,19 @@ def draw(
     back, forth = journal.trail(persona)
     return (
         table.table_html(items, rows, view, chosen, focus), view.query, view.only, view.page, chosen,
-        status_html(items) + rejected_html(bad), _button("Undo", back), _button("Redo", forth),
+        status_html(items) + rejected_html(bad), _undo(back), _redo(forth),
     )  # fmt: skip
 
 
-def _button(word: str, label: str) -> Any:
-    text = f"{word}: {label}" if label else word
+def _undo(label: str) -> Any:
+    return _button(t("Undo: {edit}", edit=table.named(label)) if label else t("Undo"), label)
+
+
+def _redo(label: str) -> Any:
+    return _button(t("Redo: {edit}", edit=table.named(label)) if label else t("Redo"), label)
+
+
+def _button(text: str, label: str) -> Any:
     return gr.Button(text if len(text) <= 34 else text[:33] + "…", interactive=bool(label))
 
 
@@ -81,24 +89,34 @@ def status_html(items: Sequence[Pair]) -> str:
     """How many pairs there are, whether that is enough, and what is unfinished."""
     count = len(items)
     if not count:
-        return '<div class="hint">No pairs yet.</div>'
+        return f'<div class="hint">{t("No pairs yet.")}</div>'
     missing = pairs.unfinished(items)
-    lines = [f'<b>{count:,} pair{"s" * (count > 1)}</b>, <span class="saving" role="status">saved.</span>']
+    # table.js says that it saves, in the words that are given here
+    state = f'<span class="saving" role="status" data-saving="{t("Saving …")}">{t("saved.")}</span>'
+    lines = [t("<b>{n} pairs</b>, {state}", n=f"{count:,}", state=state)]
+    if count == 1:
+        lines = [t("<b>1 pair</b>, {state}", state=state)]
     if missing:
         rows = ", ".join(f"#{row}: {escape(why)}" for row, why in missing[:5])
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        lines.append(f'<div class="problem">Not ready to train: {rows}{more}.</div>')
+        words = t("Not ready to train: {rows}.", rows=rows)
+        if len(missing) > 5:
+            words = t("Not ready to train: {rows} and {n} more.", rows=rows, n=len(missing) - 5)
+        lines.append(f'<div class="problem">{words}</div>')
     if count < 100:
-        lines.append('<div class="hint">A persona begins to show from about 100 pairs; 200 to 500 are better.</div>')
+        enough = t("A persona begins to show from about 100 pairs; 200 to 500 are better.")
+        lines.append(f'<div class="hint">{enough}</div>')
     return " ".join(lines)
 
 
 def rejected_html(bad: list[pairs.BadLine]) -> str:
     """Lines of pairs.jsonl that are no pairs: shown, and kept aside on the next save."""
-    lines = "".join(f'<div class="problem">pairs.jsonl line {b.line}: {escape(b.why)}</div>' for b in bad[:5])
-    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-    aside = "The next save moves such lines to pairs.rejected.txt; nothing is lost."
-    return f"{lines}<div class='quiet'>{aside}{more}</div>" if bad else ""
+    if not bad:
+        return ""
+    told = [t("pairs.jsonl line {line}: {why}", line=b.line, why=escape(b.why)) for b in bad[:5]]
+    more = [t("… and {n} more", n=len(bad) - 5)] if len(bad) > 5 else []
+    lines = "".join(f'<div class="problem">{line}</div>' for line in told + more)
+    aside = t("The next save moves such lines to pairs.rejected.txt; nothing is lost.")
+    return f"{lines}<div class='quiet'>{aside}</div>"
 
 
 def act(
@@ -120,7 +138,7 @@ def act(
         items, bad = persona.scan()
         back, forth = journal.trail(persona)
         status = status_html(items) + rejected_html(bad)
-        return gr.skip(), gr.skip(), gr.skip(), gr.skip(), chosen, status, _button("Undo", back), _button("Redo", forth)
+        return gr.skip(), gr.skip(), gr.skip(), gr.skip(), chosen, status, _undo(back), _redo(forth)
     return draw(slug, query, order, only, number, chosen, findings, focus=do in ("add", "duplicate", "split", "join"))
 
 
@@ -132,12 +150,12 @@ def turn(
 
 
 def step_back(slug: str, *view: Any) -> tuple[Any, ...]:
-    gr.Info(escape(f"Undone: {journal.undo(open_current(slug))}"), duration=4)
+    gr.Info(escape(t("Undone: {edit}", edit=table.named(journal.undo(open_current(slug))))), duration=4)
     return draw(slug, *view)
 
 
 def step_forth(slug: str, *view: Any) -> tuple[Any, ...]:
-    gr.Info(escape(f"Done again: {journal.redo(open_current(slug))}"), duration=4)
+    gr.Info(escape(t("Done again: {edit}", edit=table.named(journal.redo(open_current(slug))))), duration=4)
     return draw(slug, *view)
 
 
@@ -152,17 +170,28 @@ def check(slug: str, findings: list[Finding], only: str, always: bool, *settings
     only: the filter in use; it stays among the choices when its last finding is mended.
     """
     if not slug:
-        return [], {}, "", gr.Dropdown(KINDS)
+        return [], {}, "", gr.Dropdown(_offered(KINDS))
     persona = open_current(slug)
     items, _ = persona.scan()
     if len(items) > checking.AUTOMATIC and not always:
-        return findings, gr.skip(), f"<div class='hint'>{len(items):,} pairs: press Check again.</div>", gr.skip()
+        ask = t("{n} pairs: press Check again.", n=f"{len(items):,}")
+        return findings, gr.skip(), f"<div class='hint'>{ask}</div>", gr.skip()
     findings = checking.find(persona, settings)
     panel = checking.panel_html(
         items, findings, lint.summarise(items, persona.card(), findings), len(lint.read_ignored(persona))
     )
     rules = sorted({f.rule for f in findings} | {only or KINDS[0]} - {*KINDS})
-    return findings, checking.marks_html(findings), panel, gr.Dropdown([*KINDS, *rules])
+    return (
+        findings,
+        checking.marks_html(findings),
+        panel,
+        gr.Dropdown([*_offered(KINDS), *((checking.title(rule), rule) for rule in rules)]),
+    )
+
+
+def _offered(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Kinds or orders, to choose from."""
+    return [(t(name), name) for name in names]
 
 
 def show(slug: str, order: str, chosen: int, findings: list[Finding], event: gr.EventData) -> tuple[Any, ...]:
@@ -197,7 +226,7 @@ def mask_of(slug: str, pair: Pair, number: int, settings: Sequence[Any]) -> str:
         _, renderer = renderer_for(slug, *settings)
     except PersonaError as e:
         return f"<div class='hint'>{escape(str(e))}</div>"
-    head = f"<div class='quiet'>Pair {number}, as the model sees it</div>"
+    head = f"<div class='quiet'>{t('Pair {n}, as the model sees it', n=number)}</div>"
     return f"<div class='card'>{head}{mask_html(renderer, renderer.example(pair))}</div>"
 
 
@@ -213,7 +242,7 @@ def glance(slug: str, base: str, template: str, max_length: float, learn_history
 def number_of(event: gr.EventData) -> int:
     row = int(event.row)
     if row < 1:
-        raise InputError("There is no such pair.")
+        raise InputError(t("There is no such pair."))
     return row
 
 
@@ -221,14 +250,16 @@ def components() -> Desk:
     """Everything above, made before the tabs because several of them redraw it."""
     return Desk(
         grid=gr.HTML(elem_id="pairs", js_on_load=table.SCRIPT, render=False),
-        query=gr.Textbox(label="Search", placeholder="in questions, answers and sources", scale=3, max_lines=1,
+        query=gr.Textbox(label=t("Search"), placeholder=t("in questions, answers and sources"), scale=3, max_lines=1,
                          elem_id="search", render=False),
-        order=gr.Dropdown(ORDERS, value=ORDERS[0], label="Order", scale=2, elem_id="order", render=False),
-        only=gr.Dropdown(KINDS, value=KINDS[0], label="Show", scale=2, elem_id="only", render=False),
+        order=gr.Dropdown(_offered(ORDERS), value=ORDERS[0], label=t("Order"), scale=2, elem_id="order", render=False),
+        only=gr.Dropdown(_offered(KINDS), value=KINDS[0], label=t("Show"), scale=2, elem_id="only", render=False),
         number=gr.State(0), findings=gr.State([]), marks=gr.JSON(visible=False),
         status=gr.HTML(elem_classes="status", elem_id="pairs-status", render=False),
-        undo=gr.Button("Undo", interactive=False, elem_id="undo-edit", size="sm", scale=0, min_width=250, render=False),
-        redo=gr.Button("Redo", interactive=False, elem_id="redo-edit", size="sm", scale=0, min_width=90, render=False),
+        undo=gr.Button(t("Undo"), interactive=False, elem_id="undo-edit", size="sm", scale=0, min_width=250,
+                       render=False),
+        redo=gr.Button(t("Redo"), interactive=False, elem_id="redo-edit", size="sm", scale=0, min_width=90,
+                       render=False),
         mask=gr.HTML(elem_id="write-mask", render=False),
         panel=gr.HTML(elem_id="findings", js_on_load=CLICKS, render=False),
     )  # fmt: skip
@@ -240,10 +271,11 @@ def build(desk: Desk) -> None:
         for part in (desk.query, desk.order, desk.only):
             part.render()
     desk.grid.render()
-    gr.HTML(
-        "<div class='quiet keys'><kbd>Tab</kbd> next cell · <kbd>Ctrl</kbd>+<kbd>Enter</kbd> new pair · "
-        "<kbd>Alt</kbd>+<kbd>↑</kbd> <kbd>↓</kbd> up, down · <kbd>Ctrl</kbd>+<kbd>Z</kbd> undo, outside a cell</div>"
+    keys = t(
+        "<kbd>Tab</kbd> next cell · <kbd>Ctrl</kbd>+<kbd>Enter</kbd> new pair · <kbd>Alt</kbd>+<kbd>↑</kbd> "
+        "<kbd>↓</kbd> up, down · <kbd>Ctrl</kbd>+<kbd>Z</kbd> undo, outside a cell"
     )
+    gr.HTML(f"<div class='quiet keys'>{keys}</div>")
     desk.mask.render()
 
 

@@ -11,6 +11,7 @@ from persona.exports.forms import Form, Wishes
 from persona.files import slug as slugify
 from persona.ui import voices
 from persona.ui.common import QUIET, Page, shown, to_save
+from persona.ui.words import t
 
 FORMS = {
     "llama.cpp, Ollama, LM Studio: adapter as GGUF, with a Modelfile": (Form.gguf, Wishes(), ""),
@@ -34,23 +35,25 @@ def make(chosen: str, what: str, picture: str | None, progress: gr.Progress = gr
     made = forms.write(inside if form in (Form.card, Form.dataset) else adapter.path, out, form, wishes,
                        lambda text: progress(None, desc=text))  # fmt: skip
     if out.is_dir():
-        progress(None, desc="Packing …")
+        progress(None, desc=t("Packing …"))
         out = Path(shutil.make_archive(str(out), "zip", out.parent, out.name))
     return str(out), " ".join([*made.get("notes", []), *_difference(made)])
 
 
 def _difference(made: dict[str, Any]) -> list[str]:
     found = made.get("difference")
-    return [f"Same likeliest token as here {found['same']:.1%} of the time."] if found else []
+    return [t("Same likeliest token as here {share} of the time.", share=f"{found['same']:.1%}")] if found else []
 
 
 def build(page: Page) -> None:
-    gr.Markdown("**For other programs**\n\nThe voice goes along; the label mask and the comparison stay here.")
-    what = gr.Dropdown(list(FORMS), value=next(iter(FORMS)), label="As", elem_id="export-form")
-    picture = gr.File(label="Picture for the card (else one is drawn)", file_types=["image"], height=110, visible=False,
-                      elem_id="export-picture")  # fmt: skip
-    begin = gr.Button("Make it", elem_id="export")
-    file = gr.File(label="Ready to save", interactive=False, visible=False, elem_id="export-file")
+    gr.Markdown(t("**For other programs**\n\nThe voice goes along; the label mask and the comparison stay here."))
+    what = gr.Dropdown(
+        [(t(form), form) for form in FORMS], value=next(iter(FORMS)), label=t("As"), elem_id="export-form"
+    )
+    picture = gr.File(label=t("Picture for the card (else one is drawn)"), file_types=["image"], height=110,
+                      visible=False, elem_id="export-picture")  # fmt: skip
+    begin = gr.Button(t("Make it"), elem_id="export")
+    file = gr.File(label=t("Ready to save"), interactive=False, visible=False, elem_id="export-file")
     status = gr.HTML(elem_classes="quiet", elem_id="export-status")
     what.change(lambda w: gr.File(visible=FORMS[w][2] == ".png"), what, picture, **QUIET)
     begin.click(

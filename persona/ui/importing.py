@@ -14,6 +14,7 @@ from persona.importers import Options, Report, Skipped, hub, text
 from persona.importers.text import Source
 from persona.pairs import Pair
 from persona.ui.common import QUIET, Page, open_current, shown
+from persona.ui.words import t
 
 FIELDS = ("instruction", "output", "input", "history")
 LABELS = ("Column with what someone says", "Column with the persona's answer", "Column added to it (input)",
@@ -32,12 +33,12 @@ def opened(file: str | None, pasted: str, dataset: str) -> Iterator[Source]:
     elif dataset.strip():
         yield text.open_source(hub.download(dataset.strip()))
     else:
-        raise InputError("Drop a file, paste some text, or name a Hub dataset first.")
+        raise InputError(t("Drop a file, paste some text, or name a Hub dataset first."))
 
 
 def options_of(speakers: list[str] | None, actions: str, turns: float, columns: tuple[str | None, ...]) -> Options:
     mapping = {f: c for f, c in zip(FIELDS, columns, strict=True) if c and c != NONE}
-    return Options(mapping, tuple(speakers or ()), "keep" if actions.startswith("Keep") else "drop", int(turns or 0))
+    return Options(mapping, tuple(speakers or ()), "keep" if actions == "keep" else "drop", int(turns or 0))
 
 
 def look(file: str | None, pasted: str, dataset: str, chosen: str = "") -> tuple[Any, ...]:
@@ -50,14 +51,13 @@ def look(file: str | None, pasted: str, dataset: str, chosen: str = "") -> tuple
         title = importers.importer(format).TITLE
         speakers = [(f"{name} ({count})", name) for name, count in list(survey.speakers.items())[:200]]
         guess = [survey.mapping.get(f) for f in FIELDS]
-        found = f"<b>{escape(source.name)}</b>: {escape(title)}, {escape(source.encoding)}"
+        found = t("<b>{file}</b>: {format}, {encoding}", file=escape(source.name), format=escape(t(title)),
+                  encoding=escape(source.encoding))  # fmt: skip
         card = ""
         if survey.card:
             card = f"<div class='card'><b>{escape(survey.card.name)}</b><br>{escape(survey.card.system[:400])}</div>"
-        first = shown_pairs(source, format, options_of([], "drop", 0, tuple(guess))) if not speakers else (
-            "<div class='hint'>Choose who the persona is.</div>"
-        )  # fmt: skip
-    columns = [NONE, *survey.columns]
+        first = shown_pairs(source, format, options_of([], "drop", 0, tuple(guess))) if not speakers else _ask_who()
+    columns = [(t(NONE), NONE), *((name, name) for name in survey.columns)]
     return (
         found, gr.Dropdown(value=format, visible=True), gr.Dropdown(speakers, value=[], visible=bool(speakers)),
         gr.Radio(visible=bool(speakers)), gr.Slider(visible=bool(speakers)),
@@ -65,6 +65,10 @@ def look(file: str | None, pasted: str, dataset: str, chosen: str = "") -> tuple
         card, gr.Checkbox(value=bool(survey.card), visible=bool(survey.card)), first,
         gr.Button(interactive=not speakers),
     )  # fmt: skip
+
+
+def _ask_who() -> str:
+    return f"<div class='hint'>{t('Choose who the persona is.')}</div>"
 
 
 def _nothing() -> tuple[Any, ...]:
@@ -81,7 +85,7 @@ def look_again(
     """The first pairs, after a choice was corrected."""
     with opened(file, pasted, dataset) as source:
         if importers.importer(format).survey(source).speakers and not speakers:
-            return "<div class='hint'>Choose who the persona is.</div>", gr.Button(interactive=False)
+            return _ask_who(), gr.Button(interactive=False)
         first = shown_pairs(source, format, options_of(speakers, actions, turns, columns))
     return first, gr.Button(interactive=True)
 
@@ -93,14 +97,17 @@ def shown_pairs(source: Source, format: str, options: Options) -> str:
     except InputError as e:
         return f"<div class='problem'>{escape(str(e))}</div>"
     rows = "".join(_pair(p) for p in seen.pairs)
-    more = "<div class='quiet'>… and more</div>" if seen.more else ""
-    nothing = "" if seen.pairs else "<div class='problem'>No pairs would come of this. Try another format.</div>"
-    head = f"<div class='quiet'>The first {len(seen.pairs)} pairs:</div>" if seen.pairs else ""
-    return f"{head}<div class='preview'>{rows}</div>{more}{nothing}{skipped_html(seen.skipped[:5], len(seen.skipped))}"
+    more = f"<div class='quiet'>{t('… and more')}</div>" if seen.more else ""
+    skipped = skipped_html(seen.skipped[:5], len(seen.skipped))
+    if not seen.pairs:
+        return f"{more}<div class='problem'>{t('No pairs would come of this. Try another format.')}</div>{skipped}"
+    head = t("The first {n} pairs:", n=len(seen.pairs))
+    return f"<div class='quiet'>{head}</div><div class='preview'>{rows}</div>{more}{skipped}"
 
 
 def _pair(pair: Pair) -> str:
-    before = f"<i>{len(pair.history)} earlier turn{'s' * (len(pair.history) > 1)}</i> " if pair.history else ""
+    turns = t("1 earlier turn") if len(pair.history) == 1 else t("{n} earlier turns", n=len(pair.history))
+    before = f"<i>{turns}</i> " if pair.history else ""
     return (
         f"<div><span class='them'>{before}{escape(pair.instruction[:300])}</span>"
         f"<span class='her'>{escape(pair.output[:300])}</span></div>"
@@ -111,10 +118,12 @@ def skipped_html(skipped: list[Skipped], total: int) -> str:
     if not total:
         return ""
     lines = "".join(
-        f"<li>line {s.line}: {escape(s.why)}{f' <q>{escape(s.text[:80])}</q>' if s.text else ''}</li>" for s in skipped
+        f"<li>{t('line {line}: {why}', line=s.line, why=escape(s.why))}"
+        f"{f' <q>{escape(s.text[:80])}</q>' if s.text else ''}</li>"
+        for s in skipped
     )
-    more = f"<li>… and {total - len(skipped):,} more</li>" if total > len(skipped) else ""
-    return f"<div class='hint'>{total:,} skipped:<ul>{lines}{more}</ul></div>"
+    more = f"<li>{t('… and {n} more', n=f'{total - len(skipped):,}')}</li>" if total > len(skipped) else ""
+    return f"<div class='hint'>{t('{n} skipped:', n=f'{total:,}')}<ul>{lines}{more}</ul></div>"
 
 
 def bring_in(
@@ -136,10 +145,11 @@ def bring_in(
 
 
 def report_html(done: Report) -> str:
-    lines = [f"<b>{done.added:,} pairs added</b> of {done.read:,} read. Undo takes them back."]
+    lines = [t("<b>{n} pairs added</b> of {read} read. Undo takes them back.", n=f"{done.added:,}",
+               read=f"{done.read:,}")]  # fmt: skip
     if done.known:
-        lines.append(f"{done.known:,} were there already.")
-    lines += [f"{escape(what)}: {count:,} times." for what, count in done.notes.items()]
+        lines.append(t("{n} were there already.", n=f"{done.known:,}"))
+    lines += [t("{what}: {n} times.", what=escape(what), n=f"{count:,}") for what, count in done.notes.items()]
     return f"<div class='good'>{' '.join(lines)}</div>{skipped_html(done.skipped[:50], done.left_out)}"
 
 
@@ -162,31 +172,33 @@ def start_from(file: str) -> tuple[str, str, None, Any]:
 def build(page: Page) -> tuple[gr.File, Any]:
     """The tab. Returns the place where a file is dropped, and the event after pairs were added."""
     gr.Markdown(
-        "Screenplays, novels and chat logs; Alpaca, ShareGPT and OpenAI/TRL files; CSV, Excel and Parquet; character "
-        "cards. Nothing is written before you press *Add*.",
+        t("Screenplays, novels and chat logs; Alpaca, ShareGPT and OpenAI/TRL files; CSV, Excel and Parquet; character "
+          "cards. Nothing is written before you press *Add*."),
         elem_classes="quiet",
-    )
+    )  # fmt: skip
     with gr.Row(equal_height=True):
-        file = gr.File(label="Drop a file", type="filepath", height=150, elem_id="import-file")
+        file = gr.File(label=t("Drop a file"), type="filepath", height=150, elem_id="import-file")
         with gr.Column():
-            pasted = gr.Textbox(label="or paste text", lines=3, max_lines=8, elem_id="import-paste")
-            dataset = gr.Textbox(label="or a Hub dataset", placeholder="USER/NAME", elem_id="import-hub")
+            pasted = gr.Textbox(label=t("or paste text"), lines=3, max_lines=8, elem_id="import-paste")
+            dataset = gr.Textbox(label=t("or a Hub dataset"), placeholder="USER/NAME", elem_id="import-hub")
     found = gr.HTML(elem_classes="status", elem_id="import-found")
     with gr.Row(elem_classes="slim"):
-        known = [(module.TITLE, name) for name, module in importers.formats().items()]
-        format = gr.Dropdown(known, label="Format", visible=False, elem_id="import-format")
-        speakers = gr.Dropdown([], label="Who is the persona?", multiselect=True, visible=False,
-                               info="Several names if she is called by several.", elem_id="import-speaker")  # fmt: skip
+        known = [(t(module.TITLE), name) for name, module in importers.formats().items()]
+        format = gr.Dropdown(known, label=t("Format"), visible=False, elem_id="import-format")
+        speakers = gr.Dropdown([], label=t("Who is the persona?"), multiselect=True, visible=False,
+                               info=t("Several names if she is called by several."),
+                               elem_id="import-speaker")  # fmt: skip
         actions = gr.Radio(
-            ["Leave out", "Keep as *action*"], value="Leave out", label="Stage directions", visible=False
-        )
-        turns = gr.Slider(0, 5, value=0, step=1, label="Earlier exchanges kept with each pair", visible=False)
+            [(t("Leave out"), "drop"), (t("Keep as *action*"), "keep")], value="drop", label=t("Stage directions"),
+            visible=False,
+        )  # fmt: skip
+        turns = gr.Slider(0, 5, value=0, step=1, label=t("Earlier exchanges kept with each pair"), visible=False)
     with gr.Row(elem_classes="slim"):
-        columns = [gr.Dropdown([NONE], value=NONE, label=label, visible=False) for label in LABELS]
+        columns = [gr.Dropdown([(t(NONE), NONE)], value=NONE, label=t(label), visible=False) for label in LABELS]
     card = gr.HTML()
-    take_card = gr.Checkbox(label="Take name, system prompt and greeting from the file", visible=False)
+    take_card = gr.Checkbox(label=t("Take name, system prompt and greeting from the file"), visible=False)
     preview = gr.HTML(elem_id="import-preview")
-    add = gr.Button("Add these pairs", variant="primary", interactive=False, elem_id="import-add")
+    add = gr.Button(t("Add these pairs"), variant="primary", interactive=False, elem_id="import-add")
     report = gr.HTML(elem_id="import-report")
 
     where = [file, pasted, dataset]

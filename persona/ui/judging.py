@@ -9,11 +9,15 @@ from persona.files import read_json
 from persona.files import slug as slugify
 from persona.ui import voices
 from persona.ui.common import QUIET, Page, duration, shown, to_save
+from persona.ui.words import t
 
-EMPTY = (
-    "<div class='quiet'>Not measured yet. It takes a few minutes: base and persona answer held-out questions, probes "
-    "and general questions, and one paragraph says what that means.</div>"
-)
+
+def empty() -> str:
+    words = t(
+        "Not measured yet. It takes a few minutes: base and persona answer held-out questions, probes and general "
+        "questions, and one paragraph says what that means."
+    )
+    return f"<div class='quiet'>{words}</div>"
 
 
 def measure(chosen: str, judge: bool, progress: gr.Progress = gr.Progress()) -> tuple[str, str]:
@@ -21,8 +25,10 @@ def measure(chosen: str, judge: bool, progress: gr.Progress = gr.Progress()) -> 
     from persona import evaluate  # with it comes torch
 
     def tell(p: evaluate.Progress) -> None:
-        left = f", {duration(p.seconds_left)} left" if p.seconds_left is not None else ""
-        progress(p.share, desc=f"{p.doing}{left}")
+        words = p.doing
+        if p.seconds_left is not None:
+            words = t("{doing}, {time} left", doing=p.doing, time=duration(p.seconds_left))
+        progress(p.share, desc=words)
 
     adapter = voices.find(chosen)
     report = evaluate.evaluate(adapter, judge=judge, progress=tell)
@@ -34,17 +40,18 @@ def measure(chosen: str, judge: bool, progress: gr.Progress = gr.Progress()) -> 
 def last(chosen: str) -> tuple[str, Any]:
     """The report that was made before, if there is one for this very adapter."""
     if not (chosen or "").startswith("run/"):
-        return EMPTY, gr.skip()
+        return empty(), gr.skip()
     file = voices.find(chosen).path.parent / "report.json"
     if "@" in chosen or not file.is_file() or not (file.parent / "run.json").is_file():
-        return EMPTY, gr.skip()
+        return empty(), gr.skip()
     from persona import evaluate
 
     report = evaluate.Report.model_validate(read_json(file, "a report"))
     chosen_at = runs.Run(file.parent).progress().chosen
     note = ""
     if (file.parent / "adapter").stat().st_mtime > file.stat().st_mtime:
-        note = f"<div class='hint'>Measured before step {chosen_at} became the adapter: measure again.</div>"
+        old = t("Measured before step {step} became the adapter: measure again.", step=chosen_at)
+        note = f"<div class='hint'>{old}</div>"
     return note + evaluate.reports.fragment(report), _file(report)
 
 
@@ -58,14 +65,14 @@ def _file(report: Any) -> str:
 
 def build(page: Page, opened: list[Any]) -> None:
     """opened: events on which the last report is shown."""
-    gr.Markdown("Measured on what it was never trained on: did it learn, did it forget, does it stop?")
+    gr.Markdown(t("Measured on what it was never trained on: did it learn, did it forget, does it stop?"))
     with gr.Row(elem_classes="slim"):
-        begin = gr.Button("Measure", variant="primary", scale=0, min_width=130, elem_id="measure")
-        halt = gr.Button("Stop", variant="stop", scale=0, min_width=90)
-        judge = gr.Checkbox(label="Ask another model to judge too (blindly)", visible=suggest.endpoint() is not None,
+        begin = gr.Button(t("Measure"), variant="primary", scale=0, min_width=130, elem_id="measure")
+        halt = gr.Button(t("Stop"), variant="stop", scale=0, min_width=90)
+        judge = gr.Checkbox(label=t("Ask another model to judge too (blindly)"), visible=suggest.endpoint() is not None,
                             scale=2, min_width=220)  # fmt: skip
-        save = gr.DownloadButton("Save the report", scale=0, min_width=190, elem_id="save-report")
-    report = gr.HTML(EMPTY, elem_id="report")
+        save = gr.DownloadButton(t("Save the report"), scale=0, min_width=190, elem_id="save-report")
+    report = gr.HTML(empty(), elem_id="report")
     running = begin.click(
         space.gpu(300)(shown(measure)), [page.adapter, judge], [report, save], concurrency_id="measure",
         concurrency_limit=1, api_visibility="private", show_progress_on=report,

@@ -34,7 +34,8 @@ def control(name: str, value: Any) -> gr.components.Component:
     field = RunConfig.model_fields[name]
     kind = field.annotation
     shared: dict[str, Any] = {
-        "label": WORDS.get(name, name.replace("_", " ").capitalize()), "info": t(help_of(name, str(field.description))),
+        "label": t(WORDS.get(name, name.replace("_", " ").capitalize())),
+        "info": t(help_of(name, str(field.description))),
         "elem_id": f"set-{name.replace('_', '-')}", "min_width": 220,
     }  # fmt: skip
     if kind is bool:
@@ -52,7 +53,7 @@ def build(preset: str) -> list[gr.components.Component]:
     config = make_config(preset)
     made = []
     for group, names in GROUPS.items():
-        gr.Markdown(f"**{group}**")
+        gr.Markdown(f"**{t(group)}**")
         with gr.Row():
             made += [control(name, getattr(config, name)) for name in names]
     return made

@@ -9,9 +9,16 @@ from persona.files import slug as slugify
 from persona.ui import exporting
 from persona.ui.common import QUIET, Page, shown, to_save
 from persona.ui.voices import find
+from persona.ui.words import t
 
-HOME_LOGIN = "log in once with `hf auth login`, or set `HF_TOKEN`"
-SPACE_LOGIN = "sign in below; the app may then make repositories of your own, and reach no others"
+HOME_LINK = (
+    "**By a link**\n\nThrough your account on the Hugging Face Hub; log in once with `hf auth login`, or set "
+    "`HF_TOKEN`. Private unless you say so."
+)
+SPACE_LINK = (
+    "**By a link**\n\nThrough your account on the Hugging Face Hub; sign in below; the app may then make repositories "
+    "of your own, and reach no others. Private unless you say so."
+)
 
 
 def current(chosen: str) -> adapter.Adapter:
@@ -32,15 +39,18 @@ def zipped(chosen: str) -> str:
 def contents(chosen: str) -> str:
     """What would leave this machine: the files of the allow-list and whose text it is."""
     if not chosen:
-        return '<div class="hint">There is no adapter to share yet. Train one in step 3.</div>'
+        return f'<div class="hint">{t("There is no adapter to share yet. Train one in step 3.")}</div>'
     a = current(chosen)
     present = share.present(a.path)
     size = sum(file.stat().st_size for file in present)
-    rights = escape(a.card.rights) or "not stated: fill them in under step 1, Who it is, before you publish it"
+    rights = t("Rights: not stated: fill them in under step 1, Who it is, before you publish it")
+    if a.card.rights:
+        rights = t("Rights: {rights}", rights=escape(a.card.rights))
+    head = t("<b>{name}</b>, {size} MB. These files and no others leave this machine:", name=escape(a.card.name),
+             size=f"{size / 1e6:.1f}")  # fmt: skip
     return (
-        f"<div class='card'><b>{escape(a.card.name)}</b>, {size / 1e6:.1f} MB. "
-        "These files and no others leave this machine:<br>"
-        f"<code>{'</code> <code>'.join(f.name for f in present)}</code><div class='quiet'>Rights: {rights}</div></div>"
+        f"<div class='card'>{head}<br><code>{'</code> <code>'.join(f.name for f in present)}</code>"
+        f"<div class='quiet'>{rights}</div></div>"
     )
 
 
@@ -49,13 +59,16 @@ def push(
     progress: gr.Progress = gr.Progress(),
 ) -> tuple[str, str]:  # fmt: skip
     """Upload; returns a notice and the share link. On a Space it is the visitor's own token, kept in their session."""
-    progress(None, desc="Uploading to the Hub …")
+    progress(None, desc=t("Uploading to the Hub …"))
     # off a Space, Gradio's sign-in is a mock whose token is none
     token = visitor.token if visitor and space.signs_in() else None
     done = hub.push(current(chosen).path, repo.strip(), public=public, app_url=app_url, token=token)
-    kind = "private" if done["private"] else "public"
     url = escape(done["url"])
-    return f'<div class="good">It is on the Hub, {kind}: <a href="{url}">{url}</a></div>', done["link"]
+    link = f'<a href="{url}">{url}</a>'
+    words = t("It is on the Hub, private: {link}", link=link)
+    if not done["private"]:
+        words = t("It is on the Hub, public: {link}", link=link)
+    return f'<div class="good">{words}</div>', done["link"]
 
 
 def here(request: gr.Request) -> str:
@@ -65,30 +78,31 @@ def here(request: gr.Request) -> str:
 
 
 def build(page: Page, step: gr.Step) -> None:
-    gr.Markdown("### Give it away\nThe adapter is small: it carries the voice, the template and the name of its base.")
+    gr.Markdown(
+        t("### Give it away\nThe adapter is small: it carries the voice, the template and the name of its base.")
+    )
     about = gr.HTML(elem_id="share-about")
     with gr.Row():
         with gr.Column(elem_classes="card", min_width=280):
-            gr.Markdown("**As a file**\n\nA zip that opens in anyone's Persona: step Compare, *Open an adapter zip*.")
-            make = gr.Button("Make the zip", variant="primary", elem_id="make-zip")
-            file = gr.File(label="The zip", interactive=False, visible=False, elem_id="zip-file")
-        with gr.Column(elem_classes="card", min_width=280):
-            how = SPACE_LOGIN if space.signs_in() else HOME_LOGIN
             gr.Markdown(
-                f"**By a link**\n\nThrough your account on the Hugging Face Hub; {how}. Private unless you say so."
+                t("**As a file**\n\nA zip that opens in anyone's Persona: step Compare, *Open an adapter zip*.")
             )
+            make = gr.Button(t("Make the zip"), variant="primary", elem_id="make-zip")
+            file = gr.File(label=t("The zip"), interactive=False, visible=False, elem_id="zip-file")
+        with gr.Column(elem_classes="card", min_width=280):
+            gr.Markdown(t(SPACE_LINK if space.signs_in() else HOME_LINK))
             if space.signs_in():
                 gr.LoginButton(elem_id="sign-in")
-            repo = gr.Textbox(label="Name on the Hub", placeholder="you/zhen-huan", elem_id="repo")
-            public = gr.Checkbox(label="Public: everyone may open it")
-            upload = gr.Button("Put it on the Hub", elem_id="push")
+            repo = gr.Textbox(label=t("Name on the Hub"), placeholder=t("you/zhen-huan"), elem_id="repo")
+            public = gr.Checkbox(label=t("Public: everyone may open it"))
+            upload = gr.Button(t("Put it on the Hub"), elem_id="push")
             done = gr.HTML(elem_id="push-status")
-            link = gr.Textbox(label="Link", interactive=False, buttons=["copy"], elem_id="share-link")
+            link = gr.Textbox(label=t("Link"), interactive=False, buttons=["copy"], elem_id="share-link")
     with gr.Column(elem_classes="card"):
         exporting.build(page)
     if space.here():
-        gr.Markdown("What you make on this Space lies on its disk, which others use too. For work of your own:")
-        gr.DuplicateButton("Duplicate this Space", elem_id="duplicate")
+        gr.Markdown(t("What you make on this Space lies on its disk, which others use too. For work of your own:"))
+        gr.DuplicateButton(t("Duplicate this Space"), elem_id="duplicate")
     address = gr.State("")
 
     gr.on([step.select, page.adapter.change], shown(contents), page.adapter, about, **QUIET)

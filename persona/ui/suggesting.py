@@ -11,6 +11,7 @@ from persona.edits import Change
 from persona.errors import InputError, PersonaError
 from persona.pairs import Pair
 from persona.ui.common import CLICKS, Page, open_current, shown
+from persona.ui.words import t
 
 ABSENT = (
     "No model is set up for this, and none is needed. To use one, set `PERSONA_LLM_URL` to an OpenAI-compatible "
@@ -23,16 +24,16 @@ def propose(slug: str, number: int, about: str, like_this: bool) -> tuple[list[t
     """Proposals as (pair, question it was made from), and their HTML."""
     at = suggest.endpoint()
     if not at:
-        raise PersonaError(ABSENT)
+        raise PersonaError(t(ABSENT))
     persona = open_current(slug)
     items, _ = persona.scan()
     if like_this:
         if not 1 <= number <= len(items):
-            raise InputError("Click a pair in the table first.")
+            raise InputError(t("Click a pair in the table first."))
         made = [(p, items[number - 1].instruction) for p in suggest.paraphrases(at, items[number - 1], number)]
     else:
         if not items:
-            raise InputError("Write a few pairs first: the model needs examples of her manner.")
+            raise InputError(t("Write a few pairs first: the model needs examples of her manner."))
         made = [(p, "") for p in suggest.new_pairs(at, persona.card(), items, about)]
     return made, proposals_html(made)
 
@@ -40,8 +41,8 @@ def propose(slug: str, number: int, about: str, like_this: bool) -> tuple[list[t
 def proposals_html(made: list[tuple[Pair, str]]) -> str:
     return "".join(
         f"<div class='mark hint'><span><b>{difference(old, p.instruction)}</b><br>{escape(p.output)}</span>"
-        f'<button class="tool wide" data-do="take" data-at="{n}">Add</button>'
-        f'<button class="tool wide" data-do="leave" data-at="{n}">Discard</button></div>'
+        f'<button class="tool wide" data-do="take" data-at="{n}">{t("Add")}</button>'
+        f'<button class="tool wide" data-do="leave" data-at="{n}">{t("Discard")}</button></div>'
         for n, (p, old) in enumerate(made)
     )
 
@@ -63,7 +64,7 @@ def decide(slug: str, made: list[tuple[Pair, str]], event: gr.EventData) -> tupl
     """Add or discard one proposal."""
     at = int(event.at)
     if not 0 <= at < len(made):
-        raise InputError("That proposal is not there any more.")
+        raise InputError(t("That proposal is not there any more."))
     if event.do == "take":
         persona = open_current(slug)
         journal.commit(persona, "add of a suggested pair", [Change(len(persona.scan()[0]), None, made[at][0])])
@@ -74,11 +75,11 @@ def decide(slug: str, made: list[tuple[Pair, str]], event: gr.EventData) -> tupl
 def build(page: Page) -> Any:
     """The tab. Returns the event after a proposal was taken or left."""
     set_up = suggest.endpoint() is not None
-    gr.Markdown("" if set_up else ABSENT, visible=not set_up)
+    gr.Markdown("" if set_up else t(ABSENT), visible=not set_up)
     with gr.Row(elem_classes="slim"):
-        about = gr.Textbox(label="About", placeholder="e.g. being refused, festivals, her childhood", scale=3)
-        new = gr.Button("Suggest new pairs", interactive=set_up, elem_id="suggest-new")
-        like = gr.Button("Rephrase the chosen question", interactive=set_up, elem_id="suggest-like")
+        about = gr.Textbox(label=t("About"), placeholder=t("e.g. being refused, festivals, her childhood"), scale=3)
+        new = gr.Button(t("Suggest new pairs"), interactive=set_up, elem_id="suggest-new")
+        like = gr.Button(t("Rephrase the chosen question"), interactive=set_up, elem_id="suggest-like")
     made = gr.State([])
     listed = gr.HTML(elem_id="proposals", js_on_load=CLICKS)
     for button, like_this in ((new, False), (like, True)):

@@ -7,9 +7,9 @@ const table = element.closest("#pairs") ?? element; // where the page calls refu
 const cells = () => element.querySelectorAll("textarea[data-field]");
 const rowOf = (node) => node.closest("[data-row]");
 const number = (row) => Number(row.dataset.row);
-const say = (text) => {
+const saving = () => {
   const line = document.querySelector("#pairs-status .saving");
-  if (line) line.textContent = text;
+  if (line) line.textContent = line.dataset.saving; // in the visitor's language
 };
 
 function send(cell) {
@@ -64,7 +64,7 @@ element.addEventListener("input", (event) => {
   event.stopPropagation();
   grow(cell);
   cell.classList.add("unsaved");
-  say("Saving …");
+  saving();
   clearTimeout(cell.rest);
   cell.rest = setTimeout(send, REST, cell);
   clearTimeout(element.glance);

@@ -1,5 +1,6 @@
 """The table of pairs: made for thousands of them. What is shown is chosen here; what is typed becomes an edit here."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,18 +14,34 @@ from persona.errors import InputError
 from persona.folder import Persona
 from persona.lint import Finding
 from persona.pairs import Pair
+from persona.ui.words import t
 
 SCRIPT = (Path(__file__).parent / "table.js").read_text(encoding="utf-8")
 ROWS = 50  # on one page of the table
 ORDERS = ("In order", "Longest answers first", "Shortest answers first", "Most findings first", "Questions A–Z")
 KINDS = ("All pairs", "With findings", "Unfinished", "Conversations", "Synthetic")
 TOOLS = (
-    ("add", "Add", "Add a pair below (Ctrl+Enter)"),
-    ("duplicate", "Duplicate", "The same pair once more, to change it"),
-    ("split", "Split", "A conversation into its replies, an answer in two"),
-    ("join", "Join", "To the pair above: that one becomes what was said before"),
-    ("delete", "Delete", "Delete this pair (Undo brings it back)"),
+    ("add", "Add", "Add a pair below (Ctrl+Enter)", "Add pair {n}"),
+    ("duplicate", "Duplicate", "The same pair once more, to change it", "Duplicate pair {n}"),
+    ("split", "Split", "A conversation into its replies, an answer in two", "Split pair {n}"),
+    ("join", "Join", "To the pair above: that one becomes what was said before", "Join pair {n}"),
+    ("delete", "Delete", "Delete this pair (Undo brings it back)", "Delete pair {n}"),
 )
+# what the journal calls an edit, on disk and so in English; told in the visitor's language by `named`
+EDITS = (
+    "add a pair", "edit of pair {row}", "duplicate of pair {row}", "split of pair {row}",
+    "join of pairs {above} and {row}", "delete of pair {row}", "replacement in {n} pairs",
+    "fix of {n} findings ({rule})", "add of a suggested pair", "add a correction", "add a vote", "import of {file}",
+)  # fmt: skip
+
+
+def named(label: str) -> str:
+    """The journal's name of an edit as the visitor reads it. What is none of EDITS stays as it is."""
+    for edit in EDITS:
+        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(edit))
+        if found := re.fullmatch(pattern, label):
+            return t(edit, **found.groupdict())
+    return label
 
 
 @dataclass(frozen=True)
@@ -79,16 +96,17 @@ def _text(pair: Pair) -> str:
 def table_html(items: Sequence[Pair], rows: Sequence[int], view: View, selected: int = 0, focus: bool = False) -> str:
     """One page of the table. selected: number of a pair, from 1; focus: put the cursor into it."""
     if not items:
+        nothing = t("<b>No pairs yet.</b> Write the first one, or bring text in with the tab Import.")
         return (
-            '<div class="empty"><p><b>No pairs yet.</b> Write the first one, or bring text in with the tab Import.'
-            '</p><button data-do="add" class="tool wide">＋ Write the first pair</button></div>'
+            f'<div class="empty"><p>{nothing}</p>'
+            f'<button data-do="add" class="tool wide">{t("＋ Write the first pair")}</button></div>'
         )
     if not rows:
-        return '<div class="empty"><p>No pair matches. Clear the search, or choose “All pairs”.</p></div>'
+        return f'<div class="empty"><p>{t("No pair matches. Clear the search, or choose “All pairs”.")}</p></div>'
     first = view.page * ROWS
     shown = rows[first : first + ROWS]
     body = "".join(_row(n, items[n], n + 1 == selected, focus) for n in shown)
-    heads = "".join(f"<span>{h}</span>" for h in ("#", "Someone says", "The persona answers"))
+    heads = "".join(f"<span>{h}</span>" for h in ("#", t("Someone says"), t("The persona answers")))
     drawing = time.time_ns()  # table.js forgets what the cells held before
     pager = _pager(view.page, len(rows), len(items))
     body = f"<div class='rows' role='list' data-drawing='{drawing}'>{body}</div>"
@@ -100,11 +118,13 @@ def _row(n: int, pair: Pair, selected: bool, focus: bool) -> str:
         ("instruction", pair.instruction, "output", pair.output)
     ]
     cells = "".join(
-        f"{_cell(n, a, user, 'someone says')}{_cell(n, b, reply, 'the persona answers')}" for a, user, b, reply in turns
+        _cell(a, user, t("Pair {n}: someone says", n=n + 1))
+        + _cell(b, reply, t("Pair {n}: the persona answers", n=n + 1))
+        for a, user, b, reply in turns
     )
     tools = "".join(
-        f'<button class="tool" data-do="{do}" title="{title}" aria-label="{word} pair {n + 1}">{word}</button>'
-        for do, word, title in TOOLS
+        f'<button class="tool" data-do="{do}" title="{t(title)}" aria-label="{t(label, n=n + 1)}">{t(word)}</button>'
+        for do, word, title, label in TOOLS
     )
     source = f"<span class='source'>{escape(pair.source)}</span>" if pair.source else ""
     marked = f"{' selected' if selected else ''}{' talk' if pair.history else ''}"
@@ -115,25 +135,26 @@ def _row(n: int, pair: Pair, selected: bool, focus: bool) -> str:
     )
 
 
-def _cell(n: int, field: str, text: str, label: str) -> str:
+def _cell(field: str, text: str, label: str) -> str:
     # the parser takes one line break after <textarea> away
     return (
-        f'<textarea data-field="{field}" rows="1" spellcheck="false" aria-label="Pair {n + 1}: {label}">'
-        f"\n{escape(text)}</textarea>"
+        f'<textarea data-field="{field}" rows="1" spellcheck="false" aria-label="{label}">\n{escape(text)}</textarea>'
     )
 
 
 def _pager(page: int, matching: int, total: int) -> str:
     last = (matching - 1) // ROWS
-    count = f"{matching:,} of {total:,}" if matching != total else f"{total:,}"
-    words = f"{page * ROWS + 1:,}–{min(matching, (page + 1) * ROWS):,} of {count} pairs"
+    figures = {"first": f"{page * ROWS + 1:,}", "last": f"{min(matching, (page + 1) * ROWS):,}", "all": f"{total:,}"}
+    words = t("{first}–{last} of {all} pairs", **figures)
+    if matching != total:
+        words = t("{first}–{last} of {found} of {all} pairs", **figures, found=f"{matching:,}")
     if not last:
         return f"<div class='pager'><span>{words}</span></div>"
     jumps = (
-        ("«", 0, "First page"),
-        ("‹", page - 1, "Previous page"),
-        ("›", page + 1, "Next page"),
-        ("»", last, "Last page"),
+        ("«", 0, t("First page")),
+        ("‹", page - 1, t("Previous page")),
+        ("›", page + 1, t("Next page")),
+        ("»", last, t("Last page")),
     )
     back, before, after, end = (
         f'<button class="tool" data-do="page" data-page="{to}" aria-label="{title}" title="{title}"'
@@ -154,7 +175,7 @@ def act(persona: Persona, event: Mapping[str, Any]) -> int:
     except (KeyError, ValueError, TypeError) as e:
         if isinstance(e, InputError):
             raise
-        raise InputError("The page sent something that is no edit. Press Reload.") from e
+        raise InputError(t("The page sent something that is no edit. Press Reload.")) from e
 
 
 def _act(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -> int:
@@ -164,7 +185,7 @@ def _act(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -> int:
         journal.commit(persona, "add a pair", [Change(at, None, Pair("", ""))])
         return at + 1
     if not 1 <= row <= len(items):
-        raise InputError(f"There is no pair {row} any more. Press Reload.")
+        raise InputError(t("There is no pair {row} any more. Press Reload.", row=row))
     at, pair = row - 1, items[row - 1]
     if do == "edit":
         field, old = str(event["field"]), str(event["old"])
@@ -178,7 +199,7 @@ def _act(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -> int:
         journal.commit(persona, f"split of pair {row}", [Change(at, pair, None), *parts])
     elif do == "join":
         if not at:
-            raise InputError("Pair 1 has no pair above it.")
+            raise InputError(t("Pair 1 has no pair above it."))
         joined = edits.join(items[at - 1], pair)
         journal.commit(persona, f"join of pairs {at} and {row}",
                        [Change(at - 1, items[at - 1], None), Change(at, pair, joined)])  # fmt: skip
@@ -187,7 +208,7 @@ def _act(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -> int:
         journal.commit(persona, f"delete of pair {row}", [Change(at, pair, None)])
         return min(row, len(items) - 1)
     else:
-        raise InputError(f"{do!r}: not something that can be done with a pair.")
+        raise InputError(t("{do}: not something that can be done with a pair.", do=repr(do)))
     return row
 
 
@@ -197,7 +218,7 @@ def _with(pair: Pair, field: str, old: str, text: str) -> Pair:
     if where[0] == "history":
         turn, side = int(where[1]), int(where[2])
         if turn >= len(pair.history) or side not in (0, 1):
-            raise InputError("That turn is not there any more. Press Reload.")
+            raise InputError(t("That turn is not there any more. Press Reload."))
         now = pair.history[turn][side]
         turns = [list(t) for t in pair.history]
         turns[turn][side] = text
@@ -206,10 +227,10 @@ def _with(pair: Pair, field: str, old: str, text: str) -> Pair:
         now = getattr(pair, field)
         new = replace(pair, instruction=text) if field == "instruction" else replace(pair, output=text)
     else:
-        raise InputError(f"{field!r}: not a text of a pair.")
+        raise InputError(t("{field}: not a text of a pair.", field=repr(field)))
     if now.replace("\r\n", "\n").replace("\r", "\n") != old:
-        raise InputError(
+        raise InputError(t(
             "This pair was changed elsewhere (another window, or on disk) since you saw it here. Copy what you just "
             "typed, press Reload, and type it again."
-        )
+        ))  # fmt: skip
     return new

@@ -16,6 +16,7 @@ from persona.shelf import Shelf
 from persona.talks import Answer, Talk
 from persona.ui import voices
 from persona.ui.common import open_current, to_save
+from persona.ui.words import t
 
 Messages = list[dict[str, Any]]
 
@@ -46,7 +47,7 @@ def columns(talk: Talk | None, cast_labels: Sequence[str]) -> list[Any]:
     made = []
     for n in range(MAX_COLUMNS):
         if n < len(cast_labels):
-            made.append(gr.Chatbot(messages(talk, cast_labels[n]), label=cast_labels[n]))
+            made.append(gr.Chatbot(messages(talk, cast_labels[n]), label=voices.spoken(cast_labels[n])))
         else:
             made.append(gr.Chatbot([]))
     return made
@@ -58,9 +59,10 @@ def note_of(reply: Reply, limit: int) -> str:
         return f"<div class='problem'>{escape(reply.error)}</div>"
     if not reply.tokens:
         return ""
-    words = f"{reply.tokens} tokens, {reply.tokens_per_s:.1f}/s, first after {reply.first:.1f} s"
+    figures = {"n": reply.tokens, "pace": f"{reply.tokens_per_s:.1f}", "first": f"{reply.first:.1f}"}
+    words = t("{n} tokens, {pace}/s, first after {first} s", **figures)
     if not reply.ended and reply.tokens >= limit:
-        words += f" · reached the limit of {limit}"
+        words = t("{n} tokens, {pace}/s, first after {first} s · reached the limit of {limit}", **figures, limit=limit)
     return f"<div class='quiet'>{words}</div>"
 
 
@@ -72,7 +74,7 @@ def say(said: str, key: str, slug: str, chosen: str, others: Sequence[str], talk
         *knobs: float) -> Iterator[tuple]:  # fmt: skip
     """A new turn: on disk first, then answered."""
     if not said.strip():
-        raise PersonaError("Write something to say first.")
+        raise PersonaError(t("Write something to say first."))
     place = open_shelf(slug, chosen, key)
     sampling = sampling_of(knobs)
     talk = talk_of(slug, chosen, key, talk_id)
@@ -85,7 +87,7 @@ def again(key: str, slug: str, chosen: str, others: Sequence[str], talk_id: str,
     """Other answers to the last turn: the next seed. The earlier ones stay on disk."""
     talk = talk_of(slug, chosen, key, talk_id)
     if not talk or not talk.turns:
-        raise PersonaError("There is nothing to answer again yet. Say something first.")
+        raise PersonaError(t("There is nothing to answer again yet. Say something first."))
     yield from answer(open_shelf(slug, chosen, key), talk, slug, chosen, others, strength, sampling_of(knobs))
 
 
@@ -94,7 +96,7 @@ def reworded(number: int, said: str, key: str, slug: str, chosen: str, others: S
     """An earlier turn said otherwise: what followed leaves the view. number: of the turn, from 0."""
     place, talk = open_shelf(slug, chosen, key), talk_of(slug, chosen, key, talk_id)
     if not talk or number >= len(talk.turns):
-        raise PersonaError("This turn is no longer there. Reload the page.")
+        raise PersonaError(t("This turn is no longer there. Reload the page."))
     talk = shelf.edit(place, talk, talk.turns[number].id, said)
     yield from answer(place, talk, slug, chosen, others, strength, sampling_of(knobs))
 
@@ -108,7 +110,7 @@ def answer(
     """
     turn = talk.turns[-1]
     waiting = [gr.skip()] * MAX_COLUMNS
-    yield (*waiting, *waiting, "", "Opening the model …", talk.id)
+    yield (*waiting, *waiting, "", t("Opening the model …"), talk.id)
     cast = voices.cast(slug, chosen, others, strength)
     labels = [v.label for v in cast.voices]
     histories = [talks.history(talk, turn.id, label) for label in labels]
@@ -123,7 +125,7 @@ def answer(
         if any(r.text for r in replies):
             answers = [Answer(v, r.text, r.tokens, r.ended) for v, r in zip(cast.voices, replies, strict=True)]
             shelf.answer(place, talk, turn.id, answers, _figures(sampling))
-    yield (*waiting, *waiting, "", f"{_status(replies, same, sampling)} · done", talk.id)
+    yield (*waiting, *waiting, "", t("{status} · done", status=_status(replies, same, sampling)), talk.id)
 
 
 def _live(earlier: Messages, said: str, reply: Reply) -> Messages:
@@ -134,15 +136,17 @@ def _live(earlier: Messages, said: str, reply: Reply) -> Messages:
 def _frame(bots: list[Messages], replies: Sequence[Reply], labels: Sequence[str], sampling: Sampling, status: str,
            talk_id: str) -> tuple:  # fmt: skip
     idle = MAX_COLUMNS - len(bots)
-    shown = [gr.Chatbot(b, label=label) for b, label in zip(bots, labels, strict=True)]
+    shown = [gr.Chatbot(b, label=voices.spoken(label)) for b, label in zip(bots, labels, strict=True)]
     notes = [note_of(r, sampling.max_new_tokens) for r in replies]
     return (*shown, *[gr.skip()] * idle, *notes, *[""] * idle, "", status, talk_id)
 
 
 def _status(replies: Sequence[Reply], same: bool, sampling: Sampling) -> str:
-    pace = sum(r.tokens for r in replies) / max(*(r.seconds for r in replies), 1e-9)
-    prompt = "same prompt" if same else "each with its own prompt and conversation"
-    return f"{pace:.1f} tokens/s together · {prompt}, same dice, seed {sampling.seed}"
+    pace = f"{sum(r.tokens for r in replies) / max(*(r.seconds for r in replies), 1e-9):.1f}"
+    if same:
+        return t("{pace} tokens/s together · same prompt, same dice, seed {seed}", pace=pace, seed=sampling.seed)
+    return t("{pace} tokens/s together · each with its own prompt and conversation, same dice, seed {seed}", pace=pace,
+             seed=sampling.seed)  # fmt: skip
 
 
 def _figures(s: Sampling) -> dict[str, float]:
@@ -155,7 +159,7 @@ def correct(number: int, label: str, text: str, key: str, slug: str, chosen: str
     persona = open_current(slug)
     talk = talk_of(slug, chosen, key, talk_id)
     if not talk or number >= len(talk.turns):
-        raise PersonaError("This turn is no longer there. Reload the page.")
+        raise PersonaError(t("This turn is no longer there. Reload the page."))
     pair = corrections.of_turn(talk, talk.turns[number].id, label, text)
     return corrections.add(persona, pair).message
 
@@ -166,8 +170,8 @@ def listing(slug: str, chosen: str, key: str, talk_id: str) -> gr.Dropdown:
         found = shelf.listing(open_shelf(slug, chosen, key)) if key and chosen else []
     except InputError:  # a key from an older browser: it has no conversations
         found = []
-    named = [("New conversation", ""), *((f"{t.title or 'Untitled'} · {_day(t.changed)}", t.id) for t in found)]
-    return gr.Dropdown(named, value=talk_id if talk_id in {t.id for t in found} else "")
+    named = [(t("New conversation"), ""), *((f"{x.title or t('Untitled')} · {_day(x.changed)}", x.id) for x in found)]
+    return gr.Dropdown(named, value=talk_id if talk_id in {x.id for x in found} else "")
 
 
 def latest(slug: str, chosen: str, key: str) -> str:
@@ -182,14 +186,14 @@ def latest(slug: str, chosen: str, key: str) -> str:
 
 
 def _day(seconds: float) -> str:
-    return time.strftime("%d %b %H:%M", time.localtime(seconds))
+    return time.strftime(t(voices.DAY), time.localtime(seconds))
 
 
 def export(slug: str, chosen: str, key: str, talk_id: str) -> str:
     """The conversation as JSON lines of OpenAI messages, one line a column."""
     talk = talk_of(slug, chosen, key, talk_id)
     if talk is None:
-        raise PersonaError("There is no conversation to export yet. Say something first.")
+        raise PersonaError(t("There is no conversation to export yet. Say something first."))
     path = to_save(f"{files.slug(talk.title)[:40] or 'conversation'}.jsonl")
     path.write_text("".join(talks.export(talk)), encoding="utf-8")
     return str(path)

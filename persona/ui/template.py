@@ -24,6 +24,7 @@ from persona.ui.common import (
     renderer_for,
     shown,
 )
+from persona.ui.words import language, t
 
 OWN = "template.jinja"  # in the persona's folder
 BARS = 28  # of the histogram
@@ -33,13 +34,13 @@ SAME = 0.1  # nats per token; less is within what another choice of pairs would 
 def settings() -> tuple[gr.Dropdown, gr.Dropdown, gr.Number, gr.Checkbox]:
     """The choices of this step, made before the steps because several of them read these."""
     return (
-        gr.Dropdown(base.choices(), value=base.DEFAULT, label="Base model", allow_custom_value=True, elem_id="base",
-                    info="Or type any Hub id, modelscope:ORG/NAME, a folder or a .gguf file", render=False),
-        gr.Dropdown(["auto", *templates.shipped_templates()], value="auto", label="Chat template", elem_id="template",
-                    info="auto: the base's own format", render=False),
-        gr.Number(512, label="Longest row, in tokens", precision=0, minimum=8, maximum=32_768, render=False,
-                  info="Longer rows are refused, never cut"),
-        gr.Checkbox(False, label="Learn the replies of earlier turns too", render=False),
+        gr.Dropdown(base.choices(), value=base.DEFAULT, label=t("Base model"), allow_custom_value=True, elem_id="base",
+                    info=t("Or type any Hub id, modelscope:ORG/NAME, a folder or a .gguf file"), render=False),
+        gr.Dropdown(["auto", *templates.shipped_templates()], value="auto", label=t("Chat template"),
+                    info=t("auto: the base's own format"), elem_id="template", render=False),
+        gr.Number(512, label=t("Longest row, in tokens"), precision=0, minimum=8, maximum=32_768, render=False,
+                  info=t("Longer rows are refused, never cut")),
+        gr.Checkbox(False, label=t("Learn the replies of earlier turns too"), render=False),
     )  # fmt: skip
 
 
@@ -47,10 +48,11 @@ def look(slug: str, number: int, *chosen: Any, progress: gr.Progress = gr.Progre
     """Base facts, template facts, the chosen pair's mask, its raw text, and the pair's number in range."""
     items = open_current(slug).pairs()
     if not items:
-        raise PersonaError("There are no pairs yet. Write some in the first step.")
+        raise PersonaError(t("There are no pairs yet. Write some in the first step."))
     known = catalogue.find(str(chosen[0] or ""))
-    progress(None, desc="Opening the base model's tokenizer (the first time about a minute) …" if not known else
-             f"Opening {known.id}; if it is not on this machine it is downloaded first: {known.about} …")  # fmt: skip
+    progress(None, desc=t("Opening the base model's tokenizer (the first time about a minute) …") if not known else t(
+        "Opening {id}; if it is not on this machine it is downloaded first: {about} …", id=known.id, about=known.about
+    ))  # fmt: skip
     found, renderer = renderer_for(slug, *chosen)
     number = min(max(1, int(number or 1)), len(items))
     example = renderer.example(items[number - 1])
@@ -59,22 +61,22 @@ def look(slug: str, number: int, *chosen: Any, progress: gr.Progress = gr.Progre
 
 
 def base_html(found: base.Base) -> str:
-    licence = escape(found.licence or "licence not stated")
+    licence = escape(found.licence or t("licence not stated"))
     if found.licence_url:
         licence = f'<a href="{escape(found.licence_url)}" target="_blank" rel="noopener">{licence}</a>'
     shape = found.config().get("text_config") or found.config()
     layers, words = (shape.get(k, "?") for k in ("num_hidden_layers", "vocab_size"))
     words = f"{words:,}" if isinstance(words, int) else escape(str(words))  # a config from outside says what it likes
     known = catalogue.find(found.id)
-    return (
-        f'<div class="quiet"><b>{escape(found.id)}</b> · {found.size / 1e6:,.0f} MB · '
-        f"{escape(str(layers))} layers · vocabulary {words} · {licence}</div>" + (known_html(known) if known else "")
-    )
+    facts = t("<b>{id}</b> · {size} MB · {layers} layers · vocabulary {words} · {licence}", id=escape(found.id),
+              size=f"{found.size / 1e6:,.0f}", layers=escape(str(layers)), words=words, licence=licence)  # fmt: skip
+    return f'<div class="quiet">{facts}</div>' + (known_html(known) if known else "")
 
 
 def known_html(known: catalogue.Entry) -> str:
-    memory = f"Memory, roughly, in bfloat16: {known.chat_gb:.0f} GB to chat, {known.train_gb:.0f} GB to train."
-    return f'<div class="quiet">{escape(known.zh)}<br>{escape(known.en)} {memory}</div>'
+    memory = t("Memory, roughly, in bfloat16: {chat} GB to chat, {train} GB to train.", chat=f"{known.chat_gb:.0f}",
+               train=f"{known.train_gb:.0f}")  # fmt: skip
+    return f'<div class="quiet">{escape(known.zh if language() == "zh" else known.en)} {memory}</div>'
 
 
 def template_html(found: base.Base, renderer: render.Renderer) -> str:
@@ -83,7 +85,8 @@ def template_html(found: base.Base, renderer: render.Renderer) -> str:
     name = escape(renderer.template.name)
     system = f"<div class='hint'>{note}</div>" if (note := system_words(renderer)) else ""
     unknown = problems_html([stoptoken.problem(found, renderer)]) if stoptoken.problem(found, renderer) else ""
-    return f'<div class="quiet"><b>{name}</b>, a reply ends with <code>{stop}</code>. {about}</div>{system}{unknown}'
+    ends = t("<b>{name}</b>, a reply ends with <code>{stop}</code>.", name=name, stop=stop)
+    return f'<div class="quiet">{ends} {about}</div>{system}{unknown}'
 
 
 def system_words(renderer: render.Renderer) -> str:
@@ -93,8 +96,8 @@ def system_words(renderer: render.Renderer) -> str:
     if not renderer.system.strip():
         return ""
     if "Zq0sys" not in asked:
-        return "This format has no place for a system prompt: yours is left out."
-    return "This format has no system role: your system prompt opens the first question." if asked == folded else ""
+        return t("This format has no place for a system prompt: yours is left out.")
+    return t("This format has no system role: your system prompt opens the first question.") if asked == folded else ""
 
 
 def lengths_html(lengths: list[int], limit: int) -> str:
@@ -108,16 +111,16 @@ def lengths_html(lengths: list[int], limit: int) -> str:
 
     def bar(n: int, count: int) -> str:
         kind = "none" if not count else "long" if n * width >= limit else "fits"
-        title = f"{n * width + 1}–{(n + 1) * width} tokens: {count:,} pairs"
+        title = t("{first}–{last} tokens: {n} pairs", first=n * width + 1, last=(n + 1) * width, n=f"{count:,}")
         return f'<div class="{kind}" style="height:{100 * count / max([*counts, 1]):.0f}%" title="{title}"></div>'
 
     bars = "".join(bar(n, count) for n, count in enumerate(counts))
     line = f'<div class="limit" style="left:{100 * limit / (BARS * width):.1f}%"></div>' if limit < BARS * width else ""
-    about = f"Lengths of the rows: up to {max([*lengths, 0]):,} tokens, {limit:,} are allowed"
-    return (
-        f'<div class="lengths" role="img" aria-label="{about}">{bars}{line}</div>'
-        f'<div class="quiet">{about}{" (dashed line)" if line else ""}.</div>'
-    )
+    figures = {"longest": f"{max([*lengths, 0]):,}", "limit": f"{limit:,}"}
+    about = t("Lengths of the rows: up to {longest} tokens, {limit} are allowed.", **figures)
+    if line:
+        about = t("Lengths of the rows: up to {longest} tokens, {limit} are allowed (dashed line).", **figures)
+    return f'<div class="lengths" role="img" aria-label="{about}">{bars}{line}</div><div class="quiet">{about}</div>'
 
 
 def score(slug: str, *chosen: Any, progress: gr.Progress = gr.Progress()) -> str:
@@ -125,39 +128,41 @@ def score(slug: str, *chosen: Any, progress: gr.Progress = gr.Progress()) -> str
     from persona import chat, evaluate
 
     persona = open_current(slug)
-    progress(None, desc="Opening the base and reading some of your pairs …")
+    progress(None, desc=t("Opening the base and reading some of your pairs …"))
     found, renderer = renderer_for(slug, *chosen)
     own = choose.choose_template(renderer.tokenizer, persona.card().language)
     scored = evaluate.score_templates(chat.open_voices(found), renderer, own, persona.pairs())
     mine = renderer.template.name
-    bars = bars_html([(name + " (chosen)" * (name == mine), nll, f"{nll:.2f}") for name, nll in scored])
+    bars = bars_html(
+        [(t("{name} (chosen)", name=name) if name == mine else name, nll, f"{nll:.2f}") for name, nll in scored]
+    )
     (best, least), chosen_nll = scored[0], dict(scored)[renderer.template.name]
     if chosen_nll - least < SAME:
-        words = "The chosen template suits this base: under none of the others do your pairs surprise it clearly less."
-    else:
-        words = (
-            f"With this template the base scores {chosen_nll:.2f} on your own pairs, with “{escape(best)}” "
-            f"{least:.2f}: it knows that form better. Is the chosen one made for this base?"
+        words = t(
+            "The chosen template suits this base: under none of the others do your pairs surprise it clearly less."
         )
-    return (
-        f"<div class='card'><div>{words}</div>{bars}"
-        "<div class='quiet'>Nats per learned token of the untrained base; lower is better.</div></div>"
-    )
+    else:
+        words = t(
+            "With this template the base scores {chosen} on your own pairs, with “{best}” {least}: it knows that form "
+            "better. Is the chosen one made for this base?",
+            chosen=f"{chosen_nll:.2f}", best=escape(best), least=f"{least:.2f}",
+        )  # fmt: skip
+    unit = t("Nats per learned token of the untrained base; lower is better.")
+    return f"<div class='card'><div>{words}</div>{bars}<div class='quiet'>{unit}</div></div>"
 
 
 def adopt(slug: str, text: str, *chosen: Any) -> tuple[Any, str]:
     """Check a template of the user's own against the base and their pairs, keep it with the persona, and choose it."""
     persona = open_current(slug)
     if not text.strip():
-        raise PersonaError("Paste a template first, or start from the chosen one.")
+        raise PersonaError(t("Paste a template first, or start from the chosen one."))
     _, renderer = renderer_for(slug, chosen[0], "auto", *chosen[2:])
     wrong = templates.fits(renderer.tokenizer, templates.Template("your own", text))
     if wrong:
         raise TemplateError("\n".join(wrong))
     write_atomic(persona.path / OWN, text)
-    return templates_of(
-        slug, "own"
-    ), "<div class='good'>It fits this base. It is kept with the persona, and chosen.</div>"
+    good = t("It fits this base. It is kept with the persona, and chosen.")
+    return templates_of(slug, "own"), f"<div class='good'>{good}</div>"
 
 
 def text_of(slug: str, *chosen: Any) -> str:
@@ -167,7 +172,7 @@ def text_of(slug: str, *chosen: Any) -> str:
 def read_upload(file: str) -> str:
     path = Path(file)
     if path.stat().st_size > 4 * sandbox.MAX_TEMPLATE:
-        raise TemplateError(f"{path.name}: too large for a chat template.")
+        raise TemplateError(t("{name}: too large for a chat template.", name=path.name))
     return path.read_text(encoding="utf-8", errors="replace")
 
 
@@ -176,7 +181,7 @@ def templates_of(slug: str, chosen: str) -> gr.Dropdown:
     own = folder.by_slug(slug).path / OWN if slug else None
     listed = [("auto", "auto"), *((name, name) for name in templates.shipped_templates())]
     if own and own.is_file():
-        listed.insert(1, ("your own", str(own)))
+        listed.insert(1, (t("your own"), str(own)))
     known = [value for _, value in listed]
     value = str(own) if chosen == "own" and str(own) in known else chosen if chosen in known else "auto"
     return gr.Dropdown(listed, value=value)
@@ -188,25 +193,27 @@ def check(slug: str, *chosen: Any) -> str:
     _, renderer = renderer_for(slug, *chosen)
     examples = [renderer.example(p) for p in items]
     tokens, learned = sum(len(e.input_ids) for e in examples), sum(e.learned for e in examples)
-    wrong = [f"pair {row}: {why}" for row, e in enumerate(examples, 1) for why in e.problems]
+    wrong = [t("pair {row}: {why}", row=row, why=why) for row, e in enumerate(examples, 1) for why in e.problems]
     facts = facts_html([
-        ("pairs", f"{len(items):,}"),
-        ("tokens", f"{tokens:,}"),
-        ("learned", f"{learned / max(1, tokens):.0%}"),
-        ("longest row", f"{max((len(e.input_ids) for e in examples), default=0):,}"),
+        (t("pairs"), f"{len(items):,}"),
+        (t("tokens"), f"{tokens:,}"),
+        (t("learned"), f"{learned / max(1, tokens):.0%}"),
+        (t("longest row"), f"{max((len(e.input_ids) for e in examples), default=0):,}"),
     ])  # fmt: skip
     if wrong:
-        more = [f"… and {len(wrong) - 10} more"] if len(wrong) > 10 else []
+        more = [t("… and {n} more", n=len(wrong) - 10)] if len(wrong) > 10 else []
         verdict = problems_html(wrong[:10] + more)
     else:
-        good = "Every pair can be trained on: the reply and its stop token are learned, nothing is cut."
+        good = t("Every pair can be trained on: the reply and its stop token are learned, nothing is cut.")
         verdict = f'<div class="good">{good}</div>'
     lengths = lengths_html([len(e.input_ids) for e in examples], renderer.max_length)
     return f"<div class='card'>{facts}{lengths}{verdict}</div>"
 
 
 def build(page: Page, step: gr.Step) -> None:
-    gr.Markdown("### What the model will learn, token by token\nThe same function prepares the training and the chat.")
+    gr.Markdown(
+        t("### What the model will learn, token by token\nThe same function prepares the training and the chat.")
+    )
     with gr.Row():
         with gr.Column(min_width=260):
             page.base.render()
@@ -214,35 +221,38 @@ def build(page: Page, step: gr.Step) -> None:
         with gr.Column(min_width=260):
             page.template.render()
             template_facts = gr.HTML()
-    with gr.Accordion("More choices", open=False), gr.Row():
+    with gr.Accordion(t("More choices"), open=False), gr.Row():
         page.max_length.render()
         page.learn_history.render()
     with gr.Row(elem_classes="slim"):
-        number = gr.Number(1, label="Pair", precision=0, minimum=1, elem_id="pair-number", scale=0, min_width=110)
-        back = gr.Button("← Previous", scale=0, min_width=150)
-        forward = gr.Button("Following →", scale=0, min_width=150)
+        number = gr.Number(1, label=t("Pair"), precision=0, minimum=1, elem_id="pair-number", scale=0, min_width=110)
+        back = gr.Button(t("← Previous"), scale=0, min_width=150)
+        forward = gr.Button(t("Following →"), scale=0, min_width=150)
     mask = gr.HTML(elem_id="mask")
-    with gr.Accordion("The raw text", open=False):
-        raw = gr.Code(language=None, wrap_lines=True, interactive=False, label="Exactly what the tokenizer gets")
+    with gr.Accordion(t("The raw text"), open=False):
+        raw = gr.Code(language=None, wrap_lines=True, interactive=False, label=t("Exactly what the tokenizer gets"))
     totals = gr.HTML(elem_id="totals")
     with gr.Row():
-        weigh = gr.Button("Score it with the base", scale=0, min_width=230, elem_id="score")
+        weigh = gr.Button(t("Score it with the base"), scale=0, min_width=230, elem_id="score")
     scored = gr.HTML(elem_id="scored")
-    with gr.Accordion("A template of your own", open=False):
+    with gr.Accordion(t("A template of your own"), open=False):
         gr.Markdown(
-            "Jinja, as in `tokenizer_config.json`, with `{% generation %}` … `{% endgeneration %}` around the reply "
-            "and its stop token. It is checked before it is used, and runs in a sandbox.",
+            t(  # the browser takes the first closing brace for the end of the text
+                "Jinja, as in `tokenizer_config.json`, with the marks <code>&#123;% generation %&#125;</code> … "
+                "<code>&#123;% endgeneration %&#125;</code> around the reply and its stop token. It is checked before "
+                "it is used, and runs in a sandbox."
+            ),
             elem_classes="quiet",
         )
         text = gr.Code(
-            language="jinja2", label="Template", lines=8, max_lines=24, wrap_lines=True, elem_id="own-template"
+            language="jinja2", label=t("Template"), lines=8, max_lines=24, wrap_lines=True, elem_id="own-template"
         )
         with gr.Row():
-            begin = gr.Button("Start from the chosen one")
-            upload = gr.UploadButton("Upload a .jinja file", file_types=[".jinja", ".j2", ".txt"])
-            use = gr.Button("Check and use it", variant="primary", elem_id="use-template")
+            begin = gr.Button(t("Start from the chosen one"))
+            upload = gr.UploadButton(t("Upload a .jinja file"), file_types=[".jinja", ".j2", ".txt"])
+            use = gr.Button(t("Check and use it"), variant="primary", elem_id="use-template")
         used = gr.HTML()
-    go = gr.Button("Next: Train →", variant="primary", scale=0, min_width=170, elem_id="to-train")
+    go = gr.Button(t("Next: Train →"), variant="primary", scale=0, min_width=170, elem_id="to-train")
 
     chosen = [page.base, page.template, page.max_length, page.learn_history]
     looking = {"fn": shown(look), "inputs": [page.slug, number, *chosen],

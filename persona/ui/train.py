@@ -16,6 +16,7 @@ from persona.progress import ACTIVE, Progress
 from persona.runs import Run
 from persona.ui import settings, watching, way
 from persona.ui.common import CLICKS, COMPARE, QUIET, Page, open_current, shown
+from persona.ui.words import t
 
 
 def plan_html(slug: str, preset: str, *form: Any) -> str:
@@ -24,59 +25,70 @@ def plan_html(slug: str, preset: str, *form: Any) -> str:
         config, persona = settings.to_config(preset, *form), open_current(slug)
         pairs = persona.pairs()
         if len(pairs) < runs.MIN_PAIRS:
-            return (
-                f'<div class="hint">{len(pairs)} pairs; a run needs at least {runs.MIN_PAIRS}. Write more first.</div>'
-            )
+            few = t("{n} pairs; a run needs at least {least}. Write more first.", n=len(pairs), least=runs.MIN_PAIRS)
+            return f'<div class="hint">{few}</div>'
         seen = planning.here(persona, config, pairs)
     except PersonaError as e:
         return f'<div class="problem">{escape(str(e))}</div>'
-    about = escape(PRESETS[preset][1])
+    about = escape(t(PRESETS[preset][1]))
     if seen is None:
         reason = hardware.make_plan(hardware.this_machine(), config.dtype).reason
-        return (
-            f'<div class="quiet">{about}<br>{len(pairs)} pairs. {escape(reason)} Memory and time can be told once '
-            "the base is on this disk; step 2 fetches it.</div>"
-        )
+        unknown = t("{n} pairs. {reason} Memory and time can be told once the base is on this disk; step 2 fetches it.",
+                    n=len(pairs), reason=escape(reason))  # fmt: skip
+        return f'<div class="quiet">{about}<br>{unknown}</div>'
     return (
-        f'<div class="quiet">{about}<br>{seen.train_rows} pairs to learn from, {seen.held_out} held out to '
-        f"measure on; {seen.steps} steps{_time(seen)}. {escape(seen.plan.reason)}<br>{_memory(seen)}</div>"
+        f'<div class="quiet">{about}<br>{_rows(seen)} {escape(seen.plan.reason)}<br>{_memory(seen)}</div>'
         f"{_too_large(config, seen)}"
     )
 
 
-def _time(seen: planning.Outlook) -> str:
+def _rows(seen: planning.Outlook) -> str:
+    """How many pairs and steps, and about how long that takes."""
+    rows = {"learn": seen.train_rows, "held": seen.held_out, "steps": seen.steps}
     if seen.seconds is None:
-        return ""
+        return t("{learn} pairs to learn from, {held} held out to measure on; {steps} steps.", **rows)
     minutes = math.ceil(seen.seconds / 60)
-    words = f"{minutes} minute{'s' if minutes > 1 else ''}" if minutes < 90 else f"{seen.seconds / 3600:.1f} hours"
-    known = "at the speed of your last such run" if seen.from_run else "by a quick measurement of this machine"
-    return f", <b>about {words}</b> {known}"
+    time = t("{n} hours", n=f"{seen.seconds / 3600:.1f}")
+    if minutes < 90:
+        time = t("1 minute") if minutes == 1 else t("{n} minutes", n=minutes)
+    if seen.from_run:
+        return t("{learn} pairs to learn from, {held} held out to measure on; {steps} steps, <b>about {time}</b> at "
+                 "the speed of your last such run.", **rows, time=time)  # fmt: skip
+    return t("{learn} pairs to learn from, {held} held out to measure on; {steps} steps, <b>about {time}</b> by a "
+             "quick measurement of this machine.", **rows, time=time)  # fmt: skip
 
 
 def _memory(seen: planning.Outlook) -> str:
     m, plan = seen.plan.memory, seen.plan
-    parts = {"weights": m.weights, "LoRA and optimizer": m.training, "activations": m.activations,
-             "logits": m.logits, "runtime": m.runtime}  # fmt: skip
-    items = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items())
-    return f"Memory: about <b>{m.total / 1e9:.1f} GB</b> of {plan.limit / 1e9:.1f} GB that it may use ({items})."
+    sizes = {"all": m.total, "limit": plan.limit, "weights": m.weights, "training": m.training,
+             "activations": m.activations, "logits": m.logits, "runtime": m.runtime}  # fmt: skip
+    return t(
+        "Memory: about <b>{all} GB</b> of {limit} GB that it may use (weights {weights}, LoRA and optimizer "
+        "{training}, activations {activations}, logits {logits}, runtime {runtime}).",
+        **{name: f"{size / 1e9:.1f}" for name, size in sizes.items()},
+    )
 
 
 def _too_large(config: RunConfig, seen: planning.Outlook) -> str:
     """What to choose when the run will not fit."""
-    plan, free = seen.plan, f"{seen.plan.limit / 1e9:.1f} GB"
+    plan, free = seen.plan, f"{seen.plan.limit / 1e9:.1f}"
     if plan.fits and plan.quantization == config.quantization:
         return ""
-    others = f"Choose a smaller base, close other programs, or shorten the longest rows (about {seen.longest} tokens)"
+    others = t("Choose a smaller base, close other programs, or shorten the longest rows (about {n} tokens).",
+               n=seen.longest)  # fmt: skip
     if plan.fits:
-        return (
-            f'<div class="problem">This base does not fit into {free} as it is, even one row at a time. With its '
-            f"weights quantized (quantization={plan.quantization}) it would. Else: {others}.</div>"
-        )
-    return (
-        f'<div class="problem">This will not fit: the smallest way (batch {plan.batch_size}, '
-        f"quantization {plan.quantization}) needs {plan.memory.total / 1e9:.1f} GB, {free} can be used. "
-        f"{others}.</div>"
-    )
+        words = t(
+            "This base does not fit into {free} GB as it is, even one row at a time. With its weights quantized "
+            "(quantization={how}) it would. Or else:",
+            free=free, how=plan.quantization,
+        )  # fmt: skip
+    else:
+        words = t(
+            "This will not fit: the smallest way (batch {batch}, quantization {how}) needs {need} GB, {free} GB can be "
+            "used.",
+            batch=plan.batch_size, how=plan.quantization, need=f"{plan.memory.total / 1e9:.1f}", free=free,
+        )  # fmt: skip
+    return f'<div class="problem">{words} {others}</div>'
 
 
 def fit(persona: folder.Persona, config: RunConfig) -> RunConfig:
@@ -96,7 +108,7 @@ def start(slug: str, preset: str, *form: Any) -> str:
 def resume(slug: str, name: str) -> str:
     run = find(slug, name)
     if run is None:
-        raise RunError("There is no run to resume.")
+        raise RunError(t("There is no run to resume."))
     launch.start(run)
     return run.name
 
@@ -110,7 +122,7 @@ def smaller(slug: str, name: str) -> str:
     """Go on with what the failure proposed. Returns the name of the run that was started."""
     run = find(slug, name)
     if run is None:
-        raise RunError("There is no run to go on with.")
+        raise RunError(t("There is no run to go on with."))
     return launch.start_smaller(open_current(slug), run).name
 
 
@@ -120,17 +132,18 @@ def stop(slug: str, name: str) -> str:
     if run is None:
         return ""
     if launch.stop(run):
-        gr.Info("Taken out of the line; Resume puts it back.")
+        gr.Info(t("Taken out of the line; Resume puts it back."))
     else:
-        gr.Info("Stopping after this step; the best adapter so far is kept.")
+        gr.Info(t("Stopping after this step; the best adapter so far is kept."))
     return run.name
 
 
 def use(slug: str, name: str, event: gr.EventData) -> None:
     """Another moment of the run becomes its adapter."""
     if run := find(slug, name):
-        moments.use(run, int(event._data["step"]))
-        gr.Info(f"The adapter of step {int(event._data['step'])} is this run's adapter now.")
+        step = int(event._data["step"])
+        moments.use(run, step)
+        gr.Info(t("The adapter of step {step} is this run's adapter now.", step=step))
 
 
 def find(slug: str, name: str) -> Run | None:
@@ -148,7 +161,7 @@ def under_way(run: Run | None) -> gr.Radio:
     if run is None:
         return gr.Radio([], visible=False)
     now, line = waiting.training(), waiting.line()
-    names = {r.name: f"{r.name}: {'training' if r == now else 'waiting'}"
+    names = {r.name: t("{run}: training", run=r.name) if r == now else t("{run}: waiting", run=r.name)
              for r in [*([now] if now else []), *line] if r.path.parent == run.path.parent}  # fmt: skip
     names.setdefault(run.name, run.name)
     return gr.Radio([(text, name) for name, text in names.items()], value=run.name, visible=len(names) > 1)
@@ -170,8 +183,8 @@ def watch(slug: str, name: str, seen: str) -> tuple:
     resumable = run is not None and progress.status in ("stopped", "failed", "interrupted")
     return (
         watching.status_html(run, progress), watching.plot(progress), *watching.curves(progress),
-        watching.diary_html(run, progress), gr.Button("Train after it" if busy else "Start training"),
-        gr.Button("Cancel" if progress.status == "queued" else "Stop", interactive=active),
+        watching.diary_html(run, progress), gr.Button(t("Train after it") if busy else t("Start training")),
+        gr.Button(t("Cancel") if progress.status == "queued" else t("Stop"), interactive=active),
         gr.Button(visible=resumable), gr.Button(remedy.words(progress.remedy), visible=bool(progress.remedy)), choice,
         gr.Timer(active=active or busy),
         gr.skip() if run is None or run.name == name else run.name, mark,  # what is shown stays so when the next begins
@@ -180,30 +193,30 @@ def watch(slug: str, name: str, seen: str) -> tuple:
 
 def build(page: Page, step: gr.Step) -> gr.HTML:
     """The step. Returns where the state of the run is shown."""
-    gr.Markdown("### Train a LoRA on the pairs\nIt runs in a process of its own: close or reload this page freely.")
-    preset = gr.Radio([(p.capitalize(), p) for p in PRESETS], value="quick", label="How thoroughly", elem_id="preset")
+    gr.Markdown(t("### Train a LoRA on the pairs\nIt runs in a process of its own: close or reload this page freely."))
+    preset = gr.Radio(
+        [(t(p.capitalize()), p) for p in PRESETS], value="quick", label=t("How thoroughly"), elem_id="preset"
+    )
     plan = gr.HTML(elem_id="plan")
-    with gr.Accordion("Expert settings", open=False, elem_id="expert"):
+    with gr.Accordion(t("Expert settings"), open=False, elem_id="expert"):
         form = settings.build("quick")
     with gr.Row():
-        begin = gr.Button("Start training", variant="primary", elem_id="start-training")
-        halt = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-training")
-        again = gr.Button("Resume", visible=False, elem_id="resume-training")
-        lower = gr.Button("Lower and resume", variant="primary", visible=False, elem_id="lower-and-resume")
-    which = gr.Radio([], label="Under way", visible=False, elem_id="which-run")
+        begin = gr.Button(t("Start training"), variant="primary", elem_id="start-training")
+        halt = gr.Button(t("Stop"), variant="stop", interactive=False, elem_id="stop-training")
+        again = gr.Button(t("Resume"), visible=False, elem_id="resume-training")
+        lower = gr.Button(t("Lower and resume"), variant="primary", visible=False, elem_id="lower-and-resume")
+    which = gr.Radio([], label=t("Under way"), visible=False, elem_id="which-run")
     status = gr.HTML(elem_id="train-status")
     chart = gr.LinePlot(
-        pd.DataFrame(columns=watching.PLOT_COLUMNS), x="step", y="loss", color="on", height=280,
-        y_title="loss (nats per token)",
-        color_map={"train": "#a8a29e", "held-out": "#059669"}, title="Loss: lower is better", elem_id="loss-plot",
+        pd.DataFrame(columns=watching.PLOT_COLUMNS), x="step", y="loss", color="on", height=280, elem_id="loss-plot",
         visible=False,
     )  # fmt: skip
-    with gr.Accordion("Learning rate, speed, memory", open=False, elem_id="curves"), gr.Row():
-        small = [gr.LinePlot(pd.DataFrame(columns=["step", title]), x="step", y=title, title=title, height=170,
+    with gr.Accordion(t("Learning rate, speed, memory"), open=False, elem_id="curves"), gr.Row():
+        small = [gr.LinePlot(pd.DataFrame(columns=["step", name]), x="step", y=name, height=170,
                              min_width=240, elem_id=f"curve-{name.replace('_', '-')}")
-                 for name, (title, _) in watching.CURVES.items()]  # fmt: skip
+                 for name in watching.CURVES]  # fmt: skip
     pages = gr.HTML(elem_id="diary", js_on_load=CLICKS)
-    go = gr.Button("Next: Compare →", variant="primary", scale=0, min_width=170, elem_id="to-compare")
+    go = gr.Button(t("Next: Compare →"), variant="primary", scale=0, min_width=170, elem_id="to-compare")
     timer = gr.Timer(1.0, active=False)
     name, seen = gr.State(""), gr.State("")
 

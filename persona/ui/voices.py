@@ -19,8 +19,11 @@ from persona.decode import Reply, Sampling
 from persona.errors import InputError, PersonaError
 from persona.folder import Card
 from persona.templates import messages
+from persona.ui.words import language, t
 
 ALONE, PROMPTED = "base", "base+prompt"  # the base without and with the persona's system prompt
+DAY = "%d %b %H:%M"  # a date and time, as strftime wants it
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 MOMENTS_OF = 3  # runs, newest first, whose moments are offered too
 
 
@@ -56,9 +59,9 @@ def adapters(slug: str) -> list[tuple[str, str]]:
         name = persona.card().name
         for run in runs.list_runs(persona):
             if run.adapter.is_dir():
-                found.append((f"{name}, {when(run.name)}", f"run/{slug}/{run.name}"))
+                found.append((t("{name}, {when}", name=name, when=when(run.name, t(DAY))), f"run/{slug}/{run.name}"))
     for path in sorted(opened_dir().glob("*/adapter_config.json")):
-        found.append((f"{path.parent.name} (opened)", f"opened/{path.parent.name}"))
+        found.append((t("{name} (opened)", name=path.parent.name), f"opened/{path.parent.name}"))
     return found
 
 
@@ -70,7 +73,7 @@ def choices(slug: str) -> list[tuple[str, str]]:
 def elsewhere() -> list[tuple[str, str]]:
     """(label, id) of the models of another server, where PERSONA_CHAT_URL names one."""
     try:
-        return [(f"{name} (another server)", f"server/{name}") for name in endpoint.models()]
+        return [(t("{name} (another server)", name=name), f"server/{name}") for name in endpoint.models()]
     except InputError as e:
         gr.Warning(str(e))
         return []
@@ -81,20 +84,21 @@ def beside(slug: str, chosen: str = "") -> list[tuple[str, str]]:
     if (chosen or "").startswith("server/"):
         return elsewhere()
     found = [
-        ("Base, with her prompt", PROMPTED),
-        ("Base alone, without a prompt", ALONE),
+        (t("Base, with her prompt"), PROMPTED),
+        (t("Base alone, without a prompt"), ALONE),
         *(a for a in adapters(slug) if not a[1].startswith("server/")),
     ]
     for run in runs.list_runs(folder.by_slug(slug))[:MOMENTS_OF] if slug else []:
         for step in reversed(moments.steps(run)):
-            found.append((f"{when(run.name)}, step {step}", f"run/{slug}/{run.name}@{step}"))
+            moment = t("{when}, step {step}", when=when(run.name, t(DAY)), step=step)
+            found.append((moment, f"run/{slug}/{run.name}@{step}"))
     return found
 
 
-def when(run: str) -> str:
-    """20261122-031500-a1b2 → 22 Nov 03:15"""
+def when(run: str, day: str = DAY) -> str:
+    """20261122-031500-a1b2 → 22 Nov 03:15; day: as strftime wants it."""
     try:
-        return time.strftime("%d %b %H:%M", time.strptime(run[:15], "%Y%m%d-%H%M%S"))
+        return time.strftime(day, time.strptime(run[:15], "%Y%m%d-%H%M%S"))
     except ValueError:
         return run
 
@@ -127,7 +131,7 @@ def find(chosen: str) -> Adapter:
         return adapter.check(moments.folder(run, int(step)) if re.fullmatch(r"[0-9]{1,9}", step) else run.adapter)
     if kind == "opened":
         return adapter.check(files.inside(opened_dir(), rest))
-    raise PersonaError("There is no adapter yet. Train one in the step before, or open one here.")
+    raise PersonaError(t("There is no adapter yet. Train one in the step before, or open one here."))
 
 
 def open_zip(file: str) -> str:
@@ -156,7 +160,10 @@ def open_shared(text: str) -> str:
 
 
 def label(voice: str, chosen: str) -> str:
-    """What the column of a voice is called; no two are called alike, so that a conversation knows who said what."""
+    """What the column of a voice is called; no two are called alike, so that a conversation knows who said what.
+
+    It is kept on disk, so it is the same in every language; `spoken` says it in the visitor's.
+    """
     fixed = {PROMPTED: "Base, with her prompt", ALONE: "Base alone"}
     if voice in fixed:
         return fixed[voice]
@@ -172,11 +179,29 @@ def label(voice: str, chosen: str) -> str:
     return f"{name}, step {step} of {when(run)}" if step else f"{name}, {when(run)}"
 
 
+def spoken(label: str) -> str:
+    """A label as the visitor reads it: what `label` puts around names is translated, names are not."""
+    if language() != "zh":
+        return label
+    fixed = {"Base, with her prompt": t("Base, with her prompt"), "Base alone": t("Base alone")}
+
+    def moment(found: re.Match) -> str:
+        when = f"{MONTHS.index(found['month']) + 1:02}-{found['day']} {found['time']}"
+        return (
+            t(", step {step} of {when}", step=found["step"], when=when) if found["step"] else t(", {when}", when=when)
+        )
+
+    dated = rf", (?:step (?P<step>\d+) of )?(?P<day>\d\d) (?P<month>{'|'.join(MONTHS)}) (?P<time>\d\d:\d\d)"
+    return fixed.get(label) or re.sub(dated, moment, label)
+
+
 def _blend(voice: str) -> tuple[float, str]:
     """(share of the main adapter, id of the other one) of blend/SHARE/ID, which comes from a browser."""
     found = re.fullmatch(r"blend/([01](?:\.[0-9]{1,4})?)/((?:run|opened)/.+)", voice, re.DOTALL)
     if not found:
-        raise PersonaError(f"{voice!r:.80}: not a blend. Choose two adapters and press Add the blend.")
+        raise PersonaError(
+            t("{voice}: not a blend. Choose two adapters and press Add the blend.", voice=f"{voice!r:.80}")
+        )
     return float(found[1]), found[2]
 
 
@@ -200,7 +225,9 @@ def cast(slug: str, chosen: str, others: Sequence[str], strength: float) -> Cast
 def _elsewhere(slug: str, wanted: Sequence[str]) -> Cast:
     """Every column a model of the other server, each given the persona's prompt."""
     if any(not v.startswith("server/") for v in wanted):
-        raise PersonaError("Voices of another server answer beside each other only. Choose them all from that server.")
+        raise PersonaError(
+            t("Voices of another server answer beside each other only. Choose them all from that server.")
+        )
     card = folder.by_slug(slug).card() if slug else Card(name="Persona")
     spoken = [talks.Voice("adapter", label(v, v), v, 1.0, card.system) for v in wanted]
     return Cast(card, None, tuple(v.removeprefix("server/") for v in wanted), tuple(spoken))

@@ -27,10 +27,14 @@ CURVES = {
 
 
 def plot(progress: Progress) -> gr.LinePlot:
-    train = [(s, loss, "train") for s, loss in smooth(progress.train)]
-    held = [(s, loss, "held-out") for s, loss in progress.held_out]
-    points = pd.DataFrame(train + held, columns=PLOT_COLUMNS)
-    return gr.LinePlot(points, visible=bool(len(points)))
+    """The losses. Its words are given here and not in build(): the browser translates none in a chart."""
+    train, held = t("train"), t("held-out")
+    points = pd.DataFrame(
+        [(s, loss, train) for s, loss in smooth(progress.train)] + [(s, loss, held) for s, loss in progress.held_out],
+        columns=PLOT_COLUMNS,
+    )
+    return gr.LinePlot(points, visible=bool(len(points)), title=t("Loss: lower is better"), x_title=t("step"),
+                       y_title=t("loss (nats per token)"), color_map={train: "#a8a29e", held: "#059669"})  # fmt: skip
 
 
 def smooth(points: list[tuple[int, float]], window: int = 5) -> list[tuple[int, float]]:
@@ -43,26 +47,27 @@ def smooth(points: list[tuple[int, float]], window: int = 5) -> list[tuple[int, 
 
 def status_html(run: Run | None, p: Progress) -> str:
     if run is None:
-        return '<div class="card quiet">No run yet. Choose a preset and press Start.</div>'
-    words = escape(WORDS[p.status] + (f": {p.message}" if p.message else ""))
+        return f'<div class="card quiet">{t("No run yet. Choose a preset and press Start.")}</div>'
+    state = t(WORDS[p.status])
+    words = escape(t("{state}: {message}", state=state, message=p.message) if p.message else state)
     share = p.step / p.steps if p.steps else 0.0
     best = min((nll for step, nll in p.held_out if step), default=None)
-    facts = [("step", f"{p.step} / {p.steps}" if p.steps else "…")]
+    facts = [(t("step"), f"{p.step} / {p.steps}" if p.steps else "…")]
     if p.status in ACTIVE:
-        facts.append(("time left", duration(p.left)))
-    facts.append(("trained for", duration(p.seconds)))
+        facts.append((t("time left"), duration(p.left)))
+    facts.append((t("trained for"), duration(p.seconds)))
     if p.base_nll is not None:
-        facts.append(("held-out loss, base", f"{p.base_nll:.2f}"))
+        facts.append((t("held-out loss, base"), f"{p.base_nll:.2f}"))
     if best is not None:
-        facts.append(("held-out loss, best", f"{best:.2f}"))
+        facts.append((t("held-out loss, best"), f"{best:.2f}"))
     if p.result.get("tokens_per_s") is not None:
-        facts.append(("tokens per second", f"{p.result['tokens_per_s']:.0f}"))
+        facts.append((t("tokens per second"), f"{p.result['tokens_per_s']:.0f}"))
     kind = {"done": "good", "failed": "problem", "interrupted": "problem"}.get(p.status, "hint")
     return (
         f'<div class="card"><div class="{kind}" role="status">{words}</div>'
         f'<div class="bar" role="progressbar" aria-label="{t("Progress")}" aria-valuenow="{share * 100:.0f}">'
         f'<div style="width:{share:.1%}"></div></div>'
-        f'{facts_html(facts)}{verdict(p)}<div class="quiet">Run {escape(run.name)}</div></div>'
+        f'{facts_html(facts)}{verdict(p)}<div class="quiet">{t("Run {name}", name=escape(run.name))}</div></div>'
     )
 
 
@@ -72,16 +77,19 @@ def verdict(p: Progress) -> str:
         return ""
     gain = p.base_nll - p.adapter_nll
     if gain < 0.05:
-        return (
-            '<div class="problem">Nothing measurable was learned: on pairs it never saw, it is no better than the '
-            "base. Train longer, raise the learning rate, or look at the mask in step 2.</div>"
+        words = t(
+            "Nothing measurable was learned: on pairs it never saw, it is no better than the base. Train longer, raise "
+            "the learning rate, or look at the mask in step 2."
         )
-    kept = f" The adapter is that of step {p.chosen}." if p.chosen and p.chosen != p.step else ""
-    times = math.exp(min(gain, 99))
-    return (
-        f'<div class="good">It learned: to the words of replies it never saw, it now gives {times:.1f} times the '
-        f"probability that the base gives, word piece by word piece.{kept}</div>"
+        return f'<div class="problem">{words}</div>'
+    words = t(
+        "It learned: to the words of replies it never saw, it now gives {times} times the probability that the base "
+        "gives, word piece by word piece.",
+        times=f"{math.exp(min(gain, 99)):.1f}",
     )
+    if p.chosen and p.chosen != p.step:
+        words += " " + t("The adapter is that of step {step}.", step=p.chosen)
+    return f'<div class="good">{words}</div>'
 
 
 def curves(progress: Progress) -> list[gr.LinePlot]:
@@ -90,7 +98,8 @@ def curves(progress: Progress) -> list[gr.LinePlot]:
     for name, (title, unit) in CURVES.items():
         points = progress.curves.get(name, [])
         values = smooth(points) if name == "tokens_per_s" else points
-        made.append(gr.LinePlot(pd.DataFrame([(s, v / unit) for s, v in values], columns=["step", title])))
+        frame = pd.DataFrame([(s, v / unit) for s, v in values], columns=["step", name])
+        made.append(gr.LinePlot(frame, title=t(title), x_title=t("step"), y_title=t(title)))
     return made
 
 
@@ -106,29 +115,32 @@ def diary_html(run: Run | None, p: Progress) -> str:
         marks = "".join(
             f"<em class='{kind}'>{words}</em>"
             for kind, words, true in (
-                ("mine", "the adapter", step == p.chosen),
-                ("low", "lowest held-out loss", step == best),
-                ("", "the base, before any training", step == 0),
+                ("mine", t("the adapter"), step == p.chosen),
+                ("low", t("lowest held-out loss"), step == best),
+                ("", t("the base, before any training"), step == 0),
             )
             if true
         )
-        loss = f"held-out loss {nlls[step]:.2f}" if step in nlls else ""
+        loss = t("held-out loss {nll}", nll=f"{nlls[step]:.2f}") if step in nlls else ""
         button = ""
         if step in kept and step != p.chosen and p.status not in ACTIVE:
-            button = f"<button class='tool' data-do='use' data-step='{step}'>Make this the adapter</button>"
+            button = f"<button class='tool' data-do='use' data-step='{step}'>{t('Make this the adapter')}</button>"
         said = "".join(_answer(a) for a in answers)
         opened = " open" if step in (0, last, p.chosen) else ""
         pages.append(
-            f"<details class='moment'{opened}><summary><b>Step {step}</b> <span>{loss}</span> {marks}</summary>"
+            f"<details class='moment'{opened}><summary><b>{t('Step {step}', step=step)}</b> <span>{loss}</span> "
+            f"{marks}</summary>"
             f"<dl>{said}</dl>{button}</details>"
         )
+    about = t("The same questions at every evaluation, with the same dice: what changes is she.")
     return (
-        "<div class='diary' data-testid='diary'><h4>Diary</h4><p class='quiet'>The same questions at every evaluation, "
-        f"with the same dice: what changes is she.</p>{''.join(pages)}</div>"
+        f"<div class='diary' data-testid='diary'><h4>{t('Diary')}</h4><p class='quiet'>{about}</p>"
+        f"{''.join(pages)}</div>"
     )
 
 
 def _answer(a: dict[str, Any]) -> str:
-    cut = "" if a.get("ended") else "<span class='quiet' title='It reached the limit of a diary line'> …</span>"
-    text = escape(a.get("text", "").strip()) or "<span class='quiet'>(nothing)</span>"
+    why = t("It reached the limit of a diary line")
+    cut = "" if a.get("ended") else f'<span class="quiet" title="{why}"> …</span>'
+    text = escape(a.get("text", "").strip()) or f"<span class='quiet'>{t('(nothing)')}</span>"
     return f"<dt>{escape(a.get('probe', ''))}</dt><dd>{text}{cut}</dd>"

@@ -138,7 +138,7 @@ def _compare(seen: Seen) -> str:
 
 def _share(seen: Seen) -> str:
     return closed(SHARE, seen) or t(
-        "A zip needs no account; a link needs one on the Hub. She is private until you say."
+        "A zip needs no account; a link needs one on the Hub, and is private until you say."
     )
 
 

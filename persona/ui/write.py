@@ -22,7 +22,7 @@ def open_example(name: str) -> str:
 
 def start_persona(name: str) -> str:
     if not name.strip():
-        raise InputError("Give the persona a name first, then press Start.")
+        raise InputError(t("Give the persona a name first, then press Start."))
     return folder.create(folder.free_path(name), folder.named(name.strip())).slug
 
 
@@ -42,37 +42,46 @@ def save_card(slug: str, *fields: str) -> tuple[str, Any]:
     persona = open_current(slug)
     name = fields[0].strip()
     if not name:
-        raise InputError("A persona needs a name.")
+        raise InputError(t("A persona needs a name."))
     changes = dict(zip(CARD_FIELDS, (name, *fields[1:]), strict=True))
     persona.save_card(folder.parse_card({**persona.card().model_dump(), **changes}, "persona.json"))
-    return f"Saved {escape(name)}.", mine(slug)
+    return t("Saved {name}.", name=escape(name)), mine(slug)
 
 
 def remove(slug: str) -> tuple[str, str]:
     trashed = folder.delete(open_current(slug))
-    gr.Info("Moved to the trash. Undo brings it back.")
+    gr.Info(t("Moved to the trash. Undo brings it back."))
     return "", trashed.name
 
 
 def undo_remove(trashed: str) -> str:
     if not trashed:
-        raise PersonaError("Nothing was deleted in this window.")
+        raise PersonaError(t("Nothing was deleted in this window."))
     return folder.restore(files.inside(files.home() / "trash", trashed)).slug
 
 
 def look_for(slug: str, find: str, put: str, case: bool) -> tuple[str, Any]:
     """What a find-and-replace would change, before it does."""
     if not find:
-        return "", gr.Button("Replace", interactive=False)
+        return "", gr.Button(t("Replace"), interactive=False)
     changes = edits.replacements(open_current(slug).scan()[0], find, put, case)
     shown_rows = "".join(
         f"<div><span class='no'>{c.at + 1}</span><span>{suggesting.difference(before, after)}</span></div>"
         for c in changes[:20]
         for before, after in _texts(c)
     )
-    more = f"<div class='quiet'>… and {len(changes) - 20:,} more pairs</div>" if len(changes) > 20 else ""
-    words = f"Replace in {len(changes):,} pair{'s' * (len(changes) != 1)}" if changes else "Nothing found"
-    return f"<div class='preview'>{shown_rows}</div>{more}", gr.Button(words, interactive=bool(changes))
+    more = ""
+    if len(changes) > 20:
+        more = f"<div class='quiet'>{t('… and {n} more pairs', n=f'{len(changes) - 20:,}')}</div>"
+    return f"<div class='preview'>{shown_rows}</div>{more}", gr.Button(
+        _to_replace(len(changes)), interactive=bool(changes)
+    )
+
+
+def _to_replace(count: int) -> str:
+    if not count:
+        return t("Nothing found")
+    return t("Replace in 1 pair") if count == 1 else t("Replace in {n} pairs", n=f"{count:,}")
 
 
 def _texts(change: edits.Change) -> list[tuple[str, str]]:
@@ -88,8 +97,8 @@ def replace_all(slug: str, find: str, put: str, case: bool) -> tuple[str, Any]:
     persona = open_current(slug)
     changes = edits.replacements(persona.scan()[0], find, put, case)
     journal.commit(persona, f"replacement in {len(changes)} pairs", changes)
-    done = f"<div class='good'>Replaced in {len(changes):,} pairs. Undo takes it back.</div>"
-    return done, gr.Button("Replace", interactive=False)
+    done = t("Replaced in {n} pairs. Undo takes it back.", n=f"{len(changes):,}")
+    return f"<div class='good'>{done}</div>", gr.Button(t("Replace"), interactive=False)
 
 
 def export(slug: str, format: str) -> Any:
@@ -136,23 +145,23 @@ def welcome() -> tuple[gr.Column, list[gr.Button], gr.Textbox, gr.Button, gr.Fil
 def who() -> tuple[list[gr.Textbox], gr.HTML, gr.Button]:
     """The tab with the persona's card."""
     card = [
-        gr.Textbox(label="Name", elem_id="card-name"),
-        gr.Textbox(label="System prompt", info="Part of every training row and of every chat. Short is good.",
+        gr.Textbox(label=t("Name"), elem_id="card-name"),
+        gr.Textbox(label=t("System prompt"), info=t("Part of every training row and of every chat. Short is good."),
                    lines=2, elem_id="card-system"),
-        gr.Textbox(label="Greeting", info="Said before anyone has asked.", elem_id="card-greeting"),
-        gr.Textbox(label="Source", info="Where the text comes from.", elem_id="card-source"),
-        gr.Textbox(label="Rights", info="Whose text it is, and under which licence. Needed to publish.",
-                   elem_id="card-rights"),
+        gr.Textbox(label=t("Greeting"), info=t("Said before anyone has asked."), elem_id="card-greeting"),
+        gr.Textbox(label=t("Source"), info=t("Where the text comes from."), elem_id="card-source"),
+        gr.Textbox(label=t("Rights"), elem_id="card-rights",
+                   info=t("Whose text it is, and under which licence. Needed to publish.")),
     ]  # fmt: skip
-    return card, gr.HTML(elem_classes="status"), gr.Button("Delete this persona", size="sm", variant="stop", scale=0)
+    return card, gr.HTML(elem_classes="status"), gr.Button(t("Delete this persona"), size="sm", variant="stop", scale=0)
 
 
 def replacing(page: Page, parts: desk.Desk) -> None:
     with gr.Row(elem_classes="slim"):
-        find = gr.Textbox(label="Find", elem_id="find")
-        put = gr.Textbox(label="Replace by", elem_id="replace-by")
-        case = gr.Checkbox(True, label="Match case", scale=0, min_width=140)
-        button = gr.Button("Replace", interactive=False, scale=0, min_width=200, elem_id="replace-all")
+        find = gr.Textbox(label=t("Find"), elem_id="find")
+        put = gr.Textbox(label=t("Replace by"), elem_id="replace-by")
+        case = gr.Checkbox(True, label=t("Match case"), scale=0, min_width=140)
+        button = gr.Button(t("Replace"), interactive=False, scale=0, min_width=200, elem_id="replace-all")
     found = gr.HTML(elem_id="replace-preview")
     asked = [page.slug, find, put, case]
     # not .input: that one is silent when text is pasted or comes from an input method
@@ -170,13 +179,13 @@ def replacing(page: Page, parts: desk.Desk) -> None:
 
 def exporting(page: Page) -> None:
     gr.Markdown(
-        "The pairs as a file for another tool. What is exported here can be imported again.", elem_classes="quiet"
+        t("The pairs as a file for another tool. What is exported here can be imported again."), elem_classes="quiet"
     )
     with gr.Row(elem_classes="slim"):
-        forms = [(m.TITLE, name) for name, m in importers.formats().items() if hasattr(m, "dump")]
-        form = gr.Dropdown(forms, value=forms[0][1], label="Format", elem_id="export-format")
-        make = gr.Button("Make the file", scale=0, min_width=200, elem_id="export-pairs")
-    made = gr.File(label="Ready", visible=False, interactive=False, elem_id="export-file")
+        forms = [(t(m.TITLE), name) for name, m in importers.formats().items() if hasattr(m, "dump")]
+        form = gr.Dropdown(forms, value=forms[0][1], label=t("Format"), elem_id="export-format")
+        make = gr.Button(t("Make the file"), scale=0, min_width=200, elem_id="export-pairs")
+    made = gr.File(label=t("Ready"), visible=False, interactive=False, elem_id="export-file")
     make.click(shown(export), [page.slug, form], made, api_visibility="private")
 
 
@@ -189,25 +198,25 @@ def build(page: Page) -> desk.Desk:
             parts.status.render()
             parts.undo.render()
             parts.redo.render()
-            reload = gr.Button("Reload", size="sm", scale=0, min_width=90, elem_id="reload")
+            reload = gr.Button(t("Reload"), size="sm", scale=0, min_width=90, elem_id="reload")
         with gr.Tabs(selected="pairs", overflow_behavior="wrap") as tabs:
-            with gr.Tab("Pairs", id="pairs"):
+            with gr.Tab(t("Pairs"), id="pairs"):
                 desk.build(parts)
-            with gr.Tab("Who it is", id="who"):
+            with gr.Tab(t("Who it is"), id="who"):
                 card, saved, delete = who()
-            with gr.Tab("Import", id="import"):
+            with gr.Tab(t("Import"), id="import"):
                 imported, added = importing.build(page)
-            with gr.Tab("Check", id="check"):
+            with gr.Tab(t("Check"), id="check"):
                 parts.panel.render()
-                again = gr.Button("Check again", size="sm", scale=0, min_width=150, elem_id="check-again")
-            with gr.Tab("Find & replace", id="replace"):
+                again = gr.Button(t("Check again"), size="sm", scale=0, min_width=150, elem_id="check-again")
+            with gr.Tab(t("Find & replace"), id="replace"):
                 replacing(page, parts)
-            with gr.Tab("Suggest", id="suggest"):
+            with gr.Tab(t("Suggest"), id="suggest"):
                 taken = suggesting.build(page)
-            with gr.Tab("Export", id="export"):
+            with gr.Tab(t("Export"), id="export"):
                 exporting(page)
-        go = gr.Button("Next: Template →", variant="primary", scale=0, min_width=190, elem_id="to-template")
-    undo = gr.Button("Undo delete", size="sm", visible=False)
+        go = gr.Button(t("Next: Template →"), variant="primary", scale=0, min_width=190, elem_id="to-template")
+    undo = gr.Button(t("Undo delete"), size="sm", visible=False)
     trashed = gr.State("")
 
     for button in examples:
