@@ -110,7 +110,8 @@ def table_html(items: Sequence[Pair], rows: Sequence[int], view: View, selected:
     drawing = time.time_ns()  # table.js forgets what the cells held before
     pager = _pager(view.page, len(rows), len(items))
     body = f"<div class='rows' role='list' data-drawing='{drawing}'>{body}</div>"
-    return f"<div class='heads' aria-hidden='true'>{heads}</div>{body}{pager}"
+    past = f"<a class='skip' href='#to-template'>{t('Past the table')}</a>"  # some hundred presses of Tab away
+    return f"{past}<div class='heads' aria-hidden='true'>{heads}</div>{body}{pager}"
 
 
 def _row(n: int, pair: Pair, selected: bool, focus: bool) -> str:

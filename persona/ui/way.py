@@ -50,6 +50,13 @@ TOP = """() => {
 }"""
 
 
+# what had the keyboard is hidden now: without this the next Tab begins anywhere
+HERE = """() => {
+  const held = document.activeElement;
+  if (!held?.offsetParent) document.querySelector("#way [aria-current]")?.focus();
+}"""
+
+
 @dataclass(frozen=True)
 class Seen:
     """What is known of the open persona. run: the one that trains now, else the newest; adapter: one can be heard."""
