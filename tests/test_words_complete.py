@@ -19,12 +19,14 @@ from persona.ui import (
     desk,
     exporting,
     importing,
+    knobs,
     settings,
     share,
     suggesting,
     table,
     voices,
     watching,
+    way,
     words,
 )
 
@@ -60,7 +62,9 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("settings.py", "WORDS.get(name, name.replace('_', ' ').capitalize())"): {
         settings.WORDS.get(n, n.replace("_", " ").capitalize()) for n in settings.EXPERT
     },
-    ("settings.py", "field.description or ''"): {RunConfig.model_fields[n].description or "" for n in settings.EXPERT},
+    ("settings.py", "help_of(name, str(field.description))"): {
+        knobs.help_of(n, str(RunConfig.model_fields[n].description)) for n in settings.EXPERT
+    },
     ("settings.py", "group"): set(settings.GROUPS),
     ("share.py", "SPACE_LINK if space.signs_in() else HOME_LINK"): {share.SPACE_LINK, share.HOME_LINK},
     ("suggesting.py", "ABSENT"): {suggesting.ABSENT},
@@ -92,7 +96,9 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
         "importing.py": {"the file's card"}, "write.py": {"persona.json"}, "template.py": {"your own"},
     },
     "marks that are looked for in a rendered text": {"template.py": {"Zq0sys", "Zq1ask", "Zq0sys\n\nZq1ask"}},
-    "script": {"common.py": {common.CLICKS}, "desk.py": {desk.PAINT, desk.SAVED, desk.REFUSED}},
+    "script": {"common.py": {common.CLICKS}, "desk.py": {desk.PAINT, desk.SAVED, desk.REFUSED},
+               "way.py": {way.SCRIPT, way.TOP, way.HERE}},
+    "said together with what the setting is, by help_of": {"knobs.py": set(knobs.WHEN.values())},
 }  # fmt: skip
 CODE = {"words.py": "scripts for the browser", "looks.py": "names of fonts", "hosts.py": "header lines"}
 # arguments that hold no text for a reader

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -9,8 +10,8 @@ import gradio as gr
 from persona import folder, launch, talks
 from persona.adapter import MAX_BYTES
 from persona.errors import PersonaError
-from persona.ui import compare, share, template, train, words, write
-from persona.ui.common import COMPARE, QUIET, TRAIN, WRITE, Page, mine, shown
+from persona.ui import compare, share, template, train, way, words, write
+from persona.ui.common import COMPARE, QUIET, SHARE, TEMPLATE, TRAIN, WRITE, Page, mine, shown
 from persona.ui.looks import CSS, THEME
 from persona.ui.words import t
 
@@ -62,20 +63,30 @@ def build() -> gr.Blocks:
             which = gr.Dropdown([(t("New or example …"), "")], value="", label=t("Persona"), elem_id="which",
                                 scale=0, min_width=260)  # fmt: skip
             other = gr.Button(t("中文"), size="sm", scale=0, min_width=90, elem_id="language")
+        at = gr.State(WRITE)  # the step that is shown
+        steps_html = gr.HTML(elem_id="way", js_on_load=way.SCRIPT)
+        # its own buttons stay hidden (looks.css): they close every step beyond the chosen one
         with gr.Walkthrough(selected=WRITE, elem_id="steps") as steps:
             base, chosen, max_length, learn_history = template.settings()
             adapter = gr.Dropdown([], label=t("Adapter"), elem_id="adapter", scale=3, min_width=260, render=False)
             page = Page(slug, which, steps, pair, base, chosen, max_length, learn_history, adapter)
-            with gr.Step(t("Write"), id=0, elem_id="step-write"):
-                write.build(page)
-            with gr.Step(t("Template"), id=1, elem_id="step-template") as step:
-                template.build(page, step)
-            with gr.Step(t("Train"), id=2, elem_id="step-train") as step:
-                train.build(page, step)
-            with gr.Step(t("Compare"), id=3, elem_id="step-compare") as step:
-                compare.build(page, step, key)
-            with gr.Step(t("Share"), id=4, elem_id="step-share") as step:
-                share.build(page, step)
+            with gr.Step(t("Write"), id=WRITE) as first, gr.Column(elem_id="step-write"):
+                desk = write.build(page)
+            with gr.Step(t("Template"), id=TEMPLATE) as second, gr.Column(elem_id="step-template"):
+                template.build(page, second)
+            with gr.Step(t("Train"), id=TRAIN) as third, gr.Column(elem_id="step-train"):
+                status = train.build(page, third)
+            with gr.Step(t("Compare"), id=COMPARE) as fourth, gr.Column(elem_id="step-compare"):
+                compare.build(page, fourth, key)
+            with gr.Step(t("Share"), id=SHARE) as fifth, gr.Column(elem_id="step-share"):
+                share.build(page, fifth)
+        for n, step in enumerate((first, second, third, fourth, fifth)):
+            step.select(shown(partial(way.arrived, n)), [slug, desk.findings], [at, steps_html], **QUIET)
+        at.change(None, None, None, js=way.TOP, **QUIET)
+        moved = [slug.change, adapter.change, desk.status.change, desk.findings.change, status.change]
+        gr.on([*moved, demo.load], shown(way.way_html), [slug, at, desk.findings], steps_html,
+              trigger_mode="always_last", **QUIET)  # fmt: skip
+        steps_html.click(shown(way.clicked), slug, steps, **QUIET)
         other.click(None, None, None, js=words.SWITCH, **QUIET)
         demo.load(lambda known: known or talks.new_key(), key, key, **QUIET)
         demo.load(arrive, remembered, [slug, steps, adapter, which], **QUIET)

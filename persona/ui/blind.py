@@ -26,7 +26,7 @@ def book_of(slug: str, chosen: str, key: str) -> Book:
 
 def another(chosen: str) -> str:
     """One of the persona's probes, drawn anew each time."""
-    probes = () if chosen.startswith("server/") else voices.find(chosen).card.probes
+    probes = () if (chosen or "").startswith("server/") else voices.find(chosen).card.probes
     return random.choice(probes) if probes else ""
 
 

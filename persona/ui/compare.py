@@ -1,6 +1,7 @@
 """Step 4, Compare: the same question to several voices at the same time."""
 
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -9,7 +10,7 @@ import gradio as gr
 from persona import space
 from persona.chat import MAX_COLUMNS
 from persona.errors import PersonaError
-from persona.ui import asking, blind, judging, talking, voices
+from persona.ui import asking, blind, judging, talking, voices, way
 from persona.ui.common import QUIET, SHARE, Page, shown
 from persona.ui.words import t
 
@@ -157,7 +158,7 @@ def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
             ),
         ]
     page.adapter.change(shown(drawn), [page.adapter, *knobs[:5]], knobs[:5], **QUIET)
-    with gr.Tabs(elem_id="compare-tabs"):
+    with gr.Tabs(elem_id="compare-tabs", overflow_behavior="wrap"):
         with gr.Tab(t("Talk"), id="talk"):
             probes = _talk(page, step, key, others, strength, knobs)
         with gr.Tab(t("Blind vote"), id="blind") as tab:
@@ -177,7 +178,7 @@ def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
     zipped.upload(shown(open_zip), [zipped, page.slug], page.adapter, api_visibility="private")
     gr.on([fetch.click, address.submit], shown(open_link), [address, page.slug], page.adapter, api_visibility="private")
     mixed.click(shown(add_blend), [page.slug, page.adapter, others, second, part], others, **QUIET)
-    go.click(lambda: gr.Walkthrough(selected=SHARE), None, page.steps, **QUIET)
+    go.click(shown(partial(way.open_step, SHARE)), page.slug, page.steps, **QUIET)
 
 
 def _talk(

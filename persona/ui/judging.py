@@ -39,7 +39,7 @@ def measure(chosen: str, judge: bool, progress: gr.Progress = gr.Progress()) -> 
 
 def last(chosen: str) -> tuple[str, Any]:
     """The report that was made before, if there is one for this very adapter."""
-    if not chosen.startswith("run/"):
+    if not (chosen or "").startswith("run/"):
         return empty(), gr.skip()
     file = voices.find(chosen).path.parent / "report.json"
     if "@" in chosen or not file.is_file() or not (file.parent / "run.json").is_file():

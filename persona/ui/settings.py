@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 import gradio as gr
 
 from persona.config import RunConfig, make_config
+from persona.ui.knobs import help_of
 from persona.ui.words import t
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -29,11 +30,12 @@ WORDS = {"lora_r": "LoRA rank (r)", "lora_alpha": "LoRA alpha", "lora_dropout": 
 
 
 def control(name: str, value: Any) -> gr.components.Component:
-    """The control of one field, by its type. Its help is the field's description."""
+    """The control of one field, by its type. Its help is the field's description, and when to change it."""
     field = RunConfig.model_fields[name]
     kind = field.annotation
     shared: dict[str, Any] = {
-        "label": t(WORDS.get(name, name.replace("_", " ").capitalize())), "info": t(field.description or ""),
+        "label": t(WORDS.get(name, name.replace("_", " ").capitalize())),
+        "info": t(help_of(name, str(field.description))),
         "elem_id": f"set-{name.replace('_', '-')}", "min_width": 220,
     }  # fmt: skip
     if kind is bool:

@@ -96,9 +96,10 @@ def _text(pair: Pair) -> str:
 def table_html(items: Sequence[Pair], rows: Sequence[int], view: View, selected: int = 0, focus: bool = False) -> str:
     """One page of the table. selected: number of a pair, from 1; focus: put the cursor into it."""
     if not items:
+        nothing = t("<b>No pairs yet.</b> Write the first one, or bring text in with the tab Import.")
         return (
-            f'<div class="empty"><p>{t("<b>No pairs yet.</b> Write the first one, import a file, or open an example.")}'
-            f'</p><button data-do="add" class="tool wide">{t("＋ Write the first pair")}</button></div>'
+            f'<div class="empty"><p>{nothing}</p>'
+            f'<button data-do="add" class="tool wide">{t("＋ Write the first pair")}</button></div>'
         )
     if not rows:
         return f'<div class="empty"><p>{t("No pair matches. Clear the search, or choose “All pairs”.")}</p></div>'
@@ -109,7 +110,8 @@ def table_html(items: Sequence[Pair], rows: Sequence[int], view: View, selected:
     drawing = time.time_ns()  # table.js forgets what the cells held before
     pager = _pager(view.page, len(rows), len(items))
     body = f"<div class='rows' role='list' data-drawing='{drawing}'>{body}</div>"
-    return f"<div class='heads' aria-hidden='true'>{heads}</div>{body}{pager}"
+    past = f"<a class='skip' href='#to-template'>{t('Past the table')}</a>"  # some hundred presses of Tab away
+    return f"{past}<div class='heads' aria-hidden='true'>{heads}</div>{body}{pager}"
 
 
 def _row(n: int, pair: Pair, selected: bool, focus: bool) -> str:

@@ -1,6 +1,7 @@
 """Step 2, Template: which base, which chat template, and what exactly is learned."""
 
 from dataclasses import replace
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import gradio as gr
 from persona import base, catalogue, choose, folder, render, sandbox, stoptoken, templates
 from persona.errors import PersonaError, TemplateError
 from persona.files import write_atomic
+from persona.ui import way
 from persona.ui.common import (
     QUIET,
     TRAIN,
@@ -267,4 +269,4 @@ def build(page: Page, step: gr.Step) -> None:
     begin.click(shown(text_of), [page.slug, *chosen], text, **QUIET)
     upload.upload(shown(read_upload), upload, text, **QUIET)
     use.click(shown(adopt), [page.slug, text, *chosen], [page.template, used], api_visibility="private")
-    go.click(lambda: gr.Walkthrough(selected=TRAIN), None, page.steps, **QUIET)
+    go.click(shown(partial(way.open_step, TRAIN)), page.slug, page.steps, **QUIET)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -13,7 +14,7 @@ from persona.config import PRESETS, RunConfig
 from persona.errors import PersonaError, RunError
 from persona.progress import ACTIVE, Progress
 from persona.runs import Run
-from persona.ui import settings, watching
+from persona.ui import settings, watching, way
 from persona.ui.common import CLICKS, COMPARE, QUIET, Page, open_current, shown
 from persona.ui.words import t
 
@@ -190,7 +191,8 @@ def watch(slug: str, name: str, seen: str) -> tuple:
     )  # fmt: skip
 
 
-def build(page: Page, step: gr.Step) -> None:
+def build(page: Page, step: gr.Step) -> gr.HTML:
+    """The step. Returns where the state of the run is shown."""
     gr.Markdown(t("### Train a LoRA on the pairs\nIt runs in a process of its own: close or reload this page freely."))
     preset = gr.Radio(
         [(t(p.capitalize()), p) for p in PRESETS], value="quick", label=t("How thoroughly"), elem_id="preset"
@@ -238,4 +240,5 @@ def build(page: Page, step: gr.Step) -> None:
     preset.change(settings.of_preset, preset, form, **QUIET)
     changed = [preset.change, step.select, page.base.change, page.max_length.change, *(f.change for f in form)]
     gr.on(changed, shown(plan_html), [page.slug, preset, *shared, *form], plan, trigger_mode="always_last", **QUIET)
-    go.click(lambda: gr.Walkthrough(selected=COMPARE), None, page.steps, **QUIET)
+    go.click(shown(partial(way.open_step, COMPARE)), page.slug, page.steps, **QUIET)
+    return status

@@ -108,7 +108,12 @@ def opened_dir() -> Path:
 
 
 def place(slug: str, chosen: str) -> Path:
-    """The folder that conversations and votes are kept in: the persona's, or the opened adapter's."""
+    """The folder that conversations and votes are kept in: the persona's, or the opened adapter's.
+
+    Raises PersonaError when nobody is chosen to talk to.
+    """
+    if not chosen:
+        find(chosen)
     if slug:
         return folder.by_slug(slug).path
     if chosen.startswith("server/"):
@@ -205,6 +210,8 @@ def cast(slug: str, chosen: str, others: Sequence[str], strength: float) -> Cast
 
     Raises AdapterError for an adapter of another base: one batch is one model.
     """
+    if not chosen:
+        find(chosen)
     wanted = list(others)[: MAX_COLUMNS - 1]
     wanted.insert(1 if wanted else 0, chosen)
     if chosen.startswith("server/"):

@@ -66,7 +66,8 @@ def status_html(run: Run | None, p: Progress) -> str:
     kind = {"done": "good", "failed": "problem", "interrupted": "problem"}.get(p.status, "hint")
     return (
         f'<div class="card"><div class="{kind}" role="status">{words}</div>'
-        f'<div class="bar" role="progressbar" aria-valuenow="{share:.0%}"><div style="width:{share:.1%}"></div></div>'
+        f'<div class="bar" role="progressbar" aria-label="{t("Progress")}" aria-valuenow="{share * 100:.0f}">'
+        f'<div style="width:{share:.1%}"></div></div>'
         f'{facts_html(facts)}{verdict(p)}<div class="quiet">{t("Run {name}", name=escape(run.name))}</div></div>'
     )
 

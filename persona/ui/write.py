@@ -1,5 +1,6 @@
 """Step 1, Write: open or start a persona; her pairs in a table that saves itself, with import, checks and undo."""
 
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -7,10 +8,11 @@ import gradio as gr
 
 from persona import edits, files, folder, importers, journal
 from persona.errors import InputError, PersonaError
-from persona.ui import desk, importing, suggesting
+from persona.ui import desk, importing, suggesting, way
 from persona.ui.common import QUIET, TEMPLATE, Page, mine, open_current, shown, to_save
 from persona.ui.words import t
 
+FIRST = "zhen-huan"  # the example that is offered first
 CARD_FIELDS = ("name", "system", "greeting", "source", "rights")
 
 
@@ -107,25 +109,36 @@ def export(slug: str, format: str) -> Any:
 
 
 def welcome() -> tuple[gr.Column, list[gr.Button], gr.Textbox, gr.Button, gr.File]:
-    """The first screen: an example, a name, or a file."""
-    with gr.Column(visible=True) as column:
-        gr.Markdown(t(
-            "### Make a language model be someone\n"
-            "Write what people say and what your persona answers. Train a small adapter on it, right here. Then ask "
-            "base and persona the same question, side by side, and hear the difference."
-        ))  # fmt: skip
-        with gr.Row():
-            examples = [
-                gr.Button(t("Open {name}  ({n} pairs, {language})", name=e.card().name, n=len(e.scan()[0]),
-                            language=e.card().language), variant="primary", elem_id=f"open-{e.slug}")
-                for e in folder.list_examples()
-            ]  # fmt: skip
-        with gr.Row(equal_height=True):
-            with gr.Column():
-                name = gr.Textbox(label=t("or start your own"), placeholder=t("A name"), elem_id="new-name")
+    """The first screen: three ways in, the quickest first."""
+    with gr.Column(visible=True, elem_id="welcome") as column:
+        gr.Markdown(
+            t(
+                "### Make a language model be someone\n"
+                "Write what people say and what your persona answers. Train a small adapter on it, right here. Then "
+                "ask base and persona the same question, side by side, and hear the difference."
+            )
+        )
+        with gr.Row(elem_classes="ways"):
+            with gr.Column(elem_classes="card", min_width=280):
+                gr.Markdown(t("#### 1. Open the example\nReady to train: about ten minutes to her first answer."))
+                examples = [
+                    gr.Button(f"{e.card().name} · {len(e.scan()[0])} · {e.card().language}",
+                              variant="secondary" if n else "primary", elem_id=f"open-{e.slug}")
+                    for n, e in enumerate(sorted(folder.list_examples(), key=lambda e: e.slug != FIRST))
+                ]  # fmt: skip
+                gr.Markdown(t("Name · number of pairs · language. You get a copy of your own."), elem_classes="quiet")
+            with gr.Column(elem_classes="card", min_width=280):
+                gr.Markdown(
+                    t(
+                        "#### 2. Bring my own text\nScreenplay, novel, chat log, table or character card. You see what "
+                        "becomes of it before anything is saved."
+                    )
+                )
+                dropped = gr.File(label=t("A file"), type="filepath", height=130, elem_id="start-file")
+            with gr.Column(elem_classes="card", min_width=280):
+                gr.Markdown(t("#### 3. Start from nothing\nA name is enough. She begins to show from about 100 pairs."))
+                name = gr.Textbox(label=t("Her name"), placeholder=t("A name"), elem_id="new-name")
                 start = gr.Button(t("Start"), elem_id="start")
-            dropped = gr.File(label=t("or start from a file: screenplay, chat log, table, character card, …"),
-                              type="filepath", height=150, elem_id="start-file")  # fmt: skip
     return column, examples, name, start, dropped
 
 
@@ -176,7 +189,8 @@ def exporting(page: Page) -> None:
     make.click(shown(export), [page.slug, form], made, api_visibility="private")
 
 
-def build(page: Page) -> None:
+def build(page: Page) -> desk.Desk:
+    """The step. Returns what tells how the pairs are."""
     first, examples, name, start, dropped = welcome()
     parts = desk.components()
     with gr.Column(visible=False) as editor:
@@ -185,7 +199,7 @@ def build(page: Page) -> None:
             parts.undo.render()
             parts.redo.render()
             reload = gr.Button(t("Reload"), size="sm", scale=0, min_width=90, elem_id="reload")
-        with gr.Tabs(selected="pairs") as tabs:
+        with gr.Tabs(selected="pairs", overflow_behavior="wrap") as tabs:
             with gr.Tab(t("Pairs"), id="pairs"):
                 desk.build(parts)
             with gr.Tab(t("Who it is"), id="who"):
@@ -205,14 +219,17 @@ def build(page: Page) -> None:
     undo = gr.Button(t("Undo delete"), size="sm", visible=False)
     trashed = gr.State("")
 
-    for button, example in zip(examples, folder.list_examples(), strict=True):
-        button.click(shown(open_example), gr.State(example.slug), page.slug, api_visibility="private")
+    for button in examples:
+        button.click(
+            shown(open_example), gr.State(button.elem_id.removeprefix("open-")), page.slug, api_visibility="private"
+        )
     gr.on([start.click, name.submit], shown(start_persona), name, page.slug, api_visibility="private")
     dropped.upload(shown(importing.start_from), dropped, [page.slug, imported, dropped, tabs], api_visibility="private")
     loading = {"fn": shown(load), "inputs": page.slug, "outputs": [first, editor, *card], **QUIET}
     opened = page.slug.change(**loading).success(
         desk.fresh, None, [parts.query, parts.only, parts.number, parts.findings], **QUIET
     )
+    opened.then(None, None, None, js=way.HERE, **QUIET)
     for event in (opened, reload.click(**loading)):
         desk.follow(event.success(**desk.redraw(parts, page)), parts, page)
     desk.listen(parts, page, tabs, again)
@@ -229,4 +246,5 @@ def build(page: Page) -> None:
     undo.click(shown(undo_remove), trashed, page.slug, api_visibility="private").success(
         lambda: gr.Button(visible=False), None, undo, **QUIET
     )
-    go.click(lambda: gr.Walkthrough(selected=TEMPLATE), None, page.steps, **QUIET)
+    go.click(shown(partial(way.open_step, TEMPLATE)), page.slug, page.steps, **QUIET)
+    return parts

@@ -1,0 +1,108 @@
+"""Everybody can use the page: axe-core finds nothing serious on any step, in either language, light and dark, wide and
+narrow; and the keyboard alone leads from the first screen to an answer.
+"""
+
+import pytest
+
+from tests.test_compare_page import settle, trained  # noqa: F401  (fixture)
+from tests.test_page import browser, open_page, server  # noqa: F401  (fixtures)
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+LOOKS = (("en-US", 1440, "light"), ("zh-CN", 1440, "dark"), ("zh-CN", 390, "light"))
+# what Gradio's own components do and nothing outside them can mend: (rule, part of its HTML) → why it stays
+GRADIO: dict[tuple[str, str], str] = {}
+
+
+def test_no_step_has_a_serious_finding(browser, server, trained):  # noqa: F811
+    found: dict[str, str] = {}  # one line for each thing, with the first place it was met at
+    for locale, width, theme in LOOKS:
+        context = browser.new_context(locale=locale, viewport={"width": width, "height": 900},
+                                      reduced_motion="reduce")  # fmt: skip
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(f"{server.url}?__theme={theme}")
+        for place, part in walk(page):
+            page.wait_for_function(
+                "!document.querySelector('.pending:not(.step-button), .generating')"
+            )  # what waits is faded
+            assert page.evaluate("document.documentElement.lang") == ("zh-CN" if locale == "zh-CN" else "en")
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{place} scrolls sideways"
+            for line in serious(page, part):
+                found.setdefault(line, f"{place}, {locale}, {width}, {theme}")
+        context.close()
+    assert not found, "\n".join(f"{where}: {line}" for line, where in found.items())
+
+
+def test_the_keyboard_alone_leads_to_an_answer(browser, server, trained):  # noqa: F811
+    """Tab, Enter and what is typed; the mouse is never touched."""
+    page, errors = open_page(browser, server.url)
+    page.wait_for_selector("#way nav")
+    press_on(page, "#open-zhen-huan", "Enter")
+    page.wait_for_selector("#write-mask .mask")
+    page.wait_for_function("document.activeElement?.id === 'step-write-button'")  # and not anywhere
+    press_on(page, "#step-compare-button", "Enter")
+    page.wait_for_selector("#step-compare-button[aria-current]")
+    page.wait_for_function("document.activeElement?.id === 'step-compare-button'")
+    page.wait_for_function("document.querySelector('#adapter input')?.value?.includes('甄嬛')")
+    press_on(page, "#sampling > button", "Enter")
+    tab_to(page, "#longest input[type=number]")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("16")
+    tab_to(page, "#say textarea")
+    page.keyboard.type("你是谁？")
+    page.keyboard.press("Enter")
+    settle(page)
+    assert page.locator("#chat-persona .bot.message").last.inner_text().strip() and errors == []
+
+
+def press_on(page, selector: str, key: str) -> None:
+    tab_to(page, selector)
+    page.keyboard.press(key)
+
+
+def tab_to(page, selector: str, most: int = 60) -> None:
+    """Press Tab until `selector` has the focus, and see that its focus can be seen."""
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        if page.evaluate("s => document.activeElement?.matches(s)", selector):
+            drawn = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+            assert drawn != "none", f"{selector}: nothing shows that it has the focus"
+            return
+    raise AssertionError(f"{selector} is not reached within {most} presses of Tab")
+
+
+def serious(page, part: str) -> list[str]:
+    """What axe finds in a part of the page that keeps somebody out, without what stands in GRADIO."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    options = {"resultTypes": ["violations"]}
+    return [
+        f"{v['id']}: {n['html'][:200]} {n.get('failureSummary', '')}"
+        for v in axe.run(page, part, options=options).response["violations"]
+        if v["impact"] in ("serious", "critical")
+        for n in v["nodes"]
+        if not any(rule == v["id"] and part in n["html"] for rule, part in GRADIO)
+    ]
+
+
+def walk(page):
+    """Every step with its tabs open, one after another; yields where it is, and what is new there."""
+    page.wait_for_selector("#way nav")
+    yield "welcome", "body"
+    page.click("#open-zhen-huan")
+    page.wait_for_selector("#write-mask .mask")
+    yield "write", "body"
+    for tab in ("who", "import", "check", "replace", "suggest", "export"):
+        page.click(f"#step-write button[data-tab-id='{tab}']")
+        yield f"write, {tab}", "#step-write"
+    for step, ready in (("template", "#totals .good"), ("train", "#train-status .card"), ("compare", "#probes button"),
+                        ("share", "#share-about .card")):  # fmt: skip
+        page.click(f"#step-{step}-button")
+        page.wait_for_selector(f"#step-{step}-button[aria-current]")
+        page.wait_for_selector(ready)
+        for drawer in {"train": ["expert"], "compare": ["sampling", "open-adapters"]}.get(step, []):
+            page.click(f"#{drawer} > button")
+        yield step, "body"
+        for tab in ("blind", "list", "judge") if step == "compare" else ():
+            page.click(f"#compare-tabs button[data-tab-id='{tab}']")
+            yield f"compare, {tab}", "#compare-tabs"
