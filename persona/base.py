@@ -23,7 +23,7 @@ from persona import hardware, quantize
 from persona.catalogue import catalogue, find
 from persona.choose import choose_template
 from persona.errors import BaseError
-from persona.files import CANNOT_WRITE, disk_message, home, read_json, to_json, write_atomic
+from persona.files import CANNOT_WRITE, disk_message, read_json, require_own, root, shared, to_json, write_atomic
 from persona.folder import Card
 from persona.render import Renderer
 from persona.templates import read_template
@@ -130,6 +130,8 @@ def resolve(name: str, progress: Progress = _quiet, revision: str = "") -> Base:
     if name.startswith(MODELSCOPE):
         return _from_modelscope(name, progress)
     path = Path(name).expanduser()
+    if path.suffix == ".gguf" or path.exists():
+        require_own(path)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise BaseError(f"{name}: no such file. Check the path, or use the embedded base {DEFAULT!r}.")
@@ -154,10 +156,11 @@ def ready(name: str, revision: str = "") -> Base | None:
     name = name.strip() or DEFAULT
     for e in EMBEDDED.values():
         if name.lower() in (e.name, e.hub_id.lower()):
-            made = [p.parent for p in (home() / "bases").glob(f"{e.name}-*/base.json")]
+            made = [p.parent for p in (root() / "bases").glob(f"{e.name}-*/base.json")]
             return Base(e.hub_id, max(made, key=lambda p: p.stat().st_mtime)) if made else None
     path = Path(name).expanduser()
     if (path / "config.json").is_file():
+        require_own(path)
         return Base(path.resolve().name, path.resolve())
     if _looks_like_hub_id(name):
         from huggingface_hub import try_to_load_from_cache
@@ -199,11 +202,16 @@ def to_download(name: str, revision: str = "") -> int | None:
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     try:
-        info = HfApi().model_info(name, revision=revision or None, files_metadata=True)
+        info = HfApi(token=_token()).model_info(name, revision=revision or None, files_metadata=True)
     except (HfHubHTTPError, HTTPError, OSError, ValueError):
         return None
     wanted = [f for f in info.siblings or [] if any(fnmatch(f.rfilename, p) for p in _WANTED)]
     return sum(f.size or 0 for f in wanted) or None
+
+
+def _token() -> bool | None:
+    """This machine's login, but for visitors: what its owner may fetch is not theirs."""
+    return False if shared() else None
 
 
 def _from_hub(name: str, progress: Progress, revision: str = "") -> Base:
@@ -230,7 +238,7 @@ def _from_hub(name: str, progress: Progress, revision: str = "") -> Base:
     about = known.about if known else f"{size / 1e9:.1f} GB" if size else ""
     progress(f"{'Opening' if here else 'Downloading'} {name} from the Hub{about and f' ({about})'} …")
     try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_WANTED)))
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_WANTED), token=_token()))
     except GatedRepoError as e:
         page = f"https://huggingface.co/{name}"
         how = (
@@ -336,7 +344,7 @@ def _convert(
     assemble: Callable[[Path], None] | None = None,
 ) -> Base:
     """The plain checkpoint of a GGUF file, made on first use. A half-made one is never seen: it is renamed last."""
-    target = home() / "bases" / f"{name}-{digest[:12]}"
+    target = root() / "bases" / f"{name}-{digest[:12]}"
     final = Base(base.id, target, base.revision or f"gguf-{digest[:12]}", base.licence, base.licence_url)
     if (target / "base.json").is_file():
         return final

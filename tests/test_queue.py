@@ -369,7 +369,7 @@ def test_numbers_in_words(number, text):
 
 def test_the_page_puts_in_line_shows_cancel_and_switches(new, monkeypatch):
     """The second click on Start is no error: its run waits, can be cancelled, and the first is still within reach."""
-    monkeypatch.setattr(page, "fit", lambda persona, config: config)
+    monkeypatch.setattr(page, "fit", lambda persona, config: (config, None))
     monkeypatch.setattr(page.settings, "to_config", lambda *_: RunConfig())
     slug = new("Mags").path.parent.parent.name
     a = page.start(slug, "quick")
