@@ -143,7 +143,7 @@ def place(run: Run) -> Place | None:
     n = waiting.index(run)
     left = now.progress().left if now else None
     each = [*([left] if now else []), *(expected(r) for r in waiting[:n])]
-    wait = math.fsum(s for s in each if s is not None) if None not in each else None
+    wait = math.fsum(s for s in each if s is not None) if each and None not in each else None
     after = waiting[n - 1] if n else now
     mine = after is not None and owner_of(after.path) == owner_of(run.path)
     return Place(n + 1, after if mine else None, left, wait)
