@@ -36,8 +36,12 @@ class Visitor:
         sent = self.http.post("gradio_api/queue/join", json=body)
         if sent.status_code != 200:
             return {"success": False, "status": sent.status_code, "output": sent.text}
+        beats = 0  # one every 15 seconds, while there is no answer
         with self.http.stream("GET", "gradio_api/queue/data", params={"session_hash": session}) as lines:
             for line in lines.iter_lines():
+                beats += "heartbeat" in line[:40]
+                if beats > 8:
+                    break
                 if line.startswith("data:") and (said := json.loads(line[5:]))["msg"] == "process_completed":
                     return said
         raise AssertionError("no answer")

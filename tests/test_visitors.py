@@ -164,6 +164,19 @@ def test_visitors_name_no_places_of_this_machine_and_use_no_login_of_it(shared, 
         assert hub._login(None) is None and bases._token() is False
 
 
+@pytest.mark.slow
+def test_a_training_writes_into_its_run_and_needs_no_workspace(shared, tiny_gemma):
+    """It is a process of its own, in which nobody is known to ask."""
+    with files.asking(ANN):
+        settings = {"base": str(tiny_gemma), "max_steps": 2, "eval_fraction": 0.25, "diary_probes": 0}
+        run = runs.create_run(persona_of(ANN), RunConfig(**settings))
+    ran = subprocess.run([sys.executable, "-m", "persona.train", str(run.path)], capture_output=True, text=True)
+    assert run.progress().status == "done", ran.stderr[-2000:]
+    assert (run.adapter / "adapter_model.safetensors").is_file() and not (shared / "personas").exists()
+    with files.asking(ANN):
+        assert hub.share.pack(run.adapter, run.path / "x.zip").is_file()
+
+
 # --- limits ------------------------------------------------------------------------------------------------------
 
 
