@@ -12,11 +12,13 @@ spin_less()
 
 from persona.serve import beside_page  # noqa: E402
 from persona.ui import LAUNCH, build, warm_up  # noqa: E402  (Gradio may import torch)
+from persona.ui.guests import open_house  # noqa: E402
 from persona.ui.hosts import middleware  # noqa: E402
 
 demo = build()
 
 if __name__ == "__main__":
+    open_house()
     warm_up()
     host = os.environ.get("GRADIO_SERVER_NAME") or os.environ.get("HOST") or "127.0.0.1"
     port = int(os.environ.get("GRADIO_SERVER_PORT") or os.environ.get("PORT") or 7860)

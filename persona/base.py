@@ -16,7 +16,7 @@ from persona.choose import choose_template
 from persona.embedded import DEFAULT, EMBEDDED, Embedded, Progress
 from persona.errors import BaseError
 from persona.fetch import MODELSCOPE
-from persona.files import read_json
+from persona.files import read_json, require_own
 from persona.folder import Card
 from persona.render import Renderer
 from persona.templates import read_template
@@ -74,6 +74,8 @@ def resolve(name: str, progress: Progress = _quiet, revision: str = "") -> Base:
     if name.startswith(MODELSCOPE):
         return Base(*fetch.from_modelscope(name, progress))
     path = Path(name).expanduser()
+    if path.suffix == ".gguf" or path.exists():
+        require_own(path)
     if path.suffix == ".gguf":
         return _gguf(name, path, progress)
     if path.is_dir():
@@ -115,6 +117,7 @@ def ready(name: str, revision: str = "") -> Base | None:
         return Base(own.hub_id, made) if made else None
     path = Path(name).expanduser()
     if (path / "config.json").is_file():
+        require_own(path)
         return Base(path.resolve().name, path.resolve())
     if fetch.is_hub_id(name) and (cached := fetch.in_hub_cache(name, revision)):
         return Base(name, cached)

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from persona.errors import BaseError
-from persona.files import disk_message, home, to_json, write_atomic
+from persona.files import disk_message, root, to_json, write_atomic
 
 DEFAULT = "gemma-3-270m"
 NEEDED = 1_300_000_000  # bytes on disk while a base is converted
@@ -78,7 +78,7 @@ def is_installed(e: Embedded) -> bool:
 
 def made(e: Embedded) -> Path | None:
     """The newest checkpoint that was made of it already."""
-    found = [p.parent for p in (home() / "bases").glob(f"{e.name}-*/base.json")]
+    found = [p.parent for p in (root() / "bases").glob(f"{e.name}-*/base.json")]
     return max(found, key=lambda p: p.stat().st_mtime, default=None)
 
 
@@ -106,7 +106,7 @@ def convert(source: Path | Callable[[Path], None], name: str, digest: str, facts
 
     source: the file, or what writes it to a path. digest: its sha256. facts: what base.json is to say of it.
     """
-    target = home() / "bases" / f"{name}-{digest[:12]}"
+    target = root() / "bases" / f"{name}-{digest[:12]}"
     if (target / "base.json").is_file():
         return target
     try:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from persona.catalogue import find
 from persona.embedded import DEFAULT, Progress
 from persona.errors import BaseError
-from persona.files import CANNOT_WRITE, disk_message
+from persona.files import CANNOT_WRITE, disk_message, shared
 
 MODELSCOPE = "modelscope:"  # before an ORG/NAME
 WANTED = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "LICENSE*")
@@ -51,11 +51,16 @@ def to_download(name: str, revision: str = "") -> int | None:
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     try:
-        info = HfApi().model_info(name, revision=revision or None, files_metadata=True)
+        info = HfApi(token=_token()).model_info(name, revision=revision or None, files_metadata=True)
     except (HfHubHTTPError, HTTPError, OSError, ValueError):
         return None
     wanted = [f for f in info.siblings or [] if any(fnmatch(f.rfilename, p) for p in WANTED)]
     return sum(f.size or 0 for f in wanted) or None
+
+
+def _token() -> bool | None:
+    """This machine's login, but for visitors: what its owner may fetch is not theirs."""
+    return False if shared() else None
 
 
 def from_hub(name: str, progress: Progress, revision: str = "") -> Fetched:
@@ -83,7 +88,7 @@ def from_hub(name: str, progress: Progress, revision: str = "") -> Fetched:
     about = known.about if known else f"{size / 1e9:.1f} GB" if size else ""
     progress(f"{'Opening' if here else 'Downloading'} {name} from the Hub{about and f' ({about})'} …")
     try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(WANTED)))
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(WANTED), token=_token()))
     except GatedRepoError as e:
         page = f"https://huggingface.co/{name}"
         how = (
@@ -111,7 +116,7 @@ def from_hub(name: str, progress: Progress, revision: str = "") -> Fetched:
         return Fetched(known.id, folder, folder.name, known.licence, known.licence_url)
     licence = ""
     try:
-        data = HfApi().model_info(name).card_data
+        data = HfApi(token=_token()).model_info(name).card_data
         licence = str(data.get("license") or "") if data else ""
     except Exception:  # offline with a warm cache: the model opens all the same
         pass

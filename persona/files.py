@@ -1,4 +1,4 @@
-"""Files that survive a crash: atomic writes, safe names, the one home folder."""
+"""Files that survive a crash: atomic writes, safe names, and whose folder it is."""
 
 import errno
 import json
@@ -8,7 +8,9 @@ import shutil
 import stat
 import tempfile
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,86 @@ SHIPPED_PERSONAS = PROJECT / "datasets"
 TEMPLATES = PROJECT / "templates"
 
 
-def home() -> Path:
-    """PERSONA_HOME, else a Space's persistent /data, else the platform's data folder."""
+def root() -> Path:
+    """What all who use this machine share (bases, the line of runs, downloads), and the workspace of its owner.
+
+    PERSONA_HOME, else a Space's persistent /data, else the platform's data folder."""
     if chosen := os.environ.get("PERSONA_HOME"):
         return Path(chosen).expanduser().resolve()
     if os.environ.get("SPACE_ID") and os.access("/data", os.W_OK):
         return Path("/data/persona")
     return Path(platformdirs.user_data_dir("persona", appauthor=False))
+
+
+_VISITOR = re.compile(r"[0-9a-f]{40}|")  # visitors.py makes them; "" is the owner
+_asking: ContextVar[str | None] = ContextVar("asking", default=None)
+_ask: Callable[[], str | None] = lambda: None  # noqa: E731  (the page puts its own in its place)
+UNKNOWN = (
+    "This server keeps each visitor's work apart and does not know whose request this is. Allow cookies for this page "
+    "and reload it, or open it in a window of its own."
+)
+
+
+def shared() -> bool:
+    """Whether strangers use this server, each with a workspace: as PERSONA_SHARED says (1 or 0), else on a Space."""
+    said = os.environ.get("PERSONA_SHARED", "").strip()
+    if said not in ("", "0", "1"):
+        raise InputError(f"PERSONA_SHARED={said!r:.40}: it is 1 where visitors are to be kept apart, else 0.")
+    return said == "1" or (not said and bool(os.environ.get("SPACE_ID")))
+
+
+def ask(who: Callable[[], str | None]) -> None:
+    """Let `who` say from now on which visitor asks: their id; None where it does not know."""
+    global _ask
+    _ask = who
+
+
+@contextmanager
+def asking(visitor: str) -> Iterator[None]:
+    """While this thread works for a visitor whom nothing else tells; "" is the owner, as on the command line."""
+    token = _asking.set(visitor)
+    try:
+        yield
+    finally:
+        _asking.reset(token)
+
+
+def _known() -> str | None:
+    said = _asking.get()
+    return _ask() if said is None else said
+
+
+def visitor() -> str:
+    """The id of the visitor who asks; "" for the owner. Raises InputError on a shared server that cannot tell."""
+    if not shared():
+        return ""
+    said = _known()
+    if said is None or not _VISITOR.fullmatch(said):
+        raise InputError(UNKNOWN)
+    return said
+
+
+def workspace(visitor: str) -> Path:
+    return root() / "visitors" / visitor if visitor else root()
+
+
+def home() -> Path:
+    """The workspace of who asks: personas, opened adapters, trash. Raises InputError where `visitor` does."""
+    return workspace(visitor())
+
+
+def owner_of(path: Path) -> str:
+    """The visitor in whose workspace `path` lies, "" for the owner's."""
+    path, top = path.resolve(), root().resolve()
+    parts = path.relative_to(top).parts if path.is_relative_to(top) else ()
+    return parts[1] if len(parts) > 2 and parts[0] == "visitors" else ""
+
+
+def require_own(path: Path) -> None:
+    """Raises InputError when a visitor names a place of this machine that is not in their own workspace."""
+    who = _known() if shared() else ""
+    if who and not path.expanduser().resolve().is_relative_to(workspace(who).resolve()):
+        raise InputError(f"{str(path)!r:.200}: this server opens none of its own folders for visitors. Name a Hub id.")
 
 
 def write_atomic(path: Path, text: str | Iterable[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 
+from persona import limits
 from persona.errors import InputError
 from persona.files import SHIPPED_PERSONAS, home, inside, read_json, slug, to_json, write_atomic
 from persona.pairs import BadLine, Pair, read_pairs, scan, write_pairs
@@ -143,6 +144,8 @@ def create(path: Path, card: Card, pairs: list[Pair] | None = None) -> Persona:
     """A new folder at `path`. Raises InputError if something is there already."""
     if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
         raise InputError(f"{path}: already exists. Choose another name, or open it.")
+    limits.require_room()
+    limits.require_pairs(len(pairs or []))
     persona = Persona(path.resolve())
     persona.save_card(card)
     write_pairs(persona.pairs_file, pairs or [])

@@ -20,7 +20,7 @@ from persona import base as bases
 from persona import fetch, modelcard, share, space
 from persona.adapter import FILES, Adapter
 from persona.errors import ShareError
-from persona.files import disk_message, home
+from persona.files import disk_message, root, shared
 from persona.share import WEIGHTS, checked, present, refuse_secrets
 
 TRIES = 4  # of an upload or a download, each with the waits of huggingface_hub's own tries within it
@@ -94,10 +94,10 @@ def link(app_url: str, repo: str, revision: str = "") -> str:
 
 
 def _login(token: str | None) -> str | None:
-    """The token given, else this machine's own login. A Space serves strangers: its owner's token is not theirs."""
+    """The token given, else this machine's own login. Where strangers are served, its owner's token is not theirs."""
     from huggingface_hub import get_token
 
-    return token or (None if space.here() else get_token())
+    return token or (None if space.here() or shared() else get_token())
 
 
 def _endpoint() -> str:
@@ -183,7 +183,7 @@ def pull(source: Link, token: str | None = None) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     token = _login(token)
-    options: dict[str, Any] = {"cache_dir": home() / "hub", "allow_patterns": list(FILES), "endpoint": _endpoint()}
+    options: dict[str, Any] = {"cache_dir": root() / "hub", "allow_patterns": list(FILES), "endpoint": _endpoint()}
     if _COMMIT.fullmatch(source.revision):
         try:
             return checked(
@@ -275,7 +275,7 @@ def _in_words(place: str, token: str | None) -> Iterator[None]:
         raise ShareError(f"{place}: not on this machine, and the Hub cannot be reached. Try again when online.") from e
     except OSError as e:
         if e.errno in _DISK:
-            raise ShareError(disk_message(home() / "hub", e)) from e
+            raise ShareError(disk_message(root() / "hub", e)) from e
         raise ShareError(f"{place}: {_INTERRUPTED} ({type(e).__name__})") from e
     except ValueError as e:
         raise ShareError(f"{place}: the Hub refuses it: {e}. Correct it in the adapter's folder.") from e

@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from persona import limits
 from persona.edits import Change, apply, inverse
 from persona.errors import InputError
 from persona.files import write_atomic
@@ -44,9 +45,12 @@ def commit(persona: Persona, label: str, changes: Sequence[Change], merge: str =
     for change in changes:
         if change.new is not None:
             _refuse(change)
+    limits.require_room()
     with _lock(persona):
         pairs, bad = persona.scan()
         after = apply(pairs, changes)
+        if len(after) > len(pairs):
+            limits.require_pairs(len(after))
         persona.save_pairs(after, bad)
         if changes:
             _remember(persona, label, changes, merge)
@@ -67,6 +71,7 @@ def append(persona: Persona, pairs: Iterable[Pair], label: str) -> Appended:
     A pair that the persona has already (same texts, whatever its source) is not added again; two equal pairs in
     `pairs` stay two. If `pairs` raises, nothing is changed.
     """
+    limits.require_room()
     with _lock(persona):
         have: Counter[bytes] = Counter()
         bad = []
@@ -93,6 +98,7 @@ def append(persona: Persona, pairs: Iterable[Pair], label: str) -> Appended:
                     continue
                 journal.write(_line(Change(end, None, pair)))
                 added += 1
+                limits.require_pairs(end + added)
                 yield dump(pair)
 
         try:

@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 from pydantic import ValidationError
 
-from persona import needs
-from persona.config import RunConfig
+from persona import limits, needs
+from persona.config import RunConfig, steps_of
 from persona.errors import InputError, RunError
 from persona.files import disk_message, read_json, require_plain, to_json, write_atomic
 from persona.folder import Card, Persona, parse_card
@@ -200,12 +200,14 @@ def create_run(persona: Persona, config: RunConfig) -> Run:
         shown = "\n".join(f"pair {row}: {why}." for row, why in missing[:20])
         raise InputError(f"{shown}\nFill in or delete {'it' if len(missing) == 1 else 'them'}, then train again.")
     needs.require(config)
+    limits.require_room()
+    rows = split(pairs, config.eval_fraction, config.seed)
+    limits.require_steps(steps_of(config, sum(not r.held_out for r in rows))[0])
     run = Run(persona.runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     try:
         run.path.mkdir(parents=True)
     except OSError as e:
         raise InputError(disk_message(run.path, e)) from e
-    rows = split(pairs, config.eval_fraction, config.seed)
     lines = [{**r.pair.to_dict(), **({"held_out": True} if r.held_out else {})} for r in rows]
     write_atomic(run.path / "pairs.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
     manifest = {

@@ -25,6 +25,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from persona import files
 from persona.api import menu, orders
 from persona.api.batches import Batches, Job, Said
 from persona.api.menu import Served
@@ -96,9 +97,9 @@ def make_door(host: str) -> Door:
 def beside_page(host: str) -> dict[str, Any]:
     """What makes Gradio's launch serve the API beside the page (its app_kwargs); nothing where it must stay off.
 
-    Off: without keys on a Space, on an address that others reach, and with Gradio's public link.
+    Off: without keys on a Space or another shared server, on an address that others reach, with Gradio's public link.
     """
-    public = os.environ.get("SPACE_ID") or os.environ.get("GRADIO_SHARE", "").lower() == "true"
+    public = files.shared() or os.environ.get("SPACE_ID") or os.environ.get("GRADIO_SHARE", "").lower() == "true"
     try:
         door = make_door("0.0.0.0" if public else host)
     except InputError:

@@ -18,9 +18,10 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from persona import limits
 from persona.adapter import FILES, MAX_BYTES, PICKLES, Adapter, check
 from persona.errors import AdapterError, ShareError
-from persona.files import disk_message, home, slug
+from persona.files import disk_message, root, slug
 
 WEIGHTS = FILES[0]
 MAX_TEXT_BYTES = 10_000_000
@@ -59,6 +60,7 @@ def unpack(archive: Path, into: Path) -> Path:
     """Open a zip from anyone as a folder in `into`, and return that folder; the same zip gives the same folder."""
     if not archive.is_file():
         raise ShareError(f"{archive}: no such file. Choose the zip of an adapter.")
+    limits.require_room()
     try:
         into.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=into, prefix=".open-") as scratch:
@@ -76,6 +78,7 @@ def unpack(archive: Path, into: Path) -> Path:
 
 def keep(folder: Path, into: Path) -> Path:
     """A copy of the adapter's files in `into`, named like an unpacked zip; an equal one that is there is returned."""
+    limits.require_room()
     checked(folder)  # before the copy, which would make a file of a link
     try:
         into.mkdir(parents=True, exist_ok=True)
@@ -185,7 +188,7 @@ def checked(folder: Path) -> Adapter:
 
 def refuse_secrets(folder: Path, token: str = "") -> None:
     """Belt and braces: nothing writes paths or tokens into an adapter, yet people edit files and paste into prompts."""
-    paths = {"your home folder": Path.home(), "the folder of PERSONA_HOME": home()}
+    paths = {"your home folder": Path.home(), "the folder of PERSONA_HOME": root()}
     for file in present(folder):
         if file.name == WEIGHTS:
             continue

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from persona import lines
+from persona import limits, lines
 from persona.errors import InputError
 from persona.talks import MAX_VISITORS, Answer, Talk, assemble, check_text, next_number, place, shorten, visitor
 
@@ -48,6 +48,7 @@ def start(shelf: Shelf, said: str) -> Talk:
             f"{MAX_VISITORS} visitors have conversations with this persona already, so this one is not kept. Whoever "
             f"runs this page can make room in {shelf.path.parent.name}/ of the persona's folder."
         )
+    limits.require_room()
     now = time.time()
     talk_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{secrets.token_hex(4)}"
     with lines.lock(shelf.path):

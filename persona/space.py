@@ -4,8 +4,13 @@ app.py imports this file before anything that may import torch, because `spaces`
 else nothing is imported, and `gpu` leaves a function as it is. Not verified: no Space could be reached from here.
 """
 
+import functools
+import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from persona import files
 
 OAUTH = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
 
@@ -42,9 +47,44 @@ def gpu(seconds: int) -> Callable[[Callable], Callable]:
             return function
         import spaces
 
-        return spaces.GPU(function, duration=seconds)
+        return _told(spaces.GPU, function, seconds) if files.shared() else spaces.GPU(function, duration=seconds)
 
     return mark
+
+
+def _told(marked: Callable[..., Callable], function: Callable, seconds: int) -> Callable:
+    """`gpu`, with the visitor told to the forked process: it outlives its request, and may know an earlier one's."""
+    streams = inspect.isgeneratorfunction(function)
+
+    def work(visitor: str, *args: Any) -> Any:
+        with files.asking(visitor):
+            return function(*args)
+
+    def stream(visitor: str, *args: Any) -> Iterator[Any]:
+        steps = function(*args)
+        try:
+            while True:
+                with files.asking(visitor):  # step by step: a generator has no context of its own
+                    try:
+                        said = next(steps)
+                    except StopIteration:
+                        return
+                yield said
+        finally:
+            with files.asking(visitor):
+                steps.close()
+
+    inside = marked(stream if streams else work, duration=seconds)
+
+    @functools.wraps(function)  # Gradio reads the parameters' annotations
+    def call(*args: Any) -> Any:
+        return inside(files.visitor(), *args)
+
+    @functools.wraps(function)
+    def call_stream(*args: Any) -> Iterator[Any]:
+        yield from inside(files.visitor(), *args)
+
+    return call_stream if streams else call
 
 
 if zero():

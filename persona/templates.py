@@ -15,7 +15,7 @@ from typing import Any
 
 from persona import sandbox
 from persona.errors import TemplateError
-from persona.files import TEMPLATES
+from persona.files import TEMPLATES, require_own
 
 _lock = threading.Lock()  # transformers keeps one generation-span tracker per template, without a lock of its own
 # what looks like a control token in a rendered text: <|user|>, <turn|>, <｜User｜>, <end_of_turn>, [INST], [gMASK]
@@ -58,6 +58,7 @@ def read_template(name: str) -> Template:
         return shipped[name]
     path = Path(name).expanduser()
     if path.suffix == ".jinja" and path.is_file():
+        require_own(path)
         return Template(path.stem, path.read_text(encoding="utf-8"))
     raise TemplateError(f"{name!r}: no such template. Choose one of {', '.join(shipped)}, or name a .jinja file.")
 

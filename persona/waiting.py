@@ -1,6 +1,9 @@
 """The line of runs that wait for this machine: one trains, the others wait, first come first served.
 
-    queue/000007.json     a ticket: {"run": folder}; the smallest number is next. Cancel removes it
+On a shared server visitors take turns: whoever has fewer runs before goes first, so that ten runs of one visitor do not
+keep another waiting for ten. A visitor is told their place, and nothing of others' runs.
+
+    queue/000007.json     a ticket: {"run": folder}; among equals the smallest number is next. Cancel removes it
     queue/now.json        {"run": folder} of the run whose turn came last
     queue/.training       locked by the process that trains, for as long as it lives
     queue/.lock           held for a moment by whoever reads and changes the line
@@ -17,6 +20,7 @@ import math
 import runpy
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +29,7 @@ from filelock import FileLock
 
 from persona import runs
 from persona.errors import InputError, PersonaError
-from persona.files import disk_message, home, to_json, write_atomic
+from persona.files import disk_message, owner_of, root, to_json, write_atomic
 from persona.progress import Progress
 from persona.runs import Run
 
@@ -40,15 +44,19 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Place:
-    """A place in the line. number: 1 is next. after: the run just before. left: seconds of the run that trains now."""
+    """A place in the line. number: 1 is next. after: the run just before, None where it is somebody else's.
+
+    left: seconds of the run that trains now; wait: of all before, None where one of them is not known.
+    """
 
     number: int
     after: Run | None
     left: float | None
+    wait: float | None = None
 
 
 def folder() -> Path:
-    return home() / "queue"
+    return root() / "queue"
 
 
 def locked() -> FileLock:
@@ -62,6 +70,18 @@ def locked() -> FileLock:
 
 def tickets() -> list[Ticket]:
     """All who wait, the next one first; runs that were deleted meanwhile are left out."""
+    found, now = _numbered(), _called()
+    before = Counter([owner_of(now.path)] if now and now.alive() and now not in [t.run for t in found] else [])
+    turns = []
+    for ticket in found:
+        owner = owner_of(ticket.run.path)
+        turns.append((before[owner], ticket.file.name, ticket))
+        before[owner] += 1
+    return [ticket for _, _, ticket in sorted(turns, key=lambda x: x[:2])]
+
+
+def _numbered() -> list[Ticket]:
+    """All tickets, in the order in which they were taken."""
     found = []
     for file in sorted(folder().glob("[0-9]*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # just taken away, or no ticket
@@ -78,17 +98,22 @@ def line() -> list[Run]:
 
 def training() -> Run | None:
     """The run whose turn it is."""
+    run = _called()
+    waits_anew = run in [t.run for t in _numbered()]  # it was resumed: its name is still that of the last turn
+    return run if run and run.alive() and not waits_anew else None
+
+
+def _called() -> Run | None:
+    """The run whose turn came last, whether it still trains or not."""
     try:
-        run = Run(Path(json.loads((folder() / "now.json").read_text(encoding="utf-8"))["run"]))
+        return Run(Path(json.loads((folder() / "now.json").read_text(encoding="utf-8"))["run"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    waits_anew = run in [t.run for t in tickets()]  # it was resumed: its name is still that of the last turn
-    return run if run.alive() and not waits_anew else None
 
 
 def join(run: Run) -> None:
     """Take a ticket, behind all others; a run that has one keeps it. Call it while `locked()`."""
-    have = tickets()
+    have = _numbered()
     if run not in [t.run for t in have]:
         number = max((int(t.file.stem) for t in have), default=0) + 1
         write_atomic(folder() / f"{number:06}.json", to_json({"run": str(run.path)}))
@@ -116,7 +141,26 @@ def place(run: Run) -> Place | None:
     if run not in waiting:
         return None
     n = waiting.index(run)
-    return Place(n + 1, waiting[n - 1] if n else now, now.progress().left if now else None)
+    left = now.progress().left if now else None
+    each = [*([left] if now else []), *(expected(r) for r in waiting[:n])]
+    wait = math.fsum(s for s in each if s is not None) if each and None not in each else None
+    after = waiting[n - 1] if n else now
+    mine = after is not None and owner_of(after.path) == owner_of(run.path)
+    return Place(n + 1, after if mine else None, left, wait)
+
+
+def expect(run: Run, seconds: float | None) -> None:
+    """Keep with a run how long it is expected to take, for those who wait for it."""
+    run.update_manifest(expected_seconds=seconds)
+
+
+def expected(run: Run) -> float | None:
+    """What was kept by `expect`."""
+    try:
+        seconds = run.manifest().get("expected_seconds")
+    except PersonaError:  # a damaged folder: it will say so when its turn comes
+        return None
+    return float(seconds) if isinstance(seconds, int | float) else None
 
 
 def progress(run: Run) -> Progress:
@@ -133,10 +177,15 @@ def words(where: Place) -> str:
     if where.after:
         text += f", after {where.after.name} of {_persona(where.after)}"
     if where.left is not None:
-        minutes = max(1, math.ceil(where.left / 60))
-        time_left = f"{minutes} minute{'s' * (minutes > 1)}" if minutes < 90 else f"{minutes / 60:.1f} hours"
-        text += f"; the run that trains now needs about {time_left} more"
+        text += f"; the run that trains now needs about {_time(where.left)} more"
+    if where.number > 1 and where.wait is not None:
+        text += f", all before it about {_time(where.wait)}"
     return text
+
+
+def _time(seconds: float) -> str:
+    minutes = max(1, math.ceil(seconds / 60))
+    return f"{minutes} minute{'s' * (minutes > 1)}" if minutes < 90 else f"{minutes / 60:.1f} hours"
 
 
 def _persona(run: Run) -> str:

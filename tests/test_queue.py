@@ -16,7 +16,7 @@ import time
 import psutil
 import pytest
 
-from persona import cli, launch, runs, waiting
+from persona import cli, files, launch, runs, waiting
 from persona.config import RunConfig
 from persona.errors import RunError
 from persona.files import PROJECT
@@ -314,6 +314,47 @@ def test_what_has_stopped_can_be_resumed_while_its_process_is_on_its_way_out(new
     wait_for(lambda: status(a) == "running" and stray() == [])
 
 
+# ---- visitors of a shared server take turns
+
+
+@pytest.fixture
+def of(monkeypatch, new):
+    """A run of that visitor's persona, on a shared server."""
+    monkeypatch.setenv("PERSONA_SHARED", "1")
+
+    def of(visitor: str, name: str) -> Run:
+        with files.asking(visitor * 40):
+            return new(name)
+
+    return of
+
+
+def test_many_runs_of_one_visitor_do_not_keep_the_others_waiting(of):
+    """a trains; then each visitor's first waiting run, by its number, then each one's second: a's count one more."""
+    a1, a2, a3, b1, b2, c1 = (of(who, f"{who}{n}") for who, n in ("a1", "a2", "a3", "b1", "b2", "c1"))
+    started(a1, a2, a3, b1, b2, c1)
+    assert waiting.line() == [b1, c1, a2, b2, a3]
+    finish(a1)
+    wait_for(lambda: status(b1) == "running")
+    assert waiting.line() == [a2, c1, a3, b2], "b trains now, and has had a turn"
+    assert [waiting.place(r).number for r in (a2, c1, a3, b2)] == [1, 2, 3, 4]
+
+
+def test_a_visitor_learns_a_place_and_a_time_and_nothing_of_others(of):
+    a1, b1, b2, c1 = of("a", "Ada"), of("b", "Bea"), of("b", "Bo"), of("c", "Cy")
+    waiting.expect(b1, 600.0)
+    started(a1, b1, b2, c1)
+    assert waiting.line() == [b1, c1, b2]
+    said = {r: waiting.progress(r).message for r in (b1, c1, b2)}
+    left = "the run that trains now needs about 3 minutes more"
+    assert said[b1] == f"1st in line; {left}"
+    assert said[c1] == f"2nd in line; {left}, all before it about 13 minutes"
+    assert said[b2] == f"3rd in line; {left}", "how long c1 takes is not known"
+    for run, words in said.items():
+        for other in {a1, b1, b2, c1} - {run}:
+            assert other.name not in words and other.path.parent.parent.name.title() not in words
+
+
 # ---- what people see
 
 
@@ -369,7 +410,7 @@ def test_numbers_in_words(number, text):
 
 def test_the_page_puts_in_line_shows_cancel_and_switches(new, monkeypatch):
     """The second click on Start is no error: its run waits, can be cancelled, and the first is still within reach."""
-    monkeypatch.setattr(page, "fit", lambda persona, config: config)
+    monkeypatch.setattr(page, "fit", lambda persona, config: (config, None))
     monkeypatch.setattr(page.settings, "to_config", lambda *_: RunConfig())
     slug = new("Mags").path.parent.parent.name
     a = page.start(slug, "quick")

@@ -67,8 +67,13 @@ def named(spelled: Sequence[str], base: str = "") -> list[Served]:
 def at_home() -> list[Served]:
     """Each persona's newest adapter, the adapters that were opened on the page, and their bases, if on this disk.
 
-    A request can so never start a download.
+    A request can so never start a download. On a shared server they are the owner's, never a visitor's.
     """
+    with files.asking(""):
+        return _of_home()
+
+
+def _of_home() -> list[Served]:
     paths = [next((r.adapter for r in runs.list_runs(p) if r.adapter.is_dir()), None) for p in folder.list_personas()]
     opened = [p.parent for p in (files.home() / "adapters").glob("*/adapter_config.json")]
     found = []

@@ -6,7 +6,7 @@ failed (the message on stderr says place, value and next step), 2 wrong usage.
 
 import typer
 
-from persona import hardware
+from persona import files, hardware
 from persona.cli import doctor, judging, serving, sharing, talking, training, writing
 from persona.errors import PersonaError
 
@@ -31,7 +31,8 @@ def main() -> int:
     """Run the command line. PersonaError is turned into exit status 1 here and nowhere else."""
     hardware.spin_less()
     try:
-        return app(standalone_mode=False, prog_name="python -m persona") or 0
+        with files.asking(""):  # whoever has a shell here is the owner
+            return app(standalone_mode=False, prog_name="python -m persona") or 0
     except PersonaError as e:
         typer.secho(str(e), err=True, fg="red")
         return 1

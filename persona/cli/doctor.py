@@ -25,7 +25,7 @@ def doctor(as_json: AsJson = False) -> None:
                  "reason": plan.reason},
         "packages": packages,
         "embedded": models,
-        "home": str(files.home()),
+        "home": str(files.root()),
         "not_verified": ["training and chat on a GPU (CUDA, MPS), 4 and 8 bits there", "Liger's kernels",
                          "the Hugging Face Hub itself", "ModelScope", "ZeroGPU Spaces"],
     }  # fmt: skip

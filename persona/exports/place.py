@@ -12,7 +12,7 @@ import jinja2
 from safetensors import SafetensorError
 
 from persona.errors import InputError, ShareError
-from persona.files import TEMPLATES, disk_message, home
+from persona.files import TEMPLATES, disk_message, root
 from persona.modelcard import line, plain
 
 _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}")
@@ -48,7 +48,7 @@ def new(out: Path) -> Iterator[Path]:
 
 def _refuse_local(path: Path) -> None:
     """Belt and braces: people write paths and tokens into prompts and pairs."""
-    local = {str(Path.home()), str(home())} - {"/"}
+    local = {str(Path.home()), str(root())} - {"/"}
     spelled = {x for text in local for x in (text, json.dumps(text)[1:-1], Path(text).as_posix())}
     named = re.compile(b"|".join(re.escape(x.encode()) + rb"(?![\w-])" for x in sorted(spelled)))
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from persona.errors import InputError
-from persona.files import disk_message, home
+from persona.files import disk_message, root, shared
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xlsx")  # what can be imported, the preferred first
 NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
@@ -23,7 +23,8 @@ def download(dataset_id: str, revision: str | None = None) -> Path:
 
     repo, wanted = _parse(dataset_id)
     endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    token = False if os.environ.get("SPACE_ID") else None  # a Space serves strangers: its owner's token is not theirs
+    # where strangers are served, the owner's token is not theirs
+    token = False if shared() or os.environ.get("SPACE_ID") else None
     try:
         info = HfApi(endpoint=endpoint, token=token).dataset_info(repo, revision=revision, files_metadata=True)
         sizes = {f.rfilename: f.size for f in info.siblings or []}
@@ -35,7 +36,7 @@ def download(dataset_id: str, revision: str | None = None) -> Path:
                 f"{repo}/{file}: {large}, where {MAX_BYTES / 1e6:,.0f} MB is the limit. It was not downloaded. Take a "
                 "smaller file: USER/NAME/FILE."
             )
-        options: dict[str, Any] = {"cache_dir": home() / "hub", "endpoint": endpoint, "token": token}
+        options: dict[str, Any] = {"cache_dir": root() / "hub", "endpoint": endpoint, "token": token}
         return Path(hf_hub_download(repo, file, repo_type="dataset", revision=info.sha, **options))
     except InputError:
         raise
@@ -101,5 +102,5 @@ def _in_words(e: Exception) -> str:
     if isinstance(e, hub.HfHubHTTPError) and e.response is not None:
         return f"the Hub refuses (status {e.response.status_code}). Try again later."
     if isinstance(e, OSError) and e.errno:
-        return disk_message(home() / "hub", e)
+        return disk_message(root() / "hub", e)
     return f"the Hub cannot be reached, or the connection broke ({type(e).__name__}). Try again, or import a file."

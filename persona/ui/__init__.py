@@ -2,15 +2,16 @@
 
 import contextlib
 import threading
+import time
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from persona import folder, launch, talks
+from persona import files, folder, launch, talks, visitors
 from persona.adapter import MAX_BYTES
 from persona.errors import PersonaError
-from persona.ui import compare, share, template, train, way, words, write
+from persona.ui import compare, guests, share, template, train, way, words, write
 from persona.ui.common import COMPARE, QUIET, SHARE, TEMPLATE, TRAIN, WRITE, Page, mine, shown
 from persona.ui.looks import CSS, THEME
 from persona.ui.words import t
@@ -39,6 +40,16 @@ def arrive(saved: str, request: gr.Request) -> tuple[str, Any, Any, Any]:
     return slug, gr.Walkthrough(selected=WRITE), gr.skip(), mine(slug)
 
 
+def kept() -> str:
+    """How long a shared server keeps this visitor's work, "" where it keeps it for good."""
+    until = visitors.kept_until(files.visitor())
+    if until is None:
+        return ""
+    words_of = {"en": "%d %b", "zh": "%m月%d日"}[words.language()]
+    day = time.strftime(words_of, time.localtime(until)).replace(" 0", " ").lstrip("0")
+    return t("Your own corner of this server, kept until {day}; download or push what you want to keep.", day=day)
+
+
 def warm_up() -> None:
     """Open the embedded base's tokenizer in the background, so that the first preview need not wait for it."""
 
@@ -53,7 +64,9 @@ def warm_up() -> None:
 
 def build() -> gr.Blocks:
     """The whole page, not launched."""
-    with words.built(), gr.Blocks(title="Persona", fill_width=False, analytics_enabled=False) as demo:
+    files.ask(guests.who)
+    shared: dict[str, Any] = {"delete_cache": (3600, 86_400)} if files.shared() else {}  # seconds: every, older than
+    with words.built(), gr.Blocks(title="Persona", fill_width=False, analytics_enabled=False, **shared) as demo:
         # the key is fixed, so that a restart of the server finds it again; it guards nothing, a folder name
         remembered = gr.BrowserState("", storage_key="persona-open", secret="persona")
         key = gr.BrowserState("", storage_key="persona-visitor", secret="persona")  # whose conversations these are
@@ -63,6 +76,8 @@ def build() -> gr.Blocks:
             which = gr.Dropdown([(t("New or example …"), "")], value="", label=t("Persona"), elem_id="which",
                                 scale=0, min_width=260)  # fmt: skip
             other = gr.Button(t("中文"), size="sm", scale=0, min_width=90, elem_id="language")
+        if shared:
+            demo.load(kept, None, gr.HTML(elem_id="kept", elem_classes="quiet"), **QUIET)
         at = gr.State(WRITE)  # the step that is shown
         steps_html = gr.HTML(elem_id="way", js_on_load=way.SCRIPT)
         # its own buttons stay hidden (looks.css): they close every step beyond the chosen one

@@ -11,9 +11,10 @@ from typing import Any
 
 import gradio as gr
 
-from persona import base, folder
+from persona import base, files, folder, limits
 from persona.errors import PersonaError
 from persona.render import Example, Renderer
+from persona.ui import guests
 from persona.ui.words import t
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # how most events of the page behave
@@ -136,7 +137,10 @@ def problems_html(problems: Any) -> str:
 
 def to_save(name: str) -> Path:
     """A place for a file called `name`, in a temporary folder of its own that the page may serve from."""
-    return Path(tempfile.mkdtemp(prefix="persona-")) / name
+    within = guests.handed() if files.shared() else None
+    if within:
+        limits.require_room(within)
+    return Path(tempfile.mkdtemp(prefix="persona-", dir=within)) / name
 
 
 def duration(seconds: float | None) -> str:

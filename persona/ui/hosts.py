@@ -1,6 +1,6 @@
-"""What every request passes first: by which names the page may be asked for, and in which language it is shown.
+"""What every request passes first: by which names the page may be asked for, whose it is, and in which language.
 
-The page has no accounts: whoever reaches it may do all that it can.
+On an own machine there are no accounts: whoever reaches the page may do all that it can.
 """
 
 import os
@@ -8,14 +8,16 @@ import os
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from persona.ui import words
+from persona import files
+from persona.ui import guests, words
 
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def middleware(host: str) -> list[Middleware]:
     """For Gradio's app_kwargs."""
-    return [*guard(host), Middleware(words.First)]
+    apart = [Middleware(guests.Guests)] if files.shared() else []
+    return [*guard(host), *apart, Middleware(words.First)]
 
 
 def guard(host: str) -> list[Middleware]:

@@ -91,16 +91,18 @@ def _too_large(config: RunConfig, seen: planning.Outlook) -> str:
     return f'<div class="problem">{words} {others}</div>'
 
 
-def fit(persona: folder.Persona, config: RunConfig) -> RunConfig:
-    """The settings as the plan that the page shows would run them."""
+def fit(persona: folder.Persona, config: RunConfig) -> tuple[RunConfig, float | None]:
+    """The settings as the plan that the page shows would run them, and the seconds it expects, where known."""
     seen = planning.here(persona, config, persona.pairs())
-    return planning.fitted(config, seen.plan) if seen else config
+    return (planning.fitted(config, seen.plan), seen.seconds) if seen else (config, None)
 
 
 def start(slug: str, preset: str, *form: Any) -> str:
     """Create the run and put it in line; it starts at once when nothing else trains. Returns the run's name."""
     persona = open_current(slug)
-    run = runs.create_run(persona, fit(persona, settings.to_config(preset, *form)))
+    config, seconds = fit(persona, settings.to_config(preset, *form))
+    run = runs.create_run(persona, config)
+    waiting.expect(run, seconds)
     launch.start(run)
     return run.name
 

@@ -1,7 +1,6 @@
 """Step 4, who answers: the adapters there are, the voices beside the persona, and the columns they make."""
 
 import contextlib
-import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import adapter, chat, endpoint, files, folder, hub, moments, runs, share, sources, talks
+from persona import adapter, chat, endpoint, files, folder, hub, moments, runs, share, sources, space, talks
 from persona.adapter import Adapter
 from persona.chat import BASE, MAX_COLUMNS, Speaker, Voices
 from persona.decode import Reply, Sampling
@@ -144,7 +143,7 @@ def open_link(text: str) -> str:
 
     A folder too, where the page is on the user's own machine.
     """
-    if not os.environ.get("SPACE_ID"):
+    if not (files.shared() or space.here()):
         with contextlib.suppress(OSError, RuntimeError):  # far too long for a path; no such user for ~name
             if (path := Path(text).expanduser()).is_dir():
                 return f"opened/{share.keep(adapter.locate(path), opened_dir()).name}"

@@ -1,0 +1,107 @@
+"""What the owner of a shared server allows a visitor, by environment variables. The owner's own work has no limits.
+
+    PERSONA_MAX_PAIRS      pairs of one persona                              2000
+    PERSONA_MAX_STEPS      optimizer steps of one run                        500
+    PERSONA_MAX_DISK_MB    megabytes of a visitor's workspace                1000
+    PERSONA_MAX_REQUESTS   things a visitor's page may ask for in a minute   600
+    PERSONA_KEEP_DAYS      days that idle work is kept                       7
+
+0 stands for no limit. The defaults suit a free Space: 2 CPUs, 50 GB of disk, half an hour for the longest run.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from persona import files
+from persona.errors import InputError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """0: no limit. disk_mb: of a workspace; requests: in a minute; keep_days: since the visitor was last seen."""
+
+    max_pairs: int = 2000
+    max_steps: int = 500
+    max_disk_mb: int = 1000
+    max_requests: int = 600
+    keep_days: int = 7
+
+
+NONE = Limits(0, 0, 0, 0, 0)
+
+
+def read() -> Limits:
+    """The limits of this server, none on an own machine. Raises InputError naming every variable that is wrong."""
+    if not files.shared():
+        return NONE
+    given, wrong = {}, []
+    for field in fields(Limits):
+        name = f"PERSONA_{field.name.upper()}"
+        if text := os.environ.get(name, "").strip():
+            if not (text.isascii() and text.isdigit() and len(text) < 10):
+                wrong.append(f"{name}={text!r:.40}: it is a whole number, 0 for no limit.")
+                continue
+            given[field.name] = int(text)
+    if wrong:
+        raise InputError("\n".join(wrong))
+    return Limits(**given)
+
+
+def here() -> Limits:
+    """The limits of who asks. Raises InputError as files.visitor() does."""
+    return read() if files.visitor() else NONE
+
+
+def instead() -> str:
+    """Where there are no limits."""
+    copy = "Duplicate this Space (step 5, Share), or " if os.environ.get("SPACE_ID") else ""
+    return f"For more, {copy}run Persona on a computer of your own."
+
+
+def require_pairs(count: int) -> None:
+    """Raises InputError when a persona would have more pairs than a visitor's may."""
+    most = here().max_pairs
+    if most and count > most:
+        raise InputError(
+            f"{count:,} pairs: on this server a persona may have {most:,}. Nothing was changed; take fewer. {instead()}"
+        )
+
+
+def require_steps(steps: int) -> None:
+    """Raises InputError when a run would be longer than a visitor's may."""
+    most = here().max_steps
+    if most and steps > most:
+        raise InputError(
+            f"This run has {steps:,} steps, where this server trains {most:,} at most, so that others have their turn. "
+            f"Lower the passes over the pairs (epochs), or set max_steps to {most}. {instead()}"
+        )
+
+
+def require_room(*more: Path) -> None:
+    """Raises InputError when a visitor's workspace is full. Their trash is emptied first. more: what counts with it."""
+    most = here().max_disk_mb * 1_000_000
+    if not most:
+        return
+    home = files.home()
+    if (used := sum(map(size, (home, *more)))) > most and (home / "trash").exists():
+        shutil.rmtree(home / "trash", ignore_errors=True)
+        used = sum(map(size, (home, *more)))
+    if used > most:
+        raise InputError(
+            f"Your work here fills {used / 1e6:,.0f} MB, where this server has {most / 1e6:,.0f} MB for each visitor. "
+            f"Download what you want to keep, then delete a persona. {instead()}"
+        )
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files in a folder; links are not followed."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += (Path(place) / name).lstat().st_size
+            except OSError:  # taken away meanwhile
+                continue
+    return total
