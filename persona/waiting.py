@@ -17,15 +17,16 @@ import math
 import runpy
 import sys
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 from filelock import FileLock
 
-from persona import runs
-from persona.errors import InputError, PersonaError
-from persona.files import disk_message, home, to_json, write_atomic
+from persona import lines, runs
+from persona.errors import PersonaError
+from persona.files import home, to_json, write_atomic
 from persona.progress import Progress
 from persona.runs import Run
 
@@ -51,13 +52,9 @@ def folder() -> Path:
     return home() / "queue"
 
 
-def locked() -> FileLock:
+def locked() -> AbstractContextManager:
     """For `with`: nobody else changes the line meanwhile."""
-    try:
-        folder().mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise InputError(disk_message(folder(), e)) from e
-    return FileLock(folder() / ".lock", timeout=30)
+    return lines.lock(folder())
 
 
 def tickets() -> list[Ticket]:
