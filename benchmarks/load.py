@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,8 +138,7 @@ def browse(g: Guest) -> None:
 
 def stay(g: Guest, until: float, pause: float) -> None:
     """Actions with pauses of `pause` seconds in the mean, until the time is over. Errors are noted, and it goes on."""
-    actions: list[Callable[[Guest], None]] = [write] * 10 + [look] * 5 + [talk] * 3 + [browse]
-    actions += [queue_run] * 2 if g.number % 10 == 1 else []
+    actions = (*[write] * 20, *[look] * 10, talk, *[browse] * 2, *([queue_run] * 4 if g.number % 10 == 1 else []))
     first = True
     while first or time.monotonic() < until:
         try:
@@ -167,7 +166,7 @@ def load(page: Page, zipped: Path, visitors: int, seconds: float, pause: float) 
 
     def sample() -> None:
         while not over.wait(0.5):
-            memory.append((time.monotonic() - start, page.measured()["rss"]))
+            memory.append((time.monotonic() - start, page.rss()))
 
     def live(g: Guest) -> None:
         time.sleep(seconds / 10 * g.number / visitors)
@@ -222,7 +221,7 @@ def not_kept(home: Path, g: Guest) -> list[str]:
     """Answers that the window showed and the conversation on disk does not have under that question."""
     kept: dict[str, list[str]] = {}
     for file in home.glob("**/talks/*/*.jsonl"):
-        said = {}
+        said: dict[int, str] = {}
         for line in file.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             said |= {row["id"]: row["said"]} if "said" in row else {}

@@ -36,12 +36,16 @@ START_SECONDS = 120
 
 
 class Page:
-    """`python app.py` on a free port. home: its PERSONA_HOME; temporary files of it lie in `home`/tmp."""
+    """`python app.py` on a free port. home: its PERSONA_HOME; its temporary files lie in `home`/tmp.
 
-    def __init__(self, home: Path, **env: str):
+    before: words in front of the command. env: variables beside those that are there.
+    """
+
+    def __init__(self, home: Path, before: tuple[str, ...] = (), **env: str):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = str(s.getsockname()[1])
+        self.before = before
         self.home, self.url, self.log = home, f"http://127.0.0.1:{port}", home / "page.log"
         self.tmp = home / "tmp"
         self.tmp.mkdir(parents=True, exist_ok=True)
@@ -49,10 +53,10 @@ class Page:
                     "HF_HUB_OFFLINE": "1", **env}  # fmt: skip
         self.start()
 
-    def start(self, before: tuple[str, ...] = ()) -> None:
-        """Start, or start again after a kill; returns when the page answers. before: words in front of the command."""
+    def start(self) -> None:
+        """Start, or start again after a kill; returns when the page answers."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([*before, sys.executable, "app.py"], cwd=PROJECT, env=self.env,
+            self.process = subprocess.Popen([*self.before, sys.executable, "app.py"], cwd=PROJECT, env=self.env,
                                             stdout=log, stderr=log)  # fmt: skip
         until = time.monotonic() + START_SECONDS
         while True:
@@ -68,19 +72,23 @@ class Page:
         self.process.kill()
         self.process.wait()
 
-    def close(self) -> None:
-        """End the page and every run that it has started."""
-        if self.process.poll() is None:
-            self.kill()
-        for worker in trainers(self.home):
+    def close(self, home: Path | None = None) -> None:
+        """End the page and every run that it has started. home: where its home is seen from here, if elsewhere."""
+        for worker in trainers(home or self.home):
             with contextlib.suppress(psutil.Error):
                 worker.kill()
+        if self.process.poll() is None:
+            self.kill()
+
+    def rss(self) -> int:
+        """Bytes of memory that the page's own process holds."""
+        return psutil.Process(self.process.pid).memory_info().rss
 
     def measured(self) -> dict[str, int]:
-        """What could grow: memory (bytes resident), open files, threads, temporary files, bytes of what is kept."""
+        """What could grow, when nothing is under way: memory, open files, threads, temporary files, bytes kept."""
         p = psutil.Process(self.process.pid)
         kept = [f for f in self.home.rglob("*") if f.is_file() and self.tmp not in f.parents and "bases" not in f.parts]
-        return {"rss": p.memory_info().rss, "files": p.num_fds(), "threads": p.num_threads(),
+        return {"rss": self.rss(), "files": p.num_fds(), "threads": p.num_threads(),
                 "temporary": sum(1 for f in self.tmp.rglob("*") if f.is_file()),
                 "kept": sum(f.stat().st_size for f in kept if f != self.log)}  # fmt: skip
 
