@@ -20,7 +20,7 @@ def open_example(name: str) -> str:
 def start_persona(name: str) -> str:
     if not name.strip():
         raise InputError("Give the persona a name first, then press Start.")
-    return folder.create(folder.free_path(name), folder.named(name.strip())).slug
+    return folder.create_named(name, folder.named(name.strip())).slug
 
 
 def load(slug: str) -> tuple:
