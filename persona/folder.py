@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 
-from persona import limits
+from persona import limits, lines
 from persona.errors import InputError
 from persona.files import SHIPPED_PERSONAS, home, inside, read_json, slug, to_json, write_atomic
 from persona.pairs import BadLine, Pair, read_pairs, scan, write_pairs
@@ -193,13 +193,20 @@ def list_examples() -> list[Persona]:
     return sorted(found, key=lambda p: (-len(p.scan()[0]), p.slug))
 
 
+def create_named(name: str, card: Card) -> Persona:
+    """A new persona in the first free folder for `name`; two who ask at the same moment get two."""
+    with lines.lock(personas_dir()):
+        return create(free_path(name), card)
+
+
 def copy_example(name: str) -> Persona:
     """The user's own copy of a shipped persona; an existing copy is opened, never overwritten."""
     example = open_persona(inside(SHIPPED_PERSONAS, name))
     path = personas_dir() / example.slug
-    if (path / "persona.json").is_file():
-        return Persona(path)
-    return create(free_path(example.slug), example.card(), example.pairs())
+    with lines.lock(personas_dir()):  # of two windows that open it at the same moment, the second finds the copy
+        if (path / "persona.json").is_file():
+            return Persona(path)
+        return create(free_path(example.slug), example.card(), example.pairs())
 
 
 def delete(persona: Persona) -> Path:

@@ -15,9 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from persona import limits
+from persona import limits, lines
 from persona.edits import Change, apply, inverse
 from persona.errors import InputError
 from persona.files import write_atomic
@@ -46,7 +44,7 @@ def commit(persona: Persona, label: str, changes: Sequence[Change], merge: str =
         if change.new is not None:
             _refuse(change)
     limits.require_room()
-    with _lock(persona):
+    with lines.lock(persona.path / "undo"):
         pairs, bad = persona.scan()
         after = apply(pairs, changes)
         if len(after) > len(pairs):
@@ -72,7 +70,7 @@ def append(persona: Persona, pairs: Iterable[Pair], label: str) -> Appended:
     `pairs` stay two. If `pairs` raises, nothing is changed.
     """
     limits.require_room()
-    with _lock(persona):
+    with lines.lock(persona.path / "undo"):
         have: Counter[bytes] = Counter()
         bad = []
         for item in stream(persona.pairs_file):
@@ -86,7 +84,7 @@ def append(persona: Persona, pairs: Iterable[Pair], label: str) -> Appended:
         undo = _file(persona, number).with_suffix(".part")
         undo.parent.mkdir(exist_ok=True)
 
-        def lines() -> Iterator[str]:
+        def rows() -> Iterator[str]:
             nonlocal added, known
             yield from (dump(p) for p in stream(persona.pairs_file) if isinstance(p, Pair))
             journal.write(_header(label, ""))
@@ -103,7 +101,7 @@ def append(persona: Persona, pairs: Iterable[Pair], label: str) -> Appended:
 
         try:
             with undo.open("w", encoding="utf-8") as journal:
-                write_atomic(persona.pairs_file, lines())
+                write_atomic(persona.pairs_file, rows())
             if added:
                 _forget_after(persona, number - 1)
                 undo.replace(_file(persona, number))
@@ -115,7 +113,7 @@ def append(persona: Persona, pairs: Iterable[Pair], label: str) -> Appended:
 
 def undo(persona: Persona) -> str:
     """Take the last edit back; returns its label. Raises InputError when there is none."""
-    with _lock(persona):
+    with lines.lock(persona.path / "undo"):
         number = _position(persona)
         if not _file(persona, number).is_file():
             raise InputError("There is nothing to undo.")
@@ -128,7 +126,7 @@ def undo(persona: Persona) -> str:
 
 def redo(persona: Persona) -> str:
     """Do the edit again that was taken back last; returns its label. Raises InputError when there is none."""
-    with _lock(persona):
+    with lines.lock(persona.path / "undo"):
         number = _position(persona) + 1
         if not _file(persona, number).is_file():
             raise InputError("There is nothing to redo.")
@@ -150,17 +148,6 @@ def trail(persona: Persona) -> tuple[str, str]:
 def _fingerprint(pair: Pair) -> bytes:
     texts = json.dumps([pair.instruction, pair.output, pair.history], ensure_ascii=False)
     return hashlib.blake2b(texts.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-
-
-def _lock(persona: Persona) -> FileLock:
-    folder = persona.path / "undo"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as e:
-        raise InputError(
-            f"{folder}: cannot be written ({e.strerror}). Check the rights of the persona's folder."
-        ) from e
-    return FileLock(folder / ".lock", timeout=30)
 
 
 def _file(persona: Persona, number: int) -> Path:

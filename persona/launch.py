@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from persona import hardware, remedy, space, waiting
-from persona.errors import RunError
+from persona.errors import InputError, RunError
 from persona.files import PROJECT
 from persona.folder import Persona
 from persona.progress import ACTIVE
@@ -78,7 +78,12 @@ def _spawn(run: Run, state: str, module: str, *words: str) -> None:
             [sys.executable, "-m", module, str(run.path), *words],
             cwd=run.path, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-    note_worker(run, child.pid)
+    try:
+        note_worker(run, child.pid)
+    except InputError:  # a full disk; a process that nobody can find again must not train beside the next one
+        child.kill()
+        child.wait()
+        raise
     _children[run.path] = child
 
 

@@ -2,7 +2,8 @@
 
 import json
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,22 @@ from persona.errors import InputError
 from persona.files import disk_message
 
 
-def lock(folder: Path) -> AbstractContextManager:
-    """One writer at a time in `folder`, which is made; windows and processes wait for each other."""
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """One writer at a time in `folder`, which is made; windows and processes wait for each other.
+
+    Raises InputError where nothing can be written, a lock neither.
+    """
+    held = FileLock(folder / ".lock", timeout=30)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        held.acquire()
     except OSError as e:
         raise InputError(disk_message(folder, e)) from e
-    return FileLock(folder / ".lock", timeout=30)
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def encode(row: dict[str, Any]) -> bytes:

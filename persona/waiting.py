@@ -21,15 +21,16 @@ import runpy
 import sys
 import time
 from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 from filelock import FileLock
 
-from persona import runs
-from persona.errors import InputError, PersonaError
-from persona.files import disk_message, owner_of, root, to_json, write_atomic
+from persona import lines, runs
+from persona.errors import PersonaError
+from persona.files import owner_of, root, to_json, write_atomic
 from persona.progress import Progress
 from persona.runs import Run
 
@@ -59,13 +60,9 @@ def folder() -> Path:
     return root() / "queue"
 
 
-def locked() -> FileLock:
+def locked() -> AbstractContextManager:
     """For `with`: nobody else changes the line meanwhile."""
-    try:
-        folder().mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise InputError(disk_message(folder(), e)) from e
-    return FileLock(folder() / ".lock", timeout=30)
+    return lines.lock(folder())
 
 
 def tickets() -> list[Ticket]:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import threading
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,26 @@ def test_free_path_counts_up():
     create(folder.free_path("Mags"), MAGS)
     assert first.name == "mags"
     assert folder.free_path("Mags").name == "mags-3"
+
+
+@pytest.mark.parametrize(
+    ("make", "count"), [(lambda: folder.copy_example(SHIPPED[0]), 1), (lambda: folder.create_named("Mags", MAGS), 2)]
+)
+def test_two_windows_at_the_same_moment(monkeypatch, make, count):
+    """The second asks while the first is about to write: an example is copied once, a new persona is one for each."""
+    made, real = [], folder.create
+    second = threading.Thread(target=lambda: made.append(make()))
+
+    def slowly(*given):
+        if not second.ident:
+            second.start()
+            second.join(0.5)  # it is to wait; without a lock it is done by now
+        return real(*given)
+
+    monkeypatch.setattr(folder, "create", slowly)
+    made.append(make())
+    second.join()
+    assert len({p.path for p in made}) == count == len(folder.list_personas())
 
 
 def test_list_is_most_recent_first_and_keeps_broken_ones():

@@ -18,7 +18,7 @@ import pytest
 
 from persona import cli, files, launch, runs, waiting
 from persona.config import RunConfig
-from persona.errors import RunError
+from persona.errors import InputError, RunError
 from persona.files import PROJECT
 from persona.folder import Card, create, delete, personas_dir
 from persona.pairs import Pair
@@ -432,3 +432,25 @@ def test_the_page_puts_in_line_shows_cancel_and_switches(new, monkeypatch):
     wait_for(lambda: not waiting.training())
     *_, begin, halt, again, _, which, timer, _, _ = page.watch(slug, a, "")
     assert (begin.value, halt.value, which.visible, timer.active) == ("Start training", "Stop", False, False)
+
+
+def test_a_process_that_cannot_be_noted_is_not_left_behind(new, monkeypatch):
+    """A full disk: nobody could find it again, and the next Resume would start another one beside it."""
+    begun, run = [], new()
+
+    def noted(*_):
+        raise InputError("the disk is full")
+
+    def remember(*given, **options):
+        begun.append(REAL([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return begun[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "note_worker", noted)
+        patch.setattr(launch.subprocess, "Popen", remember)
+        with pytest.raises(InputError, match="full"):
+            launch.start(run)
+    assert begun[0].poll() is not None
+    started(run)
+    finish(run)
+    wait_for(lambda: status(run) == "done")

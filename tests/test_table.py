@@ -5,11 +5,12 @@ import re
 import pytest
 
 from persona import folder, journal
+from persona.edits import Change
 from persona.errors import InputError
 from persona.folder import Card
 from persona.lint import Finding
 from persona.pairs import Pair
-from persona.ui import checking, table
+from persona.ui import checking, table, write
 from persona.ui.table import ROWS, View
 
 PAIRS = [
@@ -80,6 +81,16 @@ def edit(row, field, old, text):
     return {"do": "edit", "row": row, "field": field, "old": old, "text": text}
 
 
+def whole(do, row):
+    """What a window sends that shows PAIRS."""
+    pair = PAIRS[row - 1]
+    return {
+        "do": do,
+        "row": row,
+        "saw": [*(text for turn in pair.history for text in turn), pair.instruction, pair.output],
+    }
+
+
 def test_every_cell_can_be_edited(persona):
     table.act(persona, edit(1, "output", "本宫甄嬛。", "本宫乏了。"))
     table.act(persona, edit(3, "history.0.1", "second", "2nd\nline"))
@@ -104,9 +115,9 @@ def test_line_breaks_of_another_system_do_not_look_like_a_conflict(tmp_path):
     [
         ({"do": "add", "row": 1}, [0, "new", 1, 2, 3], 2),
         ({"do": "add", "row": 0}, [0, 1, 2, 3, "new"], 5),
-        ({"do": "duplicate", "row": 2}, [0, 1, 1, 2, 3], 3),
-        ({"do": "delete", "row": 4}, [0, 1, 2], 3),
-        ({"do": "delete", "row": 1}, [1, 2, 3], 1),
+        (whole("duplicate", 2), [0, 1, 1, 2, 3], 3),
+        (whole("delete", 4), [0, 1, 2], 3),
+        (whole("delete", 1), [1, 2, 3], 1),
     ],
 )
 def test_rows_come_and_go(persona, event, after, looked_at):
@@ -118,9 +129,9 @@ def test_rows_come_and_go(persona, event, after, looked_at):
 
 
 def test_split_and_join_are_each_one_edit(persona):
-    table.act(persona, {"do": "split", "row": 3})
+    table.act(persona, whole("split", 3))
     assert [p.instruction for p in persona.pairs()] == ["你是谁？", "Weather?", "first", "and then", ""]
-    assert table.act(persona, {"do": "join", "row": 2}) == 1
+    assert table.act(persona, whole("join", 2)) == 1
     assert persona.pairs()[0] == Pair("Weather?", PAIRS[1].output, (("你是谁？", "本宫甄嬛。"),))
     journal.undo(persona)
     journal.undo(persona)
@@ -137,8 +148,9 @@ def test_split_and_join_are_each_one_edit(persona):
         edit(3, "history.x.0", "", "x"),
         edit(9, "output", "", "x"),
         edit(0, "output", "", "x"),
-        {"do": "join", "row": 1},
-        {"do": "split", "row": 1},
+        whole("join", 1),
+        whole("split", 1),
+        {"do": "delete", "row": 1},
         {"do": "explode", "row": 1},
         {"do": "delete", "row": "x"},
         {"do": "edit", "row": 1},
@@ -150,3 +162,28 @@ def test_what_cannot_be_done_changes_nothing(persona, event):
     with pytest.raises(InputError):
         table.act(persona, event)
     assert persona.pairs_file.read_bytes() == before and journal.trail(persona) == ("", "")
+
+
+@pytest.mark.parametrize("do", ["duplicate", "split", "join", "delete"])
+def test_another_pair_than_the_one_that_was_seen_is_left_alone(persona, do):
+    """Another window has taken the first row away: row 3 is another pair now."""
+    journal.commit(persona, "elsewhere", [Change(0, PAIRS[0], None)])
+    with pytest.raises(InputError, match="Press Reload"):
+        table.act(persona, whole(do, 3))
+    assert persona.pairs() == PAIRS[1:]
+    persona = folder.create(persona.path.parent / "breaks", Card(name="A"), [Pair("q", "a\r\nb")])
+    table.act(persona, {"do": "duplicate", "row": 1, "saw": ["q", "a\nb"]})
+
+
+def test_two_windows_on_one_card():
+    """A window writes what was changed in it, and nothing over what another one has saved since."""
+    persona = folder.create(folder.free_path("A"), Card(name="A", system="Be dry.", greeting="Aye?"))
+    *_, seen = write.load(persona.slug)
+    name, system, greeting, source, rights = seen
+    _, _, mine = write.save_card(persona.slug, seen, name, "Be wet.", greeting, source, rights)
+    assert persona.card().system == "Be wet." and mine[1] == "Be wet."
+    write.save_card(persona.slug, seen, name, system, "Ahoy.", source, rights)
+    assert (persona.card().system, persona.card().greeting) == ("Be wet.", "Ahoy.")
+    with pytest.raises(InputError, match="system was changed elsewhere"):
+        write.save_card(persona.slug, seen, name, "Be warm.", "Ahoy.", source, rights)
+    assert persona.card().system == "Be wet."

@@ -1,5 +1,6 @@
 """Conversations: nothing said is lost or overwritten, and nobody but who said it can read it."""
 
+import errno
 import json
 import os
 import signal
@@ -245,6 +246,19 @@ def test_two_processes_add_to_one_conversation(tmp_path, mine):
     said = [r["said"][:4].split() for r in rows if "said" in r and r["said"] != "begin"]
     assert bad == 0 and [r["id"] for r in rows if "id" in r] == list(range(1, 52))
     assert all([n for w, n in said if w == who] == [str(n) for n in range(25)] for who in "ab")
+
+
+def test_where_no_lock_can_be_made_the_disk_is_named(mine, monkeypatch):
+    """A disk that became read-only; the folder is there from before."""
+    talk = shelf.start(mine, "Who are you?")
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    for act in (lambda: shelf.say(mine, talk, "And now?"), lambda: shelf.start(mine, "Anew?")):
+        with pytest.raises(InputError, match="no permission to write here"):
+            act()
 
 
 def test_what_is_added_is_decided_and_written_under_one_lock(mine, monkeypatch):

@@ -166,7 +166,7 @@ def start_from(file: str) -> tuple[str, str, None, Any]:
     source = text.open_source(Path(file))
     card = importers.importer(importers.detect(source)).survey(source).card
     card = card or named_after(source)
-    return folder.create(folder.free_path(card.name), card).slug, file, None, gr.Tabs(selected="import")
+    return folder.create_named(card.name, card).slug, file, None, gr.Tabs(selected="import")
 
 
 def build(page: Page) -> tuple[gr.File, Any]:

@@ -20,6 +20,9 @@ function send(cell) {
   cell.dataset.before = old;
   trigger("input", { do: "edit", row: number(rowOf(cell)), field: cell.dataset.field, old, text: cell.value });
 }
+// what is done with a whole pair says which one is meant: in another window this row may be another pair by now
+const saw = (row) => [...(row?.querySelectorAll("textarea[data-field]") ?? [])].map(
+  (cell) => cell.dataset.saved ?? cell.defaultValue);
 const sendAll = () => cells().forEach(send);
 
 // the server refused: what is typed stays in its cell, and is sent again with the next key
@@ -79,7 +82,8 @@ element.addEventListener("click", (event) => {
   sendAll();
   const row = rowOf(button);
   if (button.dataset.do === "page") trigger("click", { page: Number(button.dataset.page) });
-  else trigger("input", { do: button.dataset.do, row: row ? number(row) : 0, key: button.dataset.key ?? "" });
+  else trigger("input", { do: button.dataset.do, row: row ? number(row) : 0, key: button.dataset.key ?? "",
+    saw: saw(row) });
 });
 element.addEventListener("keydown", (event) => {
   const row = rowOf(event.target);

@@ -89,8 +89,18 @@ def _kind(only: str, items: Sequence[Pair], findings: Sequence[Finding], found: 
     return sorted({row - 1 for f in named for row in f.pairs if row <= len(items)})
 
 
+def _texts(pair: Pair) -> list[str]:
+    """The texts of its cells, from the first turn on."""
+    return [*(text for turn in pair.history for text in turn), pair.instruction, pair.output]
+
+
+def _shown(text: str) -> str:
+    """A text as a browser's cell holds it: every line break is \\n there."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _text(pair: Pair) -> str:
-    return "\n".join([pair.instruction, pair.output, pair.source, *(text for turn in pair.history for text in turn)])
+    return "\n".join([pair.source, *_texts(pair)])
 
 
 def table_html(items: Sequence[Pair], rows: Sequence[int], view: View, selected: int = 0, focus: bool = False) -> str:
@@ -168,7 +178,8 @@ def _pager(page: int, matching: int, total: int) -> str:
 def act(persona: Persona, event: Mapping[str, Any]) -> int:
     """Carry out what was done in the table; returns the number of the pair to look at now.
 
-    event: {"do": edit|add|duplicate|split|join|delete, "row": number from 1, and for edit "field", "old", "text"}.
+    event: {"do": edit|add|duplicate|split|join|delete, "row": number from 1, for edit "field", "old", "text", for the
+    last four "saw": the pair's texts as the visitor's window shows them, cell by cell}.
     Raises InputError, with nothing written, when the row is not what the visitor saw.
     """
     try:
@@ -188,6 +199,11 @@ def _act(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -> int:
     if not 1 <= row <= len(items):
         raise InputError(t("There is no pair {row} any more. Press Reload.", row=row))
     at, pair = row - 1, items[row - 1]
+    if do in ("duplicate", "split", "join", "delete") and [_shown(text) for text in _texts(pair)] != event["saw"]:
+        raise InputError(t(
+            "This pair was changed elsewhere (another window, or on disk) since you saw it here, or another one has "
+            "taken its place. Press Reload and look at it first."
+        ))  # fmt: skip
     if do == "edit":
         field, old = str(event["field"]), str(event["old"])
         new = _with(pair, field, old, str(event["text"]))
@@ -214,7 +230,7 @@ def _act(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -> int:
 
 
 def _with(pair: Pair, field: str, old: str, text: str) -> Pair:
-    """The pair with one text changed. A browser shows every line break as \\n, so `old` is compared in that form."""
+    """The pair with one text changed."""
     where = field.split(".")
     if where[0] == "history":
         turn, side = int(where[1]), int(where[2])
@@ -229,7 +245,7 @@ def _with(pair: Pair, field: str, old: str, text: str) -> Pair:
         new = replace(pair, instruction=text) if field == "instruction" else replace(pair, output=text)
     else:
         raise InputError(t("{field}: not a text of a pair.", field=repr(field)))
-    if now.replace("\r\n", "\n").replace("\r", "\n") != old:
+    if _shown(now) != old:
         raise InputError(t(
             "This pair was changed elsewhere (another window, or on disk) since you saw it here. Copy what you just "
             "typed, press Reload, and type it again."

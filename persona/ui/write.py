@@ -6,14 +6,21 @@ from typing import Any
 
 import gradio as gr
 
-from persona import edits, files, folder, importers, journal
+from persona import edits, files, folder, importers, journal, lines
 from persona.errors import InputError, PersonaError
 from persona.ui import desk, importing, suggesting, way
 from persona.ui.common import QUIET, TEMPLATE, Page, mine, open_current, shown, to_save
 from persona.ui.words import t
 
 FIRST = "zhen-huan"  # the example that is offered first
-CARD_FIELDS = ("name", "system", "greeting", "source", "rights")
+# of the card → its label
+CARD_FIELDS = {
+    "name": "Name",
+    "system": "System prompt",
+    "greeting": "Greeting",
+    "source": "Source",
+    "rights": "Rights",
+}
 
 
 def open_example(name: str) -> str:
@@ -23,29 +30,40 @@ def open_example(name: str) -> str:
 def start_persona(name: str) -> str:
     if not name.strip():
         raise InputError(t("Give the persona a name first, then press Start."))
-    return folder.create(folder.free_path(name), folder.named(name.strip())).slug
+    return folder.create_named(name, folder.named(name.strip())).slug
 
 
 def load(slug: str) -> tuple:
-    """What the step shows of a persona beside her pairs: welcome or editor, and the card."""
+    """What the step shows of a persona beside her pairs: welcome or editor, the card, and what was shown of it."""
     if not slug:
-        return gr.Column(visible=True), gr.Column(visible=False), "", "", "", "", ""
+        return gr.Column(visible=True), gr.Column(visible=False), "", "", "", "", "", ()
     card = open_current(slug).card()
-    return (
-        gr.Column(visible=False), gr.Column(visible=True),
-        card.name, card.system, card.greeting, card.source, card.rights,
-    )  # fmt: skip
+    fields = tuple(getattr(card, name) for name in CARD_FIELDS)
+    return gr.Column(visible=False), gr.Column(visible=True), *fields, fields
 
 
-def save_card(slug: str, *fields: str) -> tuple[str, Any]:
-    """fields: name, system prompt, greeting, source, rights. Returns a notice and the list of personas."""
+def save_card(slug: str, seen: tuple[str, ...], *fields: str) -> tuple[str, Any, tuple[str, ...]]:
+    """seen: what the window was given; fields: what it shows now. Returns a notice, the list of personas, and `seen`.
+
+    Only what was changed in this window is written, and nothing over what another one has saved meanwhile.
+    """
     persona = open_current(slug)
-    name = fields[0].strip()
-    if not name:
+    fields = (fields[0].strip(), *fields[1:])
+    if not fields[0]:
         raise InputError(t("A persona needs a name."))
-    changes = dict(zip(CARD_FIELDS, (name, *fields[1:]), strict=True))
-    persona.save_card(folder.parse_card({**persona.card().model_dump(), **changes}, "persona.json"))
-    return t("Saved {name}.", name=escape(name)), mine(slug)
+    changes = [(n, old, new) for n, old, new in zip(CARD_FIELDS, seen, fields, strict=True) if new != old]
+    with lines.lock(persona.path / "undo"):  # where pairs are locked too
+        card = persona.card()
+        for name, old, new in changes:
+            if getattr(card, name) not in (old, new):
+                raise InputError(t(
+                    "This was changed elsewhere (another window, or on disk) since you saw it here: {field}. Copy what "
+                    "you just typed, press Reload, and type it again.", field=t(CARD_FIELDS[name]),
+                ))  # fmt: skip
+        news = {name: new for name, _, new in changes}
+        if news:
+            persona.save_card(folder.parse_card({**card.model_dump(), **news}, "persona.json"))
+    return t("Saved {name}.", name=escape(fields[0])), mine(slug), fields
 
 
 def remove(slug: str) -> tuple[str, str]:
@@ -217,6 +235,7 @@ def build(page: Page) -> desk.Desk:
                 exporting(page)
         go = gr.Button(t("Next: Template →"), variant="primary", scale=0, min_width=190, elem_id="to-template")
     undo = gr.Button(t("Undo delete"), size="sm", visible=False)
+    seen = gr.State(())  # the card as this window was given it
     trashed = gr.State("")
 
     for button in examples:
@@ -225,7 +244,7 @@ def build(page: Page) -> desk.Desk:
         )
     gr.on([start.click, name.submit], shown(start_persona), name, page.slug, api_visibility="private")
     dropped.upload(shown(importing.start_from), dropped, [page.slug, imported, dropped, tabs], api_visibility="private")
-    loading = {"fn": shown(load), "inputs": page.slug, "outputs": [first, editor, *card], **QUIET}
+    loading = {"fn": shown(load), "inputs": page.slug, "outputs": [first, editor, *card, seen], **QUIET}
     opened = page.slug.change(**loading).success(
         desk.fresh, None, [parts.query, parts.only, parts.number, parts.findings], **QUIET
     )
@@ -234,12 +253,12 @@ def build(page: Page) -> desk.Desk:
         desk.follow(event.success(**desk.redraw(parts, page)), parts, page)
     desk.listen(parts, page, tabs, again)
     desk.follow(taken.success(**desk.redraw(parts, page)), parts, page)
-    named = added.success(shown(load), page.slug, [first, editor, *card], **QUIET).success(
+    named = added.success(shown(load), page.slug, [first, editor, *card, seen], **QUIET).success(
         mine, page.slug, page.which, **QUIET
     )
     desk.follow(named.success(**desk.redraw(parts, page)), parts, page)
     for box in card:
-        box.blur(shown(save_card), [page.slug, *card], [saved, page.which], **QUIET)
+        box.blur(shown(save_card), [page.slug, seen, *card], [saved, page.which, seen], **QUIET)
     delete.click(shown(remove), page.slug, [page.slug, trashed], api_visibility="private").success(
         lambda: gr.Button(visible=True), None, undo, **QUIET
     )

@@ -1,0 +1,201 @@
+"""The page as a process of its own, with a home of its own: started, measured, killed; and what to fill it with.
+
+The tiny base stands where the embedded one would be, converted: a random Gemma 3 of two layers that opens in a moment,
+so that what is looked at is the page and not the model.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from persona import adapter, base, files, lora, share
+from persona.base import EMBEDDED, Base
+from persona.config import make_config
+from persona.files import PROJECT
+from persona.folder import Card
+from persona.templates import read_template
+
+CONTROLS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+CORPUS = [
+    "Who keeps this light? I do, and the kettle is on.",
+    "你是谁？外头风凉，进来坐，茶已沏上了。",
+    "user\nmodel\n\n",
+]
+START_SECONDS = 120
+
+
+class Page:
+    """`python app.py` on a free port. home: its PERSONA_HOME; its temporary files lie in `home`/tmp.
+
+    before: words in front of the command. env: variables beside those that are there.
+    """
+
+    def __init__(self, home: Path, before: tuple[str, ...] = (), **env: str):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = str(s.getsockname()[1])
+        self.before = before
+        self.home, self.url, self.log = home, f"http://127.0.0.1:{port}", home / "page.log"
+        self.tmp = home / "tmp"
+        self.tmp.mkdir(parents=True, exist_ok=True)
+        self.env = {**os.environ, "PERSONA_HOME": str(home), "PORT": port, "HOST": "127.0.0.1", "TMPDIR": str(self.tmp),
+                    "HF_HUB_OFFLINE": "1", **env}  # fmt: skip
+        self.start()
+
+    def start(self) -> None:
+        """Start, or start again after a kill; returns when the page answers."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen([*self.before, sys.executable, "app.py"], cwd=PROJECT, env=self.env,
+                                            stdout=log, stderr=log)  # fmt: skip
+        until = time.monotonic() + START_SECONDS
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(self.url, timeout=10).close()
+                return
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"The page did not start: {self.log.read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """As a power cable does it: SIGKILL to the page, and to nothing that it has started."""
+        self.process.kill()
+        self.process.wait()
+
+    def close(self, home: Path | None = None) -> None:
+        """End the page and every run that it has started. home: where its home is seen from here, if elsewhere."""
+        for worker in trainers(home or self.home):
+            with contextlib.suppress(psutil.Error):
+                worker.kill()
+        if self.process.poll() is None:
+            self.kill()
+
+    def rss(self) -> int:
+        """Bytes of memory that the page's own process holds."""
+        return psutil.Process(self.process.pid).memory_info().rss
+
+    def measured(self) -> dict[str, int]:
+        """What could grow, when nothing is under way: memory, open files, threads, temporary files, bytes kept."""
+        p = psutil.Process(self.process.pid)
+        kept = [f for f in self.home.rglob("*") if f.is_file() and self.tmp not in f.parents and "bases" not in f.parts]
+        return {"rss": self.rss(), "files": p.num_fds(), "threads": p.num_threads(),
+                "temporary": sum(1 for f in self.tmp.rglob("*") if f.is_file()),
+                "kept": sum(f.stat().st_size for f in kept if f != self.log)}  # fmt: skip
+
+
+@contextlib.contextmanager
+def opened(home: Path, **env: str) -> Iterator[Page]:
+    page = Page(home, **env)
+    try:
+        yield page
+    finally:
+        page.close()
+
+
+def trainers(home: Path) -> list[psutil.Process]:
+    """The processes that live and do, or wait to do, a run under `home`."""
+    found = []
+    for note in home.glob("**/runs/*/worker.json"):
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            worker = json.loads(note.read_text())
+            process = psutil.Process(worker["pid"])
+            if abs(process.create_time() - worker["started"]) < 2 and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def kill_trainers(home: Path) -> int:
+    """SIGKILL to every run's process; returns how many there were."""
+    found = trainers(home)
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            os.kill(process.pid, signal.SIGKILL)
+    for process in found:
+        until = time.monotonic() + 30
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
+            time.sleep(0.005)
+    return len(found)
+
+
+def persona_folder(home: Path, name: str) -> Path:
+    """Where the persona of that name lies, in whichever workspace under `home`."""
+    for file in home.glob("**/persona.json"):
+        if "runs" not in file.parts and "adapters" not in file.parts and json.loads(file.read_text())["name"] == name:
+            return file.parent
+    raise LookupError(f"{name}: not under {home}")
+
+
+def pairs_on_disk(folder: Path) -> list[tuple[str, str]]:
+    rows = (json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").split("\n") if line)
+    return [(r["instruction"], r["output"]) for r in rows]
+
+
+# ---- bases and adapters
+
+
+def put_tiny_base(home: Path) -> Base:
+    """A random Gemma 3 of two layers in the place of the embedded base."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    learn = trainers.BpeTrainer(vocab_size=400, special_tokens=CONTROLS, show_progress=False,
+                                initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
+    tokenizer.train_from_iterator(CORPUS, learn)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>",
+                                   padding_side="right", clean_up_tokenization_spaces=False)  # fmt: skip
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=len(fast), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=16, intermediate_size=64, sliding_window=16, layer_types=["sliding_attention", "full_attention"],
+        bos_token_id=fast.bos_token_id, eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id,
+    )  # fmt: skip
+    e = EMBEDDED[base.DEFAULT]
+    place = home / "bases" / f"{e.name}-{e.sha256[:12]}"
+    Gemma3ForCausalLM(config).save_pretrained(place)
+    fast.save_pretrained(place)
+    made = Base(e.hub_id, place, "tiny")
+    (place / "base.json").write_text(files.to_json(made.to_dict()))
+    return made
+
+
+def link_embedded_base(home: Path) -> Base:
+    """The real embedded base of whoever runs this: converted once, here only pointed to."""
+    found = base.resolve(base.DEFAULT)
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "bases").symlink_to(found.path.parent, target_is_directory=True)
+    return found
+
+
+def drawn_adapter(found: Base, out: Path, name: str = "Mags", seed: int = 1) -> Path:
+    """A zip with an adapter for the base whose weights are drawn, not trained: it speaks otherwise than the base."""
+    import torch
+    from peft import get_peft_model
+
+    plain = base.load_model(found, "float32")
+    settings = make_config(lora_r=4, lora_alpha=8)
+    model = get_peft_model(plain, lora.lora_config(settings, plain))
+    torch.manual_seed(seed)
+    for key, weight in model.named_parameters():
+        if "lora_" in key:
+            torch.nn.init.normal_(weight, std=0.1)
+    folder = out.with_suffix("")
+    figures = {"train_rows": 9, "held_out_rows": 1, "steps": 3, "base_nll": 4.0, "adapter_nll": 3.0}
+    facts = {"config": settings.model_dump(), "figures": figures}
+    adapter.write(model, folder, base=found, template=read_template("gemma-base"), facts=facts,
+                  card=Card(name=name, system="You keep the light.", language="en"))  # fmt: skip
+    share.pack(folder, out)
+    shutil.rmtree(folder)
+    return out

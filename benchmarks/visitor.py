@@ -1,0 +1,228 @@
+"""A visitor of the page without a browser: Gradio's own HTTP protocol, and what a browser does with the answers.
+
+It keeps the value of every component, fills the inputs of an event from them, puts the outputs back, and lets follow
+what follows: .then, .success and .failure, and the change of what has changed. JavaScript is left out, so the few
+events that are JavaScript alone only hand on to the next. Cookies and browser states are kept over a reload.
+"""
+
+import json
+import re
+import secrets
+import time
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+import httpx
+from gradio_client.utils import apply_diff
+
+PREFIX = "/gradio_api"
+TIMEOUT = httpx.Timeout(600, connect=30)  # seconds; the server sends a sign of life every 15
+PAIRS, SAY = "pairs", "say"  # elem_ids: the table, the text box of a chat
+SAID, TEMPERATURE, LONGEST = 0, 7, 12  # places among the inputs of the event that says something
+
+
+class Refused(Exception):
+    """The page has answered an event with an error, as it shows it to its visitor."""
+
+
+class Visitor:
+    """One window of the page. What was done and how long it took is in `times`: (name of the handler, seconds)."""
+
+    def __init__(self, url: str, name: str = "Visitor"):
+        self.url, self.name = url, name
+        self.http = httpx.Client(base_url=url, timeout=TIMEOUT, limits=httpx.Limits(max_connections=4))
+        self.times: list[tuple[str, float]] = []
+        self.refusals: list[str] = []  # what followed an event and failed; an event's own failure is raised
+        self.kept: dict[int, Any] = {}  # browser states, over a reload
+        self.heart: httpx.Response | None = None
+
+    # ---- a window
+
+    def open(self, assets: bool = False) -> None:
+        """Open or reload the page. assets: fetch its scripts and styles too, as a browser does the first time."""
+        start = time.perf_counter()
+        page = self.http.get("/").raise_for_status().text
+        self.times.append(("GET /", time.perf_counter() - start))
+        for path in sorted(set(re.findall(r'(?:src|href)="([^"]+\.(?:js|css))"', page))) if assets else ():
+            if urljoin(self.url, path).startswith(self.url):  # what is elsewhere is not the page's
+                start = time.perf_counter()
+                self.http.get(path).raise_for_status()
+                self.times.append(("GET assets", time.perf_counter() - start))
+        config = self.http.get("/config").raise_for_status().json()
+        self.session = secrets.token_hex(6)
+        self.events: list[dict[str, Any]] = config["dependencies"]
+        self.ids = {c["props"]["elem_id"]: c["id"] for c in config["components"] if c["props"].get("elem_id")}
+        self.values = {c["id"]: c["props"].get("value") for c in config["components"]}
+        stored = [c for c in config["components"] if c["type"] == "browserstate"]
+        self.kept = {c["id"]: self.kept.get(c["id"], c["props"]["default_value"]) for c in stored}
+        self.values |= self.kept
+        self._live()
+        self.run([e for e in self.events if any(t[1] == "load" for t in e["targets"])])
+
+    def _live(self) -> None:
+        """The open connection by which the server knows that this window is still there."""
+        if self.heart:
+            self.heart.close()
+        asked = self.http.build_request("GET", f"{PREFIX}/heartbeat/{self.session}")
+        self.heart = self.http.send(asked, stream=True)
+
+    def close(self) -> None:
+        with suppress(httpx.HTTPError):
+            if self.heart:
+                self.heart.close()
+        self.http.close()
+
+    # ---- events
+
+    def fill(self, elem_id: str, value: Any) -> None:
+        """Type or choose something; the events of the change are the caller's to fire."""
+        self.values[self.ids[elem_id]] = value
+
+    def value(self, elem_id: str) -> Any:
+        return self.values[self.ids[elem_id]]
+
+    def fire(self, elem_id: str, event: str, data: Any = None) -> list[Any]:
+        """Do something, and wait for all that follows. Returns the outputs of the first handler.
+
+        Raises Refused with the page's words when that handler refuses, httpx.HTTPError when there is no answer.
+        """
+        wanted = [self.ids[elem_id], event]
+        found = [e for e in self.events if wanted in e["targets"]]
+        assert found, f"nothing listens to {event} of {elem_id}"
+        return self.run(found, data)
+
+    def run(self, events: list[dict[str, Any]], data: Any = None) -> list[Any]:
+        """Events of the page (from `events`), and all that follows them; see fire."""
+        todo: deque[tuple[dict[str, Any], Any]] = deque((e, data) for e in events)
+        first: list[Any] | None = None
+        while todo:
+            event, data = todo.popleft()
+            changed: set[int] = set()
+            try:
+                out = self._call(event, data, changed) if event["backend_fn"] else []
+                good = True
+            except Refused as e:
+                if first is None:
+                    raise
+                self.refusals.append(f"{event['api_name']}: {e}")
+                out, good = [], False
+            first = out if first is None else first
+            self._follow(event, good, changed, todo)
+        return first or []
+
+    def _follow(self, event: dict[str, Any], good: bool, changed: set[int], todo: deque) -> None:
+        waiting = {e["id"] for e, _ in todo}
+        for e in self.events:
+            after = e["trigger_after"] == event["id"] and not (
+                (e["trigger_only_on_success"] and not good) or (e["trigger_only_on_failure"] and good)
+            )
+            if (after or any(t[0] in changed and t[1] == "change" for t in e["targets"])) and e["id"] not in waiting:
+                todo.append((e, None))
+
+    def _call(self, event: dict[str, Any], data: Any, changed: set[int]) -> list[Any]:
+        body = {
+            "fn_index": event["id"], "session_hash": self.session, "event_data": data,
+            "trigger_id": event["targets"][0][0] if event["targets"] else None,
+            "data": [self.values.get(i) for i in event["inputs"]],
+        }  # fmt: skip
+        start = time.perf_counter()
+        if event["queue"]:
+            answer = self._queued(event, body, changed)
+        else:
+            answer = self.http.post(f"{PREFIX}/run/predict", json=body).raise_for_status().json()
+        self.times.append((re.sub(r"_\d+$", "", event["api_name"]), time.perf_counter() - start))
+        changed.update(answer.get("changed_state_ids") or [])
+        self._take(event, answer["data"], changed)
+        return answer["data"]
+
+    def _queued(self, event: dict[str, Any], body: dict[str, Any], changed: set[int]) -> dict[str, Any]:
+        """Join the queue and read the stream until this event is done, showing what streams meanwhile."""
+        joined = self.http.post(f"{PREFIX}/queue/join", json=body).raise_for_status().json()["event_id"]
+        done: dict[str, Any] = {}
+        frame: list[Any] = []  # of an event that streams; each message after the first says only what has changed
+        with self.http.stream("GET", f"{PREFIX}/queue/data", params={"session_hash": self.session}) as stream:
+            stream.raise_for_status()
+            for line in stream.iter_lines():
+                message = json.loads(line[6:]) if line.startswith("data: ") else {}
+                if message.get("msg") == "unexpected_error":
+                    raise httpx.RemoteProtocolError(f"the stream ended: {message['message']}")
+                if message.get("event_id") != joined:
+                    continue
+                if message["msg"] == "process_generating":
+                    sent = message["output"]["data"]
+                    frame = [apply_diff(a, b) for a, b in zip(frame, sent, strict=True)] if frame else sent
+                    self._take(event, frame, changed)
+                elif message["msg"] == "process_completed":
+                    done = message
+        if not done:
+            raise httpx.RemoteProtocolError("the stream ended before the answer")
+        if not done["success"]:
+            raise Refused(str(done["output"].get("error") or done["output"]))
+        return done["output"]
+
+    def _take(self, event: dict[str, Any], data: list[Any], changed: set[int]) -> None:
+        """Put outputs into their components; notes those that are another value now."""
+        for place, got in zip(event["outputs"], data, strict=True):
+            if isinstance(got, dict) and got.get("__type__") == "update":
+                if "value" not in got:
+                    continue
+                got = got["value"]
+            if self.values.get(place) != got:
+                self.values[place] = got
+                changed.add(place)
+            if place in self.kept:
+                self.kept[place] = got
+
+    # ---- what people do
+
+    def start_persona(self, name: str) -> None:
+        self.fill("new-name", name)
+        self.fire("start", "click")
+
+    def choose_persona(self, slug: str) -> None:
+        self.fill("which", slug)
+        self.fire("which", "input")
+
+    def go(self, step: str) -> None:
+        """step: template, train, compare, share."""
+        self.fire(f"step-{step}", "select")
+
+    def act(self, **done: Any) -> None:
+        """Something in the table of pairs: do, row, and for an edit field, old, text."""
+        self.fire(PAIRS, "input", done)
+
+    def mask(self, row: int, instruction: str, output: str) -> str:
+        """The mask of what is typed so far, as HTML."""
+        return self.fire(PAIRS, "key_up", {"row": row, "texts": {"instruction": instruction, "output": output}})[0]
+
+    def open_zip(self, file: Path) -> str:
+        """Open an adapter; returns its id."""
+        sent = self.http.post(f"{PREFIX}/upload", files={"files": (file.name, file.read_bytes())})
+        path = sent.raise_for_status().json()[0]
+        self.fill("open-zip", {"path": path, "orig_name": file.name, "meta": {"_type": "gradio.FileData"}})
+        self.fire("open-zip", "upload")
+        return self.value("adapter")
+
+    def settle_chat(self, temperature: float, longest: int) -> None:
+        """longest: tokens of a reply."""
+        asks = next(e for e in self.events if [self.ids[SAY], "submit"] in e["targets"])
+        self.values[asks["inputs"][TEMPERATURE]] = temperature
+        self.values[asks["inputs"][LONGEST]] = longest
+
+    def say(self, text: str) -> list[tuple[str, str]]:
+        """Say something to all voices; returns the last exchange that each column in use shows: (said, reply)."""
+        self.fill(SAY, text)
+        self.fire(SAY, "submit")
+        shown = [self.value(c) for c in ("chat-base", "chat-persona", "chat-third", "chat-fourth")]
+        return [(_plain(m[-2]), _plain(m[-1])) for m in shown if m]
+
+    def new_talk(self) -> None:
+        self.fire("new-talk", "click")
+
+
+def _plain(message: dict[str, Any]) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
