@@ -15,6 +15,8 @@ from persona.ui.words import t
 FIRST = "zhen-huan"  # the example that is offered first
 # of the card → its label
 CARD_FIELDS = {
+    "name": "Name", "system": "System prompt", "greeting": "Greeting", "source": "Source", "rights": "Rights",
+}  # fmt: skip
     "name": "Name",
     "system": "System prompt",
     "greeting": "Greeting",
