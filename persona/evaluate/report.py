@@ -17,7 +17,7 @@ def html(report: Report) -> str:
 
 
 def fragment(report: Report, say: Callable[[str], str] = str) -> str:
-    """Verdict, remarks, main figures and charts, for a page with a style of its own; `say` may put it in other words."""
+    """Verdict, remarks, main figures and charts, for a page with a style of its own; `say` may translate each text."""
     charts = _charts(report, say)
     macros = _template().make_module({"report": report, "charts": charts, "say": say})
     return str(macros.fragment(report, charts))  # type: ignore[attr-defined]
@@ -46,6 +46,10 @@ def _charts(r: Report, say: Callable[[str], str]) -> dict[str, Markup]:
         rows = [(say("base"), r.drift.base), (say("persona"), r.drift.adapter)]
         made["drift"] = draw.intervals(rows, say("NLL of right answers to general questions, base and persona"))
     if r.answers:
-        sides = [(say("base"), r.answers.base), (say("persona"), r.answers.adapter), (say("her pairs"), r.answers.pairs)]
+        sides = [
+            (say("base"), r.answers.base),
+            (say("persona"), r.answers.adapter),
+            (say("her pairs"), r.answers.pairs),
+        ]
         made["lengths"] = draw.lengths([(n, v.length) for n, v in sides], say("Length of the answers in words"))
     return made

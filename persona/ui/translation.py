@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from persona.ui import words
+from persona.ui.words import language
 
 CATALOGUE: dict[str, str] = json.loads((Path(__file__).parent / "library.zh.json").read_text(encoding="utf-8"))
 HOLE = re.compile(r"\{(\d)(:n)?\}")
@@ -59,15 +59,11 @@ class Template:
 
 
 def translated(text: str) -> str:
-    """A text of the library in the visitor's language; while the page is built, what the browser translates.
+    """A text of the library in the visitor's language. What the catalogue does not know stays English.
 
-    Plain text in and out: escape it afterwards. What the catalogue does not know stays English.
+    Plain text in and out: escape it afterwards. A component's own label is none of the library's: that is for words.t.
     """
-    said = words.t(text)
-    if not isinstance(said, str):  # the page is being built, for visitors of both languages
-        words.CHINESE.setdefault(text, chinese(text))
-        return words.t(text)
-    return chinese(said) if words.language() == "zh" else said
+    return chinese(text) if language() == "zh" else text
 
 
 @lru_cache(maxsize=2048)  # findings are many, and mostly made of the same parts
