@@ -130,7 +130,7 @@ def test_ticks_are_round_and_cover_the_range(low, high, want):
 
 @pytest.mark.parametrize("values", [[0.0], [-1.0, -0.5], [0.2] * 9, [-3.0, 0.0, 0.001, 7.5]])
 def test_a_histogram_counts_every_value_once_and_zero_is_an_edge(values):
-    svg = charts.histogram(values, "t")
+    svg = charts.histogram(values, "t", "pairs")
     shown = re.findall(r'text-anchor="middle" opacity="0.8">(\d+)<', svg)
     assert sum(map(int, shown)) == len(values)
     own = re.findall(r"fill=\"(#\w+)\" opacity=\"0.85\"", svg)

@@ -80,8 +80,8 @@ def intervals(rows: Sequence[tuple[str, Interval]], title: str) -> Markup:
     return _svg(bottom + 20, title, parts)
 
 
-def histogram(values: Sequence[float], title: str, bars: int = 12) -> Markup:
-    """How many values lie where; those above zero in the adapter's colour."""
+def histogram(values: Sequence[float], title: str, unit: str, bars: int = 12) -> Markup:
+    """How many values lie where; those above zero in the adapter's colour. unit: what is counted."""
     axis = _Axis(min(0.0, *values), max(0.0, *values))
     low, high = axis.ticks[0], axis.ticks[-1]
     each = (axis.ticks[1] - low) / max(1, round(bars / (len(axis.ticks) - 1)))  # so that zero is an edge
@@ -97,7 +97,7 @@ def histogram(values: Sequence[float], title: str, bars: int = 12) -> Markup:
         if count:
             parts += [_rect(axis.x(start), height - tall, width, tall, ADAPTER if start > -1e-9 else BASE, 0.85)]
             parts += [_text(axis.x(start) + width / 2, height - tall - 3, str(count), "middle", 0.8)]
-    parts += [_line(axis.x(0), 0, axis.x(0), height, width=1.5), _text(0, height / 2, "pairs", opacity=0.7)]
+    parts += [_line(axis.x(0), 0, axis.x(0), height, width=1.5), _text(0, height / 2, unit, opacity=0.7)]
     return _svg(height + 20, title, parts)
 
 

@@ -1,5 +1,7 @@
 """A report as HTML: a page of its own, or a fragment for ours; templates/report.html.jinja, all text escaped."""
 
+from collections.abc import Callable
+
 import jinja2
 from markupsafe import Markup
 
@@ -11,13 +13,13 @@ from persona.files import TEMPLATES
 
 def html(report: Report) -> str:
     """One file that needs no other: styles and charts are inside, nothing is fetched."""
-    return _template().render(report=report, charts=_charts(report))
+    return _template().render(report=report, charts=_charts(report, str), say=str)
 
 
-def fragment(report: Report) -> str:
-    """Verdict, remarks, main figures and charts, for a page with a style of its own."""
-    charts = _charts(report)
-    macros = _template().make_module({"report": report, "charts": charts})
+def fragment(report: Report, say: Callable[[str], str] = str) -> str:
+    """Verdict, remarks, main figures and charts, for a page with a style of its own; `say` may translate each text."""
+    charts = _charts(report, say)
+    macros = _template().make_module({"report": report, "charts": charts, "say": say})
     return str(macros.fragment(report, charts))  # type: ignore[attr-defined]
 
 
@@ -32,17 +34,22 @@ def _template() -> jinja2.Template:
     return env.get_template("report.html.jinja")
 
 
-def _charts(r: Report) -> dict[str, Markup]:
+def _charts(r: Report, say: Callable[[str], str]) -> dict[str, Markup]:
     """name → SVG, of what was measured."""
     made: dict[str, Markup] = {}
     if r.likelihood:
-        rows = [("base", r.likelihood.base), ("persona", r.likelihood.adapter)]
-        made["likelihood"] = draw.intervals(rows, "Held-out NLL of base and persona with 95 % intervals")
-        made["gains"] = draw.histogram(r.likelihood.gains, "Gain of each held-out pair, in nats per token")
+        rows = [(say("base"), r.likelihood.base), (say("persona"), r.likelihood.adapter)]
+        made["likelihood"] = draw.intervals(rows, say("Held-out NLL of base and persona with 95 % intervals"))
+        title = say("Gain of each held-out pair, in nats per token")
+        made["gains"] = draw.histogram(r.likelihood.gains, title, say("pairs"))
     if r.drift:
-        rows = [("base", r.drift.base), ("persona", r.drift.adapter)]
-        made["drift"] = draw.intervals(rows, "NLL of right answers to general questions, base and persona")
+        rows = [(say("base"), r.drift.base), (say("persona"), r.drift.adapter)]
+        made["drift"] = draw.intervals(rows, say("NLL of right answers to general questions, base and persona"))
     if r.answers:
-        sides = [("base", r.answers.base), ("persona", r.answers.adapter), ("her pairs", r.answers.pairs)]
-        made["lengths"] = draw.lengths([(n, v.length) for n, v in sides], "Length of the answers in words")
+        sides = [
+            (say("base"), r.answers.base),
+            (say("persona"), r.answers.adapter),
+            (say("her pairs"), r.answers.pairs),
+        ]
+        made["lengths"] = draw.lengths([(n, v.length) for n, v in sides], say("Length of the answers in words"))
     return made

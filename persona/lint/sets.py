@@ -150,8 +150,10 @@ def probes_in_pairs(pairs: Sequence[Pair], card: Card) -> Iterator[Finding]:
                 continue
             best[asked[at][0]] = max(best.get(asked[at][0], (0.0, "")), (likeness, probe))
     for row, (likeness, probe) in sorted(best.items()):
-        how = "asks the probe" if likeness == 1 else "asks nearly the probe"
-        message = f"Pair {row} {how} {quote(probe)}, so hearing it measures memory. Change one of the two."
+        message = (
+            f"Pair {row} asks {'' if likeness == 1 else 'nearly '}the probe {quote(probe)}, so hearing it measures "
+            "memory. Change one of the two."
+        )
         severity, key = (
             ("warning" if likeness == 1 else "hint"),
             key_of("probe-in-pairs", [*texts_of(pairs[row - 1]), probe]),
