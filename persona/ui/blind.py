@@ -14,6 +14,7 @@ from persona.talks import Answer
 from persona.ui import voices
 from persona.ui.common import QUIET, Page, bars_html, open_current, shown, to_save
 from persona.ui.talking import sampling_of
+from persona.ui.translation import translated
 from persona.ui.words import t
 from persona.votes import Book, Question, Side
 
@@ -94,8 +95,8 @@ def _contest(c: votes.Tally) -> str:
     if c.votes == 1:
         head = t("<b>{first}</b> against <b>{second}</b>, 1 vote", **two)
     return (
-        f"<div class='card'>{head}{bars}<p>{_rate(c, first)}{escape(c.outlook)}</p>"
-        f"<p class='quiet'>{escape(c.sides)}</p></div>"
+        f"<div class='card'>{head}{bars}<p>{_rate(c, first)}{escape(translated(c.outlook))}</p>"
+        f"<p class='quiet'>{escape(translated(c.sides))}</p></div>"
     )
 
 
@@ -110,7 +111,7 @@ def _rate(c: votes.Tally, first: str) -> str:
 def to_pairs(question: str, own: str, key: str, slug: str, chosen: str) -> str:
     """The better answer, or one written by hand, becomes a pair."""
     found = _find(question, key, slug, chosen)
-    return corrections.add(open_current(slug), corrections.of_vote(found, own.strip())).message
+    return translated(corrections.add(open_current(slug), corrections.of_vote(found, own.strip())).message)
 
 
 def _find(question: str, key: str, slug: str, chosen: str) -> Question:

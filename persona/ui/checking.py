@@ -10,6 +10,7 @@ from persona.folder import Persona
 from persona.lint import Finding
 from persona.pairs import Pair
 from persona.ui.common import bars_html, renderer_for
+from persona.ui.translation import translated
 from persona.ui.words import t
 
 LISTED = 40  # findings of one rule on the page; the table shows the rows of all of them
@@ -61,7 +62,7 @@ def panel_html(pairs: Sequence[Pair], findings: Sequence[Finding], summary: lint
     again = f'<button class="tool" data-do="see-again" data-key="">{t("Show them again")}</button>'
     aside = f"<div class='quiet'>{t('{n} put aside.', n=f'{ignored:,}')} {again}</div>" if ignored else ""
     bars = bars_html([(t(kind), n, f"{n:,}") for kind, n in summary.kinds.items()])
-    return f"<div class='card'><p>{escape(summary.text)}</p>{bars}</div>{groups}{aside}"
+    return f"<div class='card'><p>{escape(translated(summary.text))}</p>{bars}</div>{groups}{aside}"
 
 
 def _group(rule: str, rows: int, found: Sequence[Finding]) -> str:
@@ -94,8 +95,12 @@ def marks_html(findings: Sequence[Finding]) -> dict[str, str]:
 def _mark(finding: Finding, show: bool) -> str:
     """A finding with its buttons. show: with the one that leads to its rows."""
     key = escape(finding.key)
-    words = [("show", t("Show"))] * show + [("fix", finding.fix)] * bool(finding.fix) + [("ignore", t("Ignore"))]
+    words = (
+        [("show", t("Show"))] * show
+        + [("fix", translated(finding.fix))] * bool(finding.fix)
+        + [("ignore", t("Ignore"))]
+    )
     buttons = "".join(
         f'<button class="tool" data-do="{do}" data-key="{key}">{escape(word)}</button>' for do, word in words
     )
-    return f'<div class="mark {finding.severity}"><span>{escape(finding.message)}</span>{buttons}</div>'
+    return f'<div class="mark {finding.severity}"><span>{escape(translated(finding.message))}</span>{buttons}</div>'

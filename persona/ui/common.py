@@ -15,6 +15,7 @@ from persona import base, files, folder, limits
 from persona.errors import PersonaError
 from persona.render import Example, Renderer
 from persona.ui import guests
+from persona.ui.translation import translated
 from persona.ui.words import t
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # how most events of the page behave
@@ -60,7 +61,7 @@ def shown(handler: Callable) -> Callable:
 
 
 def notice(e: PersonaError) -> gr.Error:
-    text = escape(str(e)).replace("\n", "<br>")
+    text = escape(translated(str(e))).replace("\n", "<br>")
     return gr.Error(text, duration=None, title=t("That did not work"), print_exception=False)
 
 
@@ -132,7 +133,7 @@ def _white_space(text: str) -> str:
 
 
 def problems_html(problems: Any) -> str:
-    return "".join(f'<div class="problem">{escape(p)}</div>' for p in problems)
+    return "".join(f'<div class="problem">{escape(translated(p))}</div>' for p in problems)
 
 
 def to_save(name: str) -> Path:

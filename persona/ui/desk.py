@@ -14,6 +14,7 @@ from persona.pairs import Pair
 from persona.ui import checking, table
 from persona.ui.common import CLICKS, QUIET, Page, mask_html, open_current, renderer_for, shown
 from persona.ui.table import KINDS, ORDERS, ROWS, View
+from persona.ui.translation import translated
 from persona.ui.words import t
 
 PAINT = "(marks) => document.querySelector('#pairs')?.paint?.(marks)"
@@ -97,7 +98,7 @@ def status_html(items: Sequence[Pair]) -> str:
     if count == 1:
         lines = [t("<b>1 pair</b>, {state}", state=state)]
     if missing:
-        rows = ", ".join(f"#{row}: {escape(why)}" for row, why in missing[:5])
+        rows = ", ".join(f"#{row}: {escape(translated(why))}" for row, why in missing[:5])
         words = t("Not ready to train: {rows}.", rows=rows)
         if len(missing) > 5:
             words = t("Not ready to train: {rows} and {n} more.", rows=rows, n=len(missing) - 5)
@@ -112,7 +113,7 @@ def rejected_html(bad: list[pairs.BadLine]) -> str:
     """Lines of pairs.jsonl that are no pairs: shown, and kept aside on the next save."""
     if not bad:
         return ""
-    told = [t("pairs.jsonl line {line}: {why}", line=b.line, why=escape(b.why)) for b in bad[:5]]
+    told = [t("pairs.jsonl line {line}: {why}", line=b.line, why=escape(translated(b.why))) for b in bad[:5]]
     more = [t("… and {n} more", n=len(bad) - 5)] if len(bad) > 5 else []
     lines = "".join(f'<div class="problem">{line}</div>' for line in told + more)
     aside = t("The next save moves such lines to pairs.rejected.txt; nothing is lost.")
@@ -225,7 +226,7 @@ def mask_of(slug: str, pair: Pair, number: int, settings: Sequence[Any]) -> str:
     try:
         _, renderer = renderer_for(slug, *settings)
     except PersonaError as e:
-        return f"<div class='hint'>{escape(str(e))}</div>"
+        return f"<div class='hint'>{escape(translated(str(e)))}</div>"
     head = f"<div class='quiet'>{t('Pair {n}, as the model sees it', n=number)}</div>"
     return f"<div class='card'>{head}{mask_html(renderer, renderer.example(pair))}</div>"
 

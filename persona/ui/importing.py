@@ -14,6 +14,7 @@ from persona.importers import Options, Report, Skipped, hub, text
 from persona.importers.text import Source
 from persona.pairs import Pair
 from persona.ui.common import QUIET, Page, open_current, shown
+from persona.ui.translation import translated
 from persona.ui.words import t
 
 FIELDS = ("instruction", "output", "input", "history")
@@ -95,7 +96,7 @@ def shown_pairs(source: Source, format: str, options: Options) -> str:
     try:
         seen = importers.preview(source, format, options)
     except InputError as e:
-        return f"<div class='problem'>{escape(str(e))}</div>"
+        return f"<div class='problem'>{escape(translated(str(e)))}</div>"
     rows = "".join(_pair(p) for p in seen.pairs)
     more = f"<div class='quiet'>{t('… and more')}</div>" if seen.more else ""
     skipped = skipped_html(seen.skipped[:5], len(seen.skipped))
@@ -118,7 +119,7 @@ def skipped_html(skipped: list[Skipped], total: int) -> str:
     if not total:
         return ""
     lines = "".join(
-        f"<li>{t('line {line}: {why}', line=s.line, why=escape(s.why))}"
+        f"<li>{t('line {line}: {why}', line=s.line, why=escape(translated(s.why)))}"
         f"{f' <q>{escape(s.text[:80])}</q>' if s.text else ''}</li>"
         for s in skipped
     )
@@ -149,7 +150,9 @@ def report_html(done: Report) -> str:
                read=f"{done.read:,}")]  # fmt: skip
     if done.known:
         lines.append(t("{n} were there already.", n=f"{done.known:,}"))
-    lines += [t("{what}: {n} times.", what=escape(what), n=f"{count:,}") for what, count in done.notes.items()]
+    lines += [
+        t("{what}: {n} times.", what=escape(translated(what)), n=f"{count:,}") for what, count in done.notes.items()
+    ]
     return f"<div class='good'>{' '.join(lines)}</div>{skipped_html(done.skipped[:50], done.left_out)}"
 
 

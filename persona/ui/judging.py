@@ -9,6 +9,7 @@ from persona.files import read_json
 from persona.files import slug as slugify
 from persona.ui import voices
 from persona.ui.common import QUIET, Page, duration, shown, to_save
+from persona.ui.translation import translated
 from persona.ui.words import t
 
 
@@ -25,16 +26,16 @@ def measure(chosen: str, judge: bool, progress: gr.Progress = gr.Progress()) -> 
     from persona import evaluate  # with it comes torch
 
     def tell(p: evaluate.Progress) -> None:
-        words = p.doing
+        words = translated(p.doing)
         if p.seconds_left is not None:
-            words = t("{doing}, {time} left", doing=p.doing, time=duration(p.seconds_left))
+            words = t("{doing}, {time} left", doing=translated(p.doing), time=duration(p.seconds_left))
         progress(p.share, desc=words)
 
     adapter = voices.find(chosen)
     report = evaluate.evaluate(adapter, judge=judge, progress=tell)
     if run := evaluate.run_of(adapter):
         evaluate.save(report, run)
-    return evaluate.reports.fragment(report), _file(report)
+    return evaluate.reports.fragment(report, translated), _file(report)
 
 
 def last(chosen: str) -> tuple[str, Any]:
@@ -52,7 +53,7 @@ def last(chosen: str) -> tuple[str, Any]:
     if (file.parent / "adapter").stat().st_mtime > file.stat().st_mtime:
         old = t("Measured before step {step} became the adapter: measure again.", step=chosen_at)
         note = f"<div class='hint'>{old}</div>"
-    return note + evaluate.reports.fragment(report), _file(report)
+    return note + evaluate.reports.fragment(report, translated), _file(report)
 
 
 def _file(report: Any) -> str:

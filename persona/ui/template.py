@@ -24,6 +24,7 @@ from persona.ui.common import (
     renderer_for,
     shown,
 )
+from persona.ui.translation import translated
 from persona.ui.words import language, t
 
 OWN = "template.jinja"  # in the persona's folder
@@ -51,7 +52,8 @@ def look(slug: str, number: int, *chosen: Any, progress: gr.Progress = gr.Progre
         raise PersonaError(t("There are no pairs yet. Write some in the first step."))
     known = catalogue.find(str(chosen[0] or ""))
     progress(None, desc=t("Opening the base model's tokenizer (the first time about a minute) …") if not known else t(
-        "Opening {id}; if it is not on this machine it is downloaded first: {about} …", id=known.id, about=known.about
+        "Opening {id}; if it is not on this machine it is downloaded first: {about} …", id=known.id,
+        about=translated(known.about),
     ))  # fmt: skip
     found, renderer = renderer_for(slug, *chosen)
     number = min(max(1, int(number or 1)), len(items))
@@ -81,7 +83,7 @@ def known_html(known: catalogue.Entry) -> str:
 
 def template_html(found: base.Base, renderer: render.Renderer) -> str:
     stop = escape(renderer.tokenizer.decode([renderer.stop_id]))
-    about = escape(renderer.template.about)
+    about = escape(translated(renderer.template.about))
     name = escape(renderer.template.name)
     system = f"<div class='hint'>{note}</div>" if (note := system_words(renderer)) else ""
     unknown = problems_html([stoptoken.problem(found, renderer)]) if stoptoken.problem(found, renderer) else ""

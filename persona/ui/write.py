@@ -17,12 +17,6 @@ FIRST = "zhen-huan"  # the example that is offered first
 CARD_FIELDS = {
     "name": "Name", "system": "System prompt", "greeting": "Greeting", "source": "Source", "rights": "Rights",
 }  # fmt: skip
-    "name": "Name",
-    "system": "System prompt",
-    "greeting": "Greeting",
-    "source": "Source",
-    "rights": "Rights",
-}
 
 
 def open_example(name: str) -> str:
