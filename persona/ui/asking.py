@@ -13,6 +13,7 @@ from persona.files import slug as slugify
 from persona.ui import voices
 from persona.ui.common import QUIET, Page, duration, shown, to_save
 from persona.ui.talking import sampling_of
+from persona.ui.translation import translated
 
 MOST = 200  # questions of one list: about half an hour on two cores
 
@@ -54,7 +55,8 @@ def table_html(labels: Sequence[str], rows: Sequence[questions.Asked]) -> str:
     body = "".join(
         f"<tr><td>{escape(r.question)}</td>"
         + "".join(
-            f"<td>{escape(x.error or x.text.strip())}{'' if x.ended or x.error else ' …'}</td>" for x in r.replies
+            f"<td>{escape(translated(x.error) or x.text.strip())}{'' if x.ended or x.error else ' …'}</td>"
+            for x in r.replies
         )
         + "</tr>"
         for r in rows

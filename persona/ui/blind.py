@@ -14,6 +14,7 @@ from persona.talks import Answer
 from persona.ui import voices
 from persona.ui.common import QUIET, Page, bars_html, open_current, shown, to_save
 from persona.ui.talking import sampling_of
+from persona.ui.translation import translated
 from persona.votes import Book, Question, Side
 
 CHOICES = {"left": "← Left is better", "tie": "Equally good", "bad": "Both bad", "right": "Right is better →"}
@@ -86,8 +87,8 @@ def tally_html(slug: str, chosen: str, key: str) -> str:
         bars = bars_html([(words, count, str(count)) for words, count in counts.items()])
         shown.append(
             f"<div class='card'><b>{escape(t.first.label)}</b> against <b>{escape(t.second.label)}</b>, "
-            f"{t.votes} {'vote' if t.votes == 1 else 'votes'}{bars}<p>{_rate(t)}{escape(t.outlook)}</p>"
-            f"<p class='quiet'>{escape(t.sides)}</p></div>"
+            f"{t.votes} {'vote' if t.votes == 1 else 'votes'}{bars}<p>{_rate(t)}{escape(translated(t.outlook))}</p>"
+            f"<p class='quiet'>{escape(translated(t.sides))}</p></div>"
         )
     return "".join(shown)
 
@@ -104,7 +105,7 @@ def _rate(t: votes.Tally) -> str:
 def to_pairs(question: str, own: str, key: str, slug: str, chosen: str) -> str:
     """The better answer, or one written by hand, becomes a pair."""
     found = _find(question, key, slug, chosen)
-    return corrections.add(open_current(slug), corrections.of_vote(found, own.strip())).message
+    return translated(corrections.add(open_current(slug), corrections.of_vote(found, own.strip())).message)
 
 
 def _find(question: str, key: str, slug: str, chosen: str) -> Question:

@@ -10,6 +10,7 @@ from persona.folder import Persona
 from persona.lint import Finding
 from persona.pairs import Pair
 from persona.ui.common import bars_html, renderer_for
+from persona.ui.translation import translated
 
 LISTED = 40  # findings of one rule on the page; the table shows the rows of all of them
 AUTOMATIC = 20_000  # pairs; larger sets are checked when asked
@@ -58,7 +59,7 @@ def panel_html(pairs: Sequence[Pair], findings: Sequence[Finding], summary: lint
     again = '<button class="tool" data-do="see-again" data-key="">Show them again</button>'
     aside = f"<div class='quiet'>{ignored:,} put aside. {again}</div>" if ignored else ""
     bars = bars_html([(kind, n, f"{n:,}") for kind, n in summary.kinds.items()])
-    return f"<div class='card'><p>{escape(summary.text)}</p>{bars}</div>{groups}{aside}"
+    return f"<div class='card'><p>{escape(translated(summary.text))}</p>{bars}</div>{groups}{aside}"
 
 
 def _group(rule: str, rows: int, found: Sequence[Finding]) -> str:
@@ -85,8 +86,8 @@ def marks_html(findings: Sequence[Finding]) -> dict[str, str]:
 def _mark(finding: Finding, show: bool) -> str:
     """A finding with its buttons. show: with the one that leads to its rows."""
     key = escape(finding.key)
-    words = [("show", "Show")] * show + [("fix", finding.fix)] * bool(finding.fix) + [("ignore", "Ignore")]
+    words = [("show", "Show")] * show + [("fix", translated(finding.fix))] * bool(finding.fix) + [("ignore", "Ignore")]
     buttons = "".join(
         f'<button class="tool" data-do="{do}" data-key="{key}">{escape(word)}</button>' for do, word in words
     )
-    return f'<div class="mark {finding.severity}"><span>{escape(finding.message)}</span>{buttons}</div>'
+    return f'<div class="mark {finding.severity}"><span>{escape(translated(finding.message))}</span>{buttons}</div>'

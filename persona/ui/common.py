@@ -14,6 +14,7 @@ import gradio as gr
 from persona import base, folder
 from persona.errors import PersonaError
 from persona.render import Example, Renderer
+from persona.ui.translation import translated
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # how most events of the page behave
 WRITE, TEMPLATE, TRAIN, COMPARE, SHARE = range(5)
@@ -58,7 +59,7 @@ def shown(handler: Callable) -> Callable:
 
 
 def notice(e: PersonaError) -> gr.Error:
-    text = escape(str(e)).replace("\n", "<br>")
+    text = escape(translated(str(e))).replace("\n", "<br>")
     return gr.Error(text, duration=None, title="That did not work", print_exception=False)
 
 
@@ -123,7 +124,7 @@ def _white_space(text: str) -> str:
 
 
 def problems_html(problems: Any) -> str:
-    return "".join(f'<div class="problem">{escape(p)}</div>' for p in problems)
+    return "".join(f'<div class="problem">{escape(translated(p))}</div>' for p in problems)
 
 
 def to_save(name: str) -> Path:

@@ -11,6 +11,7 @@ from persona.chat import MAX_COLUMNS
 from persona.errors import PersonaError
 from persona.ui import asking, blind, judging, talking, voices
 from persona.ui.common import QUIET, SHARE, Page, shown
+from persona.ui.translation import translated
 
 COLUMNS = ("chat-base", "chat-persona", "chat-third", "chat-fourth")
 
@@ -112,7 +113,7 @@ def edited(event: gr.EditData, key: str, slug: str, chosen: str, others: Sequenc
     skip = (gr.skip(),) * (2 * MAX_COLUMNS + 1)
     if of_answer:
         label = _labels(chosen, others)[column]
-        message = talking.correct(number, label, str(event.value), key, slug, chosen, talk_id)
+        message = translated(talking.correct(number, label, str(event.value), key, slug, chosen, talk_id))
         gr.Info(escape(f"{message} Undo is in step 1."))
         yield (*skip, message, talk_id)
         return

@@ -14,6 +14,7 @@ from persona.pairs import Pair
 from persona.ui import checking, table
 from persona.ui.common import CLICKS, QUIET, Page, mask_html, open_current, renderer_for, shown
 from persona.ui.table import KINDS, ORDERS, ROWS, View
+from persona.ui.translation import translated
 
 PAINT = "(marks) => document.querySelector('#pairs')?.paint?.(marks)"
 SAVED = "() => document.querySelector('#pairs')?.saved?.()"
@@ -85,7 +86,7 @@ def status_html(items: Sequence[Pair]) -> str:
     missing = pairs.unfinished(items)
     lines = [f'<b>{count:,} pair{"s" * (count > 1)}</b>, <span class="saving" role="status">saved.</span>']
     if missing:
-        rows = ", ".join(f"#{row}: {escape(why)}" for row, why in missing[:5])
+        rows = ", ".join(f"#{row}: {escape(translated(why))}" for row, why in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         lines.append(f'<div class="problem">Not ready to train: {rows}{more}.</div>')
     if count < 100:
@@ -95,7 +96,9 @@ def status_html(items: Sequence[Pair]) -> str:
 
 def rejected_html(bad: list[pairs.BadLine]) -> str:
     """Lines of pairs.jsonl that are no pairs: shown, and kept aside on the next save."""
-    lines = "".join(f'<div class="problem">pairs.jsonl line {b.line}: {escape(b.why)}</div>' for b in bad[:5])
+    lines = "".join(
+        f'<div class="problem">pairs.jsonl line {b.line}: {escape(translated(b.why))}</div>' for b in bad[:5]
+    )
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
     aside = "The next save moves such lines to pairs.rejected.txt; nothing is lost."
     return f"{lines}<div class='quiet'>{aside}{more}</div>" if bad else ""
@@ -196,7 +199,7 @@ def mask_of(slug: str, pair: Pair, number: int, settings: Sequence[Any]) -> str:
     try:
         _, renderer = renderer_for(slug, *settings)
     except PersonaError as e:
-        return f"<div class='hint'>{escape(str(e))}</div>"
+        return f"<div class='hint'>{escape(translated(str(e)))}</div>"
     head = f"<div class='quiet'>Pair {number}, as the model sees it</div>"
     return f"<div class='card'>{head}{mask_html(renderer, renderer.example(pair))}</div>"
 

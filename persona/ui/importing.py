@@ -14,6 +14,7 @@ from persona.importers import Options, Report, Skipped, hub, text
 from persona.importers.text import Source
 from persona.pairs import Pair
 from persona.ui.common import QUIET, Page, open_current, shown
+from persona.ui.translation import translated
 
 FIELDS = ("instruction", "output", "input", "history")
 LABELS = ("Column with what someone says", "Column with the persona's answer", "Column added to it (input)",
@@ -91,7 +92,7 @@ def shown_pairs(source: Source, format: str, options: Options) -> str:
     try:
         seen = importers.preview(source, format, options)
     except InputError as e:
-        return f"<div class='problem'>{escape(str(e))}</div>"
+        return f"<div class='problem'>{escape(translated(str(e)))}</div>"
     rows = "".join(_pair(p) for p in seen.pairs)
     more = "<div class='quiet'>… and more</div>" if seen.more else ""
     nothing = "" if seen.pairs else "<div class='problem'>No pairs would come of this. Try another format.</div>"
@@ -111,7 +112,8 @@ def skipped_html(skipped: list[Skipped], total: int) -> str:
     if not total:
         return ""
     lines = "".join(
-        f"<li>line {s.line}: {escape(s.why)}{f' <q>{escape(s.text[:80])}</q>' if s.text else ''}</li>" for s in skipped
+        f"<li>line {s.line}: {escape(translated(s.why))}{f' <q>{escape(s.text[:80])}</q>' if s.text else ''}</li>"
+        for s in skipped
     )
     more = f"<li>… and {total - len(skipped):,} more</li>" if total > len(skipped) else ""
     return f"<div class='hint'>{total:,} skipped:<ul>{lines}{more}</ul></div>"
@@ -139,7 +141,7 @@ def report_html(done: Report) -> str:
     lines = [f"<b>{done.added:,} pairs added</b> of {done.read:,} read. Undo takes them back."]
     if done.known:
         lines.append(f"{done.known:,} were there already.")
-    lines += [f"{escape(what)}: {count:,} times." for what, count in done.notes.items()]
+    lines += [f"{escape(translated(what))}: {count:,} times." for what, count in done.notes.items()]
     return f"<div class='good'>{' '.join(lines)}</div>{skipped_html(done.skipped[:50], done.left_out)}"
 
 

@@ -9,6 +9,7 @@ from persona.files import read_json
 from persona.files import slug as slugify
 from persona.ui import voices
 from persona.ui.common import QUIET, Page, duration, shown, to_save
+from persona.ui.translation import translated
 
 EMPTY = (
     "<div class='quiet'>Not measured yet. It takes a few minutes: base and persona answer held-out questions, probes "
@@ -22,13 +23,13 @@ def measure(chosen: str, judge: bool, progress: gr.Progress = gr.Progress()) -> 
 
     def tell(p: evaluate.Progress) -> None:
         left = f", {duration(p.seconds_left)} left" if p.seconds_left is not None else ""
-        progress(p.share, desc=f"{p.doing}{left}")
+        progress(p.share, desc=f"{translated(p.doing)}{left}")
 
     adapter = voices.find(chosen)
     report = evaluate.evaluate(adapter, judge=judge, progress=tell)
     if run := evaluate.run_of(adapter):
         evaluate.save(report, run)
-    return evaluate.reports.fragment(report), _file(report)
+    return evaluate.reports.fragment(report, translated), _file(report)
 
 
 def last(chosen: str) -> tuple[str, Any]:
@@ -45,7 +46,7 @@ def last(chosen: str) -> tuple[str, Any]:
     note = ""
     if (file.parent / "adapter").stat().st_mtime > file.stat().st_mtime:
         note = f"<div class='hint'>Measured before step {chosen_at} became the adapter: measure again.</div>"
-    return note + evaluate.reports.fragment(report), _file(report)
+    return note + evaluate.reports.fragment(report, translated), _file(report)
 
 
 def _file(report: Any) -> str:

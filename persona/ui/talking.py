@@ -16,6 +16,7 @@ from persona.shelf import Shelf
 from persona.talks import Answer, Talk
 from persona.ui import voices
 from persona.ui.common import open_current, to_save
+from persona.ui.translation import translated
 
 Messages = list[dict[str, Any]]
 
@@ -55,7 +56,7 @@ def columns(talk: Talk | None, cast_labels: Sequence[str]) -> list[Any]:
 def note_of(reply: Reply, limit: int) -> str:
     """Under a column: how fast it is, and how it ended."""
     if reply.error:
-        return f"<div class='problem'>{escape(reply.error)}</div>"
+        return f"<div class='problem'>{escape(translated(reply.error))}</div>"
     if not reply.tokens:
         return ""
     words = f"{reply.tokens} tokens, {reply.tokens_per_s:.1f}/s, first after {reply.first:.1f} s"

@@ -22,6 +22,7 @@ from persona.ui.common import (
     renderer_for,
     shown,
 )
+from persona.ui.translation import translated
 
 OWN = "template.jinja"  # in the persona's folder
 BARS = 28  # of the histogram
@@ -48,7 +49,8 @@ def look(slug: str, number: int, *chosen: Any, progress: gr.Progress = gr.Progre
         raise PersonaError("There are no pairs yet. Write some in the first step.")
     known = catalogue.find(str(chosen[0] or ""))
     progress(None, desc="Opening the base model's tokenizer (the first time about a minute) …" if not known else
-             f"Opening {known.id}; if it is not on this machine it is downloaded first: {known.about} …")  # fmt: skip
+             f"Opening {known.id}; if it is not on this machine it is downloaded first: "
+             f"{translated(known.about)} …")  # fmt: skip
     found, renderer = renderer_for(slug, *chosen)
     number = min(max(1, int(number or 1)), len(items))
     example = renderer.example(items[number - 1])
@@ -77,7 +79,7 @@ def known_html(known: catalogue.Entry) -> str:
 
 def template_html(found: base.Base, renderer: render.Renderer) -> str:
     stop = escape(renderer.tokenizer.decode([renderer.stop_id]))
-    about = escape(renderer.template.about)
+    about = escape(translated(renderer.template.about))
     name = escape(renderer.template.name)
     system = f"<div class='hint'>{note}</div>" if (note := system_words(renderer)) else ""
     unknown = problems_html([stoptoken.problem(found, renderer)]) if stoptoken.problem(found, renderer) else ""

@@ -15,6 +15,7 @@ from persona.progress import ACTIVE, Progress
 from persona.runs import Run
 from persona.ui import settings, watching
 from persona.ui.common import CLICKS, COMPARE, QUIET, Page, open_current, shown
+from persona.ui.translation import translated
 
 
 def plan_html(slug: str, preset: str, *form: Any) -> str:
@@ -28,17 +29,17 @@ def plan_html(slug: str, preset: str, *form: Any) -> str:
             )
         seen = planning.here(persona, config, pairs)
     except PersonaError as e:
-        return f'<div class="problem">{escape(str(e))}</div>'
+        return f'<div class="problem">{escape(translated(str(e)))}</div>'
     about = escape(PRESETS[preset][1])
     if seen is None:
-        reason = hardware.make_plan(hardware.this_machine(), config.dtype).reason
+        reason = translated(hardware.make_plan(hardware.this_machine(), config.dtype).reason)
         return (
             f'<div class="quiet">{about}<br>{len(pairs)} pairs. {escape(reason)} Memory and time can be told once '
             "the base is on this disk; step 2 fetches it.</div>"
         )
     return (
         f'<div class="quiet">{about}<br>{seen.train_rows} pairs to learn from, {seen.held_out} held out to '
-        f"measure on; {seen.steps} steps{_time(seen)}. {escape(seen.plan.reason)}<br>{_memory(seen)}</div>"
+        f"measure on; {seen.steps} steps{_time(seen)}. {escape(translated(seen.plan.reason))}<br>{_memory(seen)}</div>"
         f"{_too_large(config, seen)}"
     )
 
@@ -171,7 +172,8 @@ def watch(slug: str, name: str, seen: str) -> tuple:
         watching.status_html(run, progress), watching.plot(progress), *watching.curves(progress),
         watching.diary_html(run, progress), gr.Button("Train after it" if busy else "Start training"),
         gr.Button("Cancel" if progress.status == "queued" else "Stop", interactive=active),
-        gr.Button(visible=resumable), gr.Button(remedy.words(progress.remedy), visible=bool(progress.remedy)), choice,
+        gr.Button(visible=resumable),
+        gr.Button(translated(remedy.words(progress.remedy)), visible=bool(progress.remedy)), choice,
         gr.Timer(active=active or busy),
         gr.skip() if run is None or run.name == name else run.name, mark,  # what is shown stays so when the next begins
     )  # fmt: skip

@@ -19,6 +19,7 @@ from persona.decode import Reply, Sampling
 from persona.errors import InputError, PersonaError
 from persona.folder import Card
 from persona.templates import messages
+from persona.ui.translation import translated
 
 ALONE, PROMPTED = "base", "base+prompt"  # the base without and with the persona's system prompt
 MOMENTS_OF = 3  # runs, newest first, whose moments are offered too
@@ -72,7 +73,7 @@ def elsewhere() -> list[tuple[str, str]]:
     try:
         return [(f"{name} (another server)", f"server/{name}") for name in endpoint.models()]
     except InputError as e:
-        gr.Warning(str(e))
+        gr.Warning(escape(translated(str(e))))
         return []
 
 
@@ -146,7 +147,7 @@ def open_shared(text: str) -> str:
     """The id of an adapter on the Hub, and nowhere else: what an address may open that someone else has written."""
     path = share.keep(hub.pull(hub.Link.parse(text)), opened_dir())
     if what := hub.outlook(adapter.check(path)):
-        gr.Info(escape(what), duration=None)
+        gr.Info(escape(translated(what)), duration=None)
     return f"opened/{path.name}"
 
 

@@ -11,6 +11,7 @@ from persona import moments
 from persona.progress import ACTIVE, Progress
 from persona.runs import Run
 from persona.ui.common import duration, facts_html
+from persona.ui.translation import translated
 
 PLOT_COLUMNS = ["step", "loss", "on"]
 WORDS = {
@@ -43,7 +44,7 @@ def smooth(points: list[tuple[int, float]], window: int = 5) -> list[tuple[int, 
 def status_html(run: Run | None, p: Progress) -> str:
     if run is None:
         return '<div class="card quiet">No run yet. Choose a preset and press Start.</div>'
-    words = escape(WORDS[p.status] + (f": {p.message}" if p.message else ""))
+    words = escape(WORDS[p.status] + (f": {translated(p.message)}" if p.message else ""))
     share = p.step / p.steps if p.steps else 0.0
     best = min((nll for step, nll in p.held_out if step), default=None)
     facts = [("step", f"{p.step} / {p.steps}" if p.steps else "…")]
