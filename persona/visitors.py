@@ -7,6 +7,7 @@
 has, in a cookie. Who reads the disk learns no secret, and who brings another secret finds an empty workspace.
 """
 
+import contextlib
 import hashlib
 import logging
 import re
@@ -124,7 +125,8 @@ def move_in(before: str, now: str) -> None:
                 continue
             with files.asking(now):
                 target = folder.free_path(item.name) if name == "personas" else new / name / item.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.exists():
-                item.rename(target)
+            with contextlib.suppress(OSError):  # what cannot be moved stays where it was made
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if not target.exists():
+                    item.rename(target)
     seen(now)

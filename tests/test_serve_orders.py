@@ -198,7 +198,7 @@ def test_the_page_serves_it_only_where_it_is_safe(monkeypatch):
     for name in ("PERSONA_API_KEYS", "SPACE_ID", "GRADIO_SHARE"):
         monkeypatch.delenv(name, raising=False)
     assert len(beside_page("127.0.0.1")["routes"]) == 3 and beside_page("0.0.0.0") == {}
-    for name, value in (("SPACE_ID", "someone/persona"), ("GRADIO_SHARE", "True")):
+    for name, value in (("SPACE_ID", "someone/persona"), ("GRADIO_SHARE", "True"), ("PERSONA_SHARED", "1")):
         monkeypatch.setenv(name, value)
         assert beside_page("127.0.0.1") == {}
         monkeypatch.delenv(name)

@@ -82,7 +82,8 @@ class Guests:
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # the page opens no websocket: one that is not accepted is closed
+            await send({"type": "websocket.close"})  # the page opens none
+            return
         visitor, known = of_request(scope)
         scope["persona.visitor"] = visitor
         if visitor is None and scope["path"] == "/":
