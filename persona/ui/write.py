@@ -230,7 +230,7 @@ def build(page: Page) -> desk.Desk:
     opened = page.slug.change(**loading).success(
         desk.fresh, None, [parts.query, parts.only, parts.number, parts.findings], **QUIET
     )
-    opened.then(None, None, None, js=way.HERE, **QUIET)
+    opened.then(None, None, None, js=way.TOP, **QUIET)
     for event in (opened, reload.click(**loading)):
         desk.follow(event.success(**desk.redraw(parts, page)), parts, page)
     desk.listen(parts, page, tabs, again)
