@@ -11,7 +11,7 @@ from persona.errors import PersonaError
 from persona.lint import Finding
 from persona.pairs import Pair
 from persona.progress import Progress
-from persona.ui import blind, judging, knobs, settings, talking, voices, way
+from persona.ui import asking, blind, judging, knobs, settings, talking, voices, way
 from persona.ui.common import COMPARE, SHARE, TEMPLATE, TRAIN, WRITE
 from persona.ui.way import Seen
 
@@ -85,7 +85,8 @@ def test_a_question_to_nobody_is_refused_in_words(slug, nobody, ada):
     """The first thing a newcomer may do in step 4. Nothing is kept of it."""
     knob = (0.4, 0.9, 0, 0, 1.1, 16, 0)
     for ask in (talking.say("Hello?", "k" * 32, slug, nobody, [], "", 1.0, *knob),
-                blind.ask("Hello?", "k" * 32, slug, nobody, "base", 1.0, *knob)):  # fmt: skip
+                blind.ask("Hello?", "k" * 32, slug, nobody, "base", 1.0, *knob),
+                asking.ask("Hello?", slug, nobody, [], 1.0, *knob)):  # fmt: skip
         with pytest.raises(PersonaError, match="no adapter yet"):
             list(ask)
     with pytest.raises(PersonaError, match="no adapter yet"):
@@ -98,3 +99,12 @@ def test_every_setting_says_when_to_touch_it():
     with gr.Blocks():
         shown = {b.elem_id: b.info for b in settings.build("quick")}
     assert "twice the rank" in shown["set-lora-alpha"] and all(" → " in info for info in shown.values())
+
+
+def test_what_is_waited_for_is_said_before_the_first_word(monkeypatch):
+    """A base that must be made ready first takes a minute, one that is ready some seconds."""
+    monkeypatch.setattr(voices, "find", lambda chosen: type("Found", (), {"base_id": "someone/base"}))
+    monkeypatch.setattr(voices.bases, "ready", lambda name: None)
+    assert "about a minute" in voices.opening("run/a/b")
+    monkeypatch.setattr(voices.bases, "ready", lambda name: object() if name == "someone/base" else None)
+    assert "a few seconds" in voices.opening("run/a/b") and "server" in voices.opening("server/x")

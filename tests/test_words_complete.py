@@ -97,7 +97,7 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
     },
     "marks that are looked for in a rendered text": {"template.py": {"Zq0sys", "Zq1ask", "Zq0sys\n\nZq1ask"}},
     "script": {"common.py": {common.CLICKS}, "desk.py": {desk.PAINT, desk.SAVED, desk.REFUSED},
-               "way.py": {way.SCRIPT, way.TOP, way.HERE}},
+               "way.py": {way.SCRIPT, way.TOP}},
     "said together with what the setting is, by help_of": {"knobs.py": set(knobs.WHEN.values())},
 }  # fmt: skip
 CODE = {"words.py": "scripts for the browser", "looks.py": "names of fonts", "hosts.py": "header lines"}

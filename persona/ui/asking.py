@@ -42,7 +42,7 @@ def ask(text: str, slug: str, chosen: str, others: Sequence[str], strength: floa
                 most=MOST,
             )
         )
-    yield gr.skip(), t("Opening the model …"), *[gr.skip()] * 3
+    yield gr.skip(), voices.opening(chosen), *[gr.skip()] * 3
     cast = voices.cast(slug, chosen, others, strength)
     if cast.model is None:
         raise PersonaError(t("A list is asked of voices of this page. Choose an adapter that is here."))

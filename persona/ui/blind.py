@@ -37,7 +37,7 @@ def ask(said: str, key: str, slug: str, chosen: str, rival: str, strength: float
     Nothing is shown before both are complete: which of them ends first would tell who is who.
     """
     sampling, book = sampling_of(knobs), book_of(slug, chosen, key)
-    yield _page("", "", "", t("Opening the model …"), False)
+    yield _page("", "", "", voices.opening(chosen), False)
     cast = voices.cast(slug, chosen, [rival], strength)
     sides = [Side(v) for v in cast.voices]
     question = votes.ask(book, said, sides, cast.card.system, {"seed": sampling.seed})

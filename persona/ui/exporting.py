@@ -59,5 +59,5 @@ def build(page: Page) -> None:
     what.change(lambda w: gr.File(visible=FORMS[w][2] == ".png"), what, picture, **QUIET)
     begin.click(
         shown(make), [page.adapter, what, picture], [file, status], api_visibility="private",
-        concurrency_id="export", concurrency_limit=1,
+        concurrency_id="export", concurrency_limit=1, show_progress_on=what,
     ).success(lambda: gr.File(visible=True), None, file, **QUIET)  # fmt: skip

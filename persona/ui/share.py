@@ -106,7 +106,7 @@ def build(page: Page, step: gr.Step) -> None:
     address = gr.State("")
 
     gr.on([step.select, page.adapter.change], shown(contents), page.adapter, about, **QUIET)
-    make.click(shown(zipped), page.adapter, file, api_visibility="private").success(
+    make.click(shown(zipped), page.adapter, file, api_visibility="private", show_progress_on=about).success(
         lambda: gr.File(visible=True), None, file, **QUIET
     )
     upload.click(here, None, address, **QUIET).then(

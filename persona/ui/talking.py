@@ -111,7 +111,7 @@ def answer(
     """
     turn = talk.turns[-1]
     waiting = [gr.skip()] * MAX_COLUMNS
-    yield (*waiting, *waiting, "", t("Opening the model …"), talk.id)
+    yield (*waiting, *waiting, "", voices.opening(chosen), talk.id)
     cast = voices.cast(slug, chosen, others, strength)
     labels = [v.label for v in cast.voices]
     histories = [talks.history(talk, turn.id, label) for label in labels]

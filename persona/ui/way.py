@@ -43,17 +43,12 @@ new MutationObserver(() => {
 mend();
 """
 
-# to the top of the step that was just opened, with the keyboard on its name
+# what had the keyboard is hidden now: on to the name of the step, else the next Tab begins anywhere. Who has moved on
+# meanwhile is left alone
 TOP = """() => {
+  if (document.activeElement?.offsetParent) return;
   window.scrollTo({ top: 0 });
   document.querySelector("#way [aria-current]")?.focus({ preventScroll: true });
-}"""
-
-
-# what had the keyboard is hidden now: without this the next Tab begins anywhere
-HERE = """() => {
-  const held = document.activeElement;
-  if (!held?.offsetParent) document.querySelector("#way [aria-current]")?.focus();
 }"""
 
 

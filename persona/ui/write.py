@@ -136,11 +136,12 @@ def welcome() -> tuple[gr.Column, list[gr.Button], gr.Textbox, gr.Button, gr.Fil
             with gr.Column(elem_classes="card", min_width=280):
                 gr.Markdown(t("#### 1. Open the example\nReady to train: about ten minutes to her first answer."))
                 examples = [
-                    gr.Button(f"{e.card().name} · {len(e.scan()[0])} · {e.card().language}",
+                    gr.Button(t("Open {name}  ({n} pairs, {language})", name=e.card().name, n=len(e.scan()[0]),
+                                language=e.card().language),
                               variant="secondary" if n else "primary", elem_id=f"open-{e.slug}")
                     for n, e in enumerate(sorted(folder.list_examples(), key=lambda e: e.slug != FIRST))
                 ]  # fmt: skip
-                gr.Markdown(t("Name · number of pairs · language. You get a copy of your own."), elem_classes="quiet")
+                gr.Markdown(t("You get a copy of your own."), elem_classes="quiet")
             with gr.Column(elem_classes="card", min_width=280):
                 gr.Markdown(
                     t(
@@ -200,7 +201,7 @@ def exporting(page: Page) -> None:
         form = gr.Dropdown(forms, value=forms[0][1], label=t("Format"), elem_id="export-format")
         make = gr.Button(t("Make the file"), scale=0, min_width=200, elem_id="export-pairs")
     made = gr.File(label=t("Ready"), visible=False, interactive=False, elem_id="export-file")
-    make.click(shown(export), [page.slug, form], made, api_visibility="private")
+    make.click(shown(export), [page.slug, form], made, api_visibility="private", show_progress_on=form)
 
 
 def build(page: Page) -> desk.Desk:
@@ -244,7 +245,7 @@ def build(page: Page) -> desk.Desk:
     opened = page.slug.change(**loading).success(
         desk.fresh, None, [parts.query, parts.only, parts.number, parts.findings], **QUIET
     )
-    opened.then(None, None, None, js=way.HERE, **QUIET)
+    opened.then(None, None, None, js=way.TOP, **QUIET)
     for event in (opened, reload.click(**loading)):
         desk.follow(event.success(**desk.redraw(parts, page)), parts, page)
     desk.listen(parts, page, tabs, again)
