@@ -245,6 +245,9 @@ def test_users_words_stay_as_they_are():
     assert chinese("({0}.*[a {x}: no such adapter folder.") == "({0}.*[a {x}：没有这个适配器文件夹。"
     assert chinese("\\1 %s {1}: names one adapter twice. Give it once, with its weight.").startswith("\\1 %s {1}：")
     assert chinese("Pair 3, answer: “No vote yet.”: " + WHY) == "第 3 条对话对，回答：“No vote yet.”：" + chinese(WHY)
+    assert chinese("Template x: “So? No vote yet. Well.”") == "模板 x：“So? No vote yet. Well.”"
+    long = "x" * translation.LONGEST + ": no such adapter folder."
+    assert chinese(long) == long
     assert chinese("'question': no such preset. Choose one of a, b.").startswith("'question'：")
     for text in (
         "",
@@ -281,7 +284,8 @@ def test_a_text_made_to_be_slow_is_not(piece, monkeypatch):
     chinese.cache_clear()
     for times in (10, 300, 3000):
         chinese((piece * times)[: translation.LONGEST])
-    assert sum(counted) < 3e8, f"{sum(counted):,} characters compared"
+
+    assert sum(counted) < 1e7, f"{sum(counted):,} characters compared"
 
 
 def test_the_page_escapes_after_translating(visitor):
