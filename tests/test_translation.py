@@ -40,7 +40,7 @@ from persona.ui.translation import HOLE as GAP
 # a pattern, a template, or markup; and where texts stand that the page never shows, as file or file:function
 NO_WORDS = re.compile(r"\(\?|\\[wdsb1]|\{%-|\{\{|\|\||^\n?<\w|^eq |\$\)$|\{border|^re:")
 NOT_SHOWN = {
-    "adapter.py:attach", "base.py:EMBEDDED", "base.py:choices", "catalogue.py:Entry", "choose.py:_written", "diary.py:questions",
+    "adapter.py:attach", "embedded.py:EMBEDDED", "base.py:choices", "catalogue.py:Entry", "choose.py:_written", "diary.py:questions",
     "evaluate/found.py:Kind", "evaluate/judge.py:_choice", "evaluate/probes.py:wrong", "folder.py:ProbeRule",
     "folder.py:Card", "folder.py:named", "lint/kinds.py", "modelcard.py", "picture.py", "questions.py:to_html",
     "runs.py:disk_trouble", "sandbox.py:FILTERS", "sandbox.py:METHODS", "serve.py", "suggest.py:paraphrases",

@@ -28,6 +28,7 @@ from persona.ui import (
     watching,
     way,
     words,
+    write,
 )
 
 UI = Path(words.__file__).parent
@@ -49,6 +50,7 @@ def rules() -> set[str]:
 # where t() is called with a text of a table: file, and the call's first argument → all that it can be
 TABLES: dict[tuple[str, str], set[str]] = {
     ("blind.py", "words"): set(blind.CHOICES.values()),
+    ("write.py", "CARD_FIELDS[name]"): set(write.CARD_FIELDS.values()),
     ("checking.py", "kind"): set(WANTED),
     ("checking.py", "RULES.get(rule) or rule.replace('-', ' ').capitalize()"): {
         checking.RULES.get(r) or r.replace("-", " ").capitalize() for r in rules()
@@ -98,9 +100,21 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
     "marks that are looked for in a rendered text": {"template.py": {"Zq0sys", "Zq1ask", "Zq0sys\n\nZq1ask"}},
     "script": {"common.py": {common.CLICKS}, "desk.py": {desk.PAINT, desk.SAVED, desk.REFUSED},
                "way.py": {way.SCRIPT, way.TOP}},
+    "told to programs: no browser with the page open asks so": {
+        "guests.py": {"Not found.", "The request is no JSON object.", "The request ended early."},
+    },
+    "header lines": {
+        "guests.py": {"SameSite=None; Secure; Partitioned", "SameSite=Lax",
+                      f"{HOLE}={HOLE}; Path=/; Max-Age={HOLE}; HttpOnly; {HOLE}"},
+    },
     "said together with what the setting is, by help_of": {"knobs.py": set(knobs.WHEN.values())},
 }  # fmt: skip
-CODE = {"words.py": "scripts for the browser", "looks.py": "names of fonts", "hosts.py": "header lines"}
+CODE = {
+    "words.py": "scripts for the browser",
+    "translation.py": "patterns",
+    "looks.py": "names of fonts",
+    "hosts.py": "header lines",
+}
 # arguments that hold no text for a reader
 NO_TEXT = {"elem_classes", "elem_id", "js", "js_on_load", "secret", "storage_key", "id", "selected", "concurrency_id",
            "variant", "language", "type", "file_types", "footer_links"}  # fmt: skip

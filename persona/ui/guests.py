@@ -24,6 +24,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from persona import files, limits, space, visitors
+from persona.ui import words
+from persona.ui.translation import translated
+from persona.ui.words import t
 
 YEAR = 31_536_000  # seconds that the cookie is kept
 MAX_BODY = 32_000_000  # bytes of an event; files come another way
@@ -84,6 +87,7 @@ class Guests:
         if scope["type"] != "http":
             await send({"type": "websocket.close"})  # the page opens none
             return
+        words.asked_by(Headers(scope=scope))
         visitor, known = of_request(scope)
         scope["persona.visitor"] = visitor
         if visitor is None and scope["path"] == "/":
@@ -104,7 +108,7 @@ class Guests:
         if method in ("GET", "HEAD", "OPTIONS") and (path in PAGE or path.startswith(PARTS)):
             return receive, send
         if visitor is None:
-            raise Refused(403, files.UNKNOWN)
+            raise Refused(403, translated(files.UNKNOWN))
         name = f"{visitor[:16]}."
         if method in ("GET", "HEAD"):
             if path.startswith(API + "file="):
@@ -152,7 +156,7 @@ class Guests:
         wanted, folder = os.path.abspath(path), os.path.abspath(get_upload_folder())  # noqa: PTH100  (links stay)
         made = os.path.join(folder, visitor) + os.sep  # noqa: PTH118
         if not wanted.startswith(made) and visitor not in self.uploads.get(wanted, ()):
-            raise Refused(403, "This file is not here for you: drop it again, or make it anew.")
+            raise Refused(403, t("This file is not here for you: drop it again, or make it anew."))
 
     def remembering(self, visitor: str, send: Send) -> Send:
         """`send`, which notes whose the uploaded files are before the browser learns their paths."""
@@ -184,11 +188,10 @@ class Guests:
             self.asked, self.minute = {}, minute
         self.asked[visitor] = self.asked.get(visitor, 0) + 1
         if most and self.asked[visitor] > most:
-            raise Refused(
-                429,
-                f"More than {most:,} requests in a minute, which is this server's limit for a visitor. Wait a minute, "
-                f"then go on. {limits.instead()}",
-            )
+            raise Refused(429, t(
+                "More than {n} requests in a minute, which is this server's limit for a visitor. Wait a minute, then "
+                "go on. {instead}", n=f"{most:,}", instead=translated(limits.instead()),
+            ))  # fmt: skip
 
 
 def of_request(scope: Scope) -> tuple[str | None, str | None]:
@@ -234,7 +237,10 @@ def _require_size(headers: Headers) -> None:
     most = limits.read().max_disk_mb * 1_000_000
     length = headers.get("content-length", "")
     if most and not (length.isdigit() and int(length) <= most):
-        raise Refused(413, f"A file may have {most / 1e6:,.0f} MB on this server. {limits.instead()}")
+        instead = translated(limits.instead())
+        raise Refused(
+            413, t("A file may have {n} MB on this server. {instead}", n=f"{most / 1e6:,.0f}", instead=instead)
+        )
 
 
 async def _body(receive: Receive) -> bytes:
@@ -245,7 +251,9 @@ async def _body(receive: Receive) -> bytes:
             raise Refused(400, "The request ended early.")
         raw += message.get("body", b"")
         if len(raw) > MAX_BODY:
-            raise Refused(413, f"More than {MAX_BODY / 1e6:.0f} MB at once. Drop it as a file, or paste less.")
+            raise Refused(
+                413, t("More than {n} MB at once. Drop it as a file, or paste less.", n=f"{MAX_BODY / 1e6:.0f}")
+            )
         if not message.get("more_body"):
             return bytes(raw)
 

@@ -6,10 +6,11 @@ of the visitor who asked. Both follow one rule: the cookie that the switch sets,
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -47,6 +48,7 @@ SIGN = "\u2063"
 _english: dict[str, str] = {}  # all that components show from the start
 _chinese: dict[str, str] = {}
 BROWSER = gr.I18n(**{"en": _english, "zh": _chinese, "zh-CN": _chinese})  # for Gradio's launch: sent with the page
+_asking: ContextVar[Mapping[str, str]] = ContextVar("asking", default=MappingProxyType({}))
 _building: ContextVar[bool] = ContextVar("building", default=False)
 
 
@@ -67,10 +69,15 @@ def plain(text: str, **values: Any) -> str:
     return text.format(**values) if values else text
 
 
+def asked_by(headers: Mapping[str, str]) -> None:
+    """For ASGI, where Gradio handles no event yet: whose language `t` speaks while this request is served."""
+    _asking.set(headers)
+
+
 def language() -> str:
     """ "en" or "zh": of the visitor whose event is handled; English where there is none, as in the command line."""
     request = LocalContext.request.get(None)
-    headers = getattr(request, "headers", None) or {}
+    headers = getattr(request, "headers", None) or _asking.get()
     if kept := re.search(rf"(?:^|; ){COOKIE}=(en|zh)(?:;|$)", headers.get("cookie", "")):
         return kept[1]
     return "zh" if headers.get("accept-language", "").lower().startswith("zh") else "en"
