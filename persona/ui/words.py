@@ -62,11 +62,6 @@ def t(text: str, **values: Any) -> str:
     return I18nData(key)  # type: ignore[return-value]  # Gradio takes it wherever it takes a text
 
 
-def plain(text: str, **values: Any) -> str:
-    """The same in English, whoever asks: for a name that is kept on disk."""
-    return text.format(**values) if values else text
-
-
 def language() -> str:
     """ "en" or "zh": of the visitor whose event is handled; English where there is none, as in the command line."""
     request = LocalContext.request.get(None)
