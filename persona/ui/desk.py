@@ -93,7 +93,8 @@ def status_html(items: Sequence[Pair]) -> str:
         return f'<div class="hint">{t("No pairs yet.")}</div>'
     missing = pairs.unfinished(items)
     # table.js says that it saves, in the words that are given here
-    state = f'<span class="saving" role="status" data-saving="{t("Saving …")}">{t("saved.")}</span>'
+    saved = t("saved.")
+    state = f'<span class="saving" role="status" data-saving="{t("Saving …")}" data-saved="{saved}">{saved}</span>'
     lines = [t("<b>{n} pairs</b>, {state}", n=f"{count:,}", state=state)]
     if count == 1:
         lines = [t("<b>1 pair</b>, {state}", state=state)]

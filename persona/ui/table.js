@@ -7,9 +7,9 @@ const table = element.closest("#pairs") ?? element; // where the page calls refu
 const cells = () => element.querySelectorAll("textarea[data-field]");
 const rowOf = (node) => node.closest("[data-row]");
 const number = (row) => Number(row.dataset.row);
-const saving = () => {
+const tell = (state) => {
   const line = document.querySelector("#pairs-status .saving");
-  if (line) line.textContent = line.dataset.saving; // in the visitor's language
+  if (line) line.textContent = line.dataset[state]; // in the visitor's language
 };
 
 function send(cell) {
@@ -31,10 +31,14 @@ table.refused = () => cells().forEach((cell) => {
   cell.dataset.saved = cell.dataset.before;
   cell.classList.add("unsaved");
 });
-table.saved = () => cells().forEach((cell) => {
-  delete cell.dataset.before;
-  if (cell.value === (cell.dataset.saved ?? cell.defaultValue)) cell.classList.remove("unsaved");
-});
+table.saved = () => {
+  cells().forEach((cell) => {
+    delete cell.dataset.before;
+    if (cell.value === (cell.dataset.saved ?? cell.defaultValue)) cell.classList.remove("unsaved");
+  });
+  // the status that the server sends is often the very text that it was, and then Gradio leaves what is shown
+  if (!element.querySelector(".unsaved")) tell("saved");
+};
 // findings are painted into the rows that are there: drawing the table anew would take the focus from who types
 table.paint = (marks) => element.querySelectorAll("[data-row]").forEach((row) => {
   const place = row.querySelector(".marks");
@@ -67,7 +71,7 @@ element.addEventListener("input", (event) => {
   event.stopPropagation();
   grow(cell);
   cell.classList.add("unsaved");
-  saving();
+  tell("saving");
   clearTimeout(cell.rest);
   cell.rest = setTimeout(send, REST, cell);
   clearTimeout(element.glance);

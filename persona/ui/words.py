@@ -64,11 +64,6 @@ def t(text: str, **values: Any) -> str:
     return I18nData(key)  # type: ignore[return-value]  # Gradio takes it wherever it takes a text
 
 
-def plain(text: str, **values: Any) -> str:
-    """The same in English, whoever asks: for a name that is kept on disk."""
-    return text.format(**values) if values else text
-
-
 def asked_by(headers: Mapping[str, str]) -> None:
     """For ASGI, where Gradio handles no event yet: whose language `t` speaks while this request is served."""
     _asking.set(headers)
