@@ -160,7 +160,7 @@ def guesses(has: dict, block) -> list:
 
 
 def test_no_handler_gives_the_second_one_anything(house):
-    """Every handler of the page, every component filled with what could be meant, in the first one's tab too."""
+    """Every handler of the page, every component filled with what could be meant."""
     demo, _, second, has = house
     slug = has["persona"].slug
     before = tree(has["persona"].path)
