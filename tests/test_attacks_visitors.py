@@ -159,8 +159,9 @@ def guesses(has: dict, block) -> list:
             "dataframe": [None], "dataset": [0]}.get(block.get_block_name(), ids)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_handler_gives_the_second_one_anything(house):
-    """Every handler of the page, every component filled with what could be meant, in the first one's tab too."""
+    """Every handler of the page, every component filled with what could be meant."""
     demo, _, second, has = house
     slug = has["persona"].slug
     before = tree(has["persona"].path)
@@ -185,6 +186,7 @@ def tree(path: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_every_route_gives_the_second_one_nothing(house):
     """Every route of the app, with the first one's tab, files and persona in its path and query."""
     demo, first, second, has = house
