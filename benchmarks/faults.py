@@ -31,7 +31,7 @@ from persona.runs import Run
 SETTINGS = {"set-max-steps": 12, "set-batch-size": 4, "set-dtype": "float32", "set-lora-dropout": 0.2,
             "set-save-steps": 1, "set-diary-probes": 0}  # fmt: skip
 WEIGHTS = "adapter_model.safetensors"
-ENDS = 200  # seconds within which a run of SETTINGS must have ended
+ENDS = 300  # seconds within which a run of SETTINGS must have ended
 
 
 # ---- a visitor who goes on writing, whatever happens to the page
@@ -179,6 +179,8 @@ def kills(home: Path, count: int, seed: int = 0) -> dict[str, Any]:
                 finished += 1
                 broken += differs(run, whole)
                 run = trainer.start()
+            done, seen = sum(victims.values()), [*broken, *writer.broken]
+            print(f"{done} of {count}: {victim}, {writer.edits} edits, {len(seen)} broken", *seen, file=sys.stderr)
         wait_for(lambda: ended(run))
         finished += 1
         broken += differs(run, whole)
