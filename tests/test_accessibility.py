@@ -10,8 +10,6 @@ from tests.test_page import browser, open_page, server  # noqa: F401  (fixtures)
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 LOOKS = (("en-US", 1440, "light"), ("zh-CN", 1440, "dark"), ("zh-CN", 390, "light"))
-# what Gradio's own components do and nothing outside them can mend: (rule, part of its HTML) → why it stays
-GRADIO: dict[tuple[str, str], str] = {}
 
 
 def test_no_step_has_a_serious_finding(browser, server, trained):  # noqa: F811
@@ -73,7 +71,7 @@ def tab_to(page, selector: str, most: int = 60) -> None:
 
 
 def serious(page, part: str) -> list[str]:
-    """What axe finds in a part of the page that keeps somebody out, without what stands in GRADIO."""
+    """What axe finds in a part of the page that keeps somebody out."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     options = {"resultTypes": ["violations"]}
     return [
@@ -81,7 +79,6 @@ def serious(page, part: str) -> list[str]:
         for v in axe.run(page, part, options=options).response["violations"]
         if v["impact"] in ("serious", "critical")
         for n in v["nodes"]
-        if not any(rule == v["id"] and part in n["html"] for rule, part in GRADIO)
     ]
 
 

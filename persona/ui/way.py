@@ -16,23 +16,19 @@ from persona.ui.words import t
 STEPS = ("write", "template", "train", "compare", "share")
 
 # a click on a step that is closed is sent too: the answer says why. `why` is the title of buttons that are greyed out;
-# Gradio's buttons take no title of their own. The second half mends what Gradio's components leave without a name.
+# Gradio's buttons take no title of their own. A chat's placeholder is no landmark: two of them would be called alike.
 SCRIPT = """
 element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-step]");
   if (button) trigger("click", { step: Number(button.dataset.step) });
 });
-const name = (selector, words) => document.querySelectorAll(selector).forEach((node) => {
-  if (node.getAttribute("aria-label") !== words) node.setAttribute("aria-label", words);
-});
 function mend() {
-  const words = JSON.parse(element.querySelector("[data-words]")?.dataset.words ?? "{}");
-  for (const [id, why] of Object.entries(words.why ?? {})) {
+  const reasons = JSON.parse(element.querySelector("[data-why]")?.dataset.why ?? "{}");
+  for (const [id, why] of Object.entries(reasons)) {
     const button = document.getElementById(id);
     const title = button?.disabled ? why : "";
     if (button && button.title !== title) button.title = title;
   }
-  for (const [selector, label] of Object.entries(words.names ?? {})) name(selector, label);
   document.querySelectorAll(".placeholder-content[role=complementary]").forEach((node) => node.removeAttribute("role"));
 }
 let planned;
@@ -156,9 +152,9 @@ def way_html(slug: str, step: int, findings: list[Finding]) -> str:
     seen = look(slug, findings)
     names = (t("Write"), t("Template"), t("Train"), t("Compare"), t("Share"))
     items = "".join(_item(n, name, n == step, closed(n, seen), done(n, seen)) for n, name in enumerate(names))
-    words = escape(json.dumps({"why": _reasons(), "names": _names()}, ensure_ascii=False))
+    why = escape(json.dumps(_reasons(), ensure_ascii=False))
     return (
-        f'<nav aria-label="{t("The five steps")}" data-words="{words}"><ol>{items}</ol></nav>'
+        f'<nav aria-label="{t("The five steps")}" data-why="{why}"><ol>{items}</ol></nav>'
         f'<div class="next-hint" role="status"><h2>{names[step]}</h2><p>{escape(hint(step, seen))}</p></div>'
     )
 
@@ -181,11 +177,6 @@ def _reasons() -> dict[str, str]:
         "replace-all": t("Say what to find first"), "import-add": t("Choose a file or paste text, and who speaks"),
         "stop-training": t("Nothing is training"), **{f"vote-{v}": vote for v in ("left", "tie", "bad", "right")},
     }  # fmt: skip
-
-
-def _names() -> dict[str, str]:
-    """What Gradio's own components leave without a name, by selector."""
-    return {}
 
 
 def arrived(step: int, slug: str, findings: list[Finding]) -> tuple[int, str]:
