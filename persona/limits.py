@@ -56,8 +56,9 @@ def here() -> Limits:
 
 def instead() -> str:
     """Where there are no limits."""
-    copy = "Duplicate this Space (step 5, Share), or " if os.environ.get("SPACE_ID") else ""
-    return f"For more, {copy}run Persona on a computer of your own."
+    if os.environ.get("SPACE_ID"):
+        return "For more, duplicate this Space (step 5, Share), or run Persona on a computer of your own."
+    return "For more, run Persona on a computer of your own."
 
 
 def require_pairs(count: int) -> None:

@@ -44,7 +44,7 @@ NOT_SHOWN = {
     "evaluate/found.py:Kind", "evaluate/judge.py:_choice", "evaluate/probes.py:wrong", "folder.py:ProbeRule",
     "folder.py:Card", "folder.py:named", "lint/kinds.py", "modelcard.py", "picture.py", "questions.py:to_html",
     "runs.py:disk_trouble", "sandbox.py:FILTERS", "sandbox.py:METHODS", "serve.py", "suggest.py:paraphrases",
-    "templates.py:SAMPLES", "train.py:main",
+    "templates.py:SAMPLES", "train.py:main", "visitors.py:sweep", "visitors.py:work",  # log lines
     # these are labels of components, for words.t: settings, presets, formats
     "config.py:RunConfig", "config.py:PRESETS", *(f"importers/{f.name}:TITLE" for f in (PERSONA / "importers").glob("*.py")),
 }  # fmt: skip

@@ -14,6 +14,7 @@ from persona.errors import InputError
 from persona.folder import Persona
 from persona.lint import Finding
 from persona.pairs import Pair
+from persona.ui.translation import translated
 from persona.ui.words import t
 
 SCRIPT = (Path(__file__).parent / "table.js").read_text(encoding="utf-8")
@@ -41,7 +42,7 @@ def named(label: str) -> str:
         pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(edit))
         if found := re.fullmatch(pattern, label):
             return t(edit, **found.groupdict())
-    return label
+    return translated(label)  # the name of a fix, as lint says it
 
 
 @dataclass(frozen=True)
