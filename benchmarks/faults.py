@@ -91,8 +91,9 @@ class Writer:
         self.pairs, self.hoped = there, None
 
     def again(self) -> None:
-        """Reload the page and go on."""
+        """Reload the page and go on; while a run trains, a fresh window shows the persona that trains."""
         self.visitor.open()
+        self.visitor.choose_persona(self.folder.name)
         self.goes.set()
 
     def close(self) -> None:
