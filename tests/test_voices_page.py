@@ -13,6 +13,7 @@ from persona.config import make_config
 from persona.errors import PersonaError
 from persona.pairs import Pair
 from persona.ui import asking, blind, compare, talking, voices
+from persona.ui import share as share_step
 
 KNOBS = (0.0, 0.9, 0, 0.0, 1.0, 6, 0)  # greedy, six tokens
 KEY = talks.new_key()
@@ -179,6 +180,18 @@ def test_a_list_of_questions_becomes_files(run, chosen):
 
 
 # ---- another server
+
+
+def test_sampling_is_kept_with_the_persona(run, chosen):
+    """Whoever opens her draws so; the adapter that was trained before does as well, and what is shared says it."""
+    assert compare.drawn(chosen, 0.4, 0.9, 0, 0.0, 1.1) == [0.4, 0.9, 0, 0.0, 1.1]
+    compare.keep_drawing("mags", 0.7, 0.8, 40, 0.05, 1.2)
+    assert compare.drawn(chosen, 0.4, 0.9, 0, 0.0, 1.1) == [0.7, 0.8, 40, 0.05, 1.2]
+    card = folder.by_slug("mags").card()
+    assert card.sampling.chosen()["min_p"] == 0.05 and (card.name, card.system) == (CARD.name, CARD.system)
+    assert share_step.current(chosen).card.sampling == card.sampling
+    with pytest.raises(PersonaError, match="temperature"):
+        compare.keep_drawing("mags", -1, 0.8, 40, 0.05, 1.2)
 
 
 def test_voices_of_another_server(run, chosen, monkeypatch, tmp_path, tiny_gemma):

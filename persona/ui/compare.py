@@ -7,11 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from persona import space
+from persona import folder, lines, space
 from persona.chat import MAX_COLUMNS
 from persona.errors import PersonaError
 from persona.ui import asking, blind, judging, talking, voices, way
-from persona.ui.common import QUIET, SHARE, Page, shown
+from persona.ui.common import QUIET, SHARE, Page, open_current, shown
 from persona.ui.translation import translated
 from persona.ui.words import t
 
@@ -76,11 +76,23 @@ def introduce(chosen: str) -> tuple[Any, str]:
     return gr.Dataset(samples=[[p] for p in a.card.probes[:8]]), f"<div class='quiet'>{about}</div>"
 
 
+KNOBS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # of a card's sampling, in the page's order
+
+
 def drawn(chosen: str, *knobs: float) -> list[float]:
-    """Temperature, top-p, top-k, min-p and penalty as her author would have them, else as they stand."""
-    own = voices.find(chosen).card.sampling.chosen() if chosen else {}
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    return [own.get(name, value) for name, value in zip(names, knobs, strict=True)]
+    """The KNOBS as her author would have them, else as they stand."""
+    here = chosen and not chosen.startswith("server/")
+    own = voices.card_of(chosen).sampling.chosen() if here else {}
+    return [own.get(name, value) for name, value in zip(KNOBS, knobs, strict=True)]
+
+
+def keep_drawing(slug: str, *knobs: float) -> None:
+    """The KNOBS become her author's: a shared link, a file and the page open with them."""
+    persona = open_current(slug)
+    with lines.lock(persona.path / "undo"):  # where the card is saved elsewhere, too
+        changed = {**persona.card().model_dump(), "sampling": dict(zip(KNOBS, knobs, strict=True))}
+        persona.save_card(folder.parse_card(changed, "persona.json"))
+    gr.Info(t("Kept in her card: she is opened with this sampling, here and from what you share."))
 
 
 def shown_talk(slug: str, chosen: str, others: Sequence[str], key: str, talk_id: str) -> tuple:
@@ -158,6 +170,8 @@ def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
                 0, label=t("Seed"), info=t("the same for all"), precision=0, minimum=0, min_width=120, elem_id="seed"
             ),
         ]
+        keep = gr.Button(t("Keep this sampling for her"), scale=0, min_width=200, elem_id="keep-sampling")
+    keep.click(shown(keep_drawing), [page.slug, *knobs[:5]], None, **QUIET)
     page.adapter.change(shown(drawn), [page.adapter, *knobs[:5]], knobs[:5], **QUIET)
     with gr.Tabs(elem_id="compare-tabs", overflow_behavior="wrap"):
         with gr.Tab(t("Talk"), id="talk"):

@@ -144,6 +144,12 @@ def find(chosen: str) -> Adapter:
     raise PersonaError(t("There is no adapter yet. Train one in the step before, or open one here."))
 
 
+def card_of(chosen: str) -> Card:
+    """The card of who was chosen: of an own run, the persona's as it is now, which may say more than its adapter's."""
+    kind, _, rest = chosen.partition("/")
+    return folder.by_slug(rest.partition("/")[0]).card() if kind == "run" else find(chosen).card
+
+
 def open_zip(file: str) -> str:
     """The id of the adapter in a zip."""
     return f"opened/{share.unpack(Path(file), opened_dir()).name}"
