@@ -9,6 +9,10 @@ from persona import space  # noqa: F401  (first of all: on ZeroGPU it imports sp
 from persona.hardware import spin_less
 
 spin_less()
+# Gradio works out figures of all events that it remembers, 10,000 of them, after each event: for a page of its own
+# that is not shown here
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1000")
 
 from persona.serve import beside_page  # noqa: E402
 from persona.ui import LAUNCH, build, warm_up  # noqa: E402  (Gradio may import torch)

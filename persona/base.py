@@ -19,7 +19,7 @@ from persona.fetch import MODELSCOPE
 from persona.files import read_json, require_own
 from persona.folder import Card
 from persona.render import Renderer
-from persona.templates import read_template
+from persona.templates import Template, read_template
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,14 @@ def open_renderer(
     """The base called `name` and the renderer for it: what preview, trainer and command line agree on."""
     base = resolve(name, progress)
     tokenizer = load_tokenizer(base)
-    chosen = choose_template(tokenizer, card.language) if template == "auto" else read_template(template)
+    chosen = _fitting(base, card.language) if template == "auto" else read_template(template)
     return base, Renderer(tokenizer, chosen, card.system, max_length, learn_history)
+
+
+@lru_cache(maxsize=64)
+def _fitting(base: Base, language: str) -> Template:
+    """Kept: the page asks at every key that is pressed, and a tokenizer of 262,144 tokens is searched for it."""
+    return choose_template(load_tokenizer(base), language)
 
 
 def _unfit() -> tuple[type[Exception], ...]:

@@ -70,7 +70,11 @@ def check(row: Any) -> Pair:
 
 
 def _has_lone_surrogate(text: str) -> bool:
-    return any(0xD800 <= ord(c) <= 0xDFFF for c in text)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # nothing else cannot be encoded
+        return True
+    return False
 
 
 def stream(path: Path) -> Iterator[Pair | BadLine]:

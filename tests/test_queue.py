@@ -454,3 +454,24 @@ def test_a_process_that_cannot_be_noted_is_not_left_behind(new, monkeypatch):
     started(run)
     finish(run)
     wait_for(lambda: status(run) == "done")
+
+
+def test_a_page_opens_where_the_line_cannot_be_written(new, monkeypatch):
+    """A full disk: who comes is told, and sees what is there."""
+    from types import SimpleNamespace
+
+    from persona import ui
+    from persona.errors import InputError
+
+    a, b = new(), new()
+    started(a, b)
+    kill(b)
+
+    def full():
+        raise InputError("queue: the disk is full. Free some space and try again.")
+
+    said: list[str] = []
+    monkeypatch.setattr(waiting, "locked", full)
+    monkeypatch.setattr(ui.gr, "Warning", said.append)
+    slug, *_ = ui.arrive("mags", SimpleNamespace(query_params={}))
+    assert slug == "mags" and said == ["queue: the disk is full. Free some space and try again."]

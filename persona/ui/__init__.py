@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 from functools import partial
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -14,6 +15,7 @@ from persona.errors import PersonaError
 from persona.ui import compare, guests, share, template, train, way, words, write
 from persona.ui.common import COMPARE, QUIET, SHARE, TEMPLATE, TRAIN, WRITE, Page, mine, shown
 from persona.ui.looks import CSS, THEME
+from persona.ui.translation import translated
 from persona.ui.words import t
 
 # uploads: as large as an adapter may be; without a limit anyone who reaches the page could fill the disk with one
@@ -27,7 +29,10 @@ def arrive(saved: str, request: gr.Request) -> tuple[str, Any, Any, Any]:
 
     Returns slug, walkthrough, adapter list, persona list.
     """
-    launch.revive()
+    try:
+        launch.revive()
+    except PersonaError as e:  # a full disk, say: what is there can be looked at all the same
+        gr.Warning(escape(translated(str(e))))
     link = dict(request.query_params).get("persona", "")
     running = launch.active_run(folder.list_personas())
     slug = saved if saved in {p.slug for p in folder.list_personas()} else ""
