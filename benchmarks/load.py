@@ -358,7 +358,7 @@ def main() -> None:
         home = Path(folder)
         found = put_tiny_base(home) if given.tiny else link_embedded_base(home)
         zipped = drawn_adapter(found, home / "mags.zip")
-        with opened(home) as page:
+        with opened(home, PERSONA_SHARED="1") as page:  # each visitor with a workspace, as on a Space
             if given.soak:
                 value = soak(page, zipped, given.edits, given.turns)
             else:

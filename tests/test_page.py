@@ -158,11 +158,17 @@ def test_a_new_persona_is_told_what_is_missing(browser, server):
     page.click("#start")
     page.wait_for_selector("#pairs .empty >> text=No pairs yet")
     page.click("#to-template")
-    page.wait_for_selector("text=There are no pairs yet")
+    page.wait_for_selector(".toast-body >> text=There are no pairs yet")
+    assert "There are no pairs yet" in page.get_attribute("#step-train-button[aria-disabled]", "title")
+    page.click("#pairs .empty [data-do=add]")
+    page.wait_for_selector(cell(1, "output"))
+    fill(page, 1, "instruction", "Who are you?")
+    fill(page, 1, "output", "Ada.")
+    page.wait_for_selector("#step-train-button[title*='One pair is too few']")
+    page.click("#to-template")
+    page.wait_for_selector("#mask .mask .learned")
     page.click("#to-train")
-    page.wait_for_selector("#plan .hint")
-    page.click("#start-training")
-    page.wait_for_selector("text=A run needs at least 2")
+    page.wait_for_selector(".toast-body >> text=One pair is too few")
     assert errors == []
 
 

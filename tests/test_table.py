@@ -184,6 +184,6 @@ def test_two_windows_on_one_card():
     assert persona.card().system == "Be wet." and mine[1] == "Be wet."
     write.save_card(persona.slug, seen, name, system, "Ahoy.", source, rights)
     assert (persona.card().system, persona.card().greeting) == ("Be wet.", "Ahoy.")
-    with pytest.raises(InputError, match="system was changed elsewhere"):
+    with pytest.raises(InputError, match="since you saw it here: System prompt"):
         write.save_card(persona.slug, seen, name, "Be warm.", "Ahoy.", source, rights)
     assert persona.card().system == "Be wet."

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from persona import base as bases
-from persona import files, folder, hub, limits, runs, space, templates, visitors
+from persona import fetch, files, folder, hub, limits, runs, space, templates, visitors
 from persona.api import menu
 from persona.config import RunConfig
 from persona.errors import InputError
@@ -160,7 +160,7 @@ def test_visitors_name_no_places_of_this_machine_and_use_no_login_of_it(shared, 
         templates.read_template(str(own))
     with files.asking(ANN):
         assert templates.read_template(str(own)).text == "{{ mine }}"
-        assert hub._login(None) is None and bases._token() is False
+        assert hub._login(None) is None and fetch._token() is False
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def test_more_pairs_than_a_visitor_may_are_refused_and_fewer_are_not(shared, mon
     add = [Change(6, None, Pair("one", "more"))]
     with files.asking(ANN):
         journal.commit(mine, "add", add)
-        with pytest.raises(InputError, match=r"8 pairs: on this server a persona may have 7.*Duplicate this Space"):
+        with pytest.raises(InputError, match=r"8 pairs: on this server a persona may have 7.*duplicate this Space"):
             journal.commit(mine, "add", add)
         with pytest.raises(InputError, match="may have 7"):
             journal.append(mine, [Pair("a", "b"), Pair("c", "d")], "import")

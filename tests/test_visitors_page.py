@@ -35,7 +35,7 @@ def test_two_visitors_work_side_by_side(browser, shared, server):  # noqa: F811
     home = server.home / "visitors"
     file = home / ids[0] / "personas/zhen-huan/pairs.jsonl"
     wait_until(lambda: json.loads(file.read_text().splitlines()[0])["output"] == "本宫甄嬛，今日改了一句。")
-    assert sorted(p.relative_to(home).as_posix() for p in home.glob("*/personas/*")) == sorted(
+    assert sorted(p.relative_to(home).as_posix() for p in home.glob("*/personas/[!.]*")) == sorted(
         [f"{ids[0]}/personas/zhen-huan", f"{ids[1]}/personas/lighthouse-keeper"]
     )
     assert not (server.home / "personas").exists()
