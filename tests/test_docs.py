@@ -30,6 +30,15 @@ def test_a_file_imports_only_from_above_it(file):
             assert targets <= above, f"{file} imports {sorted(targets - above)}"
 
 
+def test_the_formats_are_all_described():
+    from persona import adapter, folder, progress
+
+    text = (PROJECT / "docs/formats.md").read_text(encoding="utf-8")
+    named = {*folder.Card.model_fields, *folder.Manner.model_fields, *folder.ProbeRule.model_fields,
+             *adapter.FILES, *progress._NEEDS}  # fmt: skip
+    assert sorted(name for name in named if f"`{name}`" not in text and f'"{name}"' not in text) == []
+
+
 MANY_LINES = 400
 # longer ones, and why they are one file
 LONG = {
