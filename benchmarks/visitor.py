@@ -22,6 +22,8 @@ from persona.ui.way import STEPS
 
 PREFIX = "/gradio_api"
 TIMEOUT = httpx.Timeout(600, connect=30)  # seconds; the server sends a sign of life every 15
+# the server closes what was idle for 5 s: no request must go out on a connection just then
+LIMITS = httpx.Limits(max_connections=4, keepalive_expiry=3)
 PAIRS, SAY = "pairs", "say"  # elem_ids: the table, the text box of a chat
 SAID, TEMPERATURE, LONGEST = 0, 7, 12  # places among the inputs of the event that says something
 
@@ -35,7 +37,7 @@ class Visitor:
 
     def __init__(self, url: str, name: str = "Visitor"):
         self.url, self.name = url, name
-        self.http = httpx.Client(base_url=url, timeout=TIMEOUT, limits=httpx.Limits(max_connections=4))
+        self.http = httpx.Client(base_url=url, timeout=TIMEOUT, limits=LIMITS)
         self.times: list[tuple[str, float]] = []
         self.refusals: list[str] = []  # what followed an event and failed; an event's own failure is raised
         self.kept: dict[int, Any] = {}  # browser states, over a reload
