@@ -1,5 +1,6 @@
 """Files that survive a crash: atomic writes, safe names, and whose folder it is."""
 
+import contextlib
 import errno
 import json
 import os
@@ -121,6 +122,8 @@ def write_atomic(path: Path, text: str | Iterable[str]) -> None:
                 out.flush()
                 os.fsync(out.fileno())
             Path(temporary).replace(path)
+            with contextlib.suppress(OSError):  # the new name, too, is on the disk; not every file system can say so
+                flush_folder(path.parent, files=False)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise

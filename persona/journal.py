@@ -49,6 +49,8 @@ def commit(persona: Persona, label: str, changes: Sequence[Change], merge: str =
         after = apply(pairs, changes)
         if len(after) > len(pairs):
             limits.require_pairs(len(after))
+        for stray in persona.path.glob(f".{persona.pairs_file.name}.*.tmp"):  # of one who was killed while saving
+            stray.unlink(missing_ok=True)
         persona.save_pairs(after, bad)
         if changes:
             _remember(persona, label, changes, merge)

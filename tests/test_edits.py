@@ -109,6 +109,13 @@ def test_a_pair_that_is_none_is_refused_with_nothing_written(persona):
     assert persona.pairs_file.read_bytes() == before and journal.trail(persona) == ("", "")
 
 
+def test_what_a_killed_save_has_left_goes_with_the_next(persona):
+    stray = persona.path / ".pairs.jsonl.abc123.tmp"
+    stray.write_text("half a fi")
+    journal.commit(persona, "edit", [Change(0, persona.pairs()[0], Pair("n", "m"))])
+    assert not stray.exists() and persona.pairs()[0] == Pair("n", "m")
+
+
 def test_only_the_last_edits_are_kept(persona, monkeypatch):
     monkeypatch.setattr(journal, "KEPT", 3)
     for n in range(6):

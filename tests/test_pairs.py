@@ -191,6 +191,14 @@ def test_a_failed_save_leaves_the_old_file(file, monkeypatch, failing, error, sa
     assert read_pairs(file) == [Pair("old", "content")]
 
 
+def test_a_save_waits_for_the_text_and_for_its_new_name(file, monkeypatch):
+    """Without the second a lost power cable could bring the old file back."""
+    synced, real = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino) or real(handle))
+    write_pairs(file, [Pair("a", "b")])
+    assert synced == [file.stat().st_ino, file.parent.stat().st_ino]
+
+
 def test_an_interrupted_save_leaves_no_temporary_file(file, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
