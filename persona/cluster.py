@@ -11,6 +11,7 @@ the next one goes on from the last whole checkpoint there. Ray is imported here 
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -34,6 +35,7 @@ EVERY = 1.0  # seconds between two copies of the events
 LOST = 5  # workers that may be lost before the run fails
 WHOLE = "whole"  # train.WHOLE, without the seconds that importing train.py takes
 MARKS = {"checkpoints": WHOLE, "moments": "adapter_config.json"}  # the file that is there when all of a folder is
+NAMED = re.compile(r"(checkpoint|step)-\d+")
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Side:
 
     def whole(self, kind: str) -> list[str]:
         """The whole folders of "checkpoints" or "moments", the newest last."""
-        there = [n for n in self.names(kind) if self.fs.exists(self.path(kind, n, MARKS[kind]))]
-        return sorted(there, key=_step)
+        named = [n for n in self.names(kind) if NAMED.fullmatch(n)]  # not one that is just being made
+        return sorted((n for n in named if self.fs.exists(self.path(kind, n, MARKS[kind]))), key=_step)
 
     def checkpoints(self) -> list[str]:
         return self.whole("checkpoints")

@@ -113,6 +113,16 @@ def test_moments_are_kept_for_the_next_worker(new, storage, tmp_path, monkeypatc
     assert storage.whole("moments") == ["step-000008"]
 
 
+def test_a_moment_that_is_just_being_made_is_left_alone(new, storage):
+    """It lies beside the others under a name of its own until it is whole; the copying must not stumble over it."""
+    run = new()
+    for name in ("step-000008", ".step-000016.new"):
+        (run.path / "moments" / name).mkdir(parents=True)
+        (run.path / "moments" / name / "adapter_config.json").write_text("{}")
+    mirror(local(run), storage)
+    assert storage.names("moments") == ["step-000008"]
+
+
 def test_a_copy_that_is_cut_short_leaves_no_whole_checkpoint(new, storage, monkeypatch):
     """The worker dies, or the storage fails, in the middle."""
     run, real = new(), cluster.copy
