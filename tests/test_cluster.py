@@ -50,6 +50,22 @@ def checkpoint(run: Run, step: int, whole: bool = True) -> None:
         (path / cluster.WHOLE).touch()
 
 
+@pytest.fixture
+def fails_at(monkeypatch):
+    """From now on the copying of a file of that name fails."""
+    real = cluster.copy
+
+    def fail(name: str) -> None:
+        def dying(source, target, *parts):
+            if parts[-1] == name:
+                raise OSError("no route to host")
+            real(source, target, *parts)
+
+        monkeypatch.setattr(cluster, "copy", dying)
+
+    return fail
+
+
 def wait_for(true, seconds: float = 200):
     until = time.monotonic() + seconds
     while not (found := true()):
@@ -86,20 +102,15 @@ def test_a_checkpoint_counts_when_it_is_whole_and_goes_when_it_is_gone(new, stor
     assert storage.names("checkpoints") == ["checkpoint-10"]
 
 
-def test_moments_are_kept_for_the_next_worker(new, storage, tmp_path, monkeypatch):
+def test_moments_are_kept_for_the_next_worker(new, storage, tmp_path, monkeypatch, fails_at):
     """The adapter of each evaluation, whole or not at all; what the storage has is not deleted by one who has less."""
-    run, real = new(), cluster.copy
+    run = new()
     path = moments.folder(run, 8)
     path.mkdir(parents=True)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (path / name).write_bytes(name.encode())
 
-    def dying(source, target, *parts):
-        if parts[-1] == "adapter_model.safetensors":
-            raise OSError("no route to host")
-        real(source, target, *parts)
-
-    monkeypatch.setattr(cluster, "copy", dying)
+    fails_at("adapter_model.safetensors")
     with pytest.raises(OSError, match="no route"):
         mirror(local(run), storage)
     assert storage.whole("moments") == []
@@ -123,17 +134,11 @@ def test_a_moment_that_is_just_being_made_is_left_alone(new, storage):
     assert storage.names("moments") == ["step-000008"]
 
 
-def test_a_copy_that_is_cut_short_leaves_no_whole_checkpoint(new, storage, monkeypatch):
+def test_a_copy_that_is_cut_short_leaves_no_whole_checkpoint(new, storage, monkeypatch, fails_at):
     """The worker dies, or the storage fails, in the middle."""
-    run, real = new(), cluster.copy
+    run = new()
     checkpoint(run, 4)
-
-    def dying(source, target, *parts):
-        if parts[-1] == "trainer_state.json":
-            raise OSError("no route to host")
-        real(source, target, *parts)
-
-    monkeypatch.setattr(cluster, "copy", dying)
+    fails_at("trainer_state.json")
     with pytest.raises(OSError, match="no route"):
         mirror(local(run), storage)
     assert storage.checkpoints() == [] and storage.names("checkpoints") == ["checkpoint-4"]

@@ -1,20 +1,15 @@
 """What a newcomer does, in a real browser: open 甄嬛, edit a pair, see the mask, train a few steps, hear two voices."""
 
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from pathlib import Path
 
 import pytest
 
+from benchmarks.page import opened
+
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -28,47 +23,15 @@ def browser():
         opened.close()
 
 
-class Server:
-    """`python app.py` as a user starts it, on a free port."""
-
-    def __init__(self, home: Path):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
-        self.home, self.url = home, f"http://127.0.0.1:{self.port}"
-        self.log = (home / "server.log").open("ab")
-        self.start()
-
-    def start(self) -> None:
-        env = {**os.environ, "PERSONA_HOME": str(self.home), "PORT": str(self.port), "HF_HUB_OFFLINE": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=PROJECT, env=env, stdout=self.log, stderr=self.log
-        )
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(self.url, timeout=1).close()
-                return
-            except OSError:
-                assert self.process.poll() is None, (self.home / "server.log").read_text()
-                time.sleep(0.1)
-        raise AssertionError("the page did not start")
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture
 def server(tmp_path, embedded_base):
+    """`python app.py` as a user starts it, on a free port; what it has trained ends with it."""
     home = tmp_path / "home"
     home.mkdir(exist_ok=True)
     if not (home / "bases").exists():
         (home / "bases").symlink_to(embedded_base.path.parent)
-    running = Server(home)
-    yield running
-    running.stop()
-    for worker in home.glob("personas/*/runs/*/worker.json"):  # a failed test must not leave its training behind
-        subprocess.run(["kill", "-9", str(json.loads(worker.read_text())["pid"])], stderr=subprocess.DEVNULL)
+    with opened(home) as running:
+        yield running
 
 
 def open_page(browser, url: str, **options):
@@ -145,7 +108,7 @@ def test_what_was_typed_survives_the_page_being_killed(browser, server):
     fill(page, 2, "instruction", "Who keeps this light?")
     file = server.home / "personas/lighthouse-keeper/pairs.jsonl"
     wait_until(lambda: "Who keeps this light?" in file.read_text())
-    server.stop()
+    server.kill()
     server.start()
     page.goto(server.url)
     page.wait_for_selector(cell(2, "instruction"))  # the tab remembers who was open
