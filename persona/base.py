@@ -129,10 +129,6 @@ def travels(name: str) -> bool:
     return fetch.is_hub_id(name.removeprefix(MODELSCOPE)) or fetch.is_hub_id(f"x/{name}")
 
 
-def is_embedded(name: str) -> bool:
-    return embedded.named(name) is not None
-
-
 def choices() -> list[tuple[str, str]]:
     """(label, name) of the bases to choose from: the embedded ones, then the catalogue's, the smallest first."""
     own = [(e.about + ("" if embedded.is_installed(e) else " (not installed)"), e.name) for e in EMBEDDED.values()]

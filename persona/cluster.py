@@ -113,11 +113,11 @@ def mirror(source: Side, target: Side, full: bool = False) -> None:
     full = full or _ended(events)
     for name in source.names("adapter") if full else ():
         copy(source, target, "adapter", name)
-    for kind, mark in MARKS.items():
-        for name in source.whole(kind):
-            if not target.fs.exists(target.path(kind, name, mark)):
-                _copy_folder(source, target, kind, name)
     kept, there = source.checkpoints(), target.names("checkpoints")
+    for kind, names in {"checkpoints": kept, "moments": source.whole("moments")}.items():
+        for name in names:
+            if not target.fs.exists(target.path(kind, name, MARKS[kind])):
+                _copy_folder(source, target, kind, name)
     for name in set(there) - set(kept) if kept or full else ():
         with contextlib.suppress(FileNotFoundError):
             target.fs.rm(target.path("checkpoints", name, WHOLE))  # first: half of one is none

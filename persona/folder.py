@@ -3,6 +3,7 @@
 import shutil
 import time
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,17 @@ def list_examples() -> list[Persona]:
     """The shipped personas, the one with most pairs first."""
     found = [Persona(p.parent) for p in SHIPPED_PERSONAS.glob("*/persona.json")]
     return sorted(found, key=lambda p: (-len(p.scan()[0]), p.slug))
+
+
+def edit_card(persona: Persona, change: Callable[[Card], dict[str, Any]], where: str = "persona.json") -> None:
+    """Save a card with what `change` says of the one that is on disk now; it may raise. No window saves meanwhile.
+
+    where: whose text it is, for the message when it cannot be a card. Raises InputError.
+    """
+    with lines.lock(persona.path / "undo"):  # where pairs are locked too
+        card = persona.card()
+        if news := change(card):
+            persona.save_card(parse_card({**card.model_dump(), **news}, where))
 
 
 def create_named(name: str, card: Card) -> Persona:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from persona import base as bases
-from persona import fetch, modelcard, share, space
+from persona import embedded, fetch, modelcard, share, space
 from persona.adapter import FILES, Adapter
 from persona.errors import ShareError
 from persona.files import disk_message, root, shared
@@ -209,7 +209,7 @@ def outlook(adapter: Adapter) -> str:
         return "It does not say which base it was trained on, so it cannot answer."
     if bases.ready(adapter.base_id, adapter.base_revision):
         return ""
-    if bases.is_embedded(adapter.base_id):
+    if embedded.named(adapter.base_id):
         return f"Its base {adapter.base_id} is here and is unpacked for the first answer, in about a minute."
     size = fetch.to_download(adapter.base_id, adapter.base_revision)
     much = f"{size / 1e9:.1f} GB" if size else "its files, of a size not known beforehand,"

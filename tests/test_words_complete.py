@@ -95,7 +95,7 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
     "compared with what the page sends": {"table.py": set(table.KINDS)},
     "a card's name where no other is known, kept on disk": {"importing.py": {"Persona"}, "voices.py": {"Persona"}},
     "where a fault is, as the library says it": {
-        "importing.py": {"the file's card"}, "write.py": {"persona.json"}, "template.py": {"your own"},
+        "importing.py": {"the file's card"}, "template.py": {"your own"},
     },
     "marks that are looked for in a rendered text": {"template.py": {"Zq0sys", "Zq1ask", "Zq0sys\n\nZq1ask"}},
     "script": {"common.py": {common.CLICKS}, "desk.py": {desk.PAINT, desk.SAVED, desk.REFUSED},
@@ -104,7 +104,7 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
         "guests.py": {"Not found.", "The request is no JSON object.", "The request ended early."},
     },
     "header lines": {
-        "guests.py": {"SameSite=None; Secure; Partitioned", "SameSite=Lax",
+        "guests.py": {"SameSite=Lax",
                       f"{HOLE}={HOLE}; Path=/; Max-Age={HOLE}; HttpOnly; {HOLE}"},
     },
     "said together with what the setting is, by help_of": {"knobs.py": set(knobs.WHEN.values())},

@@ -50,8 +50,7 @@ def kept() -> str:
     until = visitors.kept_until(files.visitor())
     if until is None:
         return ""
-    words_of = {"en": "%d %b", "zh": "%m月%d日"}[words.language()]
-    day = time.strftime(words_of, time.localtime(until)).replace(" 0", " ").lstrip("0")
+    day = time.strftime(t("%d %b"), time.localtime(until)).lstrip("0")
     return t("Your own corner of this server, kept until {day}; download or push what you want to keep.", day=day)
 
 

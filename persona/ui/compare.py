@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import folder, lines, space
+from persona import folder, space
 from persona.chat import MAX_COLUMNS
 from persona.errors import PersonaError
 from persona.ui import asking, blind, judging, talking, voices, way
@@ -88,10 +88,7 @@ def drawn(chosen: str, *knobs: float) -> list[float]:
 
 def keep_drawing(slug: str, *knobs: float) -> None:
     """The KNOBS become her author's: a shared link, a file and the page open with them."""
-    persona = open_current(slug)
-    with lines.lock(persona.path / "undo"):  # where the card is saved elsewhere, too
-        changed = {**persona.card().model_dump(), "sampling": dict(zip(KNOBS, knobs, strict=True))}
-        persona.save_card(folder.parse_card(changed, "persona.json"))
+    folder.edit_card(open_current(slug), lambda _: {"sampling": dict(zip(KNOBS, knobs, strict=True))})
     gr.Info(t("Kept in her card: she is opened with this sampling, here and from what you share."))
 
 

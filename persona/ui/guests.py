@@ -213,8 +213,7 @@ def _account(scope: Scope) -> str:
 def _with_cookie(scope: Scope, send: Send) -> Send:
     """`send`, with a new visitor's secret for the browser to keep."""
     forwarded = Headers(scope=scope).get("x-forwarded-proto", scope.get("scheme", "http")).split(",")[0].strip()
-    # a Space is shown in a frame of another site, where a browser keeps only cookies that are marked so
-    kind = "SameSite=None; Secure; Partitioned" if forwarded == "https" else "SameSite=Lax"
+    kind = words.FRAMED if forwarded == "https" else "SameSite=Lax"
     cookie = f"{visitors.COOKIE}={visitors.new_secret()}; Path=/; Max-Age={YEAR}; HttpOnly; {kind}"
 
     async def marked(message: Message) -> None:

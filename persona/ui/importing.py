@@ -141,7 +141,7 @@ def bring_in(
         done = importers.bring_in(persona, source, format, options_of(speakers, actions, turns, columns))
     if card:
         news = {k: v for k, v in card.model_dump().items() if v and k != "probes"}
-        persona.save_card(folder.parse_card({**old.model_dump(), **news}, "the file's card"))
+        folder.edit_card(persona, lambda _: news, "the file's card")
     return report_html(done), gr.Button(interactive=False)
 
 

@@ -4,11 +4,11 @@ from html import escape
 
 import gradio as gr
 
-from persona import adapter, folder, hub, modelcard, share, space
+from persona import adapter, hub, modelcard, share, space
 from persona.files import slug as slugify
 from persona.ui import exporting
 from persona.ui.common import QUIET, Page, shown, to_save
-from persona.ui.voices import find
+from persona.ui.voices import card_of, find
 from persona.ui.words import t
 
 HOME_LINK = (
@@ -24,9 +24,8 @@ SPACE_LINK = (
 def current(chosen: str) -> adapter.Adapter:
     """The chosen adapter; of a run's, the card is first brought up to what is known of it now."""
     found = find(chosen)
-    kind, _, rest = chosen.partition("/")
-    if kind == "run":
-        modelcard.restate(found.path, folder.by_slug(rest.partition("/")[0]).card())
+    if chosen.startswith("run/"):
+        modelcard.restate(found.path, card_of(chosen))
     return find(chosen)
 
 

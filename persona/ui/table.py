@@ -34,13 +34,13 @@ EDITS = (
     "join of pairs {above} and {row}", "delete of pair {row}", "replacement in {n} pairs",
     "fix of {n} findings ({rule})", "add of a suggested pair", "add a correction", "add a vote", "import of {file}",
 )  # fmt: skip
+_NAMES = {edit: re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(edit))) for edit in EDITS}
 
 
 def named(label: str) -> str:
     """The journal's name of an edit as the visitor reads it. What is none of EDITS stays as it is."""
-    for edit in EDITS:
-        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(edit))
-        if found := re.fullmatch(pattern, label):
+    for edit, pattern in _NAMES.items():
+        if found := pattern.fullmatch(label):
             return t(edit, **found.groupdict())
     return translated(label)  # the name of a fix, as lint says it
 

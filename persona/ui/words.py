@@ -35,9 +35,10 @@ FIRST = f"""<script>
 </script>"""
 
 # in a frame of another site, as a Space is shown on the Hub, a browser keeps only cookies that are marked so
+FRAMED = "SameSite=None; Secure; Partitioned"
 SWITCH = f"""() => {{
   const other = document.documentElement.lang.startsWith("zh") ? "en" : "zh";
-  const framed = location.protocol === "https:" ? "; SameSite=None; Secure; Partitioned" : "; SameSite=Lax";
+  const framed = location.protocol === "https:" ? "; {FRAMED}" : "; SameSite=Lax";
   document.cookie = `{COOKIE}=${{other}}; Path=/; Max-Age=31536000${{framed}}`;
   location.reload();
 }}"""

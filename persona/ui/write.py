@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import edits, files, folder, importers, journal, lines
+from persona import edits, files, folder, importers, journal
 from persona.errors import InputError, PersonaError
 from persona.ui import desk, importing, suggesting, way
 from persona.ui.common import QUIET, TEMPLATE, Page, mine, open_current, shown, to_save
@@ -47,18 +47,18 @@ def save_card(slug: str, seen: tuple[str, ...], *fields: str) -> tuple[str, Any,
     fields = (fields[0].strip(), *fields[1:])
     if not fields[0]:
         raise InputError(t("A persona needs a name."))
-    changes = [(n, old, new) for n, old, new in zip(CARD_FIELDS, seen, fields, strict=True) if new != old]
-    with lines.lock(persona.path / "undo"):  # where pairs are locked too
-        card = persona.card()
-        for name, old, new in changes:
+    typed = [(n, old, new) for n, old, new in zip(CARD_FIELDS, seen, fields, strict=True) if new != old]
+
+    def changes(card: folder.Card) -> dict[str, str]:
+        for name, old, new in typed:
             if getattr(card, name) not in (old, new):
                 raise InputError(t(
                     "This was changed elsewhere (another window, or on disk) since you saw it here: {field}. Copy what "
                     "you just typed, press Reload, and type it again.", field=t(CARD_FIELDS[name]),
                 ))  # fmt: skip
-        news = {name: new for name, _, new in changes}
-        if news:
-            persona.save_card(folder.parse_card({**card.model_dump(), **news}, "persona.json"))
+        return {name: new for name, _, new in typed}
+
+    folder.edit_card(persona, changes)
     return t("Saved {name}.", name=escape(fields[0])), mine(slug), fields
 
 
