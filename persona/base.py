@@ -129,11 +129,13 @@ def travels(name: str) -> bool:
     return fetch.is_hub_id(name.removeprefix(MODELSCOPE)) or fetch.is_hub_id(f"x/{name}")
 
 
-def choices() -> list[tuple[str, str]]:
-    """(label, name) of the bases to choose from: the embedded ones, then the catalogue's, the smallest first."""
-    own = [(e.about + ("" if embedded.is_installed(e) else " (not installed)"), e.name) for e in EMBEDDED.values()]
+def choices() -> list[tuple[str, str, str]]:
+    """(name, title, what to know before choosing it) of the bases to choose from: the embedded ones, then the
+    catalogue's, the smallest first.
+    """
+    own = [(e.name, e.about, "" if embedded.is_installed(e) else "not installed") for e in EMBEDDED.values()]
     other = [e for e in catalogue() if e.id not in {x.hub_id for x in EMBEDDED.values()}]
-    return own + [(f"{e.id} ({e.about})", e.id) for e in sorted(other, key=lambda e: (e.parameters, e.id))]
+    return own + [(e.id, e.id, e.about) for e in sorted(other, key=lambda e: (e.parameters, e.id))]
 
 
 def open_renderer(

@@ -60,13 +60,14 @@ def test_no_base_needs_code_from_its_repository():
 
 
 def test_the_choices_begin_with_the_embedded_and_grow(monkeypatch):
-    labels, names = zip(*base.choices(), strict=True)
+    names, titles, abouts = zip(*base.choices(), strict=True)
     count = len(base.EMBEDDED)
     assert list(names[:count]) == list(base.EMBEDDED)
     sizes = [find(name).parameters for name in names[count:]]
     assert sizes == sorted(sizes) and len(names) == len(set(names))
     assert not {e.hub_id for e in base.EMBEDDED.values()} & set(names)
-    assert "google/gemma-3-4b-it (8.6 GB, Gemma Terms of Use, asks for consent on its page)" in labels
+    at = names.index("google/gemma-3-4b-it")
+    assert titles[at] == names[at] and abouts[at] == "8.6 GB, Gemma Terms of Use, asks for consent on its page"
 
 
 def test_a_download_says_first_what_it_is(monkeypatch):
@@ -114,8 +115,23 @@ def test_the_page_says_what_a_known_base_is_good_at_and_needs(tiny_llama, monkey
     assert known.zh in template.known_html(known) and known.en not in template.known_html(known)
     assert "to train" not in template.base_html(base.Base("someone/else", tiny_llama))
     listed = template.settings()[0]
-    assert [value for _, value in listed.choices] == [value for _, value in base.choices()]
+    assert [value for _, value in listed.choices] == [name for name, _, _ in base.choices()]
     assert listed.allow_custom_value
+
+
+def test_the_list_of_bases_speaks_both_languages(monkeypatch):
+    from persona.ui import template, words
+
+    monkeypatch.setattr(base.embedded, "is_installed", lambda e: e.name == base.DEFAULT)
+    for language, want in {
+        "en": ["Gemma 3 270M, pretrained (4-bit GGUF)", "SmolLM2 135M Instruct, English (4-bit GGUF) (not installed)",
+               "Qwen/Qwen3-8B (16.4 GB, Apache-2.0)"],
+        "zh": ["Gemma 3 270M，预训练（4 位 GGUF）", "SmolLM2 135M Instruct，英文（4 位 GGUF）（未安装）",
+               "Qwen/Qwen3-8B（16.4 GB, Apache-2.0）"],
+    }.items():  # fmt: skip
+        monkeypatch.setattr(words, "language", lambda language=language: language)
+        labels = {name: label for label, name in template.bases()}
+        assert [labels[name] for name in (*base.EMBEDDED, "Qwen/Qwen3-8B")] == want
 
 
 # ---- ModelScope

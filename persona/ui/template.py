@@ -24,8 +24,8 @@ from persona.ui.common import (
     renderer_for,
     shown,
 )
-from persona.ui.translation import translated
-from persona.ui.words import language, t
+from persona.ui.translation import chinese, translated
+from persona.ui.words import both, language, t
 
 OWN = "template.jinja"  # in the persona's folder
 BARS = 28  # of the histogram
@@ -35,7 +35,7 @@ SAME = 0.1  # nats per token; less is within what another choice of pairs would 
 def settings() -> tuple[gr.Dropdown, gr.Dropdown, gr.Number, gr.Checkbox]:
     """The choices of this step, made before the steps because several of them read these."""
     return (
-        gr.Dropdown(base.choices(), value=base.DEFAULT, label=t("Base model"), allow_custom_value=True, elem_id="base",
+        gr.Dropdown(bases(), value=base.DEFAULT, label=t("Base model"), allow_custom_value=True, elem_id="base",
                     info=t("Or type any Hub id, modelscope:ORG/NAME, a folder or a .gguf file"), render=False),
         gr.Dropdown(["auto", *templates.shipped_templates()], value="auto", label=t("Chat template"),
                     info=t("auto: the base's own format"), elem_id="template", render=False),
@@ -43,6 +43,17 @@ def settings() -> tuple[gr.Dropdown, gr.Dropdown, gr.Number, gr.Checkbox]:
                   info=t("Longer rows are refused, never cut")),
         gr.Checkbox(False, label=t("Learn the replies of earlier turns too"), render=False),
     )  # fmt: skip
+
+
+def bases() -> list[tuple[str, str]]:
+    """(label, name) of the bases to choose from."""
+    return [
+        (
+            both(title + (f" ({about})" if about else ""), chinese(title) + (f"（{chinese(about)}）" if about else "")),
+            name,
+        )
+        for name, title, about in base.choices()
+    ]
 
 
 def look(slug: str, number: int, *chosen: Any, progress: gr.Progress = gr.Progress()) -> tuple[str, str, str, str, Any]:

@@ -58,6 +58,11 @@ def t(text: str, **values: Any) -> str:
     english, chinese = text, CHINESE.get(text, text)
     if values:
         english, chinese = english.format(**values), chinese.format(**values)
+    return both(english, chinese)
+
+
+def both(english: str, chinese: str) -> str:
+    """The one in the visitor's language; while the page is built, what the browser chooses from."""
     if not _building.get():
         return chinese if language() == "zh" else english
     key = SIGN + english
