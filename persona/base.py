@@ -56,11 +56,11 @@ class Base:
         return {"id": self.id, "revision": self.revision, "licence": self.licence, "licence_url": self.licence_url}
 
 
-def _quiet(_: str) -> None:
+def quiet(_: str) -> None:
     pass
 
 
-def resolve(name: str, progress: Progress = _quiet, revision: str = "") -> Base:
+def resolve(name: str, progress: Progress = quiet, revision: str = "") -> Base:
     """Find, and where needed convert or download, the base called `name`.
 
     Tried in this order: an embedded name or its Hub id, modelscope:ORG/NAME, a .gguf file, a folder with config.json,
@@ -144,7 +144,7 @@ def open_renderer(
     template: str = "auto",
     max_length: int = 512,
     learn_history: bool = False,
-    progress: Progress = _quiet,
+    progress: Progress = quiet,
 ) -> tuple[Base, Renderer]:
     """The base called `name` and the renderer for it: what preview, trainer and command line agree on."""
     base = resolve(name, progress)

@@ -57,10 +57,11 @@ class Entry(BaseModel):
         """Size, licence, terms and what it needs, in a line."""
         consent = {True: ", asks for consent on its page", None: ", may ask for consent on its page", False: ""}
         package = f", needs pip install {self.needs}" if self.needs else ""
-        return f"{_gb(self.download_gb)}, {self.licence}{consent[self.gated]}{package}"
+        return f"{gb(self.download_gb)}, {self.licence}{consent[self.gated]}{package}"
 
 
-def _gb(size: float) -> str:
+def gb(size: float) -> str:
+    """Gigabytes in words: 16.4 GB, 536 MB."""
     return f"{size:.1f} GB" if size >= 1 else f"{1000 * size:.0f} MB"
 
 

@@ -17,6 +17,7 @@ from persona import hardware
 from persona.adapter import Adapter
 from persona.base import Base
 from persona.decode import CONTEXT, Reply, Sampling, decode
+from persona.embedded import Progress
 from persona.errors import AdapterError, InputError, PersonaError
 from persona.mixed import Mix
 from persona.render import Prompt, Renderer
@@ -179,14 +180,14 @@ def open_voices(base: Base) -> Voices:
         return _open[str(base.path)]
 
 
-def base_of(adapter: Adapter, override: str = "") -> Base:
+def base_of(adapter: Adapter, override: str = "", progress: Progress = bases.quiet) -> Base:
     """The base that an adapter was trained on. Raises AdapterError when its folder names none."""
     if not (override or adapter.base_id):
         raise AdapterError(f"{adapter.path.name}: does not say which base it was trained on. Name it with --base.")
     if not override and not bases.travels(adapter.base_id):
         raise AdapterError(f"{adapter.path.name}: names the base {adapter.base_id!r:.120}, which is no name of one but "
                            "a place on a disk. Name the base with --base.")  # fmt: skip
-    return bases.resolve(override or adapter.base_id, revision="" if override else adapter.base_revision)
+    return bases.resolve(override or adapter.base_id, progress, "" if override else adapter.base_revision)
 
 
 def renderer_of(adapter: Adapter, tokenizer: Any, system: str | None = None) -> Renderer:

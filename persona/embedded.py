@@ -23,6 +23,10 @@ NEEDED = 1_300_000_000  # bytes on disk while a base is converted
 Progress = Callable[[str], None]
 
 
+class Further(str):
+    """A progress text that says how far the one before it has come; to be shown in its place."""
+
+
 @dataclass(frozen=True)
 class Embedded:
     """A model that comes with a Python package."""

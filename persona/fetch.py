@@ -1,17 +1,22 @@
 """Base models from afar: of the Hugging Face Hub, or of ModelScope. Only safetensors and texts are fetched."""
 
+import contextvars
 import importlib.util
 import shutil
+import threading
+import time
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from persona.catalogue import find
-from persona.embedded import DEFAULT, Progress
+from persona.catalogue import find, gb
+from persona.embedded import DEFAULT, Further, Progress
 from persona.errors import BaseError
 from persona.files import CANNOT_WRITE, disk_message, shared
 
 MODELSCOPE = "modelscope:"  # before an ORG/NAME
+TOLD = 0.02  # of a download: the first bytes are slow and tell nothing of the rest
+SECOND = 1.0  # between two texts that say how far a download is
 WANTED = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "LICENSE*")
 
 
@@ -82,13 +87,12 @@ def from_hub(name: str, progress: Progress, revision: str = "") -> Fetched:
     size = None if here else to_download(name, revision)
     free = shutil.disk_usage(_existing(Path(constants.HF_HUB_CACHE))).free
     if size and size > free:
-        raise BaseError(
-            f"{name}: {size / 1e9:.1f} GB to download, {free / 1e9:.1f} GB free. Free some space. {instead}"
-        )
-    about = known.about if known else f"{size / 1e9:.1f} GB" if size else ""
+        raise BaseError(f"{name}: {gb(size / 1e9)} to download, {gb(free / 1e9)} free. Free some space. {instead}")
+    about = known.about if known else gb(size / 1e9) if size else ""
     progress(f"{'Opening' if here else 'Downloading'} {name} from the Hub{about and f' ({about})'} …")
     try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(WANTED), token=_token()))
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(WANTED), token=_token(),
+                                        tqdm_class=_bars(name, size or 0, progress)))  # fmt: skip
     except GatedRepoError as e:
         page = f"https://huggingface.co/{name}"
         how = (
@@ -121,6 +125,39 @@ def from_hub(name: str, progress: Progress, revision: str = "") -> Fetched:
     except Exception:  # offline with a warm cache: the model opens all the same
         pass
     return Fetched(name, folder, folder.name, licence, f"https://huggingface.co/{name}")
+
+
+def _bars(name: str, size: int, progress: Progress) -> type:
+    """The class of which snapshot_download makes its bars. They are not drawn: `progress` is told once a second how
+    much is here and how long the rest will take. size: bytes of all files; 0: as the files that have begun say.
+    """
+    from huggingface_hub.utils import tqdm
+
+    lock = threading.Lock()
+    caller = contextvars.copy_context()  # the files come in threads, which know neither the visitor nor the language
+    here, rate, before = 0.0, 0.0, time.monotonic()
+
+    class Told(tqdm):
+        def __init__(self, *given: Any, **options: Any):
+            self.counts = options.get("unit") == "B"  # one bar counts what the network brings, one what is written
+            super().__init__(*given, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal here, rate, before
+            with lock:
+                self.n += n or 0
+                now, total = time.monotonic(), size or self.total or 0
+                if not self.counts or now - before < SECOND or not here < self.n < total:
+                    return
+                fresh = (self.n - here) / (now - before)
+                here, before, rate = self.n, now, 0.8 * rate + 0.2 * fresh if rate else fresh
+                early, minutes = here <= total * TOLD, (total - here) / rate / 60
+                far = f"Downloading {name} from the Hub: {here / 1e6:,.0f} of {total / 1e6:,.0f} MB" + (
+                    "" if early else f", {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
+                )
+                caller.run(progress, Further(far))
+
+    return Told
 
 
 def _existing(path: Path) -> Path:

@@ -13,7 +13,9 @@ from tiny import write_adapter
 
 from persona import adapter, cli, folder, launch
 from persona.base import Base, load_tokenizer, open_renderer
+from persona.cli.common import note
 from persona.config import RunConfig, make_config
+from persona.embedded import Further
 from persona.files import PROJECT, SHIPPED_PERSONAS
 from persona.folder import Card, create
 from persona.pairs import MAX_CHARACTERS, Pair
@@ -621,3 +623,19 @@ def test_lint_measures_rows_for_the_chosen_base(tmp_path, value, embedded_base, 
     made = create(tmp_path / "long", CARD, [Pair("Who?", "word " * 60), Pair("Who are you?", "Me.")])
     got = value("lint", made.path, "--max-length", 40)
     assert got["counts"]["too-long"] == 1
+
+
+def test_how_far_a_download_is_stands_in_one_line_and_in_no_log(capsys, monkeypatch):
+    def err():
+        return capsys.readouterr().err.replace("\x1b[2m", "").replace("\x1b[0m", "")  # dim, and no longer
+
+    said = "Downloading a/b from the Hub …", Further("1 of 2 MB"), Further("2 of 2 MB")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    for text in said:
+        note(text)
+    assert err() == said[0] + "\n"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    for text in said:
+        note(text)
+    up_and_over = "\x1b[A\x1b[2K"
+    assert err() == f"{said[0]}\n{up_and_over}1 of 2 MB\n{up_and_over}2 of 2 MB\n"

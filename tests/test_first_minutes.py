@@ -1,18 +1,21 @@
 """The first five minutes: what the page says is done and next, which steps open, and what is said where none does."""
 
 import re
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 
-from persona import folder, runs, waiting
+from persona import base, files, folder, runs, waiting
 from persona.config import make_config
-from persona.errors import PersonaError
+from persona.embedded import Further
+from persona.errors import BaseError, PersonaError
 from persona.lint import Finding
 from persona.pairs import Pair
 from persona.progress import Progress
 from persona.ui import asking, blind, judging, knobs, settings, talking, voices, way
 from persona.ui.common import COMPARE, SHARE, TEMPLATE, TRAIN, WRITE
+from persona.ui.opening import opening
 from persona.ui.way import Seen
 
 FULL = Seen(open=True, pairs=314)
@@ -103,8 +106,34 @@ def test_every_setting_says_when_to_touch_it():
 
 def test_what_is_waited_for_is_said_before_the_first_word(monkeypatch):
     """A base that must be made ready first takes a minute, one that is ready some seconds."""
-    monkeypatch.setattr(voices, "find", lambda chosen: type("Found", (), {"base_id": "someone/base"}))
-    monkeypatch.setattr(voices.bases, "ready", lambda name: None)
-    assert "about a minute" in voices.opening("run/a/b")
-    monkeypatch.setattr(voices.bases, "ready", lambda name: object() if name == "someone/base" else None)
-    assert "a few seconds" in voices.opening("run/a/b") and "server" in voices.opening("server/x")
+    wanted = SimpleNamespace(base_id="<b>/base", base_revision="")
+    monkeypatch.setattr(voices, "find", lambda chosen: wanted)
+    monkeypatch.setattr(base, "ready", lambda name: object())
+    (words,) = opening("run/a/b")
+    assert "a few seconds" in words
+    (words,) = opening("server/x")
+    assert "server" in words
+    monkeypatch.setattr(base, "ready", lambda name: None)
+    fetched = []
+
+    def resolve(name, progress, revision):
+        progress(f"Downloading {name} from the Hub …")
+        progress(Further(f"Downloading {name} from the Hub: 1,234 of 1,500 MB, less than a minute left"))
+        fetched.append((name, files.home().name))
+
+    monkeypatch.setattr(base, "resolve", resolve)
+    monkeypatch.setattr(base, "travels", lambda name: True)
+    monkeypatch.setenv("PERSONA_SHARED", "1")
+    with files.asking("a" * 40):
+        first, *told = opening("run/a/b")
+    assert "about a minute" in first and fetched == [("<b>/base", "a" * 40)]
+    assert told == ["Downloading &lt;b&gt;/base from the Hub …",
+                    "Downloading &lt;b&gt;/base from the Hub: 1,234 of 1,500 MB, less than a minute left"]  # fmt: skip
+
+
+def test_a_base_that_cannot_be_had_is_said_where_its_persona_is_asked(monkeypatch):
+    monkeypatch.setattr(voices, "find", lambda chosen: SimpleNamespace(base_id="ann/gone", base_revision=""))
+    monkeypatch.setattr(base, "ready", lambda name: None)
+    monkeypatch.setattr(base, "resolve", lambda *_: (_ for _ in ()).throw(BaseError("ann/gone: not on the Hub")))
+    with pytest.raises(BaseError, match="ann/gone: not on the Hub"):
+        list(opening("run/a/b"))

@@ -1,13 +1,14 @@
 """Links and the Hub: private first, nothing but the allow-list, one commit, and every refusal is a sentence."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from persona import adapter, base, share
+from persona import adapter, base, fetch, files, share
 from persona.errors import AdapterError, BaseError, ShareError
 from persona.hub import Link, link, outlook, pull, push
 from persona.share import WEIGHTS
@@ -388,6 +389,24 @@ def test_a_base_that_cannot_be_had_is_said_in_words(hub: Hub, tmp_path: Path, mo
     assert said == [f"Downloading ann/{x} from the Hub …" for x in ("gone", "base")] + [
         "Downloading ann/base from the Hub (1.5 GB) …"
     ]
+
+
+def test_a_long_download_says_how_far_it_is(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second; here after each chunk. In the caller's context: who asked, and in which language."""
+    bases_from(hub, tmp_path, monkeypatch)
+    monkeypatch.setattr(fetch, "SECOND", 0.0)
+    hub.add("ann/base", {"config.json": b"{}", "model.safetensors": bytes(45_000_000)})
+    said: list[tuple[str, str]] = []
+    monkeypatch.setenv("PERSONA_SHARED", "1")
+    with files.asking("a" * 40):
+        base.resolve("ann/base", lambda text: said.append((text, files.visitor())))
+    assert said[0][0] == "Downloading ann/base from the Hub (45 MB) …" and {who for _, who in said} == {"a" * 40}
+    told = [
+        re.fullmatch(r"Downloading ann/base from the Hub: (\d+) of 45 MB(, .+ left)?", text) for text, _ in said[1:]
+    ]
+    assert len(told) >= 2 and {found[2] for found in told} <= {", less than a minute left", None} and told[-1][2]
+    here = [int(found[1]) for found in told]
+    assert here == sorted(here) and 0 < here[-1] <= 45
 
 
 def test_push_from_the_command_line(

@@ -1,11 +1,13 @@
 """What the commands share: arguments, JSON or text, notes on stderr."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from persona.embedded import Further
 from persona.errors import InputError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
@@ -17,8 +19,11 @@ def put(value: dict[str, Any], text: str, as_json: bool) -> None:
 
 
 def note(text: str) -> None:
-    """What happens meanwhile, on stderr."""
-    typer.secho(text, err=True, dim=True)
+    """What happens meanwhile, on stderr. How far it is stands in one line, and in no log."""
+    if not isinstance(text, Further):
+        typer.secho(text, err=True, dim=True)
+    elif sys.stderr.isatty():
+        typer.secho(f"\x1b[A\x1b[2K{text}", err=True, dim=True)  # up a line, and over it
 
 
 def key_value(text: str, option: str) -> tuple[str, str]:

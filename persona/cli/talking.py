@@ -47,7 +47,7 @@ def chat(
     sampling = Sampling(temperature=temperature, min_p=min_p, seed=seed, max_new_tokens=max_new_tokens)
     chats.check_strength(strength)
     main = sources.open_adapter(adapter)
-    voices = chats.open_voices(chats.base_of(main, base))
+    voices = chats.open_voices(chats.base_of(main, base, note))
     speakers = chats.default_speakers(voices, main, strength)
     speakers += [sources.open_speaker(voices, text, main, any_base=bool(base)) for text in others or []]
     start = time.perf_counter()

@@ -74,7 +74,7 @@ def _of_weights(path: Path, out: Path, form: Form, wishes: Wishes, progress: Cal
     from persona.exports import llamacpp, merged
 
     adapter = adapters.check(folder)
-    found = chat.base_of(adapter, wishes.base)
+    found = chat.base_of(adapter, wishes.base, progress)
     if form is Form.merged:
         return merged.export(adapter, found, out, wishes.strength, progress)
     if wishes.merge:

@@ -19,7 +19,7 @@ from persona.render import Renderer
 
 
 def export_adapter(
-    adapter: Adapter, base: Base, out: Path, base_name: str = "", progress: Progress = bases._quiet
+    adapter: Adapter, base: Base, out: Path, base_name: str = "", progress: Progress = bases.quiet
 ) -> dict[str, Any]:
     """Write the LoRA alone as GGUF into the new folder `out`, with the file that the base came from where it is a GGUF.
 
@@ -52,7 +52,7 @@ def export_merged(
     out: Path,
     base_name: str = "",
     strength: float = 1.0,
-    progress: Progress = bases._quiet,
+    progress: Progress = bases.quiet,
 ) -> dict[str, Any]:
     """Write the merged model as a 16-bit GGUF into the new folder `out`. The base must have come as a GGUF file, whose
     tokenizer and sizes are kept. Returns folder, file, bytes, notes, strength and the measured difference.

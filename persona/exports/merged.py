@@ -65,7 +65,7 @@ class Merged:
 
 
 def export(
-    adapter: Adapter, base: Base, out: Path, strength: float = 1.0, progress: Progress = bases._quiet
+    adapter: Adapter, base: Base, out: Path, strength: float = 1.0, progress: Progress = bases.quiet
 ) -> dict[str, Any]:
     """Write the adapter, merged into the full-precision base, as the new folder `out`: weights in the base's number
     format, tokenizer with the chat template, generation config, card.
@@ -87,7 +87,7 @@ def export(
     return {"folder": str(out), "bytes": size, **facts}
 
 
-def merge(adapter: Adapter, base: Base, strength: float = 1.0, progress: Progress = bases._quiet) -> Merged:
+def merge(adapter: Adapter, base: Base, strength: float = 1.0, progress: Progress = bases.quiet) -> Merged:
     """The merged model in the number format of this machine's chats, or else the base's own.
 
     Raises InputError for a strength that cannot be, AdapterError when the adapter does not fit the base.

@@ -12,6 +12,7 @@ from persona.errors import PersonaError
 from persona.files import slug as slugify
 from persona.ui import voices
 from persona.ui.common import QUIET, Page, duration, shown, to_save
+from persona.ui.opening import opening
 from persona.ui.talking import sampling_of
 from persona.ui.translation import translated
 from persona.ui.words import t
@@ -42,7 +43,8 @@ def ask(text: str, slug: str, chosen: str, others: Sequence[str], strength: floa
                 most=MOST,
             )
         )
-    yield gr.skip(), voices.opening(chosen), *[gr.skip()] * 3
+    for words in opening(chosen):
+        yield gr.skip(), words, *[gr.skip()] * 3
     cast = voices.cast(slug, chosen, others, strength)
     if cast.model is None:
         raise PersonaError(t("A list is asked of voices of this page. Choose an adapter that is here."))

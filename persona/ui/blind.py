@@ -13,6 +13,7 @@ from persona.errors import PersonaError
 from persona.talks import Answer
 from persona.ui import voices
 from persona.ui.common import QUIET, Page, bars_html, open_current, shown, to_save
+from persona.ui.opening import opening
 from persona.ui.talking import sampling_of
 from persona.ui.translation import translated
 from persona.ui.words import t
@@ -37,7 +38,8 @@ def ask(said: str, key: str, slug: str, chosen: str, rival: str, strength: float
     Nothing is shown before both are complete: which of them ends first would tell who is who.
     """
     sampling, book = sampling_of(knobs), book_of(slug, chosen, key)
-    yield _page("", "", "", voices.opening(chosen), False)
+    for words in opening(chosen):
+        yield _page("", "", "", words, False)
     cast = voices.cast(slug, chosen, [rival], strength)
     sides = [Side(v) for v in cast.voices]
     question = votes.ask(book, said, sides, cast.card.system, {"seed": sampling.seed})

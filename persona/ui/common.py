@@ -83,10 +83,16 @@ def mine(slug: str) -> gr.Dropdown:
     return gr.Dropdown([(t("New or example …"), ""), *named], value=slug)
 
 
-def renderer_for(slug: str, base_name: str, template: str, max_length: float, learn_history: bool) -> Any:
+def renderer_for(slug: str, base_name: str, template: str, max_length: float, learn_history: bool,
+                 *, progress: gr.Progress | None = None) -> Any:  # fmt: skip
     """(Base, Renderer) of the page's settings."""
+
+    def tell(text: str) -> None:
+        if progress:
+            progress(None, desc=translated(text))
+
     card = open_current(slug).card()
-    return base.open_renderer(card, base_name, template or "auto", int(max_length or 512), bool(learn_history))
+    return base.open_renderer(card, base_name, template or "auto", int(max_length or 512), bool(learn_history), tell)
 
 
 def legend_html() -> str:

@@ -16,6 +16,7 @@ from persona.shelf import Shelf
 from persona.talks import Answer, Talk
 from persona.ui import voices
 from persona.ui.common import open_current, to_save
+from persona.ui.opening import opening
 from persona.ui.translation import translated
 from persona.ui.words import t
 
@@ -111,7 +112,8 @@ def answer(
     """
     turn = talk.turns[-1]
     waiting = [gr.skip()] * MAX_COLUMNS
-    yield (*waiting, *waiting, "", voices.opening(chosen), talk.id)
+    for words in opening(chosen):
+        yield (*waiting, *waiting, "", words, talk.id)
     cast = voices.cast(slug, chosen, others, strength)
     labels = [v.label for v in cast.voices]
     histories = [talks.history(talk, turn.id, label) for label in labels]

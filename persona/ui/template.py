@@ -66,7 +66,7 @@ def look(slug: str, number: int, *chosen: Any, progress: gr.Progress = gr.Progre
         "Opening {id}; if it is not on this machine it is downloaded first: {about} …", id=known.id,
         about=translated(known.about),
     ))  # fmt: skip
-    found, renderer = renderer_for(slug, *chosen)
+    found, renderer = renderer_for(slug, *chosen, progress=progress)
     number = min(max(1, int(number or 1)), len(items))
     example = renderer.example(items[number - 1])
     card = f"<div class='card'>{mask_html(renderer, example)}</div>"
@@ -142,7 +142,7 @@ def score(slug: str, *chosen: Any, progress: gr.Progress = gr.Progress()) -> str
 
     persona = open_current(slug)
     progress(None, desc=t("Opening the base and reading some of your pairs …"))
-    found, renderer = renderer_for(slug, *chosen)
+    found, renderer = renderer_for(slug, *chosen, progress=progress)
     own = choose.choose_template(renderer.tokenizer, persona.card().language)
     scored = evaluate.score_templates(chat.open_voices(found), renderer, own, persona.pairs())
     mine = renderer.template.name

@@ -12,7 +12,6 @@ from typing import Any
 import gradio as gr
 
 from persona import adapter, chat, endpoint, files, folder, hub, moments, runs, share, sources, space, talks
-from persona import base as bases
 from persona.adapter import Adapter
 from persona.chat import BASE, MAX_COLUMNS, Speaker, Voices
 from persona.decode import Reply, Sampling
@@ -120,15 +119,6 @@ def place(slug: str, chosen: str) -> Path:
     if chosen.startswith("server/"):
         return files.home() / "elsewhere"
     return files.inside(opened_dir(), chosen.partition("/")[2]) if chosen.startswith("opened/") else find(chosen).path
-
-
-def opening(chosen: str) -> str:
-    """What is waited for before the first word, and how long it takes on a laptop."""
-    if (chosen or "").startswith("server/"):
-        return t("Asking the other server …")
-    if bases.ready(find(chosen).base_id) is None:
-        return t("Preparing the base, once: about a minute where it is installed, longer where it is fetched …")
-    return t("Opening the model: a few seconds, for the first question only …")
 
 
 def find(chosen: str) -> Adapter:

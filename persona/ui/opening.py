@@ -1,0 +1,50 @@
+"""Step 4, before the first word: what is waited for, and how far it is."""
+
+import contextvars
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from html import escape
+from queue import SimpleQueue
+
+from persona import base as bases
+from persona import chat
+from persona.adapter import Adapter
+from persona.ui import voices
+from persona.ui.translation import translated
+from persona.ui.words import t
+
+
+def opening(chosen: str) -> Iterator[str]:
+    """HTML, to be shown until the model of `chosen` answers. Its base is on this machine afterwards.
+
+    Raises BaseError when the base cannot be had.
+    """
+    if (chosen or "").startswith("server/"):
+        yield t("Asking the other server …")
+        return
+    main = voices.find(chosen)
+    if bases.ready(main.base_id) is not None:
+        yield t("Opening the model: a few seconds, for the first question only …")
+        return
+    yield t("Preparing the base, once: about a minute where it is installed, longer where it is fetched …")
+    for text in _fetching(main):
+        yield escape(translated(text))
+
+
+def _fetching(main: Adapter) -> Iterator[str]:
+    """What the base's fetching tells, as it tells it: a handler can only show what it yields."""
+    told: SimpleQueue[str | None] = SimpleQueue()
+    work: Future[bases.Base] = Future()
+    visitor = contextvars.copy_context()
+
+    def fetch() -> None:
+        try:
+            work.set_result(visitor.run(chat.base_of, main, progress=told.put))
+        except BaseException as e:
+            work.set_exception(e)
+        told.put(None)
+
+    threading.Thread(target=fetch, daemon=True).start()
+    yield from iter(told.get, None)
+    work.result()
