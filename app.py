@@ -6,9 +6,10 @@ HOST and PORT, or Gradio's own variables on a Space, say otherwise.
 import os
 
 from persona import space  # noqa: F401  (first of all: on ZeroGPU it imports spaces, which must come before torch)
-from persona.hardware import spin_less
+from persona.hardware import few_arenas, spin_less
 
 spin_less()
+few_arenas()
 # Gradio works out figures of all events that it remembers, 10,000 of them, after each event: for a page of its own
 # that is not shown here
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")

@@ -292,10 +292,13 @@ def soak(page: Page, zipped: Path, edits: int, turns: int) -> dict[str, Any]:
     g.visitor.go("compare")
     g.visitor.open_zip(zipped)
     before: dict[str, int] = {}
+    memory: list[int] = []  # MB after each tenth of the edits
     every, turn = max(1, edits // max(1, turns)), 0
     for n in range(edits):
         if n == max(1, edits // 10):
             before = page.measured()
+        if n % max(1, edits // 10) == 0:
+            memory.append(round(page.rss() / 1e6))
         row = n % 20 + 1
         if row > len(g.pairs):
             g.visitor.act(do="add", row=len(g.pairs), key="")
@@ -321,8 +324,8 @@ def soak(page: Page, zipped: Path, edits: int, turns: int) -> dict[str, Any]:
         broken.append(f"{undo} edits are kept to take back, 200 are promised")
     g.visitor.close()
     times = latencies(g.visitor.times)
-    return {"edits": edits, "turns": turn, "before": before, "after": after, "undo_files": undo, "latency_ms": times,
-            "broken": broken}  # fmt: skip
+    return {"edits": edits, "turns": turn, "before": before, "after": after, "rss_tenths_mb": memory,
+            "undo_files": undo, "latency_ms": times, "broken": broken}  # fmt: skip
 
 
 # what may be more at the end of a soak than after its first tenth

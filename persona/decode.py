@@ -24,6 +24,7 @@ from transformers.generation.logits_process import (
 )
 
 from persona.errors import InputError
+from persona.hardware import give_back_freed_memory
 from persona.mixed import Mix, Mixed
 
 CONTEXT = 4096  # tokens of prompt and reply together that a chat may reach
@@ -166,6 +167,8 @@ class Steps:
     def __exit__(self, *_: object) -> None:
         if self.mixed:
             self.mixed.__exit__()
+        del self.cache
+        give_back_freed_memory()  # each conversation has shapes of its own
 
     @torch.inference_mode()
     def logits(self) -> torch.Tensor:

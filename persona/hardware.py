@@ -228,26 +228,37 @@ def spin_less() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
+def few_arenas() -> None:
+    """Let all threads share two of glibc's heaps; call it before there are threads.
+
+    Else each new thread gets one of its own, up to eight a core, and what was freed in one serves no other: the page,
+    which answers in many threads, grew with use. Elsewhere than on glibc this does nothing.
+    """
+    _mallopt(-8, 2)  # M_ARENA_MAX of malloc.h
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep large freed blocks instead of giving them back to the kernel.
 
     A training step frees and asks again for the same hundreds of megabytes; zeroing new pages each time cost 40 % of a
     step. Elsewhere than on glibc this does nothing.
     """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+    _mallopt(mmap_max, 0)
+    _mallopt(trim_threshold, 2**31 - 1)
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL("libc.so.6").mallopt(parameter, value)
 
 
 def give_back_freed_memory() -> None:
-    """Let the kernel have again what `keep_freed_memory` has kept. Call it now and then, not in every step.
+    """Let the kernel have freed memory again that glibc keeps. Call it now and then, not in every step.
 
     Kernels that oneDNN keeps for each shape lie between freed blocks, and a batch of another length finds no room in
-    the gaps: the heap grows on. The pages of the gaps at least can go. Elsewhere than on glibc this does nothing.
+    the gaps: the heap grows on, in training and in chat. The pages of the gaps at least can go. Elsewhere than on glibc
+    this does nothing.
     """
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,5 +1,6 @@
 """This machine → how to run on it. The plan is a function of the machine, so every machine can be tested here."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -341,3 +342,31 @@ def test_the_peak_is_the_programs_own():
     asked = "from persona.hardware import peak_resident; print(peak_resident())"
     said = subprocess.run([sys.executable, "-c", grown, asked], check=True, capture_output=True, text=True, cwd=PROJECT)
     assert 5_000_000 < int(said.stdout) < 300_000_000
+
+
+ARENAS = """
+import ctypes, sys, threading
+from persona import hardware
+if sys.argv[1] == "few":
+    hardware.few_arenas()
+together = threading.Barrier(8)
+def work():
+    kept = b"x" * 100_000
+    together.wait()
+threads = [threading.Thread(target=work) for _ in range(8)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heaps")
+@pytest.mark.parametrize(("how", "most"), [("few", 2), ("as it is", 99)])
+def test_the_threads_of_the_page_share_two_heaps(how, most):
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    words = [sys.executable, "-c", ARENAS, how]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60, env=env)
+    heaps = done.stdout.count("<heap nr=")
+    assert (heaps > 2) == (how == "as it is") and 1 <= heaps <= most, done.stdout[:2000]
