@@ -24,7 +24,7 @@ def run(home, tiny_gemma, monkeypatch):
     """Mags with a finished run that kept one moment."""
     plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1.0)))
     monkeypatch.setattr(hardware, "this_machine", lambda: plain)
-    monkeypatch.setattr(chat, "base_of", lambda *_: Base("someone/tiny", tiny_gemma))
+    monkeypatch.setattr(chat, "base_of", lambda *_, **__: Base("someone/tiny", tiny_gemma))
     monkeypatch.setattr(chat, "_open", {})
     persona = folder.create(home / "personas/mags", CARD, [Pair("Who?", "Mags."), Pair("Where?", "Sable Point.")])
     made = runs.create_run(persona, make_config(base=str(tiny_gemma)))

@@ -12,6 +12,7 @@ from persona.errors import PersonaError
 from persona.files import slug as slugify
 from persona.ui import voices
 from persona.ui.common import QUIET, Page, duration, shown, to_save
+from persona.ui.line import in_line
 from persona.ui.opening import opening
 from persona.ui.talking import sampling_of
 from persona.ui.translation import translated
@@ -89,8 +90,9 @@ def build(page: Page, others: gr.Dropdown, strength: gr.Slider, knobs: list[Any]
         files = [gr.DownloadButton(t("Save as {form}", form=form[1:].upper()), size="sm", min_width=120,
                                    elem_id=f"save-{form[1:]}") for form in questions.FORMS]  # fmt: skip
     fill.click(shown(held_out), [page.slug, page.adapter], text, **QUIET)
+    output = [table, status, *files]
     running = begin.click(
-        space.gpu(60)(shown(ask)), [text, page.slug, page.adapter, others, strength, *knobs], [table, status, *files],
-        concurrency_id="model", concurrency_limit=1, **QUIET,
+        in_line(space.gpu(60)(shown(ask)), output, status), [text, page.slug, page.adapter, others, strength, *knobs],
+        output, concurrency_limit=None, **QUIET,
     )  # fmt: skip
     halt.click(lambda: t("Stopped"), None, status, cancels=[running], **QUIET)

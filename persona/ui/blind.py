@@ -13,6 +13,7 @@ from persona.errors import PersonaError
 from persona.talks import Answer
 from persona.ui import voices
 from persona.ui.common import QUIET, Page, bars_html, open_current, shown, to_save
+from persona.ui.line import in_line
 from persona.ui.opening import opening
 from persona.ui.talking import sampling_of
 from persona.ui.translation import translated
@@ -163,9 +164,9 @@ def build(page: Page, key: gr.State, strength: gr.Slider, knobs: list[Any], open
     draw.click(shown(another), page.adapter, said, **QUIET)
     everything = [left, right, question, status, *buttons.values(), reveal, after]
     gr.on(
-        [begin.click, said.submit], space.gpu(60)(shown(ask)),
+        [begin.click, said.submit], in_line(space.gpu(60)(shown(ask)), everything, status),
         [said, key, page.slug, page.adapter, rival, strength, *knobs], everything,
-        concurrency_id="model", concurrency_limit=1, **QUIET,
+        concurrency_limit=None, **QUIET,
     )  # fmt: skip
     for choice, button in buttons.items():
         button.click(

@@ -12,6 +12,7 @@ from persona.chat import MAX_COLUMNS
 from persona.errors import PersonaError
 from persona.ui import asking, blind, judging, talking, voices, way
 from persona.ui.common import QUIET, SHARE, Page, open_current, shown
+from persona.ui.line import in_line
 from persona.ui.translation import translated
 from persona.ui.words import t
 
@@ -224,27 +225,26 @@ def _talk(
 
     who = [key, page.slug, page.adapter, others]
     output = [*bots, *notes, box, status, talk_id := gr.State("")]
-    model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, **QUIET}
+    model: dict[str, Any] = {"concurrency_limit": None, **QUIET}  # they wait in the line of line.py
     listed = {"fn": shown(talking.listing), "inputs": [page.slug, page.adapter, key, talk_id], "outputs": talk, **QUIET}
     view = {"fn": shown(shown_talk), "inputs": [page.slug, page.adapter, others, key, talk_id],
             "outputs": [*boxes, *bots, *notes], **QUIET}  # fmt: skip
 
     spoken = gr.on(
         [box.submit, send.click],
-        space.gpu(60)(shown(talking.say)),
+        in_line(space.gpu(60)(shown(talking.say)), output, status),
         [box, *who, talk_id, strength, *knobs],
         output,
         **model,
     )
     spoken.then(**listed)
     other = retry.click(lambda seed: int(seed or 0) + 1, knobs[-1], knobs[-1], **QUIET).then(
-        space.gpu(60)(shown(talking.again)), [*who, talk_id, strength, *knobs], output, **model
+        in_line(space.gpu(60)(shown(talking.again)), output, status), [*who, talk_id, strength, *knobs], output, **model
     )
     running = [spoken, other]
+    said_otherwise = in_line(space.gpu(60)(shown(edited)), output, status)
     for n, bot in enumerate(bots):
-        running.append(
-            bot.edit(space.gpu(60)(shown(edited)), [*who, talk_id, gr.State(n), strength, *knobs], output, **model)
-        )
+        running.append(bot.edit(said_otherwise, [*who, talk_id, gr.State(n), strength, *knobs], output, **model))
     halt.click(lambda: t("Stopped; what was said is kept."), None, status, cancels=running, **QUIET)
     probes.click(lambda row: row[0], probes, box, **QUIET)
 

@@ -1,0 +1,143 @@
+"""The line before the model: each in the order of asking, told where they stand, and nobody in the way of the rest."""
+
+import asyncio
+import threading
+
+import anyio
+import gradio as gr
+import pytest
+
+from persona.ui import line
+from persona.ui.line import Line, in_line
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """A line with nobody in it. Who waits looks every hundredth of a second."""
+    monkeypatch.setattr(line, "LINE", Line())
+    monkeypatch.setattr(line, "SECOND", 0.01)
+    return line.LINE
+
+
+class Model:
+    """Answers a question when it is let, and notes who was answered when."""
+
+    def __init__(self):
+        self.heard, self.ended, self.let = [], [], threading.Event()
+
+    def say(self, question):
+        self.heard.append(question)
+        yield "chat", f"{question} …"
+        try:
+            assert self.let.wait(10)
+            if question == "bad":
+                raise gr.Error("no")
+            yield "chat", f"{question}!"
+        finally:
+            self.ended.append(question)
+
+
+def asked(model):
+    status = object()
+    return in_line(model.say, ["chat", status], status)
+
+
+async def until(true):
+    with anyio.fail_after(10):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
+async def all_of(stream, into):
+    async for chat, words in stream:
+        into.append((isinstance(chat, str), words))
+
+
+def test_each_is_answered_in_the_order_of_asking_and_told_its_place(free):
+    async def work():
+        model, shown = Model(), {name: [] for name in "abc"}
+        handler, tasks = asked(model), []
+        for name in "abc":
+            tasks.append(asyncio.ensure_future(all_of(handler(name), shown[name])))
+            await asyncio.sleep(0.02)
+        await until(lambda: len(shown["c"]) > 2)
+        assert model.heard == ["a"] and shown["a"] == [(True, "a …")]
+        assert set(shown["b"]) == {(False, "1 question is before yours.")}, "the conversation stays as it is"
+        assert set(shown["c"]) == {(False, "2 questions are before yours.")}
+        model.let.set()
+        await asyncio.gather(*tasks)
+        assert model.heard == model.ended == ["a", "b", "c"]
+        assert all(shown[name][-2:] == [(True, f"{name} …"), (True, f"{name}!")] for name in "abc")
+        assert not free.waiting
+
+    asyncio.run(work())
+
+
+def test_how_long_it_will_take_is_told_from_the_answers_before(free, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(line.time, "monotonic", lambda: now[0])
+
+    async def work():
+        first, second, third = (asyncio.Event() for _ in range(3))
+        free.join(first)
+        free.join(second)
+        free.join(third)
+        assert free.words(second) == "1 question is before yours."
+        now[0] += 30
+        free.leave(first)
+        now[0] += 10
+        assert free.words(third) == "1 question is before yours. About 20 s left."
+        now[0] += 50
+        assert free.words(third) == "1 question is before yours. About 1 s left."
+
+    asyncio.run(work())
+
+
+def test_who_stops_or_goes_leaves_the_line(free):
+    async def work():
+        model, shown = Model(), {name: [] for name in "abc"}
+        handler = asked(model)
+        tasks = [asyncio.ensure_future(all_of(handler(name), shown[name])) for name in "abc"]
+        await until(lambda: shown["c"])
+        tasks[1].cancel()  # as Stop does
+        await until(lambda: shown["c"][-1] == (False, "1 question is before yours."))
+        gone = handler("d")
+        await anext(gone)
+        await gone.aclose()  # as Gradio does when a window is closed
+        model.let.set()
+        tasks[0].cancel()  # while it is answered
+        await tasks[2]
+        assert model.heard == model.ended == ["a", "c"] and not free.waiting
+
+    asyncio.run(work())
+
+
+def test_an_error_is_passed_on_and_the_next_is_answered(free):
+    async def work():
+        model, shown = Model(), {name: [] for name in ("bad", "good")}
+        handler = asked(model)
+        tasks = [asyncio.ensure_future(all_of(handler(name), shown[name])) for name in ("bad", "good")]
+        model.let.set()
+        with pytest.raises(gr.Error, match="no"):
+            await tasks[0]
+        await tasks[1]
+        assert shown["good"][-1] == (True, "good!") and not free.waiting
+
+    asyncio.run(work())
+
+
+def test_a_hundred_who_wait_keep_no_thread_busy(free):
+    async def work():
+        model, shown = Model(), []
+        handler = asked(model)
+        tasks = [asyncio.ensure_future(all_of(handler(str(n)), shown)) for n in range(100)]
+        await until(lambda: len(free.waiting) == 100)
+        before = threading.active_count()
+        with anyio.fail_after(5):
+            assert await anyio.to_thread.run_sync(lambda: "served") == "served"
+        assert threading.active_count() <= before + 1 < 20 and len(model.heard) == 1
+        model.let.set()
+        await asyncio.gather(*tasks)
+        assert model.heard == [str(n) for n in range(100)]
+
+    asyncio.run(work())
