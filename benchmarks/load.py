@@ -361,7 +361,8 @@ def main() -> None:
         home = Path(folder)
         found = put_tiny_base(home) if given.tiny else link_embedded_base(home)
         zipped = drawn_adapter(found, home / "mags.zip")
-        with opened(home, PERSONA_SHARED="1") as page:  # each visitor with a workspace, as on a Space
+        requests = {"PERSONA_MAX_REQUESTS": "0"} if given.soak else {}  # one visitor does the work of many
+        with opened(home, PERSONA_SHARED="1", **requests) as page:  # each visitor with a workspace, as on a Space
             if given.soak:
                 value = soak(page, zipped, given.edits, given.turns)
             else:

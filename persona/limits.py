@@ -3,7 +3,7 @@
     PERSONA_MAX_PAIRS      pairs of one persona                              2000
     PERSONA_MAX_STEPS      optimizer steps of one run                        500
     PERSONA_MAX_DISK_MB    megabytes of a visitor's workspace                1000
-    PERSONA_MAX_REQUESTS   things a visitor's page may ask for in a minute   600
+    PERSONA_MAX_REQUESTS   things a visitor's page may ask for in a minute   1200
     PERSONA_KEEP_DAYS      days that idle work is kept                       7
 
 0 stands for no limit. The defaults suit a free Space: 2 CPUs, 50 GB of disk, half an hour for the longest run.
@@ -25,7 +25,7 @@ class Limits:
     max_pairs: int = 2000
     max_steps: int = 500
     max_disk_mb: int = 1000
-    max_requests: int = 600
+    max_requests: int = 1200
     keep_days: int = 7
 
 

@@ -1,11 +1,17 @@
-"""The line before the model: each in the order of asking, told where they stand, and nobody in the way of the rest."""
+"""What is done one after the other: in the order of asking, told where one stands, and in the way of nobody else."""
 
 import asyncio
+import random
 import threading
+import time
+from types import SimpleNamespace
 
 import anyio
 import gradio as gr
+import httpx
 import pytest
+from gradio.context import LocalContext
+from serving import wait_until
 
 from persona.ui import line
 from persona.ui.line import Line, in_line
@@ -13,9 +19,8 @@ from persona.ui.line import Line, in_line
 
 @pytest.fixture
 def free(monkeypatch):
-    """A line with nobody in it. Who waits looks every hundredth of a second."""
+    """A line with nobody in it."""
     monkeypatch.setattr(line, "LINE", Line())
-    monkeypatch.setattr(line, "SECOND", 0.01)
     return line.LINE
 
 
@@ -53,7 +58,9 @@ async def all_of(stream, into):
         into.append((isinstance(chat, str), words))
 
 
-def test_each_is_answered_in_the_order_of_asking_and_told_its_place(free):
+def test_each_is_answered_in_the_order_of_asking_and_told_its_place(free, monkeypatch):
+    monkeypatch.setattr(line, "AGAIN", 0.01)
+
     async def work():
         model, shown = Model(), {name: [] for name in "abc"}
         handler, tasks = asked(model), []
@@ -141,3 +148,54 @@ def test_a_hundred_who_wait_keep_no_thread_busy(free):
         assert model.heard == [str(n) for n in range(100)]
 
     asyncio.run(work())
+
+
+# ---- what one window asks
+
+
+def test_a_window_waits_for_itself_and_for_no_other(monkeypatch):
+    done, let = [], threading.Event()
+
+    def act(name):
+        assert name != "first" or let.wait(10)
+        done.append(name)
+        return name
+
+    handler = line.in_order(act)
+
+    def asks(window, name):
+        LocalContext.request.set(SimpleNamespace(session_hash=window))
+        return asyncio.ensure_future(handler(name))
+
+    async def work():
+        tasks = [asks("a", "first"), asks("a", "second"), asks("b", "other")]
+        assert await tasks[2] == "other" and done == ["other"]
+        let.set()
+        assert await asyncio.gather(*tasks) == ["first", "second", "other"]
+        assert done == ["other", "first", "second"] and not line._windows
+
+    asyncio.run(work())
+
+
+def test_what_is_asked_faster_than_it_is_done_is_done_in_order():
+    """Through Gradio itself: its queue begins events as they come, and nothing in it lets a later one pass."""
+    done = {"a": [], "b": []}
+
+    def note(number, request: gr.Request):
+        time.sleep(random.random() / 100)
+        done[request.session_hash].append(number)
+
+    with gr.Blocks() as demo:
+        asked = gr.Number()
+        asked.input(line.in_order(note), asked, None, trigger_mode="multiple", concurrency_limit=16)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    try:
+        with httpx.Client(base_url=url) as http:
+            for n in range(60):
+                for window in "ab":
+                    body = {"data": [n], "fn_index": 0, "session_hash": window, "trigger_id": asked._id}
+                    http.post("/gradio_api/queue/join", json=body).raise_for_status()
+            wait_until(lambda: all(len(numbers) == 60 for numbers in done.values()))
+    finally:
+        demo.close()
+    assert done == {"a": list(range(60)), "b": list(range(60))}

@@ -1,8 +1,9 @@
-"""The line before the model: one question is answered at a time, and who waits is told for how many and how long."""
+"""What must be done one after the other: the model's answers, whose line tells who waits how long; a window's edits."""
 
 import asyncio
 import functools
 import time
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import suppress
@@ -10,11 +11,12 @@ from typing import Any
 
 import anyio.to_thread
 import gradio as gr
+from gradio.context import LocalContext
 
 from persona.ui.common import duration
 from persona.ui.words import t
 
-SECOND = 1.0  # between two looks at one's place
+AGAIN = 10.0  # seconds until the place is told again though nobody has left; telling a long line costs the page time
 REMEMBERED = 8  # answers, of which the mean says how long the next will take
 
 
@@ -22,28 +24,29 @@ class Line:
     """First come, first served. Its methods are called in the one event loop of the server."""
 
     def __init__(self) -> None:
-        self.waiting: list[asyncio.Event] = []  # the first of them is being answered
+        self.waiting: list[asyncio.Event] = []  # set when their place has changed; the first is being answered
         self.lasted: deque[float] = deque(maxlen=REMEMBERED)
         self.began = 0.0
 
     def join(self, mine: asyncio.Event) -> None:
         self.waiting.append(mine)
-        self._call()
-
-    def leave(self, mine: asyncio.Event) -> None:
-        if mine.is_set():
-            self.lasted.append(time.monotonic() - self.began)
-        self.waiting.remove(mine)
-        self._call()
-
-    def _call(self) -> None:
-        if self.waiting and not self.waiting[0].is_set():
-            self.waiting[0].set()
+        if self.waiting[0] is mine:
             self.began = time.monotonic()
 
+    def leave(self, mine: asyncio.Event) -> None:
+        now = time.monotonic()
+        if self.waiting[0] is mine:
+            self.lasted.append(now - self.began)
+            self.began = now
+        self.waiting.remove(mine)
+        for other in self.waiting:
+            other.set()
+
     def words(self, mine: asyncio.Event) -> str:
-        """How many questions are before this one, and about how long they take."""
+        """How many questions are before this one, and about how long they take; "" when it is its turn."""
         before = self.waiting.index(mine)
+        if not before:
+            return ""
         said = t("1 question is before yours.") if before == 1 else t("{n} questions are before yours.", n=before)
         if not self.lasted:
             return said
@@ -68,16 +71,36 @@ def in_line(stream: Callable[..., Generator[tuple]], outputs: Sequence[Any], sta
         mine = asyncio.Event()
         LINE.join(mine)
         try:
-            while not mine.is_set():
-                yield told(LINE.words(mine))
+            while words := LINE.words(mine):
+                mine.clear()
+                yield told(words)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(mine.wait(), SECOND)
+                    await asyncio.wait_for(mine.wait(), AGAIN)
             async for made in _in_threads(stream(*args)):
                 yield made
         finally:  # done, stopped, or the visitor has gone
             LINE.leave(mine)
 
     return answered
+
+
+_windows: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+
+def in_order(handler: Callable) -> Callable:
+    """A handler → one that does what a window asks in the order of asking; other windows do not wait for it.
+
+    Gradio begins events in the order in which they came, and comes here without a pause in which another could pass.
+    """
+
+    @functools.wraps(handler)
+    async def handled(*args: Any) -> Any:
+        request = LocalContext.request.get(None)
+        lock = _windows.setdefault(str(getattr(request, "session_hash", "")), asyncio.Lock())
+        async with lock:
+            return await anyio.to_thread.run_sync(functools.partial(handler, *args))
+
+    return handled
 
 
 async def _in_threads(steps: Generator[tuple]) -> AsyncIterator[tuple]:
