@@ -32,8 +32,8 @@ class Model:
 
     def say(self, question):
         self.heard.append(question)
-        yield "chat", f"{question} …"
         try:
+            yield "chat", f"{question} …"
             assert self.let.wait(10)
             if question == "bad":
                 raise gr.Error("no")
@@ -115,6 +115,30 @@ def test_who_stops_or_goes_leaves_the_line(free):
         tasks[0].cancel()  # while it is answered
         await tasks[2]
         assert model.heard == model.ended == ["a", "c"] and not free.waiting
+
+    asyncio.run(work())
+
+
+def test_what_is_stopped_is_ended_before_the_next_begins(free):
+    """Between two steps, where the stream waits to be read; and in the middle of one, which nothing can break off."""
+
+    async def work():
+        model = Model()
+        handler = asked(model)
+        read = handler("read")
+        await anext(read)
+        await read.aclose()
+        assert model.ended == ["read"] and not free.waiting
+        shown = []
+        tasks = [asyncio.ensure_future(all_of(handler(name), shown)) for name in ("busy", "next")]
+        await until(lambda: model.heard == ["read", "busy"] and (True, "busy …") in shown)
+        await asyncio.sleep(0.05)  # it computes its second step now
+        tasks[0].cancel()
+        await asyncio.sleep(0.05)
+        assert model.heard == ["read", "busy"] and model.ended == ["read"]
+        model.let.set()
+        await tasks[1]
+        assert model.heard == model.ended == ["read", "busy", "next"] and not free.waiting
 
     asyncio.run(work())
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import functools
+import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 
 import anyio.to_thread
@@ -76,8 +77,9 @@ def in_line(stream: Callable[..., Generator[tuple]], outputs: Sequence[Any], sta
                 yield told(words)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(mine.wait(), AGAIN)
-            async for made in _in_threads(stream(*args)):
-                yield made
+            async with aclosing(_in_threads(stream(*args))) as steps:
+                async for made in steps:
+                    yield made
         finally:  # done, stopped, or the visitor has gone
             LINE.leave(mine)
 
@@ -103,9 +105,19 @@ def in_order(handler: Callable) -> Callable:
     return handled
 
 
-async def _in_threads(steps: Generator[tuple]) -> AsyncIterator[tuple]:
+async def _in_threads(steps: Generator[tuple]) -> AsyncGenerator[tuple]:
+    one = threading.Lock()  # who stops does not wait for the step that is computed: closing has to
+
+    def step() -> tuple | None:
+        with one:
+            return next(steps, None)
+
+    def close() -> None:
+        with one:
+            steps.close()
+
     try:
-        while (made := await anyio.to_thread.run_sync(next, steps, None)) is not None:
+        while (made := await anyio.to_thread.run_sync(step)) is not None:
             yield made
     finally:
-        await anyio.to_thread.run_sync(steps.close)
+        await anyio.to_thread.run_sync(close)

@@ -47,13 +47,12 @@ def settings() -> tuple[gr.Dropdown, gr.Dropdown, gr.Number, gr.Checkbox]:
 
 def bases() -> list[tuple[str, str]]:
     """(label, name) of the bases to choose from."""
-    return [
-        (
-            both(title + (f" ({about})" if about else ""), chinese(title) + (f"（{chinese(about)}）" if about else "")),
-            name,
-        )
-        for name, title, about in base.choices()
-    ]
+    made = []
+    for name, title, about in base.choices():
+        english = f"{title} ({about})" if about else title
+        other = f"{chinese(title)}（{chinese(about)}）" if about else chinese(title)
+        made.append((both(english, other), name))
+    return made
 
 
 def look(slug: str, number: int, *chosen: Any, progress: gr.Progress = gr.Progress()) -> tuple[str, str, str, str, Any]:
