@@ -143,7 +143,7 @@ def test_an_adapter_names_a_base_and_never_a_place(base_id, place, monkeypatch):
     "base_id", ["google/gemma-3-270m", "tiny-gemma", "gemma-3-270m", "modelscope:a/b", "a/B_c-1.5"]
 )
 def test_names_of_bases_pass(base_id, place, monkeypatch):
-    monkeypatch.setattr(bases, "resolve", lambda name, **_: name)
+    monkeypatch.setattr(bases, "resolve", lambda name, *_: name)
     (place / "run.json").write_text(json.dumps({"base": {"id": base_id}}))
     assert chat.base_of(adapters.check(place)) == base_id
 
