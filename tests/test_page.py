@@ -54,7 +54,7 @@ def test_the_whole_way(browser, server):
     fill(page, 1, "output", "本宫甄嬛，今日改了一句。")
     file = server.home / "personas/zhen-huan/pairs.jsonl"
     wait_until(lambda: json.loads(file.read_text().splitlines()[0])["output"] == "本宫甄嬛，今日改了一句。")
-    page.wait_for_function("document.querySelector('#write-mask .mask').innerText.includes('今日改了一句')")
+    page.wait_for_function("document.querySelector('#write-mask .mask')?.innerText.includes('今日改了一句')")
 
     # the mask shows the reply and its stop token as learned, the question as masked
     page.click("#to-template")
