@@ -36,7 +36,9 @@ from persona import runs, waiting
 
 def train(*_, **__):
     run, alone = runs.open_run(waiting.Path(sys.argv[1])), waiting.folder() / "alone"
-    if alone.exists() and psutil.pid_exists(int(alone.read_text())):
+    other = int(alone.read_text()) if alone.exists() else 0
+    # a zombie that its parent has not reaped yet trains no more
+    if other and psutil.pid_exists(other) and psutil.Process(other).status() != psutil.STATUS_ZOMBIE:
         run.log("state", state="failed", message="two at a time")
         return
     alone.write_text(str(os.getpid()))
