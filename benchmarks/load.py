@@ -293,11 +293,11 @@ def soak(page: Page, zipped: Path, edits: int, turns: int) -> dict[str, Any]:
     g.visitor.open_zip(zipped)
     before: dict[str, int] = {}
     memory: list[int] = []  # MB after each tenth of the edits
-    every, turn = max(1, edits // max(1, turns)), 0
+    every, tenth, turn = max(1, edits // max(1, turns)), max(1, edits // 10), 0
     for n in range(edits):
-        if n == max(1, edits // 10):
+        if n == tenth:
             before = page.measured()
-        if n % max(1, edits // 10) == 0:
+        if n % tenth == 0:
             memory.append(round(page.rss() / 1e6))
         row = n % 20 + 1
         if row > len(g.pairs):

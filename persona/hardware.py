@@ -234,7 +234,7 @@ def few_arenas() -> None:
     Else each new thread gets one of its own, up to eight a core, and what was freed in one serves no other: the page,
     which answers in many threads, grew with use. Elsewhere than on glibc this does nothing.
     """
-    _mallopt(-8, 2)  # M_ARENA_MAX of malloc.h
+    _glibc("mallopt", -8, 2)  # M_ARENA_MAX of malloc.h
 
 
 def keep_freed_memory() -> None:
@@ -244,13 +244,8 @@ def keep_freed_memory() -> None:
     step. Elsewhere than on glibc this does nothing.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    _mallopt(mmap_max, 0)
-    _mallopt(trim_threshold, 2**31 - 1)
-
-
-def _mallopt(parameter: int, value: int) -> None:
-    with contextlib.suppress(OSError, AttributeError):  # no glibc
-        ctypes.CDLL("libc.so.6").mallopt(parameter, value)
+    _glibc("mallopt", mmap_max, 0)
+    _glibc("mallopt", trim_threshold, 2**31 - 1)
 
 
 def give_back_freed_memory() -> None:
@@ -260,10 +255,12 @@ def give_back_freed_memory() -> None:
     the gaps: the heap grows on, in training and in chat. The pages of the gaps at least can go. Elsewhere than on glibc
     this does nothing.
     """
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        return
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(function: str, *given: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        getattr(ctypes.CDLL("libc.so.6"), function)(*given)
 
 
 def peak_resident() -> int:

@@ -108,12 +108,12 @@ def test_what_is_waited_for_is_said_before_the_first_word(monkeypatch):
     """A base that must be made ready first takes a minute, one that is ready some seconds."""
     wanted = SimpleNamespace(base_id="<b>/base", base_revision="")
     monkeypatch.setattr(voices, "find", lambda chosen: wanted)
-    monkeypatch.setattr(base, "ready", lambda name: object())
+    monkeypatch.setattr(base, "ready", lambda name, revision: object())
     (words,) = opening("run/a/b")
     assert "a few seconds" in words
     (words,) = opening("server/x")
     assert "server" in words
-    monkeypatch.setattr(base, "ready", lambda name: None)
+    monkeypatch.setattr(base, "ready", lambda name, revision: None)
     fetched = []
 
     def resolve(name, progress, revision):
@@ -133,7 +133,7 @@ def test_what_is_waited_for_is_said_before_the_first_word(monkeypatch):
 
 def test_a_base_that_cannot_be_had_is_said_where_its_persona_is_asked(monkeypatch):
     monkeypatch.setattr(voices, "find", lambda chosen: SimpleNamespace(base_id="ann/gone", base_revision=""))
-    monkeypatch.setattr(base, "ready", lambda name: None)
+    monkeypatch.setattr(base, "ready", lambda name, revision: None)
     monkeypatch.setattr(base, "resolve", lambda *_: (_ for _ in ()).throw(BaseError("ann/gone: not on the Hub")))
     with pytest.raises(BaseError, match="ann/gone: not on the Hub"):
         list(opening("run/a/b"))

@@ -64,8 +64,12 @@ def evaluate(
     at = judges.judge_endpoint() if judge else None
     run = run_of(adapter)
     rows = read_rows(run, data)
-    progress(Progress(0.0, "Opening the base …", None))
-    voices = chat.open_voices(chat.base_of(adapter, base, lambda text: progress(Progress(0.0, text, None))))
+
+    def opening(text: str) -> None:
+        progress(Progress(0.0, text, None))
+
+    opening("Opening the base …")
+    voices = chat.open_voices(chat.base_of(adapter, base, opening))
     renderer = chat.renderer_of(adapter, voices.tokenizer)
     more = min(limits.answers, len(rows.held)) if at else 0
     s = session.begin(voices, adapter, renderer, rows, limits, progress, more)

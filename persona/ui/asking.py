@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import questions, runs, space
+from persona import questions, runs
 from persona.errors import PersonaError
 from persona.files import slug as slugify
 from persona.ui import voices
@@ -92,7 +92,7 @@ def build(page: Page, others: gr.Dropdown, strength: gr.Slider, knobs: list[Any]
     fill.click(shown(held_out), [page.slug, page.adapter], text, **QUIET)
     output = [table, status, *files]
     running = begin.click(
-        in_line(space.gpu(60)(shown(ask)), output, status), [text, page.slug, page.adapter, others, strength, *knobs],
+        in_line(ask, output, status), [text, page.slug, page.adapter, others, strength, *knobs],
         output, concurrency_limit=None, **QUIET,
     )  # fmt: skip
     halt.click(lambda: t("Stopped"), None, status, cancels=[running], **QUIET)

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import corrections, preferences, space, votes
+from persona import corrections, preferences, votes
 from persona.errors import PersonaError
 from persona.talks import Answer
 from persona.ui import voices
@@ -164,7 +164,7 @@ def build(page: Page, key: gr.State, strength: gr.Slider, knobs: list[Any], open
     draw.click(shown(another), page.adapter, said, **QUIET)
     everything = [left, right, question, status, *buttons.values(), reveal, after]
     gr.on(
-        [begin.click, said.submit], in_line(space.gpu(60)(shown(ask)), everything, status),
+        [begin.click, said.submit], in_line(ask, everything, status),
         [said, key, page.slug, page.adapter, rival, strength, *knobs], everything,
         concurrency_limit=None, **QUIET,
     )  # fmt: skip

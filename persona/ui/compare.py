@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona import folder, space
+from persona import folder
 from persona.chat import MAX_COLUMNS
 from persona.errors import PersonaError
 from persona.ui import asking, blind, judging, talking, voices, way
@@ -232,17 +232,17 @@ def _talk(
 
     spoken = gr.on(
         [box.submit, send.click],
-        in_line(space.gpu(60)(shown(talking.say)), output, status),
+        in_line(talking.say, output, status),
         [box, *who, talk_id, strength, *knobs],
         output,
         **model,
     )
     spoken.then(**listed)
     other = retry.click(lambda seed: int(seed or 0) + 1, knobs[-1], knobs[-1], **QUIET).then(
-        in_line(space.gpu(60)(shown(talking.again)), output, status), [*who, talk_id, strength, *knobs], output, **model
+        in_line(talking.again, output, status), [*who, talk_id, strength, *knobs], output, **model
     )
     running = [spoken, other]
-    said_otherwise = in_line(space.gpu(60)(shown(edited)), output, status)
+    said_otherwise = in_line(edited, output, status)
     for n, bot in enumerate(bots):
         running.append(bot.edit(said_otherwise, [*who, talk_id, gr.State(n), strength, *knobs], output, **model))
     halt.click(lambda: t("Stopped; what was said is kept."), None, status, cancels=running, **QUIET)

@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -14,9 +14,11 @@ import anyio.to_thread
 import gradio as gr
 from gradio.context import LocalContext
 
-from persona.ui.common import duration
+from persona import space
+from persona.ui.common import duration, shown
 from persona.ui.words import t
 
+SPOKEN = 60  # seconds that an answer may have the GPU of ZeroGPU
 AGAIN = 10.0  # seconds until the place is told again though nobody has left; telling a long line costs the page time
 REMEMBERED = 8  # answers, of which the mean says how long the next will take
 
@@ -58,11 +60,13 @@ class Line:
 LINE = Line()
 
 
-def in_line(stream: Callable[..., Generator[tuple]], outputs: Sequence[Any], status: gr.HTML) -> Callable:
-    """A handler that streams into `outputs` → one that waits for its turn first, and tells its place in `status`.
+def in_line(stream: Callable[..., Iterator[tuple]], outputs: Sequence[Any], status: gr.HTML) -> Callable:
+    """A handler that asks the model and streams into `outputs` → one that waits for its turn first, and tells its place
+    in `status`; its errors are shown, and it has the GPU where there is one to be had.
 
     Who waits keeps no thread busy, so that a long line does not stop the rest of the page.
     """
+    speak = space.gpu(SPOKEN)(shown(stream))
 
     def told(words: str) -> tuple:
         return tuple(words if output is status else gr.skip() for output in outputs)
@@ -77,7 +81,7 @@ def in_line(stream: Callable[..., Generator[tuple]], outputs: Sequence[Any], sta
                 yield told(words)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(mine.wait(), AGAIN)
-            async with aclosing(_in_threads(stream(*args))) as steps:
+            async with aclosing(_in_threads(speak(*args))) as steps:
                 async for made in steps:
                     yield made
         finally:  # done, stopped, or the visitor has gone

@@ -24,7 +24,7 @@ def opening(chosen: str) -> Iterator[str]:
         yield t("Asking the other server …")
         return
     main = voices.find(chosen)
-    if bases.ready(main.base_id) is not None:
+    if bases.ready(main.base_id, main.base_revision) is not None:
         yield t("Opening the model: a few seconds, for the first question only …")
         return
     yield t("Preparing the base, once: about a minute where it is installed, longer where it is fetched …")
