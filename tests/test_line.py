@@ -211,7 +211,7 @@ def test_what_is_asked_faster_than_it_is_done_is_done_in_order():
 
     with gr.Blocks() as demo:
         asked = gr.Number()
-        asked.input(line.in_order(note), asked, None, trigger_mode="multiple", concurrency_limit=16)
+        asked.input(line.in_order(note), asked, None, **line.IN_ORDER)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     try:
         with httpx.Client(base_url=url) as http:

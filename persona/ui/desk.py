@@ -13,7 +13,7 @@ from persona.lint import Finding
 from persona.pairs import Pair
 from persona.ui import checking, table
 from persona.ui.common import CLICKS, QUIET, Page, mask_html, open_current, renderer_for, shown
-from persona.ui.line import in_order
+from persona.ui.line import IN_ORDER, in_order
 from persona.ui.table import KINDS, ORDERS, ROWS, View
 from persona.ui.translation import translated
 from persona.ui.words import t
@@ -303,9 +303,8 @@ def follow(event: Any, desk: Desk, page: Page) -> Any:
 def listen(desk: Desk, page: Page, tabs: gr.Tabs, again: gr.Button) -> None:
     settings = [page.base, page.template, page.max_length, page.learn_history]
     drawn = desk.drawn(page)
-    # every event is kept: edits reach the disk in the order in which they were made
-    done = desk.grid.input(in_order(shown(act)), [page.slug, *desk.view(), desk.findings], drawn,
-                           trigger_mode="multiple", concurrency_limit=16, **QUIET)  # fmt: skip
+    # edits reach the disk in the order in which they were made
+    done = desk.grid.input(in_order(shown(act)), [page.slug, *desk.view(), desk.findings], drawn, **IN_ORDER, **QUIET)
     done.failure(None, None, None, js=REFUSED, trigger_mode="multiple", **QUIET)
     follow(done.success(None, None, None, js=SAVED, trigger_mode="multiple", **QUIET), desk, page)
     desk.grid.key_up(shown(glance), [page.slug, *settings], desk.mask, trigger_mode="always_last", **QUIET)

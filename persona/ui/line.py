@@ -93,10 +93,14 @@ def in_line(stream: Callable[..., Iterator[tuple]], outputs: Sequence[Any], stat
 _windows: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
 
+# Gradio begins events in the order in which they came; but it prepares values in threads, where one can pass another
+IN_ORDER = {"trigger_mode": "multiple", "concurrency_limit": 16, "preprocess": False}
+
+
 def in_order(handler: Callable) -> Callable:
     """A handler → one that does what a window asks in the order of asking; other windows do not wait for it.
 
-    Gradio begins events in the order in which they came, and comes here without a pause in which another could pass.
+    Its event must be made with IN_ORDER: every event is kept, and values come as the browser has sent them.
     """
 
     @functools.wraps(handler)
