@@ -43,14 +43,11 @@ MANY_LINES = 400
 # longer ones, and why they are one file
 LONG = {
     "tests/test_chat.py": "one engine: every way of speaking against its separate run",
-    "tests/test_cli.py": "one contract: each command, its JSON keys, its refusals",
-    "tests/test_hub.py": "one test Hub and all that can go wrong with it",
     "tests/test_importers_rows.py": "tables of files and what they become",
     "tests/test_importers_speech.py": "tables of plays, novels and chat logs, and what they become",
     "tests/test_lint.py": "tables of texts and what is found in them",
     "tests/test_queue.py": "one line of runs, with stand-ins for the processes in it",
     "tests/test_render.py": "the same laws for every template, tokenizer and pair",
-    "tests/test_runs.py": "tables of settings and of events",
     "tests/test_serve.py": "one server and its clients",
     "tests/test_templates.py": "tables of chat templates",
     "tests/test_train.py": "every setting and where it must arrive, on runs made once",

@@ -1,16 +1,13 @@
 """Links and the Hub: private first, nothing but the allow-list, one commit, and every refusal is a sentence."""
 
 import json
-import re
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from persona import adapter, base, fetch, files, share
-from persona.errors import AdapterError, BaseError, ShareError
-from persona.hub import Link, link, outlook, pull, push
+from persona import adapter, share
+from persona.errors import AdapterError, ShareError
+from persona.hub import Link, link, pull, push
 from persona.share import WEIGHTS
 from tests.hub import ANN, BEN, OLD, Hub
 from tests.sharing import SECRETS, allowed, contents, edit_card, on_hub
@@ -298,115 +295,6 @@ def test_names_that_lead_out_of_the_folder_are_not_asked_for(mine: Path, hub: Hu
     hub.sizes["ben/huge", WEIGHTS] = 4_000_000_001
     with pytest.raises(ShareError, match="4,000 MB. is too large"):
         pull(Link("ben/huge"))
-
-
-# --- what a link will take ----------------------------------------------------------------------------------------
-
-
-def test_a_link_says_what_its_base_will_cost(mine: Path, hub: Hub, tmp_path: Path, monkeypatch) -> None:
-    bases_from(hub, tmp_path, monkeypatch)
-    opened = adapter.check(mine)
-    assert "of a size not known" in outlook(opened) and "someone/tiny-base" in outlook(opened)
-    hub.add("someone/tiny-base", {"config.json": b"{}", "model.safetensors": b"", "pytorch_model.bin": b""})
-    hub.sizes["someone/tiny-base", "model.safetensors"] = 2_200_000_000
-    hub.sizes["someone/tiny-base", "pytorch_model.bin"] = 9_900_000_000
-    assert "downloads 2.2 GB from the Hub" in outlook(opened)
-    assert "unpacked for the first answer" in outlook(replace(opened, base_id="google/gemma-3-270m"))
-    assert "does not say which base" in outlook(replace(opened, base_id=""))
-    assert outlook(replace(opened, base_id=str(base_folder(tmp_path)))) == ""
-
-
-def bases_from(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers' own downloads come from this Hub too, into a cache of their own. Both are read when imported."""
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-
-
-def base_folder(tmp_path: Path) -> Path:
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text("{}")
-    return tmp_path / "base"
-
-
-GREEDY = {"temperature": 0, "repetition_penalty": 1.3}
-
-
-@pytest.mark.slow
-def test_a_link_brings_base_template_system_prompt_and_sampling(
-    mine: Path, hub: Hub, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a machine that has none of it: what the page is told, and which revision of the base is opened."""
-    from persona import chat
-    from persona.ui import compare, voices
-
-    bases_from(hub, tmp_path, monkeypatch)
-    old = hub.add("someone/tiny-base", {f.name: f.read_bytes() for f in tiny_llama.iterdir()})
-    hub.add("someone/tiny-base", {"config.json": b"{}"})  # the base moves on
-    edit_run(mine, base={"id": "someone/tiny-base", "revision": old})
-    edit_card(mine, sampling=GREEDY, greeting="Come in.")
-    shared = push(mine, "zhen", public=True, token=ANN)
-    edit_card(mine, sampling={}, system="Else.")
-    push(mine, "zhen", public=True, token=ANN)  # and so does the adapter
-
-    told: list[str] = []
-    monkeypatch.setattr("gradio.Info", lambda text, **_: told.append(text))
-    chosen = voices.open_link(shared["link"])
-    assert len(told) == 1 and "someone/tiny-base is not on this machine" in told[0]
-    opened = voices.find(chosen)
-    assert (opened.card.system, opened.template.text) == (
-        "你是甄嬛。",
-        (mine / "chat_template.jinja").read_text("utf-8"),
-    )
-    assert (
-        compare.drawn(chosen, 0.4, 0.9, 0, 0.1, 1.1) == [0, 0.9, 0, 0.1, 1.3]
-        and opened.card.sampling.chosen() == GREEDY
-    )
-    base = chat.base_of(opened)
-    assert (base.id, base.revision) == ("someone/tiny-base", old) and base.config()["model_type"] == "llama"
-    assert voices.open_link(shared["link"]) == chosen and len(told) == 1  # all of it is here now
-
-
-def edit_run(folder: Path, **changes: Any) -> None:
-    file = folder / "run.json"
-    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **changes}), "utf-8")
-
-
-def test_a_base_that_cannot_be_had_is_said_in_words(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bases_from(hub, tmp_path, monkeypatch)
-    hub.add("ann/base", {"config.json": b"{}", "model.safetensors": b"x"})
-    said: list[str] = []
-    with pytest.raises(BaseError, match="ann/gone: not on the Hub, or private"):
-        base.resolve("ann/gone", said.append)
-    with pytest.raises(BaseError, match="its revision 000000000000 is not on the Hub any more"):
-        base.resolve("ann/base", said.append, "0" * 40)
-    hub.sizes["ann/base", "model.safetensors"] = 10**15
-    with pytest.raises(BaseError, match="1000000.0 GB to download, .* GB free"):
-        base.resolve("ann/base", said.append)
-    hub.sizes["ann/base", "model.safetensors"] = 1_500_000_000
-    assert base.resolve("ann/base", said.append).revision == hub.repos["ann/base"].head
-    assert said == [f"Downloading ann/{x} from the Hub …" for x in ("gone", "base")] + [
-        "Downloading ann/base from the Hub (1.5 GB) …"
-    ]
-
-
-def test_a_long_download_says_how_far_it_is(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every second; here after each chunk. In the caller's context: who asked, and in which language."""
-    bases_from(hub, tmp_path, monkeypatch)
-    monkeypatch.setattr(fetch, "SECOND", 0.0)
-    hub.add("ann/base", {"config.json": b"{}", "model.safetensors": bytes(45_000_000)})
-    said: list[tuple[str, str]] = []
-    monkeypatch.setenv("PERSONA_SHARED", "1")
-    with files.asking("a" * 40):
-        base.resolve("ann/base", lambda text: said.append((text, files.visitor())))
-    assert said[0][0] == "Downloading ann/base from the Hub (45 MB) …" and {who for _, who in said} == {"a" * 40}
-    told = [
-        re.fullmatch(r"Downloading ann/base from the Hub: (\d+) of 45 MB(, .+ left)?", text) for text, _ in said[1:]
-    ]
-    assert len(told) >= 2 and {found[2] for found in told} <= {", less than a minute left", None} and told[-1][2]
-    here = [int(found[1]) for found in told]
-    assert here == sorted(here) and 0 < here[-1] <= 45
 
 
 def test_push_from_the_command_line(

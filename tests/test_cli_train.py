@@ -1,0 +1,196 @@
+"""`train`, `resume`, and what is refused before anything is trained, from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from persona import adapter, cli, launch
+from persona.config import RunConfig, make_config
+from persona.folder import create
+from persona.pairs import MAX_CHARACTERS
+from persona.runs import list_runs
+from tests.commands import CARD, PAIRS, shell
+
+pytest_plugins = "tests.commands"
+TRAINED = {"run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
+           "adapter_nll", "peak_memory_bytes"}  # fmt: skip
+
+
+# ---- pairs and settings that cannot make a run
+
+
+def broken(path: Path) -> None:
+    with (path / "pairs.jsonl").open("a") as f:
+        f.write('{"instruction": "a", "output": \n')
+
+
+def too_long(path: Path) -> None:
+    with (path / "pairs.jsonl").open("a") as f:
+        f.write(json.dumps({"instruction": "a", "output": "x" * (MAX_CHARACTERS + 1)}) + "\n")
+
+
+BAD_PAIRS = {
+    "empty": (lambda p: (p / "pairs.jsonl").write_text(""), "pairs.jsonl: no pairs. A run needs at least 2"),
+    "absent": (lambda p: (p / "pairs.jsonl").unlink(), "pairs.jsonl: no pairs. A run needs at least 2"),
+    "one": (lambda p: (p / "pairs.jsonl").write_text('{"instruction": "a", "output": "b"}\n'), "pairs.jsonl: one pair"),
+    "broken-line": (broken, "pairs.jsonl line 13: column 32: not JSON"),
+    "too-long": (too_long, "pairs.jsonl line 13: 'output' has 100,001 characters, more than 100,000. Split it"),
+    "no-persona": (lambda p: (p / "persona.json").unlink(), "not a persona folder (no persona.json)"),
+    "broken-card": (lambda p: (p / "persona.json").write_text("{"), "persona.json line 1, column 2: not JSON"),
+}
+
+
+@pytest.mark.parametrize("damage, why", BAD_PAIRS.values(), ids=BAD_PAIRS)
+def test_train_refuses_pairs(refused, persona, tiny_gemma, damage, why):
+    damage(persona.path)
+    message = refused("train", persona.path, "--base", tiny_gemma, "--json")
+    assert why in message and str(persona.path) in message
+    assert not persona.runs_dir.exists()
+
+
+@pytest.mark.parametrize("command", ["render"])
+@pytest.mark.parametrize("damage, why", [BAD_PAIRS["broken-line"], BAD_PAIRS["too-long"]], ids=["broken", "too-long"])
+def test_render_names_the_line_too(refused, persona, tiny_gemma, command, damage, why):
+    damage(persona.path)
+    assert why in refused(command, persona.path, "--base", tiny_gemma)
+
+
+@pytest.mark.parametrize(
+    "words, why",
+    [
+        (["--preset", "fast"], "'fast': no such preset. Choose one of quick"),
+        (["--set", "learning_rat=1"], "learning_rat='1': Extra inputs are not permitted"),
+        (["--set", "preset=quick"], "preset='quick': Extra inputs are not permitted"),
+        (["--set", "lora_r=many"], "lora_r='many': "),
+        (["--set", "lora_r=0", "--set", "seed=-1"], "lora_r='0': "),
+        (["--set", "epochs"], "--set epochs: write it as name=value, e.g. --set epochs=2."),
+        (["--set", "quantization=int4"], "quantization='int4': Input should be 'none', 'nf4' or 'int8'"),
+        (["--resume", "nowhere"], "nowhere: not a training run (no run.json)"),
+    ],
+    ids=["preset", "unknown", "not-a-setting", "text", "two", "no-value", "quantization", "resume"],
+)
+def test_train_refuses_settings(refused, persona, words, why):
+    assert why in refused("train", persona.path, *words)
+    assert list_runs(persona) == []
+
+
+class Started(Exception):
+    """The run that would have been started."""
+
+
+def refuse_to_start(monkeypatch) -> None:
+    def start(run):
+        raise Started(run)
+
+    monkeypatch.setattr(launch, "start", start)
+
+
+def test_settings_from_the_command_line(call, persona, tiny_gemma, monkeypatch):
+    """Spaces around name and value do no harm, a value may hold '=' and ',', and --base wins over --set base."""
+
+    refuse_to_start(monkeypatch)
+    with pytest.raises(Started) as e:
+        call("train", persona.path, "--base", tiny_gemma, "--preset", "balanced", "--set", " epochs = 2 ", "--set",
+             "target_modules= q_proj, up_proj", "--set", "use_rslora=true", "--set", "base=other", "--set",
+             "template=a=b.jinja", "--set", "learning_rate=1e-3")  # fmt: skip
+    config = e.value.args[0].config()
+    want = RunConfig(base=str(tiny_gemma), epochs=2, target_modules="q_proj, up_proj", use_rslora=True,
+                     template="a=b.jinja", learning_rate=1e-3, early_stopping_patience=4)  # fmt: skip
+    assert config == want
+
+
+@pytest.mark.parametrize(
+    "words, batch, why",
+    [
+        ([], 1, "Changed so that it fits into memory: batch_size: 8 → 1"),
+        (["--set", "batch_size=8"], 8, "Kept as given, but it may run out of memory; what would fit: batch_size=1"),
+    ],
+)
+def test_train_fits_the_run_as_the_page_does(capsys, persona, tiny_gemma, monkeypatch, words, batch, why):
+    """On a machine with little memory; what was given by hand stays, with a warning on stderr."""
+    from dataclasses import replace
+
+    from persona import hardware, planning
+    from persona.config import make_config
+
+    small = hardware.Machine("cpu", "test", 10**11, 2, (("float32", 1e9), ("bfloat16", 1e9)))
+    plan = planning.outlook(persona, make_config(base=str(tiny_gemma)), persona.pairs(), small).plan
+    assert plan.batch_size == 8
+    real = hardware.plan_training
+    monkeypatch.setattr(hardware, "this_machine", lambda: small)
+    monkeypatch.setattr(hardware, "plan_training", lambda *a: replace(real(*a), batch_size=1, accumulation=8))
+    monkeypatch.setattr(launch, "start", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("sys.argv", ["persona", "train", str(persona.path), "--base", str(tiny_gemma), *words])
+    assert cli.main() == 130
+    (run,) = list_runs(persona)
+    assert (run.config().batch_size, run.config().gradient_accumulation_steps) == (batch, 8 // batch)
+    out, err = capsys.readouterr()
+    assert why in err and why not in out
+
+
+def test_resume_with_less(call, persona, tiny_gemma, monkeypatch):
+    from persona.config import make_config
+    from persona.runs import create_run
+
+    run = create_run(persona, make_config(base=str(tiny_gemma)))
+    run.log("state", state="failed", message="Out of memory.", remedy={"gradient_checkpointing": True})
+
+    refuse_to_start(monkeypatch)
+    with pytest.raises(Started) as e:
+        call("train", persona.path, "--resume", run.name, "--smaller")
+    assert e.value.args[0] == run and run.config().gradient_checkpointing
+
+
+# ---- train, resume
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_gemma):
+    """`train` in a shell: what came out, and the persona's folder."""
+    root = tmp_path_factory.mktemp("trained")
+    persona = create(root / "my mags", CARD, PAIRS)
+    done = shell("train", persona.path, "--base", tiny_gemma, "--set", "epochs = 2", "--set", "dtype=float32",
+                 "--set", "batch_size=4", "--json", home=root / "home")  # fmt: skip
+    return done, persona
+
+
+@pytest.mark.slow
+def test_train(trained, tiny_gemma):
+    done, persona = trained
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    result = json.loads(lines[-1])
+    assert set(result) == TRAINED and done.stdout.endswith("}\n") and len(lines) == 1
+    (run,) = list_runs(persona)
+    assert result["run"] == str(run.path) and result["adapter"] == str(run.adapter)
+    assert (result["status"], result["steps"]) == ("done", 2 * 3)
+    assert result["base_nll"] > 0 and result["adapter_nll"] > 0 and result["seconds"] > 0
+    assert str(run.path) in done.stderr, "where it is, while it runs"
+    assert run.config().base == str(tiny_gemma) and run.config().epochs == 2
+    assert adapter.check(run.adapter).card == CARD
+
+
+@pytest.mark.slow
+def test_resume(value, trained, tmp_path, tiny_gemma, monkeypatch):
+    """By its name inside the persona, or by its path; it goes on from the checkpoint."""
+    from persona import hardware, runs, train
+
+    persona = create(tmp_path / "mags", CARD, PAIRS)
+    run = runs.create_run(persona, make_config(base=str(tiny_gemma), dtype="float32", batch_size=4, max_steps=3))
+    monkeypatch.setattr(hardware, "keep_freed_memory", lambda: None)
+    assert train.train(run, deadline=0.0)["status"] == "stopped"
+    (run.path / "worker.json").unlink()  # this very process was the worker
+    result = value("train", persona.path, "--resume", run.name)
+    assert (result["run"], result["status"], result["steps"]) == (str(run.path), "done", 3)
+    assert [e["step"] for e in run.events() if e["event"] == "step"] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_says_so_on_both(call, persona, tiny_gemma):
+    """stdout has the object with status failed, stderr the sentence that the run ended with."""
+    status, out, err = call("train", persona.path, "--base", tiny_gemma, "--set", "max_length=8", "--json")
+    assert status == 1 and "pair 1: the reply would be cut" in err and "Traceback" not in err
+    result = json.loads(out.splitlines()[-1])
+    assert set(result) == TRAINED and result["status"] == "failed"
+    assert result["run"] == str(list_runs(persona)[0].path) and result["adapter_nll"] is None
