@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from persona import adapter, base, chat
-from persona.decode import Sampling
+from persona.sampling import Sampling
 
 
 def timed(voices: chat.Voices, columns: list[chat.Column], sampling: Sampling, stop: int) -> tuple[list, float]:

@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 
 from persona import adapter, chat
-from persona.decode import Reply, Sampling
+from persona.decode import Reply
 from persona.errors import InputError
+from persona.sampling import Sampling
 
 
 def ask(opened: adapter.Adapter, seed: int) -> list[Reply]:

@@ -26,6 +26,7 @@ from persona.errors import AdapterError, InputError
 from persona.files import flush_folder, read_json, replace_folder, require_plain, to_json, write_atomic
 from persona.folder import Card, parse_card
 from persona.modelcard import PICTURE
+from persona.render import MAX_LENGTH, MAX_LENGTH_RANGE
 from persona.templates import Template
 
 FILES = (
@@ -69,7 +70,8 @@ class Adapter:
     def max_length(self) -> int:
         config = self.facts.get("config")
         value = config.get("max_length") if isinstance(config, dict) else None
-        return value if type(value) is int and 8 <= value <= 32_768 else 512
+        least, most = MAX_LENGTH_RANGE
+        return value if type(value) is int and least <= value <= most else MAX_LENGTH
 
 
 def write(model: Any, target: Path, *, base: Base, template: Template, card: Card, facts: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from persona.errors import BaseError
 from persona.fetch import MODELSCOPE
 from persona.files import read_json, require_own
 from persona.folder import Card
-from persona.render import Renderer
+from persona.render import MAX_LENGTH, Renderer
 from persona.templates import Template, read_template
 
 
@@ -142,7 +142,7 @@ def open_renderer(
     card: Card,
     name: str = "",
     template: str = "auto",
-    max_length: int = 512,
+    max_length: int = MAX_LENGTH,
     learn_history: bool = False,
     progress: Progress = quiet,
 ) -> tuple[Base, Renderer]:

@@ -16,11 +16,12 @@ from persona import base as bases
 from persona import hardware
 from persona.adapter import Adapter
 from persona.base import Base
-from persona.decode import CONTEXT, Reply, Sampling, decode
+from persona.decode import Reply, decode
 from persona.embedded import Progress
 from persona.errors import AdapterError, InputError, PersonaError
 from persona.mixed import Mix
 from persona.render import Prompt, Renderer
+from persona.sampling import CONTEXT, Sampling
 
 BASE = "__base__"  # the column of no adapter
 MAX_STRENGTH = 1.5

@@ -7,16 +7,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from persona import base
 from persona.errors import InputError
+from persona.render import MAX_LENGTH, MAX_LENGTH_RANGE
+
+MAX_ACCUMULATION = 1024  # batches an optimizer step
 
 
 class RunConfig(BaseModel):
-    """Every setting of a run. The names are those of PEFT and TRL; each is read in exactly one place, train.py."""
+    """Every setting of a run, named as in PEFT and TRL. train.py hands TRL its part, lora.py hands PEFT its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     base: str = Field(base.DEFAULT, description="embedded name, Hub id, folder or .gguf file")
     template: str = Field("auto", description="auto, a name from templates/chat, or a .jinja file")
-    max_length: int = Field(512, ge=8, le=32_768, description="tokens of one row; longer rows are refused, never cut")
+    max_length: int = Field(
+        MAX_LENGTH, ge=MAX_LENGTH_RANGE[0], le=MAX_LENGTH_RANGE[1],
+        description="tokens of one row; longer rows are refused, never cut",
+    )  # fmt: skip
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the pairs")
     max_steps: int = Field(-1, ge=-1, description="optimizer steps; -1: as many as the epochs need")
     learning_rate: float = Field(3e-4, gt=0, le=1, description="its peak, after the warm-up")
@@ -51,7 +57,9 @@ class RunConfig(BaseModel):
         "ademamix_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
     ] = Field("adamw_torch", description="8 bits and lion need bitsandbytes, paged ones a GPU")  # fmt: skip
     batch_size: int = Field(8, ge=1, le=1024, description="rows per forward pass")
-    gradient_accumulation_steps: int = Field(1, ge=1, le=1024, description="batches an optimizer step; saves memory")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, le=MAX_ACCUMULATION, description="batches an optimizer step; saves memory"
+    )
     gradient_checkpointing: bool = Field(False, description="less memory for a third more work")
     packing: bool = Field(
         False,

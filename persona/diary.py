@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from persona import loss
-from persona.decode import Sampling, decode
+from persona.decode import decode
 from persona.folder import Card
 from persona.render import Renderer
 from persona.runs import Run
+from persona.sampling import Sampling
 
 SAMPLING = Sampling(max_new_tokens=48)  # the page's way of drawing; a line of the diary is short
 

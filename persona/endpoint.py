@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from persona.decode import Reply, Sampling
+from persona.decode import Reply
 from persona.errors import InputError
+from persona.sampling import Sampling
 
 TIMEOUT = httpx.Timeout(120.0, connect=10.0)  # seconds; a busy server on a CPU may take long to its first token
 LONGEST = 200_000  # characters of one reply, and of one line; a server that goes on is cut off

@@ -15,9 +15,11 @@ from persona.errors import InputError
 from persona.files import SHIPPED_PERSONAS, home, inside, read_json, slug, to_json, write_atomic
 from persona.pairs import BadLine, Pair, read_pairs, scan, write_pairs
 
+MAX_NAME, MAX_SYSTEM, MAX_GREETING = 80, 4_000, 2_000  # characters
+
 
 class Manner(BaseModel):
-    """How the author would have her words drawn; what is None is left to the page. Limits as chat.Sampling's."""
+    """How the author would have her words drawn; what is None is left to the page. Limits as sampling.Sampling's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,7 +31,7 @@ class Manner(BaseModel):
 
     @model_serializer
     def chosen(self) -> dict[str, Any]:
-        """What the author has chosen, by the names of chat.Sampling."""
+        """What the author has chosen, by the names of sampling.Sampling."""
         return {name: value for name, value in self if value is not None}
 
 
@@ -48,9 +50,11 @@ class Card(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str = Field(min_length=1, max_length=80)
-    system: str = Field(default="", max_length=4_000, description="system prompt, part of every training row and chat")
-    greeting: str = Field(default="", max_length=2_000)
+    name: str = Field(min_length=1, max_length=MAX_NAME)
+    system: str = Field(
+        default="", max_length=MAX_SYSTEM, description="system prompt, part of every training row and chat"
+    )
+    greeting: str = Field(default="", max_length=MAX_GREETING)
     language: str = Field(default="", max_length=20, description="BCP 47: zh, en, …")
     author: str = ""
     source: str = Field(default="", description="where the text comes from")

@@ -8,15 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from persona import packing
+from persona import memory, packing
 from persona.render import IGNORED, Example
-
-MULTIPLE = 8  # a CPU builds its kernels anew for each shape, in some 20 ms each: 16 would cost more in padding
-
-
-def padded(length: int, multiple: int = MULTIPLE) -> int:
-    """The tokens that a row of `length` takes at least."""
-    return -(-length // multiple) * multiple
 
 
 @dataclass(frozen=True)
@@ -29,7 +22,7 @@ class Collator:
     """
 
     pad_id: int
-    multiple: int = MULTIPLE
+    multiple: int = memory.PAD_MULTIPLE
     pack: int = 0
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -39,7 +32,7 @@ class Collator:
         """
         sizes = [len(r["input_ids"]) for r in rows]
         places = packing.bins(sizes, self.pack) if self.pack else [[n] for n in range(len(rows))]
-        length = padded(max(sum(sizes[n] for n in place) for place in places), self.multiple)
+        length = memory.padded_length(max(sum(sizes[n] for n in place) for place in places), self.multiple)
         ids = torch.full((len(places), length), self.pad_id)
         labels, positions = torch.full_like(ids, IGNORED), torch.zeros_like(ids)
         for p, place in enumerate(places):
@@ -112,7 +105,7 @@ class TiledNLL(torch.autograd.Function):
     the mean of the weights' rows under the softmax, minus the target's row. The weights need none.
     """
 
-    TILE = 4096  # × 240 rows × 4 bytes stays within a CPU's cache; 1024 and 2048 measured the same
+    TILE = memory.TILE  # 1024 and 2048 measured the same
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

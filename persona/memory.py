@@ -14,7 +14,15 @@ BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 QUANTIZED = {"nf4": 4.127 / 8, "int8": 1.01}
 ADAM = 4 + 4 + 8  # bytes of a float32 parameter, its gradient, Adam's two moments (Rajbhandari et al. 2020, §3.1)
 OTHER_TOWERS = re.compile(r"vision|visual|audio|multi_modal")
-TILE = 4096  # rows of the output layer at once: loss.TiledNLL.TILE
+TILE = 4096  # rows of the output layer at once; × 240 rows × 4 bytes stays within a CPU's cache
+# rows are padded to a multiple of so many tokens. A CPU builds its kernels anew for each shape, in some 20 ms each: 16
+# would cost more in padding
+PAD_MULTIPLE = 8
+
+
+def padded_length(length: int, multiple: int = PAD_MULTIPLE) -> int:
+    """The length of a row of `length` tokens in a batch: the next multiple."""
+    return -(-length // multiple) * multiple
 
 
 @dataclass(frozen=True)

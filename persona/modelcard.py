@@ -17,6 +17,7 @@ from persona.files import TEMPLATES, read_json, to_json, write_atomic
 from persona.folder import Card, parse_card
 from persona.picture import draw
 from persona.runs import Run
+from persona.sampling import Sampling
 
 PICTURE = "loss.png"
 HERE = 'folder = "."  # where this file is'
@@ -70,7 +71,8 @@ def _drawing(card: Card) -> str:
 
     Not quite the same: generate() counts the prompt too when it penalizes repetition, Persona the reply alone.
     """
-    chosen = {"temperature": 0.4, "top_p": 0.9, "repetition_penalty": 1.1}  # as chat.Sampling
+    usual = Sampling()
+    chosen = {name: getattr(usual, name) for name in ("temperature", "top_p", "repetition_penalty")}
     chosen |= card.sampling.chosen()
     if not chosen["temperature"]:
         return f"do_sample=False, repetition_penalty={chosen['repetition_penalty']}"

@@ -18,7 +18,6 @@ from persona.runs import Run
 
 BYTES_A_TOKEN = 3.6  # of UTF-8: 3.57 Chinese and 3.76 English in the shipped personas, by Gemma's tokenizer
 TEMPLATE_TOKENS = 12  # a template's own around a turn
-PADDED = 16  # loss.Collator.multiple
 STEADY = 10  # steps; the first few of a run are slow, so a shorter one says nothing about speed
 
 
@@ -60,7 +59,7 @@ def _tokens(texts: Sequence[str]) -> int:
 def work_of(config: RunConfig, rows: Sequence[tuple[int, int]]) -> Work:
     """The heaviest batch: the longest rows, which group_by_length puts together."""
     longest = sorted(rows, reverse=True)[: config.batch_size]
-    length = min(config.max_length, -(-longest[0][0] // PADDED) * PADDED)
+    length = min(config.max_length, memory.padded_length(longest[0][0]))
     learned = min(length, -(-sum(n for _, n in longest) // len(longest)))
     rank = config.lora_r * (2 if config.init_lora_weights.startswith("pissa") else 1)
     return Work(config.batch_size, length, learned, rank, quantization=config.quantization,

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from persona.cells import guarded
 from persona.chat import Column, Speaker, Voices, stream
-from persona.decode import Reply, Sampling
+from persona.decode import Reply
 from persona.errors import InputError
 from persona.files import write_atomic
+from persona.sampling import Sampling
 
 ROWS = 8  # rows of a batch; on two cores a step of eight cost 2.5 times a step of two
 FORMS = (".csv", ".md", ".html")

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from persona.config import RunConfig
+from persona.config import MAX_ACCUMULATION, RunConfig
 from persona.hardware import is_gpus, is_out_of_memory
 
 # changing these changes how a step is computed and not what it computes: a run can go on with them
 SAME_TRAINING = {"batch_size", "gradient_accumulation_steps", "gradient_checkpointing"}
-LARGEST = 1024  # of gradient_accumulation_steps, in config.py
 
 
 def remedy(config: RunConfig, error: BaseException) -> RunConfig | None:
@@ -21,7 +20,7 @@ def remedy(config: RunConfig, error: BaseException) -> RunConfig | None:
     factor = next((n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0), 1)
     accumulation = config.gradient_accumulation_steps * factor
     changes: dict[str, Any] = {}
-    if factor > 1 and accumulation <= LARGEST:
+    if factor > 1 and accumulation <= MAX_ACCUMULATION:
         changes = {"batch_size": config.batch_size // factor, "gradient_accumulation_steps": accumulation}
     elif not config.gradient_checkpointing:
         changes = {"gradient_checkpointing": True}

@@ -15,6 +15,8 @@ from persona.errors import InputError, TemplateError
 from persona.pairs import Pair, unfinished
 from persona.templates import Template, apply, control_ids, fits, marker_ids, messages, stop_of
 
+MAX_LENGTH = 512  # tokens of one row, where nothing else is said
+MAX_LENGTH_RANGE = (8, 32_768)
 IGNORED = -100  # the label that a cross-entropy loss skips (torch.nn.functional.cross_entropy, ignore_index)
 
 
@@ -62,7 +64,7 @@ class Renderer:
     tokenizer: Any
     template: Template
     system: str = ""
-    max_length: int = 512
+    max_length: int = MAX_LENGTH
     learn_history: bool = False
 
     def example(self, pair: Pair) -> Example:

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from persona import checkpoints, diary, hardware, moments, processes
+from persona import checkpoints, diary, hardware, memory, moments, processes
 from persona.job import Job, save
-from persona.loss import Collator, Scores, nll_sum, padded, scores
+from persona.loss import Collator, Scores, nll_sum, scores
 from persona.render import IGNORED
 from persona.runs import Run
 
@@ -75,7 +75,8 @@ class Order(Sampler[list[int]]):
         steps: list[list[int]] = []
         for start in range(0, len(shuffled), whole * self.POOL):
             pool = shuffled[start : start + whole * self.POOL]
-            pool.sort(key=lambda n: -padded(self.lengths[n]))  # stable: who shares a batch changes with the epoch
+            # stable: who shares a batch changes with the epoch
+            pool.sort(key=lambda n: -memory.padded_length(self.lengths[n]))
             steps += [pool[n : n + whole] for n in range(0, len(pool), whole)]
         rest = [steps.pop()] if len(steps[-1]) < whole else []  # a step of fewer rows ends the epoch
         order = torch.randperm(len(steps), generator=dice).tolist()

@@ -17,7 +17,7 @@ from conftest import family_tokenizer
 from tiny import PLAIN_CPU
 
 from persona import adapter, base, catalogue, chat, hardware, lora, train
-from persona.chat import BASE, Column, Sampling
+from persona.chat import BASE, Column
 from persona.config import RunConfig, make_config
 from persona.decode import Steps
 from persona.errors import BaseError
@@ -25,6 +25,7 @@ from persona.folder import Card, create
 from persona.loss import nll_sum
 from persona.pairs import Pair
 from persona.runs import create_run
+from persona.sampling import Sampling
 from persona.templates import read_template
 
 pytestmark = pytest.mark.slow

@@ -16,9 +16,9 @@ from tiny import PLAIN_CPU, load, with_lora, write_adapter
 from persona import adapter, chat, decode
 from persona.base import Base
 from persona.chat import BASE, Column, Voices, stream
-from persona.decode import CONTEXT, Sampling
 from persona.errors import AdapterError, InputError
 from persona.render import Prompt
+from persona.sampling import CONTEXT, Sampling
 
 GREEDY = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=24)
 WARM = Sampling(temperature=0.9, top_p=0.95, seed=7, max_new_tokens=24)

@@ -17,10 +17,11 @@ from tiny import write_adapter
 from typer.testing import CliRunner
 
 from persona import cli
-from persona.decode import Reply, Sampling
+from persona.decode import Reply
 from persona.endpoint import check_url, configured, stream_endpoint
 from persona.errors import InputError
 from persona.files import PROJECT
+from persona.sampling import Sampling
 from persona.templates import messages
 
 ASK = messages("You keep the light.", [("Hi", "Good evening.")], "Who are you?")

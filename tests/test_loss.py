@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tiny import load, lora_gradients, with_lora
 
-from persona import loss
+from persona import loss, memory
 from persona.loss import Collator, TiledNLL, mean_nll, nll_sum, scores
 from persona.render import IGNORED, Example
 from persona.trainer import Order
@@ -273,10 +273,10 @@ def test_rows_of_like_length_share_a_batch_and_who_does_changes(joined):
         assert sorted(n for batch in batches for n in batch) == list(range(61))
         assert sorted(map(len, batches)) == [1] + [4] * 15
         assert max(lengths) in [lengths[n] for n in batches[0]], "short memory must show at the first step"
-        positions = sum(len(b) * loss.padded(max(lengths[n] for n in b)) for b in batches)
-        alone = sum(loss.padded(n) for n in lengths)
+        positions = sum(len(b) * memory.padded_length(max(lengths[n] for n in b)) for b in batches)
+        alone = sum(memory.padded_length(n) for n in lengths)
         assert positions < 1.06 * alone
-        widths = [loss.padded(max(lengths[n] for n in b)) for b in batches]
+        widths = [memory.padded_length(max(lengths[n] for n in b)) for b in batches]
         assert widths != sorted(widths, reverse=True), "lengths must not fall through an epoch"
     first, second = ({frozenset(b) for b in order(lengths, epoch, joined)} for epoch in (0, 1))
     assert len(first & second) < 8

@@ -26,6 +26,7 @@ from persona.folder import Card, Manner
 from persona.hub import push
 from persona.render import Renderer
 from persona.runs import Run
+from persona.sampling import Sampling
 from persona.share import pack
 from tests.hub import ANN, Hub, metadata_errors
 
@@ -85,6 +86,11 @@ def test_the_card_says_what_the_run_has_seen(mags: Run) -> None:
     files = {f.name: f.read_bytes() for f in mags.adapter.iterdir()}
     readme(mags)
     assert files == {f.name: f.read_bytes() for f in mags.adapter.iterdir()}
+
+
+def test_the_code_on_the_card_samples_as_persona_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modelcard, "Sampling", lambda: Sampling(0.3, 0.8, repetition_penalty=1.2))
+    assert "do_sample=True, temperature=0.3, top_p=0.8, repetition_penalty=1.2" in modelcard.render(CARD, {})
 
 
 def test_what_she_was_trained_with_stays_and_what_is_said_of_it_follows(mags: Run) -> None:

@@ -13,6 +13,7 @@ from persona.errors import BaseError
 from persona.files import SHIPPED_PERSONAS
 from persona.folder import Card, create, open_persona
 from persona.hardware import Machine
+from persona.loss import Collator
 from persona.pairs import Pair
 from persona.ui import settings
 from persona.ui import train as page
@@ -65,8 +66,14 @@ def test_only_what_is_on_this_disk_is_looked_at(home, tmp_path, tiny_gemma):
 
 def test_the_heaviest_batch_is_that_of_the_longest_rows():
     work = planning.work_of(make_config(batch_size=2, max_length=64), [(20, 5), (50, 9), (33, 20)])
-    assert (work.batch, work.length, work.learned) == (2, 64, 15)
+    assert (work.batch, work.length, work.learned) == (2, 56, 15)
     assert planning.work_of(make_config(max_length=40), [(50, 9)]).length == 40
+
+
+@pytest.mark.parametrize("length", [17, 24, 50])
+def test_rows_are_padded_as_in_a_batch(length):
+    (made,) = Collator(0)([{"input_ids": [1] * length, "labels": [1] * length}])["input_ids"]
+    assert planning.work_of(make_config(batch_size=1), [(length, 5)]).length == len(made)
 
 
 def test_tokens_are_told_from_characters(tiny_gemma):

@@ -10,7 +10,7 @@ from tiny import PLAIN_CPU, lora_gradients, new_run, with_lora
 
 from persona import adapter, base, chat, hardware, loss, quantize, runs, train
 from persona.base import Base, load_model
-from persona.chat import BASE, Column, Sampling
+from persona.chat import BASE, Column
 from persona.config import RunConfig, make_config
 from persona.errors import BaseError, InputError
 from persona.folder import Card, create
@@ -19,6 +19,7 @@ from persona.loss import Collator, mean_nll, nll_sum
 from persona.pairs import Pair
 from persona.render import IGNORED
 from persona.runs import Run, create_run
+from persona.sampling import Sampling
 from persona.trainer import Clock, Watch
 
 needs_bnb = pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed")

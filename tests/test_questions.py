@@ -7,9 +7,10 @@ import pytest
 from tiny import CARD, FACTS, PLAIN_CPU, write_adapter
 
 from persona import adapter, chat, questions
-from persona.decode import Reply, Sampling
+from persona.decode import Reply
 from persona.errors import InputError
 from persona.questions import Asked, ask_all
+from persona.sampling import Sampling
 from persona.templates import Template, read_template
 
 GREEDY = Sampling(temperature=0, max_new_tokens=16)

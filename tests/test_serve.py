@@ -16,8 +16,9 @@ from persona import chat, serve
 from persona.api import orders
 from persona.api.batches import Batches, Said
 from persona.chat import BASE, Column, renderer_of
-from persona.decode import Reply, Sampling
+from persona.decode import Reply
 from persona.pairs import Pair
+from persona.sampling import Sampling
 
 HI = [{"role": "user", "content": "Who are you?"}]
 WARM = {"temperature": 0.9, "top_p": 0.95, "seed": 7, "max_tokens": 24}

@@ -15,8 +15,9 @@ from persona.api.orders import CHOICES, REPLY, chat_order, conversation, generat
 from persona.api.refusal import Refusal, broken
 from persona.base import Base
 from persona.choose import choose_template
-from persona.decode import CONTEXT, Reply, Sampling
+from persona.decode import Reply
 from persona.errors import InputError
+from persona.sampling import CONTEXT, Sampling
 from persona.serve import Door, _event, beside_page, is_local_url, make_door
 
 HI = [{"role": "user", "content": "Hi"}]

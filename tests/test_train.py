@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny import PLAIN_CPU, load, new_run
 
 from persona import adapter, base, chat, checkpoints, hardware, launch, loss, moments, stoptoken, train
-from persona.chat import BASE, Column, Sampling
+from persona.chat import BASE, Column
 from persona.config import RunConfig, make_config
 from persona.errors import AdapterError, InputError, RunError
 from persona.files import SHIPPED_PERSONAS
@@ -23,6 +23,7 @@ from persona.folder import Card, create, open_persona
 from persona.loss import Collator, mean_nll
 from persona.pairs import Pair
 from persona.runs import Run, create_run
+from persona.sampling import Sampling
 from persona.templates import read_template
 from persona.trainer import Clock, Trainer, Watch
 

@@ -16,9 +16,10 @@ from persona.adapter import Adapter
 from persona.api.refusal import Refusal, broken
 from persona.base import Base
 from persona.chat import BASE, Column
-from persona.decode import Reply, Sampling
+from persona.decode import Reply
 from persona.errors import AdapterError
 from persona.render import Prompt
+from persona.sampling import Sampling
 
 ROWS = 8  # of a batch; on two cores eight cost about twice as much as two
 WAITING = 32  # rows that may wait; more are told to come back

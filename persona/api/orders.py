@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from persona.api.refusal import Refusal
-from persona.decode import CONTEXT, Sampling
 from persona.errors import InputError
+from persona.sampling import CONTEXT, Sampling
 
 CHOICES = 8  # n at most: the rows of one batch
 STOPS, STOP_LENGTH = 4, 200  # stop strings at most, characters of each

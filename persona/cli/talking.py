@@ -8,6 +8,7 @@ import typer
 
 from persona.cli.common import AsJson, note, put
 from persona.errors import InputError
+from persona.sampling import Sampling
 
 
 def chat(
@@ -22,10 +23,12 @@ def chat(
     ] = None,
     questions: Annotated[Path | None, typer.Option(help="A file of questions, one a line, put to all columns.")] = None,
     save: Annotated[Path | None, typer.Option(help="The answers as a table: .csv, .md or .html.")] = None,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.4,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest; 0: none.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="The same for all columns.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = Sampling.temperature,
+    min_p: Annotated[
+        float, typer.Option(help="Drop tokens below this share of the likeliest; 0: none.")
+    ] = Sampling.min_p,
+    seed: Annotated[int, typer.Option(help="The same for all columns.")] = Sampling.seed,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.")] = Sampling.max_new_tokens,
     base: Annotated[str, typer.Option(help="Base model, if not the adapter's own.")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -33,7 +36,6 @@ def chat(
     from persona import chat as chats
     from persona import questions as asking
     from persona import sources
-    from persona.decode import Sampling
 
     said = [*(prompt or []), *(asking.read_questions(questions) if questions else [])]
     if not said:

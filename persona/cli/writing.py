@@ -92,14 +92,15 @@ def lint(
     from persona import base as bases
     from persona import folder
     from persona import lint as linting
+    from persona.render import MAX_LENGTH
 
     persona = folder.open_persona(directory)
     pairs, card = persona.pairs(), persona.card()
     length = None
     if max_length or base:
         _, renderer = bases.open_renderer(card, base, "auto", progress=note)
-        length = replace(renderer, max_length=max_length or 512).length
-    found = linting.lint(pairs, card, length, max_length or 512, linting.read_ignored(persona))
+        length = replace(renderer, max_length=max_length or MAX_LENGTH).length
+    found = linting.lint(pairs, card, length, max_length or MAX_LENGTH, linting.read_ignored(persona))
     summary = linting.summarise(pairs, card, found)
     value = {
         "pairs": len(pairs),

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from persona.chat import Column, Voices, stream
-from persona.decode import CONTEXT, Reply, Sampling
+from persona.decode import Reply
 from persona.files import PROJECT
 from persona.loss import Collator, mean_nll
 from persona.mixed import Mixed
 from persona.pairs import Pair
 from persona.render import IGNORED, Example, Prompt, Renderer
+from persona.sampling import CONTEXT, Sampling
 
 GENERAL = PROJECT / "persona" / "general.jsonl"
 COLUMNS = 24  # of one batch: a step costs little more than with two, since reading the weights is most of it

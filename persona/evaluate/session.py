@@ -11,13 +11,14 @@ import persona.evaluate.metrics as metrics
 import persona.evaluate.probes as probes
 from persona.adapter import Adapter
 from persona.chat import BASE, Column, Voices
-from persona.decode import Reply, Sampling
+from persona.decode import Reply
 from persona.evaluate.measuring import Progress, Work
 from persona.evaluate.rows import Rows, some
 from persona.folder import ProbeRule
 from persona.pairs import Pair
 from persona.render import Example, Renderer
 from persona.runs import Run
+from persona.sampling import Sampling
 
 SAME_TEXT = 90  # of 100: an answer so near to a training reply is that reply (one word in ten differs)
 

@@ -14,11 +14,11 @@ from persona import base as bases
 from persona import chat, hardware
 from persona.adapter import Adapter
 from persona.base import Base, Progress
-from persona.chat import Sampling
 from persona.errors import InputError
 from persona.exports import place
 from persona.files import write_atomic
 from persona.render import Renderer
+from persona.sampling import Sampling
 from persona.templates import Template
 
 NAME = "persona"  # of the adapter inside the model

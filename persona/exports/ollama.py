@@ -9,11 +9,11 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-from persona.chat import Sampling
 from persona.errors import TemplateError
 from persona.exports import place
 from persona.folder import Card
 from persona.render import Renderer
+from persona.sampling import Sampling
 from persona.templates import SAMPLES, apply, messages
 
 _SYSTEM = "⟦system⟧"

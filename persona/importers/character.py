@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from persona.errors import InputError
-from persona.folder import Card
+from persona.folder import MAX_GREETING, MAX_NAME, MAX_SYSTEM, Card
 from persona.importers import Item, Note, Options, Skipped, Survey
 from persona.importers.json_rows import complete, first_rows
 from persona.importers.text import Source
@@ -20,7 +20,7 @@ TITLE = "Character card: V1, V2, V3 (JSON, PNG)"
 SPECS = ("chara_card_v2", "chara_card_v3")
 MAX_BYTES = 50_000_000
 MAX_PIXELS = 25_000_000  # 5,000 × 5,000; Pillow unpacks them all on its way to the text behind them
-LIMITS = {"name": 80, "system": 4_000, "greeting": 2_000}  # of Card
+LIMITS = {"name": MAX_NAME, "system": MAX_SYSTEM, "greeting": MAX_GREETING}
 PNG = b"\x89PNG\r\n\x1a\n"
 TEXTS = ("ccv3", "chara")  # PNG text chunks, the newer one first
 LEFT_OUT = (

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from persona.errors import InputError
-from persona.folder import Card
+from persona.folder import MAX_SYSTEM, Card
 from persona.importers import Survey
 from persona.importers.json_rows import complete, first_rows, left_out
 from persona.importers.text import Source
@@ -19,7 +19,6 @@ SIDES = {
     **dict.fromkeys(("system", "developer"), SYSTEM),
 }
 WHO, WHAT = ("from", "role"), ("value", "content")
-MAX_SYSTEM = 4_000  # of Card.system
 
 
 def turns_of(row: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from persona.errors import InputError, PersonaError
 from persona.folder import Persona
 from persona.lint import Finding
 from persona.pairs import Pair
+from persona.render import MAX_LENGTH
 from persona.ui.common import bars_html, renderer_for
 from persona.ui.translation import translated
 from persona.ui.words import t
@@ -21,7 +22,7 @@ AUTOMATIC = 20_000  # pairs; larger sets are checked when asked
 def find(persona: Persona, settings: Sequence[Any]) -> list[Finding]:
     """Every finding that is not ignored. settings: base, template, max_length, learn_history of the page."""
     items, _ = persona.scan()
-    max_length = int(settings[2] or 512)
+    max_length = int(settings[2] or MAX_LENGTH)
     return lint.lint(items, persona.card(), _length(persona, settings), max_length, lint.read_ignored(persona))
 
 

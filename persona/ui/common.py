@@ -13,7 +13,7 @@ import gradio as gr
 
 from persona import base, files, folder, limits
 from persona.errors import PersonaError
-from persona.render import Example, Renderer
+from persona.render import MAX_LENGTH, Example, Renderer
 from persona.ui import guests
 from persona.ui.translation import translated
 from persona.ui.words import t
@@ -92,7 +92,9 @@ def renderer_for(slug: str, base_name: str, template: str, max_length: float, le
             progress(None, desc=translated(text))
 
     card = open_current(slug).card()
-    return base.open_renderer(card, base_name, template or "auto", int(max_length or 512), bool(learn_history), tell)
+    return base.open_renderer(
+        card, base_name, template or "auto", int(max_length or MAX_LENGTH), bool(learn_history), tell
+    )
 
 
 def legend_html() -> str:

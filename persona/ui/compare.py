@@ -8,8 +8,9 @@ from typing import Any
 import gradio as gr
 
 from persona import folder
-from persona.chat import MAX_COLUMNS
+from persona.chat import MAX_COLUMNS, MAX_STRENGTH
 from persona.errors import PersonaError
+from persona.sampling import Sampling
 from persona.ui import asking, blind, judging, talking, voices, way
 from persona.ui.common import QUIET, SHARE, Page, open_current, shown
 from persona.ui.line import in_line
@@ -155,19 +156,22 @@ def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
         part = gr.Slider(0, 1, 0.5, step=0.05, label=t("Her share"), scale=2)
         mixed = gr.Button(t("Add the blend"), scale=0, min_width=130, elem_id="add-blend")
     with gr.Accordion(t("Strength and sampling, the same for all"), open=False, elem_id="sampling"), gr.Row():
-        strength = gr.Slider(0, 1.5, 1.0, step=0.05, label=t("Strength"), elem_id="strength", min_width=200,
+        strength = gr.Slider(0, MAX_STRENGTH, 1.0, step=0.05, label=t("Strength"), elem_id="strength", min_width=200,
                              info=t("0: the base, 1: as trained"))  # fmt: skip
+        usual = Sampling()
         knobs: list[Any] = [
-            gr.Slider(0, 1.5, 0.4, step=0.05, label=t("Temperature"), info=t("0: the likeliest token"), min_width=200),
-            gr.Slider(0.1, 1, 0.9, step=0.05, label="Top-p", min_width=200),
-            gr.Number(0, label="Top-k", info=t("0: all"), precision=0, minimum=0, min_width=120),
-            gr.Slider(0, 0.5, 0, step=0.01, label="Min-p", info=t("0: off"), min_width=200),
-            gr.Slider(1, 2, 1.1, step=0.05, label=t("Repetition penalty"), info=t("1: none"), min_width=200),
-            gr.Slider(16, 512, 128, step=16, label=t("Longest reply, in tokens"), min_width=200, elem_id="longest"),
-            gr.Number(
-                0, label=t("Seed"), info=t("the same for all"), precision=0, minimum=0, min_width=120, elem_id="seed"
-            ),
-        ]
+            gr.Slider(0, 1.5, usual.temperature, step=0.05, label=t("Temperature"), info=t("0: the likeliest token"),
+                      min_width=200),
+            gr.Slider(0.1, 1, usual.top_p, step=0.05, label="Top-p", min_width=200),
+            gr.Number(usual.top_k, label="Top-k", info=t("0: all"), precision=0, minimum=0, min_width=120),
+            gr.Slider(0, 0.5, usual.min_p, step=0.01, label="Min-p", info=t("0: off"), min_width=200),
+            gr.Slider(1, 2, usual.repetition_penalty, step=0.05, label=t("Repetition penalty"), info=t("1: none"),
+                      min_width=200),
+            gr.Slider(16, 512, usual.max_new_tokens, step=16, label=t("Longest reply, in tokens"), min_width=200,
+                      elem_id="longest"),
+            gr.Number(usual.seed, label=t("Seed"), info=t("the same for all"), precision=0, minimum=0, min_width=120,
+                      elem_id="seed"),
+        ]  # fmt: skip
         keep = gr.Button(t("Keep this sampling for her"), scale=0, min_width=200, elem_id="keep-sampling")
     keep.click(shown(keep_drawing), [page.slug, *knobs[:5]], None, **QUIET)
     page.adapter.change(shown(drawn), [page.adapter, *knobs[:5]], knobs[:5], **QUIET)

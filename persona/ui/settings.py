@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 import gradio as gr
 
 from persona.config import RunConfig, make_config
+from persona.render import MAX_LENGTH
 from persona.ui.knobs import help_of
 from persona.ui.words import t
 
@@ -69,6 +70,6 @@ def to_config(preset: str, base: str, template: str, max_length: float, learn_hi
     """The page → RunConfig. An emptied field is the preset's. Raises InputError naming every field that is wrong."""
     given = dict(zip(EXPERT, values, strict=True))
     changes = {name: value for name, value in given.items() if value is not None and value != ""}
-    chosen = {"base": base or None, "template": template or "auto", "max_length": int(max_length or 512)}
+    chosen = {"base": base or None, "template": template or "auto", "max_length": int(max_length or MAX_LENGTH)}
     changes |= {name: value for name, value in chosen.items() if value} | {"learn_history": bool(learn_history)}
     return make_config(preset, **changes)

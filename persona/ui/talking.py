@@ -10,8 +10,9 @@ import gradio as gr
 
 from persona import corrections, files, shelf, talks
 from persona.chat import MAX_COLUMNS
-from persona.decode import Reply, Sampling
+from persona.decode import Reply
 from persona.errors import InputError, PersonaError
+from persona.sampling import Sampling
 from persona.shelf import Shelf
 from persona.talks import Answer, Talk
 from persona.ui import voices

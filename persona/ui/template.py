@@ -39,7 +39,8 @@ def settings() -> tuple[gr.Dropdown, gr.Dropdown, gr.Number, gr.Checkbox]:
                     info=t("Or type any Hub id, modelscope:ORG/NAME, a folder or a .gguf file"), render=False),
         gr.Dropdown(["auto", *templates.shipped_templates()], value="auto", label=t("Chat template"),
                     info=t("auto: the base's own format"), elem_id="template", render=False),
-        gr.Number(512, label=t("Longest row, in tokens"), precision=0, minimum=8, maximum=32_768, render=False,
+        gr.Number(render.MAX_LENGTH, label=t("Longest row, in tokens"), precision=0, render=False,
+                  minimum=render.MAX_LENGTH_RANGE[0], maximum=render.MAX_LENGTH_RANGE[1],
                   info=t("Longer rows are refused, never cut")),
         gr.Checkbox(False, label=t("Learn the replies of earlier turns too"), render=False),
     )  # fmt: skip

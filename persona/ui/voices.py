@@ -14,9 +14,10 @@ import gradio as gr
 from persona import adapter, chat, endpoint, files, folder, hub, moments, runs, share, sources, space, talks
 from persona.adapter import Adapter
 from persona.chat import BASE, MAX_COLUMNS, Speaker, Voices
-from persona.decode import Reply, Sampling
+from persona.decode import Reply
 from persona.errors import InputError, PersonaError
 from persona.folder import Card
+from persona.sampling import Sampling
 from persona.templates import messages
 from persona.ui.translation import translated
 from persona.ui.words import language, t
