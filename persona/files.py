@@ -44,12 +44,18 @@ UNKNOWN = (
 )
 
 
+def public_link() -> bool:
+    """Whether Gradio is to give the page a public address (app.py --share), as Gradio reads its own variable."""
+    return os.environ.get("GRADIO_SHARE", "").lower() == "true"
+
+
 def shared() -> bool:
-    """Whether strangers use this server, each with a workspace: as PERSONA_SHARED says (1 or 0), else on a Space."""
+    """Whether strangers use this server, each with a workspace: as PERSONA_SHARED says (1 or 0), else on a Space and
+    with a public link."""
     said = os.environ.get("PERSONA_SHARED", "").strip()
     if said not in ("", "0", "1"):
         raise InputError(f"PERSONA_SHARED={said!r:.40}: it is 1 where visitors are to be kept apart, else 0.")
-    return said == "1" or (not said and bool(os.environ.get("SPACE_ID")))
+    return said == "1" or (not said and (bool(os.environ.get("SPACE_ID")) or public_link()))
 
 
 def ask(who: Callable[[], str | None]) -> None:

@@ -99,7 +99,7 @@ def beside_page(host: str) -> dict[str, Any]:
 
     Off: without keys on a Space or another shared server, on an address that others reach, with Gradio's public link.
     """
-    public = files.shared() or os.environ.get("SPACE_ID") or os.environ.get("GRADIO_SHARE", "").lower() == "true"
+    public = files.shared() or os.environ.get("SPACE_ID") or files.public_link()
     try:
         door = make_door("0.0.0.0" if public else host)
     except InputError:

@@ -84,8 +84,9 @@ def open_speaker(voices: Voices, text: str, main: Adapter, *, any_base: bool = F
     """
     label = text.strip()
     if label in ("base", "base+prompt"):
-        system = "" if label == "base" else None
-        return Speaker(label, BASE, renderer_of(main, voices.tokenizer, system))
+        alone = label == "base"
+        renderer = renderer_of(main, voices.tokenizer, "" if alone else None)
+        return Speaker("base without prompt" if alone else label, BASE, renderer)  # "base" is the first column's name
     parts = []
     for part in label.split(" + "):
         weighed = None if Path(part).expanduser().exists() else _WEIGHT.fullmatch(part.strip())

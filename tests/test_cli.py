@@ -193,11 +193,13 @@ def test_chat_with_more_columns(value, refused, ready, tiny_gemma, tmp_path):
     assert [{k: t[k] for k in keys} for t in got] == [{k: t[k] for k in keys} for t in plain]
     assert [t["prompt"] for t in got] == ["Who are you?", "你是谁？"]
     for turn in got:
-        assert [c["label"] for c in turn["columns"]] == ["base", "persona", "base", f"{ready}*0.5"]
+        assert [c["label"] for c in turn["columns"]] == ["base", "persona", "base without prompt", f"{ready}*0.5"]
         rendered = [c["rendered"] for c in turn["columns"]]
         assert "Be dry." not in rendered[2] and rendered[0] == rendered[1] == rendered[3] == turn["rendered"]
         assert all(c["tokens"] and not c["error"] for c in turn["columns"])
     assert (tmp_path / "out.md").read_text(encoding="utf-8").startswith("| question | base | persona |")
+    again = refused(*words, "--with", "base", "--with", "base")
+    assert "--with base: there is a column 'base without prompt' already. Name each column once." in again
     assert "5 columns: base and persona, and 2 more" in refused(*words, *["--with", "base"] * 3)
     assert "End the name with one of them" in refused(*words, "--save", tmp_path / "out.doc")
 

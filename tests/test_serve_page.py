@@ -80,11 +80,13 @@ def test_a_stream_is_not_held_back_and_ends_with_its_client(page, monkeypatch, e
 def test_the_project_s_own_page_has_it(home):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    env = os.environ | {"PORT": port, "PERSONA_HOME": str(home), "GRADIO_ANALYTICS_ENABLED": "False"}
+    env = os.environ | {"PORT": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
     for name in ("HOST", "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "PERSONA_API_KEYS", "SPACE_ID", "GRADIO_SHARE"):
         env.pop(name, None)
     url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen([sys.executable, "app.py"], env=env, cwd=PROJECT, stdout=subprocess.DEVNULL) as page:
+    with subprocess.Popen(
+        [sys.executable, "app.py", "--port", port, "--home", str(home)], env=env, cwd=PROJECT, stdout=subprocess.DEVNULL
+    ) as page:
         try:
 
             def up():

@@ -59,9 +59,12 @@ def test_on_an_own_machine_there_is_one_user_and_no_limit(home, monkeypatch):
 @pytest.mark.parametrize("space_id, said, is_shared",
                          [("", "", False), ("a/b", "", True), ("a/b", "0", False), ("", "1", True), ("", "0", False)])  # fmt: skip
 def test_a_server_is_shared_on_a_space_or_when_its_owner_says_so(space_id, said, is_shared, monkeypatch):
+    monkeypatch.delenv("GRADIO_SHARE", raising=False)
     monkeypatch.setenv("SPACE_ID", space_id)
     monkeypatch.setenv("PERSONA_SHARED", said)
     assert files.shared() == is_shared
+    monkeypatch.setenv("GRADIO_SHARE", "True")  # strangers reach it as they reach a Space
+    assert files.shared() == (said != "0")
     monkeypatch.setenv("PERSONA_SHARED", "yes")
     with pytest.raises(InputError, match="PERSONA_SHARED='yes'"):
         files.shared()

@@ -51,7 +51,11 @@ def chat(
     main = sources.open_adapter(adapter)
     voices = chats.open_voices(chats.base_of(main, base, note))
     speakers = chats.default_speakers(voices, main, strength)
-    speakers += [sources.open_speaker(voices, text, main, any_base=bool(base)) for text in others or []]
+    for text in others or []:
+        speaker = sources.open_speaker(voices, text, main, any_base=bool(base))
+        if any(speaker.label == s.label for s in speakers):
+            raise InputError(f"--with {text}: there is a column {speaker.label!r} already. Name each column once.")
+        speakers.append(speaker)
     start = time.perf_counter()
     rows = []
     for row in asking.ask_all(voices, speakers, said, sampling):

@@ -27,7 +27,7 @@ def guard(host: str) -> list[Middleware]:
     can, with the login of its user. PERSONA_HOSTS names those of a proxy in front of it, joined by commas. A page that
     is meant for others (another host, a Space, Gradio's public link) is not guarded: its names are not known here.
     """
-    if host not in LOOPBACK or os.environ.get("SPACE_ID") or os.environ.get("GRADIO_SHARE", "").lower() == "true":
+    if host not in LOOPBACK or os.environ.get("SPACE_ID") or files.public_link():
         return []
     named = [name.strip() for name in os.environ.get("PERSONA_HOSTS", "").split(",") if name.strip()]
     return [Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, *named], www_redirect=False)]

@@ -1,0 +1,76 @@
+"""`python app.py`: its options, which beat the variables, and what a public link makes of the page."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from persona.files import PROJECT
+
+# app.py with this command line, up to the launch: what it would be launched with, and what follows from it
+STARTED = """
+import json, runpy, sys
+import gradio as gr
+from persona import files
+from persona.ui import guests
+
+def launch(self, **given):
+    kept = [m.cls.__name__ for m in given["app_kwargs"]["middleware"]]
+    print(json.dumps({"host": given["server_name"], "port": given["server_port"], "share": given["share"],
+                      "api": "routes" in given["app_kwargs"], "middleware": kept, "home": str(files.root()),
+                      "shared": files.shared()}))
+
+gr.Blocks.launch = launch
+guests.open_house = lambda: None
+sys.argv[0] = "app.py"
+runpy.run_path("app.py", run_name="__main__")
+"""
+
+
+def start(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("GRADIO", "SPACE", "PERSONA_"))}
+    return subprocess.run(list(map(str, words)), env={**own, "PYTHONPATH": str(PROJECT), **env}, cwd=PROJECT,
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+
+
+def test_help_waits_for_nothing():
+    done = start(sys.executable, "-X", "importtime", "app.py", "--help")
+    assert done.returncode == 0 and all(o in done.stdout for o in ("--host", "--port", "--share", "--home"))
+    assert not [name for name in ("gradio", "torch", "persona") if f"| {name}" in done.stderr]
+
+
+@pytest.mark.parametrize("words, env, why", [
+    (["--prot", "8000"], {}, "unrecognized arguments: --prot 8000"),
+    (["--por", "8000"], {}, "unrecognized arguments: --por 8000"),
+    (["datasets"], {}, "unrecognized arguments: datasets"),
+    (["--port", "70000"], {}, "--port: '70000' is not a port"),
+    ([], {"PORT": "http"}, "--port: 'http' is not a port"),
+    (["--home", "README.md"], {}, "--home: 'README.md' is not a folder"),
+    (["--home", ""], {}, "--home: '' is not a folder"),
+])  # fmt: skip
+def test_what_is_wrong_is_refused(words, env, why):
+    done = start(sys.executable, "app.py", *words, **env)
+    assert (done.returncode, done.stdout) == (2, "") and why in done.stderr
+
+
+@pytest.mark.slow
+def test_options_beat_variables(tmp_path):
+    env = {"GRADIO_SERVER_NAME": "127.0.0.9", "GRADIO_SERVER_PORT": "9999", "PERSONA_HOME": str(tmp_path / "variable")}
+    words = ["--host", "localhost", "--port", "8123", "--home", tmp_path / "option"]
+    done = start(sys.executable, "-c", STARTED, *words, **env)
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "host": "localhost", "port": 8123, "share": False, "api": True, "home": str(tmp_path / "option"),
+        "middleware": ["TrustedHostMiddleware", "First"], "shared": False,
+    }, done.stderr  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_public_link_makes_a_shared_server(tmp_path):
+    """As on a Space: visitors are kept apart, no API without keys; on the address of the link, not of this machine."""
+    done = start(sys.executable, "-c", STARTED, "--share", PORT="8123", PERSONA_HOME=str(tmp_path))
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "host": "127.0.0.1", "port": 8123, "share": True, "api": False, "home": str(tmp_path),
+        "middleware": ["Guests", "First"], "shared": True,
+    }, done.stderr  # fmt: skip
