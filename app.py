@@ -21,7 +21,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--port", type=port_number, help="(default: %(default)s)",
                         default=env.get("GRADIO_SERVER_PORT") or env.get("PORT") or "7860")  # fmt: skip
     parser.add_argument("--share", action="store_true", default=env.get("GRADIO_SHARE", "").lower() == "true",
-                        help="a public https address by Gradio for 1 week; each visitor has a workspace of their own, "
+                        help="a public https address by Gradio; each visitor has a workspace of their own, "
                         "with limits, as on a Space (SECURITY.md)")  # fmt: skip
     parser.add_argument(
         "--home",

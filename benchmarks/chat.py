@@ -1,7 +1,8 @@
 """Side by side from one batch, against the same two replies made one after the other, and against llama.cpp.
 
-    python -m benchmarks.chat ADAPTER [--tokens 48] [--json]
+    python -m benchmarks.chat [ADAPTER] [--base NAME] [--tokens 48] [--json]
 
+Without an adapter one is trained for a few steps on datasets/zhen-huan: what is said matters little for the speed.
 Greedy: both of our ways write the same texts (checked), so tokens/s compare like with like. llama.cpp (where xllamacpp
 is installed, and for the embedded base) reads the Q4 file that our weights were made from, without any adapter, and
 answers the same prompts one at a time, as its users do. The three take turns, question by question.
@@ -9,14 +10,21 @@ answers the same prompts one at a time, as its users do. The three take turns, q
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from persona import adapter, base, chat
+from benchmarks.train import train
+from persona import adapter, base, chat, folder
+from persona.config import make_config
+from persona.errors import PersonaError
+from persona.files import SHIPPED_PERSONAS
 from persona.sampling import Sampling
+
+STEPS, ROWS = 4, 32  # of the adapter that is trained where none is named
 
 
 def timed(voices: chat.Voices, columns: list[chat.Column], sampling: Sampling, stop: int) -> tuple[list, float]:
@@ -56,10 +64,18 @@ def llama_cpp(found: base.Base, folder: Path) -> LlamaCpp | None:
     return LlamaCpp(folder)
 
 
-def measure(opened: adapter.Adapter, tokens: int, folder: Path) -> dict[str, Any]:
-    voices = chat.open_voices(chat.base_of(opened))
+def trained(base_name: str, scratch: Path) -> Path:
+    """An adapter of a few steps."""
+    print(f"No adapter is named: training one for {STEPS} steps on datasets/zhen-huan.", file=sys.stderr)
+    example = folder.open_persona(SHIPPED_PERSONAS / "zhen-huan")
+    copy = folder.create(scratch / "persona", example.card(), example.pairs()[:ROWS])
+    return train(copy, make_config("quick", base=base_name, max_steps=STEPS, eval_fraction=0)).adapter
+
+
+def measure(opened: adapter.Adapter, base_name: str, tokens: int, scratch: Path) -> dict[str, Any]:
+    voices = chat.open_voices(chat.base_of(opened, base_name))
     name, renderer = voices.attach(opened), chat.renderer_of(opened, voices.tokenizer)
-    rival = llama_cpp(voices.base, folder)
+    rival = llama_cpp(voices.base, scratch)
     sampling = Sampling(temperature=0, max_new_tokens=tokens)
     together = apart = rival_seconds = 0.0
     said, rival_said, equal = 0, 0, 0
@@ -89,12 +105,17 @@ def measure(opened: adapter.Adapter, tokens: int, folder: Path) -> dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chat")
-    parser.add_argument("adapter", type=Path)
+    parser.add_argument("adapter", type=Path, nargs="?", help="without: one is trained for a few steps")
+    parser.add_argument("--base", default="", help="base model, if not the adapter's own")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        value = measure(adapter.check(adapter.locate(given.adapter)), given.tokens, Path(folder))
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            named = given.adapter or trained(given.base or base.DEFAULT, Path(scratch))
+            value = measure(adapter.check(adapter.locate(named)), given.base, given.tokens, Path(scratch))
+    except PersonaError as e:
+        raise SystemExit(str(e)) from None
     text = (
         f"side by side {value['tokens_per_s']} tokens/s, one after the other {value['apart_tokens_per_s']}: "
         f"{value['ratio']} times as fast; same texts {value['same_texts']}"

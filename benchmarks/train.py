@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from persona import base, folder, hardware, launch, memory, planning, runs
-from persona.config import make_config
+from persona.config import RunConfig, make_config
 from persona.files import SHIPPED_PERSONAS
 from persona.progress import ACTIVE
 
@@ -67,19 +67,26 @@ def recipe(base_path: str, rows_file: str, dtype: str, adapter: str) -> dict:
 
 
 def ours(base_name: str, persona: folder.Persona, scratch: Path) -> dict:
-    """The same rows through a run, as the page and the command line start it."""
+    """The same rows through a run."""
     copy = folder.create(scratch / "persona", persona.card(), persona.pairs())
     config = make_config(
         "quick", base=base_name, epochs=1, eval_fraction=0, lora_r=8, lora_alpha=32, target_modules="attention"
     )
-    run = runs.create_run(copy, config)
+    run = train(copy, config)
+    seen = run.progress()
+    return {"adapter": run.adapter, "dtype": seen.plan["dtype"], **seen.result}
+
+
+def train(persona: folder.Persona, config: RunConfig) -> runs.Run:
+    """A finished run, as the page and the command line start it."""
+    run = runs.create_run(persona, config)
     launch.start(run)
     while (seen := run.progress()).status in ACTIVE:
         time.sleep(0.5)
         launch.reap()
     if seen.status != "done":
         raise SystemExit(f"our run {seen.status}: {seen.message}")
-    return {"adapter": run.adapter, "dtype": run.progress().plan["dtype"], **seen.result}
+    return run
 
 
 def held_out_nll(found: base.Base, adapter: Path, rows: list, pad_id: int) -> float:

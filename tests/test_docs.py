@@ -39,6 +39,35 @@ def test_the_formats_are_all_described():
     assert sorted(name for name in named if f"`{name}`" not in text and f'"{name}"' not in text) == []
 
 
+def test_what_leaves_is_counted_right():
+    from persona import adapter
+
+    counted = {8: "eight", 7: "seven", 6: "six"}[len(adapter.FILES)]
+    assert f"only {counted} named files leave" in (PROJECT / "SECURITY.md").read_text(encoding="utf-8")
+    assert f"These {counted} and nothing else" in (PROJECT / "docs/formats.md").read_text(encoding="utf-8")
+
+
+def test_the_result_of_a_run_is_described_whole():
+    from persona.cli.training import RESULT
+
+    (row,) = re.findall(r"^\| `result` .*$", (PROJECT / "docs/formats.md").read_text(encoding="utf-8"), re.M)
+    assert [name for name in RESULT if f"`{name}`" not in row] == []
+
+
+def test_every_address_that_is_contacted_is_named():
+    """SECURITY.md names the variables that hold addresses and secrets."""
+    code = "".join((PROJECT / m).read_text(encoding="utf-8") for m in MODULES)
+    found = set(re.findall(r"PERSONA_[A-Z]+_(?:URL|KEYS?)", code))
+    text = (PROJECT / "SECURITY.md").read_text(encoding="utf-8")
+    assert found and sorted(name for name in found if f"`{name}`" not in text) == []
+
+
+def test_readme_counts_the_bases_right():
+    from persona import base
+
+    assert int(re.search(r"step 2 holds (\d+) more", README)[1]) == len(base.choices()) - len(base.EMBEDDED)
+
+
 MANY_LINES = 400
 # longer ones, and why they are one file
 LONG = {

@@ -38,7 +38,7 @@ class Page:
 
 
 def shown(handler: Callable) -> Callable:
-    """Turn PersonaError into a notice on the page. The only place that does."""
+    """The handler, with its PersonaErrors shown as notices on the page."""
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
