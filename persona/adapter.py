@@ -119,7 +119,7 @@ def locate(path: Path) -> Path:
         return path / "adapter"
     found = sorted(path.glob("runs/*/adapter"), key=lambda p: p.parent.name)
     if not found:
-        raise AdapterError(f"{path}: no adapter here. Train one with: python -m persona train {path}")
+        raise AdapterError(f"{path}: no adapter here. Train one with: persona train {path}")
     return found[-1]
 
 

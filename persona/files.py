@@ -19,9 +19,18 @@ import platformdirs
 
 from persona.errors import InputError
 
-PROJECT = Path(__file__).resolve().parent.parent
-SHIPPED_PERSONAS = PROJECT / "datasets"
-TEMPLATES = PROJECT / "templates"
+PROJECT = Path(__file__).resolve().parent.parent  # of a checkout; site-packages for an installed copy
+_DATA = Path(__file__).resolve().parent / "_data"  # where the wheel puts them (pyproject.toml)
+INSTALLED = _DATA.is_dir()
+
+
+def shipped(folder: str) -> Path:
+    """`templates` or `datasets`, as they come with the code: at the top of a checkout, or in the installed package."""
+    return (_DATA if INSTALLED else PROJECT) / folder
+
+
+SHIPPED_PERSONAS = shipped("datasets")
+TEMPLATES = shipped("templates")
 
 
 def root() -> Path:

@@ -140,7 +140,7 @@ def open_persona(path: Path | str) -> Persona:
     path = Path(path).expanduser()
     if not (path / "persona.json").is_file():
         raise InputError(
-            f"{path}: not a persona folder (no persona.json). Make one with: python -m persona new {path} --name NAME"
+            f"{path}: not a persona folder (no persona.json). Make one with: persona new {path} --name NAME"
         )
     return Persona(path.resolve())
 

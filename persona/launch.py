@@ -8,7 +8,7 @@ from pathlib import Path
 
 from persona import hardware, remedy, space, waiting
 from persona.errors import InputError, RunError
-from persona.files import PROJECT
+from persona.files import INSTALLED, PROJECT
 from persona.folder import Persona
 from persona.progress import ACTIVE
 from persona.runs import Run, create_run, list_runs, note_worker
@@ -72,7 +72,9 @@ def _refuse(run: Run) -> None:
 def _spawn(run: Run, state: str, module: str, *words: str) -> None:
     run.log("state", state=state)
     hardware.spin_less()
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}
+    env = dict(os.environ)
+    if not INSTALLED:  # Python finds an installed copy by itself, and site-packages must not come before its library
+        env["PYTHONPATH"] = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
     with (run.path / "log.txt").open("ab") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", module, str(run.path), *words],

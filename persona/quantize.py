@@ -16,7 +16,6 @@ from persona.hardware import Plan
 
 # PEFT imports bitsandbytes where it is installed, and that warns of an optional kernel package on stderr each time
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-PACKAGE = "bitsandbytes==0.50.2"
 BLOCK = 64  # weights that share a scale in 4 bits, the default of bitsandbytes
 # the names that transformers hands to bitsandbytes
 OPTIMIZERS = {
@@ -34,7 +33,10 @@ def require(quantization: str, optim: str) -> None:
     """Raise InputError if these settings need bitsandbytes and it is not installed."""
     if needed(quantization, optim) and importlib.util.find_spec("bitsandbytes") is None:
         what = f"quantization={quantization}" if quantization != "none" else f"optim={optim}"
-        raise InputError(f"{what} needs bitsandbytes, which is not installed. Install it: pip install {PACKAGE}")
+        raise InputError(
+            f"{what} needs bitsandbytes, which is not installed. Install it: pip install bitsandbytes. For Macs with "
+            "Intel's processors there is none: set quantization to none and optim to adamw_torch."
+        )
 
 
 def check(quantization: str, optim: str, use_dora: bool, plan: Plan) -> None:

@@ -1,6 +1,6 @@
 """The OpenAI-compatible API over HTTP: GET /v1/models, POST /v1/chat/completions, POST /generate, GET /health.
 
-A server of its own (python -m persona serve), or routes of the page's server. Who may ask: see `Door`. What is asked is
+A server of its own (persona serve), or routes of the page's server. Who may ask: see `Door`. What is asked is
 read in api/orders.py, answered in api/batches.py.
 """
 

@@ -1,6 +1,6 @@
 """What is different on a Hugging Face Space: its address, a GPU lent by the minute (ZeroGPU), and whose token is whose.
 
-app.py imports this file before anything that may import torch, because `spaces` has to come first on ZeroGPU. Anywhere
+page.py imports this file before anything that may import torch, because `spaces` has to come first on ZeroGPU. Anywhere
 else nothing is imported, and `gpu` leaves a function as it is. Not verified: no Space could be reached from here.
 """
 

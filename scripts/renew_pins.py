@@ -15,7 +15,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 FILES = ("requirements.txt", "requirements-dev.txt")
-PIN = re.compile(r"^(?P<name>[\w.-]+)(?P<extras>\[[\w,.-]+\])?==(?P<version>\S+)", re.M)
+PIN = re.compile(r"^(?P<name>[\w.-]+)(?P<extras>\[[\w,.-]+\])?==(?P<version>[^\s;]+)", re.M)
 
 
 def plain(name: str) -> str:
@@ -35,8 +35,8 @@ def newest(texts: list[str], options: list[str]) -> dict[str, str]:
 
 
 def renewed(text: str, versions: dict[str, str]) -> str:
-    """The text of a requirements file with other versions; comments, extras and order stay. A version's local part
-    (+cpu) is left out: it names an index.
+    """The text of a requirements file with other versions; comments, extras, markers and order stay. A version's local
+    part (+cpu) is left out: it names an index.
     """
 
     def pin(m: re.Match[str]) -> str:

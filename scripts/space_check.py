@@ -75,7 +75,8 @@ def front_matter(readme: str, requirements: str) -> list[str]:
 def loose_requirements(text: str) -> list[str]:
     """Lines that another machine would read in another way."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    return [f"{line!r} is not NAME==VERSION" for line in lines if not re.fullmatch(r"[\w.\-\[\]]+==[\w.]+", line)]
+    pinned = re.compile(r"[\w.\-\[\]]+==[\w.]+( ; .+)?")  # after ; for which machines
+    return [f"{line!r} is not NAME==VERSION" for line in lines if not pinned.fullmatch(line)]
 
 
 def too_large(folder: Path) -> list[str]:

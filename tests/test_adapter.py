@@ -343,7 +343,7 @@ def test_locate(tmp_path, trained):
     assert adapter.locate(persona) == adapter.locate(newest) == adapter.locate(newest / "adapter") == newest / "adapter"
     (tmp_path / "empty").mkdir()
     for nothing in (tmp_path / "empty", tmp_path / "nowhere"):
-        with pytest.raises(AdapterError, match=f"{nothing.name}: no adapter here. Train one with: python -m persona"):
+        with pytest.raises(AdapterError, match=f"{nothing.name}: no adapter here. Train one with: persona"):
             adapter.locate(nothing)
 
 

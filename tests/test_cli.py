@@ -1,17 +1,18 @@
-"""`python -m persona`: one JSON object on the last line, messages on stderr, exit status 0, 1 or 2."""
+"""`persona`: one JSON object on the last line, messages on stderr, exit status 0, 1 or 2."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 from tiny import write_adapter
 
-from persona import adapter, folder
+from persona import adapter, files, folder
 from persona.base import Base, load_tokenizer, open_renderer
 from persona.cli.common import note
 from persona.embedded import Further
@@ -69,6 +70,8 @@ def test_a_refusal_from_a_shell_works_without_a_terminal(tmp_path, home, tiny_ge
         ["chat", "x", "--prompt", "a", "--temperature", "warm"],
         ["export", "x"],
         ["push", "x"],
+        ["page", "--prot", "8000"],
+        ["page", "--port", "many"],
         ["--nonsense"],
     ],
     ids=" ".join,
@@ -76,7 +79,7 @@ def test_a_refusal_from_a_shell_works_without_a_terminal(tmp_path, home, tiny_ge
 def test_wrong_usage_is_status_2(call, words):
     status, out, err = call(*words)
     assert (status, out) == (2, "") and "Error: " in err and "Traceback" not in err
-    assert "Usage: python -m persona " in err or words[-1] == "--set"
+    assert "Usage: persona " in err or words[-1] == "--set"
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["chat", "--help"]], ids=" ".join)
@@ -227,7 +230,7 @@ def test_chat_refuses(refused, ready, tiny_gemma, words, why):
 
 
 def test_chat_refuses_what_is_no_adapter(refused, persona, tmp_path, ready):
-    assert "no adapter here. Train one with: python -m persona train" in refused("chat", persona.path, "--prompt", "a")
+    assert "no adapter here. Train one with: persona train" in refused("chat", persona.path, "--prompt", "a")
     assert "no adapter here" in refused("chat", tmp_path / "nowhere", "--prompt", "a")
     assert "no such file" in refused("chat", tmp_path / "nowhere.zip", "--prompt", "a")
     (ready / "adapter" / "chat_template.jinja").unlink()
@@ -293,6 +296,39 @@ def test_a_shipped_persona_renders(value, tmp_path, tiny_gemma):
     copy = Path(shutil.copytree(SHIPPED_PERSONAS / "zhen-huan", tmp_path / "zh"))
     got = value("render", copy, "--base", tiny_gemma)
     assert got["problems"] == [] and "".join(t["text"] for t in got["tokens"]) == got["text"]
+
+
+def test_an_example_s_name_is_the_users_own_copy_of_it(call, home, tmp_path, monkeypatch):
+    """Made once; a folder of that name comes first."""
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call("lint", EXAMPLE.name)
+    copy = home / "personas" / EXAMPLE.name
+    assert (status, "176 usable pairs" in out) == (0, True) and str(copy) in err
+    folder.Persona(copy).save_pairs(PAIRS)
+    assert f"{len(PAIRS)} usable pairs" in call("lint", EXAMPLE.name)[1]
+    create(tmp_path / EXAMPLE.name, CARD, PAIRS[:5])
+    assert "5 usable pairs" in call("lint", EXAMPLE.name)[1]
+
+
+def test_the_version_is_the_package_s(call):
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert call("--version") == (0, f"persona {project['version']}\n", "")
+
+
+def test_page_takes_options_before_variables(call, monkeypatch, tmp_path):
+    """Who asks is not known from the shell: `asking` is unset again."""
+    from persona import page
+
+    served = []
+    monkeypatch.setattr(
+        page, "serve", lambda *at: served.append((*at, os.environ["PERSONA_HOME"], files._asking.get()))
+    )
+    for name in ("HOST", "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "GRADIO_SHARE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PORT", "8001")
+    monkeypatch.setenv("PERSONA_HOME", str(tmp_path))
+    assert call("page")[0] == call("page", "--host", "0.0.0.0", "--port", 8002, "--home", tmp_path / "h")[0] == 0
+    assert served == [("127.0.0.1", 8001, str(tmp_path), None), ("0.0.0.0", 8002, str(tmp_path / "h"), None)]
 
 
 def test_how_far_a_download_is_stands_in_one_line_and_in_no_log(capsys, monkeypatch):

@@ -109,10 +109,3 @@ def test_readme_is_a_space_card():
     pins = (PROJECT / "requirements.txt").read_text()
     assert f"=={data['sdk_version']}" in re.search(r"^gradio.*$", pins, re.M)[0]
     assert len(data["short_description"]) <= 60
-
-
-def test_direct_dependencies_are_pinned():
-    for name in ("requirements.txt", "requirements-dev.txt"):
-        for line in (PROJECT / name).read_text().splitlines():
-            if line and not line.startswith(("#", "-r")):
-                assert re.fullmatch(r"[\w.\-\[\]]+==[\w.]+", line), f"{name}: {line}"

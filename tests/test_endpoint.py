@@ -170,7 +170,7 @@ def test_the_environment_names_the_server(monkeypatch):
     assert configured() == ("http://127.0.0.1:8000/v1", "k")
 
 
-# ---- python -m persona serve, as a process
+# ---- persona serve, as a process
 
 
 def test_the_command_refuses_what_cannot_be_served(monkeypatch):

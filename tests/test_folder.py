@@ -54,7 +54,7 @@ def test_create_takes_an_empty_folder(tmp_path):
 
 
 def test_a_folder_that_is_no_persona_is_refused(tmp_path):
-    with pytest.raises(InputError, match="not a persona folder .*python -m persona new"):
+    with pytest.raises(InputError, match="not a persona folder .*persona new"):
         open_persona(tmp_path)
 
 

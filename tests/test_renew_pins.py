@@ -32,7 +32,9 @@ def project(tmp_path):
     wheel(index, "Some_Trainer", "1.5", "gradio<7")
     wheel(index, "Some_Trainer", "2.0", "gradio<6")
     wheel(index, "checker", "3.1")
-    (tmp_path / "requirements.txt").write_text("# why\ngradio[oauth]==6.0.0\nsome-trainer==1.0  # the trainer\n")
+    (tmp_path / "requirements.txt").write_text(
+        "# why\ngradio[oauth]==6.0.0;python_version>'3'\nsome-trainer==1.0  # the trainer\n"
+    )
     (tmp_path / "requirements-dev.txt").write_text("-r requirements.txt\nchecker==3.1\n")
     (tmp_path / "README.md").write_text("---\nsdk_version: 6.0.0\n---\nsdk_version: stays\n")
     return tmp_path, ["--no-index", "--find-links", str(index)]
@@ -44,7 +46,7 @@ def test_the_newest_that_go_together(project):
     assert renew_pins.renew(folder, options) == ["gradio 6.0.0 → 6.1.0", "some-trainer 1.0 → 1.5"]
     assert (
         folder / "requirements.txt"
-    ).read_text() == "# why\ngradio[oauth]==6.1.0\nsome-trainer==1.5  # the trainer\n"
+    ).read_text() == "# why\ngradio[oauth]==6.1.0;python_version>'3'\nsome-trainer==1.5  # the trainer\n"
     assert (folder / "requirements-dev.txt").read_text() == "-r requirements.txt\nchecker==3.1\n"
     assert (folder / "README.md").read_text() == "---\nsdk_version: 6.1.0\n---\nsdk_version: stays\n"
     assert renew_pins.renew(folder, options) == []

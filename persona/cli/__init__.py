@@ -1,19 +1,38 @@
-"""`python -m persona …`: the functions that the page calls, from a shell.
+"""`persona …`, or `python -m persona …`: the functions that the page calls, from a shell.
 
 Readable text for people; with --json the last line of stdout is one JSON object. Exit status: 0 done, 1 refused or
 failed (the message on stderr says place, value and next step), 2 wrong usage.
 """
 
+from typing import Annotated
+
 import typer
 
-from persona import files, hardware
-from persona.cli import doctor, judging, serving, sharing, talking, training, writing
+from persona import __version__, files, hardware
+from persona.cli import doctor, judging, page, serving, sharing, talking, training, writing
 from persona.errors import PersonaError
 
 app = typer.Typer(
     help="Write pairs, train a LoRA, compare base and persona, share the adapter.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"persona {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+app.command()(page.page)
 app.command()(writing.new)
 app.command("import")(writing.import_)
 app.command()(writing.lint)
@@ -27,12 +46,15 @@ app.command()(sharing.push)
 app.command()(doctor.doctor)
 
 
-def main() -> int:
-    """Run the command line. PersonaError is turned into exit status 1 here and nowhere else."""
+def main(words: list[str] | None = None) -> int:
+    """Run the command line. PersonaError is turned into exit status 1 here and nowhere else.
+
+    words: its arguments, where they are not those of this process.
+    """
     hardware.spin_less()
     try:
         with files.asking(""):  # whoever has a shell here is the owner
-            return app(standalone_mode=False, prog_name="python -m persona") or 0
+            return app(words, standalone_mode=False, prog_name="persona") or 0
     except PersonaError as e:
         typer.secho(str(e), err=True, fg="red")
         return 1

@@ -9,9 +9,10 @@ import typer
 
 from persona.embedded import Further
 from persona.errors import InputError
+from persona.files import SHIPPED_PERSONAS
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-PersonaDir = Annotated[Path, typer.Argument(metavar="DIR", help="A persona folder, e.g. datasets/zhen-huan.")]
+PersonaDir = Annotated[Path, typer.Argument(metavar="DIR", help="A persona folder, or an example: zhen-huan.")]
 
 
 def put(value: dict[str, Any], text: str, as_json: bool) -> None:
@@ -24,6 +25,18 @@ def note(text: str) -> None:
         typer.secho(text, err=True, dim=True)
     elif sys.stderr.isatty():
         typer.secho(f"\x1b[A\x1b[2K{text}", err=True, dim=True)  # up a line, and over it
+
+
+def open_persona(directory: Path) -> Any:
+    """The persona in that folder; by the name of a shipped one, the user's own copy, which is made on first use."""
+    from persona import folder
+
+    name = str(directory)
+    if directory.exists() or name not in {p.name for p in SHIPPED_PERSONAS.iterdir()}:
+        return folder.open_persona(directory)
+    persona = folder.copy_example(name)
+    note(f"{name}: your copy of the example, in {persona.path}")
+    return persona
 
 
 def key_value(text: str, option: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from persona.cli.common import AsJson, PersonaDir, key_value, note, put
+from persona.cli.common import AsJson, PersonaDir, key_value, note, open_persona, put
 from persona.errors import PersonaError
 
 RESULT = ("run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
@@ -33,10 +33,10 @@ def train(
 
     One run at a time trains on this machine; another waits in line for its turn.
     """
-    from persona import folder, launch, runs
+    from persona import launch, runs
     from persona.config import make_config
 
-    persona = folder.open_persona(directory)
+    persona = open_persona(directory)
     if launcher == "ray":
         from persona import cluster
 

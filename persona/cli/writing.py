@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from persona.cli.common import AsJson, PersonaDir, key_value, note, put
+from persona.cli.common import AsJson, PersonaDir, key_value, note, open_persona, put
 from persona.errors import InputError, PersonaError
 
 
@@ -90,11 +90,10 @@ def lint(
 ) -> None:
     """Say what is wrong with the pairs, and whether there are enough of them."""
     from persona import base as bases
-    from persona import folder
     from persona import lint as linting
     from persona.render import MAX_LENGTH
 
-    persona = folder.open_persona(directory)
+    persona = open_persona(directory)
     pairs, card = persona.pairs(), persona.card()
     length = None
     if max_length or base:
@@ -125,9 +124,9 @@ def render(
 ) -> None:
     """Show what the model reads and which tokens it learns: the very function that the trainer uses."""
     from persona import base as bases
-    from persona import folder, stoptoken
+    from persona import stoptoken
 
-    persona = folder.open_persona(directory)
+    persona = open_persona(directory)
     pairs = persona.pairs()
     if pair > len(pairs):
         raise InputError(f"{persona.pairs_file}: has {len(pairs)} pairs, there is no pair {pair}.")

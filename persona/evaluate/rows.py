@@ -49,7 +49,7 @@ def _read(data: Path, trained: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
     skipped = sum(isinstance(i, importers.Skipped) for i in items)
     if not read:
         raise InputError(f"{data}: no pairs in it. Each line is to be {{\"instruction\": …, \"output\": …}}, or any "
-                         "form that `python -m persona import` reads.")  # fmt: skip
+                         "form that `persona import` reads.")  # fmt: skip
     known = {(p.instruction.strip(), p.output.strip()) for p in trained}
     fresh = [p for p in read if (p.instruction.strip(), p.output.strip()) not in known]
     if not fresh:

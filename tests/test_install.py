@@ -1,0 +1,133 @@
+"""What is imported is declared and the other way round; the wheel holds all that an installed copy needs."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from persona import __version__, catalogue, needs
+from persona.files import PROJECT
+
+OURS = {"persona", "app", "tests", "scripts", "benchmarks", *(f.stem for f in (PROJECT / "tests").glob("*.py"))}
+EXTRAS = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+OTHERWISE = {"PIL": "pillow", "yaml": "pyyaml"}  # modules that are not named as their distribution
+# of requirements-dev.txt: programs and plugins, not imported
+TOOLS = {"pytest-timeout", "pytest-xdist", "pytest-cov", "ruff", "mypy", "axe-playwright-python", "tensorboardx",
+         "hatchling", "hatch-requirements-txt"}  # fmt: skip
+
+
+def declared(lines: list[str]) -> set[str]:
+    texts = [line for line in lines if line and not line.startswith(("#", "-r"))]
+    return {canonicalize_name(Requirement(text).name) for text in texts}
+
+
+def requirements(name: str) -> set[str]:
+    return declared((PROJECT / name).read_text(encoding="utf-8").splitlines())
+
+
+def imported(*places: str) -> set[str]:
+    """The distributions that files of the project import, at their top or later."""
+    files = [f for p in places for f in ([PROJECT / p] if p.endswith(".py") else (PROJECT / p).rglob("*.py"))]
+    found = set()
+    for node in (n for f in files for n in ast.walk(ast.parse(f.read_text(encoding="utf-8")))):
+        if isinstance(node, ast.Import):
+            found |= {a.name.partition(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add((node.module or "").partition(".")[0])
+    return {canonicalize_name(OTHERWISE.get(n, n)) for n in found - OURS - set(sys.stdlib_module_names)}
+
+
+def test_the_app_imports_what_it_declares_and_declares_what_it_imports():
+    required, optional = requirements("requirements.txt"), declared([x for extra in EXTRAS.values() for x in extra])
+    used = imported("persona", "app.py")
+    assert required <= used and used <= required | optional
+    by_name = {package for _, package in needs.TRACKERS.values()} | {e.needs for e in catalogue.catalogue() if e.needs}
+    assert optional <= used | {canonicalize_name(p) for p in by_name}, "an extra that nothing asks for"
+    assert {canonicalize_name(p) for p in by_name} <= optional
+
+
+def test_tests_and_tools_import_what_is_declared():
+    both = requirements("requirements.txt") | requirements("requirements-dev.txt")
+    used = imported("persona", "app.py", "tests", "scripts", "benchmarks")
+    optional = declared([x for extra in EXTRAS.values() for x in extra])
+    assert used <= both | optional
+    assert requirements("requirements-dev.txt") <= used | TOOLS
+
+
+def build(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", str(folder), str(PROJECT)], check=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_code_data_and_examples(wheel):
+    listed = subprocess.check_output(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "persona", "templates", "datasets"],
+        cwd=PROJECT, text=True,
+    )  # fmt: skip
+    known = {f if f.startswith("persona/") else f"persona/_data/{f}" for f in listed.splitlines()
+             if (PROJECT / f).is_file()}  # fmt: skip
+    held = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    assert (
+        held == known
+    )  # so no runs of a persona either, and no package named `datasets`, which would shadow the library
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The command of an installed copy, in an environment of its own that sees the libraries of this one."""
+    place = tmp_path_factory.mktemp("installed")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place / "venv")], check=True)
+    python = place / "venv" / Path(sys.executable).relative_to(sys.prefix)
+    paths = json.loads(
+        subprocess.check_output([python, "-c", "import json, sysconfig; print(json.dumps(sysconfig.get_paths()))"])
+    )
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index"]
+    subprocess.run([*pip, str(wheel)], check=True)
+    (Path(paths["purelib"]) / "libraries.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    elsewhere = place / "elsewhere"
+    elsewhere.mkdir()
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    env |= {"PERSONA_HOME": str(place / "home"), "HF_HUB_OFFLINE": "1"}
+
+    def run(*words: str, program: str = "persona", **more: str) -> str:
+        command = [str(Path(paths["scripts"]) / program), *words]
+        done = subprocess.run(command, cwd=elsewhere, env=env | more, capture_output=True, text=True, encoding="utf-8")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run
+
+
+@pytest.mark.slow
+def test_an_installed_copy_works_in_any_folder(installed):
+    where = "import persona, datasets; print(persona.__file__, datasets.load_dataset.__name__)"
+    file, library = installed("-c", where, program="python").split()
+    assert not Path(file).is_relative_to(PROJECT) and library == "load_dataset"
+    assert installed("--version") == f"persona {__version__}"
+    assert json.loads(installed("doctor", "--json"))["persona"] == __version__
+    installed("new", "mags", "--name", "Mags")
+    assert json.loads(installed("lint", "mags", "--json"))["pairs"] == 0
+
+
+@pytest.mark.slow
+def test_an_installed_copy_trains_an_example_by_its_name(installed, tiny_gemma):
+    settings = ["--base", str(tiny_gemma), "--set", "epochs=0.1", "--set", "diary_probes=0", "--json"]
+    run = json.loads(installed("train", "zhen-huan", *settings))
+    assert run["status"] == "done" and "home/personas/zhen-huan/runs" in Path(run["run"]).as_posix()
+    assert (Path(run["adapter"]) / "README.md").read_text(encoding="utf-8"), "from a template"
