@@ -42,7 +42,9 @@ def chat(
         asking.require_form(save)
     if len(others or []) > chats.MAX_COLUMNS - 2:
         raise InputError(
-            f"{len(others or []) + 2} columns: base and persona, and {chats.MAX_COLUMNS - 2} more at most."
+            "{count} columns: base and persona, and {limit} more at most.",
+            count=len(others or []) + 2,
+            limit=chats.MAX_COLUMNS - 2,
         )
     sampling = Sampling(temperature=temperature, min_p=min_p, seed=seed, max_new_tokens=max_new_tokens)
     chats.check_strength(strength)
