@@ -22,7 +22,7 @@ from typing import Any
 
 from persona import modelcard, tokenrows
 from persona.base import Base
-from persona.errors import AdapterError, InputError
+from persona.errors import AdapterError, InputError, Message, join
 from persona.files import flush_folder, read_json, replace_folder, require_plain, to_json, write_atomic
 from persona.folder import Card, parse_card
 from persona.modelcard import PICTURE
@@ -99,7 +99,9 @@ def write(model: Any, target: Path, *, base: Base, template: Template, card: Car
         flush_folder(scratch)
     except (OSError, SafetensorError) as e:
         why = getattr(e, "strerror", None) or e
-        raise AdapterError(f"{target}: could not be written ({why}). Free some space and resume.") from e
+        raise AdapterError(
+            "{target}: could not be written ({reason}). Free some space and resume.", target=target, reason=why
+        ) from e
     replace_folder(scratch, target)
 
 
@@ -119,48 +121,54 @@ def locate(path: Path) -> Path:
         return path / "adapter"
     found = sorted(path.glob("runs/*/adapter"), key=lambda p: p.parent.name)
     if not found:
-        raise AdapterError(f"{path}: no adapter here. Train one with: persona train {path}")
+        raise AdapterError("{path}: no adapter here. Train one with: persona train {path}", path=path)
     return found[-1]
 
 
 def check(path: Path) -> Adapter:
     """Open an adapter folder, from whomever it comes. Raises AdapterError saying what is wrong with which file."""
     if not path.is_dir():
-        raise AdapterError(f"{path}: no such adapter folder.")
+        raise AdapterError("{path}: no such adapter folder.", path=path)
     weights = path / "adapter_model.safetensors"
     _refuse_links(path)
     if not weights.is_file():
         if pickles := sorted(f.name for f in path.iterdir() if f.suffix in PICKLES):
             raise AdapterError(
-                f"{path.name}: holds {', '.join(pickles)}. A pickle can run code when it is opened, so only "
-                "adapter_model.safetensors is. Ask its author to save it as safetensors."
+                "{path}: holds {pickles}. A pickle can run code when it is opened, so only "
+                "adapter_model.safetensors is. Ask its author to save it as safetensors.",
+                path=path.name,
+                pickles=", ".join(pickles),
             )
-        raise AdapterError(f"{path.name}: no adapter_model.safetensors here, so this is not an adapter.")
+        raise AdapterError("{path}: no adapter_model.safetensors here, so this is not an adapter.", path=path.name)
     try:
-        config = read_json(path / "adapter_config.json", "an adapter")
-        run = read_json(path / "run.json", "a run") if (path / "run.json").is_file() else {}
+        config = read_json(path / "adapter_config.json", Message("an adapter"))
+        run = read_json(path / "run.json", Message("a run")) if (path / "run.json").is_file() else {}
         card_file = path / "persona.json"
         if card_file.is_file():
-            card = parse_card(read_json(card_file, "a persona"), "persona.json")
+            card = parse_card(read_json(card_file, Message("a persona")), "persona.json")
         else:
             card = Card(name=path.name[:80])
     except InputError as e:
-        raise AdapterError(str(e)) from e
+        raise AdapterError(e.message) from e
     if config.get("peft_type") != "LORA":
-        raise AdapterError(f"{path.name}: a {config.get('peft_type')} adapter; only LoRA is supported.")
+        raise AdapterError(
+            "{path}: a {peft_type} adapter; only LoRA is supported.", path=path.name, peft_type=config.get("peft_type")
+        )
     settings = {k: config[k] for k in _SETTINGS if config.get(k) is not None}
     _check_settings(path.name, settings)
     _check_weights(weights)
     template_file = path / "chat_template.jinja"
     if not template_file.is_file():
-        raise AdapterError(f"{path.name}: no chat_template.jinja, so nobody can know how to talk to it.")
+        raise AdapterError("{path}: no chat_template.jinja, so its chat format is unknown.", path=path.name)
     try:
         require_plain(template_file, MAX_TEMPLATE_BYTES)
         text = template_file.read_text(encoding="utf-8")
     except InputError as e:
-        raise AdapterError(str(e)) from e
+        raise AdapterError(e.message) from e
     except (OSError, UnicodeDecodeError) as e:
-        raise AdapterError(f"{path.name}/chat_template.jinja: cannot be read ({e}). Copy it again.") from e
+        raise AdapterError(
+            "{path}/chat_template.jinja: cannot be read ({reason}). Copy it again.", path=path.name, reason=e
+        ) from e
     base = run.get("base") if isinstance(run.get("base"), dict) else {}
     base_id = str((base or {}).get("id") or config.get("base_model_name_or_path") or "")
     return Adapter(path, card, Template(str(run.get("template") or "own"), text), base_id, settings, run)
@@ -174,29 +182,53 @@ def _refuse_links(path: Path) -> None:
     allowed = (path.resolve(), path.resolve().parent.parent / "blobs")
     for name in FILES:
         if (path / name).is_symlink() and (path / name).resolve().parent not in allowed:
-            raise AdapterError(f"{path.name}: {name} is a link to another place. Copy the file itself there.")
+            raise AdapterError(
+                "{path}: {name} is a link to another place. Copy the file itself there.", path=path.name, name=name
+            )
 
 
 def _check_settings(name: str, settings: dict[str, Any]) -> None:
     r, alpha = settings.get("r"), settings.get("lora_alpha")
     if not _is_rank(r):
-        raise AdapterError(f"{name}/adapter_config.json: LoRA rank r={r!r:.40} is not a number from 1 to 4096.")
+        raise AdapterError(
+            "{name}/adapter_config.json: LoRA rank r={r} is not a number from 1 to 4096.", name=name, r=f"{r!r:.40}"
+        )
     if not _is_alpha(alpha):
-        raise AdapterError(f"{name}/adapter_config.json: lora_alpha={alpha!r:.40} is not a number up to a million.")
+        raise AdapterError(
+            "{name}/adapter_config.json: lora_alpha={alpha} is not a number up to a million.",
+            name=name,
+            alpha=f"{alpha!r:.40}",
+        )
     for key, good in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
         pattern = settings.get(key, {})
         # PEFT matches the names as regular expressions; one made for it would run for years
         if not isinstance(pattern, dict) or not all(_LAYER.fullmatch(k) and good(v) for k, v in pattern.items()):
-            raise AdapterError(f"{name}/adapter_config.json: {key}={pattern!r:.60} does not give layers a number each.")
+            raise AdapterError(
+                "{name}/adapter_config.json: {key}={pattern} does not give layers a number each.",
+                name=name,
+                key=key,
+                pattern=f"{pattern!r:.60}",
+            )
     modules = settings.get("target_modules")
     if not (isinstance(modules, str) or (isinstance(modules, list) and all(isinstance(m, str) for m in modules))):
-        raise AdapterError(f"{name}/adapter_config.json: target_modules={modules!r:.60} names no layers.")
+        raise AdapterError(
+            "{name}/adapter_config.json: target_modules={modules} names no layers.",
+            name=name,
+            modules=f"{modules!r:.60}",
+        )
     named = settings.get("trainable_token_indices", {})
     if not all(map(tokenrows.are_token_ids, named.values() if isinstance(named, dict) else [named])):
-        raise AdapterError(f"{name}/adapter_config.json: trainable_token_indices={named!r:.60} does not give layers up "
-                           f"to {tokenrows.MAX_ROWS} token ids each.")  # fmt: skip
+        raise AdapterError(
+            "{name}/adapter_config.json: trainable_token_indices={named} does not give layers up to "
+            "{limit} token ids each.",
+            name=name,
+            named=f"{named!r:.60}",
+            limit=tokenrows.MAX_ROWS,
+        )
     if named and settings.get("use_dora"):
-        raise AdapterError(f"{name}/adapter_config.json: use_dora and trained rows of tokens do not go together.")
+        raise AdapterError(
+            "{name}/adapter_config.json: use_dora and trained rows of tokens do not go together.", name=name
+        )
 
 
 def _is_rank(value: Any) -> bool:
@@ -211,18 +243,26 @@ def _check_weights(file: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     if file.stat().st_size > MAX_BYTES:
-        raise AdapterError(f"{file.name}: {file.stat().st_size / 1e9:.1f} GB is no LoRA adapter.")
+        raise AdapterError("{file}: {size:.1f} GB is no LoRA adapter.", file=file.name, size=file.stat().st_size / 1e9)
     try:
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118  (not a dict)
                 tensor = tensors.get_tensor(key)
                 if str(tensor.dtype) not in _DTYPES:
-                    raise AdapterError(f"{file.name}: {key} is stored as {tensor.dtype}; LoRA weights are float32, "
-                                       "bfloat16 or float16.")  # fmt: skip
+                    raise AdapterError(
+                        "{file}: {key} is stored as {dtype}; LoRA weights are float32, bfloat16 or float16.",
+                        file=file.name,
+                        key=key,
+                        dtype=tensor.dtype,
+                    )
                 if not bool(tensor.isfinite().all()):
-                    raise AdapterError(f"{file.name}: {key} holds numbers that are not finite. Its training diverged.")
+                    raise AdapterError(
+                        "{file}: {key} holds numbers that are not finite. Its training diverged.",
+                        file=file.name,
+                        key=key,
+                    )
     except SafetensorError as e:
-        raise AdapterError(f"{file.name}: damaged or incomplete ({e}). Copy it again.") from e
+        raise AdapterError("{file}: damaged or incomplete ({reason}). Copy it again.", file=file.name, reason=e) from e
 
 
 def attach(model: Any, adapter: Adapter, name: str) -> Any:
@@ -268,7 +308,7 @@ def check_fit(adapter: Adapter, state: dict[str, Any], model: Any) -> list[str]:
         module = getattr(module, "base_layer", module)
         into, out = getattr(module, "in_features", None), getattr(module, "out_features", None)
         if into is None or not key.startswith(_PREFIX):
-            wrong.append(f"  {layer or key}: this base has no such layer")
+            wrong.append(Message("  {layer}: this base has no such layer", layer=layer or key))
             continue
         found.setdefault(layer, set()).add(part)
         rank = ranks.get(get_pattern_key(ranks.keys(), layer), r)
@@ -276,25 +316,30 @@ def check_fit(adapter: Adapter, state: dict[str, Any], model: Any) -> list[str]:
         if adapter.settings.get("use_dora"):
             sizes["magnitude_vector"] = (out,)
         if part not in sizes:
-            wrong.append(f"  {layer}: lora_{part} is not a tensor that its settings name")
+            wrong.append(
+                Message("  {layer}: lora_{part} is not a tensor that its settings name", layer=layer, part=part)
+            )
         elif tuple(tensor.shape) != sizes[part]:
-            wrong.append(f"  {layer}: lora_{part} is {_sizes(tensor.shape)}, with this base it must be "
-                         f"{_sizes(sizes[part])}")  # fmt: skip
-    wrong += [f"  {layer}: only {', '.join(sorted(parts))} of its LoRA is there"
+            wrong.append(Message("  {layer}: lora_{part} is {shape}, with this base it must be {wanted}", layer=layer,
+                                 part=part, shape=_sizes(tensor.shape), wanted=_sizes(sizes[part])))  # fmt: skip
+    wrong += [Message("  {layer}: only {parts} of its LoRA is there", layer=layer, parts=', '.join(sorted(parts)))
               for layer, parts in found.items() if not {"A.weight", "B.weight"} <= parts]  # fmt: skip
     if not state:
-        wrong.append("  it holds no weights at all")
+        wrong.append(Message("  it holds no weights at all"))
     if wrong:
-        more = [f"  … and {len(wrong) - 5} more"] if len(wrong) > 5 else []
+        more = [Message("  … and {count} more", count=len(wrong) - 5)] if len(wrong) > 5 else []
         raise AdapterError(
-            f"The adapter {adapter.card.name} was trained on {adapter.base_id or 'another base'} and does not fit "
-            "this one:\n" + "\n".join(wrong[:5] + more) + "\nOpen it with its own base."
+            "The adapter {adapter} was trained on {base} and does not fit this one:\n{problems}\n"
+            "Open it with its own base.",
+            adapter=adapter.card.name,
+            base=adapter.base_id or Message("another base"),
+            problems=join("\n", wrong[:5] + more),
         )
     return sorted(found)
 
 
 def _sizes(shape: Any) -> str:
-    return "×".join(map(str, shape)) or "one number"
+    return "×".join(map(str, shape)) or Message("one number")
 
 
 def set_strength(model: Any, name: str, strength: float) -> None:

@@ -14,7 +14,7 @@ from persona import embedded, fetch, hardware, quantize
 from persona.catalogue import catalogue
 from persona.choose import choose_template
 from persona.embedded import DEFAULT, EMBEDDED, Embedded, Progress
-from persona.errors import BaseError
+from persona.errors import BaseError, Message
 from persona.fetch import MODELSCOPE
 from persona.files import read_json, require_own
 from persona.folder import Card
@@ -38,7 +38,7 @@ class Base:
         return sum(f.stat().st_size for f in self.path.glob("*.safetensors"))
 
     def config(self) -> dict[str, Any]:
-        return read_json(self.path / "config.json", "a base model")
+        return read_json(self.path / "config.json", Message("a base model"))
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name → shape of every weight, from the files' headers alone. Raises BaseError where one is damaged."""
@@ -49,7 +49,7 @@ class Base:
                     header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
                 found |= {name: tuple(t["shape"]) for name, t in header.items() if name != "__metadata__"}
             except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as e:
-                raise BaseError(f"{file}: its header cannot be read. Fetch the base anew.") from e
+                raise BaseError("{file}: its header cannot be read. Download the base again.", file=file) from e
         return found
 
     def to_dict(self) -> dict[str, str]:
@@ -82,7 +82,9 @@ def resolve(name: str, progress: Progress = quiet, revision: str = "") -> Base:
         return _folder(name, path)
     if not fetch.is_hub_id(name):
         raise BaseError(
-            f"{name!r}: no such folder, GGUF file or Hub id (OWNER/NAME). The embedded base {DEFAULT!r} always works."
+            "{name!r}: no such folder, GGUF file or Hub id (OWNER/NAME). The embedded base {default!r} always works.",
+            name=name,
+            default=DEFAULT,
         )
     return Base(*fetch.from_hub(name, progress, revision))
 
@@ -94,7 +96,9 @@ def _embedded(e: Embedded, progress: Progress) -> Base:
 
 def _gguf(name: str, path: Path, progress: Progress) -> Base:
     if not path.is_file():
-        raise BaseError(f"{name}: no such file. Check the path, or use the embedded base {DEFAULT!r}.")
+        raise BaseError(
+            "{name}: no such file. Check the path, or use the embedded base {default!r}.", name=name, default=DEFAULT
+        )
     digest = embedded.sha256(path)
     told = Base(path.stem, path, f"gguf-{digest[:12]}")
     return replace(told, path=embedded.convert(path, path.stem, digest, told.to_dict(), progress))
@@ -102,10 +106,12 @@ def _gguf(name: str, path: Path, progress: Progress) -> Base:
 
 def _folder(name: str, path: Path) -> Base:
     if not (path / "config.json").is_file():
-        raise BaseError(f"{name}: no config.json in this folder, so it is not a model in Hugging Face format.")
+        raise BaseError(
+            "{name}: no config.json in this folder, so it is not a model in Hugging Face format.", name=name
+        )
     if not any(path.glob("*.safetensors")):
-        raise BaseError(f"{name}: no .safetensors file here. Pickled weights (.bin, .pt) are not opened.")
-    known = read_json(path / "config.json", "a base model").get("_name_or_path") or ""
+        raise BaseError("{name}: no .safetensors file here. Pickled weights (.bin, .pt) are not opened.", name=name)
+    known = read_json(path / "config.json", Message("a base model")).get("_name_or_path") or ""
     return Base(known if fetch.is_hub_id(known) else path.resolve().name, path.resolve())
 
 
@@ -133,7 +139,7 @@ def choices() -> list[tuple[str, str, str]]:
     """(name, title, what to know before choosing it) of the bases to choose from: the embedded ones, then the
     catalogue's, the smallest first.
     """
-    own = [(e.name, e.about, "" if embedded.is_installed(e) else "not installed") for e in EMBEDDED.values()]
+    own = [(e.name, e.about, "" if embedded.is_installed(e) else Message("not installed")) for e in EMBEDDED.values()]
     other = [e for e in catalogue() if e.id not in {x.hub_id for x in EMBEDDED.values()}]
     return own + [(e.id, e.id, e.about) for e in sorted(other, key=lambda e: (e.parameters, e.id))]
 
@@ -175,7 +181,7 @@ def load_tokenizer(base: Base) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
     except _unfit() as e:
-        raise BaseError(f"{base.id}: its tokenizer cannot be opened ({e}).") from e
+        raise BaseError("{base}: its tokenizer cannot be opened ({reason}).", base=base.id, reason=e) from e
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
@@ -192,7 +198,9 @@ def load_model(base: Base, dtype: str, device: str = "cpu", quantization: str = 
 
     logging.disable_progress_bar()
     if quantization != "none" and base.config().get("quantization_config"):
-        raise BaseError(f"{base.id}: its weights are quantized already. Set quantization to none for this base.")
+        raise BaseError(
+            "{base}: its weights are quantized already. Set quantization to none for this base.", base=base.id
+        )
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base.path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True,
@@ -201,7 +209,9 @@ def load_model(base: Base, dtype: str, device: str = "cpu", quantization: str = 
     except _unfit() as e:
         if hardware.is_out_of_memory(e):
             raise
-        raise BaseError(f"{base.id}: cannot be opened ({type(e).__name__}: {e}).") from e
+        raise BaseError(
+            "{base}: cannot be opened ({kind}: {reason}).", base=base.id, kind=type(e).__name__, reason=e
+        ) from e
     if quantize.is_quantized(model):  # by us, or as it was stored
         quantize.guard(model)
     if quantization == "none":  # else it lies on its device already

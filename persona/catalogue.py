@@ -12,6 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from persona.errors import Message, join
+
 FILE = Path(__file__).with_name("bases.json")
 
 
@@ -55,9 +57,10 @@ class Entry(BaseModel):
     @property
     def about(self) -> str:
         """Size, licence, terms and what it needs, in a line."""
-        consent = {True: ", asks for consent on its page", None: ", may ask for consent on its page", False: ""}
-        package = f", needs pip install {self.needs}" if self.needs else ""
-        return f"{gb(self.download_gb)}, {self.licence}{consent[self.gated]}{package}"
+        consent = {True: Message("asks for consent on its page"), False: "",
+                   None: Message("may ask for consent on its page")}  # fmt: skip
+        package = Message("needs pip install {package}", package=self.needs) if self.needs else ""
+        return join(", ", [gb(self.download_gb), self.licence, consent[self.gated], package])
 
 
 def gb(size: float) -> str:

@@ -18,7 +18,7 @@ from persona.adapter import Adapter
 from persona.base import Base
 from persona.decode import Reply, decode
 from persona.embedded import Progress
-from persona.errors import AdapterError, InputError, PersonaError
+from persona.errors import AdapterError, InputError, Message, PersonaError
 from persona.mixed import Mix
 from persona.render import Prompt, Renderer
 from persona.sampling import CONTEXT, Sampling
@@ -57,7 +57,7 @@ class Speaker:
         try:
             prompt, stop = self.renderer.prompt(history, text), self.renderer.stop_id
         except PersonaError as e:
-            return Column(self.adapter, Prompt("", []), error=str(e))
+            return Column(self.adapter, Prompt("", []), error=e.message)
         return Column(self.adapter, prompt, self.strength, stop)
 
 
@@ -114,7 +114,7 @@ class Voices:
         try:
             stamp = (adapter.path / "adapter_model.safetensors").stat().st_mtime
         except OSError as e:
-            raise AdapterError(f"{adapter.path}: is no longer there. Choose another adapter.") from e
+            raise AdapterError("{adapter}: is no longer there. Choose another adapter.", adapter=adapter.path) from e
         with self.lock:
             there = self.attached.pop(name, None)
             if there and there[1] == stamp:
@@ -165,7 +165,11 @@ class Voices:
 
 def check_strength(strength: float) -> None:
     if not 0 <= strength <= MAX_STRENGTH:
-        raise InputError(f"strength={strength}: from 0 (the base) over 1 (as trained) to {MAX_STRENGTH}.")
+        raise InputError(
+            "strength={strength}: from 0 (the base) over 1 (as trained) to {limit}.",
+            strength=strength,
+            limit=MAX_STRENGTH,
+        )
 
 
 _open: dict[str, Voices] = {}
@@ -184,10 +188,15 @@ def open_voices(base: Base) -> Voices:
 def base_of(adapter: Adapter, override: str = "", progress: Progress = bases.quiet) -> Base:
     """The base that an adapter was trained on. Raises AdapterError when its folder names none."""
     if not (override or adapter.base_id):
-        raise AdapterError(f"{adapter.path.name}: does not say which base it was trained on. Name it with --base.")
+        raise AdapterError(
+            "{adapter}: does not say which base it was trained on. Name it with --base.", adapter=adapter.path.name
+        )
     if not override and not bases.travels(adapter.base_id):
-        raise AdapterError(f"{adapter.path.name}: names the base {adapter.base_id!r:.120}, which is no name of one but "
-                           "a place on a disk. Name the base with --base.")  # fmt: skip
+        raise AdapterError(
+            "{adapter}: names the base {base}, a path on a disk and not a model's name. Name the base with --base.",
+            adapter=adapter.path.name,
+            base=f"{adapter.base_id!r:.120}",
+        )
     return bases.resolve(override or adapter.base_id, progress, "" if override else adapter.base_revision)
 
 
@@ -218,7 +227,7 @@ def stream(
                 mixes.append(voices.mix(column.adapter, column.strength))
                 rows.append(n)
             except PersonaError as e:
-                replies[n] = Reply(error=str(e))
+                replies[n] = Reply(error=e.message)
         if not rows:
             yield replies
             return
@@ -235,10 +244,12 @@ def stream(
 def _check_room(column: Column, sampling: Sampling) -> None:
     """Raises InputError when this column cannot be asked."""
     if column.error:
-        raise InputError(column.error)
+        raise InputError(Message.of(column.error))
     length = len(column.prompt.ids)
     if length + sampling.max_new_tokens > CONTEXT:
-        raise InputError(f"The conversation has {length:,} tokens and no room for a reply. Clear it and start anew.")
+        raise InputError(
+            "The conversation has {length:,} tokens and no room for a reply. Clear it and start again.", length=length
+        )
 
 
 def default_speakers(voices: Voices, adapter: Adapter, strength: float = 1.0) -> list[Speaker]:

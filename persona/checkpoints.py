@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from persona.errors import Message
 from persona.files import flush_folder, read_json, to_json, write_atomic
 
 WHOLE = "whole"
@@ -59,7 +60,7 @@ def last(checkpoints: Path) -> Path | None:
 
 
 def session(folder: Path) -> dict[str, Any]:
-    return read_json(folder / SESSION, "a checkpoint")
+    return read_json(folder / SESSION, Message("a checkpoint"))
 
 
 def prune(checkpoints: Path, newest: int) -> None:

@@ -45,8 +45,10 @@ def choose_template(tokenizer: Any, language: str = "") -> Template:
     if derived and not fits(tokenizer, derived) and sound(tokenizer, derived):
         return _like(tokenizer, derived, shipped) or derived
     raise TemplateError(
-        "This base has a chat format of its own that no shipped template reproduces. Choose a template by hand "
-        f"({', '.join(shipped)}), or give the base's own with {{% generation %}} around the reply as a .jinja file."
+        "This base has a chat format of its own that no shipped template reproduces. Choose a template by "
+        "hand ({shipped}), or give the base's own with {{% generation %}} around the reply as a .jinja "
+        "file.",
+        shipped=", ".join(shipped),
     )
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import fsspec
 
 from persona import runs
-from persona.errors import RunError
+from persona.errors import Message, RunError, join
 from persona.files import PROJECT, TEMPLATES
 from persona.progress import ACTIVE
 from persona.runs import Run
@@ -73,13 +73,14 @@ def open_storage(url: str, run: Run | None = None) -> Side:
         raise RunError("Training on a cluster needs Ray, which is not installed. Do: pip install ray")
     if "://" not in url:
         raise RunError(
-            f"{url!r}: no storage. Name one that every node of the cluster reaches, with --storage or PERSONA_STORAGE, "
-            "e.g. file:///shared or s3://bucket/folder."
+            "{url!r}: no storage. Name one that every node of the cluster reaches, with --storage or "
+            "PERSONA_STORAGE, e.g. file:///shared or s3://bucket/folder.",
+            url=url,
         )
     try:
         fs, root = fsspec.core.url_to_fs(url.rstrip("/"))
     except (ImportError, ValueError) as e:  # the package for s3, gcs … is missing, or no such protocol
-        raise RunError(f"{url}: this storage cannot be opened ({e}).") from e
+        raise RunError("{url}: this storage cannot be opened ({reason}).", url=url, reason=e) from e
     return Side(fs, f"{root}/{run.path.parent.parent.name}-{run.name}" if run else root)
 
 
@@ -154,9 +155,11 @@ def work(storage: Side) -> None:
         run = Run(Path(folder) / "persona" / "runs" / storage.root.rpartition("/")[2])
         here, over = local(run), threading.Event()
         mirror(storage, here)
-        reached = f" It goes on from {cs[-1]}." if (cs := here.checkpoints()) else ""
+        told = [Message("A worker on {host} has it.", host=socket.gethostname())]
+        if reached := here.checkpoints():
+            told.append(Message("It goes on from {checkpoint}.", checkpoint=reached[-1]))
         run.log("worker", host=socket.gethostname(), pid=os.getpid())
-        run.log("state", state="starting", message=f"A worker on {socket.gethostname()} has it.{reached}")
+        run.log("state", state="starting", message=join(" ", told))
 
         def report() -> None:
             while not over.wait(EVERY):
@@ -191,7 +194,7 @@ def send(here: Side, storage: Side) -> None:
 def drive(run: Run, url: str, address: str) -> None:
     """Send the run to the cluster and follow it to its end."""
     here, storage = local(run), open_storage(url, run)
-    run.log("state", state="queued", message="in line for a worker of the Ray cluster")
+    run.log("state", state="queued", message=Message("in line for a worker of the Ray cluster"))
     send(here, storage)
     ray = connect(address)
     task = ray.remote(max_calls=1, max_retries=LOST, **_share(ray))(work).remote(storage)
@@ -203,7 +206,7 @@ def drive(run: Run, url: str, address: str) -> None:
         if (run.path / "stop").exists():
             if run.progress().status == "queued":
                 ray.cancel(task)
-                run.log("state", state="stopped", message="Cancelled before a worker had it.")
+                run.log("state", state="stopped", message=Message("Cancelled before a worker had it."))
                 return
             storage.fs.touch(storage.path("stop"))
     try:
@@ -211,7 +214,9 @@ def drive(run: Run, url: str, address: str) -> None:
     except ray.exceptions.RayError as e:
         print(e, file=sys.stderr)  # into log.txt
         if run.progress().status in ACTIVE:
-            why = f"The cluster gave the run up ({type(e).__name__}, see log.txt). It can be resumed."
+            why = Message(
+                "The cluster gave the run up ({kind}, see log.txt). It can be resumed.", kind=type(e).__name__
+            )
             run.log("state", state="failed", message=why)
 
 
@@ -227,7 +232,11 @@ def connect(address: str) -> Any:
         try:
             ray.init(address or None, runtime_env={"working_dir": code}, log_to_driver=False)
         except (ConnectionError, ValueError) as e:
-            raise RunError(f"No Ray cluster answers at {address or 'the usual address'}: {e}") from e
+            raise RunError(
+                "No Ray cluster answers at {address}: {reason}",
+                address=address or Message("the usual address"),
+                reason=e,
+            ) from e
     return ray
 
 
@@ -247,7 +256,7 @@ def main() -> int:
     try:
         cluster.drive(run, *sys.argv[2:])
     except Exception as e:
-        run.log("state", state="failed", message=f"{e}" if isinstance(e, RunError) else f"{type(e).__name__}: {e}")
+        run.log("state", state="failed", message=e.message if isinstance(e, RunError) else f"{type(e).__name__}: {e}")
         raise
     return 0
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from persona import base
-from persona.errors import InputError
+from persona.errors import InputError, Message, invalid, join
 from persona.render import MAX_LENGTH, MAX_LENGTH_RANGE
 
 MAX_ACCUMULATION = 1024  # batches an optimizer step
@@ -102,14 +102,20 @@ PRESETS: dict[str, tuple[dict[str, Any], str]] = {
 def make_config(preset: str = "quick", /, **changes: Any) -> RunConfig:
     """The preset with `changes` on top. Raises InputError naming every setting that is wrong."""
     if preset not in PRESETS:
-        raise InputError(f"{preset!r}: no such preset. Choose one of {', '.join(PRESETS)}.")
+        raise InputError(
+            "{preset!r}: no such preset. Choose one of {presets}.", preset=preset, presets=", ".join(PRESETS)
+        )
     try:
         return RunConfig(**{**PRESETS[preset][0], **changes})
     except ValidationError as e:
-        wrong = [f"{'.'.join(map(str, x['loc']))}={x.get('input')!r}: {x['msg']}" for x in e.errors()]
+        wrong = join("; ", [
+            Message("{setting}={value}: {problem}", setting=".".join(map(str, x["loc"])), value=repr(x.get("input")),
+                    problem=invalid(x)) for x in e.errors()
+        ])  # fmt: skip
+        if not any(x["type"] == "extra_forbidden" for x in e.errors()):
+            raise InputError("{problems}.", problems=wrong) from e
         known = ", ".join(RunConfig.model_fields)
-        hint = f" Settings are: {known}." if any(x["type"] == "extra_forbidden" for x in e.errors()) else ""
-        raise InputError("; ".join(wrong) + "." + hint) from e
+        raise InputError("{problems}. Settings are: {known}.", problems=wrong, known=known) from e
 
 
 def steps_of(config: RunConfig, rows: int) -> tuple[int, int]:

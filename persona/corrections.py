@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from persona import journal, talks
-from persona.errors import InputError
+from persona.errors import InputError, Message, join
 from persona.folder import Persona
 from persona.pairs import Pair, check
 from persona.talks import Talk
@@ -53,29 +53,38 @@ def add(persona: Persona, pair: Pair) -> Added:
     whatever came before it there.
     """
     if not pair.instruction.strip() or not pair.output.strip():
-        raise InputError("There is no answer to learn from. Write what she should have said.")
+        raise InputError("There is no answer to learn from. Write what the persona should have said.")
     try:
         check(pair.to_dict())
     except InputError as e:
-        raise InputError(f"The corrected answer: {e}. It is not added.") from e
+        raise InputError("The corrected answer: {reason}. It is not added.", reason=e) from e
     pairs = persona.scan()[0]
     asked = [(n, p) for n, p in enumerate(pairs, 1) if p.instruction.strip() == pair.instruction.strip()]
     for n, p in asked:
         if p.output.strip() == pair.output.strip():
-            raise InputError(f"Pair {n} has this answer to this question already. Nothing was added.")
-    if not journal.append(persona, [pair], f"add a {pair.source or 'pair'}").added:
+            raise InputError("Pair {row} has this answer to this question already. Nothing was added.", row=n)
+    if not journal.append(persona, [pair], _edit(pair.source)).added:
         raise InputError("Another window has just added this answer to this question. Nothing was added.")
     row, rivals = len(pairs) + 1, tuple(n for n, _ in asked)
     return Added(row, rivals, _message(row, rivals))
 
 
+def _edit(source: str) -> str:
+    labels = {"vote": Message("add a vote"), "correction": Message("add a correction")}
+    return labels.get(source) or Message("add a pair")
+
+
 def _message(row: int, rivals: tuple[int, ...]) -> str:
-    text = f"Added as pair {row}."
+    added = Message("Added as pair {row}.", row=row)
     if not rivals:
-        return text
-    shown = ", ".join(map(str, rivals[:5])) + (f" and {len(rivals) - 5} more" if len(rivals) > 5 else "")
-    many = len(rivals) > 1
-    return (
-        f"{text} Pair{'s' if many else ''} {shown} answer{'' if many else 's'} the same question otherwise: keep "
-        f"{'them all' if many else 'both'} if she may answer either way, else delete what is wrong."
-    )
+        return added
+    if len(rivals) == 1:
+        return join(" ", [added, Message(
+            "Pair {row} answers the same question differently: keep both if either answer is right for the persona, "
+            "else delete the wrong one.", row=rivals[0])])  # fmt: skip
+    shown: str = ", ".join(map(str, rivals[:5]))
+    if len(rivals) > 5:
+        shown = Message("{shown} and {count} more", shown=shown, count=len(rivals) - 5)
+    return join(" ", [added, Message(
+        "Pairs {rows} answer the same question differently: keep them all if each answer is right for the persona, "
+        "else delete what is wrong.", rows=shown)])  # fmt: skip

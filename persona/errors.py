@@ -1,4 +1,4 @@
-"""Everything Persona refuses, as one small tree.
+"""Everything Persona refuses, as one small tree; and the texts for the user, which can be said in another language.
 
     PersonaError                 a message for the user: place, value, next step
     ├── InputError (ValueError)  pairs, settings or names that cannot be right
@@ -8,12 +8,128 @@
     ├── AdapterError             an adapter that is broken, unsafe or made for another base
     └── ShareError               a zip, link or Hub transfer that failed
 
-The library raises these; the command line turns them into exit status 1, the page into a notice.
+The library raises these; the command line turns them into exit status 1, the page into a notice. A template is a format
+string, `InputError("{path}: no such file.", path=path)`, and the key of its translation in the page's catalogue.
 """
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+DEEPEST = 20  # messages within messages that are read from a file
+
+
+class Message(str):
+    """An English text that keeps the template and the values it was made from.
+
+    A value that is a Message, or an error with one, is translated with the text; any other value stays as it is.
+    """
+
+    template: str
+    values: dict[str, Any]
+
+    def __new__(cls, template: str, /, **values: Any) -> "Message":
+        kept = {name: _value(value) for name, value in values.items()}
+        return cls._make(cls._format(template, kept), template, kept)
+
+    @staticmethod
+    def of(text: str) -> "Message":
+        """The text itself, with braces or without: what somebody else said, which is not translated."""
+        return text if isinstance(text, Message) else Message("{text}", text=text)
+
+    @classmethod
+    def _make(cls, text: str, template: str, values: dict[str, Any]) -> "Message":
+        made = str.__new__(cls, text)
+        made.template, made.values = template, values
+        return made
+
+    @staticmethod
+    def _format(template: str, values: Mapping[str, Any]) -> str:
+        return template.format(**values)
+
+    def translated(self, catalogue: Mapping[str, str]) -> str:
+        """The text by `catalogue`, which holds a translation of each template. What it lacks stays English."""
+        if (template := self._translation(catalogue)) is None:
+            return str(self)
+        values = {k: v.translated(catalogue) if isinstance(v, Message) else v for k, v in self.values.items()}
+        try:
+            return self._format(template, values)
+        except (LookupError, TypeError, ValueError, ArithmeticError):  # values of a file that another version wrote
+            return str(self)
+
+    def _translation(self, catalogue: Mapping[str, str]) -> str | None:
+        return catalogue.get(self.template)
+
+    def replaced(self, old: str, new: str) -> "Message":
+        """With `new` for `old` in every value."""
+        values = {
+            k: v.replaced(old, new) if isinstance(v, Message) else v.replace(old, new) if isinstance(v, str) else v
+            for k, v in self.values.items()
+        }
+        return self._make(self._format(self.template, values), self.template, values)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self)._make, (str(self), self.template, self.values)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a file keeps beside the text, for a page in another language."""
+        kind = {"joined": True} if isinstance(self, _Joined) else {}
+        values = {k: v.to_json() if isinstance(v, Message) else v for k, v in self.values.items()}
+        return {"text": str(self), "template": self.template, "values": values, **kind}
+
+    @staticmethod
+    def from_json(text: str, data: Any, depth: int = 0) -> str:
+        """`text` with the template and values in `data`; the plain text where that is no message, or another one.
+
+        A file may come from anyone: its template is only ever looked up, never formatted.
+        """
+        match data:
+            case {"text": str(own), "template": str(template), "values": dict(values)} if (
+                own == text and depth < DEEPEST
+            ):
+                kept = {
+                    str(name): Message.from_json(str(v.get("text")), v, depth + 1) if isinstance(v, dict) else _value(v)
+                    for name, v in values.items()
+                }
+                return (_Joined if data.get("joined") else Message)._make(text, template, kept)
+        return text
+
+
+class _Joined(Message):
+    """Several texts with a separator between them, which is the template."""
+
+    @staticmethod
+    def _format(template: str, values: Mapping[str, Any]) -> str:
+        return template.join(map(str, values.values()))
+
+    def _translation(self, catalogue: Mapping[str, str]) -> str:
+        return catalogue.get(self.template, self.template)
+
+
+def join(separator: str, parts: Iterable[str]) -> Message:
+    """The parts as one text, each translated by itself. Empty ones are left out."""
+    return _Joined(separator, **{str(n): part for n, part in enumerate(filter(None, parts))})
+
+
+def with_templates(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for a file: beside each Message, under NAME_template, what it was made from."""
+    return row | {f"{name}_template": v.to_json() for name, v in row.items() if isinstance(v, Message)}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Exception) and value.args and isinstance(value.args[0], Message):
+        return value.args[0]  # of a PersonaError, or of another library's error that we raised
+    return value if isinstance(value, str | int | float) else str(value)
 
 
 class PersonaError(Exception):
-    """A message that a user can act on. Never carries a token."""
+    """A message that a user can act on. Never carries a token.
+
+    template: a format string for the values, or a finished Message without any.
+    """
+
+    def __init__(self, template: str, /, **values: Any) -> None:
+        self.message = template if isinstance(template, Message) else Message(template, **values)
+        super().__init__(self.message)
 
 
 class InputError(PersonaError, ValueError):
@@ -38,3 +154,31 @@ class AdapterError(PersonaError):
 
 class ShareError(PersonaError):
     """A zip, link or Hub transfer failed."""
+
+
+def invalid(error: Any) -> Message:
+    """What pydantic says of one value that a model does not take."""
+    said = str(error["msg"])
+    last = said.rpartition(" ")[2]
+    match error["type"]:
+        case "greater_than":
+            return Message("Input should be greater than {limit}", limit=last)
+        case "greater_than_equal":
+            return Message("Input should be greater than or equal to {limit}", limit=last)
+        case "less_than":
+            return Message("Input should be less than {limit}", limit=last)
+        case "less_than_equal":
+            return Message("Input should be less than or equal to {limit}", limit=last)
+        case "extra_forbidden":
+            return Message("Extra inputs are not permitted")
+        case "literal_error" if " or " in said:
+            choices = said.removeprefix("Input should be ").rpartition(" or ")
+            return Message("Input should be {choices} or {last}", choices=choices[0], last=choices[2])
+    kind, comma, detail = said.partition(", ")
+    if comma and kind == "Input should be a valid integer":
+        return Message("Input should be a valid integer, {detail}", detail=detail)
+    if comma and kind == "Input should be a valid number":
+        return Message("Input should be a valid number, {detail}", detail=detail)
+    if comma and kind == "Input should be a valid boolean":
+        return Message("Input should be a valid boolean, {detail}", detail=detail)
+    return Message.of(said)

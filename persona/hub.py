@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 from persona import base as bases
 from persona import embedded, fetch, modelcard, share, space
 from persona.adapter import FILES, Adapter
-from persona.errors import ShareError
+from persona.errors import Message, ShareError
 from persona.files import disk_message, root, shared
 from persona.share import WEIGHTS, checked, present, refuse_secrets
 
@@ -43,11 +43,14 @@ class Link:
         good = len(parts) == 2 and all(_NAME.fullmatch(p) and ".." not in p and "--" not in p for p in parts)
         if not good or self.repo.endswith(".git"):
             raise ShareError(
-                f"{self.repo[:120]!r}: not a name on the Hub. It is USER/NAME: letters, digits, '-', '_' and '.', each "
-                "part at most 96 long."
+                "{repo!r}: not a name on the Hub. It is USER/NAME: letters, digits, '-', '_' and '.', each "
+                "part at most 96 long.",
+                repo=self.repo[:120],
             )
         if self.revision and (not _REVISION.fullmatch(self.revision) or ".." in self.revision):
-            raise ShareError(f"{self.revision[:120]!r}: not a revision. Use a commit, branch or tag without '/'.")
+            raise ShareError(
+                "{revision!r}: not a revision. Use a commit, branch or tag without '/'.", revision=self.revision[:120]
+            )
 
     def __str__(self) -> str:
         return f"{self.repo}@{self.revision}" if self.revision else self.repo
@@ -62,7 +65,7 @@ class Link:
 def _parse_name(text: str) -> Link:
     repo, at, revision = text.partition("@")
     if at and not revision:
-        raise ShareError(f"{text[:120]!r}: nothing after '@'. Add the revision, or leave the '@' away.")
+        raise ShareError("{text!r}: nothing after '@'. Add the revision, or leave the '@' out.", text=text[:120])
     return Link(repo, revision)
 
 
@@ -71,7 +74,7 @@ def _parse_url(text: str) -> Link:
         url = urlsplit(text)
         named = parse_qs(url.query, keep_blank_values=True).get("persona", [])
     except ValueError:
-        raise ShareError(f"{text[:120]!r}: not a web address. Copy the link again.") from None
+        raise ShareError("{text!r}: not a web address. Copy the link again.", text=text[:120]) from None
     if url.scheme in ("http", "https") and len(named) == 1:
         return _parse_name(named[0])
     hubs = {"huggingface.co", "hf.co", urlsplit(_endpoint()).netloc}
@@ -80,8 +83,9 @@ def _parse_url(text: str) -> Link:
     if url.scheme in ("http", "https") and url.netloc in hubs and page and parts[0] not in ("datasets", "spaces"):
         return Link("/".join(parts[:2]), parts[3] if len(parts) == 4 else "")
     raise ShareError(
-        f"{text[:120]!r}: no persona in this address. A share link ends in ?persona=USER/NAME; the address of a "
-        "model page on the Hub, or USER/NAME alone, will do as well."
+        "{text!r}: no persona in this address. A share link ends in ?persona=USER/NAME; the address of a "
+        "model page on the Hub, or USER/NAME alone, will do as well.",
+        text=text[:120],
     )
 
 
@@ -89,7 +93,7 @@ def link(app_url: str, repo: str, revision: str = "") -> str:
     """The address that opens this persona in the app at `app_url`."""
     url = urlsplit(app_url)
     if url.scheme not in ("http", "https") or not url.netloc:
-        raise ShareError(f"{app_url!r}: not the address of an app. It begins with http:// or https://.")
+        raise ShareError("{app_url!r}: not the address of an app. It begins with http:// or https://.", app_url=app_url)
     return f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}/?persona={Link(repo, revision)}"
 
 
@@ -118,15 +122,17 @@ def push(
     card = checked(adapter).card
     if public and not card.rights.strip():
         raise ShareError(
-            f"{card.name} cannot be made public: 'rights' in {adapter / 'persona.json'} is empty. Write there whose "
-            "text it was trained on, and under which licence or permission; or share it privately."
+            "{adapter} cannot be made public: 'rights' in {file} is empty. Write there whose text it "
+            "was trained on, and under which licence or permission; or share it privately.",
+            adapter=card.name,
+            file=adapter / "persona.json",
         )
     wanted = Link(repo if "/" in repo else f"me/{repo}").repo
     token = _login(token)
     if not token:
         raise ShareError(
-            "You are not logged in to the Hub. Log in on your own machine with: hf auth login (or set HF_TOKEN). On a "
-            "shared Space, sign in there, or take the zip instead."
+            "You are not logged in to the Hub. Log in on your own machine with: hf auth login (or set "
+            "HF_TOKEN). On a shared Space, sign in there, or take the zip instead."
         )
     refuse_secrets(adapter, token)
     api = HfApi(endpoint=_endpoint(), token=token)
@@ -137,8 +143,13 @@ def push(
         if private == public:
             there, asked = ("private", "public") if private else ("public", "private")
             raise ShareError(
-                f"{wanted} is on the Hub already and is {there}, but {asked} was asked for. Nothing was sent. Choose "
-                f"another name, push it as {there}, or change it at {_endpoint()}/{wanted}/settings."
+                "{wanted} is on the Hub already and is {there}, but {asked} was asked for. Nothing was "
+                "sent. Choose another name, push it as {there}, or change it at "
+                "{endpoint}/{wanted}/settings.",
+                wanted=wanted,
+                there=there,
+                asked=asked,
+                endpoint=_endpoint(),
             )
         commit = _again(lambda: _commit(api, wanted, adapter, f"Persona adapter: {card.name}"))
     return {
@@ -198,7 +209,9 @@ def pull(source: Link, token: str | None = None) -> Path:
         if WEIGHTS not in sizes:
             raise share.no_weights(str(source), sizes)
         if big := [f"{n} ({sizes[n] / 1e6:,.0f} MB)" for n in FILES if sizes.get(n, 0) > share.limit_of(n)]:
-            raise ShareError(f"{source}: {', '.join(big)} is too large for an adapter. It was not downloaded.")
+            raise ShareError(
+                "{source}: {big} is too large for an adapter. It was not downloaded.", source=source, big=", ".join(big)
+            )
         folder = _again(lambda: snapshot_download(source.repo, revision=info.sha, token=token or False, **options))
     return checked(Path(folder)).path
 
@@ -206,16 +219,20 @@ def pull(source: Link, token: str | None = None) -> Path:
 def outlook(adapter: Adapter) -> str:
     """What opening it will take, in a sentence: "" where its base is here, else how much will be downloaded."""
     if not adapter.base_id:
-        return "It does not say which base it was trained on, so it cannot answer."
+        return Message("It does not say which base it was trained on, so it cannot answer.")
     if bases.ready(adapter.base_id, adapter.base_revision):
         return ""
     if embedded.named(adapter.base_id):
-        return f"Its base {adapter.base_id} is here and is unpacked for the first answer, in about a minute."
+        return Message(
+            "Its base {base} is here and is unpacked for the first answer, in about a minute.", base=adapter.base_id
+        )
     size = fetch.to_download(adapter.base_id, adapter.base_revision)
-    much = f"{size / 1e9:.1f} GB" if size else "its files, of a size not known beforehand,"
-    return (
-        f"Its base {adapter.base_id} is not on this machine: the first answer downloads {much} from the Hub. "
-        "Its own terms apply; they are on its page there."
+    much = f"{size / 1e9:.1f} GB" if size else Message("its files, of a size not known beforehand,")
+    return Message(
+        "Its base {base} is not on this machine: the first answer downloads {much} from the Hub. Its own "
+        "terms apply; they are on its page there.",
+        base=adapter.base_id,
+        much=much,
     )
 
 
@@ -264,43 +281,60 @@ def _in_words(place: str, token: str | None) -> Iterator[None]:
         yield
     except hub.RevisionNotFoundError as e:
         raise ShareError(
-            f"{place}: the Hub has no such revision (any more). Leave out what follows '@' to get the newest, or ask "
-            "for a new link."
+            "{place}: the Hub has no such revision (any more). Leave out what follows '@' to get the "
+            "newest, or ask for a new link.",
+            place=place,
         ) from e
     except hub.GatedRepoError as e:
-        raise ShareError(f"{place}: its owner asks you to accept terms on its Hub page first. Then try again.") from e
+        raise ShareError(
+            "{place}: its owner asks you to accept terms on its Hub page first. Then try again.", place=place
+        ) from e
     except hub.HfHubHTTPError as e:
-        raise ShareError(f"{place}: {_status_in_words(e, token)}") from e
+        raise ShareError("{place}: {reason}", place=place, reason=_status_in_words(e, token)) from e
     except hub.LocalEntryNotFoundError as e:
-        raise ShareError(f"{place}: not on this machine, and the Hub cannot be reached. Try again when online.") from e
+        raise ShareError(
+            "{place}: not on this machine, and the Hub cannot be reached. Try again when online.", place=place
+        ) from e
     except OSError as e:
         if e.errno in _DISK:
             raise ShareError(disk_message(root() / "hub", e)) from e
-        raise ShareError(f"{place}: {_INTERRUPTED} ({type(e).__name__})") from e
+        raise ShareError("{place}: {reason} ({kind})", place=place, reason=_INTERRUPTED, kind=type(e).__name__) from e
     except ValueError as e:
-        raise ShareError(f"{place}: the Hub refuses it: {e}. Correct it in the adapter's folder.") from e
+        raise ShareError(
+            "{place}: the Hub refuses it: {reason}. Correct it in the adapter's folder.", place=place, reason=e
+        ) from e
     except (hub.HTTPError, RuntimeError) as e:  # httpx's own; the client wraps a failed upload of weights in the other
-        raise ShareError(f"{place}: {_INTERRUPTED} ({type(e).__name__})") from e
+        raise ShareError("{place}: {reason} ({kind})", place=place, reason=_INTERRUPTED, kind=type(e).__name__) from e
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-_INTERRUPTED = "the Hub cannot be reached, or the connection broke. Nothing is lost; try again."
+_INTERRUPTED = Message("the Hub cannot be reached, or the connection broke. Nothing is lost; try again.")
 
 
 def _status_in_words(e: Any, token: str | None) -> str:
     status = e.response.status_code
     if status == 401 and token:
-        return "the Hub does not accept your token: it is wrong, expired or revoked. Log in again with: hf auth login"
+        return Message(
+            "the Hub does not accept your token: it is wrong, expired or revoked. Log in again with: hf auth login"
+        )
     if status == 401:  # who is not logged in is not told which of the two it is
-        return "not on the Hub, or private. Check the name; if it is yours or shared with you, log in: hf auth login"
+        return Message(
+            "not on the Hub, or private. Check the name; if it is yours or shared with you, log in: hf auth login"
+        )
     if status == 404:
-        return (
+        return Message(
             "not on the Hub (any more), or private and not shared with your account. Check the name, or ask its owner."
         )
     if status == 403:
-        return "your token has no right to do this. Use your own user name, or a token with write access to that name."
+        return Message(
+            "your token has no right to do this. Use your own user name, or a token with write access to that name."
+        )
     if status == 429:
-        return "the Hub asks for patience: too many requests. Nothing is lost; try again in some minutes."
+        return Message("the Hub asks for patience: too many requests. Nothing is lost; try again in some minutes.")
     if status >= 500:
-        return f"the Hub is in trouble (status {status}). Nothing is lost; try again later."
-    return f"the Hub refuses (status {status}: {e.server_message or 'no reason given'})."
+        return Message("the Hub is in trouble (status {status}). Nothing is lost; try again later.", status=status)
+    return Message(
+        "the Hub refuses (status {status}: {server_message}).",
+        status=status,
+        server_message=e.server_message or "no reason given",
+    )

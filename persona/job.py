@@ -7,7 +7,7 @@ from typing import Any
 
 from persona import adapter, base, hardware, needs, processes, quantize, stoptoken
 from persona.config import RunConfig
-from persona.errors import InputError
+from persona.errors import InputError, Message
 from persona.render import Example, Renderer, check_all
 from persona.runs import Run
 
@@ -37,7 +37,7 @@ def prepare(run: Run) -> Job:
         progress=lambda text: run.log("state", state="starting", message=text),
     )  # fmt: skip
     if not config.train_stop_token and (why := stoptoken.problem(found, renderer)):
-        raise InputError(why)
+        raise InputError(Message.of(why))
     examples = check_all(renderer, [r.pair for r in rows])
     packages = ["torch", "transformers", "trl", "peft", "accelerate", "gradio"]
     packages += ["bitsandbytes"] * quantize.needed(config.quantization, config.optim)

@@ -17,7 +17,7 @@ from typing import Any
 
 from persona import limits, lines
 from persona.edits import Change, apply, inverse
-from persona.errors import InputError
+from persona.errors import InputError, Message, with_templates
 from persona.files import write_atomic
 from persona.folder import Persona
 from persona.pairs import Pair, check, dump, stream
@@ -62,7 +62,7 @@ def _refuse(change: Change) -> None:
     try:
         check(change.new.to_dict())
     except InputError as e:
-        raise InputError(f"Pair {change.at + 1}: {e}. It is not saved yet.") from e
+        raise InputError("Pair {row}: {reason}. It is not saved yet.", row=change.at + 1, reason=e) from e
 
 
 def append(persona: Persona, pairs: Iterable[Pair], label: str) -> Appended:
@@ -143,7 +143,7 @@ def trail(persona: Persona) -> tuple[str, str]:
     """Labels of what undo and redo would do next; "" for nothing."""
     position = _position(persona)
     files = (_file(persona, position), _file(persona, position + 1))
-    back, forth = (_read_header(f)["label"] if f.is_file() else "" for f in files)
+    back, forth = (_label(_read_header(f)) if f.is_file() else "" for f in files)
     return back, forth
 
 
@@ -195,7 +195,7 @@ def _same_typing(file: Path, merge: str) -> list[Change]:
 
 
 def _header(label: str, merge: str) -> str:
-    return json.dumps({"label": label, "time": time.time(), "merge": merge}, ensure_ascii=False) + "\n"
+    return json.dumps(with_templates({"label": label, "time": time.time(), "merge": merge}), ensure_ascii=False) + "\n"
 
 
 def _line(change: Change) -> str:
@@ -209,9 +209,13 @@ def _read_header(file: Path) -> dict[str, Any]:
         return json.loads(f.readline())
 
 
+def _label(header: dict[str, Any]) -> str:
+    return Message.from_json(header["label"], header.get("label_template"))
+
+
 def _read(file: Path) -> tuple[str, list[Change]]:
     with file.open(encoding="utf-8") as f:
-        label = json.loads(f.readline())["label"]
+        label = _label(json.loads(f.readline()))
         rows = [json.loads(line) for line in f]
     pair = [tuple(check(r[name]) if name in r else None for name in ("old", "new")) for r in rows]
     return label, [Change(r["at"], old, new) for r, (old, new) in zip(rows, pair, strict=True)]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from persona import hardware, remedy, space, waiting
-from persona.errors import InputError, RunError
+from persona.errors import InputError, Message, RunError
 from persona.files import INSTALLED, PROJECT
 from persona.folder import Persona
 from persona.progress import ACTIVE
@@ -64,9 +64,14 @@ def stop(run: Run) -> bool:
 def _refuse(run: Run) -> None:
     seen = run.progress()
     if run.alive() and seen.status in ACTIVE:  # one that has just ended may still be on its way out
-        raise RunError(f"{run.name} is already {'waiting for its turn' if seen.status == 'queued' else 'running'}.")
+        raise RunError(
+            "{run} is already waiting for its turn." if seen.status == "queued" else "{run} is already running.",
+            run=run.name,
+        )
     if seen.status == "done":
-        raise RunError(f"{run.name} is done; there is nothing to resume. Its adapter is {run.adapter}.")
+        raise RunError(
+            "{run} is done; there is nothing to resume. Its adapter is {adapter}.", run=run.name, adapter=run.adapter
+        )
 
 
 def _spawn(run: Run, state: str, module: str, *words: str) -> None:
@@ -98,7 +103,7 @@ def start_smaller(persona: Persona, run: Run) -> Run:
     """
     changed = run.progress().remedy
     if not changed:
-        raise RunError(f"{run.name}: it proposes no smaller settings. Resume it, or start a new run.")
+        raise RunError("{run}: it proposes no smaller settings. Resume it, or start a new run.", run=run.name)
     config = run.config().model_copy(update=changed)
     if remedy.can_go_on(changed):
         run.update_manifest(config=config.model_dump())
@@ -122,7 +127,10 @@ def _note_killed(run: Run) -> None:
     if run.progress().status != "interrupted":
         return
     changed = remedy.changes(run.config(), MemoryError())
-    message = f"The system killed the training (signal 9), as it does when memory runs out. {remedy.advice(changed)}"
+    message = Message(
+        "The system killed the training (signal 9), as it does when memory runs out. {advice}",
+        advice=remedy.advice(changed),
+    )
     run.log("state", state="interrupted", message=message, remedy=changed)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from persona import files
-from persona.errors import InputError
+from persona.errors import InputError, Message, join
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,13 @@ def read() -> Limits:
         name = f"PERSONA_{field.name.upper()}"
         if text := os.environ.get(name, "").strip():
             if not (text.isascii() and text.isdigit() and len(text) < 10):
-                wrong.append(f"{name}={text!r:.40}: it is a whole number, 0 for no limit.")
+                wrong.append(
+                    Message("{name}={text}: it is a whole number, 0 for no limit.", name=name, text=f"{text!r:.40}")
+                )
                 continue
             given[field.name] = int(text)
     if wrong:
-        raise InputError("\n".join(wrong))
+        raise InputError(join("\n", wrong))
     return Limits(**given)
 
 
@@ -57,8 +59,8 @@ def here() -> Limits:
 def instead() -> str:
     """Where there are no limits."""
     if os.environ.get("SPACE_ID"):
-        return "For more, duplicate this Space (step 5, Share), or run Persona on a computer of your own."
-    return "For more, run Persona on a computer of your own."
+        return Message("For more, duplicate this Space (step 5, Share), or run Persona on a computer of your own.")
+    return Message("For more, run Persona on a computer of your own.")
 
 
 def require_pairs(count: int) -> None:
@@ -66,7 +68,10 @@ def require_pairs(count: int) -> None:
     most = here().max_pairs
     if most and count > most:
         raise InputError(
-            f"{count:,} pairs: on this server a persona may have {most:,}. Nothing was changed; take fewer. {instead()}"
+            "{count:,} pairs: on this server a persona may have {most:,}. Nothing was changed; take fewer. {instead}",
+            count=count,
+            most=most,
+            instead=instead(),
         )
 
 
@@ -75,8 +80,11 @@ def require_steps(steps: int) -> None:
     most = here().max_steps
     if most and steps > most:
         raise InputError(
-            f"This run has {steps:,} steps, where this server trains {most:,} at most, so that others have their turn. "
-            f"Lower the passes over the pairs (epochs), or set max_steps to {most}. {instead()}"
+            "This run has {steps:,} steps, where this server trains {most:,} at most, so that others have "
+            "their turn. Lower the passes over the pairs (epochs), or set max_steps to {most}. {instead}",
+            steps=steps,
+            most=most,
+            instead=instead(),
         )
 
 
@@ -91,8 +99,11 @@ def require_room(*more: Path) -> None:
         used = sum(map(size, (home, *more)))
     if used > most:
         raise InputError(
-            f"Your work here fills {used / 1e6:,.0f} MB, where this server has {most / 1e6:,.0f} MB for each visitor. "
-            f"Download what you want to keep, then delete a persona. {instead()}"
+            "Your work here fills {used:,.0f} MB, where this server has {most:,.0f} MB for each visitor. "
+            "Download what you want to keep, then delete a persona. {instead}",
+            used=used / 1e6,
+            most=most / 1e6,
+            instead=instead(),
         )
 
 

@@ -37,7 +37,8 @@ def encode(row: dict[str, Any]) -> bytes:
         return (json.dumps(row, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError as e:
         raise InputError(
-            f"The text holds half a character (a lone surrogate, {e.object[e.start]!a}). Retype it; it was not kept."
+            "The text holds half a character (a lone surrogate, {character}). Retype it; it was not kept.",
+            character=f"{e.object[e.start]!a}",
         ) from e
 
 
@@ -68,7 +69,7 @@ def read(path: Path) -> tuple[list[dict[str, Any]], int]:
     except FileNotFoundError:
         return [], 0
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror}). Check its rights.") from e
+        raise InputError("{path}: cannot be read ({reason}). Check its rights.", path=path, reason=e.strerror) from e
     rows, bad = [], 0
     for line in filter(bytes.strip, lines):
         try:

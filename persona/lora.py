@@ -43,12 +43,18 @@ def targets(model: Any, wanted: str) -> str | list[str]:
     if wanted in HALVES:  # by where they are: q_proj is called qkv_proj, q_a_proj … elsewhere
         found = [n for n in layers if len(p := n.split(".")) > 1 and p[-2] in HALVES[wanted]]
         if not found:
-            raise InputError(f"target_modules={wanted}: not known for this base. Name its layers: {_some(layers)}.")
+            raise InputError(
+                "target_modules={wanted}: not known for this base. Name its layers: {layers}.",
+                wanted=wanted,
+                layers=_some(layers),
+            )
         return found
     names = [m.strip() for m in wanted.split(",") if m.strip()]
     if unknown := [n for n in names if not any(_ends(layer, n) for layer in layers)] or not names:
         said = ", ".join(unknown) if isinstance(unknown, list) else wanted
-        raise InputError(f"target_modules: this base has no layer {said!r}. It has {_some(layers)}.")
+        raise InputError(
+            "target_modules: this base has no layer {said!r}. It has {layers}.", said=said, layers=_some(layers)
+        )
     return [layer for layer in layers if any(_ends(layer, n) for n in names)]
 
 
@@ -62,14 +68,20 @@ def _matching(layers: list[str], pattern: str) -> list[str]:
         found = [n for n in layers if regex.fullmatch(pattern, n, timeout=1.0)]
     except TimeoutError:
         raise InputError(
-            f"target_modules=re:{pattern:.100}: takes too long. Write it without nested repeats."
+            "target_modules=re:{pattern}: takes too long. Write it without nested repeats.", pattern=f"{pattern:.100}"
         ) from None
     except regex.error as e:
-        raise InputError(f"target_modules=re:{pattern}: not a regular expression ({e}).") from e
+        raise InputError(
+            "target_modules=re:{pattern}: not a regular expression ({reason}).", pattern=pattern, reason=e
+        ) from e
     if not found:
         raise InputError(
-            f"target_modules=re:{pattern}: matches no linear layer. It must match a whole name, such as {layers[0]} or "
-            f"{layers[-1]}; e.g. re:.*{re.escape(layers[0].rpartition('.')[2])}."
+            "target_modules=re:{pattern}: matches no linear layer. It must match a whole name, such as "
+            "{first} or {last}; e.g. re:.*{ending}.",
+            pattern=pattern,
+            first=layers[0],
+            last=layers[-1],
+            ending=re.escape(layers[0].rpartition(".")[2]),
         )
     return found
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from persona.errors import InputError
+from persona.errors import InputError, Message
 from persona.files import TEMPLATES, read_json, to_json, write_atomic
 from persona.folder import Card, parse_card
 from persona.picture import draw
@@ -100,7 +100,7 @@ def persona_of(adapter: Path) -> Card | None:
     above = adapter.resolve().parents
     if len(above) < 3 or above[1].name != "runs" or not (above[2] / "persona.json").is_file():
         return None
-    return parse_card(read_json(above[2] / "persona.json", "a persona"), str(above[2] / "persona.json"))
+    return parse_card(read_json(above[2] / "persona.json", Message("a persona")), str(above[2] / "persona.json"))
 
 
 def restate(adapter: Path, persona: Card | None = None) -> None:
@@ -112,11 +112,11 @@ def restate(adapter: Path, persona: Card | None = None) -> None:
     run = Run(adapter.parent)
     if not (run.path / "run.json").is_file() or not (adapter / "run.json").is_file():
         return
-    card = parse_card(read_json(adapter / "persona.json", "a persona"), "persona.json")
+    card = parse_card(read_json(adapter / "persona.json", Message("a persona")), "persona.json")
     if persona:
         said = {name: getattr(persona, name) for name in ("author", "source", "rights", "sampling")}
         card = card.model_copy(update=said)
-    facts = read_json(adapter / "run.json", "a run")
+    facts = read_json(adapter / "run.json", Message("a run"))
     found = look(run, facts, adapter / PICTURE)
     _write(adapter / "persona.json", to_json(card.model_dump(mode="json")))
     _write(adapter / "README.md", render(card, facts, found))
@@ -146,7 +146,7 @@ def look(run: Run, facts: dict[str, Any], picture: Path) -> Found:
 def _report(file: Path, step: Any) -> dict[str, Any]:
     """report.json, unless there is none or it is about another moment of the run."""
     try:
-        report = read_json(file, "a report")
+        report = read_json(file, Message("a report"))
     except InputError:
         return {}
     return report if report.get("steps") in (None, step) else {}

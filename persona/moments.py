@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from persona.errors import RunError
+from persona.errors import Message, RunError
 from persona.files import disk_message, flush_folder, read_json, replace_folder
 from persona.progress import ACTIVE
 from persona.runs import Run
@@ -56,12 +56,14 @@ def use(run: Run, step: int) -> None:
     """Make the adapter of `step` the run's adapter. Raises RunError if there is none, or the run is still training."""
     source = folder(run, step)
     if step not in steps(run):
-        kept = ", ".join(map(str, steps(run))) or "none"
-        raise RunError(f"{run.name}: no adapter was kept at step {step}. Kept are: {kept}.")
+        kept = ", ".join(map(str, steps(run))) or Message("none")
+        raise RunError(
+            "{run}: no adapter was kept at step {step}. Kept are: {kept}.", run=run.name, step=step, kept=kept
+        )
     if run.progress().status in ACTIVE:
-        raise RunError(f"{run.name} is still training. Stop it first, or wait until it is done.")
+        raise RunError("{run} is still training. Stop it first, or wait until it is done.", run=run.name)
     put(source, run.adapter)
-    nll = read_json(source / "run.json", "a run").get("figures", {}).get("adapter_nll")
+    nll = read_json(source / "run.json", Message("a run")).get("figures", {}).get("adapter_nll")
     run.log("chosen", step=step, nll=nll)
 
 

@@ -28,24 +28,29 @@ def require(c: RunConfig) -> None:
         modules, package = TRACKERS[c.report_to]
         if not any(map(_installed, modules)):
             raise InputError(
-                f"report_to={c.report_to}: its package is not installed. Install it: pip install {package}. "
-                "Or set report_to to none."
+                "report_to={report_to}: its package is not installed. Install it: pip install {package}. "
+                "Or set report_to to none.",
+                report_to=c.report_to,
+                package=package,
             )
     if c.engine == "unsloth":  # read in the metadata of its wheel; this app needs transformers 5.23 and TRL 1.16
         raise InputError(
-            "engine=unsloth: Unsloth (2026.10) asks for transformers up to 5.17 and TRL up to 1.15, older than "
-            "this app's, so both cannot be in one environment. Set engine to liger or none; or export the pairs with a "
-            "script for Unsloth: persona export ADAPTER OUT --as dataset."
+            "engine=unsloth: Unsloth (2026.10) asks for transformers up to 5.17 and TRL up to 1.15, older "
+            "than this app's, so both cannot be in one environment. Set engine to liger or none; or export "
+            "the pairs with a script for Unsloth: persona export ADAPTER OUT --as dataset."
         )
     if c.engine == "liger" and not _installed("liger_kernel"):
-        raise InputError("engine=liger: its package is not installed. Install it: pip install liger-kernel. "
-                         "Or set engine to none.")  # fmt: skip
+        raise InputError(
+            "engine=liger: its package is not installed. Install it: pip install liger-kernel. Or set engine to none."
+        )
 
 
 def check(c: RunConfig, plan: Plan) -> None:
     """Raise InputError for settings that cannot go together, or not on this machine; before anything is loaded."""
     if c.engine == "liger" and plan.device != "cuda":
-        raise InputError(f"engine={c.engine}: its kernels are for an NVIDIA GPU; there is none here. Set it to none.")
+        raise InputError(
+            "engine={engine}: its kernels are for an NVIDIA GPU; there is none here. Set it to none.", engine=c.engine
+        )
     require(c)
     quantize.check(c.quantization, c.optim, c.use_dora, plan)
     if c.train_stop_token and c.use_dora:
@@ -53,13 +58,17 @@ def check(c: RunConfig, plan: Plan) -> None:
     if c.init_lora_weights.startswith("pissa"):
         if c.quantization != "none":
             raise InputError(
-                f"init_lora_weights={c.init_lora_weights} begins from the base's own weights, and with "
-                f"quantization={c.quantization} they are rounded. Set quantization to none, or the other to default."
+                "init_lora_weights={init_lora_weights} begins from the base's own weights, and with "
+                "quantization={quantization} they are rounded. Set quantization to none, or the other to "
+                "default.",
+                init_lora_weights=c.init_lora_weights,
+                quantization=c.quantization,
             )
         if c.weight_decay:
             raise InputError(
-                f"init_lora_weights={c.init_lora_weights} with weight_decay: decay would pull it away from the base "
-                "instead of toward it. Set weight_decay to 0."
+                "init_lora_weights={init_lora_weights} with weight_decay: decay would pull it away from "
+                "the base instead of toward it. Set weight_decay to 0.",
+                init_lora_weights=c.init_lora_weights,
             )
     if c.packing and c.neftune_noise_alpha:
         raise InputError(
@@ -79,5 +88,5 @@ def speed_up(model: Any, c: RunConfig) -> None:
 
     kind = model.config.model_type
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        raise InputError(f"engine=liger: has no kernels for this base ({kind}). Set engine to none.")
+        raise InputError("engine=liger: has no kernels for this base ({kind}). Set engine to none.", kind=kind)
     _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)

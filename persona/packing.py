@@ -44,7 +44,9 @@ def check(model: Any, name: str) -> None:
     size = alone.std()
     # the shapes are the same behind both, and so is the rounding; alone it is another, in bfloat16 by a hundredth
     if (behind[0] - behind[1]).abs().max() > 1e-5 * size or (behind[0] - alone).abs().mean() > 0.05 * size:
-        raise InputError(f"packing: in {name} packed rows would see each other. Set packing to false for this base.")
+        raise InputError(
+            "packing: in {name} packed rows would see each other. Set packing to false for this base.", name=name
+        )
 
 
 def _logits(model: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -33,4 +33,6 @@ def serve(host: str, port: int) -> None:
             server_name=host, server_port=port, share=files.public_link(), app_kwargs=own, **LAUNCH
         )
     except OSError as e:
-        raise InputError(f"{host}:{port}: cannot listen there. Choose another --host or --port.") from e
+        raise InputError(
+            "{host}:{port}: cannot listen there. Choose another --host or --port.", host=host, port=port
+        ) from e

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona.errors import InputError
+from persona.errors import InputError, Message, join
 from persona.files import require_plain, write_atomic
 
 MAX_CHARACTERS = 100_000  # of one text; longer is a file pasted by mistake and would stall every view of it
@@ -46,15 +46,23 @@ class BadLine:
 def check(row: Any) -> Pair:
     """The pair in a JSON value. Raises InputError (without a place: the caller knows it)."""
     if not isinstance(row, dict):
-        raise InputError(f'a {type(row).__name__}, not an object like {{"instruction": …, "output": …}}')
+        raise InputError('a {kind}, not an object like {{"instruction": …, "output": …}}', kind=type(row).__name__)
     texts = {}
     for name in ("instruction", "output", "source"):
         value = row.get(name, "" if name == "source" else None)
         if not isinstance(value, str):
-            raise InputError(f"'{name}' is missing" if value is None else f"'{name}' is not text: {value!r:.40}")
+            raise InputError(
+                "'{name}' is missing" if value is None else "'{name}' is not text: {value}",
+                name=name,
+                value=f"{value!r:.40}",
+            )
         texts[name] = value
     if unknown := sorted(k for k, v in row.items() if k not in KEYS and v not in ("", None, [], {})):
-        raise InputError(f"unknown key {unknown[0]!r}; a pair has {', '.join(KEYS)}. Move its text there, or delete it")
+        raise InputError(
+            "unknown key {unknown!r}; a pair has {keys}. Move its text there, or delete it",
+            unknown=unknown[0],
+            keys=", ".join(KEYS),
+        )
     history = row.get("history") or []
     if not isinstance(history, list) or not all(
         isinstance(t, list) and len(t) == 2 and all(isinstance(x, str) for x in t) for t in history
@@ -63,9 +71,14 @@ def check(row: Any) -> Pair:
     turns = tuple((user, reply) for user, reply in history)
     for name, text in [*texts.items(), *(("history", x) for t in turns for x in t)]:
         if len(text) > MAX_CHARACTERS:
-            raise InputError(f"'{name}' has {len(text):,} characters, more than {MAX_CHARACTERS:,}. Split it")
+            raise InputError(
+                "'{name}' has {count:,} characters, more than {limit:,}. Split it",
+                name=name,
+                count=len(text),
+                limit=MAX_CHARACTERS,
+            )
         if _has_lone_surrogate(text):
-            raise InputError(f"'{name}' holds half a character (a lone surrogate). Retype it")
+            raise InputError("'{name}' holds half a character (a lone surrogate). Retype it", name=name)
     return Pair(texts["instruction"], texts["output"], turns, texts["source"])
 
 
@@ -89,7 +102,7 @@ def stream(path: Path) -> Iterator[Pair | BadLine]:
     except FileNotFoundError:
         return
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror}). Check its rights.") from e
+        raise InputError("{path}: cannot be read ({reason}). Check its rights.", path=path, reason=e.strerror) from e
 
 
 def _parse(number: int, raw: bytes) -> Pair | BadLine:
@@ -97,13 +110,17 @@ def _parse(number: int, raw: bytes) -> Pair | BadLine:
         return check(json.loads(raw.decode("utf-8")))
     except UnicodeDecodeError as e:
         # \xNN for each such byte: a line in GBK, say, can still be recovered from that
-        return BadLine(number, f"byte {e.start + 1} is not UTF-8", raw.decode("utf-8", "backslashreplace"))
+        return BadLine(
+            number, Message("byte {start} is not UTF-8", start=e.start + 1), raw.decode("utf-8", "backslashreplace")
+        )
     except json.JSONDecodeError as e:
-        return BadLine(number, f"column {e.colno}: not JSON ({e.msg})", raw.decode("utf-8"))
+        return BadLine(
+            number, Message("column {column}: not JSON ({reason})", column=e.colno, reason=e.msg), raw.decode("utf-8")
+        )
     except (InputError, RecursionError) as e:
-        return BadLine(number, str(e), raw.decode("utf-8"))
+        return BadLine(number, e.message if isinstance(e, InputError) else str(e), raw.decode("utf-8"))
     except ValueError as e:  # an integer of thousands of digits, which json leaves to int()
-        return BadLine(number, f"not JSON that can be read ({e})", raw.decode("utf-8"))
+        return BadLine(number, Message("not JSON that can be read ({reason})", reason=e), raw.decode("utf-8"))
 
 
 def scan(path: Path) -> tuple[list[Pair], list[BadLine]]:
@@ -122,22 +139,26 @@ def read_pairs(path: Path) -> list[Pair]:
     """The pairs in `path`, strictly. Raises InputError listing every bad line."""
     pairs, bad = scan(path)
     if bad:
-        shown = "\n".join(f"{path} line {b.line}: {b.why}" for b in bad[:20])
-        more = f"\n… and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise InputError(f"{shown}{more}\nCorrect or delete the line{'s' if len(bad) > 1 else ''}, then try again.")
+        wrong = [Message("{path} line {line}: {problem}", path=path, line=b.line, problem=b.why) for b in bad[:20]]
+        more = [Message("… and {count} more", count=len(bad) - 20)] if len(bad) > 20 else []
+        raise InputError(
+            "{problems}\nCorrect or delete the lines, then try again." if len(bad) > 1 else
+            "{problems}\nCorrect or delete the line, then try again.",
+            problems=join("\n", wrong + more),
+        )  # fmt: skip
     return pairs
 
 
 def unfinished(pairs: Iterable[Pair]) -> list[tuple[int, str]]:
     """(row from 1, what is missing) for pairs that cannot be trained on yet."""
-    found = []
+    found: list[tuple[int, str]] = []
     for row, pair in enumerate(pairs, 1):
         if not pair.instruction.strip():
-            found.append((row, "'instruction' is empty"))
+            found.append((row, Message("'instruction' is empty")))
         if not pair.output.strip():
-            found.append((row, "'output' is empty"))
+            found.append((row, Message("'output' is empty")))
         if any(not user.strip() or not reply.strip() for user, reply in pair.history):
-            found.append((row, "'history' has an empty turn"))
+            found.append((row, Message("'history' has an empty turn")))
     return found
 
 

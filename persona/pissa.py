@@ -34,7 +34,13 @@ def begin(model: torch.nn.Module, init: str, rank: int) -> None:
         weight = layer.get_base_layer().weight.float()
         if rank > min(weight.shape):
             where, most = name.removeprefix("base_model.model."), min(weight.shape)
-            raise InputError(f"lora_r={rank} with {init}: {where} has only {most} directions. Lower lora_r.")
+            raise InputError(
+                "lora_r={rank} with {init}: {where} has only {most} directions. Lower lora_r.",
+                rank=rank,
+                init=init,
+                where=where,
+                most=most,
+            )
         if rounds is None:
             left, sizes, right = torch.linalg.svd(weight, full_matrices=False)
         else:

@@ -10,6 +10,7 @@ from typing import Any
 
 from persona import base, hardware, memory, runs
 from persona.config import RunConfig, steps_of
+from persona.errors import Message
 from persona.folder import Card, Persona
 from persona.hardware import Machine, TrainingPlan
 from persona.memory import Shape, Work
@@ -130,19 +131,32 @@ def fit(config: RunConfig, plan: TrainingPlan, given: Collection[str] = ()) -> t
     together = {"batch_size", "gradient_accumulation_steps"}  # one without the other would be another training
     kept = {n for n in changed if n in given or (n in together and together & set(given))}
     said = [f"{n}: {old[n]} → {changed[n]}".lower() for n in changed if n not in kept]
-    notes = [f"Changed so that it fits into memory: {'; '.join(said)}. {plan.reason}"] if said else []
+    notes: list[str] = []
+    if said:
+        changes = "; ".join(said)
+        notes.append(
+            Message("Changed so that it fits into memory: {changes}. {reason}", changes=changes, reason=plan.reason)
+        )
     if kept:
         wanted = ", ".join(f"{n}={changed[n]}".lower() for n in changed if n in kept)
-        notes.append(f"Kept as given, but it may run out of memory; what would fit: {wanted}.")
+        notes.append(Message("Kept as given, but it may run out of memory; what would fit: {wanted}.", wanted=wanted))
     need, limit = f"{plan.memory.total / 1e9:.1f} GB", f"{plan.limit / 1e9:.1f} GB"
     if not plan.fits:
         notes.append(
-            f"This may run out of memory: its smallest way needs about {need}, and {limit} can be used. "
-            "A smaller base or shorter rows would do."
+            Message(
+                "This may run out of memory: its smallest way needs about {need}, and {limit} can be used. A "
+                "smaller base or shorter rows would do.",
+                need=need,
+                limit=limit,
+            )
         )
     elif plan.quantization != config.quantization:
         notes.append(
-            f"This may run out of memory: the base does not fit into {limit} as it is. "
-            f"With quantization={plan.quantization} it would."
+            Message(
+                "This may run out of memory: the base does not fit into {limit} as it is. With "
+                "quantization={quantization} it would.",
+                limit=limit,
+                quantization=plan.quantization,
+            )
         )
     return config.model_copy(update={n: v for n, v in changed.items() if n not in kept}), notes

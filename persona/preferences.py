@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from persona.errors import Message
 from persona.votes import Question, preferred
 
 
@@ -32,12 +33,12 @@ def preferences(asked: Sequence[Question]) -> Preferences:
             left_out[why] += 1
         elif q.choice:
             row = _row(q)
-            left_out["the same vote again"] += _key(row) in found
+            left_out[Message("the same vote again")] += _key(row) in found
             found[_key(row)] = row
     both_ways = [key for key, row in found.items() if _key(_turned(row)) in found]
     for key in both_ways:
         del found[key]
-    left_out["the same two answers preferred both ways"] += len(both_ways)
+    left_out[Message("the same two answers preferred both ways")] += len(both_ways)
     return Preferences(tuple(found.values()), {why: count for why, count in left_out.items() if count})
 
 
@@ -51,15 +52,15 @@ def _unfit(q: Question) -> str:
     if q.choice == "tie":
         return "tie"
     if q.choice == "bad":
-        return "both bad"
+        return Message("both bad")
     if q.left.history != q.right.history:
-        return "the two had different conversations before"  # DPO compares two answers to one prompt
+        return Message("the two had different conversations before")  # DPO compares two answers to one prompt
     better, worse = preferred(q)
     if not better.text.strip():
-        return "the preferred answer is empty"
+        return Message("the preferred answer is empty")
     if not better.ended:
-        return "the preferred answer was cut off"  # it would teach to stop in mid-sentence
-    return "the two answers are equal" if better.text == worse.text else ""
+        return Message("the preferred answer was cut off")  # it would teach to stop in mid-sentence
+    return Message("the two answers are equal") if better.text == worse.text else ""
 
 
 def _row(q: Question) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from persona.errors import Message
+
 Status = Literal["queued", "starting", "running", "done", "stopped", "failed", "interrupted"]
 ACTIVE = ("queued", "starting", "running")  # a process of the run's own lives: it waits for its turn, or trains
 
@@ -94,7 +96,8 @@ class Replay:
         kind = e.get("event")
         self.time = e.get("time", self.time)
         if kind == "state":
-            self.status, self.message, self.remedy = e["state"], e.get("message", ""), e.get("remedy", {})
+            self.status, self.remedy = e["state"], e.get("remedy", {})
+            self.message = Message.from_json(e.get("message", ""), e.get("message_template"))
             if e["state"] == "starting":
                 self.pace, self.result, self.chosen, self.last = None, {}, None, (0.0, 0)
         elif kind == "plan":

@@ -34,8 +34,9 @@ def require(quantization: str, optim: str) -> None:
     if needed(quantization, optim) and importlib.util.find_spec("bitsandbytes") is None:
         what = f"quantization={quantization}" if quantization != "none" else f"optim={optim}"
         raise InputError(
-            f"{what} needs bitsandbytes, which is not installed. Install it: pip install bitsandbytes. For Macs with "
-            "Intel's processors there is none: set quantization to none and optim to adamw_torch."
+            "{what} needs bitsandbytes, which is not installed. Install it: pip install bitsandbytes. There is none "
+            "for Macs with Intel processors: set quantization to none and optim to adamw_torch there.",
+            what=what,
         )
 
 
@@ -44,24 +45,32 @@ def check(quantization: str, optim: str, use_dora: bool, plan: Plan) -> None:
     require(quantization, optim)
     if plan.device == "mps":
         if quantization != "none":
-            raise InputError(f"quantization={quantization}: needs a CUDA GPU or a CPU. Set it to none on this machine.")
+            raise InputError(
+                "quantization={quantization}: needs a CUDA GPU or a CPU. Set it to none on this machine.",
+                quantization=quantization,
+            )
         if optim in OPTIMIZERS:
-            raise InputError(f"optim={optim}: needs a CUDA GPU or a CPU. Set it to adamw_torch on this machine.")
+            raise InputError(
+                "optim={optim}: needs a CUDA GPU or a CPU. Set it to adamw_torch on this machine.", optim=optim
+            )
     if plan.device == "cpu":
         if quantization != "none" and plan.train_dtype == "float16":
             raise InputError(
-                f"quantization={quantization} with dtype=float16: needs a GPU, which scales the loss; here small "
-                "gradients would become zero. Set dtype to auto, bfloat16 or float32."
+                "quantization={quantization} with dtype=float16: needs a GPU, which scales the loss; here "
+                "small gradients would become zero. Set dtype to auto, bfloat16 or float32.",
+                quantization=quantization,
             )
         if quantization == "int8" and use_dora:  # PEFT 0.21 puts a copy in their place that has lost them
             raise InputError(
-                "quantization=int8 with use_dora: the scales of the weights are lost on a CPU. "
-                "Set quantization to nf4 or none, or use_dora to false."
+                "quantization=int8 with use_dora: the scales of the weights are lost on a CPU. Set "
+                "quantization to nf4 or none, or use_dora to false."
             )
         if optim in OPTIMIZERS and optim.startswith("paged_"):
             raise InputError(
-                f"optim={optim}: pages its state from a GPU's memory to the machine's, and there is no GPU here. "
-                f"Set it to {'adamw_8bit' if optim.endswith('8bit') else 'adamw_torch'}."
+                "optim={optim}: pages its state from a GPU's memory to the machine's, and there is no GPU "
+                "here. Set it to {instead}.",
+                optim=optim,
+                instead="adamw_8bit" if optim.endswith("8bit") else "adamw_torch",
             )
 
 
@@ -107,8 +116,11 @@ def guard(model: Any) -> None:
             # 0.50.2 with AVX512: wrong by a quarter instead of a tenth for inputs of 16, 32, 48, 80, 96 …, measured
             if layer.in_features % BLOCK and layer in read:
                 raise BaseError(
-                    f"This base in 4 bits would be read wrongly on a CPU: {name} has {layer.in_features} inputs, not a "
-                    f"multiple of {BLOCK}. Set quantization to int8 or none (with a base in full precision)."
+                    "This base in 4 bits would be read wrongly on a CPU: {name} has {inputs} inputs, not a "
+                    "multiple of {block}. Set quantization to int8 or none (with a base in full precision).",
+                    name=name,
+                    inputs=layer.in_features,
+                    block=BLOCK,
                 )
             layer.support_avx512bf16_for_cpu = False
         elif isinstance(layer, Linear8bitLt):

@@ -10,7 +10,7 @@ from pathlib import Path
 from persona.cells import guarded
 from persona.chat import Column, Speaker, Voices, stream
 from persona.decode import Reply
-from persona.errors import InputError
+from persona.errors import InputError, Message
 from persona.files import write_atomic
 from persona.sampling import Sampling
 
@@ -32,10 +32,12 @@ def read_questions(path: Path) -> list[str]:
     try:
         lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: cannot be read ({e}). Write one question a line, as UTF-8 text.") from e
+        raise InputError(
+            "{path}: cannot be read ({reason}). Write one question a line, as UTF-8 text.", path=path, reason=e
+        ) from e
     if found := [line.strip() for line in lines if line.strip()]:
         return found
-    raise InputError(f"{path}: no question in it. Write one a line.")
+    raise InputError("{path}: no question in it. Write one a line.", path=path)
 
 
 def ask_all(
@@ -54,7 +56,7 @@ def ask_all(
         columns = [speaker.ask([], question) for question in some for speaker in speakers]
         *_, last = stream(voices, columns, sampling)
         if all(r.error for r in last):
-            raise InputError(last[0].error)
+            raise InputError(Message.of(last[0].error))
         for n, question in enumerate(some):
             these = slice(n * width, (n + 1) * width)
             yield Asked(question, tuple(columns[these]), tuple(last[these]))
@@ -63,7 +65,9 @@ def ask_all(
 def require_form(path: Path) -> None:
     """Raises InputError unless the file's name says which form the table gets."""
     if path.suffix.lower() not in FORMS:
-        raise InputError(f"{path}: a table is saved as {', '.join(FORMS)}. End the name with one of them.")
+        raise InputError(
+            "{path}: a table is saved as {forms}. End the name with one of them.", path=path, forms=", ".join(FORMS)
+        )
 
 
 def save(path: Path, labels: Sequence[str], rows: Sequence[Asked]) -> None:

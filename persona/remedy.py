@@ -3,6 +3,7 @@
 from typing import Any
 
 from persona.config import MAX_ACCUMULATION, RunConfig
+from persona.errors import Message
 from persona.hardware import is_gpus, is_out_of_memory
 
 # changing these changes how a step is computed and not what it computes: a run can go on with them
@@ -46,17 +47,15 @@ def words(changed: dict[str, Any]) -> str:
     if not changed:
         return ""
     if "batch_size" in changed:
-        what = f"Lower batch size to {changed['batch_size']}"
-    elif "gradient_checkpointing" in changed:
-        what = "Turn on gradient checkpointing"
-    else:
-        return "Start anew with the base in 4 bits (quantization nf4)"
-    return f"{what} and resume"
+        return Message("Lower batch size to {count} and resume", count=changed["batch_size"])
+    if "gradient_checkpointing" in changed:
+        return Message("Turn on gradient checkpointing and resume")
+    return Message("Start again with the base in 4 bits (quantization nf4)")
 
 
 def advice(changed: dict[str, Any]) -> str:
     """The sentence after "Out of memory."."""
     if not changed:
-        return "Nothing smaller is left in the settings: choose a smaller base, or shorten the longest rows."
+        return Message("Nothing smaller is left in the settings: choose a smaller base, or shorten the longest rows.")
     values = ", ".join(f"{name}={str(value).lower()}" for name, value in changed.items())
-    return f"{words(changed)} ({values})."
+    return Message("{order} ({values}).", order=words(changed), values=values)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from persona.errors import InputError, TemplateError
+from persona.errors import InputError, Message, TemplateError, join
 from persona.pairs import Pair, unfinished
 from persona.templates import Template, apply, control_ids, fits, marker_ids, messages, stop_of
 
@@ -139,30 +139,47 @@ class Renderer:
     def stop_id(self) -> int:
         """The token that ends every reply. Raises TemplateError when template and tokenizer do not fit together."""
         if wrong := fits(self.tokenizer, self.template):
-            raise TemplateError("\n".join(wrong))
+            raise TemplateError(join("\n", wrong))
         stop = stop_of(self.tokenizer, self.template)
         assert stop is not None  # fits has looked
         return stop
 
     def _problems(self, pair: Pair, ids: list[int], labels: list[int], whole: str) -> list[str]:
-        problems = []
+        problems: list[str] = []
         learned = [i for i in labels if i != IGNORED]
         if not learned:
-            return ["no token would be learned: the template marks nothing of the reply"]
+            return [Message("no token would be learned: the template marks nothing of the reply")]
         if self.stop_id not in learned[-2:]:  # some templates learn the line break after it too
-            problems.append(f"the stop token {self.tokenizer.decode([self.stop_id])} would not be learned")
+            problems.append(
+                Message("the stop token {stop} would not be learned", stop=self.tokenizer.decode([self.stop_id]))
+            )
         if len(ids) > self.max_length:
             problems.append(
-                f"the reply would be cut: {len(ids):,} tokens, max_length is {self.max_length:,}. "
-                "Shorten or split the pair, or raise max_length"
+                Message(
+                    "the reply would be cut: {count:,} tokens, max_length is {max_length:,}. Shorten or split "
+                    "the pair, or raise max_length",
+                    count=len(ids),
+                    max_length=self.max_length,
+                )
             )
         for name, text in self._texts(pair):
             if found := self.control_tokens(text):
-                problems.append(f"'{name}' holds {', '.join(found)}, which this model reads as control. Delete it")
+                problems.append(
+                    Message(
+                        "'{name}' holds {found}, which this model reads as control. Delete it",
+                        name=name,
+                        found=", ".join(found),
+                    )
+                )
             elif unwritable := self._unwritable(text):
                 problems.append(
-                    f"'{name}' holds {unwritable}, for which this model has no token: it would learn to say "
-                    f"{self.tokenizer.unk_token} instead. Reword it, or choose another base"
+                    Message(
+                        "'{name}' holds {characters}, for which this model has no token: it would learn to say "
+                        "{token} instead. Reword it, or choose another base",
+                        name=name,
+                        characters=unwritable,
+                        token=self.tokenizer.unk_token,
+                    )
                 )
         if not problems and (why := self._apart(pair, ids, labels, whole)):
             problems.append(why)
@@ -177,13 +194,14 @@ class Renderer:
             if ids[:end] == prompt.ids and end < len(ids) and labels[end - 1] == IGNORED != labels[end]:
                 continue
             if n < len(pair.history) and not whole.startswith(prompt.text):
-                return (
-                    f"template {self.template.name} writes an earlier reply in another way than the last one, so it "
-                    "cannot be learned as a chat would ask for it. Set learn_history to false"
+                return Message(
+                    "template {template} writes an earlier reply in another way than the last one, so it "
+                    "cannot be learned as a chat would ask for it. Set learn_history to false",
+                    template=self.template.name,
                 )
-            return (
-                "the chat prompt is not the beginning of the training text; the reply may start with "
-                "white space that melts into the template"
+            return Message(
+                "the chat prompt is not the beginning of the training text; the reply may start with white "
+                "space that melts into the template"
             )
         return ""
 
@@ -193,7 +211,7 @@ class Renderer:
         if unknown is None or unknown not in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
             return ""
         lost = (c for c in dict.fromkeys(text) if unknown in self.tokenizer(c, add_special_tokens=False)["input_ids"])
-        return ", ".join(map(repr, itertools.islice(lost, 5))) or "a part"
+        return ", ".join(map(repr, itertools.islice(lost, 5))) or Message("a part")
 
     def _texts(self, pair: Pair) -> list[tuple[str, str]]:
         turns = [("history", x) for turn in pair.history for x in turn]
@@ -218,8 +236,12 @@ def check_all(renderer: Renderer, pairs: Sequence[Pair]) -> list[Example]:
     """Every pair rendered. Raises InputError naming each row (from 1) that cannot be trained on, and why."""
     _ = renderer.stop_id
     examples = [renderer.example(p) for p in pairs]
-    wrong = [f"pair {row}: {why}." for row, e in enumerate(examples, 1) for why in e.problems]
+    wrong = [
+        Message("pair {row}: {problem}.", row=row, problem=why)
+        for row, e in enumerate(examples, 1)
+        for why in e.problems
+    ]
     if wrong:
-        more = [f"… and {len(wrong) - 20} more."] if len(wrong) > 20 else []
-        raise InputError("\n".join(wrong[:20] + more))
+        more = [Message("… and {count} more.", count=len(wrong) - 20)] if len(wrong) > 20 else []
+        raise InputError(join("\n", wrong[:20] + more))
     return examples

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from persona import limits, needs
 from persona.config import RunConfig, steps_of
-from persona.errors import InputError, RunError
+from persona.errors import InputError, Message, RunError, join, with_templates
 from persona.files import disk_message, read_json, require_plain, to_json, write_atomic
 from persona.folder import Card, Persona, parse_card
 from persona.pairs import Pair, check, sha256, unfinished
@@ -59,13 +59,15 @@ class Run:
         return self.path / "checkpoints"
 
     def manifest(self) -> dict[str, Any]:
-        return read_json(self.path / "run.json", "a training run")
+        return read_json(self.path / "run.json", Message("a training run"))
 
     def config(self) -> RunConfig:
         try:
             return RunConfig.model_validate(self.manifest()["config"])
         except (KeyError, ValidationError) as e:
-            raise RunError(f"{self.path / 'run.json'}: its 'config' is damaged ({e}). Start a new run.") from e
+            raise RunError(
+                "{path}: its 'config' is damaged ({reason}). Start a new run.", path=self.path / "run.json", reason=e
+            ) from e
 
     def card(self) -> Card:
         return parse_card(self.manifest().get("persona", {}), str(self.path / "run.json"))
@@ -79,7 +81,7 @@ class Run:
             held_out = [bool(v.pop("held_out", False)) for v in values]
             return [Row(check(v), held) for v, held in zip(values, held_out, strict=True)]
         except (ValueError, AttributeError, TypeError, RecursionError) as e:
-            raise RunError(f"{file}: damaged ({e!s:.200}). Start a new run.") from e
+            raise RunError("{file}: damaged ({reason}). Start a new run.", file=file, reason=f"{e!s:.200}") from e
 
     def update_manifest(self, **facts: Any) -> None:
         if self.helper:
@@ -90,7 +92,7 @@ class Run:
         """Append one event. A single write call: a reader never sees half of a line that is not the last."""
         if self.helper:
             return
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}, ensure_ascii=False)
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **with_templates(facts)}, ensure_ascii=False)
         with (self.path / "events.jsonl").open("a+b") as f:
             if f.tell():
                 f.seek(-1, os.SEEK_END)
@@ -119,8 +121,10 @@ class Run:
         fresh = time.time() - seen.time < STARTING_SECONDS and not (self.path / "worker.json").exists()
         if seen.status in ACTIVE and not fresh and not self.alive():
             seen.message = (
-                "The process that waited for its turn is gone (killed, or the machine was restarted). Resume lets the "
-                "run wait on, and so does opening the page; its place in line is kept."
+                Message(
+                    "The process that waited for its turn is gone (killed, or the machine was restarted). Resume "
+                    "lets the run wait on, and so does opening the page; its place in line is kept."
+                )
                 if seen.status == "queued"
                 else why_gone(self.path)
             )
@@ -146,18 +150,23 @@ class Run:
         (self.path / "stop").touch()
 
 
-FULL = "The disk is full. Free some space, then resume: the last whole checkpoint is kept."
-UNWRITABLE = "{}: cannot be written. Change its rights, then resume: the last whole checkpoint is kept."
+FULL = Message("The disk is full. Free some space, then resume: the last whole checkpoint is kept.")
 NEARLY_FULL = 2**20  # bytes
+
+
+def unwritable(path: Path | str) -> Message:
+    return Message(
+        "{path}: cannot be written. Change its rights, then resume: the last whole checkpoint is kept.", path=path
+    )
 
 
 def why_gone(path: Path) -> str:
     """What a process that could write no last word about it ended of, as far as its folder tells."""
     if not os.access(path, os.W_OK):
-        return UNWRITABLE.format(path)
+        return unwritable(path)
     if shutil.disk_usage(path).free < NEARLY_FULL:
         return FULL
-    return "The training process ended without a word (killed, or out of memory). It can be resumed."
+    return Message("The training process exited unexpectedly (killed, or out of memory). It can be resumed.")
 
 
 def disk_trouble(path: Path, e: BaseException) -> str:
@@ -167,7 +176,7 @@ def disk_trouble(path: Path, e: BaseException) -> str:
         return FULL
     denied = (errno.EACCES, errno.EPERM, errno.EROFS)
     if number in denied or any(f"os error {n})" in said for n in denied):
-        return UNWRITABLE.format(getattr(e, "filename", None) or path)
+        return unwritable(getattr(e, "filename", None) or path)
     return FULL if "PytorchStreamWriter failed writing" in said else ""
 
 
@@ -191,14 +200,21 @@ def create_run(persona: Persona, config: RunConfig) -> Run:
     """A run folder, ready to start. Raises InputError when the pairs cannot make a run."""
     card, pairs = persona.card(), persona.pairs()
     if len(pairs) < MIN_PAIRS:
-        have = "no pairs" if not pairs else "one pair"
+        have = Message("no pairs") if not pairs else Message("one pair")
         raise InputError(
-            f"{persona.pairs_file}: {have}. A run needs at least {MIN_PAIRS}, and a persona shows from about 100. "
-            "Write more pairs, or open an example."
+            "{path}: {have}. A run needs at least {min_pairs}, and a persona shows from about 100. Write "
+            "more pairs, or open an example.",
+            path=persona.pairs_file,
+            have=have,
+            min_pairs=MIN_PAIRS,
         )
     if missing := unfinished(pairs):
-        shown = "\n".join(f"pair {row}: {why}." for row, why in missing[:20])
-        raise InputError(f"{shown}\nFill in or delete {'it' if len(missing) == 1 else 'them'}, then train again.")
+        wrong = [Message("pair {row}: {problem}.", row=row, problem=why) for row, why in missing[:20]]
+        raise InputError(
+            "{problems}\nFill in or delete it, then train again." if len(missing) == 1 else
+            "{problems}\nFill in or delete them, then train again.",
+            problems=join("\n", wrong),
+        )  # fmt: skip
     needs.require(config)
     limits.require_room()
     rows = split(pairs, config.eval_fraction, config.seed)
@@ -243,5 +259,5 @@ def list_runs(persona: Persona) -> list[Run]:
 def open_run(path: Path) -> Run:
     run = Run(path.expanduser().resolve())
     if not (run.path / "run.json").is_file():
-        raise RunError(f"{path}: not a training run (no run.json).")
+        raise RunError("{path}: not a training run (no run.json).", path=path)
     return run

@@ -26,14 +26,25 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 5:
-            raise InputError(f"temperature={self.temperature}: from 0 (always the likeliest token) to 5.")
+            raise InputError(
+                "temperature={temperature}: from 0 (always the likeliest token) to 5.", temperature=self.temperature
+            )
         if not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise InputError(f"top_p={self.top_p}, top_k={self.top_k}: top_p is in (0, 1], top_k at least 0.")
+            raise InputError(
+                "top_p={top_p}, top_k={top_k}: top_p is in (0, 1], top_k at least 0.",
+                top_p=self.top_p,
+                top_k=self.top_k,
+            )
         if not 0 <= self.min_p <= 1:
-            raise InputError(f"min_p={self.min_p}: from 0 (off) to 1.")
+            raise InputError("min_p={min_p}: from 0 (off) to 1.", min_p=self.min_p)
         if not 1 <= self.repetition_penalty <= 2:
-            raise InputError(f"repetition_penalty={self.repetition_penalty}: from 1 (none) to 2.")
+            raise InputError(
+                "repetition_penalty={repetition_penalty}: from 1 (none) to 2.",
+                repetition_penalty=self.repetition_penalty,
+            )
         if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed={self.seed}: from 0 to {2**63 - 1}.")
+            raise InputError("seed={seed}: from 0 to {most}.", seed=self.seed, most=2**63 - 1)
         if not 1 <= self.max_new_tokens <= CONTEXT:
-            raise InputError(f"max_new_tokens={self.max_new_tokens}: from 1 to {CONTEXT}.")
+            raise InputError(
+                "max_new_tokens={max_new_tokens}: from 1 to {most}.", max_new_tokens=self.max_new_tokens, most=CONTEXT
+            )

@@ -20,7 +20,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from persona.errors import TemplateError
+from persona.errors import Message, TemplateError
 
 MAX_TEMPLATE = 64_000  # characters; the longest official ones have about 20,000
 MAX_VALUE = 500_000  # characters of one text, items of one list: five of the longest texts a pair may have
@@ -54,7 +54,9 @@ class _Generation(Extension):
 def inspect(text: str) -> None:
     """Raises TemplateError naming the line when the template holds something that a chat template has no use for."""
     if len(text) > MAX_TEMPLATE:
-        raise TemplateError(f"The template has {len(text):,} characters, more than {MAX_TEMPLATE:,}.")
+        raise TemplateError(
+            "The template has {count:,} characters, more than {limit:,}.", count=len(text), limit=MAX_TEMPLATE
+        )
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -62,56 +64,66 @@ def inspect(text: str) -> None:
         tree = environment.parse(text)
     except TemplateSyntaxError as e:
         raise TemplateError(
-            f"The template's line {e.lineno}: {(e.message or '').rstrip('.')}. Correct it there."
+            "The template's line {line}: {reason}. Correct it there.",
+            line=e.lineno,
+            reason=(e.message or "").rstrip("."),
         ) from e
     except RecursionError as e:
         raise TemplateError("The template is nested too deeply.") from e
     macros = {m.name for m in tree.find_all(nodes.Macro)}
     for node in tree.find_all(nodes.Node):
         if why := _refused(node, macros):
-            raise TemplateError(f"The template's line {node.lineno}: {why}, which a chat template does not need.")
+            raise TemplateError(
+                "The template's line {line}: {reason}, which a chat template does not need.",
+                line=node.lineno,
+                reason=why,
+            )
 
 
 def _refused(node: nodes.Node, macros: set[str]) -> str:
     if isinstance(node, nodes.Mul | nodes.Pow):
         return "multiplies"
     if isinstance(node, nodes.Mod) and not isinstance(node.right, nodes.Const | nodes.Name):
-        return "formats text with %"
+        return Message("formats text with %")
     if isinstance(node, nodes.Mod) and isinstance(node.left, nodes.Const) and isinstance(node.left.value, str):
-        return "formats text with %"
+        return Message("formats text with %")
     if isinstance(node, nodes.Import | nodes.FromImport | nodes.Include | nodes.Extends):
-        return "asks for another file"
+        return Message("asks for another file")
     if isinstance(node, nodes.Concat) and len(node.nodes) > MAX_TERMS:
-        return f"joins more than {MAX_TERMS} texts at once"
+        return Message("joins more than {limit} texts at once", limit=MAX_TERMS)
     if isinstance(node, nodes.Add) and sum(1 for _ in node.find_all(nodes.Add)) > MAX_TERMS:
-        return f"adds more than {MAX_TERMS} texts at once"
+        return Message("adds more than {limit} texts at once", limit=MAX_TERMS)
     if isinstance(node, nodes.Const) and isinstance(node.value, int) and abs(node.value) > 1_000_000:
-        return f"has the number {node.value}"
+        return Message("has the number {value}", value=node.value)
     if isinstance(node, nodes.Filter):
-        return _refused_call(node.name, node, FILTERS, "filter")
+        return _refused_call(node.name, node, FILTERS, Message("filter"))
     if isinstance(node, nodes.Call):
         called = node.node
         if isinstance(called, nodes.Getattr):
-            return _refused_call(called.attr, node, METHODS, "method")
+            return _refused_call(called.attr, node, METHODS, Message("method"))
         if isinstance(called, nodes.Name):
-            return "" if called.name in FUNCTIONS | macros else f"calls {called.name}()"
-        return "calls something that has no name"
+            return "" if called.name in FUNCTIONS | macros else Message("calls {name}()", name=called.name)
+        return Message("calls something that has no name")
     return ""
 
 
 def _refused_call(name: str, call: nodes.Filter | nodes.Call, known: frozenset[str], what: str) -> str:
     if name not in known:
-        return f"uses the {what} {name!r}"
+        return Message("uses the {what} {name!r}", what=what, name=name)
     if name not in GROWING:
         return ""
     if not all(isinstance(a, nodes.Const) for a in _arguments(call)):
-        return f"uses {name!r} with something that is not written there"
+        return Message("uses {name!r} with something that is not written there", name=name)
     if any(isinstance(a.value, int) and a.value > 8 for a in _arguments(call)):
-        return "indents by more than 8"
+        return Message("indents by more than 8")
     inner = [c for c in call.find_all((nodes.Filter, nodes.Call)) if _name(c) in GROWING]
     if all(isinstance(a, nodes.Const) for c in inner for a in _arguments(c)):
         longer = math.prod(_growth(c) for c in [call, *inner])
-        return f"may make a text {longer:,.0f} times as long with {name!r}" if longer > MAX_GROWTH else ""
+        return (
+            Message("may make a text {longer:,.0f} times as long with {name!r}", longer=longer, name=name)
+            if longer > MAX_GROWTH
+            else ""
+        )
     return ""
 
 
@@ -149,7 +161,9 @@ def limits(seconds: float = MAX_SECONDS) -> Iterator[None]:
         if not frame.f_code.co_filename.startswith("<template"):
             return None
         if time.monotonic() > end:
-            raise TemplateError(f"The template ran longer than {seconds:g} seconds. Is there a loop that never ends?")
+            raise TemplateError(
+                "The template ran longer than {seconds:g} seconds. Is there a loop that never ends?", seconds=seconds
+            )
         if event == "return" and isinstance(value, str):
             written += len(value)
         if written > MAX_OUTPUT or any(map(_too_large, frame.f_locals.values())):

@@ -88,8 +88,9 @@ def make_door(host: str) -> Door:
     keys = tuple(k for part in os.environ.get("PERSONA_API_KEYS", "").split(",") if (k := part.strip()))
     if not keys and not is_local(host):
         raise InputError(
-            f"{host}: other machines could use the model, so keys are needed. Set PERSONA_API_KEYS to one or more, "
-            "separated by commas, or serve on 127.0.0.1."
+            "{host}: other machines could use the model, so keys are needed. Set PERSONA_API_KEYS to one "
+            "or more, separated by commas, or serve on 127.0.0.1.",
+            host=host,
         )
     return Door(keys)
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from persona import limits
 from persona.adapter import FILES, MAX_BYTES, PICKLES, Adapter, check
-from persona.errors import AdapterError, ShareError
+from persona.errors import AdapterError, Message, ShareError
 from persona.files import disk_message, root, slug
 
 WEIGHTS = FILES[0]
@@ -59,7 +59,7 @@ def pack(adapter: Path, out: Path) -> Path:
 def unpack(archive: Path, into: Path) -> Path:
     """Open a zip from anyone as a folder in `into`, and return that folder; the same zip gives the same folder."""
     if not archive.is_file():
-        raise ShareError(f"{archive}: no such file. Choose the zip of an adapter.")
+        raise ShareError("{archive}: no such file. Choose the zip of an adapter.", archive=archive)
     limits.require_room()
     try:
         into.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,9 @@ def unpack(archive: Path, into: Path) -> Path:
     except (*_DAMAGED, OSError) as e:
         if isinstance(e, OSError) and e.errno != errno.EINVAL:  # EINVAL: a damaged zip told to seek before its start
             raise ShareError(disk_message(into, e)) from e
-        raise ShareError(f"{archive.name}: damaged, incomplete, or no zip ({e}). Copy it again.") from e
+        raise ShareError(
+            "{archive}: damaged, incomplete, or no zip ({reason}). Copy it again.", archive=archive.name, reason=e
+        ) from e
 
 
 def keep(folder: Path, into: Path) -> Path:
@@ -97,21 +99,31 @@ def _members(archive: zipfile.ZipFile, place: str) -> dict[str, zipfile.ZipInfo]
     infos = [(PurePosixPath(i.filename), i) for i in archive.infolist() if not i.filename.endswith("/")]
     for path, info in infos:
         if path.is_absolute() or ".." in path.parts or re.search(r"\\|^[A-Za-z]:", info.filename):
-            raise ShareError(f"{place}: {info.filename[:80]!r} is a name that leads out of the zip. It was not opened.")
+            raise ShareError(
+                "{place}: {file!r} is a name that leads out of the zip. It was not opened.",
+                place=place,
+                file=info.filename[:80],
+            )
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise ShareError(f"{place}: {info.filename[:80]!r} is a symbolic link, not a file. It was not opened.")
+            raise ShareError(
+                "{place}: {file!r} is a symbolic link, not a file. It was not opened.",
+                place=place,
+                file=info.filename[:80],
+            )
         if info.flag_bits & 0x1:
-            raise ShareError(f"{place}: is encrypted. Ask for it without a password.")
+            raise ShareError("{place}: is encrypted. Ask for it without a password.", place=place)
     folders = {path.parent for path, _ in infos if path.name == WEIGHTS and len(path.parts) <= 3}
     if not folders:
         raise no_weights(place, (path.name for path, _ in infos))
     if len(folders) > 1:
-        raise ShareError(f"{place}: holds {len(folders)} adapters. Make a zip of one of them.")
+        raise ShareError("{place}: holds {count} adapters. Make a zip of one of them.", place=place, count=len(folders))
     found: dict[str, zipfile.ZipInfo] = {}
     for path, info in infos:
         if path.parent in folders and path.name in FILES:
             if path.name in found:
-                raise ShareError(f"{place}: holds {path.name} twice, so nobody can know which one is meant.")
+                raise ShareError(
+                    "{place}: holds {path} twice, so it is unclear which one is meant.", place=place, path=path.name
+                )
             found[path.name] = info
     return found
 
@@ -119,17 +131,28 @@ def _members(archive: zipfile.ZipFile, place: str) -> dict[str, zipfile.ZipInfo]
 def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
     size, limit = info.file_size, limit_of(target.name)
     if size > limit:
-        raise ShareError(f"{info.filename}: {size / 1e6:,.0f} MB, where {limit / 1e6:,.0f} MB is the limit.")
+        raise ShareError(
+            "{file}: {size:,.0f} MB, where {limit:,.0f} MB is the limit.",
+            file=info.filename,
+            size=size / 1e6,
+            limit=limit / 1e6,
+        )
     if size > MAX_TEXT_BYTES and size > _MAX_RATIO * info.compress_size:
-        raise ShareError(f"{info.filename}: would grow to over {_MAX_RATIO} times its size. It was not opened.")
+        raise ShareError(
+            "{file}: would grow to over {limit} times its size. It was not opened.",
+            file=info.filename,
+            limit=_MAX_RATIO,
+        )
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # the readers for bzip2 and LZMA unpack a block of any size at once
-        raise ShareError(f"{info.filename}: packed with another method than plain zip (deflate). Zip the folder again.")
+        raise ShareError(
+            "{file}: packed with another method than plain zip (deflate). Zip the folder again.", file=info.filename
+        )
     # zipfile yields no byte beyond the declared size, and then compares the checksum: a lie costs no disk
     with archive.open(info) as source, target.open("xb") as out:
         shutil.copyfileobj(source, out, 1 << 20)
     if target.stat().st_size != size:
-        raise zipfile.BadZipFile(f"{info.filename} is shorter than declared")
+        raise zipfile.BadZipFile(Message("{file} is shorter than declared", file=info.filename))
 
 
 def _settle(folder: Path, into: Path) -> Path:
@@ -137,7 +160,7 @@ def _settle(folder: Path, into: Path) -> Path:
     try:
         name = slug(checked(folder).card.name)
     except AdapterError as e:
-        raise AdapterError(str(e).replace(str(folder), folder.name)) from e  # no path of a scratch folder
+        raise AdapterError(e.message.replaced(str(folder), folder.name)) from e  # no path of a scratch folder
     sums = _sums(folder)
     short = f"{name}-{sums[WEIGHTS][:8]}"
     every = hashlib.sha256(json.dumps(sums).encode()).hexdigest()
@@ -151,7 +174,9 @@ def _settle(folder: Path, into: Path) -> Path:
                 raise
         if _sums(place) == sums:
             return place
-    raise ShareError(f"{place}: was changed after it had been opened. Move it away, then open the zip again.")
+    raise ShareError(
+        "{place}: was changed after it had been opened. Move it away, then open the zip again.", place=place
+    )
 
 
 def _sums(folder: Path) -> dict[str, str]:
@@ -173,22 +198,32 @@ def limit_of(name: str) -> int:
 def no_weights(place: str, names: Iterable[str]) -> AdapterError:
     if pickles := sorted(n for n in names if PurePosixPath(n).suffix in PICKLES):
         return AdapterError(
-            f"{place}: holds {', '.join(pickles[:5])}, but no {WEIGHTS}. A pickle can run code when opened, so it "
-            "is not. Ask its author to save it as safetensors."
+            "{place}: holds {pickles}, but no {weights}. A pickle can run code when opened, so it is not. "
+            "Ask its author to save it as safetensors.",
+            place=place,
+            pickles=", ".join(pickles[:5]),
+            weights=WEIGHTS,
         )
-    return AdapterError(f"{place}: holds no {WEIGHTS} (looked two folders deep), so this is no adapter.")
+    return AdapterError(
+        "{place}: holds no {weights} (looked two folders deep), so this is no adapter.", place=place, weights=WEIGHTS
+    )
 
 
 def checked(folder: Path) -> Adapter:
     try:
         return check(folder)
     except (ValueError, RuntimeError) as e:  # text that is not UTF-8, brackets nested too deep, odd number formats
-        raise AdapterError(f"{folder.name}: one of its files cannot be read ({type(e).__name__}: {e}).") from e
+        raise AdapterError(
+            "{folder}: one of its files cannot be read ({kind}: {reason}).",
+            folder=folder.name,
+            kind=type(e).__name__,
+            reason=e,
+        ) from e
 
 
 def refuse_secrets(folder: Path, token: str = "") -> None:
     """Belt and braces: nothing writes paths or tokens into an adapter, yet people edit files and paste into prompts."""
-    paths = {"your home folder": Path.home(), "the folder of PERSONA_HOME": root()}
+    paths = {Message("your home folder"): Path.home(), Message("the folder of PERSONA_HOME"): root()}
     for file in present(folder):
         if file.name == WEIGHTS:
             continue
@@ -196,9 +231,15 @@ def refuse_secrets(folder: Path, token: str = "") -> None:
         for what, path in paths.items():
             written = {str(path), path.as_posix(), json.dumps(str(path))[1:-1]}  # the last as JSON spells it
             if path != path.parent and any(re.search(re.escape(w) + r"(?![\w-])", text) for w in written):
-                raise ShareError(f"{file}: names {what}, {path}, which is nobody else's business. Remove it there.")
+                raise ShareError(
+                    "{file}: names {what}, {path}, which should not be shared. Remove it there.",
+                    file=file,
+                    what=what,
+                    path=path,
+                )
         if _TOKEN.search(text) or (token and token in text):
             raise ShareError(
-                f"{file}: holds what looks like an access token. Remove it there, and revoke the token at "
-                "https://huggingface.co/settings/tokens if anyone else has seen this file."
+                "{file}: holds what looks like an access token. Remove it there, and revoke the token at "
+                "https://huggingface.co/settings/tokens if anyone else has seen this file.",
+                file=file,
             )

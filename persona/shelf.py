@@ -45,8 +45,10 @@ def start(shelf: Shelf, said: str) -> Talk:
     check_text(said)
     if not _ids(shelf) and len({f.parent for f in shelf.path.parent.glob("*/*.jsonl")}) >= MAX_VISITORS:
         raise InputError(
-            f"{MAX_VISITORS} visitors have conversations with this persona already, so this one is not kept. Whoever "
-            f"runs this page can make room in {shelf.path.parent.name}/ of the persona's folder."
+            "{limit} visitors have conversations with this persona already, so this one is not kept. "
+            "The owner of this page can make room in {folder}/ of the persona's folder.",
+            limit=MAX_VISITORS,
+            folder=shelf.path.parent.name,
         )
     limits.require_room()
     now = time.time()
@@ -85,7 +87,9 @@ def answer(shelf: Shelf, talk: Talk, turn: int, answers: Sequence[Answer], sampl
 def show(shelf: Shelf, talk: Talk, message: int) -> Talk:
     """Show another wording of a turn or another take of its answers (one of `wordings`, `takes`), and what followed."""
     if not any(message in (*t.wordings, *t.takes) for t in talk.turns):
-        raise InputError(f"{message!r:.40}: not a message of this conversation. Reload it and choose again.")
+        raise InputError(
+            "{message}: not a message of this conversation. Reload it and choose again.", message=f"{message!r:.40}"
+        )
     return _add(shelf, talk.id, lambda _: {"show": message})
 
 
@@ -127,7 +131,7 @@ def _add(shelf: Shelf, talk_id: str, make: Callable[[int], dict[str, Any]]) -> T
         if file.stat().st_size + len(lines.encode(row)) > MAX_TALK_BYTES:
             limit = f"{MAX_TALK_BYTES / 1e6:.0f} MB"
             raise InputError(
-                f"This conversation has reached {limit} on disk. Start a new one; this one stays as it is."
+                "This conversation has reached {limit} on disk. Start a new one; this one stays as it is.", limit=limit
             )
         lines.append(file, row)
         return assemble(talk_id, [*rows, row], damaged)
@@ -147,7 +151,9 @@ def _found(shelf: Shelf, talk_id: str) -> Iterator[Path]:
 
 def _file(shelf: Shelf, talk_id: str) -> Path:
     if not isinstance(talk_id, str) or not _ID.fullmatch(talk_id):
-        raise InputError(f"{talk_id!r:.60}: not the name of a conversation. Choose one from the list.")
+        raise InputError(
+            "{conversation}: not the name of a conversation. Choose one from the list.", conversation=f"{talk_id!r:.60}"
+        )
     return shelf.path / f"{talk_id}.jsonl"
 
 
@@ -171,7 +177,11 @@ def _unlink(file: Path) -> None:
     try:
         file.unlink()
     except OSError as e:
-        raise InputError(f"{file.name}: could not be deleted ({e.strerror}). Check the rights of its folder.") from e
+        raise InputError(
+            "{file}: could not be deleted ({reason}). Check the rights of its folder.",
+            file=file.name,
+            reason=e.strerror,
+        ) from e
 
 
 def _read(shelf: Shelf, talk_id: str) -> Talk:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from persona import space
-from persona.errors import PersonaError, RunError
+from persona.errors import Message, PersonaError, RunError
 from persona.runs import Run, note_worker, open_run
 
 SLICE = 120  # seconds asked for: ZeroGPU lets anyone have this much at once
@@ -33,7 +33,7 @@ def train_in_slices(run: Run) -> Iterator[str]:
         yield run.name
         before = run.progress().step
         note_worker(run, os.getpid())  # until the slice has a process of its own
-        run.log("state", state="starting", message="Waiting for a share of the GPU …")
+        run.log("state", state="starting", message=Message("Waiting for a share of the GPU …"))
         try:
             train_slice(str(run.path))
         except PersonaError:
@@ -41,14 +41,22 @@ def train_in_slices(run: Run) -> Iterator[str]:
         except Exception as e:  # what crosses from the GPU's process is no PersonaError any more
             seen = run.progress()
             if seen.status == "failed":  # said by the training itself
-                raise RunError(seen.message) from e
+                raise RunError(Message.of(seen.message)) from e
             # no GPU left for this visitor today: the words are those of the Space
-            run.log("state", state="failed", message=f"The GPU was not given ({e}). Resume goes on from here.")
-            raise RunError(f"The GPU was not given: {e}. What was trained is kept; Resume goes on from there.") from e
+            run.log(
+                "state",
+                state="failed",
+                message=Message("The GPU was not given ({reason}). Resume goes on from here.", reason=e),
+            )
+            raise RunError(
+                "The GPU was not given: {reason}. What was trained is kept; Resume goes on from there.", reason=e
+            ) from e
         now = run.progress()
         if now.status != "stopped" or (run.path / "stop").exists():
             yield run.name
             return
         idle = idle + 1 if now.step <= before else 0
         if idle == NOTHING:
-            raise RunError(f"{WORK:g} seconds of GPU are too short for one step of this base. Choose a smaller one.")
+            raise RunError(
+                "{work:g} seconds of GPU are too short for one step of this base. Choose a smaller one.", work=WORK
+            )

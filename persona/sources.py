@@ -33,11 +33,12 @@ def open_adapter(source: str | Path) -> Adapter:
         return adapters.check(share.unpack(path, files.home() / "adapters"))
     if path.suffix in PICKLES:
         raise AdapterError(
-            f"{path.name}: a pickle can run code when it is opened, so it is not. Ask its author to save the adapter "
-            "as safetensors."
+            "{path}: a pickle can run code when it is opened, so it is not. Ask its author to save the "
+            "adapter as safetensors.",
+            path=path.name,
         )
     if path.suffix == ".safetensors":
-        raise AdapterError(f"{path.name}: weights alone are no adapter. Name the folder that they lie in.")
+        raise AdapterError("{path}: weights alone are no adapter. Name the folder that they lie in.", path=path.name)
     step = _STEP.fullmatch(text)
     if step and Path(step[1]).expanduser().is_dir():
         return adapters.check(moment(Path(step[1]).expanduser(), int(step[2])))
@@ -46,7 +47,9 @@ def open_adapter(source: str | Path) -> Adapter:
     except ShareError as e:
         if "://" in text:
             raise
-        raise AdapterError(f"{text[:200]}: no adapter here, nor USER/NAME of the Hub. Name a folder or zip.") from e
+        raise AdapterError(
+            "{text}: no adapter here, nor USER/NAME of the Hub. Name a folder or zip.", text=text[:200]
+        ) from e
     return adapters.check(share.keep(hub.pull(link), files.home() / "adapters"))
 
 
@@ -55,10 +58,16 @@ def moment(path: Path, step: int) -> Path:
     found = [Run(path), *(Run(p) for p in sorted(path.glob("runs/*"), reverse=True))]
     kept = next(((run, steps) for run in found if (steps := moments.steps(run))), None)
     if kept is None:
-        raise AdapterError(f"{path}: no moment at step {step}. This run has kept none; leave '@' and the step out.")
+        raise AdapterError(
+            "{path}: no moment at step {step}. This run has kept none; leave '@' and the step out.",
+            path=path,
+            step=step,
+        )
     run, steps = kept
     if step not in steps:
-        raise AdapterError(f"{path}: no moment at step {step}. It has {', '.join(map(str, steps))}.")
+        raise AdapterError(
+            "{path}: no moment at step {step}. It has {steps}.", path=path, step=step, steps=", ".join(map(str, steps))
+        )
     return moments.folder(run, step)
 
 
@@ -70,8 +79,11 @@ def require_same_base(adapter: Adapter, voices: Voices) -> None:
     own, here = (x.lower().removeprefix(MODELSCOPE) for x in (adapter.base_id, voices.base.id))
     if own and own != here:
         raise AdapterError(
-            f"{adapter.card.name} was trained on {adapter.base_id}, the others here speak from {voices.base.id}. Only "
-            "adapters of one base can answer side by side."
+            "{adapter} was trained on {base}, the others here use {other}. Only adapters of the "
+            "same base can answer side by side.",
+            adapter=adapter.card.name,
+            base=adapter.base_id,
+            other=voices.base.id,
         )
 
 
@@ -101,6 +113,6 @@ def open_speaker(voices: Voices, text: str, main: Adapter, *, any_base: bool = F
     weights: dict[str, float] = {}
     for _, n, w in parts:
         if n in weights:
-            raise InputError(f"{label}: names one adapter twice. Give it once, with its weight.")
+            raise InputError("{label}: names one adapter twice. Give it once, with its weight.", label=label)
         weights[n] = w
     return Speaker(label, voices.blend(weights), renderer)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from persona.base import Base
+from persona.errors import Message
 from persona.render import Renderer
 from persona.templates import fits, shipped_templates, stop_of
 
@@ -103,9 +104,18 @@ def problem(base: Base, renderer: Renderer) -> str:
         return ""
     token = renderer.tokenizer.convert_ids_to_tokens(renderer.stop_id)
     known = known_endings(base, renderer.tokenizer)
-    other = f"Choose a template whose end it knows ({', '.join(known)})" if known else "Choose another template"
-    return (
-        f"{base.id} with template {renderer.template.name}: this base never learned its stop token {token}, whose "
-        f"output row is like those of {twins:,} other unused tokens. A LoRA cannot teach it, so replies would not end. "
-        f"{other}, or the base's instruct version; or have that row trained as well: train_stop_token=true."
+    other = (
+        Message("Choose a template whose end it knows ({known})", known=", ".join(known))
+        if known
+        else Message("Choose another template")
+    )
+    return Message(
+        "{base} with template {template}: this base never learned its stop token {token}, whose output row "
+        "is like those of {twins:,} other unused tokens. A LoRA cannot teach it, so replies would not end. "
+        "{other}, or the base's instruct version; or have that row trained as well: train_stop_token=true.",
+        base=base.id,
+        template=renderer.template.name,
+        token=token,
+        twins=twins,
+        other=other,
     )

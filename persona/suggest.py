@@ -68,7 +68,9 @@ def new_pairs(at: Endpoint, card: Card, pairs: Sequence[Pair], about: str, count
             continue
         made.append(replace(pair, source=f"synthetic: {at.model}"))
     if not made:
-        raise PersonaError(f"{at.model} answered, but with no pair in its answer. Try again, or another model.")
+        raise PersonaError(
+            "{model} answered, but with no pair in its answer. Try again, or another model.", model=at.model
+        )
     return made
 
 
@@ -83,12 +85,16 @@ def ask(at: Endpoint, prompt: str, temperature: float = 0.8) -> list[Any]:
         found = json.loads(text[text.index("[") : text.rindex("]") + 1])
     except httpx.HTTPStatusError as e:
         raise PersonaError(
-            f"PERSONA_LLM_URL answered {e.response.status_code}. Check address, model and key."
+            "PERSONA_LLM_URL answered {status}. Check address, model and key.", status=e.response.status_code
         ) from None
     except (httpx.HTTPError, httpx.InvalidURL) as e:
-        raise PersonaError(f"PERSONA_LLM_URL cannot be reached ({type(e).__name__}). Is the server running?") from None
+        raise PersonaError(
+            "PERSONA_LLM_URL cannot be reached ({kind}). Is the server running?", kind=type(e).__name__
+        ) from None
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        raise PersonaError(f"{at.model} did not answer with a JSON list. Try again, or another model.") from None
+        raise PersonaError(
+            "{model} did not answer with a JSON list. Try again, or another model.", model=at.model
+        ) from None
     if not isinstance(found, list):
-        raise PersonaError(f"{at.model} did not answer with a JSON list. Try again, or another model.")
+        raise PersonaError("{model} did not answer with a JSON list. Try again, or another model.", model=at.model)
     return found

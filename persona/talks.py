@@ -32,7 +32,7 @@ class Voice:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise InputError(f"kind={self.kind!r}: a voice is one of {', '.join(KINDS)}.")
+            raise InputError("kind={kind!r}: a voice is one of {kinds}.", kind=self.kind, kinds=", ".join(KINDS))
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,11 @@ def check_text(text: str, empty: bool = False) -> None:
     if not (empty or text.strip()):
         raise InputError("There is nothing to say yet. Write something.")
     if len(text) > MAX_CHARACTERS:
-        raise InputError(f"This text has {len(text):,} characters, more than {MAX_CHARACTERS:,}. Shorten it.")
+        raise InputError(
+            "This text has {count:,} characters, more than {limit:,}. Shorten it.",
+            count=len(text),
+            limit=MAX_CHARACTERS,
+        )
 
 
 def history(talk: Talk, turn: int, label: str) -> tuple[tuple[str, str], ...]:
@@ -134,7 +138,9 @@ def place(talk: Talk, turn: int) -> int:
     for n, t in enumerate(talk.turns):
         if t.id == turn:
             return n
-    raise InputError(f"{turn!r:.40}: not a turn of this conversation as it is shown. Reload it and try again.")
+    raise InputError(
+        "{turn}: not a turn of this conversation as it is shown. Reload it and try again.", turn=f"{turn!r:.40}"
+    )
 
 
 def voice_from(row: Mapping[str, Any]) -> Voice:

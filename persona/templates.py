@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from persona import sandbox
-from persona.errors import TemplateError
+from persona.errors import Message, TemplateError, join
 from persona.files import TEMPLATES, require_own
 
 _lock = threading.Lock()  # transformers keeps one generation-span tracker per template, without a lock of its own
@@ -60,7 +60,11 @@ def read_template(name: str) -> Template:
     if path.suffix == ".jinja" and path.is_file():
         require_own(path)
         return Template(path.stem, path.read_text(encoding="utf-8"))
-    raise TemplateError(f"{name!r}: no such template. Choose one of {', '.join(shipped)}, or name a .jinja file.")
+    raise TemplateError(
+        "{name!r}: no such template. Choose one of {shipped}, or name a .jinja file.",
+        name=name,
+        shipped=", ".join(shipped),
+    )
 
 
 def messages(system: str, history: Iterable[Sequence[str]], instruction: str, reply: str | None = None) -> list[dict]:
@@ -82,9 +86,11 @@ def apply(tokenizer: Any, template: Template, chat: list[dict], **options: Any) 
         with _lock, sandbox.limits() if unknown else nullcontext():
             return tokenizer.apply_chat_template(chat, chat_template=template.text, **options)
     except TemplateError as e:
-        raise TemplateError(f"Template {template.name}: {e}") from e
+        raise TemplateError("Template {template}: {reason}", template=template.name, reason=e) from e
     except Exception as e:  # Jinja, sandbox and raise_exception errors have no common base class
-        raise TemplateError(f"Template {template.name}: {type(e).__name__}: {e}") from e
+        raise TemplateError(
+            "Template {template}: {kind}: {reason}", template=template.name, kind=type(e).__name__, reason=e
+        ) from e
 
 
 @lru_cache(maxsize=256)
@@ -164,24 +170,42 @@ def fits(tokenizer: Any, template: Template) -> list[str]:
         ids = list(apply(tokenizer, template, SAMPLES[0], return_dict=False))
         texts = [apply(tokenizer, template, x, tokenize=False, add_generation_prompt=True) for x in SAMPLES[:4]]
     except TemplateError as e:
-        return [str(e)]
+        return [e.message]
     if stop is None:
-        return [f"{name}: no token would be learned. Put the assistant's content and its stop token inside "
-                "{% generation %} … {% endgeneration %}."]  # fmt: skip
-    wrong = []
+        return [
+            Message(
+                "{name}: no token would be learned. Put the assistant's content and its stop token inside "
+                "{{% generation %}} … {{% endgeneration %}}.",
+                name=name,
+            )
+        ]
+    wrong: list[str] = []
     if stop not in control_ids(tokenizer):
         wrong.append(
-            f"{name}: a reply ends with {tokenizer.decode([stop])!r}, which is not a stop token of this model, so it "
-            "would never learn to stop. Choose a template made for this base."
+            Message(
+                "{name}: a reply ends with {stop!r}, which is not a stop token of this model, so it would "
+                "never learn to stop. Choose a template made for this base.",
+                name=name,
+                stop=tokenizer.decode([stop]),
+            )
         )
     wrong += _split_markers(tokenizer, template, texts)
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
-        wrong.append(f"{name}: the text begins with two {tokenizer.bos_token}. Take one out of the template.")
+        wrong.append(
+            Message(
+                "{name}: the text begins with two {bos}. Take one out of the template.",
+                name=name,
+                bos=tokenizer.bos_token,
+            )
+        )
     if dated:
         wrong.append(
-            f"{name}: it writes today's date (strftime_now), so a chat tomorrow would not read what was trained today. "
-            "Write a fixed date in its place."
+            Message(
+                "{name}: it writes today's date (strftime_now), so a chat tomorrow would not read what was "
+                "trained today. Write a fixed date in its place.",
+                name=name,
+            )
         )
     return wrong
 
@@ -195,10 +219,18 @@ def _split_markers(tokenizer: Any, template: Template, texts: list[str]) -> list
             split[marker] = len(ids)
     if not split:
         return []
-    said = ", ".join(f"{marker} ({n} token{'s' if n != 1 else ''})" for marker, n in list(split.items())[:4])
+    markers = [
+        Message("{marker} (1 token)" if n == 1 else "{marker} ({n} tokens)", marker=marker, n=n)
+        for marker, n in list(split.items())[:4]
+    ]
     return [
-        f"Template {template.name}: this model does not know its markers: {said}. Choose a template made for this "
-        f"base, or write 'Plain text: {next(iter(split))}' in its header comment if they are meant as letters."
+        Message(
+            "Template {template}: this model does not know its markers: {markers}. Choose a template made for this "
+            "base, or write 'Plain text: {first}' in its header comment if they are meant as letters.",
+            template=template.name,
+            markers=join(", ", markers),
+            first=next(iter(split)),
+        )
     ]
 
 

@@ -48,7 +48,11 @@ def take(state: dict[str, Any], named: dict[str, list[int]] | list[int], model: 
         weight = ends[layer].weight if layer in ends else None
         if weight is None or tuple(rows.shape) != (len(ids), weight.shape[1]) or max(ids, default=0) >= weight.shape[0]:
             size = "×".join(map(str, rows.shape))
-            raise AdapterError(f"Its trained token rows ({layer}, {size}) do not fit this base. Open it with its own.")
+            raise AdapterError(
+                "Its trained token rows ({layer}, {size}) do not fit this base. Open it with its own.",
+                layer=layer,
+                size=size,
+            )
         found |= {name: (ids, rows) for name, module in ends.items() if module.weight is weight}
     if len(given) != len(named):
         raise AdapterError("The token rows that its settings name are not all there. Copy it again.")

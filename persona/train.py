@@ -43,7 +43,7 @@ from persona import (
     tokenrows,
 )
 from persona.config import steps_of
-from persona.errors import InputError, PersonaError, RunError
+from persona.errors import InputError, Message, PersonaError, RunError
 from persona.job import Job, prepare, save
 from persona.lora import lora_config
 from persona.loss import Collator
@@ -116,7 +116,7 @@ def build(job: Job, clock: Clock, watch: Watch) -> Trainer:
     except (ValueError, ImportError, RuntimeError) as e:  # RuntimeError: a tracker that is not installed
         if hardware.is_out_of_memory(e):
             raise
-        raise InputError(f"These settings do not work with {job.base.id}: {e}") from e
+        raise InputError("These settings do not work with {base}: {reason}", base=job.base.id, reason=e) from e
     if pissa.asked(job.config.init_lora_weights):
         pissa.begin(trainer.model, job.config.init_lora_weights, job.config.lora_r)
     trainer.remove_callback(PrinterCallback)
@@ -161,7 +161,7 @@ def _train(run: Run, deadline: float | None, handlers: contextlib.ExitStack) -> 
     for name in (signal.SIGTERM, signal.SIGINT) if alone else ():
         previous = signal.signal(name, lambda *_: setattr(watch, "asked", True))
         handlers.callback(signal.signal, name, previous)
-    run.log("state", state="starting", message=f"Loading {job.base.id} …")
+    run.log("state", state="starting", message=Message("Loading {base} …", base=job.base.id))
     trainer = build(job, clock, watch)
     total, _ = steps_of(job.config, len(job.train))
     run.log(
@@ -180,7 +180,7 @@ def measure_base(trainer: Trainer, known: float | None) -> float | None:
     """Held-out NLL of the base, and the first page of the diary. known: from before a pause."""
     if known is not None or not trainer.job.held_out:
         return known
-    trainer.run.log("state", state="starting", message="Measuring the base on the held-out pairs …")
+    trainer.run.log("state", state="starting", message=Message("Measuring the base on the held-out pairs …"))
     with trainer.model.disable_adapter():
         return trainer.measure(0)
 
@@ -233,14 +233,15 @@ def write_adapter(trainer: Trainer) -> tuple[int, float | None] | None:
 def finish(trainer: Trainer) -> dict[str, Any]:
     """Write the best adapter, then say done, stopped or failed."""
     run, state, watch = trainer.run, trainer.state, trainer.watch
-    diverged = (
-        f"The loss became infinite at step {state.global_step}. Lower learning_rate (now "
-        f"{trainer.job.config.learning_rate}) and start again"
+    diverged = Message(
+        "The loss became infinite at step {step}. Lower learning_rate (now {rate}) and start again",
+        step=state.global_step,
+        rate=trainer.job.config.learning_rate,
     )
-    run.log("state", state="running", message="Saving the best adapter …")
+    run.log("state", state="running", message=Message("Saving the best adapter …"))
     kept = processes.from_main(write_adapter(trainer) if processes.is_main() else None)
     if kept is None:
-        raise RunError(f"{diverged}.")
+        raise RunError("{diverged}.", diverged=diverged)
     status = "failed" if watch.diverged else "done" if watch.ended(state) else "stopped"
     figures = trainer.figures(state.global_step)
     figures |= {"status": status, "adapter_nll": kept[1], "peak_memory_bytes": peak_memory()}
@@ -248,7 +249,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     run.log("result", **result)
     run.log("chosen", step=kept[0], nll=kept[1])
     if watch.diverged:
-        raise RunError(f"{diverged}; the adapter holds the best that was learned before.")
+        raise RunError("{diverged}; the adapter holds the best that was learned before.", diverged=diverged)
     run.log("state", state=status)
     if status == "done" and processes.is_main():
         shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -266,17 +267,19 @@ def failure(run: Run, e: BaseException) -> dict[str, Any]:
     """What the event of a failed run says: `message`, and `remedy` where smaller settings may help."""
     with contextlib.suppress(PersonaError):  # settings that cannot be read are the failure itself, then
         if changed := remedy.changes(run.config(), e):
-            return {"message": f"Out of memory. {remedy.advice(changed)}", "remedy": changed}
+            return {"message": Message("Out of memory. {advice}", advice=remedy.advice(changed)), "remedy": changed}
     return {"message": explain(e, run.path)}
 
 
 def explain(e: BaseException, folder: Path) -> str:
     """A failure in a sentence with the next step. folder: the run's."""
     if isinstance(e, PersonaError):
-        return str(e)
+        return e.message
     if hardware.is_out_of_memory(e):
-        return f"Out of memory. {remedy.advice({})}"
-    otherwise = f"{type(e).__name__}: {e}. The details are in the run's log.txt; it can be resumed."
+        return Message("Out of memory. {advice}", advice=remedy.advice({}))
+    otherwise = Message(
+        "{kind}: {reason}. The details are in the run's log.txt; it can be resumed.", kind=type(e).__name__, reason=e
+    )
     return runs.disk_trouble(folder, e) or otherwise
 
 

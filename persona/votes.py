@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from persona import lines, winrate
-from persona.errors import InputError
+from persona.errors import InputError, Message, join
 from persona.talks import KINDS, MAX_VISITORS, Answer, Voice, answer_from, check_text, visitor, voice_from
 
 CHOICES = ("left", "right", "tie", "bad")  # bad: both
@@ -101,7 +101,9 @@ def ask(book: Book, said: str, sides: Sequence[Side], system: str, sampling: Map
     del row["answers"], row["choice"]
     with lines.lock(book.path.parent):
         if not book.path.exists() and len(list(book.path.parent.glob("*.jsonl"))) >= MAX_VISITORS:
-            raise InputError(f"{MAX_VISITORS} visitors have voted on this persona already: no more votes are kept.")
+            raise InputError(
+                "{limit} visitors have voted on this persona already: no more votes are kept.", limit=MAX_VISITORS
+            )
         _append(book, row)
     return question
 
@@ -123,7 +125,9 @@ def answered(book: Book, question: str, answers: Sequence[Answer]) -> Question:
 def vote(book: Book, question: str, choice: str) -> Question:
     """Keep the vote; the names may be shown now. One vote a question: after it, nobody is blind any more."""
     if choice not in CHOICES:
-        raise InputError(f"{choice!r:.40}: not a vote. It is one of {', '.join(CHOICES)}.")
+        raise InputError(
+            "{choice}: not a vote. It is one of {choices}.", choice=f"{choice!r:.40}", choices=", ".join(CHOICES)
+        )
     with lines.lock(book.path.parent):
         found = _find(book, question)
         if not found.answers:
@@ -206,10 +210,20 @@ def _sides(left_wins: int, decisive: int, first_left: int, votes: int) -> str:
     """Whether the side may have decided instead of the answer."""
     if not votes:
         return ""
-    text = f"It stood left in {first_left} of {votes}; the left answer was preferred in {left_wins} of {decisive}."
+    text = Message(
+        "It stood left in {first_left} of {votes}; the left answer was preferred in {left_wins} of {decisive}.",
+        first_left=first_left,
+        votes=votes,
+        left_wins=left_wins,
+        decisive=decisive,
+    )
     if winrate.chance(left_wins, decisive) < winrate.ALPHA:
-        side = "left" if 2 * left_wins > decisive else "right"
-        text += f" So often {side} is hardly chance: read both answers before you vote."
+        often = (
+            Message("So often left is hardly chance: read both answers before you vote.")
+            if 2 * left_wins > decisive
+            else Message("So often right is hardly chance: read both answers before you vote.")
+        )
+        text = join(" ", [text, often])
     return text
 
 
@@ -232,7 +246,9 @@ def _find(book: Book, question: str) -> Question:
 def _append(book: Book, row: dict[str, Any]) -> None:
     size = book.path.stat().st_size if book.path.exists() else 0
     if size + len(lines.encode(row)) > MAX_BYTES:
-        raise InputError(f"Your votes have reached {MAX_BYTES / 1e6:.0f} MB, so no more are kept. Export them.")
+        raise InputError(
+            "Your votes have reached {limit:.0f} MB, so no more are kept. Export them.", limit=MAX_BYTES / 1e6
+        )
     lines.append(book.path, row)
 
 

@@ -29,7 +29,7 @@ import psutil
 from filelock import FileLock
 
 from persona import lines, runs
-from persona.errors import PersonaError
+from persona.errors import Message, PersonaError
 from persona.files import owner_of, root, to_json, write_atomic
 from persona.progress import Progress
 from persona.runs import Run
@@ -128,7 +128,7 @@ def leave(run: Run) -> bool:
             with contextlib.suppress(psutil.Error):
                 process.kill()
                 process.wait(10)
-        run.log("state", state="stopped", message="Cancelled while it waited. Resume puts it in line again.")
+        run.log("state", state="stopped", message=Message("Cancelled while it waited. Resume puts it in line again."))
     return True
 
 
@@ -170,19 +170,27 @@ def progress(run: Run) -> Progress:
 def words(where: Place) -> str:
     """2nd in line, after 20260102-… of Mags; the run that trains now needs about 3 minutes more."""
     last = where.number % 10 if where.number % 100 not in (11, 12, 13) else 0
-    text = f"{where.number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(last, 'th') } in line"
+    ordinal = {
+        1: Message("{number}st", number=where.number),
+        2: Message("{number}nd", number=where.number),
+        3: Message("{number}rd", number=where.number),
+    }.get(last, Message("{number}th", number=where.number))
+    text = Message("{ordinal} in line", ordinal=ordinal)
     if where.after:
-        text += f", after {where.after.name} of {_persona(where.after)}"
+        text = Message("{place}, after {run} of {persona}", place=text, run=where.after.name,
+                       persona=_persona(where.after))  # fmt: skip
     if where.left is not None:
-        text += f"; the run that trains now needs about {_time(where.left)} more"
+        text = Message("{place}; the run that trains now needs about {time} more", place=text, time=_time(where.left))
     if where.number > 1 and where.wait is not None:
-        text += f", all before it about {_time(where.wait)}"
+        text = Message("{place}, all before it about {time}", place=text, time=_time(where.wait))
     return text
 
 
 def _time(seconds: float) -> str:
     minutes = max(1, math.ceil(seconds / 60))
-    return f"{minutes} minute{'s' * (minutes > 1)}" if minutes < 90 else f"{minutes / 60:.1f} hours"
+    if minutes >= 90:
+        return Message("{hours:.1f} hours", hours=minutes / 60)
+    return Message("{minutes} minutes", minutes=minutes) if minutes > 1 else Message("1 minute")
 
 
 def _persona(run: Run) -> str:

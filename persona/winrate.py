@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from persona.errors import Message
+
 ALPHA = 0.05
 FAR = 1_000  # more votes than this are "too close to tell", not a plan
 _Z2 = 1.959964**2  # of the normal distribution's 97.5 % point
@@ -95,15 +97,17 @@ def needed(wins: int, decisive: int) -> int | None:
 def outlook(wins: int, decisive: int, votes: int) -> str:
     """In words, whether it is settled and else how many more votes, ties among them, it would take."""
     if not votes:
-        return "No vote yet."
+        return Message("No vote yet.")
     if not decisive:
-        return "No answer was preferred yet: ties and “both bad” do not tell the two apart."
+        return Message("No answer was preferred yet: ties and “both bad” do not tell the two apart.")
     if chance(wins, decisive) < ALPHA:
-        return "Settled: chance alone would be this far from half less than one time in 20."
+        return Message("Settled: chance alone would be this far from half less than one time in 20.")
     if 2 * wins == decisive:
-        return "Level so far: if it goes on like this, no number of votes will settle it."
+        return Message("Level so far: if it goes on like this, no number of votes will settle it.")
     decisive_more = needed(wins, decisive)
     more = math.ceil(decisive_more * votes / decisive) if decisive_more else FAR + 1
     if more > FAR:
-        return f"Nearly level: it would take more than {FAR:,} more votes if it goes on like this."
-    return f"About {more:,} more vote{'s' if more > 1 else ''} if it goes on like this."
+        return Message("Nearly level: it would take more than {far:,} more votes if it goes on like this.", far=FAR)
+    if more > 1:
+        return Message("About {more:,} more votes if it goes on like this.", more=more)
+    return Message("About 1 more vote if it goes on like this.")

@@ -127,7 +127,7 @@ def test_the_list_of_bases_speaks_both_languages(monkeypatch):
         "en": ["Gemma 3 270M, pretrained (4-bit GGUF)", "SmolLM2 135M Instruct, English (4-bit GGUF) (not installed)",
                "Qwen/Qwen3-8B (16.4 GB, Apache-2.0)"],
         "zh": ["Gemma 3 270M，预训练（4 位 GGUF）", "SmolLM2 135M Instruct，英文（4 位 GGUF）（未安装）",
-               "Qwen/Qwen3-8B（16.4 GB, Apache-2.0）"],
+               "Qwen/Qwen3-8B（16.4 GB、Apache-2.0）"],
     }.items():  # fmt: skip
         monkeypatch.setattr(words, "language", lambda language=language: language)
         labels = {name: label for label, name in template.bases()}

@@ -624,7 +624,7 @@ def test_text_grows_and_ends_as_what_was_said(request, tokenizer, text):
 def test_no_room_for_a_reply_is_that_columns_error(voices):
     room = replace(GREEDY, max_new_tokens=96)
     short, long = say(voices, [Column(BASE, SHORT), Column(BASE, Prompt("", [5] * (CONTEXT - 95)))], room)
-    assert long.error == "The conversation has 4,001 tokens and no room for a reply. Clear it and start anew."
+    assert long.error == "The conversation has 4,001 tokens and no room for a reply. Clear it and start again."
     assert short == say(voices, [Column(BASE, SHORT)], room)[0] and short.tokens == 96
 
 

@@ -30,8 +30,8 @@ for case, (name, token) in json.loads(sys.argv[1]).items():
 print(json.dumps(said))
 """
 CASES = {
-    "gated, not logged in": ("ben/gated", "", r"ben/gated is given out only to who accepts its licence, and you are not logged in\. Accept it on https://huggingface\.co/ben/gated, then log in"),
-    "gated, not let in": ("ben/gated", ANN, r"ben/gated is given out .*your account has not been let in\. Ask for access on"),
+    "gated, not logged in": ("ben/gated", "", r"ben/gated is gated: accept its licence on https://huggingface\.co/ben/gated, then log in"),
+    "gated, not let in": ("ben/gated", ANN, r"ben/gated is gated, and your account has no access yet\. Ask for it on"),
     "not there, not logged in": ("ben/nothing", "", r"ben/nothing: not on the Hub, or private: not seen without logging in \(hf auth login\)\. Check the name"),
     "not there": ("ben/nothing", ANN, r"ben/nothing: not on the Hub, or private: not seen with your account\. Check"),
     "private": ("ben/private", ANN, r"ben/private: not on the Hub, or private"),

@@ -77,7 +77,7 @@ def test_each_line_of_hers_without_a_pair_says_why(source):
             "colon after a name",
             "together",
             "nothing is said",
-            "her own",
+            "persona's own",
         ],
         strict=True,
     ):

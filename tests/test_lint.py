@@ -454,7 +454,7 @@ def asked(*questions):
 def test_summary_of_nothing():
     summary = summarise([], ANYONE, [])
     assert (summary.pairs, summary.usable, summary.enough) == (0, 0, False)
-    assert "nothing to learn from yet" in summary.text and "who she is" in summary.text
+    assert "nothing to learn from yet" in summary.text and "who the persona is" in summary.text
 
 
 def test_summary_of_a_few_pairs():

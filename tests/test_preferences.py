@@ -118,7 +118,7 @@ def test_a_correction_goes_to_the_pairs_and_can_be_taken_back(persona):
 
 def test_another_answer_to_a_known_question_is_added_and_named(persona):
     added = corrections.add(persona, Pair(" 你是谁？", "钮祜禄氏。", source="correction"))
-    assert added.rivals == (1,) and "Pair 1 answers the same question otherwise" in added.message
+    assert added.rivals == (1,) and "Pair 1 answers the same question differently" in added.message
     added = corrections.add(persona, Pair("你是谁？", "熹贵妃。"))
     assert added.rivals == (1, 3) and "Pairs 1, 3 answer the same" in added.message
     assert [p.output for p in persona.pairs()] == ["本宫甄嬛。", "hello", "钮祜禄氏。", "熹贵妃。"]
@@ -128,8 +128,8 @@ def test_another_answer_to_a_known_question_is_added_and_named(persona):
     ("pair", "says"),
     [
         (Pair("你是谁？", "本宫甄嬛。 \n", EARLIER, "correction"), "Pair 1 has this answer"),
-        (Pair("x", " "), "Write what she should have said"),
-        (Pair(" ", "x"), "Write what she should have said"),
+        (Pair("x", " "), "Write what the persona should have said"),
+        (Pair(" ", "x"), "Write what the persona should have said"),
         (Pair("x", "y" * (MAX_CHARACTERS + 1)), "more than 100,000. Split it. It is not added"),
         (Pair("x", "\ud83d"), "half a character"),
     ],

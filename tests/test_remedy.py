@@ -74,7 +74,7 @@ def test_one_step_at_a_time(settings, error, want):
     [
         ({"batch_size": 4, "gradient_accumulation_steps": 2}, "Lower batch size to 4 and resume"),
         ({"gradient_checkpointing": True}, "Turn on gradient checkpointing and resume"),
-        ({"quantization": "nf4"}, "Start anew with the base in 4 bits (quantization nf4)"),
+        ({"quantization": "nf4"}, "Start again with the base in 4 bits (quantization nf4)"),
         ({}, ""),
     ],
 )
@@ -155,7 +155,7 @@ def test_a_training_that_the_system_killed_says_so(make, how, status):
         assert "killed the training (signal 9), as it does when memory runs out. Lower batch size to 2" in seen.message
         assert seen.remedy == {"batch_size": 2, "gradient_accumulation_steps": 2}
     else:
-        assert "without a word" in seen.message and not seen.remedy
+        assert "exited unexpectedly" in seen.message and not seen.remedy
 
 
 def test_a_run_that_was_done_before_it_was_killed_stays_done(make):

@@ -155,7 +155,7 @@ def test_a_column_of_another_base_is_refused(made, voices, tiny_llama, tmp_path)
     twin = Path(shutil.copytree(made / "runs/young/adapter", tmp_path / "twin"))
     run = json.loads((twin / "run.json").read_text())
     (twin / "run.json").write_text(json.dumps({**run, "base": {**run["base"], "id": "someone/tiny-it"}}))
-    with pytest.raises(AdapterError, match="trained on someone/tiny-it, the others here speak from someone/tiny"):
+    with pytest.raises(AdapterError, match="trained on someone/tiny-it, the others here use someone/tiny"):
         sources.open_speaker(voices, str(twin), main)
     assert sources.open_speaker(voices, str(twin), main, any_base=True).strength == 1
     with pytest.raises(AdapterError, match="does not fit"):

@@ -84,7 +84,9 @@ def test_remarks_are_said_beside_the_main_verdict():
     quiet = made(probes=[], judged=None)
     assert remarks(quiet) == ""
     assert "80 % of the answers end" in remarks(quiet.model_copy(update={"ended": 0.8}))
-    assert "0 % of the answers to probes" in remarks(made(judged=None)) and "does not sit" in remarks(made(judged=None))
+    assert "0 % of the answers to probes" in remarks(made(judged=None)) and "is not learned firmly yet" in remarks(
+        made(judged=None)
+    )
     assert "preferred the adapter 3 times, the base 1 times" in remarks(made(probes=[]))
     assert "suffered a little" in remarks(moved("drift", rise=interval(0.5, 0.1)))
     assert "word for word" in remarks(moved("memory", recited=0.3))
@@ -92,7 +94,7 @@ def test_remarks_are_said_beside_the_main_verdict():
     answers = made().answers
     dull = answers.adapter.model_copy(update={"distinct_2": 0.3, "length": [20, 20, 20, 20, 20]})
     said = remarks(made(answers=answers.model_copy(update={"adapter": dull})))
-    assert "repeat themselves" in said and "20 words in the middle, hers 9" in said
+    assert "repeat themselves" in said and "a median of 20 words, in the pairs 9" in said
 
 
 def test_a_remark_does_not_repeat_the_main_verdict():

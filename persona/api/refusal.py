@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from persona.errors import PersonaError
+from persona.errors import Message, PersonaError
 
 _TYPES = {429: "requests", 500: "server_error", 503: "server_error"}
 
@@ -12,8 +12,8 @@ class Refusal(PersonaError):
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None,
                  retry_after: int = 0):  # fmt: skip
-        super().__init__(message)
-        self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
+        super().__init__(Message.of(message))
+        self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
 
     def body(self) -> dict[str, Any]:
         kind = _TYPES.get(self.status, "invalid_request_error")

@@ -43,5 +43,7 @@ def key_value(text: str, option: str) -> tuple[str, str]:
     key, sign, value = text.partition("=")
     if not sign:
         example = "--set epochs=2" if option == "--set" else "--column instruction=Question"
-        raise InputError(f"{option} {text}: write it as name=value, e.g. {example}.")
+        raise InputError(
+            "{option} {text}: write it as name=value, e.g. {example}.", option=option, text=text, example=example
+        )
     return key.strip(), value.strip()

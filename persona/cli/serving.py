@@ -50,5 +50,10 @@ def _listen(host: str, port: int) -> socket.socket:
         made.bind(address)
         made.listen(100)  # from here on a client waits instead of being refused
     except OSError as e:
-        raise InputError(f"{host}:{port}: cannot listen there ({e.strerror or e}). Choose another --port.") from e
+        raise InputError(
+            "{host}:{port}: cannot listen there ({reason}). Choose another --port.",
+            host=host,
+            port=port,
+            reason=e.strerror or e,
+        ) from e
     return made

@@ -44,7 +44,9 @@ def chat(
         asking.require_form(save)
     if len(others or []) > chats.MAX_COLUMNS - 2:
         raise InputError(
-            f"{len(others or []) + 2} columns: base and persona, and {chats.MAX_COLUMNS - 2} more at most."
+            "{count} columns: base and persona, and {limit} more at most.",
+            count=len(others or []) + 2,
+            limit=chats.MAX_COLUMNS - 2,
         )
     sampling = Sampling(temperature=temperature, min_p=min_p, seed=seed, max_new_tokens=max_new_tokens)
     chats.check_strength(strength)
@@ -54,7 +56,11 @@ def chat(
     for text in others or []:
         speaker = sources.open_speaker(voices, text, main, any_base=bool(base))
         if any(speaker.label == s.label for s in speakers):
-            raise InputError(f"--with {text}: there is a column {speaker.label!r} already. Name each column once.")
+            raise InputError(
+                "--with {text}: there is a column {label} already. Name each column once.",
+                text=text,
+                label=repr(speaker.label),
+            )
         speakers.append(speaker)
     start = time.perf_counter()
     rows = []

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from persona.cli.common import AsJson, PersonaDir, key_value, note, open_persona, put
-from persona.errors import PersonaError
+from persona.errors import Message, PersonaError
 
 RESULT = ("run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
           "adapter_nll", "peak_memory_bytes")  # fmt: skip
@@ -61,7 +61,10 @@ def train(
         value["status"] = "failed"
         if as_json:
             typer.echo(json.dumps(value, ensure_ascii=False))
-        raise PersonaError(last.message or f"The run ended as {last.status}; see {run.path / 'log.txt'}.")
+        raise PersonaError(
+            Message.of(last.message)
+            or Message("The run ended as {status}; see {log}.", status=last.status, log=run.path / "log.txt")
+        )
     text = _summary(value) if last.result else f"{last.status}: {last.message or 'nothing was trained.'}"
     put(value, text, as_json)
 

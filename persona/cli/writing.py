@@ -42,7 +42,7 @@ def import_(
     from persona.importers import hub, text
 
     if actions not in ("drop", "keep"):
-        raise InputError(f"--actions {actions}: write drop or keep.")
+        raise InputError("--actions {actions}: write drop or keep.", actions=actions)
     columns = dict(key_value(x, "--column") for x in column or [])
     options = importers.Options(columns, tuple(speaker or ()), "keep" if actions == "keep" else "drop", history)
     typed = source == "-"
@@ -129,7 +129,9 @@ def render(
     persona = open_persona(directory)
     pairs = persona.pairs()
     if pair > len(pairs):
-        raise InputError(f"{persona.pairs_file}: has {len(pairs)} pairs, there is no pair {pair}.")
+        raise InputError(
+            "{path}: has {count} pairs, there is no pair {pair}.", path=persona.pairs_file, count=len(pairs), pair=pair
+        )
     found, renderer = bases.open_renderer(persona.card(), base, template, progress=note)
     if unknown := stoptoken.problem(found, renderer):
         note(unknown)

@@ -11,6 +11,7 @@ from typing import Any
 
 from persona import chat
 from persona.adapter import Adapter
+from persona.errors import Message
 from persona.evaluate import judge as judges
 from persona.evaluate import report as reports  # for html and fragment
 from persona.evaluate import session, verdict
@@ -19,7 +20,7 @@ from persona.evaluate.found import Answers, Probe, Report
 from persona.evaluate.measuring import Progress
 from persona.evaluate.rows import read_rows
 from persona.evaluate.session import Limits, Session
-from persona.files import to_json, write_atomic
+from persona.files import read_json, to_json, write_atomic
 from persona.runs import Run
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Report",
     "base_nll",
     "evaluate",
+    "load",
     "reports",
     "rivals",
     "run_of",
@@ -45,9 +47,22 @@ def run_of(adapter: Adapter) -> Run | None:
 
 def save(report: Report, run: Run) -> Path:
     """Write report.json and report.html into the run's folder; returns the latter."""
-    write_atomic(run.path / "report.json", to_json(report.model_dump(mode="json")))
+    value = report.model_dump(mode="json")
+    if templates := [note.to_json() for note in report.notes if isinstance(note, Message)]:
+        value["notes_templates"] = templates
+    write_atomic(run.path / "report.json", to_json(value))
     write_atomic(run.path / "report.html", reports.html(report))
     return run.path / "report.html"
+
+
+def load(file: Path) -> Report:
+    """The report in `file`, with the verdict that its figures give today."""
+    value = read_json(file, Message("a report"))
+    templates = value.pop("notes_templates", None) or []
+    report = Report.model_validate(value)
+    notes = [next((m for t in templates if isinstance(m := Message.from_json(note, t), Message)), note)
+             for note in report.notes]  # fmt: skip
+    return report.model_copy(update={"notes": notes, "verdict": verdict.judge(report)})
 
 
 def evaluate(
@@ -68,7 +83,7 @@ def evaluate(
     def opening(text: str) -> None:
         progress(Progress(0.0, text, None))
 
-    opening("Opening the base …")
+    opening(Message("Opening the base …"))
     voices = chat.open_voices(chat.base_of(adapter, base, opening))
     renderer = chat.renderer_of(adapter, voices.tokenizer)
     more = min(limits.answers, len(rows.held)) if at else 0
@@ -80,7 +95,7 @@ def evaluate(
     drift = session.drift(s)
     judged = None
     if at and heard:
-        s.work.doing = f"{at.model} judges"
+        s.work.doing = Message("{model} judges", model=at.model)
         judged = judges.compare(at, adapter.card, heard.rows, s.work.tick)
     sure = Report(
         persona=adapter.card.name, base=voices.base.id, template=adapter.template.name,

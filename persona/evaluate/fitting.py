@@ -20,7 +20,9 @@ def base_nll(voices: Voices, renderer: Renderer, pairs: Sequence[Pair]) -> float
     """
     examples = [e for e in map(renderer.example, pairs) if e.learned and not e.problems]
     if not examples:
-        raise TemplateError(f"Template {renderer.template.name}: none of the pairs can be rendered with it.")
+        raise TemplateError(
+            "Template {template}: none of the pairs can be rendered with it.", template=renderer.template.name
+        )
     with voices.lock, voices.without_adapters():
         return mean_nll(voices.model, examples, Collator(renderer.tokenizer.pad_token_id))
 

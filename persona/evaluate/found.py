@@ -3,10 +3,14 @@
 NLL: mean negative log-likelihood, nats per learned token. Shares are 0 … 1, BLEU, chrF and ROUGE-L 0 … 100.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, WrapValidator
 
+from persona.errors import Message
+
+# a text for the user, which pydantic would else turn into a plain str; report.json has it as that
+Text = Annotated[str, WrapValidator(lambda value, check: value if isinstance(value, Message) else check(value))]
 Kind = Literal["learned", "not learned", "overfitted", "forgot", "never stops", "not measured"]
 
 
@@ -134,10 +138,10 @@ class Judged(Value):
 
 class Verdict(Value):
     kind: Kind
-    said: str
-    cause: str
-    advice: str
-    remarks: list[str]
+    said: Text
+    cause: Text
+    advice: Text
+    remarks: list[Text]
 
     @property
     def paragraph(self) -> str:
@@ -164,5 +168,5 @@ class Report(Value):
     ended: float | None = None
     base_ended: float | None = None
     judged: Judged | None = None
-    notes: list[str] = []
+    notes: list[Text] = []
     verdict: Verdict | None = None

@@ -15,8 +15,8 @@ def judge_endpoint() -> Endpoint:
     at = endpoint()
     if at is None:
         raise PersonaError(
-            "--judge: no judge is set up. Set PERSONA_LLM_URL (and PERSONA_LLM_KEY, PERSONA_LLM_MODEL) to an "
-            "OpenAI-compatible endpoint, or leave --judge out."
+            "--judge: no judge is set up. Set PERSONA_LLM_URL (and PERSONA_LLM_KEY, PERSONA_LLM_MODEL) to "
+            "an OpenAI-compatible endpoint, or leave --judge out."
         )
     return at
 

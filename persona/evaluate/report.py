@@ -6,6 +6,7 @@ import jinja2
 from markupsafe import Markup
 
 import persona.evaluate.charts as draw
+from persona.errors import Message
 from persona.evaluate.found import Report
 from persona.evaluate.verdict import share
 from persona.files import TEMPLATES
@@ -17,7 +18,7 @@ def html(report: Report) -> str:
 
 
 def fragment(report: Report, say: Callable[[str], str] = str) -> str:
-    """Verdict, remarks, main figures and charts, for a page with a style of its own; `say` may translate each text."""
+    """Verdict, remarks, main figures and charts, for a page with a style of its own; `say` may translate it."""
     charts = _charts(report, say)
     macros = _template().make_module({"report": report, "charts": charts, "say": say})
     return str(macros.fragment(report, charts))  # type: ignore[attr-defined]
@@ -28,6 +29,7 @@ def _template() -> jinja2.Template:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    env.globals["text"] = Message
     env.filters["share"] = share
     env.filters["figure"] = lambda x, places=2: "–" if x is None else f"{x:.{places}f}"
     env.filters["exp"] = lambda x: f"{2.718281828459045**x:,.1f}" if x < 50 else "–"
@@ -38,18 +40,22 @@ def _charts(r: Report, say: Callable[[str], str]) -> dict[str, Markup]:
     """name → SVG, of what was measured."""
     made: dict[str, Markup] = {}
     if r.likelihood:
-        rows = [(say("base"), r.likelihood.base), (say("persona"), r.likelihood.adapter)]
-        made["likelihood"] = draw.intervals(rows, say("Held-out NLL of base and persona with 95 % intervals"))
-        title = say("Gain of each held-out pair, in nats per token")
-        made["gains"] = draw.histogram(r.likelihood.gains, title, say("pairs"))
+        rows = [(say(Message("base")), r.likelihood.base), (say(Message("persona")), r.likelihood.adapter)]
+        made["likelihood"] = draw.intervals(rows, say(Message("Held-out NLL of base and persona with 95 % intervals")))
+        title = say(Message("Gain of each held-out pair, in nats per token"))
+        made["gains"] = draw.histogram(r.likelihood.gains, title, say(Message("pairs")))
     if r.drift:
-        rows = [(say("base"), r.drift.base), (say("persona"), r.drift.adapter)]
-        made["drift"] = draw.intervals(rows, say("NLL of right answers to general questions, base and persona"))
+        rows = [(say(Message("base")), r.drift.base), (say(Message("persona")), r.drift.adapter)]
+        made["drift"] = draw.intervals(
+            rows, say(Message("NLL of right answers to general questions, base and persona"))
+        )
     if r.answers:
         sides = [
-            (say("base"), r.answers.base),
-            (say("persona"), r.answers.adapter),
-            (say("her pairs"), r.answers.pairs),
+            (say(Message("base")), r.answers.base),
+            (say(Message("persona")), r.answers.adapter),
+            (say(Message("the pairs")), r.answers.pairs),
         ]
-        made["lengths"] = draw.lengths([(n, v.length) for n, v in sides], say("Length of the answers in words"))
+        made["lengths"] = draw.lengths(
+            [(n, v.length) for n, v in sides], say(Message("Length of the answers in words"))
+        )
     return made

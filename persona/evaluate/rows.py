@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from persona import importers
-from persona.errors import InputError
+from persona.errors import InputError, Message
 from persona.importers import text
 from persona.pairs import Pair, unfinished
 from persona.runs import Run
@@ -35,10 +35,15 @@ def read_rows(run: Run | None, data: Path | None) -> Rows:
     held = [r.pair for r in found if r.held_out]
     if held:
         return Rows("the run's held-out pairs", held, trained)
-    why = "The run held out no pairs (eval_fraction 0)" if run else (
-        "The adapter lies in no run folder, so nobody knows which pairs it was trained on"
+    why = Message("The run held out no pairs (eval_fraction 0)") if run else (
+        Message("The adapter lies in no run folder, so nobody knows which pairs it was trained on")
     )  # fmt: skip
-    return Rows("", [], trained, [f"{why}. Name a file of other pairs with --data to measure what was learned."])
+    return Rows(
+        "",
+        [],
+        trained,
+        [Message("{reason}. Name a file of other pairs with --data to measure what was learned.", reason=why)],
+    )
 
 
 def _read(data: Path, trained: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
@@ -48,18 +53,31 @@ def _read(data: Path, trained: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
     read = [p for p in items if isinstance(p, Pair) and not unfinished([p])]
     skipped = sum(isinstance(i, importers.Skipped) for i in items)
     if not read:
-        raise InputError(f"{data}: no pairs in it. Each line is to be {{\"instruction\": …, \"output\": …}}, or any "
-                         "form that `persona import` reads.")  # fmt: skip
+        raise InputError(
+            '{data}: no pairs in it. Each line is to be {{"instruction": …, "output": …}}, or any form '
+            "that `persona import` reads.",
+            data=data,
+        )
     known = {(p.instruction.strip(), p.output.strip()) for p in trained}
     fresh = [p for p in read if (p.instruction.strip(), p.output.strip()) not in known]
     if not fresh:
-        raise InputError(f"{data}: all of its {len(read):,} pairs were trained on, so they would measure memory. Name "
-                         "a file with other pairs.")  # fmt: skip
-    notes = []
+        raise InputError(
+            "{data}: all of its {count:,} pairs were trained on, so they would measure memory. Name a file "
+            "with other pairs.",
+            data=data,
+            count=len(read),
+        )
+    notes: list[str] = []
     if skipped:
-        notes.append(f"{data.name}: {skipped:,} entries are no pairs and were left out.")
+        notes.append(
+            Message("{data}: {skipped:,} entries are no pairs and were left out.", data=data.name, skipped=skipped)
+        )
     if len(fresh) < len(read):
-        notes.append(f"{data.name}: {len(read) - len(fresh):,} pairs were trained on and left out.")
+        notes.append(
+            Message(
+                "{data}: {count:,} pairs were trained on and left out.", data=data.name, count=len(read) - len(fresh)
+            )
+        )
     return fresh, notes
 
 

@@ -12,6 +12,7 @@ import persona.evaluate.probes as probes
 from persona.adapter import Adapter
 from persona.chat import BASE, Column, Voices
 from persona.decode import Reply
+from persona.errors import Message
 from persona.evaluate.measuring import Progress, Work
 from persona.evaluate.rows import Rows, some
 from persona.folder import ProbeRule
@@ -81,7 +82,11 @@ def begin(
     held = _renderable(renderer, rows.held)
     trained = _renderable(renderer, some(rows.trained, 2 * limits.trained))
     lost = len(rows.held) - len(held)
-    notes = [f"{lost:,} held-out pairs cannot be rendered with this template and were left out."] if lost else []
+    notes: list[str] = []
+    if lost:
+        notes.append(
+            Message("{count:,} held-out pairs cannot be rendered with this template and were left out.", count=lost)
+        )
     limit = measuring.reply_limit([e for _, e in held + trained])
     rules = probes.rules(adapter.card)[: limits.probes]
     asked = [2 * min(limits.answers, len(held)), min(limits.remembered, len(trained))]
@@ -103,7 +108,7 @@ def likelihood(s: Session, rows: Rows, run: Run | None) -> found.Likelihood | No
     """How likely base and adapter find the held-out replies, and some that were trained on."""
     if not s.held:
         return None
-    s.work.doing = "How likely are the held-out replies?"
+    s.work.doing = Message("How likely are the held-out replies?")
     examples = [e for _, e in s.held]
     weights = [e.learned for e in examples]
     base, own = s.both(examples)
@@ -113,7 +118,7 @@ def likelihood(s: Session, rows: Rows, run: Run | None) -> found.Likelihood | No
     known = some([e for _, e in s.trained], s.limits.trained)
     trained: list[float | None] = [None, None]
     if known:
-        s.work.doing = "How likely are replies that were trained on?"
+        s.work.doing = Message("How likely are replies that were trained on?")
         before, after = s.both(known)
         learned = [e.learned for e in known]
         trained = [metrics.bootstrap([[x] for x in side], learned)[0][0] for side in (before, after)]
@@ -130,7 +135,7 @@ def answers(s: Session, rows: Rows) -> found.Answers | None:
     """Both voices on held-out questions, and how near they come to what she said."""
     if not s.held:
         return None
-    s.work.doing = "Answers to held-out questions"
+    s.work.doing = Message("Answers to held-out questions")
     heard = s.answers(s.renderer, some([p for p, _ in s.held], s.limits.answers), s.sampling.max_new_tokens)
     if not heard:
         return None
@@ -162,7 +167,7 @@ def asked_probes(s: Session) -> list[found.Probe]:
     heard: list[list[found.Reply]] = [[] for _ in prompts]
     base: list[found.Reply] = []
     for seed in range(s.limits.seeds):
-        s.work.doing = f"Probes, seed {seed + 1} of {s.limits.seeds}"
+        s.work.doing = Message("Probes, seed {seed} of {seeds}", seed=seed + 1, seeds=s.limits.seeds)
         voices = [BASE] * (seed == 0) + [s.name]
         replies = s.ask([Column(who, prompt) for who in voices for prompt in prompts], seed)
         judged = [
@@ -182,7 +187,7 @@ def memory(s: Session, rows: Rows, heard: found.Answers | None) -> found.Memory 
     """Are training replies said by heart? On held-out questions the same measure is what set phrases give."""
     if not s.trained:
         return None
-    s.work.doing = "Questions that were trained on"
+    s.work.doing = Message("Questions that were trained on")
     asked = measuring.prompts_of(s.renderer, [p for p, _ in some(s.trained, s.limits.remembered)],
                                  s.sampling.max_new_tokens)  # fmt: skip
     if not asked:
@@ -203,7 +208,7 @@ def memory(s: Session, rows: Rows, heard: found.Answers | None) -> found.Memory 
 
 def drift(s: Session) -> found.Drift | None:
     """General questions without the persona's system prompt: what has been lost?"""
-    s.work.doing = "General questions"
+    s.work.doing = Message("General questions")
     renderer = replace(s.renderer, system="")
     rendered = [(q, renderer.example(q.pair)) for q in measuring.general()[: s.limits.general]]
     asked = [(q, measuring.without_stop(e, renderer.stop_id)) for q, e in rendered if e.learned and not e.problems]

@@ -4,7 +4,8 @@ A sure difference is one whose 95 % interval lies on one side of zero; a thresho
 word. The order of `judge` is the order of importance: what makes the other figures meaningless comes first.
 """
 
-from persona.evaluate.found import Drift, Likelihood, Report, Verdict
+from persona.errors import Message, join
+from persona.evaluate.found import Drift, Likelihood, Memory, Report, Verdict
 
 # nats per learned token: 2 % more likely words. An adapter that was hardly trained stays below, whatever the interval
 UNHEARD = 0.02
@@ -45,9 +46,9 @@ def _nothing_changed(r: Report) -> Found:
     likely = r.likelihood
     if not likely or abs(likely.gain.value) >= UNHEARD or max(-likely.gain.low, likely.gain.high) >= HEARD:
         return None
-    return "not learned", f"Not learned: the adapter changes nothing. {_nlls(likely)}", _why_little(r), (
-        "Train longer or with a higher learning rate: the preset quick, as it is, is a good start."
-    )  # fmt: skip
+    said = Message("Not learned: the adapter changes nothing. {figures}", figures=_nlls(likely))
+    advice = Message("Train longer or with a higher learning rate: the preset quick, as it is, is a good start.")
+    return "not learned", said, _why_little(r), advice
 
 
 def _never_stops(r: Report) -> Found:
@@ -55,11 +56,18 @@ def _never_stops(r: Report) -> Found:
         return None
     if r.memory and _by_heart(r) and r.memory.train_ended >= STOPS:
         return None  # where it knows the reply by heart, it ends: the stop token was learned, and more than that
-    said = f"It never stops: only {share(r.ended)} of the answers end by themselves, the rest run into the limit."
-    cause = "The stop token was not learned: the template leaves it unlearned, or ends replies with a token that this base never learned to say."  # noqa: E501
+    said = Message(
+        "It never stops: only {share} of the answers end by themselves, the rest run into the limit.",
+        share=share(r.ended),
+    )
+    cause = Message(
+        "The stop token was not learned: the template leaves it unlearned, or ends replies with a token that this "
+        "base never learned to say."
+    )
     if r.likelihood and r.likelihood.gain.low > 0:
-        cause += f" The manner itself was learned. {_nlls(r.likelihood)}"
-    return "never stops", said, cause, (
+        learned = Message("The manner itself was learned. {figures}", figures=_nlls(r.likelihood))
+        cause = join(" ", [cause, learned])
+    return "never stops", said, cause, Message(
         "Look at the mask of a pair in step 2 (the stop token must be coloured as learned, and be one that the base "
         "knows; for a plain base that is mostly <eos>), or set train_stop_token, and train again."
     )  # fmt: skip
@@ -77,15 +85,16 @@ def _overfitted(r: Report) -> Found:
     gained = (likely.train_base or 0) - (likely.train or 0)
     if not ((worse and gained > HEARD) or (gap > GAP and by_heart) or (past and gap > GAP)):
         return None
-    parts = ["Overfitted: it knows its training pairs by heart and not what they have in common."
-             if by_heart else "Overfitted: it fits its training pairs and nothing else.", _nlls(likely)]  # fmt: skip
+    parts = [Message("Overfitted: it knows its training pairs by heart and not what they have in common.") if by_heart
+             else Message("Overfitted: it fits its training pairs and nothing else."), _nlls(likely)]  # fmt: skip
     if likely.train is not None:
-        parts.append(f"On pairs that it was trained on it scores {likely.train:.2f}.")
+        parts.append(Message("On pairs that it was trained on it scores {nll:.2f}.", nll=likely.train))
     if memory and by_heart:
-        parts.append(f"{share(memory.train_copied)} of the training questions get their training reply back.")
-    few = r.train_rows is not None and r.train_rows < FEW_PAIRS
-    cause = "Too many passes over too few pairs" + (f" ({r.train_rows}, {r.steps} steps)." if few else ".")
-    return "overfitted", " ".join(parts), cause, (
+        parts.append(_given_back(memory))
+    cause = Message("Too many passes over too few pairs.")
+    if r.train_rows is not None and r.train_rows < FEW_PAIRS:
+        cause = Message("Too many passes over too few pairs ({rows}, {steps} steps).", rows=r.train_rows, steps=r.steps)
+    return "overfitted", join(" ", parts), cause, Message(
         "Write more and more varied pairs first of all; else fewer epochs, a lower learning rate or a smaller "
         "lora_r, and keep some pairs held out (eval_fraction), so that the best adapter is kept and not the last."
     )  # fmt: skip
@@ -95,15 +104,16 @@ def _forgot(r: Report) -> Found:
     if not r.drift or not _has_forgotten(r.drift):
         return None
     d = r.drift
-    said = (
-        f"It forgot: on {d.rows} general questions, asked without the persona, right answers became less likely by "
-        f"{d.rise.value:.2f} nats per token ({d.base.value:.2f} → {d.adapter.value:.2f}), and {share(d.adapter_right)} "
-        f"are answered rightly, {share(d.base_right)} before."
-    )
-    cause = "The update is too strong: a learning rate too high, too many epochs, or a very large LoRA."
+    said = Message(
+        "It forgot: on {rows} general questions, asked without the persona, right answers became less likely by "
+        "{rise:.2f} nats per token ({base:.2f} → {adapter:.2f}), and {right} are answered rightly, {before} before.",
+        rows=d.rows, rise=d.rise.value, base=d.base.value, adapter=d.adapter.value, right=share(d.adapter_right),
+        before=share(d.base_right),
+    )  # fmt: skip
+    cause = Message("The update is too strong: a learning rate too high, too many epochs, or a very large LoRA.")
     if r.likelihood and r.likelihood.gain.low > 0:
-        cause = f"The persona was learned. {_nlls(r.likelihood)} " + cause
-    return "forgot", said, cause, (
+        cause = join(" ", [Message("The persona was learned. {figures}", figures=_nlls(r.likelihood)), cause])
+    return "forgot", said, cause, Message(
         "Train with a third of the learning rate or fewer epochs, or mix in some plain questions and answers. In the "
         "chat, a strength below 1 brings part of it back at once."
     )  # fmt: skip
@@ -113,10 +123,16 @@ def _not_learned(r: Report) -> Found:
     likely = r.likelihood
     if likely is None or (likely.gain.low > 0 and likely.gain.value >= UNHEARD):
         return None
-    how = "is worse than the base on held-out pairs" if likely.gain.high < 0 else "is not surely better than the base"
-    return "not learned", f"Not learned: the adapter {how}. {_nlls(likely)}", _why_little(r), (
-        "Check the mask of a few pairs and the findings of step 1, then train longer, or with more pairs."
+    said = Message(
+        "Not learned: the adapter is worse than the base on held-out pairs. {figures}" if likely.gain.high < 0 else
+        "Not learned: the adapter is not surely better than the base. {figures}", figures=_nlls(likely),
     )  # fmt: skip
+    return (
+        "not learned",
+        said,
+        _why_little(r),
+        Message("Check the mask of a few pairs and the findings of step 1, then train longer, or with more pairs."),
+    )
 
 
 def _learned(r: Report) -> Found:
@@ -124,35 +140,49 @@ def _learned(r: Report) -> Found:
     if likely is None:
         return None
     clearly = likely.gain.low >= HEARD
-    said = f"Learned{'' if clearly else ', a little'}: it answers new questions more as she would. {_nlls(likely)}"
-    said += f" {share(likely.wins)} of the held-out pairs became likelier."
+    said = Message(
+        "Learned: it answers new questions more as the persona would. {figures} {wins} of the held-out pairs became "
+        "likelier." if clearly else
+        "Learned, a little: it answers new questions more as the persona would. {figures} {wins} of the held-out pairs "
+        "became likelier.", figures=_nlls(likely), wins=share(likely.wins),
+    )  # fmt: skip
     if clearly:
-        return "learned", said, "", "Talk to it in step 4, and share it if you like what you hear."
-    return "learned", said, _why_little(r), "More epochs, or more pairs, would make it plainer."
+        return "learned", said, "", Message("Talk to it in step 4, and share it if you like what you hear.")
+    return "learned", said, _why_little(r), Message("More epochs, or more pairs, would make it plainer.")
 
 
 def _not_measured(r: Report) -> Found:
-    return "not measured", "Whether it learned was not measured: there are no pairs that it was not trained on.", "", (
-        "Name a file of such pairs with --data, or train with some held out (eval_fraction)."
-    )  # fmt: skip
+    said = Message("Whether it learned was not measured: there are no pairs that it was not trained on.")
+    advice = Message("Name a file of such pairs with --data, or train with some held out (eval_fraction).")
+    return "not measured", said, "", advice
 
 
 def _nlls(likely: Likelihood) -> str:
     g = likely.gain
-    return (
-        f"Held-out NLL {likely.base.value:.2f} → {likely.adapter.value:.2f} nats per token (gain {g.value:+.2f}, 95 % "
-        f"interval {g.low:+.2f} to {g.high:+.2f}, {likely.rows} pairs)."
-    )
+    return Message(
+        "Held-out NLL {base:.2f} → {adapter:.2f} nats per token (gain {gain:+.2f}, 95 % interval {low:+.2f} to "
+        "{high:+.2f}, {rows} pairs).",
+        base=likely.base.value, adapter=likely.adapter.value, gain=g.value, low=g.low, high=g.high, rows=likely.rows,
+    )  # fmt: skip
+
+
+def _given_back(memory: Memory) -> str:
+    return Message("{share} of the training questions get their training reply back.", share=share(memory.train_copied))
 
 
 def _why_little(r: Report) -> str:
     if r.steps is not None and r.steps < FEW_STEPS:
-        return f"Likely cause: only {r.steps} optimizer step{'s' * (r.steps != 1)}."
+        return Message(
+            "Likely cause: only {steps} optimizer step." if r.steps == 1 else
+            "Likely cause: only {steps} optimizer steps.", steps=r.steps,
+        )  # fmt: skip
     if r.learning_rate is not None and r.learning_rate < LOW_RATE:
-        return f"Likely cause: a learning rate of {r.learning_rate:g}, far below what a LoRA needs (about 3e-4)."
+        return Message(
+            "Likely cause: a learning rate of {rate:g}, far below what a LoRA needs (about 3e-4).", rate=r.learning_rate
+        )
     if r.train_rows is not None and r.train_rows < FEW_PAIRS:
-        return f"Likely cause: only {r.train_rows} training pairs; a persona shows from about 100."
-    return "Likely cause: too little training for these pairs, or pairs that have little in common."
+        return Message("Likely cause: only {rows} training pairs; a persona shows from about 100.", rows=r.train_rows)
+    return Message("Likely cause: too little training for these pairs, or pairs that have little in common.")
 
 
 def _by_heart(r: Report) -> bool:
@@ -176,8 +206,10 @@ def _remarks(r: Report) -> list[tuple[str, str]]:
 def _about_stops(r: Report) -> str:
     if r.ended is None or r.ended >= STOPS_WELL:
         return ""
-    before = f" (base: {share(r.base_ended)})" if r.base_ended is not None else ""
-    return f"{share(r.ended)} of the answers end by themselves{before}; the others repeat themselves or ramble on."
+    ended = Message("{share} of the answers end by themselves", share=share(r.ended))
+    if r.base_ended is not None:
+        ended = Message("{ended} (base: {share})", ended=ended, share=share(r.base_ended))
+    return Message("{ended}; the others repeat themselves or ramble on.", ended=ended)
 
 
 def _about_memory(r: Report) -> str:
@@ -185,8 +217,10 @@ def _about_memory(r: Report) -> str:
     if m is None:
         return ""
     if m.recited is not None and m.recited >= RECITED:
-        return f"{share(m.recited)} of the new questions are answered with a training reply, word for word."
-    return f"{share(m.train_copied)} of the training questions get their training reply back." if _by_heart(r) else ""
+        return Message(
+            "{share} of the new questions are answered with a training reply, word for word.", share=share(m.recited)
+        )
+    return _given_back(m) if _by_heart(r) else ""
 
 
 def _about_drift(r: Report) -> str:
@@ -194,11 +228,13 @@ def _about_drift(r: Report) -> str:
     if d is None or d.rise.low <= 0 or d.rise.value < SHAKEN:
         return ""
     if _has_forgotten(d):
-        return f"It also forgot: right answers to general questions lost {d.rise.value:.2f} nats per token."
-    return (
-        f"General questions suffered a little: right answers lost {d.rise.value:.2f} nats per token; "
-        f"{share(d.adapter_right)} are answered rightly, {share(d.base_right)} before."
-    )
+        return Message(
+            "It also forgot: right answers to general questions lost {rise:.2f} nats per token.", rise=d.rise.value
+        )
+    return Message(
+        "General questions suffered a little: right answers lost {rise:.2f} nats per token; {right} are answered "
+        "rightly, {before} before.", rise=d.rise.value, right=share(d.adapter_right), before=share(d.base_right),
+    )  # fmt: skip
 
 
 def _about_probes(r: Report) -> str:
@@ -206,8 +242,11 @@ def _about_probes(r: Report) -> str:
     if not judged:
         return ""
     kept = sum(judged) / len(judged)
-    said = f"{share(kept)} of the answers to probes keep to the rules of the card"
-    return f"{said}." if kept >= PROBES_WELL else f"{said}: who she is does not sit yet. More pairs about that help."
+    return Message(
+        "{share} of the answers to probes keep to the rules of the card." if kept >= PROBES_WELL else
+        "{share} of the answers to probes keep to the rules of the card: the persona's identity is not learned firmly "
+        "yet. More pairs about that help.", share=share(kept),
+    )  # fmt: skip
 
 
 def _about_manner(r: Report) -> str:
@@ -215,23 +254,28 @@ def _about_manner(r: Report) -> str:
         return ""
     said, own, pairs = [], r.answers.adapter, r.answers.pairs
     if own.distinct_2 < REPETITIVE * pairs.distinct_2:
-        said.append(f"The answers repeat themselves (distinct-2 {own.distinct_2:.2f}, her own {pairs.distinct_2:.2f}).")
+        said.append(Message("The answers repeat themselves (distinct-2 {own:.2f}, in the pairs {pairs:.2f}).",
+                            own=own.distinct_2, pairs=pairs.distinct_2))  # fmt: skip
     if not LENGTH[0] <= own.length[2] / max(1.0, pairs.length[2]) <= LENGTH[1]:
-        said.append(f"Their length is not hers: {own.length[2]:.0f} words in the middle, hers {pairs.length[2]:.0f}.")
-    return " ".join(said)
+        said.append(Message("Their length differs from the pairs': a median of {own:.0f} words, in the pairs "
+                            "{pairs:.0f}.", own=own.length[2], pairs=pairs.length[2]))  # fmt: skip
+    return join(" ", said)
 
 
 def _about_rows(r: Report) -> str:
     if r.likelihood is None or r.likelihood.rows >= FEW_ROWS:
         return ""
-    return f"Measured on {r.likelihood.rows} held-out pairs only: take the figures as rough."
+    return Message("Measured on {rows} held-out pairs only: take the figures as rough.", rows=r.likelihood.rows)
 
 
 def _about_judge(r: Report) -> str:
     if not r.judged:
         return ""
     j = r.judged
-    return f"{j.model}, asked blindly, preferred the adapter {j.wins} times, the base {j.losses} times; {j.ties} ties."
+    return Message(
+        "{model}, asked blindly, preferred the adapter {wins} times, the base {losses} times; {ties} ties.",
+        model=j.model, wins=j.wins, losses=j.losses, ties=j.ties,
+    )  # fmt: skip
 
 
 def share(x: float | None) -> str:

@@ -34,12 +34,12 @@ def export(
     Returns file, bytes and examples. Raises InputError.
     """
     if version not in VERSIONS:
-        raise InputError(f"version {version}: a character card is of version 2 or 3.")
+        raise InputError("version {version}: a character card is of version 2 or 3.", version=version)
     kind = out.suffix.lower()
     if kind not in (".json", ".png"):
-        raise InputError(f"{out}: a character card is a .json or a .png file. Give it one of these endings.")
+        raise InputError("{out}: a character card is a .json or a .png file. Give it one of these endings.", out=out)
     if picture and kind == ".json":
-        raise InputError(f"{out}: a .json file holds no picture. Name a .png file, or leave the picture away.")
+        raise InputError("{out}: a .json file holds no picture. Name a .png file, or leave the picture out.", out=out)
     with place.new(out) as file:
         if kind == ".json":
             write_atomic(file, to_json(character(card, pairs, version, link)))
@@ -106,12 +106,19 @@ def opened(picture: Path) -> Image.Image:
     try:
         with Image.open(picture) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{picture}: {image.width:,} × {image.height:,} pixels are too many. Make it smaller.")
+                raise InputError(
+                    "{picture}: {width:,} × {height:,} pixels are too many. Make it smaller.",
+                    picture=picture,
+                    width=image.width,
+                    height=image.height,
+                )
             plain = ImageOps.exif_transpose(image).convert("RGBA" if "A" in image.getbands() else "RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as e:
         if isinstance(e, InputError):
             raise
-        raise InputError(f"{picture}: cannot be opened as a picture ({e}). Use a PNG or JPEG file.") from e
+        raise InputError(
+            "{picture}: cannot be opened as a picture ({reason}). Use a PNG or JPEG file.", picture=picture, reason=e
+        ) from e
     return plain
 
 

@@ -59,7 +59,8 @@ def _of_weights(path: Path, out: Path, form: Form, wishes: Wishes, progress: Cal
 
     if wishes.strength != 1 and (form is Form.zip or (form is Form.gguf and not wishes.merge)):
         raise InputError(
-            f"strength={wishes.strength}: an adapter goes out as it was trained; only a merged model has one."
+            "strength={strength}: an adapter goes out as it was trained; only a merged model has one.",
+            strength=wishes.strength,
         )
     folder = adapters.locate(path)
     if form is Form.zip:

@@ -15,7 +15,7 @@ from persona import adapter as adapters
 from persona import base as bases
 from persona.adapter import Adapter
 from persona.base import Base
-from persona.errors import AdapterError, BaseError
+from persona.errors import AdapterError, BaseError, Message
 
 # model_type → architecture, as far as each tensor of the one is a tensor of the other
 ARCHITECTURES = {
@@ -40,9 +40,13 @@ class Names:
         kind = str(base.config().get("model_type"))
         if kind not in ARCHITECTURES:
             raise BaseError(
-                f"{base.id}: {kind} is not among the architectures that can be written as GGUF here "
-                f"({', '.join(ARCHITECTURES)}). Export with --as merged, then use llama.cpp's converter: "
-                f"python convert_hf_to_gguf.py FOLDER ({CONVERTER})."
+                "{base}: {kind} is not among the architectures that can be written as GGUF here "
+                "({architectures}). Export with --as merged, then use llama.cpp's converter: python "
+                "convert_hf_to_gguf.py FOLDER ({converter}).",
+                base=base.id,
+                kind=kind,
+                architectures=", ".join(ARCHITECTURES),
+                converter=CONVERTER,
             )
         self.architecture = ARCHITECTURES[kind]
         arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
@@ -70,11 +74,17 @@ def write_adapter(adapter: Adapter, base: Base, out: Path) -> None:
 
     Raises AdapterError for what llama.cpp has no form for, or an adapter of another base.
     """
-    instead = "Export the whole model instead: --as gguf --merge, or --as merged."
+    instead = Message("Export the whole model instead: --as gguf --merge, or --as merged.")
     if adapter.settings.get("use_dora"):
-        raise AdapterError(f"{adapter.card.name}: llama.cpp has no form for a DoRA adapter. {instead}")
+        raise AdapterError(
+            "{adapter}: llama.cpp has no form for a DoRA adapter. {instead}", adapter=adapter.card.name, instead=instead
+        )
     if adapter.settings.get("trainable_token_indices"):
-        raise AdapterError(f"{adapter.card.name}: llama.cpp has no form for trained rows of tokens. {instead}")
+        raise AdapterError(
+            "{adapter}: llama.cpp has no form for trained rows of tokens. {instead}",
+            adapter=adapter.card.name,
+            instead=instead,
+        )
     names = Names(base)
     alpha = float(adapter.settings["lora_alpha"]) or 1.0
     writer = gguf.GGUFWriter(out, names.architecture)
@@ -85,7 +95,12 @@ def write_adapter(adapter: Adapter, base: Base, out: Path) -> None:
     for layer, (a, b, scale) in sorted(_layers(adapter, base).items()):
         name = names.of(layer)
         if not name:
-            raise AdapterError(f"{adapter.card.name}: llama.cpp knows no layer for {layer}. {instead}")
+            raise AdapterError(
+                "{adapter}: llama.cpp knows no layer for {layer}. {instead}",
+                adapter=adapter.card.name,
+                layer=layer,
+                instead=instead,
+            )
         b = names.ordered(f"{name}.weight", b) * np.float32(scale * len(a) / alpha)
         writer.add_tensor(f"{name}.weight.lora_a", a)
         writer.add_tensor(f"{name}.weight.lora_b", b)
@@ -163,7 +178,11 @@ def write_model(
     head, embedding = weights.get("output.weight"), weights["token_embd.weight"]
     more = ["output.weight"] if head is not None and head.data_ptr() != embedding.data_ptr() else []
     if lost := [k for k in state if names.of(k) not in (*stored, "output.weight")]:
-        raise BaseError(f"{base.id}: its GGUF file has no place for {lost[0]}. Export with --as merged instead.")
+        raise BaseError(
+            "{base}: its GGUF file has no place for {tensor}. Export with --as merged instead.",
+            base=base.id,
+            tensor=lost[0],
+        )
     for tensor in dict.fromkeys([*stored, *more]):
         if tensor in stored and (len(stored[tensor].shape) == 1 or tensor not in weights):
             old = stored[tensor]

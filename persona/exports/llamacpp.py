@@ -12,7 +12,7 @@ from persona import base as bases
 from persona import chat
 from persona.adapter import Adapter
 from persona.base import Base, Progress
-from persona.errors import BaseError
+from persona.errors import BaseError, Message
 from persona.exports import ggufs, merged, ollama, place
 from persona.files import slug, write_atomic
 from persona.render import Renderer
@@ -28,20 +28,22 @@ def export_adapter(
     with place.new(out) as folder:
         folder.mkdir()
         file = f"{slug(out.name)}.gguf"
-        progress("Writing the adapter …")
+        progress(Message("Writing the adapter …"))
         ggufs.write_adapter(adapter, base, folder / file)
         model = f"{slug(base.id.rpartition('/')[2])}.gguf"
         model = f"base-{model}" if model == file else model
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             source = ggufs.source_of(base, base_name or adapter.base_id, Path(scratch))
             if source:
-                progress(f"Copying {base.id} …")
+                progress(Message("Copying {base} …", base=base.id))
                 shutil.copyfile(source, folder / model)
-        notes = [] if source else [
-            f"{model} is not there yet: {base.id} did not come as a GGUF file. Put one of the very same model there, "
-            f"made with llama.cpp's converter: python convert_hf_to_gguf.py FOLDER_OF_THE_BASE --outfile {model} "
-            f"({ggufs.CONVERTER})."
-        ]  # fmt: skip
+        notes: list[str] = []
+        if not source:
+            notes.append(Message(
+                "{model} is not there yet: {base} did not come as a GGUF file. Put one of the very same model there, "
+                "made with llama.cpp's converter: python convert_hf_to_gguf.py FOLDER_OF_THE_BASE --outfile {model} "
+                "({converter}).", model=model, base=base.id, converter=ggufs.CONVERTER,
+            ))  # fmt: skip
         renderer = chat.renderer_of(adapter, bases.load_tokenizer(base))
         return _finish(adapter, base, renderer, out, folder, model, file, notes)
 
@@ -63,9 +65,11 @@ def export_merged(
             source = ggufs.source_of(base, base_name or adapter.base_id, Path(scratch))
             if source is None:
                 raise BaseError(
-                    f"{base.id}: did not come as a GGUF file, so its tokenizer has no form for llama.cpp here. Export "
-                    "with --as merged, then use llama.cpp's own converter: python convert_hf_to_gguf.py FOLDER "
-                    f"({ggufs.CONVERTER})."
+                    "{base}: did not come as a GGUF file, so its tokenizer has no form for llama.cpp here. "
+                    "Export with --as merged, then use llama.cpp's own converter: python "
+                    "convert_hf_to_gguf.py FOLDER ({converter}).",
+                    base=base.id,
+                    converter=ggufs.CONVERTER,
                 )
             ggufs.Names(base)
             made = merged.merge(adapter, base, strength, progress)
@@ -73,12 +77,12 @@ def export_merged(
             # three bits more than bfloat16, and llama.cpp rounds activations to the format of the weights
             small = all(p.abs().max() < torch.finfo(torch.float16).max for p in made.model.parameters())
             made.model.to(torch.float16 if small else torch.bfloat16)
-            progress("Writing …")
+            progress(Message("Writing …"))
             file = f"{slug(out.name)}.gguf"
             template = merged.plain(made.renderer.template).text
             ggufs.write_model(source, made.model.state_dict(), base, folder / file, adapter.card.name, template,
                               made.renderer.stop_id)  # fmt: skip
-        progress("Comparing …")
+        progress(Message("Comparing …"))
         facts = {"strength": strength, "difference": asdict(made.difference(made.model.to(arithmetic)))}
         return _finish(adapter, base, made.renderer, out, folder, file, "", []) | facts
 
@@ -92,7 +96,13 @@ def _finish(
     text, why = ollama.modelfile(adapter.card, renderer, model, lora, said)
     architecture = ggufs.Names(base).architecture
     if architecture not in ggufs.VERIFIED:
-        notes = [*notes, f"Not verified: no {architecture} model has been run in llama.cpp with a file written here."]
+        notes = [
+            *notes,
+            Message(
+                "Not verified: no {architecture} model has been run in llama.cpp with a file written here.",
+                architecture=architecture,
+            ),
+        ]
     notes = [*notes, *([why] if why else [])]
     write_atomic(folder / "Modelfile", text)
     write_atomic(folder / "chat_template.jinja", merged.plain(renderer.template).text)

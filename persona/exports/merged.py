@@ -14,7 +14,7 @@ from persona import base as bases
 from persona import chat, hardware
 from persona.adapter import Adapter
 from persona.base import Base, Progress
-from persona.errors import InputError
+from persona.errors import InputError, Message
 from persona.exports import place
 from persona.files import write_atomic
 from persona.render import Renderer
@@ -74,12 +74,12 @@ def export(
     """
     with place.new(out) as folder:
         made = merge(adapter, base, strength, progress)
-        progress("Writing …")
+        progress(Message("Writing …"))
         dtype = made.model.dtype
         save(made.model.to(getattr(torch, dtype_of(base))), made.renderer, base, folder)
         made.model = None
         gc.collect()
-        progress("Opening what was written, and comparing …")
+        progress(Message("Opening what was written, and comparing …"))
         again = bases.load_model(Base(base.id, folder), str(dtype).removeprefix("torch."))
         facts = {"strength": strength, "difference": asdict(made.difference(again))}
         write_atomic(folder / "README.md", _card(adapter, base, facts, dtype_of(base)))
@@ -93,19 +93,22 @@ def merge(adapter: Adapter, base: Base, strength: float = 1.0, progress: Progres
     Raises InputError for a strength that cannot be, AdapterError when the adapter does not fit the base.
     """
     if not 0 <= strength <= 2:
-        raise InputError(f"strength={strength}: from 0 (the base) over 1 (as trained) to 2.")
+        raise InputError("strength={strength}: from 0 (the base) over 1 (as trained) to 2.", strength=strength)
     if strength != 1 and adapter.settings.get("use_dora"):
-        raise InputError(f"strength={strength}: the adapter was trained with use_dora=True, which is all or nothing.")
+        raise InputError(
+            "strength={strength}: the adapter was trained with use_dora=True, which is all or nothing.",
+            strength=strength,
+        )
     stored, usual = dtype_of(base), hardware.make_plan(hardware.this_machine()).chat_dtype
-    progress(f"Opening {base.id} …")
+    progress(Message("Opening {base} …", base=base.id))
     model = bases.load_model(base, usual if usual in ("float32", stored) else stored)
     model = adapters.attach(model, adapter, NAME)
     adapters.set_strength(model, NAME, strength)
     renderer = chat.renderer_of(adapter, bases.load_tokenizer(base))
-    progress("Asking base and adapter the probes …")
+    progress(Message("Asking base and adapter the probes …"))
     rows = _answers(model, renderer, adapter.card.probes[:PROBES] or ("?",))
     before = [_logits(model, *row) for row in rows]
-    progress("Merging …")
+    progress(Message("Merging …"))
     return Merged(_merged(model), renderer, rows, before)
 
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-from persona.errors import TemplateError
+from persona.errors import Message, TemplateError
 from persona.exports import place
 from persona.folder import Card
 from persona.render import Renderer
@@ -46,9 +46,9 @@ def frame_of(renderer: Renderer) -> Frame:
     frame = Frame(with_system[0], with_system[1], without[0], with_system[2], with_system[3], with_system[-1])
     expected = [frame.with_system, frame.after_system, *[frame.reply, frame.turn] * 2, frame.open]
     if with_system != expected or without[1:] != expected[2:] or one != [*expected[:2], frame.open]:
-        raise _no_frame(renderer, "it writes the turns of one conversation in different ways")
+        raise _no_frame(renderer, Message("it writes the turns of one conversation in different ways"))
     if found := next((x for x in ("{{", "}}", '"""') if any(x in getattr(frame, f.name) for f in fields(frame))), ""):
-        raise _no_frame(renderer, f"it writes {found}, which ends a text there")
+        raise _no_frame(renderer, Message("it writes {found}, which ends a text there", found=found))
     return frame
 
 
@@ -63,7 +63,7 @@ def _gaps(renderer: Renderer, system: str, history: list[tuple[str, str]], marks
     for mark in marks:
         gap, found, text = text.partition(mark)
         if not found or mark in text:
-            raise _no_frame(renderer, "it moves, repeats or leaves out what is said")
+            raise _no_frame(renderer, Message("it moves, repeats or leaves out what is said"))
         gaps.append(gap)
     return [*gaps, text]
 
@@ -78,8 +78,11 @@ def _ours(renderer: Renderer, chat: list[dict[str, str]]) -> str:
 
 def _no_frame(renderer: Renderer, why: str) -> TemplateError:
     return TemplateError(
-        f"Template {renderer.template.name}: has no form in Ollama's template language: {why}. Use the file in "
-        "llama.cpp or LM Studio, which read the template inside a merged GGUF (--merge); or train with another one."
+        "Template {template}: has no form in Ollama's template language: {reason}. Use the file in "
+        "llama.cpp or LM Studio, which read the template inside a merged GGUF (--merge); or train with "
+        "another one.",
+        template=renderer.template.name,
+        reason=why,
     )
 
 
@@ -98,7 +101,7 @@ def go_template(renderer: Renderer) -> str:
         # Go's language cannot strip white space as many templates do, so these are compared without
         stripped = [{**m, "content": m["content"].strip()} for m in chat]
         if evaluate(text, stripped) != _ours(renderer, stripped):
-            raise _no_frame(renderer, "what it would give differs from what was trained")
+            raise _no_frame(renderer, Message("what it would give differs from what was trained"))
     return text
 
 
@@ -165,7 +168,7 @@ def modelfile(card: Card, renderer: Renderer, model: str, adapter: str, licence:
     try:
         template, why = go_template(renderer), ""
     except TemplateError as e:
-        template, why = "", str(e)
+        template, why = "", e.message
     usual = Sampling()
     stop = renderer.tokenizer.convert_ids_to_tokens(renderer.stop_id)
     return place.rendered(

@@ -22,7 +22,7 @@ _READ = 1 << 24  # bytes looked through at once
 def must_be_new(out: Path) -> None:
     """Raises InputError where something is there already."""
     if out.exists():
-        raise InputError(f"{out}: is there already. Name a new file or folder, or delete it first.")
+        raise InputError("{out}: is there already. Name a new file or folder, or delete it first.", out=out)
 
 
 @contextmanager
@@ -43,7 +43,9 @@ def new(out: Path) -> Iterator[Path]:
     except OSError as e:
         raise InputError(disk_message(out, e)) from e
     except SafetensorError as e:  # how safetensors says that the disk is full
-        raise InputError(f"{out}: could not be written ({e}). Free some space and try again.") from e
+        raise InputError(
+            "{out}: could not be written ({reason}). Free some space and try again.", out=out, reason=e
+        ) from e
 
 
 def _refuse_local(path: Path) -> None:
@@ -60,11 +62,15 @@ def _refuse_local(path: Path) -> None:
                 text = tail + part
                 if found := named.search(text):
                     raise ShareError(
-                        f"{file.name}: names a folder of this machine, {found[0].decode()}, which is nobody else's "
-                        "business. Take it out of the persona."
+                        "{file}: names a folder of this machine, {found}, which should not be shared. "
+                        "Take it out of the persona.",
+                        file=file.name,
+                        found=found[0].decode(),
                     )
                 if _TOKEN.search(text):
-                    raise ShareError(f"{file.name}: holds what looks like an access token. Take it out of the persona.")
+                    raise ShareError(
+                        "{file}: holds what looks like an access token. Take it out of the persona.", file=file.name
+                    )
                 tail = text[-512:]
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from persona import adapter as adapters
 from persona.config import RunConfig, make_config
-from persona.errors import InputError, PersonaError
+from persona.errors import InputError, Message, PersonaError, join
 from persona.exports import place
 from persona.files import slug, to_json, write_atomic
 from persona.folder import Card, open_persona
@@ -22,7 +22,7 @@ from persona.pairs import Pair, unfinished
 from persona.runs import Row, open_run
 from persona.templates import Template, messages, read_template
 
-UNVERIFIED = "Not verified: made by Persona from this program's documentation and never run in it."
+UNVERIFIED = Message("Not verified: made by Persona from this program's documentation and never run in it.")
 # our template → the name of the same format in LLaMA-Factory, where it has one that ends a reply with the same token
 LLAMA_FACTORY = {
     "chatml": "chatml", "gemma": "gemma", "internlm": "intern2", "llama-3": "llama3",
@@ -76,10 +76,12 @@ def export(made: Material, out: Path) -> dict[str, Any]:
     """
     if not made.rows:
         raise InputError(
-            f"{made.card.name}: the pairs are not here, only the adapter. Name the persona's folder, or the run's."
+            "{adapter}: the pairs are not here, only the adapter. Name the persona's folder, or the run's.",
+            adapter=made.card.name,
         )
     if missing := unfinished(made.pairs):
-        raise InputError("\n".join(f"pair {row}: {why}." for row, why in missing[:20]) + "\nFinish it, then try again.")
+        wrong = [Message("pair {row}: {problem}.", row=row, problem=why) for row, why in missing[:20]]
+        raise InputError("{problems}\nFinish it, then try again.", problems=join("\n", wrong))
     name = slug(out.name)
     sets = {name: [r.pair for r in made.rows if not r.held_out],
             f"{name}-held-out": [r.pair for r in made.rows if r.held_out]}  # fmt: skip

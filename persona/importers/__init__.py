@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Literal
 
 from persona import journal
-from persona.errors import InputError
+from persona.errors import InputError, Message
 from persona.files import write_atomic
 from persona.folder import Card, Persona
 from persona.importers.text import Source
@@ -118,7 +118,7 @@ def importer(name: str) -> ModuleType:
     """Raises InputError naming the formats there are."""
     known = formats()
     if name not in known:
-        raise InputError(f"{name!r}: no such format. Choose one of {', '.join(known)}.")
+        raise InputError("{name!r}: no such format. Choose one of {known}.", name=name, known=", ".join(known))
     return known[name]
 
 
@@ -128,8 +128,10 @@ def detect(source: Source) -> str:
     best = max(sure, key=lambda name: sure[name])
     if sure[best] <= 0:
         raise InputError(
-            f"{source.name}: none of the formats fits ({', '.join(sure)}). Choose one by hand, or look into the file: "
-            "it needs questions and answers, a conversation, or named speakers."
+            "{source}: none of the formats fits ({formats}). Choose one by hand, or look into the file: it "
+            "needs questions and answers, a conversation, or named speakers.",
+            source=source.name,
+            formats=", ".join(sure),
         )
     return best
 
@@ -175,7 +177,7 @@ def bring_in(persona: Persona, source: Source, format: str, options: Options) ->
                 if len(skipped) < LISTED:
                     skipped.append(item)
 
-    done = journal.append(persona, pairs(), f"import of {source.name}")
+    done = journal.append(persona, pairs(), Message("import of {file}", file=source.name))
     return Report(done.added + done.known + left_out, done.added, done.known, left_out, skipped, dict(notes))
 
 
@@ -183,6 +185,8 @@ def write(pairs: Iterable[Pair], format: str, out: Path) -> Path:
     """The pairs as a file of that format; `read` gives them back. Raises InputError when it can only be read."""
     if not hasattr(importer(format), "dump"):
         known = ", ".join(name for name, module in formats().items() if hasattr(module, "dump"))
-        raise InputError(f"{format!r}: pairs cannot be written in this format. Choose one of {known}.")
+        raise InputError(
+            "{format!r}: pairs cannot be written in this format. Choose one of {known}.", format=format, known=known
+        )
     write_atomic(out, importer(format).dump(pairs))
     return out

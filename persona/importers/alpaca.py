@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from persona import pairs as our
-from persona.errors import InputError
+from persona.errors import InputError, Message, join
 from persona.importers import Item, Options, Survey
 from persona.importers.json_rows import complete, convert, first_rows, left_out, rows, sure
 from persona.importers.text import Source
@@ -93,17 +93,22 @@ def mapped(names: Sequence[str], options: Options, place: str, texts: Sequence[s
 
     Raises InputError listing the names when question or answer is not among them.
     """
-    listed = f"It has: {', '.join(repr(n)[:60] for n in names[:50]) or 'none'}."
+    listed = Message("It has: {names}.", names=", ".join(repr(n)[:60] for n in names[:50]) or Message("none"))
     chosen = dict(options.columns)
     if wrong := [field for field in chosen if field not in FIELDS]:
-        raise InputError(f"{wrong[0]!r}: not a field of a pair. There are {', '.join(FIELDS)}.")
+        raise InputError(
+            "{field!r}: not a field of a pair. There are {fields}.", field=wrong[0], fields=", ".join(FIELDS)
+        )
     if wrong := [name for name in chosen.values() if name and name not in names]:
-        raise InputError(f"{place}: no column {wrong[0]!r}. {listed}")
+        raise InputError("{place}: no column {column!r}. {listed}", place=place, column=wrong[0], listed=listed)
     found = assigned(names, chosen, texts)
     if missing := [field for field in ("instruction", "output") if not found.get(field)]:
         raise InputError(
-            f"{place}: which column is the {' and which the '.join(missing)}? {listed} Choose: "
-            + " ".join(f"--column {field}=NAME" for field in missing)
+            "{place}: which column is the {fields}? {listed} Choose: {options}",
+            place=place,
+            fields=join(" and which the ", missing),
+            listed=listed,
+            options=" ".join(f"--column {field}=NAME" for field in missing),
         )
     for field in FIELDS:  # a key that only later rows have
         if field not in found and field not in found.values():
@@ -118,10 +123,10 @@ def pair_of(row: Any, columns: Mapping[str, str], place: str) -> tuple[Pair, lis
     made = {field: row.get(columns.get(field, "")) for field in ("instruction", "output", "history")}
     more, source = row.get(columns.get("input", "")), row.get(columns.get("source", ""))
     if not isinstance(more, str | None):
-        raise InputError(f"'input' is not text: {more!r:.40}")
+        raise InputError("'input' is not text: {more}", more=f"{more!r:.40}")
     if more and isinstance(made["instruction"], str | None):
         made["instruction"] = "\n".join(filter(None, (made["instruction"], more)))
     notes = left_out(row, columns.values())
     if not isinstance(source, str | None):
-        notes.append("a source that is not text left out")
+        notes.append(Message("a source that is not text left out"))
     return complete({**made, "source": source if isinstance(source, str) else place}), notes

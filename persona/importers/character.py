@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from persona.errors import InputError
+from persona.errors import InputError, Message
 from persona.folder import MAX_GREETING, MAX_NAME, MAX_SYSTEM, Card
 from persona.importers import Item, Note, Options, Skipped, Survey
 from persona.importers.json_rows import complete, first_rows
@@ -75,11 +75,17 @@ def _load(source: Source) -> dict[str, Any]:
     """The card's fields. Raises InputError."""
     try:
         if source.path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{source.name}: more than {MAX_BYTES / 1e6:,.0f} MB, which is no character card.")
+            raise InputError(
+                "{source}: more than {limit:,.0f} MB, which is no character card.",
+                source=source.name,
+                limit=MAX_BYTES / 1e6,
+            )
         if source.bytes(8) == PNG:
             chunks = _chunks(source)
             if not chunks:
-                raise InputError(f"{source.name}: a picture without a character in it. Export the card again.")
+                raise InputError(
+                    "{source}: a picture without a character in it. Export the card again.", source=source.name
+                )
             text = base64.b64decode(chunks[min(chunks, key=TEXTS.index)]).decode("utf-8")
         else:
             text = source.path.read_text(encoding=source.encoding, errors="backslashreplace")
@@ -88,12 +94,17 @@ def _load(source: Source) -> dict[str, Any]:
     except InputError:
         raise
     except OSError as e:
-        raise InputError(f"{source.name}: cannot be read ({e.strerror or e}).") from e
+        raise InputError("{source}: cannot be read ({reason}).", source=source.name, reason=e.strerror or e) from e
     except (binascii.Error, ValueError, RecursionError) as e:  # not base64, not UTF-8, not JSON, half a character
-        raise InputError(f"{source.name}: its character cannot be read ({e!s:.200}). Export the card again.") from e
+        raise InputError(
+            "{source}: its character cannot be read ({reason}). Export the card again.",
+            source=source.name,
+            reason=f"{e!s:.200}",
+        ) from e
     if not isinstance(value, dict) or not is_card(value):
         raise InputError(
-            f"{source.name}: no character card: it names neither spec nor name, description and first_mes."
+            "{source}: no character card: it names neither spec nor name, description and first_mes.",
+            source=source.name,
         )
     return value["data"] if value.get("spec") in SPECS and isinstance(value.get("data"), dict) else value
 
@@ -104,13 +115,22 @@ def _chunks(source: Source) -> dict[str, str]:
 
     width, height = struct.unpack(">II", source.bytes(24)[16:].ljust(8, b"\0"))
     if width * height > MAX_PIXELS:
-        raise InputError(f"{source.name}: a picture of {width:,} × {height:,} pixels is no card. Make it smaller.")
+        raise InputError(
+            "{source}: a picture of {width:,} × {height:,} pixels is no card. Make it smaller.",
+            source=source.name,
+            width=width,
+            height=height,
+        )
     try:
         with source.path.open("rb") as file, Image.open(file, formats=["PNG"]) as picture:
             picture.load()  # chunks may stand after the picture
             return {name: str(picture.info[name]) for name in TEXTS if name in picture.info}
     except Exception as e:  # damaged in any of a hundred ways, each with an exception of its own
-        raise InputError(f"{source.name}: no PNG that can be read ({e!r:.200}). Export the card again.") from e
+        raise InputError(
+            "{source}: no PNG that can be read ({reason}). Export the card again.",
+            source=source.name,
+            reason=f"{e!r:.200}",
+        ) from e
 
 
 def _field(data: dict[str, Any], name: str) -> str:
@@ -123,7 +143,7 @@ def _card(data: dict[str, Any], source: Source) -> tuple[Card, list[str]]:
     notes: list[str] = []
     full = _field(data, "name")
     if not full:
-        raise InputError(f"{source.name}: the card has no name. Write one into it.")
+        raise InputError("{source}: the card has no name. Write one into it.", source=source.name)
     name = _fitting(full, LIMITS["name"], "name", notes)
     language = "zh" if _chinese("".join(_field(data, k) for k in ("description", "personality", "first_mes"))) else ""
     called = _field(data, "nickname") or full
@@ -134,7 +154,7 @@ def _card(data: dict[str, Any], source: Source) -> tuple[Card, list[str]]:
             if text := _fitting(text, room, field, notes):
                 parts.append(heading + text)
     greeting = _resolved(_field(data, "first_mes"), called, language)
-    notes += [f"{field} left out: a persona has none" for field in LEFT_OUT if data.get(field)]
+    notes += [Message("{field} left out: a persona has none", field=field) for field in LEFT_OUT if data.get(field)]
     card = Card(
         name=name,
         system="\n\n".join(parts),
@@ -152,7 +172,14 @@ def _fitting(text: str, room: int, field: str, notes: list[str]) -> str:
         return text
     kept = text[: max(room, 0)]
     kept = kept.rpartition("\n")[0].rstrip() or kept
-    notes.append(f"{field}: the last {len(text) - len(kept):,} of {len(text):,} characters left out: there is no room")
+    notes.append(
+        Message(
+            "{field}: the last {count:,} of {total:,} characters left out: there is no room",
+            field=field,
+            count=len(text) - len(kept),
+            total=len(text),
+        )
+    )
     return kept
 
 
@@ -201,7 +228,7 @@ def _said(line: int, block: str, data: dict[str, Any], card: Card) -> list[tuple
 
 
 def _pairs(said: list[tuple[str, int, str]], source: Source, turns: int) -> Iterator[Pair | Skipped]:
-    whys = {"": "mes_example: nobody says this", "char": "mes_example: a reply to nothing"}
+    whys = {"": Message("mes_example: nobody says this"), "char": Message("mes_example: a reply to nothing")}
     history: list[list[str]] = []
     asked: tuple[int, str] | None = None
     for side, line, text in said:
@@ -216,7 +243,7 @@ def _pairs(said: list[tuple[str, int, str]], source: Source, turns: int) -> Iter
                 yield complete(row)
                 history.append([asked[1], text])
             except InputError as e:
-                yield Skipped(asked[0], f"mes_example: {e}", f"{asked[1]}\n{text}"[:2_000])
+                yield Skipped(asked[0], Message("mes_example: {problem}", problem=e), f"{asked[1]}\n{text}"[:2_000])
             asked = None
     if asked:
-        yield Skipped(asked[0], "mes_example: nobody replies to this", asked[1])
+        yield Skipped(asked[0], Message("mes_example: nobody replies to this"), asked[1])

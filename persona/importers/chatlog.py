@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from persona.errors import Message
 from persona.importers import Skipped
 from persona.importers.speech import Event, Gap, Speech
 from persona.pairs import MAX_CHARACTERS
@@ -95,7 +96,7 @@ def events(lines: Iterable[tuple[int, str]]) -> Iterator[Event]:
         begun = start(line, following)
         apart = begun is None and _apart(number, line)
         if MEDIA.fullmatch(begun.text if begun and begun.text else line):
-            yield Skipped(number, "no text: a picture, a sticker or the like", line)
+            yield Skipped(number, Message("no text: a picture, a sticker or the like"), line)
             if begun is None:
                 continue
         if begun is None and apart is None:
@@ -103,7 +104,7 @@ def events(lines: Iterable[tuple[int, str]]) -> Iterator[Event]:
                 said.append(line)
                 size += len(line) + 1
             elif not who and line:
-                yield Skipped(number, "nobody is named as its sender", line)
+                yield Skipped(number, Message("nobody is named as its sender"), line)
             continue
         if who:
             yield _message(at, who, said)
@@ -116,11 +117,11 @@ def events(lines: Iterable[tuple[int, str]]) -> Iterator[Event]:
 
 def _apart(number: int, line: str) -> Event | None:
     if line and DAY_LINE.match(line[:PROBE]):
-        return Gap(number, "no line before it on that day", scene=True)
+        return Gap(number, Message("no line before it on that day"), scene=True)
     if ACTION.match(line):
-        return Gap(number, "something is done between it and the line before")
+        return Gap(number, Message("something is done between it and the line before"))
     if STAMPED.match(line[:PROBE]):
-        return Skipped(number, "a notice of the chat program", line)
+        return Skipped(number, Message("a notice of the chat program"), line)
     return None
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 
+from persona.errors import Message
 from persona.importers import Skipped
 from persona.importers.speech import Event, Gap, Speech, flow, key
 from persona.pairs import MAX_CHARACTERS
@@ -72,12 +73,12 @@ def _apart(number: int, line: str, within: bool) -> Gap | None:
     """What stands between speeches. within: under a name, where only headings and transitions can end the speech."""
     forced = line.startswith(".") and not line.startswith("..")
     if HEADING.match(line) or TRANSITION.match(line) or (not within and (forced or line.startswith(("#", "===")))):
-        return Gap(number, "no line before it in this scene", scene=True)
+        return Gap(number, Message("no line before it in this scene"), scene=True)
     if re.fullmatch(r"[*\-—_ ]{3,80}", line):
-        return Gap(number, "no line before it in this scene", scene=True)
+        return Gap(number, Message("no line before it in this scene"), scene=True)
     if within or not line or NO_TEXT.match(line) or line.startswith("="):
         return None
-    return Gap(number, "action stands between it and the line before")
+    return Gap(number, Message("action stands between it and the line before"))
 
 
 def _window(lines: Iterator[tuple[int, str | Skipped]]) -> Iterator[tuple[int, str | Skipped, str]]:
@@ -99,7 +100,7 @@ def _uncommented(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str | 
             title = bool(raw.strip())
             continue
         if end == "]]" and not raw.strip():  # a note does not go on over an empty line
-            yield opened, Skipped(opened, "a note [[ that is not closed")
+            yield opened, Skipped(opened, Message("a note [[ that is not closed"))
             end = ""
         was = end
         line, end = _outside(raw, end)
@@ -109,7 +110,12 @@ def _uncommented(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str | 
     if end:
         yield (
             opened,
-            Skipped(opened, f"a comment {'/*' if end == '*/' else '[['} that is not closed; the rest is in it"),
+            Skipped(
+                opened,
+                Message("a comment /* that is not closed; the rest is in it")
+                if end == "*/"
+                else Message("a comment [[ that is not closed; the rest is in it"),
+            ),
         )
 
 

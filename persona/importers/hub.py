@@ -5,7 +5,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from persona.errors import InputError
+from persona.errors import InputError, Message
 from persona.files import disk_message, root, shared
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xlsx")  # what can be imported, the preferred first
@@ -31,17 +31,21 @@ def download(dataset_id: str, revision: str | None = None) -> Path:
         file = _choose(repo, list(sizes), wanted)
         size = sizes[file]
         if size is None or size > MAX_BYTES:
-            large = "of unknown size" if size is None else f"{size / 1e6:,.0f} MB"
+            large = Message("of unknown size") if size is None else f"{size / 1e6:,.0f} MB"
             raise InputError(
-                f"{repo}/{file}: {large}, where {MAX_BYTES / 1e6:,.0f} MB is the limit. It was not downloaded. Take a "
-                "smaller file: USER/NAME/FILE."
+                "{repo}/{file}: {large}, where {limit:,.0f} MB is the limit. It was not downloaded. Take a "
+                "smaller file: USER/NAME/FILE.",
+                repo=repo,
+                file=file,
+                large=large,
+                limit=MAX_BYTES / 1e6,
             )
         options: dict[str, Any] = {"cache_dir": root() / "hub", "endpoint": endpoint, "token": token}
         return Path(hf_hub_download(repo, file, repo_type="dataset", revision=info.sha, **options))
     except InputError:
         raise
     except Exception as e:
-        raise InputError(f"{repo}: {_in_words(e)}") from e
+        raise InputError("{repo}: {reason}", repo=repo, reason=_in_words(e)) from e
 
 
 def _parse(text: str) -> tuple[str, str]:
@@ -50,7 +54,7 @@ def _parse(text: str) -> tuple[str, str]:
     parts = re.sub(r"^([^/]+/[^/]+)/(?:blob|resolve|tree)/[^/]+", r"\1", text).strip("/").split("/")
     good = all(re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}", p) and ".." not in p for p in parts[:2])
     if len(parts) < 2 or not good:
-        raise InputError(f"{text[:120]!r}: not a data set on the Hub. It is USER/NAME, or USER/NAME/FILE.")
+        raise InputError("{text!r}: not a data set on the Hub. It is USER/NAME, or USER/NAME/FILE.", text=text[:120])
     return "/".join(parts[:2]), "/".join(parts[2:])
 
 
@@ -60,9 +64,19 @@ def _choose(repo: str, names: list[str], wanted: str) -> str:
     if wanted:
         if wanted in usable:
             return wanted
-        raise InputError(f"{repo}: no file {wanted[:120]!r} that can be imported. It has: {_list(usable)}.")
+        raise InputError(
+            "{repo}: no file {wanted!r} that can be imported. It has: {usable}.",
+            repo=repo,
+            wanted=wanted[:120],
+            usable=_list(usable),
+        )
     if not usable:
-        raise InputError(f"{repo}: nothing to import: it has {_list(names)}. Only {', '.join(SUFFIXES)} can be read.")
+        raise InputError(
+            "{repo}: nothing to import: it has {names}. Only {suffixes} can be read.",
+            repo=repo,
+            names=_list(names),
+            suffixes=", ".join(SUFFIXES),
+        )
 
     def rank(name: str) -> tuple[bool, bool, bool, int]:
         path = PurePosixPath(name.lower())
@@ -73,13 +87,18 @@ def _choose(repo: str, names: list[str], wanted: str) -> str:
     best = min(map(rank, usable))
     found = sorted(n for n in usable if rank(n) == best)
     if len(found) > 1:
-        raise InputError(f"{repo}: which of its files? {_list(found)}. Name it: {repo}/{found[0]}")
+        raise InputError(
+            "{repo}: which of its files? {found}. Name it: {repo}/{file}",
+            repo=repo,
+            found=_list(found),
+            file=found[0],
+        )
     return found[0]
 
 
 def _list(names: list[str]) -> str:
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return (", ".join(names[:10]) or "none") + more
+    shown = ", ".join(names[:10]) or Message("none")
+    return Message("{shown} and {count} more", shown=shown, count=len(names) - 10) if len(names) > 10 else shown
 
 
 def _in_words(e: Exception) -> str:
@@ -87,12 +106,21 @@ def _in_words(e: Exception) -> str:
     from huggingface_hub import errors as hub
 
     known: list[tuple[Any, str]] = [
-        (hub.RevisionNotFoundError, "no such revision. Leave it out to get the newest."),
-        (hub.GatedRepoError, "its owner asks you to accept terms on its page first. Then log in with: hf auth login"),
-        (hub.RepositoryNotFoundError, "no such data set, or private. Check the name; if it is yours: hf auth login"),
-        (hub.HFValidationError, "not a name on the Hub. It is USER/NAME."),
-        (hub.LocalEntryNotFoundError, "not on this machine, and the Hub cannot be reached. Try again when online."),
-        (hub.OfflineModeIsEnabled, "the Hub is switched off (HF_HUB_OFFLINE). Import a file instead."),
+        (hub.RevisionNotFoundError, Message("no such revision. Leave it out to get the newest.")),
+        (
+            hub.GatedRepoError,
+            Message("its owner asks you to accept terms on its page first. Then log in with: hf auth login"),
+        ),
+        (
+            hub.RepositoryNotFoundError,
+            Message("no such data set, or private. Check the name; if it is yours: hf auth login"),
+        ),
+        (hub.HFValidationError, Message("not a name on the Hub. It is USER/NAME.")),
+        (
+            hub.LocalEntryNotFoundError,
+            Message("not on this machine, and the Hub cannot be reached. Try again when online."),
+        ),
+        (hub.OfflineModeIsEnabled, Message("the Hub is switched off (HF_HUB_OFFLINE). Import a file instead.")),
     ]
     for kind, words in known:
         if isinstance(e, kind):
@@ -100,7 +128,10 @@ def _in_words(e: Exception) -> str:
     if isinstance(e, hub.HfHubHTTPError) and e.response is not None and e.response.status_code == 401:
         return known[2][1]  # who is not logged in is not told which of the two it is
     if isinstance(e, hub.HfHubHTTPError) and e.response is not None:
-        return f"the Hub refuses (status {e.response.status_code}). Try again later."
+        return Message("the Hub refuses (status {status}). Try again later.", status=e.response.status_code)
     if isinstance(e, OSError) and e.errno:
         return disk_message(root() / "hub", e)
-    return f"the Hub cannot be reached, or the connection broke ({type(e).__name__}). Try again, or import a file."
+    return Message(
+        "the Hub cannot be reached, or the connection broke ({kind}). Try again, or import a file.",
+        kind=type(e).__name__,
+    )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby, islice
 from typing import Any, NamedTuple, NoReturn
 
-from persona.errors import InputError
+from persona.errors import InputError, Message
 from persona.importers import Item, Note, Skipped
 from persona.importers.text import MAX_LINE, Source
 from persona.pairs import Pair, check, unfinished
@@ -52,7 +52,9 @@ def rows(source: Source) -> Iterator[Row | Skipped]:
         yield from _elements(source, 0, listed=False)
     else:
         raise InputError(
-            f"{source.name}: no JSON; it begins with {head.lstrip()[:20]!r}, not with [ or {{. Choose another format."
+            "{source}: no JSON; it begins with {head!r}, not with [ or {{. Choose another format.",
+            source=source.name,
+            head=head.lstrip()[:20],
         )
 
 
@@ -82,7 +84,7 @@ def convert(
         try:
             pair, notes = to_pair(row.value, source.place(row.line))
         except InputError as e:
-            yield Skipped(row.line, str(e), shown(row.text))
+            yield Skipped(row.line, e.message, shown(row.text))
         else:
             yield pair
             yield from (Note(row.line, what) for what in notes)
@@ -96,10 +98,14 @@ def complete(row: Any) -> Pair:
     return pair
 
 
-def left_out(row: dict[str, Any], used: Iterable[str], what: str = "key") -> list[str]:
+def left_out(row: dict[str, Any], used: Iterable[str], what: str = Message("key")) -> list[str]:
     """Notes on what `row` holds besides the keys that are used."""
     used = set(used)
-    return [f"{what} {k!r:.60} left out" for k, v in row.items() if k not in used and v not in ("", None, [], {})]
+    return [
+        Message("{what} {k} left out", what=what, k=f"{k!r:.60}")
+        for k, v in row.items()
+        if k not in used and v not in ("", None, [], {})
+    ]
 
 
 def shown(text: str) -> str:
@@ -110,7 +116,7 @@ def shown(text: str) -> str:
 # --- one value ---------------------------------------------------------------------------------------------------
 
 
-class _Wrong(ValueError):
+class _Wrong(InputError):
     """JSON that Python would read, and that is not meant."""
 
 
@@ -118,12 +124,13 @@ def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(items)
     if len(made) != len(items):
         keys = [k for k, _ in items]
-        raise _Wrong(f"key {next(k for k in keys if keys.count(k) > 1)!r:.40} stands there twice")
+        twice = next(k for k in keys if keys.count(k) > 1)
+        raise _Wrong("key {key} stands there twice", key=f"{twice!r:.40}")
     return made
 
 
 def _constant(name: str) -> NoReturn:
-    raise _Wrong(f"not JSON ({name} is no number)")
+    raise _Wrong("not JSON ({name} is no number)", name=name)
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
@@ -149,8 +156,8 @@ def _decode(text: str, at: int) -> tuple[Any, int]:
 
 def _not_json(e: json.JSONDecodeError) -> str:
     if e.pos >= len(e.doc.rstrip()) or e.msg.startswith("Unterminated"):
-        return f"cut short, or a quote or bracket is missing ({e.msg})"
-    return f"not JSON ({e.msg}, at {e.doc[e.pos : e.pos + 20]!r})"
+        return Message("cut short, or a quote or bracket is missing ({reason})", reason=e.msg)
+    return Message("not JSON ({reason}, at {doc!r})", reason=e.msg, doc=e.doc[e.pos : e.pos + 20])
 
 
 # --- JSONL -------------------------------------------------------------------------------------------------------
@@ -170,19 +177,23 @@ def _lines(source: Source) -> Iterator[Row | Skipped]:
         if not text:
             continue
         if len(text) > MAX_ELEMENT:
-            yield Skipped(number, f"longer than {MAX_ELEMENT:,} characters", shown(text))
+            yield Skipped(number, Message("longer than {limit:,} characters", limit=MAX_ELEMENT), shown(text))
             continue
         try:
             value, end = _decode(text, 0)
         except json.JSONDecodeError as e:
             yield Skipped(number, _not_json(e), shown(text))
         except _Wrong as e:
-            yield Skipped(number, str(e), shown(text))
+            yield Skipped(number, e.message, shown(text))
         else:
             if text[end:].strip() in ("", ","):
                 yield Row(number, value, text)
             else:
-                yield Skipped(number, f"not JSON (more after its end, at {text[end : end + 20]!r})", shown(text))
+                yield Skipped(
+                    number,
+                    Message("not JSON (more after its end, at {text!r})", text=text[end : end + 20]),
+                    shown(text),
+                )
 
 
 # --- lists and objects -------------------------------------------------------------------------------------------
@@ -236,7 +247,7 @@ def _elements(source: Source, start: int, listed: bool) -> Iterator[Row | Skippe
                 continue
             rest = window.text[window.at :].strip().removeprefix("}").strip()
             if rest:
-                yield Skipped(window.line, "text after the end of the list", shown(rest))
+                yield Skipped(window.line, Message("text after the end of the list"), shown(rest))
             return
         line, read = window.line, _element(window)
         whole = isinstance(read, tuple)
@@ -250,7 +261,7 @@ def _elements(source: Source, start: int, listed: bool) -> Iterator[Row | Skippe
         else:
             yield Skipped(line, read, shown(_pass_over(window, keys)))
     if listed and whole:
-        yield Skipped(window.line, "the file ends before its list is closed: it was cut short")
+        yield Skipped(window.line, Message("the file ends before its list is closed: it was cut short"))
 
 
 def _element(window: _Window) -> tuple[Any, int] | str:
@@ -259,16 +270,20 @@ def _element(window: _Window) -> tuple[Any, int] | str:
         try:
             value, end = _decode(window.text, window.at)
             if window.ended or end < len(window.text) or window.text[end - 1] in '}]"':
-                return (value, end) if end - window.at <= MAX_ELEMENT else f"longer than {MAX_ELEMENT:,} characters"
+                return (
+                    (value, end)
+                    if end - window.at <= MAX_ELEMENT
+                    else Message("longer than {limit:,} characters", limit=MAX_ELEMENT)
+                )
         except json.JSONDecodeError as e:
             cut = e.pos >= len(window.text) - 10 or e.msg.startswith("Unterminated")
             if window.ended or not cut:
                 return _not_json(e)
         except _Wrong as e:
-            return str(e)
+            return e.message
         size = len(window.text) - window.at
         if size > MAX_ELEMENT:
-            return f"longer than {MAX_ELEMENT:,} characters, or a quote or bracket is missing"
+            return Message("longer than {limit:,} characters, or a quote or bracket is missing", limit=MAX_ELEMENT)
         window.more(2 * size + CHUNK)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from persona.errors import Message
 from persona.importers import Item, Options, Skipped, Survey
 from persona.importers.attribution import PRONOUN, Known, Quote, quotes, said, speakers
 from persona.importers.screenplay import scene
@@ -87,8 +88,8 @@ def events(rows: Iterable[Paragraph], known: Known) -> Iterator[Event]:
         if held:
             first = found[0] if found and not text[: found[0].start - 1].strip() else None
             if not first:
-                yield Skipped(held.line, "its quotation mark is never closed", held.text)
-                yield Gap(held.line, "the line before it has no end")
+                yield Skipped(held.line, Message("its quotation mark is never closed"), held.text)
+                yield Gap(held.line, Message("the line before it has no end"))
                 held = None
             elif len(held.text) <= MAX_CHARACTERS:
                 held = replace(held, text=flow(held.text, text[first.start : first.end].strip()))
@@ -100,7 +101,11 @@ def events(rows: Iterable[Paragraph], known: Known) -> Iterator[Event]:
         if scene(text) or not found:
             silent += 1
             if scene(text) or silent == FAR + 1:
-                why = "no line before it in this chapter" if scene(text) else "the line before it is too far away"
+                why = (
+                    Message("no line before it in this chapter")
+                    if scene(text)
+                    else Message("the line before it is too far away")
+                )
                 yield Gap(paragraph.line(0), why, scene=scene(text))
             continue
         silent = 0
@@ -110,7 +115,7 @@ def events(rows: Iterable[Paragraph], known: Known) -> Iterator[Event]:
             else:
                 yield event
     if held:
-        yield Skipped(held.line, "its quotation mark is never closed", held.text)
+        yield Skipped(held.line, Message("its quotation mark is never closed"), held.text)
 
 
 def _speeches(paragraph: Paragraph, found: list[Quote], known: Known) -> Iterator[tuple[Event, bool]]:
@@ -132,8 +137,8 @@ def _speeches(paragraph: Paragraph, found: list[Quote], known: Known) -> Iterato
             spoken, previous = flow(spoken, text[quote.start : quote.end].strip()), quote
         line = paragraph.line(found[first].start)
         if who in ("", PRONOUN):
-            yield Skipped(line, "nobody is named as its speaker", spoken), True
-            yield Gap(line, "nobody is named as the speaker of the line before it"), True
+            yield Skipped(line, Message("nobody is named as its speaker"), spoken), True
+            yield Gap(line, Message("nobody is named as the speaker of the line before it")), True
         else:
             yield Speech(line, who, _ended(spoken)), found[at].closed
         at += 1

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from persona.errors import Message
 from persona.importers import Item, Options, Skipped, Survey, chatlog, cues
 from persona.importers.speech import (
     CLOSE,
@@ -40,8 +41,8 @@ SCENE = re.compile(
     re.IGNORECASE,
 )
 RULE = re.compile(r"(?:[*＊\-—–=_~#·•◇◆☆★※○●]\s?){3,80}$")
-NEW_SCENE = "no line before it in this scene"
-UNREADABLE = "the line before it cannot be read"
+NEW_SCENE = Message("no line before it in this scene")
+UNREADABLE = Message("the line before it cannot be read")
 VOICES = re.compile(
     r"(?:v\.? ?o\.?|o\.? ?s\.?|o\.? ?c\.?|cont[’'`]?d?\.?|continued|画外音|画外|旁白|续|独白|内心独白|内心|心声)$", re.I
 )
@@ -230,11 +231,11 @@ def events(
             open_direction = not closes and (open_direction or line[0] in OPEN)
             if not direction:
                 yield Skipped(
-                    number, "neither speech, heading nor stage direction: nobody is named as its speaker", line
+                    number, Message("neither speech, heading nor stage direction: nobody is named as its speaker"), line
                 )
             yield Gap(
                 number,
-                "a stage direction stands between it and the line before" if direction else UNREADABLE,
+                Message("a stage direction stands between it and the line before") if direction else UNREADABLE,
             )
     if held:
         yield held
@@ -254,7 +255,11 @@ def _spoken(number: int, line: str, known: set[str], once: set[str], last: str) 
     if not sure:
         return None
     if found.mark in tuple(SLIPS):  # told, not guessed: a semicolon after a name may also stand in a speech
-        return Skipped(number, f"“{found.mark}” stands where the colon after a name belongs; mend it to have it", line)
+        return Skipped(
+            number,
+            Message("“{mark}” stands where the colon after a name belongs; correct it to import it", mark=found.mark),
+            line,
+        )
     if not found.text and not found.mark:
-        return Gap(number, "a stage direction stands between it and the line before")
+        return Gap(number, Message("a stage direction stands between it and the line before"))
     return Speech(number, found.who, found.text, found.lead)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from unicodedata import normalize
 
-from persona.errors import InputError
+from persona.errors import InputError, Message
 from persona.importers import Item, Note, Options, Skipped
 from persona.importers.text import Source
 from persona.pairs import MAX_CHARACTERS, Pair
@@ -95,16 +95,25 @@ class Her:
 def choose(source: Source, options: Options, speakers: Counter[str]) -> Her:
     """Raises InputError listing the most frequent speakers when none is chosen, or when the chosen one never speaks."""
     if not speakers:
-        raise InputError(f"{source.name}: nobody is named as a speaker. Choose another format, or look into the file.")
+        raise InputError(
+            "{source}: nobody is named as a speaker. Choose another format, or look into the file.", source=source.name
+        )
     most = ", ".join(f"{name} ({n})" for name, n in speakers.most_common(10))
     chosen = frozenset(key(name) for name in options.speakers if name.strip())
     if not chosen:
-        raise InputError(f"{source.name}: who of them is the persona? Choose with --speaker NAME: {most}")
+        raise InputError(
+            "{source}: who of them is the persona? Choose with --speaker NAME: {most}", source=source.name, most=most
+        )
     known = frozenset(map(key, speakers))
     her = Her(chosen, known)
     if not any(her.speaks(name) or her.speaks_too(name) for name in speakers):
         names = ", ".join(options.speakers)
-        raise InputError(f"{source.name}: {names} never speaks in it. Choose with --speaker NAME: {most}")
+        raise InputError(
+            "{source}: {names} never speaks in it. Choose with --speaker NAME: {most}",
+            source=source.name,
+            names=names,
+            most=most,
+        )
     return her
 
 
@@ -114,7 +123,7 @@ def pair_up(
     """Each speech of hers is a Pair or a Skipped. brackets: what stands in them is a stage direction."""
     history: deque[tuple[str, str]] = deque(maxlen=max(0, options.turns))
     before: Speech | None = None
-    why = "no line before it in this scene"
+    why: str = Message("no line before it in this scene")
     for event in events:
         if isinstance(event, Skipped):
             yield event
@@ -141,22 +150,26 @@ def _reply(
     asked = (stage(before.text) if brackets else before.text.strip()) if before else ""
     problem = ""
     if not (stage(hers.text) if brackets else said):
-        problem = "nothing is said: only a stage direction" if brackets and hers.text else "nothing is said"
+        problem = (
+            Message("nothing is said: only a stage direction") if brackets and hers.text else Message("nothing is said")
+        )
     elif not her.speaks(hers.who):
-        problem = f"said together with others; it counts as hers when {hers.who} is chosen as a speaker, too"
+        problem = Message(
+            "said together with others; it counts as the persona's when {who} is chosen as a speaker, too", who=hers.who
+        )
     elif hers.dual:
-        problem = "said at the same time as the line before it"
+        problem = Message("said at the same time as the line before it")
     elif before is None:
         problem = why
     elif her.speaks(before.who) or her.speaks_too(before.who):
-        problem = "the line before it is her own"
+        problem = Message("the line before it is the persona's own")
     elif not asked:
-        problem = "the line before it is only a stage direction"
+        problem = Message("the line before it is only a stage direction")
     elif hers.lead and not keep:
         # as in the pairs that the rule was measured against: how she says it is a part of her answer
-        problem = "said with a stage direction before it; keep stage directions to have it"
+        problem = Message("said with a stage direction before it; keep stage directions to import it")
     elif max(len(said) + len(hers.lead) + 3, len(asked)) > MAX_CHARACTERS:
-        problem = f"longer than {MAX_CHARACTERS:,} characters"
+        problem = Message("longer than {limit:,} characters", limit=MAX_CHARACTERS)
     if problem:
         yield Skipped(hers.line, problem, hers.text)
         return
@@ -164,7 +177,7 @@ def _reply(
         said = f"*{hers.lead}* {said}"
     yield Pair(asked, said, history, source.place(hers.line))
     if brackets and (asked != before.text.strip() or (not keep and said != hers.text.strip())):  # type: ignore[union-attr]
-        yield Note(hers.line, "stage direction")
+        yield Note(hers.line, Message("stage direction"))
 
 
 def merged(events: Iterable[Event]) -> Iterator[Event]:

@@ -11,7 +11,7 @@ from itertools import islice, zip_longest
 from typing import Any
 
 from persona.cells import guarded, plain
-from persona.errors import InputError
+from persona.errors import InputError, Message
 from persona.importers import Item, Note, Options, Skipped, Survey, alpaca, messages, sharegpt
 from persona.importers.json_rows import MAX_ELEMENT, Row, convert, shown
 from persona.importers.text import Source
@@ -32,8 +32,8 @@ HEAD = 20  # rows looked at to find out what is in a column
 BATCH = 256  # rows of a Parquet file in memory at a time
 _NUMBER = re.compile(r"[-+]?[\d.,:/ -]+%?")
 _CSV_WORDS = {
-    "unexpected end of data": "a quote is opened and never closed",
-    "expected after": "a quote is not doubled",
+    "unexpected end of data": Message("a quote is opened and never closed"),
+    "expected after": Message("a quote is not doubled"),
 }
 
 
@@ -63,7 +63,14 @@ def read(source: Source, options: Options) -> Iterator[Item]:
     talks = not options.columns and _talks(head)
     columns = {} if talks else alpaca.mapped(names, options, source.name, _texts(names, head))
     if not talks and not {"instruction", "output"} <= alpaca.assigned(names, options.columns).keys():
-        yield Note(1, f"columns taken in their order: {columns['instruction']!r:.40}, {columns['output']!r:.40}")
+        yield Note(
+            1,
+            Message(
+                "columns taken in their order: {first}, {second}",
+                first=f"{columns['instruction']!r:.40}",
+                second=f"{columns['output']!r:.40}",
+            ),
+        )
 
     def to_pair(row: dict[str, Any], place: str) -> tuple[Pair, list[str]]:
         if talks:
@@ -104,18 +111,26 @@ def _open(source: Source) -> tuple[list[str], Iterator[Row | Skipped | Note]]:
     cells = _csv_cells(source) if kind == "csv" else _sheet_cells(source)
     header = next(cells, None)
     if not isinstance(header, Row) or len(header.value) < 2:
-        raise InputError(f"{source.name}: no table: its first line does not name two columns or more.")
+        raise InputError("{source}: no table: its first line does not name two columns or more.", source=source.name)
     if len(header.value) > MAX_COLUMNS:
         raise InputError(
-            f"{source.name}: {len(header.value):,} columns, where {MAX_COLUMNS:,} is the limit. Delete those that hold "
-            "no questions and answers."
+            "{source}: {count:,} columns, where {limit:,} is the limit. Delete those that hold no "
+            "questions and answers.",
+            source=source.name,
+            count=len(header.value),
+            limit=MAX_COLUMNS,
         )
     names: list[str] = []
     for number, cell in enumerate(header.value, 1):
         name = _text(cell).strip() or f"column {number}"
         names.append(f"{name} ({number})" if name in names else name)
         if len(name) > MAX_NAME or name.count("\n") > 2:
-            raise InputError(f"{source.name}: column {number} is named {name[:40]!r}…: a quote there is never closed.")
+            raise InputError(
+                "{source}: column {number} is named {name!r}…: a quote there is never closed.",
+                source=source.name,
+                number=number,
+                name=name[:40],
+            )
     return names, _named(names, cells)
 
 
@@ -130,7 +145,11 @@ def _named(names: list[str], cells: Iterator[Row | Skipped]) -> Iterator[Row | S
             yield row
         elif any(_text(cell) for cell in row.value[len(names) :]):
             yield Skipped(
-                row.line, f"{len(row.value)} cells, where the table has {len(names)} columns", shown(row.text)
+                row.line,
+                Message(
+                    "{count} cells, where the table has {columns} columns", count=len(row.value), columns=len(names)
+                ),
+                shown(row.text),
             )
         else:
             values = [plain(cell) if isinstance(cell, str) else cell for cell in row.value[: len(names)]]
@@ -172,7 +191,7 @@ def _history(value: Any) -> Any:
     try:
         return json.loads(value) if value.strip() else []
     except (ValueError, RecursionError) as e:
-        raise InputError(f"'history' is not a JSON list of [user, reply] texts ({type(e).__name__})") from e
+        raise InputError("'history' is not a JSON list of [user, reply] texts ({kind})", kind=type(e).__name__) from e
 
 
 # --- CSV ---------------------------------------------------------------------------------------------------------
@@ -193,7 +212,7 @@ def _csv_cells(source: Source) -> Iterator[Row | Skipped]:
                 except StopIteration:
                     return
                 except csv.Error as e:
-                    why = next((ours for theirs, ours in _CSV_WORDS.items() if theirs in str(e)), str(e))
+                    why = next((ours for theirs, ours in _CSV_WORDS.items() if theirs in str(e)), e.args[0])
                     yield Skipped(line, why, taken[0].strip()[:2_000])
                     waiting.extendleft(reversed(taken[1:]))
                     line += 1
@@ -202,9 +221,14 @@ def _csv_cells(source: Source) -> Iterator[Row | Skipped]:
                     yield Row(line, cells, "".join(taken))
                 line += len(taken)
     except OSError as e:
-        raise InputError(f"{source.name}: cannot be read ({e.strerror}).") from e
+        raise InputError("{source}: cannot be read ({reason}).", source=source.name, reason=e.strerror) from e
     except UnicodeError as e:
-        raise InputError(f"{source.name}: not {source.encoding} text after all ({e}). Save it as UTF-8.") from e
+        raise InputError(
+            "{source}: not {encoding} text after all ({reason}). Save it as UTF-8.",
+            source=source.name,
+            encoding=source.encoding,
+            reason=e,
+        ) from e
 
 
 def _feed(file: io.TextIOBase, waiting: deque[str], taken: list[str]) -> Iterator[str]:
@@ -215,7 +239,7 @@ def _feed(file: io.TextIOBase, waiting: deque[str], taken: list[str]) -> Iterato
         if size >= MAX_ELEMENT:
             while line and line[-1] not in "\r\n":  # the rest of this line is no line of its own
                 line = file.readline(MAX_ELEMENT)
-            raise csv.Error(f"longer than {MAX_ELEMENT:,} characters, or a quote is never closed")
+            raise csv.Error(Message("longer than {limit:,} characters, or a quote is never closed", limit=MAX_ELEMENT))
         yield line
 
 
@@ -247,8 +271,11 @@ def _sheet_cells(source: Source) -> Iterator[Row | Skipped]:
         limit = min(MAX_UNPACKED, max(10_000_000, MAX_RATIO * source.path.stat().st_size))
         if size > limit:
             raise InputError(
-                f"{source.name}: {size / 1e6:,.0f} MB once unpacked, where {limit / 1e6:,.0f} MB is the limit for it. "
-                "Save the sheet as CSV."
+                "{source}: {size:,.0f} MB once unpacked, where {limit:,.0f} MB is the limit for it. Save "
+                "the sheet as CSV.",
+                source=source.name,
+                size=size / 1e6,
+                limit=limit / 1e6,
             )
         with source.path.open("rb") as file:
             book = load_workbook(file, read_only=True, data_only=True)
@@ -259,8 +286,10 @@ def _sheet_cells(source: Source) -> Iterator[Row | Skipped]:
                     count += len(cells)
                     if number > MAX_ROWS or count > MAX_CELLS:
                         raise InputError(
-                            f"{source.name}: its sheet claims more than {MAX_ROWS:,} rows or {MAX_CELLS:,} cells. Save "
-                            "it as CSV."
+                            "{source}: its sheet claims more than {limit:,} rows or {limit2:,} cells. Save it as CSV.",
+                            source=source.name,
+                            limit=MAX_ROWS,
+                            limit2=MAX_CELLS,
                         )
                     if any(cell not in (None, "") for cell in cells):
                         empty = False
@@ -271,7 +300,11 @@ def _sheet_cells(source: Source) -> Iterator[Row | Skipped]:
     except InputError:
         raise
     except Exception as e:  # damaged in any of a hundred ways, each with an exception of its own
-        raise InputError(f"{source.name}: no Excel file that can be read ({e!r:.200}). Save it as CSV.") from e
+        raise InputError(
+            "{source}: no Excel file that can be read ({reason}). Save it as CSV.",
+            source=source.name,
+            reason=f"{e!r:.200}",
+        ) from e
 
 
 def _parquet(source: Source) -> tuple[list[str], Iterator[Row | Skipped | Note]]:
@@ -282,7 +315,11 @@ def _parquet(source: Source) -> tuple[list[str], Iterator[Row | Skipped | Note]]
         return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
 
     def damaged(e: Exception) -> InputError:
-        return InputError(f"{source.name}: no Parquet file that can be read ({e!r:.200}). Download it again.")
+        return InputError(
+            "{source}: no Parquet file that can be read ({reason}). Download it again.",
+            source=source.name,
+            reason=f"{e!r:.200}",
+        )
 
     try:
         schema = ParquetFile(source.path).schema_arrow
@@ -293,7 +330,7 @@ def _parquet(source: Source) -> tuple[list[str], Iterator[Row | Skipped | Note]]
     def found() -> Iterator[Row | Skipped | Note]:
         for field in schema:
             if unfit(field.type):
-                yield Note(1, f"column {field.name!r} left out: it holds no text")
+                yield Note(1, Message("column {field!r} left out: it holds no text", field=field.name))
         number = 0
         try:
             for batch in ParquetFile(source.path).iter_batches(BATCH, columns=names):

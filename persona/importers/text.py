@@ -64,9 +64,14 @@ class Source:
                     yield number, line.removesuffix("\n")
                     number += line.endswith("\n")
         except OSError as e:
-            raise InputError(f"{self.name}: cannot be read ({e.strerror}).") from e
+            raise InputError("{name}: cannot be read ({reason}).", name=self.name, reason=e.strerror) from e
         except UnicodeError as e:  # UTF-16 with half a character at its end
-            raise InputError(f"{self.name}: not {self.encoding} text after all ({e}). Save it as UTF-8.") from e
+            raise InputError(
+                "{name}: not {encoding} text after all ({reason}). Save it as UTF-8.",
+                name=self.name,
+                encoding=self.encoding,
+                reason=e,
+            ) from e
 
 
 def open_source(path: Path, name: str = "") -> Source:
@@ -77,11 +82,11 @@ def open_source(path: Path, name: str = "") -> Source:
         with path.open("rb") as f:
             start = f.read(HEAD)
             if not start:
-                raise InputError(f"{name}: the file is empty.")
+                raise InputError("{name}: the file is empty.", name=name)
             f.seek(0)
             return Source(path, name, _marked(start) or _utf8(f) or _guessed(start))
     except OSError as e:
-        raise InputError(f"{name}: cannot be read ({e.strerror or e}).") from e
+        raise InputError("{name}: cannot be read ({reason}).", name=name, reason=e.strerror or e) from e
 
 
 def _marked(start: bytes) -> str:

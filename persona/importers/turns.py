@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from persona.errors import InputError
+from persona.errors import InputError, Message
 from persona.folder import MAX_SYSTEM, Card
 from persona.importers import Survey
 from persona.importers.json_rows import complete, first_rows, left_out
@@ -60,15 +60,17 @@ def pair_of(row: Any, place: str, turns: list[Any], used: tuple[str, ...] = ()) 
     used: the keys that held the turns, else KEYS.
     """
     if not turns:
-        raise InputError(f"no conversation: no list of turns under {', '.join(KEYS[:3])}")
+        raise InputError("no conversation: no list of turns under {keys}", keys=", ".join(KEYS[:3]))
     sides = _sides(turns)
-    notes = ["system message left out: a persona's own is part of every pair"] if system_of(row, turns) else []
+    notes: list[str] = []
+    if system_of(row, turns):
+        notes.append(Message("system message left out: a persona's own is part of every pair"))
     said = _joined([(side, text) for side, text in sides if side != SYSTEM])
     if said and said[0][0] == PERSONA:
-        notes.append("greeting left out: nobody had spoken before it")
+        notes.append(Message("greeting left out: nobody had spoken before it"))
         said = said[1:]
     if len(said) > 1 and said[-1][0] == USER:
-        notes.append("last message left out: it has no reply")
+        notes.append(Message("last message left out: it has no reply"))
         said = said[:-1]
     if len(said) < 2:
         raise InputError("no reply to anything said")
@@ -77,7 +79,7 @@ def pair_of(row: Any, place: str, turns: list[Any], used: tuple[str, ...] = ()) 
     made = {"instruction": exchanges[-1][0], "output": exchanges[-1][1], "history": exchanges[:-1]}
     pair = complete({**made, "source": source if isinstance(source, str) else place})
     notes += left_out(row, (*(used or KEYS), "source" if isinstance(source, str) else "", "system"))
-    extra = dict.fromkeys(note for t in turns for note in left_out(t, (*WHO, *WHAT), "key of a turn"))
+    extra = dict.fromkeys(note for t in turns for note in left_out(t, (*WHO, *WHAT), Message("key of a turn")))
     return pair, [*notes, *extra]
 
 
@@ -85,11 +87,15 @@ def _sides(turns: list[Any]) -> list[tuple[str, str]]:
     found = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
-            raise InputError(f"turn {number} is a {type(turn).__name__}, not an object")
+            raise InputError("turn {number} is a {kind}, not an object", number=number, kind=type(turn).__name__)
         who, text = (next((turn[k] for k in keys if turn.get(k) is not None), None) for keys in (WHO, WHAT))
         side = SIDES.get(who.strip().lower()) if isinstance(who, str) else None
         if side is None:
-            raise InputError(f"turn {number} is from {who!r:.40}, who is neither user, persona nor system")
+            raise InputError(
+                "turn {number} is from {who}, who is neither user, persona nor system",
+                number=number,
+                who=f"{who!r:.40}",
+            )
         found.append((side, _text(text, number)))
     return found
 
@@ -102,9 +108,11 @@ def _text(value: Any, number: int) -> str:
         for part in value:
             if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 kind = part.get("type") if isinstance(part, dict) else part
-                raise InputError(f"turn {number} has a part that is not text: {kind!r:.40}")
+                raise InputError(
+                    "turn {number} has a part that is not text: {kind}", number=number, kind=f"{kind!r:.40}"
+                )
         return "\n".join(part["text"] for part in value)
-    raise InputError(f"turn {number} has no text")
+    raise InputError("turn {number} has no text", number=number)
 
 
 def _joined(said: list[tuple[str, str]]) -> list[tuple[str, str]]:

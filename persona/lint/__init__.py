@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 
-from persona.errors import InputError
+from persona.errors import InputError, Message
 from persona.files import read_json, to_json, write_atomic
 from persona.folder import Card, Persona
 from persona.lint.finding import SEVERITIES, Finding, Severity, counts, plain, texts_of
@@ -66,10 +66,10 @@ def read_ignored(persona: Persona) -> frozenset[str]:
     file = persona.path / "ignored.json"
     if not file.exists():
         return frozenset()
-    keys = read_json(file, "a list of ignored findings").get("ignored")
+    keys = read_json(file, Message("a list of ignored findings")).get("ignored")
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise InputError(
-            f"{file}: 'ignored' is not a list of texts. Correct it, or delete the file to see every finding."
+            "{file}: 'ignored' is not a list of texts. Correct it, or delete the file to see every finding.", file=file
         )
     return frozenset(keys)
 

@@ -3,10 +3,11 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from persona.errors import Message, join
 from persona.pairs import Pair
 
 Severity = Literal["error", "warning", "hint"]
@@ -53,14 +54,17 @@ def texts_of(pair: Pair) -> list[str]:
     return [*(text for turn in pair.history for text in turn), pair.instruction, pair.output]
 
 
+QUESTION, ANSWER = Message("question"), Message("answer")
+
+
 def places(pair: Pair) -> list[tuple[str, str]]:
     """(where it stands, text) of everything said in the pair."""
     earlier = [
-        (f"{who} of earlier turn {n}", text)
+        (Message("{part} of earlier turn {n}", part=part, n=n), text)
         for n, turn in enumerate(pair.history, 1)
-        for who, text in zip(("question", "answer"), turn, strict=True)
+        for part, text in zip((QUESTION, ANSWER), turn, strict=True)
     ]
-    return [*earlier, ("question", pair.instruction), ("answer", pair.output)]
+    return [*earlier, (QUESTION, pair.instruction), (ANSWER, pair.output)]
 
 
 def plain(text: str) -> str:
@@ -82,15 +86,15 @@ def quote(text: str, most: int = 40) -> str:
 
 
 def quotes(texts: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(texts) - most} more" if len(texts) > most else ""
-    return ", ".join(quote(t) for t in texts[:most]) + more
+    shown = join(", ", [quote(t) for t in texts[:most]])
+    return Message("{shown} and {count} more", shown=shown, count=len(texts) - most) if len(texts) > most else shown
 
 
-def numbers(rows: Collection[int], most: int = 5) -> str:
-    """'pair 3', 'pairs 3, 5 and 9', 'pairs 1, 2, 3, 4, 5 and 20 more'"""
-    shown = [str(r) for r in rows][:most]
+def pairs_named(rows: Sequence[int], most: int = 5) -> Message:
+    """'Pair 3', 'Pairs 3, 5 and 9', 'Pairs 1, 2, 3, 4, 5 and 20 more'"""
+    if len(rows) == 1:
+        return Message("Pair {row}", row=rows[0])
     if len(rows) > most:
-        shown.append(f"{len(rows) - most} more")
-    return ("pair " if len(rows) == 1 else "pairs ") + " and ".join(
-        [", ".join(shown[:-1]), shown[-1]][len(shown) < 2 :]
-    )
+        shown = join(", ", map(str, rows[:most]))
+        return Message("Pairs {rows} and {count} more", rows=shown, count=len(rows) - most)
+    return Message("Pairs {rows} and {last}", rows=join(", ", map(str, rows[:-1])), last=rows[-1])

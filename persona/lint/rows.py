@@ -4,8 +4,20 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
+from persona.errors import Message, join
 from persona.folder import Card
-from persona.lint.finding import Finding, Severity, key_of, numbers, places, quote, quotes, texts_of, units
+from persona.lint.finding import (
+    ANSWER,
+    Finding,
+    Severity,
+    key_of,
+    pairs_named,
+    places,
+    quote,
+    quotes,
+    texts_of,
+    units,
+)
 from persona.lint.scripts import drift, expected, mixed, scripts
 from persona.lint.texts import TEXT_RULES
 from persona.pairs import Pair, unfinished
@@ -16,8 +28,12 @@ HABIT = 0.8  # share of answers that end with a final mark, from where one witho
 STYLE = 0.5  # share of answers with stage directions, from where they are the way she talks
 
 
-def found(rule: str, severity: Severity, row: int, pair: Pair, message: str, fix: str = "") -> Finding:
-    return Finding(rule, severity, (row,), f"Pair {row}{message}", fix, key_of(rule, texts_of(pair)))
+def found(rule: str, severity: Severity, row: int, pair: Pair, problem: str, fix: str = "",
+          place: str = ANSWER) -> Finding:  # fmt: skip
+    """place: of the pair, "" for all of it."""
+    where = Message("Pair {row}, {place}", row=row, place=place) if place else Message("Pair {row}", row=row)
+    message = Message("{place}: {problem}", place=where, problem=problem)
+    return Finding(rule, severity, (row,), message, fix, key_of(rule, texts_of(pair)))
 
 
 def is_blank(pair: Pair) -> bool:
@@ -26,16 +42,18 @@ def is_blank(pair: Pair) -> bool:
 
 def unfinished_rows(pairs: Sequence[Pair]) -> Iterator[Finding]:
     if blank := tuple(row for row, pair in enumerate(pairs, 1) if is_blank(pair)):
-        label = "Delete the empty pair" if len(blank) == 1 else f"Delete {len(blank)} empty pairs"
-        message = f"{numbers(blank).capitalize()}: nothing is written. Write it, or delete it."
+        label = Message("Delete the empty pair")
+        if len(blank) > 1:
+            label = Message("Delete {count} empty pairs", count=len(blank))
+        message = Message("{pairs}: nothing is written. Write it, or delete it.", pairs=pairs_named(blank))
         yield Finding("unfinished", "error", blank, message, label, key_of("unfinished", []))
     missing: dict[int, list[str]] = {}
     for row, empty in unfinished(pairs):
         if not is_blank(pairs[row - 1]):
             missing.setdefault(row, []).append(empty)
     for row, what in missing.items():
-        todo = "It cannot be trained on. Write it, or delete the pair"
-        yield found("unfinished", "error", row, pairs[row - 1], f": {' and '.join(what)}. {todo}.")
+        problem = Message("{what}. It cannot be trained on. Write it, or delete the pair.", what=join(" and ", what))
+        yield found("unfinished", "error", row, pairs[row - 1], problem, place="")
 
 
 def text_rows(pairs: Sequence[Pair]) -> Iterator[Finding]:
@@ -57,9 +75,10 @@ def text_rows(pairs: Sequence[Pair]) -> Iterator[Finding]:
             seen = [w for _, _, words in hits for w in words]
             cleaned = [rule.cleaned(text) for _, text, _ in hits]
             safe = rule.clean and all(new.strip() and not rule.find(new) for new in cleaned)
-            label = rule.label.format(what=quotes(seen)) if safe else ""
-            message = f", {' and '.join(p for p, _, _ in hits)}: {quotes(seen)}: {rule.why}."
-            finding = found(rule.name, rule.severity, row, pair, message, label)
+            label = rule.label(quotes(seen)) if safe and rule.label else ""
+            problem = Message("{what}: {why}.", what=quotes(seen), why=rule.why)
+            place = join(" and ", [p for p, _, _ in hits])
+            finding = found(rule.name, rule.severity, row, pair, problem, label, place)
             if rule.name == "stage-direction":
                 with_directions.append(finding)
             else:
@@ -99,8 +118,11 @@ def ai_leaks(pairs: Sequence[Pair], card: Card) -> Iterator[Finding]:
         # asked "Are you ChatGPT?" she may name it
         what += [brand for brand in BRANDS.findall(said) if brand.casefold() not in asked]
         if what:
-            why = "an assistant speaks here, not the persona. Rewrite the answer in her voice, or delete the pair"
-            yield found("ai-leak", "warning", row, pair, f", answer: {quotes(what)}: {why}.")
+            problem = Message(
+                "{what}: an assistant speaks here, not the persona. Rewrite the answer in the persona's voice, or "
+                "delete the pair.", what=quotes(what),
+            )  # fmt: skip
+            yield found("ai-leak", "warning", row, pair, problem)
 
 
 ROLES = {
@@ -211,11 +233,14 @@ def other_speakers(pairs: Sequence[Pair], card: Card) -> Iterator[Finding]:
         known = [n for n in names if _is_hers(n, card) or n.casefold() in ROLES]
         new = without_own_name(pair.output, card)
         safe = new != pair.output and new and not labels(new)
-        why = "begins like a line of a script, so she would learn to speak for others. Keep only what she says"
         shown = quotes([f"{name}:" for name in names])
+        problem = Message(
+            "{what}: begins like a line of a script, so the persona would learn to speak for others. Keep only what "
+            "the persona says.", what=shown,
+        )  # fmt: skip
         severity: Severity = "warning" if known or len(names) > 1 else "hint"
-        label = f"Take out {shown}" if safe else ""
-        yield found("other-speaker", severity, row, pair, f", answer: {shown}: {why}.", label)
+        label = Message("Take out {what}", what=shown) if safe else ""
+        yield found("other-speaker", severity, row, pair, problem, label)
 
 
 def short_replies(pairs: Sequence[Pair]) -> Iterator[Finding]:
@@ -226,8 +251,10 @@ def short_replies(pairs: Sequence[Pair]) -> Iterator[Finding]:
         if reply and len(reply) < 60 and units(reply) <= SHORT:
             given.setdefault(reply, []).append(row)
     for reply, rows in given.items():
-        why = "so short that nothing of the persona is in it. A few are fine; many teach her to say little"
-        message = f"{numbers(rows).capitalize()}, answer: {quote(reply)}: {why}."
+        message = Message(
+            "{pairs}, answer: {reply}: so short that nothing of the persona is in it. A few are fine; many teach the "
+            "persona to say little.", pairs=pairs_named(rows), reply=quote(reply),
+        )  # fmt: skip
         yield Finding("short-reply", "hint", tuple(rows), message, "", key_of("short-reply", [reply]))
 
 
@@ -273,14 +300,18 @@ def cut_off(pairs: Sequence[Pair]) -> Iterator[Finding]:
             continue
         end, last = ending(pair.output), quote(pair.output[-12:])
         if end == "open":
-            message = f"ends in the middle of a sentence ({last}). Finish it"
-            yield found("cut-off", "warning", row, pair, f", answer: {message}.")
+            problem = Message("ends in the middle of a sentence ({last}). Finish it.", last=last)
+            yield found("cut-off", "warning", row, pair, problem)
         elif mark := unbalanced(pair.output):
-            message = f"{mark} stands alone; its other half may have been cut away. Complete it, or take it out"
-            yield found("cut-off", "warning", row, pair, f", answer: {message}.")
+            problem = Message(
+                "{mark} stands alone; its other half may have been cut away. Complete it, or take it out.", mark=mark
+            )
+            yield found("cut-off", "warning", row, pair, problem)
         elif end == "bare" and habit and units(pair.output) > SHORT:
-            message = f"ends without a final mark ({last}), while most answers have one. Is something missing?"
-            yield found("cut-off", "hint", row, pair, f", answer: {message}")
+            problem = Message(
+                "ends without a final mark ({last}), while most answers have one. Is something missing?", last=last
+            )
+            yield found("cut-off", "hint", row, pair, problem)
 
 
 def language_rows(pairs: Sequence[Pair], card: Card) -> Iterator[Finding]:
@@ -288,19 +319,23 @@ def language_rows(pairs: Sequence[Pair], card: Card) -> Iterator[Finding]:
     own = expected(card.language, answers)
     for row, (pair, answer) in enumerate(zip(pairs, answers, strict=True), 1):
         if script := drift(answer, own):
-            message = f", answer: written mostly in {script}, unlike the persona. Translate it, or delete the pair."
-            yield found("language", "warning", row, pair, message)
+            problem = Message(
+                "written mostly in {script}, unlike the persona. Translate it, or delete the pair.", script=script
+            )
+            yield found("language", "warning", row, pair, problem)
     for row, severity, characters, kind in mixed(card.language, [pair.output for pair in pairs]):
-        message = (
-            f", answer: {kind} characters ({characters}) in a set that is written in the other form. Convert them."
-        )
-        yield found("mixed-script", severity, row, pairs[row - 1], message)
+        problem = Message(
+            "{kind} characters ({characters}) in a set that is written in the other form. Convert them.",
+            kind=kind, characters=characters,
+        )  # fmt: skip
+        yield found("mixed-script", severity, row, pairs[row - 1], problem)
 
 
 def too_long(pairs: Sequence[Pair], length: Callable[[Pair], int], most: int) -> Iterator[Finding]:
     for row, pair in enumerate(pairs, 1):
         if all(text.strip() for text in texts_of(pair)) and (tokens := length(pair)) > most:
-            message = (
-                f": {tokens:,} tokens, more than {most:,}: its end would be cut off. Shorten it, or raise the length."
-            )
-            yield found("too-long", "error", row, pair, message)
+            problem = Message(
+                "{tokens:,} tokens, more than {most:,}: its end would be cut off. Shorten it, or raise the length.",
+                tokens=tokens, most=most,
+            )  # fmt: skip
+            yield found("too-long", "error", row, pair, problem, place="")

@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+from persona.errors import Message
 from persona.lint.finding import Severity
 
 LATIN = ("LATIN",)
@@ -20,7 +21,12 @@ LANGUAGES = {
     **dict.fromkeys(("en", "de", "fr", "es", "it", "pt", "nl", "pl", "cs", "sv", "da", "nb", "no", "fi", "hu", "ro",
                      "tr", "vi", "id", "ms", "la", "ca", "hr", "sk", "sl", "et", "lv", "lt", "sw"), LATIN),
 }  # fmt: skip
-NAMES = {"HAN": "Chinese characters", "KANA": "Japanese kana", "HANGUL": "Korean"}
+NAMES = {
+    "HAN": Message("Chinese characters"), "KANA": Message("Japanese kana"), "HANGUL": Message("Korean"),
+    "LATIN": Message("Latin"), "CYRILLIC": Message("Cyrillic"), "ARABIC": Message("Arabic"),
+    "HEBREW": Message("Hebrew"), "GREEK": Message("Greek"), "THAI": Message("Thai"),
+    "DEVANAGARI": Message("Devanagari"),
+}  # fmt: skip
 
 
 class _Scripts(dict[str, str]):
@@ -102,7 +108,7 @@ def mixed(language: str, answers: Sequence[str]) -> list[tuple[int, Severity, st
         wants_traditional = True
     elif re.search(r"\b(hans|cn|sg)\b", code):
         wants_traditional = False
-    kind = "simplified" if wants_traditional else "traditional"
+    kind = Message("simplified") if wants_traditional else Message("traditional")
     found: list[tuple[int, Severity, str, str]] = []
     for row, (simple, full) in enumerate(rows, 1):
         own, other = (full, simple) if wants_traditional else (simple, full)

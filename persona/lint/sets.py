@@ -6,8 +6,9 @@ import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
+from persona.errors import Message
 from persona.folder import Card
-from persona.lint.finding import Finding, key_of, numbers, plain, quote, quotes, texts_of, units
+from persona.lint.finding import Finding, key_of, pairs_named, plain, quote, quotes, texts_of, units
 from persona.lint.kinds import is_identity
 from persona.lint.near import similar
 from persona.pairs import Pair
@@ -30,12 +31,14 @@ def duplicates(pairs: Sequence[Pair]) -> Iterator[Finding]:
             rows.setdefault(texts, []).append(row)
     for texts, (first, *again) in rows.items():
         if again:
-            repeats = "1 repeat" if len(again) == 1 else f"{len(again)} repeats"
-            message = f"{numbers(again).capitalize()} {'repeats' if len(again) == 1 else 'repeat'} pair {first} " \
-                      f"({quote(texts[-2], 24)}) exactly, so it would be learned {len(again) + 1} times."  # fmt: skip
-            yield Finding(
-                "duplicate", "warning", tuple(again), message, f"Delete {repeats}", key_of("duplicate", texts)
-            )
+            fix = Message("Delete 1 repeat") if len(again) == 1 else Message("Delete {count} repeats", count=len(again))
+            message = Message(
+                "{pairs} repeats pair {row} ({question}) exactly, so it would be learned {times} times."
+                if len(again) == 1 else
+                "{pairs} repeat pair {row} ({question}) exactly, so it would be learned {times} times.",
+                pairs=pairs_named(again), row=first, question=quote(texts[-2], 24), times=len(again) + 1,
+            )  # fmt: skip
+            yield Finding("duplicate", "warning", tuple(again), message, fix, key_of("duplicate", texts))
 
 
 def distinct(pairs: Sequence[Pair]) -> list[int]:
@@ -68,12 +71,18 @@ def near_duplicates(pairs: Sequence[Pair], rows: Sequence[int], plains: dict[int
         row = rows[first]
         found = [r for r, _ in members]
         least = min(likeness for _, likeness in members)
-        share = f"{round(least * 100)} %" + (" or more" if len(found) > 1 else "")
-        how = "but for spaces and punctuation the same as" if least == 1 else f"{share} the same as"
-        message = (
-            f"{numbers(found).capitalize()} {'is' if len(found) == 1 else 'are'} {how} pair {row} "
-            f"({quote(pairs[row - 1].instruction, 24)}). Keep the better one, or make them differ."
-        )
+        how = Message("but for spaces and punctuation the same as")
+        if least < 1:
+            how = Message(
+                "{percent} % or more the same as" if len(found) > 1 else "{percent} % the same as",
+                percent=round(least * 100),
+            )  # fmt: skip
+        message = Message(
+            "{pairs} is {how} pair {row} ({question}). Keep the better one, or make them differ."
+            if len(found) == 1 else
+            "{pairs} are {how} pair {row} ({question}). Keep the better one, or make them differ.",
+            pairs=pairs_named(found), how=how, row=row, question=quote(pairs[row - 1].instruction, 24),
+        )  # fmt: skip
         texts = sorted("\x1e".join(texts_of(pairs[r - 1])) for r in (row, *found))
         yield Finding("near-duplicate", "warning", tuple(found), message, "", key_of("near-duplicate", texts))
 
@@ -107,11 +116,17 @@ def rival_answers(pairs: Sequence[Pair], rows: Sequence[int], plains: dict[int, 
         if len(rivals) < 2:
             continue
         advice = (
-            "She should know who she is: let the answers agree" if identity
-            else "Fine if she may answer either way; if what came before decides, add it as earlier turns"
-        )  # fmt: skip
+            Message("The persona should know who it is: let the answers agree")
+            if identity
+            else Message(
+                "Fine if the persona may answer either way; if what came before decides, add it as earlier turns"
+            )
+        )
         shown = quotes([pairs[row - 1].output for row in rivals], 2)
-        message = f"{numbers(rivals).capitalize()} ask {quote(text, 24)} and answer differently: {shown}. {advice}."
+        message = Message(
+            "{pairs} ask {question} and answer differently: {answers}. {advice}.",
+            pairs=pairs_named(rivals), question=quote(text, 24), answers=shown, advice=advice,
+        )  # fmt: skip
         key = key_of("rival-answers", [*question, *sorted(plains[row][-1] for row in rivals)])
         yield Finding("rival-answers", "warning" if identity else "hint", tuple(rivals), message, "", key)
 
@@ -124,10 +139,11 @@ def same_answers(pairs: Sequence[Pair], rows: Sequence[int], plains: dict[int, l
     for answer, questions in given.items():
         if len(questions) > most:
             found = tuple(questions.values())
-            message = (
-                f"{numbers(found).capitalize()} answer {len(questions)} different questions with "
-                f"{quote(pairs[found[0] - 1].output)}. It would become her answer to everything: vary it."
-            )
+            message = Message(
+                "{pairs} answer {count} different questions with {answer}. It would become the persona's answer to "
+                "everything: vary it.",
+                pairs=pairs_named(found), count=len(questions), answer=quote(pairs[found[0] - 1].output),
+            )  # fmt: skip
             yield Finding("same-answer", "hint", found, message, "", key_of("same-answer", [answer]))
 
 
@@ -150,10 +166,12 @@ def probes_in_pairs(pairs: Sequence[Pair], card: Card) -> Iterator[Finding]:
                 continue
             best[asked[at][0]] = max(best.get(asked[at][0], (0.0, "")), (likeness, probe))
     for row, (likeness, probe) in sorted(best.items()):
-        message = (
-            f"Pair {row} asks {'' if likeness == 1 else 'nearly '}the probe {quote(probe)}, so hearing it measures "
-            "memory. Change one of the two."
-        )
+        message = Message(
+            "Pair {row} asks the probe {probe}, so hearing it measures memory. Change one of the two."
+            if likeness == 1 else
+            "Pair {row} asks nearly the probe {probe}, so hearing it measures memory. Change one of the two.",
+            row=row, probe=quote(probe),
+        )  # fmt: skip
         severity, key = (
             ("warning" if likeness == 1 else "hint"),
             key_of("probe-in-pairs", [*texts_of(pairs[row - 1]), probe]),

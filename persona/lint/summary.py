@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from persona.errors import Message, join
 from persona.folder import Card
 from persona.lint.finding import Finding
 from persona.lint.kinds import kind
@@ -11,16 +12,21 @@ from persona.pairs import Pair
 # How many of each kind a set should have, and of all: by the shipped sets (176 and 314 pairs), whose voices are heard
 # after a training of minutes, about a third of what the smaller one has.
 WANTED: Mapping[str, int] = {
-    "identity": 10, "greeting": 5, "small talk": 15, "domain": 15, "refusal": 5, "multi-turn": 8,
+    Message("identity"): 10, Message("greeting"): 5, Message("small talk"): 15, Message("domain"): 15,
+    Message("refusal"): 5, Message("multi-turn"): 8,
 }  # fmt: skip
 ENOUGH = 100
-ADVICE: Mapping[str, str] = {
-    "identity": "who she is, in other words each time (name, family, where she lives, “are you an AI?”)",
-    "greeting": "greetings and goodbyes",
-    "small talk": "everyday talk (weather, food, being tired or sad, asking for advice)",
-    "domain": "questions about her own world, which nobody else could answer",
-    "refusal": "questions that she declines in her own voice (harm, secrets, medicine, money, “drop the character”)",
-    "multi-turn": "pairs with earlier turns, where the answer depends on them",
+ADVICE: Mapping[str, Message] = {
+    "identity": Message(
+        "who the persona is, in other words each time (name, family, where the persona lives, “are you an AI?”)"
+    ),
+    "greeting": Message("greetings and goodbyes"),
+    "small talk": Message("everyday talk (weather, food, being tired or sad, asking for advice)"),
+    "domain": Message("questions about the persona's own world, which nobody else could answer"),
+    "refusal": Message(
+        "questions that the persona declines in its own voice (harm, secrets, medicine, money, “drop the character”)"
+    ),
+    "multi-turn": Message("pairs with earlier turns, where the answer depends on them"),
 }
 
 
@@ -57,15 +63,22 @@ def summarise(pairs: Sequence[Pair], card: Card, findings: Iterable[Finding]) ->
 
 def _paragraph(card: Card, usable: int, kinds: Mapping[str, int], enough: bool, missing: list[str]) -> str:
     if not usable:
-        return f"There is nothing to learn from yet. Begin with {WANTED['identity']} pairs about {ADVICE['identity']}."
-    count = f"{usable:,} usable pair{'s' if usable > 1 else ''}"
+        return Message("There is nothing to learn from yet. Begin with {count} pairs about {kind}.",
+                       count=WANTED["identity"], kind=ADVICE["identity"])  # fmt: skip
+    count = Message("{count:,} usable pairs", count=usable) if usable > 1 else Message("1 usable pair")
     if enough:
-        text = f"{count}: enough to hear {card.name} after a training."
+        text = Message("{pairs}: enough to hear {name} after a training.", pairs=count, name=card.name)
     elif usable < ENOUGH:
-        text = f"{count}; {card.name} is heard from about {ENOUGH}, so write {ENOUGH - usable} more."
+        text = Message("{pairs}; {name} is heard from about {enough}, so write {count} more.", pairs=count,
+                       name=card.name, enough=ENOUGH, count=ENOUGH - usable)  # fmt: skip
     else:
-        text = f"{count}, but too few of them say who {card.name} is."
+        text = Message("{pairs}, but too few of them say who {name} is.", pairs=count, name=card.name)
     if not missing:
-        return f"{text} Every kind of question is covered; more pairs now deepen the voice rather than widen it."
-    nexts = "; ".join(f"{WANTED[k] - kinds[k]} more {k}: {ADVICE[k]}" for k in missing[:3])
-    return f"{text} Add next: {nexts}."
+        return join(" ", [text, Message(
+            "Every kind of question is covered; more pairs now deepen the voice rather than widen it."
+        )])  # fmt: skip
+    nexts = [
+        Message("{count} more {kind}: {about}", count=WANTED[k] - kinds[k], kind=k, about=ADVICE[k])
+        for k in missing[:3]
+    ]
+    return join(" ", [text, Message("Add next: {kinds}.", kinds=join("; ", nexts))])

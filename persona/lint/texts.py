@@ -15,6 +15,7 @@ from datetime import date
 import ftfy
 from ftfy.badness import is_bad
 
+from persona.errors import Message
 from persona.lint.finding import Severity
 
 
@@ -22,15 +23,15 @@ from persona.lint.finding import Severity
 class TextRule:
     """needs: characters without one of which nothing can be found (empty: always look).
 
-    said: only what the persona says is looked at. label: of the fix; {what} is what was found.
+    said: only what the persona says is looked at. label: of the fix, by what was found.
     """
 
     name: str
     severity: Severity
-    why: str
+    why: Message
     find: Callable[[str], list[str]]
     clean: Callable[[str], str] | None = None
-    label: str = ""
+    label: Callable[[str], Message] | None = None
     needs: frozenset[str] = frozenset()
     said: bool = False
 
@@ -235,32 +236,37 @@ def personal_data(text: str) -> list[str]:
 TEXT_RULES = (
     TextRule(
         "control-token", "error",
-        "a model reads this as the end or beginning of a turn, not as text. Take it out",
-        control_tokens, lambda t: _tidy(CONTROL.sub("", t)), "Take out {what}", frozenset("<[#"),
+        Message("a model reads this as the end or beginning of a turn, not as text. Take it out"),
+        control_tokens, lambda t: _tidy(CONTROL.sub("", t)), lambda what: Message("Take out {what}", what=what),
+        frozenset("<[#"),
     ),
     TextRule(
         "mojibake", "error",
-        "characters were lost or read in the wrong encoding, and would be learned like that. Repair or retype it",
-        mojibake, repaired, "Repair the text",
+        Message("characters were lost or read in the wrong encoding, and would be learned like that. "
+                "Repair or retype it"),
+        mojibake, repaired, lambda _: Message("Repair the text"),
     ),
     TextRule(
         "hidden-character", "hint",
-        "these cannot be seen, but are tokens of their own. Take them out",
-        hidden, without_hidden, "Clean up {what}",
+        Message("these cannot be seen, but are tokens of their own. Take them out"),
+        hidden, without_hidden, lambda what: Message("Clean up {what}", what=what),
     ),
     TextRule(
         "markup", "warning",
-        "left over from a page or a chat log, and would be learned. Take it out, unless she is to write it",
-        markup, without_markup, "Take the markup out, keep its words", frozenset("<&*_#`["),
+        Message("left over from a page or a chat log, and would be learned. Take it out, unless the persona is to "
+                "write it"),
+        markup, without_markup, lambda _: Message("Take the markup out, keep its words"), frozenset("<&*_#`["),
     ),
     TextRule(
         "stage-direction", "hint",
-        "looks like a stage direction, and she would learn to say it. Take it out, or write it in every answer",
-        directions, without_directions, "Take out {what}", frozenset("（(【[〔*"), said=True,
+        Message("looks like a stage direction, and the persona would learn to say it. Take it out, or write it in "
+                "every answer"),
+        directions, without_directions, lambda what: Message("Take out {what}", what=what), frozenset("（(【[〔*"),
+        said=True,
     ),
     TextRule(
         "personal-data", "warning",
-        "a model can repeat it to anyone. Replace it by something invented",
+        Message("a model can repeat it to anyone. Replace it by something invented"),
         personal_data, needs=frozenset("@:0123456789"),
     ),
 )  # fmt: skip

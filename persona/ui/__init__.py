@@ -15,8 +15,7 @@ from persona.errors import PersonaError
 from persona.ui import compare, guests, share, template, train, way, words, write
 from persona.ui.common import COMPARE, QUIET, SHARE, TEMPLATE, TRAIN, WRITE, Page, mine, shown
 from persona.ui.looks import CSS, THEME
-from persona.ui.translation import translated
-from persona.ui.words import t
+from persona.ui.words import localized, t
 
 # uploads: as large as an adapter may be; without a limit anyone who reaches the page could fill the disk with one
 LAUNCH: dict[str, Any] = {
@@ -32,7 +31,7 @@ def arrive(saved: str, request: gr.Request) -> tuple[str, Any, Any, Any]:
     try:
         launch.revive()
     except PersonaError as e:  # a full disk, say: what is there can be looked at all the same
-        gr.Warning(escape(translated(str(e))))
+        gr.Warning(escape(localized(e.message)))
     link = dict(request.query_params).get("persona", "")
     running = launch.active_run(folder.list_personas())
     slug = saved if saved in {p.slug for p in folder.list_personas()} else ""

@@ -15,8 +15,7 @@ from persona.ui.common import QUIET, Page, duration, shown, to_save
 from persona.ui.line import in_line
 from persona.ui.opening import opening
 from persona.ui.talking import sampling_of
-from persona.ui.translation import translated
-from persona.ui.words import t
+from persona.ui.words import localized, t
 
 MOST = 200  # questions of one list: about half an hour on two cores
 
@@ -35,20 +34,18 @@ def ask(text: str, slug: str, chosen: str, others: Sequence[str], strength: floa
     """Yields (table as HTML, status, three files)."""
     asked = [line.strip() for line in text.splitlines() if line.strip()]
     if not asked:
-        raise PersonaError(t("There is no question yet. Write one a line, or take the held-out ones."))
+        raise PersonaError("There is no question yet. Write one a line, or take the held-out ones.")
     if len(asked) > MOST:
         raise PersonaError(
-            t(
-                "{n} questions are more than {most}. Leave some out, or use the command line.",
-                n=f"{len(asked):,}",
-                most=MOST,
-            )
+            "{n} questions are more than {most}. Leave some out, or use the command line.",
+            n=f"{len(asked):,}",
+            most=MOST,
         )
     for words in opening(chosen):
         yield gr.skip(), words, *[gr.skip()] * 3
     cast = voices.cast(slug, chosen, others, strength)
     if cast.model is None:
-        raise PersonaError(t("A list is asked of voices of this page. Choose an adapter that is here."))
+        raise PersonaError("A list is asked of voices of this page. Choose an adapter that is here.")
     labels, rows, start = [v.label for v in cast.voices], [], time.monotonic()
     for row in questions.ask_all(cast.model, cast.speakers, asked, sampling_of(knobs)):
         rows.append(row)
@@ -66,7 +63,7 @@ def table_html(labels: Sequence[str], rows: Sequence[questions.Asked]) -> str:
     body = "".join(
         f"<tr><td>{escape(r.question)}</td>"
         + "".join(
-            f"<td>{escape(translated(x.error) or x.text.strip())}{'' if x.ended or x.error else ' …'}</td>"
+            f"<td>{escape(localized(x.error) or x.text.strip())}{'' if x.ended or x.error else ' …'}</td>"
             for x in r.replies
         )
         + "</tr>"

@@ -9,15 +9,14 @@ from typing import Any
 import gradio as gr
 
 from persona import corrections, preferences, votes
-from persona.errors import PersonaError
+from persona.errors import Message, PersonaError
 from persona.talks import Answer
 from persona.ui import voices
 from persona.ui.common import QUIET, Page, bars_html, open_current, shown, to_save
 from persona.ui.line import in_line
 from persona.ui.opening import opening
 from persona.ui.talking import sampling_of
-from persona.ui.translation import translated
-from persona.ui.words import t
+from persona.ui.words import localized, t
 from persona.votes import Book, Question, Side
 
 CHOICES = {"left": "← Left is better", "tie": "Equally good", "bad": "Both bad", "right": "Right is better →"}
@@ -51,7 +50,7 @@ def ask(said: str, key: str, slug: str, chosen: str, rival: str, strength: float
         status = t("Both are writing: {n} of at most {most} tokens", n=longest, most=sampling.max_new_tokens)
         yield _page("", "", "", status, False)
     if wrong := next((r.error for r in replies if r.error), ""):
-        raise PersonaError(wrong)
+        raise PersonaError(Message.of(wrong))
     answers = [Answer(s.voice, r.text, r.tokens, r.ended)
                for s, r in zip((question.left, question.right), replies, strict=True)]  # fmt: skip
     told = votes.blind(votes.answered(book, question.id, answers))
@@ -98,8 +97,8 @@ def _contest(c: votes.Tally) -> str:
     if c.votes == 1:
         head = t("<b>{first}</b> against <b>{second}</b>, 1 vote", **two)
     return (
-        f"<div class='card'>{head}{bars}<p>{_rate(c, first)}{escape(translated(c.outlook))}</p>"
-        f"<p class='quiet'>{escape(translated(c.sides))}</p></div>"
+        f"<div class='card'>{head}{bars}<p>{_rate(c, first)}{escape(localized(c.outlook))}</p>"
+        f"<p class='quiet'>{escape(localized(c.sides))}</p></div>"
     )
 
 
@@ -114,23 +113,21 @@ def _rate(c: votes.Tally, first: str) -> str:
 def to_pairs(question: str, own: str, key: str, slug: str, chosen: str) -> str:
     """The better answer, or one written by hand, becomes a pair."""
     found = _find(question, key, slug, chosen)
-    return translated(corrections.add(open_current(slug), corrections.of_vote(found, own.strip())).message)
+    return localized(corrections.add(open_current(slug), corrections.of_vote(found, own.strip())).message)
 
 
 def _find(question: str, key: str, slug: str, chosen: str) -> Question:
     for q in votes.questions(book_of(slug, chosen, key)):
         if q.id == question and q.choice:
             return q
-    raise PersonaError(t("Vote first: then the answer can go to the pairs."))
+    raise PersonaError("Vote first: then the answer can go to the pairs.")
 
 
 def export(key: str, slug: str, chosen: str) -> str:
     """The votes as preference rows for TRL's DPOTrainer."""
     made = preferences.preferences(votes.questions(book_of(slug, chosen, key)))
     if not made.rows:
-        raise PersonaError(
-            t("No vote prefers one answer yet, so there is nothing to export. Vote left or right first.")
-        )
+        raise PersonaError("No vote prefers one answer yet, so there is nothing to export. Vote left or right first.")
     path = to_save("preferences.jsonl")
     path.write_text("".join(preferences.dumps(made.rows)), encoding="utf-8")
     return str(path)

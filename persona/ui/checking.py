@@ -5,14 +5,13 @@ from html import escape
 from typing import Any
 
 from persona import edits, journal, lint
-from persona.errors import InputError, PersonaError
+from persona.errors import InputError, Message, PersonaError
 from persona.folder import Persona
 from persona.lint import Finding
 from persona.pairs import Pair
 from persona.render import MAX_LENGTH
 from persona.ui.common import bars_html, renderer_for
-from persona.ui.translation import translated
-from persona.ui.words import t
+from persona.ui.words import localized, t
 
 LISTED = 40  # findings of one rule on the page; the table shows the rows of all of them
 RULES = {"duplicate": "Exact duplicate", "ai-leak": "AI leak"}  # the others are called as they are named
@@ -39,12 +38,14 @@ def fix(persona: Persona, findings: Sequence[Finding], which: str) -> None:
     """Carry out the fix of one finding (its key), or of all of a rule (its name), as one edit that undo takes back."""
     found = [f for f in findings if which in (f.key, f.rule) and f.fix]
     if not found:
-        raise InputError(t("That finding is not there any more. Press Check again."))
+        raise InputError("That finding is not there any more. Press Check again.")
     items, _ = persona.scan()
     after = lint.fix_all(items, found, persona.card())
     if after == items:
-        raise InputError(t("These pairs were changed since they were checked. Press Check again."))
-    label = found[0].fix if len(found) == 1 else f"fix of {len(found):,} findings ({found[0].rule})"
+        raise InputError("These pairs were changed since they were checked. Press Check again.")
+    label = found[0].fix
+    if len(found) > 1:
+        label = Message("fix of {n} findings ({rule})", n=f"{len(found):,}", rule=found[0].rule)
     journal.commit(persona, label, edits.difference(items, after))
 
 
@@ -62,8 +63,8 @@ def panel_html(pairs: Sequence[Pair], findings: Sequence[Finding], summary: lint
         groups = f"<div class='good'>{fine}</div>"
     again = f'<button class="tool" data-do="see-again" data-key="">{t("Show them again")}</button>'
     aside = f"<div class='quiet'>{t('{n} put aside.', n=f'{ignored:,}')} {again}</div>" if ignored else ""
-    bars = bars_html([(t(kind), n, f"{n:,}") for kind, n in summary.kinds.items()])
-    return f"<div class='card'><p>{escape(translated(summary.text))}</p>{bars}</div>{groups}{aside}"
+    bars = bars_html([(localized(kind), n, f"{n:,}") for kind, n in summary.kinds.items()])
+    return f"<div class='card'><p>{escape(localized(summary.text))}</p>{bars}</div>{groups}{aside}"
 
 
 def _group(rule: str, rows: int, found: Sequence[Finding]) -> str:
@@ -97,11 +98,9 @@ def _mark(finding: Finding, show: bool) -> str:
     """A finding with its buttons. show: with the one that leads to its rows."""
     key = escape(finding.key)
     words = (
-        [("show", t("Show"))] * show
-        + [("fix", translated(finding.fix))] * bool(finding.fix)
-        + [("ignore", t("Ignore"))]
+        [("show", t("Show"))] * show + [("fix", localized(finding.fix))] * bool(finding.fix) + [("ignore", t("Ignore"))]
     )
     buttons = "".join(
         f'<button class="tool" data-do="{do}" data-key="{key}">{escape(word)}</button>' for do, word in words
     )
-    return f'<div class="mark {finding.severity}"><span>{escape(translated(finding.message))}</span>{buttons}</div>'
+    return f'<div class="mark {finding.severity}"><span>{escape(localized(finding.message))}</span>{buttons}</div>'

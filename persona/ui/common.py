@@ -15,8 +15,7 @@ from persona import base, files, folder, limits
 from persona.errors import PersonaError
 from persona.render import MAX_LENGTH, Example, Renderer
 from persona.ui import guests
-from persona.ui.translation import translated
-from persona.ui.words import t
+from persona.ui.words import localized, t
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # how most events of the page behave
 WRITE, TEMPLATE, TRAIN, COMPARE, SHARE = range(5)
@@ -61,14 +60,14 @@ def shown(handler: Callable) -> Callable:
 
 
 def notice(e: PersonaError) -> gr.Error:
-    text = escape(translated(str(e))).replace("\n", "<br>")
+    text = escape(localized(e.message)).replace("\n", "<br>")
     return gr.Error(text, duration=None, title=t("That did not work"), print_exception=False)
 
 
 def open_current(slug: str) -> folder.Persona:
     """The persona of this visitor's page. Raises InputError when none is open."""
     if not slug:
-        raise PersonaError(t("No persona is open. Open an example or start one in the first step, Write."))
+        raise PersonaError("No persona is open. Open an example or start one in the first step, Write.")
     return folder.by_slug(slug)
 
 
@@ -89,7 +88,7 @@ def renderer_for(slug: str, base_name: str, template: str, max_length: float, le
 
     def tell(text: str) -> None:
         if progress:
-            progress(None, desc=translated(text))
+            progress(None, desc=localized(text))
 
     card = open_current(slug).card()
     return base.open_renderer(
@@ -141,7 +140,7 @@ def _white_space(text: str) -> str:
 
 
 def problems_html(problems: Any) -> str:
-    return "".join(f'<div class="problem">{escape(translated(p))}</div>' for p in problems)
+    return "".join(f'<div class="problem">{escape(localized(p))}</div>' for p in problems)
 
 
 def to_save(name: str) -> Path:

@@ -14,8 +14,7 @@ from persona.sampling import Sampling
 from persona.ui import asking, blind, judging, talking, voices, way
 from persona.ui.common import QUIET, SHARE, Page, open_current, shown
 from persona.ui.line import in_line
-from persona.ui.translation import translated
-from persona.ui.words import t
+from persona.ui.words import localized, t
 
 COLUMNS = ("chat-base", "chat-persona", "chat-third", "chat-fourth")
 
@@ -58,7 +57,7 @@ def _beside(found: list[tuple[str, str]], chosen: str | None, kept: list[str]) -
 def add_blend(slug: str, chosen: str, others: list[str], other: str, part: float) -> gr.Dropdown:
     """One more voice: the persona and another adapter at once, by weight."""
     if not other:
-        raise PersonaError(t("Choose a second adapter to blend with."))
+        raise PersonaError("Choose a second adapter to blend with.")
     kept = [*(others or []), f"blend/{part:.2f}/{other}"]
     return _beside(voices.beside(slug, chosen), chosen, list(dict.fromkeys(kept))[-(MAX_COLUMNS - 1) :])
 
@@ -128,7 +127,7 @@ def edited(event: gr.EditData, key: str, slug: str, chosen: str, others: Sequenc
     skip = (gr.skip(),) * (2 * MAX_COLUMNS + 1)
     if of_answer:
         label = _labels(chosen, others)[column]
-        message = translated(talking.correct(number, label, str(event.value), key, slug, chosen, talk_id))
+        message = localized(talking.correct(number, label, str(event.value), key, slug, chosen, talk_id))
         gr.Info(escape(t("{message} Undo is in step 1.", message=message)))
         yield (*skip, message, talk_id)
         return

@@ -15,8 +15,7 @@ from persona.ui import checking, table
 from persona.ui.common import CLICKS, QUIET, Page, mask_html, open_current, renderer_for, shown
 from persona.ui.line import IN_ORDER, in_order
 from persona.ui.table import KINDS, ORDERS, ROWS, View
-from persona.ui.translation import translated
-from persona.ui.words import t
+from persona.ui.words import localized, t
 
 PAINT = "(marks) => document.querySelector('#pairs')?.paint?.(marks)"
 SAVED = "() => document.querySelector('#pairs')?.saved?.()"
@@ -76,11 +75,11 @@ def draw(
 
 
 def _undo(label: str) -> Any:
-    return _button(t("Undo: {edit}", edit=table.named(label)) if label else t("Undo"), label)
+    return _button(t("Undo: {edit}", edit=localized(label)) if label else t("Undo"), label)
 
 
 def _redo(label: str) -> Any:
-    return _button(t("Redo: {edit}", edit=table.named(label)) if label else t("Redo"), label)
+    return _button(t("Redo: {edit}", edit=localized(label)) if label else t("Redo"), label)
 
 
 def _button(text: str, label: str) -> Any:
@@ -100,7 +99,7 @@ def status_html(items: Sequence[Pair]) -> str:
     if count == 1:
         lines = [t("<b>1 pair</b>, {state}", state=state)]
     if missing:
-        rows = ", ".join(f"#{row}: {escape(translated(why))}" for row, why in missing[:5])
+        rows = ", ".join(f"#{row}: {escape(localized(why))}" for row, why in missing[:5])
         words = t("Not ready to train: {rows}.", rows=rows)
         if len(missing) > 5:
             words = t("Not ready to train: {rows} and {n} more.", rows=rows, n=len(missing) - 5)
@@ -115,7 +114,7 @@ def rejected_html(bad: list[pairs.BadLine]) -> str:
     """Lines of pairs.jsonl that are no pairs: shown, and kept aside on the next save."""
     if not bad:
         return ""
-    told = [t("pairs.jsonl line {line}: {why}", line=b.line, why=escape(translated(b.why))) for b in bad[:5]]
+    told = [t("pairs.jsonl line {line}: {why}", line=b.line, why=escape(localized(b.why))) for b in bad[:5]]
     more = [t("… and {n} more", n=len(bad) - 5)] if len(bad) > 5 else []
     lines = "".join(f'<div class="problem">{line}</div>' for line in told + more)
     aside = t("The next save moves such lines to pairs.rejected.txt; nothing is lost.")
@@ -153,12 +152,12 @@ def turn(
 
 
 def step_back(slug: str, *view: Any) -> tuple[Any, ...]:
-    gr.Info(escape(t("Undone: {edit}", edit=table.named(journal.undo(open_current(slug))))), duration=4)
+    gr.Info(escape(t("Undone: {edit}", edit=localized(journal.undo(open_current(slug))))), duration=4)
     return draw(slug, *view)
 
 
 def step_forth(slug: str, *view: Any) -> tuple[Any, ...]:
-    gr.Info(escape(t("Done again: {edit}", edit=table.named(journal.redo(open_current(slug))))), duration=4)
+    gr.Info(escape(t("Done again: {edit}", edit=localized(journal.redo(open_current(slug))))), duration=4)
     return draw(slug, *view)
 
 
@@ -228,7 +227,7 @@ def mask_of(slug: str, pair: Pair, number: int, settings: Sequence[Any]) -> str:
     try:
         _, renderer = renderer_for(slug, *settings)
     except PersonaError as e:
-        return f"<div class='hint'>{escape(translated(str(e)))}</div>"
+        return f"<div class='hint'>{escape(localized(e.message))}</div>"
     head = f"<div class='quiet'>{t('Pair {n}, as the model sees it', n=number)}</div>"
     return f"<div class='card'>{head}{mask_html(renderer, renderer.example(pair))}</div>"
 
@@ -245,7 +244,7 @@ def glance(slug: str, base: str, template: str, max_length: float, learn_history
 def number_of(event: gr.EventData) -> int:
     row = int(event.row)
     if row < 1:
-        raise InputError(t("There is no such pair."))
+        raise InputError("There is no such pair.")
     return row
 
 

@@ -11,8 +11,7 @@ from persona.exports.forms import Form, Wishes
 from persona.files import slug as slugify
 from persona.ui import voices
 from persona.ui.common import QUIET, Page, shown, to_save
-from persona.ui.translation import translated
-from persona.ui.words import t
+from persona.ui.words import localized, t
 
 FORMS = {
     "llama.cpp, Ollama, LM Studio: adapter as GGUF, with a Modelfile": (Form.gguf, Wishes(), ""),
@@ -34,11 +33,11 @@ def make(chosen: str, what: str, picture: str | None, progress: gr.Progress = gr
     # of a run, the run's folder: its pairs go into cards and data sets
     inside = adapter.path.parent if adapter.path.name == "adapter" else adapter.path
     made = forms.write(inside if form in (Form.card, Form.dataset) else adapter.path, out, form, wishes,
-                       lambda text: progress(None, desc=translated(text)))  # fmt: skip
+                       lambda text: progress(None, desc=localized(text)))  # fmt: skip
     if out.is_dir():
         progress(None, desc=t("Packing …"))
         out = Path(shutil.make_archive(str(out), "zip", out.parent, out.name))
-    return str(out), " ".join([*map(translated, made.get("notes", [])), *_difference(made)])
+    return str(out), " ".join([*map(localized, made.get("notes", [])), *_difference(made)])
 
 
 def _difference(made: dict[str, Any]) -> list[str]:

@@ -25,8 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from persona import files, limits, space, visitors
 from persona.ui import words
-from persona.ui.translation import translated
-from persona.ui.words import t
+from persona.ui.words import localized, t
 
 YEAR = 31_536_000  # seconds that the cookie is kept
 MAX_BODY = 32_000_000  # bytes of an event; files come another way
@@ -108,7 +107,7 @@ class Guests:
         if method in ("GET", "HEAD", "OPTIONS") and (path in PAGE or path.startswith(PARTS)):
             return receive, send
         if visitor is None:
-            raise Refused(403, translated(files.UNKNOWN))
+            raise Refused(403, localized(files.UNKNOWN))
         name = f"{visitor[:16]}."
         if method in ("GET", "HEAD"):
             if path.startswith(API + "file="):
@@ -190,7 +189,7 @@ class Guests:
         if most and self.asked[visitor] > most:
             raise Refused(429, t(
                 "More than {n} requests in a minute, which is this server's limit for a visitor. Wait a minute, then "
-                "go on. {instead}", n=f"{most:,}", instead=translated(limits.instead()),
+                "go on. {instead}", n=f"{most:,}", instead=localized(limits.instead()),
             ))  # fmt: skip
 
 
@@ -236,7 +235,7 @@ def _require_size(headers: Headers) -> None:
     most = limits.read().max_disk_mb * 1_000_000
     length = headers.get("content-length", "")
     if most and not (length.isdigit() and int(length) <= most):
-        instead = translated(limits.instead())
+        instead = localized(limits.instead())
         raise Refused(
             413, t("A file may have {n} MB on this server. {instead}", n=f"{most / 1e6:,.0f}", instead=instead)
         )

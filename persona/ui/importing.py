@@ -14,8 +14,7 @@ from persona.importers import Options, Report, Skipped, hub, text
 from persona.importers.text import Source
 from persona.pairs import Pair
 from persona.ui.common import QUIET, Page, open_current, shown
-from persona.ui.translation import translated
-from persona.ui.words import t
+from persona.ui.words import localized, t
 
 FIELDS = ("instruction", "output", "input", "history")
 LABELS = ("Column with what someone says", "Column with the persona's answer", "Column added to it (input)",
@@ -34,7 +33,7 @@ def opened(file: str | None, pasted: str, dataset: str) -> Iterator[Source]:
     elif dataset.strip():
         yield text.open_source(hub.download(dataset.strip()))
     else:
-        raise InputError(t("Drop a file, paste some text, or name a Hub dataset first."))
+        raise InputError("Drop a file, paste some text, or name a Hub dataset first.")
 
 
 def options_of(speakers: list[str] | None, actions: str, turns: float, columns: tuple[str | None, ...]) -> Options:
@@ -96,7 +95,7 @@ def shown_pairs(source: Source, format: str, options: Options) -> str:
     try:
         seen = importers.preview(source, format, options)
     except InputError as e:
-        return f"<div class='problem'>{escape(translated(str(e)))}</div>"
+        return f"<div class='problem'>{escape(localized(e.message))}</div>"
     rows = "".join(_pair(p) for p in seen.pairs)
     more = f"<div class='quiet'>{t('… and more')}</div>" if seen.more else ""
     skipped = skipped_html(seen.skipped[:5], len(seen.skipped))
@@ -119,7 +118,7 @@ def skipped_html(skipped: list[Skipped], total: int) -> str:
     if not total:
         return ""
     lines = "".join(
-        f"<li>{t('line {line}: {why}', line=s.line, why=escape(translated(s.why)))}"
+        f"<li>{t('line {line}: {why}', line=s.line, why=escape(localized(s.why)))}"
         f"{f' <q>{escape(s.text[:80])}</q>' if s.text else ''}</li>"
         for s in skipped
     )
@@ -151,7 +150,7 @@ def report_html(done: Report) -> str:
     if done.known:
         lines.append(t("{n} were there already.", n=f"{done.known:,}"))
     lines += [
-        t("{what}: {n} times.", what=escape(translated(what)), n=f"{count:,}") for what, count in done.notes.items()
+        t("{what}: {n} times.", what=escape(localized(what)), n=f"{count:,}") for what, count in done.notes.items()
     ]
     return f"<div class='good'>{' '.join(lines)}</div>{skipped_html(done.skipped[:50], done.left_out)}"
 

@@ -5,12 +5,10 @@ from typing import Any
 import gradio as gr
 
 from persona import runs, space, suggest
-from persona.files import read_json
 from persona.files import slug as slugify
 from persona.ui import voices
 from persona.ui.common import QUIET, Page, duration, shown, to_save
-from persona.ui.translation import translated
-from persona.ui.words import t
+from persona.ui.words import localized, t
 
 
 def empty() -> str:
@@ -26,16 +24,16 @@ def measure(chosen: str, judge: bool, progress: gr.Progress = gr.Progress()) -> 
     from persona import evaluate  # with it comes torch
 
     def tell(p: evaluate.Progress) -> None:
-        words = translated(p.doing)
+        words = localized(p.doing)
         if p.seconds_left is not None:
-            words = t("{doing}, {time} left", doing=translated(p.doing), time=duration(p.seconds_left))
+            words = t("{doing}, {time} left", doing=localized(p.doing), time=duration(p.seconds_left))
         progress(p.share, desc=words)
 
     adapter = voices.find(chosen)
     report = evaluate.evaluate(adapter, judge=judge, progress=tell)
     if run := evaluate.run_of(adapter):
         evaluate.save(report, run)
-    return evaluate.reports.fragment(report, translated), _file(report)
+    return evaluate.reports.fragment(report, localized), _file(report)
 
 
 def last(chosen: str) -> tuple[str, Any]:
@@ -47,13 +45,13 @@ def last(chosen: str) -> tuple[str, Any]:
         return empty(), gr.skip()
     from persona import evaluate
 
-    report = evaluate.Report.model_validate(read_json(file, "a report"))
+    report = evaluate.load(file)
     chosen_at = runs.Run(file.parent).progress().chosen
     note = ""
     if (file.parent / "adapter").stat().st_mtime > file.stat().st_mtime:
         old = t("Measured before step {step} became the adapter: measure again.", step=chosen_at)
         note = f"<div class='hint'>{old}</div>"
-    return note + evaluate.reports.fragment(report, translated), _file(report)
+    return note + evaluate.reports.fragment(report, localized), _file(report)
 
 
 def _file(report: Any) -> str:

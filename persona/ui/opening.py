@@ -11,8 +11,7 @@ from persona import base as bases
 from persona import chat
 from persona.adapter import Adapter
 from persona.ui import voices
-from persona.ui.translation import translated
-from persona.ui.words import t
+from persona.ui.words import localized, t
 
 
 def opening(chosen: str) -> Iterator[str]:
@@ -29,7 +28,7 @@ def opening(chosen: str) -> Iterator[str]:
         return
     yield t("Preparing the base, once: about a minute where it is installed, longer where it is fetched …")
     for text in _fetching(main):
-        yield escape(translated(text))
+        yield escape(localized(text))
 
 
 def _fetching(main: Adapter) -> Iterator[str]:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from persona import journal, suggest
 from persona.edits import Change
-from persona.errors import InputError, PersonaError
+from persona.errors import InputError, Message, PersonaError
 from persona.pairs import Pair
 from persona.ui.common import CLICKS, Page, open_current, shown
 from persona.ui.words import t
@@ -24,16 +24,16 @@ def propose(slug: str, number: int, about: str, like_this: bool) -> tuple[list[t
     """Proposals as (pair, question it was made from), and their HTML."""
     at = suggest.endpoint()
     if not at:
-        raise PersonaError(t(ABSENT))
+        raise PersonaError(ABSENT)
     persona = open_current(slug)
     items, _ = persona.scan()
     if like_this:
         if not 1 <= number <= len(items):
-            raise InputError(t("Click a pair in the table first."))
+            raise InputError("Click a pair in the table first.")
         made = [(p, items[number - 1].instruction) for p in suggest.paraphrases(at, items[number - 1], number)]
     else:
         if not items:
-            raise InputError(t("Write a few pairs first: the model needs examples of her manner."))
+            raise InputError("Write a few pairs first: the model needs examples of the persona's style.")
         made = [(p, "") for p in suggest.new_pairs(at, persona.card(), items, about)]
     return made, proposals_html(made)
 
@@ -64,10 +64,10 @@ def decide(slug: str, made: list[tuple[Pair, str]], event: gr.EventData) -> tupl
     """Add or discard one proposal."""
     at = int(event.at)
     if not 0 <= at < len(made):
-        raise InputError(t("That proposal is not there any more."))
+        raise InputError("That proposal is not there any more.")
     if event.do == "take":
         persona = open_current(slug)
-        journal.commit(persona, "add of a suggested pair", [Change(len(persona.scan()[0]), None, made[at][0])])
+        journal.commit(persona, Message("add of a suggested pair"), [Change(len(persona.scan()[0]), None, made[at][0])])
     rest = made[:at] + made[at + 1 :]
     return rest, proposals_html(rest)
 

@@ -1,6 +1,5 @@
 """The table of pairs: made for thousands of them. What is shown is chosen here; what is typed becomes an edit here."""
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +9,10 @@ from typing import Any
 
 from persona import edits, journal, pairs
 from persona.edits import Change
-from persona.errors import InputError
+from persona.errors import InputError, Message
 from persona.folder import Persona
 from persona.lint import Finding
 from persona.pairs import Pair
-from persona.ui.translation import translated
 from persona.ui.words import t
 
 SCRIPT = (Path(__file__).parent / "table.js").read_text(encoding="utf-8")
@@ -28,21 +26,6 @@ TOOLS = (
     ("join", "Join", "To the pair above: that one becomes what was said before", "Join pair {n}"),
     ("delete", "Delete", "Delete this pair (Undo brings it back)", "Delete pair {n}"),
 )
-# what the journal calls an edit, on disk and so in English; told in the visitor's language by `named`
-EDITS = (
-    "add a pair", "edit of pair {row}", "duplicate of pair {row}", "split of pair {row}",
-    "join of pairs {above} and {row}", "delete of pair {row}", "replacement in {n} pairs",
-    "fix of {n} findings ({rule})", "add of a suggested pair", "add a correction", "add a vote", "import of {file}",
-)  # fmt: skip
-_NAMES = {edit: re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(edit))) for edit in EDITS}
-
-
-def named(label: str) -> str:
-    """The journal's name of an edit as the visitor reads it. What is none of EDITS stays as it is."""
-    for edit, pattern in _NAMES.items():
-        if found := pattern.fullmatch(label):
-            return t(edit, **found.groupdict())
-    return translated(label)  # the name of a fix, as lint says it
 
 
 @dataclass(frozen=True)
@@ -188,45 +171,45 @@ def act(persona: Persona, event: Mapping[str, Any]) -> int:
     except (KeyError, ValueError, TypeError) as e:
         if isinstance(e, InputError):
             raise
-        raise InputError(t("The page sent something that is no edit. Press Reload.")) from e
+        raise InputError("The page sent something that is no edit. Press Reload.") from e
 
 
 def _act(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -> int:
     items, _ = persona.scan()
     if do == "add":
         at = min(max(row, 0), len(items)) if row else len(items)
-        journal.commit(persona, "add a pair", [Change(at, None, Pair("", ""))])
+        journal.commit(persona, Message("add a pair"), [Change(at, None, Pair("", ""))])
         return at + 1
     if not 1 <= row <= len(items):
-        raise InputError(t("There is no pair {row} any more. Press Reload.", row=row))
+        raise InputError("There is no pair {row} any more. Press Reload.", row=row)
     at, pair = row - 1, items[row - 1]
     if do in ("duplicate", "split", "join", "delete") and [_shown(text) for text in _texts(pair)] != event["saw"]:
-        raise InputError(t(
-            "This pair was changed elsewhere (another window, or on disk) since you saw it here, or another one has "
-            "taken its place. Press Reload and look at it first."
-        ))  # fmt: skip
+        raise InputError(
+            "This pair was changed elsewhere (another window, or on disk) since you saw it here, or "
+            "another one has taken its place. Press Reload and look at it first."
+        )
     if do == "edit":
         field, old = str(event["field"]), str(event["old"])
         new = _with(pair, field, old, str(event["text"]))
-        journal.commit(persona, f"edit of pair {row}", [Change(at, pair, new)], merge=f"{row}/{field}")
+        journal.commit(persona, Message("edit of pair {row}", row=row), [Change(at, pair, new)], merge=f"{row}/{field}")
     elif do == "duplicate":
-        journal.commit(persona, f"duplicate of pair {row}", [Change(row, None, pair)])
+        journal.commit(persona, Message("duplicate of pair {row}", row=row), [Change(row, None, pair)])
         return row + 1
     elif do == "split":
         parts = [Change(row, None, part) for part in edits.split(pair)]
-        journal.commit(persona, f"split of pair {row}", [Change(at, pair, None), *parts])
+        journal.commit(persona, Message("split of pair {row}", row=row), [Change(at, pair, None), *parts])
     elif do == "join":
         if not at:
-            raise InputError(t("Pair 1 has no pair above it."))
+            raise InputError("Pair 1 has no pair above it.")
         joined = edits.join(items[at - 1], pair)
-        journal.commit(persona, f"join of pairs {at} and {row}",
+        journal.commit(persona, Message("join of pairs {above} and {row}", above=at, row=row),
                        [Change(at - 1, items[at - 1], None), Change(at, pair, joined)])  # fmt: skip
         return at
     elif do == "delete":
-        journal.commit(persona, f"delete of pair {row}", [Change(at, pair, None)])
+        journal.commit(persona, Message("delete of pair {row}", row=row), [Change(at, pair, None)])
         return min(row, len(items) - 1)
     else:
-        raise InputError(t("{do}: not something that can be done with a pair.", do=repr(do)))
+        raise InputError("{do}: not something that can be done with a pair.", do=repr(do))
     return row
 
 
@@ -236,7 +219,7 @@ def _with(pair: Pair, field: str, old: str, text: str) -> Pair:
     if where[0] == "history":
         turn, side = int(where[1]), int(where[2])
         if turn >= len(pair.history) or side not in (0, 1):
-            raise InputError(t("That turn is not there any more. Press Reload."))
+            raise InputError("That turn is not there any more. Press Reload.")
         now = pair.history[turn][side]
         turns = [list(t) for t in pair.history]
         turns[turn][side] = text
@@ -245,10 +228,10 @@ def _with(pair: Pair, field: str, old: str, text: str) -> Pair:
         now = getattr(pair, field)
         new = replace(pair, instruction=text) if field == "instruction" else replace(pair, output=text)
     else:
-        raise InputError(t("{field}: not a text of a pair.", field=repr(field)))
+        raise InputError("{field}: not a text of a pair.", field=repr(field))
     if _shown(now) != old:
-        raise InputError(t(
-            "This pair was changed elsewhere (another window, or on disk) since you saw it here. Copy what you just "
-            "typed, press Reload, and type it again."
-        ))  # fmt: skip
+        raise InputError(
+            "This pair was changed elsewhere (another window, or on disk) since you saw it here. Copy what "
+            "you just typed, press Reload, and type it again."
+        )
     return new

@@ -18,8 +18,7 @@ from persona.talks import Answer, Talk
 from persona.ui import voices
 from persona.ui.common import open_current, to_save
 from persona.ui.opening import opening
-from persona.ui.translation import translated
-from persona.ui.words import t
+from persona.ui.words import localized, t
 
 Messages = list[dict[str, Any]]
 
@@ -59,7 +58,7 @@ def columns(talk: Talk | None, cast_labels: Sequence[str]) -> list[Any]:
 def note_of(reply: Reply, limit: int) -> str:
     """Under a column: how fast it is, and how it ended."""
     if reply.error:
-        return f"<div class='problem'>{escape(translated(reply.error))}</div>"
+        return f"<div class='problem'>{escape(localized(reply.error))}</div>"
     if not reply.tokens:
         return ""
     figures = {"n": reply.tokens, "pace": f"{reply.tokens_per_s:.1f}", "first": f"{reply.first:.1f}"}
@@ -77,7 +76,7 @@ def say(said: str, key: str, slug: str, chosen: str, others: Sequence[str], talk
         *knobs: float) -> Iterator[tuple]:  # fmt: skip
     """A new turn: on disk first, then answered."""
     if not said.strip():
-        raise PersonaError(t("Write something to say first."))
+        raise PersonaError("Write something to say first.")
     place = open_shelf(slug, chosen, key)
     sampling = sampling_of(knobs)
     talk = talk_of(slug, chosen, key, talk_id)
@@ -90,7 +89,7 @@ def again(key: str, slug: str, chosen: str, others: Sequence[str], talk_id: str,
     """Other answers to the last turn: the next seed. The earlier ones stay on disk."""
     talk = talk_of(slug, chosen, key, talk_id)
     if not talk or not talk.turns:
-        raise PersonaError(t("There is nothing to answer again yet. Say something first."))
+        raise PersonaError("There is nothing to answer again yet. Say something first.")
     yield from answer(open_shelf(slug, chosen, key), talk, slug, chosen, others, strength, sampling_of(knobs))
 
 
@@ -99,7 +98,7 @@ def reworded(number: int, said: str, key: str, slug: str, chosen: str, others: S
     """An earlier turn said otherwise: what followed leaves the view. number: of the turn, from 0."""
     place, talk = open_shelf(slug, chosen, key), talk_of(slug, chosen, key, talk_id)
     if not talk or number >= len(talk.turns):
-        raise PersonaError(t("This turn is no longer there. Reload the page."))
+        raise PersonaError("This turn is no longer there. Reload the page.")
     talk = shelf.edit(place, talk, talk.turns[number].id, said)
     yield from answer(place, talk, slug, chosen, others, strength, sampling_of(knobs))
 
@@ -163,7 +162,7 @@ def correct(number: int, label: str, text: str, key: str, slug: str, chosen: str
     persona = open_current(slug)
     talk = talk_of(slug, chosen, key, talk_id)
     if not talk or number >= len(talk.turns):
-        raise PersonaError(t("This turn is no longer there. Reload the page."))
+        raise PersonaError("This turn is no longer there. Reload the page.")
     pair = corrections.of_turn(talk, talk.turns[number].id, label, text)
     return corrections.add(persona, pair).message
 
@@ -197,7 +196,7 @@ def export(slug: str, chosen: str, key: str, talk_id: str) -> str:
     """The conversation as JSON lines of OpenAI messages, one line a column."""
     talk = talk_of(slug, chosen, key, talk_id)
     if talk is None:
-        raise PersonaError(t("There is no conversation to export yet. Say something first."))
+        raise PersonaError("There is no conversation to export yet. Say something first.")
     path = to_save(f"{files.slug(talk.title)[:40] or 'conversation'}.jsonl")
     path.write_text("".join(talks.export(talk)), encoding="utf-8")
     return str(path)

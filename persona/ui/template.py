@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from persona import base, catalogue, choose, folder, render, sandbox, stoptoken, templates
-from persona.errors import PersonaError, TemplateError
+from persona.errors import Message, PersonaError, TemplateError, join
 from persona.files import write_atomic
 from persona.ui import way
 from persona.ui.common import (
@@ -24,8 +24,7 @@ from persona.ui.common import (
     renderer_for,
     shown,
 )
-from persona.ui.translation import chinese, translated
-from persona.ui.words import both, language, t
+from persona.ui.words import CHINESE, both, language, localized, t
 
 OWN = "template.jinja"  # in the persona's folder
 BARS = 28  # of the histogram
@@ -50,9 +49,8 @@ def bases() -> list[tuple[str, str]]:
     """(label, name) of the bases to choose from."""
     made = []
     for name, title, about in base.choices():
-        english = f"{title} ({about})" if about else title
-        other = f"{chinese(title)}（{chinese(about)}）" if about else chinese(title)
-        made.append((both(english, other), name))
+        label = Message("{title} ({about})", title=title, about=about) if about else Message.of(title)
+        made.append((both(label, label.translated(CHINESE)), name))
     return made
 
 
@@ -60,11 +58,11 @@ def look(slug: str, number: int, *chosen: Any, progress: gr.Progress = gr.Progre
     """Base facts, template facts, the chosen pair's mask, its raw text, and the pair's number in range."""
     items = open_current(slug).pairs()
     if not items:
-        raise PersonaError(t("There are no pairs yet. Write some in the first step."))
+        raise PersonaError("There are no pairs yet. Write some in the first step.")
     known = catalogue.find(str(chosen[0] or ""))
     progress(None, desc=t("Opening the base model's tokenizer (the first time about a minute) …") if not known else t(
         "Opening {id}; if it is not on this machine it is downloaded first: {about} …", id=known.id,
-        about=translated(known.about),
+        about=localized(known.about),
     ))  # fmt: skip
     found, renderer = renderer_for(slug, *chosen, progress=progress)
     number = min(max(1, int(number or 1)), len(items))
@@ -94,7 +92,7 @@ def known_html(known: catalogue.Entry) -> str:
 
 def template_html(found: base.Base, renderer: render.Renderer) -> str:
     stop = escape(renderer.tokenizer.decode([renderer.stop_id]))
-    about = escape(translated(renderer.template.about))
+    about = escape(t(renderer.template.about))
     name = escape(renderer.template.name)
     system = f"<div class='hint'>{note}</div>" if (note := system_words(renderer)) else ""
     unknown = problems_html([stoptoken.problem(found, renderer)]) if stoptoken.problem(found, renderer) else ""
@@ -168,11 +166,11 @@ def adopt(slug: str, text: str, *chosen: Any) -> tuple[Any, str]:
     """Check a template of the user's own against the base and their pairs, keep it with the persona, and choose it."""
     persona = open_current(slug)
     if not text.strip():
-        raise PersonaError(t("Paste a template first, or start from the chosen one."))
+        raise PersonaError("Paste a template first, or start from the chosen one.")
     _, renderer = renderer_for(slug, chosen[0], "auto", *chosen[2:])
     wrong = templates.fits(renderer.tokenizer, templates.Template("your own", text))
     if wrong:
-        raise TemplateError("\n".join(wrong))
+        raise TemplateError(join("\n", wrong))
     write_atomic(persona.path / OWN, text)
     good = t("It fits this base. It is kept with the persona, and chosen.")
     return templates_of(slug, "own"), f"<div class='good'>{good}</div>"
@@ -185,7 +183,7 @@ def text_of(slug: str, *chosen: Any) -> str:
 def read_upload(file: str) -> str:
     path = Path(file)
     if path.stat().st_size > 4 * sandbox.MAX_TEMPLATE:
-        raise TemplateError(t("{name}: too large for a chat template.", name=path.name))
+        raise TemplateError("{name}: too large for a chat template.", name=path.name)
     return path.read_text(encoding="utf-8", errors="replace")
 
 

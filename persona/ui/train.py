@@ -16,8 +16,7 @@ from persona.progress import ACTIVE, Progress
 from persona.runs import Run
 from persona.ui import settings, watching, way
 from persona.ui.common import CLICKS, COMPARE, QUIET, Page, open_current, shown
-from persona.ui.translation import translated
-from persona.ui.words import t
+from persona.ui.words import localized, t
 
 
 def plan_html(slug: str, preset: str, *form: Any) -> str:
@@ -30,15 +29,15 @@ def plan_html(slug: str, preset: str, *form: Any) -> str:
             return f'<div class="hint">{few}</div>'
         seen = planning.here(persona, config, pairs)
     except PersonaError as e:
-        return f'<div class="problem">{escape(translated(str(e)))}</div>'
+        return f'<div class="problem">{escape(localized(e.message))}</div>'
     about = escape(t(PRESETS[preset][1]))
     if seen is None:
-        reason = translated(hardware.make_plan(hardware.this_machine(), config.dtype).reason)
+        reason = localized(hardware.make_plan(hardware.this_machine(), config.dtype).reason)
         unknown = t("{n} pairs. {reason} Memory and time can be told once the base is on this disk; step 2 fetches it.",
                     n=len(pairs), reason=escape(reason))  # fmt: skip
         return f'<div class="quiet">{about}<br>{unknown}</div>'
     return (
-        f'<div class="quiet">{about}<br>{_rows(seen)} {escape(translated(seen.plan.reason))}<br>{_memory(seen)}</div>'
+        f'<div class="quiet">{about}<br>{_rows(seen)} {escape(localized(seen.plan.reason))}<br>{_memory(seen)}</div>'
         f"{_too_large(config, seen)}"
     )
 
@@ -111,7 +110,7 @@ def start(slug: str, preset: str, *form: Any) -> str:
 def resume(slug: str, name: str) -> str:
     run = find(slug, name)
     if run is None:
-        raise RunError(t("There is no run to resume."))
+        raise RunError("There is no run to resume.")
     launch.start(run)
     return run.name
 
@@ -125,7 +124,7 @@ def smaller(slug: str, name: str) -> str:
     """Go on with what the failure proposed. Returns the name of the run that was started."""
     run = find(slug, name)
     if run is None:
-        raise RunError(t("There is no run to go on with."))
+        raise RunError("There is no run to go on with.")
     return launch.start_smaller(open_current(slug), run).name
 
 
@@ -189,7 +188,7 @@ def watch(slug: str, name: str, seen: str) -> tuple:
         watching.diary_html(run, progress), gr.Button(t("Train after it") if busy else t("Start training")),
         gr.Button(t("Cancel") if progress.status == "queued" else t("Stop"), interactive=active),
         gr.Button(visible=resumable),
-        gr.Button(translated(remedy.words(progress.remedy)), visible=bool(progress.remedy)), choice,
+        gr.Button(localized(remedy.words(progress.remedy)), visible=bool(progress.remedy)), choice,
         gr.Timer(active=active or busy),
         gr.skip() if run is None or run.name == name else run.name, mark,  # what is shown stays so when the next begins
     )  # fmt: skip

@@ -19,8 +19,7 @@ from persona.errors import InputError, PersonaError
 from persona.folder import Card
 from persona.sampling import Sampling
 from persona.templates import messages
-from persona.ui.translation import translated
-from persona.ui.words import language, t
+from persona.ui.words import language, localized, t
 
 ALONE, PROMPTED = "base", "base+prompt"  # the base without and with the persona's system prompt
 DAY = "%d %b %H:%M"  # a date and time, as strftime wants it
@@ -76,7 +75,7 @@ def elsewhere() -> list[tuple[str, str]]:
     try:
         return [(t("{name} (another server)", name=name), f"server/{name}") for name in endpoint.models()]
     except InputError as e:
-        gr.Warning(escape(translated(str(e))))
+        gr.Warning(escape(localized(e.message)))
         return []
 
 
@@ -132,7 +131,7 @@ def find(chosen: str) -> Adapter:
         return adapter.check(moments.folder(run, int(step)) if re.fullmatch(r"[0-9]{1,9}", step) else run.adapter)
     if kind == "opened":
         return adapter.check(files.inside(opened_dir(), rest))
-    raise PersonaError(t("There is no adapter yet. Train one in the step before, or open one here."))
+    raise PersonaError("There is no adapter yet. Train one in the step before, or open one here.")
 
 
 def card_of(chosen: str) -> Card:
@@ -162,7 +161,7 @@ def open_shared(text: str) -> str:
     """The id of an adapter on the Hub, and nowhere else: what an address may open that someone else has written."""
     path = share.keep(hub.pull(hub.Link.parse(text)), opened_dir())
     if what := hub.outlook(adapter.check(path)):
-        gr.Info(escape(translated(what)), duration=None)
+        gr.Info(escape(localized(what)), duration=None)
     return f"opened/{path.name}"
 
 
@@ -206,9 +205,7 @@ def _blend(voice: str) -> tuple[float, str]:
     """(share of the main adapter, id of the other one) of blend/SHARE/ID, which comes from a browser."""
     found = re.fullmatch(r"blend/([01](?:\.[0-9]{1,4})?)/((?:run|opened)/.+)", voice, re.DOTALL)
     if not found:
-        raise PersonaError(
-            t("{voice}: not a blend. Choose two adapters and press Add the blend.", voice=f"{voice!r:.80}")
-        )
+        raise PersonaError("{voice}: not a blend. Choose two adapters and press Add the blend.", voice=f"{voice!r:.80}")
     return float(found[1]), found[2]
 
 
@@ -232,9 +229,7 @@ def cast(slug: str, chosen: str, others: Sequence[str], strength: float) -> Cast
 def _elsewhere(slug: str, wanted: Sequence[str]) -> Cast:
     """Every column a model of the other server, each given the persona's prompt."""
     if any(not v.startswith("server/") for v in wanted):
-        raise PersonaError(
-            t("Voices of another server answer beside each other only. Choose them all from that server.")
-        )
+        raise PersonaError("Voices of another server answer beside each other only. Choose them all from that server.")
     card = folder.by_slug(slug).card() if slug else Card(name="Persona")
     spoken = [talks.Voice("adapter", label(v, v), v, 1.0, card.system) for v in wanted]
     return Cast(card, None, tuple(v.removeprefix("server/") for v in wanted), tuple(spoken))

@@ -11,8 +11,7 @@ from persona import moments
 from persona.progress import ACTIVE, Progress
 from persona.runs import Run
 from persona.ui.common import duration, facts_html
-from persona.ui.translation import translated
-from persona.ui.words import t
+from persona.ui.words import localized, t
 
 PLOT_COLUMNS = ["step", "loss", "on"]
 WORDS = {
@@ -51,7 +50,7 @@ def status_html(run: Run | None, p: Progress) -> str:
     if run is None:
         return f'<div class="card quiet">{t("No run yet. Choose a preset and press Start.")}</div>'
     state = t(WORDS[p.status])
-    words = escape(t("{state}: {message}", state=state, message=translated(p.message)) if p.message else state)
+    words = escape(t("{state}: {message}", state=state, message=localized(p.message)) if p.message else state)
     share = p.step / p.steps if p.steps else 0.0
     best = min((nll for step, nll in p.held_out if step), default=None)
     facts = [(t("step"), f"{p.step} / {p.steps}" if p.steps else "…")]

@@ -17,7 +17,10 @@ import gradio as gr
 from gradio.context import LocalContext
 from gradio.i18n import I18nData
 from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as Event
+
+from persona.errors import Message
 
 COOKIE = "persona-language"
 CHINESE: dict[str, str] = json.loads((Path(__file__).parent / "zh.json").read_text(encoding="utf-8"))
@@ -61,6 +64,11 @@ def t(text: str, **values: Any) -> str:
     return both(english, chinese)
 
 
+def localized(text: str) -> str:
+    """A text of the library in the visitor's language; one that is no Message is somebody's own, and stays as it is."""
+    return text.translated(CHINESE) if isinstance(text, Message) and language() == "zh" else str(text)
+
+
 def both(english: str, chinese: str) -> str:
     """The one in the visitor's language; while the page is built, what the browser chooses from."""
     if not _building.get():
@@ -97,9 +105,9 @@ class First:
         if scope["type"] != "http" or scope["path"] != "/" or scope["method"] != "GET":
             await self.app(scope, receive, send)
             return
-        start: Message = {}
+        start: Event = {}
 
-        async def changed(message: Message) -> None:
+        async def changed(message: Event) -> None:
             nonlocal start
             if message["type"] == "http.response.start":
                 start = message

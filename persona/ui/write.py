@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from persona import edits, files, folder, importers, journal
-from persona.errors import InputError, PersonaError
+from persona.errors import InputError, Message, PersonaError
 from persona.ui import desk, importing, suggesting, way
 from persona.ui.common import QUIET, TEMPLATE, Page, mine, open_current, shown, to_save
 from persona.ui.words import t
@@ -25,7 +25,7 @@ def open_example(name: str) -> str:
 
 def start_persona(name: str) -> str:
     if not name.strip():
-        raise InputError(t("Give the persona a name first, then press Start."))
+        raise InputError("Give the persona a name first, then press Start.")
     return folder.create_named(name, folder.named(name.strip())).slug
 
 
@@ -46,16 +46,17 @@ def save_card(slug: str, seen: tuple[str, ...], *fields: str) -> tuple[str, Any,
     persona = open_current(slug)
     fields = (fields[0].strip(), *fields[1:])
     if not fields[0]:
-        raise InputError(t("A persona needs a name."))
+        raise InputError("A persona needs a name.")
     typed = [(n, old, new) for n, old, new in zip(CARD_FIELDS, seen, fields, strict=True) if new != old]
 
     def changes(card: folder.Card) -> dict[str, str]:
         for name, old, new in typed:
             if getattr(card, name) not in (old, new):
-                raise InputError(t(
-                    "This was changed elsewhere (another window, or on disk) since you saw it here: {field}. Copy what "
-                    "you just typed, press Reload, and type it again.", field=t(CARD_FIELDS[name]),
-                ))  # fmt: skip
+                raise InputError(
+                    "This was changed elsewhere (another window, or on disk) since you saw it here: "
+                    "{field}. Copy what you just typed, press Reload, and type it again.",
+                    field=t(CARD_FIELDS[name]),
+                )
         return {name: new for name, _, new in typed}
 
     folder.edit_card(persona, changes)
@@ -70,7 +71,7 @@ def remove(slug: str) -> tuple[str, str]:
 
 def undo_remove(trashed: str) -> str:
     if not trashed:
-        raise PersonaError(t("Nothing was deleted in this window."))
+        raise PersonaError("Nothing was deleted in this window.")
     return folder.restore(files.inside(files.home() / "trash", trashed)).slug
 
 
@@ -110,7 +111,7 @@ def _texts(change: edits.Change) -> list[tuple[str, str]]:
 def replace_all(slug: str, find: str, put: str, case: bool) -> tuple[str, Any]:
     persona = open_current(slug)
     changes = edits.replacements(persona.scan()[0], find, put, case)
-    journal.commit(persona, f"replacement in {len(changes)} pairs", changes)
+    journal.commit(persona, Message("replacement in {n} pairs", n=len(changes)), changes)
     done = t("Replaced in {n} pairs. Undo takes it back.", n=f"{len(changes):,}")
     return f"<div class='good'>{done}</div>", gr.Button(t("Replace"), interactive=False)
 
