@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import family_tokenizer
-from test_render import PAIRS, decode, learned_parts
+from rendering import PAIRS, decode, learned_parts
 
 from persona.choose import choose_template, derive
 from persona.errors import InputError, TemplateError
