@@ -17,7 +17,7 @@ def check_each(cases: Iterable[Any] | Mapping[str, Any], check: Callable[..., No
             check(*values)
         except (Exception, pytest.fail.Exception) as e:
             lines = [e.lineno for e in _frames(e) if e.filename == check.__code__.co_filename]
-            failed.append(f"{name or repr(case):.300} (line {lines[-1]}): {type(e).__name__}: {e}")
+            failed.append(f"{name or repr(case):.300} {lines[-1:]}: {type(e).__name__}: {e}")
     assert count, "no cases"
     if failed:
         pytest.fail(f"{len(failed)} of {count} cases:\n" + "\n".join(failed), pytrace=False)

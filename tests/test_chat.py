@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cases import check_each
 from peft.tuners.lora import LoraLayer
 from tiny import PLAIN_CPU, load, with_lora, write_adapter
 
@@ -628,9 +629,8 @@ def test_no_room_for_a_reply_is_that_columns_error(voices):
     assert short == say(voices, [Column(BASE, SHORT)], room)[0] and short.tokens == 96
 
 
-@pytest.mark.parametrize(
-    "name, value",
-    [
+def test_a_bad_setting_is_refused_by_name():
+    cases = [
         ("temperature", -0.1),
         ("temperature", 5.1),
         ("temperature", float("nan")),
@@ -645,11 +645,13 @@ def test_no_room_for_a_reply_is_that_columns_error(voices):
         ("max_new_tokens", CONTEXT + 1),
         ("seed", -1),
         ("seed", 2**64),
-    ],
-)
-def test_a_bad_setting_is_refused_by_name(name, value):
-    with pytest.raises(InputError, match=f"{name}={value}"):
-        Sampling(**{name: value})
+    ]
+
+    def check(name, value):
+        with pytest.raises(InputError, match=f"{name}={value}"):
+            Sampling(**{name: value})
+
+    check_each(cases, check)
 
 
 # ---- which base

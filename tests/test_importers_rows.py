@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from cases import check_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,13 +147,15 @@ GOOD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name, data, format, pairs", GOOD, ids=[g[0] for g in GOOD])
-def test_good_files(tmp_path, name, data, format, pairs):
-    if format:
-        assert detect(source(tmp_path, name, data)) == format
-        sure = {n: m.sniff(source(tmp_path, name, data)) for n, m in formats().items()}
-        assert [n for n, s in sure.items() if s > 0] == [format], "two formats claim one file"
-    assert items(tmp_path, name, data, format or "alpaca")[:2] == (pairs, [])
+def test_good_files(tmp_path):
+    def check(name, data, format, pairs):
+        if format:
+            assert detect(source(tmp_path, name, data)) == format
+            sure = {n: m.sniff(source(tmp_path, name, data)) for n, m in formats().items()}
+            assert [n for n, s in sure.items() if s > 0] == [format], "two formats claim one file"
+        assert items(tmp_path, name, data, format or "alpaca")[:2] == (pairs, [])
+
+    check_each(GOOD, check)
 
 
 SKIPPED = [
@@ -221,13 +224,15 @@ SKIPPED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name, data, pairs, skipped", SKIPPED, ids=[s[0] for s in SKIPPED])
-def test_a_bad_row_is_named_and_costs_no_other(tmp_path, name, data, pairs, skipped):
-    found, bad, _ = items(tmp_path, name, data)
-    assert found == pairs
-    assert [n for n, _ in bad] == [n for n, _ in skipped]
-    for (_, why), (_, expected) in zip(bad, skipped, strict=True):
-        assert expected in why and len(why) < 300
+def test_a_bad_row_is_named_and_costs_no_other(tmp_path):
+    def check(name, data, pairs, skipped):
+        found, bad, _ = items(tmp_path, name, data)
+        assert found == pairs
+        assert [n for n, _ in bad] == [n for n, _ in skipped]
+        for (_, why), (_, expected) in zip(bad, skipped, strict=True):
+            assert expected in why and len(why) < 300
+
+    check_each(SKIPPED, check)
 
 
 NOTES = [
@@ -245,12 +250,14 @@ NOTES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name, data, notes", [n for n in NOTES if n[2]], ids=[n[0] for n in NOTES if n[2]])
-def test_what_is_left_out_of_a_pair_is_noted(tmp_path, name, data, notes):
-    pairs, skipped, found = items(tmp_path, name, data)
-    assert (pairs, skipped) == ([AB], [])
-    assert [n for n, _ in found] == [n for n, _ in notes]
-    assert all(expected in what for (_, what), (_, expected) in zip(found, notes, strict=True))
+def test_what_is_left_out_of_a_pair_is_noted(tmp_path):
+    def check(name, data, notes):
+        pairs, skipped, found = items(tmp_path, name, data)
+        assert (pairs, skipped) == ([AB], [])
+        assert [n for n, _ in found] == [n for n, _ in notes]
+        assert all(expected in what for (_, what), (_, expected) in zip(found, notes, strict=True))
+
+    check_each([n for n in NOTES if n[2]], check)
 
 
 REFUSED = [
@@ -277,11 +284,13 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("name, data, format, why", REFUSED, ids=[r[0] for r in REFUSED])
-def test_a_file_that_cannot_be_read_at_all_is_refused(tmp_path, name, data, format, why):
-    with pytest.raises(InputError) as e:
-        items(tmp_path, name, data, format)
-    assert name in str(e.value) and why in str(e.value)
+def test_a_file_that_cannot_be_read_at_all_is_refused(tmp_path):
+    def check(name, data, format, why):
+        with pytest.raises(InputError) as e:
+            items(tmp_path, name, data, format)
+        assert name in str(e.value) and why in str(e.value)
+
+    check_each(REFUSED, check)
 
 
 NOBODYS = [
@@ -297,10 +306,12 @@ NOBODYS = [
 ]
 
 
-@pytest.mark.parametrize("name, data", NOBODYS, ids=[n[0] for n in NOBODYS])
-def test_what_is_not_theirs_is_not_claimed(tmp_path, name, data):
-    opened = source(tmp_path, name, data)
-    assert {n: formats()[n].sniff(opened) for n in FORMATS} == dict.fromkeys(FORMATS, 0.0)
+def test_what_is_not_theirs_is_not_claimed(tmp_path):
+    def check(name, data):
+        opened = source(tmp_path, name, data)
+        assert {n: formats()[n].sniff(opened) for n in FORMATS} == dict.fromkeys(FORMATS, 0.0)
+
+    check_each(NOBODYS, check)
 
 
 # --- columns -----------------------------------------------------------------------------------------------------
@@ -458,12 +469,17 @@ def test_a_skipped_row_is_shown_but_not_kept_whole(tmp_path):
     assert found[1] == Row(1, {"a": 1}, '{"a": 1}')
 
 
-@pytest.mark.parametrize("size", range(65_480, 65_560, 3))
-def test_a_row_on_the_border_of_two_chunks(tmp_path, size):
+def test_a_row_on_the_border_of_two_chunks(tmp_path):
     """Whatever the border falls on: a number, a key, the comma between two rows, a broken row."""
-    data = f'[{{"a": "{"x" * size}"}},{{"a": oh}},{{"a": 12345}}, 67890 ,{{"a": "\\u4f60"}}]'
-    found = [r.value if isinstance(r, Row) else r.why for r in rows(source(tmp_path, "x.json", data))]
-    assert found[0] == {"a": "x" * size} and "not JSON" in found[1] and found[2:] == [{"a": 12345}, 67890, {"a": "你"}]
+
+    def check(size):
+        data = f'[{{"a": "{"x" * size}"}},{{"a": oh}},{{"a": 12345}}, 67890 ,{{"a": "\\u4f60"}}]'
+        found = [r.value if isinstance(r, Row) else r.why for r in rows(source(tmp_path, "x.json", data))]
+        assert (
+            found[0] == {"a": "x" * size} and "not JSON" in found[1] and found[2:] == [{"a": 12345}, 67890, {"a": "你"}]
+        )
+
+    check_each(range(65_480, 65_560, 3), check)
 
 
 # --- damaged files -----------------------------------------------------------------------------------------------

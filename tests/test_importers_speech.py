@@ -1,6 +1,9 @@
 """Screenplays, chat logs and novels: who speaks, what becomes a pair, and that each line of hers is accounted for."""
 
+import itertools
+
 import pytest
+from cases import check_each
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -129,20 +132,21 @@ def test_stage_directions_are_kept_when_wanted(source):
     assert skips(screenplay, text, "甲")[0][0] == 2
 
 
-@pytest.mark.parametrize(
-    ("text", "dropped", "kept"),
-    [
+def test_stage():
+    cases = [
         ("a (b) c", "a c", "a *b* c"),
         ("（一）二", "二", "*一* 二"),
         ("一（二（三）四）五", "一五", "一 *二（三）四* 五"),
         ("一（二", "一（二", "一（二"),
         ("smile :) yes", "smile :) yes", "smile :) yes"),
         ("【旁】【白】", "", "*旁*  *白*"),
-    ],
-)
-def test_stage(text, dropped, kept):
-    assert stage(text) == dropped
-    assert stage(text, keep=True).split() == kept.split()
+    ]
+
+    def check(text, dropped, kept):
+        assert stage(text) == dropped
+        assert stage(text, keep=True).split() == kept.split()
+
+    check_each(cases, check)
 
 
 def test_history_is_of_the_same_scene(source):
@@ -151,13 +155,25 @@ def test_history_is_of_the_same_scene(source):
     assert [p.history for p in rows] == [(), (("一", "二"),), (("一", "二"), ("三", "四")), ()]
 
 
-@pytest.mark.parametrize(
-    "between",
-    ["第2幕", "第十二集：雨", "INT. KITCHEN - DAY", "ext. roof", "***", "---", "* * *", "Scene 4", "", "CUT TO:"],
-)
-def test_no_pair_across_a_scene_break(source, between):
-    text = source(f"Bob: one\nAnn: two\nBob: three\n{between}\nAnn: four\nBob: five\nAnn: six\n")
-    assert [p[1] for p in pairs(screenplay, text, "Ann")] == ["two", "six"]
+def test_no_pair_across_a_scene_break(source):
+    cases = [
+        "第2幕",
+        "第十二集：雨",
+        "INT. KITCHEN - DAY",
+        "ext. roof",
+        "***",
+        "---",
+        "* * *",
+        "Scene 4",
+        "",
+        "CUT TO:",
+    ]
+
+    def check(between):
+        text = source(f"Bob: one\nAnn: two\nBob: three\n{between}\nAnn: four\nBob: five\nAnn: six\n")
+        assert [p[1] for p in pairs(screenplay, text, "Ann")] == ["two", "six"]
+
+    check_each(cases, check)
 
 
 def test_empty_lines_between_all_speeches_are_no_scene_breaks(source):
@@ -186,13 +202,15 @@ CHATS = {
 }
 
 
-@pytest.mark.parametrize("text", CHATS.values(), ids=CHATS)
-def test_chat_exports(source, text):
-    log = source(text)
-    line = next(n for n, x in enumerate(text.split("\n"), 1) if "Ann" in x)
-    assert pairs(screenplay, log, "ann") == [("hi", "hello: you\nthere", line)]
-    assert screenplay.survey(log).speakers == {"Bob": 1, "Ann": 1}
-    assert screenplay.sniff(log) == 0.9
+def test_chat_exports(source):
+    def check(text):
+        log = source(text)
+        line = next(n for n, x in enumerate(text.split("\n"), 1) if "Ann" in x)
+        assert pairs(screenplay, log, "ann") == [("hi", "hello: you\nthere", line)]
+        assert screenplay.survey(log).speakers == {"Bob": 1, "Ann": 1}
+        assert screenplay.sniff(log) == 0.9
+
+    check_each(CHATS, check)
 
 
 def test_messages_one_after_the_other_are_one_turn(source):
@@ -276,9 +294,13 @@ def test_marks_of_the_page_are_no_speech(source):
     assert pairs(screenplay, script, "Ann", actions="keep") == [("One.", "Two three.", 4)]
 
 
-@pytest.mark.parametrize("line", ["Ann (V.O.): two", "Ann(CONT'D): two", "**Ann:** two", "ANN：two", "Ann (123) : two"])
-def test_ways_to_write_a_name(source, line):
-    assert pairs(screenplay, source(f"Bob: one\n{line}\nBob: three\n"), "Ann") == [("one", "two", 2)]
+def test_ways_to_write_a_name(source):
+    cases = ["Ann (V.O.): two", "Ann(CONT'D): two", "**Ann:** two", "ANN：two", "Ann (123) : two"]
+
+    def check(line):
+        assert pairs(screenplay, source(f"Bob: one\n{line}\nBob: three\n"), "Ann") == [("one", "two", 2)]
+
+    check_each(cases, check)
 
 
 def test_a_comment_that_never_ends_is_told(source):
@@ -390,10 +412,11 @@ NOT_OURS = {
 }
 
 
-@pytest.mark.parametrize("module", [screenplay, prose])
-@pytest.mark.parametrize("data", NOT_OURS.values(), ids=NOT_OURS)
-def test_sniff_leaves_others_alone(source, module, data):
-    assert module.sniff(source(data)) == 0
+def test_sniff_leaves_others_alone(source):
+    def check(module, data):
+        assert module.sniff(source(data)) == 0
+
+    check_each(itertools.product([screenplay, prose], NOT_OURS), check)
 
 
 def test_counting_names_does_not_grow_with_the_file(monkeypatch):

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from cases import check_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,20 +97,23 @@ ANSWERS = {
         ["They call it 茶 out there.", "Ja, ich wohne am Meer.", "42", "👍", "The ship was the Надежда of Riga, as I wrote it."],
     ),
 }  # fmt: skip
-ANSWERS["language"] = tuple(ANSWERS["language"])  # the card says: English
 
 
-@pytest.mark.parametrize("rule, text", [(r, t) for r, (good, _) in ANSWERS.items() for t in good])
-def test_a_rule_finds(rule, text):
-    pairs, card = answer(text), {"language": MAGS, "other-speaker": HUAN}.get(rule, ANYONE)
-    rows = [f.pairs for f in found(rule, pairs, card)]
-    assert (len(pairs),) in rows
+@pytest.mark.parametrize("rule", ANSWERS)
+def test_a_rule_finds_what_it_must_and_leaves_the_rest_alone(rule):
+    card = {"language": MAGS, "other-speaker": HUAN}.get(rule, ANYONE)  # Mags speaks English
+    wrong, fine = ANSWERS[rule]
 
+    def finds(text):
+        pairs = answer(text)
+        assert (len(pairs),) in [f.pairs for f in found(rule, pairs, card)]
 
-@pytest.mark.parametrize("rule, text", [(r, t) for r, (_, fine) in ANSWERS.items() for t in fine])
-def test_a_rule_leaves_alone(rule, text):
-    pairs, card = answer(text), {"language": MAGS, "other-speaker": HUAN}.get(rule, ANYONE)
-    assert [f.message for f in found(rule, pairs, card) if len(pairs) in f.pairs] == []
+    def leaves_alone(text):
+        pairs = answer(text)
+        assert [f.message for f in found(rule, pairs, card) if len(pairs) in f.pairs] == []
+
+    check_each(wrong, finds)
+    check_each(fine, leaves_alone)
 
 
 def test_a_finding_says_where_what_and_what_to_do():
@@ -157,9 +161,11 @@ DUPLICATES = [
 ]
 
 
-@pytest.mark.parametrize("pairs, rows", DUPLICATES)
-def test_exact_repeats_are_the_rows_after_the_first(pairs, rows):
-    assert sorted(f.pairs for f in found("duplicate", pairs)) == sorted(rows)
+def test_exact_repeats_are_the_rows_after_the_first():
+    def check(pairs, rows):
+        assert sorted(f.pairs for f in found("duplicate", pairs)) == sorted(rows)
+
+    check_each(DUPLICATES, check)
 
 
 def test_repeats_name_the_first_and_are_counted_as_rows():
@@ -181,12 +187,14 @@ NEAR = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("q1, a1, q2, a2, alike", NEAR)
-def test_nearly_the_same(q1, a1, q2, a2, alike):
-    pairs = [Pair(q1, a1), *FILL, Pair(q2, a2), Pair(q1, a1)]
-    rows = [f.pairs for f in found("near-duplicate", pairs)]
-    assert rows == ([(len(FILL) + 2,)] if alike else [])
-    assert [f.pairs for f in found("duplicate", pairs)] == [(len(pairs),)], "an exact repeat is not a near one"
+def test_nearly_the_same():
+    def check(q1, a1, q2, a2, alike):
+        pairs = [Pair(q1, a1), *FILL, Pair(q2, a2), Pair(q1, a1)]
+        rows = [f.pairs for f in found("near-duplicate", pairs)]
+        assert rows == ([(len(FILL) + 2,)] if alike else [])
+        assert [f.pairs for f in found("duplicate", pairs)] == [(len(pairs),)], "an exact repeat is not a near one"
+
+    check_each(NEAR, check)
 
 
 def sentence(dice, chinese, words):
@@ -232,12 +240,14 @@ RIVALS = [
 ]
 
 
-@pytest.mark.parametrize("question, answers, severity", RIVALS)
-def test_rival_answers(question, answers, severity):
-    pairs = [*FILL, *(Pair(question, a) for a in answers), Pair(question.upper().strip("？?"), answers[0])]
-    found_here = found("rival-answers", pairs)
-    assert [f.severity for f in found_here] == ([severity] if severity else [])
-    assert [f.pairs for f in found_here] == ([(7, 8)] if severity else [])
+def test_rival_answers():
+    def check(question, answers, severity):
+        pairs = [*FILL, *(Pair(question, a) for a in answers), Pair(question.upper().strip("？?"), answers[0])]
+        found_here = found("rival-answers", pairs)
+        assert [f.severity for f in found_here] == ([severity] if severity else [])
+        assert [f.pairs for f in found_here] == ([(7, 8)] if severity else [])
+
+    check_each(RIVALS, check)
 
 
 def test_another_history_is_another_question():
@@ -326,17 +336,19 @@ FIXES = [
 ]
 
 
-@pytest.mark.parametrize("rule, before, after", FIXES)
-def test_a_fix_does_what_it_says_and_the_finding_is_gone(rule, before, after):
-    pairs = [*FILL, Pair("And then?", before), *FILL[:1]]
-    (finding,) = [f for f in found(rule, pairs, HUAN) if f.pairs == (7,)]
-    fixed = fix(pairs, finding, HUAN)
-    assert bool(finding.fix) == (after is not None)
-    assert fixed[6].output == (before if after is None else after)
-    assert fixed[:6] == pairs[:6] and fixed[7:] == pairs[7:]
-    assert fix(fixed, finding, HUAN) == fixed, "a second click does nothing"
-    if after is not None:
-        assert not [f for f in found(rule, fixed, HUAN) if f.pairs == (7,)]
+def test_a_fix_does_what_it_says_and_the_finding_is_gone():
+    def check(rule, before, after):
+        pairs = [*FILL, Pair("And then?", before), *FILL[:1]]
+        (finding,) = [f for f in found(rule, pairs, HUAN) if f.pairs == (7,)]
+        fixed = fix(pairs, finding, HUAN)
+        assert bool(finding.fix) == (after is not None)
+        assert fixed[6].output == (before if after is None else after)
+        assert fixed[:6] == pairs[:6] and fixed[7:] == pairs[7:]
+        assert fix(fixed, finding, HUAN) == fixed, "a second click does nothing"
+        if after is not None:
+            assert not [f for f in found(rule, fixed, HUAN) if f.pairs == (7,)]
+
+    check_each(FIXES, check)
 
 
 def test_fixes_of_one_check_go_together():
@@ -490,10 +502,12 @@ KINDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("question, kind", KINDS)
-def test_kinds_of_question(question, kind):
-    kinds = summarise([Pair(question, "So it is, and so it was.", (("x", "y"),))], ANYONE, []).kinds
-    assert {k for k, n in kinds.items() if n} == {kind, "multi-turn"}
+def test_kinds_of_question():
+    def check(question, kind):
+        kinds = summarise([Pair(question, "So it is, and so it was.", (("x", "y"),))], ANYONE, []).kinds
+        assert {k for k, n in kinds.items() if n} == {kind, "multi-turn"}
+
+    check_each(KINDS, check)
 
 
 def test_lint_opens_fast():

@@ -15,6 +15,7 @@ import time
 
 import psutil
 import pytest
+from cases import check_each
 
 from persona import cli, files, launch, runs, waiting
 from persona.config import RunConfig
@@ -403,11 +404,13 @@ def test_train_in_a_shell_waits_and_ctrl_c_cancels(new, monkeypatch, capsys):
     assert status(runs.Run(runs.Path(value["run"]))) == "stopped" and waiting.training() == a and stray() == []
 
 
-@pytest.mark.parametrize(
-    "number, text", [(3, "3rd"), (4, "4th"), (11, "11th"), (12, "12th"), (21, "21st"), (113, "113th")]
-)
-def test_numbers_in_words(number, text):
-    assert waiting.words(waiting.Place(number, None, None)) == f"{text} in line"
+def test_numbers_in_words():
+    cases = [(3, "3rd"), (4, "4th"), (11, "11th"), (12, "12th"), (21, "21st"), (113, "113th")]
+
+    def check(number, text):
+        assert waiting.words(waiting.Place(number, None, None)) == f"{text} in line"
+
+    check_each(cases, check)
 
 
 def test_the_page_puts_in_line_shows_cancel_and_switches(new, monkeypatch):

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from cases import check_each
 from conftest import family_tokenizer
 from rendering import PAIRS, decode, learned_parts
 
@@ -206,13 +207,16 @@ FORMATS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_the_format_is_the_familys(name):
+def test_the_format_is_the_familys():
     """Written out once, for the eye; with a system prompt it differs by that one piece."""
-    plain, piece = FORMATS[name]
-    assert prompt_text(tokenizer_of(name), TEMPLATES[name], Q) == plain
-    with_system = prompt_text(tokenizer_of(name), TEMPLATES[name], S)
-    assert with_system in (plain[:n] + piece + plain[n:] for n in range(len(plain)))
+
+    def check(name):
+        plain, piece = FORMATS[name]
+        assert prompt_text(tokenizer_of(name), TEMPLATES[name], Q) == plain
+        with_system = prompt_text(tokenizer_of(name), TEMPLATES[name], S)
+        assert with_system in (plain[:n] + piece + plain[n:] for n in range(len(plain)))
+
+    check_each(list(FORMATS), check)
 
 
 def test_a_system_prompt_without_a_role_stands_where_the_family_puts_it():
@@ -327,10 +331,14 @@ def test_a_template_is_read_by_name_or_from_a_file(tmp_path):
     assert read_template(str(tmp_path / "mine.jinja")) == Template("mine", "{{ '你好' }}")
 
 
-@pytest.mark.parametrize("name", ["", "nothing", "../chat/gemma", "/etc/passwd", "no/such.jinja"])
-def test_a_template_that_is_not_there_is_refused(name):
-    with pytest.raises(TemplateError, match="no such template. Choose one of .*chatml"):
-        read_template(name)
+def test_a_template_that_is_not_there_is_refused():
+    cases = ["", "nothing", "../chat/gemma", "/etc/passwd", "no/such.jinja"]
+
+    def check(name):
+        with pytest.raises(TemplateError, match="no such template. Choose one of .*chatml"):
+            read_template(name)
+
+    check_each(cases, check)
 
 
 def speaking(own, *others: str, eos: str = "</s>"):
@@ -428,11 +436,14 @@ UNSURE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("own", UNSURE.values(), ids=UNSURE)
-def test_a_format_that_cannot_be_rewritten_surely_is_refused(own):
+def test_a_format_that_cannot_be_rewritten_surely_is_refused():
     """Training on a format other than the base's own would be a silent loss of quality."""
-    with pytest.raises(TemplateError, match=r"no shipped template reproduces.*chatml.*\{% generation %\}"):
-        choose_template(speaking(own))
+
+    def check(own):
+        with pytest.raises(TemplateError, match=r"no shipped template reproduces.*chatml.*\{% generation %\}"):
+            choose_template(speaking(own))
+
+    check_each(UNSURE, check)
 
 
 def test_a_format_that_forgets_to_ask_for_a_reply_is_asked_as_it_writes_earlier_ones():
