@@ -217,6 +217,18 @@ def _save(folder: Path, model, tokenizer) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def plain_cpu():
+    """No measuring, and no GPU: the plan of a plain CPU."""
+    from tiny import PLAIN_CPU
+
+    from persona import hardware
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
+        yield
+
+
 @pytest.fixture(scope="session")
 def base_home(tmp_path_factory, bases_dir) -> Path:
     """A PERSONA_HOME for session fixtures, whose bases are the persistent ones."""

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 from serving import KEY, listening, running, wait_until
-from test_chat import letters, script
+from speaking import letters, script
 
 from persona import chat, serve
 from persona.api import orders
