@@ -39,10 +39,6 @@ CORPUS = [
 ]
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: over two seconds, or needs a converted base (deselect: -m 'not slow')")
-
-
 @pytest.fixture(scope="session")
 def bases_dir() -> Path:
     """Where converted bases stay between sessions."""

@@ -217,6 +217,7 @@ def test_one_that_gives_up_waiting_is_passed_over(voices, monkeypatch):
     assert not voices.lock.locked() and say(voices, [Column(BASE, SHORT)])[0].tokens == 24
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_the_embedded_base_speaks_in_a_batch_as_alone(embedded_base, tmp_path):
     """At its real size: a prompt with and one without padding, greedy and drawn, in float32."""

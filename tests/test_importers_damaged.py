@@ -62,7 +62,7 @@ SMALL = [(name, data if isinstance(data, bytes) else data.encode()) for name, da
 SMALL = [(name, data) for name, data in SMALL if 20 < len(data) < 20_000]
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(4_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [400, pytest.param(4_000, marks=[pytest.mark.slow, pytest.mark.release])])
 def test_damaged_files_end_in_items_or_a_sentence(tmp_path, count):
     chance = random.Random(count)
     light = [s for s in SMALL if not s[0].endswith((".xlsx", ".parquet"))]
@@ -84,7 +84,7 @@ def is_pair(text: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(3_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [300, pytest.param(3_000, marks=[pytest.mark.slow, pytest.mark.release])])
 @pytest.mark.parametrize("format", ["alpaca", "sharegpt", "messages"])
 def test_no_row_of_a_damaged_file_is_lost(tmp_path, format, count):
     """Each line that is not blank is a pair or is skipped, whatever happened to it."""

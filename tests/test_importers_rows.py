@@ -205,7 +205,9 @@ def test_our_own_file_is_written_back_byte_for_byte(pairs):
 
 
 @pytest.mark.parametrize("name, format", [("m.jsonl", "alpaca"), ("m.json", "alpaca"), ("m.csv", "table")])
-@pytest.mark.parametrize("count, size", [(1_500, 2_000), pytest.param(20_000, 150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count, size", [(1_500, 2_000), pytest.param(20_000, 150, marks=[pytest.mark.slow, pytest.mark.release])]
+)
 def test_memory_does_not_grow_with_the_file(tmp_path, name, format, count, size):
     pairs = [Pair(f"Question {n}, {'x' * size}", f"Answer {n}, {'y' * size}") for n in range(count)]
     with (tmp_path / name).open("w", encoding="utf-8", newline="") as out:

@@ -125,7 +125,7 @@ def assert_sound(run: Run):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("how", ["at-a-file", "at-a-moment"])
+@pytest.mark.parametrize("how", ["at-a-file", pytest.param("at-a-moment", marks=pytest.mark.release)])
 def test_kill_at_any_moment(make, server, how):
     """Sixteen kills: at a file operation of the run's, or some milliseconds after one of its events."""
     dice = random.Random(7)

@@ -91,6 +91,7 @@ def stop_nll(model, renderer) -> float:
     return total / len(SHORT)
 
 
+@pytest.mark.release
 @pytest.mark.timeout(1200)
 def test_what_a_lora_alone_cannot_teach_the_embedded_base_and_both_ways_out(embedded_base, tmp_path, monkeypatch):
     """Six steps at a high rate on eight rows. With LoRA alone the stop token shares its chance with its twins: 5.0 nats
@@ -117,6 +118,7 @@ QUESTIONS = ["你好，你是谁？", "你可曾后悔？", "你喜欢吃什么�
              "皇上待你如何？", "给我讲个故事。", "你几岁进宫？", "再见。"]  # fmt: skip
 
 
+@pytest.mark.release
 @pytest.mark.timeout(1800)  # a minute alone; many times that beside another program that keeps all cores busy
 def test_the_embedded_base_learns_a_persona_and_to_stop(embedded_base, tmp_path, monkeypatch):
     """Two passes over some pairs: held-out NLL falls, and nearly all answers, as the page draws them, end by themselves.
