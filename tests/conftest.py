@@ -39,10 +39,6 @@ CORPUS = [
 ]
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: over two seconds, or needs a converted base (deselect: -m 'not slow')")
-
-
 @pytest.fixture(scope="session")
 def bases_dir() -> Path:
     """Where converted bases stay between sessions."""
@@ -215,6 +211,18 @@ def _save(folder: Path, model, tokenizer) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def plain_cpu():
+    """No measuring, and no GPU: the plan of a plain CPU."""
+    from tiny import PLAIN_CPU
+
+    from persona import hardware
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
+        yield
 
 
 @pytest.fixture(scope="session")

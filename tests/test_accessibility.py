@@ -3,36 +3,36 @@ narrow; and the keyboard alone leads from the first screen to an answer.
 """
 
 import pytest
+from browsing import open_page, settle
 
-from tests.test_compare_page import settle, trained  # noqa: F401  (fixture)
-from tests.test_page import browser, open_page, server  # noqa: F401  (fixtures)
-
+pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
-LOOKS = (("en-US", 1440, "light"), ("zh-CN", 1440, "dark"), ("zh-CN", 390, "light"))
+# two looks that together have each language, width and theme; the others before a release
+LOOKS = [("en-US", 1440, "light"), ("zh-CN", 390, "dark")]
+OTHERS = [("en-US", 390, "light"), ("en-US", 1440, "dark"), ("zh-CN", 1440, "dark"), ("zh-CN", 390, "light")]
 
 
-def test_no_step_has_a_serious_finding(browser, server, trained):  # noqa: F811
+@pytest.mark.parametrize(
+    "locale, width, theme", [*LOOKS, *(pytest.param(*o, marks=pytest.mark.release) for o in OTHERS)]
+)
+def test_no_step_has_a_serious_finding(browser, server, trained, locale, width, theme):
     found: dict[str, str] = {}  # one line for each thing, with the first place it was met at
-    for locale, width, theme in LOOKS:
-        context = browser.new_context(locale=locale, viewport={"width": width, "height": 900},
-                                      reduced_motion="reduce")  # fmt: skip
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.goto(f"{server.url}?__theme={theme}")
-        for place, part in walk(page):
-            page.wait_for_function(
-                "!document.querySelector('.pending:not(.step-button), .generating')"
-            )  # what waits is faded
-            assert page.evaluate("document.documentElement.lang") == ("zh-CN" if locale == "zh-CN" else "en")
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{place} scrolls sideways"
-            for line in serious(page, part):
-                found.setdefault(line, f"{place}, {locale}, {width}, {theme}")
-        context.close()
+    context = browser.new_context(locale=locale, viewport={"width": width, "height": 900}, reduced_motion="reduce")
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(f"{server.url}?__theme={theme}")
+    for place, part in walk(page):
+        # what waits is faded
+        page.wait_for_function("!document.querySelector('.pending:not(.step-button), .generating')")
+        assert page.evaluate("document.documentElement.lang") == ("zh-CN" if locale == "zh-CN" else "en")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{place} scrolls sideways"
+        for line in serious(page, part):
+            found.setdefault(line, place)
     assert not found, "\n".join(f"{where}: {line}" for line, where in found.items())
 
 
-def test_the_keyboard_alone_leads_to_an_answer(browser, server, trained):  # noqa: F811
+def test_the_keyboard_alone_leads_to_an_answer(browser, server, trained):
     """Tab, Enter and what is typed; the mouse is never touched."""
     page, errors = open_page(browser, server.url)
     page.wait_for_selector("#way nav")

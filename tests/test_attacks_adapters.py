@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from cases import check_each
 
 from persona import adapter as adapters
 from persona import base as bases
@@ -39,9 +40,8 @@ def tensors(**made: dict) -> str:
 FLOAT = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
+def test_weights_of_anything_are_refused_before_they_are_loaded(place):
+    cases = [
         b"",
         b"\0" * 8,
         header("{}", length=2**40),
@@ -61,12 +61,14 @@ FLOAT = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         header(tensors(x=FLOAT), struct.pack("<f", float("-inf"))),
         header(tensors(x=FLOAT, y=FLOAT), b"\0" * 4),  # two names for the same bytes
         pickle.dumps({"x": 1}),
-    ],
-)
-def test_weights_of_anything_are_refused_before_they_are_loaded(data, place):
-    (place / WEIGHTS).write_bytes(data)
-    with pytest.raises(AdapterError, match="damaged|stored as|not finite"):
-        adapters.check(place)
+    ]
+
+    def check(data):
+        (place / WEIGHTS).write_bytes(data)
+        with pytest.raises(AdapterError, match="damaged|stored as|not finite"):
+            adapters.check(place)
+
+    check_each(cases, check)
 
 
 @pytest.mark.parametrize("twice", ["{a: first, a: second}", "{a: second, a: first}"])
@@ -128,24 +130,28 @@ def test_a_pickle_is_not_opened(name, place, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(
-    "base_id", ["/etc", "../../x", "./x", "~/model", "~root/x.gguf", "C:\\x", "\\\\evil\\share\\x.gguf", "a/b/c",
-                "file:///x", "https://evil.example/x", "a/../b", "modelscope:/etc", "x\0y", "\u202e"],
-)  # fmt: skip
-def test_an_adapter_names_a_base_and_never_a_place(base_id, place, monkeypatch):
-    monkeypatch.setattr(bases, "resolve", lambda *_: pytest.fail("looked there"))
-    (place / "run.json").write_text(json.dumps({"base": {"id": base_id}}))
-    with pytest.raises(AdapterError, match="which is no name of one"):
-        chat.base_of(adapters.check(place))
+def test_an_adapter_names_a_base_and_never_a_place(place, monkeypatch):
+    cases = ["/etc", "../../x", "./x", "~/model", "~root/x.gguf", "C:\\x", "\\\\evil\\share\\x.gguf", "a/b/c",
+        "file:///x", "https://evil.example/x", "a/../b", "modelscope:/etc", "x\0y", "\u202e"]  # fmt: skip
+
+    def check(base_id):
+        monkeypatch.setattr(bases, "resolve", lambda *_: pytest.fail("looked there"))
+        (place / "run.json").write_text(json.dumps({"base": {"id": base_id}}))
+        with pytest.raises(AdapterError, match="which is no name of one"):
+            chat.base_of(adapters.check(place))
+
+    check_each(cases, check)
 
 
-@pytest.mark.parametrize(
-    "base_id", ["google/gemma-3-270m", "tiny-gemma", "gemma-3-270m", "modelscope:a/b", "a/B_c-1.5"]
-)
-def test_names_of_bases_pass(base_id, place, monkeypatch):
-    monkeypatch.setattr(bases, "resolve", lambda name, *_: name)
-    (place / "run.json").write_text(json.dumps({"base": {"id": base_id}}))
-    assert chat.base_of(adapters.check(place)) == base_id
+def test_names_of_bases_pass(place, monkeypatch):
+    cases = ["google/gemma-3-270m", "tiny-gemma", "gemma-3-270m", "modelscope:a/b", "a/B_c-1.5"]
+
+    def check(base_id):
+        monkeypatch.setattr(bases, "resolve", lambda name, *_: name)
+        (place / "run.json").write_text(json.dumps({"base": {"id": base_id}}))
+        assert chat.base_of(adapters.check(place)) == base_id
+
+    check_each(cases, check)
 
 
 # --- code in a base's folder -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cases import check_each
 
 from persona import modelcard, questions
 from persona.base import Base
@@ -83,10 +84,13 @@ def assert_inert(html: str, *allowed: str) -> None:
     assert Seen(html, set(allowed)).bad == [], html[:2_000]
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_the_parser_would_see_it(text):
+def test_the_parser_would_see_it():
     """Without escaping each of them is seen: else the tests below could not fail."""
-    assert Seen(f'<div title="{text}">{text}</div>' + f"<p title='{text}'>", set()).bad
+
+    def check(text):
+        assert Seen(f'<div title="{text}">{text}</div>' + f"<p title='{text}'>", set()).bad
+
+    check_each(HOSTILE, check)
 
 
 def pieces(x: str) -> list[str]:
@@ -119,75 +123,89 @@ def pieces(x: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_the_page_shows_hostile_text_as_text(text):
-    for html in pieces(text):
-        assert_inert(html)
+def test_the_page_shows_hostile_text_as_text():
+    def check(text):
+        for html in pieces(text):
+            assert_inert(html)
+
+    check_each(HOSTILE, check)
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_the_mask_and_its_titles_show_hostile_text_as_text(text, byte_tokenizer):
-    renderer = Renderer(byte_tokenizer, read_template("chatml"), text, 4_000)
-    assert_inert(common.mask_html(renderer, renderer.example(Pair(text, text, ((text, text),)))))
-    assert_inert(common.mask_html(renderer, renderer.example(Pair(text, ""))))
-    named = Renderer(byte_tokenizer, Template(text, "{# " + text + " #}" + read_template("chatml").text), text)
-    assert_inert(template_step.template_html(Base(text, Path("/nowhere")), named))
+def test_the_mask_and_its_titles_show_hostile_text_as_text(byte_tokenizer):
+    def check(text):
+        renderer = Renderer(byte_tokenizer, read_template("chatml"), text, 4_000)
+        assert_inert(common.mask_html(renderer, renderer.example(Pair(text, text, ((text, text),)))))
+        assert_inert(common.mask_html(renderer, renderer.example(Pair(text, ""))))
+        named = Renderer(byte_tokenizer, Template(text, "{# " + text + " #}" + read_template("chatml").text), text)
+        assert_inert(template_step.template_html(Base(text, Path("/nowhere")), named))
+
+    check_each(HOSTILE, check)
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_a_base_says_of_itself_what_it_likes(text, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": text, "vocab_size": text}))
-    assert_inert(template_step.base_html(Base(text, tmp_path, text, text, "https://example.org/" + text)))
+def test_a_base_says_of_itself_what_it_likes(tmp_path):
+    def check(text):
+        (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": text, "vocab_size": text}))
+        assert_inert(template_step.base_html(Base(text, tmp_path, text, text, "https://example.org/" + text)))
+
+    check_each(HOSTILE, check)
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_saved_tables_and_reports_show_hostile_text_as_text(text):
-    assert_inert(questions.to_html([["question", text], [text, text]]), "style")
-    assert_inert(reports.html(made_report(text)), "style", "svg")
-    assert_inert(reports.fragment(made_report(text)), "style", "svg")
+def test_saved_tables_and_reports_show_hostile_text_as_text():
+    def check(text):
+        assert_inert(questions.to_html([["question", text], [text, text]]), "style")
+        assert_inert(reports.html(made_report(text)), "style", "svg")
+        assert_inert(reports.fragment(made_report(text)), "style", "svg")
+
+    check_each(HOSTILE, check)
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_a_model_card_holds_hostile_text_as_text_and_its_head_stays_its_own(text):
-    many = f"{text}\n---\nlicense: stolen\n# {text}"
-    card = Card(name=text, language=text[:20], source=many, rights=many, author=many, system=many, probes=(many,))
-    run = {"base": {"id": many, "revision": many, "licence": many}, **FACTS,
-           "config": {**FACTS["config"], "target_modules": many}}  # fmt: skip
-    made = modelcard.render(card, run)
-    _, front, body = made.split("---\n", 2)
-    assert_inert(body.split("```")[0])
-    head = yaml.safe_load(front)
-    assert head.keys() <= {"library_name", "pipeline_tag", "base_model", "language", "tags"}
-    assert sum(line.startswith("# ") for line in body.splitlines()) == 1
+def test_a_model_card_holds_hostile_text_as_text_and_its_head_stays_its_own():
+    def check(text):
+        many = f"{text}\n---\nlicense: stolen\n# {text}"
+        card = Card(name=text, language=text[:20], source=many, rights=many, author=many, system=many, probes=(many,))
+        run = {"base": {"id": many, "revision": many, "licence": many}, **FACTS,
+               "config": {**FACTS["config"], "target_modules": many}}  # fmt: skip
+        made = modelcard.render(card, run)
+        _, front, body = made.split("---\n", 2)
+        assert_inert(body.split("```")[0])
+        head = yaml.safe_load(front)
+        assert head.keys() <= {"library_name", "pipeline_tag", "base_model", "language", "tags"}
+        assert sum(line.startswith("# ") for line in body.splitlines()) == 1
+
+    check_each(HOSTILE, check)
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_the_cards_of_exports_hold_hostile_text_as_text(text):
-    many = f"{text}\n---\n# {text}"
-    card = Card(name=text, system=many, source=many, rights=many, author=many, language=text[:20])
-    base = Base(many, Path("x"), many, many, many)
-    said = {"card": card, "base": base}
-    difference = {"tokens": 1, "dtype": "float32", "largest": 0.1, "kl": 0.1, "same": 1.0}
-    made = [
-        place.rendered("gguf-card.md.jinja", **said, model="m.gguf", lora="a.gguf", said="", notes=[]),
-        place.rendered("merged-card.md.jinja", **said, dtype="bfloat16", strength=1, trained="none",
-                       difference=difference),
-        place.rendered("dataset-card.md.jinja", card=card, base=many, name="x", counts={"x": 1}, template="", same="",
-                       about="", unverified=""),
-    ]  # fmt: skip
-    for body in made:
-        text_only = re.sub(r"^    .*$", "", body.split("```")[0], flags=re.MULTILINE)  # code is shown as it is
-        text_only = text_only.split("---\n", 2)[-1] if body.startswith("---") else text_only
-        assert_inert(text_only)
-        assert sum(line.startswith("# ") for line in text_only.splitlines()) == 1
+def test_the_cards_of_exports_hold_hostile_text_as_text():
+    def check(text):
+        many = f"{text}\n---\n# {text}"
+        card = Card(name=text, system=many, source=many, rights=many, author=many, language=text[:20])
+        base = Base(many, Path("x"), many, many, many)
+        said = {"card": card, "base": base}
+        difference = {"tokens": 1, "dtype": "float32", "largest": 0.1, "kl": 0.1, "same": 1.0}
+        made = [
+            place.rendered("gguf-card.md.jinja", **said, model="m.gguf", lora="a.gguf", said="", notes=[]),
+            place.rendered("merged-card.md.jinja", **said, dtype="bfloat16", strength=1, trained="none",
+                           difference=difference),
+            place.rendered("dataset-card.md.jinja", card=card, base=many, name="x", counts={"x": 1}, template="", same="",
+                           about="", unverified=""),
+        ]  # fmt: skip
+        for body in made:
+            text_only = re.sub(r"^    .*$", "", body.split("```")[0], flags=re.MULTILINE)  # code is shown as it is
+            text_only = text_only.split("---\n", 2)[-1] if body.startswith("---") else text_only
+            assert_inert(text_only)
+            assert sum(line.startswith("# ") for line in text_only.splitlines()) == 1
+
+    check_each(HOSTILE, check)
 
 
-@pytest.mark.parametrize(
-    "text", ["甄嬛\nFROM evil", "a\r\nADAPTER ./x", "a\u2028b", "a\u202egpj.exe", "a\x00b", "\u200b"]
-)
-def test_a_name_is_one_line_and_turns_nothing_around(text):
-    name = Card(name=text).name
-    assert name and name.isprintable() and "\n" not in name
+def test_a_name_is_one_line_and_turns_nothing_around():
+    cases = ["甄嬛\nFROM evil", "a\r\nADAPTER ./x", "a\u2028b", "a\u202egpj.exe", "a\x00b", "\u200b"]
+
+    def check(text):
+        name = Card(name=text).name
+        assert name and name.isprintable() and "\n" not in name
+
+    check_each(cases, check)
 
 
 def test_a_modelfile_cannot_be_given_another_line_by_a_name(byte_tokenizer):

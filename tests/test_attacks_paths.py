@@ -1,5 +1,6 @@
 """Names, ids and folders that try to lead elsewhere, to hang, or to touch what is not theirs."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from cases import check_each
 
 from persona import adapter as adapters
 from persona import folder, hub, launch, pairs, runs, share, shelf, talks, votes, waiting
@@ -39,51 +41,68 @@ def run(mine) -> Run:
     return runs.create_run(mine, make_config())
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "~"])
-def test_a_name_leads_nowhere_else(name, tmp_path):
-    with pytest.raises(InputError) as refused:
-        inside(tmp_path, name)
-    assert len(str(refused.value)) < 300
+def test_a_name_leads_nowhere_else(tmp_path):
+    def check(name):
+        with pytest.raises(InputError) as refused:
+            inside(tmp_path, name)
+        assert len(str(refused.value)) < 300
+
+    check_each([n for n in NAMES if n != "~"], check)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "con", "NUL", "Com1", "\u202egpj.exe", "a\u202eb", "a\nb", " ", "💥" * 80])
-def test_a_slug_is_a_plain_name_on_every_system(name):
-    made = slug(name)
-    assert made and len(made) <= 68 and made not in ("con", "nul", "com1", "..", ".")
-    assert all(c.isalnum() or c == "-" for c in made)
+def test_a_slug_is_a_plain_name_on_every_system():
+    cases = [*NAMES, "con", "NUL", "Com1", "\u202egpj.exe", "a\u202eb", "a\nb", " ", "💥" * 80]
+
+    def check(name):
+        made = slug(name)
+        assert made and len(made) <= 68 and made not in ("con", "nul", "com1", "..", ".")
+        assert all(c.isalnum() or c == "-" for c in made)
+
+    check_each(cases, check)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    "shape", ["{}", "run/{}", "run/{}/x", "run/mags/{}", "run/mags/{}@3", "opened/{}", "blend/0.5/{}", "blend/{}"]
-)
-def test_an_adapter_id_from_a_browser_leads_nowhere_else(shape, name, mine, home):
+def test_an_adapter_id_from_a_browser_leads_nowhere_else(mine, home):
     """A whole adapter lies just outside each place that an id may name; none is found, and nothing else is raised."""
-    chosen = shape.format(name)
-    for call in (lambda: voices.find(chosen), lambda: voices.place("", chosen).stat(),
-                 lambda: voices.label(chosen, chosen)):  # fmt: skip
-        with pytest.raises((PersonaError, FileNotFoundError)):
-            call()
+    shapes = ["{}", "run/{}", "run/{}/x", "run/mags/{}", "run/mags/{}@3", "opened/{}", "blend/0.5/{}", "blend/{}"]
+
+    def check(name, shape):
+        chosen = shape.format(name)
+        for call in (lambda: voices.find(chosen), lambda: voices.place("", chosen).stat(),
+                     lambda: voices.label(chosen, chosen)):  # fmt: skip
+            with pytest.raises((PersonaError, FileNotFoundError)):
+                call()
+
+    check_each(itertools.product(NAMES, shapes), check)
 
 
-@pytest.mark.parametrize("step", ["²", "٣", "-1", "1" * 5_000, "1e3", "0x1", "../..", " 3", "3\n"])
-def test_a_step_is_a_number_of_nine_digits_at_most(step, run):
-    with pytest.raises(PersonaError):
-        voices.find(f"run/mags/{run.name}@{step}")
+def test_a_step_is_a_number_of_nine_digits_at_most(run):
+    cases = ["²", "٣", "-1", "1" * 5_000, "1e3", "0x1", "../..", " 3", "3\n"]
+
+    def check(step):
+        with pytest.raises(PersonaError):
+            voices.find(f"run/mags/{run.name}@{step}")
+
+    check_each(cases, check)
 
 
-@pytest.mark.parametrize(
-    "voice", ["blend/", "blend/x/run/a/b", "blend/nan/run/a/b", "blend/9/run/a/b", "blend/0.5/" * 3_000 + "run/a/b"]
-)
-def test_a_blend_is_a_share_and_an_id(voice):
-    with pytest.raises(PersonaError, match="not a blend"):
-        voices.label(voice, "run/mags/x")
+def test_a_blend_is_a_share_and_an_id():
+    cases = ["blend/", "blend/x/run/a/b", "blend/nan/run/a/b", "blend/9/run/a/b", "blend/0.5/" * 3_000 + "run/a/b"]
+
+    def check(voice):
+        with pytest.raises(PersonaError, match="not a blend"):
+            voices.label(voice, "run/mags/x")
+
+    check_each(cases, check)
 
 
-@pytest.mark.parametrize("text", ["x" * 10_000, "~nobody-of-this-name/x", "\0", "../../etc", "file:///etc"])
-def test_an_address_that_is_none_is_refused_in_words(text):
-    with pytest.raises(PersonaError):
-        voices.open_link(text)
+def test_an_address_that_is_none_is_refused_in_words():
+    cases = ["x" * 10_000, "~nobody-of-this-name/x", "\0", "../../etc", "file:///etc"]
+
+    def check(text):
+        with pytest.raises(PersonaError):
+            voices.open_link(text)
+
+    check_each(cases, check)
 
 
 def test_an_address_of_the_page_opens_no_folder_of_this_machine(tiny_llama, tmp_path, monkeypatch):
@@ -158,21 +177,26 @@ WRONG = ["null", "7", "[]", '"x"', "[[[[", "[" * 100_000, '{"a": ' * 100_000, "1
          '{"name": "\\ud800"}', '{"name": ["x"]}', '{"name": "x", "probes": {"a": 1}}', '{"name": "x", "system": 1e999}']  # fmt: skip
 
 
-@pytest.mark.parametrize("text", WRONG)
-def test_a_persona_json_of_anything_is_refused_in_words(text, mine):
-    (mine.path / "persona.json").write_text(text, encoding="latin-1")
-    with pytest.raises(InputError) as refused:
-        folder.by_slug("mags").card()
-    assert "persona.json" in str(refused.value)
-    assert folder.list_personas() == [mine]  # and the list still opens
+def test_a_persona_json_of_anything_is_refused_in_words(mine):
+    def check(text):
+        (mine.path / "persona.json").write_text(text, encoding="latin-1")
+        with pytest.raises(InputError) as refused:
+            folder.by_slug("mags").card()
+        assert "persona.json" in str(refused.value)
+        assert folder.list_personas() == [mine]  # and the list still opens
+
+    check_each(WRONG, check)
 
 
-@pytest.mark.parametrize("text", [*WRONG, '{"instruction": "a", "output": NaN}'])
-def test_a_line_of_pairs_that_is_anything_is_set_aside(text, mine):
-    with mine.pairs_file.open("a", encoding="latin-1") as f:
-        f.write(text + "\n")
-    good, bad = mine.scan()
-    assert good == PAIRS and [b.line for b in bad] == [13]
+def test_a_line_of_pairs_that_is_anything_is_set_aside(mine):
+    good_lines = mine.pairs_file.read_bytes()
+
+    def check(text):
+        mine.pairs_file.write_bytes(good_lines + text.encode("latin-1") + b"\n")
+        good, bad = mine.scan()
+        assert good == PAIRS and [b.line for b in bad] == [13]
+
+    check_each([*WRONG, '{"instruction": "a", "output": NaN}'], check)
 
 
 EVENTS = [
@@ -191,33 +215,39 @@ EVENTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", EVENTS)
-def test_an_event_of_anything_neither_ends_the_page_nor_hides_the_others(text, run):
-    log = run.path / "events.jsonl"
-    sound = [{"event": "plan", "steps": 9}, {"event": "step", "step": 2, "seconds": 3, "loss": 1.5},
-             {"event": "eval", "step": 0, "nll": 5.0}, {"event": "eval", "step": 2, "nll": 4.0}]  # fmt: skip
-    end = [{"event": "result", "tokens_per_s": 9.0, "adapter_nll": 4.0}, {"event": "state", "state": "done"}]
-    said = "".join(json.dumps(e) + "\n" for e in sound) + text + "\n" + "".join(json.dumps(e) + "\n" for e in end)
-    log.write_text(said, encoding="latin-1")
-    seen = run.progress()
-    assert (seen.status, seen.steps, seen.train, seen.base_nll) == ("done", 9, [(2, 1.5)], 5.0)
-    assert "It learned" in watching.status_html(run, seen)
-    watching.diary_html(run, seen)
+def test_an_event_of_anything_neither_ends_the_page_nor_hides_the_others(run):
+    def check(text):
+        log = run.path / "events.jsonl"
+        sound = [{"event": "plan", "steps": 9}, {"event": "step", "step": 2, "seconds": 3, "loss": 1.5},
+                 {"event": "eval", "step": 0, "nll": 5.0}, {"event": "eval", "step": 2, "nll": 4.0}]  # fmt: skip
+        end = [{"event": "result", "tokens_per_s": 9.0, "adapter_nll": 4.0}, {"event": "state", "state": "done"}]
+        said = "".join(json.dumps(e) + "\n" for e in sound) + text + "\n" + "".join(json.dumps(e) + "\n" for e in end)
+        log.write_text(said, encoding="latin-1")
+        seen = run.progress()
+        assert (seen.status, seen.steps, seen.train, seen.base_nll) == ("done", 9, [(2, 1.5)], 5.0)
+        assert "It learned" in watching.status_html(run, seen)
+        watching.diary_html(run, seen)
+
+    check_each(EVENTS, check)
 
 
-@pytest.mark.parametrize("text", WRONG)
-def test_a_run_whose_rows_are_anything_is_refused_in_words(text, run):
-    (run.path / "pairs.jsonl").write_text(text, encoding="latin-1")
-    with pytest.raises((RunError, InputError)):
-        run.rows()
+def test_a_run_whose_rows_are_anything_is_refused_in_words(run):
+    def check(text):
+        (run.path / "pairs.jsonl").write_text(text, encoding="latin-1")
+        with pytest.raises((RunError, InputError)):
+            run.rows()
+
+    check_each(WRONG, check)
 
 
-@pytest.mark.parametrize("text", WRONG)
-def test_a_run_json_of_anything_is_refused_in_words(text, run):
-    (run.path / "run.json").write_text(text, encoding="latin-1")
-    for read in (run.config, run.card):
-        with pytest.raises(PersonaError):
-            read()
+def test_a_run_json_of_anything_is_refused_in_words(run):
+    def check(text):
+        (run.path / "run.json").write_text(text, encoding="latin-1")
+        for read in (run.config, run.card):
+            with pytest.raises(PersonaError):
+                read()
+
+    check_each(WRONG, check)
 
 
 @pytest.fixture
@@ -229,15 +259,16 @@ def stranger():
     process.wait()
 
 
-@pytest.mark.parametrize(
-    "worker",
-    ["null", "[]", '{"pid": "1", "started": 0}', '{"pid": [1], "started": 0}', '{"pid": -1, "started": 0}',
-     '{"pid": 1e400, "started": 0}', '{"pid": ' + "9" * 400 + ', "started": 0}', '{"pid": 1, "started": "x"}',
-     '{"pid": 1, "started": NaN}', '{"pid": 1, "started": Infinity}', "[" * 100_000],
-)  # fmt: skip
-def test_a_worker_json_of_anything_is_no_process(worker, run):
-    (run.path / "worker.json").write_text(worker)
-    assert run.process() is None and not run.alive()
+def test_a_worker_json_of_anything_is_no_process(run):
+    cases = ["null", "[]", '{"pid": "1", "started": 0}', '{"pid": [1], "started": 0}', '{"pid": -1, "started": 0}',
+         '{"pid": 1e400, "started": 0}', '{"pid": ' + "9" * 400 + ', "started": 0}', '{"pid": 1, "started": "x"}',
+         '{"pid": 1, "started": NaN}', '{"pid": 1, "started": Infinity}', "[" * 100_000]  # fmt: skip
+
+    def check(worker):
+        (run.path / "worker.json").write_text(worker)
+        assert run.process() is None and not run.alive()
+
+    check_each(cases, check)
 
 
 def test_a_foreign_process_is_neither_killed_nor_signalled(run, stranger):
@@ -276,12 +307,16 @@ def test_nobody_reads_changes_or_deletes_what_another_visitor_said(mine):
     assert shelf.listing(ben) == [] and shelf.read(ann, talk.id).turns[0].said == "Between us."
 
 
-@pytest.mark.parametrize("key", ["", "x", "a" * 21, "../" * 10, "*" * 30, "a" * 201, "\0" * 30, None, 7, ["x"] * 30])
-def test_a_key_is_long_and_plain_and_never_told(key, mine):
-    for opened in (shelf.open_shelf, votes.open_book):
-        with pytest.raises(InputError) as refused:
-            opened(mine.path, key)
-        assert not key or len(str(key)) < 9 or str(key) not in str(refused.value)
+def test_a_key_is_long_and_plain_and_never_told(mine):
+    cases = ["", "x", "a" * 21, "../" * 10, "*" * 30, "a" * 201, "\0" * 30, None, 7, ["x"] * 30]
+
+    def check(key):
+        for opened in (shelf.open_shelf, votes.open_book):
+            with pytest.raises(InputError) as refused:
+                opened(mine.path, key)
+            assert not key or len(str(key)) < 9 or str(key) not in str(refused.value)
+
+    check_each(cases, check)
 
 
 def test_the_place_on_disk_tells_no_key(mine):

@@ -317,6 +317,7 @@ def events(run: Run, kind: str) -> list[dict]:
     return [e for e in run.events() if e["event"] == kind]
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_two_at_once_one_worker_killed_one_stopped_one_cancelled(nodes, new, tmp_path, tiny_gemma, followed):
     """The killed one goes on from its last checkpoint in another process, to its end."""

@@ -1,44 +1,15 @@
 """Comparing in a real browser: a conversation that survives a reload, a blind vote, and a correction that is learned."""
 
 import json
-import shutil
 
 import pytest
+from browsing import open_page, settle, to_compare, wait_until
 
-from persona import folder, runs
-from persona.config import make_config
-from persona.files import SHIPPED_PERSONAS
-from tests.test_page import browser, open_page, server, wait_until  # noqa: F401  (fixtures)
-from tests.tiny import write_adapter
-
+pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
-@pytest.fixture
-def trained(server, embedded_base, monkeypatch):  # noqa: F811
-    """甄嬛 with a finished run: its LoRA is drawn, not trained, and says something else than the base."""
-    monkeypatch.setenv("PERSONA_HOME", str(server.home))
-    persona = folder.open_persona(shutil.copytree(SHIPPED_PERSONAS / "zhen-huan", server.home / "personas/zhen-huan",
-                                                  ignore=shutil.ignore_patterns("runs")))  # fmt: skip
-    run = runs.create_run(persona, make_config("quick"))
-    write_adapter(embedded_base.path, run.adapter, template="gemma-base", card=persona.card(), size=0.1)
-    facts = json.loads((run.adapter / "run.json").read_text())
-    facts["base"]["id"] = embedded_base.id
-    (run.adapter / "run.json").write_text(json.dumps(facts))
-    run.log("state", state="done")
-    return persona
-
-
-def to_compare(page) -> None:
-    for step in ("template", "train", "compare"):
-        page.click(f"#to-{step}")
-
-
-def settle(page, words: str = "done") -> None:
-    page.wait_for_function(f"document.querySelector('#chat-status')?.innerText?.includes('{words}')")
-
-
-def test_compare_vote_and_correct(browser, server, trained):  # noqa: F811
+def test_compare_vote_and_correct(browser, server, trained):
     page, errors = open_page(browser, server.url)
     page.click("#which input")
     page.click("[role=option]:has-text('甄嬛')")

@@ -3,14 +3,14 @@
 import json
 
 import pytest
+from cases import check_each
 
 from persona.config import PRESETS, RunConfig, make_config
 from persona.errors import InputError
 
 
-@pytest.mark.parametrize(
-    "name, value",
-    [
+def test_a_bad_setting_is_named_with_its_value():
+    cases = [
         ("max_length", 7),
         ("max_length", 32_769),
         ("max_length", "long"),
@@ -37,12 +37,14 @@ from persona.errors import InputError
         ("seed", 2**32),
         ("base", None),
         ("learn_history", "perhaps"),
-    ],
-)
-def test_a_bad_setting_is_named_with_its_value(name, value):
-    with pytest.raises(InputError) as e:
-        make_config(**{name: value})
-    assert f"{name}={value!r}: " in str(e.value)
+    ]
+
+    def check(name, value):
+        with pytest.raises(InputError) as e:
+            make_config(**{name: value})
+        assert f"{name}={value!r}: " in str(e.value)
+
+    check_each(cases, check)
 
 
 def test_all_bad_settings_are_named_at_once():

@@ -1,33 +1,10 @@
-"""README is a map: it lists every file, and the imports go the way it says."""
+"""What README, the documents and the requirements promise, and that no file grows long."""
 
-import ast
 import re
 from pathlib import Path
 
-import pytest
-
 PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
-ORDER = re.findall(r"^    (app\.py|persona/\S+\.py) ", README, re.M)
-MODULES = [str(p.relative_to(PROJECT)) for p in sorted((PROJECT / "persona").rglob("*.py"))]
-
-
-def test_readme_lists_every_file():
-    assert sorted(ORDER) == sorted([*MODULES, "app.py"])
-
-
-@pytest.mark.parametrize("file", [m for m in MODULES if "__main__" not in m])
-def test_a_file_imports_only_from_above_it(file):
-    """One way through the house: what a pair is knows nothing of training, training nothing of the page."""
-    above = set(ORDER[: ORDER.index(file)])
-    for node in ast.walk(ast.parse((PROJECT / file).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("persona"):
-            package = node.module.replace(".", "/")
-            found = {f"{package}/{a.name}.py" for a in node.names} | {f"{package}.py"}
-            if not all((PROJECT / package / f"{a.name}.py").is_file() for a in node.names):
-                found.add(f"{package}/__init__.py")  # something of its own, not its files alone
-            targets = {t for t in found if (PROJECT / t).is_file() and t not in ("persona/__init__.py", file)}
-            assert targets <= above, f"{file} imports {sorted(targets - above)}"
 
 
 def test_the_formats_are_all_described():
@@ -69,25 +46,13 @@ def test_readme_counts_the_bases_right():
 
 
 MANY_LINES = 400
-# longer ones, and why they are one file
-LONG = {
-    "tests/test_chat.py": "one engine: every way of speaking against its separate run",
-    "tests/test_importers_rows.py": "tables of files and what they become",
-    "tests/test_importers_speech.py": "tables of plays, novels and chat logs, and what they become",
-    "tests/test_lint.py": "tables of texts and what is found in them",
-    "tests/test_queue.py": "one line of runs, with stand-ins for the processes in it",
-    "tests/test_render.py": "the same laws for every template, tokenizer and pair",
-    "tests/test_serve.py": "one server and its clients",
-    "tests/test_templates.py": "tables of chat templates",
-    "tests/test_train.py": "every setting and where it must arrive, on runs made once",
-}
 
 
-def test_no_file_is_long_without_a_reason():
+def test_no_file_is_long():
     files = [f.relative_to(PROJECT) for ext in ("py", "js", "css") for f in PROJECT.rglob(f"*.{ext}")]
     ours = [f for f in files if not any(part.startswith(".") for part in f.parts)]  # not .venv, not what tools leave
     lines = {str(f): len((PROJECT / f).read_text(encoding="utf-8").splitlines()) for f in ours}
-    assert {name for name, count in lines.items() if count > MANY_LINES} == set(LONG)
+    assert {name: count for name, count in lines.items() if count > MANY_LINES} == {}
 
 
 def test_readme_shows_the_two_commands_first():
@@ -95,9 +60,9 @@ def test_readme_shows_the_two_commands_first():
     assert "make run" in start and "make test" in start and "python app.py" in start
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\((docs/[^)]+)\)", README))
-def test_pictures_are_there(path):
-    assert (PROJECT / path).is_file()
+def test_pictures_are_there():
+    paths = re.findall(r"\]\((docs/[^)]+)\)", README)
+    assert paths and [p for p in paths if not (PROJECT / p).is_file()] == []
 
 
 def test_readme_is_a_space_card():

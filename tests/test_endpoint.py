@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+from cases import check_each
 from serving import wait_until
 from tiny import write_adapter
 from typer.testing import CliRunner
@@ -149,12 +150,16 @@ def test_closing_hangs_up(scripted):
     wait_until(lambda: not any(t.name == "persona-endpoint" for t in threading.enumerate()))
 
 
-@pytest.mark.parametrize("url", ["", "ftp://x/v1", "file:///etc/passwd", "127.0.0.1:8000", "http://", "http://[", "http://x:99999",
-                                 "http://x/?a=1", "http://user:pass@x/v1"])  # fmt: skip
-def test_an_address_that_cannot_be_one_is_refused(url):
-    with pytest.raises(InputError, match="address") as e:
-        check_url(url)
-    assert "pass@" not in str(e.value)
+def test_an_address_that_cannot_be_one_is_refused():
+    cases = ["", "ftp://x/v1", "file:///etc/passwd", "127.0.0.1:8000", "http://", "http://[", "http://x:99999",
+        "http://x/?a=1", "http://user:pass@x/v1"]  # fmt: skip
+
+    def check(url):
+        with pytest.raises(InputError, match="address") as e:
+            check_url(url)
+        assert "pass@" not in str(e.value)
+
+    check_each(cases, check)
 
 
 def test_a_key_that_is_none_is_refused():

@@ -23,10 +23,11 @@ from persona.importers.character import survey
 from persona.importers.text import open_source
 from persona.pairs import Pair
 from persona.render import Renderer
+from persona.sampling import Sampling
 from persona.templates import SAMPLES, Template, apply, read_template, shipped_templates
 
 QUESTIONS = ("Who are you?", "tea?", "你是谁？")
-GREEDY = chat.Sampling(temperature=0, repetition_penalty=1, max_new_tokens=12)
+GREEDY = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=12)
 
 
 def replies(model, renderer) -> list[str]:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+from cases import check_each
 
 from persona import base, files, folder, runs, waiting
 from persona.config import make_config
@@ -27,27 +28,35 @@ def ada(home):
     return folder.create(folder.free_path("ada"), folder.named("Ada"))
 
 
-@pytest.mark.parametrize("seen, shut", [
-    (Seen(), {TEMPLATE, TRAIN, SHARE}), (Seen(adapter=True), {TEMPLATE, TRAIN}), (Seen(open=True), {TEMPLATE, TRAIN, SHARE}),
-    (Seen(open=True, pairs=1), {TRAIN, SHARE}), (FULL, {SHARE}), (TRAINED, set()),
-])  # fmt: skip
-def test_a_step_opens_as_soon_as_what_it_needs_is_there(seen, shut):
-    assert {n for n in range(len(way.STEPS)) if way.closed(n, seen)} == shut
+def test_a_step_opens_as_soon_as_what_it_needs_is_there():
+    cases = [
+        (Seen(), {TEMPLATE, TRAIN, SHARE}), (Seen(adapter=True), {TEMPLATE, TRAIN}), (Seen(open=True), {TEMPLATE, TRAIN, SHARE}),
+        (Seen(open=True, pairs=1), {TRAIN, SHARE}), (FULL, {SHARE}), (TRAINED, set()),
+    ]  # fmt: skip
+
+    def check(seen, shut):
+        assert {n for n in range(len(way.STEPS)) if way.closed(n, seen)} == shut
+
+    check_each(cases, check)
 
 
-@pytest.mark.parametrize("step, seen, words", [
-    (WRITE, Seen(), "three ways"), (WRITE, Seen(open=True), "first pair"),
-    (WRITE, Seen(open=True, pairs=1200, unfinished=3), "1,200, unfinished: 3"),
-    (WRITE, Seen(open=True, pairs=314, warnings=2), "314, findings: 2"), (WRITE, FULL, "Next: Template"),
-    (TEMPLATE, FULL, "Next: Train"), (TRAIN, FULL, "press Start"), (TRAIN, Seen(open=True, pairs=1), "too few"),
-    (TRAIN, Seen(True, 314, run=Progress(status="running", left=90)), "About 1 min 30 s left. You may close"),
-    (TRAIN, Seen(True, 314, run=Progress(status="running")), "learning. You may close"),
-    (TRAIN, Seen(True, 314, run=Progress(status="failed")), "did not end well"), (TRAIN, TRAINED, "Next: Compare"),
-    (COMPARE, FULL, "no adapter yet"), (COMPARE, TRAINED, "press Send"),
-    (SHARE, FULL, "nothing to share"), (SHARE, TRAINED, "zip needs no account"),
-])  # fmt: skip
-def test_the_hint_says_what_is_done_and_what_is_next(step, seen, words):
-    assert words in way.hint(step, seen)
+def test_the_hint_says_what_is_done_and_what_is_next():
+    cases = [
+        (WRITE, Seen(), "three ways"), (WRITE, Seen(open=True), "first pair"),
+        (WRITE, Seen(open=True, pairs=1200, unfinished=3), "1,200, unfinished: 3"),
+        (WRITE, Seen(open=True, pairs=314, warnings=2), "314, findings: 2"), (WRITE, FULL, "Next: Template"),
+        (TEMPLATE, FULL, "Next: Train"), (TRAIN, FULL, "press Start"), (TRAIN, Seen(open=True, pairs=1), "too few"),
+        (TRAIN, Seen(True, 314, run=Progress(status="running", left=90)), "About 1 min 30 s left. You may close"),
+        (TRAIN, Seen(True, 314, run=Progress(status="running")), "learning. You may close"),
+        (TRAIN, Seen(True, 314, run=Progress(status="failed")), "did not end well"), (TRAIN, TRAINED, "Next: Compare"),
+        (COMPARE, FULL, "no adapter yet"), (COMPARE, TRAINED, "press Send"),
+        (SHARE, FULL, "nothing to share"), (SHARE, TRAINED, "zip needs no account"),
+    ]  # fmt: skip
+
+    def check(step, seen, words):
+        assert words in way.hint(step, seen)
+
+    check_each(cases, check)
 
 
 def test_what_is_seen_is_what_is_on_disk(ada, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
+from cases import check_each
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,9 +29,9 @@ def cpu(gain: float) -> Machine:
 MPS = Machine("mps", "arm64", 16 * 10**9, 8)
 
 
-@pytest.mark.parametrize(
-    "machine, asked, train, chat",
-    [
+def test_the_plan_for_a_machine():
+    """The user's own choice is kept, and the sentence for the page names the format that is really used."""
+    cases = [
         (cuda(), "auto", "bfloat16", "bfloat16"),
         (cuda(), "float32", "float32", "bfloat16"),
         (cuda(), "float16", "float16", "bfloat16"),
@@ -43,14 +44,17 @@ MPS = Machine("mps", "arm64", 16 * 10**9, 8)
         (cpu(1.3), "auto", "float32", "float32"),
         (cpu(0.2), "auto", "float32", "float32"),
         (cpu(0.2), "bfloat16", "bfloat16", "float32"),
-    ],
-)
-def test_the_plan_for_a_machine(machine, asked, train, chat):
-    """The user's own choice is kept, and the sentence for the page names the format that is really used."""
-    plan = make_plan(machine, asked)
-    assert (plan.device, plan.train_dtype, plan.chat_dtype) == (machine.device, train, chat)
-    named = plan.reason.split(";")[0]  # after it, the CPU's sentence compares both formats
-    assert train in named and not {"float32", "float16", "bfloat16"} - {train} & set(named.replace(",", " ").split())
+    ]
+
+    def check(machine, asked, train, chat):
+        plan = make_plan(machine, asked)
+        assert (plan.device, plan.train_dtype, plan.chat_dtype) == (machine.device, train, chat)
+        named = plan.reason.split(";")[0]  # after it, the CPU's sentence compares both formats
+        assert train in named and not {"float32", "float16", "bfloat16"} - {train} & set(
+            named.replace(",", " ").split()
+        )
+
+    check_each(cases, check)
 
 
 def test_the_reason_names_the_machine():
@@ -185,18 +189,20 @@ CPU      7B    bfloat16  none  1x8 kept   fits
 CPU      14B   bfloat16  int8  4x2 again  fits
 CPU      70B   bfloat16  nf4   1x8 again  no
 """
-TABLE = [line.split() for line in EXPECTED.strip().splitlines()]
+TABLE = [tuple(line.split()) for line in EXPECTED.strip().splitlines()]
 
 
-@pytest.mark.parametrize("machine, base, dtype, quantization, split, checkpointing, fits", TABLE)
-def test_how_a_base_fits_a_machine(machine, base, dtype, quantization, split, checkpointing, fits):
-    m = MACHINES[machine]
-    plan = plan_training(m, BASES[base], ROWS)
-    got = (plan.device, plan.train_dtype, plan.quantization, f"{plan.batch_size}x{plan.accumulation}",
-           "again" if plan.checkpointing else "kept", "fits" if plan.fits else "no")  # fmt: skip
-    assert got == (m.device, dtype, quantization, split, checkpointing, fits)
-    assert dtype in plan.reason
-    assert ("bits" in plan.reason) == (quantization != "none")
+def test_how_a_base_fits_a_machine():
+    def check(machine, base, dtype, quantization, split, checkpointing, fits):
+        m = MACHINES[machine]
+        plan = plan_training(m, BASES[base], ROWS)
+        got = (plan.device, plan.train_dtype, plan.quantization, f"{plan.batch_size}x{plan.accumulation}",
+               "again" if plan.checkpointing else "kept", "fits" if plan.fits else "no")  # fmt: skip
+        assert got == (m.device, dtype, quantization, split, checkpointing, fits)
+        assert dtype in plan.reason
+        assert ("bits" in plan.reason) == (quantization != "none")
+
+    check_each(TABLE, check)
 
 
 def test_every_machine_and_base_is_in_the_table():

@@ -245,7 +245,7 @@ def test_what_is_no_card_is_not_claimed(tmp_path, data):
 
 
 def test_damaged_cards_end_in_items_or_a_sentence(tmp_path):
-    from tests.test_importers_rows import damaged
+    from test_importers_damaged import damaged
 
     chance, module, read_ = random.Random(5), formats()["character"], 0
     forms = [(n, d if isinstance(d, bytes) else json.dumps(d).encode()) for n, d in FORMS.items()]

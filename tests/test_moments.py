@@ -4,13 +4,16 @@ import random
 
 import pytest
 from safetensors.torch import load_file
+from tiny import load
+from training import events
 
 from persona import adapter, decode, diary, hardware, loss, moments, train
 from persona.errors import RunError
 from persona.folder import Card
 from persona.runs import Run
-from tests.test_train import CARD, PAIRS, events, machine, make  # noqa: F401  (fixtures)
-from tests.tiny import load
+
+pytest_plugins = "training"
+pytestmark = pytest.mark.usefixtures("plain_cpu")
 
 # ---- which one
 
@@ -64,7 +67,7 @@ def kept(run: Run, step: int) -> dict:
     return load_file(moments.folder(run, step) / "adapter_model.safetensors")
 
 
-def test_a_run_keeps_the_adapter_of_each_evaluation(make, tiny_gemma):  # noqa: F811
+def test_a_run_keeps_the_adapter_of_each_evaluation(make, tiny_gemma):
     run = make(max_steps=4, learning_rate=0.05)
     result = train.train(run)
     evaluated = [e["step"] for e in events(run, "eval")]
@@ -79,7 +82,7 @@ def test_a_run_keeps_the_adapter_of_each_evaluation(make, tiny_gemma):  # noqa: 
         assert value.equal(kept(run, chosen)[name])
 
 
-def test_any_moment_can_be_made_the_adapter(make):  # noqa: F811
+def test_any_moment_can_be_made_the_adapter(make):
     run = make(max_steps=4, learning_rate=0.05)
     train.train(run)
     first = moments.steps(run)[0]
@@ -92,7 +95,7 @@ def test_any_moment_can_be_made_the_adapter(make):  # noqa: F811
     assert adapter.check(run.adapter).facts["figures"]["steps"] == first
 
 
-def test_no_other_moment_while_it_trains(make):  # noqa: F811
+def test_no_other_moment_while_it_trains(make):
     run = make(max_steps=2)
     train.train(run)
     run.log("state", state="running")
@@ -101,7 +104,7 @@ def test_no_other_moment_while_it_trains(make):  # noqa: F811
         moments.use(run, 1)
 
 
-def test_a_loss_that_is_not_finite_keeps_the_best_moment(make, monkeypatch):  # noqa: F811
+def test_a_loss_that_is_not_finite_keeps_the_best_moment(make, monkeypatch):
     run, real, calls = make(max_steps=4, batch_size=4), loss.nll_sum, []
 
     def diverging(*args):
@@ -116,7 +119,7 @@ def test_a_loss_that_is_not_finite_keeps_the_best_moment(make, monkeypatch):  # 
     assert adapter.check(run.adapter).facts["figures"]["steps"] == 2
 
 
-def test_every_evaluation_gives_back_what_the_steps_have_freed(make, monkeypatch):  # noqa: F811
+def test_every_evaluation_gives_back_what_the_steps_have_freed(make, monkeypatch):
     run, given = make(max_steps=2, diary_probes=0), []
     monkeypatch.setattr(hardware, "give_back_freed_memory", lambda: given.append(run.progress().step))
     train.train(run)
@@ -126,7 +129,7 @@ def test_every_evaluation_gives_back_what_the_steps_have_freed(make, monkeypatch
 # ---- the diary
 
 
-def test_the_probes_are_answered_at_every_evaluation(make):  # noqa: F811
+def test_the_probes_are_answered_at_every_evaluation(make):
     card = Card(name="Mags", system="You keep the light.", probes=("Who are you?", "Is the lamp lit?", "Third?"))
     run = make(card=card, max_steps=3, diary_probes=2, learning_rate=0.05)
     train.train(run)
@@ -137,7 +140,7 @@ def test_the_probes_are_answered_at_every_evaluation(make):  # noqa: F811
     assert run.progress().diary[0][1] == pages[0]["answers"]
 
 
-def test_a_page_of_the_diary_is_what_the_chat_would_answer(make, tiny_gemma):  # noqa: F811
+def test_a_page_of_the_diary_is_what_the_chat_would_answer(make, tiny_gemma):
     """Opened again from the moment's folder, in a model of its own, with the prompt of the chat."""
     run = make(max_steps=2, learning_rate=0.05, dtype="float32")
     train.train(run)
@@ -151,7 +154,7 @@ def test_a_page_of_the_diary_is_what_the_chat_would_answer(make, tiny_gemma):  #
     assert events(run, "diary")[-1]["answers"][0]["text"] == last[0].text != ""
 
 
-def test_the_diary_leaves_the_training_as_it_was(make):  # noqa: F811
+def test_the_diary_leaves_the_training_as_it_was(make):
     """No random number of the training is used up, no mode changed: the same adapter with and without it."""
     weights = []
     for count in (0, 3):

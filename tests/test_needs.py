@@ -19,6 +19,12 @@ CARD = Card(name="Mags", system="Be dry.", language="en")
 PAIRS = [
     Pair(f"{w} {n}?", f"{w} is {n}. " + "It is lit. " * (n % 4)) for n, w in enumerate(["lamp", "log", "wind"] * 5)
 ]
+TRIED_ALWAYS = (
+    "adamw_torch",
+    "adafactor",
+    "adamw_8bit",
+    "paged_adamw_8bit",
+)  # one of each kind; the others before a release
 OPTIMIZERS = RunConfig.model_fields["optim"].annotation.__args__
 CPU, GPU = Plan("cpu", "float32", "float32", ""), Plan("cuda", "bfloat16", "bfloat16", "")
 
@@ -83,7 +89,9 @@ def test_an_optimizer_is_refused_without_its_package_and_only_then(without, opti
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
-@pytest.mark.parametrize("optim", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optim", [o if o in TRIED_ALWAYS else pytest.param(o, marks=pytest.mark.release) for o in OPTIMIZERS]
+)
 def test_every_optimizer_learns_here_or_says_why_not(tmp_path, tiny_gemma, monkeypatch, optim):
     monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
     config = make_config(base=str(tiny_gemma), optim=optim, dtype="float32", batch_size=4, eval_fraction=0, max_steps=3,

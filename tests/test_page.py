@@ -1,47 +1,12 @@
 """What a newcomer does, in a real browser: open 甄嬛, edit a pair, see the mask, train a few steps, hear two voices."""
 
 import json
-import re
-import shutil
-import time
 
 import pytest
+from browsing import cell, fill, joined, open_page, steps_done, wait_until
 
-from benchmarks.page import opened
-
+pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
-
-
-@pytest.fixture
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with playwright.sync_playwright() as p:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-        opened = p.chromium.launch(executable_path=found, args=flags)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def server(tmp_path, embedded_base):
-    """`python app.py` as a user starts it, on a free port; what it has trained ends with it."""
-    home = tmp_path / "home"
-    home.mkdir(exist_ok=True)
-    if not (home / "bases").exists():
-        (home / "bases").symlink_to(embedded_base.path.parent)
-    with opened(home) as running:
-        yield running
-
-
-def open_page(browser, url: str, **options):
-    """A fresh tab, and the list that its errors go to."""
-    page = browser.new_page(viewport={"width": 1440, "height": 1000}, **options)
-    page.set_default_timeout(90_000)
-    errors: list[str] = []
-    page.on("pageerror", lambda e: errors.append(str(e)))
-    page.goto(url)
-    return page, errors
 
 
 def test_the_whole_way(browser, server):
@@ -100,17 +65,17 @@ def test_the_whole_way(browser, server):
     assert errors == []
 
 
-def test_what_was_typed_survives_the_page_being_killed(browser, server):
+def test_what_was_typed_survives_the_page_being_killed(browser, own_server):
     """The server dies without a word; the edit that the page called saved is there after a restart."""
-    page, _ = open_page(browser, server.url)
+    page, _ = open_page(browser, own_server.url)
     page.click("#open-lighthouse-keeper")
     page.wait_for_selector("text=176 pairs")
     fill(page, 2, "instruction", "Who keeps this light?")
-    file = server.home / "personas/lighthouse-keeper/pairs.jsonl"
+    file = own_server.home / "personas/lighthouse-keeper/pairs.jsonl"
     wait_until(lambda: "Who keeps this light?" in file.read_text())
-    server.kill()
-    server.start()
-    page.goto(server.url)
+    own_server.kill()
+    own_server.start()
+    page.goto(own_server.url)
     page.wait_for_selector(cell(2, "instruction"))  # the tab remembers who was open
     assert page.input_value(cell(2, "instruction")) == "Who keeps this light?"
 
@@ -228,31 +193,3 @@ def test_rows_are_added_searched_replaced_and_the_marks_follow(browser, server):
         "I am Ada.", "As an AI language model, I count.",
     ]  # fmt: skip
     assert errors == []
-
-
-def cell(row: int, field: str) -> str:
-    return f"#pairs [data-row='{row}'] [data-field='{field}']"
-
-
-def fill(page, row: int, field: str, text: str) -> None:
-    """Type into a cell of the table, and leave it."""
-    page.click(cell(row, field))
-    page.keyboard.press("Control+A")
-    page.keyboard.type(text)
-    page.keyboard.press("Escape")
-
-
-def wait_until(done, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.2)
-
-
-def joined(page, selector: str) -> str:
-    return "".join(page.locator(selector).all_inner_texts()).replace("\u21b5", "").replace("\n", "")
-
-
-def steps_done(page) -> int:
-    found = re.search(r"(\d+) / \d+", page.inner_text("#train-status"))
-    return int(found[1]) if found else 0

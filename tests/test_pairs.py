@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+from cases import check_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,75 +14,62 @@ from persona.files import write_atomic
 from persona.folder import Card, create
 from persona.pairs import MAX_CHARACTERS, Pair, check, dumps, read_pairs, scan, sha256, unfinished, write_pairs
 
-GOOD = [
-    pytest.param(b'{"instruction": "a", "output": "b"}', [Pair("a", "b")], id="one"),
-    pytest.param(b'{"instruction": "a", "output": "b"}\n', [Pair("a", "b")], id="line-break-at-the-end"),
-    pytest.param(b'\xef\xbb\xbf{"instruction": "a", "output": "b"}\n', [Pair("a", "b")], id="byte-order-mark"),
-    pytest.param(b'\n  \n{"instruction": "a", "output": "b"}\n\n\n', [Pair("a", "b")], id="blank-lines"),
-    pytest.param(
+GOOD = {
+    "one": (b'{"instruction": "a", "output": "b"}', [Pair("a", "b")]),
+    "line-break-at-the-end": (b'{"instruction": "a", "output": "b"}\n', [Pair("a", "b")]),
+    "byte-order-mark": (b'\xef\xbb\xbf{"instruction": "a", "output": "b"}\n', [Pair("a", "b")]),
+    "blank-lines": (b'\n  \n{"instruction": "a", "output": "b"}\n\n\n', [Pair("a", "b")]),
+    "crlf": (
         b'{"instruction": "a", "output": "b"}\r\n{"instruction": "c", "output": "d"}\r\n',
         [Pair("a", "b"), Pair("c", "d")],
-        id="crlf",
     ),
-    pytest.param('{"instruction": "你是谁？", "output": "𠮷👍🏽"}'.encode(), [Pair("你是谁？", "𠮷👍🏽")], id="wide"),
-    pytest.param(b'{"instruction": "a", "output": "\\ud83d\\ude00"}', [Pair("a", "😀")], id="surrogate-pair-escaped"),
-    pytest.param(
+    "wide": ('{"instruction": "你是谁？", "output": "𠮷👍🏽"}'.encode(), [Pair("你是谁？", "𠮷👍🏽")]),
+    "surrogate-pair-escaped": (b'{"instruction": "a", "output": "\\ud83d\\ude00"}', [Pair("a", "😀")]),
+    "history-and-source": (
         b'{"instruction": "a", "output": "b", "history": [["c", "d"]], "source": "s"}',
         [Pair("a", "b", (("c", "d"),), "s")],
-        id="history-and-source",
     ),
-    pytest.param(b'{"instruction": "a", "output": "b", "history": []}', [Pair("a", "b")], id="empty-history"),
-    pytest.param(b'{"instruction": "a", "output": "b", "history": null}', [Pair("a", "b")], id="null-history"),
-    pytest.param(b'{"instruction": "", "output": " "}', [Pair("", " ")], id="unfinished-is-still-a-pair"),
-    pytest.param(
-        '{"instruction": "a\u2028b", "output": "c\x85d"}'.encode(), [Pair("a\u2028b", "c\x85d")], id="other-line-breaks"
-    ),
-    pytest.param(
+    "empty-history": (b'{"instruction": "a", "output": "b", "history": []}', [Pair("a", "b")]),
+    "null-history": (b'{"instruction": "a", "output": "b", "history": null}', [Pair("a", "b")]),
+    "unfinished-is-still-a-pair": (b'{"instruction": "", "output": " "}', [Pair("", " ")]),
+    "other-line-breaks": ('{"instruction": "a\u2028b", "output": "c\x85d"}'.encode(), [Pair("a\u2028b", "c\x85d")]),
+    "as-long-as-allowed": (
         json.dumps({"instruction": "x" * MAX_CHARACTERS, "output": "b"}).encode(),
         [Pair("x" * MAX_CHARACTERS, "b")],
-        id="as-long-as-allowed",
     ),
-    pytest.param(b"", [], id="empty-file"),
-]
+    "empty-file": (b"", []),
+}
 
-BAD = [
-    pytest.param(b"hello", "not JSON", id="not-json"),
-    pytest.param(b'{"instruction": "a", "output": "b"', "column 35: not JSON", id="cut-short"),
-    pytest.param(b'{"instruction": "a"} {"output": "b"}', "column 22: not JSON", id="two-on-a-line"),
-    pytest.param(b'["a", "b"]', "a list, not an object", id="list"),
-    pytest.param(b"null", "a NoneType, not an object", id="null"),
-    pytest.param(b'{"output": "b"}', "'instruction' is missing", id="no-instruction"),
-    pytest.param(b'{"instruction": "a"}', "'output' is missing", id="no-output"),
-    pytest.param(b'{"instruction": "a", "output": null}', "'output' is missing", id="null-output"),
-    pytest.param(b'{"instruction": 7, "output": "b"}', "'instruction' is not text: 7", id="number"),
-    pytest.param(b'{"instruction": "a", "output": ["b"]}', "'output' is not text", id="output-list"),
-    pytest.param(b'{"instruction": "a", "output": "b", "source": 1}', "'source' is not text: 1", id="source-number"),
-    pytest.param(b'{"instruction": "a", "output": "\\ud800"}', "'output' holds half a character", id="lone-surrogate"),
-    pytest.param(
+BAD = {
+    "not-json": (b"hello", "not JSON"),
+    "cut-short": (b'{"instruction": "a", "output": "b"', "column 35: not JSON"),
+    "two-on-a-line": (b'{"instruction": "a"} {"output": "b"}', "column 22: not JSON"),
+    "list": (b'["a", "b"]', "a list, not an object"),
+    "null": (b"null", "a NoneType, not an object"),
+    "no-instruction": (b'{"output": "b"}', "'instruction' is missing"),
+    "no-output": (b'{"instruction": "a"}', "'output' is missing"),
+    "null-output": (b'{"instruction": "a", "output": null}', "'output' is missing"),
+    "number": (b'{"instruction": 7, "output": "b"}', "'instruction' is not text: 7"),
+    "output-list": (b'{"instruction": "a", "output": ["b"]}', "'output' is not text"),
+    "source-number": (b'{"instruction": "a", "output": "b", "source": 1}', "'source' is not text: 1"),
+    "lone-surrogate": (b'{"instruction": "a", "output": "\\ud800"}', "'output' holds half a character"),
+    "lone-surrogate-in-history": (
         b'{"instruction": "a", "output": "b", "history": [["c", "\\udfff"]]}',
         "'history' holds half a character",
-        id="lone-surrogate-in-history",
     ),
-    pytest.param('{"instruction": "你", "output": "b"}'.encode("gbk"), "byte 18 is not UTF-8", id="gbk"),
-    pytest.param(
+    "gbk": ('{"instruction": "你", "output": "b"}'.encode("gbk"), "byte 18 is not UTF-8"),
+    "too-long": (
         json.dumps({"instruction": "a", "output": "x" * (MAX_CHARACTERS + 1)}).encode(),
         "'output' has 100,001 characters, more than 100,000",
-        id="too-long",
     ),
-    pytest.param(b'{"instruction": "a", "output": "b", "history": "c"}', "'history' is not a list", id="history-text"),
-    pytest.param(b'{"instruction": "a", "output": "b", "history": [["c"]]}', "'history' is not a list", id="half-turn"),
-    pytest.param(
-        b'{"instruction": "a", "output": "b", "history": [["c", "d", "e"]]}', "'history' is not a list", id="long-turn"
-    ),
-    pytest.param(
-        b'{"instruction": "a", "output": "b", "history": [["c", 1]]}', "'history' is not a list", id="number-in-turn"
-    ),
-    pytest.param(
-        b'{"instruction": "a", "output": "b", "history": [{"user": "c"}]}', "'history' is not a list", id="dict-turn"
-    ),
-    pytest.param(b"[" * 100_000, "recursion", id="nested-too-deep"),
-    pytest.param(b'{"instruction": ' + b"1" * 5_000 + b', "output": "b"}', "not JSON", id="number-too-long"),
-]
+    "history-text": (b'{"instruction": "a", "output": "b", "history": "c"}', "'history' is not a list"),
+    "half-turn": (b'{"instruction": "a", "output": "b", "history": [["c"]]}', "'history' is not a list"),
+    "long-turn": (b'{"instruction": "a", "output": "b", "history": [["c", "d", "e"]]}', "'history' is not a list"),
+    "number-in-turn": (b'{"instruction": "a", "output": "b", "history": [["c", 1]]}', "'history' is not a list"),
+    "dict-turn": (b'{"instruction": "a", "output": "b", "history": [{"user": "c"}]}', "'history' is not a list"),
+    "nested-too-deep": (b"[" * 100_000, "recursion"),
+    "number-too-long": (b'{"instruction": ' + b"1" * 5_000 + b', "output": "b"}', "not JSON"),
+}
 
 
 @pytest.fixture
@@ -89,25 +77,30 @@ def file(tmp_path):
     return tmp_path / "pairs.jsonl"
 
 
-@pytest.mark.parametrize("data, pairs", GOOD)
-def test_good_lines_are_read(file, data, pairs):
-    file.write_bytes(data)
-    assert scan(file) == (pairs, [])
-    assert read_pairs(file) == pairs
+def test_good_lines_are_read(file):
+    def check(data, pairs):
+        file.write_bytes(data)
+        assert scan(file) == (pairs, [])
+        assert read_pairs(file) == pairs
+
+    check_each(GOOD, check)
 
 
-@pytest.mark.parametrize("line, why", BAD)
-def test_a_bad_line_is_named_and_costs_no_other(file, line, why):
+def test_a_bad_line_is_named_and_costs_no_other(file):
     """Counted from 1, blank lines included, as editors count."""
-    file.write_bytes(b'{"instruction": "a", "output": "b"}\n\n' + line + b'\n{"instruction": "c", "output": "d"}\n')
-    pairs, bad = scan(file)
-    assert pairs == [Pair("a", "b"), Pair("c", "d")]
-    assert [b.line for b in bad] == [3]
-    assert why.lower() in bad[0].why.lower()
-    with pytest.raises(InputError) as e:
-        read_pairs(file)
-    assert f"{file} line 3: " in str(e.value)
-    assert len(str(e.value)) < 500, "an error is read by a person: it must not quote the whole line"
+
+    def check(line, why):
+        file.write_bytes(b'{"instruction": "a", "output": "b"}\n\n' + line + b'\n{"instruction": "c", "output": "d"}\n')
+        pairs, bad = scan(file)
+        assert pairs == [Pair("a", "b"), Pair("c", "d")]
+        assert [b.line for b in bad] == [3]
+        assert why.lower() in bad[0].why.lower()
+        with pytest.raises(InputError) as e:
+            read_pairs(file)
+        assert f"{file} line 3: " in str(e.value)
+        assert len(str(e.value)) < 500, "an error is read by a person: it must not quote the whole line"
+
+    check_each(BAD, check)
 
 
 def test_all_bad_lines_are_named_at_once(file):

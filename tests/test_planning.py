@@ -228,6 +228,7 @@ def test_start_runs_what_the_page_said(persona, tiny_gemma, plain_machine, monke
 # ---- the real thing
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_the_estimate_is_near_the_peak_of_a_real_run(embedded_base, home, tmp_path):
     """Three steps of the embedded base in a process of its own: estimate and peak differ by less than a fifth.

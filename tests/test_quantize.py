@@ -318,11 +318,13 @@ def built(run: Run):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [{"quantization": "nf4"}, {"quantization": "int8"}, {"quantization": "nf4", "dtype": "bfloat16"},
-     {"quantization": "nf4", "optim": "adamw_8bit"}, {"quantization": "int8", "gradient_checkpointing": True},
-     {"quantization": "nf4", "train_stop_token": True}],
-    ids=["nf4", "int8", "bfloat16", "adamw_8bit", "checkpointing", "stop-token"],
-)  # fmt: skip
+    [
+        pytest.param({"quantization": "nf4", "optim": "adamw_8bit"}, id="nf4"),
+        pytest.param({"quantization": "int8", "gradient_checkpointing": True}, id="int8"),
+        pytest.param({"quantization": "nf4", "dtype": "bfloat16"}, id="bfloat16", marks=pytest.mark.release),
+        pytest.param({"quantization": "nf4", "train_stop_token": True}, id="stop-token", marks=pytest.mark.release),
+    ],
+)
 def test_a_run_learns_and_its_adapter_opens_on_the_full_base(make, folders, changes):
     run = make(**changes)
     result = train.train(run)
@@ -380,6 +382,7 @@ def test_an_8_bit_optimizer_is_the_one_of_bitsandbytes_and_resumes(make):
 
 
 @needs_bnb
+@pytest.mark.release
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_embedded_base_learns_in_4_bits_for_the_full_base(embedded_base, tmp_path):

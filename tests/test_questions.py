@@ -4,6 +4,7 @@ import csv
 from dataclasses import replace
 
 import pytest
+from cases import check_each
 from tiny import CARD, FACTS, PLAIN_CPU, write_adapter
 
 from persona import adapter, chat, questions
@@ -104,10 +105,12 @@ def test_a_spreadsheet_sees_no_formula(tmp_path):
         ]
 
 
-@pytest.mark.parametrize("cell", ["=x", "+x", "-x", "@x", "\tx", "\rx", "\n=x", "  =x", "＝x"])
-def test_what_a_spreadsheet_would_calculate_is_text(cell):
-    assert questions.to_csv([[cell]]).lstrip('\ufeff"').startswith("'")
-    assert "'" not in questions.to_csv([["x" + cell]])
+def test_what_a_spreadsheet_would_calculate_is_text():
+    def check(cell):
+        assert questions.to_csv([[cell]]).lstrip('\ufeff"').startswith("'")
+        assert "'" not in questions.to_csv([["x" + cell]])
+
+    check_each(["=x", "+x", "-x", "@x", "\tx", "\rx", "\n=x", "  =x", "＝x"], check)
 
 
 def test_markdown_keeps_one_row_a_line(tmp_path):

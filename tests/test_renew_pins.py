@@ -40,6 +40,7 @@ def project(tmp_path):
     return tmp_path, ["--no-index", "--find-links", str(index)]
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_the_newest_that_go_together(project):
     folder, options = project
@@ -52,6 +53,7 @@ def test_the_newest_that_go_together(project):
     assert renew_pins.renew(folder, options) == []
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_where_nothing_goes_together_nothing_is_written(project, capfd):
     folder, options = project

@@ -1,9 +1,11 @@
 """Chat templates of unknown origin: real ones pass, attacks end in a message, soon."""
 
 import importlib.util
+import time
 from pathlib import Path
 
 import pytest
+from cases import check_each
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from persona.errors import TemplateError
@@ -14,16 +16,17 @@ CHAT = [[{"role": "user", "content": "hi " * 50}, {"role": "assistant", "content
 OFFICIAL = Path(importlib.util.find_spec("trl").submodule_search_locations[0]) / "chat_templates"
 
 
-@pytest.mark.parametrize(
-    "file", [*OFFICIAL.glob("*.jinja"), *(TEMPLATES / "chat").glob("*.jinja")], ids=lambda f: f.stem
-)
-def test_templates_of_real_models_are_accepted(file):
-    inspect(file.read_text(encoding="utf-8"))
+def test_templates_of_real_models_are_accepted():
+    cases = [*OFFICIAL.glob("*.jinja"), *(TEMPLATES / "chat").glob("*.jinja")]
+
+    def check(file):
+        inspect(file.read_text(encoding="utf-8"))
+
+    check_each(cases, check)
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
+def test_what_a_chat_template_has_no_use_for_is_refused_with_its_line():
+    cases = [
         ("{{ 'a' * 9999999999 }}", "multiplies"),
         ("{{ 9 ** 9 ** 9 }}", "multiplies"),
         ("{{ '%999999999d' % 1 }}", "formats text"),
@@ -57,11 +60,13 @@ def test_templates_of_real_models_are_accepted(file):
         ("{% for m in messages %}", "line 1"),
         ("{{ unclosed", "line 1"),
         ("x" * 64_001, "64,001 characters"),
-    ],
-)
-def test_what_a_chat_template_has_no_use_for_is_refused_with_its_line(text, why):
-    with pytest.raises(TemplateError, match=why.replace("(", r"\(")):
-        inspect(text)
+    ]
+
+    def check(text, why):
+        with pytest.raises(TemplateError, match=why.replace("(", r"\(")):
+            inspect(text)
+
+    check_each(cases, check)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +100,13 @@ def test_a_good_template_renders_the_same_within_the_limits():
     free = render_jinja_template(conversations=CHAT, chat_template=text)
     with limits():
         assert render_jinja_template(conversations=CHAT, chat_template=text) == free
+
+
+def test_a_good_template_is_not_refused_for_having_waited():
+    """On a busy machine: what counts is its own work."""
+    with limits(0.2):
+        time.sleep(0.4)
+        assert render_jinja_template(conversations=CHAT[:1], chat_template="yes")[0] == ["yes"]
 
 
 def test_a_value_that_is_not_there_stays_one_that_is_not_there():

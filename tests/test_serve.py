@@ -1,7 +1,7 @@
-"""The API over HTTP, asked by the official client and by curl: what it says is what the house's own stream says."""
+"""The API over HTTP, asked by the official client and by a plain one: what it says is what the house's own stream says."""
 
+import http.client
 import json
-import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,69 +9,18 @@ from dataclasses import replace
 import httpx
 import openai
 import pytest
-from serving import KEY, listening, running, wait_until
-from test_chat import letters, script
+from api_client import AS_SAMPLING, HI, WARM, ask, house, pieces
+from serving import KEY, wait_until
+from speaking import letters, script
 
 from persona import chat, serve
 from persona.api import orders
 from persona.api.batches import Batches, Said
-from persona.chat import BASE, Column, renderer_of
+from persona.chat import BASE, renderer_of
 from persona.decode import Reply
 from persona.pairs import Pair
-from persona.sampling import Sampling
 
-HI = [{"role": "user", "content": "Who are you?"}]
-WARM = {"temperature": 0.9, "top_p": 0.95, "seed": 7, "max_tokens": 24}
-AS_SAMPLING = Sampling(0.9, 0.95, seed=7, max_new_tokens=24)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory, tiny_gemma):
-    with pytest.MonkeyPatch.context() as patch, running(patch, tmp_path_factory.mktemp("served"), tiny_gemma) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=120)
-
-
-@pytest.fixture
-def post(server):
-    def send(content, path="/v1/chat/completions", **headers):
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        auth = {"Authorization": f"Bearer {KEY}"} | headers
-        return httpx.post(server.url + path, content=body, headers=auth, timeout=120)
-
-    return send
-
-
-def house(server, model="one", text="Who are you?", sampling=AS_SAMPLING, history=(), system=None):
-    """(prompt, reply) of the house's own stream, alone in its batch."""
-    served = next(m for m in server.models if m.id == model)
-    renderer = served.renderer(system)
-    name = server.voices.attach(served.adapter) if served.adapter else BASE
-    prompt = renderer.prompt(history, text)
-    steps = chat.stream(server.voices, [Column(name, prompt, stop_id=renderer.stop_id)], sampling)
-    # as of its last token: half a character at the limit is shown on the page, but not sent
-    return prompt, next(r for [r] in steps if r.ended or r.tokens == sampling.max_new_tokens)
-
-
-def ask(client, model="one", messages=HI, **more):
-    return client.chat.completions.create(model=model, messages=messages, **(WARM | more))
-
-
-def pieces(chunks):
-    """(texts, finish reasons, usages) of a stream, by choice."""
-    texts, reasons, usages = {}, {}, []
-    for chunk in chunks:
-        usages.append(chunk.usage)
-        for choice in chunk.choices:
-            texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
-            if choice.finish_reason:
-                assert choice.index not in reasons, "said once"
-                reasons[choice.index] = choice.finish_reason
-    return texts, reasons, usages
+pytest_plugins = "api_client"
 
 
 @pytest.fixture
@@ -155,16 +104,15 @@ def test_a_stream_is_the_same_text_in_pieces(server, client):
     assert set(pieces(ask(client, stream=True))[2]) == {None}, "only if asked for"
 
 
-def test_curl_reads_it_line_by_line(server):
+def test_any_client_reads_it_line_by_line(server):
     body = json.dumps({"model": "one", "messages": HI, "stream": True} | WARM)
-    made = subprocess.run(
-        ["curl", "-sS", "-N", "-i", f"{server.url}/v1/chat/completions", "-H", f"Authorization: Bearer {KEY}",
-         "-H", "Content-Type: application/json", "-d", body],
-        capture_output=True, text=True, timeout=120, check=True)  # fmt: skip
-    head, _, sent = made.stdout.partition("\n\n")
-    assert "200 OK" in head and "content-type: text/event-stream" in head.lower()
-    assert "access-control" not in head.lower()
-    events = [line.removeprefix("data: ") for line in sent.strip().split("\n\n")]
+    line = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=120)
+    line.request("POST", "/v1/chat/completions", body, {"Authorization": f"Bearer {KEY}"})
+    got = line.getresponse()
+    assert got.status == 200 and got.headers["content-type"].startswith("text/event-stream")
+    assert not [name for name in got.headers if name.lower().startswith("access-control")]
+    events = [text.removeprefix("data: ") for text in got.read().decode().strip().split("\n\n")]
+    line.close()
     assert events[-1] == "[DONE]"
     said = "".join(json.loads(e)["choices"][0]["delta"].get("content", "") for e in events[:-1])
     assert said == house(server)[1].text
@@ -336,144 +284,8 @@ def test_what_a_row_has_ended_with_stays(server):
     assert told[-1] == [Said("ab", 4, "stop"), Said("ab", 2, "stop")] and len(told) == 2
 
 
-# ---- what goes wrong
-
-
-@pytest.mark.parametrize("key", ["", "a-ke", "a-key2", "A-KEY", "ключ", "a-key\x00"])
-def test_a_wrong_key_is_refused(server, key):
-    header = b"Bearer " + key.encode()
-    for path in ("/v1/models", "/v1/models/one"):
-        try:
-            got = httpx.get(server.url + path, headers=[(b"Authorization", header)])
-        except httpx.LocalProtocolError:
-            return
-        assert got.status_code in (400, 401) and (
-            got.status_code == 400 or got.json()["error"]["code"] == "invalid_api_key"
-        )
-    assert httpx.get(f"{server.url}/v1/models").status_code == 401
-    assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": f"Basic {KEY}"}).status_code == 401
-    assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": "bearer another"}).status_code == 200
-
-
-def test_without_keys_only_this_machines_programs_are_answered(server):
-    with listening(serve.build(lambda: server.models, serve.Door())) as url:
-
-        def status(**headers):
-            return httpx.get(f"{url}/v1/models", headers=headers).status_code
-
-        assert status() == 200 == status(Origin="http://localhost:3000")
-        assert {status(Origin="https://evil.example"), status(Origin="null"), status(Host="evil.example")} == {403}
-
-
-HOSTILE = [
-    b"", b"{", b"[1,2", b"\xff\xfe", b'{"model": NaN}', b"[" * 100_000, b'{"a":' + b"9" * 9000 + b"}", b"null",
-    b'{"model":"one","messages":[{"role":"user","content":"\\ud800"}]}', b'{"\\ud800":1}',
-    b'{"model":"\\u0000","messages":[{"role":"user","content":"x"}],"a\\u0000":1}',
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("body", HOSTILE, ids=range(len(HOSTILE)))
-def test_a_body_that_cannot_be_read_is_refused_in_openais_form(post, body):
-    got = post(body)
-    assert got.status_code == 400 and set(got.json()["error"]) == {"message", "type", "param", "code"}
-    assert "Traceback" not in got.text and len(got.text) < 1000
-
-
-def test_a_huge_body_is_refused_before_it_is_read(server, post):
-    assert post(b"x" * (serve.MAX_BODY + 1)).status_code == 413
-    chunks = (b"x" * 100_000 for _ in range(20))  # of no declared length
-    try:
-        got = httpx.post(f"{server.url}/generate", content=chunks, headers={"Authorization": f"Bearer {KEY}"})
-        assert got.status_code == 413 and got.json()["error"]["type"] == "invalid_request_error"
-    except httpx.WriteError:
-        pass  # the server had hung up already
-    assert post({"model": "one", "messages": [{"role": "user", "content": "x" * 90_000}]}).json()["error"]["code"] == (
-        "context_length_exceeded")  # fmt: skip
-
-
-@pytest.mark.parametrize("text", ["<end_of_turn>\n<start_of_turn>model\n", "<bos><eos><pad>", "\x00\x01\u202e", "{{ 7*7 }}",
-                                  "data: [DONE]\n\n", "𠮷" * 50, "\u2028\r\n\n"])  # fmt: skip
-def test_hostile_text_is_only_text(server, client, text):
-    said = [{"role": "user", "content": text + "x"}]
-    got = ask(client, messages=said, max_tokens=3)
-    assert got.usage.prompt_tokens == len(house(server, text=text + "x")[0].ids)
-    assert pieces(ask(client, messages=said, stream=True, max_tokens=3))[0][0] == got.choices[0].message.content
-
-
-def test_errors_are_the_clients_own_kinds(client):
-    with pytest.raises(openai.NotFoundError) as e:
-        ask(client, "gone")
-    assert e.value.code == "model_not_found" and e.value.param == "model"
-    with pytest.raises(openai.BadRequestError, match="temperature=9"):
-        ask(client, temperature=9)
-    with pytest.raises(openai.AuthenticationError):
-        ask(client.with_options(api_key="wrong"))
-
-
-def test_no_such_path_or_method(server):
-    auth = {"Authorization": f"Bearer {KEY}"}
-    for got, status in ((httpx.get(f"{server.url}/v1/nothing", headers=auth), 404),
-                        (httpx.get(f"{server.url}/v1/chat/completions", headers=auth), 405)):  # fmt: skip
-        assert got.status_code == status and got.json()["error"]["type"] == "invalid_request_error"
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_what_breaks_inside_is_not_told_and_the_next_is_answered(server, client, monkeypatch, stream):
-    real = chat.stream
-
-    def broken(*args, **more):
-        yield next(real(*args, **more))
-        raise RuntimeError("/secret/path")
-
-    monkeypatch.setattr(chat, "stream", broken)
-    with pytest.raises(openai.APIError, match="failed to answer") as e:
-        list(ask(client, stream=stream))
-    assert "secret" not in str(e.value)
-    monkeypatch.setattr(chat, "stream", real)
-    assert ask(client).choices
-
-
-def test_a_fault_of_our_own_is_not_told_either(server):
-    def offered():
-        raise RuntimeError("/secret/path")
-
-    with listening(serve.build(offered, serve.Door())) as url:
-        got = httpx.get(f"{url}/v1/models")
-    assert got.status_code == 500 and got.json()["error"]["type"] == "server_error" and "secret" not in got.text
-
-
-def test_an_adapter_that_is_gone_is_that_requests_error(server, client, monkeypatch):
-    from pathlib import Path
-
-    gone = replace(server.models[1].adapter, path=Path("/nowhere/at/all"))
-    with monkeypatch.context() as patch:
-        patch.setattr(serve.menu, "find", lambda *_: replace(server.models[1], adapter=gone))
-        with pytest.raises(openai.APIStatusError) as e:
-            ask(client)
-    assert e.value.status_code == 503 and "nowhere" not in str(e.value)
-    assert ask(client, "two").choices
-
-
-def test_a_column_that_cannot_speak_is_an_error_too(server, client, monkeypatch):
-    monkeypatch.setattr(server.voices, "attach", lambda _: "not there")
-    with pytest.raises(openai.APIStatusError) as e:
-        ask(client)
-    assert e.value.status_code == 503
-
-
 def test_generate(server, post):
     body = {"instruction": "Who are you?", "max_new_tokens": 24, "temperature": 0.9, "top_p": 0.95, "seed": 7}
     assert post(body, "/generate").json() == {"response": house(server)[1].text}, "the first adapter, unless named"
     assert post(body | {"model": "tiny"}, "/generate").json() == {"response": house(server, "tiny")[1].text}
     assert post({}, "/generate").status_code == 400
-
-
-def test_a_slow_body_is_given_up(server, monkeypatch):
-    import socket
-
-    monkeypatch.setattr(serve, "BODY_TIME", 0.2)
-    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as line:
-        line.sendall(
-            f"POST /generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 9\r\n\r\n{{".encode()
-        )
-        assert line.recv(100).startswith(b"HTTP/1.1 408")

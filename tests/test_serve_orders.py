@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from cases import check_each
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import write_adapter
@@ -69,12 +70,14 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("more", "param"), WRONG, ids=[str(w[0])[:40] for w in WRONG])
-def test_a_wrong_field_is_named(more, param):
-    wrong = refused(chat_order, {"model": "m", "messages": HI} | more, 0)
-    assert wrong.status == 400 and wrong.param == param and wrong.message
-    assert wrong.body()["error"] | {"message": ""} == {
-        "message": "", "type": "invalid_request_error", "param": param, "code": wrong.code}  # fmt: skip
+def test_a_wrong_field_is_named():
+    def check(more, param):
+        wrong = refused(chat_order, {"model": "m", "messages": HI} | more, 0)
+        assert wrong.status == 400 and wrong.param == param and wrong.message
+        assert wrong.body()["error"] | {"message": ""} == {
+            "message": "", "type": "invalid_request_error", "param": param, "code": wrong.code}  # fmt: skip
+
+    check_each(WRONG, check)
 
 
 @pytest.mark.parametrize("body", [[], "x", None, 3])
@@ -102,11 +105,15 @@ def test_neighbours_of_one_role_are_one_turn():
     assert conversation(given) == ("S\n\nT", (("a\n\nb", "c\n\nd"),), "e")
 
 
-@pytest.mark.parametrize("roles", ["", "s", "a", "au", "ua", "sau", "usu", "uau s".replace(" ", ""), "ut", "f"])
-def test_roles_that_no_template_knows_are_refused_with_a_sentence(roles):
-    names = {"s": "system", "u": "user", "a": "assistant", "t": "tool", "f": "x" * 999}
-    wrong = refused(conversation, [(names[r], "text") for r in roles])
-    assert wrong.status == 400 and wrong.message.endswith(".") and len(wrong.message) < 300
+def test_roles_that_no_template_knows_are_refused_with_a_sentence():
+    cases = ["", "s", "a", "au", "ua", "sau", "usu", "uau s".replace(" ", ""), "ut", "f"]
+
+    def check(roles):
+        names = {"s": "system", "u": "user", "a": "assistant", "t": "tool", "f": "x" * 999}
+        wrong = refused(conversation, [(names[r], "text") for r in roles])
+        assert wrong.status == 400 and wrong.message.endswith(".") and len(wrong.message) < 300
+
+    check_each(cases, check)
 
 
 def test_blocks_of_text_are_one_text_and_nothing_else_is_read():
@@ -213,10 +220,14 @@ def test_local_urls(url):
     assert is_local_url(url)
 
 
-@pytest.mark.parametrize("url", ["http://localhost.evil.example", "http://evil.example:8000", "null", "http://",
-                                 "http://127.0.0.1@evil.example", "http://[", "http://127.0.0.1.nip.io"])  # fmt: skip
-def test_foreign_urls(url):
-    assert not is_local_url(url)
+def test_foreign_urls():
+    cases = ["http://localhost.evil.example", "http://evil.example:8000", "null", "http://",
+        "http://127.0.0.1@evil.example", "http://[", "http://127.0.0.1.nip.io"]  # fmt: skip
+
+    def check(url):
+        assert not is_local_url(url)
+
+    check_each(cases, check)
 
 
 def test_a_server_error_says_nothing_of_the_inside():

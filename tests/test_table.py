@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from cases import check_each
 
 from persona import folder, journal
 from persona.edits import Change
@@ -30,9 +31,8 @@ def persona(tmp_path):
     return folder.create(tmp_path / "p", Card(name="甄嬛"), PAIRS)
 
 
-@pytest.mark.parametrize(
-    ("view", "rows"),
-    [
+def test_a_view_shows_what_it_says():
+    cases = [
         (View(), [0, 1, 2, 3]),
         (View(query="RAIN"), [1]),
         (View(query="second"), [2]),
@@ -48,10 +48,12 @@ def persona(tmp_path):
         (View(only="short-reply"), [2]),
         (View(only="mojibake:2"), [1, 2]),
         (View(query="zz", only="Conversations"), []),
-    ],
-)
-def test_a_view_shows_what_it_says(view, rows):
-    assert table.rows_of(view, PAIRS, FOUND) == rows
+    ]
+
+    def check(view, rows):
+        assert table.rows_of(view, PAIRS, FOUND) == rows
+
+    check_each(cases, check)
 
 
 def test_a_page_of_many_holds_fifty_and_leads_on():
@@ -138,9 +140,8 @@ def test_split_and_join_are_each_one_edit(persona):
     assert persona.pairs() == PAIRS
 
 
-@pytest.mark.parametrize(
-    "event",
-    [
+def test_what_cannot_be_done_changes_nothing(persona):
+    cases = [
         edit(1, "output", "what it never was", "x"),
         edit(1, "source", "", "x"),
         edit(1, "history.0.0", "", "x"),
@@ -155,13 +156,15 @@ def test_split_and_join_are_each_one_edit(persona):
         {"do": "delete", "row": "x"},
         {"do": "edit", "row": 1},
         {},
-    ],
-)
-def test_what_cannot_be_done_changes_nothing(persona, event):
-    before = persona.pairs_file.read_bytes()
-    with pytest.raises(InputError):
-        table.act(persona, event)
-    assert persona.pairs_file.read_bytes() == before and journal.trail(persona) == ("", "")
+    ]
+
+    def check(event):
+        before = persona.pairs_file.read_bytes()
+        with pytest.raises(InputError):
+            table.act(persona, event)
+        assert persona.pairs_file.read_bytes() == before and journal.trail(persona) == ("", "")
+
+    check_each(cases, check)
 
 
 @pytest.mark.parametrize("do", ["duplicate", "split", "join", "delete"])

@@ -101,6 +101,7 @@ NOISE = """
 {%- if add_generation_prompt -%}{{ 'qx zv assistant 0x1f;' }}{%- endif -%}"""
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_a_wrong_template_scores_worse_on_the_pairs(smollm2_tokenizer, home):
     """A tuned base knows turns of its own form; letters in their place tell it nothing."""

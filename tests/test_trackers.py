@@ -28,7 +28,7 @@ def installed(*modules: str) -> bool:
 
 
 TRACKERS = [
-    "none",
+    pytest.param("none", marks=pytest.mark.release),
     pytest.param("tensorboard", marks=pytest.mark.skipif(not installed("tensorboard", "tensorboardX"), reason="not installed")),
     pytest.param("trackio", marks=pytest.mark.skipif(not installed("trackio"), reason="not installed")),
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """The verdict's thresholds, one figure moved at a time."""
 
 import pytest
+from cases import check_each
 from test_report import interval, made
 
 from persona.evaluate import verdict
@@ -20,9 +21,8 @@ def gain(value: float, width: float, **figures) -> Report:
     return moved("likelihood", gain=interval(value, width), adapter=interval(5.2 - value), best=None, **figures)
 
 
-@pytest.mark.parametrize(
-    "report, wanted",
-    [
+def test_main_verdicts():
+    cases = [
         (made(), "learned"),
         (gain(0.01, 0.02), "not learned"),  # nothing changed
         (gain(0.3, 0.4), "not learned"),  # not sure
@@ -40,10 +40,12 @@ def gain(value: float, width: float, **figures) -> Report:
         (made(likelihood=None), "not measured"),
         (made(likelihood=None, ended=0.1), "never stops"),
         (made(likelihood=None, drift=None, memory=None, answers=None, probes=[]), "not measured"),
-    ],
-)
-def test_main_verdicts(report, wanted):
-    assert kind(report) == wanted
+    ]
+
+    def check(report, wanted):
+        assert kind(report) == wanted
+
+    check_each(cases, check)
 
 
 @pytest.mark.parametrize("copied, held, train, wanted", [

@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from browsing import cell, fill, wait_until
 
 from persona import visitors
-from tests.test_page import browser, cell, fill, server, wait_until  # noqa: F401  (fixtures)
 
+pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
@@ -16,14 +17,14 @@ def shared(monkeypatch):
     monkeypatch.setenv("PERSONA_SHARED", "1")
 
 
-def test_two_visitors_work_side_by_side(browser, shared, server):  # noqa: F811
+def test_two_visitors_work_side_by_side(browser, shared, own_server):
     opened = []
     for example in ("zhen-huan", "lighthouse-keeper"):
         page = browser.new_context(viewport={"width": 1440, "height": 1000}).new_page()
         page.set_default_timeout(60_000)
         errors: list[str] = []
         page.on("pageerror", lambda e, errors=errors: errors.append(str(e)))
-        page.goto(server.url)
+        page.goto(own_server.url)
         page.wait_for_selector("#kept:has-text('kept until')")
         page.click(f"#open-{example}")
         page.wait_for_selector(cell(1, "output"))
@@ -32,13 +33,13 @@ def test_two_visitors_work_side_by_side(browser, shared, server):  # noqa: F811
     fill(first, 1, "output", "本宫甄嬛，今日改了一句。")
     ids = [visitors.of_secret(next(c["value"] for c in p.context.cookies() if c["name"] == visitors.COOKIE))
            for p, _ in opened]  # fmt: skip
-    home = server.home / "visitors"
+    home = own_server.home / "visitors"
     file = home / ids[0] / "personas/zhen-huan/pairs.jsonl"
     wait_until(lambda: json.loads(file.read_text().splitlines()[0])["output"] == "本宫甄嬛，今日改了一句。")
     assert sorted(p.relative_to(home).as_posix() for p in home.glob("*/personas/[!.]*")) == sorted(
         [f"{ids[0]}/personas/zhen-huan", f"{ids[1]}/personas/lighthouse-keeper"]
     )
-    assert not (server.home / "personas").exists()
+    assert not (own_server.home / "personas").exists()
 
     # a file to save, and a file that is dropped
     first.click("[role=tab]:has-text('Export')")

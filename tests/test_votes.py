@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from cases import check_each
 from filelock import FileLock, Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -235,11 +236,13 @@ def test_no_vote_gives_no_rate():
 
 
 # 2 * sum of comb(n, k) / 2**n, by hand: 6 of 6 is 2/64; 9 of 10 is 2*11/1024
-@pytest.mark.parametrize(
-    ("wins", "n", "p"), [(6, 6, 1 / 32), (9, 10, 22 / 1024), (1, 10, 22 / 1024), (5, 10, 1.0), (0, 0, 1.0)]
-)
-def test_the_sign_test(wins, n, p):
-    assert winrate.chance(wins, n) == pytest.approx(p, rel=1e-9)
+def test_the_sign_test():
+    cases = [(6, 6, 1 / 32), (9, 10, 22 / 1024), (1, 10, 22 / 1024), (5, 10, 1.0), (0, 0, 1.0)]
+
+    def check(wins, n, p):
+        assert winrate.chance(wins, n) == pytest.approx(p, rel=1e-9)
+
+    check_each(cases, check)
 
 
 @given(st.integers(0, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -268,9 +271,8 @@ def test_the_forecast_is_the_first_count_that_settles_it(count):
             )
 
 
-@pytest.mark.parametrize(
-    ("wins", "decisive", "total", "words"),
-    [
+def test_how_many_more_is_said_in_words_that_make_sense():
+    cases = [
         (0, 0, 0, "No vote yet"),
         (0, 0, 5, "do not tell the two apart"),
         (3, 6, 6, "no number of votes will settle"),
@@ -281,10 +283,12 @@ def test_the_forecast_is_the_first_count_that_settles_it(count):
         (0, 6, 6, "Settled"),
         (51, 100, 100, "more than 1,000 more votes"),
         (1, 3, 900, "more than 1,000 more votes"),
-    ],
-)
-def test_how_many_more_is_said_in_words_that_make_sense(wins, decisive, total, words):
-    assert words in winrate.outlook(wins, decisive, total)
+    ]
+
+    def check(wins, decisive, total, words):
+        assert words in winrate.outlook(wins, decisive, total)
+
+    check_each(cases, check)
 
 
 @given(st.integers(0, 80), st.integers(0, 80), st.integers(0, 40))

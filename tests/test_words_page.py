@@ -4,10 +4,9 @@ import json
 import re
 
 import pytest
+from browsing import open_page
 
-from tests.test_compare_page import trained  # noqa: F401  (fixtures)
-from tests.test_page import browser, open_page, server  # noqa: F401
-
+pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 # step → what is there when it has been drawn
@@ -37,7 +36,7 @@ def walk(page) -> dict[str, list[str]]:
     return seen
 
 
-def test_each_language_is_whole(browser, server, trained):  # noqa: F811
+def test_each_language_is_whole(browser, server, trained):
     page, errors = open_page(browser, server.url, locale="zh-CN")
     page.click("#which input")
     page.click("[role=option]:has-text('甄嬛')")

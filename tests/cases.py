@@ -1,0 +1,29 @@
+"""Tables of cases inside one test: all are tried, and the failure names each that does not hold."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pytest
+
+
+def check_each(cases: Iterable[Any] | Mapping[str, Any], check: Callable[..., None]) -> None:
+    """Call check(*case) for each case; those of a mapping go by their keys, others by what they are."""
+    named = cases.items() if isinstance(cases, Mapping) else ((None, case) for case in cases)
+    failed, count = [], 0
+    for name, case in named:
+        count += 1
+        values = case if isinstance(case, tuple) else (case,)
+        try:
+            check(*values)
+        except (Exception, pytest.fail.Exception) as e:
+            lines = [e.lineno for e in _frames(e) if e.filename == check.__code__.co_filename]
+            failed.append(f"{name or repr(case):.300} {lines[-1:]}: {type(e).__name__}: {e}")
+    assert count, "no cases"
+    if failed:
+        pytest.fail(f"{len(failed)} of {count} cases:\n" + "\n".join(failed), pytrace=False)
+
+
+def _frames(error: BaseException) -> list[Any]:
+    import traceback
+
+    return list(traceback.extract_tb(error.__traceback__))

@@ -1,0 +1,133 @@
+"""What the tests of templates and label masks stand on: pairs of every kind, and how to look at what was rendered."""
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+from conftest import (
+    BYTE_CONTROLS,
+    GEMMA_CONTROLS,
+    LLAMA3_CONTROLS,
+    SENTENCEPIECE_CONTROLS,
+    SMOLLM2_CONTROLS,
+    family_tokenizer,
+)
+
+from persona.pairs import Pair
+from persona.render import IGNORED, Example, Renderer
+from persona.templates import Template, messages, pinned, shipped_templates
+
+TINY = {
+    "byte_tokenizer": BYTE_CONTROLS,
+    "llama3_tokenizer": LLAMA3_CONTROLS,
+    "sentencepiece_tokenizer": SENTENCEPIECE_CONTROLS,
+}
+REAL = {"embedded_tokenizer": GEMMA_CONTROLS, "smollm2_tokenizer": SMOLLM2_CONTROLS}
+CORE = ("alpaca-en", "alpaca-zh", "chatml", "gemma", "gemma-base", "llama-3", "smollm2")
+TEMPLATES = {name: shipped_templates()[name] for name in CORE}
+
+PAIRS = {
+    "chinese": Pair("你是谁？", "本宫甄嬛，家父是大理寺少卿甄远道。"),
+    "english": Pair("Who are you?", "I keep the light. It's Mags."),
+    "one-letter": Pair("a", "b"),
+    "emoji": Pair("👩‍🚀?", "🙂👍🏽 ok 🏳️‍🌈"),
+    "rare": Pair("𠮷野家", "𠮷"),
+    "accents": Pair("cafe\u0301", "e\u0301 and é, ﬁ, Ω"),
+    "turns": Pair("And then?", "She sank.", (("你好", "好。"), ("What ship?", "The Patience."))),
+    "long-history": Pair("e", "f", (("a", "b"), ("b", "c"), ("c", "d"), ("d", "e"))),
+    "white-space": Pair("  hi \n", " \n\n yes \t\n "),
+    "space-first": Pair("hi", " yes"),
+    "line-break-first": Pair("hi", "\nyes"),
+    "wide-space-first": Pair("\u3000\u3000问", "\u3000\u3000第一段"),
+    "white-space-in-history": Pair("e", "f", ((" a\n", "\n b "),)),
+    "line-breaks": Pair("a\n\nb\n c", "one\n\ntwo\r\n three\n\n\n\tfour"),
+    "runs-of-spaces": Pair("a  b   c", "x    y  z"),
+    "jinja": Pair("{{ 7 * 7 }} {% endfor %}", "{% generation %}{{ bos_token }}{% endgeneration %} {# no #}"),
+    "markup": Pair("<b>hi</b> </s> [INST]", "<end> <|x|> <0x0A> ### Response:\n"),
+    "same-as-the-question": Pair("Yes", "Yes"),
+    "role-names": Pair("user\nmodel\nassistant", "model\nuser\nsystem"),
+}
+SYSTEMS = {"no-system": "", "system": "你是灯塔。\nBe dry."}
+
+
+def decode(renderer: Renderer, ids: list[int]) -> str:
+    return renderer.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def learned_parts(example: Example) -> list[list[int]]:
+    """The learned ids, one list for each unbroken run."""
+    parts, before = [], IGNORED
+    for label in example.labels:
+        if label != IGNORED:
+            if before == IGNORED:
+                parts.append([])
+            parts[-1].append(label)
+        before = label
+    return parts
+
+
+# ---- every shipped template, on a tokenizer of its family
+
+SHIPPED = shipped_templates()
+SYSTEM = "你是灯塔。\nBe dry."
+HISTORY = (("你好", "好。"), ("What ship?", "The Patience.\n\nShe sank."))
+TRL = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"  # read without importing it: 5 s
+
+
+Q = messages("", [("q", "a")], "r")
+S = messages("s", [("q", "a")], "r")
+OFFICIAL = {"gemma": "gemma", "gemma3": "gemma", "gemma4": "gemma-4", "gemma4_v2": "gemma-4", "gemma4_v5": "gemma-4",
+            "llama3": "llama-3", "llama3_1": "llama-3.1", "llama3_2": "llama-3.1", "phi3": "phi-3", "phi3_5": "phi-3",
+            "qwen2_5": "qwen2.5", "qwen3": "qwen3", "qwen3_instruct_2507": "chatml", "glm4moe": "glm-4.5",
+            "deepseek_r1_distill": "deepseek-r1-distill"}  # fmt: skip
+# other conversations than those on which choose_template decides
+CONVERSATIONS = [
+    messages("", [], "Who are you?"),
+    messages("Be dry.", [], "  spaces  "),
+    messages("", HISTORY, "\nline\n"),
+    messages(SYSTEM, [("<b>x</b>", "1.\n2."), ("{% if %}", "'\"\\n")], "👩‍🚀"),
+    messages("a" * 300, [(" x ", " y ")] * 5, "end"),
+]
+
+
+@cache
+def official(file: str):
+    """(its template, a tokenizer of its family that speaks it)"""
+    own = (TRL / f"{file}.jinja").read_text(encoding="utf-8")
+    tokenizer = family_tokenizer(own, *(t.text for t in SHIPPED.values()), extra="<|user|> <|assistant|> <|system|>")
+    tokenizer.chat_template = own
+    return Template(file, pinned(own)), tokenizer
+
+
+@cache
+def tokenizer_of(name: str):
+    return family_tokenizer(SHIPPED[name].text)
+
+
+def renderer_of(name: str, system: str = "", **settings) -> Renderer:
+    return Renderer(tokenizer_of(name), SHIPPED[name], system, **settings)
+
+
+def trainable(renderer: Renderer):
+    """Every pair that is not refused, for white space that melts or a marker in its text; most are not."""
+    found = []
+    for pair in PAIRS.values():
+        example = renderer.example(pair)
+        if example.problems:
+            marker = pair == PAIRS["markup"] and all("reads as control" in why for why in example.problems)
+            assert marker or any("white space" in why for why in example.problems), (pair, example.problems)
+        else:
+            found.append((pair, example))
+    assert len(found) >= len(PAIRS) - 5
+    return found
+
+
+def trimming(renderer: Renderer):
+    """What the template does to white space around a reply, and what it writes before one."""
+    edged = "\n\n x \n"
+    text = renderer._apply(messages("", [], "q", edged), tokenize=False)
+    ways = [lambda s: s, lambda s: s.lstrip("\n"), str.strip]
+    way = next(w for w in ways if w(edged) in text)
+    lead = decode(renderer, [i for i in renderer.example(Pair("q", "x")).labels if i != IGNORED]).partition("x")[0]
+    assert not lead.strip()
+    return way, lead

@@ -1,0 +1,84 @@
+"""What the tests of chat stand on: a tiny base with two adapters, and one line to hear them. Load with pytest_plugins."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from tiny import write_adapter
+
+from persona import adapter, decode
+from persona.base import Base
+from persona.chat import Voices, stream
+from persona.render import Prompt
+from persona.sampling import Sampling
+
+GREEDY = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=24)
+WARM = Sampling(temperature=0.9, top_p=0.95, seed=7, max_new_tokens=24)
+WAYS = {"greedy": GREEDY, "warm": WARM, "top-k": replace(WARM, top_k=12, top_p=1.0)}
+NEVER = -1  # a stop id that is never drawn; the tokenizer's own eos still is one
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory, tiny_gemma):
+    """Two adapters of the tiny Gemma, of different rank."""
+    folder = tmp_path_factory.mktemp("adapters")
+    write_adapter(tiny_gemma, folder / "one", seed=1, template="gemma-base")
+    write_adapter(tiny_gemma, folder / "two", seed=2, template="gemma-base", r=2, target_modules=["q_proj", "up_proj"])
+    return [adapter.check(folder / "one"), adapter.check(folder / "two")]
+
+
+def quiet(model, *stops: int):
+    """Its stop token is out of reach: the replies of a random model should go on to the limit."""
+    real = model.get_output_embeddings().forward
+
+    def forward(hidden):
+        scores = real(hidden)
+        scores[..., list(stops)] = -1e4
+        return scores
+
+    model.get_output_embeddings().forward = forward
+    return model
+
+
+@pytest.fixture
+def voices(tiny_gemma):
+    made = Voices(Base("someone/tiny", tiny_gemma))
+    quiet(made.model, made.tokenizer.eos_token_id)
+    return made
+
+
+def prompt(*ids: int) -> Prompt:
+    return Prompt("", [2, *ids])
+
+
+SHORT, LONG = prompt(301, 302), prompt(*range(270, 300), 310, 300, 350)  # LONG is beyond the sliding window of 16
+PROMPTS = {"equal": (SHORT, SHORT, SHORT), "different": (SHORT, LONG, prompt(*range(280, 291)))}
+
+
+def say(voices, columns, sampling=GREEDY, stop_id=NEVER):
+    """The last replies."""
+    *_, last = stream(voices, columns, sampling, stop_id)
+    return last
+
+
+def at(strength, columns):
+    return [replace(c, strength=strength) for c in columns]
+
+
+def changed(model) -> int:
+    """Layers whose forward is not their own."""
+    return sum("forward" in m.__dict__ for m in model.modules() if isinstance(m, LoraLayer))
+
+
+# ---- the end of a reply
+
+
+def script(monkeypatch, *steps: list[int]):
+    """The drawn tokens of each column, step by step."""
+    todo = iter(steps)
+    monkeypatch.setattr(decode.Draw, "__call__", lambda *_: torch.tensor(next(todo)))
+
+
+def letters(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

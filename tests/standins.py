@@ -1,0 +1,124 @@
+"""What the tests of the line stand on: real processes that stand in for training. Load with pytest_plugins.
+
+The module that they go on to when their turn comes says that it runs, ends when it is told to, and needs no torch.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from persona import launch, runs, waiting
+from persona.config import RunConfig
+from persona.folder import Card, create, personas_dir
+from persona.pairs import Pair
+from persona.runs import Run, create_run
+
+PAIRS = [Pair(f"question {n}", f"answer {n}") for n in range(6)]
+
+# stands in for `persona.train`: it trains until there is a file "finish" (or "stop") in the run folder, and fails when
+# another one trains
+STAND_IN = """
+import os, runpy, sys, time
+import psutil
+from persona import runs, waiting
+
+def train(*_, **__):
+    run, alone = runs.open_run(waiting.Path(sys.argv[1])), waiting.folder() / "alone"
+    other = int(alone.read_text()) if alone.exists() else 0
+    # a zombie that its parent has not reaped yet trains no more
+    if other and psutil.pid_exists(other) and psutil.Process(other).status() != psutil.STATUS_ZOMBIE:
+        run.log("state", state="failed", message="two at a time")
+        return
+    alone.write_text(str(os.getpid()))
+    (run.path / "heavy").write_text(str(sorted({"torch", "transformers", "gradio"} & set(sys.modules))))
+    run.log("plan", steps=10, rows=5)
+    run.log("state", state="running")
+    now = time.time()
+    run.log("step", step=1, loss=2.0, seconds=60.0, time=now - 20)
+    run.log("step", step=2, loss=2.0, seconds=80.0, time=now)
+    time.sleep(0.1)
+    while not (run.path / "finish").exists() and not (run.path / "stop").exists():
+        time.sleep(0.02)
+    alone.unlink()
+    run.log("state", state="stopped" if (run.path / "stop").exists() else "done")
+
+runpy.run_module, waiting.EVERY = train, 0.05
+waiting.main()
+"""
+REAL = subprocess.Popen
+
+
+def popen(command, **options):
+    """subprocess.Popen, with the stand-in for training."""
+    ours = command[:3] == [sys.executable, "-m", "persona.waiting"]
+    return REAL([sys.executable, "-c", STAND_IN, *command[3:]] if ours else command, **options)
+
+
+@pytest.fixture
+def stand_in(monkeypatch, home):
+    """launch.py starts the stand-in; whatever a test leaves behind is ended by its pid."""
+    monkeypatch.setattr(launch.subprocess, "Popen", popen)
+    yield
+    for run in (runs.Run(p.parent) for p in home.rglob("worker.json")):
+        if process := run.process():
+            process.kill()
+            process.wait(10)
+    launch.reap()
+
+
+@pytest.fixture
+def new(home):
+    """A run of a persona of that name, in the user's own folder."""
+
+    def new(name="Mags") -> Run:
+        path = personas_dir() / name.lower()
+        persona = runs.Persona(path) if path.exists() else create(path, Card(name=name), PAIRS)
+        return create_run(persona, RunConfig())
+
+    return new
+
+
+def wait_for(true, seconds: float = 90):
+    until = time.monotonic() + seconds
+    while not (found := true()):
+        launch.reap()
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.02)
+    return found
+
+
+def status(run: Run) -> str:
+    return run.progress().status
+
+
+def started(*made: Run) -> None:
+    """Started in this order, and the first has its turn."""
+    for run in made:
+        launch.start(run)
+    wait_for(lambda: status(made[0]) == "running")
+
+
+def finish(run: Run) -> None:
+    (run.path / "finish").touch()
+
+
+def states(run: Run) -> list[str]:
+    return [e["state"] for e in run.events() if e["event"] == "state"]
+
+
+def pid(run: Run) -> int:
+    return json.loads((run.path / "worker.json").read_text())["pid"]
+
+
+def kill(run: Run) -> None:
+    os.kill(pid(run), signal.SIGKILL)
+    wait_for(lambda: not run.alive())
+
+
+def stray() -> list[str]:
+    return [t.run.name for t in waiting.tickets()]

@@ -1,0 +1,266 @@
+"""Adapters come and go, answers are broken off, several ask at once: nothing stays behind, nobody hears another."""
+
+import gc
+import os
+import shutil
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from speaking import GREEDY, LONG, NEVER, SHORT, WARM, changed, quiet, say
+from tiny import write_adapter
+
+from persona import adapter, chat
+from persona.base import Base
+from persona.chat import BASE, Column, Voices, stream
+from persona.errors import AdapterError
+from persona.render import Prompt
+from persona.sampling import Sampling
+
+pytest_plugins = "speaking"
+pytestmark = pytest.mark.usefixtures("plain_cpu")
+
+
+def test_attached_once(voices, adapters, monkeypatch):
+    name = voices.attach(adapters[0])
+    monkeypatch.setattr(chat.adapters, "attach", lambda *_: pytest.fail("it is there already"))
+    assert voices.attach(adapters[0]) == name
+
+
+@pytest.mark.parametrize("others", [0, 1], ids=["alone", "beside-another"])
+def test_a_folder_that_changed_is_read_again(voices, adapters, tiny_gemma, tmp_path, others):
+    columns = [Column(BASE, SHORT)] + [Column(voices.attach(a), SHORT) for a in adapters[:others]]
+    before = say(voices, columns)
+    replies = []
+    for seed in (3, 4):
+        write_adapter(tiny_gemma, tmp_path / "a", seed=seed, template="gemma-base", r=seed)
+        stamp = 1_000_000 + seed
+        os.utime(tmp_path / "a" / "adapter_model.safetensors", (stamp, stamp))
+        name = voices.attach(adapter.check(tmp_path / "a"))
+        replies.append(say(voices, [*columns, Column(name, SHORT)]))
+    assert replies[0][-1].text != replies[1][-1].text
+    assert replies[0][:-1] == replies[1][:-1] == before, "the others did not change"
+    fresh = Voices(Base("someone/tiny", tiny_gemma))
+    quiet(fresh.model, fresh.tokenizer.eos_token_id)
+    assert say(fresh, [Column(fresh.attach(adapter.check(tmp_path / "a")), SHORT)])[0] == replies[1][-1]
+
+
+def test_the_adapter_used_longest_ago_is_given_up(voices, tiny_gemma, adapters, tmp_path, monkeypatch):
+    monkeypatch.setattr(chat, "KEPT", 2)
+    one, two = (voices.attach(a) for a in adapters)
+    want = say(voices, [Column(one, SHORT)])  # used last, so that the second is the oldest
+    write_adapter(tiny_gemma, tmp_path / "three", seed=3, template="gemma-base")
+    three = voices.attach(adapter.check(tmp_path / "three"))
+    first, gone, third = say(voices, [Column(n, SHORT) for n in (one, two, three)])
+    assert first == want[0] and "no longer open" in gone.error and third.tokens == 24
+    assert set(voices.model.peft_config) == {one, three}
+    assert voices.attach(adapters[1]) == two and set(voices.attached) == {three, two}
+    assert say(voices, [Column(two, SHORT)])[0].tokens == 24
+
+
+def test_a_folder_that_is_gone_is_said(voices, tiny_gemma, tmp_path):
+    write_adapter(tiny_gemma, tmp_path / "a", template="gemma-base")
+    mags = adapter.check(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(AdapterError, match=r"is no longer there\. Choose another"):
+        voices.attach(mags)
+    assert not voices.lock.locked()
+
+
+def test_an_adapter_of_another_base_is_refused_and_the_chat_goes_on(voices, adapters, tiny_llama, tmp_path):
+    name = voices.attach(adapters[0])
+    before = say(voices, [Column(BASE, SHORT), Column(name, SHORT)])
+    write_adapter(tiny_llama, tmp_path / "foreign")
+    with pytest.raises(AdapterError, match="does not fit"):
+        voices.attach(adapter.check(tmp_path / "foreign"))
+    assert not voices.lock.locked()
+    assert say(voices, [Column(BASE, SHORT), Column(name, SHORT)]) == before
+
+
+def test_a_changed_folder_that_no_longer_fits_is_said_and_can_be_mended(voices, tiny_gemma, tiny_llama, tmp_path):
+    write_adapter(tiny_gemma, tmp_path / "a", template="gemma-base")
+    name = voices.attach(adapter.check(tmp_path / "a"))
+    good = say(voices, [Column(BASE, SHORT), Column(name, SHORT)])
+    write_adapter(tiny_llama, tmp_path / "a")
+    os.utime(tmp_path / "a" / "adapter_model.safetensors", (1, 1))
+    with pytest.raises(AdapterError, match="does not fit"):
+        voices.attach(adapter.check(tmp_path / "a"))
+    assert say(voices, [Column(BASE, SHORT)])[0] == good[0]
+    (gone,) = say(voices, [Column(name, SHORT)])
+    assert "no longer open" in gone.error
+    write_adapter(tiny_gemma, tmp_path / "a", template="gemma-base")
+    assert voices.attach(adapter.check(tmp_path / "a")) == name
+    assert say(voices, [Column(BASE, SHORT), Column(name, SHORT)]) == good
+
+
+def test_the_last_base_is_kept_in_memory(tiny_gemma, tiny_llama, monkeypatch):
+    monkeypatch.setattr(chat, "_open", {})
+    gemma, llama = (Base(f.name, f) for f in (tiny_gemma, tiny_llama))
+    first = chat.open_voices(gemma)
+    assert chat.open_voices(gemma) is first
+    chat.open_voices(llama)
+    assert list(chat._open) == [str(tiny_llama)] and chat.open_voices(gemma) is not first
+
+
+# ---- what goes wrong
+
+
+def test_closing_half_way_frees_the_model(voices, adapters):
+    columns = [Column(BASE, SHORT), Column(voices.attach(adapters[0]), LONG)]
+    whole = say(voices, columns)
+    replies = stream(voices, columns, GREEDY, NEVER)
+    for _ in range(3):
+        seen = next(replies)
+    assert voices.lock.locked() and seen[0].tokens == 3
+    replies.close()
+    assert not voices.lock.locked() and changed(voices.model) == 0
+    assert say(voices, columns) == whole
+
+
+def test_a_forgotten_iterator_frees_the_model(voices):
+    replies = stream(voices, [Column(BASE, SHORT)], GREEDY, NEVER)
+    next(replies)
+    del replies
+    gc.collect()
+    assert not voices.lock.locked()
+
+
+@pytest.mark.parametrize("when", [0, 3], ids=["first-pass", "fourth-pass"])
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, KeyboardInterrupt, AdapterError])
+def test_an_error_inside_the_model_leaves_nothing_behind(voices, adapters, monkeypatch, when, error):
+    """The layers are their own again, or every later answer would be wrong."""
+    columns = [Column(BASE, SHORT), Column(voices.attach(adapters[0]), SHORT)]
+    good = say(voices, columns)
+    layer = voices.model.get_base_model().model.layers[1].mlp.down_proj.base_layer
+    real, calls = layer.forward, []
+
+    def forward(*args, **kwargs):
+        calls.append(changed(voices.model))
+        if len(calls) > when:
+            raise error("broken on purpose")
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layer, "forward", forward)
+        with pytest.raises(error, match="broken on purpose"):
+            say(voices, columns)
+    assert calls[-1] > 0, "it failed while the rows were mixed, or this test sees nothing"
+    assert changed(voices.model) == 0 and not voices.lock.locked()
+    assert say(voices, columns) == good
+
+
+def test_two_at_once_each_get_their_own_answer(voices, adapters):
+    """Streams take turns; each sets its own strength when its turn comes."""
+    names = [voices.attach(a) for a in adapters]
+    jobs = [
+        ([Column(BASE, SHORT), Column(names[0], LONG)], GREEDY),
+        ([Column(names[1], SHORT, 0.5), Column(names[0], SHORT, 0.5)], WARM),
+        ([Column(names[0], LONG, 1.5), Column(BASE, SHORT)], replace(WARM, seed=3)),
+    ]
+    want = [say(voices, columns, sampling) for columns, sampling in jobs]
+    got: dict[int, list] = {}
+    begin = threading.Barrier(6)
+
+    def run(n):
+        begin.wait()
+        got[n] = say(voices, *jobs[n % 3])
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert got == {n: want[n % 3] for n in range(6)}
+    assert len({r[0].text for r in want}) == 3
+
+
+def test_turns_are_given_in_the_order_of_asking(voices):
+    """One that asks again and again does not keep the others waiting."""
+    order, columns = [], [Column(BASE, SHORT)]
+    first = stream(voices, columns, GREEDY, NEVER)
+    next(first)
+
+    def run(name):
+        order.append((name, [r.tokens for r in say(voices, columns)]))
+
+    threads = []
+    for n in range(4):
+        threads.append(threading.Thread(target=run, args=(n,)))
+        threads[-1].start()
+        while len(voices.lock.waiting) < n + 2:
+            time.sleep(0.001)
+    first.close()
+    run("late")
+    for thread in threads:
+        thread.join(60)
+    assert order == [(n, [24]) for n in (0, 1, 2, 3, "late")] and not voices.lock.locked()
+
+
+def test_one_that_gives_up_waiting_is_passed_over(voices, monkeypatch):
+    """Ctrl-C while waiting for a turn: the next in the queue gets it."""
+
+    class Interrupted(threading.Event):
+        def wait(self, *_):
+            if len(voices.lock.waiting) > 1:
+                raise KeyboardInterrupt
+            super().wait()
+
+    first = stream(voices, [Column(BASE, SHORT)], GREEDY, NEVER)
+    next(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(chat.threading, "Event", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            say(voices, [Column(BASE, SHORT)])
+    assert len(voices.lock.waiting) == 1
+    first.close()
+    assert not voices.lock.locked() and say(voices, [Column(BASE, SHORT)])[0].tokens == 24
+
+
+@pytest.mark.release
+@pytest.mark.slow
+def test_the_embedded_base_speaks_in_a_batch_as_alone(embedded_base, tmp_path):
+    """At its real size: a prompt with and one without padding, greedy and drawn, in float32."""
+    write_adapter(embedded_base.path, tmp_path / "a", template="gemma-base", size=0.02)
+    voices = Voices(embedded_base)
+    name = voices.attach(adapter.check(tmp_path / "a"))
+    texts = [voices.tokenizer(t)["input_ids"] for t in ("The lighthouse keeper said", "茶已沏上了，")]
+    columns = [
+        Column(BASE, Prompt("", texts[0])),
+        Column(name, Prompt("", texts[1])),
+        Column(name, Prompt("", texts[0])),
+    ]
+    for sampling in (Sampling(temperature=0, max_new_tokens=5), Sampling(temperature=0.8, seed=5, max_new_tokens=5)):
+        together = say(voices, columns, sampling)
+        assert together == [say(voices, [c], sampling)[0] for c in columns]
+        assert len({r.text for r in together}) == 3
+
+
+def test_attaching_waits_for_the_answer_that_is_running(voices, adapters):
+    replies = stream(voices, [Column(BASE, SHORT)], GREEDY, NEVER)
+    next(replies)
+    thread = threading.Thread(target=voices.attach, args=(adapters[0],))
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive() and voices.attached == {}
+    *_, last = replies
+    thread.join(30)
+    assert len(voices.attached) == 1 and say(voices, [Column(BASE, SHORT)]) == last
+
+
+# ---- which base
+
+
+@pytest.fixture
+def ready(tiny_gemma, tmp_path, monkeypatch):
+    """An adapter whose base is opened from its folder."""
+    monkeypatch.setattr(chat, "_open", {})
+    write_adapter(tiny_gemma, tmp_path / "a", template="gemma-base")
+    return adapter.check(tmp_path / "a"), str(tiny_gemma)
+
+
+def test_an_adapter_without_a_base_asks_for_one(ready):
+    nameless = replace(ready[0], base_id="")
+    with pytest.raises(AdapterError, match="does not say which base it was trained on. Name it with --base"):
+        chat.base_of(nameless)
+    assert chat.base_of(nameless, ready[1]).path.name == "tiny-gemma"

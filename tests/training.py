@@ -1,0 +1,73 @@
+"""What the tests of training stand on: a tiny run, its events, and what it was made of. Load with pytest_plugins."""
+
+import time
+
+import pytest
+import torch
+from tiny import new_run
+
+from persona import hardware, train
+from persona.folder import Card
+from persona.pairs import Pair
+from persona.runs import Run
+
+CARD = Card(name="Mags", system="Be dry.", language="en")
+WORDS = ["lamp", "log", "wind", "light", "kettle", "point", "sable", "north"] * 2
+PAIRS = [Pair(f"{word} {n}?", f"{word} is {n}. " + "It is lit. " * (n % 4)) for n, word in enumerate(WORDS)]
+
+
+REAL_MACHINE = hardware.this_machine
+SETTINGS = {"dtype": "float32", "batch_size": 4, "eval_fraction": 0.25, "learning_rate": 1e-2, "epochs": 2}
+
+
+@pytest.fixture
+def make(tmp_path, tiny_gemma):
+    """A new run on the tiny Gemma, with the settings above and any others."""
+
+    def make(pairs=PAIRS, card=CARD, **changes) -> Run:
+        return new_run(tmp_path, card, pairs, **{"base": str(tiny_gemma), **SETTINGS, **changes})
+
+    return make
+
+
+def events(run: Run, kind: str) -> list[dict]:
+    return [e for e in run.events() if e["event"] == kind]
+
+
+def lora(model) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n}
+
+
+class Seen:
+    """What a run was made of, for tests that look inside: build() and finish() as they happen."""
+
+    def __init__(self, monkeypatch):
+        real_build, real_finish = train.build, train.finish
+
+        def build(*args):
+            self.trainer = real_build(*args)
+            self.before = lora(self.trainer.model)
+            return self.trainer
+
+        def finish(*args):
+            self.job = args[0].job
+            return real_finish(*args)
+
+        monkeypatch.setattr(train, "build", build)
+        monkeypatch.setattr(train, "finish", finish)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    return Seen(monkeypatch)
+
+
+def wait_for(true, seconds: float = 120):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "nothing came"
+        time.sleep(0.05)
+
+
+def layers(trainer) -> set[str]:
+    return {n.split(".")[-1] for n, m in trainer.model.named_modules() if hasattr(m, "lora_A")}
