@@ -7,6 +7,6 @@ if __name__ == "__main__":
 
     raise SystemExit(main(["page", *sys.argv[1:]]))
 
-from persona import page
+from persona.ui import server
 
-demo = page.build()  # where Gradio's own tools look for it
+demo = server.build_app()  # where Gradio's own tools look for it

@@ -18,18 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.train import train
-from persona import adapter, base, chat, folder
-from persona.config import make_config
+from persona.compare import session
 from persona.errors import PersonaError
-from persona.files import SHIPPED_PERSONAS
-from persona.sampling import Sampling
+from persona.models import adapter, base, bundled
+from persona.models.sampling import Sampling
+from persona.store import persona_folder
+from persona.store.workspace import EXAMPLES_DIR
+from persona.train.config import make_config
 
 STEPS, ROWS = 4, 32  # of the adapter that is trained where none is named
 
 
-def timed(voices: chat.Voices, columns: list[chat.Column], sampling: Sampling, stop: int) -> tuple[list, float]:
+def timed(
+    voices: session.LoadedModel, columns: list[session.Column], sampling: Sampling, stop: int
+) -> tuple[list, float]:
     start = time.perf_counter()
-    *_, last = chat.stream(voices, columns, sampling, stop)
+    *_, last = session.stream_replies(voices, columns, sampling, stop)
     return last, time.perf_counter() - start
 
 
@@ -58,7 +62,7 @@ def llama_cpp(found: base.Base, folder: Path) -> LlamaCpp | None:
     if find_spec("xllamacpp") is None:
         print("llama.cpp is left out: pip install xllamacpp")
         return None
-    if found.id != base.EMBEDDED[base.DEFAULT].hub_id:
+    if found.id != bundled.BUNDLED_MODELS[bundled.DEFAULT_BASE].hub_id:
         print(f"llama.cpp is left out: its Q4 file is that of the embedded base, this is {found.id}")
         return None
     return LlamaCpp(folder)
@@ -67,22 +71,22 @@ def llama_cpp(found: base.Base, folder: Path) -> LlamaCpp | None:
 def trained(base_name: str, scratch: Path) -> Path:
     """An adapter of a few steps."""
     print(f"No adapter is named: training one for {STEPS} steps on datasets/zhen-huan.", file=sys.stderr)
-    example = folder.open_persona(SHIPPED_PERSONAS / "zhen-huan")
-    copy = folder.create(scratch / "persona", example.card(), example.pairs()[:ROWS])
+    example = persona_folder.open_persona(EXAMPLES_DIR / "zhen-huan")
+    copy = persona_folder.create_persona_at(scratch / "persona", example.card(), example.pairs()[:ROWS])
     return train(copy, make_config("quick", base=base_name, max_steps=STEPS, eval_fraction=0)).adapter
 
 
 def measure(opened: adapter.Adapter, base_name: str, tokens: int, scratch: Path) -> dict[str, Any]:
-    voices = chat.open_voices(chat.base_of(opened, base_name))
-    name, renderer = voices.attach(opened), chat.renderer_of(opened, voices.tokenizer)
+    voices = session.open_model(session.base_of(opened, base_name))
+    name, renderer = voices.attach(opened), session.renderer_of(opened, voices.tokenizer)
     rival = llama_cpp(voices.base, scratch)
     sampling = Sampling(temperature=0, max_new_tokens=tokens)
     together = apart = rival_seconds = 0.0
     said, rival_said, equal = 0, 0, 0
     questions = opened.card.probes[:6] or ("Who are you?",)
     for number, question in enumerate((questions[0], *questions)):
-        prompt = renderer.prompt([], question)
-        columns = [chat.Column(chat.BASE, prompt), chat.Column(name, prompt)]
+        prompt = renderer.render_prompt([], question)
+        columns = [session.Column(session.NO_ADAPTER, prompt), session.Column(name, prompt)]
         both, seconds = timed(voices, columns, sampling, renderer.stop_id)
         singles, times = zip(*(timed(voices, [c], sampling, renderer.stop_id) for c in columns), strict=True)
         other = rival.ask(prompt.ids, tokens) if rival else (0, 0.0)
@@ -112,8 +116,10 @@ def main() -> None:
     given = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            named = given.adapter or trained(given.base or base.DEFAULT, Path(scratch))
-            value = measure(adapter.check(adapter.locate(named)), given.base, given.tokens, Path(scratch))
+            named = given.adapter or trained(given.base or bundled.DEFAULT_BASE, Path(scratch))
+            value = measure(
+                adapter.read_adapter(adapter.locate_adapter(named)), given.base, given.tokens, Path(scratch)
+            )
     except PersonaError as e:
         raise SystemExit(str(e)) from None
     text = (

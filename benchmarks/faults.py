@@ -25,8 +25,8 @@ import httpx
 
 from benchmarks.page import Page, kill_trainers, opened, pairs_on_disk, persona_folder, put_tiny_base
 from benchmarks.visitor import Refused, Visitor
-from persona.progress import ACTIVE
-from persona.runs import Run
+from persona.train.progress import ACTIVE_STATUSES
+from persona.train.run_folder import Run
 
 SETTINGS = {"set-max-steps": 12, "set-batch-size": 4, "set-dtype": "float32", "set-lora-dropout": 0.2,
             "set-save-steps": 1, "set-diary-probes": 0}  # fmt: skip
@@ -136,7 +136,7 @@ def wait_for(true: Callable[[], Any], seconds: float = ENDS) -> None:
 
 
 def ended(run: Run) -> bool:
-    return run.progress().status not in ACTIVE and not run.alive()
+    return run.progress().status not in ACTIVE_STATUSES and not run.alive()
 
 
 def sha(run: Run) -> str:

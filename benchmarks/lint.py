@@ -16,12 +16,14 @@ import time
 import tracemalloc
 from pathlib import Path
 
-from persona import folder, importers, lint
-from persona.folder import Card, Persona
-from persona.importers import text
-from persona.pairs import Pair
+from persona.store import persona_folder
+from persona.store.pairs import Pair
+from persona.store.persona_folder import Persona, PersonaCard
+from persona.write import importers, lint
+from persona.write.importers import registry, text_source
+from persona.write.lint import finding, summary
 
-CARD = Card(name="Mags", probes=("Who are you?", "你是谁？"))
+CARD = PersonaCard(name="Mags", probes=("Who are you?", "你是谁？"))
 
 HAN = "山水云月风花雪夜灯茶书琴棋画船桥路门窗石松竹梅兰春夏秋冬东西南北红白青黄高低远近新旧冷暖早晚来去说听看想走坐问答"
 SOUNDS = (
@@ -91,12 +93,12 @@ def bring_in(folder_: Path, made: list[Pair]) -> tuple[Persona, float, float]:
     file.write_text(json.dumps(rows, ensure_ascii=False, indent=4), encoding="utf-8")
     seconds = traced = 0.0
     for watched in (False, True):  # watching costs time, so each has a run of its own
-        persona = folder.create(folder_ / f"persona-{watched}", CARD)
+        persona = persona_folder.create_persona_at(folder_ / f"persona-{watched}", CARD)
         if watched:
             tracemalloc.start()
         start = time.perf_counter()
-        source = text.open_source(file)
-        importers.bring_in(persona, source, importers.detect(source), importers.Options())
+        source = text_source.open_source(file)
+        registry.import_into(persona, source, registry.detect_format(source), importers.ImportOptions())
         if watched:
             traced = tracemalloc.get_traced_memory()[1] / 1e6
             tracemalloc.stop()
@@ -122,10 +124,10 @@ def main() -> None:
         reading = time.perf_counter() - start
     before = peak()
     start = time.perf_counter()
-    findings = lint.lint(pairs, card)
+    findings = lint.lint_pairs(pairs, card)
     checking = time.perf_counter() - start
     start = time.perf_counter()
-    lint.summarise(pairs, card, findings)
+    summary.summarize_dataset(pairs, card, findings)
     summing = time.perf_counter() - start
     value = {
         "pairs": len(pairs),
@@ -137,7 +139,7 @@ def main() -> None:
         "pairs_per_s": round(len(pairs) / (importing + reading + checking)),
         "peak_mb": round(peak()),
         "peak_mb_before_lint": round(before),
-        "found": lint.counts(findings),
+        "found": finding.count_by_rule(findings),
     }
     words = (
         f"{len(pairs):,} pairs: imported in {importing:.2f} s ({traced:.1f} MB held), read in {reading:.2f} s, "

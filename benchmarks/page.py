@@ -19,12 +19,16 @@ from pathlib import Path
 
 import psutil
 
-from persona import adapter, base, files, lora, share
-from persona.base import EMBEDDED, Base
-from persona.config import make_config
-from persona.files import PROJECT
-from persona.folder import Card
-from persona.templates import read_template
+from persona.models import adapter, base, bundled
+from persona.models.base import Base
+from persona.models.bundled import BUNDLED_MODELS
+from persona.share import archive
+from persona.store import files
+from persona.store.persona_folder import PersonaCard
+from persona.store.workspace import PROJECT_DIR
+from persona.template.chat_template import read_template
+from persona.train import lora_config
+from persona.train.config import make_config
 
 CONTROLS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 CORPUS = [
@@ -56,7 +60,7 @@ class Page:
     def start(self) -> None:
         """Start, or start again after a kill; returns when the page answers."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([*self.before, sys.executable, "app.py"], cwd=PROJECT, env=self.env,
+            self.process = subprocess.Popen([*self.before, sys.executable, "app.py"], cwd=PROJECT_DIR, env=self.env,
                                             stdout=log, stderr=log)  # fmt: skip
         until = time.monotonic() + START_SECONDS
         while True:
@@ -162,7 +166,7 @@ def put_tiny_base(home: Path) -> Base:
         head_dim=16, intermediate_size=64, sliding_window=16, layer_types=["sliding_attention", "full_attention"],
         bos_token_id=fast.bos_token_id, eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id,
     )  # fmt: skip
-    e = EMBEDDED[base.DEFAULT]
+    e = BUNDLED_MODELS[bundled.DEFAULT_BASE]
     place = home / "bases" / f"{e.name}-{e.sha256[:12]}"
     Gemma3ForCausalLM(config).save_pretrained(place)
     fast.save_pretrained(place)
@@ -173,7 +177,7 @@ def put_tiny_base(home: Path) -> Base:
 
 def link_embedded_base(home: Path) -> Base:
     """The real embedded base of whoever runs this: converted once, here only pointed to."""
-    found = base.resolve(base.DEFAULT)
+    found = base.resolve_base(bundled.DEFAULT_BASE)
     home.mkdir(parents=True, exist_ok=True)
     (home / "bases").symlink_to(found.path.parent, target_is_directory=True)
     return found
@@ -184,9 +188,9 @@ def drawn_adapter(found: Base, out: Path, name: str = "Mags", seed: int = 1) -> 
     import torch
     from peft import get_peft_model
 
-    plain = base.load_model(found, "float32")
+    plain = base.load_base_model(found, "float32")
     settings = make_config(lora_r=4, lora_alpha=8)
-    model = get_peft_model(plain, lora.lora_config(settings, plain))
+    model = get_peft_model(plain, lora_config.make_lora_config(settings, plain))
     torch.manual_seed(seed)
     for key, weight in model.named_parameters():
         if "lora_" in key:
@@ -194,8 +198,8 @@ def drawn_adapter(found: Base, out: Path, name: str = "Mags", seed: int = 1) -> 
     folder = out.with_suffix("")
     figures = {"train_rows": 9, "held_out_rows": 1, "steps": 3, "base_nll": 4.0, "adapter_nll": 3.0}
     facts = {"config": settings.model_dump(), "figures": figures}
-    adapter.write(model, folder, base=found, template=read_template("gemma-base"), facts=facts,
-                  card=Card(name=name, system="You keep the light.", language="en"))  # fmt: skip
-    share.pack(folder, out)
+    adapter.save_adapter(model, folder, base=found, template=read_template("gemma-base"), facts=facts,
+                  card=PersonaCard(name=name, system="You keep the light.", language="en"))  # fmt: skip
+    archive.pack_adapter(folder, out)
     shutil.rmtree(folder)
     return out

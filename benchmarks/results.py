@@ -10,19 +10,20 @@ import argparse
 import json
 from pathlib import Path
 
-from persona import adapter, chat
-from persona.decode import Reply
+from persona.compare import session
 from persona.errors import InputError
-from persona.sampling import Sampling
+from persona.models import adapter
+from persona.models.generate import Generation
+from persona.models.sampling import Sampling
 
 
-def ask(opened: adapter.Adapter, seed: int) -> list[Reply]:
+def ask(opened: adapter.Adapter, seed: int) -> list[Generation]:
     """The adapter's replies to all probes."""
-    voices = chat.open_voices(chat.base_of(opened))
+    voices = session.open_model(session.base_of(opened))
     name = voices.attach(opened)
-    renderer = chat.renderer_of(opened, voices.tokenizer)
-    columns = [chat.Column(name, renderer.prompt([], p)) for p in opened.card.probes]
-    *_, last = chat.stream(voices, columns, Sampling(seed=seed), renderer.stop_id)
+    renderer = session.renderer_of(opened, voices.tokenizer)
+    columns = [session.Column(name, renderer.render_prompt([], p)) for p in opened.card.probes]
+    *_, last = session.stream_replies(voices, columns, Sampling(seed=seed), renderer.stop_id)
     return last
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    opened = adapter.check(adapter.locate(given.adapter))
+    opened = adapter.read_adapter(adapter.locate_adapter(given.adapter))
     if not opened.card.probes:
         raise InputError(f"{given.adapter}: its persona.json has no probes to ask.")
     replies = [ask(opened, seed) for seed in range(given.seeds)]

@@ -20,10 +20,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from persona import base, folder, hardware, launch, memory, planning, runs
-from persona.config import RunConfig, make_config
-from persona.files import SHIPPED_PERSONAS
-from persona.progress import ACTIVE
+from persona.models import base, bundled, hardware, memory, open_renderer
+from persona.store import persona_folder
+from persona.store.workspace import EXAMPLES_DIR
+from persona.train import launcher, plan, run_folder
+from persona.train.config import RunConfig, make_config
+from persona.train.progress import ACTIVE_STATUSES
 
 HELD_OUT = 32
 LORA = {"r": 8, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
@@ -66,9 +68,9 @@ def recipe(base_path: str, rows_file: str, dtype: str, adapter: str) -> dict:
     return {"seconds": seconds, "tokens_per_s": sum(len(r["input_ids"]) for r in rows) / seconds}
 
 
-def ours(base_name: str, persona: folder.Persona, scratch: Path) -> dict:
+def ours(base_name: str, persona: persona_folder.Persona, scratch: Path) -> dict:
     """The same rows through a run."""
-    copy = folder.create(scratch / "persona", persona.card(), persona.pairs())
+    copy = persona_folder.create_persona_at(scratch / "persona", persona.card(), persona.pairs())
     config = make_config(
         "quick", base=base_name, epochs=1, eval_fraction=0, lora_r=8, lora_alpha=32, target_modules="attention"
     )
@@ -77,13 +79,13 @@ def ours(base_name: str, persona: folder.Persona, scratch: Path) -> dict:
     return {"adapter": run.adapter, "dtype": seen.plan["dtype"], **seen.result}
 
 
-def train(persona: folder.Persona, config: RunConfig) -> runs.Run:
+def train(persona: persona_folder.Persona, config: RunConfig) -> run_folder.Run:
     """A finished run, as the page and the command line start it."""
-    run = runs.create_run(persona, config)
-    launch.start(run)
-    while (seen := run.progress()).status in ACTIVE:
+    run = launcher.create_run(persona, config)
+    launcher.start_run(run)
+    while (seen := run.progress()).status in ACTIVE_STATUSES:
         time.sleep(0.5)
-        launch.reap()
+        launcher.reap_children()
     if seen.status != "done":
         raise SystemExit(f"our run {seen.status}: {seen.message}")
     return run
@@ -93,22 +95,23 @@ def held_out_nll(found: base.Base, adapter: Path, rows: list, pad_id: int) -> fl
     """Nats per learned token of `rows` by the adapter on its base in float32."""
     from peft import PeftModel
 
-    from persona.loss import Collator, mean_nll
+    from persona.models.loss import mean_nll
+    from persona.train.collator import Collator
 
-    return mean_nll(PeftModel.from_pretrained(base.load_model(found, "float32"), adapter), rows, Collator(pad_id))
+    return mean_nll(PeftModel.from_pretrained(base.load_base_model(found, "float32"), adapter), rows, Collator(pad_id))
 
 
 def flop_share(found: base.Base, rows: list, seconds: float, dtype: str) -> float:
     """The part of the machine's own matmul rate that the run has reached."""
     tokens, learned = sum(len(r.input_ids) for r in rows), sum(r.learned for r in rows)
-    work = memory.step_flops(planning.shape(found), tokens, learned)
+    work = memory.step_flops(plan.read_base_shape(found), tokens, learned)
     return work / seconds / dict(hardware.this_machine().rates)[dtype]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train")
     parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--base", default=base.DEFAULT)
+    parser.add_argument("--base", default=bundled.DEFAULT_BASE)
     parser.add_argument("--nll", action="store_true", help="compare what was learned, too")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--recipe", nargs=4, metavar=("BASE", "ROWS", "DTYPE", "ADAPTER"), help=argparse.SUPPRESS)
@@ -117,12 +120,12 @@ def main() -> None:
         print(json.dumps(recipe(*given.recipe)))
         return
     hardware.this_machine()  # measured now and kept: while a run's process closes, it would come out too low
-    example = folder.open_persona(SHIPPED_PERSONAS / "zhen-huan")
+    example = persona_folder.open_persona(EXAMPLES_DIR / "zhen-huan")
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        chosen = folder.create(scratch / "rows", example.card(), example.pairs()[: given.rows])
-        found, renderer = base.open_renderer(example.card(), given.base)
-        rows = [renderer.example(p) for p in chosen.pairs()]
+        chosen = persona_folder.create_persona_at(scratch / "rows", example.card(), example.pairs()[: given.rows])
+        found, renderer = open_renderer.open_renderer(example.card(), given.base)
+        rows = [renderer.render_example(p) for p in chosen.pairs()]
         file = scratch / "rows.jsonl"
         file.write_text("".join(json.dumps({"input_ids": r.input_ids, "labels": r.labels}) + "\n" for r in rows))
         stock = {}
@@ -135,7 +138,7 @@ def main() -> None:
         best = max(stock, key=lambda d: stock[d]["tokens_per_s"])
         nll = {}
         if given.nll:
-            unseen = [renderer.example(p) for p in example.pairs()[given.rows : given.rows + HELD_OUT]]
+            unseen = [renderer.render_example(p) for p in example.pairs()[given.rows : given.rows + HELD_OUT]]
             sides = {"nll": mine["adapter"], "recipe_nll": scratch / best}
             pad = renderer.tokenizer.pad_token_id
             nll = {side: round(held_out_nll(found, place, unseen, pad), 3) for side, place in sides.items()}

@@ -18,7 +18,7 @@ from urllib.parse import urljoin
 import httpx
 from gradio_client.utils import apply_diff
 
-from persona.ui.way import STEPS
+from persona.ui.navigation import STEP_NAMES
 
 PREFIX = "/gradio_api"
 TIMEOUT = httpx.Timeout(600, connect=30)  # seconds; the server sends a sign of life every 15
@@ -60,7 +60,9 @@ class Visitor:
         self.events: list[dict[str, Any]] = config["dependencies"]
         self.ids = {c["props"]["elem_id"]: c["id"] for c in config["components"] if c["props"].get("elem_id")}
         steps = [c["id"] for c in config["components"] if c["type"] == "walkthroughstep"]
-        self.ids |= {f"step-{name}": i for name, i in zip(STEPS, steps, strict=True)}  # the events are the steps' own
+        self.ids |= {
+            f"step-{name}": i for name, i in zip(STEP_NAMES, steps, strict=True)
+        }  # the events are the steps' own
         self.values = {c["id"]: c["props"].get("value") for c in config["components"]}
         stored = [c for c in config["components"] if c["type"] == "browserstate"]
         self.kept = {c["id"]: self.kept.get(c["id"], c["props"]["default_value"]) for c in stored}

@@ -33,11 +33,12 @@ IMPORT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 seen, order = [], []
+WATCHED = ("torch", "spaces", "persona.models.zerogpu", "gradio", "persona.models.hardware")
 def watch(event, args):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "os.fork", "os.exec", "os.posix_spawn",
                  "os.system", "subprocess.Popen"):
         seen.append(f"{event} {args[1:2] if event == 'socket.connect' else args[:2]}"[:200])
-    elif event == "import" and args[0] in ("torch", "spaces", "persona.space", "gradio", "persona.hardware"):
+    elif event == "import" and args[0] in WATCHED:
         order.append(args[0])
 sys.addaudithook(watch)
 import app
@@ -111,9 +112,9 @@ def imported(signing_in: bool = True) -> list[str]:
     found = json.loads(ran.stdout.splitlines()[-1])
     wrong = [f"on import: {event}" for event in found["seen"]]
     wrong += [f"on import it writes {name}" for name in left if "persona" in name]
-    if found["order"][0] != "persona.space":
+    if found["order"][0] != "persona.models.zerogpu":
         wrong.append(
-            f"{found['order'][0]} is imported before persona.space, which brings spaces before torch on ZeroGPU"
+            f"{found['order'][0]} is imported before persona.models.zerogpu, which imports spaces before torch on ZeroGPU"
         )
     if found["oauth"] != signing_in:
         wrong.append(

@@ -5,11 +5,11 @@ import json
 import httpx
 import openai
 import pytest
-from serving import KEY, running
+from api_server import KEY, running
 
-from persona import chat
-from persona.chat import BASE, Column
-from persona.sampling import Sampling
+from persona.compare import session
+from persona.compare.session import NO_ADAPTER, Column
+from persona.models.sampling import Sampling
 
 HI = [{"role": "user", "content": "Who are you?"}]
 WARM = {"temperature": 0.9, "top_p": 0.95, "seed": 7, "max_tokens": 24}
@@ -41,9 +41,9 @@ def house(server, model="one", text="Who are you?", sampling=AS_SAMPLING, histor
     """(prompt, reply) of the house's own stream, alone in its batch."""
     served = next(m for m in server.models if m.id == model)
     renderer = served.renderer(system)
-    name = server.voices.attach(served.adapter) if served.adapter else BASE
-    prompt = renderer.prompt(history, text)
-    steps = chat.stream(server.voices, [Column(name, prompt, stop_id=renderer.stop_id)], sampling)
+    name = server.voices.attach(served.adapter) if served.adapter else NO_ADAPTER
+    prompt = renderer.render_prompt(history, text)
+    steps = session.stream_replies(server.voices, [Column(name, prompt, stop_id=renderer.stop_id)], sampling)
     # as of its last token: half a character at the limit is shown on the page, but not sent
     return prompt, next(r for [r] in steps if r.ended or r.tokens == sampling.max_new_tokens)
 

@@ -9,12 +9,13 @@ import shutil
 import time
 
 import pytest
-from tiny import write_adapter
+from tiny_models import write_adapter
 
 from benchmarks.page import kill_trainers, opened
-from persona import folder, runs
-from persona.config import make_config
-from persona.files import SHIPPED_PERSONAS
+from persona.store import persona_folder
+from persona.store.workspace import EXAMPLES_DIR
+from persona.train import launcher
+from persona.train.config import make_config
 
 KEPT = ("bases", "tmp", "page.log")
 
@@ -71,7 +72,7 @@ def own_server(tmp_path, embedded_base):
 def drawn_adapter(tmp_path_factory, embedded_base):
     """A LoRA of the embedded base that is drawn, not trained, and says something else than the base."""
     target = tmp_path_factory.mktemp("drawn") / "adapter"
-    card = folder.open_persona(SHIPPED_PERSONAS / "zhen-huan").card()
+    card = persona_folder.open_persona(EXAMPLES_DIR / "zhen-huan").card()
     write_adapter(embedded_base.path, target, template="gemma-base", card=card, size=0.1)
     facts = json.loads((target / "run.json").read_text())
     facts["base"]["id"] = embedded_base.id
@@ -83,9 +84,9 @@ def drawn_adapter(tmp_path_factory, embedded_base):
 def trained(server, drawn_adapter, monkeypatch):
     """甄嬛 with a finished run."""
     monkeypatch.setenv("PERSONA_HOME", str(server.home))
-    persona = folder.open_persona(shutil.copytree(SHIPPED_PERSONAS / "zhen-huan", server.home / "personas/zhen-huan",
+    persona = persona_folder.open_persona(shutil.copytree(EXAMPLES_DIR / "zhen-huan", server.home / "personas/zhen-huan",
                                                   ignore=shutil.ignore_patterns("runs")))  # fmt: skip
-    run = runs.create_run(persona, make_config("quick"))
+    run = launcher.create_run(persona, make_config("quick"))
     shutil.copytree(drawn_adapter, run.adapter)
     run.log("state", state="done")
     return persona

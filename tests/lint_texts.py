@@ -1,12 +1,12 @@
 """Texts of answers, and what the checks must find in them and leave alone."""
 
-from persona.folder import Card
-from persona.lint import lint
-from persona.pairs import Pair
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard
+from persona.write.lint import lint_pairs
 
-MAGS = Card(name="Mags Tolliver", language="en", probes=("Who keeps the light at night?", "Why?"))
-HUAN = Card(name="甄嬛", language="zh", probes=("你们宫里的冬天冷不冷？",))
-ANYONE = Card(name="Anyone")
+MAGS = PersonaCard(name="Mags Tolliver", language="en", probes=("Who keeps the light at night?", "Why?"))
+HUAN = PersonaCard(name="甄嬛", language="zh", probes=("你们宫里的冬天冷不冷？",))
+ANYONE = PersonaCard(name="Anyone")
 FILL = [
     Pair("Where is the boat?", "Out beyond the ledge, waiting for the tide."),
     Pair("What do you eat?", "Herring, bread, and whatever the storm has left me."),
@@ -18,7 +18,7 @@ FILL = [
 
 
 def found(rule, pairs, card=ANYONE, **given):
-    return [f for f in lint(pairs, card, **given) if f.rule == rule]
+    return [f for f in lint_pairs(pairs, card, **given) if f.rule == rule]
 
 
 def answer(text, question="And then?"):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from persona.importers import Options, Skipped
-from persona.importers.text import open_source
-from persona.pairs import Pair
+from persona.store.pairs import Pair
+from persona.write.importers import ImportOptions, SkippedRow
+from persona.write.importers.text_source import open_source
 
 PLAY = """第一集
 
@@ -44,12 +44,16 @@ def source(tmp_path):
 
 
 def pairs(module, source, *names, **options):
-    items = module.read(source, Options(speakers=names, **options))
+    items = module.read(source, ImportOptions(speakers=names, **options))
     return [(p.instruction, p.output, int(p.source.rsplit(":", 1)[1])) for p in items if isinstance(p, Pair)]
 
 
 def skips(module, source, *names, **options):
-    return [(s.line, s.why) for s in module.read(source, Options(speakers=names, **options)) if isinstance(s, Skipped)]
+    return [
+        (s.line, s.why)
+        for s in module.read(source, ImportOptions(speakers=names, **options))
+        if isinstance(s, SkippedRow)
+    ]
 
 
 CHATS = {

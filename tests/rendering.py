@@ -13,9 +13,9 @@ from conftest import (
     family_tokenizer,
 )
 
-from persona.pairs import Pair
-from persona.render import IGNORED, Example, Renderer
-from persona.templates import Template, messages, pinned, shipped_templates
+from persona.store.pairs import Pair
+from persona.template.chat_template import ChatTemplate, build_messages, pin_date, shipped_templates
+from persona.template.render import IGNORE_INDEX, Renderer, TrainingExample
 
 TINY = {
     "byte_tokenizer": BYTE_CONTROLS,
@@ -54,12 +54,12 @@ def decode(renderer: Renderer, ids: list[int]) -> str:
     return renderer.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def learned_parts(example: Example) -> list[list[int]]:
+def learned_parts(example: TrainingExample) -> list[list[int]]:
     """The learned ids, one list for each unbroken run."""
-    parts, before = [], IGNORED
+    parts, before = [], IGNORE_INDEX
     for label in example.labels:
-        if label != IGNORED:
-            if before == IGNORED:
+        if label != IGNORE_INDEX:
+            if before == IGNORE_INDEX:
                 parts.append([])
             parts[-1].append(label)
         before = label
@@ -74,19 +74,19 @@ HISTORY = (("你好", "好。"), ("What ship?", "The Patience.\n\nShe sank."))
 TRL = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"  # read without importing it: 5 s
 
 
-Q = messages("", [("q", "a")], "r")
-S = messages("s", [("q", "a")], "r")
+Q = build_messages("", [("q", "a")], "r")
+S = build_messages("s", [("q", "a")], "r")
 OFFICIAL = {"gemma": "gemma", "gemma3": "gemma", "gemma4": "gemma-4", "gemma4_v2": "gemma-4", "gemma4_v5": "gemma-4",
             "llama3": "llama-3", "llama3_1": "llama-3.1", "llama3_2": "llama-3.1", "phi3": "phi-3", "phi3_5": "phi-3",
             "qwen2_5": "qwen2.5", "qwen3": "qwen3", "qwen3_instruct_2507": "chatml", "glm4moe": "glm-4.5",
             "deepseek_r1_distill": "deepseek-r1-distill"}  # fmt: skip
 # other conversations than those on which choose_template decides
 CONVERSATIONS = [
-    messages("", [], "Who are you?"),
-    messages("Be dry.", [], "  spaces  "),
-    messages("", HISTORY, "\nline\n"),
-    messages(SYSTEM, [("<b>x</b>", "1.\n2."), ("{% if %}", "'\"\\n")], "👩‍🚀"),
-    messages("a" * 300, [(" x ", " y ")] * 5, "end"),
+    build_messages("", [], "Who are you?"),
+    build_messages("Be dry.", [], "  spaces  "),
+    build_messages("", HISTORY, "\nline\n"),
+    build_messages(SYSTEM, [("<b>x</b>", "1.\n2."), ("{% if %}", "'\"\\n")], "👩‍🚀"),
+    build_messages("a" * 300, [(" x ", " y ")] * 5, "end"),
 ]
 
 
@@ -96,7 +96,7 @@ def official(file: str):
     own = (TRL / f"{file}.jinja").read_text(encoding="utf-8")
     tokenizer = family_tokenizer(own, *(t.text for t in SHIPPED.values()), extra="<|user|> <|assistant|> <|system|>")
     tokenizer.chat_template = own
-    return Template(file, pinned(own)), tokenizer
+    return ChatTemplate(file, pin_date(own)), tokenizer
 
 
 @cache
@@ -112,7 +112,7 @@ def trainable(renderer: Renderer):
     """Every pair that is not refused, for white space that melts or a marker in its text; most are not."""
     found = []
     for pair in PAIRS.values():
-        example = renderer.example(pair)
+        example = renderer.render_example(pair)
         if example.problems:
             marker = pair == PAIRS["markup"] and all("reads as control" in why for why in example.problems)
             assert marker or any("white space" in why for why in example.problems), (pair, example.problems)
@@ -125,9 +125,11 @@ def trainable(renderer: Renderer):
 def trimming(renderer: Renderer):
     """What the template does to white space around a reply, and what it writes before one."""
     edged = "\n\n x \n"
-    text = renderer._apply(messages("", [], "q", edged), tokenize=False)
+    text = renderer._apply(build_messages("", [], "q", edged), tokenize=False)
     ways = [lambda s: s, lambda s: s.lstrip("\n"), str.strip]
     way = next(w for w in ways if w(edged) in text)
-    lead = decode(renderer, [i for i in renderer.example(Pair("q", "x")).labels if i != IGNORED]).partition("x")[0]
+    lead = decode(renderer, [i for i in renderer.render_example(Pair("q", "x")).labels if i != IGNORE_INDEX]).partition(
+        "x"
+    )[0]
     assert not lead.strip()
     return way, lead

@@ -4,10 +4,11 @@ import io
 import json
 from pathlib import Path
 
-from persona.importers import Note, Options, Skipped, detect, importer
-from persona.importers.json_rows import MAX_ELEMENT
-from persona.importers.text import open_source
-from persona.pairs import MAX_CHARACTERS, Pair
+from persona.store.pairs import MAX_CHARACTERS, Pair
+from persona.write.importers import ImportNote, ImportOptions, SkippedRow
+from persona.write.importers.json_reader import MAX_ROW
+from persona.write.importers.registry import detect_format, get_importer
+from persona.write.importers.text_source import open_source
 
 FORMATS = ("alpaca", "sharegpt", "messages", "table")
 
@@ -18,13 +19,13 @@ def source(folder: Path, name: str, data: bytes | str):
     return open_source(file)
 
 
-def items(folder: Path, name: str, data: bytes | str, format: str = "", options: Options = Options()):
+def items(folder: Path, name: str, data: bytes | str, format: str = "", options: ImportOptions = ImportOptions()):
     """(pairs without their sources, [(line, why)], [(line, note)])."""
     opened = source(folder, name, data)
-    found = list(importer(format or detect(opened)).read(opened, options))
+    found = list(get_importer(format or detect_format(opened)).read(opened, options))
     pairs = [Pair(p.instruction, p.output, p.history) for p in found if isinstance(p, Pair)]
-    skipped = [(s.line, s.why) for s in found if isinstance(s, Skipped)]
-    return pairs, skipped, [(n.line, n.what) for n in found if isinstance(n, Note)]
+    skipped = [(s.line, s.why) for s in found if isinstance(s, SkippedRow)]
+    return pairs, skipped, [(n.line, n.what) for n in found if isinstance(n, ImportNote)]
 
 
 def line(**row) -> str:
@@ -163,9 +164,9 @@ SKIPPED = [
     ("cut-after.json", f"[{A}", [AB], [(1, "the file ends before its list is closed")]),
     ("cut-wrapped.json", f'{{"data": [{A}, {C}', [AB, CD], [(1, "the file ends before its list is closed")]),
     ("after.json", f"[{A}]\n hello", [AB], [(1, "text after the end of the list")]),
-    ("long.jsonl", f'{{"instruction": "{"x" * MAX_ELEMENT}"}}\n{C}', [CD], [(1, "longer than 2,000,000")]),
-    ("long.json", f'[{A},{{"instruction": "{"x" * MAX_ELEMENT}"}},{C}]', [AB, CD], [(1, "longer than 2,000,000")]),
-    ("never-closed.json", f'[{A},{{"instruction": "{"x" * 3 * MAX_ELEMENT}', [AB], [(1, "longer than 2,000,000")]),
+    ("long.jsonl", f'{{"instruction": "{"x" * MAX_ROW}"}}\n{C}', [CD], [(1, "longer than 2,000,000")]),
+    ("long.json", f'[{A},{{"instruction": "{"x" * MAX_ROW}"}},{C}]', [AB, CD], [(1, "longer than 2,000,000")]),
+    ("never-closed.json", f'[{A},{{"instruction": "{"x" * 3 * MAX_ROW}', [AB], [(1, "longer than 2,000,000")]),
     # --- alpaca
     ("empty.jsonl", f'{{"instruction": "x", "output": " "}}\n{C}', [CD], [(1, "'output' is empty")]),
     ("missing.jsonl", f'{C}\n{{"instruction": "x"}}', [CD], [(2, "'output' is missing")]),
@@ -192,7 +193,7 @@ SKIPPED = [
     ("open.csv", 'question,answer\na,b\n"x,y\nc,d\n', [AB, CD], [(3, "a quote is opened and never closed")]),
     ("stray.csv", 'question,answer\n"x" y,z\nc,d\n', [CD], [(2, "a quote is not doubled")]),
     ("history.csv", "question,answer,history\nx,y,not json\na,b,\n", [AB], [(2, "'history' is not a JSON list")]),
-    ("long.csv", f"question,answer\nx,{'y' * 3 * MAX_ELEMENT}\na,b\n", [AB], [(2, "longer than 2,000,000")]),
+    ("long.csv", f"question,answer\nx,{'y' * 3 * MAX_ROW}\na,b\n", [AB], [(2, "longer than 2,000,000")]),
     ("big.csv", f"question,answer\nx,{'y' * (MAX_CHARACTERS + 1)}\na,b\n", [AB], [(2, "100,001 characters")]),
     ("empty.xlsx", sheet(("question", "answer"), ("x", None), ("a", "b")), [AB], [(2, "'output' is empty")]),
     ("formula.xlsx", sheet(("question", "answer"), ("x", "=1+1"), ("a", "b")), [AB], [(2, "'output' is empty")]),

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from tiny import write_adapter
+from tiny_models import write_adapter
 
-from persona import adapter, decode
-from persona.base import Base
-from persona.chat import Voices, stream
-from persona.render import Prompt
-from persona.sampling import Sampling
+from persona.compare.session import LoadedModel, stream_replies
+from persona.models import adapter, generate
+from persona.models.base import Base
+from persona.models.sampling import Sampling
+from persona.template.render import ChatPrompt
 
 GREEDY = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=24)
 WARM = Sampling(temperature=0.9, top_p=0.95, seed=7, max_new_tokens=24)
@@ -25,7 +25,7 @@ def adapters(tmp_path_factory, tiny_gemma):
     folder = tmp_path_factory.mktemp("adapters")
     write_adapter(tiny_gemma, folder / "one", seed=1, template="gemma-base")
     write_adapter(tiny_gemma, folder / "two", seed=2, template="gemma-base", r=2, target_modules=["q_proj", "up_proj"])
-    return [adapter.check(folder / "one"), adapter.check(folder / "two")]
+    return [adapter.read_adapter(folder / "one"), adapter.read_adapter(folder / "two")]
 
 
 def quiet(model, *stops: int):
@@ -43,13 +43,13 @@ def quiet(model, *stops: int):
 
 @pytest.fixture
 def voices(tiny_gemma):
-    made = Voices(Base("someone/tiny", tiny_gemma))
+    made = LoadedModel(Base("someone/tiny", tiny_gemma))
     quiet(made.model, made.tokenizer.eos_token_id)
     return made
 
 
-def prompt(*ids: int) -> Prompt:
-    return Prompt("", [2, *ids])
+def prompt(*ids: int) -> ChatPrompt:
+    return ChatPrompt("", [2, *ids])
 
 
 SHORT, LONG = prompt(301, 302), prompt(*range(270, 300), 310, 300, 350)  # LONG is beyond the sliding window of 16
@@ -58,7 +58,7 @@ PROMPTS = {"equal": (SHORT, SHORT, SHORT), "different": (SHORT, LONG, prompt(*ra
 
 def say(voices, columns, sampling=GREEDY, stop_id=NEVER):
     """The last replies."""
-    *_, last = stream(voices, columns, sampling, stop_id)
+    *_, last = stream_replies(voices, columns, sampling, stop_id)
     return last
 
 
@@ -77,7 +77,7 @@ def changed(model) -> int:
 def script(monkeypatch, *steps: list[int]):
     """The drawn tokens of each column, step by step."""
     todo = iter(steps)
-    monkeypatch.setattr(decode.Draw, "__call__", lambda *_: torch.tensor(next(todo)))
+    monkeypatch.setattr(generate.Sampler, "__call__", lambda *_: torch.tensor(next(todo)))
 
 
 def letters(tokenizer, text: str) -> list[int]:

@@ -12,23 +12,25 @@ import time
 
 import pytest
 
-from persona import launch, runs, waiting
-from persona.config import RunConfig
-from persona.folder import Card, create, personas_dir
-from persona.pairs import Pair
-from persona.runs import Run, create_run
+from persona.store import persona_folder
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard, create_persona_at, personas_dir
+from persona.train import launcher, queue, run_folder
+from persona.train.config import RunConfig
+from persona.train.launcher import create_run
+from persona.train.run_folder import Run
 
 PAIRS = [Pair(f"question {n}", f"answer {n}") for n in range(6)]
 
 # stands in for `persona.train`: it trains until there is a file "finish" (or "stop") in the run folder, and fails when
 # another one trains
 STAND_IN = """
-import os, runpy, sys, time
+import os, sys, time, types
 import psutil
-from persona import runs, waiting
+from persona.train import queue, run_folder
 
 def train(*_, **__):
-    run, alone = runs.open_run(waiting.Path(sys.argv[1])), waiting.folder() / "alone"
+    run, alone = run_folder.open_run(queue.Path(sys.argv[1])), queue.queue_dir() / "alone"
     other = int(alone.read_text()) if alone.exists() else 0
     # a zombie that its parent has not reaped yet trains no more
     if other and psutil.pid_exists(other) and psutil.Process(other).status() != psutil.STATUS_ZOMBIE:
@@ -47,28 +49,29 @@ def train(*_, **__):
     alone.unlink()
     run.log("state", state="stopped" if (run.path / "stop").exists() else "done")
 
-runpy.run_module, waiting.EVERY = train, 0.05
-waiting.main()
+sys.modules["persona.train.run"] = types.SimpleNamespace(main=train)
+queue.POLL_SECONDS = 0.05
+queue.main()
 """
 REAL = subprocess.Popen
 
 
 def popen(command, **options):
     """subprocess.Popen, with the stand-in for training."""
-    ours = command[:3] == [sys.executable, "-m", "persona.waiting"]
+    ours = command[:3] == [sys.executable, "-m", "persona.train.queue"]
     return REAL([sys.executable, "-c", STAND_IN, *command[3:]] if ours else command, **options)
 
 
 @pytest.fixture
 def stand_in(monkeypatch, home):
     """launch.py starts the stand-in; whatever a test leaves behind is ended by its pid."""
-    monkeypatch.setattr(launch.subprocess, "Popen", popen)
+    monkeypatch.setattr(launcher.subprocess, "Popen", popen)
     yield
-    for run in (runs.Run(p.parent) for p in home.rglob("worker.json")):
+    for run in (run_folder.Run(p.parent) for p in home.rglob("worker.json")):
         if process := run.process():
             process.kill()
             process.wait(10)
-    launch.reap()
+    launcher.reap_children()
 
 
 @pytest.fixture
@@ -77,7 +80,9 @@ def new(home):
 
     def new(name="Mags") -> Run:
         path = personas_dir() / name.lower()
-        persona = runs.Persona(path) if path.exists() else create(path, Card(name=name), PAIRS)
+        persona = (
+            persona_folder.Persona(path) if path.exists() else create_persona_at(path, PersonaCard(name=name), PAIRS)
+        )
         return create_run(persona, RunConfig())
 
     return new
@@ -86,7 +91,7 @@ def new(home):
 def wait_for(true, seconds: float = 90):
     until = time.monotonic() + seconds
     while not (found := true()):
-        launch.reap()
+        launcher.reap_children()
         assert time.monotonic() < until, "it did not happen"
         time.sleep(0.02)
     return found
@@ -99,7 +104,7 @@ def status(run: Run) -> str:
 def started(*made: Run) -> None:
     """Started in this order, and the first has its turn."""
     for run in made:
-        launch.start(run)
+        launcher.start_run(run)
     wait_for(lambda: status(made[0]) == "running")
 
 
@@ -121,4 +126,4 @@ def kill(run: Run) -> None:
 
 
 def stray() -> list[str]:
-    return [t.run.name for t in waiting.tickets()]
+    return [t.run.name for t in queue.list_tickets()]

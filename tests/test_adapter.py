@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tiny import CARD, FACTS, load, with_lora, write_adapter
+from tiny_models import CARD, FACTS, load, with_lora, write_adapter
 
-from persona import adapter, modelcard
-from persona.base import Base
 from persona.errors import AdapterError
-from persona.templates import read_template
+from persona.models import adapter, attach, model_card
+from persona.models.base import Base
+from persona.template.chat_template import read_template
 
 WEIGHTS = "adapter_model.safetensors"
 IDS = torch.tensor([[5, 9, 60, 33, 120, 7, 7, 300]])
@@ -72,14 +72,14 @@ def test_round_trip(base, settings, request, tmp_path):
     """Opened on a fresh base, the adapter says exactly what the trained model in memory said."""
     base = request.getfixturevalue(base)
     model = write_adapter(base, tmp_path / "a", **settings)
-    opened = adapter.attach(load(base), adapter.check(tmp_path / "a"), "mags")
+    opened = attach.attach_adapter(load(base), adapter.read_adapter(tmp_path / "a"), "mags")
     assert torch.equal(logits(opened), logits(model))
     assert (logits(load(base)) - logits(model)).abs().max() > 0.1, "the adapter must matter"
 
 
 def test_it_describes_itself(trained, tiny_llama):
-    opened = adapter.check(trained[1])
-    assert {f.name for f in trained[1].iterdir()} == set(adapter.FILES) - {modelcard.PICTURE}
+    opened = adapter.read_adapter(trained[1])
+    assert {f.name for f in trained[1].iterdir()} == set(adapter.ADAPTER_FILES) - {model_card.LOSS_PICTURE}
     assert (opened.card, opened.base_id, opened.template) == (CARD, "someone/tiny", read_template("chatml"))
     assert opened.settings["r"] == 4 and opened.settings["lora_alpha"] == 8
     assert opened.max_length == 64 and opened.facts["figures"] == FACTS["figures"]
@@ -107,7 +107,7 @@ def test_an_older_adapter_is_replaced_and_nothing_else_stays(tiny_llama, tmp_pat
     target = tmp_path / "run" / "adapter"
     for seed in (1, 2):
         model = write_adapter(tiny_llama, target, seed)
-    opened = adapter.attach(load(tiny_llama), adapter.check(target), "x")
+    opened = attach.attach_adapter(load(tiny_llama), adapter.read_adapter(target), "x")
     assert torch.equal(logits(opened), logits(model))
     assert [p.name for p in target.parent.iterdir()] == ["adapter"]
 
@@ -192,16 +192,16 @@ REFUSED = {
 
 @pytest.mark.parametrize("damage, why", REFUSED.values(), ids=REFUSED)
 def test_check_refuses(folder, damage, why):
-    adapter.check(folder)
+    adapter.read_adapter(folder)
     damage(folder)
     with pytest.raises(AdapterError, match=why) as e:
-        adapter.check(folder)
+        adapter.read_adapter(folder)
     assert len(str(e.value)) < 600, "a hostile value must not fill the screen"
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(AdapterError, match="no such adapter folder"):
-        adapter.check(tmp_path / "nowhere")
+        adapter.read_adapter(tmp_path / "nowhere")
 
 
 def test_names_of_things_to_import_are_ignored(folder, base_model, trained):
@@ -220,16 +220,16 @@ def test_names_of_things_to_import_are_ignored(folder, base_model, trained):
         eva_config={"x": 1},
         unheard_of={"__class__": "os"},
     )
-    opened = adapter.check(folder)
+    opened = adapter.read_adapter(folder)
     assert set(opened.settings) <= set(adapter._SETTINGS)
-    assert torch.equal(logits(adapter.attach(base_model, opened, "x")), logits(trained[0]))
+    assert torch.equal(logits(attach.attach_adapter(base_model, opened, "x")), logits(trained[0]))
 
 
 @pytest.mark.timeout(60)
 def test_layers_come_from_the_weights_and_not_from_a_pattern(folder, base_model, trained):
     """target_modules may be a regular expression, and one made for it would match for years."""
     edit(folder / "adapter_config.json", target_modules="(.*)*(.*)*(.*)*(.*)*!")
-    opened = adapter.attach(base_model, adapter.check(folder), "x")
+    opened = attach.attach_adapter(base_model, adapter.read_adapter(folder), "x")
     assert torch.equal(logits(opened), logits(trained[0]))
 
 
@@ -237,7 +237,7 @@ def test_layers_come_from_the_weights_and_not_from_a_pattern(folder, base_model,
                                     {"max_length": -1}, {"max_length": True}])  # fmt: skip
 def test_max_length_of_a_strange_run_file(folder, config):
     edit(folder / "run.json", config=config)
-    assert adapter.check(folder).max_length == 512
+    assert adapter.read_adapter(folder).max_length == 512
 
 
 # ---- another base
@@ -247,14 +247,14 @@ def test_max_length_of_a_strange_run_file(folder, config):
 def test_another_architecture_is_named_layer_by_layer_and_harms_nothing(tiny_gemma, tiny_llama, tmp_path, beside):
     """The base, and an adapter that is on it already, go on as before."""
     write_adapter(tiny_gemma, tmp_path / "gemma")
-    foreign = adapter.check(tmp_path / "gemma")
+    foreign = adapter.read_adapter(tmp_path / "gemma")
     model = load(tiny_llama)
     if beside:
         write_adapter(tiny_llama, tmp_path / "own")
-        model = adapter.attach(model, adapter.check(tmp_path / "own"), "own")
+        model = attach.attach_adapter(model, adapter.read_adapter(tmp_path / "own"), "own")
     before = logits(model)
     with pytest.raises(AdapterError) as e:
-        adapter.attach(model, foreign, "foreign")
+        attach.attach_adapter(model, foreign, "foreign")
     message = str(e.value)
     assert "Mags was trained on someone/tiny and does not fit" in message
     assert "model.layers.0.mlp.down_proj: lora_B.weight is 32×4, with this base it must be 48×4" in message
@@ -266,7 +266,7 @@ def test_another_architecture_is_named_layer_by_layer_and_harms_nothing(tiny_gem
 def test_a_layer_that_this_base_lacks_is_named(folder, base_model):
     edit_weights(folder, lambda s: s.update({k.replace("layers.1", "layers.7"): s.pop(k) for k in list(s)}))
     with pytest.raises(AdapterError, match=r"layers\.7\.mlp\.down_proj: this base has no such layer"):
-        adapter.attach(base_model, adapter.check(folder), "x")
+        attach.attach_adapter(base_model, adapter.read_adapter(folder), "x")
 
 
 FIRST = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
@@ -286,7 +286,7 @@ def test_weights_that_do_not_fit_their_own_settings(folder, base_model, change, 
     before = logits(base_model)
     edit_weights(folder, change)
     with pytest.raises(AdapterError, match=why):
-        adapter.attach(base_model, adapter.check(folder), "x")
+        attach.attach_adapter(base_model, adapter.read_adapter(folder), "x")
     assert torch.equal(logits(base_model), before)
     assert not [n for n, _ in base_model.named_modules() if "lora" in n]
 
@@ -295,7 +295,7 @@ def test_settings_of_another_rank_are_refused(folder, base_model):
     """alpha / r is the strength: a wrong r would change every answer."""
     edit(folder / "adapter_config.json", r=8)
     with pytest.raises(AdapterError, match=r"lora_A\.weight is 4×64, with this base it must be 8×64"):
-        adapter.attach(base_model, adapter.check(folder), "x")
+        attach.attach_adapter(base_model, adapter.read_adapter(folder), "x")
 
 
 # ---- strength
@@ -304,27 +304,27 @@ def test_settings_of_another_rank_are_refused(folder, base_model):
 @pytest.mark.parametrize("settings", [{}, {"lora_alpha": 3}, {"use_rslora": True}], ids=["2", "alpha-3", "rslora"])
 def test_strength_is_relative_to_what_was_trained(tiny_llama, tmp_path, settings):
     model = write_adapter(tiny_llama, tmp_path / "a", **settings)
-    opened = adapter.attach(load(tiny_llama), adapter.check(tmp_path / "a"), "mags")
+    opened = attach.attach_adapter(load(tiny_llama), adapter.read_adapter(tmp_path / "a"), "mags")
     trained, base = logits(model), logits(load(tiny_llama))
-    adapter.set_strength(opened, "mags", 0)
+    attach.set_adapter_strength(opened, "mags", 0)
     torch.testing.assert_close(logits(opened), base, rtol=0, atol=1e-6)
-    adapter.set_strength(opened, "mags", 0.5)
+    attach.set_adapter_strength(opened, "mags", 0.5)
     half = logits(opened)
-    adapter.set_strength(opened, "mags", 0.5)
+    attach.set_adapter_strength(opened, "mags", 0.5)
     assert torch.equal(logits(opened), half), "set again it stays: it is not multiplied each time"
     assert (half - base).abs().max() > 0.01 and (half - trained).abs().max() > 0.01
-    adapter.set_strength(opened, "mags", 1)
+    attach.set_adapter_strength(opened, "mags", 1)
     assert torch.equal(logits(opened), trained)
 
 
 def test_half_the_strength_is_half_the_update(tiny_llama, tmp_path):
     write_adapter(tiny_llama, tmp_path / "a")
-    opened = adapter.attach(load(tiny_llama), adapter.check(tmp_path / "a"), "mags")
+    opened = attach.attach_adapter(load(tiny_llama), adapter.read_adapter(tmp_path / "a"), "mags")
     layer = opened.get_base_model().model.layers[0].mlp.up_proj
     x = torch.randn(3, 48)
     outputs = []
     for strength in (0, 0.5, 1, 2):
-        adapter.set_strength(opened, "mags", strength)
+        attach.set_adapter_strength(opened, "mags", strength)
         outputs.append(layer(x).detach())
     base, half, whole, double = outputs
     torch.testing.assert_close((half - base) * 2, whole - base, rtol=1e-4, atol=1e-5)
@@ -340,11 +340,16 @@ def test_locate(tmp_path, trained):
         shutil.copytree(trained[1], persona / "runs" / name / "adapter")
     newest = persona / "runs" / "20250102-000000-0000"
     (persona / "runs" / "20250103-000000-0000").mkdir()  # a run that has no adapter yet
-    assert adapter.locate(persona) == adapter.locate(newest) == adapter.locate(newest / "adapter") == newest / "adapter"
+    assert (
+        adapter.locate_adapter(persona)
+        == adapter.locate_adapter(newest)
+        == adapter.locate_adapter(newest / "adapter")
+        == newest / "adapter"
+    )
     (tmp_path / "empty").mkdir()
     for nothing in (tmp_path / "empty", tmp_path / "nowhere"):
         with pytest.raises(AdapterError, match=f"{nothing.name}: no adapter here. Train one with: persona"):
-            adapter.locate(nothing)
+            adapter.locate_adapter(nothing)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"),
@@ -359,6 +364,6 @@ def test_a_write_that_fails_leaves_the_old_adapter(tiny_llama, tmp_path, monkeyp
 
     monkeypatch.setattr(model, "save_pretrained", full)
     with pytest.raises(AdapterError, match=r"could not be written \(.*No space left on device.*\)\. Free some space"):
-        adapter.write(model, tmp_path / "a", base=Base("x/y", tiny_llama), template=read_template("chatml"), card=CARD,
+        adapter.save_adapter(model, tmp_path / "a", base=Base("x/y", tiny_llama), template=read_template("chatml"), card=CARD,
                       facts=FACTS)  # fmt: skip
     assert {f.name: f.read_bytes() for f in (tmp_path / "a").iterdir()} == before

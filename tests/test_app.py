@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from persona.files import PROJECT
+from persona.store.workspace import PROJECT_DIR
 
 # app.py with this command line, up to the launch: what it would be launched with, and what follows from it
 STARTED = """
@@ -31,7 +31,7 @@ runpy.run_path("app.py", run_name="__main__")
 
 def start(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
     own = {k: v for k, v in os.environ.items() if not k.startswith(("GRADIO", "SPACE", "PERSONA_"))}
-    return subprocess.run(list(map(str, words)), env={**own, "PYTHONPATH": str(PROJECT), **env}, cwd=PROJECT,
+    return subprocess.run(list(map(str, words)), env={**own, "PYTHONPATH": str(PROJECT_DIR), **env}, cwd=PROJECT_DIR,
                           capture_output=True, text=True, timeout=120)  # fmt: skip
 
 

@@ -15,27 +15,30 @@ import torch
 import transformers as t
 from cases import check_each
 from conftest import family_tokenizer
-from tiny import PLAIN_CPU
+from tiny_models import PLAIN_CPU
 
-from persona import adapter, base, catalogue, chat, hardware, lora, train
-from persona.chat import BASE, Column
-from persona.config import RunConfig, make_config
-from persona.decode import Steps
+from persona.compare import session
+from persona.compare.session import NO_ADAPTER, Column
 from persona.errors import BaseError
-from persona.folder import Card, create
-from persona.loss import nll_sum
-from persona.pairs import Pair
-from persona.runs import create_run
-from persona.sampling import Sampling
-from persona.templates import read_template
+from persona.models import adapter, attach, base, catalogue, hardware
+from persona.models.generate import DecodeLoop
+from persona.models.loss import nll_sum
+from persona.models.sampling import Sampling
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard, create_persona_at
+from persona.template.chat_template import read_template
+from persona.train import lora_config, prepare
+from persona.train import run as train_run
+from persona.train.config import RunConfig, make_config
+from persona.train.launcher import create_run
 
 pytestmark = pytest.mark.slow
 
-CARD = Card(name="Mags", system="Be dry.", language="en")
+CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
 PAIRS = [Pair(f"{w}?", f"The {w} is lit.") for w in ("lamp", "log", "wind", "light")]
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
          "num_key_value_heads": 1, "max_position_embeddings": 512}  # fmt: skip
-TEMPLATES = {e.architecture: e.template for e in catalogue.catalogue()} | {
+TEMPLATES = {e.architecture: e.template for e in catalogue.load_catalogue()} | {
     "internlm3": "internlm",
     "minicpm3": "chatml",
 }
@@ -104,7 +107,7 @@ class Made:
 
     name: str
     base: base.Base
-    job: train.Job
+    job: prepare.PreparedRun
     model: Any  # the trained PeftModel
     result: dict
     adapter: adapter.Adapter
@@ -122,14 +125,14 @@ def train_tiny(
     patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
     tiny(name, ids, shape).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    real = train.finish
-    patch.setattr(train, "finish", lambda t: seen.update(job=t.job, model=t.model) or real(t))
+    real = train_run.finish_run
+    patch.setattr(train_run, "finish_run", lambda t: seen.update(job=t.job, model=t.model) or real(t))
     settings = {"dtype": "float32", "batch_size": 2, "eval_fraction": 0.25, "learning_rate": 1e-2, "max_steps": 2,
                 "lora_r": 4, "lora_alpha": 8}  # fmt: skip
     config = make_config(base=str(folder / "base"), template=template.name, **settings, **changes)
-    run = create_run(create(folder / "mags", CARD, PAIRS), config)
-    result = train.train(run)
-    return Made(name, seen["job"].base, seen["job"], seen["model"].eval(), result, adapter.check(run.adapter))
+    run = create_run(create_persona_at(folder / "mags", CARD, PAIRS), config)
+    result = train_run.train_run(run)
+    return Made(name, seen["job"].base, seen["job"], seen["model"].eval(), result, adapter.read_adapter(run.adapter))
 
 
 @pytest.fixture(scope="module", params=sorted(TEMPLATES))
@@ -147,7 +150,7 @@ def with_lora(model: Any) -> set[str]:
 
 
 def test_every_architecture_is_here():
-    assert {e.architecture for e in catalogue.catalogue()} | {"internlm3", "minicpm3"} == set(TEMPLATES)
+    assert {e.architecture for e in catalogue.load_catalogue()} | {"internlm3", "minicpm3"} == set(TEMPLATES)
 
 
 def test_two_steps_are_trained(made):
@@ -192,9 +195,9 @@ def test_every_choice_of_layers_stays_in_the_language_model(made):
 
     def check(wanted):
         with without_timm():
-            model = base.load_model(made.base, "float32")
+            model = base.load_base_model(made.base, "float32")
         decoder = next(n for n, m in model.named_modules() if m is model.get_decoder())
-        config = lora.lora_config(RunConfig(lora_r=2, target_modules=wanted), model)
+        config = lora_config.make_lora_config(RunConfig(lora_r=2, target_modules=wanted), model)
         found = with_lora(get_peft_model(model, config).get_base_model())
         layers = text_config(made.name, {"vocab_size": 8}).num_hidden_layers
         assert found and all(n.startswith(f"{decoder}.") for n in found)
@@ -210,25 +213,25 @@ def test_every_choice_of_layers_stays_in_the_language_model(made):
 def test_both_voices_answer(made):
     with without_timm(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
-        voices = chat.Voices(made.base)
+        voices = session.LoadedModel(made.base)
         name = voices.attach(made.adapter)
-    renderer = chat.renderer_of(made.adapter, voices.tokenizer)
-    prompts = [renderer.prompt([], "wind?"), renderer.prompt([], "And the lamp, is it lit?")]
+    renderer = session.renderer_of(made.adapter, voices.tokenizer)
+    prompts = [renderer.render_prompt([], "wind?"), renderer.render_prompt([], "And the lamp, is it lit?")]
     greedy = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=4)
-    columns = [Column(n, p) for p in prompts for n in (BASE, name)]
-    mixes = [voices.mix(c.adapter) for c in columns]
-    with Steps(voices.model, [c.prompt.ids for c in columns], mixes, 0) as steps:
+    columns = [Column(n, p) for p in prompts for n in (NO_ADAPTER, name)]
+    mixes = [voices.adapter_weights(c.adapter) for c in columns]
+    with DecodeLoop(voices.model, [c.prompt.ids for c in columns], mixes, 0) as steps:
         together = steps.logits()
     for row, column in enumerate(columns):
         ids = torch.tensor([column.prompt.ids])
         with torch.no_grad():
-            if column.adapter == BASE:
+            if column.adapter == NO_ADAPTER:
                 with voices.model.disable_adapter():
                     alone = voices.model(input_ids=ids, use_cache=False).logits[0, -1]
             else:
                 alone = made.model(input_ids=ids, use_cache=False).logits[0, -1]
         assert torch.allclose(together[row], alone, atol=2e-4), "in a batch with a cache as alone without one"
-    *_, last = chat.stream(voices, columns, greedy, renderer.stop_id)
+    *_, last = session.stream_replies(voices, columns, greedy, renderer.stop_id)
     assert all(r.tokens == 4 or r.ended for r in last)
     assert (together[0] - together[1]).abs().max() > 1e-3
 
@@ -240,10 +243,10 @@ def test_the_merged_model_speaks_like_the_adapter(made, tmp_path):
 def check_merged(made: Made, tmp_path: Path) -> None:
     ids = torch.tensor([made.job.train[0].input_ids])
     with torch.no_grad(), without_timm():
-        model = adapter.attach(base.load_model(made.base, "float32"), made.adapter, "x")
+        model = attach.attach_adapter(base.load_base_model(made.base, "float32"), made.adapter, "x")
         active = model(input_ids=ids, use_cache=False).logits
         model.merge_and_unload(safe_merge=True).save_pretrained(tmp_path)
-        merged = base.load_model(base.Base("merged", Path(tmp_path)), "float32")
+        merged = base.load_base_model(base.Base("merged", Path(tmp_path)), "float32")
         assert torch.allclose(merged(input_ids=ids, use_cache=False).logits, active, atol=1e-4)
 
 
@@ -272,17 +275,17 @@ def test_in_4_bits_too(name, tmp_path, monkeypatch):
         assert made.result["adapter_nll"] < made.result["base_nll"]
         learned = [i for i in made.job.train[0].labels if i != -100]
         assert made.job.renderer.stop_id in learned and "is lit." in made.job.renderer.tokenizer.decode(learned)
-        voices = chat.Voices(made.base)
-        columns = [BASE, voices.attach(made.adapter)]
-    renderer = chat.renderer_of(made.adapter, voices.tokenizer)
-    prompt = renderer.prompt([], "wind?")
-    with Steps(voices.model, [prompt.ids] * 2, [voices.mix(n) for n in columns], 0) as step:
+        voices = session.LoadedModel(made.base)
+        columns = [NO_ADAPTER, voices.attach(made.adapter)]
+    renderer = session.renderer_of(made.adapter, voices.tokenizer)
+    prompt = renderer.render_prompt([], "wind?")
+    with DecodeLoop(voices.model, [prompt.ids] * 2, [voices.adapter_weights(n) for n in columns], 0) as step:
         rows = step.logits()
     with torch.no_grad():
         plain = made.model(input_ids=torch.tensor([prompt.ids]), use_cache=False).logits[0, -1]
     near, far = ((row - plain).norm() for row in rows.flip(0))
     assert near < 0.9 * far, "what the 4 bits changed is less than what was learned"
-    *_, last = chat.stream(voices, [Column(n, prompt) for n in columns], Sampling(temperature=0, max_new_tokens=3),
+    *_, last = session.stream_replies(voices, [Column(n, prompt) for n in columns], Sampling(temperature=0, max_new_tokens=3),
                            renderer.stop_id)  # fmt: skip
     assert all(r.tokens == 3 or r.ended for r in last)
     check_merged(made, tmp_path / "merged")

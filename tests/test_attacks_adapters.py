@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 from cases import check_each
 
-from persona import adapter as adapters
-from persona import base as bases
-from persona import chat
-from persona.base import Base
+from persona.compare import session
 from persona.errors import AdapterError, InputError, PersonaError, TemplateError
-from persona.lora import targets
-from persona.render import Renderer
-from persona.templates import Template, apply, messages, read_template
-from tests.tiny import load, write_adapter
+from persona.models import adapter as adapters
+from persona.models import attach
+from persona.models import base as bases
+from persona.models.base import Base
+from persona.template.chat_template import ChatTemplate, apply_template, build_messages, read_template
+from persona.template.render import Renderer
+from persona.train.lora_config import select_target_modules
+from tests.tiny_models import load, write_adapter
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -66,7 +67,7 @@ def test_weights_of_anything_are_refused_before_they_are_loaded(place):
     def check(data):
         (place / WEIGHTS).write_bytes(data)
         with pytest.raises(AdapterError, match="damaged|stored as|not finite"):
-            adapters.check(place)
+            adapters.read_adapter(place)
 
     check_each(cases, check)
 
@@ -79,7 +80,7 @@ def test_a_tensor_named_twice_is_one_tensor_or_refused(twice, place, tiny_llama)
     raw = twice.replace("a:", '"a":').replace("first", first).replace("second", second)
     (place / WEIGHTS).write_bytes(header(raw, bad + good))
     with pytest.raises(AdapterError):
-        adapters.attach(load(tiny_llama), adapters.check(place), "x")
+        attach.attach_adapter(load(tiny_llama), adapters.read_adapter(place), "x")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_settings_of_anything_are_refused(changes, place):
     config = json.loads((place / "adapter_config.json").read_text())
     (place / "adapter_config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(AdapterError):
-        adapters.check(place)
+        adapters.read_adapter(place)
 
 
 def test_settings_that_name_things_to_import_or_expressions_to_match_are_not_read(place, tiny_llama):
@@ -109,7 +110,7 @@ def test_settings_that_name_things_to_import_or_expressions_to_match_are_not_rea
             "exclude_modules": "(.*.*)*x", "layers_pattern": "(a+)+$", "corda_config": {"x": 1},
             "modules_to_save": ["lm_head"], "runtime_config": {"x": 1}, "megatron_core": "antigravity"}  # fmt: skip
     (place / "adapter_config.json").write_text(json.dumps({**config, **evil}))
-    model = adapters.attach(load(tiny_llama), adapters.check(place), "x")
+    model = attach.attach_adapter(load(tiny_llama), adapters.read_adapter(place), "x")
     import sys
 
     assert "antigravity" not in sys.modules
@@ -123,10 +124,10 @@ def test_a_pickle_is_not_opened(name, place, tmp_path):
             return (Path.touch, (tmp_path / "ran",))
 
     (place / name).write_bytes(pickle.dumps(Evil()))
-    adapters.check(place)  # beside good weights it is not looked at
+    adapters.read_adapter(place)  # beside good weights it is not looked at
     (place / WEIGHTS).unlink()
     with pytest.raises(AdapterError, match="pickle"):
-        adapters.check(place)
+        adapters.read_adapter(place)
     assert not (tmp_path / "ran").exists()
 
 
@@ -135,10 +136,10 @@ def test_an_adapter_names_a_base_and_never_a_place(place, monkeypatch):
         "file:///x", "https://evil.example/x", "a/../b", "modelscope:/etc", "x\0y", "\u202e"]  # fmt: skip
 
     def check(base_id):
-        monkeypatch.setattr(bases, "resolve", lambda *_: pytest.fail("looked there"))
+        monkeypatch.setattr(bases, "resolve_base", lambda *_: pytest.fail("looked there"))
         (place / "run.json").write_text(json.dumps({"base": {"id": base_id}}))
         with pytest.raises(AdapterError, match="which is no name of one"):
-            chat.base_of(adapters.check(place))
+            session.base_of(adapters.read_adapter(place))
 
     check_each(cases, check)
 
@@ -147,9 +148,9 @@ def test_names_of_bases_pass(place, monkeypatch):
     cases = ["google/gemma-3-270m", "tiny-gemma", "gemma-3-270m", "modelscope:a/b", "a/B_c-1.5"]
 
     def check(base_id):
-        monkeypatch.setattr(bases, "resolve", lambda name, *_: name)
+        monkeypatch.setattr(bases, "resolve_base", lambda name, *_: name)
         (place / "run.json").write_text(json.dumps({"base": {"id": base_id}}))
-        assert chat.base_of(adapters.check(place)) == base_id
+        assert session.base_of(adapters.read_adapter(place)) == base_id
 
     check_each(cases, check)
 
@@ -180,10 +181,10 @@ def test_code_in_a_base_is_never_run(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run code"))
     base = Base("someone/evil", place)
     bases.load_tokenizer(base)
-    bases.load_model(base, "float32")
+    bases.load_base_model(base, "float32")
     (place / "config.json").write_text(json.dumps({**config, "auto_map": auto, "model_type": "evil-architecture"}))
     with pytest.raises(PersonaError):
-        bases.load_model(base, "float32")
+        bases.load_base_model(base, "float32")
     (place / "tokenizer_config.json").write_text(json.dumps({**settings, **own, "tokenizer_class": "Evil"}))
     bases.load_tokenizer.cache_clear()
     with contextlib.suppress(PersonaError):
@@ -201,9 +202,9 @@ def test_pickled_weights_of_a_base_are_not_opened(tiny_llama, tmp_path):
     (place / "model.safetensors").unlink()
     torch.save({}, place / "pytorch_model.bin")
     with pytest.raises(PersonaError, match="Pickled"):
-        bases.resolve(str(place))
+        bases.resolve_base(str(place))
     with pytest.raises(PersonaError):
-        bases.load_model(Base("x/y", place), "float32")
+        bases.load_base_model(Base("x/y", place), "float32")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_a_config_of_anything_is_refused_in_words(config, tiny_llama, tmp_path):
     shutil.copytree(tiny_llama, place)
     (place / "config.json").write_text(config)
     with pytest.raises(PersonaError):
-        bases.load_model(bases.resolve(str(place)), "float32")
+        bases.load_base_model(bases.resolve_base(str(place)), "float32")
 
 
 # --- templates ---------------------------------------------------------------------------------------------------
@@ -242,15 +243,15 @@ TEMPLATES = [
 def test_a_template_gets_out_of_nothing_and_ends_soon(text, byte_tokenizer, place, tmp_path, monkeypatch):
     """As the author's own, as that of an adapter, and as that of a base's tokenizer."""
     monkeypatch.chdir(tmp_path)
-    chats = [messages("s", [("a", "b")], "c")]
+    chats = [build_messages("s", [("a", "b")], "c")]
     before = json.dumps(chats)
     try:
-        made = apply(byte_tokenizer, Template("own", text), chats[0], tokenize=False)
+        made = apply_template(byte_tokenizer, ChatTemplate("own", text), chats[0], tokenize=False)
     except TemplateError:
         made = ""
     assert "class" not in made and "<" not in made and "Undefined" not in made and json.dumps(chats) == before
     (place / "chat_template.jinja").write_text(text)
-    speaker = chat.Speaker("x", "x", chat.renderer_of(adapters.check(place), byte_tokenizer))
+    speaker = session.Voice("x", "x", session.renderer_of(adapters.read_adapter(place), byte_tokenizer))
     assert speaker.ask([], "hi").error
     assert not (tmp_path / "x").exists()
 
@@ -267,7 +268,7 @@ def test_a_template_gets_out_of_nothing_and_ends_soon(text, byte_tokenizer, plac
 def test_a_template_in_a_base_is_watched_too(text, byte_tokenizer):
     import copy
 
-    from persona.choose import choose_template
+    from persona.template.select import choose_template
 
     tokenizer = copy.deepcopy(byte_tokenizer)
     tokenizer.chat_template = text
@@ -283,11 +284,11 @@ def test_a_template_in_a_base_is_watched_too(text, byte_tokenizer):
 def test_an_expression_that_would_run_for_years_is_refused(pattern, tiny_llama):
     """Of a run's settings, which may come with a persona from outside."""
     with pytest.raises(InputError):
-        targets(load(tiny_llama), f"re:{pattern}")
+        select_target_modules(load(tiny_llama), f"re:{pattern}")
 
 
 def test_a_sound_expression_finds_its_layers(tiny_llama):
-    assert len(targets(load(tiny_llama), r"re:.*\.(q|v)_proj")) == 4
+    assert len(select_target_modules(load(tiny_llama), r"re:.*\.(q|v)_proj")) == 4
 
 
 @pytest.mark.parametrize("where", ["system", "user", "reply", "asked"])
@@ -301,7 +302,7 @@ def test_nobody_ends_a_turn_by_typing_its_end(where, kind, request):
     def prompt(text: str) -> list[int]:
         said = {w: text if w == where else "x" for w in ("system", "user", "reply", "asked")}
         renderer = Renderer(tokenizer, read_template(template), said["system"])
-        return renderer.prompt([(said["user"], said["reply"])], said["asked"]).ids
+        return renderer.render_prompt([(said["user"], said["reply"])], said["asked"]).ids
 
     special = set(tokenizer.all_special_ids) | {tokenizer.convert_tokens_to_ids(c) for c in controls}
     plain = [i for i in prompt("y") if i in special]

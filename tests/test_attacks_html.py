@@ -9,38 +9,30 @@ import pytest
 import yaml
 from cases import check_each
 
-from persona import modelcard, questions
-from persona.base import Base
-from persona.decode import Reply
+from persona.compare import question_list
 from persona.errors import InputError
-from persona.evaluate import report as reports
-from persona.exports import place
-from persona.folder import Card
-from persona.importers import Report, Skipped
-from persona.lint import Summary
-from persona.lint.finding import Finding
-from persona.pairs import BadLine, Pair
-from persona.progress import Progress
-from persona.render import Renderer
-from persona.runs import Run
-from persona.templates import Template, read_template
-from persona.ui import (
-    asking,
-    blind,
-    checking,
-    common,
-    compare,
-    desk,
-    importing,
-    share,
-    suggesting,
-    table,
-    talking,
-    watching,
-)
-from persona.ui import template as template_step
-from tests.test_report import made as made_report
-from tests.tiny import FACTS, write_adapter
+from persona.judge import report_html as reports
+from persona.models import model_card
+from persona.models.base import Base
+from persona.models.generate import Generation
+from persona.share.exports import new_output
+from persona.store.pairs import BadLine, Pair
+from persona.store.persona_folder import PersonaCard
+from persona.template.chat_template import ChatTemplate, read_template
+from persona.template.render import Renderer
+from persona.train.progress import RunProgress
+from persona.train.run_folder import Run
+from persona.ui import page, widgets
+from persona.ui.steps import compare, share
+from persona.ui.steps import template as template_step
+from persona.ui.steps.compare import blind_vote_tab, chat_tab, questions_tab
+from persona.ui.steps.train import run_view
+from persona.ui.steps.write import import_tab, lint_tab, pairs_tab, pairs_table, suggest_tab
+from persona.write.importers import ImportReport, SkippedRow
+from persona.write.lint.finding import Finding
+from persona.write.lint.summary import DatasetSummary
+from tests.test_report_html import made as made_report
+from tests.tiny_models import FACTS, write_adapter
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -97,29 +89,29 @@ def pieces(x: str) -> list[str]:
     """Every function of the page that makes HTML of text, given `x` wherever text goes in."""
     pair = Pair(x, x, ((x, x),), x)
     finding = Finding(x, "warning", (1,), x, x, x)
-    progress = Progress(status="failed", message=x, step=1, steps=2, diary=[(1, [{"probe": x, "text": x}])])
+    progress = RunProgress(status="failed", message=x, step=1, steps=2, diary=[(1, [{"probe": x, "text": x}])])
     run = Run(Path(f"/nowhere/{x.replace('/', '')}"))
-    asked = questions.Asked(x, (), (Reply(text=x), Reply(error=x)))
-    summary = Summary(**{**dict.fromkeys(Summary.__dataclass_fields__, 0), "text": x, "kinds": {x: 3}})
+    asked = question_list.AnswerRow(x, (), (Generation(text=x), Generation(error=x)))
+    summary = DatasetSummary(**{**dict.fromkeys(DatasetSummary.__dataclass_fields__, 0), "text": x, "kinds": {x: 3}})
     return [
-        table.table_html([pair], [0], table.View(x, x, x), selected=1),
-        desk.status_html([Pair(x, "")]),
-        desk.rejected_html([BadLine(1, x, x)]),
-        checking.panel_html([pair], [finding, finding], summary, 3),
-        *checking.marks_html([finding]).values(),
-        watching.status_html(run, progress),
-        watching.diary_html(run, progress),
-        asking.table_html([x, x], [asked]),
-        *blind._page(x, x, "", "", True)[:2],
-        importing._pair(pair),
-        importing.skipped_html([Skipped(1, x, x)], 2),
-        importing.report_html(Report(1, 1, 1, 1, [Skipped(1, x, x)], {x: 1})),
-        suggesting.proposals_html([(pair, x[:-1]), (pair, "")]),
-        common.problems_html([x]),
-        common.bars_html([(x, 1.0, x)]),
-        common.facts_html([(x, x)]),
-        talking.note_of(Reply(error=x), 3),
-        str(common.notice(InputError(x)).message),
+        pairs_table.table_html([pair], [0], pairs_table.TableView(x, x, x), selected=1),
+        pairs_tab.pairs_status_html([Pair(x, "")]),
+        pairs_tab.rejected_html([BadLine(1, x, x)]),
+        lint_tab.findings_html([pair], [finding, finding], summary, 3),
+        *lint_tab.marks_html([finding]).values(),
+        run_view.run_status_html(run, progress),
+        run_view.samples_html(run, progress),
+        questions_tab.answers_html([x, x], [asked]),
+        *blind_vote_tab._panel_update(x, x, "", "", True)[:2],
+        import_tab._pair_html(pair),
+        import_tab.skipped_html([SkippedRow(1, x, x)], 2),
+        import_tab.import_report_html(ImportReport(1, 1, 1, 1, [SkippedRow(1, x, x)], {x: 1})),
+        suggest_tab.proposals_html([(pair, x[:-1]), (pair, "")]),
+        widgets.problems_html([x]),
+        widgets.bars_html([(x, 1.0, x)]),
+        widgets.facts_html([(x, x)]),
+        chat_tab.reply_note(Generation(error=x), 3),
+        str(page.error_notice(InputError(x)).message),
     ]
 
 
@@ -134,9 +126,9 @@ def test_the_page_shows_hostile_text_as_text():
 def test_the_mask_and_its_titles_show_hostile_text_as_text(byte_tokenizer):
     def check(text):
         renderer = Renderer(byte_tokenizer, read_template("chatml"), text, 4_000)
-        assert_inert(common.mask_html(renderer, renderer.example(Pair(text, text, ((text, text),)))))
-        assert_inert(common.mask_html(renderer, renderer.example(Pair(text, ""))))
-        named = Renderer(byte_tokenizer, Template(text, "{# " + text + " #}" + read_template("chatml").text), text)
+        assert_inert(widgets.mask_html(renderer, renderer.render_example(Pair(text, text, ((text, text),)))))
+        assert_inert(widgets.mask_html(renderer, renderer.render_example(Pair(text, ""))))
+        named = Renderer(byte_tokenizer, ChatTemplate(text, "{# " + text + " #}" + read_template("chatml").text), text)
         assert_inert(template_step.template_html(Base(text, Path("/nowhere")), named))
 
     check_each(HOSTILE, check)
@@ -152,9 +144,9 @@ def test_a_base_says_of_itself_what_it_likes(tmp_path):
 
 def test_saved_tables_and_reports_show_hostile_text_as_text():
     def check(text):
-        assert_inert(questions.to_html([["question", text], [text, text]]), "style")
-        assert_inert(reports.html(made_report(text)), "style", "svg")
-        assert_inert(reports.fragment(made_report(text)), "style", "svg")
+        assert_inert(question_list.to_html([["question", text], [text, text]]), "style")
+        assert_inert(reports.render_html(made_report(text)), "style", "svg")
+        assert_inert(reports.render_fragment(made_report(text)), "style", "svg")
 
     check_each(HOSTILE, check)
 
@@ -162,10 +154,12 @@ def test_saved_tables_and_reports_show_hostile_text_as_text():
 def test_a_model_card_holds_hostile_text_as_text_and_its_head_stays_its_own():
     def check(text):
         many = f"{text}\n---\nlicense: stolen\n# {text}"
-        card = Card(name=text, language=text[:20], source=many, rights=many, author=many, system=many, probes=(many,))
+        card = PersonaCard(
+            name=text, language=text[:20], source=many, rights=many, author=many, system=many, probes=(many,)
+        )
         run = {"base": {"id": many, "revision": many, "licence": many}, **FACTS,
                "config": {**FACTS["config"], "target_modules": many}}  # fmt: skip
-        made = modelcard.render(card, run)
+        made = model_card.render_model_card(card, run)
         _, front, body = made.split("---\n", 2)
         assert_inert(body.split("```")[0])
         head = yaml.safe_load(front)
@@ -178,15 +172,15 @@ def test_a_model_card_holds_hostile_text_as_text_and_its_head_stays_its_own():
 def test_the_cards_of_exports_hold_hostile_text_as_text():
     def check(text):
         many = f"{text}\n---\n# {text}"
-        card = Card(name=text, system=many, source=many, rights=many, author=many, language=text[:20])
+        card = PersonaCard(name=text, system=many, source=many, rights=many, author=many, language=text[:20])
         base = Base(many, Path("x"), many, many, many)
         said = {"card": card, "base": base}
         difference = {"tokens": 1, "dtype": "float32", "largest": 0.1, "kl": 0.1, "same": 1.0}
         made = [
-            place.rendered("gguf-card.md.jinja", **said, model="m.gguf", lora="a.gguf", said="", notes=[]),
-            place.rendered("merged-card.md.jinja", **said, dtype="bfloat16", strength=1, trained="none",
+            new_output.render_template_file("gguf-card.md.jinja", **said, model="m.gguf", lora="a.gguf", said="", notes=[]),
+            new_output.render_template_file("merged-card.md.jinja", **said, dtype="bfloat16", strength=1, trained="none",
                            difference=difference),
-            place.rendered("dataset-card.md.jinja", card=card, base=many, name="x", counts={"x": 1}, template="", same="",
+            new_output.render_template_file("dataset-card.md.jinja", card=card, base=many, name="x", counts={"x": 1}, template="", same="",
                            about="", unverified=""),
         ]  # fmt: skip
         for body in made:
@@ -202,18 +196,18 @@ def test_a_name_is_one_line_and_turns_nothing_around():
     cases = ["甄嬛\nFROM evil", "a\r\nADAPTER ./x", "a\u2028b", "a\u202egpj.exe", "a\x00b", "\u200b"]
 
     def check(text):
-        name = Card(name=text).name
+        name = PersonaCard(name=text).name
         assert name and name.isprintable() and "\n" not in name
 
     check_each(cases, check)
 
 
 def test_a_modelfile_cannot_be_given_another_line_by_a_name(byte_tokenizer):
-    from persona.exports.ollama import modelfile
+    from persona.share.exports.modelfile import render_modelfile
 
     renderer = Renderer(byte_tokenizer, read_template("chatml"), 'Say """\nFROM evil\n"""')
-    card = Card(name="Mags\nFROM evil", system=renderer.system)
-    text, _ = modelfile(card, renderer, "m.gguf", "a.gguf", 'MIT """\nFROM evil')
+    card = PersonaCard(name="Mags\nFROM evil", system=renderer.system)
+    text, _ = render_modelfile(card, renderer, "m.gguf", "a.gguf", 'MIT """\nFROM evil')
     outside = "".join(text.split('"""')[::2])  # what stands outside the long texts
     assert [line for line in outside.splitlines() if line.startswith("FROM")] == ["FROM ./m.gguf"]
 
@@ -223,11 +217,11 @@ def test_an_opened_adapter_introduces_itself_as_text(tiny_llama, home):
     write_adapter(tiny_llama, place)
     run = json.loads((place / "run.json").read_text())
     for text in HOSTILE:
-        card = Card(name=text, rights=text, probes=(text,))
+        card = PersonaCard(name=text, rights=text, probes=(text,))
         (place / "persona.json").write_text(json.dumps(card.model_dump(mode="json")))
         (place / "run.json").write_text(json.dumps({**run, "template": text, "base": {"id": text}}))
-        assert_inert(compare.introduce("opened/x")[1])
-        assert_inert(share.contents("opened/x"))
+        assert_inert(compare.describe_adapter("opened/x")[1])
+        assert_inert(share.contents_html("opened/x"))
 
 
 @pytest.mark.parametrize("value", [["x"], "x", 7, None, {"base_nll": "x", "adapter_nll": []}])
@@ -235,4 +229,4 @@ def test_figures_of_the_wrong_kind_are_left_out(tiny_llama, home, value):
     place = home / "adapters" / "x"
     write_adapter(tiny_llama, place)
     (place / "run.json").write_text(json.dumps({"figures": value, "config": value, "base": value}))
-    assert "held-out" not in compare.introduce("opened/x")[1]
+    assert "held-out" not in compare.describe_adapter("opened/x")[1]

@@ -11,17 +11,21 @@ import psutil
 import pytest
 from cases import check_each
 
-from persona import adapter as adapters
-from persona import folder, hub, launch, pairs, runs, share, shelf, talks, votes, waiting
-from persona.config import make_config
+from persona.compare import blind_votes, conversation, conversation_store
 from persona.errors import InputError, PersonaError, RunError
-from persona.files import inside, read_json, slug
-from persona.folder import Card
-from persona.importers.text import open_source
-from persona.pairs import Pair
-from persona.runs import Run
-from persona.ui import voices, watching
-from tests.tiny import write_adapter
+from persona.models import adapter as adapters
+from persona.share import archive, hub
+from persona.store import pairs, persona_folder
+from persona.store.files import read_json, safe_join, slugify
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard
+from persona.train import launcher, queue
+from persona.train.config import make_config
+from persona.train.run_folder import Run
+from persona.ui import voice_picker
+from persona.ui.steps.train import run_view
+from persona.write.importers.text_source import open_source
+from tests.tiny_models import write_adapter
 
 NAMES = [
     "", ".", "..", "../x", "x/../../y", "/etc", "/etc/passwd", "a/b", "a\\b", "..\\x", "C:x", "C:\\x", "x:stream", "\0",
@@ -33,18 +37,18 @@ PAIRS = [Pair(f"Question {n}?", f"Answer {n}.") for n in range(12)]
 
 @pytest.fixture
 def mine():
-    return folder.create(folder.personas_dir() / "mags", Card(name="Mags"), PAIRS)
+    return persona_folder.create_persona_at(persona_folder.personas_dir() / "mags", PersonaCard(name="Mags"), PAIRS)
 
 
 @pytest.fixture
 def run(mine) -> Run:
-    return runs.create_run(mine, make_config())
+    return launcher.create_run(mine, make_config())
 
 
 def test_a_name_leads_nowhere_else(tmp_path):
     def check(name):
         with pytest.raises(InputError) as refused:
-            inside(tmp_path, name)
+            safe_join(tmp_path, name)
         assert len(str(refused.value)) < 300
 
     check_each([n for n in NAMES if n != "~"], check)
@@ -54,7 +58,7 @@ def test_a_slug_is_a_plain_name_on_every_system():
     cases = [*NAMES, "con", "NUL", "Com1", "\u202egpj.exe", "a\u202eb", "a\nb", " ", "💥" * 80]
 
     def check(name):
-        made = slug(name)
+        made = slugify(name)
         assert made and len(made) <= 68 and made not in ("con", "nul", "com1", "..", ".")
         assert all(c.isalnum() or c == "-" for c in made)
 
@@ -67,8 +71,8 @@ def test_an_adapter_id_from_a_browser_leads_nowhere_else(mine, home):
 
     def check(name, shape):
         chosen = shape.format(name)
-        for call in (lambda: voices.find(chosen), lambda: voices.place("", chosen).stat(),
-                     lambda: voices.label(chosen, chosen)):  # fmt: skip
+        for call in (lambda: voice_picker.find_adapter(chosen), lambda: voice_picker.conversation_dir("", chosen).stat(),
+                     lambda: voice_picker.voice_label(chosen, chosen)):  # fmt: skip
             with pytest.raises((PersonaError, FileNotFoundError)):
                 call()
 
@@ -80,7 +84,7 @@ def test_a_step_is_a_number_of_nine_digits_at_most(run):
 
     def check(step):
         with pytest.raises(PersonaError):
-            voices.find(f"run/mags/{run.name}@{step}")
+            voice_picker.find_adapter(f"run/mags/{run.name}@{step}")
 
     check_each(cases, check)
 
@@ -90,7 +94,7 @@ def test_a_blend_is_a_share_and_an_id():
 
     def check(voice):
         with pytest.raises(PersonaError, match="not a blend"):
-            voices.label(voice, "run/mags/x")
+            voice_picker.voice_label(voice, "run/mags/x")
 
     check_each(cases, check)
 
@@ -100,7 +104,7 @@ def test_an_address_that_is_none_is_refused_in_words():
 
     def check(text):
         with pytest.raises(PersonaError):
-            voices.open_link(text)
+            voice_picker.add_link(text)
 
     check_each(cases, check)
 
@@ -109,19 +113,19 @@ def test_an_address_of_the_page_opens_no_folder_of_this_machine(tiny_llama, tmp_
     """http://127.0.0.1:7860/?persona=… is written by others: on Windows \\\\HOST\\SHARE would even be asked for."""
     import gradio as gr
 
-    from persona import ui
+    from persona.ui import app
 
     write_adapter(tiny_llama, tmp_path / "there" / "adapter")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "pull", lambda link: pytest.fail(f"asked the Hub for {link}"))
+    monkeypatch.setattr(hub, "pull_adapter", lambda link: pytest.fail(f"asked the Hub for {link}"))
     request = type("Request", (), {"query_params": {"persona": str(tmp_path / "there" / "adapter")}})
     with pytest.raises(gr.Error, match="USER/NAME"):
-        ui.arrive("", request)  # type: ignore[arg-type]
+        app.restore_tab("", request)  # type: ignore[arg-type]
     asked = []
-    monkeypatch.setattr(hub, "pull", lambda link: asked.append(str(link)) or tmp_path / "nowhere")
+    monkeypatch.setattr(hub, "pull_adapter", lambda link: asked.append(str(link)) or tmp_path / "nowhere")
     request.query_params["persona"] = "there/adapter"  # type: ignore[attr-defined]  # there is such a folder
     with pytest.raises(gr.Error):
-        ui.arrive("", request)  # type: ignore[arg-type]
+        app.restore_tab("", request)  # type: ignore[arg-type]
     assert asked == ["there/adapter"]
 
 
@@ -134,14 +138,14 @@ def test_an_address_of_the_page_opens_no_folder_of_this_machine(tiny_llama, tmp_
 def test_a_pipe_or_a_device_is_refused_and_not_read(kind, tmp_path):
     place = tmp_path / "x.json"
     os.mkfifo(place) if kind == "pipe" else place.symlink_to("/dev/zero")
-    for read in (lambda: read_json(place, "x"), lambda: pairs.scan(place), lambda: open_source(place)):
+    for read in (lambda: read_json(place, "x"), lambda: pairs.scan_pairs(place), lambda: open_source(place)):
         with pytest.raises(InputError, match="a pipe or a device"):
             read()
 
 
 def test_a_file_too_large_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("persona.files.MAX_JSON", 1_000)
-    monkeypatch.setattr("persona.importers.text.MAX_BYTES", 1_000)
+    monkeypatch.setattr("persona.store.files.MAX_JSON_BYTES", 1_000)
+    monkeypatch.setattr("persona.write.importers.text_source.MAX_SOURCE_BYTES", 1_000)
     (tmp_path / "x.json").write_text(" " * 2_000 + "{}")
     for read in (lambda: read_json(tmp_path / "x.json", "x"), lambda: open_source(tmp_path / "x.json")):
         with pytest.raises(InputError, match="is the limit"):
@@ -154,8 +158,8 @@ def test_a_link_in_an_adapter_takes_no_private_file_along(name, tiny_llama, tmp_
     write_adapter(tiny_llama, place)
     (place / name).replace(private)
     (place / name).symlink_to(private)
-    for send in (lambda: share.pack(place, tmp_path / "x.zip"), lambda: share.keep(place, tmp_path / "kept"),
-                 lambda: adapters.check(place)):  # fmt: skip
+    for send in (lambda: archive.pack_adapter(place, tmp_path / "x.zip"), lambda: archive.copy_adapter(place, tmp_path / "kept"),
+                 lambda: adapters.read_adapter(place)):  # fmt: skip
         with pytest.raises(PersonaError, match="link to another place"):
             send()
     assert not (tmp_path / "x.zip").exists() and not list((tmp_path / "kept").glob("*"))
@@ -168,7 +172,7 @@ def test_the_links_of_a_hub_cache_are_its_own(tiny_llama, tmp_path):
     for n, file in enumerate(sorted(place.iterdir())):
         file.replace(tmp_path / "models--a--b" / "blobs" / str(n))
         file.symlink_to(f"../../blobs/{n}")
-    assert adapters.check(place).card.name == "Mags"
+    assert adapters.read_adapter(place).card.name == "Mags"
 
 
 # --- folders from outside ----------------------------------------------------------------------------------------
@@ -181,9 +185,9 @@ def test_a_persona_json_of_anything_is_refused_in_words(mine):
     def check(text):
         (mine.path / "persona.json").write_text(text, encoding="latin-1")
         with pytest.raises(InputError) as refused:
-            folder.by_slug("mags").card()
+            persona_folder.find_persona("mags").card()
         assert "persona.json" in str(refused.value)
-        assert folder.list_personas() == [mine]  # and the list still opens
+        assert persona_folder.list_personas() == [mine]  # and the list still opens
 
     check_each(WRONG, check)
 
@@ -225,8 +229,8 @@ def test_an_event_of_anything_neither_ends_the_page_nor_hides_the_others(run):
         log.write_text(said, encoding="latin-1")
         seen = run.progress()
         assert (seen.status, seen.steps, seen.train, seen.base_nll) == ("done", 9, [(2, 1.5)], 5.0)
-        assert "It learned" in watching.status_html(run, seen)
-        watching.diary_html(run, seen)
+        assert "It learned" in run_view.run_status_html(run, seen)
+        run_view.samples_html(run, seen)
 
     check_each(EVENTS, check)
 
@@ -275,43 +279,46 @@ def test_a_foreign_process_is_neither_killed_nor_signalled(run, stranger):
     """A persona from outside may bring runs whose worker.json names any process of this machine."""
     worker = run.path / "worker.json"
     worker.write_text(json.dumps({"pid": stranger.pid, "started": stranger.create_time()}))
-    assert launch.stop(run) is False  # it has no ticket in this machine's line, so nothing is ended
+    assert launcher.stop_run(run) is False  # it has no ticket in this machine's line, so nothing is ended
     assert stranger.is_running() and stranger.status() != psutil.STATUS_ZOMBIE
-    with waiting.locked():
-        waiting.join(run)
+    with queue.lock_queue():
+        queue.enqueue_run(run)
     worker.write_text(json.dumps({"pid": stranger.pid, "started": stranger.create_time() - 100}))  # a pid used again
-    assert launch.stop(run) is True
+    assert launcher.stop_run(run) is True
     assert stranger.is_running() and stranger.status() != psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize("ticket", ["null", "[]", "7", '{"run": 7}', '{"run": ["x"]}', '{"run": "/nowhere"}', "{"])
 def test_a_ticket_of_anything_is_passed_over(ticket, run):
-    with waiting.locked():
-        waiting.join(run)
-    (waiting.folder() / "000000.json").write_text(ticket)
-    (waiting.folder() / "now.json").write_text(ticket)
-    assert [t.run for t in waiting.tickets()] == [run]
-    assert waiting.training() is None
+    with queue.lock_queue():
+        queue.enqueue_run(run)
+    (queue.queue_dir() / "000000.json").write_text(ticket)
+    (queue.queue_dir() / "now.json").write_text(ticket)
+    assert [t.run for t in queue.list_tickets()] == [run]
+    assert queue.find_training_run() is None
 
 
 # --- other visitors' conversations and votes ---------------------------------------------------------------------
 
 
 def test_nobody_reads_changes_or_deletes_what_another_visitor_said(mine):
-    ann, ben = (shelf.open_shelf(mine.path, talks.new_key()) for _ in range(2))
-    talk = shelf.start(ann, "Between us.")
+    ann, ben = (conversation_store.open_store(mine.path, conversation.new_visitor_key()) for _ in range(2))
+    talk = conversation_store.start_conversation(ann, "Between us.")
     for n in (f"../{ann.path.name}/{talk.id}", talk.id, "*", f"{talk.id}\0", "", "../" * 9 + "etc/passwd"):
-        for act in (shelf.read, shelf.delete):
+        for act in (conversation_store.read_conversation, conversation_store.delete_conversation):
             with pytest.raises(InputError):
                 act(ben, n)
-    assert shelf.listing(ben) == [] and shelf.read(ann, talk.id).turns[0].said == "Between us."
+    assert (
+        conversation_store.list_conversations(ben) == []
+        and conversation_store.read_conversation(ann, talk.id).turns[0].said == "Between us."
+    )
 
 
 def test_a_key_is_long_and_plain_and_never_told(mine):
     cases = ["", "x", "a" * 21, "../" * 10, "*" * 30, "a" * 201, "\0" * 30, None, 7, ["x"] * 30]
 
     def check(key):
-        for opened in (shelf.open_shelf, votes.open_book):
+        for opened in (conversation_store.open_store, blind_votes.open_vote_log):
             with pytest.raises(InputError) as refused:
                 opened(mine.path, key)
             assert not key or len(str(key)) < 9 or str(key) not in str(refused.value)
@@ -320,11 +327,11 @@ def test_a_key_is_long_and_plain_and_never_told(mine):
 
 
 def test_the_place_on_disk_tells_no_key(mine):
-    key = talks.new_key()
-    shelf.start(shelf.open_shelf(mine.path, key), "Hello")
+    key = conversation.new_visitor_key()
+    conversation_store.start_conversation(conversation_store.open_store(mine.path, key), "Hello")
     written = list((mine.path / "talks").rglob("*"))
     assert written and not any(key in str(p) or (p.is_file() and key in p.read_text()) for p in written)
-    assert len({talks.new_key() for _ in range(100)}) == 100
+    assert len({conversation.new_visitor_key() for _ in range(100)}) == 100
 
 
 def test_a_space_opens_no_folder_of_the_server(tiny_llama, tmp_path, monkeypatch):
@@ -332,5 +339,5 @@ def test_a_space_opens_no_folder_of_the_server(tiny_llama, tmp_path, monkeypatch
     monkeypatch.setenv("SPACE_ID", "ann/persona")
     monkeypatch.setenv("PERSONA_HOME", str(tmp_path / "home"))
     with pytest.raises(PersonaError):
-        voices.open_link(str(tmp_path / "adapter"))
+        voice_picker.add_link(str(tmp_path / "adapter"))
     assert not (Path(tmp_path) / "home" / "adapters").exists()

@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from openpyxl import Workbook
 
-from persona import folder, importers
-from persona.cells import guarded, plain
 from persona.errors import InputError
-from persona.folder import Card
-from persona.importers import Note, Options, Skipped, table
-from persona.importers.text import open_source
-from persona.pairs import MAX_CHARACTERS, Pair
+from persona.store import persona_folder
+from persona.store.csv_safety import escape_formula, unescape_formula
+from persona.store.pairs import MAX_CHARACTERS, Pair
+from persona.store.persona_folder import PersonaCard
+from persona.write.importers import ImportNote, ImportOptions, SkippedRow, registry, spreadsheet
+from persona.write.importers.text_source import open_source
 
 PAIRS = [Pair("Who are you?", "Mags. I keep the light."), Pair("你是谁？", "本宫甄嬛。", (("a", "b"),))]
 CARD = {
@@ -39,12 +39,12 @@ def outcome(path: Path) -> str:
     except InputError as e:
         return str(e)
     said = ""
-    for name in (None, *importers.formats()):
+    for name in (None, *registry.import_formats()):
         try:
-            chosen = name or importers.detect(source)
-            importers.importer(chosen).survey(source)
-            made = list(importers.read(source, chosen, Options(speakers=("Mags",))))
-            assert all(isinstance(item, Pair | Skipped | Note) for item in made)
+            chosen = name or registry.detect_format(source)
+            registry.get_importer(chosen).survey(source)
+            made = list(registry.read_source(source, chosen, ImportOptions(speakers=("Mags",))))
+            assert all(isinstance(item, Pair | SkippedRow | ImportNote) for item in made)
             assert all(
                 len(x) <= MAX_CHARACTERS
                 for item in made
@@ -112,7 +112,7 @@ def real() -> dict[str, bytes]:
     return {
         ".json": json.dumps(rows, ensure_ascii=False).encode(),
         ".jsonl": "".join(json.dumps(r) + "\n" for r in rows).encode(),
-        ".csv": "".join(table.dump(PAIRS)).encode(),
+        ".csv": "".join(spreadsheet.dump(PAIRS)).encode(),
         ".xlsx": xlsx(),
         ".png": png(b"chara\0" + base64.b64encode(json.dumps(CARD).encode())),
         ".txt": b"ANN\nWho are you?\n\nMAGS\nI keep the light.\n" * 20,
@@ -219,32 +219,32 @@ def test_a_bomb_ends_soon_in_little_memory(name, put):
 
 
 def test_a_sheet_that_claims_too_much_is_refused(put, monkeypatch):
-    monkeypatch.setattr(table, "MAX_CELLS", 100_000)
+    monkeypatch.setattr(spreadsheet, "MAX_CELLS", 100_000)
     with pytest.raises(InputError, match="claims more than"):
-        list(table.read(open_source(put("right.xlsx", BOMBS["right.xlsx"]())), Options()))
+        list(spreadsheet.read(open_source(put("right.xlsx", BOMBS["right.xlsx"]())), ImportOptions()))
     with pytest.raises(InputError, match="claims more than"):
-        list(table.read(open_source(put("row.xlsx", BOMBS["row.xlsx"]())), Options()))
+        list(spreadsheet.read(open_source(put("row.xlsx", BOMBS["row.xlsx"]())), ImportOptions()))
 
 
 def test_too_many_columns_are_refused_in_words(put):
     with pytest.raises(InputError, match="60,000 columns"):
-        table.survey(open_source(put("names.csv", BOMBS["names.csv"]())))
+        spreadsheet.survey(open_source(put("names.csv", BOMBS["names.csv"]())))
 
 
 def test_rows_of_too_many_cells_are_kept_in_short(put):
     """Ten thousand skipped rows are kept to be listed; of two million characters each they would be twenty gigabytes."""
     source = open_source(put("x.csv", "instruction,output\n" + "a,b," + "c" * 1_000_000 + "\n"))
-    skipped = [i for i in table.read(source, Options()) if isinstance(i, Skipped)]
+    skipped = [i for i in spreadsheet.read(source, ImportOptions()) if isinstance(i, SkippedRow)]
     assert len(skipped) == 1 and len(skipped[0].text) < 3_000
 
 
 @pytest.mark.parametrize("name", ["row.xlsx", "columns.csv", "file.xlsx", "packed.png"])
 def test_a_refused_file_writes_nothing(name, put):
-    mine = folder.create(folder.personas_dir() / "mags", Card(name="Mags"), PAIRS)
+    mine = persona_folder.create_persona_at(persona_folder.personas_dir() / "mags", PersonaCard(name="Mags"), PAIRS)
     before = sorted((p, p.read_bytes()) for p in mine.path.rglob("*") if p.is_file())
     format = "character" if name.endswith("png") else "table"
     with pytest.raises(InputError):
-        importers.bring_in(mine, open_source(put(name, BOMBS[name]())), format, Options())
+        registry.import_into(mine, open_source(put(name, BOMBS[name]())), format, ImportOptions())
     assert sorted((p, p.read_bytes()) for p in mine.path.rglob("*") if p.is_file() and p.name != ".lock") == before
 
 
@@ -258,21 +258,23 @@ TEXTS = ["'Twas the night", "'", "''", "“=1”", "a=1", "Plain.", "''quoted''"
 def test_no_exported_cell_is_a_formula_and_each_comes_back_the_same(put):
     def check(text):
         pair = Pair(text, text, ((text, text),), text)
-        made = "".join(table.dump([pair]))
+        made = "".join(spreadsheet.dump([pair]))
         cells = list(csv.reader(io.StringIO(made.removeprefix("\ufeff"), newline="")))[1]
         assert all(c.lstrip()[:1] not in tuple("=+-@＝＋－＠") and c[:1] not in ("\t", "\r", "\n") for c in cells)
-        assert [i for i in table.read(open_source(put("x.csv", made)), Options()) if isinstance(i, Pair)] == [pair]
+        assert [
+            i for i in spreadsheet.read(open_source(put("x.csv", made)), ImportOptions()) if isinstance(i, Pair)
+        ] == [pair]
 
     check_each(FORMULAS, check)
 
 
 def test_text_that_is_no_formula_is_left_alone_both_ways():
     def check(text):
-        assert guarded(text) == text == plain(text)
+        assert escape_formula(text) == text == unescape_formula(text)
 
     check_each(TEXTS, check)
 
 
 @given(st.text(alphabet="'=+-@＝ \t\r\nab", max_size=12))
 def test_every_text_comes_back_the_same(text):
-    assert plain(guarded(text)) == text
+    assert unescape_formula(escape_formula(text)) == text

@@ -11,12 +11,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from persona import files, folder, runs, shelf, talks, ui, visitors
-from persona.config import RunConfig
-from persona.folder import Card
-from persona.pairs import Pair
-from persona.ui.hosts import middleware
-from tests.tiny import write_adapter
+from persona.compare import conversation, conversation_store
+from persona.store import persona_folder, workspace
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard
+from persona.train import launcher
+from persona.train.config import RunConfig
+from persona.ui import app
+from persona.ui.middleware import workspaces
+from persona.ui.middleware.stack import build_middleware
+from tests.tiny_models import write_adapter
 
 MARK = "BETWEEN-ADA-AND-ME"  # in everything that the first visitor has
 TICKS = {"watch"}  # asked for every second by every tab
@@ -28,7 +32,7 @@ class Visitor:
     def __init__(self, url: str):
         self.http = httpx.Client(base_url=url, timeout=60)
         self.page = self.http.get("/")
-        self.id = visitors.of_secret(self.http.cookies.get(visitors.COOKIE) or "") or ""
+        self.id = workspaces.visitor_of_secret(self.http.cookies.get(workspaces.VISITOR_COOKIE) or "") or ""
 
     def call(self, number: int, data: list, session: str = "tab", event: object = None) -> dict:
         """A handler by its number, as the page's own script asks for it; the last message of the stream."""
@@ -61,14 +65,16 @@ def house(tmp_path_factory, tiny_llama):
         patch.setenv("PERSONA_SHARED", "1")
         patch.setenv("PERSONA_MAX_REQUESTS", "0")
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-        with files.asking(""):
-            folder.create(folder.personas_dir() / "owners", Card(name=f"{MARK} of the owner"), [Pair(MARK, MARK)])
+        with workspace.as_visitor(""):
+            persona_folder.create_persona_at(
+                persona_folder.personas_dir() / "owners", PersonaCard(name=f"{MARK} of the owner"), [Pair(MARK, MARK)]
+            )
         # what a tab may choose is checked by Gradio; it is taken away here, because ours must do without it
         patch.setattr("gradio.Dropdown.preprocess", lambda self, payload: payload)
         patch.setattr("gradio.Radio.preprocess", lambda self, payload: payload)
-        demo = ui.build()
+        demo = app.build_app()
         _, url, _ = demo.queue().launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, show_error=True,
-                                        app_kwargs={"middleware": middleware("127.0.0.1")}, **ui.LAUNCH)  # fmt: skip
+                                        app_kwargs={"middleware": build_middleware("127.0.0.1")}, **app.LAUNCH_OPTIONS)  # fmt: skip
         first, second = Visitor(url), Visitor(url)
         yield demo, first, second, belongings(first, demo, tiny_llama)
         demo.close()
@@ -90,18 +96,18 @@ def belongings(first: Visitor, demo, base: Path) -> dict:
     """A persona made over the page, a run with an adapter, a conversation, an upload, a file to save."""
     said = first.call(numbered(demo, "start_persona"), [f"Ada {MARK}"])
     assert said["success"], said
-    with files.asking(first.id):
-        mine = folder.list_personas()[0]
+    with workspace.as_visitor(first.id):
+        mine = persona_folder.list_personas()[0]
         mine.save_pairs([Pair(f"{MARK} {n}", f"{MARK} {n}.") for n in range(4)])
-        run = runs.create_run(mine, RunConfig())
-        write_adapter(base, run.adapter, card=Card(name=f"Ada {MARK}", probes=(MARK,)))
+        run = launcher.create_run(mine, RunConfig())
+        write_adapter(base, run.adapter, card=PersonaCard(name=f"Ada {MARK}", probes=(MARK,)))
         run.log("state", state="done", message=MARK)
-        key = talks.new_key()
-        talk = shelf.start(shelf.open_shelf(mine.path, key), MARK)
+        key = conversation.new_visitor_key()
+        talk = conversation_store.start_conversation(conversation_store.open_store(mine.path, key), MARK)
     upload = first.drop("ada.jsonl", json.dumps({"instruction": MARK, "output": MARK}))
     made = first.call(numbered(demo, "zipped"), [f"run/{mine.slug}/{run.name}"])
     assert made["success"], made
-    return {"home": files.root(), "persona": mine, "run": run, "key": key, "talk": talk, "upload": upload,
+    return {"home": workspace.data_root(), "persona": mine, "run": run, "key": key, "talk": talk, "upload": upload,
             "file": made["output"]["data"][0]["path"]}  # fmt: skip
 
 
@@ -115,9 +121,9 @@ def words_of(answer: httpx.Response) -> str:
 def test_each_has_a_workspace_of_their_own(house):
     _, first, second, has = house
     assert first.id and second.id and first.id != second.id
-    assert has["persona"].path.is_relative_to(files.root() / "visitors" / first.id)
-    with files.asking(second.id):
-        assert folder.list_personas() == []
+    assert has["persona"].path.is_relative_to(workspace.data_root() / "visitors" / first.id)
+    with workspace.as_visitor(second.id):
+        assert persona_folder.list_personas() == []
 
 
 def test_the_first_one_has_all_of_it(house):
@@ -192,7 +198,7 @@ def test_every_route_gives_the_second_one_nothing(house):
     demo, first, second, has = house
     tab = f"{first.id[:16]}.tab"
     first.call(numbered(demo, "start_persona"), ["Bea"], "tab")  # so that there is something to be read in this tab
-    paths = [has["upload"]["path"], has["file"], str(has["persona"].path / "persona.json"), str(files.root())]
+    paths = [has["upload"]["path"], has["file"], str(has["persona"].path / "persona.json"), str(workspace.data_root())]
     tried, passed = 0, set()
     for route in routes_of(demo.app.routes):
         for path in filled(route.path, [tab, "tab", *paths]):
@@ -302,20 +308,22 @@ def test_without_a_cookie_of_ours_nothing_is_done(cookie, house):
     demo, first, _, _ = house
     stranger = Visitor(str(first.http.base_url))
     stranger.http.cookies.clear()
-    headers = {} if cookie is None else {"cookie": f"{visitors.COOKIE}={cookie.format(id=first.id)}"}
-    before = sorted((files.root() / "visitors").iterdir())
+    headers = {} if cookie is None else {"cookie": f"{workspaces.VISITOR_COOKIE}={cookie.format(id=first.id)}"}
+    before = sorted((workspace.data_root() / "visitors").iterdir())
     for body in ({"data": ["Eve"], "fn_index": numbered(demo, "start_persona"), "session_hash": "e"},):
         said = stranger.http.post("gradio_api/queue/join", json=body, headers=headers)
         assert said.status_code == 403 and "Allow cookies" in said.json()["detail"]
     assert stranger.http.post("gradio_api/upload", files={"files": b"x"}, headers=headers).status_code == 403
-    assert sorted((files.root() / "visitors").iterdir()) == before
-    assert visitors.COOKIE in stranger.http.get("/", headers=headers).headers.get("set-cookie", ""), "a new one"
+    assert sorted((workspace.data_root() / "visitors").iterdir()) == before
+    assert workspaces.VISITOR_COOKIE in stranger.http.get("/", headers=headers).headers.get("set-cookie", ""), (
+        "a new one"
+    )
 
 
 def test_a_guessed_secret_is_a_visitor_of_its_own(house):
     demo, first, _, has = house
     guesser = Visitor(str(first.http.base_url))
-    guesser.http.cookies.set(visitors.COOKIE, "A" * 43)
+    guesser.http.cookies.set(workspaces.VISITOR_COOKIE, "A" * 43)
     assert MARK not in json.dumps(guesser.call(numbered(demo, "arrive"), [has["persona"].slug]))
 
 
@@ -331,8 +339,8 @@ def test_the_cookie_is_out_of_reach_of_scripts_and_frames_get_theirs(house):
 
 
 def test_on_an_own_machine_nothing_stands_before_the_page(monkeypatch):
-    from persona.ui.guests import Guests
+    from persona.ui.middleware.visitors import VisitorIsolation
 
-    assert Guests in [m.cls for m in middleware("127.0.0.1")]
+    assert VisitorIsolation in [m.cls for m in build_middleware("127.0.0.1")]
     monkeypatch.setenv("PERSONA_SHARED", "0")
-    assert Guests not in [m.cls for m in middleware("127.0.0.1")]
+    assert VisitorIsolation not in [m.cls for m in build_middleware("127.0.0.1")]

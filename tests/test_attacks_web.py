@@ -12,9 +12,11 @@ import httpx
 import pytest
 from cases import check_each
 
-from persona import folder, shelf, talks, ui
-from persona.folder import Card
-from persona.ui.hosts import guard
+from persona.compare import conversation, conversation_store
+from persona.store import persona_folder
+from persona.store.persona_folder import PersonaCard
+from persona.ui import app
+from persona.ui.middleware.trusted_hosts import trusted_host_middleware
 
 PUBLIC: set[str] = set()  # names that clients and listings may show; an endpoint is added here on purpose or not at all
 
@@ -25,10 +27,12 @@ def served(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("served")
         patch.setenv("PERSONA_HOME", str(home))
-        mine = folder.create(folder.personas_dir() / "mags", Card(name="Mags", system="SECRET-PROMPT"))
-        demo = ui.build()
+        mine = persona_folder.create_persona_at(
+            persona_folder.personas_dir() / "mags", PersonaCard(name="Mags", system="SECRET-PROMPT")
+        )
+        demo = app.build_app()
         _, url, _ = demo.queue().launch(prevent_thread_lock=True, quiet=True, ssr_mode=False,
-                                        app_kwargs={"middleware": guard("127.0.0.1")}, **ui.LAUNCH)  # fmt: skip
+                                        app_kwargs={"middleware": trusted_host_middleware("127.0.0.1")}, **app.LAUNCH_OPTIONS)  # fmt: skip
         with httpx.Client(base_url=url, timeout=30) as client:
             yield demo, client, mine
         demo.close()
@@ -69,7 +73,7 @@ def test_a_gradio_client_finds_nothing_to_call(served):
 
 def test_files_of_this_machine_are_not_served(served):
     cases = ["/etc/passwd", "../../../etc/passwd", "..%2f..%2fetc/passwd", "README.md", "app.py",
-        "{project}/README.md", "{project}/persona/ui/share.py", "{mine}/persona.json",
+        "{project}/README.md", "{project}/persona/ui/steps/share/__init__.py", "{mine}/persona.json",
         "{mine}/pairs.jsonl", "{mine}/talks", "{home}", "file:///etc/passwd", "//evil/x"]  # fmt: skip
 
     def check(path):
@@ -123,9 +127,17 @@ def test_a_file_that_was_uploaded_is_read(served):
 
 def test_a_made_up_key_shows_nobody_elses_conversations(served):
     demo, client, mine = served
-    talk = shelf.start(shelf.open_shelf(mine.path, talks.new_key()), "BETWEEN-US")
+    talk = conversation_store.start_conversation(
+        conversation_store.open_store(mine.path, conversation.new_visitor_key()), "BETWEEN-US"
+    )
     number = numbered(demo, "shown_talk")
-    for key in ("", "x", "../" * 9, talks.new_key(), shelf.open_shelf(mine.path, talks.new_key()).path.name):
+    for key in (
+        "",
+        "x",
+        "../" * 9,
+        conversation.new_visitor_key(),
+        conversation_store.open_store(mine.path, conversation.new_visitor_key()).path.name,
+    ):
         data = ["mags", "run/mags/x", [], key, talk.id]
         assert "BETWEEN-US" not in json.dumps(call(client, number, data, f"k{hash(key)}"))
 
@@ -141,13 +153,13 @@ def test_a_name_that_another_site_makes_lead_here_is_refused(host, served):
 
 
 def test_a_page_for_others_and_a_proxy_keep_their_names(monkeypatch):
-    assert guard("0.0.0.0") == []
+    assert trusted_host_middleware("0.0.0.0") == []
     for name, value in (("SPACE_ID", "ann/persona"), ("GRADIO_SHARE", "True")):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
-            assert guard("127.0.0.1") == []
+            assert trusted_host_middleware("127.0.0.1") == []
     monkeypatch.setenv("PERSONA_HOSTS", "mags.example, ")
-    assert guard("127.0.0.1")[0].kwargs["allowed_hosts"] == ["127.0.0.1", "localhost", "mags.example"]
+    assert trusted_host_middleware("127.0.0.1")[0].kwargs["allowed_hosts"] == ["127.0.0.1", "localhost", "mags.example"]
 
 
 def test_another_site_is_not_told_that_it_may_ask(served):
@@ -163,7 +175,7 @@ def test_another_site_is_not_told_that_it_may_ask(served):
 
 
 def test_an_upload_has_a_limit(served):
-    assert served[0].max_file_size == ui.LAUNCH["max_file_size"] <= 4_000_000_000
+    assert served[0].max_file_size == app.LAUNCH_OPTIONS["max_file_size"] <= 4_000_000_000
 
 
 # --- where requests go from here ---------------------------------------------------------------------------------
@@ -177,30 +189,32 @@ def test_only_our_own_forms_are_links():
 
     def check(text):
         from persona.errors import ShareError
-        from persona.hub import Link
+        from persona.share.hub import HubRef
 
         with pytest.raises(ShareError):
-            Link.parse(text)
+            HubRef.parse(text)
 
     check_each(cases, check)
 
 
 def test_a_link_to_any_app_leads_to_the_hub_alone():
-    from persona.hub import Link
+    from persona.share.hub import HubRef
 
-    assert Link.parse("http://169.254.169.254/?persona=a/b@c") == Link("a/b", "c")
+    assert HubRef.parse("http://169.254.169.254/?persona=a/b@c") == HubRef("a/b", "c")
 
 
 def test_nothing_of_the_page_names_the_endpoint_of_suggestions(monkeypatch):
     """PERSONA_LLM_URL is of the environment alone: no handler takes an address for it."""
     import inspect
 
-    from persona import suggest
-    from persona.ui import suggesting
+    from persona.ui.steps.write import suggest_tab
+    from persona.write import llm_client
 
     monkeypatch.delenv("PERSONA_LLM_URL", raising=False)
-    assert suggest.endpoint() is None
-    names = {p for f in (suggesting.propose, suggesting.decide) for p in inspect.signature(f).parameters}
+    assert llm_client.endpoint_from_env() is None
+    names = {
+        p for f in (suggest_tab.propose_pairs, suggest_tab.decide_proposal) for p in inspect.signature(f).parameters
+    }
     assert not {n for n in names if "url" in n or "key" in n or "endpoint" in n}
 
 
@@ -208,8 +222,8 @@ def test_a_redirect_of_the_endpoint_is_not_followed_with_the_key(monkeypatch):
     import threading
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
-    from persona import suggest
     from persona.errors import PersonaError
+    from persona.write import llm_client
 
     asked = []
 
@@ -227,9 +241,9 @@ def test_a_redirect_of_the_endpoint_is_not_followed_with_the_key(monkeypatch):
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        at = suggest.Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "m", "sk-secret")
+        at = llm_client.LlmEndpoint(f"http://127.0.0.1:{server.server_port}/v1", "m", "sk-secret")
         with pytest.raises(PersonaError, match="307"):
-            suggest.ask(at, "hi")
+            llm_client.request_json_list(at, "hi")
         server.shutdown()
     assert asked == ["/v1/chat/completions"]
 
@@ -242,12 +256,14 @@ SECRETS = {"HF_TOKEN": "hf_" + "s" * 34, "PERSONA_LLM_KEY": "sk-llm-" + "t" * 30
 
 def test_no_secret_is_written_or_said(tiny_llama, tmp_path, monkeypatch, home, capfd, caplog):
     """Everything that can be done cheaply, well and badly; then all that was written, printed, logged and raised."""
-    from persona import hub, launch, runs, share, suggest
-    from persona.config import make_config
     from persona.errors import PersonaError
-    from persona.pairs import Pair
-    from tests.hub import Hub
-    from tests.tiny import write_adapter
+    from persona.share import archive, hub
+    from persona.store.pairs import Pair
+    from persona.train import launcher
+    from persona.train.config import make_config
+    from persona.write import llm_client
+    from tests.local_hub import Hub
+    from tests.tiny_models import write_adapter
 
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
@@ -262,26 +278,28 @@ def test_no_secret_is_written_or_said(tiny_llama, tmp_path, monkeypatch, home, c
         except PersonaError as e:
             said.append(f"{e!r} {e} {e.__cause__!r} {e.__context__!r}")
 
-    mine = folder.create(folder.personas_dir() / "mags", Card(name="Mags"), [Pair(f"q{n}", f"a{n}") for n in range(9)])
-    run = runs.create_run(mine, make_config(report_to="none"))
+    mine = persona_folder.create_persona_at(
+        persona_folder.personas_dir() / "mags", PersonaCard(name="Mags"), [Pair(f"q{n}", f"a{n}") for n in range(9)]
+    )
+    run = launcher.create_run(mine, make_config(report_to="none"))
     run.log("state", state="failed", message="broken")
-    launch.stop(run)
+    launcher.stop_run(run)
     write_adapter(tiny_llama, run.adapter)
     with Hub() as there:
         monkeypatch.setenv("HF_ENDPOINT", there.url)
-        tried(lambda: hub.push(run.adapter, "ann/x"))  # a token that this Hub does not know
+        tried(lambda: hub.push_adapter(run.adapter, "ann/x"))  # a token that this Hub does not know
         there.users[SECRETS["HF_TOKEN"]] = "ann"
-        tried(lambda: hub.push(run.adapter, "ann/x"))
-        tried(lambda: hub.push(run.adapter, "ben/x"))
-        tried(lambda: hub.pull(hub.Link("ann/x")))
-        tried(lambda: hub.pull(hub.Link("ann/none")))
+        tried(lambda: hub.push_adapter(run.adapter, "ann/x"))
+        tried(lambda: hub.push_adapter(run.adapter, "ben/x"))
+        tried(lambda: hub.pull_adapter(hub.HubRef("ann/x")))
+        tried(lambda: hub.pull_adapter(hub.HubRef("ann/none")))
         assert any("'private': True" in x for x in said)  # one of them did succeed
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    tried(lambda: hub.pull(hub.Link("ann/y")))
-    tried(lambda: share.pack(run.adapter, tmp_path / "x.zip"))
-    endpoint = suggest.endpoint()
+    tried(lambda: hub.pull_adapter(hub.HubRef("ann/y")))
+    tried(lambda: archive.pack_adapter(run.adapter, tmp_path / "x.zip"))
+    endpoint = llm_client.endpoint_from_env()
     assert endpoint and SECRETS["PERSONA_LLM_KEY"] not in repr(endpoint)
-    tried(lambda: suggest.ask(endpoint, "hi"))
+    tried(lambda: llm_client.request_json_list(endpoint, "hi"))
     tried(lambda: (_ for _ in ()).throw(PersonaError(run.progress().message)))
     written = [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and not p.is_symlink()]
     out = capfd.readouterr()

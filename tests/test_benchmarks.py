@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from persona.files import PROJECT
+from persona.store.workspace import PROJECT_DIR
 
 
 def bench(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", *map(str, words)], env=os.environ | {"OMP_NUM_THREADS": "1"},
-                          cwd=PROJECT, capture_output=True, text=True, timeout=300)  # fmt: skip
+                          cwd=PROJECT_DIR, capture_output=True, text=True, timeout=300)  # fmt: skip
 
 
 @pytest.mark.slow

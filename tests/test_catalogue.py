@@ -9,12 +9,12 @@ import pytest
 from cases import check_each
 from pydantic import ValidationError
 
-from persona import base, catalogue, fetch
-from persona.catalogue import Entry, find
 from persona.errors import BaseError
-from persona.templates import shipped_templates
+from persona.models import base, bundled, catalogue, download
+from persona.models.catalogue import KnownModel, find_known_model
+from persona.template.chat_template import shipped_templates
 
-BASES = catalogue.catalogue()
+BASES = catalogue.load_catalogue()
 
 
 # ---- the file
@@ -30,7 +30,7 @@ def test_an_entry_is_whole():
         assert entry.template in shipped_templates()
         assert re.search("[\u4e00-\u9fff]", entry.zh) and entry.en.isascii()
         assert (entry.kind == "pretrained") == (entry.template == "gemma-base")
-        assert find(entry.id.upper()) is entry
+        assert find_known_model(entry.id.upper()) is entry
 
     check_each(BASES, check)
 
@@ -41,16 +41,16 @@ def test_a_wrong_entry_is_refused():
 
     def check(change):
         with pytest.raises(ValidationError):
-            Entry.model_validate({**BASES[0].model_dump(), **change})
+            KnownModel.model_validate({**BASES[0].model_dump(), **change})
 
     check_each(cases, check)
 
 
 def test_unknown_is_not_no():
-    assert find("mistralai/Mistral-7B-Instruct-v0.3").about.endswith("may ask for consent on its page")
-    assert find("google/gemma-3-4b-it").about == "8.6 GB, Gemma Terms of Use, asks for consent on its page"
-    assert find("Qwen/Qwen3-8B").about == "16.4 GB, Apache-2.0"
-    assert find("someone/else") is None
+    assert find_known_model("mistralai/Mistral-7B-Instruct-v0.3").about.endswith("may ask for consent on its page")
+    assert find_known_model("google/gemma-3-4b-it").about == "8.6 GB, Gemma Terms of Use, asks for consent on its page"
+    assert find_known_model("Qwen/Qwen3-8B").about == "16.4 GB, Apache-2.0"
+    assert find_known_model("someone/else") is None
 
 
 def test_no_base_needs_code_from_its_repository():
@@ -60,19 +60,19 @@ def test_no_base_needs_code_from_its_repository():
 
     for entry in BASES:
         assert entry.architecture in CONFIG_MAPPING_NAMES and entry.architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    assert "remote_code" not in catalogue.FILE.read_text()
+    assert "remote_code" not in catalogue.CATALOGUE_FILE.read_text()
 
 
 # ---- where it is used
 
 
 def test_the_choices_begin_with_the_embedded_and_grow(monkeypatch):
-    names, titles, abouts = zip(*base.choices(), strict=True)
-    count = len(base.EMBEDDED)
-    assert list(names[:count]) == list(base.EMBEDDED)
-    sizes = [find(name).parameters for name in names[count:]]
+    names, titles, abouts = zip(*base.list_base_choices(), strict=True)
+    count = len(bundled.BUNDLED_MODELS)
+    assert list(names[:count]) == list(bundled.BUNDLED_MODELS)
+    sizes = [find_known_model(name).parameters for name in names[count:]]
     assert sizes == sorted(sizes) and len(names) == len(set(names))
-    assert not {e.hub_id for e in base.EMBEDDED.values()} & set(names)
+    assert not {e.hub_id for e in bundled.BUNDLED_MODELS.values()} & set(names)
     at = names.index("google/gemma-3-4b-it")
     assert titles[at] == names[at] and abouts[at] == "8.6 GB, Gemma Terms of Use, asks for consent on its page"
 
@@ -87,7 +87,7 @@ def test_a_download_says_first_what_it_is(monkeypatch):
         raise OSError("offline")
 
     with pytest.raises(BaseError, match="Hub cannot be reached"):
-        base.resolve("qwen/qwen3-0.6b", said.append)
+        base.resolve_base("qwen/qwen3-0.6b", said.append)
     assert said == ["Downloading qwen/qwen3-0.6b from the Hub (1.5 GB, Apache-2.0) …"] and when == [1]
 
 
@@ -95,7 +95,7 @@ def test_a_downloaded_base_has_the_licence_of_the_catalogue(monkeypatch, tiny_ll
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tiny_llama))
-    found = base.resolve("meta-llama/llama-3.2-1b-instruct")
+    found = base.resolve_base("meta-llama/llama-3.2-1b-instruct")
     assert (found.id, found.licence) == ("meta-llama/Llama-3.2-1B-Instruct", "Llama 3.2 Community License")
     assert found.licence_url == "https://www.llama.com/llama3_2/license/"
 
@@ -107,38 +107,39 @@ def test_what_a_base_needs_is_asked_for_before_it_is_downloaded(monkeypatch):
         raise AssertionError("downloaded")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", never)
-    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BaseError, match="needs a package that is not installed: pip install timm"):
-        base.resolve("google/gemma-3n-E2B-it")
+        base.resolve_base("google/gemma-3n-E2B-it")
 
 
 def test_the_page_says_what_a_known_base_is_good_at_and_needs(tiny_llama, monkeypatch):
-    from persona.ui import template
+    from persona.ui.steps import template
 
     shown = template.base_html(base.Base("Qwen/Qwen3-8B", tiny_llama, licence="Apache-2.0"))
-    known = find("Qwen/Qwen3-8B")
+    known = find_known_model("Qwen/Qwen3-8B")
     assert known.en in shown and known.zh not in shown and "17 GB to chat, 24 GB to train" in shown
     monkeypatch.setattr(template, "language", lambda: "zh")
-    assert known.zh in template.known_html(known) and known.en not in template.known_html(known)
+    assert known.zh in template.known_model_html(known) and known.en not in template.known_model_html(known)
     assert "to train" not in template.base_html(base.Base("someone/else", tiny_llama))
-    listed = template.settings()[0]
-    assert [value for _, value in listed.choices] == [name for name, _, _ in base.choices()]
+    listed = template.make_template_settings()[0]
+    assert [value for _, value in listed.choices] == [name for name, _, _ in base.list_base_choices()]
     assert listed.allow_custom_value
 
 
 def test_the_list_of_bases_speaks_both_languages(monkeypatch):
-    from persona.ui import template, words
+    from persona.ui import i18n
+    from persona.ui.steps import template
 
-    monkeypatch.setattr(base.embedded, "is_installed", lambda e: e.name == base.DEFAULT)
+    monkeypatch.setattr(bundled, "is_installed", lambda e: e.name == bundled.DEFAULT_BASE)
     for language, want in {
         "en": ["Gemma 3 270M, pretrained (4-bit GGUF)", "SmolLM2 135M Instruct, English (4-bit GGUF) (not installed)",
                "Qwen/Qwen3-8B (16.4 GB, Apache-2.0)"],
         "zh": ["Gemma 3 270M，预训练（4 位 GGUF）", "SmolLM2 135M Instruct，英文（4 位 GGUF）（未安装）",
                "Qwen/Qwen3-8B（16.4 GB、Apache-2.0）"],
     }.items():  # fmt: skip
-        monkeypatch.setattr(words, "language", lambda language=language: language)
-        labels = {name: label for label, name in template.bases()}
-        assert [labels[name] for name in (*base.EMBEDDED, "Qwen/Qwen3-8B")] == want
+        monkeypatch.setattr(i18n, "language", lambda language=language: language)
+        labels = {name: label for label, name in template.base_dropdown_choices()}
+        assert [labels[name] for name in (*bundled.BUNDLED_MODELS, "Qwen/Qwen3-8B")] == want
 
 
 # ---- ModelScope
@@ -147,7 +148,7 @@ def test_the_list_of_bases_speaks_both_languages(monkeypatch):
 def test_modelscope_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(BaseError, match="need its package: pip install modelscope"):
-        base.resolve("modelscope:Qwen/Qwen3-0.6B")
+        base.resolve_base("modelscope:Qwen/Qwen3-0.6B")
 
 
 def test_modelscope_through_its_package(monkeypatch, tiny_llama):
@@ -159,8 +160,8 @@ def test_modelscope_through_its_package(monkeypatch, tiny_llama):
         return str(tiny_llama)
 
     monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(snapshot_download=snapshot_download))
-    found = base.resolve("modelscope:Qwen/Qwen3-0.6B")
-    assert asked == [(("Qwen/Qwen3-0.6B",), {"allow_patterns": list(fetch.WANTED)})]
+    found = base.resolve_base("modelscope:Qwen/Qwen3-0.6B")
+    assert asked == [(("Qwen/Qwen3-0.6B",), {"allow_patterns": list(download.DOWNLOAD_PATTERNS)})]
     assert (found.id, found.path, found.licence) == ("modelscope:Qwen/Qwen3-0.6B", tiny_llama, "Apache-2.0")
     assert not any(p.endswith((".bin", ".py")) for p in asked[0][1]["allow_patterns"])
 
@@ -171,14 +172,14 @@ def test_modelscope_refuses(monkeypatch, tmp_path):
 
     monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(snapshot_download=fail))
     with pytest.raises(BaseError, match="not a model of ModelScope. It is modelscope:ORG/NAME"):
-        base.resolve("modelscope:../etc")
+        base.resolve_base("modelscope:../etc")
     with pytest.raises(BaseError, match=r"ConnectionError: no route"):
-        base.resolve("modelscope:Qwen/Qwen3-0.6B")
+        base.resolve_base("modelscope:Qwen/Qwen3-0.6B")
     monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(snapshot_download=lambda *_, **__: str(tmp_path)))
     with pytest.raises(BaseError, match="no safetensors"):
-        base.resolve("modelscope:Qwen/Qwen3-0.6B")
+        base.resolve_base("modelscope:Qwen/Qwen3-0.6B")
 
 
 def test_the_file_is_written_one_base_a_line():
-    lines = catalogue.FILE.read_text(encoding="utf-8").splitlines()
+    lines = catalogue.CATALOGUE_FILE.read_text(encoding="utf-8").splitlines()
     assert [json.loads(line.rstrip(","))["id"] for line in lines[1:-1]] == [e.id for e in BASES]

@@ -9,14 +9,15 @@ from dataclasses import replace
 
 import pytest
 from speaking import GREEDY, LONG, NEVER, SHORT, WARM, changed, quiet, say
-from tiny import write_adapter
+from tiny_models import write_adapter
 
-from persona import adapter, chat
-from persona.base import Base
-from persona.chat import BASE, Column, Voices, stream
+from persona.compare import session
+from persona.compare.session import NO_ADAPTER, Column, LoadedModel, stream_replies
 from persona.errors import AdapterError
-from persona.render import Prompt
-from persona.sampling import Sampling
+from persona.models import adapter, attach
+from persona.models.base import Base
+from persona.models.sampling import Sampling
+from persona.template.render import ChatPrompt
 
 pytest_plugins = "speaking"
 pytestmark = pytest.mark.usefixtures("plain_cpu")
@@ -24,34 +25,34 @@ pytestmark = pytest.mark.usefixtures("plain_cpu")
 
 def test_attached_once(voices, adapters, monkeypatch):
     name = voices.attach(adapters[0])
-    monkeypatch.setattr(chat.adapters, "attach", lambda *_: pytest.fail("it is there already"))
+    monkeypatch.setattr(attach, "attach_adapter", lambda *_: pytest.fail("it is there already"))
     assert voices.attach(adapters[0]) == name
 
 
 @pytest.mark.parametrize("others", [0, 1], ids=["alone", "beside-another"])
 def test_a_folder_that_changed_is_read_again(voices, adapters, tiny_gemma, tmp_path, others):
-    columns = [Column(BASE, SHORT)] + [Column(voices.attach(a), SHORT) for a in adapters[:others]]
+    columns = [Column(NO_ADAPTER, SHORT)] + [Column(voices.attach(a), SHORT) for a in adapters[:others]]
     before = say(voices, columns)
     replies = []
     for seed in (3, 4):
         write_adapter(tiny_gemma, tmp_path / "a", seed=seed, template="gemma-base", r=seed)
         stamp = 1_000_000 + seed
         os.utime(tmp_path / "a" / "adapter_model.safetensors", (stamp, stamp))
-        name = voices.attach(adapter.check(tmp_path / "a"))
+        name = voices.attach(adapter.read_adapter(tmp_path / "a"))
         replies.append(say(voices, [*columns, Column(name, SHORT)]))
     assert replies[0][-1].text != replies[1][-1].text
     assert replies[0][:-1] == replies[1][:-1] == before, "the others did not change"
-    fresh = Voices(Base("someone/tiny", tiny_gemma))
+    fresh = LoadedModel(Base("someone/tiny", tiny_gemma))
     quiet(fresh.model, fresh.tokenizer.eos_token_id)
-    assert say(fresh, [Column(fresh.attach(adapter.check(tmp_path / "a")), SHORT)])[0] == replies[1][-1]
+    assert say(fresh, [Column(fresh.attach(adapter.read_adapter(tmp_path / "a")), SHORT)])[0] == replies[1][-1]
 
 
 def test_the_adapter_used_longest_ago_is_given_up(voices, tiny_gemma, adapters, tmp_path, monkeypatch):
-    monkeypatch.setattr(chat, "KEPT", 2)
+    monkeypatch.setattr(session, "MAX_ATTACHED", 2)
     one, two = (voices.attach(a) for a in adapters)
     want = say(voices, [Column(one, SHORT)])  # used last, so that the second is the oldest
     write_adapter(tiny_gemma, tmp_path / "three", seed=3, template="gemma-base")
-    three = voices.attach(adapter.check(tmp_path / "three"))
+    three = voices.attach(adapter.read_adapter(tmp_path / "three"))
     first, gone, third = say(voices, [Column(n, SHORT) for n in (one, two, three)])
     assert first == want[0] and "no longer open" in gone.error and third.tokens == 24
     assert set(voices.model.peft_config) == {one, three}
@@ -61,7 +62,7 @@ def test_the_adapter_used_longest_ago_is_given_up(voices, tiny_gemma, adapters, 
 
 def test_a_folder_that_is_gone_is_said(voices, tiny_gemma, tmp_path):
     write_adapter(tiny_gemma, tmp_path / "a", template="gemma-base")
-    mags = adapter.check(tmp_path / "a")
+    mags = adapter.read_adapter(tmp_path / "a")
     shutil.rmtree(tmp_path / "a")
     with pytest.raises(AdapterError, match=r"is no longer there\. Choose another"):
         voices.attach(mags)
@@ -70,46 +71,46 @@ def test_a_folder_that_is_gone_is_said(voices, tiny_gemma, tmp_path):
 
 def test_an_adapter_of_another_base_is_refused_and_the_chat_goes_on(voices, adapters, tiny_llama, tmp_path):
     name = voices.attach(adapters[0])
-    before = say(voices, [Column(BASE, SHORT), Column(name, SHORT)])
+    before = say(voices, [Column(NO_ADAPTER, SHORT), Column(name, SHORT)])
     write_adapter(tiny_llama, tmp_path / "foreign")
     with pytest.raises(AdapterError, match="does not fit"):
-        voices.attach(adapter.check(tmp_path / "foreign"))
+        voices.attach(adapter.read_adapter(tmp_path / "foreign"))
     assert not voices.lock.locked()
-    assert say(voices, [Column(BASE, SHORT), Column(name, SHORT)]) == before
+    assert say(voices, [Column(NO_ADAPTER, SHORT), Column(name, SHORT)]) == before
 
 
 def test_a_changed_folder_that_no_longer_fits_is_said_and_can_be_mended(voices, tiny_gemma, tiny_llama, tmp_path):
     write_adapter(tiny_gemma, tmp_path / "a", template="gemma-base")
-    name = voices.attach(adapter.check(tmp_path / "a"))
-    good = say(voices, [Column(BASE, SHORT), Column(name, SHORT)])
+    name = voices.attach(adapter.read_adapter(tmp_path / "a"))
+    good = say(voices, [Column(NO_ADAPTER, SHORT), Column(name, SHORT)])
     write_adapter(tiny_llama, tmp_path / "a")
     os.utime(tmp_path / "a" / "adapter_model.safetensors", (1, 1))
     with pytest.raises(AdapterError, match="does not fit"):
-        voices.attach(adapter.check(tmp_path / "a"))
-    assert say(voices, [Column(BASE, SHORT)])[0] == good[0]
+        voices.attach(adapter.read_adapter(tmp_path / "a"))
+    assert say(voices, [Column(NO_ADAPTER, SHORT)])[0] == good[0]
     (gone,) = say(voices, [Column(name, SHORT)])
     assert "no longer open" in gone.error
     write_adapter(tiny_gemma, tmp_path / "a", template="gemma-base")
-    assert voices.attach(adapter.check(tmp_path / "a")) == name
-    assert say(voices, [Column(BASE, SHORT), Column(name, SHORT)]) == good
+    assert voices.attach(adapter.read_adapter(tmp_path / "a")) == name
+    assert say(voices, [Column(NO_ADAPTER, SHORT), Column(name, SHORT)]) == good
 
 
 def test_the_last_base_is_kept_in_memory(tiny_gemma, tiny_llama, monkeypatch):
-    monkeypatch.setattr(chat, "_open", {})
+    monkeypatch.setattr(session, "_open", {})
     gemma, llama = (Base(f.name, f) for f in (tiny_gemma, tiny_llama))
-    first = chat.open_voices(gemma)
-    assert chat.open_voices(gemma) is first
-    chat.open_voices(llama)
-    assert list(chat._open) == [str(tiny_llama)] and chat.open_voices(gemma) is not first
+    first = session.open_model(gemma)
+    assert session.open_model(gemma) is first
+    session.open_model(llama)
+    assert list(session._open) == [str(tiny_llama)] and session.open_model(gemma) is not first
 
 
 # ---- what goes wrong
 
 
 def test_closing_half_way_frees_the_model(voices, adapters):
-    columns = [Column(BASE, SHORT), Column(voices.attach(adapters[0]), LONG)]
+    columns = [Column(NO_ADAPTER, SHORT), Column(voices.attach(adapters[0]), LONG)]
     whole = say(voices, columns)
-    replies = stream(voices, columns, GREEDY, NEVER)
+    replies = stream_replies(voices, columns, GREEDY, NEVER)
     for _ in range(3):
         seen = next(replies)
     assert voices.lock.locked() and seen[0].tokens == 3
@@ -119,7 +120,7 @@ def test_closing_half_way_frees_the_model(voices, adapters):
 
 
 def test_a_forgotten_iterator_frees_the_model(voices):
-    replies = stream(voices, [Column(BASE, SHORT)], GREEDY, NEVER)
+    replies = stream_replies(voices, [Column(NO_ADAPTER, SHORT)], GREEDY, NEVER)
     next(replies)
     del replies
     gc.collect()
@@ -130,7 +131,7 @@ def test_a_forgotten_iterator_frees_the_model(voices):
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError, KeyboardInterrupt, AdapterError])
 def test_an_error_inside_the_model_leaves_nothing_behind(voices, adapters, monkeypatch, when, error):
     """The layers are their own again, or every later answer would be wrong."""
-    columns = [Column(BASE, SHORT), Column(voices.attach(adapters[0]), SHORT)]
+    columns = [Column(NO_ADAPTER, SHORT), Column(voices.attach(adapters[0]), SHORT)]
     good = say(voices, columns)
     layer = voices.model.get_base_model().model.layers[1].mlp.down_proj.base_layer
     real, calls = layer.forward, []
@@ -154,9 +155,9 @@ def test_two_at_once_each_get_their_own_answer(voices, adapters):
     """Streams take turns; each sets its own strength when its turn comes."""
     names = [voices.attach(a) for a in adapters]
     jobs = [
-        ([Column(BASE, SHORT), Column(names[0], LONG)], GREEDY),
+        ([Column(NO_ADAPTER, SHORT), Column(names[0], LONG)], GREEDY),
         ([Column(names[1], SHORT, 0.5), Column(names[0], SHORT, 0.5)], WARM),
-        ([Column(names[0], LONG, 1.5), Column(BASE, SHORT)], replace(WARM, seed=3)),
+        ([Column(names[0], LONG, 1.5), Column(NO_ADAPTER, SHORT)], replace(WARM, seed=3)),
     ]
     want = [say(voices, columns, sampling) for columns, sampling in jobs]
     got: dict[int, list] = {}
@@ -177,8 +178,8 @@ def test_two_at_once_each_get_their_own_answer(voices, adapters):
 
 def test_turns_are_given_in_the_order_of_asking(voices):
     """One that asks again and again does not keep the others waiting."""
-    order, columns = [], [Column(BASE, SHORT)]
-    first = stream(voices, columns, GREEDY, NEVER)
+    order, columns = [], [Column(NO_ADAPTER, SHORT)]
+    first = stream_replies(voices, columns, GREEDY, NEVER)
     next(first)
 
     def run(name):
@@ -206,15 +207,15 @@ def test_one_that_gives_up_waiting_is_passed_over(voices, monkeypatch):
                 raise KeyboardInterrupt
             super().wait()
 
-    first = stream(voices, [Column(BASE, SHORT)], GREEDY, NEVER)
+    first = stream_replies(voices, [Column(NO_ADAPTER, SHORT)], GREEDY, NEVER)
     next(first)
     with monkeypatch.context() as patch:
-        patch.setattr(chat.threading, "Event", Interrupted)
+        patch.setattr(session.threading, "Event", Interrupted)
         with pytest.raises(KeyboardInterrupt):
-            say(voices, [Column(BASE, SHORT)])
+            say(voices, [Column(NO_ADAPTER, SHORT)])
     assert len(voices.lock.waiting) == 1
     first.close()
-    assert not voices.lock.locked() and say(voices, [Column(BASE, SHORT)])[0].tokens == 24
+    assert not voices.lock.locked() and say(voices, [Column(NO_ADAPTER, SHORT)])[0].tokens == 24
 
 
 @pytest.mark.release
@@ -222,13 +223,13 @@ def test_one_that_gives_up_waiting_is_passed_over(voices, monkeypatch):
 def test_the_embedded_base_speaks_in_a_batch_as_alone(embedded_base, tmp_path):
     """At its real size: a prompt with and one without padding, greedy and drawn, in float32."""
     write_adapter(embedded_base.path, tmp_path / "a", template="gemma-base", size=0.02)
-    voices = Voices(embedded_base)
-    name = voices.attach(adapter.check(tmp_path / "a"))
+    voices = LoadedModel(embedded_base)
+    name = voices.attach(adapter.read_adapter(tmp_path / "a"))
     texts = [voices.tokenizer(t)["input_ids"] for t in ("The lighthouse keeper said", "茶已沏上了，")]
     columns = [
-        Column(BASE, Prompt("", texts[0])),
-        Column(name, Prompt("", texts[1])),
-        Column(name, Prompt("", texts[0])),
+        Column(NO_ADAPTER, ChatPrompt("", texts[0])),
+        Column(name, ChatPrompt("", texts[1])),
+        Column(name, ChatPrompt("", texts[0])),
     ]
     for sampling in (Sampling(temperature=0, max_new_tokens=5), Sampling(temperature=0.8, seed=5, max_new_tokens=5)):
         together = say(voices, columns, sampling)
@@ -237,7 +238,7 @@ def test_the_embedded_base_speaks_in_a_batch_as_alone(embedded_base, tmp_path):
 
 
 def test_attaching_waits_for_the_answer_that_is_running(voices, adapters):
-    replies = stream(voices, [Column(BASE, SHORT)], GREEDY, NEVER)
+    replies = stream_replies(voices, [Column(NO_ADAPTER, SHORT)], GREEDY, NEVER)
     next(replies)
     thread = threading.Thread(target=voices.attach, args=(adapters[0],))
     thread.start()
@@ -245,7 +246,7 @@ def test_attaching_waits_for_the_answer_that_is_running(voices, adapters):
     assert thread.is_alive() and voices.attached == {}
     *_, last = replies
     thread.join(30)
-    assert len(voices.attached) == 1 and say(voices, [Column(BASE, SHORT)]) == last
+    assert len(voices.attached) == 1 and say(voices, [Column(NO_ADAPTER, SHORT)]) == last
 
 
 # ---- which base
@@ -254,13 +255,13 @@ def test_attaching_waits_for_the_answer_that_is_running(voices, adapters):
 @pytest.fixture
 def ready(tiny_gemma, tmp_path, monkeypatch):
     """An adapter whose base is opened from its folder."""
-    monkeypatch.setattr(chat, "_open", {})
+    monkeypatch.setattr(session, "_open", {})
     write_adapter(tiny_gemma, tmp_path / "a", template="gemma-base")
-    return adapter.check(tmp_path / "a"), str(tiny_gemma)
+    return adapter.read_adapter(tmp_path / "a"), str(tiny_gemma)
 
 
 def test_an_adapter_without_a_base_asks_for_one(ready):
     nameless = replace(ready[0], base_id="")
     with pytest.raises(AdapterError, match="does not say which base it was trained on. Name it with --base"):
-        chat.base_of(nameless)
-    assert chat.base_of(nameless, ready[1]).path.name == "tiny-gemma"
+        session.base_of(nameless)
+    assert session.base_of(nameless, ready[1]).path.name == "tiny-gemma"

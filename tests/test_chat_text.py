@@ -7,13 +7,13 @@ import pytest
 import torch
 from cases import check_each
 from speaking import GREEDY, NEVER, SHORT, WARM, letters, say, script
-from tiny import load, with_lora
+from tiny_models import load, with_lora
 
-from persona import decode
-from persona.chat import BASE, Column, stream
+from persona.compare.session import NO_ADAPTER, Column, stream_replies
 from persona.errors import InputError
-from persona.render import Prompt
-from persona.sampling import CONTEXT, Sampling
+from persona.models import generate
+from persona.models.sampling import MAX_CONTEXT_TOKENS, Sampling
+from persona.template.render import ChatPrompt
 
 pytest_plugins = "speaking"
 pytestmark = pytest.mark.usefixtures("plain_cpu")
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("plain_cpu")
 def test_tokens_are_drawn_with_the_probabilities_of_softmax(sampling):
     """Noise and maximum are a draw from softmax: 4,000 draws against the exact shares."""
     scores = torch.tensor([[1.0, 0.2, -0.5, 2.0, 0.9], [0.0, 0.0, 0.0, -3.0, 1.0]])
-    draw = decode.Draw(sampling)
+    draw = generate.Sampler(sampling)
     counts = torch.zeros(2, 5)
     for _ in range(4000):
         for row, token in enumerate(draw(scores).tolist()):
@@ -53,7 +53,7 @@ def test_top_p_keeps_what_transformers_keeps(top_p, monkeypatch):
     scores = torch.randn(4, 5000) * torch.tensor([[9.0], [2.0], [0.5], [0.0]])
     scores[0, :4000] = -torch.inf  # as top_k leaves it
     sorted_rows = []
-    nucleus = decode.Nucleus(top_p)
+    nucleus = generate.FastTopPWarper(top_p)
     real = nucleus.whole
     monkeypatch.setattr(nucleus, "whole", lambda ids, some: sorted_rows.append(len(some)) or real(ids, some))
     got = nucleus(None, scores)
@@ -69,7 +69,7 @@ def test_a_stop_token_ends_its_own_row_alone(voices, monkeypatch, stop):
     a, b = letters(voices.tokenizer, "你")[0], letters(voices.tokenizer, "有")[0]
     script(monkeypatch, [a, b], [end, b], [b], [end])
     shown = [[(r.text, r.tokens, r.ended) for r in step] for step in
-             stream(voices, [Column(BASE, SHORT)] * 2, GREEDY, turn)]  # fmt: skip
+             stream_replies(voices, [Column(NO_ADAPTER, SHORT)] * 2, GREEDY, turn)]  # fmt: skip
     assert shown == [
         [("你", 1, False), ("有", 1, False)],
         [("你", 1, True), ("有有", 2, False)],
@@ -81,7 +81,7 @@ def test_a_stop_token_ends_its_own_row_alone(voices, monkeypatch, stop):
 def test_the_limit_is_not_an_end(voices, monkeypatch):
     a = letters(voices.tokenizer, "你")[0]
     script(monkeypatch, *[[a]] * 3)
-    *_, last = stream(voices, [Column(BASE, SHORT)], replace(GREEDY, max_new_tokens=3), NEVER)
+    *_, last = stream_replies(voices, [Column(NO_ADAPTER, SHORT)], replace(GREEDY, max_new_tokens=3), NEVER)
     assert (last[0].text, last[0].tokens, last[0].ended) == ("你你你", 3, False)
 
 
@@ -91,7 +91,10 @@ def test_half_a_character_waits_for_its_other_half(voices, monkeypatch):
     assert len(bytes_) == 4
     a = letters(voices.tokenizer, "你")[0]
     script(monkeypatch, *[[t] for t in (a, *bytes_, a, *bytes_[:2])])
-    shown = [step[0].text for step in stream(voices, [Column(BASE, SHORT)], replace(GREEDY, max_new_tokens=8), NEVER)]
+    shown = [
+        step[0].text
+        for step in stream_replies(voices, [Column(NO_ADAPTER, SHORT)], replace(GREEDY, max_new_tokens=8), NEVER)
+    ]
     assert shown[:8] == ["你", "你", "你", "你", "你𠮷", "你𠮷你", "你𠮷你", "你𠮷你"]
     assert not any("\ufffd" in text for text in shown[:8])
     assert shown[8].startswith("你𠮷你"), "the limit came in the middle of a character: what there is, is shown"
@@ -101,7 +104,7 @@ def test_half_a_character_waits_for_its_other_half(voices, monkeypatch):
 @pytest.mark.parametrize("tokenizer", ["sentencepiece_tokenizer", "byte_tokenizer", "llama3_tokenizer"])
 def test_text_grows_and_ends_as_what_was_said(request, tokenizer, text):
     tokenizer = request.getfixturevalue(tokenizer)
-    shown = decode._Text(tokenizer)
+    shown = generate._StreamedText(tokenizer)
     steps = [shown.add(t) for t in letters(tokenizer, text)]
     assert steps[-1] == shown.whole() == text
     assert all(b.startswith(a) for a, b in itertools.pairwise(steps))
@@ -110,9 +113,11 @@ def test_text_grows_and_ends_as_what_was_said(request, tokenizer, text):
 
 def test_no_room_for_a_reply_is_that_columns_error(voices):
     room = replace(GREEDY, max_new_tokens=96)
-    short, long = say(voices, [Column(BASE, SHORT), Column(BASE, Prompt("", [5] * (CONTEXT - 95)))], room)
+    short, long = say(
+        voices, [Column(NO_ADAPTER, SHORT), Column(NO_ADAPTER, ChatPrompt("", [5] * (MAX_CONTEXT_TOKENS - 95)))], room
+    )
     assert long.error == "The conversation has 4,001 tokens and no room for a reply. Clear it and start again."
-    assert short == say(voices, [Column(BASE, SHORT)], room)[0] and short.tokens == 96
+    assert short == say(voices, [Column(NO_ADAPTER, SHORT)], room)[0] and short.tokens == 96
 
 
 def test_a_bad_setting_is_refused_by_name():
@@ -128,7 +133,7 @@ def test_a_bad_setting_is_refused_by_name():
         ("min_p", 1.1),
         ("min_p", float("nan")),
         ("max_new_tokens", 0),
-        ("max_new_tokens", CONTEXT + 1),
+        ("max_new_tokens", MAX_CONTEXT_TOKENS + 1),
         ("seed", -1),
         ("seed", 2**64),
     ]
@@ -143,7 +148,7 @@ def test_a_bad_setting_is_refused_by_name():
 def test_a_base_in_half_precision_is_sampled_in_full(tiny_gemma):
     """Scores in bfloat16 have ties; they are made float32 before they are drawn from."""
     model = with_lora(load(tiny_gemma, "bfloat16"), size=0.1)
-    with decode.Steps(model, [SHORT.ids], [()], 0) as steps:
+    with generate.DecodeLoop(model, [SHORT.ids], [()], 0) as steps:
         assert steps.logits().dtype == torch.float32
 
 
@@ -151,14 +156,14 @@ def test_the_output_layer_gets_the_last_positions_side_by_side(tiny_gemma):
     """As a slice of all positions, a bfloat16 product on a CPU copies its weights for each row."""
     model, seen = load(tiny_gemma, "bfloat16"), []
     model.get_output_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    with decode.Steps(model, [SHORT.ids, [*SHORT.ids, 5]], None, 0) as steps:
+    with generate.DecodeLoop(model, [SHORT.ids, [*SHORT.ids, 5]], None, 0) as steps:
         steps.logits()
     assert seen[0].shape[:2] == (2, 1) and seen[0].is_contiguous()
 
 
 def test_the_repetition_penalty_counts_what_this_row_has_said_and_nothing_else():
     """Not the prompt: a persona must be free to say the name that is in it. Not the other columns either."""
-    draw = decode.Draw(Sampling(temperature=0, repetition_penalty=2))
+    draw = generate.Sampler(Sampling(temperature=0, repetition_penalty=2))
     scores = torch.tensor([[2.0, 1.5, 0.0], [2.0, 1.5, 0.0]])
     assert draw(scores.clone(), []).tolist() == [0, 0]
     assert draw(scores.clone(), [[0], [2]]).tolist() == [1, 0]

@@ -10,21 +10,23 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tiny import write_adapter
+from tiny_models import write_adapter
 
-from persona import adapter, files, folder
-from persona.base import Base, load_tokenizer, open_renderer
-from persona.cli.common import note
-from persona.embedded import Further
-from persona.files import PROJECT, SHIPPED_PERSONAS
-from persona.folder import Card, create
-from persona.pairs import Pair
-from persona.render import Renderer
-from persona.templates import read_template
-from tests.commands import CARD, PAIRS, shell
+from persona.cli.output import print_note
+from persona.models import adapter
+from persona.models.base import Base, load_tokenizer
+from persona.models.open_renderer import open_renderer
+from persona.models.progress_callback import ProgressUpdate
+from persona.store import persona_folder, workspace
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard, create_persona_at
+from persona.store.workspace import EXAMPLES_DIR, PROJECT_DIR
+from persona.template.chat_template import read_template
+from persona.template.render import Renderer
+from tests.cli_fixtures import CARD, PAIRS, shell
 
-pytest_plugins = "tests.commands"
-EXAMPLE = SHIPPED_PERSONAS / "lighthouse-keeper"
+pytest_plugins = "tests.cli_fixtures"
+EXAMPLE = EXAMPLES_DIR / "lighthouse-keeper"
 
 
 # ---- through a shell
@@ -44,9 +46,9 @@ def test_the_module_answers_from_a_shell(tmp_path, home):
 @pytest.mark.slow
 def test_a_refusal_from_a_shell_works_without_a_terminal(tmp_path, home, tiny_gemma):
     """Chinese in a message on a system whose language is C."""
-    create(tmp_path / "甄嬛", CARD, [])
+    create_persona_at(tmp_path / "甄嬛", CARD, [])
     words = [sys.executable, "-m", "persona", "train", str(tmp_path / "甄嬛"), "--base", str(tiny_gemma)]
-    env = {"PATH": os.environ["PATH"], "PERSONA_HOME": str(home), "PYTHONPATH": str(PROJECT), "LC_ALL": "C"}
+    env = {"PATH": os.environ["PATH"], "PERSONA_HOME": str(home), "PYTHONPATH": str(PROJECT_DIR), "LC_ALL": "C"}
     done = subprocess.run(words, env=env, capture_output=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, b"")
     assert "甄嬛/pairs.jsonl: no pairs. A run needs at least 2" in done.stderr.decode("utf-8")
@@ -93,8 +95,8 @@ def test_help_is_status_0(call, words):
 
 def test_new(value, tmp_path):
     made = value("new", tmp_path / "a b" / "mags", "--name", "Mags", "--system", "Be dry.")
-    opened = folder.open_persona(made["persona"])
-    assert (opened.card(), opened.pairs()) == (Card(name="Mags", system="Be dry."), [])
+    opened = persona_folder.open_persona(made["persona"])
+    assert (opened.card(), opened.pairs()) == (PersonaCard(name="Mags", system="Be dry."), [])
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def test_render(value, persona, tiny_gemma, number, template):
     assert got["learned"] == sum(t["learned"] for t in got["tokens"])
     name = "gemma-base" if template == "auto" else template
     renderer = Renderer(load_tokenizer(Base("x", tiny_gemma)), read_template(name), CARD.system)
-    example = renderer.example(PAIRS[number - 1])
+    example = renderer.render_example(PAIRS[number - 1])
     assert [t["id"] for t in got["tokens"]] == example.input_ids and got["text"] == example.text
     learned = "".join(t["text"] for t in got["tokens"] if t["learned"])
     assert learned == PAIRS[number - 1].output.strip() + ("<eos>" if template == "auto" else "<end_of_turn>")
@@ -130,7 +132,7 @@ def test_render_for_people_names_the_totals(call, persona, tiny_gemma):
 
 
 def test_render_says_what_is_wrong_with_a_pair(value, tmp_path, tiny_gemma):
-    persona = create(tmp_path / "p", CARD, [Pair("a", "b<end_of_turn>")])
+    persona = create_persona_at(tmp_path / "p", CARD, [Pair("a", "b<end_of_turn>")])
     assert "'output' holds <end_of_turn>" in value("render", persona.path, "--base", tiny_gemma)["problems"][0]
 
 
@@ -168,7 +170,7 @@ def test_chat(value, ready, tiny_gemma):
     for turn in got["turns"]:
         assert set(turn) == {"prompt", "rendered", "base", "adapter", "columns"}
         assert [c["text"] for c in turn["columns"]] == [turn["base"], turn["adapter"]]
-        assert turn["rendered"] == renderer.prompt([], turn["prompt"]).text
+        assert turn["rendered"] == renderer.render_prompt([], turn["prompt"]).text
         assert turn["base"] != turn["adapter"]
 
 
@@ -242,7 +244,7 @@ def test_export_and_chat_with_the_zip(value, ready, tiny_gemma, tmp_path):
     made = value("export", ready, out)
     assert made == {"file": str(out), "bytes": out.stat().st_size}
     with zipfile.ZipFile(out) as archive:
-        assert {Path(n).name for n in archive.namelist()} == set(adapter.FILES) - {
+        assert {Path(n).name for n in archive.namelist()} == set(adapter.ADAPTER_FILES) - {
             "loss.png"
         }  # no events here to draw it from
     words = ["--prompt", "hi", "--temperature", 0, "--base", tiny_gemma, *SHORT]
@@ -293,7 +295,7 @@ def test_doctor(value, call, home):
 
 
 def test_a_shipped_persona_renders(value, tmp_path, tiny_gemma):
-    copy = Path(shutil.copytree(SHIPPED_PERSONAS / "zhen-huan", tmp_path / "zh"))
+    copy = Path(shutil.copytree(EXAMPLES_DIR / "zhen-huan", tmp_path / "zh"))
     got = value("render", copy, "--base", tiny_gemma)
     assert got["problems"] == [] and "".join(t["text"] for t in got["tokens"]) == got["text"]
 
@@ -304,24 +306,26 @@ def test_an_example_s_name_is_the_users_own_copy_of_it(call, home, tmp_path, mon
     status, out, err = call("lint", EXAMPLE.name)
     copy = home / "personas" / EXAMPLE.name
     assert (status, "176 usable pairs" in out) == (0, True) and str(copy) in err
-    folder.Persona(copy).save_pairs(PAIRS)
+    persona_folder.Persona(copy).save_pairs(PAIRS)
     assert f"{len(PAIRS)} usable pairs" in call("lint", EXAMPLE.name)[1]
-    create(tmp_path / EXAMPLE.name, CARD, PAIRS[:5])
+    create_persona_at(tmp_path / EXAMPLE.name, CARD, PAIRS[:5])
     assert "5 usable pairs" in call("lint", EXAMPLE.name)[1]
 
 
 def test_the_version_is_the_package_s(call):
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((PROJECT_DIR / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert call("--version") == (0, f"persona {project['version']}\n", "")
 
 
 def test_page_takes_options_before_variables(call, monkeypatch, tmp_path):
     """Who asks is not known from the shell: `asking` is unset again."""
-    from persona import page
+    from persona.ui import server
 
     served = []
     monkeypatch.setattr(
-        page, "serve", lambda *at: served.append((*at, os.environ["PERSONA_HOME"], files._asking.get()))
+        server,
+        "serve_page",
+        lambda *at: served.append((*at, os.environ["PERSONA_HOME"], workspace._active_visitor.get())),
     )
     for name in ("HOST", "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "GRADIO_SHARE"):
         monkeypatch.delenv(name, raising=False)
@@ -335,13 +339,13 @@ def test_how_far_a_download_is_stands_in_one_line_and_in_no_log(capsys, monkeypa
     def err():
         return capsys.readouterr().err.replace("\x1b[2m", "").replace("\x1b[0m", "")  # dim, and no longer
 
-    said = "Downloading a/b from the Hub …", Further("1 of 2 MB"), Further("2 of 2 MB")
+    said = "Downloading a/b from the Hub …", ProgressUpdate("1 of 2 MB"), ProgressUpdate("2 of 2 MB")
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
     for text in said:
-        note(text)
+        print_note(text)
     assert err() == said[0] + "\n"
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     for text in said:
-        note(text)
+        print_note(text)
     up_and_over = "\x1b[A\x1b[2K"
     assert err() == f"{said[0]}\n{up_and_over}1 of 2 MB\n{up_and_over}2 of 2 MB\n"

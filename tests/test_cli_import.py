@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from persona import folder
-from persona.folder import Card, create
-from persona.pairs import Pair
-from tests.commands import CARD, shell
+from persona.store import persona_folder
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard, create_persona_at
+from tests.cli_fixtures import CARD, shell
 
-pytest_plugins = "tests.commands"
+pytest_plugins = "tests.cli_fixtures"
 
 
 def test_import_makes_the_persona_and_a_second_time_adds_nothing(tmp_path, value, home):
@@ -23,7 +23,7 @@ def test_import_makes_the_persona_and_a_second_time_adds_nothing(tmp_path, value
     got = value("import", file, tmp_path / "mags")
     assert (got["read"], got["pairs"], got["known"], got["format"], got["encoding"]) == (3, 2, 0, "alpaca", "utf-16")
     assert [s["line"] for s in got["skipped"]] == [7] and "output" in got["skipped"][0]["why"]
-    made = folder.open_persona(tmp_path / "mags")
+    made = persona_folder.open_persona(tmp_path / "mags")
     assert made.card().name == "mags" and [p.instruction for p in made.pairs()] == ["Who?", "Why?"]
     assert made.pairs()[1].source == "rows.json:10"
     again = value("import", file, tmp_path / "mags")
@@ -39,7 +39,7 @@ def test_import_of_a_screenplay_wants_a_speaker_and_names_those_there_are(tmp_pa
     )  # refused: nothing is written
     got = value("import", play, tmp_path / "yi", "--speaker", "乙", "--history", 1)
     assert got["pairs"] == 2 and got["encoding"] == "gb18030"
-    assert folder.open_persona(tmp_path / "yi").pairs()[1].history == (("谁？", "我。"),)
+    assert persona_folder.open_persona(tmp_path / "yi").pairs()[1].history == (("谁？", "我。"),)
 
 
 def test_import_reads_what_is_piped_in_and_columns_that_are_named(tmp_path, home):
@@ -59,7 +59,7 @@ def test_import_reads_what_is_piped_in_and_columns_that_are_named(tmp_path, home
     done = shell(*words, home=home, input=table)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["pairs"] == 1
-    assert folder.open_persona(tmp_path / "p").pairs()[0].instruction == "Wer?"
+    assert persona_folder.open_persona(tmp_path / "p").pairs()[0].instruction == "Wer?"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_lint_says_what_is_wrong_by_rule_and_row(tmp_path, value, call):
         Pair("茶？", "好茶。"),
         Pair("茶？", "好茶。"),
     ]
-    made = create(tmp_path / "zh", Card(name="甄嬛", language="zh"), pairs)
+    made = create_persona_at(tmp_path / "zh", PersonaCard(name="甄嬛", language="zh"), pairs)
     got = value("lint", made.path)
     assert got["pairs"] == 4 and got["counts"]["duplicate"] == 1 and got["counts"]["ai-leak"] == 1
     assert {"rule": "duplicate", "severity": "warning", "pairs": [4]}.items() <= next(
@@ -103,6 +103,6 @@ def test_lint_says_what_is_wrong_by_rule_and_row(tmp_path, value, call):
 @pytest.mark.slow
 def test_lint_measures_rows_for_the_chosen_base(tmp_path, value, embedded_base, monkeypatch, base_home):
     monkeypatch.setenv("PERSONA_HOME", str(base_home))
-    made = create(tmp_path / "long", CARD, [Pair("Who?", "word " * 60), Pair("Who are you?", "Me.")])
+    made = create_persona_at(tmp_path / "long", CARD, [Pair("Who?", "word " * 60), Pair("Who are you?", "Me.")])
     got = value("lint", made.path, "--max-length", 40)
     assert got["counts"]["too-long"] == 1

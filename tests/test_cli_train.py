@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from persona import adapter, cli, launch
-from persona.config import RunConfig, make_config
-from persona.folder import create
-from persona.pairs import MAX_CHARACTERS
-from persona.runs import list_runs
-from tests.commands import CARD, PAIRS, shell
+from persona import cli
+from persona.models import adapter
+from persona.store.pairs import MAX_CHARACTERS
+from persona.store.persona_folder import create_persona_at
+from persona.train import launcher
+from persona.train.config import RunConfig, make_config
+from persona.train.run_folder import list_runs
+from tests.cli_fixtures import CARD, PAIRS, shell
 
-pytest_plugins = "tests.commands"
+pytest_plugins = "tests.cli_fixtures"
 TRAINED = {"run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
            "adapter_nll", "peak_memory_bytes"}  # fmt: skip
 
@@ -83,7 +85,7 @@ def refuse_to_start(monkeypatch) -> None:
     def start(run):
         raise Started(run)
 
-    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(launcher, "start_run", start)
 
 
 def test_settings_from_the_command_line(call, persona, tiny_gemma, monkeypatch):
@@ -111,16 +113,17 @@ def test_train_fits_the_run_as_the_page_does(capsys, persona, tiny_gemma, monkey
     """On a machine with little memory; what was given by hand stays, with a warning on stderr."""
     from dataclasses import replace
 
-    from persona import hardware, planning
-    from persona.config import make_config
+    from persona.models import hardware
+    from persona.train import plan as train_plan
+    from persona.train.config import make_config
 
     small = hardware.Machine("cpu", "test", 10**11, 2, (("float32", 1e9), ("bfloat16", 1e9)))
-    plan = planning.outlook(persona, make_config(base=str(tiny_gemma)), persona.pairs(), small).plan
+    plan = train_plan.estimate_training(persona, make_config(base=str(tiny_gemma)), persona.pairs(), small).plan
     assert plan.batch_size == 8
-    real = hardware.plan_training
+    real = train_plan.plan_training
     monkeypatch.setattr(hardware, "this_machine", lambda: small)
-    monkeypatch.setattr(hardware, "plan_training", lambda *a: replace(real(*a), batch_size=1, accumulation=8))
-    monkeypatch.setattr(launch, "start", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(train_plan, "plan_training", lambda *a: replace(real(*a), batch_size=1, accumulation=8))
+    monkeypatch.setattr(launcher, "start_run", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
     monkeypatch.setattr("sys.argv", ["persona", "train", str(persona.path), "--base", str(tiny_gemma), *words])
     assert cli.main() == 130
     (run,) = list_runs(persona)
@@ -130,8 +133,8 @@ def test_train_fits_the_run_as_the_page_does(capsys, persona, tiny_gemma, monkey
 
 
 def test_resume_with_less(call, persona, tiny_gemma, monkeypatch):
-    from persona.config import make_config
-    from persona.runs import create_run
+    from persona.train.config import make_config
+    from persona.train.launcher import create_run
 
     run = create_run(persona, make_config(base=str(tiny_gemma)))
     run.log("state", state="failed", message="Out of memory.", remedy={"gradient_checkpointing": True})
@@ -149,7 +152,7 @@ def test_resume_with_less(call, persona, tiny_gemma, monkeypatch):
 def trained(tmp_path_factory, tiny_gemma):
     """`train` in a shell: what came out, and the persona's folder."""
     root = tmp_path_factory.mktemp("trained")
-    persona = create(root / "my mags", CARD, PAIRS)
+    persona = create_persona_at(root / "my mags", CARD, PAIRS)
     done = shell("train", persona.path, "--base", tiny_gemma, "--set", "epochs = 2", "--set", "dtype=float32",
                  "--set", "batch_size=4", "--json", home=root / "home")  # fmt: skip
     return done, persona
@@ -168,18 +171,20 @@ def test_train(trained, tiny_gemma):
     assert result["base_nll"] > 0 and result["adapter_nll"] > 0 and result["seconds"] > 0
     assert str(run.path) in done.stderr, "where it is, while it runs"
     assert run.config().base == str(tiny_gemma) and run.config().epochs == 2
-    assert adapter.check(run.adapter).card == CARD
+    assert adapter.read_adapter(run.adapter).card == CARD
 
 
 @pytest.mark.slow
 def test_resume(value, trained, tmp_path, tiny_gemma, monkeypatch):
     """By its name inside the persona, or by its path; it goes on from the checkpoint."""
-    from persona import hardware, runs, train
+    from persona.models import malloc
+    from persona.train import launcher
+    from persona.train import run as train_run
 
-    persona = create(tmp_path / "mags", CARD, PAIRS)
-    run = runs.create_run(persona, make_config(base=str(tiny_gemma), dtype="float32", batch_size=4, max_steps=3))
-    monkeypatch.setattr(hardware, "keep_freed_memory", lambda: None)
-    assert train.train(run, deadline=0.0)["status"] == "stopped"
+    persona = create_persona_at(tmp_path / "mags", CARD, PAIRS)
+    run = launcher.create_run(persona, make_config(base=str(tiny_gemma), dtype="float32", batch_size=4, max_steps=3))
+    monkeypatch.setattr(malloc, "disable_malloc_trim", lambda: None)
+    assert train_run.train_run(run, deadline=0.0)["status"] == "stopped"
     (run.path / "worker.json").unlink()  # this very process was the worker
     result = value("train", persona.path, "--resume", run.name)
     assert (result["run"], result["status"], result["steps"]) == (str(run.path), "done", 3)

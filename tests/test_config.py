@@ -5,8 +5,8 @@ import json
 import pytest
 from cases import check_each
 
-from persona.config import PRESETS, RunConfig, make_config
 from persona.errors import InputError
+from persona.train.config import PRESETS, RunConfig, make_config
 
 
 def test_a_bad_setting_is_named_with_its_value():

@@ -8,27 +8,29 @@ README = (PROJECT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_formats_are_all_described():
-    from persona import adapter, folder, progress
+    from persona.models import adapter
+    from persona.store import persona_folder
+    from persona.train import progress
 
     text = (PROJECT / "docs/formats.md").read_text(encoding="utf-8")
-    named = {*folder.Card.model_fields, *folder.Manner.model_fields, *folder.ProbeRule.model_fields,
-             *adapter.FILES, *progress._NEEDS}  # fmt: skip
+    named = {*persona_folder.PersonaCard.model_fields, *persona_folder.SamplingDefaults.model_fields, *persona_folder.ProbeRule.model_fields,
+             *adapter.ADAPTER_FILES, *progress._NEEDS}  # fmt: skip
     assert sorted(name for name in named if f"`{name}`" not in text and f'"{name}"' not in text) == []
 
 
 def test_what_leaves_is_counted_right():
-    from persona import adapter
+    from persona.models import adapter
 
-    counted = {8: "eight", 7: "seven", 6: "six"}[len(adapter.FILES)]
+    counted = {8: "eight", 7: "seven", 6: "six"}[len(adapter.ADAPTER_FILES)]
     assert f"only {counted} named files leave" in (PROJECT / "SECURITY.md").read_text(encoding="utf-8")
     assert f"These {counted} and nothing else" in (PROJECT / "docs/formats.md").read_text(encoding="utf-8")
 
 
 def test_the_result_of_a_run_is_described_whole():
-    from persona.cli.training import RESULT
+    from persona.cli.train import RESULT_KEYS
 
     (row,) = re.findall(r"^\| `result` .*$", (PROJECT / "docs/formats.md").read_text(encoding="utf-8"), re.M)
-    assert [name for name in RESULT if f"`{name}`" not in row] == []
+    assert [name for name in RESULT_KEYS if f"`{name}`" not in row] == []
 
 
 def test_every_address_that_is_contacted_is_named():
@@ -40,9 +42,11 @@ def test_every_address_that_is_contacted_is_named():
 
 
 def test_readme_counts_the_bases_right():
-    from persona import base
+    from persona.models import base, bundled
 
-    assert int(re.search(r"step 2 holds (\d+) more", README)[1]) == len(base.choices()) - len(base.EMBEDDED)
+    assert int(re.search(r"step 2 holds (\d+) more", README)[1]) == len(base.list_base_choices()) - len(
+        bundled.BUNDLED_MODELS
+    )
 
 
 MANY_LINES = 400

@@ -11,27 +11,30 @@ import pytest
 import torch
 from cases import check_each
 from conftest import family_tokenizer
-from tiny import CARD, FACTS, load, with_lora, write_adapter
+from tiny_models import CARD, FACTS, load, with_lora, write_adapter
 
-from persona import adapter as adapters
-from persona import chat, tokenrows
-from persona.base import Base, load_model, load_tokenizer
-from persona.config import make_config
+from persona.compare import session
 from persona.errors import AdapterError, BaseError, InputError, TemplateError
-from persona.exports import ggufs, llamacpp, merged, ollama
-from persona.folder import list_examples
-from persona.lora import lora_config
-from persona.loss import Collator, nll_sum
-from persona.render import Renderer
-from persona.sampling import Sampling
-from persona.templates import SAMPLES, Template, messages, read_template, shipped_templates
+from persona.models import adapter as adapters
+from persona.models import attach, trained_tokens
+from persona.models.base import Base, load_base_model, load_tokenizer
+from persona.models.loss import nll_sum
+from persona.models.sampling import Sampling
+from persona.share.exports import gguf_files, gguf_folder, merged_model, modelfile
+from persona.store.persona_folder import list_examples
+from persona.template.chat_template import ChatTemplate, build_messages, read_template, shipped_templates
+from persona.template.compatibility import SAMPLE_CHATS
+from persona.template.render import Renderer
+from persona.train.collator import Collator
+from persona.train.config import make_config
+from persona.train.lora_config import make_lora_config
 
 # ---- the adapter's file
 
 
 def given(folder: Path, target: Path, template: str = "chatml", **settings) -> tuple[adapters.Adapter, Base]:
     write_adapter(folder, target, template=template, **settings)
-    return adapters.check(target), Base("someone/tiny", folder, "r1", "MIT", "https://example.org/mit")
+    return adapters.read_adapter(target), Base("someone/tiny", folder, "r1", "MIT", "https://example.org/mit")
 
 
 def updates(file: Path) -> dict[str, np.ndarray]:
@@ -61,11 +64,11 @@ def neighbours(rows: np.ndarray, heads: int) -> np.ndarray:
 )
 def test_an_adapters_file_holds_its_updates(tiny_llama, tmp_path, settings):
     adapter, base = given(tiny_llama, tmp_path / "a", **settings)
-    ggufs.write_adapter(adapter, base, tmp_path / "a.gguf")
+    gguf_files.write_adapter_gguf(adapter, base, tmp_path / "a.gguf")
     fields = gguf.GGUFReader(tmp_path / "a.gguf").fields
     kinds = [fields[k].contents() for k in ("general.architecture", "general.type", "adapter.type")]
     assert kinds == ["llama", "adapter", "lora"]
-    model = adapters.attach(load(tiny_llama), adapter, "x").get_base_model()
+    model = attach.attach_adapter(load(tiny_llama), adapter, "x").get_base_model()
     layers = {n: m for n, m in model.named_modules() if hasattr(m, "lora_A")}
     names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
              "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
@@ -81,8 +84,8 @@ def test_an_adapters_file_holds_its_updates(tiny_llama, tmp_path, settings):
 
 def test_other_families_keep_their_order(tiny_gemma, tmp_path):
     adapter, base = given(tiny_gemma, tmp_path / "a", "gemma-base")
-    ggufs.write_adapter(adapter, base, tmp_path / "a.gguf")
-    model = adapters.attach(load(tiny_gemma), adapter, "x").get_base_model()
+    gguf_files.write_adapter_gguf(adapter, base, tmp_path / "a.gguf")
+    model = attach.attach_adapter(load(tiny_gemma), adapter, "x").get_base_model()
     wanted = model.model.layers[1].self_attn.q_proj.get_delta_weight("x").numpy()
     np.testing.assert_allclose(updates(tmp_path / "a.gguf")["blk.1.attn_q.weight"], wanted, atol=1e-5)
 
@@ -92,25 +95,27 @@ def test_what_llama_cpp_has_no_form_for(tiny_llama, tiny_gemma, tmp_path):
     with pytest.raises(
         AdapterError, match=r"no form for a DoRA adapter. Export the whole model instead: --as gguf --merge"
     ):
-        ggufs.write_adapter(adapter, base, tmp_path / "x.gguf")
-    model = with_lora(load(tiny_llama), trainable_token_indices=tokenrows.to_train(load(tiny_llama), 7))
-    adapters.write(model, tmp_path / "rows", base=base, template=read_template("chatml"), card=CARD, facts=FACTS)
+        gguf_files.write_adapter_gguf(adapter, base, tmp_path / "x.gguf")
+    model = with_lora(
+        load(tiny_llama), trainable_token_indices=trained_tokens.select_trainable_tokens(load(tiny_llama), 7)
+    )
+    adapters.save_adapter(model, tmp_path / "rows", base=base, template=read_template("chatml"), card=CARD, facts=FACTS)
     with pytest.raises(AdapterError, match="no form for trained rows of tokens"):
-        ggufs.write_adapter(adapters.check(tmp_path / "rows"), base, tmp_path / "x.gguf")
+        gguf_files.write_adapter_gguf(adapters.read_adapter(tmp_path / "rows"), base, tmp_path / "x.gguf")
     adapter, _ = given(tiny_llama, tmp_path / "a")
     with pytest.raises(AdapterError, match="does not fit this one"):
-        ggufs.write_adapter(adapter, Base("tiny-gemma", tiny_gemma), tmp_path / "x.gguf")
+        gguf_files.write_adapter_gguf(adapter, Base("tiny-gemma", tiny_gemma), tmp_path / "x.gguf")
     other = tmp_path / "other"
     shutil.copytree(tiny_llama, other)
     config = json.loads((other / "config.json").read_text()) | {"model_type": "gpt_neox"}
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(BaseError, match=r"gpt_neox is not among .* --as merged, then .* convert_hf_to_gguf.py FOLDER"):
-        ggufs.write_adapter(adapter, Base("someone/neox", other), tmp_path / "x.gguf")
+        gguf_files.write_adapter_gguf(adapter, Base("someone/neox", other), tmp_path / "x.gguf")
 
 
 def test_a_folder_for_llama_cpp_says_what_is_missing(tiny_llama, tmp_path):
     adapter, base = given(tiny_llama, tmp_path / "a")
-    made = llamacpp.export_adapter(adapter, base, tmp_path / "zhen-huan")
+    made = gguf_folder.export_adapter_gguf(adapter, base, tmp_path / "zhen-huan")
     files = {f.name for f in (tmp_path / "zhen-huan").iterdir()}
     assert (
         files == {"zhen-huan.gguf", "Modelfile", "README.md", "chat_template.jinja"}
@@ -122,7 +127,7 @@ def test_a_folder_for_llama_cpp_says_what_is_missing(tiny_llama, tmp_path):
     lines = (tmp_path / "zhen-huan" / "Modelfile").read_text().splitlines()
     assert {"FROM ./tiny.gguf", "ADAPTER ./zhen-huan.gguf", 'PARAMETER stop "<|im_end|>"'} <= set(lines)
     with pytest.raises(BaseError, match=r"did not come as a GGUF file.*--as merged"):
-        llamacpp.export_merged(adapter, base, tmp_path / "whole")
+        gguf_folder.export_merged_gguf(adapter, base, tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
     for file in (tmp_path / "zhen-huan").iterdir():
         assert str(tmp_path).encode() not in file.read_bytes()
@@ -140,11 +145,11 @@ def test_ollamas_template_gives_what_ours_gives():
     def check(name):
         if name in ("mistral-v3", "mistral-tekken"):  # the system prompt moves along with the last question
             with pytest.raises(TemplateError, match=rf"{name}: has no form in Ollama's template language: it moves"):
-                ollama.go_template(renderer(name))
+                modelfile.go_template(renderer(name))
             return
-        text = ollama.go_template(renderer(name))
-        for chat_ in [*SAMPLES[:4], messages("s", [("q1", "r1"), ("q2", "r2")], "q3")]:
-            assert ollama.evaluate(text, chat_) == ollama._ours(renderer(name), chat_)
+        text = modelfile.go_template(renderer(name))
+        for chat_ in [*SAMPLE_CHATS[:4], build_messages("s", [("q1", "r1"), ("q2", "r2")], "q3")]:
+            assert modelfile.render_go_template(text, chat_) == modelfile._render_prompt(renderer(name), chat_)
 
     check_each(list(shipped_templates()), check)
 
@@ -156,8 +161,8 @@ def test_the_evaluator_follows_go():
         '{{ if eq .Role "user" }}U{{ .Content }}{{ if eq (len (slice $.Messages $i)) 1 }}!{{ else }},{{ end }}'
         '{{ else if eq .Role "assistant" }}A{{ .Content }};{{ end }}{{ end }}.'
     )
-    assert ollama.evaluate(text, messages("s", [("a", "b")], "c")) == "[s]Ua,Ab;Uc!."
-    assert ollama.evaluate(text, messages("", [], "c")) == "-Uc!."
+    assert modelfile.render_go_template(text, build_messages("s", [("a", "b")], "c")) == "[s]Ua,Ab;Uc!."
+    assert modelfile.render_go_template(text, build_messages("", [], "c")) == "-Uc!."
 
 
 @pytest.mark.parametrize(
@@ -174,23 +179,25 @@ def test_the_evaluator_follows_go():
     ids=["numbers", "twice", "quotes", "changes"],
 )
 def test_templates_that_ollama_cannot_have(byte_tokenizer, text, why):
-    own = Renderer(byte_tokenizer, Template("own", text), "")
+    own = Renderer(byte_tokenizer, ChatTemplate("own", text), "")
     with pytest.raises(TemplateError, match=re.escape(why)):
-        ollama.go_template(own)
+        modelfile.go_template(own)
 
 
 def test_a_modelfile_without_a_template_says_why():
-    file, note = ollama.modelfile(CARD, renderer("mistral-v3"), "m.gguf", "", "MIT")
+    file, note = modelfile.render_modelfile(CARD, renderer("mistral-v3"), "m.gguf", "", "MIT")
     assert "it moves, repeats" in note and f"# No TEMPLATE: {note}" in file and 'TEMPLATE """' not in file
     assert "ADAPTER" not in file
 
 
 def test_a_modelfile_is_read_back(byte_tokenizer):
     card = CARD.model_copy(update={"system": 'Say """hi""".\nBe brief.'})
-    text, why = ollama.modelfile(card, Renderer(byte_tokenizer, read_template("chatml"), ""), "m.gguf", "a.gguf", "MIT")
+    text, why = modelfile.render_modelfile(
+        card, Renderer(byte_tokenizer, read_template("chatml"), ""), "m.gguf", "a.gguf", "MIT"
+    )
     found = dict(re.findall(r'^(\w+) (?:"""(.*?)""")', text, re.S | re.M))
     assert why == "" and found["SYSTEM"] == "Say '''hi'''.\nBe brief." and found["LICENSE"] == "MIT"
-    assert ollama.evaluate(found["TEMPLATE"], messages("s", [], "q")) == \
+    assert modelfile.render_go_template(found["TEMPLATE"], build_messages("s", [], "q")) == \
         "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"  # fmt: skip
     settings = dict(re.findall(r"^PARAMETER (\w+) (.*)$", text, re.M))
     usual = Sampling()
@@ -208,12 +215,12 @@ def train(base: Base, name: str, template: str, target: Path) -> adapters.Adapte
     example = next(e for e in list_examples() if e.slug == name)
     card, config = example.card(), make_config(lora_r=8, lora_alpha=16)
     made = Renderer(load_tokenizer(base), read_template(template), card.system)
-    rows = [made.example(p) for p in example.pairs()[:24]]
-    model = load_model(base, "bfloat16")
+    rows = [made.render_example(p) for p in example.pairs()[:24]]
+    model = load_base_model(base, "bfloat16")
     torch.manual_seed(0)
     from peft import get_peft_model
 
-    model = get_peft_model(model, lora_config(config, model)).train()
+    model = get_peft_model(model, make_lora_config(config, model)).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer, collate = torch.optim.AdamW(trained, lr=2e-3), Collator(made.tokenizer.pad_token_id)
     for at in range(0, len(rows), 4):
@@ -222,8 +229,8 @@ def train(base: Base, name: str, template: str, target: Path) -> adapters.Adapte
         (total / learned).backward()
         optimizer.step()
         optimizer.zero_grad()
-    adapters.write(model, target, base=base, template=made.template, card=card, facts=FACTS)
-    return adapters.check(target)
+    adapters.save_adapter(model, target, base=base, template=made.template, card=card, facts=FACTS)
+    return adapters.read_adapter(target)
 
 
 def llama_cpp(model: Path, prompts: list[list[int]], lora: Path | None = None) -> list[list[int]]:
@@ -263,13 +270,13 @@ def test_llama_cpp_says_what_our_chat_says(request, base_home, tmp_path, base_na
     """Adapter on a 16-bit base, and merged, in llama.cpp. Both embedded bases: Llama's rows of q and k are permuted."""
     if base_name == "smollm2-135m-instruct":
         request.getfixturevalue("smollm2_tokenizer")
-    from persona.base import resolve
+    from persona.models.base import resolve_base
 
-    base = resolve(base_name)
+    base = resolve_base(base_name)
     adapter = train(base, persona, template, tmp_path / "adapter")
-    model = adapters.attach(load_model(base, "float32"), adapter, "x")
-    made = chat.renderer_of(adapter, load_tokenizer(base))
-    prompts = [made.prompt([], q).ids for q in adapter.card.probes[:ASKED]]
+    model = attach.attach_adapter(load_base_model(base, "float32"), adapter, "x")
+    made = session.renderer_of(adapter, load_tokenizer(base))
+    prompts = [made.render_prompt([], q).ids for q in adapter.card.probes[:ASKED]]
 
     def ours(model) -> list[list[int]]:
         said = [model.generate(torch.tensor([p]), max_new_tokens=TOKENS, do_sample=False, eos_token_id=made.stop_id)
@@ -281,22 +288,25 @@ def test_llama_cpp_says_what_our_chat_says(request, base_home, tmp_path, base_na
         assert alike(wanted, ours(model)) < 0.5
     del model
     if base_name == "smollm2-135m-instruct":  # opening Gemma's own file takes nine seconds each time
-        whole = llamacpp.export_merged(adapter, base, tmp_path / "whole")
+        whole = gguf_folder.export_merged_gguf(adapter, base, tmp_path / "whole")
         assert whole["difference"]["kl"] < 1e-4 and whole["notes"] == []
         assert alike(wanted, llama_cpp(tmp_path / "whole" / "whole.gguf", prompts)) >= 0.9
         reader = gguf.GGUFReader(tmp_path / "whole" / "whole.gguf")
         assert reader.fields["general.name"].contents() == adapter.card.name
-        assert reader.fields["tokenizer.chat_template"].contents() == merged.plain(adapter.template).text
+        assert (
+            reader.fields["tokenizer.chat_template"].contents()
+            == merged_model.strip_generation_tags(adapter.template).text
+        )
         assert reader.fields["tokenizer.ggml.eot_token_id"].contents() == made.stop_id
         del reader
-    made_folder = llamacpp.export_adapter(adapter, base, tmp_path / "lora")
+    made_folder = gguf_folder.export_adapter_gguf(adapter, base, tmp_path / "lora")
     assert made_folder["notes"] == []
     lora = tmp_path / "lora" / "lora.gguf"
     with pytest.raises(InputError, match="is there already"):
-        llamacpp.export_adapter(adapter, base, tmp_path / "lora")
-    bare = load_model(base, "float16")
+        gguf_folder.export_adapter_gguf(adapter, base, tmp_path / "lora")
+    bare = load_base_model(base, "float16")
     stored = next(f for f in (tmp_path / "lora").glob("*.gguf") if f != lora)  # the file that the base came from
-    ggufs.write_model(stored, bare.state_dict(), base, tmp_path / "base.gguf", "base", "", made.stop_id)
+    gguf_files.write_model_gguf(stored, bare.state_dict(), base, tmp_path / "base.gguf", "base", "", made.stop_id)
     assert alike(wanted, llama_cpp(tmp_path / "base.gguf", prompts, lora)) >= 0.9
     text = (tmp_path / "lora" / "Modelfile").read_text()
     assert f"FROM ./{stored.name}\nADAPTER ./lora.gguf\nTEMPLATE" in text and "<bos>" not in text

@@ -12,10 +12,11 @@ from cases import check_each
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persona import memory
-from persona.files import PROJECT
-from persona.hardware import Machine, make_plan, plan_training, seconds_needed, this_machine
-from persona.memory import Work, estimate, shape_of
+from persona.models import memory
+from persona.models.hardware import Machine, plan_device, this_machine
+from persona.models.memory import StepShape, estimate_memory, infer_model_shape
+from persona.store.workspace import PROJECT_DIR
+from persona.train.plan import estimate_seconds, plan_training
 
 
 def cuda(bf16: bool = True) -> Machine:
@@ -47,7 +48,7 @@ def test_the_plan_for_a_machine():
     ]
 
     def check(machine, asked, train, chat):
-        plan = make_plan(machine, asked)
+        plan = plan_device(machine, asked)
         assert (plan.device, plan.train_dtype, plan.chat_dtype) == (machine.device, train, chat)
         named = plan.reason.split(";")[0]  # after it, the CPU's sentence compares both formats
         assert train in named and not {"float32", "float16", "bfloat16"} - {train} & set(
@@ -58,8 +59,8 @@ def test_the_plan_for_a_machine():
 
 
 def test_the_reason_names_the_machine():
-    assert "RTX" in make_plan(cuda()).reason and "2 CPU cores" in make_plan(cpu(3.0)).reason
-    assert "3.0×" in make_plan(cpu(3.0)).reason
+    assert "RTX" in plan_device(cuda()).reason and "2 CPU cores" in plan_device(cpu(3.0)).reason
+    assert "3.0×" in plan_device(cpu(3.0)).reason
 
 
 # ---- fitting a run
@@ -85,12 +86,14 @@ def decoder(layers, hidden, inner, heads, kv, head, vocab, tied=False, gemma=Fal
 
 GEMMA = decoder(18, 640, 2048, 4, 1, 256, 262_144, tied=True, gemma=True)
 BASES = {
-    "270M": shape_of(*GEMMA),
-    "1B": shape_of(*decoder(26, 1152, 6912, 4, 1, 256, 262_144, tied=True, gemma=True)),  # Gemma 3 1B
-    "4B": shape_of(*decoder(34, 2560, 10_240, 8, 4, 256, 262_208, tied=True, gemma=True)),  # Gemma 3 4B, its text
-    "7B": shape_of(*decoder(28, 3584, 18_944, 28, 4, 128, 152_064)),  # Qwen2.5 7B
-    "14B": shape_of(*decoder(48, 5120, 13_824, 40, 8, 128, 152_064)),  # Qwen2.5 14B
-    "70B": shape_of(*decoder(80, 8192, 28_672, 64, 8, 128, 128_256)),  # Llama 3 70B
+    "270M": infer_model_shape(*GEMMA),
+    "1B": infer_model_shape(*decoder(26, 1152, 6912, 4, 1, 256, 262_144, tied=True, gemma=True)),  # Gemma 3 1B
+    "4B": infer_model_shape(
+        *decoder(34, 2560, 10_240, 8, 4, 256, 262_208, tied=True, gemma=True)
+    ),  # Gemma 3 4B, its text
+    "7B": infer_model_shape(*decoder(28, 3584, 18_944, 28, 4, 128, 152_064)),  # Qwen2.5 7B
+    "14B": infer_model_shape(*decoder(48, 5120, 13_824, 40, 8, 128, 152_064)),  # Qwen2.5 14B
+    "70B": infer_model_shape(*decoder(80, 8192, 28_672, 64, 8, 128, 128_256)),  # Llama 3 70B
 }
 
 
@@ -112,10 +115,10 @@ def test_a_vision_tower_is_not_counted_and_a_text_config_is_found():
     config, tensors = GEMMA
     more = {"vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight": (4304, 1152)}
     inside = {f"language_model.{name}": size for name, size in tensors.items()}
-    assert shape_of({"text_config": config}, inside | more) == BASES["270M"]
-    assert not shape_of({**config, "final_logit_softcapping": 30.0}, tensors).plain_head
+    assert infer_model_shape({"text_config": config}, inside | more) == BASES["270M"]
+    assert not infer_model_shape({**config, "final_logit_softcapping": 30.0}, tensors).plain_head
     with pytest.raises(KeyError):
-        shape_of({"d_model": 512}, {})
+        infer_model_shape({"d_model": 512}, {})
 
 
 GPU = {"float32": 1e13, "bfloat16": 1e14}
@@ -130,7 +133,7 @@ MACHINES = {
     "AMX": Machine("cpu", "x86_64", 25 * 10**9, 2, (("float32", 1.3e11), ("bfloat16", 1.5e12))),
     "CPU": Machine("cpu", "x86_64", 25 * 10**9, 2, (("float32", 1e11), ("bfloat16", 4e10))),
 }
-ROWS = Work(batch=8, length=512, learned=256)  # full rows: the default max_length
+ROWS = StepShape(batch=8, length=512, learned=256)  # full rows: the default max_length
 
 # dtype, quantization, batch × accumulation, checkpointing, fits
 EXPECTED = """
@@ -227,9 +230,9 @@ def test_a_7b_base_needs_what_the_tutorials_say(way, gigabytes):
     """About 40, 20 and 10 GB. Taken to mean: Llama 2 7B (6.7 billion), one GPU, batch 8 of 1024 tokens, a third of them
     learned, gradient checkpointing, r=16; full with weights and gradients in bfloat16 and an 8-bit optimizer; LoRA on
     bfloat16; QLoRA on nf4 with double quantization."""
-    work = Work(batch=8, length=1024, learned=341, checkpointing=True, device="cuda")
-    llama = shape_of(*decoder(32, 4096, 11_008, 32, 32, 128, 32_000))
-    assert memory.compare(llama, work)[way] / 1e9 == pytest.approx(gigabytes, rel=0.2)
+    work = StepShape(batch=8, length=1024, learned=341, checkpointing=True, device="cuda")
+    llama = infer_model_shape(*decoder(32, 4096, 11_008, 32, 32, 128, 32_000))
+    assert memory.compare_tuning_methods(llama, work)[way] / 1e9 == pytest.approx(gigabytes, rel=0.2)
 
 
 # what runs of the embedded base held at most, and the padded length and learned tokens of their longest rows:
@@ -238,18 +241,18 @@ def test_a_7b_base_needs_what_the_tutorials_say(way, gigabytes):
 @pytest.mark.parametrize(
     "work, measured",
     [
-        (Work(8, 160, 40, dtype="bfloat16"), 3_111_571_456),
-        (Work(24, 160, 38, dtype="float32"), 7_592_730_624),
-        (Work(24, 160, 39, dtype="bfloat16", checkpointing=True), 2_048_421_888),
-        (Work(8, 208, 45, dtype="bfloat16"), 2_971_754_496),
+        (StepShape(8, 160, 40, dtype="bfloat16"), 3_111_571_456),
+        (StepShape(24, 160, 38, dtype="float32"), 7_592_730_624),
+        (StepShape(24, 160, 39, dtype="bfloat16", checkpointing=True), 2_048_421_888),
+        (StepShape(8, 208, 45, dtype="bfloat16"), 2_971_754_496),
     ],
 )
 def test_the_estimate_agrees_with_what_was_measured(work, measured):
-    assert estimate(BASES["270M"], work).total == pytest.approx(measured, rel=0.15)
+    assert estimate_memory(BASES["270M"], work).total == pytest.approx(measured, rel=0.15)
 
 
 WORKS = st.builds(
-    Work, batch=st.integers(1, 64), length=st.integers(8, 4096), learned=st.integers(1, 8), rank=st.integers(1, 256),
+    StepShape, batch=st.integers(1, 64), length=st.integers(8, 4096), learned=st.integers(1, 8), rank=st.integers(1, 256),
     dtype=st.sampled_from(["float32", "bfloat16", "float16"]), quantization=st.sampled_from(["none", "int8", "nf4"]),
     checkpointing=st.booleans(), full=st.booleans(), device=st.sampled_from(["cpu", "cuda", "mps"]),
 )  # fmt: skip
@@ -261,21 +264,23 @@ def test_more_of_anything_needs_more(work, name, base):
     if name == "rank" and work.full:
         more = replace(more, full=False)
         work = replace(work, full=False)
-    assert estimate(BASES[base], more).total > estimate(BASES[base], work).total
+    assert estimate_memory(BASES[base], more).total > estimate_memory(BASES[base], work).total
 
 
 @given(WORKS)
 def test_larger_bases_need_more(work):
-    totals = [estimate(shape, work).total for shape in BASES.values()]
+    totals = [estimate_memory(shape, work).total for shape in BASES.values()]
     assert totals == sorted(totals)
 
 
 @given(WORKS, st.sampled_from(list(BASES)))
 def test_checkpointing_and_smaller_numbers_need_less(work, base):
     shape = BASES[base]
-    kept, again = (estimate(shape, replace(work, checkpointing=c)).total for c in (False, True))
+    kept, again = (estimate_memory(shape, replace(work, checkpointing=c)).total for c in (False, True))
     assert again < kept
-    sizes = [estimate(shape, replace(work, quantization=q, dtype="bfloat16")).weights for q in ("nf4", "int8", "none")]
+    sizes = [
+        estimate_memory(shape, replace(work, quantization=q, dtype="bfloat16")).weights for q in ("nf4", "int8", "none")
+    ]
     assert sizes == sorted(sizes)
 
 
@@ -295,18 +300,18 @@ def test_a_plan_keeps_its_word(work, machine, base, accumulation, free):
 def test_time_grows_with_work_and_falls_with_speed():
     machine, shape = MACHINES["AMX"], BASES["270M"]
     plan = plan_training(machine, shape, ROWS)
-    usual = seconds_needed(machine, shape, plan, 55_000, 26_000, 20_000)
+    usual = estimate_seconds(machine, shape, plan, 55_000, 26_000, 20_000)
     assert 150 < usual < 600  # 4 min 25 s on such a machine
-    assert seconds_needed(machine, shape, plan, 110_000, 52_000, 20_000) > 1.5 * usual
+    assert estimate_seconds(machine, shape, plan, 110_000, 52_000, 20_000) > 1.5 * usual
     fast = replace(machine, rates=(("float32", 1.3e12), ("bfloat16", 1.5e13)))
-    assert seconds_needed(fast, shape, plan, 55_000, 26_000, 20_000) < usual / 2
-    assert seconds_needed(replace(machine, rates=()), shape, plan, 55_000, 26_000, 20_000) is None
+    assert estimate_seconds(fast, shape, plan, 55_000, 26_000, 20_000) < usual / 2
+    assert estimate_seconds(replace(machine, rates=()), shape, plan, 55_000, 26_000, 20_000) is None
 
 
 def test_a_finished_run_knows_better_than_the_matmuls():
     machine, shape = MACHINES["AMX"], BASES["270M"]
     plan = plan_training(machine, shape, ROWS)
-    assert seconds_needed(machine, shape, plan, 50_000, 1, 20_000, rate=100) == 20 + 500 + 100
+    assert estimate_seconds(machine, shape, plan, 50_000, 1, 20_000, rate=100) == 20 + 500 + 100
 
 
 @pytest.mark.slow
@@ -314,7 +319,7 @@ def test_this_machine_has_a_plan():
     machine = this_machine()
     assert machine.device in ("cuda", "mps", "cpu") and machine.cores >= 1
     assert machine.device == "cuda" or machine.memory == psutil.virtual_memory().total
-    assert make_plan(machine).device == machine.device
+    assert plan_device(machine).device == machine.device
     assert this_machine() is machine, "measured once"
 
 
@@ -345,8 +350,10 @@ def test_freed_memory_is_kept_until_it_is_given_back():
 def test_the_peak_is_the_programs_own():
     """Whoever starts it may hold much more: a page with a model in it."""
     grown = "import subprocess, sys; b = bytearray(400_000_000); subprocess.run([sys.executable, '-c', sys.argv[1]])"
-    asked = "from persona.hardware import peak_resident; print(peak_resident())"
-    said = subprocess.run([sys.executable, "-c", grown, asked], check=True, capture_output=True, text=True, cwd=PROJECT)
+    asked = "from persona.models.hardware import peak_resident; print(peak_resident())"
+    said = subprocess.run(
+        [sys.executable, "-c", grown, asked], check=True, capture_output=True, text=True, cwd=PROJECT_DIR
+    )
     assert 5_000_000 < int(said.stdout) < 300_000_000
 
 

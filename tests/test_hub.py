@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 from cases import check_each
 
-from persona import adapter, share
 from persona.errors import AdapterError, ShareError
-from persona.hub import Link, link, pull, push
-from persona.share import WEIGHTS
-from tests.hub import ANN, BEN, OLD, Hub
-from tests.sharing import SECRETS, allowed, contents, edit_card, on_hub
+from persona.models import adapter
+from persona.share import archive
+from persona.share.archive import WEIGHTS_FILE
+from persona.share.hub import HubRef, pull_adapter, push_adapter, share_url
+from tests.hub_fixtures import SECRETS, allowed, contents, edit_card, on_hub
+from tests.local_hub import ANN, BEN, OLD, Hub
 
-pytest_plugins = "tests.sharing"
+pytest_plugins = "tests.hub_fixtures"
 pytestmark = pytest.mark.usefixtures("machine")
 
 
@@ -32,7 +33,7 @@ def test_links_are_understood() -> None:
     ]
 
     def check(text: str, repo: str, revision: str) -> None:
-        assert Link.parse(text) == Link(repo, revision)
+        assert HubRef.parse(text) == HubRef(repo, revision)
 
     check_each(cases, check)
 
@@ -50,29 +51,29 @@ def test_other_links_are_refused() -> None:
 
     def check(text: str) -> None:
         if text == "a/b\n":  # white space around a link comes from copying
-            assert Link.parse(text) == Link("a/b")
+            assert HubRef.parse(text) == HubRef("a/b")
             return
         with pytest.raises(ShareError):
-            Link.parse(text)
+            HubRef.parse(text)
 
     check_each(cases, check)
 
 
 def test_link_is_built_and_read_back() -> None:
-    made = link("http://127.0.0.1:7860", "ann/zhen", "0123abc")
+    made = share_url("http://127.0.0.1:7860", "ann/zhen", "0123abc")
     assert made == "http://127.0.0.1:7860/?persona=ann/zhen@0123abc"
-    assert Link.parse(made) == Link("ann/zhen", "0123abc")
-    assert link("https://x.example/app/?a=1#b", "ann/zhen") == "https://x.example/app/?persona=ann/zhen"
+    assert HubRef.parse(made) == HubRef("ann/zhen", "0123abc")
+    assert share_url("https://x.example/app/?a=1#b", "ann/zhen") == "https://x.example/app/?persona=ann/zhen"
     for app, repo, revision in [("x.example", "a/b", ""), ("http://x", "a", ""), ("http://x", "a/b", "c&d")]:
         with pytest.raises(ShareError):
-            link(app, repo, revision)
+            share_url(app, repo, revision)
 
 
 # --- Hub ---------------------------------------------------------------------------------------------------------
 
 
 def test_push_is_private_and_pull_gives_the_same_bytes(mine: Path, hub: Hub, tmp_path: Path) -> None:
-    said = push(mine, "zhen", app_url="http://app.example", token=ANN)
+    said = push_adapter(mine, "zhen", app_url="http://app.example", token=ANN)
     assert said == {
         "url": f"{hub.url}/ann/zhen",
         "link": f"http://app.example/?persona=ann/zhen@{said['revision']}",
@@ -81,7 +82,7 @@ def test_push_is_private_and_pull_gives_the_same_bytes(mine: Path, hub: Hub, tmp
     }
     assert hub.repos["ann/zhen"].private and len(hub.repos["ann/zhen"].commits) == 2
     for text in (said["link"], said["url"], "ann/zhen"):
-        pulled = pull(Link.parse(text), token=ANN)
+        pulled = pull_adapter(HubRef.parse(text), token=ANN)
         assert contents(pulled) == on_hub(mine, "ann/zhen") and pulled.is_relative_to(tmp_path / "kept" / "hub")
 
 
@@ -91,7 +92,7 @@ def test_nothing_but_the_allow_list_is_uploaded(
 ) -> None:
     hub.lfs = lfs
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", lfs)  # hf_xet uploads along another path
-    push(mine, "ann/zhen", token=ANN)
+    push_adapter(mine, "ann/zhen", token=ANN)
     assert {**on_hub(mine, "ann/zhen"), ".gitattributes": hub.files("ann/zhen")[".gitattributes"]} == hub.files(
         "ann/zhen"
     )
@@ -105,32 +106,32 @@ def test_nothing_but_the_allow_list_is_uploaded(
 
 
 def test_old_revision_keeps_its_bytes(mine: Path, hub: Hub) -> None:
-    first, before = push(mine, "zhen", token=ANN), on_hub(mine, "ann/zhen")
+    first, before = push_adapter(mine, "zhen", token=ANN), on_hub(mine, "ann/zhen")
     edit_card(mine, system="你是皇后。")
     (mine / "run.json").unlink()
-    second = push(mine, "zhen", token=ANN)
+    second = push_adapter(mine, "zhen", token=ANN)
     assert first["revision"] != second["revision"]
-    assert contents(pull(Link.parse(first["link"]), token=ANN)) == before
-    newest = contents(pull(Link("ann/zhen"), token=ANN))
+    assert contents(pull_adapter(HubRef.parse(first["link"]), token=ANN)) == before
+    newest = contents(pull_adapter(HubRef("ann/zhen"), token=ANN))
     assert newest["persona.json"] == (mine / "persona.json").read_bytes() and "run.json" not in newest
-    assert push(mine, "zhen", token=ANN)["revision"] == second["revision"]  # nothing new, no new commit
+    assert push_adapter(mine, "zhen", token=ANN)["revision"] == second["revision"]  # nothing new, no new commit
 
 
 def test_public_needs_rights_and_a_repo_never_changes_sides(mine: Path, hub: Hub) -> None:
     edit_card(mine, rights="  ")
     with pytest.raises(ShareError, match="'rights' in .*persona.json is empty"):
-        push(mine, "zhen", public=True, token=ANN)
+        push_adapter(mine, "zhen", public=True, token=ANN)
     assert hub.requests == []
     edit_card(mine, rights="CC0")
-    assert push(mine, "zhen", public=True, token=ANN)["private"] is False
-    assert contents(pull(Link("ann/zhen"))) == on_hub(mine, "ann/zhen")  # without a token
+    assert push_adapter(mine, "zhen", public=True, token=ANN)["private"] is False
+    assert contents(pull_adapter(HubRef("ann/zhen"))) == on_hub(mine, "ann/zhen")  # without a token
     commits = len(hub.repos["ann/zhen"].commits)
     edit_card(mine, system="secret")
     with pytest.raises(ShareError, match="is public, but private was asked"):
-        push(mine, "zhen", token=ANN)
-    push(mine, "other", token=ANN)
+        push_adapter(mine, "zhen", token=ANN)
+    push_adapter(mine, "other", token=ANN)
     with pytest.raises(ShareError, match="is private, but public was asked"):
-        push(mine, "other", public=True, token=ANN)
+        push_adapter(mine, "other", public=True, token=ANN)
     assert len(hub.repos["ann/zhen"].commits) == commits and hub.repos["ann/other"].private
 
 
@@ -143,20 +144,20 @@ def test_push_refusals_are_sentences(mine: Path, hub: Hub, tmp_path: Path, monke
         ("zhen huan", ANN, "not a name on the Hub"),
     ]:
         with pytest.raises(ShareError, match=why) as caught:
-            push(mine, repo, token=token)
+            push_adapter(mine, repo, token=token)
         assert not token or token not in str(caught.value)
     hub.add("ben/zhen", {})
     with pytest.raises(ShareError, match="no right to do this"):
-        push(mine, "ben/zhen", public=True, token=ANN)
+        push_adapter(mine, "ben/zhen", public=True, token=ANN)
     assert hub.blobs == {} and list(hub.repos) == ["ben/zhen"] and hub.files("ben/zhen") == {}
     monkeypatch.setenv("HF_TOKEN", BEN)
-    assert push(mine, "mine")["url"].endswith("/ben/mine")
+    assert push_adapter(mine, "mine")["url"].endswith("/ben/mine")
     monkeypatch.delenv("HF_TOKEN")
     (tmp_path / "token").write_text(ANN)
-    assert push(mine, "mine")["url"].endswith("/ann/mine")
+    assert push_adapter(mine, "mine")["url"].endswith("/ann/mine")
 
 
-@pytest.mark.parametrize("file", [f for f in adapter.FILES if f != WEIGHTS])
+@pytest.mark.parametrize("file", [f for f in adapter.ADAPTER_FILES if f != WEIGHTS_FILE])
 def test_paths_and_tokens_are_found_before_anything_is_sent(mine: Path, hub: Hub, tmp_path: Path, file: str) -> None:
     plain = (mine / file).read_bytes()
     leaks = {str(tmp_path / "ann" / "x"): "your home folder", str(tmp_path / "kept"): "PERSONA_HOME"}
@@ -164,14 +165,14 @@ def test_paths_and_tokens_are_found_before_anything_is_sent(mine: Path, hub: Hub
         leak = plain.replace(b"CC0", text.encode()).replace(b"someone/tiny-base", text.encode())
         (mine / file).write_bytes(leak if leak != plain else plain + f"{{# {text} #}}".encode())
         with pytest.raises(ShareError, match=why) as caught:
-            push(mine, "zhen", token="s3cret-token")
+            push_adapter(mine, "zhen", token="s3cret-token")
         assert text not in str(caught.value) or why in leaks.values()
         if text != "s3cret-token":
             with pytest.raises(ShareError, match=why):
-                share.pack(mine, tmp_path / "p.zip")
+                archive.pack_adapter(mine, tmp_path / "p.zip")
     assert hub.requests == [] and not (tmp_path / "p.zip").exists()
     (mine / file).write_bytes(plain.replace(b"CC0", f"{tmp_path}/anna".encode()))  # someone else's name
-    share.pack(mine, tmp_path / "p.zip")
+    archive.pack_adapter(mine, tmp_path / "p.zip")
 
 
 STEPS_OF_A_PUSH = ["whoami", "/repos/create", "GET /api/models", "/preupload", "PUT /lfs", "/commit/main"]
@@ -182,58 +183,58 @@ STEPS_OF_A_PUSH = ["whoami", "/repos/create", "GET /api/models", "/preupload", "
 def test_push_broken_off_is_tried_again(mine: Path, hub: Hub, where: str, status: int) -> None:
     hub.fail(where, 99, status)
     with pytest.raises(ShareError, match="Nothing is lost; try again"):
-        push(mine, "zhen", token=ANN)
-    assert "ann/zhen" not in hub.repos or WEIGHTS not in hub.files("ann/zhen")
+        push_adapter(mine, "zhen", token=ANN)
+    assert "ann/zhen" not in hub.repos or WEIGHTS_FILE not in hub.files("ann/zhen")
     hub.faults.clear()
-    push(mine, "zhen", token=ANN)
+    push_adapter(mine, "zhen", token=ANN)
     assert on_hub(mine, "ann/zhen").items() <= hub.files("ann/zhen").items()
 
 
 def test_pull_broken_off_is_tried_again(mine: Path, hub: Hub) -> None:
-    push(mine, "zhen", token=ANN)
-    hub.cut(f"GET /ann/zhen/resolve/{hub.repos['ann/zhen'].head}/{WEIGHTS}", 99)
+    push_adapter(mine, "zhen", token=ANN)
+    hub.cut(f"GET /ann/zhen/resolve/{hub.repos['ann/zhen'].head}/{WEIGHTS_FILE}", 99)
     with pytest.raises(ShareError, match="connection broke|cannot be reached"):
-        pull(Link("ann/zhen"), token=ANN)
+        pull_adapter(HubRef("ann/zhen"), token=ANN)
     hub.faults.clear()
     hub.cut("GET /ann/zhen/resolve")  # once: the client goes on by itself
-    assert contents(pull(Link("ann/zhen"), token=ANN)) == on_hub(mine, "ann/zhen")
+    assert contents(pull_adapter(HubRef("ann/zhen"), token=ANN)) == on_hub(mine, "ann/zhen")
 
 
 def test_pull_refusals_are_sentences(mine: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = push(mine, "zhen", token=ANN)
-    pinned = Link.parse(said["link"])
+    said = push_adapter(mine, "zhen", token=ANN)
+    pinned = HubRef.parse(said["link"])
     for source, token, why in [
         (pinned, BEN, "private and not shared with your account"),
         (pinned, None, "private. .* shared with you, log in"),
         (pinned, OLD, "expired or revoked"),
-        (Link("ann/nothing"), ANN, "not on the Hub .any more."),
-        (Link("ann/zhen", "0" * 40), ANN, "no such revision"),
-        (Link("ann/zhen", "v2"), ANN, "no such revision"),
+        (HubRef("ann/nothing"), ANN, "not on the Hub .any more."),
+        (HubRef("ann/zhen", "0" * 40), ANN, "no such revision"),
+        (HubRef("ann/zhen", "v2"), ANN, "no such revision"),
     ]:
         with pytest.raises(ShareError, match=why):
-            pull(source, token=token)
-    pull(pinned, token=ANN)
+            pull_adapter(source, token=token)
+    pull_adapter(pinned, token=ANN)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert contents(pull(pinned)) == on_hub(mine, "ann/zhen")  # this commit is here already
+    assert contents(pull_adapter(pinned)) == on_hub(mine, "ann/zhen")  # this commit is here already
     with pytest.raises(ShareError, match="cannot be reached"):
-        pull(Link("ann/zhen"), token=ANN)
+        pull_adapter(HubRef("ann/zhen"), token=ANN)
 
 
 def test_pull_takes_only_the_allow_list_and_never_pickles(mine: Path, hub: Hub) -> None:
     files = allowed(mine)
     hub.add("ben/x", {**files, "evil.py": b"x", "adapter_model.bin": b"x", "sub/README.md": b"x"})
-    assert contents(pull(Link("ben/x"))) == files
+    assert contents(pull_adapter(HubRef("ben/x"))) == files
     assert not any("evil" in r or ".bin" in r or "sub/" in r for r in hub.requests)
-    weights = files.pop(WEIGHTS)
+    weights = files.pop(WEIGHTS_FILE)
     hub.add("ben/pickles", {**files, "adapter_model.bin": weights})
     with pytest.raises(AdapterError, match="ben/pickles: holds adapter_model.bin.*can run code"):
-        pull(Link("ben/pickles"))
-    hub.add("ben/broken", {**files, WEIGHTS: weights[:100]})
+        pull_adapter(HubRef("ben/pickles"))
+    hub.add("ben/broken", {**files, WEIGHTS_FILE: weights[:100]})
     with pytest.raises(AdapterError, match="damaged"):
-        pull(Link("ben/broken"))
-    hub.add("ben/big", {**files, WEIGHTS: weights, "run.json": bytes(10_000_001)})
+        pull_adapter(HubRef("ben/broken"))
+    hub.add("ben/big", {**files, WEIGHTS_FILE: weights, "run.json": bytes(10_000_001)})
     with pytest.raises(ShareError, match="run.json .* too large"):
-        pull(Link("ben/big"))
+        pull_adapter(HubRef("ben/big"))
     assert not any("pickles/resolve" in r or "big/resolve" in r for r in hub.requests)
 
 
@@ -244,7 +245,7 @@ def test_pull_takes_only_the_allow_list_and_never_pickles(mine: Path, hub: Hub) 
 @pytest.mark.parametrize("status", [0, 429, 503])
 def test_a_push_waits_and_goes_on_by_itself(mine: Path, hub: Hub, where: str, status: int) -> None:
     hub.fail(where, 2, status)
-    push(mine, "zhen", token=ANN)
+    push_adapter(mine, "zhen", token=ANN)
     assert on_hub(mine, "ann/zhen").items() <= hub.files("ann/zhen").items()
     assert sum(where in r for r in hub.requests) >= 3 and hub.faults[0].times == 0
 
@@ -253,22 +254,22 @@ def test_weights_that_arrived_are_not_sent_again(mine: Path, hub: Hub) -> None:
     """The connection is lost after the weights, then after the commit itself: one upload, one commit."""
     hub.fail("/commit/main", 1, 0)
     hub.lose("/commit/main")
-    done = push(mine, "zhen", token=ANN)
+    done = push_adapter(mine, "zhen", token=ANN)
     assert len([r for r in hub.requests if r.startswith("PUT /lfs")]) == 1
     assert list(hub.repos["ann/zhen"].commits)[1:] == [done["revision"]]
 
 
 def test_a_busy_hub_is_given_the_time_that_it_asks_for(mine: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("persona.hub.time.sleep", waited.append)
+    monkeypatch.setattr("persona.share.hub.time.sleep", waited.append)
     hub.retry_after = 17
     hub.fail("GET /api/whoami", 2, 429)
-    push(mine, "zhen", token=ANN)
+    push_adapter(mine, "zhen", token=ANN)
     assert waited.count(17) == 2
     hub.retry_after = 7200  # nobody waits for two hours in front of a page
     hub.fail("GET /api/whoami", 99, 429)
     with pytest.raises(ShareError, match="asks for patience"):
-        push(mine, "zhen", token=ANN)
+        push_adapter(mine, "zhen", token=ANN)
     assert max(waited) == 60
 
 
@@ -276,37 +277,37 @@ def test_a_busy_hub_is_given_the_time_that_it_asks_for(mine: Path, hub: Hub, mon
 def test_what_does_not_pass_is_not_tried_again(mine: Path, hub: Hub, status: int, asked: int) -> None:
     hub.fail("GET /api/whoami", 99, status)
     with pytest.raises(ShareError):
-        push(mine, "zhen", token=ANN)
+        push_adapter(mine, "zhen", token=ANN)
     assert hub.requests == ["GET /api/whoami-v2"] * asked
 
 
 def test_a_download_goes_on_where_it_broke_off(mine: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)  # it keeps whole chunks
-    push(mine, "zhen", token=ANN)
-    hub.cut(f"GET /ann/zhen/resolve/{hub.repos['ann/zhen'].head}/{WEIGHTS}")
-    assert contents(pull(Link("ann/zhen"), token=ANN)) == on_hub(mine, "ann/zhen")
-    assert hub.ranges == ["bytes=3000-"] and (mine / WEIGHTS).stat().st_size // 2 in range(3000, 4000)
+    push_adapter(mine, "zhen", token=ANN)
+    hub.cut(f"GET /ann/zhen/resolve/{hub.repos['ann/zhen'].head}/{WEIGHTS_FILE}")
+    assert contents(pull_adapter(HubRef("ann/zhen"), token=ANN)) == on_hub(mine, "ann/zhen")
+    assert hub.ranges == ["bytes=3000-"] and (mine / WEIGHTS_FILE).stat().st_size // 2 in range(3000, 4000)
 
 
 def test_names_that_lead_out_of_the_folder_are_not_asked_for(mine: Path, hub: Hub, tmp_path: Path) -> None:
-    evil = {f"{up}{WEIGHTS}": b"x" for up in ("../", "/etc/", "a/../../")}
+    evil = {f"{up}{WEIGHTS_FILE}": b"x" for up in ("../", "/etc/", "a/../../")}
     hub.add("ben/evil", {**evil, **allowed(mine), "pytorch_model.bin": b"x", "config.py": b"x"})
-    assert contents(pull(Link("ben/evil"))) == allowed(mine)
+    assert contents(pull_adapter(HubRef("ben/evil"))) == allowed(mine)
     asked = [r for r in hub.requests if "resolve" in r]
     assert {r.rsplit("/", 1)[1] for r in asked} == set(allowed(mine)) and not any(".." in r for r in asked)
     hub.add("ben/huge", allowed(mine))
-    hub.sizes["ben/huge", WEIGHTS] = 4_000_000_001
+    hub.sizes["ben/huge", WEIGHTS_FILE] = 4_000_000_001
     with pytest.raises(ShareError, match="4,000 MB. is too large"):
-        pull(Link("ben/huge"))
+        pull_adapter(HubRef("ben/huge"))
 
 
 def test_push_from_the_command_line(
     mine: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from persona.cli import sharing
+    from persona.cli import share as cli_share
 
     monkeypatch.setenv("HF_TOKEN", ANN)
-    sharing.push(mine.parent, "zhen", public=False, as_json=True)
+    cli_share.push(mine.parent, "zhen", public=False, as_json=True)
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     revision = hub.repos["ann/zhen"].head
     assert said == {"url": f"{hub.url}/ann/zhen", "link": f"http://127.0.0.1:7860/?persona=ann/zhen@{revision}"}

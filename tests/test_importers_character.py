@@ -10,9 +10,10 @@ import zlib
 import pytest
 
 from persona.errors import InputError, PersonaError
-from persona.importers import Note, Options, Skipped, detect, formats, importer
-from persona.importers.text import open_source
-from persona.pairs import Pair
+from persona.store.pairs import Pair
+from persona.write.importers import ImportNote, ImportOptions, SkippedRow
+from persona.write.importers.registry import detect_format, get_importer, import_formats
+from persona.write.importers.text_source import open_source
 
 EXAMPLE = """<START>
 {{user}}: Who are you?
@@ -82,16 +83,16 @@ def source(folder, name, data):
 
 
 def card_of(folder, data, name="card.json"):
-    return formats()["character"].survey(source(folder, name, data)).card
+    return import_formats()["character"].survey(source(folder, name, data)).card
 
 
-def items(folder, data, name="card.json", options: Options = Options()):
-    found = list(importer("character").read(source(folder, name, data), options))
+def items(folder, data, name="card.json", options: ImportOptions = ImportOptions()):
+    found = list(get_importer("character").read(source(folder, name, data), options))
     pairs = [Pair(p.instruction, p.output, p.history) for p in found if isinstance(p, Pair)]
     return (
         pairs,
-        [(s.line, s.why) for s in found if isinstance(s, Skipped)],
-        [n.what for n in found if isinstance(n, Note)],
+        [(s.line, s.why) for s in found if isinstance(s, SkippedRow)],
+        [n.what for n in found if isinstance(n, ImportNote)],
     )
 
 
@@ -117,8 +118,8 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_every_form_of_a_card_is_read(tmp_path, name):
     opened = source(tmp_path, name, FORMS[name])
-    assert detect(opened) == "character"
-    assert {n: m.sniff(opened) for n, m in formats().items() if m.sniff(opened)} == {"character": 0.95}
+    assert detect_format(opened) == "character"
+    assert {n: m.sniff(opened) for n, m in import_formats().items() if m.sniff(opened)} == {"character": 0.95}
     card = card_of(tmp_path, FORMS[name], name)
     who = "Maggie" if name == "v3.json" else "Mags"
     begins = "Be Mags.\n\n" if "v1" not in name and name != "v3.json" else ""
@@ -148,11 +149,11 @@ def test_a_chinese_card_speaks_chinese(tmp_path):
 def test_the_example_goes_with_its_earlier_turns_when_asked(tmp_path):
     first = (PAIRS[0].instruction, PAIRS[0].output)
     expected = [PAIRS[0], Pair(PAIRS[1].instruction, PAIRS[1].output, (first,)), PAIRS[2]]
-    assert items(tmp_path, V2, options=Options(turns=3))[0] == expected
+    assert items(tmp_path, V2, options=ImportOptions(turns=3))[0] == expected
 
 
 def test_sources_name_the_line_of_the_example(tmp_path):
-    found = importer("character").read(source(tmp_path, "mags.json", V2), Options())
+    found = get_importer("character").read(source(tmp_path, "mags.json", V2), ImportOptions())
     assert [p.source for p in found if isinstance(p, Pair)] == ["mags.json:2", "mags.json:5", "mags.json:9"]
 
 
@@ -241,13 +242,13 @@ def test_a_picture_of_any_size_costs_nothing(tmp_path):
 def test_what_is_no_card_is_not_claimed(tmp_path, data):
     name = "x.png" if isinstance(data, bytes) else "x.json"
     opened = source(tmp_path, name, data)
-    assert formats()["character"].sniff(opened) == 0
+    assert import_formats()["character"].sniff(opened) == 0
 
 
 def test_damaged_cards_end_in_items_or_a_sentence(tmp_path):
     from test_importers_damaged import damaged
 
-    chance, module, read_ = random.Random(5), formats()["character"], 0
+    chance, module, read_ = random.Random(5), import_formats()["character"], 0
     forms = [(n, d if isinstance(d, bytes) else json.dumps(d).encode()) for n, d in FORMS.items()]
     for _ in range(700):
         name, data = chance.choice(forms)
@@ -255,7 +256,7 @@ def test_damaged_cards_end_in_items_or_a_sentence(tmp_path):
         try:
             opened = open_source(tmp_path / name)
             module.sniff(opened)
-            found = list(module.read(opened, Options()))
+            found = list(module.read(opened, ImportOptions()))
             read_ += bool(found and module.survey(opened).card)
         except PersonaError:
             continue

@@ -8,9 +8,10 @@ import pytest
 from row_files import FORMATS, GOOD, NOTES, SKIPPED, source
 
 from persona.errors import InputError, PersonaError
-from persona.importers import Note, Options, Skipped, detect, formats, importer
-from persona.importers.text import open_source
-from persona.pairs import Pair, check
+from persona.store.pairs import Pair, parse_pair
+from persona.write.importers import ImportNote, ImportOptions, SkippedRow
+from persona.write.importers.registry import detect_format, get_importer, import_formats
+from persona.write.importers.text_source import open_source
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
@@ -43,14 +44,14 @@ def walk(file: Path) -> None:
     """Every way through the importers ends in items or in a PersonaError."""
     try:
         opened = open_source(file)
-        detect(opened)
+        detect_format(opened)
     except PersonaError:
         if not file.stat().st_size:
             return
     for name in (*FORMATS, "character"):
         for step in (
-            lambda name=name: formats()[name].survey(opened),
-            lambda name=name: list(importer(name).read(opened, Options())),
+            lambda name=name: import_formats()[name].survey(opened),
+            lambda name=name: list(get_importer(name).read(opened, ImportOptions())),
         ):
             try:
                 step()
@@ -78,7 +79,7 @@ def test_damaged_files_end_in_items_or_a_sentence(tmp_path, count):
 
 def is_pair(text: str) -> bool:
     try:
-        check(json.loads(text))
+        parse_pair(json.loads(text))
     except ValueError:
         return False
     return True
@@ -89,7 +90,7 @@ def is_pair(text: str) -> bool:
 def test_no_row_of_a_damaged_file_is_lost(tmp_path, format, count):
     """Each line that is not blank is a pair or is skipped, whatever happened to it."""
     pairs = [Pair(f"你是谁？{n}", f'本宫"甄嬛"。\n{n}', (("a", "b"),) * (n % 3), "s") for n in range(8)]
-    module, chance = formats()[format], random.Random(count)
+    module, chance = import_formats()[format], random.Random(count)
     data = "".join(module.dump(pairs))
     data = data if module.SUFFIX == ".jsonl" else data[1:-2].strip().replace(",\n", "\n")
     whole = 0
@@ -97,13 +98,13 @@ def test_no_row_of_a_damaged_file_is_lost(tmp_path, format, count):
         opened = source(tmp_path, "x.jsonl", damaged(data.encode(), chance) or b"x")
         lines = [number for number, text in opened.lines() if text.strip()]
         try:
-            found = [item for item in module.read(opened, Options()) if not isinstance(item, Note)]
+            found = [item for item in module.read(opened, ImportOptions()) if not isinstance(item, ImportNote)]
         except InputError:  # no row is left that tells which key is which
             assert not list(filter(is_pair, (text for _, text in opened.lines())))
             continue
         assert len(found) == len(lines), opened.bytes()
-        assert [item.line for item in found if isinstance(item, Skipped)] == [
-            n for n, item in zip(lines, found, strict=True) if isinstance(item, Skipped)
+        assert [item.line for item in found if isinstance(item, SkippedRow)] == [
+            n for n, item in zip(lines, found, strict=True) if isinstance(item, SkippedRow)
         ]
         whole += sum(isinstance(item, Pair) for item in found)
     assert whole > 5 * count, "most rows are not touched, and are read"

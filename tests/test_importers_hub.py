@@ -6,8 +6,8 @@ import pytest
 from row_files import A
 
 from persona.errors import InputError
-from persona.importers import hub as datasets_hub
-from tests.hub import Hub
+from persona.write.importers import hub_dataset as datasets_hub
+from tests.local_hub import Hub
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ CHOICES = [
 @pytest.mark.parametrize("names, chosen", CHOICES, ids=[" ".join(c[0]) for c in CHOICES])
 def test_the_data_file_of_a_data_set_is_downloaded(hub, names, chosen, home):
     hub.add("ann/zhen", {name: f"{A} {name}".encode() for name in names})
-    file = datasets_hub.download("ann/zhen")
+    file = datasets_hub.download_dataset("ann/zhen")
     assert file.read_text() == f"{A} {chosen}" and file.suffix == Path(chosen).suffix and home in file.parents
     fetched = [r for r in hub.requests if "/resolve/" in r]
     assert fetched and all(r.endswith(chosen) for r in fetched), "nothing else is fetched"
@@ -46,15 +46,15 @@ def test_the_data_file_of_a_data_set_is_downloaded(hub, names, chosen, home):
 def test_a_file_and_a_revision_can_be_named(hub):
     old = hub.add("ann/zhen", {"a.jsonl": b"old", "b.jsonl": b"b"})
     hub.add("ann/zhen", {"a.jsonl": b"new", "b.jsonl": b"b"})
-    assert datasets_hub.download("ann/zhen/a.jsonl").read_bytes() == b"new"
-    assert datasets_hub.download("ann/zhen/a.jsonl", old).read_bytes() == b"old"
-    assert datasets_hub.download(f"{hub.url}/datasets/ann/zhen/blob/main/b.jsonl").read_bytes() == b"b"
+    assert datasets_hub.download_dataset("ann/zhen/a.jsonl").read_bytes() == b"new"
+    assert datasets_hub.download_dataset("ann/zhen/a.jsonl", old).read_bytes() == b"old"
+    assert datasets_hub.download_dataset(f"{hub.url}/datasets/ann/zhen/blob/main/b.jsonl").read_bytes() == b"b"
     with pytest.raises(InputError, match=r"which of its files\? a\.jsonl, b\.jsonl\. Name it: ann/zhen/a\.jsonl"):
-        datasets_hub.download("ann/zhen")
+        datasets_hub.download_dataset("ann/zhen")
     with pytest.raises(InputError, match="no file 'c.jsonl'"):
-        datasets_hub.download("ann/zhen/c.jsonl")
+        datasets_hub.download_dataset("ann/zhen/c.jsonl")
     with pytest.raises(InputError, match="no such revision"):
-        datasets_hub.download("ann/zhen/a.jsonl", "nowhere")
+        datasets_hub.download_dataset("ann/zhen/a.jsonl", "nowhere")
 
 
 @pytest.mark.parametrize("name, why", [
@@ -65,7 +65,7 @@ def test_what_cannot_be_downloaded_is_refused_in_words(hub, name, why):
     hub.add("ann/pickles", {"data.pkl": b"x", "load.py": b"x"})
     hub.add("ann/secret", {"train.jsonl": b"x"}, private=True)
     with pytest.raises(InputError, match=why):
-        datasets_hub.download(name)
+        datasets_hub.download_dataset(name)
     assert not [r for r in hub.requests if "/resolve/" in r]
 
 
@@ -73,7 +73,7 @@ def test_a_large_file_is_refused_before_it_is_downloaded(hub, monkeypatch):
     monkeypatch.setattr(datasets_hub, "MAX_BYTES", 1_000_000)
     hub.add("ann/zhen", {"train.jsonl": b"x" * 2_000_000})
     with pytest.raises(InputError, match="2 MB, where 1 MB is the limit"):
-        datasets_hub.download("ann/zhen")
+        datasets_hub.download_dataset("ann/zhen")
     assert not [r for r in hub.requests if "/resolve/" in r]
 
 
@@ -82,13 +82,13 @@ def test_a_hub_in_trouble(hub, status, why):
     hub.add("ann/zhen", {"train.jsonl": b"x"})
     hub.fail("GET /api/datasets", 99, status)
     with pytest.raises(InputError, match=why):
-        datasets_hub.download("ann/zhen")
+        datasets_hub.download_dataset("ann/zhen")
 
 
 def test_offline(hub, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(InputError, match="cannot be reached"):
-        datasets_hub.download("ann/zhen")
+        datasets_hub.download_dataset("ann/zhen")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="switched off"):
-        datasets_hub.download("ann/zhen")
+        datasets_hub.download_dataset("ann/zhen")

@@ -9,22 +9,24 @@ from hypothesis import strategies as st
 from plays import CHATS, FOUNTAIN, NOVEL, PLAY, pairs, skips
 
 from persona.errors import InputError
-from persona.importers import Options, detect, formats, prose, screenplay
-from persona.importers.speech import Names
-from persona.pairs import Pair
+from persona.store.pairs import Pair
+from persona.write.importers import ImportOptions, screenplay
+from persona.write.importers import novel as write_importers_novel
+from persona.write.importers.registry import detect_format, import_formats
+from persona.write.importers.speaker_turns import SpeakerNames
 
 pytest_plugins = "plays"
 
 
 def test_a_chinese_novel(source):
     novel = source(NOVEL)
-    assert prose.survey(novel).speakers == {"阿绫": 5, "船夫": 3}
-    assert pairs(prose, novel, "阿绫") == [
+    assert write_importers_novel.survey(novel).speakers == {"阿绫": 5, "船夫": 3}
+    assert pairs(write_importers_novel, novel, "阿绫") == [
         ("姑娘，过江么？", "过。", 4),
         ("风大，坐稳了。", "我不怕。走吧。", 6),
         ("到了。", "多谢。", 11),
     ]
-    assert skips(prose, novel, "阿绫") == [
+    assert skips(write_importers_novel, novel, "阿绫") == [
         (7, "nobody is named as its speaker"),
         (8, "nobody is named as its speaker"),
         (9, "nobody is named as the speaker of the line before it"),
@@ -39,30 +41,30 @@ def test_an_english_novel_broken_at_its_margin(source):
         "Bob looked at it. “Good,” he said.\n\n“Good,” Ann answered quietly. “Sit\ndown.”\n\n"
         "* * *\n\n‘I don’t see the boys’ lamp,’ said Mr. Hale.\n\n‘Nor I,’ replied Ann to him.\n"
     )
-    assert pairs(prose, novel, "Ann") == [
+    assert pairs(write_importers_novel, novel, "Ann") == [
         ("Is it lit?", "It has been lit, since you were born. And it will be.", 4),
         ("I don’t see the boys’ lamp.", "Nor I.", 18),
     ]
-    assert [line for line, _ in skips(prose, novel, "Ann")] == [9, 11]
+    assert [line for line, _ in skips(write_importers_novel, novel, "Ann")] == [9, 11]
 
 
 def test_a_pronoun_counts_where_its_paragraph_names_one_speaker(source):
     text = (
         '"One," said Bob.\n"Two," said Ann. "And three," she said.\n"Four," said Bob.\nAnn saw Bob. "Five," she said.\n'
     )
-    assert pairs(prose, source(text), "Ann") == [("One.", "Two. And three.", 2)]
+    assert pairs(write_importers_novel, source(text), "Ann") == [("One.", "Two. And three.", 2)]
 
 
 def test_an_answer_is_near(source):
     near = "“一。”店家说。\n雨。\n雨。\n雨。\n“二。”阿绫说。\n"
-    assert len(pairs(prose, source(near), "阿绫")) == 1
-    assert pairs(prose, source(near.replace("雨。\n", "雨。\n雨。\n")), "阿绫") == []
+    assert len(pairs(write_importers_novel, source(near), "阿绫")) == 1
+    assert pairs(write_importers_novel, source(near.replace("雨。\n", "雨。\n雨。\n")), "阿绫") == []
 
 
 def test_a_quotation_without_end_is_skipped(source):
     text = source("“一。”店家说。\n阿绫说：“二。\n店家走了。\n“三。”阿绫说。\n")
-    assert pairs(prose, text, "阿绫") == []
-    assert skips(prose, text, "阿绫")[0] == (2, "its quotation mark is never closed")
+    assert pairs(write_importers_novel, text, "阿绫") == []
+    assert skips(write_importers_novel, text, "阿绫")[0] == (2, "its quotation mark is never closed")
 
 
 @pytest.mark.parametrize(
@@ -71,10 +73,10 @@ def test_a_quotation_without_end_is_skipped(source):
     ids=["play", "fountain", "chat", "novel"],
 )
 def test_sniff_knows_its_own(source, text, format):
-    sure = {name: formats()[name].sniff(source(text)) for name in ("screenplay", "prose")}
+    sure = {name: import_formats()[name].sniff(source(text)) for name in ("screenplay", "prose")}
     assert max(sure, key=sure.get) == format
     assert sure[format] >= 0.5
-    assert detect(source(text)) == format
+    assert detect_format(source(text)) == format
 
 
 NOT_OURS = {
@@ -92,12 +94,12 @@ def test_sniff_leaves_others_alone(source):
     def check(module, data):
         assert module.sniff(source(data)) == 0
 
-    check_each(itertools.product([screenplay, prose], NOT_OURS), check)
+    check_each(itertools.product([screenplay, write_importers_novel], NOT_OURS), check)
 
 
 def test_counting_names_does_not_grow_with_the_file(monkeypatch):
-    monkeypatch.setattr("persona.importers.speech.MAX_NAMES", 10)
-    names = Names()
+    monkeypatch.setattr("persona.write.importers.speaker_turns.MAX_NAMES", 10)
+    names = SpeakerNames()
     for n in range(100):
         names.add(f"n{n}")
         names.add("Ann")
@@ -118,7 +120,7 @@ ANY = st.one_of(
 )
 
 
-@pytest.mark.parametrize("module", [screenplay, prose])
+@pytest.mark.parametrize("module", [screenplay, write_importers_novel])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(ANY, max_size=30), turns=st.integers(0, 3), actions=st.sampled_from(["drop", "keep"]))
 def test_any_text_ends_in_items_or_a_refusal(source, module, lines, turns, actions):
@@ -127,7 +129,7 @@ def test_any_text_ends_in_items_or_a_refusal(source, module, lines, turns, actio
     total = sum(1 for _ in text.lines())
     for name in [*module.survey(text).speakers, "甄"]:
         try:
-            items = list(module.read(text, Options(speakers=(name,), turns=turns, actions=actions)))
+            items = list(module.read(text, ImportOptions(speakers=(name,), turns=turns, actions=actions)))
         except InputError:
             assert name == "甄"
             continue

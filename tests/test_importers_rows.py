@@ -31,19 +31,20 @@ from row_files import (
 )
 
 from persona.errors import InputError
-from persona.importers import Options, Skipped, detect, formats, importer, preview
-from persona.importers.json_rows import MAX_SHOWN, Row, rows
-from persona.importers.text import open_source
-from persona.pairs import Pair, dumps
+from persona.store.pairs import Pair, dump_pairs
+from persona.write.importers import ImportOptions, SkippedRow
+from persona.write.importers.json_reader import MAX_SHOWN, SourceRow, read_json_rows
+from persona.write.importers.registry import detect_format, get_importer, import_formats, preview_import
+from persona.write.importers.text_source import open_source
 
-COLUMNS = Options(columns={"instruction": "甲", "output": "乙"})
+COLUMNS = ImportOptions(columns={"instruction": "甲", "output": "乙"})
 
 
 def test_good_files(tmp_path):
     def check(name, data, format, pairs):
         if format:
-            assert detect(source(tmp_path, name, data)) == format
-            sure = {n: m.sniff(source(tmp_path, name, data)) for n, m in formats().items()}
+            assert detect_format(source(tmp_path, name, data)) == format
+            sure = {n: m.sniff(source(tmp_path, name, data)) for n, m in import_formats().items()}
             assert [n for n, s in sure.items() if s > 0] == [format], "two formats claim one file"
         assert items(tmp_path, name, data, format or "alpaca")[:2] == (pairs, [])
 
@@ -83,7 +84,7 @@ def test_a_file_that_cannot_be_read_at_all_is_refused(tmp_path):
 def test_what_is_not_theirs_is_not_claimed(tmp_path):
     def check(name, data):
         opened = source(tmp_path, name, data)
-        assert {n: formats()[n].sniff(opened) for n in FORMATS} == dict.fromkeys(FORMATS, 0.0)
+        assert {n: import_formats()[n].sniff(opened) for n in FORMATS} == dict.fromkeys(FORMATS, 0.0)
 
     check_each(NOBODYS, check)
 
@@ -98,20 +99,20 @@ def test_what_is_not_theirs_is_not_claimed(tmp_path):
     ("x.parquet", parquet([{"甲": "a", "乙": "b", "question": "x", "answer": "y"}]), "table"),
 ])  # fmt: skip
 def test_a_choice_of_columns_wins_over_the_guess(tmp_path, name, data, format):
-    survey = formats()[format].survey(source(tmp_path, name, data))
+    survey = import_formats()[format].survey(source(tmp_path, name, data))
     assert sorted(survey.columns) == sorted(("甲", "乙", "question", "answer"))
     assert survey.mapping == {"instruction": "question", "output": "answer"}
     assert items(tmp_path, name, data, format)[0] == [Pair("x", "y")]
     assert items(tmp_path, name, data, format, COLUMNS)[0] == [AB]
     with pytest.raises(InputError, match="no column '丙'"):
-        items(tmp_path, name, data, format, Options(columns={"output": "丙"}))
+        items(tmp_path, name, data, format, ImportOptions(columns={"output": "丙"}))
     with pytest.raises(InputError, match="'answers': not a field of a pair"):
-        items(tmp_path, name, data, format, Options(columns={"answers": "甲"}))
+        items(tmp_path, name, data, format, ImportOptions(columns={"answers": "甲"}))
 
 
 def test_a_field_can_be_left_out(tmp_path):
     data = '[{"instruction": "a", "input": "x", "output": "b"}]'
-    assert items(tmp_path, "x.json", data, options=Options(columns={"input": ""}))[0] == [AB]
+    assert items(tmp_path, "x.json", data, options=ImportOptions(columns={"input": ""}))[0] == [AB]
 
 
 @pytest.mark.parametrize("format, data", [
@@ -121,11 +122,11 @@ def test_a_field_can_be_left_out(tmp_path):
 ])  # fmt: skip
 def test_a_system_message_that_all_rows_have_is_the_cards(tmp_path, format, data):
     opened = source(tmp_path, "mags.jsonl", data)
-    card = formats()[format].survey(opened).card
+    card = import_formats()[format].survey(opened).card
     assert (card.name, card.system) == ("mags", "Be.")
     other = data.replace("Be.", "Or not.", 1)
     if data.count("Be.") > 1:
-        assert formats()[format].survey(source(tmp_path, "mags.jsonl", other)).card is None
+        assert import_formats()[format].survey(source(tmp_path, "mags.jsonl", other)).card is None
 
 
 def test_sources(tmp_path):
@@ -133,7 +134,9 @@ def test_sources(tmp_path):
 
     def sources(name, data):
         opened = source(tmp_path, name, data)
-        return [p.source for p in importer(detect(opened)).read(opened, Options()) if isinstance(p, Pair)]
+        return [
+            p.source for p in get_importer(detect_format(opened)).read(opened, ImportOptions()) if isinstance(p, Pair)
+        ]
 
     assert sources("a.jsonl", A + "\n" + '{"instruction": "a", "output": "b", "source": "s"}') == ["", "s"]
     assert sources(
@@ -179,7 +182,7 @@ some_pairs = st.lists(
 @settings(max_examples=120, deadline=None)
 @given(pairs=some_pairs)
 def test_what_is_written_is_read_back(tmp_path_factory, format, pairs):
-    module = formats()[format]
+    module = import_formats()[format]
     opened = tmp_path_factory.getbasetemp() / f"{format}{module.SUFFIX}"
     with opened.open("w", encoding="utf-8", newline="") as out:
         out.writelines(module.dump(pairs))
@@ -187,18 +190,20 @@ def test_what_is_written_is_read_back(tmp_path_factory, format, pairs):
         assert format in ("alpaca", "messages") and not pairs
         return
     found = open_source(opened)
-    assert list(module.read(found, Options())) == pairs
+    assert list(module.read(found, ImportOptions())) == pairs
     if pairs:
-        assert detect(found) == format
+        assert detect_format(found) == format
 
 
 def test_excel_is_told_that_a_csv_is_utf8():
-    assert "".join(formats()["table"].dump([AB])).startswith("\ufeffinstruction,output,history,source\r\na,b,,\r\n")
+    assert "".join(import_formats()["table"].dump([AB])).startswith(
+        "\ufeffinstruction,output,history,source\r\na,b,,\r\n"
+    )
 
 
 @given(pairs=some_pairs)
 def test_our_own_file_is_written_back_byte_for_byte(pairs):
-    assert "".join(formats()["alpaca"].dump(pairs)) == dumps(pairs)
+    assert "".join(import_formats()["alpaca"].dump(pairs)) == dump_pairs(pairs)
 
 
 # --- memory, size ------------------------------------------------------------------------------------------------
@@ -214,19 +219,19 @@ def test_memory_does_not_grow_with_the_file(tmp_path, name, format, count, size)
         if name == "m.json":
             out.write("[" + ", ".join(json.dumps(p.to_dict()) for p in pairs) + "]")
         else:
-            out.writelines(formats()[format].dump(pairs))
+            out.writelines(import_formats()[format].dump(pairs))
     del pairs
     opened = open_source(tmp_path / name)
     tracemalloc.start()
     try:
-        assert sum(isinstance(item, Pair) for item in importer(format).read(opened, Options())) == count
+        assert sum(isinstance(item, Pair) for item in get_importer(format).read(opened, ImportOptions())) == count
         assert tracemalloc.get_traced_memory()[1] < 3_000_000 < opened.path.stat().st_size
     finally:
         tracemalloc.stop()
 
 
 def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr("persona.importers.table.MAX_UNPACKED", 1_000_000)
+    monkeypatch.setattr("persona.write.importers.spreadsheet.MAX_UNPACKED", 1_000_000)
     with (
         zipfile.ZipFile(tmp_path / "bomb.xlsx", "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open("xl/x.xml", "w", force_zip64=True) as out,
@@ -234,15 +239,17 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
         out.write(bytes(5_000_000))
     assert (tmp_path / "bomb.xlsx").stat().st_size < 10_000
     with pytest.raises(InputError, match="5 MB once unpacked, where 1 MB is the limit"):
-        list(importer("table").read(open_source(tmp_path / "bomb.xlsx"), Options()))
+        list(get_importer("table").read(open_source(tmp_path / "bomb.xlsx"), ImportOptions()))
 
 
 def test_a_skipped_row_is_shown_but_not_kept_whole(tmp_path):
-    found = list(rows(source(tmp_path, "x.json", f'[{{"a": "{"x" * 50_000}", oh}}, {{"a": 1}}]')))
+    found = list(read_json_rows(source(tmp_path, "x.json", f'[{{"a": "{"x" * 50_000}", oh}}, {{"a": 1}}]')))
     assert (
-        isinstance(found[0], Skipped) and found[0].text.startswith('{"a": "xxx') and len(found[0].text) <= MAX_SHOWN + 1
+        isinstance(found[0], SkippedRow)
+        and found[0].text.startswith('{"a": "xxx')
+        and len(found[0].text) <= MAX_SHOWN + 1
     )
-    assert found[1] == Row(1, {"a": 1}, '{"a": 1}')
+    assert found[1] == SourceRow(1, {"a": 1}, '{"a": 1}')
 
 
 def test_a_row_on_the_border_of_two_chunks(tmp_path):
@@ -250,7 +257,9 @@ def test_a_row_on_the_border_of_two_chunks(tmp_path):
 
     def check(size):
         data = f'[{{"a": "{"x" * size}"}},{{"a": oh}},{{"a": 12345}}, 67890 ,{{"a": "\\u4f60"}}]'
-        found = [r.value if isinstance(r, Row) else r.why for r in rows(source(tmp_path, "x.json", data))]
+        found = [
+            r.value if isinstance(r, SourceRow) else r.why for r in read_json_rows(source(tmp_path, "x.json", data))
+        ]
         assert (
             found[0] == {"a": "x" * size} and "not JSON" in found[1] and found[2:] == [{"a": 12345}, 67890, {"a": "你"}]
         )
@@ -260,7 +269,7 @@ def test_a_row_on_the_border_of_two_chunks(tmp_path):
 
 def test_preview_reads_no_further_than_asked(tmp_path):
     opened = source(tmp_path, "x.jsonl", A + "\nbroken\n" + C + "\n" + A)
-    seen = preview(opened, "alpaca", Options(), limit=2)
+    seen = preview_import(opened, "alpaca", ImportOptions(), limit=2)
     assert (seen.pairs, [s.line for s in seen.skipped], seen.more) == ([AB, CD], [2], True)
 
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from plays import CHATS, FOUNTAIN, PLAY, pairs, skips
 
 from persona.errors import InputError
-from persona.importers import Note, Options, prose, screenplay
-from persona.importers.speech import Her, stage
-from persona.pairs import Pair
+from persona.store.pairs import Pair
+from persona.write.importers import ImportNote, ImportOptions, novel, screenplay
+from persona.write.importers.speaker_turns import PersonaSpeaker, rewrite_directions
 
 pytest_plugins = "plays"
 
@@ -43,8 +43,8 @@ def test_each_line_of_hers_without_a_pair_says_why(source):
 
 
 def test_what_was_left_out_of_a_pair_is_noted(source):
-    items = list(screenplay.read(source(PLAY), Options(speakers=("阿绫",))))
-    assert [i.line for i in items if isinstance(i, Note)] == [8]
+    items = list(screenplay.read(source(PLAY), ImportOptions(speakers=("阿绫",))))
+    assert [i.line for i in items if isinstance(i, ImportNote)] == [8]
 
 
 def test_survey_counts_names_however_they_are_written(source):
@@ -63,22 +63,22 @@ def test_two_who_speak_together_are_hers_when_chosen(source):
     assert pairs(screenplay, source(mended), "店家、阿绫") == [("便宜些。", "成交！", 21)]
     assert ("三钱，包早饭。", "便宜些。", 20) in pairs(screenplay, source(mended), "阿绫")
     known = frozenset({"眉", "嬛"})
-    assert Her(frozenset({"嬛"}), known).speaks_too("嬛眉")
-    assert Her(frozenset({"嬛"}), known).speaks_too("眉和嬛")
-    assert not Her(frozenset({"嬛"}), known).speaks_too("嬛儿")
-    assert Her(frozenset({"ann"}), frozenset({"bob"})).speaks_too("BOB & ANN")
+    assert PersonaSpeaker(frozenset({"嬛"}), known).speaks_with_others("嬛眉")
+    assert PersonaSpeaker(frozenset({"嬛"}), known).speaks_with_others("眉和嬛")
+    assert not PersonaSpeaker(frozenset({"嬛"}), known).speaks_with_others("嬛儿")
+    assert PersonaSpeaker(frozenset({"ann"}), frozenset({"bob"})).speaks_with_others("BOB & ANN")
 
 
-@pytest.mark.parametrize("module", [screenplay, prose])
+@pytest.mark.parametrize("module", [screenplay, novel])
 @pytest.mark.parametrize("names", [(), ("nobody",)])
 def test_who_is_the_persona_must_be_chosen(source, module, names):
     text = (
         "“来。”店家说。\n“走。”阿绫说。\n“好。”阿绫说。\n"
-        if module is prose
+        if module is novel
         else "店家：来。\n阿绫：走。\n阿绫：好。\n"
     )
     with pytest.raises(InputError, match=r"--speaker NAME: 阿绫 \(2\), 店家 \(1\)"):
-        list(module.read(source(text), Options(speakers=names)))
+        list(module.read(source(text), ImportOptions(speakers=names)))
 
 
 def test_stage_directions_are_kept_when_wanted(source):
@@ -98,15 +98,15 @@ def test_stage():
     ]
 
     def check(text, dropped, kept):
-        assert stage(text) == dropped
-        assert stage(text, keep=True).split() == kept.split()
+        assert rewrite_directions(text) == dropped
+        assert rewrite_directions(text, keep=True).split() == kept.split()
 
     check_each(cases, check)
 
 
 def test_history_is_of_the_same_scene(source):
     text = source("第1场\n乙：一\n甲：二\n乙：三\n甲：四\n乙：五\n甲：六\n第2场\n乙：七\n甲：八\n")
-    rows = [i for i in screenplay.read(text, Options(speakers=("甲",), turns=2)) if isinstance(i, Pair)]
+    rows = [i for i in screenplay.read(text, ImportOptions(speakers=("甲",), turns=2)) if isinstance(i, Pair)]
     assert [p.history for p in rows] == [(), (("一", "二"),), (("一", "二"), ("三", "四")), ()]
 
 
@@ -223,8 +223,8 @@ def test_each_speech_of_hers_is_in_a_pair_or_skipped(source, kept):
         "阿绫：完",
         "店家：完",
     ]
-    items = list(screenplay.read(source("\n".join(lines)), Options(speakers=("阿绫",))))
-    told = "\n".join(i.output if isinstance(i, Pair) else i.text for i in items if not isinstance(i, Note))
+    items = list(screenplay.read(source("\n".join(lines)), ImportOptions(speakers=("阿绫",))))
+    told = "\n".join(i.output if isinstance(i, Pair) else i.text for i in items if not isinstance(i, ImportNote))
     for n, line in enumerate(lines):
         if line.startswith("阿绫："):
             assert (f"〔{n}〕" if "〔" in line else "完") in told

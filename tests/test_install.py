@@ -14,11 +14,13 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from persona import __version__, catalogue, needs
-from persona.files import PROJECT
+from persona import __version__
+from persona.models import catalogue
+from persona.store.workspace import PROJECT_DIR
+from persona.train import validate
 
-OURS = {"persona", "app", "tests", "scripts", "benchmarks", *(f.stem for f in (PROJECT / "tests").glob("*.py"))}
-EXTRAS = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+OURS = {"persona", "app", "tests", "scripts", "benchmarks", *(f.stem for f in (PROJECT_DIR / "tests").glob("*.py"))}
+EXTRAS = tomllib.loads((PROJECT_DIR / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 OTHERWISE = {"PIL": "pillow", "yaml": "pyyaml"}  # modules that are not named as their distribution
 # of requirements-dev.txt: programs and plugins, not imported
 TOOLS = {"pytest-timeout", "pytest-xdist", "pytest-cov", "ruff", "mypy", "axe-playwright-python", "tensorboardx",
@@ -31,12 +33,12 @@ def declared(lines: list[str]) -> set[str]:
 
 
 def requirements(name: str) -> set[str]:
-    return declared((PROJECT / name).read_text(encoding="utf-8").splitlines())
+    return declared((PROJECT_DIR / name).read_text(encoding="utf-8").splitlines())
 
 
 def imported(*places: str) -> set[str]:
     """The distributions that files of the project import, at their top or later."""
-    files = [f for p in places for f in ([PROJECT / p] if p.endswith(".py") else (PROJECT / p).rglob("*.py"))]
+    files = [f for p in places for f in ([PROJECT_DIR / p] if p.endswith(".py") else (PROJECT_DIR / p).rglob("*.py"))]
     found = set()
     for node in (n for f in files for n in ast.walk(ast.parse(f.read_text(encoding="utf-8")))):
         if isinstance(node, ast.Import):
@@ -50,7 +52,9 @@ def test_the_app_imports_what_it_declares_and_declares_what_it_imports():
     required, optional = requirements("requirements.txt"), declared([x for extra in EXTRAS.values() for x in extra])
     used = imported("persona", "app.py")
     assert required <= used and used <= required | optional
-    by_name = {package for _, package in needs.TRACKERS.values()} | {e.needs for e in catalogue.catalogue() if e.needs}
+    by_name = {package for _, package in validate.TRACKER_PACKAGES.values()} | {
+        e.needs for e in catalogue.load_catalogue() if e.needs
+    }
     assert optional <= used | {canonicalize_name(p) for p in by_name}, "an extra that nothing asks for"
     assert {canonicalize_name(p) for p in by_name} <= optional
 
@@ -65,7 +69,7 @@ def test_tests_and_tools_import_what_is_declared():
 
 def build(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(folder), str(PROJECT)], check=True)
+    subprocess.run([*command, "--wheel-dir", str(folder), str(PROJECT_DIR)], check=True)
     return next(folder.glob("*.whl"))
 
 
@@ -78,10 +82,10 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_code_data_and_examples(wheel):
     listed = subprocess.check_output(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "persona", "templates", "datasets"],
-        cwd=PROJECT, text=True,
+        cwd=PROJECT_DIR, text=True,
     )  # fmt: skip
     known = {f if f.startswith("persona/") else f"persona/_data/{f}" for f in listed.splitlines()
-             if (PROJECT / f).is_file()}  # fmt: skip
+             if (PROJECT_DIR / f).is_file()}  # fmt: skip
     held = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     assert (
         held == known
@@ -118,7 +122,7 @@ def installed(wheel, tmp_path_factory):
 def test_an_installed_copy_works_in_any_folder(installed):
     where = "import persona, datasets; print(persona.__file__, datasets.load_dataset.__name__)"
     file, library = installed("-c", where, program="python").split()
-    assert not Path(file).is_relative_to(PROJECT) and library == "load_dataset"
+    assert not Path(file).is_relative_to(PROJECT_DIR) and library == "load_dataset"
     assert installed("--version") == f"persona {__version__}"
     assert json.loads(installed("doctor", "--json"))["persona"] == __version__
     installed("new", "mags", "--name", "Mags")

@@ -7,9 +7,11 @@ import pytest
 from cases import check_each
 from lint_texts import ANSWERS, ANYONE, FILL, HUAN, MAGS, answer, found
 
-from persona.folder import Card
-from persona.lint import counts, fix, lint, near
-from persona.pairs import Pair
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard
+from persona.write.lint import lint_pairs, near_duplicates
+from persona.write.lint.finding import count_by_rule
+from persona.write.lint.fixes import fix_finding
 
 
 @pytest.mark.parametrize("rule", ANSWERS)
@@ -30,7 +32,7 @@ def test_a_rule_finds_what_it_must_and_leaves_the_rest_alone(rule):
 
 
 def test_a_finding_says_where_what_and_what_to_do():
-    (finding,) = lint([Pair("Hi there, keeper", "Come in<br>and sit with me.", (("Ahoy", "Hm&amp;"),))], ANYONE)
+    (finding,) = lint_pairs([Pair("Hi there, keeper", "Come in<br>and sit with me.", (("Ahoy", "Hm&amp;"),))], ANYONE)
     assert finding.pairs == (1,) and finding.severity == "warning" and finding.fix
     assert finding.message.startswith("Pair 1, answer of earlier turn 1 and answer: “&amp;”, “<br>”: left over")
 
@@ -48,8 +50,8 @@ def test_what_was_asked_may_be_named():
 
 def test_a_machine_may_say_that_it_is_one():
     pairs = answer("I am an AI, and proud of it.")
-    assert found("ai-leak", pairs, Card(name="Mags", system="You are Mags. You are not an AI assistant."))
-    assert not found("ai-leak", pairs, Card(name="HAL", system="You are a helpful robot."))
+    assert found("ai-leak", pairs, PersonaCard(name="Mags", system="You are Mags. You are not an AI assistant."))
+    assert not found("ai-leak", pairs, PersonaCard(name="HAL", system="You are a helpful robot."))
 
 
 def test_directions_in_most_answers_are_a_style():
@@ -85,8 +87,8 @@ def test_repeats_name_the_first_and_are_counted_as_rows():
     pairs = [Pair("Who?", "Me, Mags."), *[Pair("Where?", "At the light.")] * 4]
     (finding,) = found("duplicate", pairs)
     assert "repeat pair 2 " in finding.message and finding.fix == "Delete 3 repeats"
-    assert counts(lint(pairs, ANYONE))["duplicate"] == 3
-    assert fix(pairs, finding, ANYONE) == pairs[:2]
+    assert count_by_rule(lint_pairs(pairs, ANYONE))["duplicate"] == 3
+    assert fix_finding(pairs, finding, ANYONE) == pairs[:2]
 
 
 NEAR = [
@@ -139,7 +141,7 @@ def test_near_duplicates_are_found_in_a_crowd():
     dice = random.Random(3)
     crowd = [f"please tell me about {sentence(dice, False, 6)}" for _ in range(2_000)]
     copies = [text[:-4] + "zz." for text in crowd[:200]]
-    pairs = near.similar([*crowd, *copies], 0.9)
+    pairs = near_duplicates.find_similar([*crowd, *copies], 0.9)
     assert len({j for i, j, _ in pairs if j == i + 2_000}) >= 180
     assert all(j == i + 2_000 for i, j, _ in pairs)
 
@@ -187,7 +189,7 @@ def test_probes_in_pairs():
 
 
 def test_a_short_question_is_like_a_probe_by_chance():
-    card = Card(name="Mags", probes=("Who is he?",))
+    card = PersonaCard(name="Mags", probes=("Who is he?",))
     assert not found("probe-in-pairs", [Pair("Who is she?", "My sister Ruth.")], card)
     assert found("probe-in-pairs", [Pair("Who is he?", "My brother Eben.")], card)
 
@@ -206,7 +208,7 @@ def test_traditional_among_simplified():
         Pair("誰？", "桜の樹を見ています。"),
     ]
     assert not found("mixed-script", [*pairs[:4], *fine])
-    traditional = Card(name="嬛", language="zh-Hant")
+    traditional = PersonaCard(name="嬛", language="zh-Hant")
     assert [f.pairs for f in found("mixed-script", pairs[3:5], traditional)] == [(1,)], "the card decides"
 
 

@@ -6,10 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lint_texts import ANSWERS, ANYONE, FILL, HUAN, MAGS, answer, found
 
-from persona import folder
 from persona.errors import InputError
-from persona.lint import fix, fix_all, ignore, lint, read_ignored, summarise, unignore
-from persona.pairs import Pair
+from persona.store import persona_folder
+from persona.store.pairs import Pair
+from persona.write.lint import ignore_finding, lint_pairs, read_ignored, unignore_findings
+from persona.write.lint.fixes import fix_finding, fix_findings
+from persona.write.lint.summary import summarize_dataset
 
 FIXES = [
     ("control-token", "Yes.<end_of_turn>", "Yes."),
@@ -34,11 +36,11 @@ def test_a_fix_does_what_it_says_and_the_finding_is_gone():
     def check(rule, before, after):
         pairs = [*FILL, Pair("And then?", before), *FILL[:1]]
         (finding,) = [f for f in found(rule, pairs, HUAN) if f.pairs == (7,)]
-        fixed = fix(pairs, finding, HUAN)
+        fixed = fix_finding(pairs, finding, HUAN)
         assert bool(finding.fix) == (after is not None)
         assert fixed[6].output == (before if after is None else after)
         assert fixed[:6] == pairs[:6] and fixed[7:] == pairs[7:]
-        assert fix(fixed, finding, HUAN) == fixed, "a second click does nothing"
+        assert fix_finding(fixed, finding, HUAN) == fixed, "a second click does nothing"
         if after is not None:
             assert not [f for f in found(rule, fixed, HUAN) if f.pairs == (7,)]
 
@@ -47,46 +49,46 @@ def test_a_fix_does_what_it_says_and_the_finding_is_gone():
 
 def test_fixes_of_one_check_go_together():
     pairs = [Pair("", ""), *FILL, *FILL[:2], Pair("Go on.", "（笑）<b>Yes</b>, I will.<eos>")]
-    findings = lint(pairs, ANYONE)
-    fixed = fix_all(pairs, findings, ANYONE)
+    findings = lint_pairs(pairs, ANYONE)
+    fixed = fix_findings(pairs, findings, ANYONE)
     assert fixed == [*FILL, Pair("Go on.", "Yes, I will.")]
-    assert fix_all(fixed, findings, ANYONE) == fixed
-    assert not [f for f in lint(fixed, ANYONE) if f.fix]
+    assert fix_findings(fixed, findings, ANYONE) == fixed
+    assert not [f for f in lint_pairs(fixed, ANYONE) if f.fix]
 
 
 def test_a_fix_leaves_what_was_edited_since():
     pairs = answer("One.<br>Two.")
     (finding,) = found("markup", pairs)
     edited = [*pairs[:-1], Pair("And then?", "Three.<br>Four.")]
-    assert fix(edited, finding, ANYONE) == edited
-    assert fix(pairs[:3], finding, ANYONE) == pairs[:3]
+    assert fix_finding(edited, finding, ANYONE) == edited
+    assert fix_finding(pairs[:3], finding, ANYONE) == pairs[:3]
 
 
 def test_a_repeat_whose_first_is_gone_stays():
     pairs = [FILL[0], FILL[1], FILL[0]]
     (finding,) = found("duplicate", pairs)
     edited = [FILL[2], FILL[1], FILL[0]]
-    assert fix(edited, finding, ANYONE) == edited
+    assert fix_finding(edited, finding, ANYONE) == edited
 
 
 @pytest.fixture
 def persona(tmp_path):
-    return folder.create(tmp_path / "mags", ANYONE, [Pair("Hm?", "Yes."), *FILL, *FILL[:2]])
+    return persona_folder.create_persona_at(tmp_path / "mags", ANYONE, [Pair("Hm?", "Yes."), *FILL, *FILL[:2]])
 
 
 def test_ignored_survives_renumbering_and_reload_and_comes_back_with_the_text(persona):
     pairs = persona.pairs()
-    for finding in lint(pairs, ANYONE):
-        ignore(persona, finding.key)
-    ignored = read_ignored(folder.open_persona(persona.path))
-    assert len(ignored) == 3 and not lint(pairs, ANYONE, ignored=ignored)
+    for finding in lint_pairs(pairs, ANYONE):
+        ignore_finding(persona, finding.key)
+    ignored = read_ignored(persona_folder.open_persona(persona.path))
+    assert len(ignored) == 3 and not lint_pairs(pairs, ANYONE, ignored=ignored)
     moved = [*reversed(FILL), *FILL[:2], Pair("Hm?", "Yes.")]
-    assert lint(moved, ANYONE) and not lint(moved, ANYONE, ignored=ignored)
+    assert lint_pairs(moved, ANYONE) and not lint_pairs(moved, ANYONE, ignored=ignored)
     changed = [*moved[:-1], Pair("Hm?", "No.")]
-    (back,) = lint(changed, ANYONE, ignored=ignored)
+    (back,) = lint_pairs(changed, ANYONE, ignored=ignored)
     assert back.rule == "short-reply"
-    unignore(persona, next(k for k in ignored if k.startswith("duplicate")))
-    assert {f.rule for f in lint(pairs, ANYONE, ignored=read_ignored(persona))} == {"duplicate"}
+    unignore_findings(persona, next(k for k in ignored if k.startswith("duplicate")))
+    assert {f.rule for f in lint_pairs(pairs, ANYONE, ignored=read_ignored(persona))} == {"duplicate"}
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"ignored": "x"}', '{"ignored": [1]}', "nothing"])
@@ -95,7 +97,7 @@ def test_a_broken_list_of_ignored_findings_is_named(persona, text):
     with pytest.raises(InputError, match=r"ignored\.json"):
         read_ignored(persona)
     with pytest.raises(InputError):
-        ignore(persona, "x")
+        ignore_finding(persona, "x")
     assert (persona.path / "ignored.json").read_text() == text
 
 
@@ -118,7 +120,7 @@ def test_another_order_gives_the_same_findings_of_the_same_pairs(pairs, dice):
         listed = [pairs[n] for n in where]
         return sorted(
             (f.rule, f.severity, f.key, f.fix, sorted(where[row - 1] for row in f.pairs))
-            for f in lint(listed, HUAN, length=lambda p: len(p.output), max_length=20)
+            for f in lint_pairs(listed, HUAN, length=lambda p: len(p.output), max_length=20)
             if f.rule in {*ROW_WISE, "short-reply"}
         )
 
@@ -128,26 +130,26 @@ def test_another_order_gives_the_same_findings_of_the_same_pairs(pairs, dice):
 @given(some_pairs)
 @settings(max_examples=100, deadline=None)
 def test_whatever_the_pairs_fixes_help_and_nothing_crashes(pairs):
-    findings = lint(pairs, MAGS)
+    findings = lint_pairs(pairs, MAGS)
     assert all(1 <= row <= len(pairs) for f in findings for row in f.pairs)
     assert all(f.key and f.message and f.pairs == tuple(sorted(set(f.pairs))) for f in findings)
-    summarise(pairs, MAGS, findings)
+    summarize_dataset(pairs, MAGS, findings)
     for finding in findings:
-        fixed = fix(pairs, finding, MAGS)
+        fixed = fix_finding(pairs, finding, MAGS)
         if not finding.fix:
             assert fixed == pairs
         else:  # another row may say the same, and be another finding with the same key
-            left = sum(f.key == finding.key for f in lint(fixed, MAGS))
+            left = sum(f.key == finding.key for f in lint_pairs(fixed, MAGS))
             assert fixed != pairs and left < sum(f.key == finding.key for f in findings)
-            assert fix(fixed, finding, MAGS) == fixed
+            assert fix_finding(fixed, finding, MAGS) == fixed
 
 
 def test_half_a_character_does_not_crash():
-    lint([Pair("\ud800", "\udfff."), Pair("\ud800 a", "\udfff b.")], ANYONE)
+    lint_pairs([Pair("\ud800", "\udfff."), Pair("\ud800 a", "\udfff b.")], ANYONE)
 
 
-@pytest.mark.parametrize("example", folder.list_examples(), ids=lambda p: p.slug)
+@pytest.mark.parametrize("example", persona_folder.list_examples(), ids=lambda p: p.slug)
 def test_the_shipped_personas_are_clean(example):
-    assert lint(example.pairs(), example.card()) == []
-    summary = summarise(example.pairs(), example.card(), [])
+    assert lint_pairs(example.pairs(), example.card()) == []
+    summary = summarize_dataset(example.pairs(), example.card(), [])
     assert summary.enough and not summary.missing

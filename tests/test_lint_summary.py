@@ -6,9 +6,10 @@ import sys
 from cases import check_each
 from lint_texts import ANYONE, MAGS
 
-from persona import folder
-from persona.lint import lint, summarise
-from persona.pairs import Pair
+from persona.store import persona_folder
+from persona.store.pairs import Pair
+from persona.write.lint import lint_pairs
+from persona.write.lint.summary import summarize_dataset
 
 
 def asked(*questions):
@@ -16,14 +17,14 @@ def asked(*questions):
 
 
 def test_summary_of_nothing():
-    summary = summarise([], ANYONE, [])
+    summary = summarize_dataset([], ANYONE, [])
     assert (summary.pairs, summary.usable, summary.enough) == (0, 0, False)
     assert "nothing to learn from yet" in summary.text and "who the persona is" in summary.text
 
 
 def test_summary_of_a_few_pairs():
     pairs = asked("Who are you?", "Hello!", *(f"What is rope number {n} for?" for n in range(18)))
-    summary = summarise(pairs, MAGS, lint(pairs, MAGS))
+    summary = summarize_dataset(pairs, MAGS, lint_pairs(pairs, MAGS))
     assert summary.usable == 20 and not summary.enough and "write 80 more" in summary.text
     assert summary.kinds == {"identity": 1, "greeting": 1, "small talk": 0, "domain": 18, "refusal": 0, "multi-turn": 0}
     assert summary.missing[:3] == ("small talk", "refusal", "multi-turn")
@@ -31,18 +32,18 @@ def test_summary_of_a_few_pairs():
 
 def test_summary_of_only_identity():
     pairs = asked(*(f"Who are you, at {n} o'clock?" for n in range(120)))
-    summary = summarise(pairs, MAGS, [])
+    summary = summarize_dataset(pairs, MAGS, [])
     assert summary.kinds["identity"] == 120 and "identity" not in summary.missing and len(summary.missing) == 5
 
 
 def test_summary_without_identity_is_not_enough():
-    summary = summarise(asked(*(f"What is rope number {n} for?" for n in range(150))), MAGS, [])
+    summary = summarize_dataset(asked(*(f"What is rope number {n} for?" for n in range(150))), MAGS, [])
     assert not summary.enough and "too few of them say who Mags Tolliver is" in summary.text
 
 
 def test_summary_counts_no_repeats_and_no_errors():
     pairs = [*asked("Who are you?")] * 3 + [Pair("Hello!", "Come in.<eos>"), Pair("Hi!", "")]
-    assert summarise(pairs, ANYONE, lint(pairs, ANYONE)).usable == 1
+    assert summarize_dataset(pairs, ANYONE, lint_pairs(pairs, ANYONE)).usable == 1
 
 
 KINDS = [
@@ -56,7 +57,7 @@ KINDS = [
 
 def test_kinds_of_question():
     def check(question, kind):
-        kinds = summarise([Pair(question, "So it is, and so it was.", (("x", "y"),))], ANYONE, []).kinds
+        kinds = summarize_dataset([Pair(question, "So it is, and so it was.", (("x", "y"),))], ANYONE, []).kinds
         assert {k for k, n in kinds.items() if n} == {kind, "multi-turn"}
 
     check_each(KINDS, check)
@@ -64,12 +65,12 @@ def test_kinds_of_question():
 
 def test_lint_opens_fast():
     """The page imports it at once: neither torch nor gradio may come with it."""
-    code = "import sys, persona.lint; print(sorted({'torch', 'gradio', 'transformers', 'pandas'} & set(sys.modules)))"
+    code = "import sys, persona.write.lint; print(sorted({'torch', 'gradio', 'transformers', 'pandas'} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=True,
-        cwd=folder.Path(__file__).parent.parent,
+        cwd=persona_folder.Path(__file__).parent.parent,
     )
     assert done.stdout.strip() == "[]"

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import load, lora_gradients, with_lora
+from tiny_models import load, lora_gradients, with_lora
 
-from persona import loss, memory
-from persona.loss import Collator, TiledNLL, mean_nll, nll_sum, scores
-from persona.render import IGNORED, Example
-from persona.trainer import Order
+from persona.models import loss, memory
+from persona.models.loss import TiledNLL, mean_nll, nll_sum, score_examples
+from persona.template.render import IGNORE_INDEX, TrainingExample
+from persona.train.collator import Collator
+from persona.train.sampler import LengthGroupedBatchSampler
 
 LENGTHS = (23, 9, 31, 16)  # longer than the sliding window of tiny_gemma, and none of them alike
 
@@ -22,7 +23,7 @@ def rows(vocabulary: int, lengths=LENGTHS, seed: int = 0) -> list[dict[str, list
     made = []
     for length in lengths:
         ids = torch.randint(3, vocabulary, (length,)).tolist()
-        made.append({"input_ids": ids, "labels": [IGNORED] * (length // 2) + ids[length // 2 :]})
+        made.append({"input_ids": ids, "labels": [IGNORE_INDEX] * (length // 2) + ids[length // 2 :]})
     return made
 
 
@@ -178,13 +179,13 @@ def test_without_gradients_none_are_made(model, batch):
 # ---- mean
 
 
-def examples(vocabulary: int) -> list[Example]:
+def examples(vocabulary: int) -> list[TrainingExample]:
     """Learned tokens: 1, 2 and 20."""
     torch.manual_seed(3)
     made = []
     for length, learned in ((12, 1), (9, 2), (30, 20)):
         ids = torch.randint(3, vocabulary, (length,)).tolist()
-        made.append(Example(ids, [IGNORED] * (length - learned) + ids[-learned:], "", []))
+        made.append(TrainingExample(ids, [IGNORE_INDEX] * (length - learned) + ids[-learned:], "", []))
     return made
 
 
@@ -203,7 +204,7 @@ def test_each_token_has_a_gradient_of_its_own():
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_scores_are_each_examples_own_in_the_order_given(model, batch_size):
     found = examples(model.config.vocab_size)
-    got = scores(model, found, Collator(0), batch_size)
+    got = score_examples(model, found, Collator(0), batch_size)
     assert got.tokens == [1, 2, 20]
     for nats, e in zip(got.nats, found, strict=True):
         alone, _ = nll_sum(model, torch.tensor([e.input_ids]), torch.tensor([e.labels]))
@@ -249,7 +250,7 @@ def test_collator_shapes(lengths, multiple, width):
     assert int(batch["tokens"]) == sum(lengths)
     for n, row in enumerate(made):
         assert batch["input_ids"][n].tolist() == row["input_ids"] + [7] * (width - lengths[n])
-        assert batch["labels"][n].tolist() == row["labels"] + [IGNORED] * (width - lengths[n])
+        assert batch["labels"][n].tolist() == row["labels"] + [IGNORE_INDEX] * (width - lengths[n])
 
 
 # ---- the order of rows
@@ -261,7 +262,7 @@ def order(lengths: list[int], epoch: int, joined: int = 1) -> list[list[int]]:
         args=SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=joined, data_seed=7),
         state=SimpleNamespace(global_step=epoch * steps),
     )
-    return list(Order(trainer, lengths))
+    return list(LengthGroupedBatchSampler(trainer, lengths))
 
 
 @pytest.mark.parametrize("joined", [1, 3])
@@ -284,7 +285,7 @@ def test_rows_of_like_length_share_a_batch_and_who_does_changes(joined):
 
 
 def test_more_rows_than_one_pool(monkeypatch):
-    monkeypatch.setattr(Order, "POOL", 2)
+    monkeypatch.setattr(LengthGroupedBatchSampler, "POOL", 2)
     batches = order(list(range(1, 31)), 0)
     assert sorted(n for batch in batches for n in batch) == list(range(30))
     assert len(batches) == 8

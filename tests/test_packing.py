@@ -2,21 +2,24 @@
 
 import pytest
 import torch
-from tiny import PLAIN_CPU, lora_gradients, with_lora
-from tiny import load as open_base
+from tiny_models import PLAIN_CPU, lora_gradients, with_lora
+from tiny_models import load as open_base
 
-from persona import hardware, loss, packing, train
-from persona.config import make_config
 from persona.errors import InputError
-from persona.folder import Card, create
-from persona.loss import Collator, nll_sum
-from persona.pairs import Pair
-from persona.render import IGNORED
-from persona.runs import create_run
+from persona.models import hardware, loss
+from persona.models.loss import nll_sum
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard, create_persona_at
+from persona.template.render import IGNORE_INDEX
+from persona.train import collator, prepare
+from persona.train import run as train_run
+from persona.train.collator import Collator
+from persona.train.config import make_config
+from persona.train.launcher import create_run
 
 # as rows come from the renderer, and one whose very first token is learned: nothing may be said before it
 ROWS = [{"input_ids": [(7 * n + k * k) % 90 + 5 for k in range(size)],
-         "labels": [IGNORED] * (learned := size // 2 if n else 0) + [(7 * n + k * k) % 90 + 5 for k in range(learned, size)]}
+         "labels": [IGNORE_INDEX] * (learned := size // 2 if n else 0) + [(7 * n + k * k) % 90 + 5 for k in range(learned, size)]}
         for n, size in enumerate((9, 31, 5, 18, 22, 40))]  # fmt: skip
 
 
@@ -30,7 +33,7 @@ ROWS = [{"input_ids": [(7 * n + k * k) % 90 + 5 for k in range(size)],
     ],
 )
 def test_rows_go_where_they_fit(lengths, most, want):
-    assert packing.bins(lengths, most) == want
+    assert collator.pack_rows(lengths, most) == want
 
 
 def test_every_token_is_in_the_packed_batch_once():
@@ -42,7 +45,7 @@ def test_every_token_is_in_the_packed_batch_once():
         row = slice(at, end if after == line else 64)
         got.append(batch["input_ids"][line, row].tolist())
         assert batch["position_ids"][line, row].tolist() == list(range(len(got[-1])))
-        assert at == 0 or batch["labels"][line, at] == IGNORED
+        assert at == 0 or batch["labels"][line, at] == IGNORE_INDEX
     padding = [x for x in got if x not in [r["input_ids"] for r in ROWS]]
     assert len(got) == len(ROWS) + len(padding) and not any(map(any, padding))
     assert "position_ids" not in Collator(0)(ROWS)
@@ -68,7 +71,7 @@ def test_loss_and_gradients_are_those_of_the_padded_batch(request, family, pack)
 @pytest.mark.parametrize("family", ["tiny_gemma", "tiny_llama"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_base_that_keeps_rows_apart_passes(request, family, dtype):
-    packing.check(open_base(request.getfixturevalue(family), dtype), "tiny")
+    collator.check_packing(open_base(request.getfixturevalue(family), dtype), "tiny")
 
 
 def leaky(kind: str):
@@ -88,10 +91,10 @@ def leaky(kind: str):
 @pytest.mark.parametrize("kind", ["lfm2", "qwen3_next"])
 def test_a_base_in_which_rows_would_see_each_other_is_refused(kind):
     with pytest.raises(InputError, match=f"packing: in {kind} packed rows would see each other. Set packing to false"):
-        packing.check(leaky(kind), kind)
+        collator.check_packing(leaky(kind), kind)
 
 
-CARD = Card(name="Mags", system="Be dry.", language="en")
+CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
 PAIRS = [
     Pair(f"{w} {n}?", f"{w} is {n}. " + "It is lit. " * (n % 4)) for n, w in enumerate(["lamp", "log", "wind"] * 5)
 ]
@@ -101,13 +104,15 @@ PAIRS = [
 def test_a_packed_run_is_the_run(tmp_path, tiny_gemma, monkeypatch):
     monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
     shapes, real = [], loss.nll_sum
-    monkeypatch.setattr("persona.trainer.nll_sum", lambda m, ids, *more: shapes.append(len(ids)) or real(m, ids, *more))
+    monkeypatch.setattr(
+        "persona.train.trainer.nll_sum", lambda m, ids, *more: shapes.append(len(ids)) or real(m, ids, *more)
+    )
     curves = []
     for packed in (False, True):
         config = make_config(base=str(tiny_gemma), packing=packed, dtype="float32", batch_size=4, max_steps=4, max_length=300,
                              eval_fraction=0.25, learning_rate=1e-2)  # fmt: skip
-        run = create_run(create(tmp_path / f"mags-{packed}", CARD, PAIRS), config)
-        train.train(run)
+        run = create_run(create_persona_at(tmp_path / f"mags-{packed}", CARD, PAIRS), config)
+        train_run.train_run(run)
         curves.append((dict(run.progress().train), dict(run.progress().held_out)))
     assert len(shapes) == 8 and all(b < a for a, b in zip(shapes[:4], shapes[4:], strict=True)), shapes
     for got, want in zip(curves[1], curves[0], strict=True):
@@ -118,4 +123,4 @@ def test_a_packed_run_is_the_run(tmp_path, tiny_gemma, monkeypatch):
 def test_not_with_noise(tmp_path, tiny_gemma):
     config = make_config(base=str(tiny_gemma), packing=True, neftune_noise_alpha=5)
     with pytest.raises(InputError, match="packing and neftune_noise_alpha do not go together"):
-        train.prepare(create_run(create(tmp_path / "mags", CARD, PAIRS), config))
+        prepare.prepare_run(create_run(create_persona_at(tmp_path / "mags", CARD, PAIRS), config))

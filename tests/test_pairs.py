@@ -10,9 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persona.errors import InputError
-from persona.files import write_atomic
-from persona.folder import Card, create
-from persona.pairs import MAX_CHARACTERS, Pair, check, dumps, read_pairs, scan, sha256, unfinished, write_pairs
+from persona.store.files import write_atomic
+from persona.store.pairs import (
+    MAX_CHARACTERS,
+    Pair,
+    dump_pairs,
+    find_unfinished,
+    hash_pairs,
+    parse_pair,
+    read_pairs,
+    scan_pairs,
+    write_pairs,
+)
+from persona.store.persona_folder import PersonaCard, create_persona_at
 
 GOOD = {
     "one": (b'{"instruction": "a", "output": "b"}', [Pair("a", "b")]),
@@ -80,7 +90,7 @@ def file(tmp_path):
 def test_good_lines_are_read(file):
     def check(data, pairs):
         file.write_bytes(data)
-        assert scan(file) == (pairs, [])
+        assert scan_pairs(file) == (pairs, [])
         assert read_pairs(file) == pairs
 
     check_each(GOOD, check)
@@ -91,7 +101,7 @@ def test_a_bad_line_is_named_and_costs_no_other(file):
 
     def check(line, why):
         file.write_bytes(b'{"instruction": "a", "output": "b"}\n\n' + line + b'\n{"instruction": "c", "output": "d"}\n')
-        pairs, bad = scan(file)
+        pairs, bad = scan_pairs(file)
         assert pairs == [Pair("a", "b"), Pair("c", "d")]
         assert [b.line for b in bad] == [3]
         assert why.lower() in bad[0].why.lower()
@@ -111,13 +121,13 @@ def test_all_bad_lines_are_named_at_once(file):
 
 
 def test_an_absent_file_is_an_empty_persona(file):
-    assert scan(file) == ([], [])
+    assert scan_pairs(file) == ([], [])
 
 
 def test_a_folder_in_the_place_of_the_file_is_refused(file):
     file.mkdir()
     with pytest.raises(InputError, match=r"pairs\.jsonl: cannot be read"):
-        scan(file)
+        scan_pairs(file)
 
 
 text = st.text(max_size=40) | st.sampled_from(["\u2028", "\x85", "\r\n", "\x00", "\ufeff", "𠮷", '"\\', "\x1e"])
@@ -132,15 +142,15 @@ def test_what_is_written_is_read_back(tmp_path_factory, pairs):
     """Whatever characters a person may paste: line separators inside a text must not end the line."""
     file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     write_pairs(file, pairs)
-    assert scan(file) == (pairs, [])
-    assert file.read_text(encoding="utf-8") == dumps(pairs)
+    assert scan_pairs(file) == (pairs, [])
+    assert file.read_text(encoding="utf-8") == dump_pairs(pairs)
 
 
 def test_sha256_tells_pairs_apart():
     """It goes into the run's record: equal pairs, equal sum; order and every field count."""
     a, b = Pair("a", "b"), Pair("a", "b", (("c", "d"),))
-    assert sha256([a, b]) == sha256([Pair("a", "b"), b])
-    assert len({sha256(x) for x in ([], [a], [b], [a, b], [b, a])}) == 5
+    assert hash_pairs([a, b]) == hash_pairs([Pair("a", "b"), b])
+    assert len({hash_pairs(x) for x in ([], [a], [b], [a, b], [b, a])}) == 5
 
 
 @pytest.mark.parametrize(
@@ -156,7 +166,7 @@ def test_sha256_tells_pairs_apart():
     ],
 )
 def test_unfinished(pair, missing):
-    assert unfinished([Pair("x", "y"), pair]) == [(2, why) for why in missing]
+    assert find_unfinished([Pair("x", "y"), pair]) == [(2, why) for why in missing]
 
 
 def full(*_):
@@ -212,7 +222,7 @@ def test_half_a_character_is_refused_in_words(file):
 
 def test_saving_over_a_broken_file_loses_nothing(tmp_path):
     """Lines that are no pairs move aside, byte for byte recoverable, and a second time adds to the first."""
-    persona = create(tmp_path / "p", Card(name="P"), [Pair("a", "b")])
+    persona = create_persona_at(tmp_path / "p", PersonaCard(name="P"), [Pair("a", "b")])
     gbk = '{"instruction": "你好", "output": "好"}'.encode("gbk")
     persona.pairs_file.write_bytes(b'{"instruction": "a", "output": "b"}\n{"instruction": "half\n' + gbk + b"\n")
     persona.save_pairs([Pair("a", "b"), Pair("c", "d")])
@@ -229,14 +239,14 @@ def test_saving_over_a_broken_file_loses_nothing(tmp_path):
 
 
 def test_a_clean_file_leaves_nothing_aside(tmp_path):
-    persona = create(tmp_path / "p", Card(name="P"), [Pair("a", "b")])
+    persona = create_persona_at(tmp_path / "p", PersonaCard(name="P"), [Pair("a", "b")])
     persona.save_pairs([Pair("c", "d")])
     assert not (persona.path / "pairs.rejected.txt").exists()
 
 
 def test_bad_lines_are_set_aside_before_the_file_is_replaced(tmp_path, monkeypatch):
     """If setting aside fails, the broken file must still be there."""
-    persona = create(tmp_path / "p", Card(name="P"))
+    persona = create_persona_at(tmp_path / "p", PersonaCard(name="P"))
     persona.pairs_file.write_text("precious\n", encoding="utf-8")
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(InputError, match="disk is full"):
@@ -247,5 +257,5 @@ def test_bad_lines_are_set_aside_before_the_file_is_replaced(tmp_path, monkeypat
 def test_a_key_of_another_format_is_named_not_dropped():
     """Alpaca's "input" is half of the question; silently left out, the persona would learn to answer the other half."""
     with pytest.raises(InputError, match="unknown key 'input'"):
-        check({"instruction": "Translate", "input": "茶", "output": "Tea"})
-    assert check({"instruction": "Hi", "input": "", "output": "Yes"}) == Pair("Hi", "Yes")
+        parse_pair({"instruction": "Translate", "input": "茶", "output": "Tea"})
+    assert parse_pair({"instruction": "Hi", "input": "", "output": "Yes"}) == Pair("Hi", "Yes")

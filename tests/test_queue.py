@@ -7,10 +7,11 @@ import psutil
 import pytest
 from standins import REAL, STAND_IN, finish, kill, pid, popen, started, states, status, stray, wait_for
 
-from persona import launch, runs, waiting
 from persona.errors import RunError
-from persona.files import PROJECT
-from persona.folder import delete
+from persona.store import persona_folder
+from persona.store.persona_folder import trash_persona
+from persona.store.workspace import PROJECT_DIR
+from persona.train import launcher, queue
 
 pytest_plugins = "standins"
 pytestmark = pytest.mark.usefixtures("stand_in")
@@ -20,14 +21,14 @@ def test_one_trains_the_others_wait_and_follow_in_the_order_they_came(new):
     a, b, c = new("Ada"), new("Bo"), new("Cy")
     started(a, b, c)
     assert [status(r) for r in (a, b, c)] == ["running", "queued", "queued"]
-    assert (waiting.training(), waiting.line()) == (a, [b, c])
+    assert (queue.find_training_run(), queue.list_waiting_runs()) == (a, [b, c])
     finish(a)
     wait_for(lambda: status(b) == "running")
-    assert (status(a), status(c), waiting.line()) == ("done", "queued", [c])
+    assert (status(a), status(c), queue.list_waiting_runs()) == ("done", "queued", [c])
     finish(b)
     wait_for(lambda: status(c) == "running")
     finish(c)
-    wait_for(lambda: status(c) == "done" and waiting.training() is None)
+    wait_for(lambda: status(c) == "done" and queue.find_training_run() is None)
     assert stray() == [] and states(c) == ["starting", "queued", "starting", "running", "done"]
 
 
@@ -49,7 +50,7 @@ def test_many_started_at_once_by_other_processes_train_one_after_the_other(new, 
         "from persona import launch, runs\nsubprocess.Popen = popen\n"
         "launch.start(runs.open_run(runs.Path(sys.argv[1])))"
     )
-    callers = [REAL([sys.executable, "-c", code, str(r.path)], cwd=PROJECT) for r in made]
+    callers = [REAL([sys.executable, "-c", code, str(r.path)], cwd=PROJECT_DIR) for r in made]
     assert [c.wait(60) for c in callers] == [0] * 4, "and they are gone when their runs train"
     for run in made:
         finish(run)
@@ -65,7 +66,7 @@ def test_the_next_starts_however_the_one_before_ends(new, end):
     a, b = new(), new()
     started(a, b)
     if end == "stop":
-        assert launch.stop(a) is False, "it trains: it is asked to stop, not taken out of the line"
+        assert launcher.stop_run(a) is False, "it trains: it is asked to stop, not taken out of the line"
     elif end == "kill":
         kill(a)
     else:
@@ -79,19 +80,19 @@ def test_who_is_killed_while_it_waits_blocks_nobody_and_keeps_its_place(new):
     a, b, c, d = new("Ada"), new("Bo"), new("Cy"), new("Di")
     started(a, b, c)
     kill(b)
-    assert (status(b), waiting.line()) == ("interrupted", [c])
+    assert (status(b), queue.list_waiting_runs()) == ("interrupted", [c])
     assert "its place in line is kept" in b.progress().message
-    launch.start(d)
-    assert (status(b), waiting.line()) == ("queued", [b, c, d])
+    launcher.start_run(d)
+    assert (status(b), queue.list_waiting_runs()) == ("queued", [b, c, d])
     kill(b)
     kill(c)
     finish(a)
     wait_for(lambda: status(d) == "running")
     assert stray() == [b.name, c.name], "passed over"
-    launch.revive()
+    launcher.restart_waiting_runs()
     finish(d)
     wait_for(lambda: status(b) == "running")
-    assert waiting.line() == [c]
+    assert queue.list_waiting_runs() == [c]
 
 
 def test_after_a_restart_of_the_machine_the_line_goes_on(new):
@@ -100,30 +101,30 @@ def test_after_a_restart_of_the_machine_the_line_goes_on(new):
     started(a, b, c)
     for run in (c, b, a):
         kill(run)
-    launch._children.clear()
-    assert [status(r) for r in (a, b, c)] == ["interrupted"] * 3 and waiting.training() is None
-    launch.revive()
+    launcher._children.clear()
+    assert [status(r) for r in (a, b, c)] == ["interrupted"] * 3 and queue.find_training_run() is None
+    launcher.restart_waiting_runs()
     wait_for(lambda: status(b) == "running")
     assert (status(a), status(c)) == ("interrupted", "queued")
-    launch.start(a)
-    assert waiting.line() == [c, a], "resumed, it is the last"
-    launch.revive()
-    assert waiting.line() == [c, a], "nobody is put in line twice"
+    launcher.start_run(a)
+    assert queue.list_waiting_runs() == [c, a], "resumed, it is the last"
+    launcher.restart_waiting_runs()
+    assert queue.list_waiting_runs() == [c, a], "nobody is put in line twice"
 
 
 def test_resume_of_a_run_whose_process_was_killed_while_it_waited_keeps_its_one_place(new):
     a, b, c = new(), new(), new()
     started(a, b, c)
     kill(b)
-    launch.start(b)
-    assert (waiting.line(), stray()) == ([b, c], [b.name, c.name])
+    launcher.start_run(b)
+    assert (queue.list_waiting_runs(), stray()) == ([b, c], [b.name, c.name])
 
 
 def test_a_run_whose_starter_died_before_its_process_was_there_is_found_again(new):
     a = new()
-    with waiting.locked():
-        waiting.join(a)
-    launch.revive()
+    with queue.lock_queue():
+        queue.enqueue_run(a)
+    launcher.restart_waiting_runs()
     wait_for(lambda: status(a) == "running")
     assert "queued" not in states(a), "nothing was before it"
 
@@ -132,10 +133,10 @@ def test_a_persona_that_is_deleted_leaves_the_line(new):
     a, b, c = new("Ada"), new("Bo"), new("Cy")
     started(a, b, c)
     process = b.process()
-    delete(runs.Persona(b.path.parent.parent))
+    trash_persona(persona_folder.Persona(b.path.parent.parent))
     wait_for(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
-    launch.revive()
-    assert (waiting.line(), stray()) == ([c], [c.name])
+    launcher.restart_waiting_runs()
+    assert (queue.list_waiting_runs(), stray()) == ([c], [c.name])
     finish(a)
     wait_for(lambda: status(c) == "running")
 
@@ -147,12 +148,15 @@ def test_cancel_trains_nothing_and_can_be_taken_back_at_once(new):
     a, b, c = new(), new(), new()
     started(a, b, c)
     process = b.process()
-    assert launch.stop(b) is True
-    assert (status(b), waiting.line()) == ("stopped", [c]) and "Resume puts it in line again" in b.progress().message
+    assert launcher.stop_run(b) is True
+    assert (status(b), queue.list_waiting_runs()) == (
+        "stopped",
+        [c],
+    ) and "Resume puts it in line again" in b.progress().message
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     assert not b.adapter.exists() and not b.progress().train
-    launch.start(b)
-    assert (status(b), waiting.line()) == ("queued", [c, b])
+    launcher.start_run(b)
+    assert (status(b), queue.list_waiting_runs()) == ("queued", [c, b])
     finish(a)
     finish(c)
     wait_for(lambda: status(b) == "running")
@@ -162,8 +166,8 @@ def test_cancel_works_when_the_process_that_waited_is_gone(new):
     a, b = new(), new()
     started(a, b)
     kill(b)
-    assert launch.stop(b) is True and (status(b), stray()) == ("stopped", [])
-    launch.revive()
+    assert launcher.stop_run(b) is True and (status(b), stray()) == ("stopped", [])
+    launcher.restart_waiting_runs()
     assert not b.alive()
 
 
@@ -179,9 +183,9 @@ def test_a_run_is_not_put_in_line_twice(new):
     a, b = new(), new()
     started(a, b)
     with pytest.raises(RunError, match=f"{b.name} is already waiting for its turn"):
-        launch.start(b)
+        launcher.start_run(b)
     with pytest.raises(RunError, match=f"{a.name} is already running"):
-        launch.start(a)
+        launcher.start_run(a)
 
 
 def test_what_has_stopped_can_be_resumed_while_its_process_is_on_its_way_out(new):
@@ -190,7 +194,7 @@ def test_what_has_stopped_can_be_resumed_while_its_process_is_on_its_way_out(new
     started(a)
     before = a.process()
     a.log("state", state="stopped")
-    launch.start(a)
+    launcher.start_run(a)
     wait_for(lambda: status(a) == "queued")
     assert pid(a) != before.pid and stray() == [a.name]
     before.kill()

@@ -10,11 +10,14 @@ import pytest
 from cases import check_each
 from standins import REAL, finish, kill, started, status, stray, wait_for
 
-from persona import cli, files, launch, runs, waiting
-from persona.config import RunConfig
+from persona import cli
 from persona.errors import InputError
-from persona.runs import Run
-from persona.ui import train as page
+from persona.store import persona_folder, workspace
+from persona.train import launcher, queue, run_folder
+from persona.train.config import RunConfig
+from persona.train.run_folder import Run
+from persona.ui.steps import train as page
+from persona.ui.steps.train import settings_form
 
 pytest_plugins = "standins"
 pytestmark = pytest.mark.usefixtures("stand_in")
@@ -26,7 +29,7 @@ def of(monkeypatch, new):
     monkeypatch.setenv("PERSONA_SHARED", "1")
 
     def of(visitor: str, name: str) -> Run:
-        with files.asking(visitor * 40):
+        with workspace.as_visitor(visitor * 40):
             return new(name)
 
     return of
@@ -36,19 +39,19 @@ def test_many_runs_of_one_visitor_do_not_keep_the_others_waiting(of):
     """a trains; then each visitor's first waiting run, by its number, then each one's second: a's count one more."""
     a1, a2, a3, b1, b2, c1 = (of(who, f"{who}{n}") for who, n in ("a1", "a2", "a3", "b1", "b2", "c1"))
     started(a1, a2, a3, b1, b2, c1)
-    assert waiting.line() == [b1, c1, a2, b2, a3]
+    assert queue.list_waiting_runs() == [b1, c1, a2, b2, a3]
     finish(a1)
     wait_for(lambda: status(b1) == "running")
-    assert waiting.line() == [a2, c1, a3, b2], "b trains now, and has had a turn"
-    assert [waiting.place(r).number for r in (a2, c1, a3, b2)] == [1, 2, 3, 4]
+    assert queue.list_waiting_runs() == [a2, c1, a3, b2], "b trains now, and has had a turn"
+    assert [queue.find_position(r).number for r in (a2, c1, a3, b2)] == [1, 2, 3, 4]
 
 
 def test_a_visitor_learns_a_place_and_a_time_and_nothing_of_others(of):
     a1, b1, b2, c1 = of("a", "Ada"), of("b", "Bea"), of("b", "Bo"), of("c", "Cy")
-    waiting.expect(b1, 600.0)
+    queue.record_expected_seconds(b1, 600.0)
     started(a1, b1, b2, c1)
-    assert waiting.line() == [b1, c1, b2]
-    said = {r: waiting.progress(r).message for r in (b1, c1, b2)}
+    assert queue.list_waiting_runs() == [b1, c1, b2]
+    said = {r: queue.read_run_progress(r).message for r in (b1, c1, b2)}
     left = "the run that trains now needs about 3 minutes more"
     assert said[b1] == f"1st in line; {left}"
     assert said[c1] == f"2nd in line; {left}, all before it about 13 minutes"
@@ -65,29 +68,29 @@ def test_the_place_in_line_in_words(new):
     a, b, c = new("Ada"), new("Bo"), new("Cy")
     started(a, b, c)
     left = "the run that trains now needs about 3 minutes more"  # 8 of 10 steps, 20 s each
-    assert waiting.progress(b).message == f"1st in line, after {a.name} of Ada; {left}"
-    assert waiting.progress(c).message == f"2nd in line, after {b.name} of Bo; {left}"
-    assert waiting.progress(a) == a.progress() and waiting.place(a) is None
-    assert waiting.words(waiting.Place(1, None, 9000.0)).endswith("needs about 2.5 hours more")
+    assert queue.read_run_progress(b).message == f"1st in line, after {a.name} of Ada; {left}"
+    assert queue.read_run_progress(c).message == f"2nd in line, after {b.name} of Bo; {left}"
+    assert queue.read_run_progress(a) == a.progress() and queue.find_position(a) is None
+    assert queue.describe_position(queue.QueuePosition(1, None, 9000.0)).endswith("needs about 2.5 hours more")
 
 
 def test_a_resumed_run_does_not_wait_for_itself(new, monkeypatch):
     a = new("Ada")
-    waiting.folder().mkdir(parents=True)
-    (waiting.folder() / "now.json").write_text(json.dumps({"run": str(a.path)}))  # its turn was the last one
-    monkeypatch.setattr(runs.Run, "alive", lambda self: True)
-    assert waiting.training() == a
-    waiting.join(a)
-    assert waiting.training() is None and waiting.place(a) == waiting.Place(1, None, None)
+    queue.queue_dir().mkdir(parents=True)
+    (queue.queue_dir() / "now.json").write_text(json.dumps({"run": str(a.path)}))  # its turn was the last one
+    monkeypatch.setattr(run_folder.Run, "alive", lambda self: True)
+    assert queue.find_training_run() == a
+    queue.enqueue_run(a)
+    assert queue.find_training_run() is None and queue.find_position(a) == queue.QueuePosition(1, None, None)
 
 
 def test_train_in_a_shell_waits_and_ctrl_c_cancels(new, monkeypatch, capsys):
     a = new("Ada")
-    persona = runs.Persona(a.path.parent.parent)
+    persona = persona_folder.Persona(a.path.parent.parent)
     started(a)
 
     def press():
-        b = wait_for(lambda: next(iter(waiting.line()), None))
+        b = wait_for(lambda: next(iter(queue.list_waiting_runs()), None))
         wait_for(lambda: said.append(capsys.readouterr().err) or "Waiting" in "".join(said))
         assert status(b) == "queued"
         os.kill(os.getpid(), signal.SIGINT)
@@ -101,41 +104,45 @@ def test_train_in_a_shell_waits_and_ctrl_c_cancels(new, monkeypatch, capsys):
     value = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (value["status"], value["adapter"], value["steps"]) == ("stopped", None, None)
     assert f"Waiting: 1st in line, after {a.name} of Ada; " in "".join(said) and "Ctrl-C cancels" in "".join(said)
-    assert status(runs.Run(runs.Path(value["run"]))) == "stopped" and waiting.training() == a and stray() == []
+    assert (
+        status(run_folder.Run(run_folder.Path(value["run"]))) == "stopped"
+        and queue.find_training_run() == a
+        and stray() == []
+    )
 
 
 def test_numbers_in_words():
     cases = [(3, "3rd"), (4, "4th"), (11, "11th"), (12, "12th"), (21, "21st"), (113, "113th")]
 
     def check(number, text):
-        assert waiting.words(waiting.Place(number, None, None)) == f"{text} in line"
+        assert queue.describe_position(queue.QueuePosition(number, None, None)) == f"{text} in line"
 
     check_each(cases, check)
 
 
 def test_the_page_puts_in_line_shows_cancel_and_switches(new, monkeypatch):
     """The second click on Start is no error: its run waits, can be cancelled, and the first is still within reach."""
-    monkeypatch.setattr(page, "fit", lambda persona, config: (config, None))
-    monkeypatch.setattr(page.settings, "to_config", lambda *_: RunConfig())
+    monkeypatch.setattr(page, "fit_settings", lambda persona, config: (config, None))
+    monkeypatch.setattr(settings_form, "form_to_config", lambda *_: RunConfig())
     slug = new("Mags").path.parent.parent.name
-    a = page.start(slug, "quick")
-    wait_for(lambda: status(page.find(slug, a)) == "running")
-    b = page.start(slug, "quick")
-    status_, *_, begin, halt, again, _, which, timer, _, mark = page.watch(slug, b, "")
+    a = page.start_run(slug, "quick")
+    wait_for(lambda: status(page.find_run(slug, a)) == "running")
+    b = page.start_run(slug, "quick")
+    status_, *_, begin, halt, again, _, which, timer, _, mark = page.update_run_view(slug, b, "")
     assert f"Waiting: 1st in line, after {a} of Mags" in status_
     assert (halt.value, halt.interactive, begin.value, begin.interactive) == ("Cancel", True, "Train after it", True)
     assert which.visible and which.choices == [(f"{a}: training", a), (f"{b}: waiting", b)] and which.value == b
     assert timer.active and not again.visible
-    assert all(x == {"__type__": "update"} for x in page.watch(slug, b, mark)), "nothing new"
-    assert page.watch(slug, "", "")[-2] == a, "a reloaded page shows what trains, and stays with it"
+    assert all(x == {"__type__": "update"} for x in page.update_run_view(slug, b, mark)), "nothing new"
+    assert page.update_run_view(slug, "", "")[-2] == a, "a reloaded page shows what trains, and stays with it"
 
     monkeypatch.setattr(page.gr, "Info", lambda text: None)
-    assert page.stop(slug, b) == b
-    status_, *_, halt, again, _, which, _, _, _ = page.watch(slug, b, mark)
+    assert page.stop_run(slug, b) == b
+    status_, *_, halt, again, _, which, _, _, _ = page.update_run_view(slug, b, mark)
     assert "Stopped" in status_ and again.visible and not halt.interactive and which.visible, "back to the other one"
-    page.stop(slug, a)
-    wait_for(lambda: not waiting.training())
-    *_, begin, halt, again, _, which, timer, _, _ = page.watch(slug, a, "")
+    page.stop_run(slug, a)
+    wait_for(lambda: not queue.find_training_run())
+    *_, begin, halt, again, _, which, timer, _, _ = page.update_run_view(slug, a, "")
     assert (begin.value, halt.value, which.visible, timer.active) == ("Start training", "Stop", False, False)
 
 
@@ -151,10 +158,10 @@ def test_a_process_that_cannot_be_noted_is_not_left_behind(new, monkeypatch):
         return begun[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(launch, "note_worker", noted)
-        patch.setattr(launch.subprocess, "Popen", remember)
+        patch.setattr(launcher, "record_worker", noted)
+        patch.setattr(launcher.subprocess, "Popen", remember)
         with pytest.raises(InputError, match="full"):
-            launch.start(run)
+            launcher.start_run(run)
     assert begun[0].poll() is not None
     started(run)
     finish(run)
@@ -165,8 +172,8 @@ def test_a_page_opens_where_the_line_cannot_be_written(new, monkeypatch):
     """A full disk: who comes is told, and sees what is there."""
     from types import SimpleNamespace
 
-    from persona import ui
     from persona.errors import InputError
+    from persona.ui import app
 
     a, b = new(), new()
     started(a, b)
@@ -176,7 +183,7 @@ def test_a_page_opens_where_the_line_cannot_be_written(new, monkeypatch):
         raise InputError("queue: the disk is full. Free some space and try again.")
 
     said: list[str] = []
-    monkeypatch.setattr(waiting, "locked", full)
-    monkeypatch.setattr(ui.gr, "Warning", said.append)
-    slug, *_ = ui.arrive("mags", SimpleNamespace(query_params={}))
+    monkeypatch.setattr(queue, "lock_queue", full)
+    monkeypatch.setattr(app.gr, "Warning", said.append)
+    slug, *_ = app.restore_tab("mags", SimpleNamespace(query_params={}))
     assert slug == "mags" and said == ["queue: the disk is full. Free some space and try again."]

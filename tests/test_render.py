@@ -15,16 +15,17 @@ import pytest
 from cases import check_each
 from rendering import PAIRS, REAL, SYSTEMS, TEMPLATES, TINY, decode, learned_parts
 
-from persona.api.orders import chat_order
 from persona.errors import TemplateError
-from persona.pairs import Pair
-from persona.render import IGNORED, Example, Prompt, Renderer, check_all
-from persona.templates import MARKER, Template, messages
+from persona.serve.requests import parse_chat_request
+from persona.store.pairs import Pair
+from persona.template.chat_template import ChatTemplate, build_messages
+from persona.template.compatibility import MARKER_PATTERN
+from persona.template.render import IGNORE_INDEX, ChatPrompt, Renderer, TrainingExample, render_examples
 
 
-def controls_of(template: Template) -> set[str]:
+def controls_of(template: ChatTemplate) -> set[str]:
     """The control tokens that a template spells out."""
-    return set(MARKER.findall(re.sub(r"\{#.*?#\}", "", template.text, flags=re.DOTALL)))
+    return set(MARKER_PATTERN.findall(re.sub(r"\{#.*?#\}", "", template.text, flags=re.DOTALL)))
 
 
 def combinations(fit: bool) -> list:
@@ -46,8 +47,8 @@ class Case(NamedTuple):
 
     renderer: Renderer
     pair: Pair
-    example: Example
-    prompt: Prompt
+    example: TrainingExample
+    prompt: ChatPrompt
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Fitted:
     """One template on one tokenizer, and what they make of every pair."""
 
     tokenizer: object
-    template: Template
+    template: ChatTemplate
     cases: dict[str, Case]
 
     def renderer(self, system: str = "", **settings) -> Renderer:
@@ -82,8 +83,8 @@ def fitted(request) -> Fitted:
     for how, system in SYSTEMS.items():
         renderer = made.renderer(system)
         for what, pair in PAIRS.items():
-            prompt = renderer.prompt(pair.history, pair.instruction)
-            made.cases[f"{what}, {how}"] = Case(renderer, pair, renderer.example(pair), prompt)
+            prompt = renderer.render_prompt(pair.history, pair.instruction)
+            made.cases[f"{what}, {how}"] = Case(renderer, pair, renderer.render_example(pair), prompt)
     return made
 
 
@@ -95,7 +96,7 @@ def byte_renderer(byte_tokenizer):
 def as_written(renderer: Renderer, reply: str) -> str:
     """The reply as the template writes it: a template either trims every reply or none."""
     probe = renderer.tokenizer.apply_chat_template(
-        messages("", [], "q", "  x  "), chat_template=renderer.template.text, tokenize=False
+        build_messages("", [], "q", "  x  "), chat_template=renderer.template.text, tokenize=False
     )
     return reply if "  x  " in probe else reply.strip()
 
@@ -110,12 +111,14 @@ def test_every_template_is_tried_without_the_converted_bases():
 def test_the_reply_and_its_stop_token_are_learned_and_nothing_else(fitted):
     def check(renderer, pair, example, _):
         stop = decode(renderer, [renderer.stop_id])
-        learned = decode(renderer, [x for x in example.labels if x != IGNORED])
+        learned = decode(renderer, [x for x in example.labels if x != IGNORE_INDEX])
         assert learned == as_written(renderer, pair.output) + stop
         assert len(learned_parts(example)) == 1
         assert example.learned == len(learned_parts(example)[0]) >= 1
         assert len(example.labels) == len(example.input_ids)
-        assert all(label in (token, IGNORED) for token, label in zip(example.input_ids, example.labels, strict=True))
+        assert all(
+            label in (token, IGNORE_INDEX) for token, label in zip(example.input_ids, example.labels, strict=True)
+        )
 
     check_each(fitted.trainable(), check)
 
@@ -124,7 +127,7 @@ def test_the_chat_prompt_is_where_learning_starts(fitted):
     def check(renderer, pair, example, prompt):
         assert example.input_ids[: len(prompt.ids)] == prompt.ids
         assert example.text.startswith(prompt.text)
-        first = next(n for n, label in enumerate(example.labels) if label != IGNORED)
+        first = next(n for n, label in enumerate(example.labels) if label != IGNORE_INDEX)
         assert first == len(prompt.ids)
 
     check_each(fitted.trainable(), check)
@@ -132,9 +135,9 @@ def test_the_chat_prompt_is_where_learning_starts(fitted):
 
 def test_a_request_of_the_api_is_where_learning_starts(fitted):
     def check(renderer, pair, example, prompt):
-        said = messages(renderer.system, pair.history, pair.instruction)
-        order = chat_order({"model": "m", "messages": said}, 0)
-        assert replace(renderer, system=order.system or "").prompt(order.history, order.text).ids == prompt.ids
+        said = build_messages(renderer.system, pair.history, pair.instruction)
+        order = parse_chat_request({"model": "m", "messages": said}, 0)
+        assert replace(renderer, system=order.system or "").render_prompt(order.history, order.text).ids == prompt.ids
 
     check_each(fitted.trainable(), check)
 
@@ -144,8 +147,8 @@ def test_a_further_turn_changes_no_earlier_token(fitted):
 
     def check(renderer, pair, example, _):
         further = Pair("Next", "more", (*pair.history, (pair.instruction, pair.output)))
-        assert renderer.example(further).input_ids[: len(example.input_ids)] == example.input_ids
-        prompt = renderer.prompt(further.history, "Next")
+        assert renderer.render_example(further).input_ids[: len(example.input_ids)] == example.input_ids
+        prompt = renderer.render_prompt(further.history, "Next")
         assert prompt.ids[: len(example.input_ids)] == example.input_ids
 
     check_each(fitted.trainable(), check)
@@ -158,11 +161,11 @@ def test_the_tokens_that_the_page_shows_make_up_the_text(fitted):
         tokens = renderer.tokens(example)
         assert "".join(t.text for t in tokens) == example.text
         assert example.text == renderer.tokenizer.apply_chat_template(
-            messages(renderer.system, pair.history, pair.instruction, pair.output),
+            build_messages(renderer.system, pair.history, pair.instruction, pair.output),
             chat_template=renderer.template.text, tokenize=False,
         )  # fmt: skip
         assert [t.id for t in tokens] == example.input_ids
-        assert [t.learned for t in tokens] == [label != IGNORED for label in example.labels]
+        assert [t.learned for t in tokens] == [label != IGNORE_INDEX for label in example.labels]
         special = set(renderer.tokenizer.all_special_ids) | {renderer.stop_id}
         assert {t.id for t in tokens if t.special} >= special & set(example.input_ids)
 
@@ -173,7 +176,7 @@ def test_learn_history_learns_every_reply(fitted):
     cases = {n: c for n, c in fitted.trainable().items() if c.pair.history or c.pair == PAIRS["one-letter"]}
 
     def check(renderer, pair, last, _):
-        every = replace(renderer, learn_history=True).example(pair)
+        every = replace(renderer, learn_history=True).render_example(pair)
         if every.problems:  # it melts in an earlier reply, where a chat may read it but nothing can be learned
             assert pair == PAIRS["white-space-in-history"] and "white space" in every.problems[0], every.problems
             return
@@ -192,8 +195,8 @@ def test_rendering_is_deterministic(fitted):
     """By a new renderer, in another order."""
 
     def check(renderer, pair, example, prompt):
-        assert again[renderer.system].example(pair) == example
-        assert again[renderer.system].prompt(pair.history, pair.instruction) == prompt
+        assert again[renderer.system].render_example(pair) == example
+        assert again[renderer.system].render_prompt(pair.history, pair.instruction) == prompt
 
     again = {system: fitted.renderer(system) for system in SYSTEMS.values()}
     check_each(dict(reversed(fitted.cases.items())), check)
@@ -201,25 +204,25 @@ def test_rendering_is_deterministic(fitted):
 
 def test_every_shipped_persona_fits_every_template(fitted):
     """Nobody's first run may end at a row of our own."""
-    from persona.folder import list_examples
+    from persona.store.persona_folder import list_examples
 
     def check(persona):
         pairs = persona.pairs()
         roomy = fitted.renderer(persona.card().system, max_length=4_096)
-        assert len(check_all(roomy, pairs[::40] + [p for p in pairs if p.history][:3])) > 3
+        assert len(render_examples(roomy, pairs[::40] + [p for p in pairs if p.history][:3])) > 3
 
     check_each({p.slug: p for p in list_examples()}, check)
 
 
 def test_a_system_prompt_of_spaces_is_none(fitted):
-    assert fitted.renderer(" \n").example(PAIRS["turns"]) == fitted.renderer().example(PAIRS["turns"])
+    assert fitted.renderer(" \n").render_example(PAIRS["turns"]) == fitted.renderer().render_example(PAIRS["turns"])
 
 
 def test_the_system_prompt_is_in_the_text(fitted):
     """Guards the laws above: they would hold too if the system prompt were dropped."""
     renderer = fitted.renderer("You are Mags.")
-    assert "You are Mags." in renderer.prompt([], "Hi").text
-    assert "You are Mags." in renderer.example(Pair("Hi", "Yes")).text
+    assert "You are Mags." in renderer.render_prompt([], "Hi").text
+    assert "You are Mags." in renderer.render_example(Pair("Hi", "Yes")).text
 
 
 # ---- templates that do not fit
@@ -233,7 +236,7 @@ def test_a_template_whose_stop_token_this_model_lacks_is_refused(request, case):
     with pytest.raises(TemplateError, match=f"Template {name}: .*not a stop token"):
         _ = renderer.stop_id
     with pytest.raises(TemplateError):
-        check_all(renderer, [PAIRS["english"]])
+        render_examples(renderer, [PAIRS["english"]])
 
 
 # ---- beyond the table
@@ -243,35 +246,35 @@ def test_a_template_whose_stop_token_this_model_lacks_is_refused(request, case):
 def test_a_tokenizer_of_the_wordpiece_kind_keeps_mask_and_text(wordpiece_tokenizer, pair):
     """It drops white space: the mask still is reply and stop token, and the shown tokens still make up the text."""
     renderer = Renderer(wordpiece_tokenizer, TEMPLATES["chatml"])
-    example = renderer.example(pair)
+    example = renderer.render_example(pair)
     unknown = [why for why in example.problems if "no token" in why]
     if unknown:  # a letter that its small vocabulary lacks is said, not lost
         assert example.problems == tuple(unknown)
         return
-    learned = [i for i in example.labels if i != IGNORED]
+    learned = [i for i in example.labels if i != IGNORE_INDEX]
     assert learned[-1] == renderer.stop_id and "".join(t.text for t in renderer.tokens(example)) == example.text
     text = wordpiece_tokenizer.decode(learned[:-1])
     assert "".join(text.split()) == "".join(pair.output.split())
-    prompt = renderer.prompt(pair.history, pair.instruction).ids
-    assert example.input_ids[: len(prompt)] == prompt and example.labels[len(prompt) - 1] == IGNORED
+    prompt = renderer.render_prompt(pair.history, pair.instruction).ids
+    assert example.input_ids[: len(prompt)] == prompt and example.labels[len(prompt) - 1] == IGNORE_INDEX
 
 
 def test_a_character_of_several_tokens_is_shown_at_the_last(byte_renderer):
     """Half a character cannot be shown; the tokens before the last have no text of their own."""
-    tokens = byte_renderer.tokens(byte_renderer.example(Pair("q", "𠮷a")))
+    tokens = byte_renderer.tokens(byte_renderer.render_example(Pair("q", "𠮷a")))
     at = next(n for n, t in enumerate(tokens) if "𠮷" in t.text)
     assert [t.text for t in tokens[at - 3 : at + 2]] == ["", "", "", "𠮷", "a"]
 
 
 def test_white_space_that_a_tokenizer_drops_is_shown_at_the_last_token(byte_renderer):
-    tokens = byte_renderer.tokens(Example([5, 6], [IGNORED, 6], "ab ", [1, 2]))
+    tokens = byte_renderer.tokens(TrainingExample([5, 6], [IGNORE_INDEX, 6], "ab ", [1, 2]))
     assert [t.text for t in tokens] == ["a", "b "]
 
 
 def test_threads_do_not_mix_up_their_masks(byte_renderer, monkeypatch):
     """The page previews while another tab chats; transformers keeps one span tracker a template, without a lock."""
     pairs = list(PAIRS.values())
-    alone = [byte_renderer.example(p) for p in pairs]
+    alone = [byte_renderer.render_example(p) for p in pairs]
     real, inside, failures = byte_renderer.tokenizer.apply_chat_template, [], []
 
     def watched(*args, **options):
@@ -288,7 +291,7 @@ def test_threads_do_not_mix_up_their_masks(byte_renderer, monkeypatch):
 
     def work(start: int) -> None:
         for n in range(start, start + 10):
-            if byte_renderer.example(pairs[n % len(pairs)]) != alone[n % len(pairs)]:
+            if byte_renderer.render_example(pairs[n % len(pairs)]) != alone[n % len(pairs)]:
                 failures.append(n)
 
     threads = [threading.Thread(target=work, args=(5 * n,)) for n in range(4)]
@@ -318,10 +321,10 @@ def test_the_mask_is_that_of_trls_training_template(request, kind, system):
     stop = renderer.stop_id
     for pair in PAIRS.values():
         theirs = tokenizer.apply_chat_template(
-            messages(system, pair.history, pair.instruction, pair.output), chat_template=text,
+            build_messages(system, pair.history, pair.instruction, pair.output), chat_template=text,
             return_dict=True, return_assistant_tokens_mask=True,
         )  # fmt: skip
-        ours = renderer.example(pair)
+        ours = renderer.render_example(pair)
         assert ours.input_ids == list(theirs["input_ids"])
         mask = list(theirs["assistant_masks"])
         breaks = [n + 1 for n, token in enumerate(ours.input_ids) if token == stop and mask[n]]
@@ -329,8 +332,8 @@ def test_the_mask_is_that_of_trls_training_template(request, kind, system):
         assert all(mask[n] and tokenizer.decode([ours.input_ids[n]]) == "\n" for n in breaks)
         for n in breaks:
             mask[n] = 0
-        assert [label != IGNORED for label in ours.labels] == [bool(m) for m in mask]
-        assert not Renderer(tokenizer, Template("trl", text), system).example(pair).problems
+        assert [label != IGNORE_INDEX for label in ours.labels] == [bool(m) for m in mask]
+        assert not Renderer(tokenizer, ChatTemplate("trl", text), system).render_example(pair).problems
 
 
 # ---- the tiny bases that other tests train
@@ -340,13 +343,13 @@ def test_the_mask_is_that_of_trls_training_template(request, kind, system):
 @pytest.mark.parametrize("folder, kind", [("tiny_gemma", "sentencepiece_tokenizer"), ("tiny_llama", "byte_tokenizer")])
 def test_the_tiny_bases_open_like_any_other(request, folder, kind):
     """Saved and opened again, tokens and shapes are the same: what is tested on them is what was made."""
-    from persona.base import load_model, load_tokenizer, resolve
+    from persona.models.base import load_base_model, load_tokenizer, resolve_base
 
-    base = resolve(str(request.getfixturevalue(folder)))
+    base = resolve_base(str(request.getfixturevalue(folder)))
     tokenizer, original = load_tokenizer(base), request.getfixturevalue(kind)
     for pair in PAIRS.values():
         assert tokenizer(pair.output)["input_ids"] == original(pair.output)["input_ids"]
     assert tokenizer.added_tokens_decoder.keys() == original.added_tokens_decoder.keys()
-    model = load_model(base, "float32")
+    model = load_base_model(base, "float32")
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
     assert model.config.eos_token_id == tokenizer.eos_token_id

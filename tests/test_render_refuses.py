@@ -5,9 +5,9 @@ from cases import check_each
 from rendering import PAIRS, TEMPLATES, decode
 
 from persona.errors import InputError, TemplateError
-from persona.pairs import Pair
-from persona.render import IGNORED, Renderer, check_all
-from persona.templates import Template
+from persona.store.pairs import Pair
+from persona.template.chat_template import ChatTemplate
+from persona.template.render import IGNORE_INDEX, Renderer, render_examples
 
 
 @pytest.fixture
@@ -54,15 +54,15 @@ BROKEN = {
 
 @pytest.mark.parametrize("text, why", BROKEN.values(), ids=BROKEN)
 def test_a_broken_template_is_refused(byte_tokenizer, text, why):
-    renderer = Renderer(byte_tokenizer, Template("mine", text))
+    renderer = Renderer(byte_tokenizer, ChatTemplate("mine", text))
     with pytest.raises(TemplateError, match=f"Template mine: .*(?:{why})"):
-        check_all(renderer, [PAIRS["english"]])
+        render_examples(renderer, [PAIRS["english"]])
 
 
 def test_a_row_of_which_nothing_is_marked_is_a_problem(byte_tokenizer):
     """A template may pass the check with "Yes" and yet skip a reply."""
     text = TEMPLATES["chatml"].text.replace("m['role'] == 'assistant'", "m['role'] == 'assistant' and 'q' != m.content")
-    example = Renderer(byte_tokenizer, Template("mine", text)).example(Pair("a", "q"))
+    example = Renderer(byte_tokenizer, ChatTemplate("mine", text)).render_example(Pair("a", "q"))
     assert example.learned == 0 and any("no token would be learned" in why for why in example.problems)
 
 
@@ -72,9 +72,11 @@ def test_a_stop_token_that_only_some_replies_get_is_a_problem(byte_tokenizer):
         "m['content'] ~ ('' if 'q' in m['content'] else '<|im_end|>') -}}{% end",
     )
     assert text != TEMPLATES["chatml"].text
-    renderer = Renderer(byte_tokenizer, Template("mine", text))
-    assert not renderer.example(Pair("a", "b")).problems
-    assert renderer.example(Pair("a", "q and more")).problems == ("the stop token <|im_end|> would not be learned",)
+    renderer = Renderer(byte_tokenizer, ChatTemplate("mine", text))
+    assert not renderer.render_example(Pair("a", "b")).problems
+    assert renderer.render_example(Pair("a", "q and more")).problems == (
+        "the stop token <|im_end|> would not be learned",
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_a_template_with_another_prompt_in_a_chat_is_a_problem(byte_tokenizer, c
     """Trained on one header, asked with another: silently bad answers, so every row says so."""
     text = TEMPLATES["chatml"].text.replace(*change)
     assert text != TEMPLATES["chatml"].text
-    problems = Renderer(byte_tokenizer, Template("mine", text)).example(Pair("a", "b")).problems
+    problems = Renderer(byte_tokenizer, ChatTemplate("mine", text)).render_example(Pair("a", "b")).problems
     assert len(problems) == 1 and "not the beginning of the training text" in problems[0]
 
 
@@ -99,13 +101,13 @@ def test_a_prompt_as_long_as_the_row_is_a_problem(byte_tokenizer):
         "'<|im_start|>assistant\\n' -}}{%- endif", "'<|im_start|>assistant\\nb<|im_end|>\\n' -}}{%- endif"
     )
     assert text != TEMPLATES["chatml"].text
-    assert Renderer(byte_tokenizer, Template("mine", text)).example(Pair("a", "b")).problems
+    assert Renderer(byte_tokenizer, ChatTemplate("mine", text)).render_example(Pair("a", "b")).problems
 
 
 def test_a_mark_that_takes_in_the_header_is_a_problem(byte_tokenizer):
     text = "{% for m in messages %}{% generation %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>' }}" \
            "{% endgeneration %}{% endfor %}" + ASK  # fmt: skip
-    assert Renderer(byte_tokenizer, Template("mine", text)).example(Pair("a", "b")).problems
+    assert Renderer(byte_tokenizer, ChatTemplate("mine", text)).render_example(Pair("a", "b")).problems
 
 
 # ---- rows that cannot be trained on
@@ -122,20 +124,20 @@ def test_control_tokens_in_a_text_are_a_problem_of_that_row(sentencepiece_tokeni
         "system": Pair("a", "b"),
     }[field]
     renderer = Renderer(sentencepiece_tokenizer, TEMPLATES["gemma"], system)
-    found = [why for why in renderer.example(pair).problems if why.startswith(f"'{field}' holds")]
+    found = [why for why in renderer.render_example(pair).problems if why.startswith(f"'{field}' holds")]
     assert found == [f"'{field}' holds <end_of_turn>, <eos>, which this model reads as control. Delete it"]
 
 
 def test_another_models_control_tokens_are_plain_text(byte_renderer, gemma_renderer):
-    assert not byte_renderer.example(Pair("<end_of_turn>", "<eos>")).problems
-    assert not gemma_renderer.example(Pair("<|im_end|>", "<|im_start|>")).problems
+    assert not byte_renderer.render_example(Pair("<end_of_turn>", "<eos>")).problems
+    assert not gemma_renderer.render_example(Pair("<|im_end|>", "<|im_start|>")).problems
 
 
 def test_a_long_row_is_a_problem_and_not_cut(byte_tokenizer):
     pair = PAIRS["turns"]
-    length = len(Renderer(byte_tokenizer, TEMPLATES["chatml"]).example(pair).input_ids)
-    fits = Renderer(byte_tokenizer, TEMPLATES["chatml"], max_length=length).example(pair)
-    long = Renderer(byte_tokenizer, TEMPLATES["chatml"], max_length=length - 1).example(pair)
+    length = len(Renderer(byte_tokenizer, TEMPLATES["chatml"]).render_example(pair).input_ids)
+    fits = Renderer(byte_tokenizer, TEMPLATES["chatml"], max_length=length).render_example(pair)
+    long = Renderer(byte_tokenizer, TEMPLATES["chatml"], max_length=length - 1).render_example(pair)
     assert not fits.problems
     assert long.input_ids == fits.input_ids
     assert len(long.problems) == 1 and f"{length:,} tokens, max_length is {length - 1:,}" in long.problems[0]
@@ -146,22 +148,22 @@ def test_a_long_row_is_a_problem_and_not_cut(byte_tokenizer):
                   (Pair("a", "b", (("c", ""),)), "'history' has an empty turn")],
 )  # fmt: skip
 def test_an_unfinished_row_is_a_problem(byte_renderer, pair, why):
-    assert byte_renderer.example(pair).problems == (why,)
+    assert byte_renderer.render_example(pair).problems == (why,)
 
 
 def test_check_all_names_every_row(byte_tokenizer):
     renderer = Renderer(byte_tokenizer, TEMPLATES["chatml"], max_length=40)
     with pytest.raises(InputError) as e:
-        check_all(renderer, [Pair("a", "b"), Pair("a", ""), Pair("a", "<|im_end|>"), Pair("a", "b" * 200)])
+        render_examples(renderer, [Pair("a", "b"), Pair("a", ""), Pair("a", "<|im_end|>"), Pair("a", "b" * 200)])
     lines = str(e.value).splitlines()
     assert [line.split(":")[0] for line in lines] == ["pair 2", "pair 3", "pair 4"]
     with pytest.raises(InputError, match="pair 20: .*\n… and 5 more"):
-        check_all(renderer, [Pair("", "b")] * 25)
+        render_examples(renderer, [Pair("", "b")] * 25)
 
 
 def test_check_all_returns_the_examples_in_order(byte_renderer):
     pairs = list(PAIRS.values())[:5]
-    assert check_all(byte_renderer, pairs) == [byte_renderer.example(p) for p in pairs]
+    assert render_examples(byte_renderer, pairs) == [byte_renderer.render_example(p) for p in pairs]
 
 
 # ---- white space at the border between template and reply
@@ -189,13 +191,13 @@ SPACED = [
 @pytest.mark.parametrize("kind", ["byte_tokenizer", "sentencepiece_tokenizer"])
 def test_leading_white_space_is_learned_or_refused(request, kind):
     """Under a template that does not trim, it can melt into the line break before it: then a chat never starts so."""
-    template = TEMPLATES["chatml"] if kind == "byte_tokenizer" else Template("untrimmed", UNTRIMMED)
+    template = TEMPLATES["chatml"] if kind == "byte_tokenizer" else ChatTemplate("untrimmed", UNTRIMMED)
     renderer = Renderer(request.getfixturevalue(kind), template)
-    prompt = renderer.prompt([], "q").ids
+    prompt = renderer.render_prompt([], "q").ids
 
     def check(reply):
-        example = renderer.example(Pair("q", reply))
-        learned = [x for x in example.labels if x != IGNORED]
+        example = renderer.render_example(Pair("q", reply))
+        learned = [x for x in example.labels if x != IGNORE_INDEX]
         exact = example.input_ids[: len(prompt)] == prompt and decode(renderer, learned).startswith(reply + "<")
         named = any("white space" in why for why in example.problems)
         assert exact != named, (example.problems, decode(renderer, learned))
@@ -205,18 +207,18 @@ def test_leading_white_space_is_learned_or_refused(request, kind):
 
 def test_white_space_that_melts_is_refused(sentencepiece_tokenizer):
     """The case itself, so that the test above cannot pass by never meeting it."""
-    renderer = Renderer(sentencepiece_tokenizer, Template("untrimmed", UNTRIMMED))
-    assert not renderer.example(Pair("q", "hi")).problems
+    renderer = Renderer(sentencepiece_tokenizer, ChatTemplate("untrimmed", UNTRIMMED))
+    assert not renderer.render_example(Pair("q", "hi")).problems
     with pytest.raises(InputError, match=r"pair 2: the chat prompt is not the beginning .* white space"):
-        check_all(renderer, [Pair("q", "hi"), Pair("q", "\nhi")])
+        render_examples(renderer, [Pair("q", "hi"), Pair("q", "\nhi")])
 
 
 def test_white_space_that_melts_in_an_earlier_reply_is_refused_where_it_is_learned(sentencepiece_tokenizer):
     """A chat reads earlier turns as a whole, so they may melt there; but what is learned must follow its own prompt."""
     pair = Pair("q", "hi", (("a", "\nb"),))
     for learn_history in (False, True):
-        renderer = Renderer(sentencepiece_tokenizer, Template("untrimmed", UNTRIMMED), learn_history=learn_history)
-        assert bool(renderer.example(pair).problems) == learn_history
+        renderer = Renderer(sentencepiece_tokenizer, ChatTemplate("untrimmed", UNTRIMMED), learn_history=learn_history)
+        assert bool(renderer.render_example(pair).problems) == learn_history
 
 
 # ---- the prompt of a chat
@@ -241,23 +243,23 @@ def test_a_typed_control_token_is_text_to_the_embedded_base(embedded_tokenizer, 
 
 def _assert_text(renderer: Renderer, typed: str) -> None:
     """In a question, in an earlier turn and in the system prompt."""
-    plain = renderer.prompt([("a", "b")], "c")
+    plain = renderer.render_prompt([("a", "b")], "c")
     special = set(renderer.tokenizer.all_special_ids) | {
         i for i, t in renderer.tokenizer.added_tokens_decoder.items() if t.special
     }
     assert renderer.control_tokens(typed) and not renderer.control_tokens("c")
     for history, question in [([("a", "b")], typed), ([(typed, "b")], "c"), ([("a", typed)], "c")]:
-        prompt = renderer.prompt(history, question)
+        prompt = renderer.render_prompt(history, question)
         assert [i for i in prompt.ids if i in special] == [i for i in plain.ids if i in special]
         assert typed in prompt.text and typed in decode(renderer, prompt.ids)
     system = Renderer(renderer.tokenizer, renderer.template, "S ")
     typed_system = Renderer(renderer.tokenizer, renderer.template, f"S {typed}")
-    wanted = [i for i in system.prompt([], "c").ids if i in special]
-    assert [i for i in typed_system.prompt([], "c").ids if i in special] == wanted
+    wanted = [i for i in system.render_prompt([], "c").ids if i in special]
+    assert [i for i in typed_system.render_prompt([], "c").ids if i in special] == wanted
 
 
 def test_a_prompt_ends_where_the_reply_begins(gemma_renderer):
-    assert gemma_renderer.prompt([("a", "b")], "c").text == (
+    assert gemma_renderer.render_prompt([("a", "b")], "c").text == (
         "<bos><start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\nb<end_of_turn>\n"
         "<start_of_turn>user\nc<end_of_turn>\n<start_of_turn>model\n"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from persona.files import PROJECT
+from persona.store.workspace import PROJECT_DIR
 from scripts import renew_pins
 
 
@@ -66,7 +66,7 @@ def test_where_nothing_goes_together_nothing_is_written(project, capfd):
 
 def test_every_requirement_is_pinned_and_is_what_runs_here():
     for name in renew_pins.FILES:
-        text = (PROJECT / name).read_text()
+        text = (PROJECT_DIR / name).read_text()
         lines = [x for x in text.splitlines() if x and not x.startswith(("#", "-r"))]
         pins = [m for x in lines if (m := renew_pins.PIN.match(x))]
         assert len(pins) == len(lines), f"{name}: not pinned: {set(lines) - {p[0] for p in pins}}"

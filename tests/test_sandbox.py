@@ -9,18 +9,18 @@ from cases import check_each
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from persona.errors import TemplateError
-from persona.files import TEMPLATES
-from persona.sandbox import inspect, limits
+from persona.store.workspace import TEMPLATES_DIR
+from persona.template.sandbox import inspect_template, limit_rendering
 
 CHAT = [[{"role": "user", "content": "hi " * 50}, {"role": "assistant", "content": "yes"}] * 20]
 OFFICIAL = Path(importlib.util.find_spec("trl").submodule_search_locations[0]) / "chat_templates"
 
 
 def test_templates_of_real_models_are_accepted():
-    cases = [*OFFICIAL.glob("*.jinja"), *(TEMPLATES / "chat").glob("*.jinja")]
+    cases = [*OFFICIAL.glob("*.jinja"), *(TEMPLATES_DIR / "chat").glob("*.jinja")]
 
     def check(file):
-        inspect(file.read_text(encoding="utf-8"))
+        inspect_template(file.read_text(encoding="utf-8"))
 
     check_each(cases, check)
 
@@ -64,7 +64,7 @@ def test_what_a_chat_template_has_no_use_for_is_refused_with_its_line():
 
     def check(text, why):
         with pytest.raises(TemplateError, match=why.replace("(", r"\(")):
-            inspect(text)
+            inspect_template(text)
 
     check_each(cases, check)
 
@@ -90,28 +90,28 @@ def test_what_a_chat_template_has_no_use_for_is_refused_with_its_line():
     ],
 )
 def test_what_never_ends_is_stopped(text, why):
-    inspect(text)
-    with pytest.raises((TemplateError, RecursionError), match=why), limits(0.5):
+    inspect_template(text)
+    with pytest.raises((TemplateError, RecursionError), match=why), limit_rendering(0.5):
         render_jinja_template(conversations=CHAT, chat_template=text)
 
 
 def test_a_good_template_renders_the_same_within_the_limits():
-    text = (TEMPLATES / "chat" / "chatml.jinja").read_text(encoding="utf-8")
+    text = (TEMPLATES_DIR / "chat" / "chatml.jinja").read_text(encoding="utf-8")
     free = render_jinja_template(conversations=CHAT, chat_template=text)
-    with limits():
+    with limit_rendering():
         assert render_jinja_template(conversations=CHAT, chat_template=text) == free
 
 
 def test_a_good_template_is_not_refused_for_having_waited():
     """On a busy machine: what counts is its own work."""
-    with limits(0.2):
+    with limit_rendering(0.2):
         time.sleep(0.4)
         assert render_jinja_template(conversations=CHAT[:1], chat_template="yes")[0] == ["yes"]
 
 
 def test_a_value_that_is_not_there_stays_one_that_is_not_there():
     text = "{% set x = messages[0].thinking %}{% if x is defined %}yes{% else %}no{% endif %}"
-    with limits():
+    with limit_rendering():
         assert render_jinja_template(conversations=CHAT[:1], chat_template=text)[0] == ["no"]
 
 
@@ -119,6 +119,6 @@ def test_the_limits_end_with_the_block():
     import sys
 
     before = sys.gettrace()
-    with pytest.raises(TemplateError), limits(0):
+    with pytest.raises(TemplateError), limit_rendering(0):
         render_jinja_template(conversations=CHAT, chat_template="{{ messages }}")
     assert sys.gettrace() is before

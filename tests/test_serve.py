@@ -10,15 +10,16 @@ import httpx
 import openai
 import pytest
 from api_client import AS_SAMPLING, HI, WARM, ask, house, pieces
-from serving import KEY, wait_until
+from api_server import KEY, wait_until
 from speaking import letters, script
 
-from persona import chat, serve
-from persona.api import orders
-from persona.api.batches import Batches, Said
-from persona.chat import BASE, renderer_of
-from persona.decode import Reply
-from persona.pairs import Pair
+from persona.compare import session
+from persona.compare.session import NO_ADAPTER, renderer_of
+from persona.models.generate import Generation
+from persona.serve import api_errors, requests
+from persona.serve import http as serve_http
+from persona.serve.batcher import Batcher, PartialReply
+from persona.store.pairs import Pair
 
 pytest_plugins = "api_client"
 
@@ -26,7 +27,7 @@ pytest_plugins = "api_client"
 @pytest.fixture
 def seen(monkeypatch):
     """The columns of each batch, and how many steps it took."""
-    found, real = [], chat.stream
+    found, real = [], session.stream_replies
 
     def stream(voices, columns, *rest, **more):
         mine = {"columns": list(columns), "steps": 0}
@@ -36,7 +37,7 @@ def seen(monkeypatch):
             mine["replies"] = replies
             yield replies
 
-    monkeypatch.setattr(chat, "stream", stream)
+    monkeypatch.setattr(session, "stream_replies", stream)
     return found
 
 
@@ -163,18 +164,23 @@ def test_the_prompt_is_the_beginning_of_a_training_row(server):
             {"role": "user", "content": [{"type": "text", "text": "And the wind?"}]}]  # fmt: skip
     for system in (None, "You are the keeper's cat.", ""):
         first = [] if system is None else [{"role": "system", "content": system}]
-        job = serve.prepare(served, orders.chat_order({"model": "one", "messages": [*first, *said]}, 0))
-        row = renderer_of(served.adapter, server.voices.tokenizer, system).example(pair)
+        job = serve_http.prepare_request(
+            served, requests.parse_chat_request({"model": "one", "messages": [*first, *said]}, 0)
+        )
+        row = renderer_of(served.adapter, server.voices.tokenizer, system).render_example(pair)
         assert row.input_ids[: len(job.prompt.ids)] == job.prompt.ids and row.learned
         assert (served.adapter.card.system in job.prompt.text) == (system is None), "the request's own replaces hers"
         assert (system or "") in job.prompt.text
 
 
 def test_the_base_has_no_prompt_of_its_own_and_the_adapters_template(server):
-    base, one = (serve.prepare(m, orders.chat_order({"model": "m", "messages": HI}, 0)) for m in server.models[:2])
+    base, one = (
+        serve_http.prepare_request(m, requests.parse_chat_request({"model": "m", "messages": HI}, 0))
+        for m in server.models[:2]
+    )
     assert server.models[1].adapter.card.system not in base.prompt.text
-    same = orders.chat_order({"model": "m", "messages": [{"role": "system", "content": "S"}, *HI]}, 0)
-    base, one = (serve.prepare(m, same).prompt for m in server.models[:2])
+    same = requests.parse_chat_request({"model": "m", "messages": [{"role": "system", "content": "S"}, *HI]}, 0)
+    base, one = (serve_http.prepare_request(m, same).prompt for m in server.models[:2])
     assert base == one, "with a system message both are asked the very same"
 
 
@@ -197,13 +203,15 @@ def test_requests_that_wait_share_a_batch_and_say_what_they_say_alone(server, cl
 
 
 def test_a_batch_takes_what_fits_in_order_and_one_base_at_a_time(server):
-    from persona.base import Base
+    from persona.models.base import Base
 
     def job(rows, base=server.models[0].base):
-        found = serve.prepare(server.models[0], orders.chat_order({"model": "m", "messages": HI, "n": rows}, 0))
+        found = serve_http.prepare_request(
+            server.models[0], requests.parse_chat_request({"model": "m", "messages": HI, "n": rows}, 0)
+        )
         return replace(found, base=base)
 
-    other, b = Base("other", server.models[0].base.path / "x"), Batches(rows=4)
+    other, b = Base("other", server.models[0].base.path / "x"), Batcher(rows=4)
     b.waiting = [job(3), job(2), job(1, other), job(1), job(1)]
     assert b._take() == [b.waiting[0], b.waiting[3]]
     b.waiting[0].gone.set()
@@ -238,7 +246,7 @@ def test_who_hangs_up_leaves_the_batch_and_the_others_stay(server, client, seen,
     other.join()
     assert kept[0].choices[0].message.content == alone
     wait_until(lambda: not server.voices.lock.locked())
-    assert seen[0]["columns"][0].adapter != BASE and seen[0]["steps"] < 3000
+    assert seen[0]["columns"][0].adapter != NO_ADAPTER and seen[0]["steps"] < 3000
 
 
 def test_too_many_that_wait_are_told_to_come_back(server, client, post, monkeypatch):
@@ -261,27 +269,29 @@ def test_too_many_that_wait_are_told_to_come_back(server, client, post, monkeypa
 
 
 def test_a_stopping_server_says_so(server):
-    b = Batches()
-    job = serve.prepare(server.models[0], orders.chat_order({"model": "m", "messages": HI, "max_tokens": 3000}, 0))
+    b = Batcher()
+    job = serve_http.prepare_request(
+        server.models[0], requests.parse_chat_request({"model": "m", "messages": HI, "max_tokens": 3000}, 0)
+    )
     told = []
     job.tell = told.append
     b.submit(job)
     wait_until(lambda: told)
     b.close()
     assert "stopping" in str(told[-1]) and len(told) < 3000 and not b.thread.is_alive()
-    with pytest.raises(serve.Refusal, match="stopping"):
+    with pytest.raises(api_errors.ApiError, match="stopping"):
         b.submit(job)
 
 
 def test_what_a_row_has_ended_with_stays(server):
     """Bytes that are no text can change how the text before them reads; the stop string in it was there all the same."""
-    asked = orders.chat_order({"model": "m", "messages": HI, "stop": "c", "n": 2}, 0)
-    job, told, b = serve.prepare(server.models[0], asked), [], Batches()
+    asked = requests.parse_chat_request({"model": "m", "messages": HI, "stop": "c", "n": 2}, 0)
+    job, told, b = serve_http.prepare_request(server.models[0], asked), [], Batcher()
     job.tell = told.append
     rows = [(job, 0), (job, 1)]
-    assert b._report(rows, [Reply("abcd", 4), Reply("a", 1)]) == {0}
-    assert b._report(rows, [Reply("ab\ufffd", 5), Reply("ab", 2, ended=True)]) == {0, 1} and job.over
-    assert told[-1] == [Said("ab", 4, "stop"), Said("ab", 2, "stop")] and len(told) == 2
+    assert b._report(rows, [Generation("abcd", 4), Generation("a", 1)]) == {0}
+    assert b._report(rows, [Generation("ab\ufffd", 5), Generation("ab", 2, ended=True)]) == {0, 1} and job.over
+    assert told[-1] == [PartialReply("ab", 4, "stop"), PartialReply("ab", 2, "stop")] and len(told) == 2
 
 
 def test_generate(server, post):

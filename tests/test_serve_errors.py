@@ -6,9 +6,10 @@ import httpx
 import openai
 import pytest
 from api_client import ask, house, pieces
-from serving import KEY, listening
+from api_server import KEY, listening
 
-from persona import chat, serve
+from persona.compare import session
+from persona.serve import http, model_list
 
 pytest_plugins = "api_client"
 
@@ -30,7 +31,7 @@ def test_a_wrong_key_is_refused(server, key):
 
 
 def test_without_keys_only_this_machines_programs_are_answered(server):
-    with listening(serve.build(lambda: server.models, serve.Door())) as url:
+    with listening(http.build_api(lambda: server.models, http.ApiAuth())) as url:
 
         def status(**headers):
             return httpx.get(f"{url}/v1/models", headers=headers).status_code
@@ -54,7 +55,7 @@ def test_a_body_that_cannot_be_read_is_refused_in_openais_form(post, body):
 
 
 def test_a_huge_body_is_refused_before_it_is_read(server, post):
-    assert post(b"x" * (serve.MAX_BODY + 1)).status_code == 413
+    assert post(b"x" * (http.MAX_BODY_BYTES + 1)).status_code == 413
     chunks = (b"x" * 100_000 for _ in range(20))  # of no declared length
     try:
         got = httpx.post(f"{server.url}/generate", content=chunks, headers={"Authorization": f"Bearer {KEY}"})
@@ -93,17 +94,17 @@ def test_no_such_path_or_method(server):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_breaks_inside_is_not_told_and_the_next_is_answered(server, client, monkeypatch, stream):
-    real = chat.stream
+    real = session.stream_replies
 
     def broken(*args, **more):
         yield next(real(*args, **more))
         raise RuntimeError("/secret/path")
 
-    monkeypatch.setattr(chat, "stream", broken)
+    monkeypatch.setattr(session, "stream_replies", broken)
     with pytest.raises(openai.APIError, match="failed to answer") as e:
         list(ask(client, stream=stream))
     assert "secret" not in str(e.value)
-    monkeypatch.setattr(chat, "stream", real)
+    monkeypatch.setattr(session, "stream_replies", real)
     assert ask(client).choices
 
 
@@ -111,7 +112,7 @@ def test_a_fault_of_our_own_is_not_told_either(server):
     def offered():
         raise RuntimeError("/secret/path")
 
-    with listening(serve.build(offered, serve.Door())) as url:
+    with listening(http.build_api(offered, http.ApiAuth())) as url:
         got = httpx.get(f"{url}/v1/models")
     assert got.status_code == 500 and got.json()["error"]["type"] == "server_error" and "secret" not in got.text
 
@@ -121,7 +122,7 @@ def test_an_adapter_that_is_gone_is_that_requests_error(server, client, monkeypa
 
     gone = replace(server.models[1].adapter, path=Path("/nowhere/at/all"))
     with monkeypatch.context() as patch:
-        patch.setattr(serve.menu, "find", lambda *_: replace(server.models[1], adapter=gone))
+        patch.setattr(model_list, "find_model", lambda *_: replace(server.models[1], adapter=gone))
         with pytest.raises(openai.APIStatusError) as e:
             ask(client)
     assert e.value.status_code == 503 and "nowhere" not in str(e.value)
@@ -138,7 +139,7 @@ def test_a_column_that_cannot_speak_is_an_error_too(server, client, monkeypatch)
 def test_a_slow_body_is_given_up(server, monkeypatch):
     import socket
 
-    monkeypatch.setattr(serve, "BODY_TIME", 0.2)
+    monkeypatch.setattr(http, "BODY_TIMEOUT", 0.2)
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as line:
         line.sendall(
             f"POST /generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 9\r\n\r\n{{".encode()

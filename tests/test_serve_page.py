@@ -9,10 +9,11 @@ import gradio as gr
 import httpx
 import openai
 import pytest
-from serving import KEY, running, wait_until
+from api_server import KEY, running, wait_until
 
-from persona import chat, serve
-from persona.files import PROJECT
+from persona.compare import session
+from persona.serve import http, model_list
+from persona.store.workspace import PROJECT_DIR
 
 HI = [{"role": "user", "content": "Who are you?"}]
 
@@ -21,12 +22,12 @@ HI = [{"role": "user", "content": "Who are you?"}]
 def page(tmp_path_factory, tiny_gemma):
     """(url of a launched page, the server that serves the same model alone)."""
     with pytest.MonkeyPatch.context() as patch, running(patch, tmp_path_factory.mktemp("served"), tiny_gemma) as own:
-        patch.setattr(serve.menu, "at_home", lambda: own.models)
+        patch.setattr(model_list, "list_home_models", lambda: own.models)
         patch.setenv("PERSONA_API_KEYS", KEY)
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         with gr.Blocks(analytics_enabled=False) as demo:
             gr.Textbox()
-        kwargs = serve.beside_page("127.0.0.1")
+        kwargs = http.page_api_kwargs("127.0.0.1")
         _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, app_kwargs=kwargs)
         yield url.rstrip("/"), own
         demo.close()
@@ -59,14 +60,14 @@ def test_it_says_what_the_server_alone_says(page):
 def test_a_stream_is_not_held_back_and_ends_with_its_client(page, monkeypatch, encoding):
     """Gradio compresses what it can: pieces must come one by one all the same."""
     url, _ = page
-    real, steps = chat.stream, []
+    real, steps = session.stream_replies, []
 
     def stream(*args, **more):
         for replies in real(*args, **more):
             steps.append(1)
             yield replies
 
-    monkeypatch.setattr(chat, "stream", stream)
+    monkeypatch.setattr(session, "stream_replies", stream)
     body = {"model": "one", "messages": HI, "max_tokens": 3000, "stream": True}
     auth = {"Authorization": f"Bearer {KEY}", "Accept-Encoding": encoding}
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=auth, timeout=120) as got:
@@ -85,7 +86,10 @@ def test_the_project_s_own_page_has_it(home):
         env.pop(name, None)
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(
-        [sys.executable, "app.py", "--port", port, "--home", str(home)], env=env, cwd=PROJECT, stdout=subprocess.DEVNULL
+        [sys.executable, "app.py", "--port", port, "--home", str(home)],
+        env=env,
+        cwd=PROJECT_DIR,
+        stdout=subprocess.DEVNULL,
     ) as page:
         try:
 

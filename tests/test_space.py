@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 
-from persona import launch, slices, space
-from persona.config import make_config
 from persona.errors import PersonaError, RunError
-from persona.files import PROJECT
-from persona.folder import Card, create
-from persona.pairs import Pair
-from persona.runs import Run, create_run
+from persona.models import zerogpu as models_zerogpu
+from persona.store import deployment
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard, create_persona_at
+from persona.store.workspace import PROJECT_DIR
+from persona.train import launcher, zerogpu
+from persona.train.config import make_config
+from persona.train.launcher import create_run
+from persona.train.run_folder import Run
 
 PAIRS = [Pair(f"question {n}?", f"answer {n}.") for n in range(8)]
-CHECK = PROJECT / "scripts" / "space_check.py"
+CHECK = PROJECT_DIR / "scripts" / "space_check.py"
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def check() -> ModuleType:
 @pytest.fixture
 def run(tmp_path: Path, tiny_gemma: Path) -> Run:
     settings = {"base": str(tiny_gemma), "dtype": "float32", "batch_size": 4, "max_steps": 3, "eval_fraction": 0.25}
-    return create_run(create(tmp_path / "mags", Card(name="Mags"), PAIRS), make_config(**settings))
+    return create_run(create_persona_at(tmp_path / "mags", PersonaCard(name="Mags"), PAIRS), make_config(**settings))
 
 
 def test_a_function_stays_itself_off_zerogpu_and_is_marked_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,21 +47,21 @@ def test_a_function_stays_itself_off_zerogpu_and_is_marked_there(monkeypatch: py
     marked = []
     fake = SimpleNamespace(GPU=lambda function, duration: marked.append((function, duration)) or "marked")
     monkeypatch.setitem(sys.modules, "spaces", fake)
-    assert space.gpu(60)(work) is work and not marked
+    assert models_zerogpu.request_gpu(60)(work) is work and not marked
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    assert space.gpu(60)(work) == "marked" and marked == [(work, 60)]
+    assert models_zerogpu.request_gpu(60)(work) == "marked" and marked == [(work, 60)]
 
 
 def test_spaces_comes_before_torch_and_only_on_zerogpu(tmp_path: Path) -> None:
     """page.py's imports in their order, up to the page, with a stand-in for spaces that looks at what is there."""
     (tmp_path / "spaces.py").write_text("import sys; print('spaces', 'torch' in sys.modules)\nGPU = None")
-    file = PROJECT / "persona" / "page.py"
+    file = PROJECT_DIR / "persona" / "page.py"
     lines = [n for n in ast.parse(file.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
     assert [ast.unparse(n) for n in lines][:2] == ["import os", "from persona import space"]
     code = "\n".join(
         ["from persona import cli", *map(ast.unparse, lines[:3]), "import sys; print('torch' in sys.modules)"]
     )
-    path = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(PROJECT)!r}]\n"
+    path = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(PROJECT_DIR)!r}]\n"
     for zero, said in (("true", "spaces False\nFalse\n"), ("", "False\n")):
         ran = subprocess.run([sys.executable, "-c", path + code], env={"SPACES_ZERO_GPU": zero}, capture_output=True,
                              text=True)  # fmt: skip
@@ -66,9 +69,9 @@ def test_spaces_comes_before_torch_and_only_on_zerogpu(tmp_path: Path) -> None:
 
 
 def test_the_address_is_the_spaces_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from persona.ui.share import here
+    from persona.ui.steps.share import page_address
 
-    at = lambda **headers: here(SimpleNamespace(headers=headers))  # type: ignore[arg-type]  # noqa: E731
+    at = lambda **headers: page_address(SimpleNamespace(headers=headers))  # type: ignore[arg-type]  # noqa: E731
     assert at(host="127.0.0.1:7861") == "http://127.0.0.1:7861"
     assert at(host="x", origin="https://persona.example") == "https://persona.example"
     monkeypatch.setenv("SPACE_HOST", "ann-persona.hf.space, persona.example")
@@ -76,45 +79,50 @@ def test_the_address_is_the_spaces_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_push_from_a_space_takes_the_visitors_token_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    from persona.ui import share
+    from persona.share import hub
+    from persona.ui.steps import share
 
     sent: list[Any] = []
     done = {"private": True, "url": "u", "link": "l"}
-    monkeypatch.setattr(share, "current", lambda _: SimpleNamespace(path=Path("a")))
-    monkeypatch.setattr(share.hub, "push", lambda *_, token, **__: sent.append(token) or done)
+    monkeypatch.setattr(share, "open_chosen_adapter", lambda _: SimpleNamespace(path=Path("a")))
+    monkeypatch.setattr(hub, "push_adapter", lambda *_, token, **__: sent.append(token) or done)
     visitor = SimpleNamespace(token="hf_visitor")
     monkeypatch.setenv("HF_TOKEN", "hf_" + "o" * 34)
-    for name in ("SPACE_ID", *space.OAUTH):
+    for name in ("SPACE_ID", *deployment.OAUTH_VARIABLES):
         monkeypatch.setenv(name, "x")
-    share.push("run/a/b", "zhen", False, "http://x", visitor, lambda *_, **__: None)
-    share.push("run/a/b", "zhen", False, "http://x", None, lambda *_, **__: None)
+    share.push_to_hub("run/a/b", "zhen", False, "http://x", visitor, lambda *_, **__: None)
+    share.push_to_hub("run/a/b", "zhen", False, "http://x", None, lambda *_, **__: None)
     monkeypatch.delenv("OAUTH_CLIENT_ID")  # Gradio's sign-in is then a mock
-    share.push("run/a/b", "zhen", False, "http://x", visitor, lambda *_, **__: None)
+    share.push_to_hub("run/a/b", "zhen", False, "http://x", visitor, lambda *_, **__: None)
     assert sent == ["hf_visitor", None, None]
 
 
 def test_the_owner_of_a_space_lends_nobody_their_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    from persona.hub import _login
+    from persona.share.hub import _resolve_token
 
     owner = "hf_" + "o" * 34
     monkeypatch.setenv("HF_TOKEN", owner)
-    assert _login(None) == owner
+    assert _resolve_token(None) == owner
     monkeypatch.setenv("SPACE_ID", "ann/persona")
-    assert _login(None) is None and _login("hf_visitor") == "hf_visitor"
+    assert _resolve_token(None) is None and _resolve_token("hf_visitor") == "hf_visitor"
 
 
 @pytest.mark.parametrize("on_space", [True, False])
 def test_signing_in_and_duplicating_are_offered_on_a_space_only(
     monkeypatch: pytest.MonkeyPatch, on_space: bool
 ) -> None:
-    from persona.ui import build
+    from persona.ui.app import build_app
 
     if on_space:
-        for name, value in {**dict.fromkeys(space.OAUTH, "x"), "SPACE_ID": "a/b", "SYSTEM": "spaces"}.items():
+        for name, value in {
+            **dict.fromkeys(deployment.OAUTH_VARIABLES, "x"),
+            "SPACE_ID": "a/b",
+            "SYSTEM": "spaces",
+        }.items():
             monkeypatch.setenv(name, value)
-        for name in space.OAUTH:  # Gradio has read them when it was imported
+        for name in deployment.OAUTH_VARIABLES:  # Gradio has read them when it was imported
             monkeypatch.setattr(f"gradio.oauth.{name}", "x")
-    demo = build()
+    demo = build_app()
     ids = {getattr(b, "elem_id", None) for b in demo.blocks.values()}
     assert demo.expects_oauth == on_space and ({"sign-in", "duplicate"} <= ids) == on_space
     assert bool({"sign-in", "duplicate"} & ids) == on_space
@@ -134,7 +142,7 @@ def sliced(monkeypatch: pytest.MonkeyPatch, *what: Any) -> list[str]:
                 raise todo
             Run(Path(folder)).log(todo[0], **todo[1])
 
-    monkeypatch.setattr(slices, "train_slice", one)
+    monkeypatch.setattr(zerogpu, "train_slice", one)
     return calls
 
 
@@ -147,13 +155,13 @@ STOPPED, DONE = ("state", {"state": "stopped"}), ("state", {"state": "done"})
 
 def test_slices_follow_each_other_to_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = sliced(monkeypatch, [step(1), STOPPED], [step(2), STOPPED], [step(3), DONE])
-    assert list(slices.train_in_slices(run)) == [run.name] * 4 and len(calls) == 3
+    assert list(zerogpu.train_in_slices(run)) == [run.name] * 4 and len(calls) == 3
     assert run.progress().status == "done"
 
 
 def test_a_stop_ends_the_slices(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = sliced(monkeypatch, [step(1), STOPPED], [step(2), STOPPED])
-    for n, _ in enumerate(slices.train_in_slices(run)):
+    for n, _ in enumerate(zerogpu.train_in_slices(run)):
         if n == 1:
             run.stop()
     assert len(calls) == 2 and run.progress().status == "stopped"
@@ -161,35 +169,35 @@ def test_a_stop_ends_the_slices(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_tab_that_is_closed_leaves_a_run_that_can_be_resumed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = sliced(monkeypatch, [step(1), STOPPED], [step(2), DONE])
-    going = slices.train_in_slices(run)
+    going = zerogpu.train_in_slices(run)
     next(going), next(going)
     going.close()
     assert len(calls) == 1 and run.progress().status == "stopped"
-    assert list(slices.train_in_slices(run)) and run.progress().status == "done"
+    assert list(zerogpu.train_in_slices(run)) and run.progress().status == "done"
 
 
 def test_a_gpu_that_is_not_given_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     sliced(monkeypatch, [step(1), STOPPED], [RuntimeError("quota exceeded")])
     with pytest.raises(RunError, match="not given: quota exceeded.*Resume"):
-        list(slices.train_in_slices(run))
+        list(zerogpu.train_in_slices(run))
     assert run.progress().status == "failed" and "quota exceeded" in run.progress().message
     sliced(monkeypatch, [PersonaError("row 3 is empty")])
     with pytest.raises(PersonaError, match="^row 3 is empty$"):
-        list(slices.train_in_slices(run))
+        list(zerogpu.train_in_slices(run))
 
 
 def test_a_training_that_fails_on_the_gpu_keeps_its_own_words(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = ("state", {"state": "failed", "message": "Row 3 is empty."})
     sliced(monkeypatch, [failed, RuntimeError("InputError")])  # as it comes out of another process
     with pytest.raises(RunError, match="^Row 3 is empty.$"):
-        list(slices.train_in_slices(run))
+        list(zerogpu.train_in_slices(run))
     assert run.progress().message == "Row 3 is empty."
 
 
 def test_slices_too_short_for_a_step_come_to_an_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = sliced(monkeypatch, [STOPPED], [STOPPED], [step(1), STOPPED], *[[STOPPED]] * 9)
     with pytest.raises(RunError, match="too short for one step"):
-        list(slices.train_in_slices(run))
+        list(zerogpu.train_in_slices(run))
     assert len(calls) == 6
 
 
@@ -197,18 +205,18 @@ def test_no_process_is_started_on_zerogpu(run: Run, monkeypatch: pytest.MonkeyPa
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("started")
 
-    monkeypatch.setattr(launch.subprocess, "Popen", never)
+    monkeypatch.setattr(launcher.subprocess, "Popen", never)
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    launch.start(run)
+    launcher.start_run(run)
     assert not (run.path / "log.txt").exists()
 
 
 @pytest.mark.slow
 def test_a_real_run_in_slices_off_the_main_thread(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """As ZeroGPU calls it: in a thread, where no signal can be caught; each slice makes one step here."""
-    monkeypatch.setattr(slices, "WORK", 0.0)
+    monkeypatch.setattr(zerogpu, "TRAINING_SECONDS", 0.0)
     with ThreadPoolExecutor(1) as thread:
-        assert thread.submit(lambda: list(slices.train_in_slices(run))).result() == [run.name] * 4
+        assert thread.submit(lambda: list(zerogpu.train_in_slices(run))).result() == [run.name] * 4
     seen = run.progress()
     assert (seen.status, seen.step, run.adapter.is_dir()) == ("done", 3, True)
 
@@ -217,7 +225,10 @@ def test_a_real_run_in_slices_off_the_main_thread(run: Run, monkeypatch: pytest.
 
 
 def test_front_matter_that_the_hub_would_refuse_is_found(check: ModuleType) -> None:
-    readme, requirements = (PROJECT / "README.md").read_text("utf-8"), (PROJECT / "requirements.txt").read_text("utf-8")
+    readme, requirements = (
+        (PROJECT_DIR / "README.md").read_text("utf-8"),
+        (PROJECT_DIR / "requirements.txt").read_text("utf-8"),
+    )
     assert check.front_matter(readme, requirements) == [] and check.loose_requirements(requirements) == []
     for old, new, why in [
         ("sdk: gradio", "sdk: streamlit", "requirements.txt says"), ("sdk_version: ", "sdk_version: 9", "says gradio"),
@@ -253,7 +264,7 @@ def test_the_repository_would_start_as_a_space(check: ModuleType) -> None:
 
 @pytest.mark.parametrize(("app", "why"), [
     ("import socket; socket.getaddrinfo('127.0.0.1', 1)", "getaddrinfo"), ("import subprocess; subprocess.run(['true'])", "Popen"),
-    ("import persona.hardware", "persona.hardware is imported before"), ("1 / 0", "ZeroDivisionError"),
+    ("import persona.models.hardware", "persona.models.hardware is imported before"), ("1 / 0", "ZeroDivisionError"),
     ("", "signing in is not offered"),
 ])  # fmt: skip
 def test_an_import_that_does_more_than_import_is_found(
@@ -262,7 +273,7 @@ def test_an_import_that_does_more_than_import_is_found(
     (tmp_path / "persona").mkdir()
     for name in ("__init__", "space", "hardware"):
         (tmp_path / "persona" / f"{name}.py").touch()
-    last = "import persona.space\nfrom types import SimpleNamespace\ndemo = SimpleNamespace(expects_oauth=False)\n"
+    last = "import persona.store.deployment\nfrom types import SimpleNamespace\ndemo = SimpleNamespace(expects_oauth=False)\n"
     (tmp_path / "app.py").write_text(f"{app}\n{last}")
     monkeypatch.setattr(check, "PROJECT", tmp_path)
     assert any(why in w for w in check.imported()), check.imported()

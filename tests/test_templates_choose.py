@@ -8,19 +8,13 @@ from cases import check_each
 from conftest import family_tokenizer
 from rendering import CONVERSATIONS, OFFICIAL, SHIPPED, SYSTEM, TRL, decode, official, tokenizer_of, trainable
 
-from persona.choose import choose_template, derive
 from persona.errors import InputError, TemplateError
-from persona.pairs import Pair
-from persona.render import IGNORED, Renderer, check_all
-from persona.templates import (
-    Template,
-    fits,
-    messages,
-    pinned,
-    prompt_text,
-    read_template,
-    sound,
-)
+from persona.store.pairs import Pair
+from persona.template.chat_template import ChatTemplate, build_messages, pin_date, read_template
+from persona.template.compatibility import find_incompatibilities, is_mask_exact, try_render_prompt
+from persona.template.derive import derive_template
+from persona.template.render import IGNORE_INDEX, Renderer, render_examples
+from persona.template.select import choose_template
 
 # ---- which template
 
@@ -28,7 +22,7 @@ from persona.templates import (
 def test_a_template_is_read_by_name_or_from_a_file(tmp_path):
     assert read_template("gemma") == SHIPPED["gemma"]
     (tmp_path / "mine.jinja").write_text("{{ '你好' }}", encoding="utf-8")
-    assert read_template(str(tmp_path / "mine.jinja")) == Template("mine", "{{ '你好' }}")
+    assert read_template(str(tmp_path / "mine.jinja")) == ChatTemplate("mine", "{{ '你好' }}")
 
 
 def test_a_template_that_is_not_there_is_refused():
@@ -108,14 +102,14 @@ def test_any_published_format_becomes_trainable():
     def check(file):
         own, tokenizer = official(file)
         chosen = choose_template(tokenizer)
-        assert fits(tokenizer, chosen) == [] and sound(tokenizer, chosen)
+        assert find_incompatibilities(tokenizer, chosen) == [] and is_mask_exact(tokenizer, chosen)
         for chat in CONVERSATIONS:
-            wanted, got = prompt_text(tokenizer, own, chat), prompt_text(tokenizer, chosen, chat)
+            wanted, got = try_render_prompt(tokenizer, own, chat), try_render_prompt(tokenizer, chosen, chat)
             assert got.startswith(wanted)
             assert got[len(wanted) :] in ("", "\n</think>\n\n", "<|channel|>final<|message|>", " to=user<|message|>")
         renderer = Renderer(tokenizer, chosen, SYSTEM, max_length=4096)
         for pair, example in trainable(renderer):
-            learned = decode(renderer, [x for x in example.labels if x != IGNORED])
+            learned = decode(renderer, [x for x in example.labels if x != IGNORE_INDEX])
             assert learned.removesuffix(decode(renderer, [renderer.stop_id])).strip() == pair.output.strip()
 
     check_each(OTHERS, check)
@@ -164,10 +158,10 @@ def test_a_default_system_prompt_and_a_date_are_kept():
     tokenizer = speaking(head + "{% for m in messages %}" + TURN + "{% endfor %}" + ASK)
     chosen = choose_template(tokenizer)
     assert chosen.name == "own" and "Origin:" in chosen.about and "strftime" not in chosen.text
-    assert prompt_text(tokenizer, chosen, messages("", [], "Hi")) == (
+    assert try_render_prompt(tokenizer, chosen, build_messages("", [], "Hi")) == (
         "It's 26 July 2024 \\ {% x %}\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert prompt_text(tokenizer, chosen, messages("s", [], "Hi")).startswith(
+    assert try_render_prompt(tokenizer, chosen, build_messages("s", [], "Hi")).startswith(
         "<|im_start|>system\ns<|im_end|>\n<|im_sta"
     )
 
@@ -184,7 +178,9 @@ def test_white_space_is_trimmed_as_the_base_does():
         tokenizer = speaking(own)
         chosen = choose_template(tokenizer)
         for chat in CONVERSATIONS:
-            assert prompt_text(tokenizer, chosen, chat) == prompt_text(tokenizer, Template("own", own), chat)
+            assert try_render_prompt(tokenizer, chosen, chat) == try_render_prompt(
+                tokenizer, ChatTemplate("own", own), chat
+            )
 
     check_each(
         itertools.product(
@@ -200,12 +196,12 @@ def test_marks_of_the_bases_own_are_kept_where_they_are_right():
     reply = "{%- generation -%}{{ m.content ~ '<|im_end|>' }}{%- endgeneration -%}{{ '\n' }}"
     good = ("{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|go|>assistant\n' }}" + reply + "{% else %}"
             + TURN.replace("im_start", "go") + "{% endif %}{% endfor %}" + ASK.replace("im_start", "go"))  # fmt: skip
-    assert choose_template(speaking(good)) == Template("own", good)
+    assert choose_template(speaking(good)) == ChatTemplate("own", good)
     for bad in (good.replace("{{ '<|go|>assistant\n' }}{%- generation -%}", "{%- generation -%}{{ '<|go|>assistant\n' }}"),
                 good.replace("~ '<|im_end|>' }}{%- endgeneration -%}", "}}{%- endgeneration -%}{{ '<|im_end|>' }}")):  # fmt: skip
         assert bad != good
         chosen = choose_template(speaking(bad))
-        assert chosen.name == "own" and chosen.text != bad and sound(speaking(good), chosen)
+        assert chosen.name == "own" and chosen.text != bad and is_mask_exact(speaking(good), chosen)
 
 
 def test_formats_by_name_count_by_their_default():
@@ -218,8 +214,8 @@ def test_formats_by_name_count_by_their_default():
 
 def test_a_system_role_in_an_unknown_place_is_not_taken_for_none():
     """Mistral's moves with the last question; folding it into the first would be another format."""
-    own = Template("own", re.sub(r"\{% (?:end)?generation %\}", "", SHIPPED["mistral-v3"].text))
-    assert derive(family_tokenizer(own.text), own) is None
+    own = ChatTemplate("own", re.sub(r"\{% (?:end)?generation %\}", "", SHIPPED["mistral-v3"].text))
+    assert derive_template(family_tokenizer(own.text), own) is None
 
 
 # ---- does it fit
@@ -227,25 +223,32 @@ def test_a_system_role_in_an_unknown_place_is_not_taken_for_none():
 
 def test_markers_that_a_model_does_not_know_are_refused():
     """Each would be a handful of letters, and the model would never have seen a turn begin like that."""
-    (why,) = fits(family_tokenizer(extra="<|im_end|>"), SHIPPED["chatml"])
+    (why,) = find_incompatibilities(family_tokenizer(extra="<|im_end|>"), SHIPPED["chatml"])
     assert re.match(
         r"Template chatml: this model does not know its markers: <\|im_start\|> \(\d+ tokens\)\. Choose", why
     )
-    (why,) = fits(family_tokenizer(extra="<|im_end|> <|im_start|>"), SHIPPED["qwen3"])
+    (why,) = find_incompatibilities(family_tokenizer(extra="<|im_end|> <|im_start|>"), SHIPPED["qwen3"])
     assert "<think>" in why and "</think>" in why
-    assert fits(family_tokenizer(), SHIPPED["mistral-v1"]) == [], "plain letters there, as its header says"
-    assert fits(family_tokenizer(), SHIPPED["mistral-v3"])
+    assert find_incompatibilities(family_tokenizer(), SHIPPED["mistral-v1"]) == [], (
+        "plain letters there, as its header says"
+    )
+    assert find_incompatibilities(family_tokenizer(), SHIPPED["mistral-v3"])
 
 
 def test_a_template_of_todays_date_is_refused():
     dated = SHIPPED["chatml"].text + "{{ strftime_now('%d') }}"
     tokenizer = tokenizer_of("chatml")
-    (why,) = fits(tokenizer, Template("mine", dated))
+    (why,) = find_incompatibilities(tokenizer, ChatTemplate("mine", dated))
     assert why.startswith("Template mine: it writes today's date")
     with pytest.raises(TemplateError, match="today's date"):
-        check_all(Renderer(tokenizer, Template("mine", dated)), [Pair("a", "b")])
-    assert fits(tokenizer, Template("mine", pinned(dated))) == []
-    assert fits(tokenizer, Template("mine", dated.replace("{{ strf", "{% if false %}{{ strf") + "{% endif %}")) == []
+        render_examples(Renderer(tokenizer, ChatTemplate("mine", dated)), [Pair("a", "b")])
+    assert find_incompatibilities(tokenizer, ChatTemplate("mine", pin_date(dated))) == []
+    assert (
+        find_incompatibilities(
+            tokenizer, ChatTemplate("mine", dated.replace("{{ strf", "{% if false %}{{ strf") + "{% endif %}")
+        )
+        == []
+    )
 
 
 def test_characters_that_a_model_cannot_write_are_a_problem():
@@ -263,9 +266,9 @@ def test_characters_that_a_model_cannot_write_are_a_problem():
     renderer = Renderer(
         wrap(tokenizer, unk_token="<unk>", eos_token="<|im_end|>", pad_token="<unk>"), SHIPPED["chatml"]
     )
-    assert not renderer.example(Pair("hi", "yes")).problems
+    assert not renderer.render_example(Pair("hi", "yes")).problems
     with pytest.raises(InputError) as e:
-        check_all(renderer, [Pair("hi", "yes"), Pair("hi", "yes 甄嬛 甄"), Pair("Ω", "b", (("a", "é"),))])
+        render_examples(renderer, [Pair("hi", "yes"), Pair("hi", "yes 甄嬛 甄"), Pair("Ω", "b", (("a", "é"),))])
     lines = str(e.value).splitlines()
     assert lines[0].startswith(
         "pair 2: 'output' holds '甄', '嬛', for which this model has no token: it would learn to say <unk>"

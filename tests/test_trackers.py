@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from persona import train
-from persona.config import make_config
-from persona.folder import Card, create
-from persona.pairs import Pair
-from persona.runs import create_run
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard, create_persona_at
+from persona.train import prepare
+from persona.train import run as train_run
+from persona.train.config import make_config
+from persona.train.launcher import create_run
 
 PROJECT = Path(__file__).resolve().parent.parent
-CARD = Card(name="Mags", system="Be dry.", language="en")
+CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
 PAIRS = [
     Pair(f"{w} {n}?", f"{w} is {n}. " + "It is lit. " * (n % 4)) for n, w in enumerate(["lamp", "log", "wind"] * 3)
 ]
@@ -38,7 +39,7 @@ TRACKERS = [
 @pytest.mark.parametrize("tracker", TRACKERS)
 def test_a_run_with_a_tracker_writes_losses_and_no_key(tmp_path, tiny_gemma, tracker):
     """A process of its own, with keys in its environment, as a run has; everything it leaves is searched for them."""
-    persona = create(tmp_path / "mags", CARD, PAIRS)
+    persona = create_persona_at(tmp_path / "mags", CARD, PAIRS)
     config = make_config(base=str(tiny_gemma), report_to=tracker, dtype="float32", batch_size=4, max_steps=3, lora_r=2)
     run = create_run(persona, config)
     env = {**os.environ, **KEYS, "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]),
@@ -61,7 +62,9 @@ def test_a_run_with_a_tracker_writes_losses_and_no_key(tmp_path, tiny_gemma, tra
 @pytest.mark.slow
 def test_what_a_tracker_is_told_to_call_the_run(tmp_path, tiny_gemma):
     """The persona's run by its name, in one project; and nothing is sent to a Space."""
-    run = create_run(create(tmp_path / "mags", CARD, PAIRS), make_config(base=str(tiny_gemma), report_to="none"))
-    args = train.trainer_args(train.prepare(run), tmp_path)
+    run = create_run(
+        create_persona_at(tmp_path / "mags", CARD, PAIRS), make_config(base=str(tiny_gemma), report_to="none")
+    )
+    args = train_run.make_sft_config(prepare.prepare_run(run), tmp_path)
     assert (args.run_name, args.project, args.report_to) == (run.name, "persona", [])
     assert (args.trackio_space_id, args.trackio_static_space_id, args.push_to_hub) == (None, False, False)

@@ -7,13 +7,16 @@ import signal
 
 import pytest
 import torch
-from tiny import load
+from tiny_models import load
 from training import CARD, PAIRS, events, lora, wait_for
 
-from persona import adapter, checkpoints, launch, loss, moments, train
-from persona.loss import Collator, mean_nll
-from persona.templates import read_template
-from persona.trainer import Trainer
+from persona.models import adapter, attach, loss
+from persona.models.loss import mean_nll
+from persona.template.chat_template import read_template
+from persona.train import checkpoints, launcher, snapshots
+from persona.train import run as train_run
+from persona.train.collator import Collator
+from persona.train.trainer import Trainer
 
 pytest_plugins = "training"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_cpu")]  # a trainer is built for nearly every test
@@ -28,7 +31,7 @@ RESULT = {"run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learn
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_lora_tensor_changes_and_no_base_tensor_does(make, seen, tiny_gemma, dtype):
-    train.train(make(eval_fraction=0, dtype=dtype, max_steps=4))
+    train_run.train_run(make(eval_fraction=0, dtype=dtype, max_steps=4))
     model = seen.trainer.model
     after = lora(model)
     assert len(after) == 2 * 2 * 7, "A and B of seven matrices in two layers"
@@ -42,7 +45,7 @@ def test_every_lora_tensor_changes_and_no_base_tensor_does(make, seen, tiny_gemm
 
 def test_a_run_from_start_to_end(make, tiny_gemma):
     run = make()
-    result = train.train(run)
+    result = train_run.train_run(run)
     assert set(result) == RESULT
     assert result["status"] == "done" and result["steps"] == 2 * 3 and result["run"] == str(run.path)
     assert result["adapter_nll"] < result["base_nll"] - 0.1
@@ -54,7 +57,7 @@ def test_a_run_from_start_to_end(make, tiny_gemma):
     assert [s for s, _ in seen.train] == [1, 2, 3, 4, 5, 6] and [s for s, _ in seen.held_out] == [0, 1, 2, 3, 4, 5, 6]
     assert seen.plan["rows"] + seen.plan["held_out"] == len(PAIRS) and seen.plan["held_out"] == 4
     assert not run.checkpoints.exists(), "a finished run keeps its adapter alone"
-    opened = adapter.check(run.adapter)
+    opened = adapter.read_adapter(run.adapter)
     assert opened.card == CARD and opened.template == read_template("gemma-base")
     assert opened.facts["figures"]["steps"] == 6 and opened.facts["config"]["lora_r"] == 16
     for file in run.adapter.iterdir():
@@ -65,7 +68,7 @@ def test_a_run_from_start_to_end(make, tiny_gemma):
 def test_tokens_are_counted_without_padding(make, seen):
     """Every row of every epoch once."""
     run = make(eval_fraction=0)
-    result = train.train(run)
+    result = train_run.train_run(run)
     rows = seen.job.train
     assert len(rows) == 16 and seen.trainer.clock.tokens == 2 * sum(len(e.input_ids) for e in rows)
     assert seen.trainer.clock.learned == 2 * sum(e.learned for e in rows)
@@ -74,14 +77,14 @@ def test_tokens_are_counted_without_padding(make, seen):
 
 def test_the_chosen_moment_is_written_and_not_the_last(make, seen, tiny_gemma, monkeypatch):
     """The figure is that of the file, on a fresh base. Which one is chosen: test_moments.py."""
-    monkeypatch.setattr(moments, "choose", lambda rows, tokens: sorted(rows)[2])
+    monkeypatch.setattr(snapshots, "choose_best_snapshot", lambda rows, tokens: sorted(rows)[2])
     run = make(learning_rate=0.05, max_steps=8)
-    result = train.train(run)
+    result = train_run.train_run(run)
     nlls = [e["nll"] for e in events(run, "eval") if e["step"]]
     want = nlls[2]
     assert len(nlls) == 8 and abs(nlls[-1] - want) > 0.01, "they must differ, or this test sees nothing"
     assert result["adapter_nll"] == want and run.progress().chosen == 3
-    opened = adapter.attach(load(tiny_gemma), adapter.check(run.adapter), "x")
+    opened = attach.attach_adapter(load(tiny_gemma), adapter.read_adapter(run.adapter), "x")
     collate = Collator(seen.job.renderer.tokenizer.pad_token_id)
     assert mean_nll(opened, seen.job.held_out, collate) == pytest.approx(want, rel=1e-4)
     assert mean_nll(load(tiny_gemma), seen.job.held_out, collate) == pytest.approx(result["base_nll"], rel=1e-4)
@@ -89,10 +92,10 @@ def test_the_chosen_moment_is_written_and_not_the_last(make, seen, tiny_gemma, m
 
 def test_without_held_out_rows_it_trains_and_measures_nothing(make):
     run = make(eval_fraction=0)
-    result = train.train(run)
+    result = train_run.train_run(run)
     assert set(result) == RESULT and result["status"] == "done"
     assert (result["base_nll"], result["adapter_nll"]) == (None, None)
-    assert events(run, "eval") == [] and adapter.check(run.adapter)
+    assert events(run, "eval") == [] and adapter.read_adapter(run.adapter)
 
 
 def test_accumulated_batches_are_one_batch(make):
@@ -100,7 +103,7 @@ def test_accumulated_batches_are_one_batch(make):
     first = {}
     for name, size, steps in (("whole", 8, 1), ("parts", 2, 4)):
         run = make(PAIRS[:9], eval_fraction=0.1, batch_size=size, gradient_accumulation_steps=steps, max_steps=3)
-        train.train(run)
+        train_run.train_run(run)
         assert len([r for r in run.rows() if not r.held_out]) == 8
         first[name] = [(e["loss"], e["grad_norm"]) for e in events(run, "step")]
     assert len(first["whole"]) == 3
@@ -111,14 +114,14 @@ def test_accumulated_batches_are_one_batch(make):
 def test_the_first_loss_is_that_of_the_base(make, seen):
     """An untrained LoRA changes nothing: mean nats per learned token, as in the evaluation."""
     run = make(PAIRS[:9], eval_fraction=0.1, batch_size=8, max_steps=1)
-    train.train(run)
+    train_run.train_run(run)
     want = mean_nll(load(seen.job.base.path), seen.job.train, seen.trainer.data_collator)
     assert events(run, "step")[0]["loss"] == pytest.approx(want, rel=1e-3)
 
 
 def test_early_stopping_ends_early(make):
     run = make(learning_rate=0.4, max_steps=8, early_stopping_patience=1)
-    result = train.train(run)
+    result = train_run.train_run(run)
     nlls = [e["nll"] for e in events(run, "eval")][1:]
     assert result["steps"] < 8 and result["status"] == "done" and run.progress().status == "done"
     assert nlls[-1] >= min(nlls[:-1]) and result["adapter_nll"] == pytest.approx(min(nlls), rel=1e-6)
@@ -134,24 +137,24 @@ def saved_at(monkeypatch) -> list[int]:
 @pytest.mark.parametrize("every, want", [(0, [3, 6, 7]), (2, [2, 4, 6, 7]), (5, [5, 7])])
 def test_checkpoints_and_evaluations_each_keep_their_own_steps(make, monkeypatch, every, want):
     steps = saved_at(monkeypatch)
-    monkeypatch.setattr(train, "steps_of", lambda *_: (7, 3))
+    monkeypatch.setattr(train_run, "count_steps", lambda *_: (7, 3))
     run = make(max_steps=7, save_steps=every)
-    train.train(run)
-    assert steps == want and moments.steps(run) == [3, 6, 7]
+    train_run.train_run(run)
+    assert steps == want and snapshots.list_snapshot_steps(run) == [3, 6, 7]
     assert [e["step"] for e in events(run, "eval")] == [0, 3, 6, 7]
 
 
 @pytest.mark.parametrize("every, want", [(0, [1, 2, 3, 4, 5]), (2, [2, 4, 5])])
 def test_checkpoints_without_held_out_rows(make, monkeypatch, every, want):
     steps = saved_at(monkeypatch)
-    train.train(make(max_steps=5, save_steps=every, eval_fraction=0))
+    train_run.train_run(make(max_steps=5, save_steps=every, eval_fraction=0))
     assert steps == want
 
 
 def test_a_run_goes_on_from_a_checkpoint_between_evaluations(make, monkeypatch):
-    monkeypatch.setattr(train, "steps_of", lambda *_: (6, 3))
+    monkeypatch.setattr(train_run, "count_steps", lambda *_: (6, 3))
     runs, real = [make(max_steps=6, save_steps=2) for _ in range(2)], loss.nll_sum
-    expected = train.train(runs[0])
+    expected = train_run.train_run(runs[0])
 
     def dies(*args):
         if len(events(runs[1], "step")) == 5:
@@ -159,11 +162,11 @@ def test_a_run_goes_on_from_a_checkpoint_between_evaluations(make, monkeypatch):
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("persona.trainer.nll_sum", dies)
+        patch.setattr("persona.train.trainer.nll_sum", dies)
         with pytest.raises(MemoryError):
-            train.train(runs[1])
-    assert checkpoints.last(runs[1].checkpoints).name == "checkpoint-4"
-    assert train.train(runs[1])["adapter_nll"] == pytest.approx(expected["adapter_nll"], rel=1e-4)
+            train_run.train_run(runs[1])
+    assert checkpoints.find_last_checkpoint(runs[1].checkpoints).name == "checkpoint-4"
+    assert train_run.train_run(runs[1])["adapter_nll"] == pytest.approx(expected["adapter_nll"], rel=1e-4)
 
 
 # ---- stop, resume
@@ -172,7 +175,7 @@ def test_a_run_goes_on_from_a_checkpoint_between_evaluations(make, monkeypatch):
 def test_a_deadline_of_nothing_makes_one_step_each_time(make):
     """A time slice on a shared GPU: stop at a step boundary, go on in the next slice."""
     run = make(max_steps=3)
-    results = [train.train(run, deadline=0.0) for _ in range(3)]
+    results = [train_run.train_run(run, deadline=0.0) for _ in range(3)]
     assert [(r["status"], r["steps"]) for r in results] == [("stopped", 1), ("stopped", 2), ("done", 3)]
     assert [s for s, _ in run.progress().train] == [1, 2, 3]
 
@@ -187,27 +190,27 @@ def test_signals_ask_it_to_stop_and_are_given_back(make, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*args)
 
-    monkeypatch.setattr("persona.trainer.nll_sum", interrupted)
-    result = train.train(run)
+    monkeypatch.setattr("persona.train.trainer.nll_sum", interrupted)
+    result = train_run.train_run(run)
     assert (result["status"], result["steps"]) == ("stopped", 1)
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
 def test_a_killed_run_is_seen_as_interrupted_and_goes_on(make):
     run = make(max_steps=80)
-    launch.start(run)
-    wait_for(lambda: checkpoints.last(run.checkpoints) or not run.alive())
+    launcher.start_run(run)
+    wait_for(lambda: checkpoints.find_last_checkpoint(run.checkpoints) or not run.alive())
     pid = json.loads((run.path / "worker.json").read_text())["pid"]
     os.kill(pid, signal.SIGKILL)
-    launch._children[run.path].wait()
+    launcher._children[run.path].wait()
     seen = run.progress()
     assert seen.status == "interrupted" and 0 < seen.step < 80, (run.path / "log.txt").read_text()
     before = len(events(run, "step"))
-    reached = int(checkpoints.last(run.checkpoints).name.rpartition("-")[2])
-    launch.start(run)
+    reached = int(checkpoints.find_last_checkpoint(run.checkpoints).name.rpartition("-")[2])
+    launcher.start_run(run)
     wait_for(lambda: not run.alive())
-    launch.reap()
+    launcher.reap_children()
     seen = run.progress()
     assert (seen.status, seen.step, seen.result["steps"]) == ("done", 80, 80), (run.path / "log.txt").read_text()
     assert events(run, "step")[before]["step"] == reached + 1, "it went on where the checkpoint was"
-    assert [s for s, _ in seen.train] == list(range(1, 81)) and adapter.check(run.adapter)
+    assert [s for s, _ in seen.train] == list(range(1, 81)) and adapter.read_adapter(run.adapter)

@@ -9,11 +9,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from training import PAIRS, events
 
-from persona import adapter, checkpoints, loss, train
+from persona import errors
 from persona.errors import AdapterError, InputError, RunError
-from persona.pairs import Pair
-from persona.runs import Run
-from persona.trainer import Trainer
+from persona.models import adapter, loss
+from persona.store.pairs import Pair
+from persona.train import checkpoints
+from persona.train import run as train_run
+from persona.train.run_folder import Run
+from persona.train.trainer import Trainer
 
 pytest_plugins = "training"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_cpu")]  # a trainer is built for nearly every test
@@ -26,9 +29,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(make, monkeypatch):
         total, learned = real(*args)
         return (total * float("nan") if len(events(run, "step")) == 2 else total), learned
 
-    monkeypatch.setattr("persona.trainer.nll_sum", diverging)
+    monkeypatch.setattr("persona.train.trainer.nll_sum", diverging)
     with pytest.raises(RunError, match=r"infinite at step 3\. Lower learning_rate \(now 0\.01\) and start again"):
-        train.train(run)
+        train_run.train_run(run)
     assert_failed_and_clean(run, last=2)
     best = min(e["nll"] for e in events(run, "eval") if e["step"])
     assert run.progress().result["adapter_nll"] == pytest.approx(best, rel=1e-6)
@@ -51,17 +54,17 @@ def test_a_gradient_that_is_not_finite_ends_the_run(make, monkeypatch):
         total, learned = real(*args)
         return (Broken.apply(total) if len(events(run, "step")) == 1 else total), learned
 
-    monkeypatch.setattr("persona.trainer.nll_sum", diverging)
+    monkeypatch.setattr("persona.train.trainer.nll_sum", diverging)
     with pytest.raises(RunError, match=r"at step 2\. Lower learning_rate"):
-        train.train(run)
+        train_run.train_run(run)
     assert_failed_and_clean(run, last=1)
 
 
 def test_a_run_that_diverges_at_once_has_nothing_to_keep(make, monkeypatch):
     run, real = make(max_steps=3), loss.nll_sum
-    monkeypatch.setattr("persona.trainer.nll_sum", lambda *args: (real(*args)[0] * float("nan"), 1))
+    monkeypatch.setattr("persona.train.trainer.nll_sum", lambda *args: (real(*args)[0] * float("nan"), 1))
     with pytest.raises(RunError, match=r"at step 1\. Lower learning_rate \(now 0\.01\) and start again\.$"):
-        train.train(run)
+        train_run.train_run(run)
     assert not run.adapter.exists() and run.progress().result == {}
 
 
@@ -70,8 +73,8 @@ def assert_failed_and_clean(run: Run, last: int):
     seen = run.progress()
     assert seen.status == "failed" and "Lower learning_rate" in seen.message
     assert "the adapter holds the best" in seen.message and seen.result["status"] == "failed"
-    assert adapter.check(run.adapter), "it holds finite numbers alone"
-    newest = checkpoints.last(run.checkpoints)
+    assert adapter.read_adapter(run.adapter), "it holds finite numbers alone"
+    newest = checkpoints.find_last_checkpoint(run.checkpoints)
     assert newest.name == f"checkpoint-{last}"
     for file in run.path.rglob("*.safetensors"):
         assert all(w.isfinite().all() for w in load_file(file).values()), file
@@ -99,8 +102,8 @@ def test_what_cannot_be_right_never_starts(make, tmp_path, pairs, changes, why):
         changes = {"template": str(tmp_path / "own.jinja")}
     run = make(pairs, **changes)
     with pytest.raises(Exception, match=why) as e:
-        train.train(run)
-    assert isinstance(e.value, train.PersonaError)
+        train_run.train_run(run)
+    assert isinstance(e.value, errors.PersonaError)
     assert run.progress().status == "failed" and run.progress().message == str(e.value)
     assert not run.checkpoints.exists() and not run.adapter.exists() and events(run, "step") == []
 
@@ -124,11 +127,13 @@ def test_a_full_disk_when_the_adapter_is_written(make, monkeypatch, error):
 
     monkeypatch.setattr(PeftModel, "save_pretrained", full)
     with pytest.raises(AdapterError, match="No space left on device.*Free some space and resume"):
-        train.train(run)
+        train_run.train_run(run)
     assert run.progress().status == "failed" and "Free some space and resume" in run.progress().message
-    assert not run.adapter.exists() and checkpoints.last(run.checkpoints), "what was trained can still be had"
+    assert not run.adapter.exists() and checkpoints.find_last_checkpoint(run.checkpoints), (
+        "what was trained can still be had"
+    )
     monkeypatch.undo()
-    assert train.train(run)["status"] == "done" and adapter.check(run.adapter)
+    assert train_run.train_run(run)["status"] == "done" and adapter.read_adapter(run.adapter)
 
 
 @pytest.mark.parametrize("error", [*FULL.values(), RuntimeError("PytorchStreamWriter failed writing file data/0")])
@@ -142,10 +147,10 @@ def test_a_full_disk_when_a_checkpoint_is_written(make, monkeypatch, error):
 
     monkeypatch.setattr(Trainer, "_save", full)
     with pytest.raises(type(error)):
-        train.train(run)
+        train_run.train_run(run)
     assert run.progress().status == "failed"
     assert run.progress().message.startswith("The disk is full. Free some space, then resume")
-    assert checkpoints.last(run.checkpoints).name == "checkpoint-1"
+    assert checkpoints.find_last_checkpoint(run.checkpoints).name == "checkpoint-1"
 
 
 @pytest.mark.parametrize(
@@ -158,4 +163,4 @@ def test_a_full_disk_when_a_checkpoint_is_written(make, monkeypatch, error):
     ],
 )
 def test_a_failure_is_explained(tmp_path, error, why):
-    assert train.explain(error, tmp_path).startswith(why)
+    assert train_run.explain_error(error, tmp_path).startswith(why)

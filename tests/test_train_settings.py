@@ -5,12 +5,14 @@ import torch
 from cases import check_each
 from training import CARD, PAIRS, events, layers
 
-from persona import adapter, train
-from persona.config import RunConfig
-from persona.folder import create
-from persona.runs import create_run
-from persona.templates import read_template
-from persona.trainer import Clock, Watch
+from persona.models import adapter
+from persona.store.persona_folder import create_persona_at
+from persona.template.chat_template import read_template
+from persona.train import prepare
+from persona.train import run as train_run
+from persona.train.config import RunConfig
+from persona.train.launcher import create_run
+from persona.train.trainer import RunCallback, TrainingClock
 
 pytest_plugins = "training"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_cpu")]  # a trainer is built for nearly every test
@@ -102,10 +104,10 @@ def built(tmp_path_factory, tiny_gemma, tiny_llama):
     made = {}
     changed = {**CHANGED, "base": str(tiny_llama)}
     for name, config in (("default", RunConfig(base=str(tiny_gemma))), ("changed", RunConfig(**changed))):
-        run = create_run(create(tmp_path_factory.mktemp(name) / "mags", CARD, PAIRS), config)
-        job = train.prepare(run)
-        clock = Clock()
-        made[name] = (train.build(job, clock, Watch(run, clock)), job)
+        run = create_run(create_persona_at(tmp_path_factory.mktemp(name) / "mags", CARD, PAIRS), config)
+        job = prepare.prepare_run(run)
+        clock = TrainingClock()
+        made[name] = (train_run.build_trainer(job, clock, RunCallback(run, clock)), job)
     return made
 
 
@@ -127,7 +129,7 @@ def test_gradient_checkpointing_is_on_in_the_model(make, seen):
     losses = []
     for on in (False, True):
         run = make(gradient_checkpointing=on, max_steps=2, eval_fraction=0)
-        train.train(run)
+        train_run.train_run(run)
         layers = seen.trainer.model.get_base_model().model.layers
         assert {bool(getattr(layer, "gradient_checkpointing", False)) for layer in layers} == {on}
         losses.append([e["loss"] for e in events(run, "step")])
@@ -138,9 +140,9 @@ def test_a_named_template_file_and_layers(make, seen, tmp_path):
     own = tmp_path / "mine.jinja"
     own.write_text(read_template("gemma-base").text.replace("Origin", "Copied"))
     run = make(template=str(own), target_modules=" q_proj , up_proj", max_steps=1)
-    train.train(run)
+    train_run.train_run(run)
     assert layers(seen.trainer) == {"q_proj", "up_proj"}
-    opened = adapter.check(run.adapter)
+    opened = adapter.read_adapter(run.adapter)
     assert opened.template.text == own.read_text() and str(tmp_path) not in (run.adapter / "run.json").read_text()
 
 
@@ -149,7 +151,7 @@ def test_noise_on_the_embeddings_changes_what_is_trained_on(make):
 
     def losses(**settings) -> list[float]:
         run = make(max_steps=3, eval_fraction=0, **settings)
-        train.train(run)
+        train_run.train_run(run)
         return [loss for _, loss in run.progress().train]
 
     plain = losses()
@@ -160,6 +162,6 @@ def test_noise_on_the_embeddings_changes_what_is_trained_on(make):
 @pytest.mark.parametrize("init", ["gaussian", "orthogonal"])
 def test_a_lora_begins_as_the_base_however_it_is_drawn(make, init):
     run = make(max_steps=1, init_lora_weights=init, learning_rate=1e-12)
-    train.train(run)
+    train_run.train_run(run)
     result = run.progress().result
     assert result["adapter_nll"] == pytest.approx(result["base_nll"], abs=1e-4)

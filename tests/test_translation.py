@@ -8,40 +8,29 @@ from types import SimpleNamespace
 import pytest
 from gradio.context import LocalContext
 from messages_in_source import MAKERS, PERSONA, fields, made, of_source
-from test_report import interval
-from test_report import made as report_of
+from test_report_html import interval
+from test_report_html import made as report_of
 from test_verdict import gain, moved
 
-from persona import (
-    catalogue,
-    config,
-    corrections,
-    edits,
-    evaluate,
-    files,
-    folder,
-    hardware,
-    importers,
-    journal,
-    pairs,
-    remedy,
-    runs,
-    sandbox,
-    templates,
-    votes,
-    waiting,
-    winrate,
-)
+from persona.compare import blind_votes, corrections, win_rate
 from persona.errors import InputError, Message, PersonaError
-from persona.evaluate import report as reports
-from persona.evaluate.verdict import judge
-from persona.folder import Card
-from persona.importers import alpaca, turns
-from persona.importers.text import open_source
-from persona.lint import lint, summarise
-from persona.pairs import Pair
-from persona.ui import common
-from persona.ui.words import CHINESE, localized
+from persona.judge import evaluate
+from persona.judge import report_html as reports
+from persona.judge.verdict import decide_verdict
+from persona.models import catalogue, hardware
+from persona.store import edit_history, edits, files, pairs, persona_folder
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard
+from persona.template import chat_template, sandbox
+from persona.train import config, oom_recovery, queue, run_folder
+from persona.ui import page as ui_page
+from persona.ui import widgets
+from persona.ui.i18n import CHINESE, localized
+from persona.write import importers
+from persona.write.importers import columns, conversation_rows, registry
+from persona.write.importers.text_source import open_source
+from persona.write.lint import lint_pairs
+from persona.write.lint.summary import summarize_dataset
 
 DETAIL = "detail"  # a value that another library words in English: a translation may leave it out
 
@@ -105,31 +94,34 @@ def unfinished(text: str) -> list[str]:
 
 def composed() -> list[str]:
     """Texts that the library puts together."""
-    at = runs.Run(PERSONA / "甄嬛" / "runs" / "甲")
+    at = run_folder.Run(PERSONA / "甄嬛" / "runs" / "甲")
     places = [
-        waiting.Place(n, after, left) for n in (1, 2, 3, 4) for after in (None, at) for left in (None, 60, 130, 9e3)
+        queue.QueuePosition(n, after, left)
+        for n in (1, 2, 3, 4)
+        for after in (None, at)
+        for left in (None, 60, 130, 9e3)
     ]
     changes = [{"batch_size": 2, "gradient_accumulation_steps": 4}, {"gradient_checkpointing": True},
                {"quantization": "nf4"}, {}]  # fmt: skip
-    verdicts = [judge(r) for r in (
+    verdicts = [decide_verdict(r) for r in (
         report_of(), gain(0.3, 0.1), gain(0.3, 0.4), gain(-0.3, 0.1, train=3.0), gain(0.01, 0.02), report_of(ended=0.3),
         moved("drift", rise=interval(1.2, 0.1)), report_of(likelihood=None), report_of(ended=0.7, likelihood=None),
         report_of(ended=0.7), moved("memory", train_copied=0.9, held_copied=0.1), moved("memory", recited=0.5),
     )]  # fmt: skip
-    card = Card(name="甄嬛", language="zh", probes=["你今天吃了什么点心？"])
-    found = lint(FAULTS, card, length=lambda p: 900 if p.instruction == "问十" else 9, max_length=512)
-    found += lint([Pair("問", "本宮與皇后說話，这国家。")], Card(name="甄嬛", language="zh-Hant"))
+    card = PersonaCard(name="甄嬛", language="zh", probes=["你今天吃了什么点心？"])
+    found = lint_pairs(FAULTS, card, length=lambda p: 900 if p.instruction == "问十" else 9, max_length=512)
+    found += lint_pairs([Pair("問", "本宮與皇后說話，这国家。")], PersonaCard(name="甄嬛", language="zh-Hant"))
     told = {"instruction": "instruction", "output": "output"}
     return [
-        *map(waiting.words, places), *filter(None, map(remedy.words, changes)), *map(remedy.advice, changes),
+        *map(queue.describe_position, places), *filter(None, map(oom_recovery.describe_changes, changes)), *map(oom_recovery.make_memory_advice, changes),
         *(text for v in verdicts for text in (v.said, v.cause, v.advice, *v.remarks) if text),
-        *(votes._sides(wins, 20, 10, 20) for wins in (0, 10, 20)),
-        *alpaca.pair_of({"instruction": "问", "output": "答", "乙": 1}, told, "")[1],
-        *turns.pair_of({}, "", [{"role": "user", "content": "问", "乙": 1}, {"role": "assistant", "content": "答"}])[1],
-        *(f.message for f in found), *(f.fix for f in found if f.fix), summarise(FAULTS, card, found).text,
+        *(blind_votes._side_bias(wins, 20, 10, 20) for wins in (0, 10, 20)),
+        *columns.row_to_pair({"instruction": "问", "output": "答", "乙": 1}, told, "")[1],
+        *conversation_rows.conversation_to_pair({}, "", [{"role": "user", "content": "问", "乙": 1}, {"role": "assistant", "content": "答"}])[1],
+        *(f.message for f in found), *(f.fix for f in found if f.fix), summarize_dataset(FAULTS, card, found).text,
         *(corrections._message(9, rivals) for rivals in ((), (1,), (1, 2), tuple(range(1, 9)))),
-        *(winrate.outlook(w, d, v) for w, d, v in ((0, 0, 0), (0, 0, 2), (9, 9, 9), (3, 6, 6), (3, 4, 4), (51, 100, 101))),
-        *(e.about for e in catalogue.catalogue() if " " not in e.licence), hardware.make_plan(hardware.this_machine()).reason,
+        *(win_rate.describe_evidence(w, d, v) for w, d, v in ((0, 0, 0), (0, 0, 2), (9, 9, 9), (3, 6, 6), (3, 4, 4), (51, 100, 101))),
+        *(e.about for e in catalogue.load_catalogue() if " " not in e.licence), hardware.plan_device(hardware.this_machine()).reason,
     ]  # fmt: skip
 
 
@@ -152,7 +144,9 @@ FAULTS = [
 
 
 def test_a_finding_in_chinese():
-    found = lint([Pair("问", "本宫（今日有些乏了。"), Pair("问", "本宫（今日有些乏了。")], Card(name="甄嬛"))
+    found = lint_pairs(
+        [Pair("问", "本宫（今日有些乏了。"), Pair("问", "本宫（今日有些乏了。")], PersonaCard(name="甄嬛")
+    )
     assert [f.message.translated(CHINESE) for f in found] == [
         "第 1 条对话对，回答：（ 只有一半，另一半可能被截掉了。请补全，或去掉。",
         "第 2 条对话对，回答：（ 只有一半，另一半可能被截掉了。请补全，或去掉。",
@@ -173,19 +167,19 @@ def refusals(place) -> list[tuple[object, str]]:
          "请改正或删除，然后再试一次。"),
         (lambda: files.read_json(place / "乙.json", Message("a training run")),
          f"{place}/乙.json：其中是 list，而训练应是一个 JSON 对象 {{…}}。"),
-        (lambda: folder.open_persona(place),
+        (lambda: persona_folder.open_persona(place),
          f"{place}：不是角色文件夹（没有 persona.json）。新建一个：persona new {place} --name NAME"),
         (lambda: config.make_config(epochs=-1, lora_r=0, seed=2**32, lora_dropout=2.0, batch_size="x", lora_alpha="y",
                                     use_dora=3, dtype="z"), None),
         (lambda: config.make_config(learning_rate="x", early_stopping_patience=10**9, eval_fraction=0.9), None),
         (lambda: config.make_config(rank=3), None),
         (lambda: config.make_config("slow"), "'slow'：没有这个预设。可选：quick, balanced, thorough。"),
-        (lambda: templates.read_template("甲"), None),
-        (lambda: sandbox.inspect("{{ x | xmlattr }}"), "模板第 1 行：使用了过滤器 'xmlattr'，对话模板用不着这个。"),
-        (lambda: sandbox.inspect("{{ x.format_map() }}"), "模板第 1 行：使用了方法 'format_map'，对话模板用不着这个。"),
-        (lambda: importers.preview(open_source(place / "丙.csv"), "table", importers.Options({"output": "乙列", "instruction": ""})),
+        (lambda: chat_template.read_template("甲"), None),
+        (lambda: sandbox.inspect_template("{{ x | xmlattr }}"), "模板第 1 行：使用了过滤器 'xmlattr'，对话模板用不着这个。"),
+        (lambda: sandbox.inspect_template("{{ x.format_map() }}"), "模板第 1 行：使用了方法 'format_map'，对话模板用不着这个。"),
+        (lambda: registry.preview_import(open_source(place / "丙.csv"), "table", importers.ImportOptions({"output": "乙列", "instruction": ""})),
          "丙.csv：哪一列是 instruction？它有：'甲列', '乙列'。请选择：--column instruction=NAME"),
-        (lambda: importers.preview(open_source(place / "丙.csv"), "table", importers.Options({"output": "", "instruction": ""})),
+        (lambda: registry.preview_import(open_source(place / "丙.csv"), "table", importers.ImportOptions({"output": "", "instruction": ""})),
          "丙.csv：哪一列是 instruction、output？它有：'甲列', '乙列'。请选择：--column instruction=NAME --column output=NAME"),
     ]  # fmt: skip
 
@@ -216,17 +210,19 @@ def test_the_page_escapes_after_translating(visitor):
     visitor("zh")
     name = "'{name}' holds {found}, which this model reads as control. Delete it"
     problem = Message("pair {row}: {problem}.", row=3, problem=Message(name, name="output", found="<b>&"))
-    assert common.problems_html([problem]) == (
+    assert widgets.problems_html([problem]) == (
         '<div class="problem">第 3 条对话对：“output”含有 &lt;b&gt;&amp;，这个模型会把它读作控制符。请删除。</div>'
     )
-    shown = common.notice(InputError("{path}: cannot be read ({reason}). Check its rights.", path="<i>/x", reason="y"))
+    shown = ui_page.error_notice(
+        InputError("{path}: cannot be read ({reason}). Check its rights.", path="<i>/x", reason="y")
+    )
     assert shown.message == "&lt;i&gt;/x：无法读取（y）。请检查它的权限。"
 
 
 def test_the_report_is_chinese_on_the_page_and_english_on_disk(visitor):
     visitor("zh")
     report = report_of("<b>甄嬛</b>")
-    fragment, page = reports.fragment(report, localized), reports.html(report)
+    fragment, page = reports.render_fragment(report, localized), reports.render_html(report)
     assert "学到了：" in fragment and "留出数据的 NLL" in fragment and "<b>甄嬛" not in fragment
     assert not re.search("[A-Za-z]{3,} [a-z]{3,}", re.sub("<[^>]*>", "\n", fragment))
     assert "学到了" not in page and "Learned: it answers new questions" in page
@@ -234,30 +230,32 @@ def test_the_report_is_chinese_on_the_page_and_english_on_disk(visitor):
 
 def test_what_is_kept_on_disk_is_read_back_with_its_template(tmp_path, visitor):
     """An edit's name, the state of a run, what a report notes: English in the file, and still Chinese on the page."""
-    persona = folder.Persona(tmp_path / "mags")
+    persona = persona_folder.Persona(tmp_path / "mags")
     persona.path.mkdir()
     persona.save_pairs([Pair("a", "b")])
-    journal.commit(persona, Message("edit of pair {row}", row=1), [edits.Change(0, Pair("a", "b"), Pair("a", "c"))])
-    run = runs.Run(tmp_path / "run")
+    edit_history.commit(
+        persona, Message("edit of pair {row}", row=1), [edits.PairChange(0, Pair("a", "b"), Pair("a", "c"))]
+    )
+    run = run_folder.Run(tmp_path / "run")
     run.path.mkdir()
     run.log("state", state="failed", message=InputError("{path}: no such adapter folder.", path="/x").message)
     report = report_of(notes=[Message("General questions"), "说明 {x}"])
-    file = evaluate.save(report, run).with_name("report.json")
+    file = evaluate.save_report(report, run).with_name("report.json")
     loaded = evaluate.load(file)
 
     visitor("zh")
-    assert localized(journal.trail(persona)[0]) == "编辑第 1 条对话对"
+    assert localized(edit_history.undo_redo_labels(persona)[0]) == "编辑第 1 条对话对"
     assert localized(run.progress().message) == "/x：没有这个适配器文件夹。"
     assert [localized(x) for x in loaded.notes] == ["常识问题", "说明 {x}"]
-    assert loaded == report.model_copy(update={"verdict": judge(report)})
+    assert loaded == report.model_copy(update={"verdict": decide_verdict(report)})
     assert files.read_json(file, "a report")["notes"] == ["General questions", "说明 {x}"]
     visitor("en")
     assert localized(run.progress().message) == "/x: no such adapter folder."
-    assert localized(journal.undo(persona)) == "edit of pair 1"
+    assert localized(edit_history.undo(persona)) == "edit of pair 1"
 
 
 def test_files_of_before_are_shown_in_english(tmp_path, visitor):
-    run = runs.Run(tmp_path)
+    run = run_folder.Run(tmp_path)
     (tmp_path / "events.jsonl").write_text('{"event": "state", "state": "failed", "message": "No vote yet."}\n')
     visitor("zh")
     assert localized(run.progress().message) == "No vote yet."

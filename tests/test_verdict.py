@@ -2,22 +2,22 @@
 
 import pytest
 from cases import check_each
-from test_report import interval, made
+from test_report_html import interval, made
 
-from persona.evaluate import verdict
-from persona.evaluate.found import Report
+from persona.judge import verdict
+from persona.judge.report_model import EvalReport
 
 
-def moved(part: str, **figures) -> Report:
+def moved(part: str, **figures) -> EvalReport:
     report = made()
     return report.model_copy(update={part: getattr(report, part).model_copy(update=figures)})
 
 
-def kind(report: Report) -> str:
-    return verdict.judge(report).kind
+def kind(report: EvalReport) -> str:
+    return verdict.decide_verdict(report).kind
 
 
-def gain(value: float, width: float, **figures) -> Report:
+def gain(value: float, width: float, **figures) -> EvalReport:
     return moved("likelihood", gain=interval(value, width), adapter=interval(5.2 - value), best=None, **figures)
 
 
@@ -75,11 +75,11 @@ def test_an_answer_that_ends_where_it_is_known_by_heart_is_not_endless():
     ({"train_rows": 12}, "only 12 training pairs"), ({}, "too little training"),
 ])  # fmt: skip
 def test_the_likely_cause_of_too_little(facts, words):
-    assert words in verdict.judge(gain(0.0, 0.01).model_copy(update=facts)).cause
+    assert words in verdict.decide_verdict(gain(0.0, 0.01).model_copy(update=facts)).cause
 
 
-def remarks(report: Report) -> str:
-    return " ".join(verdict.judge(report).remarks)
+def remarks(report: EvalReport) -> str:
+    return " ".join(verdict.decide_verdict(report).remarks)
 
 
 def test_remarks_are_said_beside_the_main_verdict():
@@ -100,6 +100,6 @@ def test_remarks_are_said_beside_the_main_verdict():
 
 
 def test_a_remark_does_not_repeat_the_main_verdict():
-    said = verdict.judge(moved("drift", rise=interval(1.2, 0.1)))
+    said = verdict.decide_verdict(moved("drift", rise=interval(1.2, 0.1)))
     assert said.kind == "forgot" and "general questions" not in " ".join(said.remarks)
     assert "It also forgot" in remarks(moved("drift", rise=interval(1.2, 0.1)).model_copy(update={"ended": 0.1}))

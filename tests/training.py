@@ -4,14 +4,15 @@ import time
 
 import pytest
 import torch
-from tiny import new_run
+from tiny_models import new_run
 
-from persona import hardware, train
-from persona.folder import Card
-from persona.pairs import Pair
-from persona.runs import Run
+from persona.models import hardware
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard
+from persona.train import run as train_run
+from persona.train.run_folder import Run
 
-CARD = Card(name="Mags", system="Be dry.", language="en")
+CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
 WORDS = ["lamp", "log", "wind", "light", "kettle", "point", "sable", "north"] * 2
 PAIRS = [Pair(f"{word} {n}?", f"{word} is {n}. " + "It is lit. " * (n % 4)) for n, word in enumerate(WORDS)]
 
@@ -42,7 +43,7 @@ class Seen:
     """What a run was made of, for tests that look inside: build() and finish() as they happen."""
 
     def __init__(self, monkeypatch):
-        real_build, real_finish = train.build, train.finish
+        real_build, real_finish = train_run.build_trainer, train_run.finish_run
 
         def build(*args):
             self.trainer = real_build(*args)
@@ -53,8 +54,8 @@ class Seen:
             self.job = args[0].job
             return real_finish(*args)
 
-        monkeypatch.setattr(train, "build", build)
-        monkeypatch.setattr(train, "finish", finish)
+        monkeypatch.setattr(train_run, "build_trainer", build)
+        monkeypatch.setattr(train_run, "finish_run", finish)
 
 
 @pytest.fixture

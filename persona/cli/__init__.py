@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
-from persona import __version__, files, hardware
-from persona.cli import doctor, judging, page, serving, sharing, talking, training, writing
+from persona import __version__
+from persona.cli import chat, data, doctor, evaluate, page, serve, share, train
 from persona.errors import PersonaError
+from persona.models import malloc
+from persona.store import workspace
 
 app = typer.Typer(
     help="Write pairs, train a LoRA, compare base and persona, share the adapter.",
@@ -33,16 +35,16 @@ def _options(
 
 
 app.command()(page.page)
-app.command()(writing.new)
-app.command("import")(writing.import_)
-app.command()(writing.lint)
-app.command()(writing.render)
-app.command()(training.train)
-app.command()(talking.chat)
-app.command()(serving.serve)
-app.command("eval")(judging.eval_)
-app.command()(sharing.export)
-app.command()(sharing.push)
+app.command()(data.new)
+app.command("import")(data.import_)
+app.command()(data.lint)
+app.command()(data.render)
+app.command()(train.train)
+app.command()(chat.chat)
+app.command()(serve.serve)
+app.command("eval")(evaluate.eval_)
+app.command()(share.export)
+app.command()(share.push)
 app.command()(doctor.doctor)
 
 
@@ -51,9 +53,9 @@ def main(words: list[str] | None = None) -> int:
 
     words: its arguments, where they are not those of this process.
     """
-    hardware.spin_less()
+    malloc.limit_openmp_spin()
     try:
-        with files.asking(""):  # whoever has a shell here is the owner
+        with workspace.as_visitor(""):  # whoever has a shell here is the owner
             return app(words, standalone_mode=False, prog_name="persona") or 0
     except PersonaError as e:
         typer.secho(str(e), err=True, fg="red")

@@ -3,18 +3,20 @@
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from persona import __version__, hardware
-from persona.cli.common import AsJson, put
+from persona import __version__
+from persona.cli.output import AsJson, print_result
+from persona.models import hardware
 
 
 def doctor(as_json: AsJson = False) -> None:
     """What this machine has, how Persona would use it, and which extras are installed."""
-    from persona import embedded, files
+    from persona.models import bundled
+    from persona.store import workspace
 
     machine = hardware.this_machine()
-    plan = hardware.make_plan(machine)
+    plan = hardware.plan_device(machine)
     wanted = ("torch", "transformers", "trl", "peft", "gradio", "bitsandbytes", "liger-kernel", "spaces")
-    models = {e.name: embedded.is_installed(e) for e in embedded.EMBEDDED.values()}
+    models = {e.name: bundled.is_installed(e) for e in bundled.BUNDLED_MODELS.values()}
     packages = {p: _version(p) for p in wanted}
     value = {
         "persona": __version__,
@@ -25,7 +27,7 @@ def doctor(as_json: AsJson = False) -> None:
                  "reason": plan.reason},
         "packages": packages,
         "embedded": models,
-        "home": str(files.root()),
+        "home": str(workspace.data_root()),
         "not_verified": ["training and chat on a GPU (CUDA, MPS), 4 and 8 bits there", "Liger's kernels",
                          "the Hugging Face Hub itself", "ModelScope", "ZeroGPU Spaces"],
     }  # fmt: skip
@@ -36,7 +38,7 @@ def doctor(as_json: AsJson = False) -> None:
         f"{machine.cores} cores, {machine.memory / 1e9:.0f} GB memory\nEmbedded bases: {bases}\n"
         f"Personas, runs and bases: {value['home']}\nNot verified by us: {'; '.join(value['not_verified'])}"
     )
-    put(value, text, as_json)
+    print_result(value, text, as_json)
 
 
 def _version(package: str) -> str | None:

@@ -45,6 +45,6 @@ def page(
         os.environ["GRADIO_SHARE"] = "True"  # files.public_link reads it, and so do the processes that train
     if home:
         os.environ["PERSONA_HOME"] = str(home)
-    from persona import page as pages
+    from persona.ui import server as pages
 
-    Context().run(pages.serve, host, port)  # who asks is told by each request: not the owner, as in other commands
+    Context().run(pages.serve_page, host, port)  # who asks is told by each request: not the owner, as in other commands

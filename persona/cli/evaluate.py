@@ -1,0 +1,59 @@
+"""eval: did it learn?"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from persona.cli.output import AsJson, print_note, print_result
+
+
+def eval_(
+    adapter: Annotated[str, typer.Argument(help="An adapter, run or persona folder, zip, RUN@STEP, USER/NAME@REV.")],
+    data: Annotated[Path | None, typer.Option(help="Pairs to measure on, if not the run's held-out ones.")] = None,
+    judge: Annotated[bool, typer.Option("--judge", help="Ask the model at PERSONA_LLM_URL too, blindly.")] = False,
+    base: Annotated[str, typer.Option(help="Base model, if not the adapter's own.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Did it learn? Measures the adapter against its base and says so; a run's folder gets report.json and .html."""
+    from persona.judge import evaluate
+    from persona.share import adapter_ref
+
+    opened = adapter_ref.open_adapter(adapter)
+    with _Bar() as bar:
+        report = evaluate.evaluate_adapter(opened, data=data, base=base, judge=judge, progress=bar.show)
+    if run := evaluate.run_of(opened):
+        print_note(f"Report: {evaluate.save_report(report, run)}")
+    print_result(report.model_dump(mode="json"), _format_report(report), as_json)
+
+
+class _Bar:
+    """A progress bar on stderr, where that is a terminal."""
+
+    def __enter__(self) -> "_Bar":
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.task = self.bar.add_task("Opening the base …", total=1.0, left="")
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.stop()
+
+    def show(self, at: Any) -> None:
+        left = "" if at.seconds_left is None else f"{at.seconds_left:.0f} s left"
+        self.bar.update(self.task, completed=at.share, description=at.doing, left=left)
+
+
+def _format_report(report: Any) -> str:
+    verdict = report.verdict
+    return "\n".join([verdict.paragraph, *(f"- {x}" for x in (*verdict.remarks, *report.notes)), report.sampling])

@@ -1,0 +1,279 @@
+"""Blind votes: one question, two answers side by side without names, and which of them was the better one.
+
+    votes/<visitor>.jsonl   only added to: a line when a question is drawn, one when it is answered, one for the vote
+
+Who stands on which side is drawn on the server for every question, from a seed that is kept with the question and never
+leaves this file: `blind` is all that a browser may be given before the vote.
+"""
+
+import random
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from persona.compare import win_rate
+from persona.compare.conversation import (
+    MAX_VISITORS,
+    VOICE_KINDS,
+    ConversationAnswer,
+    VoiceRecord,
+    answer_from_row,
+    check_message_text,
+    visitor_id,
+    voice_from_row,
+)
+from persona.errors import InputError, Message, join
+from persona.store import files, jsonl
+
+VOTE_CHOICES = ("left", "right", "tie", "bad")  # bad: both
+MAX_VOTE_BYTES = 50_000_000  # of one visitor's votes; evidence is never thrown away, so more is refused
+
+
+@dataclass(frozen=True)
+class VoteSide:
+    """A voice, and the conversation that it has had so far: [said, its reply], oldest first."""
+
+    voice: VoiceRecord
+    history: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class BlindQuestion:
+    """A question as it was drawn; `answers` (left, right) once they are made, `choice` once there is a vote.
+
+    system: the persona's prompt, as the preference rows will have it. seed: of the draw. time: seconds since 1970.
+    """
+
+    id: str
+    said: str
+    system: str
+    left: VoteSide
+    right: VoteSide
+    seed: int
+    time: float
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    answers: tuple[ConversationAnswer, ...] = ()
+    choice: str = ""
+
+
+@dataclass(frozen=True)
+class VoteLog:
+    """The votes of one visitor on one persona: a file that may not be there yet."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What the votes between two voices say. wins and rate are those of `first`.
+
+    first_left: in how many of the votes `first` stood left; left_wins: how often the left one was preferred.
+    outlook, sides: the same in words, for the page.
+    """
+
+    first: VoiceRecord
+    second: VoiceRecord
+    wins: int
+    losses: int
+    ties: int
+    both_bad: int
+    rate: win_rate.WinRate
+    first_left: int
+    left_wins: int
+    outlook: str
+    sides: str
+
+    @property
+    def votes(self) -> int:
+        return self.wins + self.losses + self.ties + self.both_bad
+
+
+def open_vote_log(folder: Path, key: str) -> VoteLog:
+    """A visitor's votes in `folder`, a persona's or an opened adapter's. Nothing is created yet."""
+    return VoteLog(folder / "votes" / f"{visitor_id(key)}.jsonl")
+
+
+def draw_question(
+    book: VoteLog, said: str, sides: Sequence[VoteSide], system: str, sampling: Mapping[str, float]
+) -> BlindQuestion:
+    """Draw which of the two voices stands left, and keep the question. Stream its left and right side, in this order.
+
+    Raises InputError unless there are two different voices.
+    """
+    check_message_text(said)
+    if len(sides) != 2 or _is_same_voice(sides[0].voice, sides[1].voice):
+        raise InputError("A blind vote is between two different voices. Choose two.")
+    seed = secrets.randbits(64)
+    left, right = random.Random(seed).sample(list(sides), 2)
+    question = BlindQuestion(secrets.token_hex(8), said, system, left, right, seed, time.time(), dict(sampling))
+    row = asdict(question)
+    del row["answers"], row["choice"]
+    with files.lock_folder(book.path.parent):
+        if not book.path.exists() and len(list(book.path.parent.glob("*.jsonl"))) >= MAX_VISITORS:
+            raise InputError(
+                "{limit} visitors have voted on this persona already: no more votes are kept.", limit=MAX_VISITORS
+            )
+        _append(book, row)
+    return question
+
+
+def record_answers(book: VoteLog, question: str, answers: Sequence[ConversationAnswer]) -> BlindQuestion:
+    """Keep what the left and the right side said; from now on there can be a vote. A second answer is refused."""
+    with files.lock_folder(book.path.parent):
+        found = _find_question(book, question)
+        if found.answers:
+            raise InputError("This question has its answers already. Ask a new one.")
+        if [a.voice for a in answers] != [found.left.voice, found.right.voice]:
+            raise InputError("These are not the answers of the voices that were drawn, left and right.")
+        for a in answers:
+            check_message_text(a.text, empty=True)
+        _append(book, {"answered": question, "answers": [asdict(a) for a in answers], "time": time.time()})
+    return replace(found, answers=tuple(answers))
+
+
+def record_vote(book: VoteLog, question: str, choice: str) -> BlindQuestion:
+    """Keep the vote; the names may be shown now. One vote a question: after it, nobody is blind any more."""
+    if choice not in VOTE_CHOICES:
+        raise InputError(
+            "{choice}: not a vote. It is one of {choices}.", choice=f"{choice!r:.40}", choices=", ".join(VOTE_CHOICES)
+        )
+    with files.lock_folder(book.path.parent):
+        found = _find_question(book, question)
+        if not found.answers:
+            raise InputError("The two answers are not complete yet. Vote when both have ended.")
+        if found.choice:
+            raise InputError("You have voted on this question already, and seen who is who. Ask a new one.")
+        _append(book, {"vote": question, "choice": choice, "time": time.time()})
+    return replace(found, choice=choice)
+
+
+def redact_question(question: BlindQuestion) -> dict[str, str]:
+    """All that a browser may have before the vote: no name, no seed, and nothing that depends on them."""
+    left, right = (a.text for a in question.answers) if question.answers else ("", "")
+    return {"question": question.id, "said": question.said, "left": left, "right": right}
+
+
+def rank_answers(question: BlindQuestion) -> tuple[ConversationAnswer, ConversationAnswer]:
+    """The better answer and the other one. Raises InputError when the vote preferred none."""
+    if question.choice not in ("left", "right"):
+        raise InputError("Neither answer was preferred here. Vote left or right, or write a better answer yourself.")
+    left, right = question.answers
+    return (left, right) if question.choice == "left" else (right, left)
+
+
+def read_blind_questions(book: VoteLog) -> list[BlindQuestion]:
+    """All that were drawn, oldest first, with their answers and votes as far as they have them."""
+    found: dict[str, BlindQuestion] = {}
+    for row in jsonl.read_rows(book.path)[0]:
+        try:
+            if "seed" in row:
+                found[row["id"]] = _question_from_row(row)
+            elif "answered" in row:
+                answers = tuple(map(answer_from_row, row["answers"]))
+                found[row["answered"]] = replace(found[row["answered"]], answers=answers)
+            elif row["choice"] in VOTE_CHOICES:
+                found[row["vote"]] = replace(found[row["vote"]], choice=row["choice"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            continue  # changed by hand: the question has no answer or no vote then, and is not counted
+    return list(found.values())
+
+
+def read_all_visitors(folder: Path) -> list[BlindQuestion]:
+    """The questions of all visitors, for figures. Their texts are private: show none of them to another visitor."""
+    return [q for file in sorted((folder / "votes").glob("*.jsonl")) for q in read_blind_questions(VoteLog(file))]
+
+
+def tally_all(asked: Sequence[BlindQuestion]) -> list[Tally]:
+    """A tally for every two voices that were voted on, the pair with most votes first.
+
+    `first` is the more trained of the two, so that the rate reads as "how often the persona wins".
+    """
+    pairs: dict[tuple[VoiceRecord, VoiceRecord], None] = {}
+    for q in asked:
+        first, second = sorted((q.left.voice, q.right.voice), key=_training_rank, reverse=True)
+        if not any(_is_same_voice(first, a) and _is_same_voice(second, b) for a, b in pairs):
+            pairs[first, second] = None
+    found = [tally_votes(asked, first, second) for first, second in pairs]
+    return sorted((t for t in found if t.votes), key=lambda t: -t.votes)
+
+
+def tally_votes(asked: Sequence[BlindQuestion], first: VoiceRecord, second: VoiceRecord) -> Tally:
+    """The votes between these two voices, whatever they are called; questions without a vote do not count."""
+    on_left = {
+        True: dict.fromkeys(VOTE_CHOICES, 0),
+        False: dict.fromkeys(VOTE_CHOICES, 0),
+    }  # by whether `first` stood left
+    for q in asked:
+        if q.choice:
+            for left in (True, False):
+                a, b = (first, second) if left else (second, first)
+                on_left[left][q.choice] += _is_same_voice(q.left.voice, a) and _is_same_voice(q.right.voice, b)
+    there, elsewhere = on_left[True], on_left[False]
+    wins, losses = there["left"] + elsewhere["right"], there["right"] + elsewhere["left"]
+    ties, bad = there["tie"] + elsewhere["tie"], there["bad"] + elsewhere["bad"]
+    left_wins, first_left, votes = there["left"] + elsewhere["left"], sum(there.values()), wins + losses + ties + bad
+    return Tally(
+        first, second, wins, losses, ties, bad, win_rate.estimate_win_rate(wins, wins + losses), first_left, left_wins,
+        win_rate.describe_evidence(wins, wins + losses, votes), _side_bias(left_wins, wins + losses, first_left, votes),
+    )  # fmt: skip
+
+
+def _side_bias(left_wins: int, decisive: int, first_left: int, votes: int) -> str:
+    """Whether the side may have decided instead of the answer."""
+    if not votes:
+        return ""
+    text = Message(
+        "It stood left in {first_left} of {votes}; the left answer was preferred in {left_wins} of {decisive}.",
+        first_left=first_left,
+        votes=votes,
+        left_wins=left_wins,
+        decisive=decisive,
+    )
+    if win_rate.sign_test(left_wins, decisive) < win_rate.ALPHA:
+        often = (
+            Message("So often left is hardly chance: read both answers before you vote.")
+            if 2 * left_wins > decisive
+            else Message("So often right is hardly chance: read both answers before you vote.")
+        )
+        text = join(" ", [text, often])
+    return text
+
+
+def _is_same_voice(a: VoiceRecord, b: VoiceRecord) -> bool:
+    """Whether two voices are one, under whatever label."""
+    return replace(a, label=b.label) == b
+
+
+def _training_rank(voice: VoiceRecord) -> tuple:
+    return VOICE_KINDS.index(voice.kind), voice.adapter, voice.strength, voice.system, voice.label
+
+
+def _find_question(book: VoteLog, question: str) -> BlindQuestion:
+    for q in read_blind_questions(book):
+        if q.id == question:
+            return q
+    raise InputError("There is no such question of yours. Ask a new one.")
+
+
+def _append(book: VoteLog, row: dict[str, Any]) -> None:
+    size = book.path.stat().st_size if book.path.exists() else 0
+    if size + len(jsonl.encode_row(row)) > MAX_VOTE_BYTES:
+        raise InputError(
+            "Your votes have reached {limit:.0f} MB, so no more are kept. Export them.", limit=MAX_VOTE_BYTES / 1e6
+        )
+    jsonl.append_rows(book.path, row)
+
+
+def _question_from_row(row: dict[str, Any]) -> BlindQuestion:
+    left, right = (_side_from_row(row[side]) for side in ("left", "right"))
+    return BlindQuestion(
+        str(row["id"]), str(row["said"]), str(row["system"]), left, right, int(row["seed"]), float(row["time"]),
+        dict(row["sampling"]),
+    )  # fmt: skip
+
+
+def _side_from_row(row: Mapping[str, Any]) -> VoteSide:
+    return VoteSide(voice_from_row(row["voice"]), tuple((str(u), str(r)) for u, r in row["history"]))

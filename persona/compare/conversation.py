@@ -1,0 +1,236 @@
+"""What a conversation is, as values: voices, answers, turns; a tree of messages and the way through it that is shown.
+
+An edited turn is a sibling of the turn it was, a regenerated answer a sibling of the answer before it, and the view is
+the way from the root to the message that was said or chosen last. So nothing said is overwritten. No disk in here.
+"""
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from persona.errors import InputError
+from persona.store.pairs import MAX_CHARACTERS
+
+VOICE_KINDS = ("base", "prompt", "adapter")  # the base alone, the base with the persona's prompt, a trained adapter
+MAX_VISITORS = 500  # of one persona; one more is refused, because making room would take from another
+_KEY = re.compile(r"[A-Za-z0-9_-]{22,200}")  # 22 characters of base64 are 128 bits
+
+
+@dataclass(frozen=True)
+class VoiceRecord:
+    """Who speaks in a column. adapter: its id (run/SLUG/RUN, opened/NAME); system: the prompt it was given."""
+
+    kind: str
+    label: str
+    adapter: str = ""
+    strength: float = 1.0
+    system: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in VOICE_KINDS:
+            raise InputError("kind={kind!r}: a voice is one of {kinds}.", kind=self.kind, kinds=", ".join(VOICE_KINDS))
+
+
+@dataclass(frozen=True)
+class ConversationAnswer:
+    """What one column said. `ended`: by its own stop token, not by the limit or by Stop."""
+
+    voice: VoiceRecord
+    text: str
+    tokens: int = 0
+    ended: bool = True
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What was said, and the answers that are shown for it (none yet, if the program was ended meanwhile).
+
+    id, answered: the messages' numbers; wordings, takes: those that could be shown instead, themselves included.
+    time: seconds since 1970.
+    """
+
+    id: int
+    said: str
+    time: float
+    wordings: tuple[int, ...]
+    answered: int = 0
+    answers: tuple[ConversationAnswer, ...] = ()
+    regenerations: tuple[int, ...] = ()
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation as it is shown. removed: titles of older ones that made room for it. damaged: lines lost."""
+
+    id: str
+    title: str
+    created: float
+    changed: float
+    turns: tuple[Turn, ...]
+    removed: tuple[str, ...] = ()
+    damaged: int = 0
+
+
+@dataclass(frozen=True)
+class _Node:
+    id: int
+    parent: int
+    time: float
+    said: str | None  # None: these are answers
+    answers: tuple[ConversationAnswer, ...] = ()
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+
+def new_visitor_key() -> str:
+    """A key for a new visitor: 256 random bits, to be kept by the browser and never written here."""
+    return secrets.token_urlsafe(32)
+
+
+def visitor_id(key: str) -> str:
+    """The name of a visitor's place on disk. Raises InputError, without the key in it, when it could be guessed."""
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
+        raise InputError("This browser's key is damaged or too short to be private. Reload the page to get a new one.")
+    return hashlib.sha256(b"persona visitor\0" + key.encode()).hexdigest()[:40]
+
+
+def check_message_text(text: str, empty: bool = False) -> None:
+    """Raises InputError for a text that is empty, unless it may be, or too long to be kept."""
+    if not (empty or text.strip()):
+        raise InputError("There is nothing to say yet. Write something.")
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(
+            "This text has {count:,} characters, more than {limit:,}. Shorten it.",
+            count=len(text),
+            limit=MAX_CHARACTERS,
+        )
+
+
+def column_history(talk: Conversation, turn: int, label: str) -> tuple[tuple[str, str], ...]:
+    """What a column had said before the turn with this id: (said, its answer), without turns it did not answer."""
+    earlier = [(t.said, answer_text(t, label)) for t in talk.turns[: turn_index(talk, turn)]]
+    return tuple((said, text) for said, text in earlier if text.strip())
+
+
+def answer_text(turn: Turn, label: str) -> str:
+    """The answer of the column with this label; "" when it gave none."""
+    return next((a.text for a in turn.answers if a.voice.label == label), "")
+
+
+def export_messages(talk: Conversation) -> Iterator[str]:
+    """JSON lines for download: the conversation as OpenAI messages, a line for each column."""
+    voices = {a.voice.label: a.voice for t in talk.turns for a in t.answers}
+    for label, voice in voices.items():
+        messages = [{"role": "system", "content": voice.system}] if voice.system else []
+        for turn in talk.turns:
+            if (text := answer_text(turn, label)).strip():
+                messages += [{"role": "user", "content": turn.said}, {"role": "assistant", "content": text}]
+        about = {"column": label, "kind": voice.kind, "adapter": voice.adapter, "strength": voice.strength}
+        yield json.dumps({"messages": messages, **about}, ensure_ascii=False) + "\n"
+
+
+def turn_index(talk: Conversation, turn: int) -> int:
+    """Where in the view the turn with this id is. Raises InputError."""
+    for n, t in enumerate(talk.turns):
+        if t.id == turn:
+            return n
+    raise InputError(
+        "{turn}: not a turn of this conversation as it is shown. Reload it and try again.", turn=f"{turn!r:.40}"
+    )
+
+
+def voice_from_row(row: Mapping[str, Any]) -> VoiceRecord:
+    """A voice as asdict() wrote it."""
+    return VoiceRecord(
+        str(row["kind"]), str(row["label"]), str(row["adapter"]), float(row["strength"]), str(row["system"])
+    )
+
+
+def answer_from_row(row: Mapping[str, Any]) -> ConversationAnswer:
+    """An answer as asdict() wrote it."""
+    return ConversationAnswer(voice_from_row(row["voice"]), str(row["text"]), int(row["tokens"]), bool(row["ended"]))
+
+
+def build_conversation(talk_id: str, rows: Sequence[dict[str, Any]], damaged: int = 0) -> Conversation:
+    """The conversation in the rows of its file; `damaged` lines of it could not be read at all."""
+    nodes, head, title, bad = _parse(rows)
+    turns = tuple(_visible_turns(nodes, head))
+    first = next((n.said for n in nodes.values() if n.said), "")
+    times = [r["time"] for r in rows if isinstance(r.get("time"), int | float)] or [0.0]
+    removed = tuple(map(str, rows[0].get("removed", []))) if rows else ()
+    return Conversation(talk_id, title or shorten_title(first), times[0], times[-1], turns, removed, damaged + bad)
+
+
+def _parse(rows: Sequence[dict[str, Any]]) -> tuple[dict[int, _Node], int, str, int]:
+    """The messages, the one at the end of the view, the title given, and how many rows are nothing known."""
+    nodes: dict[int, _Node] = {}
+    newest: dict[int, int] = {}  # the child that was added last
+    head, title, bad = 0, "", 0
+    for row in rows:
+        try:
+            if "id" in row:
+                node = _node(row)
+                if node.id in nodes or node.parent >= node.id:  # a way from a message to the root always ends
+                    raise ValueError
+                nodes[node.id] = node
+                newest[node.parent] = head = node.id
+            elif "show" in row:
+                shown = nodes[row["show"]].id
+                while shown in newest:  # and what followed it
+                    shown = newest[shown]
+                head = shown
+            elif "title" in row:
+                title = str(row["title"])
+            elif "talk" not in row:
+                raise ValueError
+        except (KeyError, TypeError, ValueError, OverflowError):
+            bad += 1
+    return nodes, head, title, bad
+
+
+def _node(row: dict[str, Any]) -> _Node:
+    number, parent, when = row["id"], row["parent"], float(row["time"])
+    if not (isinstance(number, int) and isinstance(parent, int)):
+        raise TypeError
+    if "said" in row:
+        return _Node(number, parent, when, str(row["said"]))
+    return _Node(number, parent, when, None, tuple(map(answer_from_row, row["answers"])), dict(row["sampling"]))
+
+
+def next_message_id(rows: Sequence[dict[str, Any]]) -> int:
+    """The number of the message that is added next."""
+    return max((r["id"] for r in rows if isinstance(r.get("id"), int)), default=0) + 1
+
+
+def _visible_turns(nodes: dict[int, _Node], head: int) -> list[Turn]:
+    """The turns from the root to `head`."""
+    siblings: dict[int, list[int]] = {}
+    for node in nodes.values():
+        siblings.setdefault(node.parent, []).append(node.id)
+    turns: list[Turn] = []
+    answers: _Node | None = None
+    while head in nodes:
+        node = nodes[head]
+        if node.said is None:
+            answers = node
+        else:
+            turn = Turn(node.id, node.said, node.time, tuple(siblings[node.parent]))
+            if answers:
+                takes = tuple(siblings[answers.parent])
+                turn = replace(
+                    turn, answered=answers.id, answers=answers.answers, regenerations=takes, sampling=answers.sampling
+                )
+            turns.append(turn)
+            answers = None
+        head = node.parent
+    return turns[::-1]
+
+
+def shorten_title(text: str) -> str:
+    """At most 60 characters of the first line."""
+    line = " ".join(next(iter(text.strip().splitlines()), "").split())
+    return line if len(line) <= 60 else line[:59].rstrip() + "…"

@@ -1,0 +1,91 @@
+"""An answer that was put right, or preferred, becomes a pair to learn from."""
+
+from dataclasses import dataclass
+
+from persona.compare import conversation
+from persona.compare.blind_votes import BlindQuestion, rank_answers
+from persona.compare.conversation import Conversation
+from persona.errors import InputError, Message, join
+from persona.store import edit_history
+from persona.store.pairs import Pair, parse_pair
+from persona.store.persona_folder import Persona
+
+
+@dataclass(frozen=True)
+class AddedPair:
+    """The pair's row, from 1, and the rows that answer the same question otherwise. message: both in words."""
+
+    row: int
+    rivals: tuple[int, ...]
+    message: str
+
+
+def pair_from_turn(talk: Conversation, turn: int, label: str, output: str) -> Pair:
+    """The pair that `output` makes of a turn, put in the place of what the column `label` said.
+
+    Its history is that column's own conversation so far.
+    """
+    said = talk.turns[conversation.turn_index(talk, turn)].said
+    return Pair(said, output, conversation.column_history(talk, turn, label), "correction")
+
+
+def pair_from_vote(question: BlindQuestion, output: str = "") -> Pair:
+    """The pair of a blind vote: the preferred answer, or `output` where it was written by hand.
+
+    What is written by hand follows the persona's side of the conversation (the left one, if both or none are hers).
+    Raises InputError when there is neither an answer that was preferred nor one by hand.
+    """
+    if output:
+        sides = (question.left, question.right)
+        side = next((s for s in sides if s.voice.kind == "adapter"), question.left)
+        return Pair(question.said, output, side.history, "correction")
+    better = rank_answers(question)[0]
+    if not better.ended:
+        raise InputError("The preferred answer was cut off at its limit. Write its end, then send it to the pairs.")
+    side = question.left if question.choice == "left" else question.right
+    return Pair(question.said, better.text, side.history, "vote")
+
+
+def append_correction(persona: Persona, pair: Pair) -> AddedPair:
+    """Put the pair at the end of the persona's, as one edit that can be undone.
+
+    Another answer to the same question stays beside it, and is named: which of them is right is the author's to say.
+    Raises InputError for an empty or oversized text, and when the pairs have this answer to this question already,
+    whatever came before it there.
+    """
+    if not pair.instruction.strip() or not pair.output.strip():
+        raise InputError("There is no answer to learn from. Write what the persona should have said.")
+    try:
+        parse_pair(pair.to_dict())
+    except InputError as e:
+        raise InputError("The corrected answer: {reason}. It is not added.", reason=e) from e
+    pairs = persona.scan()[0]
+    asked = [(n, p) for n, p in enumerate(pairs, 1) if p.instruction.strip() == pair.instruction.strip()]
+    for n, p in asked:
+        if p.output.strip() == pair.output.strip():
+            raise InputError("Pair {row} has this answer to this question already. Nothing was added.", row=n)
+    if not edit_history.append(persona, [pair], _edit(pair.source)).added:
+        raise InputError("Another window has just added this answer to this question. Nothing was added.")
+    row, rivals = len(pairs) + 1, tuple(n for n, _ in asked)
+    return AddedPair(row, rivals, _message(row, rivals))
+
+
+def _edit(source: str) -> str:
+    labels = {"vote": Message("add a vote"), "correction": Message("add a correction")}
+    return labels.get(source) or Message("add a pair")
+
+
+def _message(row: int, rivals: tuple[int, ...]) -> str:
+    added = Message("Added as pair {row}.", row=row)
+    if not rivals:
+        return added
+    if len(rivals) == 1:
+        return join(" ", [added, Message(
+            "Pair {row} answers the same question differently: keep both if either answer is right for the persona, "
+            "else delete the wrong one.", row=rivals[0])])  # fmt: skip
+    shown: str = ", ".join(map(str, rivals[:5]))
+    if len(rivals) > 5:
+        shown = Message("{shown} and {count} more", shown=shown, count=len(rivals) - 5)
+    return join(" ", [added, Message(
+        "Pairs {rows} answer the same question differently: keep them all if each answer is right for the persona, "
+        "else delete what is wrong.", rows=shown)])  # fmt: skip

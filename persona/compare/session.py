@@ -1,0 +1,229 @@
+"""Several voices from one model: base, base with the persona's prompt, adapters, blends; streamed from one batch.
+
+Each column is a row of the batch, with its own prompt, stop token, adapters and strength. The page, the command line
+and the tests all stream through `stream`.
+"""
+
+import threading
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from persona.compare.fair_lock import FairLock
+from persona.errors import AdapterError, InputError, Message, PersonaError
+from persona.models import attach as models_attach
+from persona.models import base as bases
+from persona.models import hardware, progress_callback
+from persona.models.adapter import Adapter
+from persona.models.base import Base
+from persona.models.generate import Generation, generate_batch
+from persona.models.mixed_lora import AdapterWeights
+from persona.models.progress_callback import ProgressCallback
+from persona.models.sampling import MAX_CONTEXT_TOKENS, Sampling
+from persona.template.render import ChatPrompt, Renderer
+
+NO_ADAPTER = "__base__"  # the column of no adapter
+MAX_STRENGTH = 1.5
+MAX_COLUMNS = 4  # that people compare at once
+MAX_ATTACHED = 8  # adapters attached at a time, some 15 MB each on a 270M base; more than the columns of any page
+
+
+@dataclass(frozen=True)
+class Column:
+    """One voice of a batch: which adapter speaks (a name from Voices; BASE for none), and the prompt it is given.
+
+    stop_id: None where it is that of the whole stream. error: why it cannot speak, if that is known already.
+    """
+
+    adapter: str
+    prompt: ChatPrompt
+    strength: float = 1.0
+    stop_id: int | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """Who answers in a column, and with which template and system prompt it is asked."""
+
+    label: str
+    adapter: str
+    renderer: Renderer
+    strength: float = 1.0
+
+    def ask(self, history: Iterable[Sequence[str]], text: str) -> Column:
+        """The column for a question; a template that fails is this column's error and nobody else's."""
+        try:
+            prompt, stop = self.renderer.render_prompt(history, text), self.renderer.stop_id
+        except PersonaError as e:
+            return Column(self.adapter, ChatPrompt("", []), error=e.message)
+        return Column(self.adapter, prompt, self.strength, stop)
+
+
+class LoadedModel:
+    """A base in memory with the adapters attached to it, and the lock that one forward pass at a time needs."""
+
+    def __init__(self, base: Base):
+        self.base = base
+        self.plan = hardware.plan_device(hardware.this_machine())
+        self.tokenizer = bases.load_tokenizer(base)
+        self.model = bases.load_base_model(base, self.plan.chat_dtype, self.plan.device)
+        self.lock = FairLock()
+        self.attached: dict[str, tuple[Adapter, float]] = {}  # the one used longest ago first
+        self.blends: dict[str, AdapterWeights] = {}
+
+    def attach(self, adapter: Adapter) -> str:
+        """Load the adapter if it is not there yet, or has changed on disk. Returns its name in this model.
+
+        Beyond KEPT, the one used longest ago is given up. Raises AdapterError when it does not fit the base.
+        """
+        name = f"a{abs(hash(adapter.path)):x}"
+        try:
+            stamp = (adapter.path / "adapter_model.safetensors").stat().st_mtime
+        except OSError as e:
+            raise AdapterError("{adapter}: is no longer there. Choose another adapter.", adapter=adapter.path) from e
+        with self.lock:
+            there = self.attached.pop(name, None)
+            if there and there[1] == stamp:
+                self.attached[name] = there
+                return name
+            if there:
+                self._give_up(name)
+            self.model = models_attach.attach_adapter(self.model, adapter, name)
+            self.attached[name] = (adapter, stamp)
+            while len(self.attached) > MAX_ATTACHED:
+                oldest = next(iter(self.attached))
+                del self.attached[oldest]
+                self._give_up(oldest)
+        return name
+
+    def _give_up(self, name: str) -> None:
+        if self.attached:
+            self.model.delete_adapter(name)
+        else:  # PEFT has no model without an adapter: back to the plain base
+            self.model = self.model.unload()
+
+    def blend(self, weights: Mapping[str, float]) -> str:
+        """A voice that is the sum of attached adapters' updates at these weights (0 to MAX_STRENGTH); its name."""
+        for name, weight in weights.items():
+            if name not in self.attached:
+                raise AdapterError("One part of this blend is not open. Open both adapters first.")
+            check_strength(weight)
+        name = "+".join(f"{n}*{w}" for n, w in weights.items())
+        self.blends[name] = tuple(weights.items())
+        return name
+
+    def adapter_weights(self, name: str, strength: float = 1.0) -> AdapterWeights:
+        """What a column's adapter and strength are in the batch. Raises AdapterError when it is not attached."""
+        if name == NO_ADAPTER:
+            return ()
+        parts = self.blends.get(name, ((name, 1.0),))
+        if any(n not in self.attached for n, _ in parts):
+            raise AdapterError("This adapter is no longer open: its folder has changed. Choose it again.")
+        check_strength(strength)
+        for n, _ in parts:
+            self.attached[n] = self.attached.pop(n)  # used just now
+        return tuple((n, weight * strength) for n, weight in parts if weight * strength)
+
+    def without_adapters(self) -> AbstractContextManager:
+        """The plain base for as long as the block lasts; hold the lock."""
+        return self.model.disable_adapter() if self.attached else nullcontext()
+
+
+def check_strength(strength: float) -> None:
+    if not 0 <= strength <= MAX_STRENGTH:
+        raise InputError(
+            "strength={strength}: from 0 (the base) over 1 (as trained) to {limit}.",
+            strength=strength,
+            limit=MAX_STRENGTH,
+        )
+
+
+_open: dict[str, LoadedModel] = {}
+_opening = threading.Lock()
+
+
+def open_model(base: Base) -> LoadedModel:
+    """The base in memory; the last one is kept, an earlier one given up."""
+    with _opening:
+        if str(base.path) not in _open:
+            _open.clear()
+            _open[str(base.path)] = LoadedModel(base)
+        return _open[str(base.path)]
+
+
+def base_of(
+    adapter: Adapter, override: str = "", progress: ProgressCallback = progress_callback.ignore_progress
+) -> Base:
+    """The base that an adapter was trained on. Raises AdapterError when its folder names none."""
+    if not (override or adapter.base_id):
+        raise AdapterError(
+            "{adapter}: does not say which base it was trained on. Name it with --base.", adapter=adapter.path.name
+        )
+    if not override and not bases.is_portable_base_name(adapter.base_id):
+        raise AdapterError(
+            "{adapter}: names the base {base}, a path on a disk and not a model's name. Name the base with --base.",
+            adapter=adapter.path.name,
+            base=f"{adapter.base_id!r:.120}",
+        )
+    return bases.resolve_base(override or adapter.base_id, progress, "" if override else adapter.base_revision)
+
+
+def renderer_of(adapter: Adapter, tokenizer: Any, system: str | None = None) -> Renderer:
+    """The renderer of the adapter's own training: same template, same system prompt."""
+    chosen = adapter.card.system if system is None else system
+    return Renderer(tokenizer, adapter.template, chosen, adapter.max_length)
+
+
+def stream_replies(
+    voices: LoadedModel, columns: Sequence[Column], sampling: Sampling | Sequence[Sampling], stop_id: int | None = None,
+    halted: Container[int] = frozenset(),
+) -> Iterator[list[Generation]]:  # fmt: skip
+    """Yield the replies of all columns after every token, until each has ended or reached the limit.
+
+    sampling: one for all columns, or one a column. stop_id: of the columns that name none of their own. halted: numbers
+    of columns (from 0) to stop; the caller may add to it at any time, the others go on. All stop when the iterator is
+    closed. A column that cannot speak says why in its reply's `error`, the others go on. One batch at a time runs on a
+    model; callers wait for their turn.
+    """
+    with voices.lock:
+        eos = voices.tokenizer.eos_token_id if stop_id is None else stop_id
+        samplings = [sampling] * len(columns) if isinstance(sampling, Sampling) else sampling
+        replies, rows, mixes = [Generation() for _ in columns], [], []
+        for n, column in enumerate(columns):
+            try:
+                _require_room(column, samplings[n])
+                mixes.append(voices.adapter_weights(column.adapter, column.strength))
+                rows.append(n)
+            except PersonaError as e:
+                replies[n] = Generation(error=e.message)
+        if not rows:
+            yield replies
+            return
+        prompts = [columns[n].prompt.ids for n in rows]
+        ends = [eos if (own := columns[n].stop_id) is None else own for n in rows]
+        drawn = [samplings[n] for n in rows]
+        for spoken in generate_batch(voices.model, voices.tokenizer, prompts, drawn, ends, mixes,
+                             lambda row: rows[row] in halted):  # fmt: skip
+            for n, reply in zip(rows, spoken, strict=True):
+                replies[n] = reply
+            yield list(replies)
+
+
+def _require_room(column: Column, sampling: Sampling) -> None:
+    """Raises InputError when this column cannot be asked."""
+    if column.error:
+        raise InputError(Message.of(column.error))
+    length = len(column.prompt.ids)
+    if length + sampling.max_new_tokens > MAX_CONTEXT_TOKENS:
+        raise InputError(
+            "The conversation has {length:,} tokens and no room for a reply. Clear it and start again.", length=length
+        )
+
+
+def default_voices(voices: LoadedModel, adapter: Adapter, strength: float = 1.0) -> list[Voice]:
+    """The two that are always compared: the base, given the persona's very prompt, and the persona."""
+    renderer = renderer_of(adapter, voices.tokenizer)
+    name = voices.attach(adapter)
+    return [Voice("base", NO_ADAPTER, renderer), Voice("persona", name, renderer, strength)]

@@ -1,0 +1,114 @@
+"""Inline SVG: no script, no file, no colour that fails on light or on dark.
+
+360 units wide, so that the letters stay readable on a phone. Texts that come from outside are escaped by Markup.format.
+"""
+
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from persona.judge.report_model import Interval
+
+WIDTH, LEFT, RIGHT = 360, 84, 14
+ROW = 34
+BASE, ADAPTER, PAIRS = "#8b8680", "#059669", "#b7791f"
+_TEXT = Markup(
+    '<text x="{}" y="{}" font-size="12" font-family="system-ui, sans-serif" fill="currentColor" '
+    'text-anchor="{}" opacity="{}">{}</text>'
+)
+
+
+def _text(x: float, y: float, words: str, anchor: str = "start", opacity: float = 1.0) -> Markup:
+    return _TEXT.format(round(x, 1), round(y, 1), anchor, opacity, words)
+
+
+def _svg(height: float, title: str, parts: Sequence[Markup]) -> Markup:
+    return Markup(
+        '<svg viewBox="0 0 {} {}" role="img" aria-label="{}" style="width:100%;max-width:560px;display:block" '
+        'xmlns="http://www.w3.org/2000/svg">{}</svg>'
+    ).format(WIDTH, round(height, 1), title, Markup("").join(parts))
+
+
+def _rect(x: float, y: float, w: float, h: float, fill: str, opacity: float = 1.0) -> Markup:
+    return Markup('<rect x="{}" y="{}" width="{}" height="{}" rx="2" fill="{}" opacity="{}"/>').format(
+        round(x, 1), round(y, 1), round(max(w, 0.5), 1), round(max(h, 0.5), 1), fill, opacity
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, stroke: str = "currentColor", width: float = 1.0,
+          opacity: float = 1.0) -> Markup:  # fmt: skip
+    return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" stroke="{}" stroke-width="{}" opacity="{}"/>').format(
+        *(round(v, 1) for v in (x1, y1, x2, y2)), stroke, width, opacity
+    )
+
+
+def ticks(low: float, high: float, about: int = 4) -> list[float]:
+    """Round numbers from at most `low` to at least `high` (Heckbert 1990)."""
+    high = high if high > low else low + 1.0  # all values the same
+    span = high - low
+    size = 10 ** math.floor(math.log10(span / about))
+    step = next(size * m for m in (1, 2, 5, 10) if size * m * about >= span)
+    first = math.floor(low / step)
+    return [round(step * n, 10) for n in range(first, math.ceil(high / step) + 1)]
+
+
+class _Axis:
+    def __init__(self, low: float, high: float):
+        self.ticks = ticks(low, high)
+
+    def x(self, value: float) -> float:
+        low, high = self.ticks[0], self.ticks[-1]
+        return LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / (high - low)
+
+    def draw(self, bottom: float, top: float = 0.0) -> list[Markup]:
+        parts = [_line(self.x(t), top, self.x(t), bottom, opacity=0.15) for t in self.ticks]
+        return parts + [_text(self.x(t), bottom + 14, f"{t:g}", "middle", 0.7) for t in self.ticks]
+
+
+def interval_bars(rows: Sequence[tuple[str, Interval]], title: str) -> Markup:
+    """A bar a row up to its value, with its 95 % interval."""
+    axis = _Axis(0.0, max(i.high for _, i in rows))
+    bottom = ROW * len(rows)
+    parts = axis.draw(bottom)
+    for n, (name, i) in enumerate(rows):
+        y, colour = ROW * n + 7, (BASE, ADAPTER)[n % 2]
+        parts += [_text(0, y + 14, name), _rect(axis.x(0), y, axis.x(i.value) - axis.x(0), 20, colour, 0.75)]
+        parts += [_line(axis.x(i.low), y + 10, axis.x(i.high), y + 10, width=2)]
+        parts += [_line(axis.x(v), y + 5, axis.x(v), y + 15, width=2) for v in (i.low, i.high)]
+        parts += [_text(axis.x(0) + 5, y + 14, f"{i.value:.2f}")]
+    return _svg(bottom + 20, title, parts)
+
+
+def histogram(values: Sequence[float], title: str, unit: str, bars: int = 12) -> Markup:
+    """How many values lie where; those above zero in the adapter's colour. unit: what is counted."""
+    axis = _Axis(min(0.0, *values), max(0.0, *values))
+    low, high = axis.ticks[0], axis.ticks[-1]
+    each = (axis.ticks[1] - low) / max(1, round(bars / (len(axis.ticks) - 1)))  # so that zero is an edge
+    counts = [0] * round((high - low) / each)
+    for value in values:
+        counts[min(len(counts) - 1, int((value - low) / each))] += 1
+    height = 110.0
+    parts = axis.draw(height)
+    for n, count in enumerate(counts):
+        start = low + n * each
+        tall = (height - 16) * count / max(counts)
+        width = axis.x(start + each) - axis.x(start) - 1.5
+        if count:
+            parts += [_rect(axis.x(start), height - tall, width, tall, ADAPTER if start > -1e-9 else BASE, 0.85)]
+            parts += [_text(axis.x(start) + width / 2, height - tall - 3, str(count), "middle", 0.8)]
+    parts += [_line(axis.x(0), 0, axis.x(0), height, width=1.5), _text(0, height / 2, unit, opacity=0.7)]
+    return _svg(height + 20, title, parts)
+
+
+def box_plot(rows: Sequence[tuple[str, Sequence[float]]], title: str) -> Markup:
+    """5, 25, 50, 75 and 95 % of each row as a box with whiskers."""
+    axis = _Axis(0.0, max(max(v) for _, v in rows) or 1.0)
+    bottom = ROW * len(rows)
+    parts = axis.draw(bottom)
+    for n, (name, (least, q1, middle, q3, most)) in enumerate(rows):
+        y, colour = ROW * n + 7, (BASE, ADAPTER, PAIRS)[n % 3]
+        parts += [_text(0, y + 14, name), _line(axis.x(least), y + 10, axis.x(most), y + 10, colour, 2)]
+        parts += [_rect(axis.x(q1), y, axis.x(q3) - axis.x(q1), 20, colour, 0.75)]
+        parts += [_line(axis.x(middle), y - 2, axis.x(middle), y + 22, width=2)]
+    return _svg(bottom + 20, title, parts)

@@ -1,0 +1,172 @@
+"""What an evaluation found, as values: report.json is this, and page, shell and report.html show it.
+
+NLL: mean negative log-likelihood, nats per learned token. Shares are 0 … 1, BLEU, chrF and ROUGE-L 0 … 100.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, WrapValidator
+
+from persona.errors import Message
+
+# a text for the user, which pydantic would else turn into a plain str; report.json has it as that
+Text = Annotated[str, WrapValidator(lambda value, check: value if isinstance(value, Message) else check(value))]
+VerdictKind = Literal["learned", "not learned", "overfitted", "forgot", "never stops", "not measured"]
+
+
+class FrozenModel(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Interval(FrozenModel):
+    """A mean with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Likelihood(FrozenModel):
+    """How likely both find the true replies. gain: base − adapter, paired; wins: share of rows with a gain.
+
+    train, train_base: the same on a sample of the rows that were trained on; best: the least held-out NLL that was
+    seen during the run. Each is None where it is not known.
+    """
+
+    source: str
+    rows: int
+    of: int
+    tokens: int
+    base: Interval
+    adapter: Interval
+    gain: Interval
+    wins: float
+    gains: list[float]
+    train: float | None = None
+    train_base: float | None = None
+    best: float | None = None
+
+
+class AnswerPair(FrozenModel):
+    question: str
+    reference: str
+    base: str
+    adapter: str
+    base_ended: bool
+    adapter_ended: bool
+
+
+class Similarity(FrozenModel):
+    """Nearness of answers to the references, over the whole set."""
+
+    bleu: float
+    chrf: float
+    rouge_l: float
+
+
+class SideStats(FrozenModel):
+    """One side's answers as a set. length: words at 5, 25, 50, 75 and 95 % of the answers."""
+
+    length: list[float]
+    distinct_1: float
+    distinct_2: float
+    ended: float | None = None
+    similarity: Similarity | None = None
+
+
+class AnswerStats(FrozenModel):
+    """Answers to held-out questions. pairs: the true replies of the set, for comparison."""
+
+    rows: list[AnswerPair]
+    base: SideStats
+    adapter: SideStats
+    pairs: SideStats
+
+
+class ProbeReply(FrozenModel):
+    """An answer to a probe. wrong: the rules that it breaks, in words."""
+
+    text: str
+    ended: bool
+    wrong: list[str]
+
+
+class ProbeResult(FrozenModel):
+    """ruled: whether the card says what must and must not be mentioned; else there is nothing to break."""
+
+    ask: str
+    ruled: bool
+    base: ProbeReply
+    replies: list[ProbeReply]
+
+
+class Memorisation(FrozenModel):
+    """Shares of copies: the same, or half of the reply in one run. recited: new questions answered with a training
+    reply.
+    """
+
+    rows: int
+    train_copied: float
+    train_ended: float
+    held_rows: int
+    held_copied: float | None
+    recited: float | None
+
+
+class Drift(FrozenModel):
+    """General questions, asked without the persona's system prompt. rise: adapter − base, paired; right: the answer
+    holds the key word.
+    """
+
+    rows: int
+    base: Interval
+    adapter: Interval
+    rise: Interval
+    base_right: float
+    adapter_right: float
+    answers: list[AnswerPair]
+
+
+class JudgeTally(FrozenModel):
+    """A blind judge's choices over the held-out answers."""
+
+    model: str
+    wins: int
+    losses: int
+    ties: int
+
+
+class Verdict(FrozenModel):
+    kind: VerdictKind
+    said: Text
+    cause: Text
+    advice: Text
+    remarks: list[Text]
+
+    @property
+    def paragraph(self) -> str:
+        return " ".join(x for x in (self.said, self.cause, self.advice) if x)
+
+
+class EvalReport(FrozenModel):
+    """All of it. A part that could not be measured is None, and `notes` says why."""
+
+    persona: str
+    base: str
+    template: str
+    created: str
+    seconds: float
+    sampling: str
+    steps: int | None = None
+    train_rows: int | None = None
+    learning_rate: float | None = None
+    likelihood: Likelihood | None = None
+    answers: AnswerStats | None = None
+    probes: list[ProbeResult] = []
+    memory: Memorisation | None = None
+    drift: Drift | None = None
+    ended: float | None = None
+    base_ended: float | None = None
+    judged: JudgeTally | None = None
+    notes: list[Text] = []
+    verdict: Verdict | None = None

@@ -1,0 +1,31 @@
+"""The renderer of a persona for a base: its tokenizer and the template that fits."""
+
+from functools import lru_cache
+
+from persona.models.base import Base, load_tokenizer, resolve_base
+from persona.models.progress_callback import ProgressCallback, ignore_progress
+from persona.store.persona_folder import PersonaCard
+from persona.template.chat_template import ChatTemplate, read_template
+from persona.template.render import MAX_LENGTH, Renderer
+from persona.template.select import choose_template
+
+
+def open_renderer(
+    card: PersonaCard,
+    name: str = "",
+    template: str = "auto",
+    max_length: int = MAX_LENGTH,
+    learn_history: bool = False,
+    progress: ProgressCallback = ignore_progress,
+) -> tuple[Base, Renderer]:
+    """The base called `name` and the renderer for it: what preview, trainer and command line agree on."""
+    base = resolve_base(name, progress)
+    tokenizer = load_tokenizer(base)
+    chosen = _choose_base_template(base, card.language) if template == "auto" else read_template(template)
+    return base, Renderer(tokenizer, chosen, card.system, max_length, learn_history)
+
+
+@lru_cache(maxsize=64)
+def _choose_base_template(base: Base, language: str) -> ChatTemplate:
+    """Kept: the page asks at every key that is pressed, and a tokenizer of 262,144 tokens is searched for it."""
+    return choose_template(load_tokenizer(base), language)

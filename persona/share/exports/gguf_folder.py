@@ -1,0 +1,123 @@
+"""A folder for llama.cpp, Ollama and LM Studio: GGUF file, Modelfile, README."""
+
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from persona.compare import session
+from persona.errors import BaseError, Message
+from persona.models import base as bases
+from persona.models import progress_callback
+from persona.models.adapter import Adapter
+from persona.models.base import Base
+from persona.models.progress_callback import ProgressCallback
+from persona.share.exports import gguf_files, merged_model, modelfile, new_output
+from persona.store.files import slugify, write_atomic
+from persona.template.render import Renderer
+
+
+def export_adapter_gguf(
+    adapter: Adapter,
+    base: Base,
+    out: Path,
+    base_name: str = "",
+    progress: ProgressCallback = progress_callback.ignore_progress,
+) -> dict[str, Any]:
+    """Write the LoRA alone as GGUF into the new folder `out`, with the file that the base came from where it is a GGUF.
+
+    base_name: as the user has named the base, if not by the adapter's own. Returns folder, file, bytes and notes.
+    """
+    with new_output.create_output(out) as folder:
+        folder.mkdir()
+        file = f"{slugify(out.name)}.gguf"
+        progress(Message("Writing the adapter …"))
+        gguf_files.write_adapter_gguf(adapter, base, folder / file)
+        model = f"{slugify(base.id.rpartition('/')[2])}.gguf"
+        model = f"base-{model}" if model == file else model
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            source = gguf_files.find_source_gguf(base, base_name or adapter.base_id, Path(scratch))
+            if source:
+                progress(Message("Copying {base} …", base=base.id))
+                shutil.copyfile(source, folder / model)
+        notes: list[str] = []
+        if not source:
+            notes.append(Message(
+                "{model} is not there yet: {base} did not come as a GGUF file. Put one of the very same model there, "
+                "made with llama.cpp's converter: python convert_hf_to_gguf.py FOLDER_OF_THE_BASE --outfile {model} "
+                "({converter}).", model=model, base=base.id, converter=gguf_files.CONVERTER_URL,
+            ))  # fmt: skip
+        renderer = session.renderer_of(adapter, bases.load_tokenizer(base))
+        return _write_texts(adapter, base, renderer, out, folder, model, file, notes)
+
+
+def export_merged_gguf(
+    adapter: Adapter,
+    base: Base,
+    out: Path,
+    base_name: str = "",
+    strength: float = 1.0,
+    progress: ProgressCallback = progress_callback.ignore_progress,
+) -> dict[str, Any]:
+    """Write the merged model as a 16-bit GGUF into the new folder `out`. The base must have come as a GGUF file, whose
+    tokenizer and sizes are kept. Returns folder, file, bytes, notes, strength and the measured difference.
+    """
+    with new_output.create_output(out) as folder:
+        folder.mkdir()
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            source = gguf_files.find_source_gguf(base, base_name or adapter.base_id, Path(scratch))
+            if source is None:
+                raise BaseError(
+                    "{base}: did not come as a GGUF file, so its tokenizer has no form for llama.cpp here. "
+                    "Export with --as merged, then use llama.cpp's own converter: python "
+                    "convert_hf_to_gguf.py FOLDER ({converter}).",
+                    base=base.id,
+                    converter=gguf_files.CONVERTER_URL,
+                )
+            gguf_files.TensorNames(base)
+            made = merged_model.merge_adapter(adapter, base, strength, progress)
+            arithmetic = made.model.dtype
+            # three bits more than bfloat16, and llama.cpp rounds activations to the format of the weights
+            small = all(p.abs().max() < torch.finfo(torch.float16).max for p in made.model.parameters())
+            made.model.to(torch.float16 if small else torch.bfloat16)
+            progress(Message("Writing …"))
+            file = f"{slugify(out.name)}.gguf"
+            template = merged_model.strip_generation_tags(made.renderer.template).text
+            gguf_files.write_model_gguf(
+                source, made.model.state_dict(), base, folder / file, adapter.card.name, template, made.renderer.stop_id
+            )
+        progress(Message("Comparing …"))
+        facts = {"strength": strength, "difference": asdict(made.difference(made.model.to(arithmetic)))}
+        return _write_texts(adapter, base, made.renderer, out, folder, file, "", []) | facts
+
+
+def _write_texts(
+    adapter: Adapter, base: Base, renderer: Renderer, out: Path, folder: Path, model: str, lora: str, notes: list[str]
+) -> dict[str, Any]:
+    """Modelfile and README beside the GGUF files."""
+    said = f"Base model: {base.id}, licence: {base.licence or 'see its page'} {base.licence_url}".strip()
+    said += f"\nText: {adapter.card.source or 'source not stated'}\nRights: {adapter.card.rights or 'not stated'}"
+    text, why = modelfile.render_modelfile(adapter.card, renderer, model, lora, said)
+    architecture = gguf_files.TensorNames(base).architecture
+    if architecture not in gguf_files.VERIFIED_ARCHITECTURES:
+        notes = [
+            *notes,
+            Message(
+                "Not verified: no {architecture} model has been run in llama.cpp with a file written here.",
+                architecture=architecture,
+            ),
+        ]
+    notes = [*notes, *([why] if why else [])]
+    write_atomic(folder / "Modelfile", text)
+    write_atomic(folder / "chat_template.jinja", merged_model.strip_generation_tags(renderer.template).text)
+    write_atomic(
+        folder / "README.md",
+        new_output.render_template_file(
+            "gguf-card.md.jinja", card=adapter.card, base=base, model=model, lora=lora, said=said, notes=notes
+        ),
+    )
+    size = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
+    return {"folder": str(out), "file": lora or model, "bytes": size, "notes": notes}

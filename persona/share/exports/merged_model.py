@@ -1,0 +1,198 @@
+"""An adapter merged into its base: a plain checkpoint that every program for Hugging Face models opens."""
+
+import gc
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from persona.compare import session
+from persona.errors import InputError, Message
+from persona.models import attach, generate, hardware, progress_callback
+from persona.models import base as bases
+from persona.models.adapter import Adapter
+from persona.models.base import Base
+from persona.models.progress_callback import ProgressCallback
+from persona.models.sampling import Sampling
+from persona.share.exports import new_output
+from persona.store.files import write_atomic
+from persona.template.chat_template import ChatTemplate
+from persona.template.render import Renderer
+
+ADAPTER_NAME = "persona"  # of the adapter inside the model
+REPLY_TOKENS = 16  # tokens of each answer on which the merged model is compared with base + adapter
+MAX_PROBES = 10
+
+
+@dataclass(frozen=True)
+class MergeDifference:
+    """Merged model against base + adapter, over the first tokens of their greedy answers to the probes.
+
+    largest: of any logit; kl: KL(base + adapter ‖ merged), nats per token, mean; same: share of tokens where both would
+    choose the same; dtype: of the arithmetic on both sides.
+    """
+
+    tokens: int
+    largest: float
+    kl: float
+    same: float
+    dtype: str
+
+
+@dataclass
+class MergedModel:
+    """A merged model in memory, its renderer, and what base and adapter had said before: replies and their logits."""
+
+    model: Any
+    renderer: Renderer
+    rows: list[tuple[list[int], list[int]]]
+    before: list[torch.Tensor]
+
+    def difference(self, model: Any) -> MergeDifference:
+        """Of `model`, the merged one as it was stored."""
+        pairs = [(b, _logits(model, *row)) for b, row in zip(self.before, self.rows, strict=True)]
+        old, new = (torch.cat(x) for x in zip(*pairs, strict=True))
+        p, q = old.log_softmax(-1), new.log_softmax(-1)
+        return MergeDifference(
+            tokens=len(old),
+            largest=float((old - new).abs().max()),
+            kl=float((p.exp() * (p - q)).sum(-1).mean()),
+            same=float((old.argmax(-1) == new.argmax(-1)).float().mean()),
+            dtype=str(model.dtype).removeprefix("torch."),
+        )
+
+
+def export_merged_model(
+    adapter: Adapter,
+    base: Base,
+    out: Path,
+    strength: float = 1.0,
+    progress: ProgressCallback = progress_callback.ignore_progress,
+) -> dict[str, Any]:
+    """Write the adapter, merged into the full-precision base, as the new folder `out`: weights in the base's number
+    format, tokenizer with the chat template, generation config, card.
+
+    strength: from 0 (the base) over 1 (as trained) to 2. Returns folder, bytes and the measured difference.
+    """
+    with new_output.create_output(out) as folder:
+        made = merge_adapter(adapter, base, strength, progress)
+        progress(Message("Writing …"))
+        dtype = made.model.dtype
+        save_checkpoint(made.model.to(getattr(torch, stored_dtype(base))), made.renderer, base, folder)
+        made.model = None
+        gc.collect()
+        progress(Message("Opening what was written, and comparing …"))
+        again = bases.load_base_model(Base(base.id, folder), str(dtype).removeprefix("torch."))
+        facts = {"strength": strength, "difference": asdict(made.difference(again))}
+        write_atomic(folder / "README.md", _card(adapter, base, facts, stored_dtype(base)))
+        size = sum(f.stat().st_size for f in folder.iterdir())
+    return {"folder": str(out), "bytes": size, **facts}
+
+
+def merge_adapter(
+    adapter: Adapter, base: Base, strength: float = 1.0, progress: ProgressCallback = progress_callback.ignore_progress
+) -> MergedModel:
+    """The merged model in the number format of this machine's chats, or else the base's own.
+
+    Raises InputError for a strength that cannot be, AdapterError when the adapter does not fit the base.
+    """
+    if not 0 <= strength <= 2:
+        raise InputError("strength={strength}: from 0 (the base) over 1 (as trained) to 2.", strength=strength)
+    if strength != 1 and adapter.settings.get("use_dora"):
+        raise InputError(
+            "strength={strength}: the adapter was trained with use_dora=True, which is all or nothing.",
+            strength=strength,
+        )
+    stored, usual = stored_dtype(base), hardware.plan_device(hardware.this_machine()).chat_dtype
+    progress(Message("Opening {base} …", base=base.id))
+    model = bases.load_base_model(base, usual if usual in ("float32", stored) else stored)
+    model = attach.attach_adapter(model, adapter, ADAPTER_NAME)
+    attach.set_adapter_strength(model, ADAPTER_NAME, strength)
+    renderer = session.renderer_of(adapter, bases.load_tokenizer(base))
+    progress(Message("Asking base and adapter the probes …"))
+    rows = _greedy_answers(model, renderer, adapter.card.probes[:MAX_PROBES] or ("?",))
+    before = [_logits(model, *row) for row in rows]
+    progress(Message("Merging …"))
+    return MergedModel(_merge_layers(model), renderer, rows, before)
+
+
+def _merge_layers(model: Any) -> Any:
+    """The base of a PeftModel with its adapter added to the weights, each layer in float32, and without PEFT."""
+    from peft.tuners.lora import LoraLayer
+
+    inner = model.get_base_model()
+    head, embedding = inner.get_output_embeddings(), inner.get_input_embeddings()
+    for layer in [m for m in inner.modules() if isinstance(m, LoraLayer)]:
+        plain = layer.get_base_layer()
+        if layer is head and _tied(head, embedding):
+            if isinstance(embedding, LoraLayer):  # trained rows of tokens: the embedding's are these, and merged
+                continue
+            plain.weight = torch.nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
+            inner.config.tie_word_embeddings = inner.config.get_text_config().tie_word_embeddings = False
+        dtype = plain.weight.dtype
+        plain.weight.data = plain.weight.data.float()
+        layer.merge()
+        plain.weight.data = plain.weight.data.to(dtype)
+    return model.unload()
+
+
+def _tied(head: Any, embedding: Any) -> bool:
+    return head is not None and head.weight is embedding.weight
+
+
+def stored_dtype(base: Base) -> str:
+    """The number format of the base's weights."""
+    config = base.config()
+    inner = config.get("text_config")
+    stored = [c.get("dtype") or c.get("torch_dtype") for c in (config, inner) if isinstance(c, dict)]
+    return str(next(filter(None, stored), "bfloat16"))
+
+
+@torch.inference_mode()
+def _greedy_answers(model: Any, renderer: Renderer, questions: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+    """(prompt, first tokens of the greedy answer) for each question."""
+    prompts = [renderer.render_prompt([], q).ids for q in questions]
+    greedy = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=REPLY_TOKENS)
+    *_, replies = generate.generate_batch(model, renderer.tokenizer, prompts, greedy, renderer.stop_id)
+    said = [renderer.tokenizer(r.text, add_special_tokens=False)["input_ids"][:REPLY_TOKENS] for r in replies]
+    return list(zip(prompts, said, strict=True))
+
+
+@torch.inference_mode()
+def _logits(model: Any, prompt: list[int], reply: list[int]) -> torch.Tensor:
+    """(tokens, vocabulary), float32: the scores of each token of the reply and of what follows it."""
+    ids = torch.tensor([prompt + reply], device=model.device)
+    return model(input_ids=ids, use_cache=False, logits_to_keep=len(reply) + 1).logits[0].float().cpu()
+
+
+def save_checkpoint(model: Any, renderer: Renderer, base: Base, folder: Path) -> None:
+    """Checkpoint, tokenizer and generation config, as every program for Hugging Face models expects them."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)  # not the one that is kept: changed
+    tokenizer.chat_template = strip_generation_tags(renderer.template).text
+    ends = dict.fromkeys([renderer.stop_id, tokenizer.eos_token_id])
+    usual = Sampling()
+    model.generation_config.update(
+        eos_token_id=[e for e in ends if e is not None], do_sample=True, temperature=usual.temperature,
+        top_p=usual.top_p, max_new_tokens=usual.max_new_tokens,
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def strip_generation_tags(template: ChatTemplate) -> ChatTemplate:
+    """The template without {% generation %}, which other programs do not know; `if true` keeps its white space."""
+    opened = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", template.text)
+    return ChatTemplate(template.name, re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", opened))
+
+
+def _card(adapter: Adapter, base: Base, facts: dict[str, Any], dtype: str) -> str:
+    config = adapter.facts.get("config")
+    trained = config.get("quantization", "none") if isinstance(config, dict) else "none"
+    return new_output.render_template_file(
+        "merged-card.md.jinja", card=adapter.card, base=base, dtype=dtype, trained=trained, **facts
+    )

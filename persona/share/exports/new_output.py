@@ -1,0 +1,82 @@
+"""Where an export goes: to a new place, whole or not at all, and with nothing local in it."""
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from safetensors import SafetensorError
+
+from persona.errors import InputError, ShareError
+from persona.models.model_card import escape_line, escape_markdown
+from persona.store.files import explain_disk_error
+from persona.store.workspace import TEMPLATES_DIR, data_root
+
+_TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}")
+_READ = 1 << 24  # bytes looked through at once
+
+
+def require_new(out: Path) -> None:
+    """Raises InputError where something is there already."""
+    if out.exists():
+        raise InputError("{out}: is there already. Name a new file or folder, or delete it first.", out=out)
+
+
+@contextmanager
+def create_output(out: Path) -> Iterator[Path]:
+    """A path to write a file or a folder to, which becomes `out` when the block ends well.
+
+    Raises InputError where something is there already or the disk is full, ShareError when what was written names a
+    folder of this machine or holds a token; then nothing stays behind.
+    """
+    require_new(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+            path = Path(scratch) / out.name
+            yield path
+            _refuse_local(path)
+            path.rename(out)
+    except OSError as e:
+        raise InputError(explain_disk_error(out, e)) from e
+    except SafetensorError as e:  # how safetensors says that the disk is full
+        raise InputError(
+            "{out}: could not be written ({reason}). Free some space and try again.", out=out, reason=e
+        ) from e
+
+
+def _refuse_local(path: Path) -> None:
+    """Belt and braces: people write paths and tokens into prompts and pairs."""
+    local = {str(Path.home()), str(data_root())} - {"/"}
+    spelled = {x for text in local for x in (text, json.dumps(text)[1:-1], Path(text).as_posix())}
+    named = re.compile(b"|".join(re.escape(x.encode()) + rb"(?![\w-])" for x in sorted(spelled)))
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if not file.is_file():
+            continue
+        with file.open("rb") as f:
+            tail = b""
+            while part := f.read(_READ):
+                text = tail + part
+                if found := named.search(text):
+                    raise ShareError(
+                        "{file}: names a folder of this machine, {found}, which should not be shared. "
+                        "Take it out of the persona.",
+                        file=file.name,
+                        found=found[0].decode(),
+                    )
+                if _TOKEN.search(text):
+                    raise ShareError(
+                        "{file}: holds what looks like an access token. Take it out of the persona.", file=file.name
+                    )
+                tail = text[-512:]
+
+
+def render_template_file(file: str, /, **values: Any) -> str:
+    """A text from templates/NAME."""
+    env = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+    env.filters |= {"json": lambda x: json.dumps(x, ensure_ascii=False), "plain": escape_markdown, "line": escape_line}
+    return env.from_string((TEMPLATES_DIR / file).read_text(encoding="utf-8")).render(**values)

@@ -1,0 +1,195 @@
+"""The pairs with configurations for other trainers: LLaMA-Factory, Axolotl, Unsloth.
+
+None of the three can be installed beside what is pinned here, so their files say "not verified": keys and values were
+taken from their documentation, and only that they parse is tested.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from persona.errors import InputError, Message, PersonaError, join
+from persona.models import adapter as adapters
+from persona.share.exports import new_output
+from persona.store.files import slugify, to_json, write_atomic
+from persona.store.pairs import Pair, find_unfinished
+from persona.store.persona_folder import PersonaCard, open_persona
+from persona.template.chat_template import ChatTemplate, build_messages, read_template
+from persona.train.config import RunConfig, make_config
+from persona.train.run_folder import RunRow, open_run
+
+UNVERIFIED_NOTE = Message("Not verified: made by Persona from this program's documentation and never run in it.")
+# our template → the name of the same format in LLaMA-Factory, where it has one that ends a reply with the same token
+LLAMA_FACTORY_TEMPLATES = {
+    "chatml": "chatml", "gemma": "gemma", "internlm": "intern2", "llama-3": "llama3",
+    "mistral-v3": "mistral", "phi-3": "phi", "phi-4": "phi4", "qwen2.5": "qwen",
+    "smollm2": "smollm2",
+}  # fmt: skip
+TARGET_LAYERS = {
+    "all-linear": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
+}
+
+
+@dataclass(frozen=True)
+class ExportMaterial:
+    """What a persona is made of: its card, rows, settings, base and template (None before there is a run)."""
+
+    card: PersonaCard
+    rows: list[RunRow]
+    config: RunConfig
+    base_id: str
+    template: ChatTemplate | None
+
+    @property
+    def pairs(self) -> list[Pair]:
+        return [r.pair for r in self.rows]
+
+
+def load_material(path: Path) -> ExportMaterial:
+    """From a run, its adapter, a persona (its newest run, else its pairs alone), or an adapter without its pairs.
+
+    Raises InputError, AdapterError.
+    """
+    path = path.expanduser()
+    try:
+        folder = adapters.locate_adapter(path)
+    except PersonaError:
+        persona = open_persona(path)
+        return ExportMaterial(persona.card(), [RunRow(p, False) for p in persona.pairs()], make_config(), "", None)
+    adapter = adapters.read_adapter(folder)
+    run = folder.parent if (folder.parent / "pairs.jsonl").is_file() and folder.name == "adapter" else None
+    settings = adapter.facts.get("config")
+    known = {k: v for k, v in (settings if isinstance(settings, dict) else {}).items() if k in RunConfig.model_fields}
+    rows = open_run(run).rows() if run else []
+    return ExportMaterial(adapter.card, rows, make_config(**known), adapter.base_id, adapter.template)
+
+
+def export_dataset(made: ExportMaterial, out: Path) -> dict[str, Any]:
+    """Write the new folder `out`: pairs as Alpaca rows and as messages, one configuration a trainer, README.
+
+    The pairs that were held out of the run stay apart. Returns folder, pairs, held_out and files. Raises InputError.
+    """
+    if not made.rows:
+        raise InputError(
+            "{adapter}: the pairs are not here, only the adapter. Name the persona's folder, or the run's.",
+            adapter=made.card.name,
+        )
+    if missing := find_unfinished(made.pairs):
+        wrong = [Message("pair {row}: {problem}.", row=row, problem=why) for row, why in missing[:20]]
+        raise InputError("{problems}\nFinish it, then try again.", problems=join("\n", wrong))
+    name = slugify(out.name)
+    sets = {name: [r.pair for r in made.rows if not r.held_out],
+            f"{name}-held-out": [r.pair for r in made.rows if r.held_out]}  # fmt: skip
+    sets = {k: v for k, v in sets.items() if v}
+    with new_output.create_output(out) as folder:
+        folder.mkdir()
+        for key, pairs in sets.items():
+            write_atomic(folder / f"{key}.json", to_json([_alpaca(p, made.card.system) for p in pairs]))
+            lines = (json.dumps(_messages(p, made.card.system), ensure_ascii=False) + "\n" for p in pairs)
+            write_atomic(folder / f"{key}.messages.jsonl", lines)
+        template = made.template or read_template("chatml")
+        write_atomic(folder / "chat_template.jinja", template.text)
+        write_atomic(folder / "dataset_info.json", to_json({key: _info(key) for key in sets}))
+        base = made.base_id or "PUT-A-HUB-ID-HERE"
+        for program, value in (("llama-factory", llama_factory_config(made.config, base, list(sets), template)),
+                               ("axolotl", axolotl_config(made.config, base, list(sets), template))):  # fmt: skip
+            text = yaml.safe_dump(value, allow_unicode=True, sort_keys=False)
+            write_atomic(folder / f"{program}.yaml", f"# {UNVERIFIED_NOTE}\n{text}")
+        write_atomic(folder / "unsloth_train.py", new_output.render_template_file(
+            "unsloth.py.jinja", unverified=UNVERIFIED_NOTE, base=base, c=made.config, sets=list(sets),
+            layers=_layers(made.config)))  # fmt: skip
+        counts = {key: len(pairs) for key, pairs in sets.items()}
+        write_atomic(folder / "README.md", new_output.render_template_file(
+            "dataset-card.md.jinja", card=made.card, base=made.base_id, name=name, counts=counts,
+            template=template.name if made.template else "", same=LLAMA_FACTORY_TEMPLATES.get(template.name, ""),
+            about=template.about, unverified=UNVERIFIED_NOTE))  # fmt: skip
+        files = sorted(f.name for f in folder.iterdir())
+    held = len(made.rows) - len(sets[name]) if name in sets else len(made.rows)
+    return {"folder": str(out), "pairs": len(made.rows), "held_out": held, "files": files}
+
+
+def _alpaca(pair: Pair, system: str) -> dict[str, Any]:
+    row = {"instruction": pair.instruction, "input": "", "output": pair.output, "system": system,
+           "history": [list(t) for t in pair.history]}  # fmt: skip
+    return row | ({"source": pair.source} if pair.source else {})
+
+
+def _messages(pair: Pair, system: str) -> dict[str, Any]:
+    chat = build_messages(system, pair.history, pair.instruction, pair.output)
+    return {"messages": chat} | ({"source": pair.source} if pair.source else {})
+
+
+def _info(key: str) -> dict[str, Any]:
+    columns = {
+        "prompt": "instruction",
+        "query": "input",
+        "response": "output",
+        "system": "system",
+        "history": "history",
+    }
+    return {"file_name": f"{key}.json", "formatting": "alpaca", "columns": columns}
+
+
+def _layers(c: RunConfig) -> list[str]:
+    return TARGET_LAYERS.get(c.target_modules) or [m.strip() for m in c.target_modules.split(",")]
+
+
+def llama_factory_config(c: RunConfig, base: str, sets: Sequence[str], template: ChatTemplate) -> dict[str, Any]:
+    """The settings of the run in LLaMA-Factory's words. Without `template` it reads the tokenizer's own."""
+    same = LLAMA_FACTORY_TEMPLATES.get(template.name)
+    targets = "all" if c.target_modules == "all-linear" else ",".join(_layers(c))
+    return {
+        "model_name_or_path": base,
+        "stage": "sft", "do_train": True, "finetuning_type": "lora",
+        "lora_rank": c.lora_r, "lora_alpha": c.lora_alpha, "lora_dropout": c.lora_dropout, "lora_target": targets,
+        "use_rslora": c.use_rslora, "use_dora": c.use_dora,
+        **({"quantization_bit": 4 if c.quantization == "nf4" else 8} if c.quantization != "none" else {}),
+        "dataset_dir": ".", "dataset": sets[0],
+        **({"eval_dataset": sets[1], "eval_strategy": "epoch"} if len(sets) > 1 else {}),
+        **({"template": same} if same else {}),
+        "cutoff_len": c.max_length, "mask_history": not c.learn_history,
+        "output_dir": f"output/{sets[0]}",
+        "per_device_train_batch_size": c.batch_size, "gradient_accumulation_steps": c.gradient_accumulation_steps,
+        "learning_rate": c.learning_rate, "num_train_epochs": c.epochs, "max_steps": c.max_steps,
+        "lr_scheduler_type": c.lr_scheduler_type, **_warmup(c), "weight_decay": c.weight_decay, "seed": c.seed,
+        "logging_steps": 1, "report_to": "none",
+    }  # fmt: skip
+
+
+def axolotl_config(c: RunConfig, base: str, sets: Sequence[str], template: ChatTemplate) -> dict[str, Any]:
+    """The settings of the run in Axolotl's words; the chat template goes along as it is."""
+
+    def data(key: str) -> dict[str, Any]:
+        return {
+            "path": f"{key}.messages.jsonl", "ds_type": "json", "type": "chat_template", "field_messages": "messages",
+            "message_property_mappings": {"role": "role", "content": "content"},
+            "roles_to_train": ["assistant"], "train_on_eos": "turn",
+        }  # fmt: skip
+
+    return {
+        "base_model": base,
+        **({"load_in_4bit": True} if c.quantization == "nf4" else {}),
+        **({"load_in_8bit": True} if c.quantization == "int8" else {}),
+        "adapter": "qlora" if c.quantization == "nf4" else "lora",
+        "lora_r": c.lora_r, "lora_alpha": c.lora_alpha, "lora_dropout": c.lora_dropout,
+        **({"lora_target_linear": True} if c.target_modules == "all-linear" else {"lora_target_modules": _layers(c)}),
+        "peft_use_rslora": c.use_rslora, "peft_use_dora": c.use_dora,
+        "chat_template": "jinja", "chat_template_jinja": template.text,
+        "datasets": [data(sets[0])],
+        **({"test_datasets": [data(sets[1]) | {"split": "train"}]} if len(sets) > 1 else {}),
+        "sequence_len": c.max_length, "output_dir": f"output/{sets[0]}",
+        "micro_batch_size": c.batch_size, "gradient_accumulation_steps": c.gradient_accumulation_steps,
+        "learning_rate": c.learning_rate, "num_epochs": c.epochs,
+        **({"max_steps": c.max_steps} if c.max_steps > 0 else {}),
+        "optimizer": c.optim, "lr_scheduler": c.lr_scheduler_type, **_warmup(c), "weight_decay": c.weight_decay,
+        "gradient_checkpointing": c.gradient_checkpointing, "seed": c.seed, "logging_steps": 1,
+    }  # fmt: skip
+
+
+def _warmup(c: RunConfig) -> dict[str, Any]:
+    return {"warmup_ratio": c.warmup} if c.warmup < 1 else {"warmup_steps": round(c.warmup)}

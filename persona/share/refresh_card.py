@@ -1,0 +1,76 @@
+"""Rewrite the model card of an adapter with what its run has found since: figures, answers, the loss curve."""
+
+from pathlib import Path
+from typing import Any
+
+from persona.errors import InputError, Message
+from persona.models.model_card import LOSS_PICTURE, CardEvidence, SampleAnswers, render_model_card
+from persona.share.loss_plot import draw_loss_plot
+from persona.store.files import read_json, to_json, write_atomic
+from persona.store.persona_folder import PersonaCard, parse_card
+from persona.train.run_folder import Run
+
+MAX_SAMPLES = 6
+
+
+def find_persona_card(adapter: Path) -> PersonaCard | None:
+    """The card of the persona in whose folder the adapter's run lies (PERSONA/runs/RUN/adapter), if it lies in one."""
+    above = adapter.resolve().parents
+    if len(above) < 3 or above[1].name != "runs" or not (above[2] / "persona.json").is_file():
+        return None
+    return parse_card(read_json(above[2] / "persona.json", Message("a persona")), str(above[2] / "persona.json"))
+
+
+def refresh_model_card(adapter: Path, persona: PersonaCard | None = None) -> None:
+    """Bring what an adapter says of itself up to date, where it still lies in the folder of its run.
+
+    Source, rights, author and sampling are those of `persona` now; what it was trained with (name, system prompt,
+    probes) stays. An adapter from elsewhere is left as it is.
+    """
+    run = Run(adapter.parent)
+    if not (run.path / "run.json").is_file() or not (adapter / "run.json").is_file():
+        return
+    card = parse_card(read_json(adapter / "persona.json", Message("a persona")), "persona.json")
+    if persona:
+        said = {name: getattr(persona, name) for name in ("author", "source", "rights", "sampling")}
+        card = card.model_copy(update=said)
+    facts = read_json(adapter / "run.json", Message("a run"))
+    found = collect_evidence(run, facts, adapter / LOSS_PICTURE)
+    _write_if_changed(adapter / "persona.json", to_json(card.model_dump(mode="json")))
+    _write_if_changed(adapter / "README.md", render_model_card(card, facts, found))
+
+
+def _write_if_changed(file: Path, text: str) -> None:
+    if not file.is_file() or file.read_text(encoding="utf-8", errors="replace") != text:
+        write_atomic(file, text)
+
+
+def collect_evidence(run: Run, facts: dict[str, Any], picture: Path) -> CardEvidence:
+    """What the run's events, and its report if it was judged, say of the adapter with these facts."""
+    seen = run.progress()
+    step = facts.get("figures", {}).get("steps")
+    report = _read_matching_report(run.path / "report.json", step)
+    pages = dict(seen.diary)
+    learned = pages.get(seen.chosen if seen.chosen is not None else step, [])
+    before = {a["probe"]: a["text"] for a in pages.get(0, [])}
+    diary = [SampleAnswers(a["probe"], before.get(a["probe"], ""), a["text"]) for a in learned]
+    return CardEvidence(
+        tuple(s for s in _samples_of_report(report) or diary if s.adapter.strip())[:MAX_SAMPLES],
+        str((report.get("verdict") or {}).get("said") or ""),
+        draw_loss_plot(seen.train, seen.held_out, picture),
+    )
+
+
+def _read_matching_report(file: Path, step: Any) -> dict[str, Any]:
+    """report.json, unless there is none or it is about another moment of the run."""
+    try:
+        report = read_json(file, Message("a report"))
+    except InputError:
+        return {}
+    return report if report.get("steps") in (None, step) else {}
+
+
+def _samples_of_report(report: dict[str, Any]) -> list[SampleAnswers]:
+    """Its probes. Its held-out pairs are not for strangers: they are text of the author's that never leaves."""
+    probes = report.get("probes") or []
+    return [SampleAnswers(p["ask"], p["base"]["text"], p["replies"][0]["text"]) for p in probes if p.get("replies")]

@@ -1,0 +1,224 @@
+"""Writing pairs.jsonl so that every edit can be taken back, after a reload or a crash too.
+
+    undo/000007.jsonl   one edit: {"label", "time", "merge"}, then a line for each row that it touched
+    undo/position       the number of the last edit that is in force; edits after it can be done again
+
+The pairs are written first and the undo file second: a crash between the two costs that one undo, never a pair.
+"""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from persona.errors import InputError, Message, with_templates
+from persona.store import files as store_files
+from persona.store import quotas
+from persona.store.edits import PairChange, apply_changes, invert_changes
+from persona.store.files import write_atomic
+from persona.store.pairs import Pair, dump_pair, iter_pairs, parse_pair
+from persona.store.persona_folder import Persona
+
+MAX_UNDO = 200  # edits that can be taken back
+TYPING_SECONDS = (
+    30.0  # seconds; edits of one cell that follow each other within them are one edit to the person who types
+)
+
+
+@dataclass(frozen=True)
+class AppendResult:
+    """How many pairs were added, and how many were there already."""
+
+    added: int
+    known: int
+
+
+def commit(persona: Persona, label: str, changes: Sequence[PairChange], merge: str = "") -> list[Pair]:
+    """Write an edit to disk and remember how to take it back; returns the pairs after it.
+
+    merge: edits that follow each other quickly under the same name are taken back together.
+    Raises InputError, with nothing written, when a new pair is none or the rows are not what they were.
+    """
+    for change in changes:
+        if change.new is not None:
+            _check_change(change)
+    quotas.require_disk_quota()
+    with store_files.lock_folder(persona.path / "undo"):
+        pairs, bad = persona.scan()
+        after = apply_changes(pairs, changes)
+        if len(after) > len(pairs):
+            quotas.require_pair_quota(len(after))
+        for stray in persona.path.glob(f".{persona.pairs_file.name}.*.tmp"):  # of one who was killed while saving
+            stray.unlink(missing_ok=True)
+        persona.save_pairs(after, bad)
+        if changes:
+            _record_edit(persona, label, changes, merge)
+    return after
+
+
+def _check_change(change: PairChange) -> None:
+    assert change.new is not None
+    try:
+        parse_pair(change.new.to_dict())
+    except InputError as e:
+        raise InputError("Pair {row}: {reason}. It is not saved yet.", row=change.at + 1, reason=e) from e
+
+
+def append(persona: Persona, pairs: Iterable[Pair], label: str) -> AppendResult:
+    """Add pairs at the end, as they come: neither the file nor `pairs` need fit into memory.
+
+    A pair that the persona has already (same texts, whatever its source) is not added again; two equal pairs in
+    `pairs` stay two. If `pairs` raises, nothing is changed.
+    """
+    quotas.require_disk_quota()
+    with store_files.lock_folder(persona.path / "undo"):
+        have: Counter[bytes] = Counter()
+        bad = []
+        for item in iter_pairs(persona.pairs_file):
+            if isinstance(item, Pair):
+                have[_fingerprint(item)] += 1
+            else:
+                bad.append(item)
+        persona.save_rejected_lines(bad)
+        end, added, known = have.total(), 0, 0
+        number = _position(persona) + 1
+        undo = _edit_file(persona, number).with_suffix(".part")
+        undo.parent.mkdir(exist_ok=True)
+
+        def rows() -> Iterator[str]:
+            nonlocal added, known
+            yield from (dump_pair(p) for p in iter_pairs(persona.pairs_file) if isinstance(p, Pair))
+            journal.write(_encode_header(label, ""))
+            for pair in pairs:
+                mark = _fingerprint(pair)
+                if have[mark] > 0:
+                    have[mark] -= 1
+                    known += 1
+                    continue
+                journal.write(_encode_change(PairChange(end, None, pair)))
+                added += 1
+                quotas.require_pair_quota(end + added)
+                yield dump_pair(pair)
+
+        try:
+            with undo.open("w", encoding="utf-8") as journal:
+                write_atomic(persona.pairs_file, rows())
+            if added:
+                _delete_redo(persona, number - 1)
+                undo.replace(_edit_file(persona, number))
+                _set_position(persona, number)
+        finally:
+            undo.unlink(missing_ok=True)
+    return AppendResult(added, known)
+
+
+def undo(persona: Persona) -> str:
+    """Take the last edit back; returns its label. Raises InputError when there is none."""
+    with store_files.lock_folder(persona.path / "undo"):
+        number = _position(persona)
+        if not _edit_file(persona, number).is_file():
+            raise InputError("There is nothing to undo.")
+        label, changes = _read_edit(_edit_file(persona, number))
+        pairs, bad = persona.scan()
+        persona.save_pairs(apply_changes(pairs, invert_changes(changes)), bad)
+        _set_position(persona, number - 1)
+    return label
+
+
+def redo(persona: Persona) -> str:
+    """Do the edit again that was taken back last; returns its label. Raises InputError when there is none."""
+    with store_files.lock_folder(persona.path / "undo"):
+        number = _position(persona) + 1
+        if not _edit_file(persona, number).is_file():
+            raise InputError("There is nothing to redo.")
+        label, changes = _read_edit(_edit_file(persona, number))
+        pairs, bad = persona.scan()
+        persona.save_pairs(apply_changes(pairs, changes), bad)
+        _set_position(persona, number)
+    return label
+
+
+def undo_redo_labels(persona: Persona) -> tuple[str, str]:
+    """Labels of what undo and redo would do next; "" for nothing."""
+    position = _position(persona)
+    files = (_edit_file(persona, position), _edit_file(persona, position + 1))
+    back, forth = (_label(_read_header(f)) if f.is_file() else "" for f in files)
+    return back, forth
+
+
+def _fingerprint(pair: Pair) -> bytes:
+    texts = json.dumps([pair.instruction, pair.output, pair.history], ensure_ascii=False)
+    return hashlib.blake2b(texts.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def _edit_file(persona: Persona, number: int) -> Path:
+    return persona.path / "undo" / f"{number:06}.jsonl"
+
+
+def _position(persona: Persona) -> int:
+    try:
+        return int((persona.path / "undo" / "position").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _set_position(persona: Persona, number: int) -> None:
+    write_atomic(persona.path / "undo" / "position", str(number))
+    _edit_file(persona, number - MAX_UNDO).unlink(missing_ok=True)
+
+
+def _delete_redo(persona: Persona, number: int) -> None:
+    while _edit_file(persona, number + 1).is_file():
+        number += 1
+        _edit_file(persona, number).unlink()
+
+
+def _record_edit(persona: Persona, label: str, changes: Sequence[PairChange], merge: str) -> None:
+    number = _position(persona)
+    _delete_redo(persona, number)
+    earlier = _mergeable_changes(_edit_file(persona, number), merge)
+    if [c.new for c in earlier] == [c.old for c in changes]:
+        changes = [replace(c, old=e.old) for e, c in zip(earlier, changes, strict=True)]
+    else:
+        number += 1
+    write_atomic(_edit_file(persona, number), [_encode_header(label, merge), *map(_encode_change, changes)])
+    _set_position(persona, number)
+
+
+def _mergeable_changes(file: Path, merge: str) -> list[PairChange]:
+    """The edit before this one, if it is the beginning of the same typing."""
+    if not merge or not file.is_file():
+        return []
+    header = _read_header(file)
+    return _read_edit(file)[1] if header["merge"] == merge and time.time() - header["time"] < TYPING_SECONDS else []
+
+
+def _encode_header(label: str, merge: str) -> str:
+    return json.dumps(with_templates({"label": label, "time": time.time(), "merge": merge}), ensure_ascii=False) + "\n"
+
+
+def _encode_change(change: PairChange) -> str:
+    row: dict[str, Any] = {"at": change.at}
+    row |= {name: pair.to_dict() for name, pair in (("old", change.old), ("new", change.new)) if pair is not None}
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _read_header(file: Path) -> dict[str, Any]:
+    with file.open(encoding="utf-8") as f:
+        return json.loads(f.readline())
+
+
+def _label(header: dict[str, Any]) -> str:
+    return Message.from_json(header["label"], header.get("label_template"))
+
+
+def _read_edit(file: Path) -> tuple[str, list[PairChange]]:
+    with file.open(encoding="utf-8") as f:
+        label = _label(json.loads(f.readline()))
+        rows = [json.loads(line) for line in f]
+    pair = [tuple(parse_pair(r[name]) if name in r else None for name in ("old", "new")) for r in rows]
+    return label, [PairChange(r["at"], old, new) for r, (old, new) in zip(rows, pair, strict=True)]

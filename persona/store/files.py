@@ -1,0 +1,187 @@
+"""Files that survive a crash: atomic writes, safe names, and whose folder it is."""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from persona.errors import InputError, Message
+
+
+def write_atomic(path: Path, text: str | Iterable[str]) -> None:
+    """Replace `path` by `text` (UTF-8) so that a reader, or a crash, sees the old or the new file, never a part.
+
+    A text in pieces is written as it comes, so that it need not fit into memory.
+
+    Raises InputError when the disk is full or the folder cannot be written; the old file is then untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as out:
+                out.writelines([text] if isinstance(text, str) else text)
+                out.flush()
+                os.fsync(out.fileno())
+            Path(temporary).replace(path)
+            with contextlib.suppress(OSError):  # the new name, too, is on the disk; not every file system can say so
+                fsync_folder(path.parent, files=False)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as e:
+        raise InputError(explain_disk_error(path, e)) from e
+    except UnicodeEncodeError as e:
+        raise InputError(
+            "{path}: the text holds half a character (a lone surrogate, {character}). Retype it; what was "
+            "saved before is untouched.",
+            path=path,
+            character=f"{e.object[e.start]!a}",
+        ) from e
+
+
+WRITE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def fsync_folder(path: Path, files: bool = True) -> None:
+    """Wait until a folder, and the files in it, are on the disk and not only on their way there."""
+    for target in [*(f for f in path.iterdir() if files and f.is_file()), path]:
+        if target.is_file() or os.name == "posix":  # elsewhere a folder cannot be opened
+            handle = os.open(target, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def replace_folder(scratch: Path, target: Path) -> None:
+    """Let a folder that was written beside `target` take its place at once. Raises OSError."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    scratch.rename(target)
+    fsync_folder(target.parent, files=False)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def explain_disk_error(path: Path, e: OSError) -> str:
+    """What a failed write means to the person at the keyboard."""
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Message(
+            "{path}: the disk is full. Free some space and save again; what was saved before is untouched.", path=path
+        )
+    if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return Message(
+            "{path}: no permission to write here. Choose another folder with PERSONA_HOME, or change its rights.",
+            path=path,
+        )
+    return Message(
+        "{path}: could not be written ({reason}). What was saved before is untouched.",
+        path=path,
+        reason=e.strerror or e,
+    )
+
+
+MAX_JSON_BYTES = 100_000_000  # bytes of one JSON file; what Persona writes has thousands
+
+
+def require_regular_file(path: Path, limit: int | None = None) -> None:
+    """Raises InputError for a pipe or a device, which would never end, and for more than `limit` bytes.
+
+    What is not there at all, or cannot be asked about, is left to whoever opens it.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise InputError("{path}: a pipe or a device, not a file. Copy what it gives into a file first.", path=path)
+    if limit is not None and found.st_size > limit:
+        size = Message(
+            "{size:,.0f} MB, where {limit:,.0f} MB is the limit", size=found.st_size / 1e6, limit=limit / 1e6
+        )
+        raise InputError("{path}: {size}. Split it, or check whether it is the file you meant.", path=path, size=size)
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The object in `path`. Raises InputError naming file, line and column when there is none."""
+    require_regular_file(path, MAX_JSON_BYTES)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError("{path}: no such file. A folder needs it to be {what}.", path=path, what=what) from None
+    except json.JSONDecodeError as e:
+        raise InputError(
+            "{path} line {line}, column {column}: not JSON ({reason}). Correct it there.",
+            path=path,
+            line=e.lineno,
+            column=e.colno,
+            reason=e.msg,
+        ) from e
+    except (OSError, ValueError, RecursionError) as e:  # ValueError: not UTF-8, or a number of thousands of digits
+        raise InputError("{path}: cannot be read ({reason}).", path=path, reason=e) from e
+    if not isinstance(value, dict):
+        raise InputError(
+            "{path}: holds a {kind}, but {what} is a JSON object {{…}}.",
+            path=path,
+            kind=type(value).__name__,
+            what=what,
+        )
+    return value
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+
+
+_WINDOWS_DEVICE = re.compile(r"con|prn|aux|nul|conin|conout|(com|lpt)\d")  # names of devices on Windows
+
+
+def slugify(name: str) -> str:
+    """A folder name from any name: letters (of any script) and digits, joined by '-', at most 60 characters."""
+    plain = unicodedata.normalize("NFKC", name).lower()
+    made = re.sub(r"[^\w]+", "-", plain).replace("_", "-").strip("-.")[:60].strip("-") or "persona"
+    return f"{made}-persona" if _WINDOWS_DEVICE.fullmatch(made) else made
+
+
+def safe_join(root: Path, name: str) -> Path:
+    """`root/name`, refused unless it is a plain name directly inside `root`."""
+    long = len(name.encode("utf-8", "surrogatepass")) > 255  # bytes; to ask a file system for more is an error
+    # ':' separates drives, and streams of a file, on Windows
+    if not name or long or name in (".", "..") or re.search(r"[/\\:\0\ud800-\udfff]", name):
+        raise InputError(
+            "{name}: not a name of something in {root}. Use a plain name without slashes.",
+            name=f"{name!r:.80}",
+            root=root.name,
+        )
+    return root / name
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """One writer at a time in `folder`, which is made; windows and processes wait for each other.
+
+    Raises InputError where nothing can be written, a lock neither.
+    """
+    held = FileLock(folder / ".lock", timeout=30)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except OSError as e:
+        raise InputError(explain_disk_error(folder, e)) from e
+    try:
+        yield
+    finally:
+        held.release()

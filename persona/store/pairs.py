@@ -1,0 +1,178 @@
+"""What a pair is, and `pairs.jsonl`: one pair a line, every problem named by its line number."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from persona.errors import InputError, Message, join
+from persona.store.files import require_regular_file, write_atomic
+
+MAX_CHARACTERS = 100_000  # of one text; longer is a file pasted by mistake and would stall every view of it
+
+
+PAIR_KEYS = ("instruction", "output", "history", "source")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One thing said to the persona and what she answers, with the turns before it, oldest first."""
+
+    instruction: str
+    output: str
+    history: tuple[tuple[str, str], ...] = ()
+    source: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        row: dict[str, Any] = {"instruction": self.instruction, "output": self.output}
+        if self.history:
+            row["history"] = [list(turn) for turn in self.history]
+        if self.source:
+            row["source"] = self.source
+        return row
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that is not a pair: its number (from 1), why, and its text, so that nothing is lost."""
+
+    line: int
+    why: str
+    text: str
+
+
+def parse_pair(row: Any) -> Pair:
+    """The pair in a JSON value. Raises InputError (without a place: the caller knows it)."""
+    if not isinstance(row, dict):
+        raise InputError('a {kind}, not an object like {{"instruction": …, "output": …}}', kind=type(row).__name__)
+    texts = {}
+    for name in ("instruction", "output", "source"):
+        value = row.get(name, "" if name == "source" else None)
+        if not isinstance(value, str):
+            raise InputError(
+                "'{name}' is missing" if value is None else "'{name}' is not text: {value}",
+                name=name,
+                value=f"{value!r:.40}",
+            )
+        texts[name] = value
+    if unknown := sorted(k for k, v in row.items() if k not in PAIR_KEYS and v not in ("", None, [], {})):
+        raise InputError(
+            "unknown key {unknown!r}; a pair has {keys}. Move its text there, or delete it",
+            unknown=unknown[0],
+            keys=", ".join(PAIR_KEYS),
+        )
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(
+        isinstance(t, list) and len(t) == 2 and all(isinstance(x, str) for x in t) for t in history
+    ):
+        raise InputError("'history' is not a list of [user, reply] texts")
+    turns = tuple((user, reply) for user, reply in history)
+    for name, text in [*texts.items(), *(("history", x) for t in turns for x in t)]:
+        if len(text) > MAX_CHARACTERS:
+            raise InputError(
+                "'{name}' has {count:,} characters, more than {limit:,}. Split it",
+                name=name,
+                count=len(text),
+                limit=MAX_CHARACTERS,
+            )
+        if _has_lone_surrogate(text):
+            raise InputError("'{name}' holds half a character (a lone surrogate). Retype it", name=name)
+    return Pair(texts["instruction"], texts["output"], turns, texts["source"])
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # nothing else cannot be encoded
+        return True
+    return False
+
+
+def iter_pairs(path: Path) -> Iterator[Pair | BadLine]:
+    """The lines of the file one by one. An absent file is an empty persona."""
+    require_regular_file(path)
+    try:
+        with path.open("rb") as lines:
+            for number, raw in enumerate(lines, 1):
+                raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                if raw.strip():
+                    yield _parse_line(number, raw.removesuffix(b"\n"))
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise InputError("{path}: cannot be read ({reason}). Check its rights.", path=path, reason=e.strerror) from e
+
+
+def _parse_line(number: int, raw: bytes) -> Pair | BadLine:
+    try:
+        return parse_pair(json.loads(raw.decode("utf-8")))
+    except UnicodeDecodeError as e:
+        # \xNN for each such byte: a line in GBK, say, can still be recovered from that
+        return BadLine(
+            number, Message("byte {start} is not UTF-8", start=e.start + 1), raw.decode("utf-8", "backslashreplace")
+        )
+    except json.JSONDecodeError as e:
+        return BadLine(
+            number, Message("column {column}: not JSON ({reason})", column=e.colno, reason=e.msg), raw.decode("utf-8")
+        )
+    except (InputError, RecursionError) as e:
+        return BadLine(number, e.message if isinstance(e, InputError) else str(e), raw.decode("utf-8"))
+    except ValueError as e:  # an integer of thousands of digits, which json leaves to int()
+        return BadLine(number, Message("not JSON that can be read ({reason})", reason=e), raw.decode("utf-8"))
+
+
+def scan_pairs(path: Path) -> tuple[list[Pair], list[BadLine]]:
+    """Every pair in the file and every line that is none."""
+    pairs: list[Pair] = []
+    bad: list[BadLine] = []
+    for item in iter_pairs(path):
+        if isinstance(item, Pair):
+            pairs.append(item)
+        else:
+            bad.append(item)
+    return pairs, bad
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs in `path`, strictly. Raises InputError listing every bad line."""
+    pairs, bad = scan_pairs(path)
+    if bad:
+        wrong = [Message("{path} line {line}: {problem}", path=path, line=b.line, problem=b.why) for b in bad[:20]]
+        more = [Message("… and {count} more", count=len(bad) - 20)] if len(bad) > 20 else []
+        raise InputError(
+            "{problems}\nCorrect or delete the lines, then try again." if len(bad) > 1 else
+            "{problems}\nCorrect or delete the line, then try again.",
+            problems=join("\n", wrong + more),
+        )  # fmt: skip
+    return pairs
+
+
+def find_unfinished(pairs: Iterable[Pair]) -> list[tuple[int, str]]:
+    """(row from 1, what is missing) for pairs that cannot be trained on yet."""
+    found: list[tuple[int, str]] = []
+    for row, pair in enumerate(pairs, 1):
+        if not pair.instruction.strip():
+            found.append((row, Message("'instruction' is empty")))
+        if not pair.output.strip():
+            found.append((row, Message("'output' is empty")))
+        if any(not user.strip() or not reply.strip() for user, reply in pair.history):
+            found.append((row, Message("'history' has an empty turn")))
+    return found
+
+
+def dump_pair(pair: Pair) -> str:
+    return json.dumps(pair.to_dict(), ensure_ascii=False) + "\n"
+
+
+def dump_pairs(pairs: Iterable[Pair]) -> str:
+    return "".join(map(dump_pair, pairs))
+
+
+def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
+    write_atomic(path, map(dump_pair, pairs))
+
+
+def hash_pairs(pairs: Iterable[Pair]) -> str:
+    return hashlib.sha256(dump_pairs(pairs).encode()).hexdigest()

@@ -1,0 +1,119 @@
+"""What the owner of a shared server allows a visitor, by environment variables. The owner's own work has no limits.
+
+    PERSONA_MAX_PAIRS      pairs of one persona                              2000
+    PERSONA_MAX_STEPS      optimizer steps of one run                        500
+    PERSONA_MAX_DISK_MB    megabytes of a visitor's workspace                1000
+    PERSONA_MAX_REQUESTS   things a visitor's page may ask for in a minute   1200
+    PERSONA_KEEP_DAYS      days that idle work is kept                       7
+
+0 stands for no limit. The defaults suit a free Space: 2 CPUs, 50 GB of disk, half an hour for the longest run.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from persona.errors import InputError, Message, join
+from persona.store import deployment, workspace
+
+
+@dataclass(frozen=True)
+class Quotas:
+    """0: no limit. disk_mb: of a workspace; requests: in a minute; keep_days: since the visitor was last seen."""
+
+    max_pairs: int = 2000
+    max_steps: int = 500
+    max_disk_mb: int = 1000
+    max_requests: int = 1200
+    keep_days: int = 7
+
+
+UNLIMITED = Quotas(0, 0, 0, 0, 0)
+
+
+def read_quotas() -> Quotas:
+    """The limits of this server, none on an own machine. Raises InputError naming every variable that is wrong."""
+    if not deployment.is_shared_server():
+        return UNLIMITED
+    given, wrong = {}, []
+    for field in fields(Quotas):
+        name = f"PERSONA_{field.name.upper()}"
+        if text := os.environ.get(name, "").strip():
+            if not (text.isascii() and text.isdigit() and len(text) < 10):
+                wrong.append(
+                    Message("{name}={text}: it is a whole number, 0 for no limit.", name=name, text=f"{text!r:.40}")
+                )
+                continue
+            given[field.name] = int(text)
+    if wrong:
+        raise InputError(join("\n", wrong))
+    return Quotas(**given)
+
+
+def current_quotas() -> Quotas:
+    """The limits of who asks. Raises InputError as current_visitor() does."""
+    return read_quotas() if workspace.current_visitor() else UNLIMITED
+
+
+def suggest_alternative() -> str:
+    """Where there are no limits."""
+    if os.environ.get("SPACE_ID"):
+        return Message("For more, duplicate this Space (step 5, Share), or run Persona on a computer of your own.")
+    return Message("For more, run Persona on a computer of your own.")
+
+
+def require_pair_quota(count: int) -> None:
+    """Raises InputError when a persona would have more pairs than a visitor's may."""
+    most = current_quotas().max_pairs
+    if most and count > most:
+        raise InputError(
+            "{count:,} pairs: on this server a persona may have {most:,}. Nothing was changed; take fewer. {instead}",
+            count=count,
+            most=most,
+            instead=suggest_alternative(),
+        )
+
+
+def require_step_quota(steps: int) -> None:
+    """Raises InputError when a run would be longer than a visitor's may."""
+    most = current_quotas().max_steps
+    if most and steps > most:
+        raise InputError(
+            "This run has {steps:,} steps, where this server trains {most:,} at most, so that others have "
+            "their turn. Lower the passes over the pairs (epochs), or set max_steps to {most}. {instead}",
+            steps=steps,
+            most=most,
+            instead=suggest_alternative(),
+        )
+
+
+def require_disk_quota(*more: Path) -> None:
+    """Raises InputError when a visitor's workspace is full. Their trash is emptied first. more: what counts with it."""
+    most = current_quotas().max_disk_mb * 1_000_000
+    if not most:
+        return
+    home = workspace.current_workspace()
+    if (used := sum(map(folder_size, (home, *more)))) > most and (home / "trash").exists():
+        shutil.rmtree(home / "trash", ignore_errors=True)
+        used = sum(map(folder_size, (home, *more)))
+    if used > most:
+        raise InputError(
+            "Your work here fills {used:,.0f} MB, where this server has {most:,.0f} MB for each visitor. "
+            "Download what you want to keep, then delete a persona. {instead}",
+            used=used / 1e6,
+            most=most / 1e6,
+            instead=suggest_alternative(),
+        )
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files in a folder; links are not followed."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += (Path(place) / name).lstat().st_size
+            except OSError:  # taken away meanwhile
+                continue
+    return total

@@ -1,0 +1,166 @@
+"""Does a template fit a tokenizer: control tokens, stop token, an exact label mask."""
+
+import re
+from typing import Any
+
+from persona.errors import Message, TemplateError, join
+from persona.template.chat_template import ChatTemplate, apply_template, build_messages, pin_date
+
+# what looks like a control token in a rendered text: <|user|>, <turn|>, <｜User｜>, <end_of_turn>, [INST], [gMASK]
+MARKER_PATTERN = re.compile(
+    r"<[|｜][^\s<>|｜]+[|｜]?>|<[^\s<>|｜]+[|｜]>|</?(?:start_of_turn|end_of_turn|bos|eos|s|sop|think)>"
+    r"|\[(?:/?(?:INST|SYSTEM_PROMPT)|gMASK)\]"
+)
+
+
+# conversations on which formats are compared: every role, white space at every edge, words of the formats themselves
+SAMPLE_CHATS = (
+    build_messages("", [], "Hi."),
+    build_messages("Be brief.", [], "你好"),
+    build_messages("", [("model", "user")], "assistant"),
+    build_messages("Be brief.\n你是灯塔。", [("a", "b"), ("{{ 1 }}", "<b>\n\n1. c</b>")], "c\n d"),
+    build_messages(" Be\n", [("  a ", "\n b  \n"), ("\n\na\n", " b")], "\n c  "),
+    build_messages("", [(" \n a", "b \n")] * 3, "c\n\n"),
+)
+
+
+def _depends_on_date(tokenizer: Any, template: ChatTemplate) -> bool:
+    """Whether what it renders depends on the day."""
+    if pin_date(template.text) == template.text:
+        return False
+    days = (ChatTemplate(template.name, pin_date(template.text, day)) for day in ("26", "27"))
+    one, other = (
+        apply_template(tokenizer, t, SAMPLE_CHATS[0], tokenize=False, add_generation_prompt=True) for t in days
+    )
+    return one != other
+
+
+# ---- does a template fit a tokenizer
+
+
+def control_token_ids(tokenizer: Any) -> frozenset[int]:
+    return frozenset(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)
+
+
+def marker_token_ids(tokenizer: Any, template: ChatTemplate) -> frozenset[int]:
+    """What the template itself writes as markers, as far as this vocabulary has a token for it."""
+    try:
+        text = apply_template(tokenizer, template, SAMPLE_CHATS[3], tokenize=False, add_generation_prompt=True)
+    except TemplateError:
+        return frozenset()
+    encoded = (tokenizer(m, add_special_tokens=False)["input_ids"] for m in dict.fromkeys(MARKER_PATTERN.findall(text)))
+    return frozenset(ids[0] for ids in encoded if len(ids) == 1)
+
+
+def find_stop_token(tokenizer: Any, template: ChatTemplate) -> int | None:
+    """The last token that a reply would learn, None where none is. Raises TemplateError when it cannot be rendered."""
+    got = apply_template(
+        tokenizer, template, build_messages("", [], "Hi", "Yes"), return_dict=True, return_assistant_tokens_mask=True
+    )
+    learned = [i for i, m in zip(got["input_ids"], got["assistant_masks"], strict=True) if m]
+    return next((i for i in reversed(learned) if tokenizer.decode([i]).strip()), learned[-1] if learned else None)
+
+
+def find_incompatibilities(tokenizer: Any, template: ChatTemplate) -> list[str]:
+    """Why a model with this tokenizer must not be trained with `template`, in whole sentences; empty when it may."""
+    name = f"Template {template.name}"
+    try:
+        stop = find_stop_token(tokenizer, template)
+        dated = _depends_on_date(tokenizer, template)
+        ids = list(apply_template(tokenizer, template, SAMPLE_CHATS[0], return_dict=False))
+        texts = [
+            apply_template(tokenizer, template, x, tokenize=False, add_generation_prompt=True) for x in SAMPLE_CHATS[:4]
+        ]
+    except TemplateError as e:
+        return [e.message]
+    if stop is None:
+        return [
+            Message(
+                "{name}: no token would be learned. Put the assistant's content and its stop token inside "
+                "{{% generation %}} … {{% endgeneration %}}.",
+                name=name,
+            )
+        ]
+    wrong: list[str] = []
+    if stop not in control_token_ids(tokenizer):
+        wrong.append(
+            Message(
+                "{name}: a reply ends with {stop!r}, which is not a stop token of this model, so it would "
+                "never learn to stop. Choose a template made for this base.",
+                name=name,
+                stop=tokenizer.decode([stop]),
+            )
+        )
+    wrong += _find_split_markers(tokenizer, template, texts)
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        wrong.append(
+            Message(
+                "{name}: the text begins with two {bos}. Take one out of the template.",
+                name=name,
+                bos=tokenizer.bos_token,
+            )
+        )
+    if dated:
+        wrong.append(
+            Message(
+                "{name}: it writes today's date (strftime_now), so a chat tomorrow would not read what was "
+                "trained today. Write a fixed date in its place.",
+                name=name,
+            )
+        )
+    return wrong
+
+
+def _find_split_markers(tokenizer: Any, template: ChatTemplate, texts: list[str]) -> list[str]:
+    """A reason if the template's markers are plain letters to this model, unless its header says they are meant so."""
+    split = {}
+    for marker in dict.fromkeys(m for text in texts for m in MARKER_PATTERN.findall(text)):
+        ids = tokenizer(marker, add_special_tokens=False)["input_ids"]
+        if marker not in template.plain and (len(ids) != 1 or tokenizer.convert_ids_to_tokens(ids[0]) != marker):
+            split[marker] = len(ids)
+    if not split:
+        return []
+    markers = [
+        Message("{marker} (1 token)" if n == 1 else "{marker} ({n} tokens)", marker=marker, n=n)
+        for marker, n in list(split.items())[:4]
+    ]
+    return [
+        Message(
+            "Template {template}: this model does not know its markers: {markers}. Choose a template made for this "
+            "base, or write 'Plain text: {first}' in its header comment if they are meant as letters.",
+            template=template.name,
+            markers=join(", ", markers),
+            first=next(iter(split)),
+        )
+    ]
+
+
+def try_render_prompt(tokenizer: Any, template: ChatTemplate, chat: list[dict]) -> str | None:
+    """The prompt of a chat that ends with a question, None where the template refuses it."""
+    try:
+        # a variable of the thinking families; the others never look at it
+        return apply_template(
+            tokenizer, template, chat, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+    except TemplateError:
+        return None
+
+
+def is_mask_exact(tokenizer: Any, template: ChatTemplate) -> bool:
+    """Whether, in every sample, exactly reply and stop token are learned, right after the prompt of a chat."""
+    for chat in SAMPLE_CHATS:
+        whole = [*chat, {"role": "assistant", "content": "Yes, 好。"}]
+        try:
+            got = apply_template(tokenizer, template, whole, return_dict=True, return_assistant_tokens_mask=True)
+            prompt = list(apply_template(tokenizer, template, chat, return_dict=False, add_generation_prompt=True))
+            stop = find_stop_token(tokenizer, template)
+        except TemplateError:
+            return False
+        ids, mask = list(got["input_ids"]), list(got["assistant_masks"])
+        learned = ids[len(prompt) :][: sum(mask[len(prompt) :])]
+        if ids[: len(prompt)] != prompt or any(mask[len(prompt) + len(learned) :]) or mask[len(prompt) - 1]:
+            return False
+        if stop is None or learned[-1:] != [stop] or tokenizer.decode(learned[:-1]).strip() != "Yes, 好。":
+            return False
+    return True

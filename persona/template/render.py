@@ -1,0 +1,248 @@
+"""Pair + persona + chat template + tokenizer → token ids and the label mask; and the chat prompt.
+
+The preview, the trainer, the chat and the tests all come here: what the page colours is what is trained, and the
+prompt of a chat is, id for id, the beginning of a training example.
+The tokenizer is passed in, so this file needs neither torch nor transformers.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from persona.errors import InputError, Message, TemplateError, join
+from persona.store.pairs import Pair, find_unfinished
+from persona.template.chat_template import ChatTemplate, apply_template, build_messages
+from persona.template.compatibility import control_token_ids, find_incompatibilities, find_stop_token, marker_token_ids
+
+MAX_LENGTH = 512  # tokens of one row, where nothing else is said
+MAX_LENGTH_RANGE = (8, 32_768)
+IGNORE_INDEX = -100  # the label that a cross-entropy loss skips (torch.nn.functional.cross_entropy, ignore_index)
+
+
+@dataclass(frozen=True)
+class PreviewToken:
+    """One token as the page shows it. The texts of all tokens joined are the rendered text."""
+
+    id: int
+    text: str
+    learned: bool
+    special: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingExample:
+    """One training row. `labels` has the length of `input_ids`: the id where it is learned, else IGNORED."""
+
+    input_ids: list[int]
+    labels: list[int]
+    text: str
+    ends: list[int] = field(repr=False)  # where each token ends in `text`, in characters
+    problems: tuple[str, ...] = ()
+
+    @property
+    def learned(self) -> int:
+        return sum(x != IGNORE_INDEX for x in self.labels)
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """What the model is given in a chat: the text, and its ids."""
+
+    text: str
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Everything that decides how a pair becomes tokens, in one value.
+
+    max_length: tokens; a longer example is a problem of its row, never a silent cut.
+    learn_history: learn the replies of earlier turns too, not the last one alone.
+    """
+
+    tokenizer: Any
+    template: ChatTemplate
+    system: str = ""
+    max_length: int = MAX_LENGTH
+    learn_history: bool = False
+
+    def render_example(self, pair: Pair) -> TrainingExample:
+        """Render, mask and check one pair. What is wrong with it is in `problems`, in words."""
+        empty = [why for _, why in find_unfinished([pair])]
+        if empty:
+            return TrainingExample([], [], "", [], tuple(empty))
+        chat = build_messages(self.system, pair.history, pair.instruction, pair.output)
+        got = self._apply(
+            chat,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            tokenizer_kwargs={"return_offsets_mapping": True},
+        )
+        ids, mask = list(got["input_ids"]), list(got["assistant_masks"])
+        if not self.learn_history:
+            mask = _last_run(mask)
+        labels = [token if learned else IGNORE_INDEX for token, learned in zip(ids, mask, strict=True)]
+        text = self._apply(chat, tokenize=False)
+        problems = self._problems(pair, ids, labels, text)
+        return TrainingExample(ids, labels, text, [end for _, end in got["offset_mapping"]], tuple(problems))
+
+    def render_prompt(self, history: Iterable[Sequence[str]], instruction: str) -> ChatPrompt:
+        """What the model sees before it answers. Control tokens typed by a user are encoded as plain text."""
+        chat = build_messages(self.system, history, instruction)
+        typed = any(self.control_tokens(m["content"]) for m in chat)
+        ids = self._apply(chat, return_dict=False, add_generation_prompt=True, sanitize_control_tokens=typed)
+        return ChatPrompt(self._apply(chat, tokenize=False, add_generation_prompt=True), list(ids))
+
+    def length(self, pair: Pair) -> int:
+        """Tokens of the pair's row; 0 without encoding it when it surely fits into max_length (no tokenizer makes more
+        tokens than a text has bytes).
+        """
+        texts = sum(len(text.encode("utf-8", "replace")) for _, text in self._texts(pair))
+        if texts + self._turn_tokens * (len(pair.history) + 1) <= self.max_length:
+            return 0
+        return len(self.render_example(pair).input_ids)
+
+    @cached_property
+    def _turn_tokens(self) -> int:
+        """Tokens that the template adds to a turn, the system prompt's wrapping counted with each."""
+        return len(self.render_example(Pair("a", "b")).input_ids)
+
+    def tokens(self, example: TrainingExample) -> list[PreviewToken]:
+        """The example token by token; a character split over several tokens belongs to the last of them."""
+        pieces, done = [], 0
+        for n, (token, label) in enumerate(zip(example.input_ids, example.labels, strict=True)):
+            following = example.ends[n + 1 :][:1]
+            end = example.ends[n] if not following or following[0] > example.ends[n] else done
+            pieces.append(PreviewToken(token, example.text[done:end], label != IGNORE_INDEX, token in self._controls))
+            done = max(done, end)
+        if pieces and done < len(example.text):  # a tokenizer that drops trailing white space
+            last = pieces[-1]
+            pieces[-1] = PreviewToken(last.id, last.text + example.text[done:], last.learned, last.special)
+        return pieces
+
+    def control_tokens(self, text: str) -> list[str]:
+        """Control tokens (<end_of_turn>, <eos>, …) that `text` would turn into if it were encoded as it stands."""
+        if not text:
+            return []
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        found = {self.tokenizer.convert_ids_to_tokens(i) for i in ids if i in self._controls}
+        unknown = self.tokenizer.unk_token  # stands for what the model cannot write, too
+        return sorted(t for t in found if t != unknown or t in text)
+
+    @cached_property
+    def _controls(self) -> frozenset[int]:
+        """The tokenizer's control tokens and, <think> for instance, others that the template writes as markers."""
+        return control_token_ids(self.tokenizer) | marker_token_ids(self.tokenizer, self.template)
+
+    @cached_property
+    def stop_id(self) -> int:
+        """The token that ends every reply. Raises TemplateError when template and tokenizer do not fit together."""
+        if wrong := find_incompatibilities(self.tokenizer, self.template):
+            raise TemplateError(join("\n", wrong))
+        stop = find_stop_token(self.tokenizer, self.template)
+        assert stop is not None  # fits has looked
+        return stop
+
+    def _problems(self, pair: Pair, ids: list[int], labels: list[int], whole: str) -> list[str]:
+        problems: list[str] = []
+        learned = [i for i in labels if i != IGNORE_INDEX]
+        if not learned:
+            return [Message("no token would be learned: the template marks nothing of the reply")]
+        if self.stop_id not in learned[-2:]:  # some templates learn the line break after it too
+            problems.append(
+                Message("the stop token {stop} would not be learned", stop=self.tokenizer.decode([self.stop_id]))
+            )
+        if len(ids) > self.max_length:
+            problems.append(
+                Message(
+                    "the reply would be cut: {count:,} tokens, max_length is {max_length:,}. Shorten or split "
+                    "the pair, or raise max_length",
+                    count=len(ids),
+                    max_length=self.max_length,
+                )
+            )
+        for name, text in self._texts(pair):
+            if found := self.control_tokens(text):
+                problems.append(
+                    Message(
+                        "'{name}' holds {found}, which this model reads as control. Delete it",
+                        name=name,
+                        found=", ".join(found),
+                    )
+                )
+            elif unwritable := self._unwritable(text):
+                problems.append(
+                    Message(
+                        "'{name}' holds {characters}, for which this model has no token: it would learn to say "
+                        "{token} instead. Reword it, or choose another base",
+                        name=name,
+                        characters=unwritable,
+                        token=self.tokenizer.unk_token,
+                    )
+                )
+        if not problems and (why := self._prompt_mismatch(pair, ids, labels, whole)):
+            problems.append(why)
+        return problems
+
+    def _prompt_mismatch(self, pair: Pair, ids: list[int], labels: list[int], whole: str) -> str:
+        """Why a learned reply does not start exactly where the prompt of a chat would end; "" where each does."""
+        turns = [*pair.history, (pair.instruction, pair.output)]
+        for n in range(0 if self.learn_history else len(pair.history), len(turns)):
+            prompt = self.render_prompt(turns[:n], turns[n][0])
+            end = len(prompt.ids)
+            if ids[:end] == prompt.ids and end < len(ids) and labels[end - 1] == IGNORE_INDEX != labels[end]:
+                continue
+            if n < len(pair.history) and not whole.startswith(prompt.text):
+                return Message(
+                    "template {template} writes an earlier reply in another way than the last one, so it "
+                    "cannot be learned as a chat would ask for it. Set learn_history to false",
+                    template=self.template.name,
+                )
+            return Message(
+                "the chat prompt is not the beginning of the training text; the reply may start with white "
+                "space that melts into the template"
+            )
+        return ""
+
+    def _unwritable(self, text: str) -> str:
+        """The first characters of `text` that the tokenizer knows no token for; "" where it can write all of it."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None or unknown not in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
+            return ""
+        lost = (c for c in dict.fromkeys(text) if unknown in self.tokenizer(c, add_special_tokens=False)["input_ids"])
+        return ", ".join(map(repr, itertools.islice(lost, 5))) or Message("a part")
+
+    def _texts(self, pair: Pair) -> list[tuple[str, str]]:
+        turns = [("history", x) for turn in pair.history for x in turn]
+        return [("system", self.system), *turns, ("instruction", pair.instruction), ("output", pair.output)]
+
+    def _apply(self, chat: list[dict], **options: Any) -> Any:
+        return apply_template(self.tokenizer, self.template, chat, **options)
+
+
+def _last_run(mask: list[int]) -> list[int]:
+    """`mask` with only its last run of ones."""
+    end = len(mask)
+    while end and not mask[end - 1]:
+        end -= 1
+    start = end
+    while start and mask[start - 1]:
+        start -= 1
+    return [int(start <= n < end) for n in range(len(mask))]
+
+
+def render_examples(renderer: Renderer, pairs: Sequence[Pair]) -> list[TrainingExample]:
+    """Every pair rendered. Raises InputError naming each row (from 1) that cannot be trained on, and why."""
+    _ = renderer.stop_id
+    examples = [renderer.render_example(p) for p in pairs]
+    wrong = [
+        Message("pair {row}: {problem}.", row=row, problem=why)
+        for row, e in enumerate(examples, 1)
+        for why in e.problems
+    ]
+    if wrong:
+        more = [Message("… and {count} more.", count=len(wrong) - 20)] if len(wrong) > 20 else []
+        raise InputError(join("\n", wrong[:20] + more))
+    return examples

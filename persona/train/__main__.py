@@ -1,0 +1,5 @@
+"""`python -m persona.train RUN`: one run in this process."""
+
+from persona.train.run import main
+
+raise SystemExit(main())

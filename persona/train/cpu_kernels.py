@@ -1,0 +1,201 @@
+"""The same training step on a CPU in fewer operations: norms, rotary embedding, attention of short rows, LoRA.
+
+Away from its matrix products a step of a small model is bound by memory: each operation reads and writes all
+activations, and autograd's way back takes two or three of them for each on the way there. Here each of the four is one
+autograd function that computes the same in float32 or in place. What a module computes is tried on numbers rather than
+looked up: a layer that comes out differently keeps its own code.
+"""
+
+import inspect
+import sys
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora.layer import Linear as LoraLayer
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+MAX_SHORT_ROW = 256  # tokens of a row: up to here plain products beat the flash kernel, and their scores are small
+ATTENTION_NAME = "persona_short_rows"
+
+
+def install_cpu_kernels(model: Any) -> None:
+    """Give the modules of a PeftModel on a CPU their faster ways. Weights, names and results stay as they are."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and _is_plain(module):
+            module.forward = partial(_lora_forward, module, module.forward)  # type: ignore[method-assign]
+        elif type(module).__name__.endswith("RMSNorm"):
+            _replace_norm(module)
+        if hasattr(module, "q_proj") and hasattr(module, "o_proj"):
+            _replace_rotary(sys.modules[type(module).__module__])
+    causal = model.get_base_model()
+    if (
+        causal.config.get_text_config()._attn_implementation == "sdpa"
+        and causal.config.get_text_config() is causal.config
+    ):
+        AttentionInterface.register(ATTENTION_NAME, short_row_attention)
+        AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+        causal.set_attn_implementation(ATTENTION_NAME)
+
+
+# ---- norms
+
+
+class RMSNorm(torch.autograd.Function):
+    """x / sqrt(mean(x²) + eps) × weight in float32, rounded once (Zhang & Sennrich 2019)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """x (…, d), weight (d,) float32 and frozen → like x."""
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed = x.float() * scale
+        ctx.save_for_backward(normed, scale, weight)
+        return (normed * weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> Any:
+        normed, scale, weight = ctx.saved_tensors
+        g = upstream[0].float() * weight
+        along = torch.linalg.vecdot(g, normed).unsqueeze(-1).div_(-normed.shape[-1])
+        return g.addcmul_(normed, along).mul_(scale).to(upstream[0].dtype), None, None
+
+
+@torch.no_grad()
+def _replace_norm(module: Any) -> None:
+    weight, eps = getattr(module, "weight", None), getattr(module, "eps", getattr(module, "variance_epsilon", None))
+    if weight is None or weight.dim() != 1 or weight.requires_grad or not isinstance(eps, float):
+        return
+    if len(inspect.signature(module.forward).parameters) != 1:  # gated ones take more than x
+        return
+    x = torch.linspace(-2, 3, 3 * len(weight), device=weight.device).view(3, -1).to(weight.dtype)
+    for factor in (weight.float(), weight.float() + 1):  # Gemma's weights are stored as what they differ from 1
+        if _agree(RMSNorm.apply(x, factor, eps), module(x)):
+            module.forward = lambda x, factor=factor: RMSNorm.apply(x, factor, eps)
+            return
+
+
+def _agree(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """But for rounding: theirs may round in between."""
+    return torch.allclose(ours.float(), theirs.float(), rtol=4 * torch.finfo(theirs.dtype).eps, atol=1e-6)
+
+
+# ---- rotary embedding
+
+
+class Rotate(torch.autograd.Function):
+    """Each pair (x[i], x[i + d/2]) turned by its angle (Su et al. 2021); back through it is the turn the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """x (…, d); cos and sin (…, d), the second half the same as the first."""
+        ctx.save_for_backward(cos, sin)
+        return _rotate_pairs(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> Any:
+        cos, sin = ctx.saved_tensors
+        return _rotate_pairs(upstream[0], cos, sin, -1), None, None
+
+
+def _rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, way: int) -> torch.Tensor:
+    half = x.shape[-1] // 2
+    a, b, cos, sin = x[..., :half], x[..., half:], cos[..., :half], sin[..., :half]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    torch.mul(a, cos, out=out[..., :half]).addcmul_(b, sin, value=-way)
+    torch.mul(b, cos, out=out[..., half:]).addcmul_(a, sin, value=way)
+    return out
+
+
+def apply_rotary(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1) -> Any:
+    """In the place of transformers' apply_rotary_pos_emb."""
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    return Rotate.apply(q, cos, sin), Rotate.apply(k, cos, sin)
+
+
+@torch.no_grad()
+def _replace_rotary(code: Any) -> None:
+    """In the module that holds a model's code: there attention finds the function by its name."""
+    theirs = getattr(code, "apply_rotary_pos_emb", None)
+    if (
+        theirs is None
+        or theirs is apply_rotary
+        or list(inspect.signature(theirs).parameters)[:4] != ["q", "k", "cos", "sin"]
+    ):
+        return
+    q, k = torch.linspace(-2, 3, 48).view(1, 2, 3, 8), torch.linspace(1, 2, 24).view(1, 1, 3, 8)
+    angles = torch.linspace(0, 2, 12).view(1, 3, 4).repeat(1, 1, 2)
+    both = (f(q, k, angles.cos(), angles.sin()) for f in (apply_rotary, theirs))
+    if all(_agree(ours, other) for ours, other in zip(*both, strict=True)):
+        code.apply_rotary_pos_emb = apply_rotary
+
+
+# ---- attention
+
+
+def short_row_attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+              attention_mask: torch.Tensor | None, dropout: float = 0.0, scaling: float | None = None,
+              **others: Any) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Causal attention; of short rows without a mask by plain products, whose way back costs a third of flash's.
+
+    query (rows, heads, length, d), key and value (rows, fewer heads, length, d) → (rows, length, heads, d).
+    """
+    rows, heads, length, width = query.shape
+    short = (
+        attention_mask is None and 1 < length <= MAX_SHORT_ROW and key.shape[2] == length and value.shape == key.shape
+    )
+    if not short or dropout or not query.requires_grad or not getattr(module, "is_causal", True):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
+    groups = heads // key.shape[1]
+    # query heads that share a key stand below each other, as more rows of one product
+    q, k, v = query.reshape(-1, groups * length, width), key.flatten(0, 1), value.flatten(0, 1)
+    unseen = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1).repeat(groups, 1)
+    scores = torch.baddbmm(unseen[None], q, k.transpose(1, 2), alpha=width**-0.5 if scaling is None else scaling)
+    out = torch.bmm(scores.softmax(-1), v).view(rows, heads, length, width)
+    return out.transpose(1, 2).contiguous(), None
+
+
+# ---- LoRA
+
+
+class LoraLinear(torch.autograd.Function):
+    """x Wᵀ + s (x Aᵀ) Bᵀ with W frozen (Hu et al. 2021); the sums are made where the products are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor,
+                b: torch.Tensor, scale: float) -> torch.Tensor:  # fmt: skip
+        rows, a, b = x.flatten(0, -2), a.to(x.dtype), b.to(x.dtype)
+        small = rows @ a.T
+        ctx.save_for_backward(rows, weight, a, b, small)
+        ctx.scale = scale
+        return F.linear(rows, weight, bias).addmm_(small, b.T, alpha=scale).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> Any:
+        rows, weight, a, b, small = ctx.saved_tensors
+        g = upstream[0].flatten(0, -2)
+        back = (g @ b).mul_(ctx.scale)
+        grad_b, grad_a = (g.T @ small).float().mul_(ctx.scale), (back.T @ rows).float()
+        grad_x = (g @ weight).addmm_(back, a) if ctx.needs_input_grad[0] else None
+        return None if grad_x is None else grad_x.view(*upstream[0].shape[:-1], -1), None, None, grad_a, grad_b, None
+
+
+def _is_plain(layer: Any) -> bool:
+    """A LoRA alone on a dense frozen layer, with no dropout, DoRA or anything else of PEFT's."""
+    names, base = list(layer.lora_A), layer.get_base_layer()
+    if len(names) != 1 or layer.lora_variant or not isinstance(layer.lora_dropout[names[0]], torch.nn.Identity):
+        return False
+    dense = type(base) is torch.nn.Linear and not base.weight.requires_grad and base.weight.is_floating_point()
+    return dense and layer.lora_B[names[0]].bias is None
+
+
+def _lora_forward(layer: Any, theirs: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    (name,) = layer.lora_A
+    base = layer.get_base_layer()
+    if args or kwargs or layer.disable_adapters or layer.merged or layer.active_adapters != [name]:
+        return theirs(x, *args, **kwargs)
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    return LoraLinear.apply(x.to(base.weight.dtype), base.weight, base.bias, a, b, layer.scaling[name])

@@ -1,0 +1,52 @@
+"""The script that sets the page's language before Gradio reads the browser's."""
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as Event
+
+from persona.ui.i18n import LANGUAGE_COOKIE
+
+# what was chosen here counts as the browser's own language; the server sees the cookie
+LANGUAGE_SCRIPT = f"""<script>
+(() => {{
+  const kept = document.cookie.match(/(?:^|; ){LANGUAGE_COOKIE}=(en|zh)/)?.[1];
+  const language = kept ?? (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en");
+  const full = language === "zh" ? "zh-CN" : "en";
+  Object.defineProperty(navigator, "language", {{ get: () => full }});
+  Object.defineProperty(navigator, "languages", {{ get: () => [full] }});
+  document.documentElement.lang = full;
+}})();
+</script>"""
+
+
+class LanguageScriptMiddleware:
+    """ASGI: puts the script FIRST into the page, where it runs before Gradio reads the browser's language.
+
+    Gradio's own `head` is put in by its script, too late for that.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/" or scope["method"] != "GET":
+            await self.app(scope, receive, send)
+            return
+        start: Event = {}
+
+        async def changed(message: Event) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            if start:
+                body = message.get("body", b"").replace(b"<head>", b"<head>" + LANGUAGE_SCRIPT.encode(), 1)
+                message = {**message, "body": body}
+                headers = MutableHeaders(raw=start["headers"])
+                if "content-length" in headers:
+                    headers["content-length"] = str(len(body))
+                await send(start)
+                start = {}
+            await send(message)
+
+        await self.app(scope, receive, changed)

@@ -1,0 +1,286 @@
+"""On a shared server, what a request passes before Gradio sees it: whose it is, and nothing of another is asked for.
+
+Gradio knows a tab by a name that the tab gives itself, an uploaded file by its content, and a handed-out file by its
+path; whoever knows one may use it. Here tabs and uploads get the visitor's id before their name, so that the same name
+of two visitors is two; a file is served to, and taken from, the visitor who was given it; and the routes that the page
+does not need are closed.
+"""
+
+import json
+import os
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from gradio.context import LocalContext
+from gradio.utils import get_upload_folder
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from persona.store import deployment, quotas, workspace
+from persona.ui import i18n
+from persona.ui.i18n import localized, t
+from persona.ui.middleware import workspaces
+
+COOKIE_SECONDS = 31_536_000  # seconds that the cookie is kept
+MAX_EVENT_BYTES = 32_000_000  # bytes of an event; files come another way
+MAX_UPLOADS = 100_000  # uploads remembered; of one that is forgotten, the file must be dropped again
+API_PREFIX = "/gradio_api/"
+PUBLIC_PATHS = (
+    "/",
+    "/config",
+    "/theme.css",
+    "/favicon.ico",
+    "/robots.txt",
+    "/manifest.json",
+    "/logout",
+    API_PREFIX + "info",
+    API_PREFIX + "openapi.json",
+    API_PREFIX + "startup-events",
+    API_PREFIX + "app_id",
+    API_PREFIX + "theme.css",
+    API_PREFIX + "queue/status",
+)
+PUBLIC_PREFIXES = ("/assets/", "/static/", "/svelte/", "/pwa_icon", "/login/")  # and what is below these
+EVENT_PREFIXES = (
+    API_PREFIX + "queue/join",
+    API_PREFIX + "run/",
+    API_PREFIX + "api/",
+    API_PREFIX + "cancel",
+    API_PREFIX + "reset",
+)
+API_SERVER_PREFIXES = ("/v1/", "/generate", "/health")  # the API beside the page asks for its own keys
+
+
+def current_visitor() -> str | None:
+    """The visitor whose event Gradio handles in this thread; for files.ask."""
+    request = getattr(LocalContext.request.get(None), "request", None)
+    return request.scope.get("persona.visitor") if request is not None else None
+
+
+class RequestRefused(Exception):
+    """A request that gets no further: status, and what to tell."""
+
+    def __init__(self, status: int, text: str):
+        super().__init__(text)
+        self.status, self.text = status, text
+
+
+class VisitorIsolation:
+    """ASGI. What it remembers is this server's uploads and how often each visitor has asked in this minute."""
+
+    def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.time) -> None:
+        self.app, self.clock = app, clock
+        self.uploads: OrderedDict[str, set[str]] = OrderedDict()  # path → the visitors who dropped that very file
+        self.asked: dict[str, int] = {}
+        self.minute = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"].startswith(API_SERVER_PREFIXES)):
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})  # the page opens none
+            return
+        i18n.set_request_headers(Headers(scope=scope))
+        visitor, known = identify_visitor(scope)
+        scope["persona.visitor"] = visitor
+        if visitor is None and scope["path"] == "/":
+            await self.app(scope, receive, _with_cookie(scope, send))
+            return
+        if visitor and known and scope["path"] == "/":
+            workspaces.move_to_account(known, visitor)
+        try:
+            receive, send = await self.check_request(scope, receive, send, visitor)
+        except RequestRefused as e:
+            await JSONResponse({"detail": e.text, "error": e.text}, e.status)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    async def check_request(
+        self, scope: Scope, receive: Receive, send: Send, visitor: str | None
+    ) -> tuple[Receive, Send]:
+        """What the app may receive and send. Raises Refused."""
+        path, method = scope["path"].rstrip("/") or "/", scope["method"]
+        if method in ("GET", "HEAD", "OPTIONS") and (path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIXES)):
+            return receive, send
+        if visitor is None:
+            raise RequestRefused(403, localized(workspace.UNKNOWN_VISITOR))
+        name = f"{visitor[:16]}."
+        if method in ("GET", "HEAD"):
+            if path.startswith(API_PREFIX + "file="):
+                self.require_file(scope["path"].removeprefix(API_PREFIX + "file="), visitor)
+            elif path.startswith(API_PREFIX + "heartbeat/"):
+                session = path.removeprefix(API_PREFIX + "heartbeat/")
+                scope["path"] = f"{API_PREFIX}heartbeat/{name}{session}"
+                scope["raw_path"] = scope["path"].encode()
+            elif path == API_PREFIX + "queue/data":
+                _prefix_query_values(scope, "session_hash", name)
+            elif path == API_PREFIX + "upload_progress":
+                _prefix_query_values(scope, "upload_id", name)
+            else:
+                raise RequestRefused(404, "Not found.")
+            return receive, send
+        if method != "POST" or not (path == API_PREFIX + "upload" or path.startswith(EVENT_PREFIXES)):
+            raise RequestRefused(404, "Not found.")
+        self.count(visitor)
+        workspaces.mark_seen(visitor)
+        if path == API_PREFIX + "upload":
+            _require_size(Headers(scope=scope))
+            _prefix_query_values(scope, "upload_id", name)
+            return receive, self.recording_uploads(visitor, send)
+        return await self.event(scope, receive, visitor, name), send
+
+    async def event(self, scope: Scope, receive: Receive, visitor: str, name: str) -> Receive:
+        """An event, with the tab's name made the visitor's own, once it names no file of another."""
+        raw = await _body(receive)
+        try:
+            body = json.loads(raw)
+            if not isinstance(body, dict):
+                raise ValueError
+        except (ValueError, RecursionError):
+            raise RequestRefused(400, "The request is no JSON object.") from None
+        for file in _file_paths(body):
+            self.require_file(file, visitor)
+        if isinstance(body.get("session_hash"), str):
+            body["session_hash"] = name + body["session_hash"]
+        changed = json.dumps(body).encode()
+        MutableHeaders(scope=scope)["content-length"] = str(len(changed))
+        return _replay(changed, receive)
+
+    def require_file(self, path: str, visitor: str) -> None:
+        """Raises Refused unless the file was dropped by this visitor, or made for them."""
+        wanted, folder = os.path.abspath(path), os.path.abspath(get_upload_folder())  # noqa: PTH100  (links stay)
+        made = os.path.join(folder, visitor) + os.sep  # noqa: PTH118
+        if not wanted.startswith(made) and visitor not in self.uploads.get(wanted, ()):
+            raise RequestRefused(403, t("This file is not here for you: drop it again, or make it anew."))
+
+    def recording_uploads(self, visitor: str, send: Send) -> Send:
+        """`send`, which notes whose the uploaded files are before the browser learns their paths."""
+        parts: list[bytes] = []
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                parts.append(message.get("body", b""))
+                if not message.get("more_body"):
+                    self.record_uploads(visitor, b"".join(parts))
+            await send(message)
+
+        return noted
+
+    def record_uploads(self, visitor: str, answer: bytes) -> None:
+        try:
+            paths = json.loads(answer)
+        except ValueError:  # it was refused, in words
+            return
+        for path in paths if isinstance(paths, list) else []:
+            self.uploads.setdefault(os.path.abspath(path), set()).add(visitor)  # noqa: PTH100
+        while len(self.uploads) > MAX_UPLOADS:
+            self.uploads.popitem(last=False)
+
+    def count(self, visitor: str) -> None:
+        """Raises Refused when the visitor has asked for too much in this minute."""
+        most, minute = quotas.read_quotas().max_requests, int(self.clock() // 60)
+        if minute != self.minute:
+            self.asked, self.minute = {}, minute
+        self.asked[visitor] = self.asked.get(visitor, 0) + 1
+        if most and self.asked[visitor] > most:
+            raise RequestRefused(429, t(
+                "More than {n} requests in a minute, which is this server's limit for a visitor. Wait a minute, then "
+                "go on. {instead}", n=f"{most:,}", instead=localized(quotas.suggest_alternative()),
+            ))  # fmt: skip
+
+
+def identify_visitor(scope: Scope) -> tuple[str | None, str | None]:
+    """(the visitor, whom they were before they signed in), by the Hub's account, else the cookie; None for neither."""
+    kept = re.search(rf"(?:^|; ?){workspaces.VISITOR_COOKIE}=([^;]*)", Headers(scope=scope).get("cookie", ""))
+    guest = workspaces.visitor_of_secret(kept[1]) if kept else None
+    account = _account(scope) if deployment.has_sign_in() else ""
+    return (workspaces.visitor_of_account(account), guest) if account else (guest, None)
+
+
+def _account(scope: Scope) -> str:
+    """The Hub's id of the account that is signed in; the session is signed by Gradio with the Space's own secret."""
+    info = (scope.get("session") or {}).get("oauth_info") or {}
+    if info.get("expires_at") is not None and info["expires_at"] < time.time():
+        return ""
+    return str((info.get("userinfo") or {}).get("sub") or "")
+
+
+def _with_cookie(scope: Scope, send: Send) -> Send:
+    """`send`, with a new visitor's secret for the browser to keep."""
+    forwarded = Headers(scope=scope).get("x-forwarded-proto", scope.get("scheme", "http")).split(",")[0].strip()
+    kind = i18n.CROSS_SITE_COOKIE if forwarded == "https" else "SameSite=Lax"
+    cookie = (
+        f"{workspaces.VISITOR_COOKIE}={workspaces.new_secret()}; Path=/; Max-Age={COOKIE_SECONDS}; HttpOnly; {kind}"
+    )
+
+    async def marked(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(raw=message["headers"])
+            headers.append("set-cookie", cookie)
+            headers["cache-control"] = "no-store"  # nobody else may be given this answer
+        await send(message)
+
+    return marked
+
+
+def _prefix_query_values(scope: Scope, key: str, name: str) -> None:
+    """Put `name` before every value of a query's key."""
+    query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    scope["query_string"] = urlencode([(k, name + v if k == key else v) for k, v in query]).encode()
+
+
+def _require_size(headers: Headers) -> None:
+    most = quotas.read_quotas().max_disk_mb * 1_000_000
+    length = headers.get("content-length", "")
+    if most and not (length.isdigit() and int(length) <= most):
+        instead = localized(quotas.suggest_alternative())
+        raise RequestRefused(
+            413, t("A file may have {n} MB on this server. {instead}", n=f"{most / 1e6:,.0f}", instead=instead)
+        )
+
+
+async def _body(receive: Receive) -> bytes:
+    raw = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RequestRefused(400, "The request ended early.")
+        raw += message.get("body", b"")
+        if len(raw) > MAX_EVENT_BYTES:
+            raise RequestRefused(
+                413, t("More than {n} MB at once. Drop it as a file, or paste less.", n=f"{MAX_EVENT_BYTES / 1e6:.0f}")
+            )
+        if not message.get("more_body"):
+            return bytes(raw)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    told = False
+
+    async def again() -> Message:
+        nonlocal told
+        if told:
+            return await receive()  # the disconnect, when it comes
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _file_paths(value: Any) -> list[str]:
+    """Every path in a body: whatever the page sends of a file has one."""
+    found, rest = [], [value]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, dict):
+            found += [item["path"]] if isinstance(item.get("path"), str) else []
+            rest += item.values()
+        elif isinstance(item, list):
+            rest += item
+    return found

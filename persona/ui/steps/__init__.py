@@ -1,0 +1,1 @@
+"""The steps of the page in their order: write, template, train, compare, share. A tab of a step is a module."""

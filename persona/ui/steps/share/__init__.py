@@ -1,0 +1,115 @@
+"""Step 5, Share: a zip, the Hub, a link that opens the comparison."""
+
+from html import escape
+
+import gradio as gr
+
+from persona.models import adapter
+from persona.share import archive, hub, refresh_card
+from persona.store import deployment
+from persona.store.files import slugify
+from persona.ui.i18n import t
+from persona.ui.page import QUIET, Page, download_path, show_errors
+from persona.ui.steps.share import export_tab
+from persona.ui.voice_picker import find_adapter, find_card
+
+HOME_LINK = (
+    "**By a link**\n\nThrough your account on the Hugging Face Hub; log in once with `hf auth login`, or set "
+    "`HF_TOKEN`. Private unless you say so."
+)
+SPACE_LINK = (
+    "**By a link**\n\nThrough your account on the Hugging Face Hub; sign in below; the app may then make repositories "
+    "of your own, and reach no others. Private unless you say so."
+)
+
+
+def open_chosen_adapter(chosen: str) -> adapter.Adapter:
+    """The chosen adapter; of a run's, the card is first brought up to what is known of it now."""
+    found = find_adapter(chosen)
+    if chosen.startswith("run/"):
+        refresh_card.refresh_model_card(found.path, find_card(chosen))
+    return find_adapter(chosen)
+
+
+def make_zip(chosen: str) -> str:
+    """The adapter as a zip with a sensible name, in a temporary folder that the page may serve from."""
+    a = open_chosen_adapter(chosen)
+    return str(archive.pack_adapter(a.path, download_path(f"{slugify(a.card.name)}-adapter.zip")))
+
+
+def contents_html(chosen: str) -> str:
+    """What would leave this machine: the files of the allow-list and whose text it is."""
+    if not chosen:
+        return f'<div class="hint">{t("There is no adapter to share yet. Train one in step 3.")}</div>'
+    a = open_chosen_adapter(chosen)
+    present = archive.list_adapter_files(a.path)
+    size = sum(file.stat().st_size for file in present)
+    rights = t("Rights: not stated: fill them in under step 1, Who it is, before you publish it")
+    if a.card.rights:
+        rights = t("Rights: {rights}", rights=escape(a.card.rights))
+    head = t("<b>{name}</b>, {size} MB. These files and no others leave this machine:", name=escape(a.card.name),
+             size=f"{size / 1e6:.1f}")  # fmt: skip
+    return (
+        f"<div class='card'>{head}<br><code>{'</code> <code>'.join(f.name for f in present)}</code>"
+        f"<div class='quiet'>{rights}</div></div>"
+    )
+
+
+def push_to_hub(
+    chosen: str, repo: str, public: bool, app_url: str, visitor: gr.OAuthToken | None,
+    progress: gr.Progress = gr.Progress(),
+) -> tuple[str, str]:  # fmt: skip
+    """Upload; returns a notice and the share link. On a Space it is the visitor's own token, kept in their session."""
+    progress(None, desc=t("Uploading to the Hub …"))
+    # off a Space, Gradio's sign-in is a mock whose token is none
+    token = visitor.token if visitor and deployment.has_sign_in() else None
+    done = hub.push_adapter(open_chosen_adapter(chosen).path, repo.strip(), public=public, app_url=app_url, token=token)
+    url = escape(done["url"])
+    link = f'<a href="{url}">{url}</a>'
+    words = t("It is on the Hub, private: {link}", link=link)
+    if not done["private"]:
+        words = t("It is on the Hub, public: {link}", link=link)
+    return f'<div class="good">{words}</div>', done["link"]
+
+
+def page_address(request: gr.Request) -> str:
+    """The address that links open: the Space's own, else the one that this page was opened at."""
+    opened = request.headers.get("origin") or f"http://{request.headers.get('host', '127.0.0.1:7860')}"
+    return deployment.space_url() or str(opened)
+
+
+def build(page: Page, step: gr.Step) -> None:
+    gr.Markdown(
+        t("### Give it away\nThe adapter is small: it carries the voice, the template and the name of its base.")
+    )
+    about = gr.HTML(elem_id="share-about")
+    with gr.Row():
+        with gr.Column(elem_classes="card", min_width=280):
+            gr.Markdown(
+                t("**As a file**\n\nA zip that opens in anyone's Persona: step Compare, *Open an adapter zip*.")
+            )
+            make = gr.Button(t("Make the zip"), variant="primary", elem_id="make-zip")
+            file = gr.File(label=t("The zip"), interactive=False, visible=False, elem_id="zip-file")
+        with gr.Column(elem_classes="card", min_width=280):
+            gr.Markdown(t(SPACE_LINK if deployment.has_sign_in() else HOME_LINK))
+            if deployment.has_sign_in():
+                gr.LoginButton(elem_id="sign-in")
+            repo = gr.Textbox(label=t("Name on the Hub"), placeholder=t("you/zhen-huan"), elem_id="repo")
+            public = gr.Checkbox(label=t("Public: everyone may open it"))
+            upload = gr.Button(t("Put it on the Hub"), elem_id="push")
+            done = gr.HTML(elem_id="push-status")
+            link = gr.Textbox(label=t("Link"), interactive=False, buttons=["copy"], elem_id="share-link")
+    with gr.Column(elem_classes="card"):
+        export_tab.build(page)
+    if deployment.is_hf_space():
+        gr.Markdown(t("What you make on this Space lies on its disk, which others use too. For work of your own:"))
+        gr.DuplicateButton(t("Duplicate this Space"), elem_id="duplicate")
+    address = gr.State("")
+
+    gr.on([step.select, page.adapter.change], show_errors(contents_html), page.adapter, about, **QUIET)
+    make.click(show_errors(make_zip), page.adapter, file, api_visibility="private", show_progress_on=about).success(
+        lambda: gr.File(visible=True), None, file, **QUIET
+    )
+    upload.click(page_address, None, address, **QUIET).then(
+        show_errors(push_to_hub), [page.adapter, repo, public, address], [done, link], api_visibility="private"
+    )

@@ -1,0 +1,250 @@
+"""The table of pairs: made for thousands of them. What is shown is chosen here; what is typed becomes an edit here."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from persona.errors import InputError, Message
+from persona.store import edit_history, edits, pairs
+from persona.store.edits import PairChange
+from persona.store.pairs import Pair
+from persona.store.persona_folder import Persona
+from persona.ui.i18n import t
+from persona.write.lint.finding import Finding
+
+TABLE_JS = (Path(__file__).parent / "pairs_table.js").read_text(encoding="utf-8")
+ROWS_PER_PAGE = 50  # on one page of the table
+SORT_ORDERS = ("In order", "Longest answers first", "Shortest answers first", "Most findings first", "Questions A–Z")
+PAIR_FILTERS = ("All pairs", "With findings", "Unfinished", "Conversations", "Synthetic")
+ROW_TOOLS = (
+    ("add", "Add", "Add a pair below (Ctrl+Enter)", "Add pair {n}"),
+    ("duplicate", "Duplicate", "The same pair once more, to change it", "Duplicate pair {n}"),
+    ("split", "Split", "A conversation into its replies, an answer in two", "Split pair {n}"),
+    ("join", "Join", "To the pair above: that one becomes what was said before", "Join pair {n}"),
+    ("delete", "Delete", "Delete this pair (Undo brings it back)", "Delete pair {n}"),
+)
+
+
+@dataclass(frozen=True)
+class TableView:
+    """What the visitor wants to see of the pairs. only: one of KINDS, or the name of a lint rule."""
+
+    query: str = ""
+    order: str = SORT_ORDERS[0]
+    only: str = PAIR_FILTERS[0]
+    page: int = 0
+
+
+def select_rows(view: TableView, items: Sequence[Pair], findings: Sequence[Finding]) -> list[int]:
+    """Indexes (from 0) of the pairs that the view shows, in its order, over all its pages."""
+    found: dict[int, int] = {}
+    for finding in findings:
+        for row in finding.pairs:
+            found[row - 1] = found.get(row - 1, 0) + 1
+    wanted = view.query.strip().casefold()
+    keep = _filter_rows(view.only, items, findings, found)
+    rows = [n for n in keep if not wanted or wanted in _searchable_text(items[n]).casefold()]
+    if view.order == SORT_ORDERS[1]:
+        rows.sort(key=lambda n: -len(items[n].output))
+    elif view.order == SORT_ORDERS[2]:
+        rows.sort(key=lambda n: len(items[n].output))
+    elif view.order == SORT_ORDERS[3]:
+        rows.sort(key=lambda n: -found.get(n, 0))
+    elif view.order == SORT_ORDERS[4]:
+        rows.sort(key=lambda n: items[n].instruction.casefold())
+    return rows
+
+
+def _filter_rows(
+    only: str, items: Sequence[Pair], findings: Sequence[Finding], found: Mapping[int, int]
+) -> Sequence[int]:
+    if only == "With findings":
+        return sorted(n for n in found if n < len(items))
+    if only == "Unfinished":
+        return [row - 1 for row in sorted({row for row, _ in pairs.find_unfinished(items)})]
+    if only == "Conversations":
+        return [n for n, p in enumerate(items) if p.history]
+    if only == "Synthetic":
+        return [n for n, p in enumerate(items) if p.source.startswith("synthetic")]
+    if only in ("", "All pairs"):
+        return range(len(items))
+    named = [f for f in findings if only in (f.rule, f.key)]
+    return sorted({row - 1 for f in named for row in f.pairs if row <= len(items)})
+
+
+def _cell_texts(pair: Pair) -> list[str]:
+    """The texts of its cells, from the first turn on."""
+    return [*(text for turn in pair.history for text in turn), pair.instruction, pair.output]
+
+
+def _normalize_line_breaks(text: str) -> str:
+    """A text as a browser's cell holds it: every line break is \\n there."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _searchable_text(pair: Pair) -> str:
+    return "\n".join([pair.source, *_cell_texts(pair)])
+
+
+def table_html(
+    items: Sequence[Pair], rows: Sequence[int], view: TableView, selected: int = 0, focus: bool = False
+) -> str:
+    """One page of the table. selected: number of a pair, from 1; focus: put the cursor into it."""
+    if not items:
+        nothing = t("<b>No pairs yet.</b> Write the first one, or bring text in with the tab Import.")
+        return (
+            f'<div class="empty"><p>{nothing}</p>'
+            f'<button data-do="add" class="tool wide">{t("＋ Write the first pair")}</button></div>'
+        )
+    if not rows:
+        return f'<div class="empty"><p>{t("No pair matches. Clear the search, or choose “All pairs”.")}</p></div>'
+    first = view.page * ROWS_PER_PAGE
+    shown = rows[first : first + ROWS_PER_PAGE]
+    body = "".join(_row_html(n, items[n], n + 1 == selected, focus) for n in shown)
+    heads = "".join(f"<span>{h}</span>" for h in ("#", t("Someone says"), t("The persona answers")))
+    drawing = time.time_ns()  # table.js forgets what the cells held before
+    pager = _pager_html(view.page, len(rows), len(items))
+    body = f"<div class='rows' role='list' data-drawing='{drawing}'>{body}</div>"
+    past = f"<a class='skip' href='#to-template'>{t('Past the table')}</a>"  # some hundred presses of Tab away
+    return f"{past}<div class='heads' aria-hidden='true'>{heads}</div>{body}{pager}"
+
+
+def _row_html(n: int, pair: Pair, selected: bool, focus: bool) -> str:
+    turns = [(f"history.{t}.0", user, f"history.{t}.1", reply) for t, (user, reply) in enumerate(pair.history)] + [
+        ("instruction", pair.instruction, "output", pair.output)
+    ]
+    cells = "".join(
+        _cell_html(a, user, t("Pair {n}: someone says", n=n + 1))
+        + _cell_html(b, reply, t("Pair {n}: the persona answers", n=n + 1))
+        for a, user, b, reply in turns
+    )
+    tools = "".join(
+        f'<button class="tool" data-do="{do}" title="{t(title)}" aria-label="{t(label, n=n + 1)}">{t(word)}</button>'
+        for do, word, title, label in ROW_TOOLS
+    )
+    source = f"<span class='source'>{escape(pair.source)}</span>" if pair.source else ""
+    marked = f"{' selected' if selected else ''}{' talk' if pair.history else ''}"
+    return (
+        f'<div class="pair{marked}" role="listitem" data-row="{n + 1}"{" data-focus" if selected and focus else ""}>'
+        f'<span class="no">{n + 1}</span><div class="cells">{cells}</div>'
+        f'<div class="foot"><div class="marks"></div><div class="tools">{source}{tools}</div></div></div>'
+    )
+
+
+def _cell_html(field: str, text: str, label: str) -> str:
+    # the parser takes one line break after <textarea> away
+    return (
+        f'<textarea data-field="{field}" rows="1" spellcheck="false" aria-label="{label}">\n{escape(text)}</textarea>'
+    )
+
+
+def _pager_html(page: int, matching: int, total: int) -> str:
+    last = (matching - 1) // ROWS_PER_PAGE
+    figures = {
+        "first": f"{page * ROWS_PER_PAGE + 1:,}",
+        "last": f"{min(matching, (page + 1) * ROWS_PER_PAGE):,}",
+        "all": f"{total:,}",
+    }
+    words = t("{first}–{last} of {all} pairs", **figures)
+    if matching != total:
+        words = t("{first}–{last} of {found} of {all} pairs", **figures, found=f"{matching:,}")
+    if not last:
+        return f"<div class='pager'><span>{words}</span></div>"
+    jumps = (
+        ("«", 0, t("First page")),
+        ("‹", page - 1, t("Previous page")),
+        ("›", page + 1, t("Next page")),
+        ("»", last, t("Last page")),
+    )
+    back, before, after, end = (
+        f'<button class="tool" data-do="page" data-page="{to}" aria-label="{title}" title="{title}"'
+        f"{'' if 0 <= to <= last and to != page else ' disabled'}>{sign}</button>"
+        for sign, to, title in jumps
+    )
+    return f"<div class='pager'>{back}{before}<span>{words}</span>{after}{end}</div>"
+
+
+def apply_edit(persona: Persona, event: Mapping[str, Any]) -> int:
+    """Carry out what was done in the table; returns the number of the pair to look at now.
+
+    event: {"do": edit|add|duplicate|split|join|delete, "row": number from 1, for edit "field", "old", "text", for the
+    last four "saw": the pair's texts as the visitor's window shows them, cell by cell}.
+    Raises InputError, with nothing written, when the row is not what the visitor saw.
+    """
+    try:
+        return _apply_edit(persona, str(event["do"]), int(event["row"]), event)
+    except (KeyError, ValueError, TypeError) as e:
+        if isinstance(e, InputError):
+            raise
+        raise InputError("The page sent something that is no edit. Press Reload.") from e
+
+
+def _apply_edit(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -> int:
+    items, _ = persona.scan()
+    if do == "add":
+        at = min(max(row, 0), len(items)) if row else len(items)
+        edit_history.commit(persona, Message("add a pair"), [PairChange(at, None, Pair("", ""))])
+        return at + 1
+    if not 1 <= row <= len(items):
+        raise InputError("There is no pair {row} any more. Press Reload.", row=row)
+    at, pair = row - 1, items[row - 1]
+    if (
+        do in ("duplicate", "split", "join", "delete")
+        and [_normalize_line_breaks(text) for text in _cell_texts(pair)] != event["saw"]
+    ):
+        raise InputError(
+            "This pair was changed elsewhere (another window, or on disk) since you saw it here, or "
+            "another one has taken its place. Press Reload and look at it first."
+        )
+    if do == "edit":
+        field, old = str(event["field"]), str(event["old"])
+        new = _replace_text(pair, field, old, str(event["text"]))
+        edit_history.commit(
+            persona, Message("edit of pair {row}", row=row), [PairChange(at, pair, new)], merge=f"{row}/{field}"
+        )
+    elif do == "duplicate":
+        edit_history.commit(persona, Message("duplicate of pair {row}", row=row), [PairChange(row, None, pair)])
+        return row + 1
+    elif do == "split":
+        parts = [PairChange(row, None, part) for part in edits.split_pair(pair)]
+        edit_history.commit(persona, Message("split of pair {row}", row=row), [PairChange(at, pair, None), *parts])
+    elif do == "join":
+        if not at:
+            raise InputError("Pair 1 has no pair above it.")
+        joined = edits.join_pairs(items[at - 1], pair)
+        edit_history.commit(persona, Message("join of pairs {above} and {row}", above=at, row=row),
+                       [PairChange(at - 1, items[at - 1], None), PairChange(at, pair, joined)])  # fmt: skip
+        return at
+    elif do == "delete":
+        edit_history.commit(persona, Message("delete of pair {row}", row=row), [PairChange(at, pair, None)])
+        return min(row, len(items) - 1)
+    else:
+        raise InputError("{do}: not something that can be done with a pair.", do=repr(do))
+    return row
+
+
+def _replace_text(pair: Pair, field: str, old: str, text: str) -> Pair:
+    """The pair with one text changed."""
+    where = field.split(".")
+    if where[0] == "history":
+        turn, side = int(where[1]), int(where[2])
+        if turn >= len(pair.history) or side not in (0, 1):
+            raise InputError("That turn is not there any more. Press Reload.")
+        now = pair.history[turn][side]
+        turns = [list(t) for t in pair.history]
+        turns[turn][side] = text
+        new = replace(pair, history=tuple((a, b) for a, b in turns))
+    elif field in ("instruction", "output"):
+        now = getattr(pair, field)
+        new = replace(pair, instruction=text) if field == "instruction" else replace(pair, output=text)
+    else:
+        raise InputError("{field}: not a text of a pair.", field=repr(field))
+    if _normalize_line_breaks(now) != old:
+        raise InputError(
+            "This pair was changed elsewhere (another window, or on disk) since you saw it here. Copy what "
+            "you just typed, press Reload, and type it again."
+        )
+    return new

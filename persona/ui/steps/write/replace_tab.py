@@ -1,0 +1,73 @@
+"""Write, tab Replace: find and replace in all pairs."""
+
+from typing import Any
+
+import gradio as gr
+
+from persona.errors import Message
+from persona.store import edit_history, edits
+from persona.ui.i18n import t
+from persona.ui.page import QUIET, Page, open_current_persona, show_errors
+from persona.ui.steps.write import pairs_tab, suggest_tab
+
+
+def preview_replacement(slug: str, find: str, put: str, case: bool) -> tuple[str, Any]:
+    """What a find-and-replace would change, before it does."""
+    if not find:
+        return "", gr.Button(t("Replace"), interactive=False)
+    changes = edits.replace_in_pairs(open_current_persona(slug).scan()[0], find, put, case)
+    shown_rows = "".join(
+        f"<div><span class='no'>{c.at + 1}</span><span>{suggest_tab.difference_html(before, after)}</span></div>"
+        for c in changes[:20]
+        for before, after in _changed_texts(c)
+    )
+    more = ""
+    if len(changes) > 20:
+        more = f"<div class='quiet'>{t('… and {n} more pairs', n=f'{len(changes) - 20:,}')}</div>"
+    return f"<div class='preview'>{shown_rows}</div>{more}", gr.Button(
+        _replace_label(len(changes)), interactive=bool(changes)
+    )
+
+
+def _replace_label(count: int) -> str:
+    if not count:
+        return t("Nothing found")
+    return t("Replace in 1 pair") if count == 1 else t("Replace in {n} pairs", n=f"{count:,}")
+
+
+def _changed_texts(change: edits.PairChange) -> list[tuple[str, str]]:
+    """The texts of a pair that differ, before and after."""
+    assert change.old and change.new
+    sides = [
+        [p.instruction, p.output, *(text for turn in p.history for text in turn)] for p in (change.old, change.new)
+    ]
+    return [(a, b) for a, b in zip(*sides, strict=True) if a != b]
+
+
+def replace_all(slug: str, find: str, put: str, case: bool) -> tuple[str, Any]:
+    persona = open_current_persona(slug)
+    changes = edits.replace_in_pairs(persona.scan()[0], find, put, case)
+    edit_history.commit(persona, Message("replacement in {n} pairs", n=len(changes)), changes)
+    done = t("Replaced in {n} pairs. Undo takes it back.", n=f"{len(changes):,}")
+    return f"<div class='good'>{done}</div>", gr.Button(t("Replace"), interactive=False)
+
+
+def build_replace_tab(page: Page, parts: pairs_tab.PairsTab) -> None:
+    with gr.Row(elem_classes="slim"):
+        find = gr.Textbox(label=t("Find"), elem_id="find")
+        put = gr.Textbox(label=t("Replace by"), elem_id="replace-by")
+        case = gr.Checkbox(True, label=t("Match case"), scale=0, min_width=140)
+        button = gr.Button(t("Replace"), interactive=False, scale=0, min_width=200, elem_id="replace-all")
+    found = gr.HTML(elem_id="replace-preview")
+    asked = [page.slug, find, put, case]
+    # not .input: that one is silent when text is pasted or comes from an input method
+    gr.on(
+        [find.change, put.change, case.input],
+        show_errors(preview_replacement),
+        asked,
+        [found, button],
+        trigger_mode="always_last",
+        **QUIET,
+    )
+    done = button.click(show_errors(replace_all), asked, [found, button], api_visibility="private")
+    pairs_tab.follow_change(done.success(**pairs_tab.redraw_event(parts, page)), parts, page)

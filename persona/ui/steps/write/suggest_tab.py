@@ -1,0 +1,102 @@
+"""Write, tab Suggest: pairs proposed by another model, read and taken one by one."""
+
+import difflib
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from persona.errors import InputError, Message, PersonaError
+from persona.store import edit_history
+from persona.store.edits import PairChange
+from persona.store.pairs import Pair
+from persona.ui.i18n import t
+from persona.ui.page import Page, open_current_persona, show_errors
+from persona.ui.widgets import FORWARD_CLICKS_JS
+from persona.write import llm_client, suggestions
+
+NO_MODEL_NOTE = (
+    "No model is set up for this, and none is needed. To use one, set `PERSONA_LLM_URL` to an OpenAI-compatible "
+    "address (for example a local Ollama: `http://127.0.0.1:11434/v1`), `PERSONA_LLM_MODEL` and, if it wants one, "
+    "`PERSONA_LLM_KEY`, and start the page again. Pairs are sent there when you press a button here, and only then."
+)
+
+
+def propose_pairs(slug: str, number: int, about: str, like_this: bool) -> tuple[list[tuple[Pair, str]], str]:
+    """Proposals as (pair, question it was made from), and their HTML."""
+    at = llm_client.endpoint_from_env()
+    if not at:
+        raise PersonaError(NO_MODEL_NOTE)
+    persona = open_current_persona(slug)
+    items, _ = persona.scan()
+    if like_this:
+        if not 1 <= number <= len(items):
+            raise InputError("Click a pair in the table first.")
+        made = [
+            (p, items[number - 1].instruction) for p in suggestions.suggest_paraphrases(at, items[number - 1], number)
+        ]
+    else:
+        if not items:
+            raise InputError("Write a few pairs first: the model needs examples of the persona's style.")
+        made = [(p, "") for p in suggestions.suggest_pairs(at, persona.card(), items, about)]
+    return made, proposals_html(made)
+
+
+def proposals_html(made: list[tuple[Pair, str]]) -> str:
+    return "".join(
+        f"<div class='mark hint'><span><b>{difference_html(old, p.instruction)}</b><br>{escape(p.output)}</span>"
+        f'<button class="tool wide" data-do="take" data-at="{n}">{t("Add")}</button>'
+        f'<button class="tool wide" data-do="leave" data-at="{n}">{t("Discard")}</button></div>'
+        for n, (p, old) in enumerate(made)
+    )
+
+
+def difference_html(old: str, new: str) -> str:
+    """`new` with what differs from `old` marked."""
+    if not old:
+        return f"<ins>{escape(new)}</ins>"
+    parts = []
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if kind in ("delete", "replace"):
+            parts.append(f"<del>{escape(old[a:b])}</del>")
+        if kind != "delete":
+            parts.append(escape(new[c:d]) if kind == "equal" else f"<ins>{escape(new[c:d])}</ins>")
+    return "".join(parts)
+
+
+def decide_proposal(slug: str, made: list[tuple[Pair, str]], event: gr.EventData) -> tuple[list[tuple[Pair, str]], str]:
+    """Add or discard one proposal."""
+    at = int(event.at)
+    if not 0 <= at < len(made):
+        raise InputError("That proposal is not there any more.")
+    if event.do == "take":
+        persona = open_current_persona(slug)
+        edit_history.commit(
+            persona, Message("add of a suggested pair"), [PairChange(len(persona.scan()[0]), None, made[at][0])]
+        )
+    rest = made[:at] + made[at + 1 :]
+    return rest, proposals_html(rest)
+
+
+def build(page: Page) -> Any:
+    """The tab. Returns the event after a proposal was taken or left."""
+    set_up = llm_client.endpoint_from_env() is not None
+    gr.Markdown("" if set_up else t(NO_MODEL_NOTE), visible=not set_up)
+    with gr.Row(elem_classes="slim"):
+        about = gr.Textbox(label=t("About"), placeholder=t("e.g. being refused, festivals, her childhood"), scale=3)
+        new = gr.Button(t("Suggest new pairs"), interactive=set_up, elem_id="suggest-new")
+        like = gr.Button(t("Rephrase the chosen question"), interactive=set_up, elem_id="suggest-like")
+    made = gr.State([])
+    listed = gr.HTML(elem_id="proposals", js_on_load=FORWARD_CLICKS_JS)
+    for button, like_this in ((new, False), (like, True)):
+        button.click(
+            show_errors(propose_pairs), [page.slug, page.pair, about, gr.State(like_this)], [made, listed],
+            show_progress_on=listed, api_visibility="private",
+        )  # fmt: skip
+    return listed.click(
+        show_errors(decide_proposal),
+        [page.slug, made],
+        [made, listed],
+        show_progress="hidden",
+        api_visibility="private",
+    )

@@ -1,0 +1,94 @@
+"""What every step of the page shares: the current persona, errors as notices, small pieces of HTML."""
+
+from html import escape
+from typing import Any
+
+from persona.template.render import Renderer, TrainingExample
+from persona.ui.i18n import localized, t
+
+
+def legend_html() -> str:
+    learned = t("<b>learned</b>: the model is trained to write this")
+    masked = t("<b>masked</b>: it reads this, nothing is learned from it")
+    return (
+        f'<div class="legend"><span><i class="learned"></i>{learned}</span>'
+        f'<span><i class="masked"></i>{masked}</span></div>'
+    )
+
+
+def mask_html(renderer: Renderer, example: TrainingExample) -> str:
+    """The rendered example with every token coloured. All text in it is escaped."""
+    if not example.input_ids:
+        return problems_html(example.problems)
+    pieces = []
+    titles = {True: t("id {id}, {bytes} bytes, learned"), False: t("id {id}, {bytes} bytes, masked")}
+    for n, token in enumerate(renderer.tokens(example)):
+        kind = "learned" if token.learned else "masked"
+        kind += " special" if token.special else ""
+        kind += " cut" if n >= renderer.max_length else ""
+        text = _white_space(token.text)
+        title = titles[token.learned].format(id=token.id, bytes=len(token.text.encode()))
+        pieces.append(f'<span class="{kind}" title="{title}">{text}</span>')
+    count = len(example.input_ids)
+    counts = {"n": f"{count:,}", "learned": f"{example.learned:,}", "masked": f"{count - example.learned:,}"}
+    totals = t("{n} tokens: <b>{learned} learned</b>, {masked} masked", **counts)
+    if count > renderer.max_length:
+        over = f"{count - renderer.max_length:,}"
+        totals = t("{n} tokens: <b>{learned} learned</b>, {masked} masked, <b>{over} too many</b>", **counts, over=over)
+    return (
+        f"{legend_html()}<div class='mask' data-testid='mask'>{''.join(pieces)}</div>"
+        f"<div class='quiet'>{totals}</div>{problems_html(example.problems)}"
+    )
+
+
+VISIBLE_SPACES = {" ": "space", "\u3000": "wide", "\u00a0": "hard", "\t": "tab", "\r": "return"}
+
+
+def _white_space(text: str) -> str:
+    """Escaped, with white space that can be seen: the style sheet draws the signs, copied text stays as it is."""
+    signs = {
+        "\n": '<span aria-hidden="true">↵</span>\n',
+        **{c: f'<i class="{k}">{c}</i>' for c, k in VISIBLE_SPACES.items()},
+    }
+    return "".join(signs.get(c) or escape(c) for c in text)
+
+
+def problems_html(problems: Any) -> str:
+    return "".join(f'<div class="problem">{escape(localized(p))}</div>' for p in problems)
+
+
+def format_duration(seconds: float | None) -> str:
+    """90 → '1 min 30 s'."""
+    if seconds is None:
+        return "…"
+    s = max(0, round(seconds))
+    if s < 60:
+        return t("{s} s", s=s)
+    if s < 3600:
+        return t("{min} min {s} s", min=s // 60, s=s % 60)
+    return t("{h} h {min} min", h=s // 3600, min=s % 3600 // 60)
+
+
+# for a gr.HTML whose buttons say what they do: the click event carries their data
+FORWARD_CLICKS_JS = """
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-do]");
+  if (button) trigger("click", { ...button.dataset });
+});
+"""
+
+
+def bars_html(rows: list[tuple[str, float, str]]) -> str:
+    """(name, value, value in words) as bars, the largest value at full width."""
+    most = max((value for _, value, _ in rows), default=0) or 1
+    bars = "".join(
+        f"<div><span>{escape(name)}</span><div class='bar'><div style='width:{100 * value / most:.0f}%'></div></div>"
+        f"<b>{escape(words)}</b></div>"
+        for name, value, words in rows
+    )
+    return f"<div class='coverage'>{bars}</div>"
+
+
+def facts_html(facts: list[tuple[str, str]]) -> str:
+    cells = (f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in facts)
+    return f'<div class="facts">{"".join(cells)}</div>'

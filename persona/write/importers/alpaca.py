@@ -1,0 +1,52 @@
+"""Rows with a question and an answer, under whatever names: Alpaca, LLaMA-Factory's, and our own pairs.jsonl."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from persona.store import pairs as our
+from persona.store.pairs import PAIR_KEYS, Pair
+from persona.write.importers import ImportItem, ImportOptions, SourceSurvey
+from persona.write.importers.columns import FIELDS, guess_columns, resolve_columns, row_to_pair
+from persona.write.importers.json_reader import convert_rows, read_first_rows, read_json_rows, score_first_rows
+from persona.write.importers.text_source import SourceFile
+
+NAME = "alpaca"
+TITLE = "Alpaca: instruction, input, output (JSON, JSONL)"
+SUFFIX = ".jsonl"
+
+
+def sniff(source: SourceFile) -> float:
+    return score_first_rows(source, is_alpaca_row)
+
+
+def is_alpaca_row(row: dict[str, Any]) -> bool:
+    found = guess_columns(row)
+    trl = {"prompt", "completion"} <= row.keys()  # the messages format's other form
+    texts = all(isinstance(row.get(found.get(name, "")), str) for name in ("instruction", "output"))
+    return texts and not trl
+
+
+def survey(source: SourceFile) -> SourceSurvey:
+    names = _names(source)
+    return SourceSurvey(columns=names, mapping=guess_columns(names))
+
+
+def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
+    columns = resolve_columns(_names(source) or FIELDS, options, source.name)
+
+    def to_pair(row: Any, place: str) -> tuple[Pair, list[str]]:
+        own = isinstance(row, dict) and row.keys() <= set(
+            PAIR_KEYS
+        )  # taken as it is, so that it is written back the same
+        return row_to_pair(row, columns, "" if own else place)
+
+    yield from convert_rows(read_json_rows(source), source, to_pair)
+
+
+def dump(pairs: Iterable[Pair]) -> Iterator[str]:
+    """The lines of pairs.jsonl."""
+    yield from map(our.dump_pair, pairs)
+
+
+def _names(source: SourceFile) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for row in read_first_rows(source, 20) for name in row))

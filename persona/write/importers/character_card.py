@@ -1,0 +1,254 @@
+"""Character cards, V1 to V3, as JSON or inside a PNG: a persona's card, and its example dialogue as pairs."""
+
+import base64
+import binascii
+import json
+import re
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from persona.errors import InputError, Message
+from persona.store.pairs import Pair
+from persona.store.persona_folder import MAX_GREETING, MAX_NAME, MAX_SYSTEM, PersonaCard
+from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey
+from persona.write.importers.json_reader import parse_complete_pair, read_first_rows
+from persona.write.importers.text_source import SourceFile
+
+NAME = "character"
+TITLE = "Character card: V1, V2, V3 (JSON, PNG)"
+
+SPECS = ("chara_card_v2", "chara_card_v3")
+MAX_BYTES = 50_000_000
+MAX_PIXELS = 25_000_000  # 5,000 × 5,000; Pillow unpacks them all on its way to the text behind them
+FIELD_LIMITS = {"name": MAX_NAME, "system": MAX_SYSTEM, "greeting": MAX_GREETING}
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_TEXT_KEYS = ("ccv3", "chara")  # PNG text chunks, the newer one first
+UNUSED_FIELDS = (
+    "alternate_greetings",
+    "group_only_greetings",
+    "character_book",
+    "post_history_instructions",
+    "creator_notes",
+)
+HEADINGS = {  # of what a persona's system prompt is made of, in this order
+    "zh": {"system_prompt": "", "description": "", "personality": "性格：", "scenario": "场景："},
+    "": {"system_prompt": "", "description": "", "personality": "Personality: ", "scenario": "Scenario: "},
+}
+_START = re.compile(r"<START>", re.I)
+_CHAR = re.compile(r"\{\{char\}\}|<(?:char|bot)>", re.I)
+_USER = re.compile(r"\{\{user\}\}|<user>", re.I)
+
+
+def sniff(source: SourceFile) -> float:
+    try:
+        if source.bytes(8) == PNG:
+            return 0.95 if _png_texts(source) else 0.0
+    except InputError:
+        return 0.0
+    found = read_first_rows(source, 1)
+    return 0.95 if found and is_character_card(found[0]) else 0.0
+
+
+def is_character_card(value: dict[str, Any]) -> bool:
+    if value.get("spec") in SPECS and isinstance(value.get("data"), dict):
+        return True
+    return {"name", "description", "first_mes"} <= value.keys() and bool({"personality", "mes_example"} & value.keys())
+
+
+def survey(source: SourceFile) -> SourceSurvey:
+    return SourceSurvey(card=_card(_load(source), source)[0])
+
+
+def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
+    """The pairs of the example dialogue; lines count within it. Raises InputError when there is no card."""
+    data = _load(source)
+    card, notes = _card(data, source)
+    yield from (ImportNote(1, what) for what in notes)
+    for line, block in _blocks(_field(data, "mes_example")):
+        yield from _pairs(_dialogue_turns(line, block, data, card), source, options.turns)
+
+
+# --- the card ----------------------------------------------------------------------------------------------------
+
+
+def _load(source: SourceFile) -> dict[str, Any]:
+    """The card's fields. Raises InputError."""
+    try:
+        if source.path.stat().st_size > MAX_BYTES:
+            raise InputError(
+                "{source}: more than {limit:,.0f} MB, which is no character card.",
+                source=source.name,
+                limit=MAX_BYTES / 1e6,
+            )
+        if source.bytes(8) == PNG:
+            chunks = _png_texts(source)
+            if not chunks:
+                raise InputError(
+                    "{source}: a picture without a character in it. Export the card again.", source=source.name
+                )
+            text = base64.b64decode(chunks[min(chunks, key=PNG_TEXT_KEYS.index)]).decode("utf-8")
+        else:
+            text = source.path.read_text(encoding=source.encoding, errors="backslashreplace")
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except InputError:
+        raise
+    except OSError as e:
+        raise InputError("{source}: cannot be read ({reason}).", source=source.name, reason=e.strerror or e) from e
+    except (binascii.Error, ValueError, RecursionError) as e:  # not base64, not UTF-8, not JSON, half a character
+        raise InputError(
+            "{source}: its character cannot be read ({reason}). Export the card again.",
+            source=source.name,
+            reason=f"{e!s:.200}",
+        ) from e
+    if not isinstance(value, dict) or not is_character_card(value):
+        raise InputError(
+            "{source}: no character card: it names neither spec nor name, description and first_mes.",
+            source=source.name,
+        )
+    return value["data"] if value.get("spec") in SPECS and isinstance(value.get("data"), dict) else value
+
+
+def _png_texts(source: SourceFile) -> dict[str, str]:
+    """The PNG's text chunks that hold a character. Raises InputError when it is damaged."""
+    from PIL import Image
+
+    width, height = struct.unpack(">II", source.bytes(24)[16:].ljust(8, b"\0"))
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            "{source}: a picture of {width:,} × {height:,} pixels is no card. Make it smaller.",
+            source=source.name,
+            width=width,
+            height=height,
+        )
+    try:
+        with source.path.open("rb") as file, Image.open(file, formats=["PNG"]) as picture:
+            picture.load()  # chunks may stand after the picture
+            return {name: str(picture.info[name]) for name in PNG_TEXT_KEYS if name in picture.info}
+    except Exception as e:  # damaged in any of a hundred ways, each with an exception of its own
+        raise InputError(
+            "{source}: no PNG that can be read ({reason}). Export the card again.",
+            source=source.name,
+            reason=f"{e!r:.200}",
+        ) from e
+
+
+def _field(data: dict[str, Any], name: str) -> str:
+    value = data.get(name)
+    return value.replace("\r\n", "\n").replace("\r", "\n").strip() if isinstance(value, str) else ""
+
+
+def _card(data: dict[str, Any], source: SourceFile) -> tuple[PersonaCard, list[str]]:
+    """The persona, and what of it did not fit or is no part of one."""
+    notes: list[str] = []
+    full = _field(data, "name")
+    if not full:
+        raise InputError("{source}: the card has no name. Write one into it.", source=source.name)
+    name = _truncate(full, FIELD_LIMITS["name"], "name", notes)
+    language = "zh" if _chinese("".join(_field(data, k) for k in ("description", "personality", "first_mes"))) else ""
+    called = _field(data, "nickname") or full
+    parts: list[str] = []
+    for field, heading in HEADINGS[language].items():
+        if text := _replace_placeholders(_field(data, field).replace("{{original}}", "").strip(), called, language):
+            room = FIELD_LIMITS["system"] - sum(len(p) + 2 for p in parts) - len(heading)
+            if text := _truncate(text, room, field, notes):
+                parts.append(heading + text)
+    greeting = _replace_placeholders(_field(data, "first_mes"), called, language)
+    notes += [
+        Message("{field} left out: a persona has none", field=field) for field in UNUSED_FIELDS if data.get(field)
+    ]
+    card = PersonaCard(
+        name=name,
+        system="\n\n".join(parts),
+        greeting=_truncate(greeting, FIELD_LIMITS["greeting"], "first_mes", notes),
+        language=language,
+        author=_field(data, "creator"),
+        source=f"character card {source.name}",
+    )
+    return card, notes
+
+
+def _truncate(text: str, room: int, field: str, notes: list[str]) -> str:
+    """As many whole lines as there is room for, else as many characters; a note says what is left out."""
+    if len(text) <= room:
+        return text
+    kept = text[: max(room, 0)]
+    kept = kept.rpartition("\n")[0].rstrip() or kept
+    notes.append(
+        Message(
+            "{field}: the last {count:,} of {total:,} characters left out: there is no room",
+            field=field,
+            count=len(text) - len(kept),
+            total=len(text),
+        )
+    )
+    return kept
+
+
+def _chinese(text: str) -> bool:
+    han, kana = len(re.findall(r"[\u4e00-\u9fff]", text)), len(re.findall(r"[\u3040-\u30ff]", text))
+    return han > 10 * kana and 5 * han > len(re.sub(r"\s", "", text))
+
+
+def _replace_placeholders(text: str, name: str, language: str) -> str:
+    text = _CHAR.sub(lambda _: name, text)
+    return _USER.sub("你" if language == "zh" else "you", text)
+
+
+# --- the example dialogue ----------------------------------------------------------------------------------------
+
+
+def _blocks(text: str) -> Iterator[tuple[int, str]]:
+    """(line, text) of each example between two <START>."""
+    at = 0
+    for end in [*(m for m in _START.finditer(text)), None]:
+        block = text[at : end.start() if end else len(text)]
+        if block.strip():
+            yield text.count("\n", 0, at) + 1, block
+        at = end.end() if end else at
+
+
+def _dialogue_turns(line: int, block: str, data: dict[str, Any], card: PersonaCard) -> list[tuple[str, int, str]]:
+    """(side, line, text) of each turn; lines of nobody go on with what was said before them."""
+    names = {re.escape(n) for n in (_field(data, "name"), _field(data, "nickname")) if n}
+    user, char = rf"{_USER.pattern}|user|用户", rf"{_CHAR.pattern}|{'|'.join(names)}"
+    begins = re.compile(rf"\s*(?:(?P<user>{user})|(?P<char>{char}))\s*[:：]\s*(?P<text>.*)", re.I)
+    called = _field(data, "nickname") or card.name
+    said: list[tuple[str, int, list[str]]] = []
+    for number, text in enumerate(block.split("\n"), line):
+        if match := begins.match(text):
+            side = "user" if match["user"] else "char"
+            if said and said[-1][0] == side:
+                said[-1][2].append(match["text"])
+            else:
+                said.append((side, number, [match["text"]]))
+        elif said:
+            said[-1][2].append(text)
+        elif text.strip():
+            said.append(("", number, [text]))
+    return [
+        (side, at, _replace_placeholders("\n".join(texts).strip(), called, card.language)) for side, at, texts in said
+    ]
+
+
+def _pairs(said: list[tuple[str, int, str]], source: SourceFile, turns: int) -> Iterator[Pair | SkippedRow]:
+    whys = {"": Message("mes_example: nobody says this"), "char": Message("mes_example: a reply to nothing")}
+    history: list[list[str]] = []
+    asked: tuple[int, str] | None = None
+    for side, line, text in said:
+        if side == "user":
+            asked = (line, text)
+        elif side == "" or asked is None:
+            yield SkippedRow(line, whys[side], text)
+        else:
+            earlier = history[len(history) - turns :] if turns > 0 else []
+            row = {"instruction": asked[1], "output": text, "history": earlier, "source": source.place(asked[0])}
+            try:
+                yield parse_complete_pair(row)
+                history.append([asked[1], text])
+            except InputError as e:
+                yield SkippedRow(asked[0], Message("mes_example: {problem}", problem=e), f"{asked[1]}\n{text}"[:2_000])
+            asked = None
+    if asked:
+        yield SkippedRow(asked[0], Message("mes_example: nobody replies to this"), asked[1])

@@ -1,0 +1,94 @@
+"""Which column or key of a row is the instruction, which the output."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from persona.errors import InputError, Message, join
+from persona.store.pairs import Pair
+from persona.write.importers import ImportOptions
+from persona.write.importers.json_reader import note_unused_keys, parse_complete_pair
+
+FIELDS = ("instruction", "input", "output", "history", "source")
+COLUMN_NAMES = {  # in order of preference; compared without regard to case
+    "instruction": (
+        "instruction", "question", "prompt", "query", "problem", "q", "user", "human", "ask",
+        "指令", "问题", "提问", "问", "问句", "提示", "用户", "input", "输入", "上文",
+    ),
+    "output": (
+        "output", "answer", "response", "reply", "completion", "solution", "a", "assistant", "bot", "gpt", "target",
+        "输出", "回答", "答案", "答复", "回复", "回应", "答", "答句", "下文",
+    ),
+    "input": ("input", "输入", "context"),
+    "history": ("history", "历史", "对话历史", "历史对话"),
+    "source": ("source", "来源", "出处"),
+}  # fmt: skip
+
+
+def guess_columns(names: Iterable[str]) -> dict[str, str]:
+    """Field of a pair → the name that means it, each name used once."""
+    plain: dict[str, str] = {}
+    for name in names:
+        plain.setdefault(name.strip().casefold(), name)
+    found: dict[str, str] = {}
+    for field, candidates in COLUMN_NAMES.items():
+        match = next((plain[c] for c in candidates if c in plain and plain[c] not in found.values()), None)
+        if match is not None:
+            found[field] = match
+    return {field: found[field] for field in FIELDS if field in found}
+
+
+def assign_columns(names: Sequence[str], chosen: Mapping[str, str], texts: Sequence[str] = ()) -> dict[str, str]:
+    """Field → name: what was chosen, else the guess, else the two columns of text in their order."""
+    free = guess_columns(n for n in names if n not in chosen.values())
+    found = {**{field: name for field, name in free.items() if field not in chosen}, **chosen}
+    missing = [field for field in ("instruction", "output") if field not in found]
+    left = [name for name in texts if name not in found.values()]
+    return (
+        {**found, **dict(zip(missing, left, strict=True))} if len(texts) == 2 and len(left) == len(missing) else found
+    )
+
+
+def resolve_columns(
+    names: Sequence[str], options: ImportOptions, place: str, texts: Sequence[str] = ()
+) -> dict[str, str]:
+    """assign_columns(), checked. A choice of "" leaves a field out.
+
+    Raises InputError listing the names when question or answer is not among them.
+    """
+    listed = Message("It has: {names}.", names=", ".join(repr(n)[:60] for n in names[:50]) or Message("none"))
+    chosen = dict(options.columns)
+    if wrong := [field for field in chosen if field not in FIELDS]:
+        raise InputError(
+            "{field!r}: not a field of a pair. There are {fields}.", field=wrong[0], fields=", ".join(FIELDS)
+        )
+    if wrong := [name for name in chosen.values() if name and name not in names]:
+        raise InputError("{place}: no column {column!r}. {listed}", place=place, column=wrong[0], listed=listed)
+    found = assign_columns(names, chosen, texts)
+    if missing := [field for field in ("instruction", "output") if not found.get(field)]:
+        raise InputError(
+            "{place}: which column is the {fields}? {listed} Choose: {options}",
+            place=place,
+            fields=join(" and which the ", missing),
+            listed=listed,
+            options=" ".join(f"--column {field}=NAME" for field in missing),
+        )
+    for field in FIELDS:  # a key that only later rows have
+        if field not in found and field not in found.values():
+            found[field] = field
+    return {field: name for field, name in found.items() if name}
+
+
+def row_to_pair(row: Any, columns: Mapping[str, str], place: str) -> tuple[Pair, list[str]]:
+    """Raises InputError. place: the pair's source when the row names none."""
+    if not isinstance(row, dict):
+        return parse_complete_pair(row), []  # says what it is
+    made = {field: row.get(columns.get(field, "")) for field in ("instruction", "output", "history")}
+    more, source = row.get(columns.get("input", "")), row.get(columns.get("source", ""))
+    if not isinstance(more, str | None):
+        raise InputError("'input' is not text: {more}", more=f"{more!r:.40}")
+    if more and isinstance(made["instruction"], str | None):
+        made["instruction"] = "\n".join(filter(None, (made["instruction"], more)))
+    notes = note_unused_keys(row, columns.values())
+    if not isinstance(source, str | None):
+        notes.append(Message("a source that is not text left out"))
+    return parse_complete_pair({**made, "source": source if isinstance(source, str) else place}), notes

@@ -1,0 +1,139 @@
+"""A data set on the Hugging Face Hub → a file on this machine to import. Data files only: no script, no pickle."""
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from persona.errors import InputError, Message
+from persona.store.deployment import is_shared_server
+from persona.store.files import explain_disk_error
+from persona.store.workspace import data_root
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xlsx")  # what can be imported, the preferred first
+METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
+MAX_BYTES = 200_000_000
+
+
+def download_dataset(dataset_id: str, revision: str | None = None) -> Path:
+    """The data file of USER/NAME, or the one that USER/NAME/FILE names; in the Hub's cache under PERSONA_HOME.
+
+    Of several files, the one of the training split at the root or in data/ is taken. Raises InputError when there is no
+    such data set, none of its files can be imported, several could be meant, or it is larger than MAX_BYTES.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    repo, wanted = _parse_dataset_id(dataset_id)
+    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    # where strangers are served, the owner's token is not theirs
+    token = False if is_shared_server() or os.environ.get("SPACE_ID") else None
+    try:
+        info = HfApi(endpoint=endpoint, token=token).dataset_info(repo, revision=revision, files_metadata=True)
+        sizes = {f.rfilename: f.size for f in info.siblings or []}
+        file = _choose_file(repo, list(sizes), wanted)
+        size = sizes[file]
+        if size is None or size > MAX_BYTES:
+            large = Message("of unknown size") if size is None else f"{size / 1e6:,.0f} MB"
+            raise InputError(
+                "{repo}/{file}: {large}, where {limit:,.0f} MB is the limit. It was not downloaded. Take a "
+                "smaller file: USER/NAME/FILE.",
+                repo=repo,
+                file=file,
+                large=large,
+                limit=MAX_BYTES / 1e6,
+            )
+        options: dict[str, Any] = {"cache_dir": data_root() / "hub", "endpoint": endpoint, "token": token}
+        return Path(hf_hub_download(repo, file, repo_type="dataset", revision=info.sha, **options))
+    except InputError:
+        raise
+    except Exception as e:
+        raise InputError("{repo}: {reason}", repo=repo, reason=_explain_hub_error(e)) from e
+
+
+def _parse_dataset_id(text: str) -> tuple[str, str]:
+    """USER/NAME and perhaps a file of it, also from the address of its page."""
+    text = re.sub(r"^https?://[^/]+/datasets/", "", text.strip())
+    parts = re.sub(r"^([^/]+/[^/]+)/(?:blob|resolve|tree)/[^/]+", r"\1", text).strip("/").split("/")
+    good = all(re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}", p) and ".." not in p for p in parts[:2])
+    if len(parts) < 2 or not good:
+        raise InputError("{text!r}: not a data set on the Hub. It is USER/NAME, or USER/NAME/FILE.", text=text[:120])
+    return "/".join(parts[:2]), "/".join(parts[2:])
+
+
+def _choose_file(repo: str, names: list[str], wanted: str) -> str:
+    """The file to download. Raises InputError naming those there are."""
+    usable = [n for n in names if n.lower().endswith(SUFFIXES) and PurePosixPath(n).name.lower() not in METADATA_FILES]
+    if wanted:
+        if wanted in usable:
+            return wanted
+        raise InputError(
+            "{repo}: no file {wanted!r} that can be imported. It has: {usable}.",
+            repo=repo,
+            wanted=wanted[:120],
+            usable=_list(usable),
+        )
+    if not usable:
+        raise InputError(
+            "{repo}: nothing to import: it has {names}. Only {suffixes} can be read.",
+            repo=repo,
+            names=_list(names),
+            suffixes=", ".join(SUFFIXES),
+        )
+
+    def rank(name: str) -> tuple[bool, bool, bool, int]:
+        path = PurePosixPath(name.lower())
+        near = str(path.parent) in (".", "data")
+        other = re.match(r"(test|valid|dev|eval)", path.name) is not None
+        return (not near, not path.name.startswith("train"), other, SUFFIXES.index(path.suffix))
+
+    best = min(map(rank, usable))
+    found = sorted(n for n in usable if rank(n) == best)
+    if len(found) > 1:
+        raise InputError(
+            "{repo}: which of its files? {found}. Name it: {repo}/{file}",
+            repo=repo,
+            found=_list(found),
+            file=found[0],
+        )
+    return found[0]
+
+
+def _list(names: list[str]) -> str:
+    shown = ", ".join(names[:10]) or Message("none")
+    return Message("{shown} and {count} more", shown=shown, count=len(names) - 10) if len(names) > 10 else shown
+
+
+def _explain_hub_error(e: Exception) -> str:
+    """What the Hub's client raises, as a next step. It never holds the token."""
+    from huggingface_hub import errors as hub
+
+    known: list[tuple[Any, str]] = [
+        (hub.RevisionNotFoundError, Message("no such revision. Leave it out to get the newest.")),
+        (
+            hub.GatedRepoError,
+            Message("its owner asks you to accept terms on its page first. Then log in with: hf auth login"),
+        ),
+        (
+            hub.RepositoryNotFoundError,
+            Message("no such data set, or private. Check the name; if it is yours: hf auth login"),
+        ),
+        (hub.HFValidationError, Message("not a name on the Hub. It is USER/NAME.")),
+        (
+            hub.LocalEntryNotFoundError,
+            Message("not on this machine, and the Hub cannot be reached. Try again when online."),
+        ),
+        (hub.OfflineModeIsEnabled, Message("the Hub is switched off (HF_HUB_OFFLINE). Import a file instead.")),
+    ]
+    for kind, words in known:
+        if isinstance(e, kind):
+            return words
+    if isinstance(e, hub.HfHubHTTPError) and e.response is not None and e.response.status_code == 401:
+        return known[2][1]  # who is not logged in is not told which of the two it is
+    if isinstance(e, hub.HfHubHTTPError) and e.response is not None:
+        return Message("the Hub refuses (status {status}). Try again later.", status=e.response.status_code)
+    if isinstance(e, OSError) and e.errno:
+        return explain_disk_error(data_root() / "hub", e)
+    return Message(
+        "the Hub cannot be reached, or the connection broke ({kind}). Try again, or import a file.",
+        kind=type(e).__name__,
+    )

@@ -1,0 +1,116 @@
+"""The import formats by name: detect one, preview, import into a persona, write pairs out again."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+
+from persona.errors import InputError, Message
+from persona.store import edit_history
+from persona.store.files import write_atomic
+from persona.store.pairs import Pair
+from persona.store.persona_folder import Persona
+from persona.write.importers import (
+    MAX_LISTED,
+    ImportItem,
+    ImportNote,
+    ImportOptions,
+    ImportPreview,
+    ImportReport,
+    SkippedRow,
+    alpaca,
+    character_card,
+    messages,
+    novel,
+    screenplay,
+    sharegpt,
+    spreadsheet,
+)
+from persona.write.importers.text_source import SourceFile
+
+# by the names of the command line, in alphabetical order; of equally sure ones the first is chosen
+FORMATS: tuple[ModuleType, ...] = (alpaca, character_card, messages, novel, screenplay, sharegpt, spreadsheet)
+
+
+def import_formats() -> dict[str, ModuleType]:
+    """Every importer by the name that a user gives."""
+    return {module.NAME: module for module in FORMATS}
+
+
+def get_importer(name: str) -> ModuleType:
+    """Raises InputError naming the formats there are."""
+    known = import_formats()
+    if name not in known:
+        raise InputError("{name!r}: no such format. Choose one of {known}.", name=name, known=", ".join(known))
+    return known[name]
+
+
+def detect_format(source: SourceFile) -> str:
+    """The format that is surest of the file. Raises InputError when none is."""
+    sure = {name: module.sniff(source) for name, module in import_formats().items()}
+    best = max(sure, key=lambda name: sure[name])
+    if sure[best] <= 0:
+        raise InputError(
+            "{source}: none of the formats fits ({formats}). Choose one by hand, or look into the file: it "
+            "needs questions and answers, a conversation, or named speakers.",
+            source=source.name,
+            formats=", ".join(sure),
+        )
+    return best
+
+
+def preview_import(source: SourceFile, format: str, options: ImportOptions, limit: int = 20) -> ImportPreview:
+    """The first `limit` pairs, and what was skipped on the way to them."""
+    items = read_source(source, format, options)
+    pairs: list[Pair] = []
+    skipped: list[SkippedRow] = []
+    for item in islice(items, 100 * limit):
+        if len(pairs) == limit:
+            return ImportPreview(pairs, skipped, True)
+        if isinstance(item, Pair):
+            pairs.append(item)
+        elif isinstance(item, SkippedRow):
+            skipped.append(item)
+    return ImportPreview(pairs, skipped, next(items, None) is not None)
+
+
+def read_source(source: SourceFile, format: str, options: ImportOptions) -> Iterator[ImportItem]:
+    """Every item of the file, streamed. Raises InputError when the file as a whole cannot be read."""
+    yield from get_importer(format).read(source, options)
+
+
+def import_into(persona: Persona, source: SourceFile, format: str, options: ImportOptions) -> ImportReport:
+    """Add the file's pairs to the persona, streamed; undo takes them back in one step.
+
+    Raises InputError, with nothing changed, when the file as a whole cannot be read.
+    """
+    skipped: list[SkippedRow] = []
+    notes: Counter[str] = Counter()
+    left_out = 0
+
+    def pairs() -> Iterator[Pair]:
+        nonlocal left_out
+        for item in read_source(source, format, options):
+            if isinstance(item, Pair):
+                yield item
+            elif isinstance(item, ImportNote):
+                notes[item.what] += 1
+            else:
+                left_out += 1
+                if len(skipped) < MAX_LISTED:
+                    skipped.append(item)
+
+    done = edit_history.append(persona, pairs(), Message("import of {file}", file=source.name))
+    return ImportReport(done.added + done.known + left_out, done.added, done.known, left_out, skipped, dict(notes))
+
+
+def write_pairs_as(pairs: Iterable[Pair], format: str, out: Path) -> Path:
+    """The pairs as a file of that format; `read` gives them back. Raises InputError when it can only be read."""
+    if not hasattr(get_importer(format), "dump"):
+        known = ", ".join(name for name, module in import_formats().items() if hasattr(module, "dump"))
+        raise InputError(
+            "{format!r}: pairs cannot be written in this format. Choose one of {known}.", format=format, known=known
+        )
+    write_atomic(out, get_importer(format).dump(pairs))
+    return out

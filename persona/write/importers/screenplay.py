@@ -1,0 +1,277 @@
+"""Screenplays and chat logs: `name（action）: line`, NAME above the speech (Fountain too), and chat programs' exports.
+
+A file is read for its layout, then for its speakers, then for its pairs, because only a name that is known makes a
+slip (no colon at all) readable; ；for ： is told. Each time line by line: memory does not grow with the file.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from persona.errors import Message
+from persona.store.pairs import MAX_CHARACTERS
+from persona.write.importers import ImportItem, ImportOptions, SkippedRow, SourceSurvey, chat_log, fountain
+from persona.write.importers.speaker_turns import (  # fmt: skip
+    CLOSE_BRACKETS,
+    OPEN_BRACKETS,
+    UNSPACED_SCRIPT,
+    SpeakerNames,
+    Speech,
+    SpeechEvent,
+    SpeechGap,
+    join_lines,
+    merge_consecutive,
+    normalize_name,
+    pair_speeches,
+    rewrite_directions,
+    select_speaker,
+)
+from persona.write.importers.text_source import SourceFile
+
+NAME = "screenplay"
+TITLE = "Screenplay or chat log"
+SPEAKER_NAME = re.compile(r"[^：:︰∶；;（）()\[\]【】{}<>\"“”「」『』=|，,。！？!?…~`\\\n]{1,40}")
+COLONS, COLON_TYPOS = "：:︰∶", "；;"
+SCENE_LINE = re.compile(
+    r"(?:第\s?[0-9０-９一二三四五六七八九十百千零〇两]{1,6}\s?[集幕场場回章节節折出部卷话話](?:$|[\s：:.。、,，（(·—-].{0,60}$)"
+    r"|场景\s?[0-9一二三四五六七八九十]{0,4}[：:\s]?.{0,60}$"
+    r"|(?:时间|地点|人物|布景|内景|外景|日景|夜景|出场人物|登场人物)[：:\s].{0,300}$"
+    r"|(?:act|scene|episode|chapter|part)\s+(?:[0-9]{1,4}|[ivxlc]{1,7}|one|two|three|four|five|six|seven|eight|nine|ten)\b.{0,80}$"
+    r"|(?:scene|setting|place|time|characters|cast)\s?:.{0,300}$)",
+    re.IGNORECASE,
+)
+SEPARATOR_LINE = re.compile(r"(?:[*＊\-—–=_~#·•◇◆☆★※○●]\s?){3,80}$")
+NO_LINE_IN_SCENE = Message("no line before it in this scene")
+UNREADABLE_LINE = Message("the line before it cannot be read")
+VOICE_REMARK = re.compile(
+    r"(?:v\.? ?o\.?|o\.? ?s\.?|o\.? ?c\.?|cont[’'`]?d?\.?|continued|画外音|画外|旁白|续|独白|内心独白|内心|心声)$", re.I
+)
+MAX_DIRECTION = 300  # characters of a direction between name and colon
+PARTICLES = {"of", "the", "de", "da", "di", "du", "la", "le", "van", "von", "der", "and", "&", "bin", "al"}
+SENTENCE_ENDS = '。！？…”」』）)—.!?"~～'
+
+
+@dataclass(frozen=True)
+class ScreenplayLayout:
+    """What the first reading finds. blank_breaks: an empty line ends the scene (else it stands between speeches)."""
+
+    kind: str
+    speakers: Counter[str]
+    blank_breaks: bool
+    share: float  # of the lines that this layout explains
+
+
+@dataclass(frozen=True)
+class NamedLine:
+    """A line as `name（lead）: text`; mark is its colon, a slip for it, or nothing."""
+
+    who: str
+    lead: str
+    mark: str
+    text: str
+
+
+def sniff(source: SourceFile) -> float:
+    text = source.head()
+    start = text.lstrip("\ufeff \n\t")
+    if not start or "\0" in text or re.match(r"\{|\[\s{0,9}[\[{\"\]]|<[!?/]|<(?:html|body|div|p|table)\b", start, re.I):
+        return 0.0
+    found = detect_layout(enumerate(text.split("\n"), 1))
+    often = [n for n in found.speakers.values() if n > 1]
+    if len(found.speakers) < 2 or found.share < 0.25:
+        return 0.0
+    if found.kind == "chat":
+        return 0.9 if found.share > 0.5 else 0.4
+    return 0.85 if found.share > 0.5 and often else 0.3
+
+
+def survey(source: SourceFile) -> SourceSurvey:
+    return SourceSurvey(speakers=dict(_count_speakers(source, detect_layout(source.lines())).most_common()))
+
+
+def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
+    """Raises InputError listing the most frequent speakers when the persona is not among them, or is not chosen."""
+    found = detect_layout(source.lines())
+    her = select_speaker(source, options, _count_speakers(source, found))
+    said = _events(source, found, her.names)
+    chat = found.kind == "chat"
+    yield from pair_speeches(merge_consecutive(said) if chat else said, her, source, options, brackets=not chat)
+
+
+def _count_speakers(source: SourceFile, found: ScreenplayLayout) -> Counter[str]:
+    names = SpeakerNames()
+    for event in _events(source, found):
+        if isinstance(event, Speech):
+            names.add(event.who)
+    return names.counts
+
+
+def _events(source: SourceFile, found: ScreenplayLayout, chosen: frozenset[str] = frozenset()) -> Iterator[SpeechEvent]:
+    if found.kind == "chat":
+        return chat_log.read_chat_events(source.lines())
+    if found.kind == "cues":
+        return fountain.read_fountain_events(source.lines(), {normalize_name(n) for n in found.speakers} | chosen)
+    return read_screenplay_events(source.lines(), found.speakers, chosen, found.blank_breaks)
+
+
+def detect_layout(lines: Iterable[tuple[int, str]]) -> ScreenplayLayout:
+    """The layout that explains most of the lines, and who speaks in it."""
+    names = {kind: SpeakerNames() for kind in ("chat", "cues", "colons")}
+    unsure = {kind: SpeakerNames() for kind in names}  # a name only if it comes again
+    explained: Counter[str] = Counter()
+    spoken = after_blank = text_lines = 0
+    blank, in_cue = False, False
+    for _, raw, below in chat_log.with_next_line(lines):
+        if not raw:
+            blank, in_cue = True, False
+            continue
+        text_lines += not _is_no_speech(raw)
+        if begun := chat_log.parse_message_start(raw, below):
+            names["chat"].add(begun.who)
+            explained["chat"] += 1 if begun.text is not None else 2
+        if name := fountain.parse_cue(raw, below):
+            (names if blank or text_lines == 1 else unsure)["cues"].add(name)
+            in_cue = True
+        explained["cues"] += in_cue
+        if (found := parse_named_line(raw)) and found.mark in tuple(COLONS) and not _is_no_speech(raw):
+            (names if _like_a_name(found.who) else unsure)["colons"].add(found.who)
+            explained["colons"] += 1 if found.text else 2
+            spoken += 1
+            after_blank += blank
+        blank = False
+    kind = max(explained, key=lambda k: explained[k], default="colons")
+    speakers = names[kind].counts
+    for name, times in unsure[kind].repeated(2).items():
+        speakers[name] += times
+    return ScreenplayLayout(kind, speakers, after_blank < 0.7 * spoken, min(1.0, explained[kind] / max(1, text_lines)))
+
+
+def parse_named_line(raw: str) -> NamedLine | None:
+    """The line as a name and what follows it, whether or not there is such a name."""
+    line = raw.strip()
+    if line.startswith("**"):  # Markdown
+        line = line.replace("**", "", 2)
+    found = SPEAKER_NAME.match(line)
+    if not found or not any(c.isalpha() for c in found[0]):
+        return None
+    who, at, leads = found[0].strip(" \u3000_*-•"), found.end(), []
+    while line[at : at + 1] in tuple(OPEN_BRACKETS):
+        end = next((i for i in range(at, min(len(line), at + MAX_DIRECTION)) if line[i] in CLOSE_BRACKETS), -1)
+        if end < 0:
+            return None
+        leads.append(line[at + 1 : end].strip())
+        at = end + 1
+        at += len(line[at : at + 9]) - len(line[at : at + 9].lstrip())
+    mark = line[at : at + 1]
+    if mark not in tuple(COLONS + COLON_TYPOS + "，"):
+        mark = ""
+    text = line[at + len(mark) :].strip()
+    clock = mark and who[-1:].isdigit() and re.match(r"\d\d", text)
+    if not who or (not mark and not leads) or text.startswith("//") or clock:
+        return None
+    lead = "，".join(x for x in leads if x and not VOICE_REMARK.match(x) and not x.isdigit())
+    return NamedLine(who, lead, mark, text)
+
+
+def _like_a_name(who: str) -> bool:
+    """甄嬛, 太监甲, ann, Old Woman #2, Mr. Reed of Hull; not: he said to them."""
+    if UNSPACED_SCRIPT.search(who):
+        return len(who) <= 12
+    words = [w for w in who.split() if w not in PARTICLES]
+    return len(words) == 1 or (len(words) <= 4 and not any(w[0].islower() for w in words))
+
+
+def _is_no_speech(line: str) -> bool:
+    """A heading, a rule or a direction."""
+    return bool(is_scene_break(line) or not rewrite_directions(line) or line[0] in "△▲")
+
+
+def is_scene_break(line: str) -> bool:
+    return bool(
+        SCENE_LINE.match(line)
+        or SEPARATOR_LINE.match(line)
+        or fountain.SCENE_HEADING.match(line)
+        or fountain.TRANSITION.match(line)
+    )
+
+
+def read_screenplay_events(
+    lines: Iterable[tuple[int, str]], speakers: Counter[str], chosen: frozenset[str], blank_breaks: bool
+) -> Iterator[SpeechEvent]:
+    """`name（lead）: text`; what stands directly below a speech goes on with it."""
+    known = {normalize_name(n) for n, times in speakers.items() if times > 1} | chosen
+    once = {normalize_name(n) for n in speakers}
+    held: Speech | None = None
+    open_direction = False
+    last = ""
+    for number, raw in lines:
+        line = chat_log.clean_line(raw)
+        spoken = _parse_speech(number, line, known, once, last) if line and not is_scene_break(line) else None
+        last = line
+        # a direction directly below a name that stands alone belongs to the speech that follows it
+        goes_on = (
+            line
+            and not spoken
+            and (not _is_no_speech(line) or (held and not rewrite_directions(held.text) and not is_scene_break(line)))
+        )
+        if held and goes_on:
+            if len(held.text) <= MAX_CHARACTERS:  # what is longer is refused as a pair anyway
+                held = replace(held, text=join_lines(held.text, line))
+            continue
+        if held:
+            yield held
+        held = spoken if isinstance(spoken, Speech) else None
+        if held:
+            open_direction = False
+        elif isinstance(spoken, SkippedRow):
+            open_direction = False
+            yield spoken
+            yield SpeechGap(number, UNREADABLE_LINE)
+        elif not line:
+            open_direction = False
+            if blank_breaks:
+                yield SpeechGap(number, NO_LINE_IN_SCENE, scene=True)
+        elif is_scene_break(line):
+            open_direction = False
+            yield SpeechGap(number, NO_LINE_IN_SCENE, scene=True)
+        else:
+            closes = any(c in line for c in CLOSE_BRACKETS)
+            direction = open_direction or _is_no_speech(line) or spoken or (line[0] in OPEN_BRACKETS and not closes)
+            open_direction = not closes and (open_direction or line[0] in OPEN_BRACKETS)
+            if not direction:
+                yield SkippedRow(
+                    number, Message("neither speech, heading nor stage direction: nobody is named as its speaker"), line
+                )
+            yield SpeechGap(
+                number,
+                Message("a stage direction stands between it and the line before") if direction else UNREADABLE_LINE,
+            )
+    if held:
+        yield held
+
+
+def _parse_speech(
+    number: int, line: str, known: set[str], once: set[str], last: str
+) -> Speech | SkippedRow | SpeechGap | None:
+    found = parse_named_line(line)
+    if not found or not rewrite_directions(line):
+        return None
+    name = normalize_name(found.who)
+    if found.mark in tuple(COLONS):
+        sure = name in known or name in once or _like_a_name(found.who)
+    elif found.mark == "，":  # in speech that goes on, a name and a comma call somebody; so only after a full stop
+        sure = name in known and (not last or last[-1] in SENTENCE_ENDS)
+    else:
+        sure = name in known
+    if not sure:
+        return None
+    if found.mark in tuple(COLON_TYPOS):  # told, not guessed: a semicolon after a name may also stand in a speech
+        return SkippedRow(
+            number,
+            Message("“{mark}” stands where the colon after a name belongs; correct it to import it", mark=found.mark),
+            line,
+        )
+    if not found.text and not found.mark:
+        return SpeechGap(number, Message("a stage direction stands between it and the line before"))
+    return Speech(number, found.who, found.text, found.lead)

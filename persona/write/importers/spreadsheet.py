@@ -1,0 +1,364 @@
+"""Tables: CSV and TSV, Excel sheets, Parquet. Which column is what is guessed from their names, or chosen."""
+
+import csv
+import io
+import json
+import re
+import zipfile
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice, zip_longest
+from typing import Any
+
+from persona.errors import InputError, Message
+from persona.store.csv_safety import escape_formula, unescape_formula
+from persona.store.pairs import Pair
+from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey, messages, sharegpt
+from persona.write.importers import columns as write_importers_columns
+from persona.write.importers.json_reader import MAX_ROW, SourceRow, convert_rows, truncate_text
+from persona.write.importers.text_source import SourceFile
+
+NAME = "table"
+TITLE = "Table: CSV, TSV, Excel, Parquet"
+SUFFIX = ".csv"
+
+CSV_COLUMNS = ("instruction", "output", "history", "source")
+DELIMITERS = ",\t;|"
+MAX_UNPACKED = 500_000_000  # bytes of an Excel file once unpacked; a bomb says more, a book of pairs far less
+MAX_RATIO = 200  # unpacked to packed; sheets of text reach 20, a bomb a thousand
+MAX_COLUMNS = 1_000
+MAX_ROWS = 1_048_576  # of an Excel sheet, by its own definition
+MAX_CELLS = 10_000_000  # of an Excel sheet; one cell far to the right makes a whole row of empty ones
+MAX_COLUMN_NAME = 200  # characters of a column name; longer is text, or a quote that is never closed
+HEAD_ROWS = 20  # rows looked at to find out what is in a column
+PARQUET_BATCH = 256  # rows of a Parquet file in memory at a time
+_NUMBER = re.compile(r"[-+]?[\d.,:/ -]+%?")
+_CSV_ERRORS = {
+    "unexpected end of data": Message("a quote is opened and never closed"),
+    "expected after": Message("a quote is not doubled"),
+}
+
+
+def sniff(source: SourceFile) -> float:
+    try:
+        names, found = _open_table(source)
+        head = list(islice(found, HEAD_ROWS))
+    except InputError:
+        return 0.0
+    if _table_kind(source) != "csv" or source.suffix in (".csv", ".tsv"):
+        return (
+            0.95
+            if _has_conversations(head) or {"instruction", "output"} <= _guess_mapping(names, iter(head)).keys()
+            else 0.6
+        )
+    # pasted text: prose has commas too
+    cells = [len(row.value) for row in islice(_read_csv(source), HEAD_ROWS) if isinstance(row, SourceRow)]
+    even = len(cells) > 1 and len(set(cells)) == 1
+    return 0.9 if even and {"instruction", "output"} <= write_importers_columns.guess_columns(names).keys() else 0.0
+
+
+def survey(source: SourceFile) -> SourceSurvey:
+    names, found = _open_table(source)
+    return SourceSurvey(columns=tuple(names), mapping=_guess_mapping(names, found))
+
+
+def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
+    """Raises InputError when the file is damaged, or holds no columns for question and answer."""
+    names, found = _open_table(source)
+    head = list(islice(found, HEAD_ROWS))
+    talks = not options.columns and _has_conversations(head)
+    columns = (
+        {}
+        if talks
+        else write_importers_columns.resolve_columns(names, options, source.name, _text_columns(names, head))
+    )
+    if (
+        not talks
+        and not {"instruction", "output"} <= write_importers_columns.assign_columns(names, options.columns).keys()
+    ):
+        yield ImportNote(
+            1,
+            Message(
+                "columns taken in their order: {first}, {second}",
+                first=f"{columns['instruction']!r:.40}",
+                second=f"{columns['output']!r:.40}",
+            ),
+        )
+
+    def to_pair(row: dict[str, Any], place: str) -> tuple[Pair, list[str]]:
+        if talks:
+            return messages.row_to_pair(row, place)
+        made = {name: _cell_text(value) for name, value in row.items()}
+        history = columns.get("history", "")
+        if history in row:
+            made[history] = _parse_history(row[history])
+        return write_importers_columns.row_to_pair(made, columns, place)
+
+    yield from convert_rows(head, source, to_pair)
+    yield from convert_rows(found, source, to_pair)
+
+
+def dump(pairs: Iterable[Pair]) -> Iterator[str]:
+    """RFC 4180, with a byte order mark, without which Excel takes UTF-8 for something else; escape_formula()."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    out.write("\ufeff")
+    writer.writerow(CSV_COLUMNS)
+    for pair in pairs:
+        history = json.dumps(pair.history, ensure_ascii=False) if pair.history else ""
+        writer.writerow(map(escape_formula, (pair.instruction, pair.output, history, pair.source)))
+        yield out.getvalue()
+        out.seek(0)
+        out.truncate()
+    yield out.getvalue()
+
+
+# --- columns -----------------------------------------------------------------------------------------------------
+
+
+def _open_table(source: SourceFile) -> tuple[list[str], Iterator[SourceRow | SkippedRow | ImportNote]]:
+    """Column names, and the rows as objects of them. Raises InputError when there is no table."""
+    kind = _table_kind(source)
+    if kind == "parquet":
+        return _read_parquet(source)
+    cells = _read_csv(source) if kind == "csv" else _read_sheet(source)
+    header = next(cells, None)
+    if not isinstance(header, SourceRow) or len(header.value) < 2:
+        raise InputError("{source}: no table: its first line does not name two columns or more.", source=source.name)
+    if len(header.value) > MAX_COLUMNS:
+        raise InputError(
+            "{source}: {count:,} columns, where {limit:,} is the limit. Delete those that hold no "
+            "questions and answers.",
+            source=source.name,
+            count=len(header.value),
+            limit=MAX_COLUMNS,
+        )
+    names: list[str] = []
+    for number, cell in enumerate(header.value, 1):
+        name = _cell_text(cell).strip() or f"column {number}"
+        names.append(f"{name} ({number})" if name in names else name)
+        if len(name) > MAX_COLUMN_NAME or name.count("\n") > 2:
+            raise InputError(
+                "{source}: column {number} is named {name!r}…: a quote there is never closed.",
+                source=source.name,
+                number=number,
+                name=name[:40],
+            )
+    return names, _name_cells(names, cells)
+
+
+def _table_kind(source: SourceFile) -> str:
+    start = source.bytes(4)
+    return {b"PAR1": "parquet", b"PK\x03\x04": "xlsx"}.get(start, "csv")
+
+
+def _name_cells(names: list[str], cells: Iterator[SourceRow | SkippedRow]) -> Iterator[SourceRow | SkippedRow]:
+    for row in cells:
+        if not isinstance(row, SourceRow):
+            yield row
+        elif any(_cell_text(cell) for cell in row.value[len(names) :]):
+            yield SkippedRow(
+                row.line,
+                Message(
+                    "{count} cells, where the table has {columns} columns", count=len(row.value), columns=len(names)
+                ),
+                truncate_text(row.text),
+            )
+        else:
+            values = [unescape_formula(cell) if isinstance(cell, str) else cell for cell in row.value[: len(names)]]
+            yield SourceRow(row.line, dict(zip_longest(names, values, fillvalue="")), row.text)
+
+
+def _row_values(found: Iterable[SourceRow | SkippedRow | ImportNote]) -> list[dict[str, Any]]:
+    return [row.value for row in found if isinstance(row, SourceRow)]
+
+
+def _has_conversations(head: list[SourceRow | SkippedRow | ImportNote]) -> bool:
+    """Whether a column holds whole conversations, as a Parquet file can."""
+    nested = (row for row in _row_values(head) if any(isinstance(value, list) for value in row.values()))
+    return any(sharegpt.is_sharegpt_row(row) or messages.is_messages_row(row) for row in nested)
+
+
+def _guess_mapping(names: list[str], found: Iterator[SourceRow | SkippedRow | ImportNote]) -> dict[str, str]:
+    head = list(islice(found, HEAD_ROWS))
+    return (
+        {}
+        if _has_conversations(head)
+        else write_importers_columns.assign_columns(names, {}, _text_columns(names, head))
+    )
+
+
+def _text_columns(names: list[str], head: list[SourceRow | SkippedRow | ImportNote]) -> list[str]:
+    """The columns that hold text."""
+    rows = _row_values(head)
+    return [n for n in names if any(isinstance(v := r.get(n), str) and v and not _NUMBER.fullmatch(v) for r in rows)]
+
+
+def _cell_text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # a sheet knows no whole numbers
+    return value if isinstance(value, str) else str(value)
+
+
+def _parse_history(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else []
+    except (ValueError, RecursionError) as e:
+        raise InputError("'history' is not a JSON list of [user, reply] texts ({kind})", kind=type(e).__name__) from e
+
+
+# --- CSV ---------------------------------------------------------------------------------------------------------
+
+
+def _read_csv(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
+    """Each record that is not blank; after a broken one, reading goes on with its second line."""
+    csv.field_size_limit(MAX_ROW)
+    delimiter = _delimiter(source)
+    try:
+        with source.path.open(encoding=source.encoding, errors="backslashreplace", newline="") as file:
+            waiting: deque[str] = deque()
+            line = 1
+            while True:
+                taken: list[str] = []
+                try:
+                    cells = next(csv.reader(_feed(file, waiting, taken), delimiter=delimiter, strict=True))
+                except StopIteration:
+                    return
+                except csv.Error as e:
+                    why = next((ours for theirs, ours in _CSV_ERRORS.items() if theirs in str(e)), e.args[0])
+                    yield SkippedRow(line, why, taken[0].strip()[:2_000])
+                    waiting.extendleft(reversed(taken[1:]))
+                    line += 1
+                    continue
+                if any(cells):
+                    yield SourceRow(line, cells, "".join(taken))
+                line += len(taken)
+    except OSError as e:
+        raise InputError("{source}: cannot be read ({reason}).", source=source.name, reason=e.strerror) from e
+    except UnicodeError as e:
+        raise InputError(
+            "{source}: not {encoding} text after all ({reason}). Save it as UTF-8.",
+            source=source.name,
+            encoding=source.encoding,
+            reason=e,
+        ) from e
+
+
+def _feed(file: io.TextIOBase, waiting: deque[str], taken: list[str]) -> Iterator[str]:
+    size = 0
+    while line := waiting.popleft() if waiting else file.readline(MAX_ROW):
+        taken.append(line)
+        size += len(line)
+        if size >= MAX_ROW:
+            while line and line[-1] not in "\r\n":  # the rest of this line is no line of its own
+                line = file.readline(MAX_ROW)
+            raise csv.Error(Message("longer than {limit:,} characters, or a quote is never closed", limit=MAX_ROW))
+        yield line
+
+
+def _delimiter(source: SourceFile) -> str:
+    """The one that makes the first line name most fields of a pair; else csv.Sniffer's guess."""
+    head = source.head()
+    first = head.split("\n", 1)[0]
+    named = {
+        d: len(write_importers_columns.guess_columns(name.strip('" \t') for name in first.split(d)))
+        for d in DELIMITERS
+        if d in first
+    }
+    if any(named.values()):
+        return max(named, key=lambda d: named[d])
+    if source.suffix == ".tsv" and "\t" in first:
+        return "\t"
+    try:
+        return csv.Sniffer().sniff(head[:4_096], DELIMITERS).delimiter
+    except csv.Error:
+        return max(DELIMITERS, key=first.count)
+
+
+# --- Excel, Parquet ----------------------------------------------------------------------------------------------
+
+
+def _read_sheet(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
+    """The rows of the first sheet that has any; of a formula, the value that was saved with it."""
+    from openpyxl import load_workbook
+
+    try:
+        with zipfile.ZipFile(source.path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        limit = min(MAX_UNPACKED, max(10_000_000, MAX_RATIO * source.path.stat().st_size))
+        if size > limit:
+            raise InputError(
+                "{source}: {size:,.0f} MB once unpacked, where {limit:,.0f} MB is the limit for it. Save "
+                "the sheet as CSV.",
+                source=source.name,
+                size=size / 1e6,
+                limit=limit / 1e6,
+            )
+        with source.path.open("rb") as file:
+            book = load_workbook(file, read_only=True, data_only=True)
+            for sheet in book.worksheets:
+                sheet.reset_dimensions()  # some programs write wrong ones
+                empty, count = True, 0
+                for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
+                    count += len(cells)
+                    if number > MAX_ROWS or count > MAX_CELLS:
+                        raise InputError(
+                            "{source}: its sheet claims more than {limit:,} rows or {limit2:,} cells. Save it as CSV.",
+                            source=source.name,
+                            limit=MAX_ROWS,
+                            limit2=MAX_CELLS,
+                        )
+                    if any(cell not in (None, "") for cell in cells):
+                        empty = False
+                        values = [c.replace("_x000D_", "\r") if isinstance(c, str) else c for c in cells]
+                        yield SourceRow(number, values, " | ".join(map(_cell_text, values)))
+                if not empty:
+                    return
+    except InputError:
+        raise
+    except Exception as e:  # damaged in any of a hundred ways, each with an exception of its own
+        raise InputError(
+            "{source}: no Excel file that can be read ({reason}). Save it as CSV.",
+            source=source.name,
+            reason=f"{e!r:.200}",
+        ) from e
+
+
+def _read_parquet(source: SourceFile) -> tuple[list[str], Iterator[SourceRow | SkippedRow | ImportNote]]:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    def unfit(kind: pa.DataType) -> bool:  # pictures and sounds
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
+
+    def damaged(e: Exception) -> InputError:
+        return InputError(
+            "{source}: no Parquet file that can be read ({reason}). Download it again.",
+            source=source.name,
+            reason=f"{e!r:.200}",
+        )
+
+    try:
+        schema = ParquetFile(source.path).schema_arrow
+    except Exception as e:  # pyarrow's own, OSError, and more: damaged in any of a hundred ways
+        raise damaged(e) from e
+    names = [field.name for field in schema if not unfit(field.type)]
+
+    def found() -> Iterator[SourceRow | SkippedRow | ImportNote]:
+        for field in schema:
+            if unfit(field.type):
+                yield ImportNote(1, Message("column {field!r} left out: it holds no text", field=field.name))
+        number = 0
+        try:
+            for batch in ParquetFile(source.path).iter_batches(PARQUET_BATCH, columns=names):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield SourceRow(number, row, " | ".join(map(_cell_text, row.values())))
+        except Exception as e:
+            raise damaged(e) from e
+
+    return names, found()

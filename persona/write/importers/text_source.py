@@ -1,0 +1,140 @@
+"""A file from outside as lines of text: its encoding is found, and no byte of it is lost on the way.
+
+Encodings: a byte order mark decides; else UTF-8 if the whole file is valid UTF-8; else charset-normalizer's guess from
+the beginning. A byte that does not fit the encoding after all shows as \\xNN.
+"""
+
+import codecs
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from persona.errors import InputError
+from persona.store.files import require_regular_file
+from persona.store.pairs import MAX_CHARACTERS
+
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16: its mark begins with the same two bytes
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+GUESSED_ENCODINGS = ("gb18030", "big5", "utf_16_le", "utf_16_be", "shift_jis", "euc_kr", "cp1251", "cp1252")
+HEAD_BYTES = 65_536  # bytes that sniffing and guessing look at
+SHORT_BYTES = 1_000  # bytes; on so few, statistics guess Chinese wrong more often than not
+MAX_SOURCE_BYTES = 2_000_000_000  # of a file to import; 100,000 pairs have some 50 million
+MAX_LINE = 4 * MAX_CHARACTERS  # characters; a longer "line" is handed on in pieces, so that memory stays flat
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to import. name: what the user calls it; it becomes part of each pair's `source`."""
+
+    path: Path
+    name: str
+    encoding: str
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.name).suffix.lower()
+
+    def place(self, line: int) -> str:
+        """The `source` of a pair: file and line."""
+        return f"{self.name}:{line}"
+
+    def bytes(self, count: int = HEAD_BYTES) -> bytes:
+        with self.path.open("rb") as f:
+            return f.read(count)
+
+    def head(self, count: int = HEAD_BYTES) -> str:
+        """The beginning as text; a character cut at its end is left away."""
+        decoder = codecs.getincrementaldecoder(self.encoding)("backslashreplace")
+        return decoder.decode(self.bytes(count)).replace("\r\n", "\n").replace("\r", "\n")
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """(number from 1, text without its line break). Raises InputError when the file cannot be read."""
+        try:
+            with self.path.open(encoding=self.encoding, errors="backslashreplace") as f:  # \r\n and \r end lines too
+                number = 1
+                while line := f.readline(MAX_LINE):
+                    yield number, line.removesuffix("\n")
+                    number += line.endswith("\n")
+        except OSError as e:
+            raise InputError("{name}: cannot be read ({reason}).", name=self.name, reason=e.strerror) from e
+        except UnicodeError as e:  # UTF-16 with half a character at its end
+            raise InputError(
+                "{name}: not {encoding} text after all ({reason}). Save it as UTF-8.",
+                name=self.name,
+                encoding=self.encoding,
+                reason=e,
+            ) from e
+
+
+def open_source(path: Path, name: str = "") -> SourceFile:
+    """Find the encoding of `path`. Raises InputError when there is no readable file, or nothing in it."""
+    name = re.sub(r"[\x00-\x1f]", "", Path(name or path.name).name) or "file"
+    require_regular_file(path, MAX_SOURCE_BYTES)
+    try:
+        with path.open("rb") as f:
+            start = f.read(HEAD_BYTES)
+            if not start:
+                raise InputError("{name}: the file is empty.", name=name)
+            f.seek(0)
+            return SourceFile(path, name, _encoding_by_bom(start) or _encoding_if_utf8(f) or _guess_encoding(start))
+    except OSError as e:
+        raise InputError("{name}: cannot be read ({reason}).", name=name, reason=e.strerror or e) from e
+
+
+def _encoding_by_bom(start: bytes) -> str:
+    return next((encoding for mark, encoding in BOMS if start.startswith(mark)), "")
+
+
+def _encoding_if_utf8(f) -> str:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        while chunk := f.read(1 << 20):
+            if b"\0" in chunk:  # UTF-16 without a mark, or no text at all
+                return ""
+            decoder.decode(chunk)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return ""
+    return "utf-8"
+
+
+def _guess_encoding(start: bytes) -> str:
+    from charset_normalizer import from_bytes
+
+    if len(start) < SHORT_BYTES:
+        for encoding, first, last in (("gb18030", 0xB0, 0xD7), ("big5", 0xA4, 0xC6)):
+            if _is_common_chinese(start, encoding, first, last):
+                return encoding
+    best = from_bytes(start, cp_isolation=list(GUESSED_ENCODINGS)).best()
+    return best.encoding if best else "utf-8"  # binary: its bytes show as \xNN, and no importer will know it
+
+
+def _is_common_chinese(start: bytes, encoding: str, first: int, last: int) -> bool:
+    """Whether nine tenths of it are in the block of frequent characters that GB 2312 and Big5 begin with."""
+    try:
+        text = start.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    other = [c for c in text if not c.isascii()]
+    frequent = sum(
+        c >= "\u4e00" and first <= c.encode(encoding)[0] <= last and len(c.encode(encoding)) == 2 for c in other
+    )
+    marks = sum(c in "，。？！：；、“”‘’（）《》「」『』—…·" for c in other)
+    return bool(frequent) and frequent + marks >= 0.9 * len(other) and frequent >= marks
+
+
+@contextmanager
+def save_pasted(data: str | bytes, name: str = "pasted.txt") -> Iterator[Path]:
+    """A file that holds the text for as long as it is read."""
+    with tempfile.TemporaryDirectory(prefix="persona-") as folder:
+        path = Path(folder) / name
+        path.write_bytes(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
+        yield path

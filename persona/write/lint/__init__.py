@@ -1,0 +1,103 @@
+"""What an author should know about the pairs before training: findings in plain words, and what one click repairs."""
+
+from collections.abc import Callable, Collection, Sequence
+
+from persona.errors import InputError, Message
+from persona.store.files import read_json, to_json, write_atomic
+from persona.store.pairs import Pair
+from persona.store.persona_folder import Persona, PersonaCard
+from persona.write.lint.dataset_rules import (
+    distinct_rows,
+    find_duplicates,
+    find_near_duplicates,
+    find_probes_in_pairs,
+    find_rival_answers,
+    find_same_answers,
+)
+from persona.write.lint.finding import SEVERITIES, Finding, Severity, count_by_rule, normalize_text, pair_texts
+from persona.write.lint.fixes import fix_finding, fix_findings
+from persona.write.lint.pair_rules import (
+    apply_text_rules,
+    find_ai_leaks,
+    find_cut_off_replies,
+    find_language_drift,
+    find_other_speakers,
+    find_short_replies,
+    find_too_long,
+    find_unfinished_pairs,
+)
+from persona.write.lint.summary import DatasetSummary, summarize_dataset
+
+__all__ = [
+    "DatasetSummary",
+    "Finding",
+    "Severity",
+    "count_by_rule",
+    "fix_finding",
+    "fix_findings",
+    "ignore_finding",
+    "lint_pairs",
+    "read_ignored",
+    "summarize_dataset",
+    "unignore_findings",
+]  # fmt: skip
+
+
+def lint_pairs(
+    pairs: Sequence[Pair],
+    card: PersonaCard,
+    length: Callable[[Pair], int] | None = None,
+    max_length: int = 512,
+    ignored: Collection[str] = (),
+) -> list[Finding]:
+    """Every finding that is not ignored, errors first, then by row.
+
+    length: tokens of a pair as it is rendered for the chosen base; without it no pair is too long. max_length: tokens
+    of a row in training, as in RunConfig.
+    """
+    different = distinct_rows(pairs)
+    plains = {row: [normalize_text(text) for text in pair_texts(pairs[row - 1])] for row in different}
+    found = [
+        *find_unfinished_pairs(pairs),
+        *(find_too_long(pairs, length, max_length) if length else ()),
+        *apply_text_rules(pairs),
+        *find_ai_leaks(pairs, card),
+        *find_other_speakers(pairs, card),
+        *find_short_replies(pairs),
+        *find_cut_off_replies(pairs),
+        *find_language_drift(pairs, card),
+        *find_duplicates(pairs),
+        *find_near_duplicates(pairs, different, plains),
+        *find_rival_answers(pairs, different, plains),
+        *find_same_answers(pairs, different, plains),
+        *find_probes_in_pairs(pairs, card),
+    ]
+    hidden = set(ignored)
+    kept = [f for f in found if f.key not in hidden]
+    return sorted(kept, key=lambda f: (SEVERITIES.index(f.severity), f.pairs, f.rule))
+
+
+def read_ignored(persona: Persona) -> frozenset[str]:
+    """Keys of the findings that the author has put aside."""
+    file = persona.path / "ignored.json"
+    if not file.exists():
+        return frozenset()
+    keys = read_json(file, Message("a list of ignored findings")).get("ignored")
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise InputError(
+            "{file}: 'ignored' is not a list of texts. Correct it, or delete the file to see every finding.", file=file
+        )
+    return frozenset(keys)
+
+
+def ignore_finding(persona: Persona, key: str) -> None:
+    """Put a finding aside, until its texts change."""
+    _write_ignored(persona, read_ignored(persona) | {key})
+
+
+def unignore_findings(persona: Persona, *keys: str) -> None:
+    _write_ignored(persona, read_ignored(persona) - {*keys})
+
+
+def _write_ignored(persona: Persona, keys: Collection[str]) -> None:
+    write_atomic(persona.path / "ignored.json", to_json({"ignored": sorted(keys)}))

@@ -1,0 +1,82 @@
+"""The API on a real port, in this process: for tests of what goes over the wire."""
+
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from tiny_models import PLAIN_CPU, write_adapter
+
+from persona.compare import session
+from persona.compare.session import LoadedModel
+from persona.models import adapter, hardware
+from persona.models.base import Base
+from persona.serve import http, model_list
+from persona.serve.batcher import Batcher
+
+KEY = "a-key"
+
+
+@dataclass
+class Running:
+    url: str
+    voices: LoadedModel
+    batches: Batcher
+    models: list[model_list.ServedModel]
+
+
+def wait_until(true, seconds: float = 60) -> None:
+    """For another thread to get there; the limit is for a test that would hang."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.005)
+
+
+@contextmanager
+def listening(app: Any):
+    """The URL of an ASGI app behind uvicorn."""
+    bound = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
+        bound.close()
+
+
+@contextmanager
+def running(patch: Any, folder: Any, base_folder: Any):
+    """Base "tiny" with the adapters "one" and "two" behind KEY, in float32.
+
+    A random model: it never says its stop token, so that replies go on to the limit, and no bytes that are no text.
+    """
+    patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
+    base = Base("tiny", base_folder)
+    found = []
+    for seed, name in enumerate(("one", "two"), 1):
+        write_adapter(base_folder, folder / name, seed=seed, template="gemma-base")
+        found.append(("", adapter.read_adapter(folder / name), base))
+    voices = LoadedModel(base)
+    patch.setattr(session, "_open", {str(base.path): voices})
+    tokenizer = voices.tokenizer
+    mute = [i for word, i in tokenizer.get_vocab().items() if word.startswith("<0x") or i == tokenizer.eos_token_id]
+    head = voices.model.get_output_embeddings()
+    real = head.forward
+
+    def forward(hidden):
+        scores = real(hidden)
+        scores[..., mute] = -1e4
+        return scores
+
+    patch.setattr(head, "forward", forward)
+    models, batches = model_list.list_models(found, []), Batcher()
+    with listening(http.build_api(lambda: models, http.ApiAuth((KEY, "another")), batches)) as url:
+        yield Running(url, voices, batches, models)

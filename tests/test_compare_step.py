@@ -1,0 +1,248 @@
+"""The Compare step without a browser: who speaks, what is kept, what is refused."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from cases import check_each
+from tiny_models import CARD, write_adapter
+
+from persona.compare import conversation, session
+from persona.errors import PersonaError
+from persona.models import adapter, hardware
+from persona.models.base import Base
+from persona.store import persona_folder
+from persona.store.pairs import Pair
+from persona.train import launcher
+from persona.train.config import make_config
+from persona.ui import voice_picker
+from persona.ui.steps import compare
+from persona.ui.steps import share as share_step
+from persona.ui.steps.compare import blind_vote_tab, chat_tab, questions_tab
+
+KNOBS = (0.0, 0.9, 0, 0.0, 1.0, 6, 0)  # greedy, six tokens
+KEY = conversation.new_visitor_key()
+
+
+@pytest.fixture
+def run(home, tiny_gemma, monkeypatch):
+    """Mags with a finished run that kept one moment."""
+    plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1.0)))
+    monkeypatch.setattr(hardware, "this_machine", lambda: plain)
+    monkeypatch.setattr(session, "base_of", lambda *_, **__: Base("someone/tiny", tiny_gemma))
+    monkeypatch.setattr(session, "_open", {})
+    persona = persona_folder.create_persona_at(
+        home / "personas/mags", CARD, [Pair("Who?", "Mags."), Pair("Where?", "Sable Point.")]
+    )
+    made = launcher.create_run(persona, make_config(base=str(tiny_gemma)))
+    write_adapter(tiny_gemma, made.adapter, seed=1, template="gemma-base")
+    write_adapter(tiny_gemma, made.path / "moments/step-000002", seed=2, template="gemma-base")
+    made.log("state", state="done")
+    return made
+
+
+@pytest.fixture
+def chosen(run):
+    return f"run/mags/{run.name}"
+
+
+def last(frames) -> tuple:
+    *_, frame = frames
+    return frame
+
+
+def say(text, chosen, others=(voice_picker.BASE_WITH_PROMPT,), talk_id="", key=KEY, knobs=KNOBS):
+    return chat_tab.send_message(text, key, "mags", chosen, list(others), talk_id, 1.0, *knobs)
+
+
+def kept(chosen, talk_id, key=KEY):
+    return chat_tab.load_conversation("mags", chosen, key, talk_id)
+
+
+# ---- who
+
+
+def test_what_can_be_chosen(run, chosen):
+    assert [i for _, i in voice_picker.list_choices("mags")] == [chosen]
+    assert [i for _, i in voice_picker.list_other_voices("mags")] == [
+        voice_picker.BASE_WITH_PROMPT,
+        voice_picker.BASE_ALONE,
+        chosen,
+        f"{chosen}@2",
+    ]
+    names = [
+        voice_picker.voice_label(v, chosen)
+        for v in (voice_picker.BASE_WITH_PROMPT, voice_picker.BASE_ALONE, chosen, f"{chosen}@2")
+    ]
+    assert len(set(names)) == 4 and names[3].startswith("Mags, step 2 of ")
+
+
+def test_an_id_from_a_browser_leads_nowhere_else(run):
+    cases = ["", "run/mags/../../../etc", "run/../mags/x", "opened/..", "opened/../personas/mags", "server", "x/y",
+        "run/mags/nothing", "blend/0.5/run/mags/../x"]  # fmt: skip
+
+    def check(hostile):
+        with pytest.raises((PersonaError, ValueError)):
+            voice_picker.find_adapter(hostile)
+
+    check_each(cases, check)
+
+
+def test_columns_stand_where_they_are_expected(run, chosen):
+    others = [voice_picker.BASE_ALONE, f"{chosen}@2", f"blend/0.25/{chosen}@2"]
+    cast = voice_picker.open_comparison("mags", chosen, others, 0.5)
+    assert [v.adapter for v in cast.voices][1] == chosen and len(cast.voices) == 4
+    assert [v.label for v in cast.voices] == chat_tab._column_labels(chosen, others)
+    alone, own, early, mixed = cast.speakers
+    assert alone.renderer.system == "" and own.renderer.system == CARD.system == mixed.renderer.system
+    assert (own.strength, early.strength, mixed.strength) == (0.5, 0.5, 0.5)
+    parts = dict(cast.model.adapter_weights(mixed.adapter))
+    assert parts == {own.adapter: 0.25, early.adapter: 0.75}
+
+
+# ---- talk
+
+
+def test_a_turn_is_kept_and_is_what_the_columns_say_alone(run, chosen):
+    frame = last(say("Who are you?", chosen))
+    talk = kept(chosen, frame[-1])
+    prompted, own = (a.text for a in talk.turns[0].answers)
+    assert prompted and own and prompted != own and "done" in frame[-2]
+    again = last(say("Who are you?", chosen, others=[]))
+    assert kept(chosen, again[-1]).turns[0].answers[0].text == own, "alone it says what it said in company"
+
+
+def test_the_second_turn_follows_each_columns_own_first(run, chosen, monkeypatch):
+    asked, real = [], voice_picker.Comparison.answer
+    monkeypatch.setattr(voice_picker.Comparison, "answer", lambda c, h, *more: asked.append(h) or real(c, h, *more))
+    first = last(say("Who are you?", chosen))[-1]
+    last(say("And then?", chosen, talk_id=first))
+    answers = [a.text for a in kept(chosen, first).turns[0].answers]
+    assert asked[1] == [(("Who are you?", text),) for text in answers]
+
+
+def test_what_was_said_before_a_stop_is_kept(run, chosen):
+    frames = say("Who are you?", chosen, knobs=(0.0, 0.9, 0, 0.0, 1.0, 40, 0))
+    for _ in range(5):
+        frame = next(frames)
+    frames.close()
+    answer = kept(chosen, frame[-1]).turns[0].answers[1]
+    assert 0 < answer.tokens < 40 and not answer.ended
+    assert last(say("Go on", chosen, talk_id=frame[-1])), "the model is free for the next"
+
+
+def test_another_wording_and_another_take(run, chosen):
+    talk_id = last(say("Who are you?", chosen))[-1]
+    before = kept(chosen, talk_id).turns[0]
+    last(
+        chat_tab.regenerate_answers(
+            KEY, "mags", chosen, [voice_picker.BASE_WITH_PROMPT], talk_id, 1.0, 1.5, 1.0, 0, 0.0, 1.0, 6, 7
+        )
+    )
+    now = kept(chosen, talk_id).turns[0]
+    assert len(now.regenerations) == 2 and now.answers != before.answers and now.sampling["seed"] == 7
+    event = SimpleNamespace(index=0, value="Who, then?")
+    last(chat_tab.edit_message(event, KEY, "mags", chosen, [voice_picker.BASE_WITH_PROMPT], talk_id, 0, 1.0, *KNOBS))
+    shown = kept(chosen, talk_id)
+    assert [t.said for t in shown.turns] == ["Who, then?"] and len(shown.turns[0].wordings) == 2
+
+
+def test_a_corrected_answer_becomes_a_pair(run, chosen, monkeypatch):
+    told = []
+    monkeypatch.setattr(compare.gr, "Info", told.append)
+    talk_id = last(say("Who are you?", chosen))[-1]
+    event = SimpleNamespace(index=1, value="Mags Tolliver. Wipe your boots.")
+    last(chat_tab.edit_message(event, KEY, "mags", chosen, [voice_picker.BASE_WITH_PROMPT], talk_id, 1, 1.0, *KNOBS))
+    pair = persona_folder.find_persona("mags").pairs()[-1]
+    assert (pair.instruction, pair.output, pair.source) == (
+        "Who are you?", "Mags Tolliver. Wipe your boots.", "correction",
+    )  # fmt: skip
+    assert "Added as pair 3" in told[0]
+
+
+def test_a_visitor_sees_no_other_visitors_conversation(run, chosen):
+    talk_id = last(say("A secret", chosen))[-1]
+    stranger = conversation.new_visitor_key()
+    with pytest.raises(PersonaError):
+        kept(chosen, talk_id, key=stranger)
+    assert chat_tab.conversation_dropdown("mags", chosen, stranger, "").choices == [("New conversation", "")]
+    assert len(chat_tab.conversation_dropdown("mags", chosen, KEY, talk_id).choices) == 2
+    assert (
+        chat_tab.latest_conversation("mags", chosen, KEY) == talk_id
+        and chat_tab.latest_conversation("mags", chosen, stranger) == ""
+    )
+
+
+def test_an_export_holds_every_column(run, chosen):
+    talk_id = last(say("Who are you?", chosen))[-1]
+    rows = [
+        json.loads(x) for x in Path(chat_tab.export_conversation("mags", chosen, KEY, talk_id)).read_text().splitlines()
+    ]
+    assert [r["messages"][-2] for r in rows] == [{"role": "user", "content": "Who are you?"}] * 2
+    assert rows[1]["adapter"] == chosen
+
+
+# ---- vote, list
+
+
+def test_a_vote_is_blind_until_it_is_given(run, chosen):
+    *frames, ready = blind_vote_tab.ask_both(
+        "Who are you?", KEY, "mags", chosen, voice_picker.BASE_WITH_PROMPT, 1.0, *KNOBS
+    )
+    assert all(f[0] == f[1] for f in frames), "nothing is shown while they write"
+    seen = " ".join(str(x) for x in ready)
+    assert "Base" not in seen and run.name[:8] not in seen
+    *_, reveal, _ = blind_vote_tab.cast_vote("left", ready[2], KEY, "mags", chosen)
+    assert "Base, with her prompt" in reveal and "1 vote" in reveal and "95 % interval" in reveal
+    with pytest.raises(PersonaError, match="already"):
+        blind_vote_tab.cast_vote("left", ready[2], KEY, "mags", chosen)
+
+
+def test_a_list_of_questions_becomes_files(run, chosen):
+    frame = last(
+        questions_tab.answer_questions("Who?\n\n Where? ", "mags", chosen, [voice_picker.BASE_WITH_PROMPT], 1.0, *KNOBS)
+    )
+    assert frame[1] == "2 questions, 2 voices" and [f.rpartition(".")[2] for f in frame[2:]] == ["csv", "md", "html"]
+    assert "Where?" in Path(frame[3]).read_text()
+    assert questions_tab.held_out_questions("mags", chosen).splitlines() == [
+        r.pair.instruction for r in run.rows() if r.held_out
+    ]
+    with pytest.raises(PersonaError, match="no question yet"):
+        next(questions_tab.answer_questions(" \n ", "mags", chosen, [], 1.0, *KNOBS))
+
+
+# ---- another server
+
+
+def test_sampling_is_kept_with_the_persona(run, chosen):
+    """Whoever opens her draws so; the adapter that was trained before does as well, and what is shared says it."""
+    assert compare.card_sampling(chosen, 0.4, 0.9, 0, 0.0, 1.1) == [0.4, 0.9, 0, 0.0, 1.1]
+    compare.save_sampling("mags", 0.7, 0.8, 40, 0.05, 1.2)
+    assert compare.card_sampling(chosen, 0.4, 0.9, 0, 0.0, 1.1) == [0.7, 0.8, 40, 0.05, 1.2]
+    card = persona_folder.find_persona("mags").card()
+    assert card.sampling.chosen()["min_p"] == 0.05 and (card.name, card.system) == (CARD.name, CARD.system)
+    assert share_step.open_chosen_adapter(chosen).card.sampling == card.sampling
+    with pytest.raises(PersonaError, match="temperature"):
+        compare.save_sampling("mags", -1, 0.8, 40, 0.05, 1.2)
+
+
+def test_voices_of_another_server(run, chosen, monkeypatch, tmp_path, tiny_gemma):
+    """Really asked over HTTP: Persona's own server stands in for vLLM."""
+    from api_server import KEY as TOKEN
+    from api_server import running
+
+    with running(monkeypatch, tmp_path, tiny_gemma) as server:
+        monkeypatch.setenv("PERSONA_CHAT_URL", f"{server.url}/v1")
+        monkeypatch.setenv("PERSONA_CHAT_KEY", TOKEN)
+        offered = [i for _, i in voice_picker.list_choices("mags")]
+        assert {"server/tiny", "server/one", "server/two"} < set(offered)
+        assert [i for _, i in voice_picker.list_other_voices("mags", "server/one")] == offered[1:]
+        frame = last(say("Who are you?", "server/one", others=["server/tiny"]))
+        talk = kept("server/one", frame[-1])
+        assert [a.voice.label for a in talk.turns[0].answers] == ["tiny", "one"]
+        assert all(a.text and a.tokens == 6 for a in talk.turns[0].answers)
+        with pytest.raises(PersonaError, match="that server"):
+            last(say("Who?", "server/one", others=[voice_picker.BASE_WITH_PROMPT]))
+    with pytest.raises(PersonaError, match="no adapter yet"):
+        adapter.read_adapter(voice_picker.find_adapter("server/one").path)

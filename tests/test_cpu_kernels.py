@@ -1,0 +1,139 @@
+"""The faster ways of a training step compute what the stock modules compute, forward and back."""
+
+import pytest
+import torch
+from tiny_models import load, lora_gradients, with_lora
+
+from persona.models.loss import nll_sum
+from persona.template.render import IGNORE_INDEX
+from persona.train import cpu_kernels
+from persona.train.collator import Collator
+
+LENGTHS = (23, 9, 31, 16)
+
+
+@pytest.fixture(params=["tiny_gemma", "tiny_llama"])
+def base(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(autouse=True)
+def their_rotary():
+    """What speed_up puts into transformers' modules goes at the end of each test."""
+    from transformers.models.gemma3 import modeling_gemma3
+    from transformers.models.llama import modeling_llama
+
+    before = {code: code.apply_rotary_pos_emb for code in (modeling_gemma3, modeling_llama)}
+    yield
+    for code, function in before.items():
+        code.apply_rotary_pos_emb = function
+
+
+def batch(vocabulary: int, lengths=LENGTHS, **settings):
+    torch.manual_seed(0)
+    rows = [torch.randint(3, vocabulary, (n,)).tolist() for n in lengths]
+    return Collator(0, **settings)(
+        [{"input_ids": ids, "labels": [IGNORE_INDEX] * (len(ids) // 2) + ids[len(ids) // 2 :]} for ids in rows]
+    )
+
+
+def learn(model, given):
+    value, _ = nll_sum(model, given["input_ids"], given["labels"], given.get("position_ids"))
+    value.backward()
+    return value.item(), lora_gradients(model)
+
+
+def both(base, given, dtype="float32", **settings):
+    stock = learn(with_lora(load(base, dtype), **settings), given)
+    fast = with_lora(load(base, dtype), **settings)
+    cpu_kernels.install_cpu_kernels(fast)
+    return stock, learn(fast, given)
+
+
+def used(monkeypatch, *functions: str) -> dict[str, int]:
+    """How often each of the autograd functions is applied from now on."""
+    counts = dict.fromkeys(functions, 0)
+    for name in functions:
+        plain = getattr(cpu_kernels, name).apply
+
+        def count(*args, name=name, plain=plain):
+            counts[name] += 1
+            return plain(*args)
+
+        monkeypatch.setattr(getattr(cpu_kernels, name), "apply", count)
+    return counts
+
+
+@pytest.mark.parametrize("settings", [{}, {"target_modules": ["q_proj", "o_proj"]}, {"use_rslora": True},
+                                      {"lora_bias": True}, {"use_dora": True}],
+                         ids=["all", "attention", "rslora", "bias", "dora"])  # fmt: skip
+def test_loss_and_gradients_are_the_stock_ones(base, settings):
+    (want, expected), (got, found) = both(base, batch(200), **settings)
+    assert got == pytest.approx(want, rel=1e-5)
+    assert found.keys() == expected.keys() and expected
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-5 * gradient.abs().max().item(), msg=name)
+
+
+def test_in_bfloat16_they_are_as_near_to_float32_as_the_stock_ones(base):
+    true, expected = both(base, batch(200))[0]
+    (_, stock), (got, found) = both(base, batch(200), "bfloat16")
+    assert got == pytest.approx(true, rel=0.01)
+    for name, gradient in expected.items():
+        assert found[name].dtype == torch.float32
+        off = [(g[name] - gradient).norm() / gradient.norm() for g in (stock, found)]
+        assert off[1] < 1.5 * off[0] + 0.01, name
+
+
+def test_every_layer_takes_the_faster_way(base, monkeypatch):
+    counts = used(monkeypatch, "RMSNorm", "Rotate", "LoraLinear")
+    model = with_lora(load(base))
+    cpu_kernels.install_cpu_kernels(model)
+    tried = counts["RMSNorm"], counts["Rotate"]
+    learn(model, batch(200))
+    norms = sum("RMSNorm" in type(m).__name__ for m in model.modules())
+    assert counts["RMSNorm"] - tried[0] == norms
+    assert counts["Rotate"] - tried[1] == 2 * 2, "queries and keys, two layers"
+    assert counts["LoraLinear"] == 2 * 7
+    assert model.get_base_model().config._attn_implementation == cpu_kernels.ATTENTION_NAME
+
+
+def test_packed_rows_and_long_rows_are_left_to_the_stock_attention(base, monkeypatch):
+    left = []
+    monkeypatch.setattr(cpu_kernels, "sdpa_attention_forward", lambda *a, plain=cpu_kernels.sdpa_attention_forward, **k: (
+        left.append(a[1].shape[2]), plain(*a, **k))[1])  # fmt: skip
+    for limit, given in ((256, batch(200, pack=64)), (16, batch(200))):
+        monkeypatch.setattr(cpu_kernels, "MAX_SHORT_ROW", limit)
+        left.clear()
+        (want, expected), (got, found) = both(base, given)
+        assert left == [given["input_ids"].shape[1]] * 2
+        assert got == pytest.approx(want, rel=1e-5)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-5 * gradient.abs().max().item())
+
+
+def test_the_base_alone_and_generation_are_the_stock_ones(base):
+    stock, fast = with_lora(load(base)), with_lora(load(base))
+    cpu_kernels.install_cpu_kernels(fast)
+    ids = torch.arange(5, 12)[None]
+    with torch.no_grad():
+        with stock.disable_adapter(), fast.disable_adapter():
+            assert torch.allclose(stock(ids).logits, fast(ids).logits, atol=1e-5)
+        said = [m.generate(ids, max_new_tokens=8, do_sample=False) for m in (stock, fast)]
+    assert said[0].tolist() == said[1].tolist()
+
+
+def test_a_norm_that_computes_something_else_keeps_its_own():
+    class OddRMSNorm(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.eps = torch.nn.Parameter(torch.rand(8), requires_grad=False), 1e-6
+
+        def forward(self, x):
+            return x * torch.rsqrt(x.abs().mean(-1, keepdim=True) + self.eps) * self.weight
+
+    norm, x = OddRMSNorm(), torch.randn(4, 8)
+    want = norm(x)
+    cpu_kernels._replace_norm(norm)
+    assert torch.equal(norm(x), want) and "forward" not in vars(norm)

@@ -1,0 +1,121 @@
+"""Two languages: what the browser translates, what a handler says, and who decides which."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+from gradio.context import LocalContext
+from gradio.i18n import I18nData
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import HTMLResponse, PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from persona.errors import Message
+from persona.ui import i18n, voice_picker
+from persona.ui.i18n import t
+from persona.ui.middleware import language
+from persona.ui.steps.compare import chat_tab
+from tests.test_compare_step import KEY, chosen, last, run, say  # noqa: F401  (fixtures)
+
+
+@pytest.fixture
+def visitor():
+    """Sets the headers of the one who asks."""
+
+    def ask(**headers: str) -> None:
+        LocalContext.request.set(SimpleNamespace(headers=headers))
+
+    yield ask
+    LocalContext.request.set(None)
+
+
+@pytest.fixture
+def chinese(monkeypatch):
+    monkeypatch.setitem(i18n.CHINESE, "{n} pairs of {name}", "{name}的{n}对")
+
+
+@pytest.mark.parametrize("cookie, prefers, want", [
+    ("", "", "en"), ("", "zh-TW,en;q=0.5", "zh"), ("", "en,zh;q=0.9", "en"), ("persona-language=zh", "en", "zh"),
+    ("a=b; persona-language=en; c=d", "zh", "en"), ("xpersona-language=zh", "en", "en"),
+    ("persona-language=zhx", "en", "en"),
+])  # fmt: skip
+def test_the_switch_counts_before_the_browser(visitor, chinese, cookie, prefers, want):
+    visitor(**{"cookie": cookie, "accept-language": prefers})
+    assert i18n.language() == want
+    assert t("{n} pairs of {name}", n=3, name="甄嬛") == {"en": "3 pairs of 甄嬛", "zh": "甄嬛的3对"}[want]
+
+
+def test_without_a_visitor_it_is_english(chinese):
+    assert t("{n} pairs of {name}", n=3, name="甄嬛") == "3 pairs of 甄嬛" and t("{braces} stay") == "{braces} stay"
+
+
+def test_components_are_translated_by_the_browser(monkeypatch, chinese):
+    with i18n.building_page():
+        said = t("{n} pairs of {name}", n=3, name="D'Arcy")
+    assert isinstance(said, I18nData) and said.key == i18n.KEY_PREFIX + "3 pairs of D'Arcy"
+    assert i18n.BROWSER_I18N.translations_dict["zh-CN"][said.key] == "D'Arcy的3对", "shown as it stands: no ICU message"
+    assert i18n.BROWSER_I18N.translations_dict["en"][said.key] == "3 pairs of D'Arcy"
+    assert "3 pairs of D'Arcy" not in i18n.BROWSER_I18N.translations_dict["zh-CN"], "a value of the same words stays"
+    assert t("{n} pairs of {name}", n=3, name="x") == "3 pairs of x", "only while the page is built"
+
+
+def test_placeholders_are_the_same_in_both():
+    for english, text in i18n.CHINESE.items():
+        assert set(re.findall(r"{\w*}", english)) - {"{detail}"} == set(re.findall(r"{\w*}", text)), english
+
+
+def test_a_conversation_made_in_chinese_opens_in_english(visitor, run, chosen):  # noqa: F811
+    others = [voice_picker.BASE_WITH_PROMPT, voice_picker.BASE_ALONE, f"{chosen}@2"]
+
+    def columns(talk_id):
+        return chat_tab.show_conversation("mags", chosen, others, KEY, talk_id)[4:8]
+
+    visitor(cookie=f"{i18n.LANGUAGE_COOKIE}=zh")
+    *_, status, talk_id = last(say("Who?", chosen, others))
+    assert status.endswith(" · 完成")
+    day = voice_picker.format_run_time(run.name, "%m-%d %H:%M")
+    named = ["基座 + 角色提示词", f"Mags，{day}", "仅基座", f"Mags，{day} 第 2 步"]
+    made = columns(talk_id)
+    assert [c.label for c in made] == named
+    visitor(cookie=f"{i18n.LANGUAGE_COOKIE}=en")
+    there = columns(talk_id)
+    assert [c.label for c in there] == [voice_picker.voice_label(v, chosen) for v in (others[0], chosen, *others[1:])]
+    assert [c.value for c in there] == [c.value for c in made] and all(len(c.value) == 2 for c in there)
+    assert chat_tab.latest_conversation("mags", chosen, KEY) == talk_id
+
+
+KEPT = {
+    voice_picker.translate_label: {
+        "Mags, 22 Nov 03:15": "Mags，11-22 03:15", "Mags, step 2 of 01 Feb 23:00": "Mags，02-01 23:00 第 2 步",
+        "30% A, 22 Nov 03:15 + 70% B (b-1)": "30% A，11-22 03:15 + 70% B (b-1)", "Base alone": "仅基座",
+        "Base aloner": "Base aloner", "May, 99 Foo 12:99": "May, 99 Foo 12:99",
+    },
+    i18n.localized: {
+        Message("edit of pair {row}", row=3): "编辑第 3 条对话对", "edit of pair 4": "edit of pair 4",
+        Message("import of {file}", file="a (b).{c}.csv"): "导入 a (b).{c}.csv",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "tell, label, want", [(f, label, want) for f, cases in KEPT.items() for label, want in cases.items()]
+)
+def test_what_is_kept_in_english_is_told_in_chinese_and_names_are_not(visitor, tell, label, want):
+    assert tell(label) == label
+    visitor(cookie=f"{i18n.LANGUAGE_COOKIE}=zh")
+    assert tell(label) == want
+
+
+def test_the_script_stands_first_in_the_page_and_nowhere_else():
+    page = HTMLResponse("<html><head><meta></head><body><head></body></html>")
+    app = Starlette(routes=[Route("/", lambda r: page), Route("/other", lambda r: PlainTextResponse("<head>"))],
+                    middleware=[Middleware(language.LanguageScriptMiddleware)])  # fmt: skip
+    client = TestClient(app)
+    answer = client.get("/")
+    assert (
+        answer.text.startswith(f"<html><head>{language.LANGUAGE_SCRIPT}<meta>") and answer.text.count("<script>") == 1
+    )
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert client.get("/other").text == "<head>"

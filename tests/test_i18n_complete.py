@@ -1,0 +1,275 @@
+"""Nothing on the page is said in one language only: every text goes through t(), and zh.json holds each of them."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from messages_in_source import MAKERS, made
+
+from persona.template import chat_template
+from persona.train.config import PRESETS, RunConfig
+from persona.ui import i18n, navigation, voice_picker, widgets
+from persona.ui.steps import share
+from persona.ui.steps.compare import blind_vote_tab
+from persona.ui.steps.share import export_tab
+from persona.ui.steps.train import run_view, settings_form
+from persona.ui.steps.write import card_tab, import_tab, lint_tab, pairs_tab, pairs_table, suggest_tab
+from persona.write.importers import registry
+
+UI = Path(i18n.__file__).parent
+FILES = sorted(UI.glob("*.py"))
+CATALOGUE = json.loads((UI / "locales" / "zh.json").read_text(encoding="utf-8"))
+HOLE = "\0"  # stands for what an f-string puts in
+
+
+def rules() -> set[str]:
+    """Every rule of lint, as its findings name it."""
+    found = set()
+    for file in (UI.parent / "lint").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Finding", "found", "TextRule"):
+                found |= {a.value for a in node.args[:1] if isinstance(a, ast.Constant)}
+    return found
+
+
+# where t() is called with a text of a table: file, and the call's first argument → all that it can be
+TABLES: dict[tuple[str, str], set[str]] = {
+    ("blind.py", "words"): set(blind_vote_tab.VOTE_CHOICES.values()),
+    ("write.py", "CARD_FIELDS[name]"): set(card_tab.CARD_FIELDS.values()),
+    ("checking.py", "RULES.get(rule) or rule.replace('-', ' ').capitalize()"): {
+        lint_tab.RULE_TITLES.get(r) or r.replace("-", " ").capitalize() for r in rules()
+    },
+    ("desk.py", "name"): {*pairs_table.PAIR_FILTERS, *pairs_table.SORT_ORDERS},
+    ("exporting.py", "form"): set(export_tab.EXPORT_CHOICES),
+    ("importing.py", "NONE"): {import_tab.NO_COLUMN},
+    ("importing.py", "label"): set(import_tab.COLUMN_LABELS),
+    ("importing.py", "module.TITLE"): {m.TITLE for m in registry.import_formats().values()},
+    ("importing.py", "title"): {m.TITLE for m in registry.import_formats().values()},
+    ("settings.py", "WORDS.get(name, name.replace('_', ' ').capitalize())"): {
+        settings_form.SETTING_LABELS.get(n, n.replace("_", " ").capitalize()) for n in settings_form.EXPERT_FIELDS
+    },
+    ("settings.py", "help_of(name, str(field.description))"): {
+        settings_form.setting_help(n, str(RunConfig.model_fields[n].description)) for n in settings_form.EXPERT_FIELDS
+    },
+    ("settings.py", "group"): set(settings_form.SETTING_GROUPS),
+    ("share.py", "SPACE_LINK if space.signs_in() else HOME_LINK"): {share.SPACE_LINK, share.HOME_LINK},
+    ("suggesting.py", "ABSENT"): {suggest_tab.NO_MODEL_NOTE},
+    ("template.py", "renderer.template.about"): {x.about for x in chat_template.shipped_templates().values()},
+    ("table.py", "label"): {label for *_, label in pairs_table.ROW_TOOLS},
+    ("table.py", "title"): {title for _, _, title, _ in pairs_table.ROW_TOOLS},
+    ("table.py", "word"): {word for _, word, _, _ in pairs_table.ROW_TOOLS},
+    ("talking.py", "voices.DAY"): {voice_picker.DATE_FORMAT},
+    ("train.py", "PRESETS[preset][1]"): {about for _, about in PRESETS.values()},
+    ("train.py", "p.capitalize()"): {p.capitalize() for p in PRESETS},
+    ("voices.py", "DAY"): {voice_picker.DATE_FORMAT},
+    ("watching.py", "WORDS[p.status]"): set(run_view.STATUS_LABELS.values()),
+    ("watching.py", "title"): {title for title, _ in run_view.CURVES.values()},
+    ("write.py", "m.TITLE"): {m.TITLE for m in registry.import_formats().values() if hasattr(m, "dump")},
+}
+
+# constants that look like a text for the reader and are none: why → file: texts
+NOT_SHOWN: dict[str, dict[str, set[str]]] = {
+    "a name, the same in every language": {
+        "__init__.py": {"Persona", f"<h1>Persona</h1><p>{HOLE}</p>"},
+        "compare.py": {"Top-p", "Top-k", "Min-p"},
+    },
+    "kept on disk: voices.spoken says it": {
+        "voices.py": {"Base, with her prompt", "Base alone", f"{HOLE}, step {HOLE} of {HOLE}", *voice_picker.MONTH_NAMES},
+    },
+    "compared with what the page sends": {"table.py": set(pairs_table.PAIR_FILTERS)},
+    "a card's name where no other is known, kept on disk": {"importing.py": {"Persona"}, "voices.py": {"Persona"}},
+    "where a fault is, as the library says it": {
+        "importing.py": {"the file's card"}, "template.py": {"your own"},
+    },
+    "marks that are looked for in a rendered text": {"template.py": {"Zq0sys", "Zq1ask", "Zq0sys\n\nZq1ask"}},
+    "script": {"common.py": {widgets.FORWARD_CLICKS_JS}, "desk.py": {pairs_tab.PAINT_MARKS_JS, pairs_tab.SAVED_JS, pairs_tab.REFUSED_JS},
+               "way.py": {navigation.NAVIGATION_JS, navigation.FOCUS_STEP_JS}},
+    "told to programs: no browser with the page open asks so": {
+        "guests.py": {"Not found.", "The request is no JSON object.", "The request ended early."},
+    },
+    "header lines": {
+        "guests.py": {"SameSite=Lax",
+                      f"{HOLE}={HOLE}; Path=/; Max-Age={HOLE}; HttpOnly; {HOLE}"},
+    },
+    "said together with what the setting is, by help_of": {"knobs.py": set(settings_form.WHEN_TO_CHANGE.values())},
+}  # fmt: skip
+CODE = {
+    "words.py": "scripts for the browser",
+    "looks.py": "names of fonts",
+    "hosts.py": "header lines",
+}
+# arguments that hold no text for a reader
+NO_TEXT = {"elem_classes", "elem_id", "js", "js_on_load", "secret", "storage_key", "id", "selected", "concurrency_id",
+           "variant", "language", "type", "file_types", "footer_links"}  # fmt: skip
+
+
+SEPARATORS = {" ", ", ", "; ", " and ", " and which the "}  # of errors.join
+
+
+def said(tree: ast.AST) -> Iterator[ast.expr]:
+    """The first argument of every t()."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "t":
+            yield node.args[0]
+
+
+def constant(node: ast.expr) -> str | None:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+@cache
+def texts() -> set[str]:
+    """All that t() is called with anywhere on the page."""
+    found = {c for file in FILES for node in said(ast.parse(file.read_text("utf-8"))) if (c := constant(node))}
+    return found.union(*TABLES.values())
+
+
+def test_what_t_is_given_is_known():
+    variables = {
+        (file.name, ast.unparse(node))
+        for file in FILES
+        for node in said(ast.parse(file.read_text("utf-8")))
+        if constant(node) is None
+    }
+    assert variables == set(TABLES), "a text that is not written out: say in TABLES what it can be"
+
+
+def test_every_text_has_its_chinese_and_no_chinese_is_left_over():
+    """In zh.json: what t() is given, the templates of Message and PersonaError, and what errors.join puts between."""
+    known = texts() | SEPARATORS | {m.template for m in made() if m.template is not None}
+    assert sorted(known - set(CATALOGUE)) == [], "missing in zh.json"
+    assert sorted(set(CATALOGUE) - known) == [], "in zh.json, but nobody says it"
+    untranslated = {e for e, c in CATALOGUE.items() if not re.search("[\u3001-\u3002\u4e00-\u9fff\uff00-\uffef]", c)}
+    assert untranslated == {"中文", "%d %b %H:%M", "{text}", " ", "the Hub", "ModelScope"}, "no Chinese in them"
+    assert list(CATALOGUE) == sorted(CATALOGUE), "sorted, so that branches merge"
+
+
+def for_readers(text: str) -> str:
+    """What a reader would see of a string, HTML or plain: "" where it is code. HOLE stands for what is put in."""
+    if re.fullmatch(rf"[\w{HOLE}*/-]*\.[\w{HOLE}.]*", text) and " " not in text and not text[0].isupper():
+        return ""  # a file's name, or the path of a field
+    seen = re.findall(r"""\b(?:title|aria-label|alt|placeholder)=(["'])(.*?)\1""", text)
+    tagged = re.search(r"<[a-z/]", text)
+    bare = re.sub(r"&#?\w+;", " ", re.sub(r"<[^<>]*>|<[^<>]*$|^[^<>]*>", " ", text) if tagged else text)
+    shown = " ".join([bare, *(value for _, value in seen)]).replace(HOLE, " ")
+    sign = r"[A-Za-z]{2,}" if tagged else r"[A-Za-z]{2,}[,.:;]? +[A-Za-z]{2,}|\b[A-Z][a-z]+|[A-Za-z]{2,}[.!?…]"
+    return shown.strip() if re.search(sign, shown) else ""
+
+
+def excused(file: str, text: str) -> bool:
+    pattern = "(?P<" in text  # a regular expression
+    return pattern or any(text in named.get(file, ()) for named in NOT_SHOWN.values())
+
+
+class Hard(ast.NodeVisitor):
+    """Collects the texts for a reader that do not go through t()."""
+
+    def __init__(self, file: str) -> None:
+        self.file, self.inside, self.found = file, 0, []
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        self.inside += 1
+        self.generic_visit(node)
+        self.inside -= 1
+
+    def visit_Call(self, node: ast.Call) -> None:
+        translated = isinstance(node.func, ast.Name) and node.func.id in MAKERS | {"t"}
+        for child in [node.func, *node.args[translated:], *node.keywords]:
+            self.visit(child)
+
+    def visit_keyword(self, node: ast.keyword) -> None:
+        if node.arg not in NO_TEXT:
+            self.visit(node.value)
+
+    def visit_Expr(self, node: ast.Expr) -> None:
+        if constant(node.value) is None:  # else a docstring
+            self.visit(node.value)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        if isinstance(node.value, str):
+            self.text(node.value)
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
+        self.text("".join(constant(v) or HOLE for v in node.values))
+        for part in node.values:
+            if isinstance(part, ast.FormattedValue):
+                self.visit(part.value)
+
+    def text(self, text: str) -> None:
+        seen = for_readers(text)
+        table_of_texts = not self.inside and text in texts()  # shown by a t() further down, see TABLES
+        if seen and not table_of_texts and not excused(self.file, text):
+            self.found.append(f"{self.file}: {text!r}")
+
+
+def hard_coded(source: str, file: str) -> list[str]:
+    visitor = Hard(file)
+    visitor.visit(ast.parse(source))
+    return visitor.found
+
+
+def test_no_text_is_hard_coded():
+    found = [x for f in FILES if f.name not in CODE for x in hard_coded(f.read_text("utf-8"), f.name)]
+    assert found == [], "put these through t()"
+
+
+def test_no_excuse_is_left_over():
+    for named in NOT_SHOWN.values():
+        for file, excuses in named.items():
+            parts = ast.walk(ast.parse((UI / file).read_text("utf-8")))
+            used = {n.value for n in parts if isinstance(n, ast.Constant)}
+            joined = {e for e in excuses if HOLE in e}
+            assert excuses - joined <= used, file
+
+
+@pytest.mark.parametrize("line", [
+    'gr.Button("Hello there")', 'gr.Button("Hello")', 'gr.Button(value="Go on")', 'f"<div>Some text</div>"',
+    'f"<b>{n}</b> learned"', 'f"{n} pairs left"', '"<p title=\'more words\'>" + x', 'gr.Textbox(info="half a line.")',
+    't("{n}", n="Not so")', 'gr.Info("Saved.")', 'x = f\'<button aria-label="close">×</button>\'',
+    'raise gr.Error("There is none.")', 'def f():\n    return "Add"', 'gr.Radio(["Leave out"])',
+])  # fmt: skip
+def test_a_hard_coded_text_is_found(line):
+    source = line if line.startswith("def") else f"def f():\n    {line}"
+    assert hard_coded(source, "write.py")
+
+
+@pytest.mark.parametrize("line", [
+    't("Hello there")', 'f"<div class=\'quiet status\'>{t(\'Some text\')}</div>"', 'gr.HTML(elem_classes="quiet status")',
+    'gr.Row(elem_id="some-row")', 'x.get("text", "")', 'f"run/{slug}/{name}"', '"report.json"',
+])  # fmt: skip
+def test_code_is_no_text(line):
+    assert hard_coded(f"def f():\n    {line}", "write.py") == []
+
+
+def test_no_text_is_hard_coded_in_the_script():
+    script = re.sub(r"//.*", "", pairs_table.TABLE_JS)
+    literals = [a or b or c for a, b, c in re.findall(r'"([^"\n]*)"|\'([^\'\n]*)\'|`([^`]*)`', script)]
+    said = [x for x in literals if re.search(r"[A-Za-z]{2,} [A-Za-z]{2,}|\b[A-Z][a-z]+ ?…?$|[A-Za-z]{2,} ?[.…!?]$", x)]
+    assert set(said) <= {"Enter", "Escape", "ArrowUp", "ArrowDown"}, "names of keys; texts come as data-… from Python"
+
+
+def strings(value: object) -> Iterator[str]:
+    """Every text in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from strings(part)
+
+
+def test_the_browser_can_translate_what_is_built():
+    """In one text it replaces one marker, and takes the marker's first closing brace for its end."""
+    found = [s for s in strings(json.loads(json.dumps(page_config(), default=str))) if "__i18n__" in s]
+    assert len(found) > 30, "nothing was built"
+    assert [s for s in found if s.count("__i18n__") > 1] == []
+    assert [key for key in i18n.BROWSER_I18N.translations_dict["zh"] if "}" in key] == []
+
+
+def page_config() -> dict:
+    from persona.ui.app import build_app
+
+    return build_app().config

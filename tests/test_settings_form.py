@@ -1,0 +1,60 @@
+"""The expert drawer: every setting of a run is on the page, and what is chosen there is what runs."""
+
+import gradio as gr
+import pytest
+from cases import check_each
+
+from persona.errors import InputError
+from persona.train.config import PRESETS, RunConfig, make_config
+from persona.ui.steps.train import settings_form
+
+
+def page(preset="quick", **changes) -> RunConfig:
+    values = [
+        changes.get(name, value)
+        for name, value in zip(settings_form.EXPERT_FIELDS, settings_form.preset_values(preset), strict=True)
+    ]
+    return settings_form.form_to_config(preset, "", "auto", 512, False, *values)
+
+
+def test_every_setting_is_on_the_page():
+    assert sorted([*settings_form.EXPERT_FIELDS, *settings_form.TEMPLATE_STEP_FIELDS]) == sorted(RunConfig.model_fields)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_drawer_untouched_is_the_preset(preset):
+    assert page(preset) == make_config(preset)
+
+
+OTHER = {"epochs": 2.5, "max_steps": 9, "learning_rate": 1e-3, "lr_scheduler_type": "linear", "warmup": 4.0,
+         "batch_size": 3, "gradient_accumulation_steps": 2, "optim": "adafactor", "weight_decay": 0.1,
+         "neftune_noise_alpha": 5.0, "lora_r": 4, "lora_alpha": 9, "lora_dropout": 0.1, "target_modules": "attention",
+         "init_lora_weights": "gaussian", "use_rslora": True, "use_dora": True, "train_stop_token": True,
+         "quantization": "nf4", "dtype": "float32", "gradient_checkpointing": True, "packing": True,
+         "engine": "liger", "save_steps": 7, "eval_fraction": 0.2, "diary_probes": 1,
+         "early_stopping_patience": 3, "seed": 5, "report_to": "tensorboard"}  # fmt: skip
+
+
+def test_what_is_chosen_is_what_runs_and_nothing_else_changes():
+    def check(name):
+        assert page(**{name: OTHER[name]}) == make_config("quick", **{name: OTHER[name]})
+        assert page(**{name: None}) == make_config("quick")
+
+    check_each(settings_form.EXPERT_FIELDS, check)
+
+
+def test_each_control_is_of_its_fields_kind_and_says_why():
+    with gr.Blocks():
+        made = settings_form.build("balanced")
+    assert [c.elem_id for c in made] == [f"set-{name.replace('_', '-')}" for name in settings_form.EXPERT_FIELDS]
+    assert all(c.label and c.info for c in made)
+    kinds = {name: type(c).__name__ for name, c in zip(settings_form.EXPERT_FIELDS, made, strict=True)}
+    assert (kinds["use_dora"], kinds["dtype"], kinds["optim"], kinds["epochs"]) == (
+        "Checkbox", "Dropdown", "Dropdown", "Number",
+    )  # fmt: skip
+    assert [c.value for c in made] == settings_form.preset_values("balanced")
+
+
+def test_every_wrong_field_is_named():
+    with pytest.raises(InputError, match=r"learning_rate=-1.*lora_r=0"):
+        page(learning_rate=-1, lora_r=0)
