@@ -114,7 +114,7 @@ def imported(signing_in: bool = True) -> list[str]:
     wrong += [f"on import it writes {name}" for name in left if "persona" in name]
     if found["order"][0] != "persona.models.zerogpu":
         wrong.append(
-            f"{found['order'][0]} is imported before persona.models.zerogpu, which imports spaces before torch on ZeroGPU"
+            f"{found['order'][0]} is imported before persona.models.zerogpu, which imports spaces first on ZeroGPU"
         )
     if found["oauth"] != signing_in:
         wrong.append(
