@@ -293,7 +293,7 @@ def test_a_file_of_another_is_not_read_in(house):
     demo, first, second, has = house
     number = numbered(demo, "start_from")
     said = second.call(number, [has["upload"]])
-    assert said.get("status") == 403 and "drop it again" in said["output"]
+    assert said.get("status") == 403 and "Upload it again" in said["output"]
     assert first.call(number, [has["upload"]])["success"]
 
 

@@ -130,7 +130,7 @@ def test_the_page_puts_in_line_shows_cancel_and_switches(new, monkeypatch):
     b = page.start_run(slug, "quick")
     status_, *_, begin, halt, again, _, which, timer, _, mark = page.update_run_view(slug, b, "")
     assert f"Waiting: 1st in line, after {a} of Mags" in status_
-    assert (halt.value, halt.interactive, begin.value, begin.interactive) == ("Cancel", True, "Train after it", True)
+    assert (halt.value, halt.interactive, begin.value, begin.interactive) == ("Cancel", True, "Add to the queue", True)
     assert which.visible and which.choices == [(f"{a}: training", a), (f"{b}: waiting", b)] and which.value == b
     assert timer.active and not again.visible
     assert all(x == {"__type__": "update"} for x in page.update_run_view(slug, b, mark)), "nothing new"

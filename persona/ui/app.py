@@ -59,7 +59,7 @@ def retention_notice() -> str:
     if until is None:
         return ""
     day = time.strftime(t("%d %b"), time.localtime(until)).lstrip("0")
-    return t("Your own corner of this server, kept until {day}; download or push what you want to keep.", day=day)
+    return t(("Your own workspace on this server, kept until {day}. Download or push what you want to keep."), day=day)
 
 
 def warm_up() -> None:

@@ -79,9 +79,9 @@ def read_persona_state(slug: str, findings: list[Finding]) -> PersonaState:
 def why_closed(step: int, seen: PersonaState) -> str:
     """Why a step cannot be opened yet; "" if it can. Compare always can: an adapter of others opens there."""
     if step in (TEMPLATE, TRAIN) and not seen.open:
-        return t("No persona is open yet: open the example, bring a file or start from nothing, in step 1.")
+        return t("No persona is open yet: open an example, import a file or start from scratch in step 1.")
     if step in (TEMPLATE, TRAIN) and not seen.pairs:
-        return t("There are no pairs yet: write one or bring text in, in step 1.")
+        return t("There are no pairs yet: write one or import text in step 1.")
     if step == TRAIN and seen.pairs < launcher.MIN_PAIRS:
         return t("One pair is too few to train on: write more in step 1.")
     if step == SHARE and not seen.adapter:
@@ -103,22 +103,30 @@ def next_hint(step: int, seen: PersonaState) -> str:
 
 def _write_hint(seen: PersonaState) -> str:
     if not seen.open:
-        return t("Begin in one of three ways. The example is the quickest: it has all that a first training needs.")
+        return t(
+            (
+                "Start in one of three ways. An example is the quickest: it has everything that a first "
+                "training run needs."
+            )
+        )
     if not seen.pairs:
-        return t("Write a first pair in the table, or bring text in with the tab Import.")
+        return t("Write a first pair in the table, or import text in the tab Import.")
     if seen.unfinished:
-        return t("Pairs: {n}, unfinished: {m}. Finish or delete those (Show: Unfinished).",
+        return t("Pairs: {n}, unfinished: {m}. Finish or delete them (Show: Unfinished).",
                  n=f"{seen.pairs:,}", m=seen.unfinished)  # fmt: skip
     if seen.warnings:
-        return t("Pairs: {n}, findings: {m}. Look at the tab Check; then go on to Template and look at the mask.",
+        return t(("Pairs: {n}, findings: {m}. Look at the tab Check, then go on to Template and look at the "
+"mask."),
                  n=f"{seen.pairs:,}", m=seen.warnings)  # fmt: skip
     return t("Pairs: {n}, all finished. Next: Template, where you see what the model will learn.", n=f"{seen.pairs:,}")
 
 
 def _template_hint(seen: PersonaState) -> str:
     return why_closed(TEMPLATE, seen) or t(
-        "Green is what she learns to say, grey is what she only reads. Nothing has to be changed here for a first try. "
-        "Next: Train."
+        (
+            "Green is what the model learns to write, grey is what it only reads. Nothing needs changing "
+            "here for a first try. Next: Train."
+        )
     )
 
 
@@ -127,24 +135,31 @@ def _train_hint(seen: PersonaState) -> str:
         return why
     run = seen.run
     if run is None:
-        return t("Quick is right for a first try: press Start training. Below it stands how long it will take.")
+        return t(
+            ("Quick is right for a first try: press Start training. How long it will take is shown below the presets.")
+        )
     if run.status in ACTIVE_STATUSES:
         left = t(" About {time} left.", time=format_duration(run.left)) if run.left is not None else ""
-        return t("She is learning.{left} You may close this page and come back.", left=left)
+        return t("Training.{left} You can close this page and come back.", left=left)
     if run.status in ("done", "stopped") and seen.adapter:
-        return t("She has learned. Next: Compare, where you ask her something.")
-    return t("The last run did not end well: what happened stands below. Then Resume it, or start another.")
+        return t("Training is done. Next: Compare, where you can ask the persona something.")
+    return t("The last run did not finish; the reason is shown below. Resume it, or start another.")
 
 
 def _compare_hint(seen: PersonaState) -> str:
     if not seen.adapter:
         return t("There is no adapter yet: train one in step 3, or open a zip or a link below.")
-    return t("Ask something and press Send: base and persona answer side by side. Then the tab Did it learn? measures.")
+    return t(
+        (
+            "Ask something and press Send: base and persona answer side by side. The tab “Did it learn?” "
+            "measures the difference."
+        )
+    )
 
 
 def _share_hint(seen: PersonaState) -> str:
     return why_closed(SHARE, seen) or t(
-        "A zip needs no account; a link needs one on the Hub, and is private until you say."
+        ("A zip needs no account; a link needs an account on the Hub, and is private until you make it public.")
     )
 
 
@@ -183,9 +198,9 @@ def _disabled_reasons() -> dict[str, str]:
     """Button → why it is greyed out."""
     vote = t("Ask a question first: you vote on its two answers")
     return {
-        "undo-edit": t("Nothing to take back"), "redo-edit": t("Nothing was taken back"),
-        "replace-all": t("Say what to find first"), "import-add": t("Choose a file or paste text, and who speaks"),
-        "stop-training": t("Nothing is training"), **{f"vote-{v}": vote for v in ("left", "tie", "bad", "right")},
+        "undo-edit": t("Nothing to undo"), "redo-edit": t("Nothing to redo"),
+        "replace-all": t("Enter the text to find first"), "import-add": t("Choose a file or paste text, and choose who the persona is"),
+        "stop-training": t("No run is training"), **{f"vote-{v}": vote for v in ("left", "tie", "bad", "right")},
     }  # fmt: skip
 
 

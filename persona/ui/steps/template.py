@@ -73,8 +73,8 @@ def show_pair(
     if not items:
         raise PersonaError("There are no pairs yet. Write some in the first step.")
     known = catalogue.find_known_model(str(chosen[0] or ""))
-    progress(None, desc=t("Opening the base model's tokenizer (the first time about a minute) …") if not known else t(
-        "Opening {id}; if it is not on this machine it is downloaded first: {about} …", id=known.id,
+    progress(None, desc=t("Loading the base model's tokenizer (about a minute the first time) …") if not known else t(
+        "Loading {id}; if it is not on this machine, it is downloaded first: {about} …", id=known.id,
         about=localized(known.about),
     ))  # fmt: skip
     found, renderer = renderer_for(slug, *chosen, progress=progress)
@@ -161,7 +161,7 @@ def score_with_base(slug: str, *chosen: Any, progress: gr.Progress = gr.Progress
     from persona.judge import template_scores
 
     persona = open_current_persona(slug)
-    progress(None, desc=t("Opening the base and reading some of your pairs …"))
+    progress(None, desc=t("Loading the base and scoring some of your pairs …"))
     found, renderer = renderer_for(slug, *chosen, progress=progress)
     own = select.choose_template(renderer.tokenizer, persona.card().language)
     scored = template_scores.score_templates(session.open_model(found), renderer, own, persona.pairs())
@@ -171,16 +171,14 @@ def score_with_base(slug: str, *chosen: Any, progress: gr.Progress = gr.Progress
     )
     (best, least), chosen_nll = scored[0], dict(scored)[renderer.template.name]
     if chosen_nll - least < CLEAR_DIFFERENCE_NATS:
-        words = t(
-            "The chosen template suits this base: under none of the others do your pairs surprise it clearly less."
-        )
+        words = t(("The chosen template suits this base: no other template gives your pairs a clearly lower loss."))
     else:
         words = t(
-            "With this template the base scores {chosen} on your own pairs, with “{best}” {least}: it knows that form "
-            "better. Is the chosen one made for this base?",
+            ("With this template the base has a loss of {chosen} on your pairs, with “{best}” {least}: it "
+"knows that format better. Is the chosen template made for this base?"),
             chosen=f"{chosen_nll:.2f}", best=escape(best), least=f"{least:.2f}",
         )  # fmt: skip
-    unit = t("Nats per learned token of the untrained base; lower is better.")
+    unit = t("Loss of the untrained base in nats per learned token; lower is better.")
     return f"<div class='card'><div>{words}</div>{bars}<div class='quiet'>{unit}</div></div>"
 
 
@@ -194,7 +192,7 @@ def adopt_template(slug: str, text: str, *chosen: Any) -> tuple[Any, str]:
     if wrong:
         raise TemplateError(join("\n", wrong))
     write_atomic(persona.path / OWN_TEMPLATE_FILE, text)
-    good = t("It fits this base. It is kept with the persona, and chosen.")
+    good = t("It fits this base. It is saved with the persona, and selected.")
     return template_dropdown(slug, "own"), f"<div class='good'>{good}</div>"
 
 
@@ -245,7 +243,7 @@ def check_all_pairs(slug: str, *chosen: Any) -> str:
 
 def build(page: Page, step: gr.Step) -> None:
     gr.Markdown(
-        t("### What the model will learn, token by token\nThe same function prepares the training and the chat.")
+        t(("### What the model will learn, token by token\nTraining and chat use the same rendering function."))
     )
     with gr.Row():
         with gr.Column(min_width=260):
@@ -260,20 +258,22 @@ def build(page: Page, step: gr.Step) -> None:
     with gr.Row(elem_classes="slim"):
         number = gr.Number(1, label=t("Pair"), precision=0, minimum=1, elem_id="pair-number", scale=0, min_width=110)
         back = gr.Button(t("← Previous"), scale=0, min_width=150)
-        forward = gr.Button(t("Following →"), scale=0, min_width=150)
+        forward = gr.Button(t("Next →"), scale=0, min_width=150)
     mask = gr.HTML(elem_id="mask")
-    with gr.Accordion(t("The raw text"), open=False):
+    with gr.Accordion(t("Raw text"), open=False):
         raw = gr.Code(language=None, wrap_lines=True, interactive=False, label=t("Exactly what the tokenizer gets"))
     totals = gr.HTML(elem_id="totals")
     with gr.Row():
         weigh = gr.Button(t("Score it with the base"), scale=0, min_width=230, elem_id="score")
     scored = gr.HTML(elem_id="scored")
-    with gr.Accordion(t("A template of your own"), open=False):
+    with gr.Accordion(t("Your own template"), open=False):
         gr.Markdown(
             t(  # the browser takes the first closing brace for the end of the text
-                "Jinja, as in `tokenizer_config.json`, with the marks <code>&#123;% generation %&#125;</code> … "
-                "<code>&#123;% endgeneration %&#125;</code> around the reply and its stop token. It is checked before "
-                "it is used, and runs in a sandbox."
+                (
+                    "Jinja, as in `tokenizer_config.json`, with <code>&#123;% generation %&#125;</code> … "
+                    "<code>&#123;% endgeneration %&#125;</code> around the reply and its stop token. It is "
+                    "checked before it is used, and runs in a sandbox."
+                )
             ),
             elem_classes="quiet",
         )

@@ -40,7 +40,8 @@ def plan_html(slug: str, preset: str, *form: Any) -> str:
     about = escape(t(PRESETS[preset][1]))
     if seen is None:
         reason = localized(hardware.plan_device(hardware.this_machine(), config.dtype).reason)
-        unknown = t("{n} pairs. {reason} Memory and time can be told once the base is on this disk; step 2 fetches it.",
+        unknown = t(("{n} pairs. {reason} Memory and time can be estimated once the base is on this disk; step 2 "
+"downloads it."),
                     n=len(pairs), reason=escape(reason))  # fmt: skip
         return f'<div class="quiet">{about}<br>{unknown}</div>'
     return (
@@ -86,14 +87,14 @@ def _too_large_html(config: RunConfig, seen: train_plan.TrainingEstimate) -> str
                n=seen.longest)  # fmt: skip
     if plan.fits:
         words = t(
-            "This base does not fit into {free} GB as it is, even one row at a time. With its weights quantized "
-            "(quantization={how}) it would. Or else:",
+            ("This base does not fit into {free} GB, even one row at a time. With quantized weights "
+"(quantization={how}) it would. Otherwise:"),
             free=free, how=plan.quantization,
         )  # fmt: skip
     else:
         words = t(
-            "This will not fit: the smallest way (batch {batch}, quantization {how}) needs {need} GB, {free} GB can be "
-            "used.",
+            ("This will not fit: the smallest setting (batch {batch}, quantization {how}) needs {need} "
+"GB, and {free} GB can be used."),
             batch=plan.batch_size, how=plan.quantization, need=f"{plan.memory.total / 1e9:.1f}", free=free,
         )  # fmt: skip
     return f'<div class="problem">{words} {others}</div>'
@@ -132,7 +133,7 @@ def restart_smaller(slug: str, name: str) -> str:
     """Go on with what the failure proposed. Returns the name of the run that was started."""
     run = find_run(slug, name)
     if run is None:
-        raise RunError("There is no run to go on with.")
+        raise RunError("There is no run to continue.")
     return launcher.start_with_remedy(open_current_persona(slug), run).name
 
 
@@ -142,7 +143,7 @@ def stop_run(slug: str, name: str) -> str:
     if run is None:
         return ""
     if launcher.stop_run(run):
-        gr.Info(t("Taken out of the line; Resume puts it back."))
+        gr.Info(t("Removed from the queue; Resume puts it back."))
     else:
         gr.Info(t("Stopping after this step; the best adapter so far is kept."))
     return run.name
@@ -193,7 +194,7 @@ def update_run_view(slug: str, name: str, seen: str) -> tuple:
     resumable = run is not None and progress.status in ("stopped", "failed", "interrupted")
     return (
         run_view.run_status_html(run, progress), run_view.loss_plot(progress), *run_view.curve_plots(progress),
-        run_view.samples_html(run, progress), gr.Button(t("Train after it") if busy else t("Start training")),
+        run_view.samples_html(run, progress), gr.Button(t("Add to the queue") if busy else t("Start training")),
         gr.Button(t("Cancel") if progress.status == "queued" else t("Stop"), interactive=active),
         gr.Button(visible=resumable),
         gr.Button(localized(oom_recovery.describe_changes(progress.remedy)), visible=bool(progress.remedy)), choice,
@@ -204,10 +205,10 @@ def update_run_view(slug: str, name: str, seen: str) -> tuple:
 
 def build(page: Page, step: gr.Step) -> gr.HTML:
     """The step. Returns where the state of the run is shown."""
-    gr.Markdown(t("### Train a LoRA on the pairs\nIt runs in a process of its own: close or reload this page freely."))
-    preset = gr.Radio(
-        [(t(p.capitalize()), p) for p in PRESETS], value="quick", label=t("How thoroughly"), elem_id="preset"
+    gr.Markdown(
+        t(("### Train a LoRA on the pairs\nTraining runs in its own process: you can close or reload this page."))
     )
+    preset = gr.Radio([(t(p.capitalize()), p) for p in PRESETS], value="quick", label=t("Preset"), elem_id="preset")
     plan = gr.HTML(elem_id="plan")
     with gr.Accordion(t("Expert settings"), open=False, elem_id="expert"):
         form = settings_form.build("quick")
@@ -216,7 +217,7 @@ def build(page: Page, step: gr.Step) -> gr.HTML:
         halt = gr.Button(t("Stop"), variant="stop", interactive=False, elem_id="stop-training")
         again = gr.Button(t("Resume"), visible=False, elem_id="resume-training")
         lower = gr.Button(t("Lower and resume"), variant="primary", visible=False, elem_id="lower-and-resume")
-    which = gr.Radio([], label=t("Under way"), visible=False, elem_id="which-run")
+    which = gr.Radio([], label=t("Active runs"), visible=False, elem_id="which-run")
     status = gr.HTML(elem_id="train-status")
     chart = gr.LinePlot(
         pd.DataFrame(columns=run_view.LOSS_COLUMNS), x="step", y="loss", color="on", height=280, elem_id="loss-plot",

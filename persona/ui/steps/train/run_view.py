@@ -80,13 +80,14 @@ def training_verdict_html(p: RunProgress) -> str:
     gain = p.base_nll - p.adapter_nll
     if gain < 0.05:
         words = t(
-            "Nothing measurable was learned: on pairs it never saw, it is no better than the base. Train longer, raise "
-            "the learning rate, or look at the mask in step 2."
+            (
+                "Nothing measurable was learned: on the held-out pairs it is no better than the base. Train "
+                "longer, raise the learning rate, or look at the mask in step 2."
+            )
         )
         return f'<div class="problem">{words}</div>'
     words = t(
-        "It learned: to the words of replies it never saw, it now gives {times} times the probability that the base "
-        "gives, word piece by word piece.",
+        ("It learned: in the held-out replies, each token is on average {times} times as likely as under the base."),
         times=f"{math.exp(min(gain, 99)):.1f}",
     )
     if p.chosen and p.chosen != p.step:
@@ -126,7 +127,7 @@ def samples_html(run: Run | None, p: RunProgress) -> str:
         loss = t("held-out loss {nll}", nll=f"{nlls[step]:.2f}") if step in nlls else ""
         button = ""
         if step in kept and step != p.chosen and p.status not in ACTIVE_STATUSES:
-            button = f"<button class='tool' data-do='use' data-step='{step}'>{t('Make this the adapter')}</button>"
+            button = f"<button class='tool' data-do='use' data-step='{step}'>{t("Use this step's adapter")}</button>"
         said = "".join(_sample_html(a) for a in answers)
         opened = " open" if step in (0, last, p.chosen) else ""
         pages.append(
@@ -134,15 +135,15 @@ def samples_html(run: Run | None, p: RunProgress) -> str:
             f"{marks}</summary>"
             f"<dl>{said}</dl>{button}</details>"
         )
-    about = t("The same questions at every evaluation, with the same dice: what changes is she.")
+    about = t(("The same questions at every evaluation, with the same random seed: only the adapter changes."))
     return (
-        f"<div class='diary' data-testid='diary'><h4>{t('Diary')}</h4><p class='quiet'>{about}</p>"
+        f"<div class='diary' data-testid='diary'><h4>{t('Samples during training')}</h4><p class='quiet'>{about}</p>"
         f"{''.join(pages)}</div>"
     )
 
 
 def _sample_html(a: dict[str, Any]) -> str:
-    why = t("It reached the limit of a diary line")
+    why = t("It reached the length limit of a sample")
     cut = "" if a.get("ended") else f'<span class="quiet" title="{why}"> …</span>'
     text = escape(a.get("text", "").strip()) or f"<span class='quiet'>{t('(nothing)')}</span>"
     return f"<dt>{escape(a.get('probe', ''))}</dt><dd>{text}{cut}</dd>"

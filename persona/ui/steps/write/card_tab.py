@@ -57,9 +57,9 @@ def build_card_tab() -> tuple[list[gr.Textbox], gr.HTML, gr.Button]:
     """The tab with the persona's card."""
     card = [
         gr.Textbox(label=t("Name"), elem_id="card-name"),
-        gr.Textbox(label=t("System prompt"), info=t("Part of every training row and of every chat. Short is good."),
+        gr.Textbox(label=t("System prompt"), info=t("Part of every training row and every chat. Keep it short."),
                    lines=2, elem_id="card-system"),
-        gr.Textbox(label=t("Greeting"), info=t("Said before anyone has asked."), elem_id="card-greeting"),
+        gr.Textbox(label=t("Greeting"), info=t("Said before the first question."), elem_id="card-greeting"),
         gr.Textbox(label=t("Source"), info=t("Where the text comes from."), elem_id="card-source"),
         gr.Textbox(label=t("Rights"), elem_id="card-rights",
                    info=t("Whose text it is, and under which licence. Needed to publish.")),

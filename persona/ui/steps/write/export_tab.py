@@ -18,7 +18,7 @@ def export_pairs(slug: str, format: str) -> Any:
 
 def build_export_tab(page: Page) -> None:
     gr.Markdown(
-        t("The pairs as a file for another tool. What is exported here can be imported again."), elem_classes="quiet"
+        t("The pairs as a file for another tool. An exported file can be imported again."), elem_classes="quiet"
     )
     with gr.Row(elem_classes="slim"):
         forms = [(t(m.TITLE), name) for name, m in registry.import_formats().items() if hasattr(m, "dump")]

@@ -106,7 +106,7 @@ def preview_html(source: SourceFile, format: str, options: ImportOptions) -> str
     more = f"<div class='quiet'>{t('… and more')}</div>" if seen.more else ""
     skipped = skipped_html(seen.skipped[:5], len(seen.skipped))
     if not seen.pairs:
-        return f"{more}<div class='problem'>{t('No pairs would come of this. Try another format.')}</div>{skipped}"
+        return f"{more}<div class='problem'>{t('This gives no pairs. Try another format.')}</div>{skipped}"
     head = t("The first {n} pairs:", n=len(seen.pairs))
     return f"<div class='quiet'>{head}</div><div class='preview'>{rows}</div>{more}{skipped}"
 
@@ -154,7 +154,7 @@ def import_report_html(done: ImportReport) -> str:
     lines = [t("<b>{n} pairs added</b> of {read} read. Undo takes them back.", n=f"{done.added:,}",
                read=f"{done.read:,}")]  # fmt: skip
     if done.known:
-        lines.append(t("{n} were there already.", n=f"{done.known:,}"))
+        lines.append(t("{n} were already there.", n=f"{done.known:,}"))
     lines += [
         t("{what}: {n} times.", what=escape(localized(what)), n=f"{count:,}") for what, count in done.notes.items()
     ]
@@ -194,7 +194,7 @@ def build(page: Page) -> tuple[gr.File, Any]:
         known = [(t(module.TITLE), name) for name, module in registry.import_formats().items()]
         format = gr.Dropdown(known, label=t("Format"), visible=False, elem_id="import-format")
         speakers = gr.Dropdown([], label=t("Who is the persona?"), multiselect=True, visible=False,
-                               info=t("Several names if she is called by several."),
+                               info=t("Choose every name that the persona goes by."),
                                elem_id="import-speaker")  # fmt: skip
         actions = gr.Radio(
             [(t("Leave out"), "drop"), (t("Keep as *action*"), "keep")], value="drop", label=t("Stage directions"),

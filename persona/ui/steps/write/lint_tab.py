@@ -45,7 +45,7 @@ def apply_fix(persona: Persona, findings: Sequence[Finding], which: str) -> None
     """Carry out the fix of one finding (its key), or of all of a rule (its name), as one edit that undo takes back."""
     found = [f for f in findings if which in (f.key, f.rule) and f.fix]
     if not found:
-        raise InputError("That finding is not there any more. Press Check again.")
+        raise InputError("That finding is gone. Press Check again.")
     items, _ = persona.scan()
     after = fixes.fix_findings(items, found, persona.card())
     if after == items:
@@ -68,10 +68,10 @@ def findings_html(
     counts = write_lint_finding.count_by_rule(list(findings))
     groups = "".join(_rule_html(rule, rows, [f for f in findings if f.rule == rule]) for rule, rows in counts.items())
     if not findings:
-        fine = t("Nothing to mend.") if pairs else t("Nothing to mend. There are no pairs yet.")
+        fine = t("Nothing to fix.") if pairs else t("Nothing to fix: there are no pairs yet.")
         groups = f"<div class='good'>{fine}</div>"
     again = f'<button class="tool" data-do="see-again" data-key="">{t("Show them again")}</button>'
-    aside = f"<div class='quiet'>{t('{n} put aside.', n=f'{ignored:,}')} {again}</div>" if ignored else ""
+    aside = f"<div class='quiet'>{t('{n} ignored.', n=f'{ignored:,}')} {again}</div>" if ignored else ""
     bars = bars_html([(localized(kind), n, f"{n:,}") for kind, n in summary.kinds.items()])
     return f"<div class='card'><p>{escape(localized(summary.text))}</p>{bars}</div>{groups}{aside}"
 

@@ -161,7 +161,7 @@ def undo_edit(slug: str, *view: Any) -> tuple[Any, ...]:
 
 
 def redo_edit(slug: str, *view: Any) -> tuple[Any, ...]:
-    gr.Info(escape(t("Done again: {edit}", edit=localized(edit_history.redo(open_current_persona(slug))))), duration=4)
+    gr.Info(escape(t("Redone: {edit}", edit=localized(edit_history.redo(open_current_persona(slug))))), duration=4)
     return draw_table(slug, *view)
 
 

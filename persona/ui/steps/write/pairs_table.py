@@ -21,9 +21,9 @@ SORT_ORDERS = ("In order", "Longest answers first", "Shortest answers first", "M
 PAIR_FILTERS = ("All pairs", "With findings", "Unfinished", "Conversations", "Synthetic")
 ROW_TOOLS = (
     ("add", "Add", "Add a pair below (Ctrl+Enter)", "Add pair {n}"),
-    ("duplicate", "Duplicate", "The same pair once more, to change it", "Duplicate pair {n}"),
-    ("split", "Split", "A conversation into its replies, an answer in two", "Split pair {n}"),
-    ("join", "Join", "To the pair above: that one becomes what was said before", "Join pair {n}"),
+    ("duplicate", "Duplicate", "Add a copy of this pair, to change it", "Duplicate pair {n}"),
+    ("split", "Split", "Split a conversation into its replies, or an answer in two", "Split pair {n}"),
+    ("join", "Join", "Join to the pair above, which becomes an earlier turn", "Join pair {n}"),
     ("delete", "Delete", "Delete this pair (Undo brings it back)", "Delete pair {n}"),
 )
 
@@ -94,7 +94,7 @@ def table_html(
 ) -> str:
     """One page of the table. selected: number of a pair, from 1; focus: put the cursor into it."""
     if not items:
-        nothing = t("<b>No pairs yet.</b> Write the first one, or bring text in with the tab Import.")
+        nothing = t("<b>No pairs yet.</b> Write the first one, or import text in the tab Import.")
         return (
             f'<div class="empty"><p>{nothing}</p>'
             f'<button data-do="add" class="tool wide">{t("＋ Write the first pair")}</button></div>'
@@ -108,7 +108,7 @@ def table_html(
     drawing = time.time_ns()  # table.js forgets what the cells held before
     pager = _pager_html(view.page, len(rows), len(items))
     body = f"<div class='rows' role='list' data-drawing='{drawing}'>{body}</div>"
-    past = f"<a class='skip' href='#to-template'>{t('Past the table')}</a>"  # some hundred presses of Tab away
+    past = f"<a class='skip' href='#to-template'>{t('Skip the table')}</a>"  # some hundred presses of Tab away
     return f"{past}<div class='heads' aria-hidden='true'>{heads}</div>{body}{pager}"
 
 
@@ -179,7 +179,7 @@ def apply_edit(persona: Persona, event: Mapping[str, Any]) -> int:
     except (KeyError, ValueError, TypeError) as e:
         if isinstance(e, InputError):
             raise
-        raise InputError("The page sent something that is no edit. Press Reload.") from e
+        raise InputError("The page sent something that is not an edit. Press Reload.") from e
 
 
 def _apply_edit(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -> int:

@@ -55,7 +55,7 @@ def replace_all(slug: str, find: str, put: str, case: bool) -> tuple[str, Any]:
 def build_replace_tab(page: Page, parts: pairs_tab.PairsTab) -> None:
     with gr.Row(elem_classes="slim"):
         find = gr.Textbox(label=t("Find"), elem_id="find")
-        put = gr.Textbox(label=t("Replace by"), elem_id="replace-by")
+        put = gr.Textbox(label=t("Replace with"), elem_id="replace-by")
         case = gr.Checkbox(True, label=t("Match case"), scale=0, min_width=140)
         button = gr.Button(t("Replace"), interactive=False, scale=0, min_width=200, elem_id="replace-all")
     found = gr.HTML(elem_id="replace-preview")

@@ -83,7 +83,7 @@ def build(page: Page) -> Any:
     set_up = llm_client.endpoint_from_env() is not None
     gr.Markdown("" if set_up else t(NO_MODEL_NOTE), visible=not set_up)
     with gr.Row(elem_classes="slim"):
-        about = gr.Textbox(label=t("About"), placeholder=t("e.g. being refused, festivals, her childhood"), scale=3)
+        about = gr.Textbox(label=t("About"), placeholder=t("e.g. being refused, festivals, childhood"), scale=3)
         new = gr.Button(t("Suggest new pairs"), interactive=set_up, elem_id="suggest-new")
         like = gr.Button(t("Rephrase the chosen question"), interactive=set_up, elem_id="suggest-like")
     made = gr.State([])

@@ -24,31 +24,42 @@ def build_welcome() -> tuple[gr.Column, list[gr.Button], gr.Textbox, gr.Button, 
     with gr.Column(visible=True, elem_id="welcome") as column:
         gr.Markdown(
             t(
-                "### Make a language model be someone\n"
-                "Write what people say and what your persona answers. Train a small adapter on it, right here. Then "
-                "ask base and persona the same question, side by side, and hear the difference."
+                (
+                    "### How it works\nWrite what people say and what your persona answers. Train a small adapter "
+                    "on these pairs, right here. Then ask base and persona the same question, and compare the "
+                    "answers side by side."
+                )
             )
         )
         with gr.Row(elem_classes="ways"):
             with gr.Column(elem_classes="card", min_width=280):
-                gr.Markdown(t("#### 1. Open the example\nReady to train: about ten minutes to her first answer."))
+                gr.Markdown(t("#### 1. Open an example\nReady to train: about ten minutes to the first answer."))
                 examples = [
                     gr.Button(t("Open {name}  ({n} pairs, {language})", name=e.card().name, n=len(e.scan()[0]),
                                 language=e.card().language),
                               variant="secondary" if n else "primary", elem_id=f"open-{e.slug}")
                     for n, e in enumerate(sorted(persona_folder.list_examples(), key=lambda e: e.slug != FIRST_EXAMPLE))
                 ]  # fmt: skip
-                gr.Markdown(t("You get a copy of your own."), elem_classes="quiet")
+                gr.Markdown(t("You get your own copy."), elem_classes="quiet")
             with gr.Column(elem_classes="card", min_width=280):
                 gr.Markdown(
                     t(
-                        "#### 2. Bring my own text\nScreenplay, novel, chat log, table or character card. You see what "
-                        "becomes of it before anything is saved."
+                        (
+                            "#### 2. Import your own text\nA screenplay, novel, chat log, table or character card. You "
+                            "see a preview before anything is saved."
+                        )
                     )
                 )
                 dropped = gr.File(label=t("A file"), type="filepath", height=130, elem_id="start-file")
             with gr.Column(elem_classes="card", min_width=280):
-                gr.Markdown(t("#### 3. Start from nothing\nA name is enough. She begins to show from about 100 pairs."))
-                name = gr.Textbox(label=t("Her name"), placeholder=t("A name"), elem_id="new-name")
+                gr.Markdown(
+                    t(
+                        (
+                            "#### 3. Start from scratch\nA name is enough. The persona begins to show from about 100 "
+                            "pairs."
+                        )
+                    )
+                )
+                name = gr.Textbox(label=t("Name of the persona"), placeholder=t("A name"), elem_id="new-name")
                 start = gr.Button(t("Start"), elem_id="start")
     return column, examples, name, start, dropped
