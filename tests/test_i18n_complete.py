@@ -11,7 +11,7 @@ import pytest
 from messages_in_source import MAKERS, made
 
 from persona.template import chat_template
-from persona.train.config import PRESETS, RunConfig
+from persona.train.config import PRESETS
 from persona.ui import i18n, navigation, voice_picker, widgets
 from persona.ui.steps import share
 from persona.ui.steps.compare import blind_vote_tab
@@ -49,13 +49,9 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("importing.py", "label"): set(import_tab.COLUMN_LABELS),
     ("importing.py", "module.TITLE"): {m.TITLE for m in registry.import_formats().values()},
     ("importing.py", "title"): {m.TITLE for m in registry.import_formats().values()},
-    ("settings.py", "WORDS.get(name, name.replace('_', ' ').capitalize())"): {
-        settings_form.SETTING_LABELS.get(n, n.replace("_", " ").capitalize()) for n in settings_form.EXPERT_FIELDS
-    },
-    ("settings.py", "help_of(name, str(field.description))"): {
-        settings_form.setting_help(n, str(RunConfig.model_fields[n].description)) for n in settings_form.EXPERT_FIELDS
-    },
-    ("settings.py", "group"): set(settings_form.SETTING_GROUPS),
+    ("settings_form.py", "setting_label(name)"): set(map(settings_form.setting_label, settings_form.EXPERT_FIELDS)),
+    ("settings_form.py", "setting_help(name)"): set(map(settings_form.setting_help, settings_form.EXPERT_FIELDS)),
+    ("settings_form.py", "group"): set(settings_form.SETTING_GROUPS),
     ("share.py", "SPACE_LINK if space.signs_in() else HOME_LINK"): {share.SPACE_LINK, share.HOME_LINK},
     ("suggesting.py", "ABSENT"): {suggest_tab.NO_MODEL_NOTE},
     ("template.py", "renderer.template.about"): {x.about for x in chat_template.shipped_templates().values()},
@@ -95,7 +91,6 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
         "guests.py": {"SameSite=Lax",
                       f"{HOLE}={HOLE}; Path=/; Max-Age={HOLE}; HttpOnly; {HOLE}"},
     },
-    "said together with what the setting is, by help_of": {"knobs.py": set(settings_form.WHEN_TO_CHANGE.values())},
 }  # fmt: skip
 CODE = {
     "words.py": "scripts for the browser",
