@@ -11,7 +11,7 @@ import pytest
 from messages_in_source import MAKERS, made
 
 from persona.template import chat_template
-from persona.train.config import PRESETS, RunConfig
+from persona.train.config import PRESETS
 from persona.ui import i18n, navigation, voice_picker, widgets
 from persona.ui.steps import share
 from persona.ui.steps.compare import blind_vote_tab
@@ -49,12 +49,8 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("steps/write/import_tab.py", "label"): set(import_tab.COLUMN_LABELS),
     ("steps/write/import_tab.py", "module.TITLE"): {m.TITLE for m in registry.import_formats().values()},
     ("steps/write/import_tab.py", "title"): {m.TITLE for m in registry.import_formats().values()},
-    ("steps/train/settings_form.py", "SETTING_LABELS.get(name, name.replace('_', ' ').capitalize())"): {
-        settings_form.SETTING_LABELS.get(n, n.replace("_", " ").capitalize()) for n in settings_form.EXPERT_FIELDS
-    },
-    ("steps/train/settings_form.py", "setting_help(name, str(field.description))"): {
-        settings_form.setting_help(n, str(RunConfig.model_fields[n].description)) for n in settings_form.EXPERT_FIELDS
-    },
+    ("steps/train/settings_form.py", "setting_label(name)"): set(map(settings_form.setting_label, settings_form.EXPERT_FIELDS)),
+    ("steps/train/settings_form.py", "setting_help(name)"): set(map(settings_form.setting_help, settings_form.EXPERT_FIELDS)),
     ("steps/train/settings_form.py", "group"): set(settings_form.SETTING_GROUPS),
     ("steps/share/__init__.py", "SPACE_LINK if deployment.has_sign_in() else HOME_LINK"): {share.SPACE_LINK, share.HOME_LINK},
     ("steps/write/suggest_tab.py", "NO_MODEL_NOTE"): {suggest_tab.NO_MODEL_NOTE},
@@ -95,7 +91,6 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
         "middleware/visitors.py": {"SameSite=Lax",
                       f"{HOLE}={HOLE}; Path=/; Max-Age={HOLE}; HttpOnly; {HOLE}"},
     },
-    "said together with what the setting is, by setting_help": {"steps/train/settings_form.py": set(settings_form.WHEN_TO_CHANGE.values())},
 }  # fmt: skip
 CODE = {
     "i18n.py": "scripts for the browser",
