@@ -22,7 +22,7 @@ def chat(
         ),
     ] = None,
     questions: Annotated[
-        Path | None, typer.Option(help="A file of questions, one a line, print_result to all columns.")
+        Path | None, typer.Option(help="A file of questions, one a line, put to all columns.")
     ] = None,
     save: Annotated[Path | None, typer.Option(help="The answers as a table: .csv, .md or .html.")] = None,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = Sampling.temperature,
