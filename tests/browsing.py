@@ -95,7 +95,7 @@ def trained(server, drawn_adapter, monkeypatch):
 def open_page(browser, url: str, **options):
     """A fresh tab, and the list that its errors go to."""
     page = browser.new_page(viewport={"width": 1440, "height": 1000}, **options)
-    page.set_default_timeout(90_000)
+    page.set_default_timeout(180_000)
     errors: list[str] = []
     page.on("pageerror", lambda e: errors.append(str(e)))
     page.goto(url)
@@ -123,7 +123,7 @@ def fill(page, row: int, field: str, text: str) -> None:
     page.keyboard.press("Escape")
 
 
-def wait_until(done, seconds: float = 30) -> None:
+def wait_until(done, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, "it did not happen in time"

@@ -22,6 +22,19 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# no test fails for a machine that is busy; a fixture's folder is written anew by each example
+settings.register_profile(
+    "persona", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("persona")
+
+# their asserts say what differs, as those of tests do
+pytest.register_assert_rewrite(
+    "api_client", "browsing", "cases", "commands", "hub", "plays", "rendering", "row_files", "serving", "sharing",
+    "speaking", "standins", "tests.commands", "tests.sharing", "training",
+)  # fmt: skip
 
 # the control tokens of each tokenizer below; test_render.py pairs templates with tokenizers by them
 BYTE_CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

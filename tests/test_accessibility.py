@@ -20,7 +20,7 @@ def test_no_step_has_a_serious_finding(browser, server, trained, locale, width, 
     found: dict[str, str] = {}  # one line for each thing, with the first place it was met at
     context = browser.new_context(locale=locale, viewport={"width": width, "height": 900}, reduced_motion="reduce")
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(180_000)
     page.goto(f"{server.url}?__theme={theme}")
     for place, part in walk(page):
         # what waits is faded

@@ -138,7 +138,7 @@ def test_an_adapter_names_a_base_and_never_a_place(place, monkeypatch):
     def check(base_id):
         monkeypatch.setattr(bases, "resolve_base", lambda *_: pytest.fail("looked there"))
         (place / "run.json").write_text(json.dumps({"base": {"id": base_id}}))
-        with pytest.raises(AdapterError, match="which is no name of one"):
+        with pytest.raises(AdapterError, match="a path on a disk and not a model"):
             session.base_of(adapters.read_adapter(place))
 
     check_each(cases, check)

@@ -111,7 +111,7 @@ def pieces(x: str) -> list[str]:
         widgets.bars_html([(x, 1.0, x)]),
         widgets.facts_html([(x, x)]),
         chat_tab.reply_note(Generation(error=x), 3),
-        str(page.error_notice(InputError(x)).message),
+        str(page.error_notice(InputError("{text}", text=x)).message),
     ]
 
 

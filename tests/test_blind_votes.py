@@ -261,7 +261,7 @@ def test_settled_means_the_same_in_the_interval_and_in_the_test(count):
     assert r.settled == (win_rate.sign_test(wins, n) < win_rate.ALPHA)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_the_forecast_is_the_first_count_that_settles_it(count):
     wins, n = count

@@ -20,7 +20,7 @@ from persona.models.sampling import Sampling
 from persona.template.render import ChatPrompt
 
 pytest_plugins = "speaking"
-pytestmark = pytest.mark.usefixtures("plain_cpu")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_cpu")]
 
 
 def test_attached_once(voices, adapters, monkeypatch):
@@ -219,7 +219,6 @@ def test_one_that_gives_up_waiting_is_passed_over(voices, monkeypatch):
 
 
 @pytest.mark.release
-@pytest.mark.slow
 def test_the_embedded_base_speaks_in_a_batch_as_alone(embedded_base, tmp_path):
     """At its real size: a prompt with and one without padding, greedy and drawn, in float32."""
     write_adapter(embedded_base.path, tmp_path / "a", template="gemma-base", size=0.02)

@@ -365,7 +365,7 @@ moves = st.lists(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(moves)
 def test_whatever_is_done_everything_said_can_be_shown_again(tmp_path_factory, todo):
     mine = conversation_store.open_store(tmp_path_factory.mktemp("any"), KEY)

@@ -179,7 +179,7 @@ some_pairs = st.lists(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(pairs=some_pairs)
 def test_what_is_written_is_read_back(tmp_path_factory, format, pairs):
     module = import_formats()[format]

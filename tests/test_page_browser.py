@@ -36,7 +36,7 @@ def test_the_whole_way(browser, server):
     page.reload()
     page.wait_for_selector("#train-status:has-text('Training')")
     page.wait_for_selector("#train-status:has-text('/')")
-    wait_until(lambda: steps_done(page) >= 6, 120)
+    wait_until(lambda: steps_done(page) >= 6, 300)
     page.click("#stop-training")
     page.wait_for_selector("#train-status:has-text('Stopped')")
     page.wait_for_selector("#loss-plot .vega-embed")

@@ -254,6 +254,7 @@ def test_what_cannot_work_here_is_refused(monkeypatch, device, dtype, kind, opti
 
 
 @needs_bnb
+@pytest.mark.slow
 def test_dora_on_8_bits_is_refused_and_on_4_bits_trains(make):
     with pytest.raises(InputError, match="int8 with use_dora: .*Set quantization to nf4 or none"):
         prepare.prepare_run(make(quantization="int8", use_dora=True))

@@ -20,7 +20,7 @@ from persona.ui.steps import train as page
 from persona.ui.steps.train import settings_form
 
 pytest_plugins = "standins"
-pytestmark = pytest.mark.usefixtures("stand_in")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("stand_in")]  # real processes
 
 
 @pytest.fixture

@@ -228,9 +228,8 @@ def test_who_hangs_up_leaves_the_batch_and_the_others_stay(server, client, seen,
     def leave():
         with httpx.Client(headers={"Authorization": f"Bearer {KEY}"}) as mine:
             try:
-                with mine.stream(
-                    "POST", f"{server.url}/v1/chat/completions", json=body, timeout=5 if stream else 1
-                ) as got:
+                patience = httpx.Timeout(60, read=60 if stream else 1)
+                with mine.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=patience) as got:
                     next(got.iter_lines())
             except httpx.ReadTimeout:
                 assert not stream

@@ -21,7 +21,7 @@ def test_two_visitors_work_side_by_side(browser, shared, own_server):
     opened = []
     for example in ("zhen-huan", "lighthouse-keeper"):
         page = browser.new_context(viewport={"width": 1440, "height": 1000}).new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(180_000)
         errors: list[str] = []
         page.on("pageerror", lambda e, errors=errors: errors.append(str(e)))
         page.goto(own_server.url)

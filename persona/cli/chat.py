@@ -21,9 +21,7 @@ def chat(
             "--with", help="One more column: base (no prompt), base+prompt, ADAPTER, ADAPTER*0.7, A*0.6 + B*0.4."
         ),
     ] = None,
-    questions: Annotated[
-        Path | None, typer.Option(help="A file of questions, one a line, print_result to all columns.")
-    ] = None,
+    questions: Annotated[Path | None, typer.Option(help="A file of questions, one a line, put to all columns.")] = None,
     save: Annotated[Path | None, typer.Option(help="The answers as a table: .csv, .md or .html.")] = None,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = Sampling.temperature,
     min_p: Annotated[
