@@ -52,7 +52,10 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("steps/train/settings_form.py", "setting_label(name)"): set(map(settings_form.setting_label, settings_form.EXPERT_FIELDS)),
     ("steps/train/settings_form.py", "setting_help(name)"): set(map(settings_form.setting_help, settings_form.EXPERT_FIELDS)),
     ("steps/train/settings_form.py", "group"): set(settings_form.SETTING_GROUPS),
-    ("steps/share/__init__.py", "SPACE_LINK if deployment.has_sign_in() else HOME_LINK"): {share.SPACE_LINK, share.HOME_LINK},
+    ("steps/share/__init__.py", "SPACE_LINK if deployment.has_sign_in() else HOME_LINK"): {
+        share.SPACE_LINK,
+        share.HOME_LINK,
+    },
     ("steps/write/suggest_tab.py", "NO_MODEL_NOTE"): {suggest_tab.NO_MODEL_NOTE},
     ("steps/template.py", "renderer.template.about"): {x.about for x in chat_template.shipped_templates().values()},
     ("steps/write/pairs_table.py", "label"): {label for *_, label in pairs_table.ROW_TOOLS},
@@ -64,7 +67,9 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("voice_picker.py", "DATE_FORMAT"): {voice_picker.DATE_FORMAT},
     ("steps/train/run_view.py", "STATUS_LABELS[p.status]"): set(run_view.STATUS_LABELS.values()),
     ("steps/train/run_view.py", "title"): {title for title, _ in run_view.CURVES.values()},
-    ("steps/write/export_tab.py", "m.TITLE"): {m.TITLE for m in registry.import_formats().values() if hasattr(m, "dump")},
+    ("steps/write/export_tab.py", "m.TITLE"): {
+        m.TITLE for m in registry.import_formats().values() if hasattr(m, "dump")
+    },
 }
 
 # constants that look like a text for the reader and are none: why → file: texts

@@ -1,6 +1,5 @@
 """On a Space: the order of imports, whose token it is, training in slices, and what `make space-check` finds."""
 
-import ast
 import importlib.util
 import subprocess
 import sys
@@ -53,16 +52,11 @@ def test_a_function_stays_itself_off_zerogpu_and_is_marked_there(monkeypatch: py
 
 
 def test_spaces_comes_before_torch_and_only_on_zerogpu(tmp_path: Path) -> None:
-    """page.py's imports in their order, up to the page, with a stand-in for spaces that looks at what is there."""
+    """The import of persona.ui.server, with a stand-in for spaces that looks at what is there."""
     (tmp_path / "spaces.py").write_text("import sys; print('spaces', 'torch' in sys.modules)\nGPU = None")
-    file = PROJECT_DIR / "persona" / "page.py"
-    lines = [n for n in ast.parse(file.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
-    assert [ast.unparse(n) for n in lines][:2] == ["import os", "from persona import space"]
-    code = "\n".join(
-        ["from persona import cli", *map(ast.unparse, lines[:3]), "import sys; print('torch' in sys.modules)"]
-    )
+    code = "from persona import cli\nfrom persona.ui import server\nprint('torch' in sys.modules, 'gradio' in sys.modules)"
     path = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(PROJECT_DIR)!r}]\n"
-    for zero, said in (("true", "spaces False\nFalse\n"), ("", "False\n")):
+    for zero, said in (("true", "spaces False\nFalse False\n"), ("", "False False\n")):
         ran = subprocess.run([sys.executable, "-c", path + code], env={"SPACES_ZERO_GPU": zero}, capture_output=True,
                              text=True)  # fmt: skip
         assert ran.stdout == said, ran.stderr
@@ -270,10 +264,10 @@ def test_the_repository_would_start_as_a_space(check: ModuleType) -> None:
 def test_an_import_that_does_more_than_import_is_found(
     check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, app: str, why: str
 ) -> None:
-    (tmp_path / "persona").mkdir()
-    for name in ("__init__", "space", "hardware"):
+    for name in ("__init__", "models/__init__", "models/zerogpu", "models/hardware"):
+        (tmp_path / "persona" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "persona" / f"{name}.py").touch()
-    last = "import persona.store.deployment\nfrom types import SimpleNamespace\ndemo = SimpleNamespace(expects_oauth=False)\n"
+    last = "import persona.models.zerogpu\nfrom types import SimpleNamespace\ndemo = SimpleNamespace(expects_oauth=False)\n"
     (tmp_path / "app.py").write_text(f"{app}\n{last}")
     monkeypatch.setattr(check, "PROJECT", tmp_path)
     assert any(why in w for w in check.imported()), check.imported()

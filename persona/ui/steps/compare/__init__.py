@@ -102,12 +102,12 @@ def save_sampling(slug: str, *knobs: float) -> None:
     persona_folder.update_card(
         open_current_persona(slug), lambda _: {"sampling": dict(zip(SAMPLING_FIELDS, knobs, strict=True))}
     )
-    gr.Info(t(("Saved in the persona's card, which opens with this sampling, here and from what you share.")))
+    gr.Info(t("Saved in the persona's card, which opens with this sampling, here and from what you share."))
 
 
 def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
     gr.Markdown(
-        t(("### One question, several voices\nAll answers are generated in one batch, with the same random seed."))
+        t("### One question, several voices\nAll answers are generated in one batch, with the same random seed.")
     )
     with gr.Row(equal_height=True):
         page.adapter.render()

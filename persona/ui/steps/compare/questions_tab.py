@@ -50,9 +50,7 @@ def answer_questions(
         yield gr.skip(), words, *[gr.skip()] * 3
     cast = voice_picker.open_comparison(slug, chosen, others, strength)
     if cast.model is None:
-        raise PersonaError(
-            ("A list of questions needs an adapter on this page. Choose one here, not on another server.")
-        )
+        raise PersonaError("A list of questions needs an adapter on this page. Choose one here, not on another server.")
     labels, rows, start = [v.label for v in cast.voices], [], time.monotonic()
     for row in question_list.ask_questions(cast.model, cast.speakers, asked, sampling_from_controls(knobs)):
         rows.append(row)
@@ -82,10 +80,8 @@ def answers_html(labels: Sequence[str], rows: Sequence[question_list.AnswerRow])
 def build(page: Page, others: gr.Dropdown, strength: gr.Slider, knobs: list[Any]) -> None:
     gr.Markdown(
         t(
-            (
-                "All voices above answer every line, each as a separate conversation. The table of answers "
-                "can be saved as a file."
-            )
+            "All voices above answer every line, each as a separate conversation. The table of answers "
+            "can be saved as a file."
         )
     )
     text = gr.Textbox(label=t("Questions, one per line"), lines=6, max_lines=14, elem_id="questions")

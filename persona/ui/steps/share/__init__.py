@@ -82,10 +82,8 @@ def page_address(request: gr.Request) -> str:
 def build(page: Page, step: gr.Step) -> None:
     gr.Markdown(
         t(
-            (
-                "### Share the adapter\nIt is small: it holds the LoRA weights, the chat template and the "
-                "name of its base model."
-            )
+            "### Share the adapter\nIt is small: it holds the LoRA weights, the chat template and the "
+            "name of its base model."
         )
     )
     about = gr.HTML(elem_id="share-about")
@@ -108,7 +106,7 @@ def build(page: Page, step: gr.Step) -> None:
     with gr.Column(elem_classes="card"):
         export_tab.build(page)
     if deployment.is_hf_space():
-        gr.Markdown(t(("What you make on this Space is stored on its disk, which others use too. For your own work:")))
+        gr.Markdown(t("What you make on this Space is stored on its disk, which others use too. For your own work:"))
         gr.DuplicateButton(t("Duplicate this Space"), elem_id="duplicate")
     address = gr.State("")
 

@@ -24,11 +24,9 @@ def build_welcome() -> tuple[gr.Column, list[gr.Button], gr.Textbox, gr.Button, 
     with gr.Column(visible=True, elem_id="welcome") as column:
         gr.Markdown(
             t(
-                (
-                    "### How it works\nWrite what people say and what your persona answers. Train a small adapter "
-                    "on these pairs, right here. Then ask base and persona the same question, and compare the "
-                    "answers side by side."
-                )
+                "### How it works\nWrite what people say and what your persona answers. Train a small adapter "
+                "on these pairs, right here. Then ask base and persona the same question, and compare the "
+                "answers side by side."
             )
         )
         with gr.Row(elem_classes="ways"):
@@ -44,21 +42,14 @@ def build_welcome() -> tuple[gr.Column, list[gr.Button], gr.Textbox, gr.Button, 
             with gr.Column(elem_classes="card", min_width=280):
                 gr.Markdown(
                     t(
-                        (
-                            "#### 2. Import your own text\nA screenplay, novel, chat log, table or character card. You "
-                            "see a preview before anything is saved."
-                        )
+                        "#### 2. Import your own text\nA screenplay, novel, chat log, table or character card. You "
+                        "see a preview before anything is saved."
                     )
                 )
                 dropped = gr.File(label=t("A file"), type="filepath", height=130, elem_id="start-file")
             with gr.Column(elem_classes="card", min_width=280):
                 gr.Markdown(
-                    t(
-                        (
-                            "#### 3. Start from scratch\nA name is enough. The persona begins to show from about 100 "
-                            "pairs."
-                        )
-                    )
+                    t("#### 3. Start from scratch\nA name is enough. The persona begins to show from about 100 pairs.")
                 )
                 name = gr.Textbox(label=t("Name of the persona"), placeholder=t("A name"), elem_id="new-name")
                 start = gr.Button(t("Start"), elem_id="start")
