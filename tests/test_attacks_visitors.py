@@ -150,7 +150,7 @@ def choosing(demo, elem_id: str) -> int:
 
 def open_persona(visitor: Visitor, demo, slug: str) -> None:
     """Into the state of the visitor's tab: it takes any text."""
-    assert visitor.call(choosing(demo, "which"), [slug])["success"]
+    assert visitor.call(choosing(demo, "persona-list"), [slug])["success"]
 
 
 # --- what the second one tries -----------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_a_tab_that_two_call_alike_is_two(house):
     open_persona(first, demo, slug)
     load = numbered(demo, "load_persona")
     assert MARK in json.dumps(first.call(load, [None]))
-    second.call(choosing(demo, "which"), [""])
+    second.call(choosing(demo, "persona-list"), [""])
     said = second.call(load, [None])
     assert said["success"] and MARK not in json.dumps(said)
 

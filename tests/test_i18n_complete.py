@@ -40,17 +40,23 @@ def rules() -> set[str]:
 TABLES: dict[tuple[str, str], set[str]] = {
     ("steps/compare/blind_vote_tab.py", "words"): set(blind_vote_tab.VOTE_CHOICES.values()),
     ("steps/write/card_tab.py", "CARD_FIELDS[name]"): set(card_tab.CARD_FIELDS.values()),
+    ("steps/write/card_tab.py", "label"): set(card_tab.CARD_FIELDS.values()),
     ("steps/write/lint_tab.py", "RULE_TITLES.get(rule) or rule.replace('-', ' ').capitalize()"): {
         lint_tab.RULE_TITLES.get(r) or r.replace("-", " ").capitalize() for r in rules()
     },
     ("steps/write/pairs_tab.py", "name"): {*pairs_table.PAIR_FILTERS, *pairs_table.SORT_ORDERS},
+    ("steps/write/lint_tab.py", "name"): set(pairs_table.PAIR_FILTERS),
     ("steps/share/export_tab.py", "form"): set(export_tab.EXPORT_CHOICES),
     ("steps/write/import_tab.py", "NO_COLUMN"): {import_tab.NO_COLUMN},
     ("steps/write/import_tab.py", "label"): set(import_tab.COLUMN_LABELS),
     ("steps/write/import_tab.py", "module.TITLE"): {m.TITLE for m in registry.import_formats().values()},
-    ("steps/write/import_tab.py", "title"): {m.TITLE for m in registry.import_formats().values()},
-    ("steps/train/settings_form.py", "setting_label(name)"): set(map(settings_form.setting_label, settings_form.EXPERT_FIELDS)),
-    ("steps/train/settings_form.py", "setting_help(name)"): set(map(settings_form.setting_help, settings_form.EXPERT_FIELDS)),
+    ("steps/write/import_tab.py", "importer.TITLE"): {m.TITLE for m in registry.import_formats().values()},
+    ("steps/train/settings_form.py", "setting_label(name)"): set(
+        map(settings_form.setting_label, settings_form.EXPERT_FIELDS)
+    ),
+    ("steps/train/settings_form.py", "setting_help(name)"): set(
+        map(settings_form.setting_help, settings_form.EXPERT_FIELDS)
+    ),
     ("steps/train/settings_form.py", "group"): set(settings_form.SETTING_GROUPS),
     ("steps/share/__init__.py", "SPACE_LINK if deployment.has_sign_in() else HOME_LINK"): {
         share.SPACE_LINK,
@@ -62,7 +68,7 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("steps/write/pairs_table.py", "title"): {title for _, _, title, _ in pairs_table.ROW_TOOLS},
     ("steps/write/pairs_table.py", "word"): {word for _, word, _, _ in pairs_table.ROW_TOOLS},
     ("steps/compare/chat_tab.py", "voice_picker.DATE_FORMAT"): {voice_picker.DATE_FORMAT},
-    ("steps/train/__init__.py", "PRESETS[preset][1]"): {about for _, about in PRESETS.values()},
+    ("steps/train/plan_view.py", "PRESETS[preset][1]"): {about for _, about in PRESETS.values()},
     ("steps/train/__init__.py", "p.capitalize()"): {p.capitalize() for p in PRESETS},
     ("voice_picker.py", "DATE_FORMAT"): {voice_picker.DATE_FORMAT},
     ("steps/train/run_view.py", "STATUS_LABELS[p.status]"): set(run_view.STATUS_LABELS.values()),

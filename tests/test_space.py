@@ -54,7 +54,9 @@ def test_a_function_stays_itself_off_zerogpu_and_is_marked_there(monkeypatch: py
 def test_spaces_comes_before_torch_and_only_on_zerogpu(tmp_path: Path) -> None:
     """The import of persona.ui.server, with a stand-in for spaces that looks at what is there."""
     (tmp_path / "spaces.py").write_text("import sys; print('spaces', 'torch' in sys.modules)\nGPU = None")
-    code = "from persona import cli\nfrom persona.ui import server\nprint('torch' in sys.modules, 'gradio' in sys.modules)"
+    code = (
+        "from persona import cli\nfrom persona.ui import server\nprint('torch' in sys.modules, 'gradio' in sys.modules)"
+    )
     path = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(PROJECT_DIR)!r}]\n"
     for zero, said in (("true", "spaces False\nFalse False\n"), ("", "False False\n")):
         ran = subprocess.run([sys.executable, "-c", path + code], env={"SPACES_ZERO_GPU": zero}, capture_output=True,

@@ -103,8 +103,11 @@ def base_html(model: base.Base) -> str:
     # a config from outside can hold anything
     vocabulary = f"{vocabulary:,}" if isinstance(vocabulary, int) else escape(str(vocabulary))
     known = catalogue.find_known_model(model.id)
-    facts = t("<b>{id}</b> · {size} MB · {layers} layers · vocabulary {words} · {licence}", id=escape(model.id),
-              size=f"{model.size / 1e6:,.0f}", layers=escape(str(layers)), words=vocabulary, licence=licence)  # fmt: skip
+    facts = t(
+        "<b>{id}</b> · {size} MB · {layers} layers · vocabulary {words} · {licence}",
+        id=escape(model.id), size=f"{model.size / 1e6:,.0f}", layers=escape(str(layers)), words=vocabulary,
+        licence=licence,
+    )  # fmt: skip
     return f'<div class="quiet">{facts}</div>' + (known_model_html(known) if known else "")
 
 

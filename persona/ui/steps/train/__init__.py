@@ -152,15 +152,28 @@ def _build_run_view() -> RunView:
         visible=False,
     )  # fmt: skip
     with gr.Accordion(t("Learning rate, speed, memory"), open=False, elem_id="curves"), gr.Row():
-        curves = [
+        learning_rate, tokens_per_second, memory = (
             gr.LinePlot(pd.DataFrame(columns=["step", name]), x="step", y=name, height=170, min_width=240,
                         elem_id=f"curve-{name.replace('_', '-')}")
             for name in run_view.CURVES
-        ]  # fmt: skip
+        )  # fmt: skip
     samples = gr.HTML(elem_id="samples", js_on_load=FORWARD_CLICKS_JS)
     timer = gr.Timer(1.0, active=False)
     return RunView(
-        status, loss, *curves, samples, start, stop, resume, retry_smaller, runs, timer, gr.State(""), gr.State("")
+        status,
+        loss,
+        learning_rate,
+        tokens_per_second,
+        memory,
+        samples,
+        start,
+        stop,
+        resume,
+        retry_smaller,
+        runs,
+        timer,
+        gr.State(""),
+        gr.State(""),
     )
 
 
