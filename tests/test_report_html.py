@@ -113,7 +113,7 @@ def test_every_part_may_be_absent():
 
 
 def test_a_report_without_held_out_copies():
-    assert "By heart?" in reports.render_html(
+    assert "Did it memorise the pairs?" in reports.render_html(
         made(memory=made().memory.model_copy(update={"held_copied": None, "recited": None}))
     )
 
