@@ -15,9 +15,9 @@ DTYPE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 QUANTIZED_WEIGHT_BYTES = {"nf4": 4.127 / 8, "int8": 1.01}
 ADAM_BYTES = 4 + 4 + 8  # a float32 parameter, its gradient, Adam's two moments (Rajbhandari et al. 2020, §3.1)
 NON_TEXT_TOWERS = re.compile(r"vision|visual|audio|multi_modal")
-VOCAB_TILE = (
-    4096  # tokens of the vocabulary at once: × 240 rows × 4 bytes fits a CPU's cache; 1024 and 2048 were as fast
-)
+# tokens of the vocabulary that the loss takes at once: × 240 rows × 4 bytes fits a CPU's cache; 1024 and 2048 were as
+# fast
+VOCAB_TILE = 4096
 # rows are padded to a multiple of so many tokens: a CPU builds its kernels anew for each shape, in some 20 ms each.
 # A multiple of 16 would cost more in padding
 PAD_MULTIPLE = 8
