@@ -131,14 +131,14 @@ def test_a_pickle_is_not_opened(name, place, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_adapter_names_a_base_and_never_a_place(place, monkeypatch):
+def test_an_adapter_names_a_base_and_never_a_path(place, monkeypatch):
     cases = ["/etc", "../../x", "./x", "~/model", "~root/x.gguf", "C:\\x", "\\\\evil\\share\\x.gguf", "a/b/c",
         "file:///x", "https://evil.example/x", "a/../b", "modelscope:/etc", "x\0y", "\u202e"]  # fmt: skip
 
     def check(base_id):
         monkeypatch.setattr(bases, "resolve_base", lambda *_: pytest.fail("looked there"))
         (place / "run.json").write_text(json.dumps({"base": {"id": base_id}}))
-        with pytest.raises(AdapterError, match="a path on a disk and not a model"):
+        with pytest.raises(AdapterError, match="a path on a disk and not a model's name"):
             session.base_of(adapters.read_adapter(place))
 
     check_each(cases, check)

@@ -106,7 +106,7 @@ def test_text_grows_and_ends_as_what_was_said(request, tokenizer, text):
     tokenizer = request.getfixturevalue(tokenizer)
     shown = generate._StreamedText(tokenizer)
     steps = [shown.add(t) for t in letters(tokenizer, text)]
-    assert steps[-1] == shown.whole() == text
+    assert steps[-1] == shown.decode() == text
     assert all(b.startswith(a) for a, b in itertools.pairwise(steps))
     assert not any("\ufffd" in s for s in steps)
 

@@ -12,7 +12,7 @@ import pandas as pd
 from persona.errors import PersonaError, RunError
 from persona.models import hardware
 from persona.store import deployment, persona_folder
-from persona.train import launcher, oom_recovery, queue, run_folder, snapshots, zerogpu
+from persona.train import gpu_slices, launcher, oom_recovery, queue, run_folder, snapshots
 from persona.train import plan as train_plan
 from persona.train.config import PRESETS, RunConfig
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
@@ -125,7 +125,7 @@ def resume_run(slug: str, name: str) -> str:
 
 def run_on_zerogpu(slug: str, name: str) -> Iterator[str]:
     if run := find_run(slug, name):
-        yield from zerogpu.train_in_slices(run)
+        yield from gpu_slices.train_in_slices(run)
 
 
 def restart_smaller(slug: str, name: str) -> str:
