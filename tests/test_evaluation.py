@@ -108,7 +108,7 @@ def test_shipped_rules_belong_to_probes_and_reject_an_assistant(name):
 def test_general_questions_are_answered_rightly_by_their_own_answers():
     questions = scoring.read_general_questions()
     assert len(questions) == 24 and all(
-        q.right(q.pair.output) and not q.right("I know nothing of that.") for q in questions
+        q.is_right(q.pair.output) and not q.is_right("I know nothing of that.") for q in questions
     )
 
 
@@ -268,16 +268,16 @@ def test_an_adapter_without_its_stop_token_never_stops(trained, base):
 @pytest.mark.slow
 def test_rows_are_measured_as_training_measures_them(good, base):
     opened = adapter.read_adapter(good.adapter)
-    voices = session.open_model(session.base_of(opened, str(base.path)))
-    name = voices.attach(opened)
-    renderer = Renderer(voices.tokenizer, read_template("chatml"), "You are Mags.")
+    model = session.open_model(session.base_of(opened, str(base.path)))
+    name = model.attach(opened)
+    renderer = Renderer(model.tokenizer, read_template("chatml"), "You are Mags.")
     examples = [renderer.render_example(p) for p in PAIRS[:5]]
     work = scoring.EvalWork(10, lambda _: None)
-    by_base = scoring.score_rows(voices, session.NO_ADAPTER, examples, work)
-    own = scoring.score_rows(voices, name, examples, work)
+    by_base = scoring.score_rows(model, session.NO_ADAPTER, examples, work)
+    own = scoring.score_rows(model, name, examples, work)
     weights = [e.learned for e in examples]
-    with voices.without_adapters():
-        whole = mean_nll(voices.model, examples, Collator(voices.tokenizer.pad_token_id))
+    with model.without_adapters():
+        whole = mean_nll(model.model, examples, Collator(model.tokenizer.pad_token_id))
     assert np.average(by_base, weights=weights) == pytest.approx(whole, abs=1e-4)
     assert all(b > a + 0.05 for b, a in zip(by_base, own, strict=True))
     short = scoring.mask_stop_token(examples[0], renderer.stop_id)

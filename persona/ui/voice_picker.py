@@ -51,7 +51,7 @@ class Comparison:
             url, key = remote.configured_server() or ("", "")
             asked = [build_messages(v.system, h, said) for v, h in zip(self.voices, histories, strict=True)]
             return remote.stream_remote(url, key, self.speakers, asked, sampling)
-        columns = [s.ask(h, said) for s, h in zip(self.speakers, histories, strict=True)]
+        columns = [s.render_column(h, said) for s, h in zip(self.speakers, histories, strict=True)]
         return session.stream_replies(self.model, columns, sampling)
 
 
