@@ -119,11 +119,11 @@ def test_a_file_is_measured_without_the_pairs_that_were_trained_on(tmp_path):
     persona = create_persona_at(tmp_path / "mags", CARD, PAIRS[:8])
     run = create_run(persona, make_config(eval_fraction=0.25))
     held = eval_rows.read_eval_rows(run, None)
-    assert len(held.held) == 2 and len(held.trained) == 6 and held.notes == []
-    file = tmp_path / "more.jsonl"
+    assert len(held.held) == 2 and len(held.trained) == 6 and held.notes == [] and held.from_run
+    file = tmp_path / "the run's.jsonl"
     write_pairs(file, [*held.trained[:3], *PAIRS[20:24]])
     found = eval_rows.read_eval_rows(run, file)
-    assert found.held == PAIRS[20:24] and "3 pairs were trained on" in found.notes[0]
+    assert found.held == PAIRS[20:24] and "3 pairs were trained on" in found.notes[0] and not found.from_run
     write_pairs(file, held.trained)
     with pytest.raises(InputError, match="all of its 6 pairs were trained on"):
         eval_rows.read_eval_rows(run, file)

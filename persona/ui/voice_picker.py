@@ -200,6 +200,12 @@ def voice_label(voice: str, chosen: str) -> str:
     return f"{name}, step {step} of {format_run_time(run)}" if step else f"{name}, {format_run_time(run)}"
 
 
+def voice_record(voice: str, chosen: str) -> conversation.VoiceRecord:
+    """Kind, label and adapter of a voice, without opening a model; its prompt and strength are left out."""
+    kind = {BASE_WITH_PROMPT: "prompt", BASE_ALONE: "base"}.get(voice, "adapter")
+    return conversation.VoiceRecord(kind, voice_label(voice, chosen), voice if kind == "adapter" else "")
+
+
 def translate_label(label: str) -> str:
     """A label as the visitor reads it: what `label` puts around names is translated, names are not."""
     if language() != "zh":
