@@ -252,7 +252,7 @@ def test_a_template_gets_out_of_nothing_and_ends_soon(text, byte_tokenizer, plac
     assert "class" not in made and "<" not in made and "Undefined" not in made and json.dumps(chats) == before
     (place / "chat_template.jinja").write_text(text)
     speaker = session.Voice("x", "x", session.renderer_of(adapters.read_adapter(place), byte_tokenizer))
-    assert speaker.ask([], "hi").error
+    assert speaker.render_column([], "hi").error
     assert not (tmp_path / "x").exists()
 
 
