@@ -41,9 +41,9 @@ def house(server, model="one", text="Who are you?", sampling=AS_SAMPLING, histor
     """(prompt, reply) of the house's own stream, alone in its batch."""
     served = next(m for m in server.models if m.id == model)
     renderer = served.renderer(system)
-    name = server.voices.attach(served.adapter) if served.adapter else NO_ADAPTER
+    name = server.model.attach(served.adapter) if served.adapter else NO_ADAPTER
     prompt = renderer.render_prompt(history, text)
-    steps = session.stream_replies(server.voices, [Column(name, prompt, stop_id=renderer.stop_id)], sampling)
+    steps = session.stream_replies(server.model, [Column(name, prompt, stop_id=renderer.stop_id)], sampling)
     # as of its last token: half a character at the limit is shown on the page, but not sent
     return prompt, next(r for [r] in steps if r.ended or r.tokens == sampling.max_new_tokens)
 

@@ -15,6 +15,7 @@ from persona.compare.session import LoadedModel
 from persona.models import adapter, hardware
 from persona.models.base import Base
 from persona.serve import http, model_list
+from persona.serve.auth import ApiAuth
 from persona.serve.batcher import Batcher
 
 KEY = "a-key"
@@ -23,8 +24,8 @@ KEY = "a-key"
 @dataclass
 class Running:
     url: str
-    voices: LoadedModel
-    batches: Batcher
+    model: LoadedModel
+    batcher: Batcher
     models: list[model_list.ServedModel]
 
 
@@ -64,11 +65,11 @@ def running(patch: Any, folder: Any, base_folder: Any):
     for seed, name in enumerate(("one", "two"), 1):
         write_adapter(base_folder, folder / name, seed=seed, template="gemma-base")
         found.append(("", adapter.read_adapter(folder / name), base))
-    voices = LoadedModel(base)
-    patch.setattr(session, "_open", {str(base.path): voices})
-    tokenizer = voices.tokenizer
+    model = LoadedModel(base)
+    patch.setattr(session, "_open", {str(base.path): model})
+    tokenizer = model.tokenizer
     mute = [i for word, i in tokenizer.get_vocab().items() if word.startswith("<0x") or i == tokenizer.eos_token_id]
-    head = voices.model.get_output_embeddings()
+    head = model.model.get_output_embeddings()
     real = head.forward
 
     def forward(hidden):
@@ -77,6 +78,6 @@ def running(patch: Any, folder: Any, base_folder: Any):
         return scores
 
     patch.setattr(head, "forward", forward)
-    models, batches = model_list.list_models(found, []), Batcher()
-    with listening(http.build_api(lambda: models, http.ApiAuth((KEY, "another")), batches)) as url:
-        yield Running(url, voices, batches, models)
+    models, batcher = model_list.list_models(found, []), Batcher()
+    with listening(http.build_api(lambda: models, ApiAuth((KEY, "another")), batcher)) as url:
+        yield Running(url, model, batcher, models)

@@ -7,6 +7,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from tiny_models import write_adapter
 
+from persona.compare.model_queue import MODEL_QUEUE
 from persona.compare.session import LoadedModel, stream_replies
 from persona.models import adapter, generate
 from persona.models.base import Base
@@ -42,7 +43,7 @@ def quiet(model, *stops: int):
 
 
 @pytest.fixture
-def voices(tiny_gemma):
+def model(tiny_gemma):
     made = LoadedModel(Base("someone/tiny", tiny_gemma))
     quiet(made.model, made.tokenizer.eos_token_id)
     return made
@@ -56,10 +57,15 @@ SHORT, LONG = prompt(301, 302), prompt(*range(270, 300), 310, 300, 350)  # LONG 
 PROMPTS = {"equal": (SHORT, SHORT, SHORT), "different": (SHORT, LONG, prompt(*range(280, 291)))}
 
 
-def say(voices, columns, sampling=GREEDY, stop_id=NEVER):
+def say(model, columns, sampling=GREEDY, stop_id=NEVER):
     """The last replies."""
-    *_, last = stream_replies(voices, columns, sampling, stop_id)
+    *_, last = stream_replies(model, columns, sampling, stop_id)
     return last
+
+
+def is_busy() -> bool:
+    """Whether a turn is running on the model."""
+    return MODEL_QUEUE.active is not None
 
 
 def at(strength, columns):

@@ -111,9 +111,9 @@ def test_strength_of_dora_goes_from_the_base_to_what_was_trained(model, alone, t
 
 def test_rows_leave_and_the_others_stay_who_they_are(model, alone):
     with MixedLora(model, [(("one", 1.0),), (), (("two", 1.0),)]) as batch:
-        batch.keep([1, 2])
+        batch.keep_rows([1, 2])
         got = logits(model)
-        batch.keep([1])
+        batch.keep_rows([1])
         last = logits(model, IDS[1:])
     assert torch.allclose(got[0], alone("")[0], atol=1e-5) and torch.allclose(got[1], alone("two")[1], atol=1e-5)
     assert torch.allclose(last[0], alone("two")[1], atol=1e-5)

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import PLAIN_CPU, lora_gradients, new_run, with_lora
+from tiny_models import lora_gradients, new_run, with_lora
 
 from persona.compare import session
 from persona.compare.session import NO_ADAPTER, Column
 from persona.errors import BaseError, InputError
-from persona.models import adapter, hardware, loss, open_renderer, quantization
+from persona.models import adapter, loss, open_renderer, quantization
 from persona.models.base import Base, load_base_model
 from persona.models.hardware import DevicePlan
 from persona.models.loss import mean_nll, nll_sum
@@ -27,6 +27,7 @@ from persona.train.launcher import create_run
 from persona.train.run_folder import Run
 from persona.train.trainer import RunCallback, TrainingClock
 
+pytestmark = pytest.mark.usefixtures("plain_cpu")
 needs_bnb = pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
 KINDS = ["nf4", "int8"]
 CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
@@ -298,12 +299,6 @@ def test_without_bitsandbytes_it_says_how_to_install_it(monkeypatch, tmp_path, s
 
 
 # ---- runs
-
-
-@pytest.fixture(autouse=True)
-def machine(monkeypatch):
-    """No measuring, and no GPU: the plan of a plain CPU."""
-    monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
 
 
 @pytest.fixture

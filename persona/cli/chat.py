@@ -33,45 +33,44 @@ def chat(
     as_json: AsJson = False,
 ) -> None:
     """Ask base and persona the same, in one batch, with the same randomness."""
-    from persona.compare import question_list as asking
-    from persona.compare import session as chats
+    from persona.compare import question_list, session
     from persona.share import adapter_ref
 
-    said = [*(prompt or []), *(asking.read_questions(questions) if questions else [])]
-    if not said:
+    asked = [*(prompt or []), *(question_list.read_questions(questions) if questions else [])]
+    if not asked:
         raise typer.BadParameter("Nothing to ask. Give --prompt TEXT or --questions FILE.", param_hint="--prompt")
     if save:
-        asking.require_table_format(save)
-    if len(others or []) > chats.MAX_COLUMNS - 2:
+        question_list.require_table_format(save)
+    if len(others or []) > session.MAX_COLUMNS - 2:
         raise InputError(
             "{count} columns: base and persona, and {limit} more at most.",
             count=len(others or []) + 2,
-            limit=chats.MAX_COLUMNS - 2,
+            limit=session.MAX_COLUMNS - 2,
         )
     sampling = Sampling(temperature=temperature, min_p=min_p, seed=seed, max_new_tokens=max_new_tokens)
-    chats.check_strength(strength)
+    session.check_strength(strength)
     main = adapter_ref.open_adapter(adapter)
-    voices = chats.open_model(chats.base_of(main, base, print_note))
-    speakers = chats.default_voices(voices, main, strength)
+    model = session.open_model(session.base_of(main, base, print_note))
+    voices = session.default_voices(model, main, strength)
     for text in others or []:
-        speaker = adapter_ref.open_voice(voices, text, main, any_base=bool(base))
-        if any(speaker.label == s.label for s in speakers):
+        voice = adapter_ref.open_voice(model, text, main, any_base=bool(base))
+        if any(voice.label == v.label for v in voices):
             raise InputError(
                 "--with {text}: there is a column {label} already. Name each column once.",
                 text=text,
-                label=repr(speaker.label),
+                label=repr(voice.label),
             )
-        speakers.append(speaker)
+        voices.append(voice)
     start = time.perf_counter()
     rows = []
-    for row in asking.ask_questions(voices, speakers, said, sampling):
+    for row in question_list.ask_questions(model, voices, asked, sampling):
         rows.append(row)
         if questions:
-            print_note(f"{len(rows)} of {len(said)} asked")
+            print_note(f"{len(rows)} of {len(asked)} asked")
     rate = sum(r.tokens for row in rows for r in row.replies) / (time.perf_counter() - start)
-    labels = [s.label for s in speakers]
+    labels = [v.label for v in voices]
     if save:
-        asking.save_table(save, labels, rows)
+        question_list.save_table(save, labels, rows)
         print_note(f"Saved {save}")
     text = "\n\n".join(_format_row(labels, row) for row in rows)
     print_result({"turns": [_turn_json(labels, row) for row in rows], "tokens_per_s": round(rate, 2)}, text, as_json)
@@ -91,5 +90,5 @@ def _turn_json(labels: list[str], row: Any) -> dict[str, Any]:
 
 def _format_row(labels: list[str], row: Any) -> str:
     width = max(map(len, labels)) + 2
-    said = (f"{f'{label}:':<{width}}{r.error or r.text}" for label, r in zip(labels, row.replies, strict=True))
-    return "\n".join([f"> {row.question}", *said])
+    answers = (f"{f'{label}:':<{width}}{r.error or r.text}" for label, r in zip(labels, row.replies, strict=True))
+    return "\n".join([f"> {row.question}", *answers])

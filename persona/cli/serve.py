@@ -19,9 +19,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
 ) -> None:
     """Serve base and adapters as http://HOST:PORT/v1, for anything that speaks OpenAI's chat completions."""
-    from persona.serve import http as serving
+    from persona.serve import http
+    from persona.serve.auth import read_api_auth
 
-    door = serving.read_api_auth(host)
+    auth = read_api_auth(host)
     listening = _listen(host, port)
     import uvicorn
 
@@ -29,13 +30,13 @@ def serve(
     from persona.serve import model_list
 
     models = model_list.open_named_models(adapter or [], base)
-    voices = session.open_model(models[0].base)
+    loaded = session.open_model(models[0].base)
     for model in models:
         if model.adapter and model.base == models[0].base:
-            voices.attach(model.adapter)  # what does not fit is said now
+            loaded.attach(model.adapter)  # what does not fit is an error now
     where = f"[{host}]" if ":" in host else host
     print_note(f"{', '.join(m.id for m in models)} on http://{where}:{listening.getsockname()[1]}/v1")
-    app = serving.build_api(lambda: models, door)
+    app = http.build_api(lambda: models, auth)
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False,
                             timeout_graceful_shutdown=5)  # fmt: skip
     uvicorn.Server(config).run(sockets=[listening])

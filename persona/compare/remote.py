@@ -7,24 +7,22 @@ anywhere.
 
 import asyncio
 import contextlib
-import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+from httpx import AsyncClient
 
 from persona.errors import InputError, Message
 from persona.models.generate import Generation
 from persona.models.sampling import Sampling
+from persona.write.llm_client import list_models, open_stream_client, stream_chat
 
-TIMEOUT = httpx.Timeout(120.0, connect=10.0)  # seconds; a busy server on a CPU may take long to its first token
-MAX_REPLY_CHARACTERS = 200_000  # characters of one reply, and of one line; a server that goes on is cut off
-MAX_MODELS = 50  # of a server that are offered
+MAX_REPLY_CHARACTERS = 200_000  # of one reply; a server that goes on is cut off
 Turn = dict[str, str]
 
 
@@ -36,17 +34,8 @@ def configured_server() -> tuple[str, str] | None:
 
 def fetch_model_names() -> list[str]:
     """The names that the configured server offers; [] where none is configured. Raises InputError if it is silent."""
-    found = configured_server()
-    if found is None:
-        return []
-    url, key = found
-    try:
-        answer = httpx.get(f"{url}/models", headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=5.0)
-        return [str(m["id"])[:200] for m in answer.raise_for_status().json()["data"]][:MAX_MODELS]
-    except (httpx.HTTPError, KeyError, TypeError, ValueError) as e:
-        raise InputError(
-            "The chat server at PERSONA_CHAT_URL does not list its models ({kind}).", kind=type(e).__name__
-        ) from None
+    server = configured_server()
+    return list_models(*server) if server else []
 
 
 def check_server_url(url: str) -> str:
@@ -115,13 +104,12 @@ async def _ask_all(
     tell: Callable[[int, Generation], None],
 ) -> None:  # fmt: skip
     """Each column's replies are told as they grow."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    async with httpx.AsyncClient(timeout=TIMEOUT, headers=headers) as client:
+    async with open_stream_client(key) as client:
 
         async def column(n: int, model: str, chat: Sequence[Turn]) -> None:
             reply = Generation()
             try:
-                async for reply in _ask(client, url, _body(model, chat, sampling)):
+                async for reply in _stream_reply(client, url, _body(model, chat, sampling)):
                     tell(n, reply)
             except InputError as e:
                 tell(n, replace(reply, error=e.message))
@@ -146,87 +134,26 @@ def _body(model: str, chat: Sequence[Turn], s: Sampling) -> dict[str, Any]:
     return body | {name: value for name, (value, neutral) in more.items() if value != neutral}
 
 
-async def _ask(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Any:
-    """Yield the reply as it grows. Raises InputError where the server refuses, or speaks something else."""
+async def _stream_reply(client: AsyncClient, url: str, body: dict[str, Any]) -> AsyncGenerator[Generation, None]:
+    """Yield the reply as it grows. A piece counts as a token until the server says how many there were.
+
+    Raises InputError as stream_chat() does, and for a reply that is too long.
+    """
     start = time.perf_counter()
     reply = Generation()
-    try:
-        async with client.stream("POST", f"{url}/chat/completions", json=body) as answer:
-            if answer.status_code != 200:
+    async with contextlib.aclosing(stream_chat(client, url, body)) as chunks:
+        async for chunk in chunks:
+            if chunk.text:
+                seconds = time.perf_counter() - start
+                reply = replace(reply, text=reply.text + chunk.text, tokens=reply.tokens + 1,
+                                first=reply.first or seconds, seconds=seconds)  # fmt: skip
+            if chunk.stopped:
+                reply = replace(reply, ended=True)
+            if chunk.tokens is not None:
+                reply = replace(reply, tokens=chunk.tokens)
+            yield reply
+            if len(reply.text) > MAX_REPLY_CHARACTERS:
                 raise InputError(
-                    "The chat server answered {status}: {reason}",
-                    status=answer.status_code,
-                    reason=await _error_reason(answer),
+                    "The chat server's reply has more than {limit:,} characters; it was cut off.",
+                    limit=MAX_REPLY_CHARACTERS,
                 )
-            async for event in _events(answer):
-                reply = _extend_reply(reply, event, time.perf_counter() - start)
-                yield reply
-                if len(reply.text) > MAX_REPLY_CHARACTERS:
-                    raise InputError(
-                        "The chat server's reply has more than {limit:,} characters; it was cut off.",
-                        limit=MAX_REPLY_CHARACTERS,
-                    )
-    except httpx.TimeoutException:
-        raise InputError("The chat server took too long to answer. Is it busy, or the model still loading?") from None
-    except httpx.HTTPError as e:
-        raise InputError("The chat server cannot be reached ({kind}). Is it running?", kind=type(e).__name__) from None
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
-        if isinstance(e, InputError):
-            raise
-        raise InputError("The chat server's answer is not a stream of chat completions. Check its address.") from None
-
-
-async def _events(answer: httpx.Response) -> Any:
-    """The JSON objects of a stream of server-sent events, up to [DONE]. Raises InputError for an error among them."""
-    async for data in _data(answer):
-        if data == "[DONE]":
-            return
-        event = json.loads(data)
-        if event.get("error"):
-            raise InputError("The chat server broke off: {message}", message=_message(event))
-        yield event
-    raise InputError("The chat server hung up before its reply was finished.")
-
-
-async def _data(answer: httpx.Response) -> Any:
-    """What follows "data:" on each line; a line without an end is cut off."""
-    rest = ""
-    async for text in answer.aiter_text():
-        *lines, rest = (rest + text).split("\n")
-        for line in lines:
-            if line.startswith("data:"):
-                yield line[5:].strip()
-        if len(rest) > MAX_REPLY_CHARACTERS:
-            raise InputError("The chat server sends a line that does not end. Check its address.")
-
-
-def _extend_reply(old: Generation, event: dict[str, Any], seconds: float) -> Generation:
-    """The reply after one event. A piece counts as a token until the server says how many there were."""
-    reply = old
-    for choice in event.get("choices") or []:
-        if piece := (choice.get("delta") or {}).get("content"):
-            first = reply.first or seconds
-            reply = replace(reply, text=reply.text + piece, tokens=reply.tokens + 1, first=first, seconds=seconds)
-        if choice.get("finish_reason") == "stop":
-            reply = replace(reply, ended=True)
-    counted = (event.get("usage") or {}).get("completion_tokens")
-    return replace(reply, tokens=counted) if type(counted) is int else reply
-
-
-async def _error_reason(answer: httpx.Response) -> str:
-    """The message in an error's body, shortened; it is the other server's text."""
-    body = b""
-    async for chunk in answer.aiter_bytes():
-        body += chunk
-        if len(body) > 10_000:
-            break
-    try:
-        return _message(json.loads(body))
-    except (ValueError, TypeError, AttributeError):
-        return Message("no reason given.")
-
-
-def _message(value: dict[str, Any]) -> str:
-    error = value.get("error")
-    said = (error.get("message") if isinstance(error, dict) else error) or value.get("detail")
-    return str(said)[:300] if said else Message("no reason given.")

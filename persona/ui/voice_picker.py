@@ -51,7 +51,7 @@ class Comparison:
             url, key = remote.configured_server() or ("", "")
             asked = [build_messages(v.system, h, said) for v, h in zip(self.voices, histories, strict=True)]
             return remote.stream_remote(url, key, self.speakers, asked, sampling)
-        columns = [s.ask(h, said) for s, h in zip(self.speakers, histories, strict=True)]
+        columns = [s.render_column(h, said) for s, h in zip(self.speakers, histories, strict=True)]
         return session.stream_replies(self.model, columns, sampling)
 
 
@@ -198,6 +198,12 @@ def voice_label(voice: str, chosen: str) -> str:
         return f"{name} ({rest})"
     run, _, step = rest.partition("/")[2].partition("@")
     return f"{name}, step {step} of {format_run_time(run)}" if step else f"{name}, {format_run_time(run)}"
+
+
+def voice_record(voice: str, chosen: str) -> conversation.VoiceRecord:
+    """Kind, label and adapter of a voice, without opening a model; its prompt and strength are left out."""
+    kind = {BASE_WITH_PROMPT: "prompt", BASE_ALONE: "base"}.get(voice, "adapter")
+    return conversation.VoiceRecord(kind, voice_label(voice, chosen), voice if kind == "adapter" else "")
 
 
 def translate_label(label: str) -> str:

@@ -9,6 +9,7 @@ from persona.store.files import slugify
 from persona.train import run_folder
 from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
+from persona.ui.model_queue import visitor_key
 from persona.ui.page import QUIET, Page, download_path, show_errors
 from persona.ui.widgets import format_duration
 from persona.write import llm_client
@@ -33,7 +34,7 @@ def measure_adapter(chosen: str, judge: bool, progress: gr.Progress = gr.Progres
         progress(p.share, desc=words)
 
     adapter = voice_picker.find_adapter(chosen)
-    report = evaluate.evaluate_adapter(adapter, judge=judge, progress=tell)
+    report = evaluate.evaluate_adapter(adapter, judge=judge, visitor=visitor_key(), progress=tell)
     if run := evaluate.run_of(adapter):
         evaluate.save_report(report, run)
     return report_html.render_fragment(report, localized), _report_file(report)
@@ -48,7 +49,7 @@ def last_report(chosen: str) -> tuple[str, Any]:
         return not_measured_html(), gr.skip()
     from persona.judge import evaluate, report_html
 
-    report = evaluate.load(file)
+    report = evaluate.load_report(file)
     chosen_at = run_folder.Run(file.parent).progress().chosen
     note = ""
     if (file.parent / "adapter").stat().st_mtime > file.stat().st_mtime:

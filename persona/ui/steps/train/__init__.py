@@ -8,7 +8,7 @@ import pandas as pd
 
 from persona.errors import RunError
 from persona.store import deployment
-from persona.train import launcher, queue, run_folder, snapshots, zerogpu
+from persona.train import gpu_slices, launcher, queue, run_folder, snapshots
 from persona.train.config import PRESETS
 from persona.train.progress import RunProgress
 from persona.train.run_folder import Run
@@ -65,7 +65,7 @@ def on_stop(slug: str, name: str) -> str:
 
 def run_on_zerogpu(slug: str, name: str) -> Iterator[str]:
     if run := find_run(slug, name):
-        yield from zerogpu.train_in_slices(run)
+        yield from gpu_slices.train_in_slices(run)
 
 
 def use_snapshot(slug: str, name: str, event: gr.EventData) -> None:
