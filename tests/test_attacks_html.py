@@ -101,7 +101,7 @@ def pieces(x: str) -> list[str]:
         run_view.run_status_html(run, progress),
         run_view.samples_html(run, progress),
         questions_tab.answers_html([x, x], [asked]),
-        *blind_vote_tab._panel_update(x, x, "", "", True)[:2],
+        *blind_vote_tab._answers_update(x, x, "", "", True)[:2],
         import_tab._pair_html(pair),
         import_tab.skipped_html([SkippedRow(1, x, x)], 2),
         import_tab.import_report_html(ImportReport(1, 1, 1, 1, [SkippedRow(1, x, x)], {x: 1})),

@@ -16,7 +16,7 @@ from persona.errors import Message
 from persona.ui import i18n, voice_picker
 from persona.ui.i18n import t
 from persona.ui.middleware import language
-from persona.ui.steps.compare import chat_tab
+from persona.ui.steps.compare import conversation_view
 from tests.test_compare_step import KEY, chosen, last, run, say  # noqa: F401  (fixtures)
 
 
@@ -70,7 +70,7 @@ def test_a_conversation_made_in_chinese_opens_in_english(visitor, run, chosen): 
     others = [voice_picker.BASE_WITH_PROMPT, voice_picker.BASE_ALONE, f"{chosen}@2"]
 
     def columns(talk_id):
-        return chat_tab.show_conversation("mags", chosen, others, KEY, talk_id)[4:8]
+        return conversation_view.show_conversation(KEY, "mags", chosen, others, talk_id)[4:8]
 
     visitor(cookie=f"{i18n.LANGUAGE_COOKIE}=zh")
     *_, status, talk_id = last(say("Who?", chosen, others))
@@ -83,7 +83,7 @@ def test_a_conversation_made_in_chinese_opens_in_english(visitor, run, chosen): 
     there = columns(talk_id)
     assert [c.label for c in there] == [voice_picker.voice_label(v, chosen) for v in (others[0], chosen, *others[1:])]
     assert [c.value for c in there] == [c.value for c in made] and all(len(c.value) == 2 for c in there)
-    assert chat_tab.latest_conversation("mags", chosen, KEY) == talk_id
+    assert conversation_view.latest_conversation(KEY, "mags", chosen, others, "") == talk_id
 
 
 KEPT = {

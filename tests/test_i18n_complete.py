@@ -38,7 +38,7 @@ def rules() -> set[str]:
 
 # where t() is called with a text of a table: file, and the call's first argument → all that it can be
 TABLES: dict[tuple[str, str], set[str]] = {
-    ("steps/compare/blind_vote_tab.py", "words"): set(blind_vote_tab.VOTE_CHOICES.values()),
+    ("steps/compare/blind_vote_tab.py", "label"): set(blind_vote_tab.VOTE_CHOICES.values()),
     ("steps/write/card_tab.py", "CARD_FIELDS[name]"): set(card_tab.CARD_FIELDS.values()),
     ("steps/write/card_tab.py", "label"): set(card_tab.CARD_FIELDS.values()),
     ("steps/write/lint_tab.py", "RULE_TITLES.get(rule) or rule.replace('-', ' ').capitalize()"): {
@@ -46,7 +46,7 @@ TABLES: dict[tuple[str, str], set[str]] = {
     },
     ("steps/write/pairs_tab.py", "name"): {*pairs_table.PAIR_FILTERS, *pairs_table.SORT_ORDERS},
     ("steps/write/lint_tab.py", "name"): set(pairs_table.PAIR_FILTERS),
-    ("steps/share/export_tab.py", "form"): set(export_tab.EXPORT_CHOICES),
+    ("steps/share/export_tab.py", "choice"): set(export_tab.EXPORT_CHOICES),
     ("steps/write/import_tab.py", "NO_COLUMN"): {import_tab.NO_COLUMN},
     ("steps/write/import_tab.py", "label"): set(import_tab.COLUMN_LABELS),
     ("steps/write/import_tab.py", "module.TITLE"): {m.TITLE for m in registry.import_formats().values()},
@@ -67,7 +67,7 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("steps/write/pairs_table.py", "label"): {label for *_, label in pairs_table.ROW_TOOLS},
     ("steps/write/pairs_table.py", "title"): {title for _, _, title, _ in pairs_table.ROW_TOOLS},
     ("steps/write/pairs_table.py", "word"): {word for _, word, _, _ in pairs_table.ROW_TOOLS},
-    ("steps/compare/chat_tab.py", "voice_picker.DATE_FORMAT"): {voice_picker.DATE_FORMAT},
+    ("steps/compare/conversation_view.py", "voice_picker.DATE_FORMAT"): {voice_picker.DATE_FORMAT},
     ("steps/train/plan_view.py", "PRESETS[preset][1]"): {about for _, about in PRESETS.values()},
     ("steps/train/__init__.py", "p.capitalize()"): {p.capitalize() for p in PRESETS},
     ("voice_picker.py", "DATE_FORMAT"): {voice_picker.DATE_FORMAT},
