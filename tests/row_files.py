@@ -1,4 +1,4 @@
-"""Row files of every kind, what they become, and what is skipped, noted and refused."""
+"""Row files of every format: the pairs they give, and what is skipped, noted and refused."""
 
 import io
 import json
