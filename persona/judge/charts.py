@@ -1,6 +1,6 @@
-"""Inline SVG: no script, no file, no colour that fails on light or on dark.
+"""Charts as inline SVG: no script, no file, colours that work on light and on dark.
 
-360 units wide, so that the letters stay readable on a phone. Texts that come from outside are escaped by Markup.format.
+360 units wide, so that the labels stay readable on a phone. Texts from outside are escaped by Markup.format.
 """
 
 import math
@@ -19,8 +19,8 @@ _TEXT = Markup(
 )
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start", opacity: float = 1.0) -> Markup:
-    return _TEXT.format(round(x, 1), round(y, 1), anchor, opacity, words)
+def _text(x: float, y: float, text: str, anchor: str = "start", opacity: float = 1.0) -> Markup:
+    return _TEXT.format(round(x, 1), round(y, 1), anchor, opacity, text)
 
 
 def _svg(height: float, title: str, parts: Sequence[Markup]) -> Markup:
@@ -45,7 +45,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, stroke: str = "currentColo
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Round numbers from at most `low` to at least `high` (Heckbert 1990)."""
-    high = high if high > low else low + 1.0  # all values the same
+    high = high if high > low else low + 1.0  # all values are equal
     span = high - low
     size = 10 ** math.floor(math.log10(span / about))
     step = next(size * m for m in (1, 2, 5, 10) if size * m * about >= span)
@@ -67,7 +67,7 @@ class _Axis:
 
 
 def interval_bars(rows: Sequence[tuple[str, Interval]], title: str) -> Markup:
-    """A bar a row up to its value, with its 95 % interval."""
+    """One bar for each row up to its value, with its 95 % interval."""
     axis = _Axis(0.0, max(i.high for _, i in rows))
     bottom = ROW * len(rows)
     parts = axis.draw(bottom)
@@ -81,7 +81,7 @@ def interval_bars(rows: Sequence[tuple[str, Interval]], title: str) -> Markup:
 
 
 def histogram(values: Sequence[float], title: str, unit: str, bars: int = 12) -> Markup:
-    """How many values lie where; those above zero in the adapter's colour. unit: what is counted."""
+    """A histogram; values above zero in the adapter's colour. unit: what is counted."""
     axis = _Axis(min(0.0, *values), max(0.0, *values))
     low, high = axis.ticks[0], axis.ticks[-1]
     each = (axis.ticks[1] - low) / max(1, round(bars / (len(axis.ticks) - 1)))  # so that zero is an edge
@@ -102,7 +102,7 @@ def histogram(values: Sequence[float], title: str, unit: str, bars: int = 12) ->
 
 
 def box_plot(rows: Sequence[tuple[str, Sequence[float]]], title: str) -> Markup:
-    """5, 25, 50, 75 and 95 % of each row as a box with whiskers."""
+    """A box with whiskers for each row: 5, 25, 50, 75 and 95 %."""
     axis = _Axis(0.0, max(max(v) for _, v in rows) or 1.0)
     bottom = ROW * len(rows)
     parts = axis.draw(bottom)
