@@ -20,8 +20,8 @@ _TEXT = Markup(
 )
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start", opacity: float = 1.0) -> Markup:
-    return _TEXT.format(round(x, 1), round(y, 1), anchor, opacity, words)
+def _text(x: float, y: float, text: str, anchor: str = "start", opacity: float = 1.0) -> Markup:
+    return _TEXT.format(round(x, 1), round(y, 1), anchor, opacity, text)
 
 
 def _svg(height: float, title: str, parts: Sequence[Markup]) -> Markup:
