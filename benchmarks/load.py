@@ -37,11 +37,12 @@ from benchmarks.visitor import Refused, Visitor
 TOKENS = 16  # per reply: the page is measured, not the model
 ALONE = 12  # questions that are asked again at the end by a single visitor
 GROWTH = 1.2, 64_000_000  # memory may grow by a fifth and 64 MB between a third of the time and the end
-WORDS = {
+ACTION_NAMES = {  # path or handler of the page → what the report calls it
     "GET /": "open the page", "GET assets": "a script or style of it", "open_example": "open an example",
-    "start_persona": "start a persona", "act": "an edit, until saved", "glance": "the mask while typing",
-    "preview": "the mask of a saved pair", "look": "step 2, mask and facts", "check": "check all pairs",
-    "open_zip": "open an adapter", "say": "an answer, waiting included", "start": "queue a run", "watch": "watch a run",
+    "start_persona": "start a persona", "save_edit": "an edit, until saved", "preview_typed": "the mask while typing",
+    "preview_mask": "the mask of a saved pair", "show_pair": "step 2, mask and facts",
+    "check_all_pairs": "check all pairs", "update_findings": "check all pairs", "open_zip": "open an adapter",
+    "send_message": "an answer, waiting included", "on_start": "queue a run", "update_run_view": "watch a run",
 }  # fmt: skip
 QUESTIONS = ("Who are you", "What is the weather", "Where do you live", "What did you eat", "Whom do you trust")
 
@@ -270,9 +271,9 @@ def asked_alone(page: Page, crowd: Sequence[SimulatedVisitor]) -> list[str]:
 
 def latencies(times: Sequence[tuple[str, float]]) -> dict[str, dict[str, int]]:
     """Milliseconds per kind of action: median, 95th and 99th percentile, maximum."""
-    kinds: dict[str, list[float]] = {word: [] for word in WORDS.values()}
+    kinds: dict[str, list[float]] = {word: [] for word in ACTION_NAMES.values()}
     for name, seconds in times:
-        kinds.setdefault(WORDS.get(name, "everything else"), []).append(seconds * 1000)
+        kinds.setdefault(ACTION_NAMES.get(name, "everything else"), []).append(seconds * 1000)
 
     def of(values: list[float]) -> dict[str, int]:
         values.sort()

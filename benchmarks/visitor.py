@@ -191,8 +191,8 @@ class Visitor:
         self.fire("start", "click")
 
     def choose_persona(self, slug: str) -> None:
-        self.fill("which", slug)
-        self.fire("which", "input")
+        self.fill("persona-list", slug)
+        self.fire("persona-list", "input")
 
     def go(self, step: str) -> None:
         """step: template, train, compare, share."""

@@ -22,7 +22,7 @@ WIDTH, COLOURS = 1200, 128  # of a picture on disk: sharp enough to read, and al
 def walk(page: Page, shoot: Callable[[str], None]) -> None:
     """Open 甄嬛 and take a picture of each of the five steps."""
     page.wait_for_selector("#open-zhen-huan")
-    page.wait_for_selector("#way nav")
+    page.wait_for_selector("#navigation nav")
     shoot("welcome")
     page.click("#open-zhen-huan")
     page.wait_for_selector("#write-mask .mask")

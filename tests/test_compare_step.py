@@ -209,7 +209,7 @@ def test_a_list_of_questions_becomes_files(run, chosen):
     assert questions_tab.held_out_questions("mags", chosen).splitlines() == [
         r.pair.instruction for r in run.rows() if r.held_out
     ]
-    with pytest.raises(PersonaError, match="no question yet"):
+    with pytest.raises(PersonaError, match="no questions yet"):
         next(questions_tab.answer_questions(" \n ", "mags", chosen, [], 1.0, *KNOBS))
 
 

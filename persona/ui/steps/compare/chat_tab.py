@@ -96,7 +96,7 @@ def regenerate_answers(key: str, slug: str, chosen: str, others: Sequence[str], 
     """Other answers to the last turn: the next seed. The earlier ones stay on disk."""
     talk = load_conversation(slug, chosen, key, talk_id)
     if not talk or not talk.turns:
-        raise PersonaError("There is nothing to answer again yet. Say something first.")
+        raise PersonaError("There is no answer to regenerate yet. Say something first.")
     yield from stream_answers(
         open_conversation_store(slug, chosen, key), talk, slug, chosen, others, strength, sampling_from_controls(knobs)
     )
@@ -173,8 +173,9 @@ def _stream_update(
 def _speed_status(replies: Sequence[Generation], same: bool, sampling: Sampling) -> str:
     pace = f"{sum(r.tokens for r in replies) / max(*(r.seconds for r in replies), 1e-9):.1f}"
     if same:
-        return t("{pace} tokens/s together · same prompt, same dice, seed {seed}", pace=pace, seed=sampling.seed)
-    return t("{pace} tokens/s together · each with its own prompt and conversation, same dice, seed {seed}", pace=pace,
+        return t("{pace} tokens/s in total · same prompt, same random seed {seed}", pace=pace, seed=sampling.seed)
+    return t(("{pace} tokens/s in total · each with its own prompt and conversation, same random seed "
+"{seed}"), pace=pace,
              seed=sampling.seed)  # fmt: skip
 
 
@@ -276,7 +277,7 @@ def edit_message(event: gr.EditData, key: str, slug: str, chosen: str, others: S
     if of_answer:
         voice = _column_voices(chosen, others)[column]
         message = localized(correct_answer(number, voice.column, str(event.value), key, slug, chosen, talk_id))
-        gr.Info(escape(t("{message} Undo is in step 1.", message=message)))
+        gr.Info(escape(t("{message} Undo it in step 1.", message=message)))
         yield (*skip, message, talk_id)
         return
     yield from edit_question(number, str(event.value), key, slug, chosen, others, talk_id, strength, *knobs)
@@ -302,10 +303,10 @@ def build_chat_tab(
         box = gr.Textbox(show_label=False, placeholder=t("Say something to all"), scale=6, elem_id="say")
         send = gr.Button(t("Send"), variant="primary", scale=1, min_width=80, elem_id="send")
         halt = gr.Button(t("Stop"), variant="stop", scale=1, min_width=80, elem_id="stop-chat")
-        retry = gr.Button(t("Again"), scale=1, min_width=80, elem_id="again")
+        retry = gr.Button(t("Regenerate"), scale=1, min_width=80, elem_id="again")
     probes = gr.Dataset(components=[box], samples=[], label=t("Questions kept out of the training"), elem_id="probes")
     with gr.Row(elem_classes="slim"):
-        talk = gr.Dropdown([(t("New conversation"), "")], value="", label=t("Conversations, yours alone"), scale=4,
+        talk = gr.Dropdown([(t("New conversation"), "")], value="", label=t("Conversations (only you see them)"), scale=4,
                            elem_id="conversations")  # fmt: skip
         new = gr.Button(t("New"), scale=0, min_width=80, elem_id="new-talk")
         save = gr.DownloadButton(t("Export"), scale=0, min_width=90, elem_id="export-talk")
@@ -338,7 +339,7 @@ def build_chat_tab(
     said_otherwise = wait_in_queue(edit_message, output, status)
     for n, bot in enumerate(bots):
         running.append(bot.edit(said_otherwise, [*who, talk_id, gr.State(n), strength, *knobs], output, **model))
-    halt.click(lambda: t("Stopped; what was said is kept."), None, status, cancels=running, **QUIET)
+    halt.click(lambda: t("Stopped. What was written so far is kept."), None, status, cancels=running, **QUIET)
     probes.click(lambda row: row[0], probes, box, **QUIET)
 
     gr.on([new.click, *(bot.clear for bot in bots)], lambda: ("", "", ""), None, [talk_id, talk, status],

@@ -17,8 +17,8 @@ from persona.write import llm_client
 
 def not_measured_html() -> str:
     words = t(
-        "Not measured yet. It takes a few minutes: base and persona answer held-out questions, probes and general "
-        "questions, and one paragraph says what that means."
+        "Not measured yet. It takes a few minutes: base and persona answer held-out questions, "
+        "probes and general questions, and one paragraph sums up the result."
     )
     return f"<div class='quiet'>{words}</div>"
 
@@ -68,7 +68,7 @@ def _report_file(report: Any) -> str:
 
 def build(page: Page, opened: list[Any]) -> None:
     """opened: events on which the last report is shown."""
-    gr.Markdown(t("Measured on what it was never trained on: did it learn, did it forget, does it stop?"))
+    gr.Markdown(t("Measured on what was left out of the training: did it learn, did it forget, does it stop?"))
     with gr.Row(elem_classes="slim"):
         begin = gr.Button(t("Measure"), variant="primary", scale=0, min_width=130, elem_id="measure")
         halt = gr.Button(t("Stop"), variant="stop", scale=0, min_width=90)
