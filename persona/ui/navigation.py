@@ -20,7 +20,7 @@ from persona.write.lint.finding import Finding
 WRITE, TEMPLATE, TRAIN, COMPARE, SHARE = range(5)  # ids of the steps in Gradio's walkthrough
 STEP_NAMES = ("write", "template", "train", "compare", "share")  # in ids of elements
 
-# A click on a closed step is sent too, and answered with the reason. Gradio's buttons take no title, so the reason why a
+# A click on a closed step is answered with the reason. Gradio's buttons take no title, so the reason why a
 # button is disabled is put there by the script. A chat's placeholder is no landmark: two would have the same name.
 NAVIGATION_JS = """
 element.addEventListener("click", (event) => {
@@ -55,7 +55,7 @@ FOCUS_STEP_JS = """() => {
 
 @dataclass(frozen=True)
 class PersonaState:
-    """What the navigation depends on. run: the active run, else the newest; adapter: there is one to compare or share."""
+    """What the navigation depends on. run: the active one, else the newest; adapter: there is one to compare."""
 
     open: bool = False
     pairs: int = 0

@@ -12,7 +12,7 @@ from persona.models.sampling import Sampling
 from persona.store import persona_folder
 from persona.ui import navigation, voice_picker
 from persona.ui.i18n import t
-from persona.ui.page import QUIET, SHARE, Page, open_current_persona, show_errors
+from persona.ui.page import QUIET, Page, open_current_persona, show_errors
 from persona.ui.steps.compare import blind_vote_tab, judge_tab, questions_tab
 from persona.ui.steps.compare.chat_tab import build_chat_tab
 
@@ -193,4 +193,4 @@ def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
         api_visibility="private",
     )
     mixed.click(show_errors(add_blend), [page.slug, page.adapter, others, second, part], others, **QUIET)
-    go.click(show_errors(partial(navigation.open_step, SHARE)), page.slug, page.steps, **QUIET)
+    go.click(show_errors(partial(navigation.open_step, navigation.SHARE)), page.slug, page.steps, **QUIET)

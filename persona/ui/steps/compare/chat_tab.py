@@ -306,7 +306,8 @@ def build_chat_tab(
         retry = gr.Button(t("Regenerate"), scale=1, min_width=80, elem_id="again")
     probes = gr.Dataset(components=[box], samples=[], label=t("Questions kept out of the training"), elem_id="probes")
     with gr.Row(elem_classes="slim"):
-        talk = gr.Dropdown([(t("New conversation"), "")], value="", label=t("Conversations (only you see them)"), scale=4,
+        talk = gr.Dropdown([(t("New conversation"), "")], value="",
+                           label=t("Conversations (only you see them)"), scale=4,
                            elem_id="conversations")  # fmt: skip
         new = gr.Button(t("New"), scale=0, min_width=80, elem_id="new-talk")
         save = gr.DownloadButton(t("Export"), scale=0, min_width=90, elem_id="export-talk")
