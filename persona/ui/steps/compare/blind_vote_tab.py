@@ -104,8 +104,8 @@ def _tally_card(c: blind_votes.Tally) -> str:
     if c.votes == 1:
         head = t("<b>{first}</b> against <b>{second}</b>, 1 vote", **two)
     return (
-        f"<div class='card'>{head}{bars}<p>{_rate(c, first)}{escape(localized(c.outlook))}</p>"
-        f"<p class='quiet'>{escape(localized(c.sides))}</p></div>"
+        f"<div class='card'>{head}{bars}<p>{_rate(c, first)}{escape(localized(c.evidence))}</p>"
+        f"<p class='quiet'>{escape(localized(c.side_bias))}</p></div>"
     )
 
 
