@@ -65,7 +65,6 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("talking.py", "voices.DAY"): {voice_picker.DATE_FORMAT},
     ("train.py", "PRESETS[preset][1]"): {about for _, about in PRESETS.values()},
     ("train.py", "p.capitalize()"): {p.capitalize() for p in PRESETS},
-    ("voices.py", "DAY"): {voice_picker.DATE_FORMAT},
     ("watching.py", "WORDS[p.status]"): set(run_view.STATUS_LABELS.values()),
     ("watching.py", "title"): {title for title, _ in run_view.CURVES.values()},
     ("write.py", "m.TITLE"): {m.TITLE for m in registry.import_formats().values() if hasattr(m, "dump")},
@@ -76,9 +75,6 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
     "a name, the same in every language": {
         "__init__.py": {"Persona", f"<h1>Persona</h1><p>{HOLE}</p>"},
         "compare.py": {"Top-p", "Top-k", "Min-p"},
-    },
-    "kept on disk: voices.spoken says it": {
-        "voices.py": {"Base, with her prompt", "Base alone", f"{HOLE}, step {HOLE} of {HOLE}", *voice_picker.MONTH_NAMES},
     },
     "compared with what the page sends": {"table.py": set(pairs_table.PAIR_FILTERS)},
     "a card's name where no other is known, kept on disk": {"importing.py": {"Persona"}, "voices.py": {"Persona"}},

@@ -21,9 +21,7 @@ def chat(
             "--with", help="One more column: base (no prompt), base+prompt, ADAPTER, ADAPTER*0.7, A*0.6 + B*0.4."
         ),
     ] = None,
-    questions: Annotated[
-        Path | None, typer.Option(help="A file of questions, one a line, put to all columns.")
-    ] = None,
+    questions: Annotated[Path | None, typer.Option(help="A file of questions, one a line, put to all columns.")] = None,
     save: Annotated[Path | None, typer.Option(help="The answers as a table: .csv, .md or .html.")] = None,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = Sampling.temperature,
     min_p: Annotated[
@@ -37,7 +35,8 @@ def chat(
     """Ask base and persona the same, in one batch, with the same randomness."""
     from persona.compare import question_list as asking
     from persona.compare import session as chats
-    from persona.share import adapter_ref
+    from persona.share import open_adapter as opening
+    from persona.share.adapter_ref import AdapterRef
 
     said = [*(prompt or []), *(asking.read_questions(questions) if questions else [])]
     if not said:
@@ -52,11 +51,11 @@ def chat(
         )
     sampling = Sampling(temperature=temperature, min_p=min_p, seed=seed, max_new_tokens=max_new_tokens)
     chats.check_strength(strength)
-    main = adapter_ref.open_adapter(adapter)
+    main = opening.open_adapter(AdapterRef.parse(adapter))
     voices = chats.open_model(chats.base_of(main, base, print_note))
     speakers = chats.default_voices(voices, main, strength)
     for text in others or []:
-        speaker = adapter_ref.open_voice(voices, text, main, any_base=bool(base))
+        speaker = opening.open_voice(voices, text, main, any_base=bool(base))
         if any(speaker.label == s.label for s in speakers):
             raise InputError(
                 "--with {text}: there is a column {label} already. Name each column once.",

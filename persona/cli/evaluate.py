@@ -17,9 +17,10 @@ def eval_(
 ) -> None:
     """Did it learn? Measures the adapter against its base and says so; a run's folder gets report.json and .html."""
     from persona.judge import evaluate
-    from persona.share import adapter_ref
+    from persona.share.adapter_ref import AdapterRef
+    from persona.share.open_adapter import open_adapter
 
-    opened = adapter_ref.open_adapter(adapter)
+    opened = open_adapter(AdapterRef.parse(adapter))
     with _Bar() as bar:
         report = evaluate.evaluate_adapter(opened, data=data, base=base, judge=judge, progress=bar.show)
     if run := evaluate.run_of(opened):

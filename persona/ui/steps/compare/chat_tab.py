@@ -51,9 +51,7 @@ def chatbot_updates(talk: Conversation | None, cast_labels: Sequence[str]) -> li
     made = []
     for n in range(MAX_COLUMNS):
         if n < len(cast_labels):
-            made.append(
-                gr.Chatbot(chatbot_messages(talk, cast_labels[n]), label=voice_picker.translate_label(cast_labels[n]))
-            )
+            made.append(gr.Chatbot(chatbot_messages(talk, cast_labels[n]), label=localized(cast_labels[n])))
         else:
             made.append(gr.Chatbot([]))
     return made
@@ -166,7 +164,7 @@ def _stream_update(
     talk_id: str,
 ) -> tuple:
     idle = MAX_COLUMNS - len(bots)
-    shown = [gr.Chatbot(b, label=voice_picker.translate_label(label)) for b, label in zip(bots, labels, strict=True)]
+    shown = [gr.Chatbot(b, label=localized(label)) for b, label in zip(bots, labels, strict=True)]
     notes = [reply_note(r, sampling.max_new_tokens) for r in replies]
     return (*shown, *[gr.skip()] * idle, *notes, *[""] * idle, "", status, talk_id)
 
@@ -213,9 +211,8 @@ def latest_conversation(slug: str, chosen: str, key: str) -> str:
     """The conversation to open: the newest that this very adapter took part in; "" for a new one."""
     if not (key and chosen):
         return ""
-    label = voice_picker.voice_label(chosen, chosen)
     for talk in conversation_store.list_conversations(open_conversation_store(slug, chosen, key)):
-        if any(a.voice.label == label for t in talk.turns for a in t.answers):
+        if any(a.voice.adapter == chosen for t in talk.turns for a in t.answers):
             return talk.id
     return ""
 
@@ -249,11 +246,11 @@ def show_conversation(slug: str, chosen: str, others: Sequence[str], key: str, t
     talk = load_conversation(slug, chosen, key, talk_id)
     labels = _column_labels(chosen, others)
     bots = chatbot_updates(talk, labels)
-    if talk is None and not chosen.startswith("server/"):
+    if talk is None and not voice_picker.is_remote(chosen):
         a = voice_picker.find_adapter(chosen)
         mine = 1 if len(labels) > 1 else 0
         greeting = escape(a.card.greeting) or t("Say something")
-        bots[mine] = gr.Chatbot([], label=voice_picker.translate_label(labels[mine]), placeholder=greeting)
+        bots[mine] = gr.Chatbot([], label=localized(labels[mine]), placeholder=greeting)
     return (*_column_visibility(len(labels)), *bots, *[""] * MAX_COLUMNS)
 
 
@@ -262,10 +259,8 @@ def _column_visibility(count: int) -> list[gr.Column]:
 
 
 def _column_labels(chosen: str, others: Sequence[str]) -> list[str]:
-    """The columns' names as voices.cast will give them, without opening a model."""
-    rest = [voice_picker.voice_label(v, chosen) for v in list(others or [])[: MAX_COLUMNS - 1]]
-    rest.insert(1 if rest else 0, voice_picker.voice_label(chosen, chosen))
-    return rest
+    """The columns' labels as `open_comparison` will give them, without opening a model."""
+    return [voice_picker.voice_label(v, chosen) for v in voice_picker.column_order(chosen, others)]
 
 
 def edit_message(event: gr.EditData, key: str, slug: str, chosen: str, others: Sequence[str], talk_id: str, column: int,
