@@ -18,6 +18,7 @@ from persona.models import adapter as models_adapter
 from persona.models import attach, generate, trained_tokens
 from persona.models.base import Base, load_tokenizer
 from persona.models.sampling import Sampling
+from persona.share import secrets
 from persona.share.exports import character_card, merged_model, new_output, trainer_configs
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard, create_persona_at, list_examples, open_persona
@@ -191,10 +192,10 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("text", ["{home}/x", "in {persona_home}.", "hf_" + "a" * 30])
 def test_local_paths_and_tokens_do_not_leave(tmp_path, home, text):
     text = text.format(home=Path.home(), persona_home=home)
-    with pytest.raises(ShareError, match="big.bin: (names a folder of this machine|holds what looks like)"), \
+    with pytest.raises(ShareError, match="big.bin: (names (your home folder|the folder of PERSONA_HOME)|holds what looks like)"), \
             new_output.create_output(tmp_path / "out") as path:  # fmt: skip
         path.mkdir()
-        (path / "big.bin").write_bytes(b"\xff" * (new_output._READ - 5) + text.encode())  # across two reads
+        (path / "big.bin").write_bytes(b"\xff" * (secrets._CHUNK - 5) + text.encode())  # across two reads
     assert not (tmp_path / "out").exists()
 
 

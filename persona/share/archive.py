@@ -20,21 +20,20 @@ from pathlib import Path, PurePosixPath
 
 from persona.errors import AdapterError, Message, ShareError
 from persona.models.adapter import ADAPTER_FILES, MAX_ADAPTER_BYTES, PICKLE_SUFFIXES, Adapter, read_adapter
+from persona.share.secrets import refuse_secrets
 from persona.store import quotas
 from persona.store.files import explain_disk_error, slugify
-from persona.store.workspace import data_root
 
 WEIGHTS_FILE = ADAPTER_FILES[0]
 MAX_TEXT_BYTES = 10_000_000
 _MAX_RATIO = 100  # LoRA weights hardly compress, prose about fourfold; a bomb reaches a thousandfold
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, struct.error)
 
 
 def pack_adapter(adapter: Path, out: Path) -> Path:
     """Write the adapter as the zip file `out`; the same adapter gives the same bytes everywhere."""
     top = slugify(check_adapter_folder(adapter).card.name)
-    refuse_secrets(adapter)
+    refuse_secrets_in(adapter)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp")
@@ -224,25 +223,7 @@ def check_adapter_folder(folder: Path) -> Adapter:
         ) from e
 
 
-def refuse_secrets(folder: Path, token: str = "") -> None:
-    """Belt and braces: nothing writes paths or tokens into an adapter, yet people edit files and paste into prompts."""
-    paths = {Message("your home folder"): Path.home(), Message("the folder of PERSONA_HOME"): data_root()}
-    for file in list_adapter_files(folder):
-        if file.name == WEIGHTS_FILE:
-            continue
-        text = file.read_text(encoding="utf-8", errors="replace")
-        for what, path in paths.items():
-            written = {str(path), path.as_posix(), json.dumps(str(path))[1:-1]}  # the last as JSON spells it
-            if path != path.parent and any(re.search(re.escape(w) + r"(?![\w-])", text) for w in written):
-                raise ShareError(
-                    "{file}: names {what}, {path}, which should not be shared. Remove it there.",
-                    file=file,
-                    what=what,
-                    path=path,
-                )
-        if _TOKEN.search(text) or (token and token in text):
-            raise ShareError(
-                "{file}: holds what looks like an access token. Remove it there, and revoke the token at "
-                "https://huggingface.co/settings/tokens if anyone else has seen this file.",
-                file=file,
-            )
+def refuse_secrets_in(adapter: Path, token: str = "") -> None:
+    """Raises ShareError where a text file of the adapter names a private folder or holds a token (see secrets.py)."""
+    texts = (file for file in list_adapter_files(adapter) if file.name != WEIGHTS_FILE)
+    refuse_secrets({file: str(file) for file in texts}, Message("Remove it there."), token)

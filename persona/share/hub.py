@@ -21,7 +21,7 @@ from persona.models import base as bases
 from persona.models import bundled, download, model_card
 from persona.models.adapter import ADAPTER_FILES, Adapter
 from persona.share import archive
-from persona.share.archive import WEIGHTS_FILE, check_adapter_folder, list_adapter_files, refuse_secrets
+from persona.share.archive import WEIGHTS_FILE, check_adapter_folder, list_adapter_files, refuse_secrets_in
 from persona.store import deployment
 from persona.store.deployment import is_shared_server
 from persona.store.files import explain_disk_error
@@ -138,7 +138,7 @@ def push_adapter(
             "You are not logged in to the Hub. Log in on your own machine with: hf auth login (or set "
             "HF_TOKEN). On a shared Space, sign in there, or take the zip instead."
         )
-    refuse_secrets(adapter, token)
+    refuse_secrets_in(adapter, token)
     api = HfApi(endpoint=_endpoint(), token=token)
     with _translate_errors(repo, token):
         user = _retry(api.whoami)["name"]
