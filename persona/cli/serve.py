@@ -14,7 +14,8 @@ def serve(
         list[str] | None,
         typer.Argument(
             metavar="ADAPTER",
-            help=f"Any number; NAME=ADAPTER gives the model a name in the API. {ADAPTER_HELP} Default: all under PERSONA_HOME.",
+            help=f"Any number; NAME=ADAPTER gives the model a name in the API. {ADAPTER_HELP} "
+            "Default: all personas under PERSONA_HOME.",
         ),
     ] = None,
     base: Annotated[
