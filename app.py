@@ -9,4 +9,4 @@ if __name__ == "__main__":
 
 from persona.ui import server
 
-demo = server.build_app()  # where Gradio's own tools look for it
+demo = server.build_page()  # where Gradio's own tools look for it

@@ -1,15 +1,19 @@
-"""Training tokens/s against the recipe that tutorials paste: stock transformers.Trainer with PEFT.
+"""Training tokens/s against two usual alternatives: the recipe of tutorials, and stock TRL.
 
     python -m benchmarks.train [--rows 64] [--base NAME] [--nll] [--json]
 
-Both sides get the same base, rows, template, LoRA shape (r=8, alpha=32 on q, k, v, o) and number of row visits, each
-in a process of its own, one after the other. The recipe: batch 1 × accumulation 4, gradient checkpointing, dropout
-0.1, logits at every position; in bfloat16 and in float32, and the faster of the two counts. Ours: the trainer as the
-page runs it, with dropout 0. Tokens are those of all rows, unpadded.
+All sides get the same base, rows, labels, LoRA shape (r=8, alpha=32 on q, k, v, o) and number of epochs. They run one
+after the other, each in a separate process.
 
-flop_share: the FLOPs that the steps must do (memory.step_flops) per second of ours, as a part of the rate that one
-matmul reaches on this machine in the same run. --nll: what both adapters, each learned with its own settings, say of
-the same 32 rows that neither has seen, measured alike.
+recipe: transformers.Trainer with PEFT as in tutorials: batch 1 × accumulation 4, gradient checkpointing, dropout
+0.1, logits at every position; in bfloat16 and in float32, and the faster of the two counts.
+trl: trl.SFTTrainer with its defaults, except for what our rows need, at our batch size of 8 in bfloat16. On a CPU it
+computes all logits of a batch, which makes it the slowest of the three there; on a GPU it does not.
+ours: the trainer as the page runs it, with dropout 0.
+
+Tokens are those of all rows, unpadded. flop_share: the FLOPs that our steps require (memory.step_flops) per second, as
+a share of the rate that one matmul reaches on this machine in the same run. --nll: the NLL of 32 unseen rows under the
+adapters of recipe and ours, each trained with its own settings.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from persona.models import base, bundled, hardware, memory, open_renderer
 from persona.store import persona_folder
@@ -28,48 +33,78 @@ from persona.train.config import RunConfig, make_config
 from persona.train.progress import ACTIVE_STATUSES
 
 HELD_OUT = 32
+LOOP = {
+    "num_train_epochs": 1,
+    "learning_rate": 1e-4,
+    "logging_steps": 10_000,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
 LORA = {"r": 8, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 
 
-def recipe(base_path: str, rows_file: str, dtype: str, adapter: str) -> dict:
-    """The stock side; runs in its own process."""
+def run_stock(side: str, base_path: str, rows_file: str, dtype: str, adapter: str) -> dict:
+    """Train one of the other sides in this process. side: recipe or trl."""
     import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.trainer_callback import PrinterCallback
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(base_path)
     model = AutoModelForCausalLM.from_pretrained(base_path, dtype=getattr(torch, dtype))
-    model.enable_input_require_grads()
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.1, **LORA))
     rows = [json.loads(line) for line in Path(rows_file).read_text().splitlines()]
-    for row in rows:
-        row["attention_mask"] = [1] * len(row["input_ids"])
-    args = TrainingArguments(
-        output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=4,
-        num_train_epochs=1,
-        learning_rate=1e-4,
-        gradient_checkpointing=True,
-        logging_steps=10_000,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=not torch.cuda.is_available(),
-        disable_tqdm=True,
-    )
-    trainer = Trainer(model, args, DataCollatorForSeq2Seq(tokenizer, padding=True), train_dataset=rows)
+    trainer = (recipe_trainer if side == "recipe" else trl_trainer)(model, tokenizer, rows)
     trainer.remove_callback(PrinterCallback)
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    model.save_pretrained(adapter)
+    trainer.model.save_pretrained(adapter)
     return {"seconds": seconds, "tokens_per_s": sum(len(r["input_ids"]) for r in rows) / seconds}
 
 
+def recipe_trainer(model: Any, tokenizer: Any, rows: list[dict]) -> Any:
+    """The tutorials' trainer."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    model.enable_input_require_grads()
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.1, **LORA))
+    args = TrainingArguments(
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=4,
+        gradient_checkpointing=True,
+        use_cpu=not torch.cuda.is_available(),
+        **LOOP,
+        output_dir=tempfile.mkdtemp(),
+    )
+    masked = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+    return Trainer(model, args, DataCollatorForSeq2Seq(tokenizer, padding=True), train_dataset=masked)
+
+
+def trl_trainer(model: Any, tokenizer: Any, rows: list[dict]) -> Any:
+    """SFTTrainer at our batch size, with the same labels as ours."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    cuda = torch.cuda.is_available()
+    args = SFTConfig(
+        per_device_train_batch_size=RunConfig().batch_size,
+        bf16=cuda,  # its default refuses to start on a CPU; the weights are bfloat16 there
+        use_cpu=not cuda,
+        max_length=RunConfig().max_length,
+        **LOOP,
+        output_dir=tempfile.mkdtemp(),
+    )
+    lora = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, **LORA)
+    return SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora)
+
+
 def ours(base_name: str, persona: persona_folder.Persona, scratch: Path) -> dict:
-    """The same rows through a run."""
+    """Train the same rows in a run."""
     copy = persona_folder.create_persona_at(scratch / "persona", persona.card(), persona.pairs())
     config = make_config(
         "quick", base=base_name, epochs=1, eval_fraction=0, lora_r=8, lora_alpha=32, target_modules="attention"
@@ -80,7 +115,7 @@ def ours(base_name: str, persona: persona_folder.Persona, scratch: Path) -> dict
 
 
 def train(persona: persona_folder.Persona, config: RunConfig) -> run_folder.Run:
-    """A finished run, as the page and the command line start it."""
+    """Train a run, started as the page and the command line do."""
     run = launcher.create_run(persona, config)
     launcher.start_run(run)
     while (seen := run.progress()).status in ACTIVE_STATUSES:
@@ -102,10 +137,19 @@ def held_out_nll(found: base.Base, adapter: Path, rows: list, pad_id: int) -> fl
 
 
 def flop_share(found: base.Base, rows: list, seconds: float, dtype: str) -> float:
-    """The part of the machine's own matmul rate that the run has reached."""
+    """The share of this machine's matmul rate that the run reached."""
     tokens, learned = sum(len(r.input_ids) for r in rows), sum(r.learned for r in rows)
     work = memory.step_flops(plan.read_base_shape(found), tokens, learned)
     return work / seconds / dict(hardware.this_machine().rates)[dtype]
+
+
+def stock_side(side: str, found: base.Base, rows_file: Path, dtype: str, adapter: Path) -> dict:
+    """run_stock() in a separate process."""
+    command = [sys.executable, "-m", "benchmarks.train", "--stock", side, found.path, rows_file, dtype, adapter]
+    done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{side} in {dtype} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -114,12 +158,14 @@ def main() -> None:
     parser.add_argument("--base", default=bundled.DEFAULT_BASE)
     parser.add_argument("--nll", action="store_true", help="compare what was learned, too")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--recipe", nargs=4, metavar=("BASE", "ROWS", "DTYPE", "ADAPTER"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--stock", nargs=5, metavar=("SIDE", "BASE", "ROWS", "DTYPE", "ADAPTER"), help=argparse.SUPPRESS
+    )
     given = parser.parse_args()
-    if given.recipe:
-        print(json.dumps(recipe(*given.recipe)))
+    if given.stock:
+        print(json.dumps(run_stock(*given.stock)))
         return
-    hardware.this_machine()  # measured now and kept: while a run's process closes, it would come out too low
+    hardware.this_machine()  # measured now and cached: it would be too low while a run's process is closing
     example = persona_folder.open_persona(EXAMPLES_DIR / "zhen-huan")
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
@@ -128,11 +174,8 @@ def main() -> None:
         rows = [renderer.render_example(p) for p in chosen.pairs()]
         file = scratch / "rows.jsonl"
         file.write_text("".join(json.dumps({"input_ids": r.input_ids, "labels": r.labels}) + "\n" for r in rows))
-        stock = {}
-        for dtype in ("bfloat16", "float32"):
-            command = [sys.executable, "-m", "benchmarks.train", "--recipe", found.path, file, dtype, scratch / dtype]
-            done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
-            stock[dtype] = json.loads(done.stdout.splitlines()[-1])
+        stock = {d: stock_side("recipe", found, file, d, scratch / d) for d in ("bfloat16", "float32")}
+        trl = stock_side("trl", found, file, "bfloat16", scratch / "trl")
         mine = ours(given.base, chosen, scratch)
         share = flop_share(found, rows, mine["seconds"], mine["dtype"])
         best = max(stock, key=lambda d: stock[d]["tokens_per_s"])
@@ -148,6 +191,8 @@ def main() -> None:
         "tokens_per_s": round(mine["tokens_per_s"], 1),
         "recipe_tokens_per_s": round(stock[best]["tokens_per_s"], 1),
         "recipe_dtype": best,
+        "trl_tokens_per_s": round(trl["tokens_per_s"], 1),
+        "trl_ratio": round(mine["tokens_per_s"] / trl["tokens_per_s"], 2),
         "flop_share": round(share, 3),
         "rows": given.rows,
         "base": found.id,
@@ -155,7 +200,8 @@ def main() -> None:
     }
     text = (
         f"{given.rows} rows on {found.id}: {value['tokens_per_s']} tokens/s, the recipe {value['recipe_tokens_per_s']} "
-        f"({best}): {value['ratio']} times as fast; {share:.0%} of the machine's matmul rate"
+        f"({best}): {value['ratio']} times as fast; stock SFTTrainer at batch 8 {value['trl_tokens_per_s']}: "
+        f"{value['trl_ratio']} times; {share:.0%} of the machine's matmul rate"
     )
     if nll:
         text += f". Held-out NLL {nll['nll']}, the recipe's {nll['recipe_nll']}"

@@ -13,6 +13,7 @@ string, `InputError("{path}: no such file.", path=path)`, and the key of its tra
 """
 
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 DEEPEST = 20  # messages within messages that are read from a file
@@ -118,6 +119,8 @@ def with_templates(row: dict[str, Any]) -> dict[str, Any]:
 def _value(value: Any) -> Any:
     if isinstance(value, Exception) and value.args and isinstance(value.args[0], Message):
         return value.args[0]  # of a PersonaError, or of another library's error that we raised
+    if isinstance(value, Real) and not isinstance(value, int | float):  # numpy's
+        return int(value) if isinstance(value, Integral) else float(value)
     return value if isinstance(value, str | int | float) else str(value)
 
 

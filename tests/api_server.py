@@ -1,4 +1,4 @@
-"""The API on a real port, in this process: for tests of what goes over the wire."""
+"""The API on a real port in this process, for tests over HTTP."""
 
 import socket
 import threading
@@ -15,6 +15,7 @@ from persona.compare.session import LoadedModel
 from persona.models import adapter, hardware
 from persona.models.base import Base
 from persona.serve import http, model_list
+from persona.serve.auth import ApiAuth
 from persona.serve.batcher import Batcher
 
 KEY = "a-key"
@@ -23,13 +24,13 @@ KEY = "a-key"
 @dataclass
 class Running:
     url: str
-    voices: LoadedModel
-    batches: Batcher
+    model: LoadedModel
+    batcher: Batcher
     models: list[model_list.ServedModel]
 
 
 def wait_until(true, seconds: float = 60) -> None:
-    """For another thread to get there; the limit is for a test that would hang."""
+    """Wait for another thread; the limit is for a test that would hang."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it never happened"
@@ -56,7 +57,7 @@ def listening(app: Any):
 def running(patch: Any, folder: Any, base_folder: Any):
     """Base "tiny" with the adapters "one" and "two" behind KEY, in float32.
 
-    A random model: it never says its stop token, so that replies go on to the limit, and no bytes that are no text.
+    The model is random. Its stop token and byte tokens are suppressed, so that replies run to the limit and are valid text.
     """
     patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
     base = Base("tiny", base_folder)
@@ -64,11 +65,11 @@ def running(patch: Any, folder: Any, base_folder: Any):
     for seed, name in enumerate(("one", "two"), 1):
         write_adapter(base_folder, folder / name, seed=seed, template="gemma-base")
         found.append(("", adapter.read_adapter(folder / name), base))
-    voices = LoadedModel(base)
-    patch.setattr(session, "_open", {str(base.path): voices})
-    tokenizer = voices.tokenizer
+    model = LoadedModel(base)
+    patch.setattr(session, "_open", {str(base.path): model})
+    tokenizer = model.tokenizer
     mute = [i for word, i in tokenizer.get_vocab().items() if word.startswith("<0x") or i == tokenizer.eos_token_id]
-    head = voices.model.get_output_embeddings()
+    head = model.model.get_output_embeddings()
     real = head.forward
 
     def forward(hidden):
@@ -77,6 +78,6 @@ def running(patch: Any, folder: Any, base_folder: Any):
         return scores
 
     patch.setattr(head, "forward", forward)
-    models, batches = model_list.list_models(found, []), Batcher()
-    with listening(http.build_api(lambda: models, http.ApiAuth((KEY, "another")), batches)) as url:
-        yield Running(url, voices, batches, models)
+    models, batcher = model_list.list_models(found, []), Batcher()
+    with listening(http.build_api(lambda: models, ApiAuth((KEY, "another")), batcher)) as url:
+        yield Running(url, model, batcher, models)

@@ -1,4 +1,4 @@
-"""What the tests of chat stand on: a tiny base with two adapters, and one line to hear them. Load with pytest_plugins."""
+"""Fixtures for tests of chat: a tiny base with two adapters, and helpers to generate. Load with pytest_plugins."""
 
 from dataclasses import replace
 
@@ -7,6 +7,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from tiny_models import write_adapter
 
+from persona.compare.model_queue import MODEL_QUEUE
 from persona.compare.session import LoadedModel, stream_replies
 from persona.models import adapter, generate
 from persona.models.base import Base
@@ -16,7 +17,7 @@ from persona.template.render import ChatPrompt
 GREEDY = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=24)
 WARM = Sampling(temperature=0.9, top_p=0.95, seed=7, max_new_tokens=24)
 WAYS = {"greedy": GREEDY, "warm": WARM, "top-k": replace(WARM, top_k=12, top_p=1.0)}
-NEVER = -1  # a stop id that is never drawn; the tokenizer's own eos still is one
+NEVER = -1  # a stop id that is never sampled; the tokenizer's own eos still stops a reply
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def adapters(tmp_path_factory, tiny_gemma):
 
 
 def quiet(model, *stops: int):
-    """Its stop token is out of reach: the replies of a random model should go on to the limit."""
+    """Suppress the stop tokens, so that the replies of a random model run to the limit."""
     real = model.get_output_embeddings().forward
 
     def forward(hidden):
@@ -42,7 +43,7 @@ def quiet(model, *stops: int):
 
 
 @pytest.fixture
-def voices(tiny_gemma):
+def model(tiny_gemma):
     made = LoadedModel(Base("someone/tiny", tiny_gemma))
     quiet(made.model, made.tokenizer.eos_token_id)
     return made
@@ -56,10 +57,15 @@ SHORT, LONG = prompt(301, 302), prompt(*range(270, 300), 310, 300, 350)  # LONG 
 PROMPTS = {"equal": (SHORT, SHORT, SHORT), "different": (SHORT, LONG, prompt(*range(280, 291)))}
 
 
-def say(voices, columns, sampling=GREEDY, stop_id=NEVER):
+def say(model, columns, sampling=GREEDY, stop_id=NEVER):
     """The last replies."""
-    *_, last = stream_replies(voices, columns, sampling, stop_id)
+    *_, last = stream_replies(model, columns, sampling, stop_id)
     return last
+
+
+def is_busy() -> bool:
+    """Whether a turn is running on the model."""
+    return MODEL_QUEUE.active is not None
 
 
 def at(strength, columns):
@@ -67,7 +73,7 @@ def at(strength, columns):
 
 
 def changed(model) -> int:
-    """Layers whose forward is not their own."""
+    """The number of LoRA layers whose forward is patched."""
     return sum("forward" in m.__dict__ for m in model.modules() if isinstance(m, LoraLayer))
 
 
@@ -75,7 +81,7 @@ def changed(model) -> int:
 
 
 def script(monkeypatch, *steps: list[int]):
-    """The drawn tokens of each column, step by step."""
+    """Replace sampling: the tokens of each column, step by step."""
     todo = iter(steps)
     monkeypatch.setattr(generate.Sampler, "__call__", lambda *_: torch.tensor(next(todo)))
 

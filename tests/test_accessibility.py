@@ -20,7 +20,7 @@ def test_no_step_has_a_serious_finding(browser, server, trained, locale, width, 
     found: dict[str, str] = {}  # one line for each thing, with the first place it was met at
     context = browser.new_context(locale=locale, viewport={"width": width, "height": 900}, reduced_motion="reduce")
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(180_000)
     page.goto(f"{server.url}?__theme={theme}")
     for place, part in walk(page):
         # what waits is faded
@@ -35,7 +35,7 @@ def test_no_step_has_a_serious_finding(browser, server, trained, locale, width, 
 def test_the_keyboard_alone_leads_to_an_answer(browser, server, trained):
     """Tab, Enter and what is typed; the mouse is never touched."""
     page, errors = open_page(browser, server.url)
-    page.wait_for_selector("#way nav")
+    page.wait_for_selector("#navigation nav")
     press_on(page, "#open-zhen-huan", "Enter")
     page.wait_for_selector("#write-mask .mask")
     page.wait_for_function("document.activeElement?.id === 'step-write-button'")  # and not anywhere
@@ -84,7 +84,7 @@ def serious(page, part: str) -> list[str]:
 
 def walk(page):
     """Every step with its tabs open, one after another; yields where it is, and what is new there."""
-    page.wait_for_selector("#way nav")
+    page.wait_for_selector("#navigation nav")
     yield "welcome", "body"
     page.click("#open-zhen-huan")
     page.wait_for_selector("#write-mask .mask")

@@ -271,7 +271,9 @@ def test_speakers(made, voices):
     assert (whole.adapter, whole.strength, half.adapter, half.strength) == (name, 1.0, second, 0.5)
     assert voices.adapter_weights(both.adapter, both.strength) == ((name, 0.6), (second, 0.4))
     assert bare.renderer.template == prompted.renderer.template == main.template
-    assert prompted.ask([], "hi").prompt.ids == whole.ask([], "hi").prompt.ids != bare.ask([], "hi").prompt.ids
+    assert (
+        prompted.render_column([], "hi").prompt.ids == whole.ask([], "hi").prompt.ids != bare.ask([], "hi").prompt.ids
+    )
 
 
 def test_a_snapshot_is_a_column(made, voices):

@@ -131,14 +131,14 @@ def test_a_pickle_is_not_opened(name, place, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_adapter_names_a_base_and_never_a_place(place, monkeypatch):
+def test_an_adapter_names_a_base_and_never_a_path(place, monkeypatch):
     cases = ["/etc", "../../x", "./x", "~/model", "~root/x.gguf", "C:\\x", "\\\\evil\\share\\x.gguf", "a/b/c",
         "file:///x", "https://evil.example/x", "a/../b", "modelscope:/etc", "x\0y", "\u202e"]  # fmt: skip
 
     def check(base_id):
-        monkeypatch.setattr(bases, "resolve_base", lambda *_: pytest.fail("looked there"))
+        monkeypatch.setattr(bases, "resolve_base", lambda *_: pytest.fail("resolved it"))
         (place / "run.json").write_text(json.dumps({"base": {"id": base_id}}))
-        with pytest.raises(AdapterError, match="which is no name of one"):
+        with pytest.raises(AdapterError, match="a path on a disk and not a model's name"):
             session.base_of(adapters.read_adapter(place))
 
     check_each(cases, check)
@@ -252,7 +252,7 @@ def test_a_template_gets_out_of_nothing_and_ends_soon(text, byte_tokenizer, plac
     assert "class" not in made and "<" not in made and "Undefined" not in made and json.dumps(chats) == before
     (place / "chat_template.jinja").write_text(text)
     speaker = session.Voice("x", "x", session.renderer_of(adapters.read_adapter(place), byte_tokenizer))
-    assert speaker.ask([], "hi").error
+    assert speaker.render_column([], "hi").error
     assert not (tmp_path / "x").exists()
 
 

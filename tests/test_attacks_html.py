@@ -27,7 +27,7 @@ from persona.ui.steps import compare, share
 from persona.ui.steps import template as template_step
 from persona.ui.steps.compare import blind_vote_tab, chat_tab, questions_tab
 from persona.ui.steps.train import run_view
-from persona.ui.steps.write import import_tab, lint_tab, pairs_tab, pairs_table, suggest_tab
+from persona.ui.steps.write import import_tab, lint_tab, pairs_status, pairs_table, suggest_tab
 from persona.write.importers import ImportReport, SkippedRow
 from persona.write.lint.finding import Finding
 from persona.write.lint.summary import DatasetSummary
@@ -95,8 +95,7 @@ def pieces(x: str) -> list[str]:
     summary = DatasetSummary(**{**dict.fromkeys(DatasetSummary.__dataclass_fields__, 0), "text": x, "kinds": {x: 3}})
     return [
         pairs_table.table_html([pair], [0], pairs_table.TableView(x, x, x), selected=1),
-        pairs_tab.pairs_status_html([Pair(x, "")]),
-        pairs_tab.rejected_html([BadLine(1, x, x)]),
+        pairs_status.pairs_status_html([Pair(x, "")], [BadLine(1, x, x)]),
         lint_tab.findings_html([pair], [finding, finding], summary, 3),
         *lint_tab.marks_html([finding]).values(),
         run_view.run_status_html(run, progress),
@@ -111,7 +110,7 @@ def pieces(x: str) -> list[str]:
         widgets.bars_html([(x, 1.0, x)]),
         widgets.facts_html([(x, x)]),
         chat_tab.reply_note(Generation(error=x), 3),
-        str(page.error_notice(InputError(x)).message),
+        str(page.error_notice(InputError("{text}", text=x)).message),
     ]
 
 

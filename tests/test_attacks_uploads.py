@@ -121,7 +121,7 @@ def real() -> dict[str, bytes]:
 
 
 REAL = real()
-FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=40, suppress_health_check=list(HealthCheck))
 
 
 @FUZZ
@@ -159,7 +159,7 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(st.lists(VALUES, max_size=3), st.booleans())
 def test_any_json_is_pairs_or_a_sentence(rows, lines):
     with tempfile.TemporaryDirectory() as place:
@@ -207,6 +207,7 @@ BOMBS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", [n for n in BOMBS if n not in ("right.xlsx",)])
 def test_a_bomb_ends_soon_in_little_memory(name, put):

@@ -23,7 +23,7 @@ from persona.ui.middleware.stack import build_middleware
 from tests.tiny_models import write_adapter
 
 MARK = "BETWEEN-ADA-AND-ME"  # in everything that the first visitor has
-TICKS = {"watch"}  # asked for every second by every tab
+TICKS = {"update_run_view"}  # asked for every second by every tab
 
 
 class Visitor:
@@ -105,7 +105,7 @@ def belongings(first: Visitor, demo, base: Path) -> dict:
         key = conversation.new_visitor_key()
         talk = conversation_store.start_conversation(conversation_store.open_store(mine.path, key), MARK)
     upload = first.drop("ada.jsonl", json.dumps({"instruction": MARK, "output": MARK}))
-    made = first.call(numbered(demo, "zipped"), [f"run/{mine.slug}/{run.name}"])
+    made = first.call(numbered(demo, "make_zip"), [f"run/{mine.slug}/{run.name}"])
     assert made["success"], made
     return {"home": workspace.data_root(), "persona": mine, "run": run, "key": key, "talk": talk, "upload": upload,
             "file": made["output"]["data"][0]["path"]}  # fmt: skip
@@ -130,14 +130,14 @@ def test_the_first_one_has_all_of_it(house):
     """Else none of the tests below could fail."""
     demo, first, _, has = house
     slug = has["persona"].slug
-    assert MARK in json.dumps(first.call(numbered(demo, "arrive"), [slug]))
+    assert MARK in json.dumps(first.call(numbered(demo, "restore_tab"), [slug]))
     open_persona(first, demo, slug)
     talk = [None, f"run/{slug}/{has['run'].name}", [], has["key"], None]
     first.call(choosing(demo, "conversations"), [has["talk"].id])
-    assert MARK in json.dumps(first.call(numbered(demo, "shown_talk"), talk))
+    assert MARK in json.dumps(first.call(numbered(demo, "show_conversation"), talk))
     assert first.http.get(f"gradio_api/file={has['file']}").content[:2] == b"PK"
     assert MARK in words_of(first.http.get(f"gradio_api/file={has['upload']['path']}"))
-    assert first.call(numbered(demo, "start_from"), [has["upload"]])["success"]
+    assert first.call(numbered(demo, "start_from_file"), [has["upload"]])["success"]
 
 
 def choosing(demo, elem_id: str) -> int:
@@ -150,7 +150,7 @@ def choosing(demo, elem_id: str) -> int:
 
 def open_persona(visitor: Visitor, demo, slug: str) -> None:
     """Into the state of the visitor's tab: it takes any text."""
-    assert visitor.call(choosing(demo, "which"), [slug])["success"]
+    assert visitor.call(choosing(demo, "persona-list"), [slug])["success"]
 
 
 # --- what the second one tries -----------------------------------------------------------------------------------
@@ -245,9 +245,9 @@ def test_a_tab_that_two_call_alike_is_two(house):
     demo, first, second, has = house
     slug = has["persona"].slug
     open_persona(first, demo, slug)
-    load = numbered(demo, "load")
+    load = numbered(demo, "load_persona")
     assert MARK in json.dumps(first.call(load, [None]))
-    second.call(choosing(demo, "which"), [""])
+    second.call(choosing(demo, "persona-list"), [""])
     said = second.call(load, [None])
     assert said["success"] and MARK not in json.dumps(said)
 
@@ -255,10 +255,10 @@ def test_a_tab_that_two_call_alike_is_two(house):
 def test_what_is_being_answered_cannot_be_read_by_another(house):
     """The second one asks for the first one's stream of answers while there is one to be read."""
     demo, first, second, has = house
-    body = {"data": [None], "fn_index": numbered(demo, "load"), "session_hash": "quiet", "event_data": None}
+    body = {"data": [None], "fn_index": numbered(demo, "load_persona"), "session_hash": "quiet", "event_data": None}
     open_persona(first, demo, has["persona"].slug)
     event = first.http.post("gradio_api/queue/join", json=body).json()["event_id"]
-    for path, query in (("gradio_api/queue/data", {"session_hash": "quiet"}), (f"gradio_api/call/load/{event}", {}),
+    for path, query in (("gradio_api/queue/data", {"session_hash": "quiet"}), (f"gradio_api/call/load_persona/{event}", {}),
                         ("gradio_api/queue/data", {"session_hash": f"{first.id[:16]}.quiet"})):  # fmt: skip
         assert MARK not in answer(second, "GET", path, query, {})[1]
     with first.http.stream("GET", "gradio_api/queue/data", params={"session_hash": "quiet"}) as lines:
@@ -291,9 +291,9 @@ def test_the_same_file_dropped_by_both_is_had_by_both(house):
 
 def test_a_file_of_another_is_not_read_in(house):
     demo, first, second, has = house
-    number = numbered(demo, "start_from")
+    number = numbered(demo, "start_from_file")
     said = second.call(number, [has["upload"]])
-    assert said.get("status") == 403 and "drop it again" in said["output"]
+    assert said.get("status") == 403 and "Upload it again" in said["output"]
     assert first.call(number, [has["upload"]])["success"]
 
 
@@ -324,7 +324,7 @@ def test_a_guessed_secret_is_a_visitor_of_its_own(house):
     demo, first, _, has = house
     guesser = Visitor(str(first.http.base_url))
     guesser.http.cookies.set(workspaces.VISITOR_COOKIE, "A" * 43)
-    assert MARK not in json.dumps(guesser.call(numbered(demo, "arrive"), [has["persona"].slug]))
+    assert MARK not in json.dumps(guesser.call(numbered(demo, "restore_tab"), [has["persona"].slug]))
 
 
 def test_the_cookie_is_out_of_reach_of_scripts_and_frames_get_theirs(house):

@@ -66,7 +66,7 @@ def test_a_gradio_client_finds_nothing_to_call(served):
     from gradio_client import Client
 
     client = Client(str(served[1].base_url), verbose=False)
-    for name in ("/arrive", "/push", "/zipped", "/act", "/say"):
+    for name in ("/restore_tab", "/push_to_hub", "/make_zip", "/save_edit", "/send_message"):
         with pytest.raises(ValueError, match="Cannot find a function"):
             client.predict(api_name=name)
 
@@ -100,7 +100,7 @@ def test_the_page_fetches_no_address_for_a_stranger(served):
     check_each(cases, check)
 
 
-@pytest.mark.parametrize("name", ["open_zip", "look", "start_from"])
+@pytest.mark.parametrize("name", ["open_zip", "survey_source", "start_from_file"])
 def test_a_file_that_was_not_uploaded_is_not_read(name, served):
     """The page sends the path of an upload back to the server; a stranger can write any path there."""
     demo, client, mine = served
@@ -120,7 +120,7 @@ def test_a_file_that_was_uploaded_is_read(served):
         "gradio_api/upload", files={"files": ("x.jsonl", b'{"instruction": "a", "output": "b"}')}
     ).json()[0]
     file = {"path": place, "orig_name": "x.jsonl", "meta": {"_type": "gradio.FileData"}}
-    number = numbered(demo, "start_from")
+    number = numbered(demo, "start_from_file")
     said = call(client, number, [file, *[None] * (len(demo.fns[number].inputs) - 1)], "uploaded")
     assert said["success"], said
 
@@ -130,7 +130,7 @@ def test_a_made_up_key_shows_nobody_elses_conversations(served):
     talk = conversation_store.start_conversation(
         conversation_store.open_store(mine.path, conversation.new_visitor_key()), "BETWEEN-US"
     )
-    number = numbered(demo, "shown_talk")
+    number = numbered(demo, "show_conversation")
     for key in (
         "",
         "x",

@@ -18,14 +18,14 @@ from persona.models import base
 PROJECT = Path(__file__).resolve().parent.parent
 ASK = """
 import json, os, sys
-from persona import base
+from persona.models import base
 said = {}
 for case, (name, token) in json.loads(sys.argv[1]).items():
     os.environ.pop("HF_TOKEN", None)
     if token:
         os.environ["HF_TOKEN"] = token
     try:
-        said[case] = str(base.resolve(name).id)
+        said[case] = str(base.resolve_base(name).id)
     except base.BaseError as e:
         said[case] = f"BaseError: {e}"
 print(json.dumps(said))
@@ -44,7 +44,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory) -> dict[str, str]:
-    """What base.resolve says of each, in a process that may ask this Hub: offline is decided at import."""
+    """What resolve_base says of each, in a process that may ask this Hub: offline is decided at import."""
     model = {"config.json": b"{}", "model.safetensors": b"x"}
     with Hub() as hub:
         hub.add("ben/open", model)

@@ -143,13 +143,15 @@ def test_lines_changed_by_hand_are_not_counted(book):
 
 def test_two_windows_vote_at_once(tmp_path, book):
     code = (
-        "import sys; from pathlib import Path; from persona import votes; from persona.compare.conversation import Answer, Voice\n"
-        "b = votes.open_book(Path(sys.argv[1]), sys.argv[2]); print(1, flush=True); input()\n"
-        "sides = [votes.Side(Voice('base', 'Base')), votes.Side(Voice('adapter', 'She'))]\n"
+        "import sys; from pathlib import Path; from persona.compare import blind_votes as votes\n"
+        "from persona.compare.conversation import ConversationAnswer, VoiceRecord\n"
+        "b = votes.open_vote_log(Path(sys.argv[1]), sys.argv[2]); print(1, flush=True); input()\n"
+        "sides = [votes.VoteSide(VoiceRecord('base', 'Base')), votes.VoteSide(VoiceRecord('adapter', 'She'))]\n"
         "for _ in range(8):\n"
-        "    q = votes.ask(b, 'q', sides, '', {})\n"
-        "    votes.answered(b, q.id, [Answer(s.voice, 'x' * 9_000) for s in (q.left, q.right)])\n"
-        "    votes.vote(b, q.id, 'left' if q.left.voice.kind == sys.argv[3] else 'right')"
+        "    q = votes.draw_question(b, 'q', sides, '', {})\n"
+        "    answers = [ConversationAnswer(s.voice, 'x' * 9_000) for s in (q.left, q.right)]\n"
+        "    votes.record_answers(b, q.id, answers)\n"
+        "    votes.record_vote(b, q.id, 'left' if q.left.voice.kind == sys.argv[3] else 'right')"
     )
     pipes: dict = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": PROJECT_DIR}
     children = [
@@ -261,7 +263,7 @@ def test_settled_means_the_same_in_the_interval_and_in_the_test(count):
     assert r.settled == (win_rate.sign_test(wins, n) < win_rate.ALPHA)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_the_forecast_is_the_first_count_that_settles_it(count):
     wins, n = count

@@ -8,10 +8,11 @@ import time
 from dataclasses import replace
 
 import pytest
-from speaking import GREEDY, LONG, NEVER, SHORT, WARM, changed, quiet, say
+from speaking import GREEDY, LONG, NEVER, SHORT, WARM, changed, is_busy, quiet, say
 from tiny_models import write_adapter
 
 from persona.compare import session
+from persona.compare.model_queue import MODEL_QUEUE
 from persona.compare.session import NO_ADAPTER, Column, LoadedModel, stream_replies
 from persona.errors import AdapterError
 from persona.models import adapter, attach
@@ -20,26 +21,26 @@ from persona.models.sampling import Sampling
 from persona.template.render import ChatPrompt
 
 pytest_plugins = "speaking"
-pytestmark = pytest.mark.usefixtures("plain_cpu")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_cpu")]
 
 
-def test_attached_once(voices, adapters, monkeypatch):
-    name = voices.attach(adapters[0])
+def test_attached_once(model, adapters, monkeypatch):
+    name = model.attach(adapters[0])
     monkeypatch.setattr(attach, "attach_adapter", lambda *_: pytest.fail("it is there already"))
-    assert voices.attach(adapters[0]) == name
+    assert model.attach(adapters[0]) == name
 
 
 @pytest.mark.parametrize("others", [0, 1], ids=["alone", "beside-another"])
-def test_a_folder_that_changed_is_read_again(voices, adapters, tiny_gemma, tmp_path, others):
-    columns = [Column(NO_ADAPTER, SHORT)] + [Column(voices.attach(a), SHORT) for a in adapters[:others]]
-    before = say(voices, columns)
+def test_a_folder_that_changed_is_read_again(model, adapters, tiny_gemma, tmp_path, others):
+    columns = [Column(NO_ADAPTER, SHORT)] + [Column(model.attach(a), SHORT) for a in adapters[:others]]
+    before = say(model, columns)
     replies = []
     for seed in (3, 4):
         write_adapter(tiny_gemma, tmp_path / "a", seed=seed, template="gemma-base", r=seed)
         stamp = 1_000_000 + seed
         os.utime(tmp_path / "a" / "adapter_model.safetensors", (stamp, stamp))
-        name = voices.attach(adapter.read_adapter(tmp_path / "a"))
-        replies.append(say(voices, [*columns, Column(name, SHORT)]))
+        name = model.attach(adapter.read_adapter(tmp_path / "a"))
+        replies.append(say(model, [*columns, Column(name, SHORT)]))
     assert replies[0][-1].text != replies[1][-1].text
     assert replies[0][:-1] == replies[1][:-1] == before, "the others did not change"
     fresh = LoadedModel(Base("someone/tiny", tiny_gemma))
@@ -47,52 +48,52 @@ def test_a_folder_that_changed_is_read_again(voices, adapters, tiny_gemma, tmp_p
     assert say(fresh, [Column(fresh.attach(adapter.read_adapter(tmp_path / "a")), SHORT)])[0] == replies[1][-1]
 
 
-def test_the_adapter_used_longest_ago_is_given_up(voices, tiny_gemma, adapters, tmp_path, monkeypatch):
+def test_the_adapter_used_longest_ago_is_given_up(model, tiny_gemma, adapters, tmp_path, monkeypatch):
     monkeypatch.setattr(session, "MAX_ATTACHED", 2)
-    one, two = (voices.attach(a) for a in adapters)
-    want = say(voices, [Column(one, SHORT)])  # used last, so that the second is the oldest
+    one, two = (model.attach(a) for a in adapters)
+    want = say(model, [Column(one, SHORT)])  # used last, so that the second is the oldest
     write_adapter(tiny_gemma, tmp_path / "three", seed=3, template="gemma-base")
-    three = voices.attach(adapter.read_adapter(tmp_path / "three"))
-    first, gone, third = say(voices, [Column(n, SHORT) for n in (one, two, three)])
+    three = model.attach(adapter.read_adapter(tmp_path / "three"))
+    first, gone, third = say(model, [Column(n, SHORT) for n in (one, two, three)])
     assert first == want[0] and "no longer open" in gone.error and third.tokens == 24
-    assert set(voices.model.peft_config) == {one, three}
-    assert voices.attach(adapters[1]) == two and set(voices.attached) == {three, two}
-    assert say(voices, [Column(two, SHORT)])[0].tokens == 24
+    assert set(model.model.peft_config) == {one, three}
+    assert model.attach(adapters[1]) == two and set(model.attached) == {three, two}
+    assert say(model, [Column(two, SHORT)])[0].tokens == 24
 
 
-def test_a_folder_that_is_gone_is_said(voices, tiny_gemma, tmp_path):
+def test_a_folder_that_is_gone_is_said(model, tiny_gemma, tmp_path):
     write_adapter(tiny_gemma, tmp_path / "a", template="gemma-base")
     mags = adapter.read_adapter(tmp_path / "a")
     shutil.rmtree(tmp_path / "a")
     with pytest.raises(AdapterError, match=r"is no longer there\. Choose another"):
-        voices.attach(mags)
-    assert not voices.lock.locked()
+        model.attach(mags)
+    assert not is_busy()
 
 
-def test_an_adapter_of_another_base_is_refused_and_the_chat_goes_on(voices, adapters, tiny_llama, tmp_path):
-    name = voices.attach(adapters[0])
-    before = say(voices, [Column(NO_ADAPTER, SHORT), Column(name, SHORT)])
+def test_an_adapter_of_another_base_is_refused_and_the_chat_goes_on(model, adapters, tiny_llama, tmp_path):
+    name = model.attach(adapters[0])
+    before = say(model, [Column(NO_ADAPTER, SHORT), Column(name, SHORT)])
     write_adapter(tiny_llama, tmp_path / "foreign")
     with pytest.raises(AdapterError, match="does not fit"):
-        voices.attach(adapter.read_adapter(tmp_path / "foreign"))
-    assert not voices.lock.locked()
-    assert say(voices, [Column(NO_ADAPTER, SHORT), Column(name, SHORT)]) == before
+        model.attach(adapter.read_adapter(tmp_path / "foreign"))
+    assert not is_busy()
+    assert say(model, [Column(NO_ADAPTER, SHORT), Column(name, SHORT)]) == before
 
 
-def test_a_changed_folder_that_no_longer_fits_is_said_and_can_be_mended(voices, tiny_gemma, tiny_llama, tmp_path):
+def test_a_changed_folder_that_no_longer_fits_is_said_and_can_be_mended(model, tiny_gemma, tiny_llama, tmp_path):
     write_adapter(tiny_gemma, tmp_path / "a", template="gemma-base")
-    name = voices.attach(adapter.read_adapter(tmp_path / "a"))
-    good = say(voices, [Column(NO_ADAPTER, SHORT), Column(name, SHORT)])
+    name = model.attach(adapter.read_adapter(tmp_path / "a"))
+    good = say(model, [Column(NO_ADAPTER, SHORT), Column(name, SHORT)])
     write_adapter(tiny_llama, tmp_path / "a")
     os.utime(tmp_path / "a" / "adapter_model.safetensors", (1, 1))
     with pytest.raises(AdapterError, match="does not fit"):
-        voices.attach(adapter.read_adapter(tmp_path / "a"))
-    assert say(voices, [Column(NO_ADAPTER, SHORT)])[0] == good[0]
-    (gone,) = say(voices, [Column(name, SHORT)])
+        model.attach(adapter.read_adapter(tmp_path / "a"))
+    assert say(model, [Column(NO_ADAPTER, SHORT)])[0] == good[0]
+    (gone,) = say(model, [Column(name, SHORT)])
     assert "no longer open" in gone.error
     write_adapter(tiny_gemma, tmp_path / "a", template="gemma-base")
-    assert voices.attach(adapter.read_adapter(tmp_path / "a")) == name
-    assert say(voices, [Column(NO_ADAPTER, SHORT), Column(name, SHORT)]) == good
+    assert model.attach(adapter.read_adapter(tmp_path / "a")) == name
+    assert say(model, [Column(NO_ADAPTER, SHORT), Column(name, SHORT)]) == good
 
 
 def test_the_last_base_is_kept_in_memory(tiny_gemma, tiny_llama, monkeypatch):
@@ -107,37 +108,37 @@ def test_the_last_base_is_kept_in_memory(tiny_gemma, tiny_llama, monkeypatch):
 # ---- what goes wrong
 
 
-def test_closing_half_way_frees_the_model(voices, adapters):
-    columns = [Column(NO_ADAPTER, SHORT), Column(voices.attach(adapters[0]), LONG)]
-    whole = say(voices, columns)
-    replies = stream_replies(voices, columns, GREEDY, NEVER)
+def test_closing_half_way_frees_the_model(model, adapters):
+    columns = [Column(NO_ADAPTER, SHORT), Column(model.attach(adapters[0]), LONG)]
+    whole = say(model, columns)
+    replies = stream_replies(model, columns, GREEDY, NEVER)
     for _ in range(3):
         seen = next(replies)
-    assert voices.lock.locked() and seen[0].tokens == 3
+    assert is_busy() and seen[0].tokens == 3
     replies.close()
-    assert not voices.lock.locked() and changed(voices.model) == 0
-    assert say(voices, columns) == whole
+    assert not is_busy() and changed(model.model) == 0
+    assert say(model, columns) == whole
 
 
-def test_a_forgotten_iterator_frees_the_model(voices):
-    replies = stream_replies(voices, [Column(NO_ADAPTER, SHORT)], GREEDY, NEVER)
+def test_a_forgotten_iterator_frees_the_model(model):
+    replies = stream_replies(model, [Column(NO_ADAPTER, SHORT)], GREEDY, NEVER)
     next(replies)
     del replies
     gc.collect()
-    assert not voices.lock.locked()
+    assert not is_busy()
 
 
 @pytest.mark.parametrize("when", [0, 3], ids=["first-pass", "fourth-pass"])
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError, KeyboardInterrupt, AdapterError])
-def test_an_error_inside_the_model_leaves_nothing_behind(voices, adapters, monkeypatch, when, error):
+def test_an_error_inside_the_model_leaves_nothing_behind(model, adapters, monkeypatch, when, error):
     """The layers are their own again, or every later answer would be wrong."""
-    columns = [Column(NO_ADAPTER, SHORT), Column(voices.attach(adapters[0]), SHORT)]
-    good = say(voices, columns)
-    layer = voices.model.get_base_model().model.layers[1].mlp.down_proj.base_layer
+    columns = [Column(NO_ADAPTER, SHORT), Column(model.attach(adapters[0]), SHORT)]
+    good = say(model, columns)
+    layer = model.model.get_base_model().model.layers[1].mlp.down_proj.base_layer
     real, calls = layer.forward, []
 
     def forward(*args, **kwargs):
-        calls.append(changed(voices.model))
+        calls.append(changed(model.model))
         if len(calls) > when:
             raise error("broken on purpose")
         return real(*args, **kwargs)
@@ -145,27 +146,27 @@ def test_an_error_inside_the_model_leaves_nothing_behind(voices, adapters, monke
     with monkeypatch.context() as patch:
         patch.setattr(layer, "forward", forward)
         with pytest.raises(error, match="broken on purpose"):
-            say(voices, columns)
+            say(model, columns)
     assert calls[-1] > 0, "it failed while the rows were mixed, or this test sees nothing"
-    assert changed(voices.model) == 0 and not voices.lock.locked()
-    assert say(voices, columns) == good
+    assert changed(model.model) == 0 and not is_busy()
+    assert say(model, columns) == good
 
 
-def test_two_at_once_each_get_their_own_answer(voices, adapters):
+def test_two_at_once_each_get_their_own_answer(model, adapters):
     """Streams take turns; each sets its own strength when its turn comes."""
-    names = [voices.attach(a) for a in adapters]
+    names = [model.attach(a) for a in adapters]
     jobs = [
         ([Column(NO_ADAPTER, SHORT), Column(names[0], LONG)], GREEDY),
         ([Column(names[1], SHORT, 0.5), Column(names[0], SHORT, 0.5)], WARM),
         ([Column(names[0], LONG, 1.5), Column(NO_ADAPTER, SHORT)], replace(WARM, seed=3)),
     ]
-    want = [say(voices, columns, sampling) for columns, sampling in jobs]
+    want = [say(model, columns, sampling) for columns, sampling in jobs]
     got: dict[int, list] = {}
     begin = threading.Barrier(6)
 
     def run(n):
         begin.wait()
-        got[n] = say(voices, *jobs[n % 3])
+        got[n] = say(model, *jobs[n % 3])
 
     threads = [threading.Thread(target=run, args=(n,)) for n in range(6)]
     for thread in threads:
@@ -176,77 +177,79 @@ def test_two_at_once_each_get_their_own_answer(voices, adapters):
     assert len({r[0].text for r in want}) == 3
 
 
-def test_turns_are_given_in_the_order_of_asking(voices):
+def test_turns_are_given_in_the_order_of_asking(model):
     """One that asks again and again does not keep the others waiting."""
     order, columns = [], [Column(NO_ADAPTER, SHORT)]
-    first = stream_replies(voices, columns, GREEDY, NEVER)
+    first = stream_replies(model, columns, GREEDY, NEVER)
     next(first)
 
     def run(name):
-        order.append((name, [r.tokens for r in say(voices, columns)]))
+        order.append((name, [r.tokens for r in say(model, columns)]))
 
     threads = []
     for n in range(4):
         threads.append(threading.Thread(target=run, args=(n,)))
         threads[-1].start()
-        while len(voices.lock.waiting) < n + 2:
+        while len(MODEL_QUEUE.waiting_in_order()) < n + 1:
             time.sleep(0.001)
     first.close()
     run("late")
     for thread in threads:
         thread.join(60)
-    assert order == [(n, [24]) for n in (0, 1, 2, 3, "late")] and not voices.lock.locked()
+    assert order == [(n, [24]) for n in (0, 1, 2, 3, "late")] and not is_busy()
 
 
-def test_one_that_gives_up_waiting_is_passed_over(voices, monkeypatch):
+def test_one_that_gives_up_waiting_is_passed_over(model, monkeypatch):
     """Ctrl-C while waiting for a turn: the next in the queue gets it."""
 
-    class Interrupted(threading.Event):
-        def wait(self, *_):
-            if len(voices.lock.waiting) > 1:
-                raise KeyboardInterrupt
-            super().wait()
+    def wait():
+        raise KeyboardInterrupt
 
-    first = stream_replies(voices, [Column(NO_ADAPTER, SHORT)], GREEDY, NEVER)
+    def join(*args):
+        ticket = real(*args)
+        ticket.turn.wait = wait
+        return ticket
+
+    real = MODEL_QUEUE.join
+    first = stream_replies(model, [Column(NO_ADAPTER, SHORT)], GREEDY, NEVER)
     next(first)
     with monkeypatch.context() as patch:
-        patch.setattr(session.threading, "Event", Interrupted)
+        patch.setattr(MODEL_QUEUE, "join", join)
         with pytest.raises(KeyboardInterrupt):
-            say(voices, [Column(NO_ADAPTER, SHORT)])
-    assert len(voices.lock.waiting) == 1
+            say(model, [Column(NO_ADAPTER, SHORT)])
+    assert is_busy() and not MODEL_QUEUE.waiting_in_order()
     first.close()
-    assert not voices.lock.locked() and say(voices, [Column(NO_ADAPTER, SHORT)])[0].tokens == 24
+    assert not is_busy() and say(model, [Column(NO_ADAPTER, SHORT)])[0].tokens == 24
 
 
 @pytest.mark.release
-@pytest.mark.slow
 def test_the_embedded_base_speaks_in_a_batch_as_alone(embedded_base, tmp_path):
     """At its real size: a prompt with and one without padding, greedy and drawn, in float32."""
     write_adapter(embedded_base.path, tmp_path / "a", template="gemma-base", size=0.02)
-    voices = LoadedModel(embedded_base)
-    name = voices.attach(adapter.read_adapter(tmp_path / "a"))
-    texts = [voices.tokenizer(t)["input_ids"] for t in ("The lighthouse keeper said", "茶已沏上了，")]
+    model = LoadedModel(embedded_base)
+    name = model.attach(adapter.read_adapter(tmp_path / "a"))
+    texts = [model.tokenizer(t)["input_ids"] for t in ("The lighthouse keeper said", "茶已沏上了，")]
     columns = [
         Column(NO_ADAPTER, ChatPrompt("", texts[0])),
         Column(name, ChatPrompt("", texts[1])),
         Column(name, ChatPrompt("", texts[0])),
     ]
     for sampling in (Sampling(temperature=0, max_new_tokens=5), Sampling(temperature=0.8, seed=5, max_new_tokens=5)):
-        together = say(voices, columns, sampling)
-        assert together == [say(voices, [c], sampling)[0] for c in columns]
+        together = say(model, columns, sampling)
+        assert together == [say(model, [c], sampling)[0] for c in columns]
         assert len({r.text for r in together}) == 3
 
 
-def test_attaching_waits_for_the_answer_that_is_running(voices, adapters):
-    replies = stream_replies(voices, [Column(NO_ADAPTER, SHORT)], GREEDY, NEVER)
+def test_attaching_waits_for_the_answer_that_is_running(model, adapters):
+    replies = stream_replies(model, [Column(NO_ADAPTER, SHORT)], GREEDY, NEVER)
     next(replies)
-    thread = threading.Thread(target=voices.attach, args=(adapters[0],))
+    thread = threading.Thread(target=model.attach, args=(adapters[0],))
     thread.start()
     thread.join(0.2)
-    assert thread.is_alive() and voices.attached == {}
+    assert thread.is_alive() and model.attached == {}
     *_, last = replies
     thread.join(30)
-    assert len(voices.attached) == 1 and say(voices, [Column(NO_ADAPTER, SHORT)]) == last
+    assert len(model.attached) == 1 and say(model, [Column(NO_ADAPTER, SHORT)]) == last
 
 
 # ---- which base

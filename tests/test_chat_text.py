@@ -54,8 +54,8 @@ def test_top_p_keeps_what_transformers_keeps(top_p, monkeypatch):
     scores[0, :4000] = -torch.inf  # as top_k leaves it
     sorted_rows = []
     nucleus = generate.FastTopPWarper(top_p)
-    real = nucleus.whole
-    monkeypatch.setattr(nucleus, "whole", lambda ids, some: sorted_rows.append(len(some)) or real(ids, some))
+    real = nucleus.full_sort
+    monkeypatch.setattr(nucleus, "full_sort", lambda ids, some: sorted_rows.append(len(some)) or real(ids, some))
     got = nucleus(None, scores)
     assert torch.equal(got[:3], real(None, scores[:3])), "the last row is all ties: any share of it will do"
     assert abs((got[3] > -torch.inf).sum() - top_p * 5000) <= 1
@@ -63,13 +63,13 @@ def test_top_p_keeps_what_transformers_keeps(top_p, monkeypatch):
 
 
 @pytest.mark.parametrize("stop", ["<end_of_turn>", "<eos>"])
-def test_a_stop_token_ends_its_own_row_alone(voices, monkeypatch, stop):
+def test_a_stop_token_ends_its_own_row_alone(model, monkeypatch, stop):
     """The reply's own stop token, or the tokenizer's: an ended row says nothing more while the others go on."""
-    end, turn = (voices.tokenizer.convert_tokens_to_ids(t) for t in (stop, "<end_of_turn>"))
-    a, b = letters(voices.tokenizer, "你")[0], letters(voices.tokenizer, "有")[0]
+    end, turn = (model.tokenizer.convert_tokens_to_ids(t) for t in (stop, "<end_of_turn>"))
+    a, b = letters(model.tokenizer, "你")[0], letters(model.tokenizer, "有")[0]
     script(monkeypatch, [a, b], [end, b], [b], [end])
     shown = [[(r.text, r.tokens, r.ended) for r in step] for step in
-             stream_replies(voices, [Column(NO_ADAPTER, SHORT)] * 2, GREEDY, turn)]  # fmt: skip
+             stream_replies(model, [Column(NO_ADAPTER, SHORT)] * 2, GREEDY, turn)]  # fmt: skip
     assert shown == [
         [("你", 1, False), ("有", 1, False)],
         [("你", 1, True), ("有有", 2, False)],
@@ -78,22 +78,22 @@ def test_a_stop_token_ends_its_own_row_alone(voices, monkeypatch, stop):
     ]
 
 
-def test_the_limit_is_not_an_end(voices, monkeypatch):
-    a = letters(voices.tokenizer, "你")[0]
+def test_the_limit_is_not_an_end(model, monkeypatch):
+    a = letters(model.tokenizer, "你")[0]
     script(monkeypatch, *[[a]] * 3)
-    *_, last = stream_replies(voices, [Column(NO_ADAPTER, SHORT)], replace(GREEDY, max_new_tokens=3), NEVER)
+    *_, last = stream_replies(model, [Column(NO_ADAPTER, SHORT)], replace(GREEDY, max_new_tokens=3), NEVER)
     assert (last[0].text, last[0].tokens, last[0].ended) == ("你你你", 3, False)
 
 
-def test_half_a_character_waits_for_its_other_half(voices, monkeypatch):
+def test_half_a_character_waits_for_its_other_half(model, monkeypatch):
     """A rare character comes in four bytes, one token each; none of them is a character."""
-    bytes_ = letters(voices.tokenizer, "𠮷")
+    bytes_ = letters(model.tokenizer, "𠮷")
     assert len(bytes_) == 4
-    a = letters(voices.tokenizer, "你")[0]
+    a = letters(model.tokenizer, "你")[0]
     script(monkeypatch, *[[t] for t in (a, *bytes_, a, *bytes_[:2])])
     shown = [
         step[0].text
-        for step in stream_replies(voices, [Column(NO_ADAPTER, SHORT)], replace(GREEDY, max_new_tokens=8), NEVER)
+        for step in stream_replies(model, [Column(NO_ADAPTER, SHORT)], replace(GREEDY, max_new_tokens=8), NEVER)
     ]
     assert shown[:8] == ["你", "你", "你", "你", "你𠮷", "你𠮷你", "你𠮷你", "你𠮷你"]
     assert not any("\ufffd" in text for text in shown[:8])
@@ -106,18 +106,18 @@ def test_text_grows_and_ends_as_what_was_said(request, tokenizer, text):
     tokenizer = request.getfixturevalue(tokenizer)
     shown = generate._StreamedText(tokenizer)
     steps = [shown.add(t) for t in letters(tokenizer, text)]
-    assert steps[-1] == shown.whole() == text
+    assert steps[-1] == shown.decode() == text
     assert all(b.startswith(a) for a, b in itertools.pairwise(steps))
     assert not any("\ufffd" in s for s in steps)
 
 
-def test_no_room_for_a_reply_is_that_columns_error(voices):
+def test_no_room_for_a_reply_is_that_columns_error(model):
     room = replace(GREEDY, max_new_tokens=96)
     short, long = say(
-        voices, [Column(NO_ADAPTER, SHORT), Column(NO_ADAPTER, ChatPrompt("", [5] * (MAX_CONTEXT_TOKENS - 95)))], room
+        model, [Column(NO_ADAPTER, SHORT), Column(NO_ADAPTER, ChatPrompt("", [5] * (MAX_CONTEXT_TOKENS - 95)))], room
     )
     assert long.error == "The conversation has 4,001 tokens and no room for a reply. Clear it and start again."
-    assert short == say(voices, [Column(NO_ADAPTER, SHORT)], room)[0] and short.tokens == 96
+    assert short == say(model, [Column(NO_ADAPTER, SHORT)], room)[0] and short.tokens == 96
 
 
 def test_a_bad_setting_is_refused_by_name():

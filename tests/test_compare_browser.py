@@ -11,13 +11,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 def test_compare_vote_and_correct(browser, server, trained):
     page, errors = open_page(browser, server.url)
-    page.click("#which input")
+    page.click("#persona-list input")
     page.click("[role=option]:has-text('甄嬛')")
     to_compare(page)
     page.wait_for_function("document.querySelector('#adapter input')?.value?.includes('甄嬛')")
 
     # a third voice; the replies kept short
-    page.click("#beside input")
+    page.click("#compare-with input")
     page.click("[role=option]:has-text('Base alone')")
     page.keyboard.press("Escape")
     page.wait_for_selector("#chat-third")

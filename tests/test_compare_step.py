@@ -93,7 +93,8 @@ def test_columns_stand_where_they_are_expected(run, chosen):
     others = [voice_picker.BASE_ALONE, f"{chosen}@2", f"blend/0.25/{chosen}@2"]
     cast = voice_picker.open_comparison("mags", chosen, others, 0.5)
     assert [v.adapter for v in cast.voices][1] == chosen and len(cast.voices) == 4
-    assert [v.label for v in cast.voices] == chat_tab._column_labels(chosen, others)
+    same = chat_tab._column_voices(chosen, others)
+    assert [(v.label, v.column) for v in cast.voices] == [(v.label, v.column) for v in same]
     alone, own, early, mixed = cast.speakers
     assert alone.renderer.system == "" and own.renderer.system == CARD.system == mixed.renderer.system
     assert (own.strength, early.strength, mixed.strength) == (0.5, 0.5, 0.5)
@@ -208,7 +209,7 @@ def test_a_list_of_questions_becomes_files(run, chosen):
     assert questions_tab.held_out_questions("mags", chosen).splitlines() == [
         r.pair.instruction for r in run.rows() if r.held_out
     ]
-    with pytest.raises(PersonaError, match="no question yet"):
+    with pytest.raises(PersonaError, match="no questions yet"):
         next(questions_tab.answer_questions(" \n ", "mags", chosen, [], 1.0, *KNOBS))
 
 

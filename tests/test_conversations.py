@@ -1,7 +1,6 @@
 """Conversations: nothing said is lost or overwritten, and nobody but who said it can read it."""
 
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -20,9 +19,8 @@ from persona.compare.conversation import Conversation, ConversationAnswer, Voice
 from persona.compare.conversation_store import ConversationStore
 from persona.errors import InputError
 from persona.store import jsonl
-from persona.store.pairs import MAX_CHARACTERS, Pair
+from persona.store.pairs import MAX_CHARACTERS
 from persona.store.workspace import PROJECT_DIR
-from persona.write.importers import messages
 
 BASE = VoiceRecord("base", "Base")
 HER = VoiceRecord("adapter", "甄嬛", "run/zhen-huan/20261122-031500-a1b2", 0.8, "你是甄嬛。")
@@ -59,7 +57,7 @@ def test_a_conversation_is_read_back_as_it_was(mine):
     assert [t.said for t in again.turns] == ["你是谁？\n说说看", "one\u2028two\x85three\x0b\x00four"]
     last = again.turns[-1]
     assert last.answers == tuple(replies("base 1", "她 1")) and last.sampling == DICE
-    assert conversation.column_history(again, last.id, "甄嬛") == (("你是谁？\n说说看", "她 0"),)
+    assert conversation.column_history(again, last.id, HER.column) == (("你是谁？\n说说看", "她 0"),)
 
 
 def test_it_is_on_disk_when_it_is_shown_as_saved(mine, monkeypatch):
@@ -150,10 +148,10 @@ def test_a_regenerated_answer_replaces_the_last_and_keeps_it(mine):
     talk = spoken(mine, "a", "b")
     before = talk.turns[1]
     talk = conversation_store.add_answers(mine, talk, before.id, replies("new", "新"), {"seed": 8})
-    assert conversation.answer_text(talk.turns[1], "甄嬛") == "新" and talk.turns[1].sampling == {"seed": 8}
+    assert conversation.answer_text(talk.turns[1], HER.column) == "新" and talk.turns[1].sampling == {"seed": 8}
     assert talk.turns[1].regenerations == (before.answered, talk.turns[1].answered)
     talk = conversation_store.show_branch(mine, talk, before.answered)
-    assert conversation.answer_text(talk.turns[1], "甄嬛") == "她 1"
+    assert conversation.answer_text(talk.turns[1], HER.column) == "她 1"
     with pytest.raises(InputError, match="not a message"):
         conversation_store.show_branch(mine, talk, 99)
 
@@ -193,7 +191,7 @@ def test_every_way_to_cut_the_last_line_costs_that_line_only(mine):
         seen = conversation_store.read_conversation(mine, talk.id)
         assert seen.damaged == 1 and [t.said for t in seen.turns] == ["一", "二"] and not seen.turns[1].answers
         seen = conversation_store.add_answers(mine, seen, seen.turns[1].id, replies("x", "好"), DICE)
-        assert conversation.answer_text(seen.turns[1], "甄嬛") == "好" and seen.damaged == 1
+        assert conversation.answer_text(seen.turns[1], HER.column) == "好" and seen.damaged == 1
     file.write_bytes(whole[:-1])  # only the line break is missing: nothing is lost, and nothing glued to it
     assert (
         conversation_store.add_turn(mine, conversation_store.read_conversation(mine, talk.id), "三").turns[:2]
@@ -219,9 +217,11 @@ def test_damage_in_the_middle_costs_what_was_there(mine):
 
 def test_a_killed_program_has_kept_all_that_it_had_shown(tmp_path, mine):
     code = (
-        "import sys; from pathlib import Path; from persona import shelf\n"
-        "s = shelf.open_shelf(Path(sys.argv[1]), sys.argv[2]); t = shelf.start(s, 'begin'); print(t.id, flush=True)\n"
-        "for n in range(10_000): t = shelf.edit(s, t, t.turns[0].id, f'turn {n} ' + 'x' * 5_000); print(n, flush=True)"
+        "import sys; from pathlib import Path; from persona.compare import conversation_store as store\n"
+        "s = store.open_store(Path(sys.argv[1]), sys.argv[2]); t = store.start_conversation(s, 'begin')\n"
+        "print(t.id, flush=True)\n"
+        "for n in range(10_000):\n"
+        "    t = store.edit_turn(s, t, t.turns[0].id, f'turn {n} ' + 'x' * 5_000); print(n, flush=True)"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "p"), KEY], cwd=PROJECT_DIR, stdout=subprocess.PIPE, text=True
@@ -241,9 +241,10 @@ def test_a_killed_program_has_kept_all_that_it_had_shown(tmp_path, mine):
 def test_two_processes_add_to_one_conversation(tmp_path, mine):
     talk = conversation_store.start_conversation(mine, "begin")
     code = (
-        "import sys; from pathlib import Path; from persona import shelf\n"
-        "s = shelf.open_shelf(Path(sys.argv[1]), sys.argv[2]); t = shelf.read(s, sys.argv[3]); print(1, flush=True); input()\n"
-        "for n in range(25): shelf.edit(s, t, 1, f'{sys.argv[4]} {n} ' + '字' * 3_000)"
+        "import sys; from pathlib import Path; from persona.compare import conversation_store as store\n"
+        "s = store.open_store(Path(sys.argv[1]), sys.argv[2]); t = store.read_conversation(s, sys.argv[3])\n"
+        "print(1, flush=True); input()\n"
+        "for n in range(25): store.edit_turn(s, t, 1, f'{sys.argv[4]} {n} ' + '字' * 3_000)"
     )
     pipes: dict = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": PROJECT_DIR}
     children = [
@@ -304,7 +305,7 @@ def test_limits_are_sentences_and_nothing_is_lost_in_silence(tmp_path, mine, mon
     assert file_of(mine, talk).read_bytes() == before
 
 
-def test_a_full_shelf_gives_up_the_oldest_and_says_so(mine, monkeypatch):
+def test_a_full_store_deletes_the_oldest_and_says_so(mine, monkeypatch):
     monkeypatch.setattr(conversation_store, "MAX_CONVERSATIONS", 3)
     kept = [spoken(mine, f"talk {n}") for n in range(3)]
     for n, talk in enumerate(kept):
@@ -338,34 +339,13 @@ def test_a_disk_that_cannot_be_written_is_a_sentence(mine, monkeypatch):
         conversation_store.add_turn(mine, talk, "b")
 
 
-def test_an_export_has_a_line_for_each_column_and_comes_back_as_pairs(mine):
-    talk = spoken(mine, "a", "b")
-    talk = conversation_store.add_answers(
-        mine, conversation_store.add_turn(mine, talk, "c"), 5, [ConversationAnswer(HER, "only she")], DICE
-    )
-    rows = [json.loads(line) for line in conversation.export_messages(talk)]
-    assert [r["column"] for r in rows] == ["Base", "甄嬛"] and rows[1]["strength"] == 0.8
-    assert rows[0]["messages"] == [
-        {"role": "user", "content": "a"}, {"role": "assistant", "content": "base 0"},
-        {"role": "user", "content": "b"}, {"role": "assistant", "content": "base 1"},
-    ]  # fmt: skip
-    assert rows[1]["messages"][0] == {"role": "system", "content": "你是甄嬛。"}
-    assert [m["content"] for m in rows[1]["messages"][1:]] == ["a", "她 0", "b", "她 1", "c", "only she"]
-    assert conversation.column_history(conversation_store.add_turn(mine, talk, "d"), 7, "Base") == (
-        ("a", "base 0"),
-        ("b", "base 1"),
-    )
-    pair, _ = messages.row_to_pair(rows[1], "talk.jsonl:2")
-    assert pair == Pair("c", "only she", (("a", "她 0"), ("b", "她 1")), "talk.jsonl:2")
-
-
 moves = st.lists(
     st.tuples(st.sampled_from(["say", "edit", "answer", "show"]), st.integers(0, 9), st.text(min_size=1, max_size=5)),
     max_size=8,
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(moves)
 def test_whatever_is_done_everything_said_can_be_shown_again(tmp_path_factory, todo):
     mine = conversation_store.open_store(tmp_path_factory.mktemp("any"), KEY)

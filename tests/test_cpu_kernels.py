@@ -1,32 +1,29 @@
-"""The faster ways of a training step compute what the stock modules compute, forward and back."""
+"""The kernels of a training step compute what the stock modules compute, forward and backward, and go at its end."""
+
+import contextlib
+from typing import Any
 
 import pytest
 import torch
 from tiny_models import load, lora_gradients, with_lora
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.gemma3 import modeling_gemma3
+from transformers.models.llama import modeling_llama
 
 from persona.models.loss import nll_sum
 from persona.template.render import IGNORE_INDEX
 from persona.train import cpu_kernels
+from persona.train import run as train_run
 from persona.train.collator import Collator
 
+pytest_plugins = "training"
 LENGTHS = (23, 9, 31, 16)
 
 
 @pytest.fixture(params=["tiny_gemma", "tiny_llama"])
 def base(request):
     return request.getfixturevalue(request.param)
-
-
-@pytest.fixture(autouse=True)
-def their_rotary():
-    """What speed_up puts into transformers' modules goes at the end of each test."""
-    from transformers.models.gemma3 import modeling_gemma3
-    from transformers.models.llama import modeling_llama
-
-    before = {code: code.apply_rotary_pos_emb for code in (modeling_gemma3, modeling_llama)}
-    yield
-    for code, function in before.items():
-        code.apply_rotary_pos_emb = function
 
 
 def batch(vocabulary: int, lengths=LENGTHS, **settings):
@@ -46,8 +43,8 @@ def learn(model, given):
 def both(base, given, dtype="float32", **settings):
     stock = learn(with_lora(load(base, dtype), **settings), given)
     fast = with_lora(load(base, dtype), **settings)
-    cpu_kernels.install_cpu_kernels(fast)
-    return stock, learn(fast, given)
+    with cpu_kernels.cpu_kernels(fast):
+        return stock, learn(fast, given)
 
 
 def used(monkeypatch, *functions: str) -> dict[str, int]:
@@ -89,14 +86,14 @@ def test_in_bfloat16_they_are_as_near_to_float32_as_the_stock_ones(base):
 def test_every_layer_takes_the_faster_way(base, monkeypatch):
     counts = used(monkeypatch, "RMSNorm", "Rotate", "LoraLinear")
     model = with_lora(load(base))
-    cpu_kernels.install_cpu_kernels(model)
-    tried = counts["RMSNorm"], counts["Rotate"]
-    learn(model, batch(200))
+    with cpu_kernels.cpu_kernels(model):
+        tried = counts["RMSNorm"], counts["Rotate"]
+        learn(model, batch(200))
+        assert model.get_base_model().config._attn_implementation == cpu_kernels.ATTENTION_NAME
     norms = sum("RMSNorm" in type(m).__name__ for m in model.modules())
     assert counts["RMSNorm"] - tried[0] == norms
     assert counts["Rotate"] - tried[1] == 2 * 2, "queries and keys, two layers"
     assert counts["LoraLinear"] == 2 * 7
-    assert model.get_base_model().config._attn_implementation == cpu_kernels.ATTENTION_NAME
 
 
 def test_packed_rows_and_long_rows_are_left_to_the_stock_attention(base, monkeypatch):
@@ -115,9 +112,8 @@ def test_packed_rows_and_long_rows_are_left_to_the_stock_attention(base, monkeyp
 
 def test_the_base_alone_and_generation_are_the_stock_ones(base):
     stock, fast = with_lora(load(base)), with_lora(load(base))
-    cpu_kernels.install_cpu_kernels(fast)
     ids = torch.arange(5, 12)[None]
-    with torch.no_grad():
+    with torch.no_grad(), cpu_kernels.cpu_kernels(fast):
         with stock.disable_adapter(), fast.disable_adapter():
             assert torch.allclose(stock(ids).logits, fast(ids).logits, atol=1e-5)
         said = [m.generate(ids, max_new_tokens=8, do_sample=False) for m in (stock, fast)]
@@ -133,7 +129,48 @@ def test_a_norm_that_computes_something_else_keeps_its_own():
         def forward(self, x):
             return x * torch.rsqrt(x.abs().mean(-1, keepdim=True) + self.eps) * self.weight
 
-    norm, x = OddRMSNorm(), torch.randn(4, 8)
-    want = norm(x)
-    cpu_kernels._replace_norm(norm)
-    assert torch.equal(norm(x), want) and "forward" not in vars(norm)
+    assert cpu_kernels._find_norm_kernel(OddRMSNorm()) is None
+
+
+# --- what a run changes in this process, and takes back -------------------------------------------------------------
+
+
+def patched(model=None) -> dict[str, Any]:
+    """All that the kernels replace: in transformers' modules and tables, and in a model."""
+    state: dict[str, Any] = {c.__name__: dict(vars(c)) for c in (modeling_gemma3, modeling_llama)}
+    state |= {"attention": dict(ALL_ATTENTION_FUNCTIONS), "masks": dict(ALL_MASK_ATTENTION_FUNCTIONS)}
+    if model is not None:
+        state["forwards"] = {n: vars(m)["forward"] for n, m in model.named_modules() if "forward" in vars(m)}
+        state["implementation"] = model.get_base_model().config._attn_implementation
+    return state
+
+
+@pytest.mark.parametrize("error", [None, ValueError], ids=["after the end", "after an error"])
+def test_model_and_transformers_are_as_before(base, error):
+    model = with_lora(load(base))
+    before = patched(model)
+    with contextlib.suppress(ValueError), cpu_kernels.cpu_kernels(model):
+        during = patched(model)
+        assert during["forwards"] and during["attention"] != before["attention"] and during["masks"] != before["masks"]
+        code = type(model.get_base_model()).__module__
+        assert during[code]["apply_rotary_pos_emb"] is not before[code]["apply_rotary_pos_emb"]
+        if error:
+            raise error
+    assert patched(model) == before
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError], ids=["done", "failed"])
+def test_a_run_in_this_process_leaves_transformers_as_it_was(make, monkeypatch, error):
+    before, during = patched(), []
+
+    def start(trainer, checkpoint, real=train_run.start_or_resume):
+        during.append(patched())
+        if error:
+            raise error
+        real(trainer, checkpoint)
+
+    monkeypatch.setattr(train_run, "start_or_resume", start)
+    with contextlib.suppress(ZeroDivisionError):
+        train_run.train_run(make(max_steps=1))
+    assert during and during[0] != before
+    assert patched() == before

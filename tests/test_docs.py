@@ -44,12 +44,14 @@ def test_every_address_that_is_contacted_is_named():
 def test_readme_counts_the_bases_right():
     from persona.models import base, bundled
 
-    assert int(re.search(r"step 2 holds (\d+) more", README)[1]) == len(base.list_base_choices()) - len(
+    assert int(re.search(r"Step 2 lists (\d+) more", README)[1]) == len(base.list_base_choices()) - len(
         bundled.BUNDLED_MODELS
     )
 
 
 MANY_LINES = 400
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)\)")
+MODULE = re.compile(r"`([a-z_]+/[a-z_/]+\.py)`")
 
 
 def test_no_file_is_long():
@@ -59,14 +61,24 @@ def test_no_file_is_long():
     assert {name: count for name, count in lines.items() if count > MANY_LINES} == {}
 
 
-def test_readme_shows_the_two_commands_first():
-    start = README.split("---", 2)[2][:1500]
-    assert "make run" in start and "make test" in start and "python app.py" in start
+def test_readme_shows_how_to_start_first():
+    start = README.split("---", 2)[2][:1800]
+    assert "`make run`" in start and "`pip install .`" in start and "`persona page`" in start
 
 
-def test_pictures_are_there():
-    paths = re.findall(r"\]\((docs/[^)]+)\)", README)
-    assert paths and [p for p in paths if not (PROJECT / p).is_file()] == []
+def test_links_between_documents_lead_somewhere():
+    documents = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("benchmarks/*.md")]
+    paths = [(doc, link) for doc in documents for link in LINK.findall(doc.read_text(encoding="utf-8"))]
+    assert len(paths) > 30
+    assert [(d.name, link) for d, link in paths if not (d.parent / link).is_file()] == []
+
+
+def test_documents_name_modules_that_exist():
+    """`package/module.py` in a document is a file of persona/, or of the project."""
+    named = {(doc.name, name) for doc in [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("benchmarks/*.md")]
+             for name in MODULE.findall(doc.read_text(encoding="utf-8"))}  # fmt: skip
+    assert len(named) > 20
+    assert [x for x in sorted(named) if not any((PROJECT / top / x[1]).is_file() for top in ("", "persona"))] == []
 
 
 def test_readme_is_a_space_card():

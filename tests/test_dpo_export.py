@@ -108,11 +108,11 @@ def test_a_correction_has_what_the_persona_had_said_before(persona):
             mine, talk, last, [ConversationAnswer(BASE, f"base {last}"), ConversationAnswer(HER, f"她 {last}")], {}
         )
         talk = conversation_store.add_turn(mine, talk, said)
-    pair = corrections.pair_from_turn(talk, talk.turns[-1].id, "甄嬛", "换了便是。")
+    pair = corrections.pair_from_turn(talk, talk.turns[-1].id, HER.column, "换了便是。")
     assert pair == Pair("再来一杯", "换了便是。", (("坐。", "她 1"), ("茶凉了", "她 3")), "correction")
-    assert corrections.pair_from_turn(talk, talk.turns[0].id, "甄嬛", "谢座。").history == ()
+    assert corrections.pair_from_turn(talk, talk.turns[0].id, HER.column, "谢座。").history == ()
     with pytest.raises(InputError, match="not a turn"):
-        corrections.pair_from_turn(talk, 99, "甄嬛", "x")
+        corrections.pair_from_turn(talk, 99, HER.column, "x")
 
 
 def test_a_correction_goes_to_the_pairs_and_can_be_taken_back(persona):

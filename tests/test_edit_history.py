@@ -37,7 +37,7 @@ def test_a_difference_of_deleted_rows_names_those_rows_only():
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(some_pairs, min_size=1, max_size=6))
 def test_any_row_of_edits_is_undone_and_redone(tmp_path_factory, states):
     persona = persona_folder.create_persona_at(

@@ -108,7 +108,7 @@ def test_shipped_rules_belong_to_probes_and_reject_an_assistant(name):
 def test_general_questions_are_answered_rightly_by_their_own_answers():
     questions = scoring.read_general_questions()
     assert len(questions) == 24 and all(
-        q.right(q.pair.output) and not q.right("I know nothing of that.") for q in questions
+        q.is_right(q.pair.output) and not q.is_right("I know nothing of that.") for q in questions
     )
 
 
@@ -119,11 +119,11 @@ def test_a_file_is_measured_without_the_pairs_that_were_trained_on(tmp_path):
     persona = create_persona_at(tmp_path / "mags", CARD, PAIRS[:8])
     run = create_run(persona, make_config(eval_fraction=0.25))
     held = eval_rows.read_eval_rows(run, None)
-    assert len(held.held) == 2 and len(held.trained) == 6 and held.notes == []
-    file = tmp_path / "more.jsonl"
+    assert len(held.held) == 2 and len(held.trained) == 6 and held.notes == [] and held.from_run
+    file = tmp_path / "the run's.jsonl"
     write_pairs(file, [*held.trained[:3], *PAIRS[20:24]])
     found = eval_rows.read_eval_rows(run, file)
-    assert found.held == PAIRS[20:24] and "3 pairs were trained on" in found.notes[0]
+    assert found.held == PAIRS[20:24] and "3 pairs were trained on" in found.notes[0] and not found.from_run
     write_pairs(file, held.trained)
     with pytest.raises(InputError, match="all of its 6 pairs were trained on"):
         eval_rows.read_eval_rows(run, file)
@@ -188,7 +188,7 @@ def trained(base, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             if endless:
                 patch.setattr(
-                    "persona.train.prepare.check_all",
+                    "persona.train.prepare.render_examples",
                     lambda *given: [_no_stop(*given[:1], e) for e in render_examples(*given)],
                 )
             train_run.train_run(run)
@@ -268,16 +268,16 @@ def test_an_adapter_without_its_stop_token_never_stops(trained, base):
 @pytest.mark.slow
 def test_rows_are_measured_as_training_measures_them(good, base):
     opened = adapter.read_adapter(good.adapter)
-    voices = session.open_model(session.base_of(opened, str(base.path)))
-    name = voices.attach(opened)
-    renderer = Renderer(voices.tokenizer, read_template("chatml"), "You are Mags.")
+    model = session.open_model(session.base_of(opened, str(base.path)))
+    name = model.attach(opened)
+    renderer = Renderer(model.tokenizer, read_template("chatml"), "You are Mags.")
     examples = [renderer.render_example(p) for p in PAIRS[:5]]
     work = scoring.EvalWork(10, lambda _: None)
-    by_base = scoring.score_rows(voices, session.NO_ADAPTER, examples, work)
-    own = scoring.score_rows(voices, name, examples, work)
+    by_base = scoring.score_rows(model, session.NO_ADAPTER, examples, work)
+    own = scoring.score_rows(model, name, examples, work)
     weights = [e.learned for e in examples]
-    with voices.without_adapters():
-        whole = mean_nll(voices.model, examples, Collator(voices.tokenizer.pad_token_id))
+    with model.without_adapters():
+        whole = mean_nll(model.model, examples, Collator(model.tokenizer.pad_token_id))
     assert np.average(by_base, weights=weights) == pytest.approx(whole, abs=1e-4)
     assert all(b > a + 0.05 for b, a in zip(by_base, own, strict=True))
     short = scoring.mask_stop_token(examples[0], renderer.stop_id)

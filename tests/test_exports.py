@@ -34,6 +34,7 @@ from persona.write.importers.text_source import open_source
 
 QUESTIONS = ("Who are you?", "tea?", "你是谁？")
 GREEDY = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=12)
+pytestmark = pytest.mark.slow  # models are merged, saved and opened again
 
 
 def replies(model, renderer) -> list[str]:

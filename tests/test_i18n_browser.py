@@ -38,7 +38,7 @@ def walk(page) -> dict[str, list[str]]:
 
 def test_each_language_is_whole(browser, server, trained):
     page, errors = open_page(browser, server.url, locale="zh-CN")
-    page.click("#which input")
+    page.click("#persona-list input")
     page.click("[role=option]:has-text('甄嬛')")
     words = r"[A-Za-z'’]{2,}(?:[ ,;:]+[A-Za-z'’]{2,}){2,}"
     for step, lines in walk(page).items():

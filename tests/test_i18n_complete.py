@@ -11,7 +11,7 @@ import pytest
 from messages_in_source import MAKERS, made
 
 from persona.template import chat_template
-from persona.train.config import PRESETS, RunConfig
+from persona.train.config import PRESETS
 from persona.ui import i18n, navigation, voice_picker, widgets
 from persona.ui.steps import share
 from persona.ui.steps.compare import blind_vote_tab
@@ -21,7 +21,7 @@ from persona.ui.steps.write import card_tab, import_tab, lint_tab, pairs_tab, pa
 from persona.write.importers import registry
 
 UI = Path(i18n.__file__).parent
-FILES = sorted(UI.glob("*.py"))
+FILES = {file.relative_to(UI).as_posix(): file for file in sorted(UI.rglob("*.py"))}
 CATALOGUE = json.loads((UI / "locales" / "zh.json").read_text(encoding="utf-8"))
 HOLE = "\0"  # stands for what an f-string puts in
 
@@ -29,7 +29,7 @@ HOLE = "\0"  # stands for what an f-string puts in
 def rules() -> set[str]:
     """Every rule of lint, as its findings name it."""
     found = set()
-    for file in (UI.parent / "lint").glob("*.py"):
+    for file in (UI.parent / "write" / "lint").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Finding", "found", "TextRule"):
                 found |= {a.value for a in node.args[:1] if isinstance(a, ast.Constant)}
@@ -38,65 +38,71 @@ def rules() -> set[str]:
 
 # where t() is called with a text of a table: file, and the call's first argument → all that it can be
 TABLES: dict[tuple[str, str], set[str]] = {
-    ("blind.py", "words"): set(blind_vote_tab.VOTE_CHOICES.values()),
-    ("write.py", "CARD_FIELDS[name]"): set(card_tab.CARD_FIELDS.values()),
-    ("checking.py", "RULES.get(rule) or rule.replace('-', ' ').capitalize()"): {
+    ("steps/compare/blind_vote_tab.py", "words"): set(blind_vote_tab.VOTE_CHOICES.values()),
+    ("steps/write/card_tab.py", "CARD_FIELDS[name]"): set(card_tab.CARD_FIELDS.values()),
+    ("steps/write/card_tab.py", "label"): set(card_tab.CARD_FIELDS.values()),
+    ("steps/write/lint_tab.py", "RULE_TITLES.get(rule) or rule.replace('-', ' ').capitalize()"): {
         lint_tab.RULE_TITLES.get(r) or r.replace("-", " ").capitalize() for r in rules()
     },
-    ("desk.py", "name"): {*pairs_table.PAIR_FILTERS, *pairs_table.SORT_ORDERS},
-    ("exporting.py", "form"): set(export_tab.EXPORT_CHOICES),
-    ("importing.py", "NONE"): {import_tab.NO_COLUMN},
-    ("importing.py", "label"): set(import_tab.COLUMN_LABELS),
-    ("importing.py", "module.TITLE"): {m.TITLE for m in registry.import_formats().values()},
-    ("importing.py", "title"): {m.TITLE for m in registry.import_formats().values()},
-    ("settings.py", "WORDS.get(name, name.replace('_', ' ').capitalize())"): {
-        settings_form.SETTING_LABELS.get(n, n.replace("_", " ").capitalize()) for n in settings_form.EXPERT_FIELDS
+    ("steps/write/pairs_tab.py", "name"): {*pairs_table.PAIR_FILTERS, *pairs_table.SORT_ORDERS},
+    ("steps/write/lint_tab.py", "name"): set(pairs_table.PAIR_FILTERS),
+    ("steps/share/export_tab.py", "form"): set(export_tab.EXPORT_CHOICES),
+    ("steps/write/import_tab.py", "NO_COLUMN"): {import_tab.NO_COLUMN},
+    ("steps/write/import_tab.py", "label"): set(import_tab.COLUMN_LABELS),
+    ("steps/write/import_tab.py", "module.TITLE"): {m.TITLE for m in registry.import_formats().values()},
+    ("steps/write/import_tab.py", "importer.TITLE"): {m.TITLE for m in registry.import_formats().values()},
+    ("steps/train/settings_form.py", "setting_label(name)"): set(
+        map(settings_form.setting_label, settings_form.EXPERT_FIELDS)
+    ),
+    ("steps/train/settings_form.py", "setting_help(name)"): set(
+        map(settings_form.setting_help, settings_form.EXPERT_FIELDS)
+    ),
+    ("steps/train/settings_form.py", "group"): set(settings_form.SETTING_GROUPS),
+    ("steps/share/__init__.py", "SPACE_LINK if deployment.has_sign_in() else HOME_LINK"): {
+        share.SPACE_LINK,
+        share.HOME_LINK,
     },
-    ("settings.py", "help_of(name, str(field.description))"): {
-        settings_form.setting_help(n, str(RunConfig.model_fields[n].description)) for n in settings_form.EXPERT_FIELDS
+    ("steps/write/suggest_tab.py", "NO_MODEL_NOTE"): {suggest_tab.NO_MODEL_NOTE},
+    ("steps/template.py", "renderer.template.about"): {x.about for x in chat_template.shipped_templates().values()},
+    ("steps/write/pairs_table.py", "label"): {label for *_, label in pairs_table.ROW_TOOLS},
+    ("steps/write/pairs_table.py", "title"): {title for _, _, title, _ in pairs_table.ROW_TOOLS},
+    ("steps/write/pairs_table.py", "word"): {word for _, word, _, _ in pairs_table.ROW_TOOLS},
+    ("steps/compare/chat_tab.py", "voice_picker.DATE_FORMAT"): {voice_picker.DATE_FORMAT},
+    ("steps/train/plan_view.py", "PRESETS[preset][1]"): {about for _, about in PRESETS.values()},
+    ("steps/train/__init__.py", "p.capitalize()"): {p.capitalize() for p in PRESETS},
+    ("steps/train/run_view.py", "STATUS_LABELS[p.status]"): set(run_view.STATUS_LABELS.values()),
+    ("steps/train/run_view.py", "title"): {title for title, _ in run_view.CURVES.values()},
+    ("steps/write/export_tab.py", "m.TITLE"): {
+        m.TITLE for m in registry.import_formats().values() if hasattr(m, "dump")
     },
-    ("settings.py", "group"): set(settings_form.SETTING_GROUPS),
-    ("share.py", "SPACE_LINK if space.signs_in() else HOME_LINK"): {share.SPACE_LINK, share.HOME_LINK},
-    ("suggesting.py", "ABSENT"): {suggest_tab.NO_MODEL_NOTE},
-    ("template.py", "renderer.template.about"): {x.about for x in chat_template.shipped_templates().values()},
-    ("table.py", "label"): {label for *_, label in pairs_table.ROW_TOOLS},
-    ("table.py", "title"): {title for _, _, title, _ in pairs_table.ROW_TOOLS},
-    ("table.py", "word"): {word for _, word, _, _ in pairs_table.ROW_TOOLS},
-    ("talking.py", "voices.DAY"): {voice_picker.DATE_FORMAT},
-    ("train.py", "PRESETS[preset][1]"): {about for _, about in PRESETS.values()},
-    ("train.py", "p.capitalize()"): {p.capitalize() for p in PRESETS},
-    ("watching.py", "WORDS[p.status]"): set(run_view.STATUS_LABELS.values()),
-    ("watching.py", "title"): {title for title, _ in run_view.CURVES.values()},
-    ("write.py", "m.TITLE"): {m.TITLE for m in registry.import_formats().values() if hasattr(m, "dump")},
 }
 
 # constants that look like a text for the reader and are none: why → file: texts
 NOT_SHOWN: dict[str, dict[str, set[str]]] = {
     "a name, the same in every language": {
-        "__init__.py": {"Persona", f"<h1>Persona</h1><p>{HOLE}</p>"},
-        "compare.py": {"Top-p", "Top-k", "Min-p"},
+        "app.py": {"Persona", f"<h1>Persona</h1><p>{HOLE}</p>"},
+        "steps/compare/__init__.py": {"Top-p", "Top-k", "Min-p"},
     },
-    "compared with what the page sends": {"table.py": set(pairs_table.PAIR_FILTERS)},
-    "a card's name where no other is known, kept on disk": {"importing.py": {"Persona"}, "voices.py": {"Persona"}},
+    "compared with what the page sends": {"steps/write/pairs_table.py": set(pairs_table.PAIR_FILTERS)},
+    "a card's name where no other is known, kept on disk": {"steps/write/import_tab.py": {"Persona"}, "voice_picker.py": {"Persona"}},
     "where a fault is, as the library says it": {
-        "importing.py": {"the file's card"}, "template.py": {"your own"},
+        "steps/write/import_tab.py": {"the file's card"}, "steps/template.py": {"your own"},
     },
-    "marks that are looked for in a rendered text": {"template.py": {"Zq0sys", "Zq1ask", "Zq0sys\n\nZq1ask"}},
-    "script": {"common.py": {widgets.FORWARD_CLICKS_JS}, "desk.py": {pairs_tab.PAINT_MARKS_JS, pairs_tab.SAVED_JS, pairs_tab.REFUSED_JS},
-               "way.py": {navigation.NAVIGATION_JS, navigation.FOCUS_STEP_JS}},
+    "marks that are looked for in a rendered text": {"steps/template.py": {"Zq0sys", "Zq1ask", "Zq0sys\n\nZq1ask"}},
+    "script": {"widgets.py": {widgets.FORWARD_CLICKS_JS}, "steps/write/pairs_tab.py": {pairs_tab.PAINT_MARKS_JS, pairs_tab.SAVED_JS, pairs_tab.REFUSED_JS},
+               "navigation.py": {navigation.NAVIGATION_JS, navigation.FOCUS_STEP_JS}},
     "told to programs: no browser with the page open asks so": {
-        "guests.py": {"Not found.", "The request is no JSON object.", "The request ended early."},
+        "middleware/visitors.py": {"Not found.", "The request is no JSON object.", "The request ended early."},
     },
     "header lines": {
-        "guests.py": {"SameSite=Lax",
+        "middleware/visitors.py": {"SameSite=Lax",
                       f"{HOLE}={HOLE}; Path=/; Max-Age={HOLE}; HttpOnly; {HOLE}"},
     },
-    "said together with what the setting is, by help_of": {"knobs.py": set(settings_form.WHEN_TO_CHANGE.values())},
 }  # fmt: skip
 CODE = {
-    "words.py": "scripts for the browser",
-    "looks.py": "names of fonts",
-    "hosts.py": "header lines",
+    "i18n.py": "scripts for the browser",
+    "theme.py": "names of fonts",
+    "middleware/trusted_hosts.py": "header lines",
 }
 # arguments that hold no text for a reader
 NO_TEXT = {"elem_classes", "elem_id", "js", "js_on_load", "secret", "storage_key", "id", "selected", "concurrency_id",
@@ -120,14 +126,14 @@ def constant(node: ast.expr) -> str | None:
 @cache
 def texts() -> set[str]:
     """All that t() is called with anywhere on the page."""
-    found = {c for file in FILES for node in said(ast.parse(file.read_text("utf-8"))) if (c := constant(node))}
+    found = {c for file in FILES.values() for node in said(ast.parse(file.read_text("utf-8"))) if (c := constant(node))}
     return found.union(*TABLES.values())
 
 
 def test_what_t_is_given_is_known():
     variables = {
-        (file.name, ast.unparse(node))
-        for file in FILES
+        (name, ast.unparse(node))
+        for name, file in FILES.items()
         for node in said(ast.parse(file.read_text("utf-8")))
         if constant(node) is None
     }
@@ -209,7 +215,7 @@ def hard_coded(source: str, file: str) -> list[str]:
 
 
 def test_no_text_is_hard_coded():
-    found = [x for f in FILES if f.name not in CODE for x in hard_coded(f.read_text("utf-8"), f.name)]
+    found = [x for name, f in FILES.items() if name not in CODE for x in hard_coded(f.read_text("utf-8"), name)]
     assert found == [], "put these through t()"
 
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 from cases import check_each
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from plays import CHATS, FOUNTAIN, NOVEL, PLAY, pairs, skips
 
@@ -121,7 +121,7 @@ ANY = st.one_of(
 
 
 @pytest.mark.parametrize("module", [screenplay, write_importers_novel])
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(lines=st.lists(ANY, max_size=30), turns=st.integers(0, 3), actions=st.sampled_from(["drop", "keep"]))
 def test_any_text_ends_in_items_or_a_refusal(source, module, lines, turns, actions):
     text = source("\n".join(["甄：hers", "乙：yes", "“hers。”甄说。", *lines]))

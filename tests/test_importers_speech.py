@@ -2,7 +2,7 @@
 
 import pytest
 from cases import check_each
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from plays import CHATS, FOUNTAIN, PLAY, pairs, skips
 
@@ -214,7 +214,7 @@ def test_names_above_the_speech(source, text):
     assert pairs(screenplay, source(text), "ANN")[0][:2] == ("Is it lit?", "It is, I think. STOP")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 @given(kept=st.lists(st.sampled_from(list(enumerate(PLAY.split("\n")))), min_size=10, max_size=60))
 def test_each_speech_of_hers_is_in_a_pair_or_skipped(source, kept):
     """Lines deleted, repeated and in any order: each that begins with her name and a colon is accounted for."""

@@ -111,7 +111,7 @@ some_pairs = st.lists(st.builds(Pair, wild, wild, st.lists(st.tuples(wild, wild)
 
 
 @given(some_pairs, st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_another_order_gives_the_same_findings_of_the_same_pairs(pairs, dice):
     order = list(range(len(pairs)))
     dice.shuffle(order)
@@ -128,7 +128,7 @@ def test_another_order_gives_the_same_findings_of_the_same_pairs(pairs, dice):
 
 
 @given(some_pairs)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_whatever_the_pairs_fixes_help_and_nothing_crashes(pairs):
     findings = lint_pairs(pairs, MAGS)
     assert all(1 <= row <= len(pairs) for f in findings for row in f.pairs)

@@ -5,6 +5,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from persona.errors import InputError, Message, PersonaError, invalid, join, with_templates
@@ -26,6 +27,8 @@ def test_a_message_is_its_english_text():
     assert {said: 1}["/x: has 1,234 pairs, 50% of 'a'."] == 1
     assert said.values["path"] == "/x", "a value is a text or a number, nothing that holds more"
     assert Message("{{% generation %}}") == "{% generation %}"
+    numbers = Message("{a:.2f} {b:,}", a=np.float32(0.5), b=np.int64(1234))
+    assert numbers == "0.50 1,234" and json.dumps(numbers.to_json()["values"]) == '{"a": 0.5, "b": 1234}'
 
 
 def test_an_error_carries_its_message():

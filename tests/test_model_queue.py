@@ -1,225 +1,190 @@
-"""What is done one after the other: in the order of asking, told where one stands, and in the way of nobody else."""
+"""The queue before the model: who is next, how many are before one, and that whatever ends a turn hands it on."""
 
 import asyncio
-import random
+import os
 import threading
-import time
-from types import SimpleNamespace
+from concurrent.futures import ThreadPoolExecutor
 
-import anyio
-import gradio as gr
-import httpx
 import pytest
 from api_server import wait_until
-from gradio.context import LocalContext
 
-from persona.ui import model_queue, page
-from persona.ui.model_queue import ModelQueue, wait_in_queue
-
-
-@pytest.fixture
-def free(monkeypatch):
-    """A line with nobody in it."""
-    monkeypatch.setattr(model_queue, "MODEL_QUEUE", ModelQueue())
-    return model_queue.MODEL_QUEUE
+from persona.compare import model_queue
+from persona.compare.model_queue import ModelQueue, WaitEstimate
 
 
-class Model:
-    """Answers a question when it is let, and notes who was answered when."""
-
-    def __init__(self):
-        self.heard, self.ended, self.let = [], [], threading.Event()
-
-    def say(self, question):
-        self.heard.append(question)
-        try:
-            yield "chat", f"{question} …"
-            assert self.let.wait(10)
-            if question == "bad":
-                raise gr.Error("no")
-            yield "chat", f"{question}!"
-        finally:
-            self.ended.append(question)
+def serve_all(queue):
+    """The kinds of work, in the order of their turns."""
+    order = []
+    while queue.active:
+        order.append(queue.active.kind)
+        queue.leave(queue.active)
+    return order
 
 
-def asked(model):
-    status = object()
-    return wait_in_queue(model.say, ["chat", status], status)
+def test_visitors_take_turns_and_each_is_served_in_order():
+    queue = ModelQueue()
+    for visitor, kind in (("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1"), ("b", "b2"), ("c", "c1")):
+        queue.join(visitor, kind)
+    assert [t.kind for t in queue.waiting_in_order()] == ["b1", "c1", "a2", "b2", "a3"]
+    assert serve_all(queue) == ["a1", "b1", "c1", "a2", "b2", "a3"] and not queue.waiting
 
 
-async def until(true):
-    with anyio.fail_after(10):
-        while not true():
-            await asyncio.sleep(0.005)
+def test_one_who_always_has_more_keeps_nobody_waiting_and_is_not_kept_waiting():
+    queue = ModelQueue()
+    for n in range(3):
+        queue.join("busy", f"busy{n}")
+    order = []
+    for n in range(6):  # somebody new comes during every turn
+        order.append(queue.active.kind)
+        queue.join(f"new{n}", f"new{n}")
+        queue.leave(queue.active)
+    assert order == ["busy0", "new0", "busy1", "new1", "new2", "busy2"]
 
 
-async def all_of(stream, into):
-    async for chat, words in stream:
-        into.append((isinstance(chat, str), words))
-
-
-def test_each_is_answered_in_the_order_of_asking_and_told_its_place(free, monkeypatch):
-    monkeypatch.setattr(model_queue, "REPEAT_POSITION_SECONDS", 0.01)
-
-    async def work():
-        model, shown = Model(), {name: [] for name in "abc"}
-        handler, tasks = asked(model), []
-        for name in "abc":
-            tasks.append(asyncio.ensure_future(all_of(handler(name), shown[name])))
-            await asyncio.sleep(0.02)
-        await until(lambda: len(shown["c"]) > 2)
-        assert model.heard == ["a"] and shown["a"] == [(True, "a …")]
-        assert set(shown["b"]) == {(False, "1 question is before yours.")}, "the conversation stays as it is"
-        assert set(shown["c"]) == {(False, "2 questions are before yours.")}
-        model.let.set()
-        await asyncio.gather(*tasks)
-        assert model.heard == model.ended == ["a", "b", "c"]
-        assert all(shown[name][-2:] == [(True, f"{name} …"), (True, f"{name}!")] for name in "abc")
-        assert not free.waiting
-
-    asyncio.run(work())
-
-
-def test_how_long_it_will_take_is_told_from_the_answers_before(free, monkeypatch):
+def test_the_place_counts_page_api_and_evaluation(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(model_queue.time, "monotonic", lambda: now[0])
+    queue = ModelQueue()
+    evaluation = queue.join("v", "evaluation")
+    first = queue.join("api", "api", batch_key="base")
+    second = queue.join("api", "api", batch_key="base")
+    mine = queue.join("window", "question")
+    assert queue.estimate_wait(mine) == WaitEstimate(2, None), "the evaluation and one request; no turn has ended yet"
+    now[0] += 8
+    queue.leave(evaluation)
+    assert queue.estimate_wait(mine) == WaitEstimate(1, None), "how long the API takes is not known"
+    assert queue.share_turn(first, 8) == [second]
+    assert queue.estimate_wait(mine).before == 2, "the batch answers both"
+    again = queue.join("v", "evaluation")
+    now[0] += 6
+    queue.leave(first)
+    assert mine.turn.is_set() and queue.estimate_wait(mine) == WaitEstimate(0, 0.0)
+    assert queue.estimate_wait(again) == WaitEstimate(1, None)
+    queue.join("api", "api")
+    late = queue.join("other", "question")
+    now[0] += 30
+    queue.leave(mine)
+    now[0] += 3
+    assert queue.estimate_wait(late) == WaitEstimate(2, 8 - 3 + 6 / 2), "each of the batch of two took half of its time"
+    now[0] += 50
+    assert queue.estimate_wait(late).seconds == 3, "a turn that takes longer than usual may end at any time"
+
+
+def test_a_shared_turn_takes_what_fits_in_order_and_ends_for_all():
+    queue = ModelQueue()
+    first = queue.join("a", "api", batch_key="x", rows=3)
+    queue.join("b", "big", batch_key="x", rows=4)
+    other = queue.join("c", "other base", batch_key="y")
+    fits = queue.join("d", "api", batch_key="x", rows=2)
+    queue.join("d", "full", batch_key="x", rows=1)
+    assert queue.share_turn(first, 5) == [fits] and fits.turn.is_set()
+    queue.leave(fits)
+    assert queue.active is first, "only the one that shares it ends it"
+    queue.leave(first)
+    queue.leave(first)
+    assert serve_all(queue) == ["big", "other base", "full"] and other.turn.is_set()
+
+
+def test_the_others_of_a_turn_count_as_served():
+    queue = ModelQueue()
+    first = queue.join("a", "api", batch_key="x")
+    for visitor, kind in (("b", "api"), ("b", "b2"), ("c", "c1")):
+        queue.join(visitor, kind, batch_key="x" if kind == "api" else None)
+    queue.share_turn(first, 8)
+    queue.leave(first)
+    assert serve_all(queue) == ["c1", "b2"]
+
+
+def test_one_who_gives_up_is_passed_over_and_the_others_hear_of_it():
+    queue, told = ModelQueue(), []
+    running, gone = queue.join("a", "run"), queue.join("b", "gone")
+    last = queue.join("c", "last", lambda: told.append(queue.estimate_wait(last).before))
+    queue.cancel(gone)
+    queue.cancel(gone)
+    queue.leave(gone)
+    queue.cancel(running)
+    assert told == [1] and queue.active is running, "a turn that runs is not ended by a cancel"
+    queue.leave(running)
+    assert queue.active is last and told == [1, 0] and not gone.turn.is_set()
+
+
+def test_threads_wait_for_their_turn_and_an_error_hands_it_on():
+    queue, inside, most = ModelQueue(), [], []
+
+    def work(n):
+        with queue.turn(f"visitor {n % 3}"):
+            inside.append(n)
+            most.append(len(inside))
+            inside.remove(n)
+            if n % 4 == 0:
+                raise RuntimeError("broken on purpose")
+
+    with ThreadPoolExecutor(12) as pool:
+        with queue.turn("first"):
+            done = [pool.submit(work, n) for n in range(12)]
+            wait_until(lambda: len(queue.waiting_in_order()) == 12)
+            assert not most
+        failed = [n for n, f in enumerate(done) if f.exception(10)]
+    assert failed == [0, 4, 8] and most == [1] * 12 and queue.active is None and not queue.waiting
+
+
+def test_a_turn_within_a_turn_is_the_same_one():
+    queue = ModelQueue()
+    with queue.turn("a") as outer:
+        with outer.held(), queue.turn("b") as inner:
+            assert inner is outer
+        assert queue.active is outer
+    late = threading.Event()
+
+    def use_old_ticket():
+        with outer.held(), queue.turn("c") as ticket:
+            assert ticket is not outer
+            late.set()
+
+    use_old_ticket()
+    assert late.is_set() and queue.active is None
+
+
+def test_waiting_in_the_event_loop_shows_each_place():
+    queue = ModelQueue()
 
     async def work():
-        first, second, third = (asyncio.Event() for _ in range(3))
-        free.join(first)
-        free.join(second)
-        free.join(third)
-        assert free.words(second) == "1 question is before yours."
-        now[0] += 30
-        free.leave(first)
-        now[0] += 10
-        assert free.words(third) == "1 question is before yours. About 20 s left."
-        now[0] += 50
-        assert free.words(third) == "1 question is before yours. About 1 s left."
+        tickets = [queue.join(v, "question") for v in "abc"]
+        places = queue.wait_for_turn(tickets[2], 60)
+        assert (await anext(places)).before == 2
+        threading.Thread(target=queue.leave, args=(tickets[1],)).start()
+        assert (await anext(places)).before == 1
+        threading.Thread(target=queue.leave, args=(tickets[0],)).start()
+        assert [place async for place in places] == [] and queue.active is tickets[2]
 
-    asyncio.run(work())
+    asyncio.run(asyncio.wait_for(work(), 10))
 
 
-def test_who_stops_or_goes_leaves_the_line(free):
-    async def work():
-        model, shown = Model(), {name: [] for name in "abc"}
-        handler = asked(model)
-        tasks = [asyncio.ensure_future(all_of(handler(name), shown[name])) for name in "abc"]
-        await until(lambda: shown["c"])
-        tasks[1].cancel()  # as Stop does
-        await until(lambda: shown["c"][-1] == (False, "1 question is before yours."))
-        gone = handler("d")
-        await anext(gone)
-        await gone.aclose()  # as Gradio does when a window is closed
-        model.let.set()
-        tasks[0].cancel()  # while it is answered
-        await tasks[2]
-        assert model.heard == model.ended == ["a", "c"] and not free.waiting
+def test_a_loop_that_was_closed_disturbs_nobody():
+    queue = ModelQueue()
+    running = queue.join("a", "run")
 
-    asyncio.run(work())
+    async def give_up():
+        gone = queue.join("b", "question")
+        await anext(queue.wait_for_turn(gone, 60))
+
+    asyncio.run(give_up())
+    last = queue.join("c", "question")
+    queue.leave(running)
+    queue.leave(queue.active)
+    assert queue.active is last
 
 
-def test_what_is_stopped_is_ended_before_the_next_begins(free):
-    """Between two steps, where the stream waits to be read; and in the middle of one, which nothing can break off."""
-
-    async def work():
-        model = Model()
-        handler = asked(model)
-        read = handler("read")
-        await anext(read)
-        await read.aclose()
-        assert model.ended == ["read"] and not free.waiting
-        shown = []
-        tasks = [asyncio.ensure_future(all_of(handler(name), shown)) for name in ("busy", "next")]
-        await until(lambda: model.heard == ["read", "busy"] and (True, "busy …") in shown)
-        await asyncio.sleep(0.05)  # it computes its second step now
-        tasks[0].cancel()
-        await asyncio.sleep(0.05)
-        assert model.heard == ["read", "busy"] and model.ended == ["read"]
-        model.let.set()
-        await tasks[1]
-        assert model.heard == model.ended == ["read", "busy", "next"] and not free.waiting
-
-    asyncio.run(work())
-
-
-def test_an_error_is_passed_on_and_the_next_is_answered(free):
-    async def work():
-        model, shown = Model(), {name: [] for name in ("bad", "good")}
-        handler = asked(model)
-        tasks = [asyncio.ensure_future(all_of(handler(name), shown[name])) for name in ("bad", "good")]
-        model.let.set()
-        with pytest.raises(gr.Error, match="no"):
-            await tasks[0]
-        await tasks[1]
-        assert shown["good"][-1] == (True, "good!") and not free.waiting
-
-    asyncio.run(work())
-
-
-def test_a_hundred_who_wait_keep_no_thread_busy(free):
-    async def work():
-        model, shown = Model(), []
-        handler = asked(model)
-        tasks = [asyncio.ensure_future(all_of(handler(str(n)), shown)) for n in range(100)]
-        await until(lambda: len(free.waiting) == 100)
-        before = threading.active_count()
-        with anyio.fail_after(5):
-            assert await anyio.to_thread.run_sync(lambda: "served") == "served"
-        assert threading.active_count() <= before + 1 < 20 and len(model.heard) == 1
-        model.let.set()
-        await asyncio.gather(*tasks)
-        assert model.heard == [str(n) for n in range(100)]
-
-    asyncio.run(work())
-
-
-# ---- what one window asks
-
-
-def test_a_window_waits_for_itself_and_for_no_other(monkeypatch):
-    done, let = [], threading.Event()
-
-    def act(name):
-        assert name != "first" or let.wait(10)
-        done.append(name)
-        return name
-
-    handler = page.run_in_order(act)
-
-    def asks(window, name):
-        LocalContext.request.set(SimpleNamespace(session_hash=window))
-        return asyncio.ensure_future(handler(name))
-
-    async def work():
-        tasks = [asks("a", "first"), asks("a", "second"), asks("b", "other")]
-        assert await tasks[2] == "other" and done == ["other"]
-        let.set()
-        assert await asyncio.gather(*tasks) == ["first", "second", "other"]
-        assert done == ["other", "first", "second"] and not page._window_locks
-
-    asyncio.run(work())
-
-
-def test_what_is_asked_faster_than_it_is_done_is_done_in_order():
-    """Through Gradio itself: its queue begins events as they come, and nothing in it lets a later one pass."""
-    done = {"a": [], "b": []}
-
-    def note(number, request: gr.Request):
-        time.sleep(random.random() / 100)
-        done[request.session_hash].append(number)
-
-    with gr.Blocks() as demo:
-        asked = gr.Number()
-        asked.input(page.run_in_order(note), asked, None, **page.ORDERED_EVENT)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-    try:
-        with httpx.Client(base_url=url) as http:
-            for n in range(60):
-                for window in "ab":
-                    body = {"data": [n], "fn_index": 0, "session_hash": window, "trigger_id": asked._id}
-                    http.post("/gradio_api/queue/join", json=body).raise_for_status()
-            wait_until(lambda: all(len(numbers) == 60 for numbers in done.values()))
-    finally:
-        demo.close()
-    assert done == {"a": list(range(60)), "b": list(range(60))}
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_does_not_wait_for_its_parents_turns():
+    """As a ZeroGPU Space answers: in a fork of the process whose handler has the turn."""
+    queue = ModelQueue()
+    with queue.turn("page") as ticket:
+        queue.join("other", "question")
+        with ticket.held(), queue.mutex:
+            child = os.fork()
+            if child == 0:
+                with queue.turn("page") as mine:
+                    os._exit(0 if mine is not ticket and not queue.waiting else 1)
+            assert os.waitpid(child, 0)[1] == 0
+        assert queue.active is ticket

@@ -36,7 +36,7 @@ def test_the_whole_way(browser, server):
     page.reload()
     page.wait_for_selector("#train-status:has-text('Training')")
     page.wait_for_selector("#train-status:has-text('/')")
-    wait_until(lambda: steps_done(page) >= 6, 120)
+    wait_until(lambda: steps_done(page) >= 6, 300)
     page.click("#stop-training")
     page.wait_for_selector("#train-status:has-text('Stopped')")
     page.wait_for_selector("#loss-plot .vega-embed")
@@ -121,8 +121,8 @@ def test_import_check_fix_undo_reload(browser, server, tmp_path):
     assert "gb18030" in page.inner_text("#import-found")
     page.click("#import-speaker input")
     page.click("text=阿萝 (3)")
-    page.wait_for_selector("#import-preview .her")
-    assert page.locator("#import-preview .her").all_inner_texts()[0] == "要过。今夜风大，船可还稳？"
+    page.wait_for_selector("#import-preview .persona")
+    assert page.locator("#import-preview .persona").all_inner_texts()[0] == "要过。今夜风大，船可还稳？"
     page.click("#import-add")
     page.wait_for_selector("#import-report >> text=3 pairs added")
 

@@ -136,7 +136,7 @@ some_pairs = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs=some_pairs)
 def test_what_is_written_is_read_back(tmp_path_factory, pairs):
     """Whatever characters a person may paste: line separators inside a text must not end the line."""

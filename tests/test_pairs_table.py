@@ -42,13 +42,13 @@ def test_a_view_shows_what_it_says():
         (TableView(order="Shortest answers first"), [3, 2, 0, 1]),
         (TableView(order="Most findings first"), [2, 1, 0, 3]),
         (TableView(order="Questions A–Z"), [3, 2, 1, 0]),
-        (TableView(only="With findings"), [1, 2]),
-        (TableView(only="Unfinished"), [3]),
-        (TableView(only="Conversations"), [2]),
-        (TableView(only="Synthetic"), [3]),
-        (TableView(only="short-reply"), [2]),
-        (TableView(only="mojibake:2"), [1, 2]),
-        (TableView(query="zz", only="Conversations"), []),
+        (TableView(row_filter="With findings"), [1, 2]),
+        (TableView(row_filter="Unfinished"), [3]),
+        (TableView(row_filter="Conversations"), [2]),
+        (TableView(row_filter="Synthetic"), [3]),
+        (TableView(row_filter="short-reply"), [2]),
+        (TableView(row_filter="mojibake:2"), [1, 2]),
+        (TableView(query="zz", row_filter="Conversations"), []),
     ]
 
     def check(view, rows):

@@ -233,7 +233,7 @@ def test_start_runs_what_the_page_said(persona, tiny_gemma, plain_machine, monke
     need = memory.estimate_memory(shape, replace(work, batch=4, dtype="bfloat16")).total
     monkeypatch.setattr(hardware, "free_memory", lambda _: need)
     assert "4 at a time, 2 times" in page.plan_html("mags", "quick", str(tiny_gemma), *FORM)
-    page.start_run("mags", "quick", str(tiny_gemma), *FORM)
+    page.on_start("mags", "quick", str(tiny_gemma), *FORM)
     got = started[0].config()
     assert (got.batch_size, got.gradient_accumulation_steps) == (4, 2)
 

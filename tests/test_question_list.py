@@ -1,4 +1,4 @@
-"""A list of questions put to all speakers; the table that comes of it."""
+"""A list of questions put to all voices; the table that comes of it."""
 
 import csv
 from dataclasses import replace
@@ -32,48 +32,48 @@ def mags(tmp_path_factory, tiny_gemma):
 
 
 @pytest.fixture
-def voices(tiny_gemma, mags, monkeypatch):
+def model(tiny_gemma, mags, monkeypatch):
     monkeypatch.setattr(session, "_open", {})
     return session.open_model(session.base_of(mags, str(tiny_gemma)))
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "warm"])
-def test_many_at_once_are_what_each_is_alone(voices, mags, sampling):
+def test_many_at_once_are_what_each_is_alone(model, mags, sampling):
     """Nine questions of different lengths: two batches of four and one left over, and rows that end early."""
-    speakers = session.default_voices(voices, mags)
+    voices = session.default_voices(model, mags)
     asked = ["Who are you?", "你是谁？", "a", "The lamp?", "wind " * 9, "x y", "茶", "Is it lit?", "So?"]
-    together = list(ask_questions(voices, speakers, asked, sampling))
+    together = list(ask_questions(model, voices, asked, sampling))
     assert [row.question for row in together] == asked
-    assert together == [row for q in asked for row in ask_questions(voices, speakers, [q], sampling)]
+    assert together == [row for q in asked for row in ask_questions(model, voices, [q], sampling)]
     assert len({r.text for row in together for r in row.replies}) > 9, "they must differ, or this test sees nothing"
 
 
-def test_both_are_given_the_prompt_of_her_training(voices, mags):
-    speakers = session.default_voices(voices, mags)
-    renderer = session.renderer_of(mags, voices.tokenizer)
+def test_both_are_given_the_prompt_of_her_training(model, mags):
+    voices = session.default_voices(model, mags)
+    renderer = session.renderer_of(mags, model.tokenizer)
     assert renderer.system == CARD.system and renderer.max_length == FACTS["config"]["max_length"]
     assert renderer.template == read_template("gemma-base")
-    (row,) = ask_questions(voices, speakers, ["你是谁？"], GREEDY)
+    (row,) = ask_questions(model, voices, ["你是谁？"], GREEDY)
     assert [c.prompt for c in row.columns] == [renderer.render_prompt([], "你是谁？")] * 2
     assert CARD.system in row.columns[0].prompt.text and row.replies[0].text != row.replies[1].text
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
-def test_an_empty_question_is_refused(voices, mags, text):
+def test_an_empty_question_is_refused(model, mags, text):
     with pytest.raises(InputError, match="The prompt is empty"):
-        list(ask_questions(voices, session.default_voices(voices, mags), ["a", text], GREEDY))
+        list(ask_questions(model, session.default_voices(model, mags), ["a", text], GREEDY))
 
 
-def test_one_that_cannot_answer_leaves_the_others(voices, mags):
+def test_one_that_cannot_answer_leaves_the_others(model, mags):
     """A template that fails is that column's error; when nobody can answer, that is said instead of a table."""
-    speakers = session.default_voices(voices, mags)
-    (want,) = ask_questions(voices, speakers, ["So?"], GREEDY)
+    voices = session.default_voices(model, mags)
+    (want,) = ask_questions(model, voices, ["So?"], GREEDY)
     failing = ChatTemplate("broken", "{{ raise_exception('no such role') }}")
-    broken = replace(speakers[1], renderer=replace(speakers[1].renderer, template=failing))
-    (row,) = ask_questions(voices, [broken, *speakers], ["So?"], GREEDY)
+    broken = replace(voices[1], renderer=replace(voices[1].renderer, template=failing))
+    (row,) = ask_questions(model, [broken, *voices], ["So?"], GREEDY)
     assert row.replies[1:] == want.replies and "no such role" in row.replies[0].error
     with pytest.raises(InputError, match="no such role"):
-        list(ask_questions(voices, [broken], ["So?"], GREEDY))
+        list(ask_questions(model, [broken], ["So?"], GREEDY))
 
 
 def test_questions_are_read_line_by_line(tmp_path):

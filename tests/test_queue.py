@@ -14,7 +14,7 @@ from persona.store.workspace import PROJECT_DIR
 from persona.train import launcher, queue
 
 pytest_plugins = "standins"
-pytestmark = pytest.mark.usefixtures("stand_in")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("stand_in")]  # real processes
 
 
 def test_one_trains_the_others_wait_and_follow_in_the_order_they_came(new):
@@ -41,7 +41,6 @@ def test_who_waits_holds_nothing_heavy(new):
     assert psutil.Process(pid(b)).memory_info().rss < 150e6
 
 
-@pytest.mark.slow
 def test_many_started_at_once_by_other_processes_train_one_after_the_other(new, home):
     """Two tabs, a shell and a script: each is a process of its own, and no two train at the same time."""
     made = [new() for _ in range(4)]

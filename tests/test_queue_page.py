@@ -20,7 +20,7 @@ from persona.ui.steps import train as page
 from persona.ui.steps.train import settings_form
 
 pytest_plugins = "standins"
-pytestmark = pytest.mark.usefixtures("stand_in")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("stand_in")]  # real processes
 
 
 @pytest.fixture
@@ -125,22 +125,22 @@ def test_the_page_puts_in_line_shows_cancel_and_switches(new, monkeypatch):
     monkeypatch.setattr(page, "fit_settings", lambda persona, config: (config, None))
     monkeypatch.setattr(settings_form, "form_to_config", lambda *_: RunConfig())
     slug = new("Mags").path.parent.parent.name
-    a = page.start_run(slug, "quick")
+    a = page.on_start(slug, "quick")
     wait_for(lambda: status(page.find_run(slug, a)) == "running")
-    b = page.start_run(slug, "quick")
+    b = page.on_start(slug, "quick")
     status_, *_, begin, halt, again, _, which, timer, _, mark = page.update_run_view(slug, b, "")
     assert f"Waiting: 1st in line, after {a} of Mags" in status_
-    assert (halt.value, halt.interactive, begin.value, begin.interactive) == ("Cancel", True, "Train after it", True)
+    assert (halt.value, halt.interactive, begin.value, begin.interactive) == ("Cancel", True, "Add to the queue", True)
     assert which.visible and which.choices == [(f"{a}: training", a), (f"{b}: waiting", b)] and which.value == b
     assert timer.active and not again.visible
     assert all(x == {"__type__": "update"} for x in page.update_run_view(slug, b, mark)), "nothing new"
     assert page.update_run_view(slug, "", "")[-2] == a, "a reloaded page shows what trains, and stays with it"
 
     monkeypatch.setattr(page.gr, "Info", lambda text: None)
-    assert page.stop_run(slug, b) == b
+    assert page.on_stop(slug, b) == b
     status_, *_, halt, again, _, which, _, _, _ = page.update_run_view(slug, b, mark)
     assert "Stopped" in status_ and again.visible and not halt.interactive and which.visible, "back to the other one"
-    page.stop_run(slug, a)
+    page.on_stop(slug, a)
     wait_for(lambda: not queue.find_training_run())
     *_, begin, halt, again, _, which, timer, _, _ = page.update_run_view(slug, a, "")
     assert (begin.value, halt.value, which.visible, timer.active) == ("Start training", "Stop", False, False)

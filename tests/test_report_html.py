@@ -1,5 +1,6 @@
 """report.html: whole in itself, everything from outside escaped, and every part may be absent."""
 
+import itertools
 import re
 from html.parser import HTMLParser
 
@@ -113,19 +114,35 @@ def test_every_part_may_be_absent():
 
 
 def test_a_report_without_held_out_copies():
-    assert "By heart?" in reports.render_html(
+    assert "Did it memorise the pairs?" in reports.render_html(
         made(memory=made().memory.model_copy(update={"held_copied": None, "recited": None}))
     )
 
 
 @pytest.mark.parametrize(
     "low, high, want",
-    [(0, 1, [0, 0.5, 1]), (0, 5.3, [0, 2, 4, 6]), (-0.3, 1.4, [-0.5, 0, 0.5, 1, 1.5]), (0, 0, [0, 0.5, 1])],
+    [
+        (0, 1, [0, 0.5, 1]),
+        (0, 5.3, [0, 2, 4, 6]),
+        (-0.3, 1.4, [-0.5, 0, 0.5, 1, 1.5]),
+        (0, 0, [0, 0.5, 1]),
+        (0, 1.1, [0, 0.5, 1, 1.5]),
+    ],
 )
 def test_ticks_are_round_and_cover_the_range(low, high, want):
-    found = charts.ticks(low, high)
-    assert found[0] <= low and found[-1] >= high and len(found) <= 6
-    assert found == want
+    assert charts.axis_ticks(low, high) == want
+
+
+@pytest.mark.parametrize("intervals", [4, 8])
+@pytest.mark.parametrize(
+    "low, high", [(0, 5.3), (0, 0.02), (0, 1), (-1.5, 3), (0, 4096), (2, 2), (0, 100), (0, 1.1), (0, 0.7), (0.3, 0.6)]
+)
+def test_an_axis_holds_all_values_in_a_few_round_numbers(low, high, intervals):
+    found = charts.axis_ticks(low, high, intervals)
+    assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= intervals + 2
+    assert len(found) < 2 or (found[1] > low and found[-2] < max(high, low + 1)), "no tick more than needed"
+    steps = {round(b - a, 8) for a, b in itertools.pairwise(found)}
+    assert len(steps) == 1 and re.fullmatch(r"[125]0*", f"{steps.pop() * 1e9:.0f}".lstrip("0"))
 
 
 @pytest.mark.parametrize("values", [[0.0], [-1.0, -0.5], [0.2] * 9, [-3.0, 0.0, 0.001, 7.5]])

@@ -44,7 +44,7 @@ some_pairs = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=40).map(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(some_pairs, st.sampled_from([0.01, 0.1, 0.25, 0.5]), st.integers(0, 2**32 - 1))
 def test_split(pairs, fraction, seed):
     """Every pair once and in order; the same question never on both sides; something to learn, something to measure."""

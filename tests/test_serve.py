@@ -1,19 +1,21 @@
-"""The API over HTTP, asked by the official client and by a plain one: what it says is what the house's own stream says."""
+"""The API over HTTP, asked by the official client and by a plain one: its replies equal those generated without it."""
 
 import http.client
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 
 import httpx
 import openai
 import pytest
-from api_client import AS_SAMPLING, HI, WARM, ask, house, pieces
+from api_client import AS_SAMPLING, HI, WARM, ask, expected_reply, pieces
 from api_server import KEY, wait_until
-from speaking import letters, script
+from speaking import is_busy, letters, script
 
 from persona.compare import session
+from persona.compare.model_queue import MODEL_QUEUE
 from persona.compare.session import NO_ADAPTER, renderer_of
 from persona.models.generate import Generation
 from persona.serve import api_errors, requests
@@ -29,10 +31,10 @@ def seen(monkeypatch):
     """The columns of each batch, and how many steps it took."""
     found, real = [], session.stream_replies
 
-    def stream(voices, columns, *rest, **more):
+    def stream(model, columns, *rest, **more):
         mine = {"columns": list(columns), "steps": 0}
         found.append(mine)
-        for replies in real(voices, columns, *rest, **more):
+        for replies in real(model, columns, *rest, **more):
             mine["steps"] += 1
             mine["replies"] = replies
             yield replies
@@ -41,19 +43,19 @@ def seen(monkeypatch):
     return found
 
 
-def together(server, calls):
-    """Run the calls so that all wait while a batch runs: the model's lock is held until they do."""
-    with ThreadPoolExecutor(len(calls) + 1) as pool:
-        with server.voices.lock:
-            first = pool.submit(calls[0])
-            wait_until(
-                lambda: server.batches.thread and not server.batches.waiting and len(server.voices.lock.waiting) > 1
-            )
-            rest = []
-            for n, call in enumerate(calls[1:], 1):
-                rest.append(pool.submit(call))
-                wait_until(lambda n=n: len(server.batches.waiting) == n)
-        return [f.result() for f in [first, *rest]]
+def wait_for_waiting(count):
+    wait_until(lambda: len(MODEL_QUEUE.waiting_in_order()) == count)
+
+
+def together(calls):
+    """Run the calls so that all of them wait while something else has the model."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        with MODEL_QUEUE.turn("someone else"):
+            answers = []
+            for n, call in enumerate(calls, 1):
+                answers.append(pool.submit(call))
+                wait_for_waiting(n)
+        return [f.result() for f in answers]
 
 
 # ---- models
@@ -72,12 +74,12 @@ def test_health_needs_no_key(server):
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
 
 
-# ---- the reply is the house's
+# ---- replies equal those generated without the API
 
 
 @pytest.mark.parametrize("model", ["tiny", "one", "two"])
 def test_a_reply_is_what_the_house_streams(server, client, model):
-    prompt, want = house(server, model)
+    prompt, want = expected_reply(server, model)
     got = ask(client, model)
     choice = got.choices[0]
     assert (choice.message.content, choice.finish_reason, choice.message.role) == (want.text, "length", "assistant")
@@ -94,7 +96,7 @@ def test_a_reply_is_what_the_house_streams(server, client, model):
 
 
 def test_a_stream_is_the_same_text_in_pieces(server, client):
-    want = house(server)[1]
+    want = expected_reply(server)[1]
     chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
     texts, reasons, usages = pieces(chunks)
     assert texts == {0: want.text} and reasons == {0: "length"}
@@ -116,11 +118,11 @@ def test_any_client_reads_it_line_by_line(server):
     line.close()
     assert events[-1] == "[DONE]"
     said = "".join(json.loads(e)["choices"][0]["delta"].get("content", "") for e in events[:-1])
-    assert said == house(server)[1].text
+    assert said == expected_reply(server)[1].text
 
 
 def test_each_choice_has_a_seed_of_its_own(server, client):
-    want = [house(server, sampling=replace(AS_SAMPLING, seed=s))[1].text for s in (7, 8)]
+    want = [expected_reply(server, sampling=replace(AS_SAMPLING, seed=s))[1].text for s in (7, 8)]
     got = ask(client, n=2)
     assert [c.message.content for c in got.choices] == want and [c.index for c in got.choices] == [0, 1]
     assert want[0] != want[1] and got.usage.completion_tokens == 48
@@ -135,7 +137,7 @@ def test_the_seed_decides_and_without_one_replies_differ(client):
 
 
 def test_the_reply_ends_before_a_stop_string(server, client, seen):
-    whole = house(server)[1].text
+    whole = expected_reply(server)[1].text
     stop = whole[4:9]  # several tokens
     for stops in (stop, ["never said", stop]):
         got = ask(client, stop=stops)
@@ -147,7 +149,7 @@ def test_the_reply_ends_before_a_stop_string(server, client, seen):
 
 
 def test_a_reply_that_ends_by_itself_says_stop(server, client, monkeypatch):
-    a, eos = letters(server.voices.tokenizer, "你")[0], server.voices.tokenizer.eos_token_id
+    a, eos = letters(server.model.tokenizer, "你")[0], server.model.tokenizer.eos_token_id
     script(monkeypatch, [a], [a], [eos])
     got = ask(client)
     assert (got.choices[0].message.content, got.choices[0].finish_reason) == ("你你", "stop")
@@ -167,7 +169,7 @@ def test_the_prompt_is_the_beginning_of_a_training_row(server):
         job = serve_http.prepare_request(
             served, requests.parse_chat_request({"model": "one", "messages": [*first, *said]}, 0)
         )
-        row = renderer_of(served.adapter, server.voices.tokenizer, system).render_example(pair)
+        row = renderer_of(served.adapter, server.model.tokenizer, system).render_example(pair)
         assert row.input_ids[: len(job.prompt.ids)] == job.prompt.ids and row.learned
         assert (served.adapter.card.system in job.prompt.text) == (system is None), "the request's own replaces hers"
         assert (system or "") in job.prompt.text
@@ -184,7 +186,7 @@ def test_the_base_has_no_prompt_of_its_own_and_the_adapters_template(server):
     assert base == one, "with a system message both are asked the very same"
 
 
-# ---- batches
+# ---- batcher
 
 
 def test_requests_that_wait_share_a_batch_and_say_what_they_say_alone(server, client, seen):
@@ -197,25 +199,30 @@ def test_requests_that_wait_share_a_batch_and_say_what_they_say_alone(server, cl
     alone = [call() for call in calls]
     assert len({x for got in alone for x in got}) == 6, "they must differ, or this test sees nothing"
     del seen[:]
-    blocker = lambda: ask(client, max_tokens=2)  # noqa: E731
-    assert together(server, [blocker, *calls])[1:] == alone
-    assert [len(batch["columns"]) for batch in seen] == [1, 6]
+    assert together(calls) == alone
+    assert [len(batch["columns"]) for batch in seen] == [6]
 
 
 def test_a_batch_takes_what_fits_in_order_and_one_base_at_a_time(server):
     from persona.models.base import Base
 
-    def job(rows, base=server.models[0].base):
-        found = serve_http.prepare_request(
+    def generation(rows, base=server.models[0].base):
+        made = serve_http.prepare_request(
             server.models[0], requests.parse_chat_request({"model": "m", "messages": HI, "n": rows}, 0)
         )
-        return replace(found, base=base)
+        return replace(made, base=base)
 
-    other, b = Base("other", server.models[0].base.path / "x"), Batcher(rows=4)
-    b.waiting = [job(3), job(2), job(1, other), job(1), job(1)]
-    assert b._take() == [b.waiting[0], b.waiting[3]]
-    b.waiting[0].gone.set()
-    assert b._take() == [b.waiting[1], b.waiting[3], b.waiting[4]]
+    other, b = Base("other", server.models[0].base.path / "x"), Batcher(max_rows=4)
+    b.thread = threading.current_thread()  # no other thread takes them
+    asked = [generation(3), generation(2), generation(1, other), generation(1), generation(1)]
+    taken = []
+    with MODEL_QUEUE.turn("someone else"):
+        for request in asked:
+            b.submit(request)
+    while ticket := b._ticket_with_turn():
+        taken.append([asked.index(request) for request in b._take_batch(ticket)])
+        MODEL_QUEUE.leave(ticket)
+    assert taken == [[0, 3], [1, 4], [2]] and not b.waiting and not is_busy()
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -228,74 +235,103 @@ def test_who_hangs_up_leaves_the_batch_and_the_others_stay(server, client, seen,
     def leave():
         with httpx.Client(headers={"Authorization": f"Bearer {KEY}"}) as mine:
             try:
-                with mine.stream(
-                    "POST", f"{server.url}/v1/chat/completions", json=body, timeout=5 if stream else 1
-                ) as got:
+                patience = httpx.Timeout(60, read=60 if stream else 1)
+                with mine.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=patience) as got:
                     next(got.iter_lines())
             except httpx.ReadTimeout:
                 assert not stream
 
     other = threading.Thread(target=lambda: kept.append(ask(client, "two", max_tokens=40)))
-    with server.voices.lock:
+    with MODEL_QUEUE.turn("someone else"):
         gone = threading.Thread(target=leave)
         gone.start()
-        wait_until(lambda: len(server.voices.lock.waiting) > 1)
+        wait_for_waiting(1)
         other.start()
-        wait_until(lambda: len(server.batches.waiting) == 1)
+        wait_for_waiting(2)
     gone.join()
     other.join()
     assert kept[0].choices[0].message.content == alone
-    wait_until(lambda: not server.voices.lock.locked())
+    wait_until(lambda: not is_busy())
     assert seen[0]["columns"][0].adapter != NO_ADAPTER and seen[0]["steps"] < 3000
 
 
 def test_too_many_that_wait_are_told_to_come_back(server, client, post, monkeypatch):
-    monkeypatch.setattr(server.batches, "most", 2)
+    monkeypatch.setattr(server.batcher, "max_waiting_rows", 2)
     told = []
 
     def third():
         told.append(post({"model": "one", "messages": HI} | WARM))
         return told[0]
 
-    with ThreadPoolExecutor(3) as pool, server.voices.lock:
-        running = pool.submit(ask, client, max_tokens=2)
-        wait_until(lambda: len(server.voices.lock.waiting) > 1)
+    with ThreadPoolExecutor(3) as pool, MODEL_QUEUE.turn("someone else"):
         waiting = pool.submit(ask, client, n=2, max_tokens=2)
-        wait_until(lambda: server.batches.waiting)
+        wait_for_waiting(1)
         third()
     assert told[0].status_code == 429 and int(told[0].headers["retry-after"]) > 0
     assert told[0].json()["error"]["code"] == "rate_limit_exceeded"
-    assert running.result().choices and waiting.result().choices, "who waited is answered"
+    assert len(waiting.result().choices) == 2, "who waited is answered"
 
 
-def test_a_stopping_server_says_so(server):
+@pytest.mark.parametrize("waits", [False, True], ids=["running", "waiting"])
+def test_a_stopping_server_says_so(server, waits):
     b = Batcher()
     job = serve_http.prepare_request(
         server.models[0], requests.parse_chat_request({"model": "m", "messages": HI, "max_tokens": 3000}, 0)
     )
-    told = []
-    job.tell = told.append
-    b.submit(job)
-    wait_until(lambda: told)
-    b.close()
-    assert "stopping" in str(told[-1]) and len(told) < 3000 and not b.thread.is_alive()
+    updates = []
+    job.on_update = updates.append
+    with MODEL_QUEUE.turn("someone else") if waits else nullcontext():
+        b.submit(job)
+        wait_until(lambda: waits or updates)
+        b.close()
+    assert "stopping" in str(updates[-1]) and len(updates) < 3000 and not b.thread.is_alive()
+    assert not is_busy() and not MODEL_QUEUE.waiting_in_order()
     with pytest.raises(api_errors.ApiError, match="stopping"):
         b.submit(job)
+
+
+def test_one_who_hangs_up_before_the_turn_leaves_the_queue(server):
+    job = serve_http.prepare_request(
+        server.models[0], requests.parse_chat_request({"model": "m", "messages": HI, "max_tokens": 3000}, 0)
+    )
+    updates = []
+    job.on_update = updates.append
+    with MODEL_QUEUE.turn("someone else"):
+        server.batcher.submit(job)
+        job.cancel()
+        assert not MODEL_QUEUE.waiting_in_order()
+    wait_until(lambda: not is_busy())
+    assert not updates
+
+
+def test_each_api_key_is_a_visitor_of_its_own(server, post):
+    with ThreadPoolExecutor(3) as pool:
+        with MODEL_QUEUE.turn("someone else"):
+            calls = []
+            for n, key in enumerate((KEY, KEY, "another"), 1):
+                body = {"model": "one", "messages": HI, "max_tokens": 2}
+                calls.append(pool.submit(post, body, Authorization=f"Bearer {key}"))
+                wait_for_waiting(n)
+            visitors = [ticket.visitor for ticket in MODEL_QUEUE.waiting_in_order()]
+        assert visitors[0] == visitors[2] != visitors[1] and KEY not in visitors[0]
+        assert [call.result().status_code for call in calls] == [200] * 3
 
 
 def test_what_a_row_has_ended_with_stays(server):
     """Bytes that are no text can change how the text before them reads; the stop string in it was there all the same."""
     asked = requests.parse_chat_request({"model": "m", "messages": HI, "stop": "c", "n": 2}, 0)
-    job, told, b = serve_http.prepare_request(server.models[0], asked), [], Batcher()
-    job.tell = told.append
+    job, updates, b = serve_http.prepare_request(server.models[0], asked), [], Batcher()
+    job.on_update = updates.append
     rows = [(job, 0), (job, 1)]
     assert b._report(rows, [Generation("abcd", 4), Generation("a", 1)]) == {0}
-    assert b._report(rows, [Generation("ab\ufffd", 5), Generation("ab", 2, ended=True)]) == {0, 1} and job.over
-    assert told[-1] == [PartialReply("ab", 4, "stop"), PartialReply("ab", 2, "stop")] and len(told) == 2
+    assert b._report(rows, [Generation("ab\ufffd", 5), Generation("ab", 2, ended=True)]) == {0, 1} and job.finished
+    assert updates[-1] == [PartialReply("ab", 4, "stop"), PartialReply("ab", 2, "stop")] and len(updates) == 2
 
 
 def test_generate(server, post):
     body = {"instruction": "Who are you?", "max_new_tokens": 24, "temperature": 0.9, "top_p": 0.95, "seed": 7}
-    assert post(body, "/generate").json() == {"response": house(server)[1].text}, "the first adapter, unless named"
-    assert post(body | {"model": "tiny"}, "/generate").json() == {"response": house(server, "tiny")[1].text}
+    assert post(body, "/generate").json() == {"response": expected_reply(server)[1].text}, (
+        "the first adapter, unless named"
+    )
+    assert post(body | {"model": "tiny"}, "/generate").json() == {"response": expected_reply(server, "tiny")[1].text}
     assert post({}, "/generate").status_code == 400

@@ -5,11 +5,12 @@ from dataclasses import replace
 import httpx
 import openai
 import pytest
-from api_client import ask, house, pieces
+from api_client import ask, expected_reply, pieces
 from api_server import KEY, listening
 
 from persona.compare import session
 from persona.serve import http, model_list
+from persona.serve.auth import ApiAuth
 
 pytest_plugins = "api_client"
 
@@ -31,7 +32,7 @@ def test_a_wrong_key_is_refused(server, key):
 
 
 def test_without_keys_only_this_machines_programs_are_answered(server):
-    with listening(http.build_api(lambda: server.models, http.ApiAuth())) as url:
+    with listening(http.build_api(lambda: server.models, ApiAuth())) as url:
 
         def status(**headers):
             return httpx.get(f"{url}/v1/models", headers=headers).status_code
@@ -71,7 +72,7 @@ def test_a_huge_body_is_refused_before_it_is_read(server, post):
 def test_hostile_text_is_only_text(server, client, text):
     said = [{"role": "user", "content": text + "x"}]
     got = ask(client, messages=said, max_tokens=3)
-    assert got.usage.prompt_tokens == len(house(server, text=text + "x")[0].ids)
+    assert got.usage.prompt_tokens == len(expected_reply(server, text=text + "x")[0].ids)
     assert pieces(ask(client, messages=said, stream=True, max_tokens=3))[0][0] == got.choices[0].message.content
 
 
@@ -112,7 +113,7 @@ def test_a_fault_of_our_own_is_not_told_either(server):
     def offered():
         raise RuntimeError("/secret/path")
 
-    with listening(http.build_api(offered, http.ApiAuth())) as url:
+    with listening(http.build_api(offered, ApiAuth())) as url:
         got = httpx.get(f"{url}/v1/models")
     assert got.status_code == 500 and got.json()["error"]["type"] == "server_error" and "secret" not in got.text
 
@@ -130,7 +131,7 @@ def test_an_adapter_that_is_gone_is_that_requests_error(server, client, monkeypa
 
 
 def test_a_column_that_cannot_speak_is_an_error_too(server, client, monkeypatch):
-    monkeypatch.setattr(server.voices, "attach", lambda _: "not there")
+    monkeypatch.setattr(server.model, "attach", lambda _: "not there")
     with pytest.raises(openai.APIStatusError) as e:
         ask(client)
     assert e.value.status_code == 503

@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 from api_server import KEY, running, wait_until
+from speaking import is_busy
 
 from persona.compare import session
 from persona.serve import http, model_list
@@ -73,7 +74,7 @@ def test_a_stream_is_not_held_back_and_ends_with_its_client(page, monkeypatch, e
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=auth, timeout=120) as got:
         raw = got.iter_raw()
         next(raw), next(raw), next(raw)
-    wait_until(lambda: not page[1].voices.lock.locked())
+    wait_until(lambda: not is_busy())
     assert len(steps) < 3000
 
 

@@ -17,8 +17,9 @@ from persona.models.generate import Generation
 from persona.models.sampling import MAX_CONTEXT_TOKENS, Sampling
 from persona.serve import model_list
 from persona.serve.api_errors import ApiError, internal_error
+from persona.serve.auth import ApiAuth, is_loopback_url, read_api_auth
 from persona.serve.batcher import PartialReply, visible_reply
-from persona.serve.http import ApiAuth, _event, is_loopback_url, page_api_kwargs, read_api_auth
+from persona.serve.http import _event, page_api_kwargs
 from persona.serve.requests import (
     DEFAULT_REPLY_TOKENS,
     MAX_CHOICES,

@@ -47,7 +47,7 @@ def test_each_control_is_of_its_fields_kind_and_says_why():
     with gr.Blocks():
         made = settings_form.build("balanced")
     assert [c.elem_id for c in made] == [f"set-{name.replace('_', '-')}" for name in settings_form.EXPERT_FIELDS]
-    assert all(c.label and c.info for c in made)
+    assert all(c.label and " → " in c.info for c in made), "what it does, and when to change it"
     kinds = {name: type(c).__name__ for name, c in zip(settings_form.EXPERT_FIELDS, made, strict=True)}
     assert (kinds["use_dora"], kinds["dtype"], kinds["optim"], kinds["epochs"]) == (
         "Checkbox", "Dropdown", "Dropdown", "Number",

@@ -15,7 +15,7 @@ from persona.train import run as train_run
 from persona.train.run_folder import Run
 
 pytest_plugins = "training"
-pytestmark = pytest.mark.usefixtures("plain_cpu")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_cpu")]
 
 # ---- which one
 

@@ -1,6 +1,5 @@
 """On a Space: the order of imports, whose token it is, training in slices, and what `make space-check` finds."""
 
-import ast
 import importlib.util
 import subprocess
 import sys
@@ -12,12 +11,12 @@ from typing import Any
 import pytest
 
 from persona.errors import PersonaError, RunError
-from persona.models import zerogpu as models_zerogpu
+from persona.models import zerogpu
 from persona.store import deployment
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard, create_persona_at
 from persona.store.workspace import PROJECT_DIR
-from persona.train import launcher, zerogpu
+from persona.train import gpu_slices, launcher
 from persona.train.config import make_config
 from persona.train.launcher import create_run
 from persona.train.run_folder import Run
@@ -47,22 +46,19 @@ def test_a_function_stays_itself_off_zerogpu_and_is_marked_there(monkeypatch: py
     marked = []
     fake = SimpleNamespace(GPU=lambda function, duration: marked.append((function, duration)) or "marked")
     monkeypatch.setitem(sys.modules, "spaces", fake)
-    assert models_zerogpu.request_gpu(60)(work) is work and not marked
+    assert zerogpu.request_gpu(60)(work) is work and not marked
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    assert models_zerogpu.request_gpu(60)(work) == "marked" and marked == [(work, 60)]
+    assert zerogpu.request_gpu(60)(work) == "marked" and marked == [(work, 60)]
 
 
 def test_spaces_comes_before_torch_and_only_on_zerogpu(tmp_path: Path) -> None:
-    """page.py's imports in their order, up to the page, with a stand-in for spaces that looks at what is there."""
+    """The import of persona.ui.server, with a stand-in for spaces that looks at what is there."""
     (tmp_path / "spaces.py").write_text("import sys; print('spaces', 'torch' in sys.modules)\nGPU = None")
-    file = PROJECT_DIR / "persona" / "page.py"
-    lines = [n for n in ast.parse(file.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
-    assert [ast.unparse(n) for n in lines][:2] == ["import os", "from persona import space"]
-    code = "\n".join(
-        ["from persona import cli", *map(ast.unparse, lines[:3]), "import sys; print('torch' in sys.modules)"]
+    code = (
+        "from persona import cli\nfrom persona.ui import server\nprint('torch' in sys.modules, 'gradio' in sys.modules)"
     )
     path = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(PROJECT_DIR)!r}]\n"
-    for zero, said in (("true", "spaces False\nFalse\n"), ("", "False\n")):
+    for zero, said in (("true", "spaces False\nFalse False\n"), ("", "False False\n")):
         ran = subprocess.run([sys.executable, "-c", path + code], env={"SPACES_ZERO_GPU": zero}, capture_output=True,
                              text=True)  # fmt: skip
         assert ran.stdout == said, ran.stderr
@@ -142,7 +138,7 @@ def sliced(monkeypatch: pytest.MonkeyPatch, *what: Any) -> list[str]:
                 raise todo
             Run(Path(folder)).log(todo[0], **todo[1])
 
-    monkeypatch.setattr(zerogpu, "train_slice", one)
+    monkeypatch.setattr(gpu_slices, "train_slice", one)
     return calls
 
 
@@ -155,13 +151,13 @@ STOPPED, DONE = ("state", {"state": "stopped"}), ("state", {"state": "done"})
 
 def test_slices_follow_each_other_to_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = sliced(monkeypatch, [step(1), STOPPED], [step(2), STOPPED], [step(3), DONE])
-    assert list(zerogpu.train_in_slices(run)) == [run.name] * 4 and len(calls) == 3
+    assert list(gpu_slices.train_in_slices(run)) == [run.name] * 4 and len(calls) == 3
     assert run.progress().status == "done"
 
 
 def test_a_stop_ends_the_slices(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = sliced(monkeypatch, [step(1), STOPPED], [step(2), STOPPED])
-    for n, _ in enumerate(zerogpu.train_in_slices(run)):
+    for n, _ in enumerate(gpu_slices.train_in_slices(run)):
         if n == 1:
             run.stop()
     assert len(calls) == 2 and run.progress().status == "stopped"
@@ -169,35 +165,35 @@ def test_a_stop_ends_the_slices(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_tab_that_is_closed_leaves_a_run_that_can_be_resumed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = sliced(monkeypatch, [step(1), STOPPED], [step(2), DONE])
-    going = zerogpu.train_in_slices(run)
+    going = gpu_slices.train_in_slices(run)
     next(going), next(going)
     going.close()
     assert len(calls) == 1 and run.progress().status == "stopped"
-    assert list(zerogpu.train_in_slices(run)) and run.progress().status == "done"
+    assert list(gpu_slices.train_in_slices(run)) and run.progress().status == "done"
 
 
 def test_a_gpu_that_is_not_given_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     sliced(monkeypatch, [step(1), STOPPED], [RuntimeError("quota exceeded")])
     with pytest.raises(RunError, match="not given: quota exceeded.*Resume"):
-        list(zerogpu.train_in_slices(run))
+        list(gpu_slices.train_in_slices(run))
     assert run.progress().status == "failed" and "quota exceeded" in run.progress().message
     sliced(monkeypatch, [PersonaError("row 3 is empty")])
     with pytest.raises(PersonaError, match="^row 3 is empty$"):
-        list(zerogpu.train_in_slices(run))
+        list(gpu_slices.train_in_slices(run))
 
 
 def test_a_training_that_fails_on_the_gpu_keeps_its_own_words(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = ("state", {"state": "failed", "message": "Row 3 is empty."})
     sliced(monkeypatch, [failed, RuntimeError("InputError")])  # as it comes out of another process
     with pytest.raises(RunError, match="^Row 3 is empty.$"):
-        list(zerogpu.train_in_slices(run))
+        list(gpu_slices.train_in_slices(run))
     assert run.progress().message == "Row 3 is empty."
 
 
 def test_slices_too_short_for_a_step_come_to_an_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = sliced(monkeypatch, [STOPPED], [STOPPED], [step(1), STOPPED], *[[STOPPED]] * 9)
     with pytest.raises(RunError, match="too short for one step"):
-        list(zerogpu.train_in_slices(run))
+        list(gpu_slices.train_in_slices(run))
     assert len(calls) == 6
 
 
@@ -214,9 +210,9 @@ def test_no_process_is_started_on_zerogpu(run: Run, monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 def test_a_real_run_in_slices_off_the_main_thread(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """As ZeroGPU calls it: in a thread, where no signal can be caught; each slice makes one step here."""
-    monkeypatch.setattr(zerogpu, "TRAINING_SECONDS", 0.0)
+    monkeypatch.setattr(gpu_slices, "TRAINING_SECONDS", 0.0)
     with ThreadPoolExecutor(1) as thread:
-        assert thread.submit(lambda: list(zerogpu.train_in_slices(run))).result() == [run.name] * 4
+        assert thread.submit(lambda: list(gpu_slices.train_in_slices(run))).result() == [run.name] * 4
     seen = run.progress()
     assert (seen.status, seen.step, run.adapter.is_dir()) == ("done", 3, True)
 
@@ -270,10 +266,10 @@ def test_the_repository_would_start_as_a_space(check: ModuleType) -> None:
 def test_an_import_that_does_more_than_import_is_found(
     check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, app: str, why: str
 ) -> None:
-    (tmp_path / "persona").mkdir()
-    for name in ("__init__", "space", "hardware"):
+    (tmp_path / "persona" / "models").mkdir(parents=True)
+    for name in ("__init__", "models/__init__", "models/zerogpu", "models/hardware"):
         (tmp_path / "persona" / f"{name}.py").touch()
-    last = "import persona.store.deployment\nfrom types import SimpleNamespace\ndemo = SimpleNamespace(expects_oauth=False)\n"
+    last = "import persona.models.zerogpu\nfrom types import SimpleNamespace\ndemo = SimpleNamespace(expects_oauth=False)\n"
     (tmp_path / "app.py").write_text(f"{app}\n{last}")
     monkeypatch.setattr(check, "PROJECT", tmp_path)
     assert any(why in w for w in check.imported()), check.imported()

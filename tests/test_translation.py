@@ -241,7 +241,7 @@ def test_what_is_kept_on_disk_is_read_back_with_its_template(tmp_path, visitor):
     run.log("state", state="failed", message=InputError("{path}: no such adapter folder.", path="/x").message)
     report = report_of(notes=[Message("General questions"), "说明 {x}"])
     file = evaluate.save_report(report, run).with_name("report.json")
-    loaded = evaluate.load(file)
+    loaded = evaluate.load_report(file)
 
     visitor("zh")
     assert localized(edit_history.undo_redo_labels(persona)[0]) == "编辑第 1 条对话对"

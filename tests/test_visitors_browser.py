@@ -21,11 +21,11 @@ def test_two_visitors_work_side_by_side(browser, shared, own_server):
     opened = []
     for example in ("zhen-huan", "lighthouse-keeper"):
         page = browser.new_context(viewport={"width": 1440, "height": 1000}).new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(180_000)
         errors: list[str] = []
         page.on("pageerror", lambda e, errors=errors: errors.append(str(e)))
         page.goto(own_server.url)
-        page.wait_for_selector("#kept:has-text('kept until')")
+        page.wait_for_selector("#retention:has-text('kept until')")
         page.click(f"#open-{example}")
         page.wait_for_selector(cell(1, "output"))
         opened.append((page, errors))
@@ -57,7 +57,7 @@ def test_two_visitors_work_side_by_side(browser, shared, own_server):
     for page, name, other in ((first, "甄嬛", "Mags"), (second, "Mags", "甄嬛")):
         page.reload()
         page.wait_for_selector(cell(1, "output"))
-        page.click("#which input")
+        page.click("#persona-list input")
         listed = page.locator("[role=option]").all_inner_texts()
         assert any(name in x for x in listed) and not any(other in x for x in listed)
     assert [errors for _, errors in opened] == [[], []]

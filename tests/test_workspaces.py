@@ -94,7 +94,7 @@ def test_who_is_not_known_gets_no_folder_at_all(shared):
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
-    code = "from persona import files\ntry: print(files.home())\nexcept ValueError as e: print(type(e).__name__)"
+    code = "from persona.store import workspace\ntry: print(workspace.current_workspace())\nexcept ValueError as e: print(type(e).__name__)"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
     assert len(said) == 2 and child.stdout == "InputError\n", child.stderr
 

@@ -27,9 +27,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
 ) -> None:
     """Serve base and adapters at http://HOST:PORT/v1, for any program that speaks OpenAI's chat completions."""
-    from persona.serve import http as serving
+    from persona.serve import http
+    from persona.serve.auth import read_api_auth
 
-    auth = serving.read_api_auth(host)
+    auth = read_api_auth(host)
     listening = _listen(host, port)
     import uvicorn
 
@@ -43,7 +44,7 @@ def serve(
             model.attach(one.adapter)  # so that an adapter that does not fit is refused now
     address = f"[{host}]" if ":" in host else host
     print_note(f"{', '.join(m.id for m in served)} on http://{address}:{listening.getsockname()[1]}/v1")
-    app = serving.build_api(lambda: served, auth)
+    app = http.build_api(lambda: served, auth)
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False,
                             timeout_graceful_shutdown=5)  # fmt: skip
     uvicorn.Server(config).run(sockets=[listening])

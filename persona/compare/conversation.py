@@ -1,7 +1,7 @@
-"""What a conversation is, as values: voices, answers, turns; a tree of messages and the way through it that is shown.
+"""A conversation as values: voices, answers, turns; a tree of messages and the path through it that is shown.
 
-An edited turn is a sibling of the turn it was, a regenerated answer a sibling of the answer before it, and the view is
-the way from the root to the message that was said or chosen last. So nothing said is overwritten. No disk in here.
+An edited turn is a sibling of the turn it was, a regenerated answer a sibling of the answer before it, and the path
+shown leads from the root to the message that was added or chosen last. So nothing is overwritten. No disk in here.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _KEY = re.compile(r"[A-Za-z0-9_-]{22,200}")  # 22 characters of base64 are 128 b
 
 @dataclass(frozen=True)
 class VoiceRecord:
-    """Who speaks in a column. adapter: its id (run/SLUG/RUN, opened/NAME); system: the prompt it was given."""
+    """Who answers in a column. adapter: its id (run/SLUG/RUN, opened/NAME); system: the prompt it was given."""
 
     kind: str
     label: str
@@ -34,10 +34,17 @@ class VoiceRecord:
         if self.kind not in VOICE_KINDS:
             raise InputError("kind={kind!r}: a voice is one of {kinds}.", kind=self.kind, kinds=", ".join(VOICE_KINDS))
 
+    @property
+    def column(self) -> str:
+        """Which column of a conversation this voice answers in, whatever its label, strength and prompt are by then."""
+        adapter = re.sub(r"^run/[^/]*/", "run/", self.adapter)  # a run's name is unique, its persona can be renamed
+        main = f" {self.label}" if adapter.startswith("blend/") else ""  # a blend's id does not name its main adapter
+        return f"{self.kind}:{adapter}{main}"
+
 
 @dataclass(frozen=True)
 class ConversationAnswer:
-    """What one column said. `ended`: by its own stop token, not by the limit or by Stop."""
+    """One column's answer. ended: by its own stop token, not by the limit or by Stop."""
 
     voice: VoiceRecord
     text: str
@@ -47,10 +54,10 @@ class ConversationAnswer:
 
 @dataclass(frozen=True)
 class Turn:
-    """What was said, and the answers that are shown for it (none yet, if the program was ended meanwhile).
+    """A user's message, and the answers that are shown for it (none where the program ended before them).
 
-    id, answered: the messages' numbers; wordings, takes: those that could be shown instead, themselves included.
-    time: seconds since 1970.
+    id, answered: numbers of the messages; wordings, regenerations: those that could be shown instead, themselves
+    included. time: seconds since 1970.
     """
 
     id: int
@@ -65,7 +72,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation as it is shown. removed: titles of older ones that made room for it. damaged: lines lost."""
+    """A conversation as it is shown. removed: titles of older ones deleted to make room. damaged: unreadable lines."""
 
     id: str
     title: str
@@ -87,19 +94,19 @@ class _Node:
 
 
 def new_visitor_key() -> str:
-    """A key for a new visitor: 256 random bits, to be kept by the browser and never written here."""
+    """A key for a new visitor: 256 random bits, which the browser keeps and this machine never writes."""
     return secrets.token_urlsafe(32)
 
 
 def visitor_id(key: str) -> str:
-    """The name of a visitor's place on disk. Raises InputError, without the key in it, when it could be guessed."""
+    """A visitor's folder name, a hash of the key. Raises InputError, without the key in it, for one easy to guess."""
     if not isinstance(key, str) or not _KEY.fullmatch(key):
         raise InputError("This browser's key is damaged or too short to be private. Reload the page to get a new one.")
     return hashlib.sha256(b"persona visitor\0" + key.encode()).hexdigest()[:40]
 
 
 def check_message_text(text: str, empty: bool = False) -> None:
-    """Raises InputError for a text that is empty, unless it may be, or too long to be kept."""
+    """Raises InputError for a text that is too long to keep, or empty unless `empty` allows it."""
     if not (empty or text.strip()):
         raise InputError("There is nothing to say yet. Write something.")
     if len(text) > MAX_CHARACTERS:
@@ -110,31 +117,31 @@ def check_message_text(text: str, empty: bool = False) -> None:
         )
 
 
-def column_history(talk: Conversation, turn: int, label: str) -> tuple[tuple[str, str], ...]:
-    """What a column had said before the turn with this id: (said, its answer), without turns it did not answer."""
-    earlier = [(t.said, answer_text(t, label)) for t in talk.turns[: turn_index(talk, turn)]]
+def column_history(talk: Conversation, turn: int, column: str) -> tuple[tuple[str, str], ...]:
+    """(message, answer) of a column (VoiceRecord.column) before this turn, without the turns it did not answer."""
+    earlier = [(t.said, answer_text(t, column)) for t in talk.turns[: turn_index(talk, turn)]]
     return tuple((said, text) for said, text in earlier if text.strip())
 
 
-def answer_text(turn: Turn, label: str) -> str:
-    """The answer of the column with this label; "" when it gave none."""
-    return next((a.text for a in turn.answers if a.voice.label == label), "")
+def answer_text(turn: Turn, column: str) -> str:
+    """The answer of a column (VoiceRecord.column); "" when it gave none."""
+    return next((a.text for a in turn.answers if a.voice.column == column), "")
 
 
 def export_messages(talk: Conversation) -> Iterator[str]:
     """JSON lines for download: the conversation as OpenAI messages, a line for each column."""
-    voices = {a.voice.label: a.voice for t in talk.turns for a in t.answers}
-    for label, voice in voices.items():
+    voices = {a.voice.column: a.voice for t in talk.turns for a in t.answers}
+    for column, voice in voices.items():
         messages = [{"role": "system", "content": voice.system}] if voice.system else []
         for turn in talk.turns:
-            if (text := answer_text(turn, label)).strip():
+            if (text := answer_text(turn, column)).strip():
                 messages += [{"role": "user", "content": turn.said}, {"role": "assistant", "content": text}]
-        about = {"column": label, "kind": voice.kind, "adapter": voice.adapter, "strength": voice.strength}
+        about = {"column": voice.label, "kind": voice.kind, "adapter": voice.adapter, "strength": voice.strength}
         yield json.dumps({"messages": messages, **about}, ensure_ascii=False) + "\n"
 
 
 def turn_index(talk: Conversation, turn: int) -> int:
-    """Where in the view the turn with this id is. Raises InputError."""
+    """The position of the turn with this id among those shown. Raises InputError."""
     for n, t in enumerate(talk.turns):
         if t.id == turn:
             return n
@@ -166,7 +173,7 @@ def build_conversation(talk_id: str, rows: Sequence[dict[str, Any]], damaged: in
 
 
 def _parse(rows: Sequence[dict[str, Any]]) -> tuple[dict[int, _Node], int, str, int]:
-    """The messages, the one at the end of the view, the title given, and how many rows are nothing known."""
+    """(messages, the last one shown, title, number of rows that could not be read)."""
     nodes: dict[int, _Node] = {}
     newest: dict[int, int] = {}  # the child that was added last
     head, title, bad = 0, "", 0
@@ -174,7 +181,7 @@ def _parse(rows: Sequence[dict[str, Any]]) -> tuple[dict[int, _Node], int, str, 
         try:
             if "id" in row:
                 node = _node(row)
-                if node.id in nodes or node.parent >= node.id:  # a way from a message to the root always ends
+                if node.id in nodes or node.parent >= node.id:  # so that every path to the root ends
                     raise ValueError
                 nodes[node.id] = node
                 newest[node.parent] = head = node.id
@@ -202,7 +209,7 @@ def _node(row: dict[str, Any]) -> _Node:
 
 
 def next_message_id(rows: Sequence[dict[str, Any]]) -> int:
-    """The number of the message that is added next."""
+    """The number of the next message."""
     return max((r["id"] for r in rows if isinstance(r.get("id"), int)), default=0) + 1
 
 
@@ -220,10 +227,10 @@ def _visible_turns(nodes: dict[int, _Node], head: int) -> list[Turn]:
         else:
             turn = Turn(node.id, node.said, node.time, tuple(siblings[node.parent]))
             if answers:
-                takes = tuple(siblings[answers.parent])
                 turn = replace(
-                    turn, answered=answers.id, answers=answers.answers, regenerations=takes, sampling=answers.sampling
-                )
+                    turn, answered=answers.id, answers=answers.answers,
+                    regenerations=tuple(siblings[answers.parent]), sampling=answers.sampling,
+                )  # fmt: skip
             turns.append(turn)
             answers = None
         head = node.parent
@@ -231,6 +238,6 @@ def _visible_turns(nodes: dict[int, _Node], head: int) -> list[Turn]:
 
 
 def shorten_title(text: str) -> str:
-    """At most 60 characters of the first line."""
+    """The first line, at most 60 characters of it."""
     line = " ".join(next(iter(text.strip().splitlines()), "").split())
     return line if len(line) <= 60 else line[:59].rstrip() + "…"

@@ -1,4 +1,4 @@
-"""An answer that was put right, or preferred, becomes a pair to learn from."""
+"""A corrected or preferred answer becomes a pair to train on."""
 
 from dataclasses import dataclass
 
@@ -13,27 +13,27 @@ from persona.store.persona_folder import Persona
 
 @dataclass(frozen=True)
 class AddedPair:
-    """The pair's row, from 1, and the rows that answer the same question otherwise. message: both in words."""
+    """The pair's row, from 1, and the rows with other answers to the same question. message: both in words."""
 
     row: int
     rivals: tuple[int, ...]
     message: str
 
 
-def pair_from_turn(talk: Conversation, turn: int, label: str, output: str) -> Pair:
-    """The pair that `output` makes of a turn, put in the place of what the column `label` said.
+def pair_from_turn(talk: Conversation, turn: int, column: str, output: str) -> Pair:
+    """The pair of a turn's message and `output`, which replaces the answer of `column` (VoiceRecord.column).
 
     Its history is that column's own conversation so far.
     """
     said = talk.turns[conversation.turn_index(talk, turn)].said
-    return Pair(said, output, conversation.column_history(talk, turn, label), "correction")
+    return Pair(said, output, conversation.column_history(talk, turn, column), "correction")
 
 
 def pair_from_vote(question: BlindQuestion, output: str = "") -> Pair:
     """The pair of a blind vote: the preferred answer, or `output` where it was written by hand.
 
-    What is written by hand follows the persona's side of the conversation (the left one, if both or none are hers).
-    Raises InputError when there is neither an answer that was preferred nor one by hand.
+    An answer by hand has the history of the adapter's side (the left one, if both or neither are adapters). Raises
+    InputError when there is neither a preferred answer nor one by hand.
     """
     if output:
         sides = (question.left, question.right)
@@ -47,11 +47,11 @@ def pair_from_vote(question: BlindQuestion, output: str = "") -> Pair:
 
 
 def append_correction(persona: Persona, pair: Pair) -> AddedPair:
-    """Put the pair at the end of the persona's, as one edit that can be undone.
+    """Append the pair to the persona's, as one edit that can be undone.
 
-    Another answer to the same question stays beside it, and is named: which of them is right is the author's to say.
-    Raises InputError for an empty or oversized text, and when the pairs have this answer to this question already,
-    whatever came before it there.
+    Other answers to the same question stay and are named: which of them is right is for the author to decide. Raises
+    InputError for an empty or oversized text, and when the pairs have this answer to this question already, after
+    whatever history.
     """
     if not pair.instruction.strip() or not pair.output.strip():
         raise InputError("There is no answer to learn from. Write what the persona should have said.")
@@ -60,13 +60,13 @@ def append_correction(persona: Persona, pair: Pair) -> AddedPair:
     except InputError as e:
         raise InputError("The corrected answer: {reason}. It is not added.", reason=e) from e
     pairs = persona.scan()[0]
-    asked = [(n, p) for n, p in enumerate(pairs, 1) if p.instruction.strip() == pair.instruction.strip()]
-    for n, p in asked:
+    same_question = [(n, p) for n, p in enumerate(pairs, 1) if p.instruction.strip() == pair.instruction.strip()]
+    for n, p in same_question:
         if p.output.strip() == pair.output.strip():
             raise InputError("Pair {row} has this answer to this question already. Nothing was added.", row=n)
     if not edit_history.append(persona, [pair], _edit(pair.source)).added:
         raise InputError("Another window has just added this answer to this question. Nothing was added.")
-    row, rivals = len(pairs) + 1, tuple(n for n, _ in asked)
+    row, rivals = len(pairs) + 1, tuple(n for n, _ in same_question)
     return AddedPair(row, rivals, _message(row, rivals))
 
 

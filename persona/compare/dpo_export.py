@@ -2,18 +2,31 @@
 
     {"prompt": [{"role": …, "content": …}, …], "chosen": [{"role": "assistant", "content": …}], "rejected": [ … ]}
 
-The prompt ends with what was asked; it opens with the persona's system prompt, for it is she who is to be trained, even
-where the other voice was not given it.
+The prompt opens with the persona's system prompt, since the persona is trained, even where the other voice was not
+given it; it ends with the question.
 """
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from persona.compare.blind_votes import BlindQuestion, rank_answers
-from persona.errors import Message
+
+
+class LeftOut(StrEnum):
+    """Why a vote gives no row."""
+
+    TIE = "tie"
+    BOTH_BAD = "both bad"
+    HISTORIES_DIFFER = "the two had different conversations before"  # DPO compares two answers to one prompt
+    EMPTY = "the preferred answer is empty"
+    CUT_OFF = "the preferred answer was cut off"  # it would teach to stop in mid-sentence
+    EQUAL = "the two answers are equal"
+    SAME_VOTE = "the same vote again"
+    BOTH_WAYS = "the same two answers preferred both ways"
 
 
 @dataclass(frozen=True)
@@ -21,25 +34,25 @@ class Preferences:
     """Rows for DPO, and how many votes gave none, by reason."""
 
     rows: tuple[dict[str, Any], ...]
-    left_out: dict[str, int]
+    left_out: dict[LeftOut, int]
 
 
 def collect_preferences(asked: Sequence[BlindQuestion]) -> Preferences:
     """A row for every vote from which a preference can be learned; equal rows come once."""
-    found: dict[str, dict[str, Any]] = {}
-    left_out: Counter[str] = Counter()
+    rows: dict[str, dict[str, Any]] = {}
+    left_out: Counter[LeftOut] = Counter()
     for q in asked:
-        if q.choice and (why := _why_left_out(q)):
-            left_out[why] += 1
+        if q.choice and (reason := _why_left_out(q)):
+            left_out[reason] += 1
         elif q.choice:
             row = _row(q)
-            left_out[Message("the same vote again")] += _key(row) in found
-            found[_key(row)] = row
-    both_ways = [key for key, row in found.items() if _key(_swapped(row)) in found]
+            left_out[LeftOut.SAME_VOTE] += _key(row) in rows
+            rows[_key(row)] = row
+    both_ways = [key for key, row in rows.items() if _key(_swapped(row)) in rows]
     for key in both_ways:
-        del found[key]
-    left_out[Message("the same two answers preferred both ways")] += len(both_ways)
-    return Preferences(tuple(found.values()), {why: count for why, count in left_out.items() if count})
+        del rows[key]
+    left_out[LeftOut.BOTH_WAYS] += len(both_ways)
+    return Preferences(tuple(rows.values()), {reason: count for reason, count in left_out.items() if count})
 
 
 def dump_rows(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -47,20 +60,18 @@ def dump_rows(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _why_left_out(q: BlindQuestion) -> str:
-    """Why a vote gives no row; "" when it gives one."""
-    if q.choice == "tie":
-        return "tie"
-    if q.choice == "bad":
-        return Message("both bad")
+def _why_left_out(q: BlindQuestion) -> LeftOut | None:
+    """None for a vote that gives a row."""
+    if q.choice in ("tie", "bad"):
+        return LeftOut.TIE if q.choice == "tie" else LeftOut.BOTH_BAD
     if q.left.history != q.right.history:
-        return Message("the two had different conversations before")  # DPO compares two answers to one prompt
+        return LeftOut.HISTORIES_DIFFER
     better, worse = rank_answers(q)
     if not better.text.strip():
-        return Message("the preferred answer is empty")
+        return LeftOut.EMPTY
     if not better.ended:
-        return Message("the preferred answer was cut off")  # it would teach to stop in mid-sentence
-    return Message("the two answers are equal") if better.text == worse.text else ""
+        return LeftOut.CUT_OFF
+    return LeftOut.EQUAL if better.text == worse.text else None
 
 
 def _row(q: BlindQuestion) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A list of questions put to all speakers, and the answers as a table: CSV, Markdown, HTML."""
+"""A list of questions put to all voices, and the answers as a table: CSV, Markdown, HTML."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ TABLE_FORMATS = (".csv", ".md", ".html")
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """One row of the table: a question, what each speaker was given, and what it said."""
+    """One row of the table: a question, each voice's rendered column, and its reply."""
 
     question: str
     columns: tuple[Column, ...]
@@ -35,31 +35,31 @@ def read_questions(path: Path) -> list[str]:
         raise InputError(
             "{path}: cannot be read ({reason}). Write one question a line, as UTF-8 text.", path=path, reason=e
         ) from e
-    if found := [line.strip() for line in lines if line.strip()]:
-        return found
+    if questions := [line.strip() for line in lines if line.strip()]:
+        return questions
     raise InputError("{path}: no question in it. Write one a line.", path=path)
 
 
 def ask_questions(
-    voices: LoadedModel, speakers: Sequence[Voice], questions: Sequence[str], sampling: Sampling
+    model: LoadedModel, voices: Sequence[Voice], questions: Sequence[str], sampling: Sampling
 ) -> Iterator[AnswerRow]:
-    """Every question to every speaker, each a conversation of its own; several questions share a batch.
+    """Yield the answers to each question; every voice answers each as a conversation of its own.
 
-    The answers are those of one question at a time. Others get their turn on the model between the batches. Raises
-    InputError for an empty question, and where no speaker at all can answer.
+    Several questions share a batch, and others get their turn on the model between the batches. Raises InputError for
+    an empty question, and where no voice at all can answer.
     """
     if not all(q.strip() for q in questions):
         raise InputError("The prompt is empty. Write something to say.")
-    at_once, width = max(1, BATCH_ROWS // len(speakers)), len(speakers)
+    at_once, width = max(1, BATCH_ROWS // len(voices)), len(voices)
     for start in range(0, len(questions), at_once):
-        some = questions[start : start + at_once]
-        columns = [speaker.ask([], question) for question in some for speaker in speakers]
-        *_, last = stream_replies(voices, columns, sampling)
-        if all(r.error for r in last):
-            raise InputError(Message.of(last[0].error))
-        for n, question in enumerate(some):
-            these = slice(n * width, (n + 1) * width)
-            yield AnswerRow(question, tuple(columns[these]), tuple(last[these]))
+        batch = questions[start : start + at_once]
+        columns = [voice.render_column([], question) for question in batch for voice in voices]
+        *_, replies = stream_replies(model, columns, sampling)
+        if all(r.error for r in replies):
+            raise InputError(Message.of(replies[0].error))
+        for n, question in enumerate(batch):
+            of_question = slice(n * width, (n + 1) * width)
+            yield AnswerRow(question, tuple(columns[of_question]), tuple(replies[of_question]))
 
 
 def require_table_format(path: Path) -> None:
@@ -80,8 +80,8 @@ def save_table(path: Path, labels: Sequence[str], rows: Sequence[AnswerRow]) -> 
 
 
 def _table(labels: Sequence[str], rows: Sequence[AnswerRow]) -> list[list[str]]:
-    said = ([r.question, *(x.text if not x.error else f"({x.error})" for x in r.replies)] for r in rows)
-    return [["question", *labels], *said]
+    lines = ([r.question, *(x.text if not x.error else f"({x.error})" for x in r.replies)] for r in rows)
+    return [["question", *labels], *lines]
 
 
 def to_csv(table: Sequence[Sequence[str]]) -> str:

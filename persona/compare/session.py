@@ -1,7 +1,7 @@
 """Several voices from one model: base, base with the persona's prompt, adapters, blends; streamed from one batch.
 
-Each column is a row of the batch, with its own prompt, stop token, adapters and strength. The page, the command line
-and the tests all stream through `stream`.
+Each column is a row of the batch, with its own prompt, stop token, adapters and strength. The page, the API, the
+command line and the evaluation all stream through `stream_replies`.
 """
 
 import threading
@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from persona.compare.fair_lock import FairLock
+from persona.compare.model_queue import MODEL_QUEUE
 from persona.errors import AdapterError, InputError, Message, PersonaError
 from persona.models import attach as models_attach
 from persona.models import base as bases
@@ -31,9 +31,9 @@ MAX_ATTACHED = 8  # adapters attached at a time, some 15 MB each on a 270M base;
 
 @dataclass(frozen=True)
 class Column:
-    """One voice of a batch: which adapter speaks (a name from Voices; BASE for none), and the prompt it is given.
+    """One row of a batch: its adapter (a name from LoadedModel.attach; NO_ADAPTER for none) and its prompt.
 
-    stop_id: None where it is that of the whole stream. error: why it cannot speak, if that is known already.
+    stop_id: None for that of the whole stream. error: why it cannot be answered, if that is known already.
     """
 
     adapter: str
@@ -45,15 +45,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Voice:
-    """Who answers in a column, and with which template and system prompt it is asked."""
+    """Who answers in a column: an adapter or the base, with the template and system prompt of its questions."""
 
     label: str
     adapter: str
     renderer: Renderer
     strength: float = 1.0
 
-    def ask(self, history: Iterable[Sequence[str]], text: str) -> Column:
-        """The column for a question; a template that fails is this column's error and nobody else's."""
+    def render_column(self, history: Iterable[Sequence[str]], text: str) -> Column:
+        """The column for a question; a template that fails is the error of this column alone."""
         try:
             prompt, stop = self.renderer.render_prompt(history, text), self.renderer.stop_id
         except PersonaError as e:
@@ -62,50 +62,52 @@ class Voice:
 
 
 class LoadedModel:
-    """A base in memory with the adapters attached to it, and the lock that one forward pass at a time needs."""
+    """A base in memory with the adapters attached to it. What runs on it, or changes it, takes a turn in MODEL_QUEUE.
+
+    model: the torch model, PEFT's as soon as an adapter is attached.
+    """
 
     def __init__(self, base: Base):
         self.base = base
         self.plan = hardware.plan_device(hardware.this_machine())
         self.tokenizer = bases.load_tokenizer(base)
         self.model = bases.load_base_model(base, self.plan.chat_dtype, self.plan.device)
-        self.lock = FairLock()
         self.attached: dict[str, tuple[Adapter, float]] = {}  # the one used longest ago first
         self.blends: dict[str, AdapterWeights] = {}
 
     def attach(self, adapter: Adapter) -> str:
         """Load the adapter if it is not there yet, or has changed on disk. Returns its name in this model.
 
-        Beyond KEPT, the one used longest ago is given up. Raises AdapterError when it does not fit the base.
+        Beyond MAX_ATTACHED, the one used longest ago is removed. Raises AdapterError when it does not fit the base.
         """
         name = f"a{abs(hash(adapter.path)):x}"
         try:
             stamp = (adapter.path / "adapter_model.safetensors").stat().st_mtime
         except OSError as e:
             raise AdapterError("{adapter}: is no longer there. Choose another adapter.", adapter=adapter.path) from e
-        with self.lock:
-            there = self.attached.pop(name, None)
-            if there and there[1] == stamp:
-                self.attached[name] = there
+        with MODEL_QUEUE.turn(kind="attach"):
+            loaded = self.attached.pop(name, None)
+            if loaded and loaded[1] == stamp:
+                self.attached[name] = loaded
                 return name
-            if there:
-                self._give_up(name)
+            if loaded:
+                self._remove_adapter(name)
             self.model = models_attach.attach_adapter(self.model, adapter, name)
             self.attached[name] = (adapter, stamp)
             while len(self.attached) > MAX_ATTACHED:
                 oldest = next(iter(self.attached))
                 del self.attached[oldest]
-                self._give_up(oldest)
+                self._remove_adapter(oldest)
         return name
 
-    def _give_up(self, name: str) -> None:
+    def _remove_adapter(self, name: str) -> None:
         if self.attached:
             self.model.delete_adapter(name)
         else:  # PEFT has no model without an adapter: back to the plain base
             self.model = self.model.unload()
 
     def blend(self, weights: Mapping[str, float]) -> str:
-        """A voice that is the sum of attached adapters' updates at these weights (0 to MAX_STRENGTH); its name."""
+        """Name the sum of attached adapters' updates at these weights (0 to MAX_STRENGTH); returns the name."""
         for name, weight in weights.items():
             if name not in self.attached:
                 raise AdapterError("One part of this blend is not open. Open both adapters first.")
@@ -115,7 +117,7 @@ class LoadedModel:
         return name
 
     def adapter_weights(self, name: str, strength: float = 1.0) -> AdapterWeights:
-        """What a column's adapter and strength are in the batch. Raises AdapterError when it is not attached."""
+        """The (adapter, weight) parts of a column. Raises AdapterError when one of them is not attached."""
         if name == NO_ADAPTER:
             return ()
         parts = self.blends.get(name, ((name, 1.0),))
@@ -127,7 +129,7 @@ class LoadedModel:
         return tuple((n, weight * strength) for n, weight in parts if weight * strength)
 
     def without_adapters(self) -> AbstractContextManager:
-        """The plain base for as long as the block lasts; hold the lock."""
+        """The plain base for as long as the block lasts; only within a turn."""
         return self.model.disable_adapter() if self.attached else nullcontext()
 
 
@@ -145,7 +147,7 @@ _opening = threading.Lock()
 
 
 def open_model(base: Base) -> LoadedModel:
-    """The base in memory; the last one is kept, an earlier one given up."""
+    """The base in memory; the last one is kept, an earlier one let go."""
     with _opening:
         if str(base.path) not in _open:
             _open.clear()
@@ -171,30 +173,30 @@ def base_of(
 
 
 def renderer_of(adapter: Adapter, tokenizer: Any, system: str | None = None) -> Renderer:
-    """The renderer of the adapter's own training: same template, same system prompt."""
-    chosen = adapter.card.system if system is None else system
-    return Renderer(tokenizer, adapter.template, chosen, adapter.max_length)
+    """The renderer of the adapter's own training: same template, and its system prompt unless `system` is given."""
+    prompt = adapter.card.system if system is None else system
+    return Renderer(tokenizer, adapter.template, prompt, adapter.max_length)
 
 
 def stream_replies(
-    voices: LoadedModel, columns: Sequence[Column], sampling: Sampling | Sequence[Sampling], stop_id: int | None = None,
+    model: LoadedModel, columns: Sequence[Column], sampling: Sampling | Sequence[Sampling], stop_id: int | None = None,
     halted: Container[int] = frozenset(),
 ) -> Iterator[list[Generation]]:  # fmt: skip
     """Yield the replies of all columns after every token, until each has ended or reached the limit.
 
     sampling: one for all columns, or one a column. stop_id: of the columns that name none of their own. halted: numbers
     of columns (from 0) to stop; the caller may add to it at any time, the others go on. All stop when the iterator is
-    closed. A column that cannot speak says why in its reply's `error`, the others go on. One batch at a time runs on a
-    model; callers wait for their turn.
+    closed. A column that cannot be answered has the reason in its reply's `error`, the others go on. The batch takes a
+    turn in MODEL_QUEUE, unless the caller works in one.
     """
-    with voices.lock:
-        eos = voices.tokenizer.eos_token_id if stop_id is None else stop_id
+    with MODEL_QUEUE.turn():
+        eos = model.tokenizer.eos_token_id if stop_id is None else stop_id
         samplings = [sampling] * len(columns) if isinstance(sampling, Sampling) else sampling
-        replies, rows, mixes = [Generation() for _ in columns], [], []
+        replies, rows, weights = [Generation() for _ in columns], [], []
         for n, column in enumerate(columns):
             try:
                 _require_room(column, samplings[n])
-                mixes.append(voices.adapter_weights(column.adapter, column.strength))
+                weights.append(model.adapter_weights(column.adapter, column.strength))
                 rows.append(n)
             except PersonaError as e:
                 replies[n] = Generation(error=e.message)
@@ -202,17 +204,17 @@ def stream_replies(
             yield replies
             return
         prompts = [columns[n].prompt.ids for n in rows]
-        ends = [eos if (own := columns[n].stop_id) is None else own for n in rows]
-        drawn = [samplings[n] for n in rows]
-        for spoken in generate_batch(voices.model, voices.tokenizer, prompts, drawn, ends, mixes,
-                             lambda row: rows[row] in halted):  # fmt: skip
-            for n, reply in zip(rows, spoken, strict=True):
+        stop_ids = [eos if (column_stop := columns[n].stop_id) is None else column_stop for n in rows]
+        row_samplings = [samplings[n] for n in rows]
+        for generations in generate_batch(model.model, model.tokenizer, prompts, row_samplings, stop_ids, weights,
+                                          lambda row: rows[row] in halted):  # fmt: skip
+            for n, reply in zip(rows, generations, strict=True):
                 replies[n] = reply
             yield list(replies)
 
 
 def _require_room(column: Column, sampling: Sampling) -> None:
-    """Raises InputError when this column cannot be asked."""
+    """Raises InputError when this column cannot be answered."""
     if column.error:
         raise InputError(Message.of(column.error))
     length = len(column.prompt.ids)
@@ -222,8 +224,8 @@ def _require_room(column: Column, sampling: Sampling) -> None:
         )
 
 
-def default_voices(voices: LoadedModel, adapter: Adapter, strength: float = 1.0) -> list[Voice]:
+def default_voices(model: LoadedModel, adapter: Adapter, strength: float = 1.0) -> list[Voice]:
     """The two that are always compared: the base, given the persona's very prompt, and the persona."""
-    renderer = renderer_of(adapter, voices.tokenizer)
-    name = voices.attach(adapter)
+    renderer = renderer_of(adapter, model.tokenizer)
+    name = model.attach(adapter)
     return [Voice("base", NO_ADAPTER, renderer), Voice("persona", name, renderer, strength)]

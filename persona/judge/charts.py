@@ -1,6 +1,7 @@
-"""Inline SVG: no script, no file, no colour that fails on light or on dark.
+"""Charts of a report as inline SVG, without script or files, in colours that work on light and dark pages.
 
-360 units wide, so that the letters stay readable on a phone. Texts that come from outside are escaped by Markup.format.
+360 units wide, so that text stays readable on a phone. Texts from outside are escaped by Markup.format.
+`Axis` is the scale of every chart; share/loss_plot.py draws the PNG of a model card with it.
 """
 
 import math
@@ -19,8 +20,8 @@ _TEXT = Markup(
 )
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start", opacity: float = 1.0) -> Markup:
-    return _TEXT.format(round(x, 1), round(y, 1), anchor, opacity, words)
+def _text(x: float, y: float, text: str, anchor: str = "start", opacity: float = 1.0) -> Markup:
+    return _TEXT.format(round(x, 1), round(y, 1), anchor, opacity, text)
 
 
 def _svg(height: float, title: str, parts: Sequence[Markup]) -> Markup:
@@ -43,32 +44,48 @@ def _line(x1: float, y1: float, x2: float, y2: float, stroke: str = "currentColo
     )
 
 
-def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers from at most `low` to at least `high` (Heckbert 1990)."""
-    high = high if high > low else low + 1.0  # all values the same
+def axis_ticks(low: float, high: float, intervals: int = 4) -> list[float]:
+    """Round numbers (1, 2 or 5 × 10ⁿ apart) from at most `low` to at least `high` (Heckbert 1990).
+
+    intervals: how many between `low` and `high` at most.
+    """
+    high = high if high > low else low + 1.0  # all values are equal
     span = high - low
-    size = 10 ** math.floor(math.log10(span / about))
-    step = next(size * m for m in (1, 2, 5, 10) if size * m * about >= span)
-    first = math.floor(low / step)
-    return [round(step * n, 10) for n in range(first, math.ceil(high / step) + 1)]
+    size = 10 ** math.floor(math.log10(span / intervals))
+    step = next(size * m for m in (1, 2, 5, 10) if size * m * intervals >= span)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(step * n, 10) for n in range(first, last + 1)]
 
 
-class _Axis:
-    def __init__(self, low: float, high: float):
-        self.ticks = ticks(low, high)
+class Axis:
+    """A linear scale with round ticks: the first tick lies at `start`, the last at `end`, in units of the drawing."""
 
-    def x(self, value: float) -> float:
+    def __init__(self, ticks: list[float], start: float, end: float):
+        self.ticks, self.start, self.end = ticks, start, end
+
+    def position(self, value: float) -> float:
+        """Where a value lies in the drawing."""
         low, high = self.ticks[0], self.ticks[-1]
-        return LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / (high - low)
+        return self.start + (self.end - self.start) * (value - low) / (high - low)
+
+
+class _XAxis(Axis):
+    """The horizontal axis of a chart, between its labels and its right edge."""
+
+    def __init__(self, low: float, high: float):
+        super().__init__(axis_ticks(low, high), LEFT, WIDTH - RIGHT)
+
+    x = Axis.position
 
     def draw(self, bottom: float, top: float = 0.0) -> list[Markup]:
+        """Its grid lines from `top` to `bottom`, and the numbers below."""
         parts = [_line(self.x(t), top, self.x(t), bottom, opacity=0.15) for t in self.ticks]
         return parts + [_text(self.x(t), bottom + 14, f"{t:g}", "middle", 0.7) for t in self.ticks]
 
 
 def interval_bars(rows: Sequence[tuple[str, Interval]], title: str) -> Markup:
-    """A bar a row up to its value, with its 95 % interval."""
-    axis = _Axis(0.0, max(i.high for _, i in rows))
+    """A horizontal bar for each row, with its 95 % confidence interval."""
+    axis = _XAxis(0.0, max(i.high for _, i in rows))
     bottom = ROW * len(rows)
     parts = axis.draw(bottom)
     for n, (name, i) in enumerate(rows):
@@ -81,10 +98,11 @@ def interval_bars(rows: Sequence[tuple[str, Interval]], title: str) -> Markup:
 
 
 def histogram(values: Sequence[float], title: str, unit: str, bars: int = 12) -> Markup:
-    """How many values lie where; those above zero in the adapter's colour. unit: what is counted."""
-    axis = _Axis(min(0.0, *values), max(0.0, *values))
+    """A histogram; bars above zero have the adapter's colour. unit: what is counted."""
+    axis = _XAxis(min(0.0, *values), max(0.0, *values))
     low, high = axis.ticks[0], axis.ticks[-1]
-    each = (axis.ticks[1] - low) / max(1, round(bars / (len(axis.ticks) - 1)))  # so that zero is an edge
+    bars_per_tick = max(1, round(bars / (len(axis.ticks) - 1)))  # a whole number, so that zero is an edge
+    each = (axis.ticks[1] - low) / bars_per_tick
     counts = [0] * round((high - low) / each)
     for value in values:
         counts[min(len(counts) - 1, int((value - low) / each))] += 1
@@ -92,18 +110,18 @@ def histogram(values: Sequence[float], title: str, unit: str, bars: int = 12) ->
     parts = axis.draw(height)
     for n, count in enumerate(counts):
         start = low + n * each
-        tall = (height - 16) * count / max(counts)
+        bar_height, colour = (height - 16) * count / max(counts), ADAPTER if start > -1e-9 else BASE
         width = axis.x(start + each) - axis.x(start) - 1.5
         if count:
-            parts += [_rect(axis.x(start), height - tall, width, tall, ADAPTER if start > -1e-9 else BASE, 0.85)]
-            parts += [_text(axis.x(start) + width / 2, height - tall - 3, str(count), "middle", 0.8)]
+            parts += [_rect(axis.x(start), height - bar_height, width, bar_height, colour, 0.85)]
+            parts += [_text(axis.x(start) + width / 2, height - bar_height - 3, str(count), "middle", 0.8)]
     parts += [_line(axis.x(0), 0, axis.x(0), height, width=1.5), _text(0, height / 2, unit, opacity=0.7)]
     return _svg(height + 20, title, parts)
 
 
 def box_plot(rows: Sequence[tuple[str, Sequence[float]]], title: str) -> Markup:
-    """5, 25, 50, 75 and 95 % of each row as a box with whiskers."""
-    axis = _Axis(0.0, max(max(v) for _, v in rows) or 1.0)
+    """A horizontal box plot. rows: name, and the 5, 25, 50, 75 and 95 % quantiles."""
+    axis = _XAxis(0.0, max(max(v) for _, v in rows) or 1.0)
     bottom = ROW * len(rows)
     parts = axis.draw(bottom)
     for n, (name, (least, q1, middle, q3, most)) in enumerate(rows):

@@ -17,37 +17,42 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EvalRows:
-    """held: pairs that were not learned from; trained: those that were, where they are known; notes: what is absent."""
+    """The pairs of an evaluation, and where they come from.
+
+    held: not trained on; trained: those that were, where they are known; from_run: the held ones are those that the run
+    itself held out; notes: what is missing or left out.
+    """
 
     source: str = ""
     held: list[Pair] = field(default_factory=list)
     trained: list[Pair] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    from_run: bool = False
 
 
 def read_eval_rows(run: Run | None, data: Path | None) -> EvalRows:
     """Raises InputError when `data` holds no pair that can be measured on."""
-    found = run.rows() if run else []
-    trained = [r.pair for r in found if not r.held_out]
+    run_rows = run.rows() if run else []
+    trained = [r.pair for r in run_rows if not r.held_out]
     if data is not None:
         held, notes = _read_file(data, trained)
         return EvalRows(data.name, held, trained, notes)
-    held = [r.pair for r in found if r.held_out]
+    held = [r.pair for r in run_rows if r.held_out]
     if held:
-        return EvalRows("the run's held-out pairs", held, trained)
-    why = Message("The run held out no pairs (eval_fraction 0)") if run else (
+        return EvalRows("the run's held-out pairs", held, trained, from_run=True)
+    reason = Message("The run held out no pairs (eval_fraction 0)") if run else (
         Message("The adapter lies in no run folder, so nobody knows which pairs it was trained on")
     )  # fmt: skip
     return EvalRows(
         "",
         [],
         trained,
-        [Message("{reason}. Name a file of other pairs with --data to measure what was learned.", reason=why)],
+        [Message("{reason}. Name a file of other pairs with --data to measure what was learned.", reason=reason)],
     )
 
 
 def _read_file(data: Path, trained: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
-    """The file's pairs, those left out that were trained on: they would measure memory."""
+    """(pairs, notes) of a file, without the pairs that were trained on: they would measure memory."""
     source = text_source.open_source(data)
     items = list(registry.read_source(source, registry.detect_format(source), importers.ImportOptions()))
     read = [p for p in items if isinstance(p, Pair) and not find_unfinished([p])]
@@ -58,8 +63,8 @@ def _read_file(data: Path, trained: Sequence[Pair]) -> tuple[list[Pair], list[st
             "that `persona import` reads.",
             data=data,
         )
-    known = {(p.instruction.strip(), p.output.strip()) for p in trained}
-    fresh = [p for p in read if (p.instruction.strip(), p.output.strip()) not in known]
+    trained_texts = {(p.instruction.strip(), p.output.strip()) for p in trained}
+    fresh = [p for p in read if (p.instruction.strip(), p.output.strip()) not in trained_texts]
     if not fresh:
         raise InputError(
             "{data}: all of its {count:,} pairs were trained on, so they would measure memory. Name a file "
@@ -81,8 +86,8 @@ def _read_file(data: Path, trained: Sequence[Pair]) -> tuple[list[Pair], list[st
     return fresh, notes
 
 
-def sample_evenly(items: Sequence[T], most: int, seed: int = 0) -> list[T]:
-    """At most so many, drawn evenly, in their order; the same ones every time."""
-    if len(items) <= most:
+def sample_evenly(items: Sequence[T], limit: int, seed: int = 0) -> list[T]:
+    """At most `limit` items, drawn evenly, in their order; the same ones every time."""
+    if len(items) <= limit:
         return list(items)
-    return [items[n] for n in sorted(random.Random(seed).sample(range(len(items)), most))]
+    return [items[n] for n in sorted(random.Random(seed).sample(range(len(items)), limit))]

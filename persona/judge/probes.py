@@ -1,4 +1,4 @@
-"""Probes: questions kept out of the pairs, and what an answer in character must and must not mention."""
+"""Probes: questions that are kept out of the pairs, and what an answer in character must and must not mention."""
 
 from collections.abc import Sequence
 
@@ -13,16 +13,16 @@ def list_probe_rules(card: PersonaCard) -> list[ProbeRule]:
 
 def find_broken_rules(rule: ProbeRule, text: str) -> list[str]:
     """The rules that an answer breaks, in words."""
-    said = text.casefold()
-    missing = [e for e in rule.must_mention if not _mentions(e, said)]
-    present = [e for e in rule.must_not_mention if _mentions(e, said)]
+    folded = text.casefold()
+    missing = [e for e in rule.must_mention if not _mentions(e, folded)]
+    present = [e for e in rule.must_not_mention if _mentions(e, folded)]
     return [f"does not mention {_join_alternatives(e)}" for e in missing] + [
         f"mentions {_join_alternatives(e)}" for e in present
     ]
 
 
-def _mentions(entry: str, said: str) -> bool:
-    return any(x.casefold() in said for x in _alternatives(entry))
+def _mentions(entry: str, folded: str) -> bool:
+    return any(x.casefold() in folded for x in _alternatives(entry))
 
 
 def _join_alternatives(entry: str) -> str:

@@ -1,8 +1,9 @@
-"""What a model makes of the pairs: so far, which template suits a base, by how likely it finds the replies under it."""
+"""Which template suits a base: its NLL of the replies under each."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+from persona.compare.model_queue import MODEL_QUEUE
 from persona.compare.session import LoadedModel
 from persona.errors import TemplateError
 from persona.models.loss import mean_nll
@@ -15,8 +16,8 @@ from persona.train.collator import Collator
 SCORED_PAIRS = 16  # pairs that a template is scored on; enough for a difference that matters, and seconds on a CPU
 
 
-def base_nll(voices: LoadedModel, renderer: Renderer, pairs: Sequence[Pair]) -> float:
-    """The base's held-out-style NLL: nats per learned token of these pairs, without any adapter.
+def base_nll(model: LoadedModel, renderer: Renderer, pairs: Sequence[Pair]) -> float:
+    """The base's NLL: nats per learned token of these pairs, without any adapter.
 
     Raises TemplateError when none of the pairs can be trained on with this template.
     """
@@ -25,12 +26,12 @@ def base_nll(voices: LoadedModel, renderer: Renderer, pairs: Sequence[Pair]) -> 
         raise TemplateError(
             "Template {template}: none of the pairs can be rendered with it.", template=renderer.template.name
         )
-    with voices.lock, voices.without_adapters():
-        return mean_nll(voices.model, examples, Collator(renderer.tokenizer.pad_token_id))
+    with MODEL_QUEUE.turn(kind="template"), model.without_adapters():
+        return mean_nll(model.model, examples, Collator(renderer.tokenizer.pad_token_id))
 
 
 def rival_templates(renderer: Renderer, own: ChatTemplate) -> list[ChatTemplate]:
-    """The templates to hold the chosen one against: the base's own, and the plain forms."""
+    """The templates to compare the chosen one with: the base's own, and the plain Alpaca forms."""
     shipped = shipped_templates()
     names = [own.name, "alpaca-zh", "alpaca-en"]
     others = [own, *(shipped[n] for n in names[1:] if n in shipped)]
@@ -38,17 +39,17 @@ def rival_templates(renderer: Renderer, own: ChatTemplate) -> list[ChatTemplate]
 
 
 def score_templates(
-    voices: LoadedModel, renderer: Renderer, own: ChatTemplate, pairs: Sequence[Pair]
+    model: LoadedModel, renderer: Renderer, own: ChatTemplate, pairs: Sequence[Pair]
 ) -> list[tuple[str, float]]:
     """(template, nats per learned token) of the chosen template and its rivals on the same pairs, best first.
 
-    Spread evenly over the set, ROWS of them. A wrong template shows itself by a higher number before any training.
+    SCORED_PAIRS pairs, spread evenly over the set. A wrong template has a higher NLL before any training.
     """
-    some = pairs[:: max(1, len(pairs) // SCORED_PAIRS)][:SCORED_PAIRS]
+    sample = pairs[:: max(1, len(pairs) // SCORED_PAIRS)][:SCORED_PAIRS]
     scored = []
     for template in [renderer.template, *rival_templates(renderer, own)]:
         try:
-            scored.append((template.name, base_nll(voices, replace(renderer, template=template), some)))
+            scored.append((template.name, base_nll(model, replace(renderer, template=template), sample)))
         except TemplateError:
             if template is renderer.template:
                 raise

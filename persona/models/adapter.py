@@ -1,15 +1,19 @@
-"""An adapter folder: write it, check it, attach it to its base, set its strength.
+"""An adapter folder on disk: write it, find it, validate it. attach.py puts it on a model.
 
-    adapter_model.safetensors   LoRA weights
-    adapter_config.json         PEFT's settings, with the base's id instead of a local path
-    chat_template.jinja         the very template it was trained with
-    persona.json                who she is: name, system prompt, greeting, probes
-    run.json                    base id, revision and licence, settings, figures
-    README.md                   the card
-    loss.png                    the loss of its run, for the card
+An adapter is seven files (`ADAPTER_FILES`), and nothing else is shared or exported of its folder:
 
-An adapter may come from anywhere, so it is checked before it is opened: safetensors only, known settings only, finite
-numbers, shapes that fit the base.
+    adapter_model.safetensors   the LoRA's weights: float32, bfloat16 or float16
+    adapter_config.json         PEFT's settings, with the base's id in place of a local path
+    chat_template.jinja         the chat template that it was trained with
+    persona.json                the persona's card: name, language, system prompt, greeting, probes, sampling, source
+    run.json                    base (id, revision, licence), template's name, settings and figures of the run
+    README.md                   the model card (model_card.py)
+    loss.png                    the loss of the run, shown on the card; written before sharing (share/refresh_card.py)
+
+Without the first three a folder is not an adapter; the others may be missing, as in one trained by another program.
+
+An adapter may come from anyone, so `read_adapter` validates it before anything is loaded: no pickles, no links, known
+settings only, finite numbers. Whether its shapes fit a base is checked when it is attached.
 """
 
 import json
@@ -38,7 +42,7 @@ ADAPTER_FILES = (
     LOSS_PICTURE,
 )
 MAX_ADAPTER_BYTES = 4_000_000_000
-MAX_TEMPLATE_BYTES = 1_000_000  # sandbox.py reads fewer characters still
+MAX_TEMPLATE_BYTES = 1_000_000  # the sandbox renders fewer characters still
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _DTYPES = ("torch.float32", "torch.bfloat16", "torch.float16")
 _LAYER = re.compile(r"\^?[\w.\\-]{1,200}\$?")
@@ -48,7 +52,10 @@ _SETTINGS = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "ran
 
 @dataclass(frozen=True)
 class Adapter:
-    """A checked adapter folder."""
+    """A validated adapter folder.
+
+    base_id: as the adapter names it, not resolved. settings: the known ones of adapter_config.json. facts: run.json.
+    """
 
     path: Path
     card: PersonaCard
@@ -59,25 +66,27 @@ class Adapter:
 
     @property
     def base_revision(self) -> str:
-        """The commit of its base on the Hub; empty where it is not from there, or not known."""
+        """The commit of its base on the Hub; "" where the base is not from the Hub or the commit is not known."""
         base = self.facts.get("base")
         value = str(base.get("revision") or "") if isinstance(base, dict) else ""
         return value if re.fullmatch("[0-9a-f]{40}", value) else ""
 
     @property
     def max_length(self) -> int:
+        """Tokens of the longest row that it was trained on; the default where run.json has no sensible number."""
         config = self.facts.get("config")
         value = config.get("max_length") if isinstance(config, dict) else None
-        least, most = MAX_LENGTH_RANGE
-        return value if type(value) is int and least <= value <= most else MAX_LENGTH
+        lowest, highest = MAX_LENGTH_RANGE
+        return value if type(value) is int and lowest <= value <= highest else MAX_LENGTH
 
 
 def save_adapter(
     model: Any, target: Path, *, base: Base, template: ChatTemplate, card: PersonaCard, facts: dict[str, Any]
 ) -> None:
-    """Save the trained LoRA of a PeftModel as a folder that describes itself; it replaces an older one at once.
+    """Write the trained LoRA of a PeftModel as an adapter folder, which replaces an older one atomically.
 
-    facts: what run.json is to hold beside the base: config, figures, versions. No local path may be in it.
+    facts: the content of run.json besides base and template: config, figures, versions, without local paths.
+    Raises AdapterError where it cannot be written.
     """
     from safetensors import SafetensorError
 
@@ -98,15 +107,15 @@ def save_adapter(
         write_atomic(scratch / "README.md", model_card.render_model_card(card, run))
         fsync_folder(scratch)
     except (OSError, SafetensorError) as e:
-        why = getattr(e, "strerror", None) or e
+        reason = getattr(e, "strerror", None) or e
         raise AdapterError(
-            "{target}: could not be written ({reason}). Free some space and resume.", target=target, reason=why
+            "{target}: could not be written ({reason}). Free some space and resume.", target=target, reason=reason
         ) from e
     replace_folder(scratch, target)
 
 
 def _sort_settings(file: Path) -> None:
-    """PEFT writes target_modules in the order of a set; sorted, two equal runs give equal files."""
+    """Sort target_modules, which PEFT writes in the order of a set: equal runs give equal files."""
     settings = json.loads(file.read_text())
     if isinstance(settings.get("target_modules"), list):
         settings["target_modules"].sort()
@@ -114,40 +123,29 @@ def _sort_settings(file: Path) -> None:
 
 
 def locate_adapter(path: Path) -> Path:
-    """The adapter folder that `path` means: itself, a run's, or the newest of a persona."""
+    """The adapter folder that a path stands for: the folder itself, a run's, or the newest of a persona's."""
     if (path / "adapter_config.json").is_file():
         return path
     if (path / "adapter").is_dir():
         return path / "adapter"
-    found = sorted(path.glob("runs/*/adapter"), key=lambda p: p.parent.name)
-    if not found:
+    adapters = sorted(path.glob("runs/*/adapter"), key=lambda p: p.parent.name)
+    if not adapters:
         raise AdapterError("{path}: no adapter here. Train one with: persona train {path}", path=path)
-    return found[-1]
+    return adapters[-1]
 
 
 def read_adapter(path: Path) -> Adapter:
-    """Open an adapter folder, from whomever it comes. Raises AdapterError saying what is wrong with which file."""
+    """Read and validate an adapter folder from anyone. Raises AdapterError: which file is wrong, and why."""
     if not path.is_dir():
         raise AdapterError("{path}: no such adapter folder.", path=path)
-    weights = path / "adapter_model.safetensors"
     _refuse_links(path)
+    weights = path / "adapter_model.safetensors"
     if not weights.is_file():
-        if pickles := sorted(f.name for f in path.iterdir() if f.suffix in PICKLE_SUFFIXES):
-            raise AdapterError(
-                "{path}: holds {pickles}. A pickle can run code when it is opened, so only "
-                "adapter_model.safetensors is. Ask its author to save it as safetensors.",
-                path=path.name,
-                pickles=", ".join(pickles),
-            )
-        raise AdapterError("{path}: no adapter_model.safetensors here, so this is not an adapter.", path=path.name)
+        raise _explain_missing_weights(path)
     try:
         config = read_json(path / "adapter_config.json", Message("an adapter"))
         run = read_json(path / "run.json", Message("a run")) if (path / "run.json").is_file() else {}
-        card_file = path / "persona.json"
-        if card_file.is_file():
-            card = parse_card(read_json(card_file, Message("a persona")), "persona.json")
-        else:
-            card = PersonaCard(name=path.name[:80])
+        card = _read_card(path)
     except InputError as e:
         raise AdapterError(e.message) from e
     if config.get("peft_type") != "LORA":
@@ -157,27 +155,50 @@ def read_adapter(path: Path) -> Adapter:
     settings = {k: config[k] for k in _SETTINGS if config.get(k) is not None}
     _check_settings(path.name, settings)
     _check_weights(weights)
-    template_file = path / "chat_template.jinja"
-    if not template_file.is_file():
+    template = ChatTemplate(str(run.get("template") or "own"), _read_template_text(path))
+    base = run.get("base") if isinstance(run.get("base"), dict) else {}
+    base_id = str((base or {}).get("id") or config.get("base_model_name_or_path") or "")
+    return Adapter(path, card, template, base_id, settings, run)
+
+
+def _explain_missing_weights(path: Path) -> AdapterError:
+    if pickles := sorted(f.name for f in path.iterdir() if f.suffix in PICKLE_SUFFIXES):
+        return AdapterError(
+            "{path}: holds {pickles}. A pickle can run code when it is opened, so only "
+            "adapter_model.safetensors is. Ask its author to save it as safetensors.",
+            path=path.name,
+            pickles=", ".join(pickles),
+        )
+    return AdapterError("{path}: no adapter_model.safetensors here, so this is not an adapter.", path=path.name)
+
+
+def _read_card(path: Path) -> PersonaCard:
+    """Its persona.json; an adapter of another program has none, and is named after its folder."""
+    file = path / "persona.json"
+    if not file.is_file():
+        return PersonaCard(name=path.name[:80])
+    return parse_card(read_json(file, Message("a persona")), "persona.json")
+
+
+def _read_template_text(path: Path) -> str:
+    file = path / "chat_template.jinja"
+    if not file.is_file():
         raise AdapterError("{path}: no chat_template.jinja, so its chat format is unknown.", path=path.name)
     try:
-        require_regular_file(template_file, MAX_TEMPLATE_BYTES)
-        text = template_file.read_text(encoding="utf-8")
+        require_regular_file(file, MAX_TEMPLATE_BYTES)
+        return file.read_text(encoding="utf-8")
     except InputError as e:
         raise AdapterError(e.message) from e
     except (OSError, UnicodeDecodeError) as e:
         raise AdapterError(
             "{path}/chat_template.jinja: cannot be read ({reason}). Copy it again.", path=path.name, reason=e
         ) from e
-    base = run.get("base") if isinstance(run.get("base"), dict) else {}
-    base_id = str((base or {}).get("id") or config.get("base_model_name_or_path") or "")
-    return Adapter(path, card, ChatTemplate(str(run.get("template") or "own"), text), base_id, settings, run)
 
 
 def _refuse_links(path: Path) -> None:
-    """A link in a folder from outside could make a private file of this machine part of what is shared on.
+    """Raise AdapterError for a link out of the folder: it could make a private file of this machine be shared.
 
-    The Hub's own cache is made of links: snapshots/REVISION/FILE → ../../blobs/SUM.
+    Links of the Hub's cache are allowed: snapshots/REVISION/FILE → ../../blobs/HASH.
     """
     allowed = (path.resolve(), path.resolve().parent.parent / "blobs")
     for name in ADAPTER_FILES:
@@ -188,6 +209,7 @@ def _refuse_links(path: Path) -> None:
 
 
 def _check_settings(name: str, settings: dict[str, Any]) -> None:
+    """Raise AdapterError for settings that PEFT could not use, or that would harm: all come from outside."""
     r, alpha = settings.get("r"), settings.get("lora_alpha")
     if not _is_rank(r):
         raise AdapterError(
@@ -199,10 +221,10 @@ def _check_settings(name: str, settings: dict[str, Any]) -> None:
             name=name,
             alpha=f"{alpha!r:.40}",
         )
-    for key, good in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
+    for key, is_valid in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
         pattern = settings.get(key, {})
-        # PEFT matches the names as regular expressions; one made for it would run for years
-        if not isinstance(pattern, dict) or not all(_LAYER.fullmatch(k) and good(v) for k, v in pattern.items()):
+        # PEFT matches the names as regular expressions, and a hostile one would run for years
+        if not isinstance(pattern, dict) or not all(_LAYER.fullmatch(k) and is_valid(v) for k, v in pattern.items()):
             raise AdapterError(
                 "{name}/adapter_config.json: {key}={pattern} does not give layers a number each.",
                 name=name,
@@ -216,16 +238,20 @@ def _check_settings(name: str, settings: dict[str, Any]) -> None:
             name=name,
             modules=f"{modules!r:.60}",
         )
-    named = settings.get("trainable_token_indices", {})
-    if not all(map(trained_tokens.are_token_ids, named.values() if isinstance(named, dict) else [named])):
+    _check_token_indices(name, settings.get("trainable_token_indices", {}), bool(settings.get("use_dora")))
+
+
+def _check_token_indices(name: str, indices: Any, use_dora: bool) -> None:
+    """indices: PEFT's trainable_token_indices, token ids or {layer: token ids}."""
+    if not all(map(trained_tokens.are_token_ids, indices.values() if isinstance(indices, dict) else [indices])):
         raise AdapterError(
             "{name}/adapter_config.json: trainable_token_indices={named} does not give layers up to "
             "{limit} token ids each.",
             name=name,
-            named=f"{named!r:.60}",
+            named=f"{indices!r:.60}",
             limit=trained_tokens.MAX_TRAINED_TOKENS,
         )
-    if named and settings.get("use_dora"):
+    if indices and use_dora:
         raise AdapterError(
             "{name}/adapter_config.json: use_dora and trained rows of tokens do not go together.", name=name
         )
@@ -236,10 +262,11 @@ def _is_rank(value: Any) -> bool:
 
 
 def _is_alpha(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= 1e6  # not isfinite: it fails for integers beyond a float
+    return type(value) in (int, float) and abs(value) <= 1e6  # isfinite fails for integers beyond a float
 
 
 def _check_weights(file: Path) -> None:
+    """Raise AdapterError unless it is a safetensors file of finite floating-point numbers, of a LoRA's size."""
     from safetensors import SafetensorError, safe_open
 
     if file.stat().st_size > MAX_ADAPTER_BYTES:

@@ -1,4 +1,4 @@
-"""An adapter on a model in memory: does it fit, attach it, set its strength."""
+"""Attach an adapter to a model in memory, check that it fits, set its strength. adapter.py validates its folder."""
 
 import warnings
 from typing import Any
@@ -11,25 +11,25 @@ _PREFIX = "base_model.model."
 
 
 def attach_adapter(model: Any, adapter: Adapter, name: str) -> Any:
-    """Put the adapter on a base model, or on a PeftModel beside others, under `name`. Returns the PeftModel.
+    """Attach an adapter to a base model, or to a PeftModel beside others, under `name`. Returns the PeftModel.
 
-    Raises AdapterError listing every tensor that does not fit this base.
+    Raises AdapterError, and leaves the model as it was, where a tensor does not fit this base.
     """
     from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     state = load_file(adapter.path / "adapter_model.safetensors")
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    # all checks first: what fails later would leave half an adapter behind
+    # all checks come first: a later failure would leave half an adapter attached
     token_rows = trained_tokens.take_token_rows(state, adapter.settings.get("trainable_token_indices", {}), inner)
     layers = check_adapter_fits(adapter, state, inner)
-    # built from known settings, not loaded: a config file from outside can name things to import
+    # built from the known settings: a config file from outside can name things to import
     settings = {**adapter.settings, "target_modules": [*layers, *token_rows], "trainable_token_indices": None}
     for key, pattern in trained_tokens.make_token_row_settings(token_rows, bool(settings.get("use_rslora"))).items():
         settings[key] = pattern | settings.get(key, {})
     config = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, inference_mode=True, **settings)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # both ends are filled alike
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # both get the same rows
         if isinstance(model, PeftModel):
             model.add_adapter(name, config)
         else:
@@ -40,47 +40,55 @@ def attach_adapter(model: Any, adapter: Adapter, name: str) -> Any:
 
 
 def check_adapter_fits(adapter: Adapter, state: dict[str, Any], model: Any) -> list[str]:
-    """Compare every LoRA tensor with the layer it belongs to. Returns the layers."""
+    """Compare every LoRA tensor with the layer that it belongs to. Returns the names of the layers, sorted.
+
+    state: the tensors of the adapter's file by name. Raises AdapterError listing the first five that do not fit.
+    """
     from peft.utils.other import get_pattern_key
 
     modules = dict(model.named_modules())
     ranks, r = adapter.settings.get("rank_pattern", {}), adapter.settings["r"]
-    found: dict[str, set[str]] = {}
-    wrong = []
+    parts_of_layer: dict[str, set[str]] = {}
+    problems = []
     for key, tensor in state.items():
         layer, _, part = key.removeprefix(_PREFIX).rpartition(".lora_")
         module = modules.get(layer)
         module = getattr(module, "base_layer", module)
-        into, out = getattr(module, "in_features", None), getattr(module, "out_features", None)
-        if into is None or not key.startswith(_PREFIX):
-            wrong.append(Message("  {layer}: this base has no such layer", layer=layer or key))
+        in_features, out_features = getattr(module, "in_features", None), getattr(module, "out_features", None)
+        if in_features is None or not key.startswith(_PREFIX):
+            problems.append(Message("  {layer}: this base has no such layer", layer=layer or key))
             continue
-        found.setdefault(layer, set()).add(part)
+        parts_of_layer.setdefault(layer, set()).add(part)
         rank = ranks.get(get_pattern_key(ranks.keys(), layer), r)
-        sizes: dict[str, tuple[Any, ...]] = {"A.weight": (rank, into), "B.weight": (out, rank)}
+        sizes: dict[str, tuple[Any, ...]] = {"A.weight": (rank, in_features), "B.weight": (out_features, rank)}
         if adapter.settings.get("use_dora"):
-            sizes["magnitude_vector"] = (out,)
+            sizes["magnitude_vector"] = (out_features,)
         if part not in sizes:
-            wrong.append(
+            problems.append(
                 Message("  {layer}: lora_{part} is not a tensor that its settings name", layer=layer, part=part)
             )
         elif tuple(tensor.shape) != sizes[part]:
-            wrong.append(Message("  {layer}: lora_{part} is {shape}, with this base it must be {wanted}", layer=layer,
-                                 part=part, shape=_sizes(tensor.shape), wanted=_sizes(sizes[part])))  # fmt: skip
-    wrong += [Message("  {layer}: only {parts} of its LoRA is there", layer=layer, parts=', '.join(sorted(parts)))
-              for layer, parts in found.items() if not {"A.weight", "B.weight"} <= parts]  # fmt: skip
+            problems.append(
+                Message("  {layer}: lora_{part} is {shape}, with this base it must be {wanted}",
+                        layer=layer, part=part, shape=_sizes(tensor.shape), wanted=_sizes(sizes[part]))
+            )  # fmt: skip
+    problems += [
+        Message("  {layer}: only {parts} of its LoRA is there", layer=layer, parts=", ".join(sorted(parts)))
+        for layer, parts in parts_of_layer.items()
+        if not {"A.weight", "B.weight"} <= parts
+    ]
     if not state:
-        wrong.append(Message("  it holds no weights at all"))
-    if wrong:
-        more = [Message("  … and {count} more", count=len(wrong) - 5)] if len(wrong) > 5 else []
+        problems.append(Message("  it holds no weights at all"))
+    if problems:
+        more = [Message("  … and {count} more", count=len(problems) - 5)] if len(problems) > 5 else []
         raise AdapterError(
             "The adapter {adapter} was trained on {base} and does not fit this one:\n{problems}\n"
             "Open it with its own base.",
             adapter=adapter.card.name,
             base=adapter.base_id or Message("another base"),
-            problems=join("\n", wrong[:5] + more),
+            problems=join("\n", problems[:5] + more),
         )
-    return sorted(found)
+    return sorted(parts_of_layer)
 
 
 def _sizes(shape: Any) -> str:
@@ -88,7 +96,7 @@ def _sizes(shape: Any) -> str:
 
 
 def set_adapter_strength(model: Any, name: str, strength: float) -> None:
-    """Scale the adapter's update: 0 is the base, 1 what was trained."""
+    """Scale the adapter's update to the weights: 0 is the base, 1 the adapter as trained."""
     from peft.tuners.lora import LoraLayer
 
     for module in model.modules():

@@ -1,7 +1,7 @@
-"""Open a base model: the embedded ones, a local folder, a GGUF file, a Hub id, or one of ModelScope.
+"""Open a base model by its name: a bundled one, a local folder, a GGUF file, a Hub id or a ModelScope id.
 
-Wherever it comes from, it is one plain checkpoint folder in the end. torch and transformers are imported inside
-functions, so that naming a base costs nothing.
+Each becomes a checkpoint folder in Hugging Face format, from which tokenizer and model are loaded. torch and
+transformers are imported inside functions, so that resolving a name stays fast.
 """
 
 import json
@@ -12,18 +12,23 @@ from typing import Any
 
 from persona.errors import BaseError, Message
 from persona.models import bundled, download, gguf_import, hardware
-from persona.models import quantization as models_quantization
 from persona.models.bundled import BUNDLED_MODELS, DEFAULT_BASE, BundledModel
 from persona.models.catalogue import load_catalogue
 from persona.models.download import MODELSCOPE_PREFIX
 from persona.models.progress_callback import ProgressCallback, ignore_progress
+from persona.models.quantization import is_quantized, keep_training_arithmetic, make_quantization_kwargs
+from persona.models.quiet import quiet_transformers, silence_bitsandbytes
 from persona.store.files import read_json
 from persona.store.workspace import require_in_workspace
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on this disk. `id` is what travels with an adapter: a Hub id, or a folder's name, never a path."""
+    """A base model on this disk.
+
+    id: what an adapter stores of it, a Hub id or a folder's name, never a path. revision: the commit on the Hub, or
+    gguf-DIGEST; "" where neither is known.
+    """
 
     id: str
     path: Path
@@ -33,39 +38,40 @@ class Base:
 
     @property
     def size(self) -> int:
-        """Bytes of weights on disk."""
+        """Bytes of its weights on disk."""
         return sum(f.stat().st_size for f in self.path.glob("*.safetensors"))
 
     def config(self) -> dict[str, Any]:
+        """Its config.json. Raises InputError where that cannot be read."""
         return read_json(self.path / "config.json", Message("a base model"))
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name → shape of every weight, from the files' headers alone. Raises BaseError where one is damaged."""
-        found: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for file in sorted(self.path.glob("*.safetensors")):
             try:
                 with file.open("rb") as f:
                     header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
-                found |= {name: tuple(t["shape"]) for name, t in header.items() if name != "__metadata__"}
+                shapes |= {name: tuple(t["shape"]) for name, t in header.items() if name != "__metadata__"}
             except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as e:
                 raise BaseError("{file}: its header cannot be read. Download the base again.", file=file) from e
-        return found
+        return shapes
 
     def to_dict(self) -> dict[str, str]:
+        """What run.json of an adapter stores of its base."""
         return {"id": self.id, "revision": self.revision, "licence": self.licence, "licence_url": self.licence_url}
 
 
 def resolve_base(name: str, progress: ProgressCallback = ignore_progress, revision: str = "") -> Base:
-    """Find, and where needed convert or download, the base called `name`.
+    """Find the base model called `name`; convert or download it where needed.
 
-    Tried in this order: an embedded name or its Hub id, modelscope:ORG/NAME, a .gguf file, a folder with config.json,
-    a Hub id. revision: the commit of a Hub id that is wanted; empty: its newest.
-    Raises BaseError with what to do instead.
+    Tried in this order: the name or Hub id of a bundled model, modelscope:ORG/NAME, a .gguf file, a folder with
+    config.json, a Hub id. revision: the commit to take of a Hub id; "": its newest. Raises BaseError with what to do.
     """
     name = name.strip() or DEFAULT_BASE
-    own = bundled.find_bundled(name)
-    if own and (name == own.name or not download.find_in_hub_cache(name)):
-        return _resolve_bundled(own, progress)
+    model = bundled.find_bundled(name)
+    if model and (name == model.name or not download.find_in_hub_cache(name)):
+        return _resolve_bundled(model, progress)
     if name.startswith(MODELSCOPE_PREFIX):
         return Base(*download.download_from_modelscope(name, progress))
     path = Path(name).expanduser()
@@ -84,9 +90,10 @@ def resolve_base(name: str, progress: ProgressCallback = ignore_progress, revisi
     return Base(*download.download_from_hub(name, progress, revision))
 
 
-def _resolve_bundled(e: BundledModel, progress: ProgressCallback) -> Base:
-    told = Base(e.hub_id, Path(), f"gguf-{e.sha256[:12]}" if e.sha256 else "gguf", e.licence, e.licence_url)
-    return replace(told, path=bundled.convert_bundled(e, told.to_dict(), progress))
+def _resolve_bundled(model: BundledModel, progress: ProgressCallback) -> Base:
+    revision = f"gguf-{model.sha256[:12]}" if model.sha256 else "gguf"
+    base = Base(model.hub_id, Path(), revision, model.licence, model.licence_url)
+    return replace(base, path=bundled.convert_bundled(model, base.to_dict(), progress))
 
 
 def _resolve_gguf(name: str, path: Path, progress: ProgressCallback) -> Base:
@@ -97,8 +104,8 @@ def _resolve_gguf(name: str, path: Path, progress: ProgressCallback) -> Base:
             default=DEFAULT_BASE,
         )
     digest = gguf_import.hash_file(path)
-    told = Base(path.stem, path, f"gguf-{digest[:12]}")
-    return replace(told, path=gguf_import.convert_gguf(path, path.stem, digest, told.to_dict(), progress))
+    base = Base(path.stem, path, f"gguf-{digest[:12]}")
+    return replace(base, path=gguf_import.convert_gguf(path, path.stem, digest, base.to_dict(), progress))
 
 
 def _resolve_folder(name: str, path: Path) -> Base:
@@ -108,16 +115,16 @@ def _resolve_folder(name: str, path: Path) -> Base:
         )
     if not any(path.glob("*.safetensors")):
         raise BaseError("{name}: no .safetensors file here. Pickled weights (.bin, .pt) are not opened.", name=name)
-    known = read_json(path / "config.json", Message("a base model")).get("_name_or_path") or ""
-    return Base(known if download.is_hub_id(known) else path.resolve().name, path.resolve())
+    origin = read_json(path / "config.json", Message("a base model")).get("_name_or_path") or ""
+    return Base(origin if download.is_hub_id(origin) else path.resolve().name, path.resolve())
 
 
 def find_local_base(name: str, revision: str = "") -> Base | None:
-    """The base called `name` if it lies on this disk as a checkpoint already. Nothing is converted or downloaded."""
+    """The base called `name` if its checkpoint folder is on this disk already; nothing is converted or downloaded."""
     name = name.strip() or DEFAULT_BASE
-    if own := bundled.find_bundled(name):
-        made = bundled.find_converted(own)
-        return Base(own.hub_id, made) if made else None
+    if model := bundled.find_bundled(name):
+        folder = bundled.find_converted(model)
+        return Base(model.hub_id, folder) if folder else None
     path = Path(name).expanduser()
     if (path / "config.json").is_file():
         require_in_workspace(path)
@@ -128,32 +135,29 @@ def find_local_base(name: str, revision: str = "") -> Base | None:
 
 
 def is_portable_base_name(name: str) -> bool:
-    """Whether an adapter from anywhere may name its base so: as a plain name or a Hub id, never as a path."""
+    """Whether an adapter from outside may name its base so: a plain name or a Hub id, never a path."""
     return download.is_hub_id(name.removeprefix(MODELSCOPE_PREFIX)) or download.is_hub_id(f"x/{name}")
 
 
 def list_base_choices() -> list[tuple[str, str, str]]:
-    """(name, title, what to know before choosing it) of the bases to choose from: the embedded ones, then the
-    catalogue's, the smallest first.
-    """
-    own = [
-        (e.name, e.about, "" if bundled.is_installed(e) else Message("not installed")) for e in BUNDLED_MODELS.values()
-    ]
-    other = [e for e in load_catalogue() if e.id not in {x.hub_id for x in BUNDLED_MODELS.values()}]
-    return own + [(e.id, e.id, e.about) for e in sorted(other, key=lambda e: (e.parameters, e.id))]
+    """The base models to choose from, each as (name, title, note): the bundled ones, then the catalogue by size."""
+    models = BUNDLED_MODELS.values()
+    choices = [(m.name, m.about, "" if bundled.is_installed(m) else Message("not installed")) for m in models]
+    others = [m for m in load_catalogue() if m.id not in {b.hub_id for b in models}]
+    return choices + [(m.id, m.id, m.about) for m in sorted(others, key=lambda m: (m.parameters, m.id))]
 
 
 def _load_errors() -> tuple[type[Exception], ...]:
-    """What transformers raises for files that are no model, a config.json with values of the wrong kind among them."""
-    from huggingface_hub.errors import StrictDataclassError  # as late as transformers itself
+    """What transformers raises for files that are not a model, or whose config.json has values of a wrong type."""
+    from huggingface_hub.errors import StrictDataclassError
 
-    # ImportError: a package that its towers need
+    # ImportError: a package that an image or audio tower needs
     return ValueError, OSError, RuntimeError, ImportError, TypeError, LookupError, AttributeError, StrictDataclassError
 
 
 @lru_cache(maxsize=4)
 def load_tokenizer(base: Base) -> Any:
-    """The tokenizer, with a pad token (eos where it has none) and right padding. Kept: reading Gemma's takes 3 s."""
+    """The tokenizer, padding on the right with its pad token, or eos where it has none. Cached: Gemma's takes 3 s."""
     from transformers import AutoTokenizer
 
     try:
@@ -167,31 +171,33 @@ def load_tokenizer(base: Base) -> Any:
 
 
 def load_base_model(base: Base, dtype: str, device: str = "cpu", quantization: str = "none") -> Any:
-    """The causal language model in evaluation mode. `dtype`: float32, bfloat16 or float16; `quantization`: none, nf4
-    or int8, of all linear layers but the last. Raises BaseError.
+    """The causal language model in evaluation mode.
+
+    dtype: float32, bfloat16 or float16. quantization: none, nf4 or int8, of all linear layers but the output layer.
+    Raises BaseError.
     """
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    silence_bitsandbytes()
     if quantization != "none" and base.config().get("quantization_config"):
         raise BaseError(
             "{base}: its weights are quantized already. Set quantization to none for this base.", base=base.id
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            base.path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True,
-            **models_quantization.make_quantization_kwargs(quantization, dtype, device),
-        )  # fmt: skip
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                base.path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True,
+                **make_quantization_kwargs(quantization, dtype, device),
+            )  # fmt: skip
     except _load_errors() as e:
         if hardware.is_out_of_memory(e):
             raise
         raise BaseError(
             "{base}: cannot be opened ({kind}: {reason}).", base=base.id, kind=type(e).__name__, reason=e
         ) from e
-    if models_quantization.is_quantized(model):  # by us, or as it was stored
-        models_quantization.keep_training_arithmetic(model)
-    if quantization == "none":  # else it lies on its device already
+    if is_quantized(model):  # here, or as stored
+        keep_training_arithmetic(model)
+    if quantization == "none":  # a quantized one is on its device already
         model = model.to(device)
     return model.eval()

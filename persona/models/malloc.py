@@ -1,4 +1,4 @@
-"""Tuning of glibc's allocator and of OpenMP's threads for a process that holds a model."""
+"""Tune glibc's allocator and OpenMP's threads for a process that holds a model. Settings of the whole process."""
 
 import contextlib
 import ctypes
@@ -6,28 +6,28 @@ import os
 
 
 def limit_openmp_spin() -> None:
-    """Let a core go soon after its share of an operation is done; call it before torch is imported.
+    """Make OpenMP's threads release their core soon after an operation; call it before torch is imported.
 
-    GNU OpenMP's threads wait by spinning for milliseconds. Beside a browser, or a chat beside a training, they keep
-    the cores from whom they wait for: a step then took five times as long. Alone it makes no measurable difference.
+    GNU OpenMP's threads wait by spinning for milliseconds, and keep the cores from other processes. With a browser
+    running, or a chat beside a training run, a step took five times as long; alone it makes no measurable difference.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def limit_malloc_arenas() -> None:
-    """Let all threads share two of glibc's heaps; call it before there are threads.
+    """Make all threads share two of glibc's heaps (arenas); call it before there are threads.
 
-    Else each new thread gets one of its own, up to eight a core, and what was freed in one serves no other: the page,
-    which answers in many threads, grew with use. Elsewhere than on glibc this does nothing.
+    By default new threads get their own, up to eight a core, and memory freed in one serves no other: the page, which
+    answers in many threads, grew with use. Does nothing without glibc.
     """
     _call_glibc("mallopt", -8, 2)  # M_ARENA_MAX of malloc.h
 
 
 def disable_malloc_trim() -> None:
-    """Let glibc keep large freed blocks instead of giving them back to the kernel.
+    """Make glibc keep large freed blocks instead of returning them to the kernel.
 
-    A training step frees and asks again for the same hundreds of megabytes; zeroing new pages each time cost 40 % of a
-    step. Elsewhere than on glibc this does nothing.
+    A training step frees and allocates the same hundreds of megabytes again; zeroing new pages each time took 40 % of a
+    step. Does nothing without glibc.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     _call_glibc("mallopt", mmap_max, 0)
@@ -35,15 +35,14 @@ def disable_malloc_trim() -> None:
 
 
 def trim_malloc() -> None:
-    """Let the kernel have freed memory again that glibc keeps. Call it now and then, not in every step.
+    """Return freed memory that glibc keeps to the kernel. Call it now and then, not in every step.
 
-    Kernels that oneDNN keeps for each shape lie between freed blocks, and a batch of another length finds no room in
-    the gaps: the heap grows on, in training and in chat. The pages of the gaps at least can go. Elsewhere than on glibc
-    this does nothing.
+    Kernels that oneDNN keeps for each shape lie between freed blocks, and a batch of another length does not fit into
+    the gaps: the heap grows, in training and in chat. This frees the pages of the gaps. Does nothing without glibc.
     """
     _call_glibc("malloc_trim", 0)
 
 
-def _call_glibc(function: str, *given: int) -> None:
+def _call_glibc(function: str, *args: int) -> None:
     with contextlib.suppress(OSError, AttributeError):  # another C library
-        getattr(ctypes.CDLL("libc.so.6"), function)(*given)
+        getattr(ctypes.CDLL("libc.so.6"), function)(*args)

@@ -1,33 +1,40 @@
-"""What a run needs: the shape of a base and the rows of a batch → bytes, item by item, and floating-point operations.
+"""Memory and FLOPs of a training step, from the shape of a base and of a batch. Arithmetic only.
 
-Pure arithmetic. What is kept for the backward pass was counted on the embedded Gemma 3 (saved_tensors_hooks: 40.1 KB a
-token and layer in bfloat16, 64.1 KB in float32; the formulas here give 39.6 and 63.9).
+Activations kept for the backward pass were measured on the bundled Gemma 3 (saved_tensors_hooks): 40.1 KB a token and
+layer in bfloat16 and 64.1 KB in float32; the formulas here give 39.6 and 63.9.
 """
 
+import math
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 DTYPE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
-# of one quantized weight. nf4: 4 bits and a scale for 64, the scales in 8 bits (Dettmers et al. 2023, §3: 4.127 bits);
-# int8: a float32 scale a row (Dettmers et al. 2022, LLM.int8) is less than a hundredth
+# nf4: 4 bits and a scale for 64 weights, the scales in 8 bits (Dettmers et al. 2023, §3: 4.127 bits);
+# int8: a float32 scale a row (Dettmers et al. 2022, LLM.int8) adds less than a hundredth
 QUANTIZED_WEIGHT_BYTES = {"nf4": 4.127 / 8, "int8": 1.01}
-ADAM_BYTES = 4 + 4 + 8  # bytes of a float32 parameter, its gradient, Adam's two moments (Rajbhandari et al. 2020, §3.1)
+ADAM_BYTES = 4 + 4 + 8  # a float32 parameter, its gradient, Adam's two moments (Rajbhandari et al. 2020, §3.1)
 NON_TEXT_TOWERS = re.compile(r"vision|visual|audio|multi_modal")
-VOCAB_TILE = 4096  # rows of the output layer at once; × 240 rows × 4 bytes stays within a CPU's cache
-# rows are padded to a multiple of so many tokens. A CPU builds its kernels anew for each shape, in some 20 ms each: 16
-# would cost more in padding
+# tokens of the vocabulary that the loss takes at once: × 240 rows × 4 bytes fits a CPU's cache; 1024 and 2048 were as
+# fast
+VOCAB_TILE = 4096
+# rows are padded to a multiple of so many tokens: a CPU builds its kernels anew for each shape, in some 20 ms each.
+# A multiple of 16 would cost more in padding
 PAD_MULTIPLE = 8
+# settings of config.json by which a model changes its logits after the output layer, unless they are 1
+LOGIT_SCALE_SETTINGS = (
+    "final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier",
+)  # fmt: skip
 
 
 def padded_length(length: int, multiple: int = PAD_MULTIPLE) -> int:
-    """The length of a row of `length` tokens in a batch: the next multiple."""
+    """A row's length in tokens after padding to a multiple."""
     return -(-length // multiple) * multiple
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What matters of a decoder. Counts of parameters, or widths in numbers per token."""
+    """The shape of a decoder: numbers of parameters, and widths in numbers per token."""
 
     parameters: int
     linear: int  # of `parameters`: in the layers' linear weights, which LoRA covers and quantization shrinks
@@ -41,97 +48,86 @@ class ModelShape:
     norms: int  # a layer, without those of queries and keys
     qk_norm: bool
     vocab: int
-    plain_head: bool  # as loss.py asks: no soft cap or scale
+    plain_head: bool  # logits without soft cap or scale, for the tiled loss of loss.py
 
 
 def infer_model_shape(config: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> ModelShape:
-    """config.json and the names and shapes of the weights → Shape. Raises KeyError where it is no decoder we know."""
+    """config.json, and names and shapes of the weights → ModelShape. Raises KeyError for an unknown architecture."""
     text = config.get("text_config", config)
-    own = {name: size for name, size in tensors.items() if not NON_TEXT_TOWERS.search(name)}
-    inside = {name: size for name, size in own.items() if re.search(r"(^|\.)layers\.\d+\.", name)}
-    linear = [size for size in inside.values() if len(size) >= 2]
-    first = {name.partition("layers.0.")[2] for name in inside if "layers.0." in name}
+    text_weights = {name: size for name, size in tensors.items() if not NON_TEXT_TOWERS.search(name)}
+    in_layers = {name: size for name, size in text_weights.items() if re.search(r"(^|\.)layers\.\d+\.", name)}
+    linear = [size for size in in_layers.values() if len(size) >= 2]
+    first = {name.partition("layers.0.")[2] for name in in_layers if "layers.0." in name}
     heads = text["num_attention_heads"]
     head = text.get("head_dim") or text["hidden_size"] // heads
-    scales = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
     return ModelShape(
-        parameters=sum(map(_product, own.values())), linear=sum(map(_product, linear)),
-        largest=max(map(_product, linear), default=0), lora=sum(sum(size[-2:]) for size in linear),
+        parameters=sum(map(math.prod, text_weights.values())), linear=sum(map(math.prod, linear)),
+        largest=max(map(math.prod, linear), default=0), lora=sum(sum(size[-2:]) for size in linear),
         layers=text["num_hidden_layers"], hidden=text["hidden_size"],
         inner=text.get("intermediate_size") or 4 * text["hidden_size"], queries=heads * head,
         keys=(text.get("num_key_value_heads") or heads) * head,
         norms=sum("norm" in name and "self_attn" not in name for name in first),
         qk_norm=any(name.startswith("self_attn.q_norm") for name in first), vocab=text["vocab_size"],
-        plain_head=all(text.get(name) in (None, 1, 1.0) for name in scales),
+        plain_head=all(text.get(name) in (None, 1, 1.0) for name in LOGIT_SCALE_SETTINGS),
     )  # fmt: skip
-
-
-def _product(size: tuple[int, ...]) -> int:
-    n = 1
-    for x in size:
-        n *= x
-    return n
 
 
 @dataclass(frozen=True)
 class StepShape:
-    """The settings that decide what a step needs. length: tokens of the longest row, padding included."""
+    """The settings that decide the memory of a step. length: tokens of the longest row, with padding."""
 
     batch: int
     length: int
-    learned: int  # of a row's positions
+    learned: int  # positions of a row that are learned
     rank: int = 16
     dtype: str = "float32"
     quantization: str = "none"
     checkpointing: bool = False
-    full: bool = False  # train every weight: for comparison, the trainer only knows LoRA
     device: str = "cpu"
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes at a step's peak."""
+    """Bytes at the peak of a step."""
 
     weights: int
-    training: int  # gradients and optimizer; of a LoRA its weights too
+    training: int  # the LoRA's weights, gradients and optimizer
     activations: int
     logits: int
-    runtime: int  # libraries, the GPU's context, and what the allocator cannot use again
+    runtime: int  # libraries, the GPU's context, and memory lost to fragmentation
 
     @property
     def total(self) -> int:
         return sum(getattr(self, f.name) for f in fields(self))
 
 
-def estimate_memory(shape: ModelShape, work: StepShape) -> MemoryEstimate:
-    """The peak of one forward and backward pass of a micro batch, with everything that stays."""
-    size, tokens = DTYPE_BYTES[work.dtype], work.batch * work.length
-    whole = _activation_bytes(shape, work.rank, size) * tokens * shape.layers
-    activations = whole
-    if work.checkpointing:  # the layers' inputs, and one layer worked out again (Chen et al. 2016)
-        activations = tokens * shape.hidden * size * shape.layers + whole / shape.layers
-    # full, as the tutorials do it in 16 bits: gradients as wide as the weights, two optimizer states of 8 bits
-    training = shape.parameters * (size + 2) if work.full else shape.lora * work.rank * ADAM_BYTES
-    logits = _logit_bytes(shape, work)
-    runtime = _runtime_bytes(work.device, activations + logits)
-    return MemoryEstimate(int(_weight_bytes(shape, work)), int(training), int(activations), int(logits), int(runtime))
+def estimate_memory(shape: ModelShape, step: StepShape) -> MemoryEstimate:
+    """The peak of the forward and backward pass of one micro batch, with everything that stays in memory."""
+    size, tokens = DTYPE_BYTES[step.dtype], step.batch * step.length
+    activations = _activation_bytes(shape, step.rank, size) * tokens * shape.layers
+    if step.checkpointing:  # the layers' inputs, and one layer that is recomputed (Chen et al. 2016)
+        activations = tokens * shape.hidden * size * shape.layers + activations / shape.layers
+    training = shape.lora * step.rank * ADAM_BYTES
+    logits = _logit_bytes(shape, step)
+    runtime = _runtime_bytes(step.device, activations + logits)
+    return MemoryEstimate(int(_weight_bytes(shape, step)), int(training), int(activations), int(logits), int(runtime))
 
 
-def _weight_bytes(shape: ModelShape, work: StepShape) -> float:
-    size = DTYPE_BYTES[work.dtype]
-    if work.quantization == "none":
+def _weight_bytes(shape: ModelShape, step: StepShape) -> float:
+    size = DTYPE_BYTES[step.dtype]
+    if step.quantization == "none":
         return shape.parameters * size
-    # embeddings, norms and head stay as they are; one weight at a time is unpacked to be multiplied
+    # embeddings, norms and output layer are not quantized; one weight at a time is unpacked for its product
     rest = shape.parameters - shape.linear
-    return shape.linear * QUANTIZED_WEIGHT_BYTES[work.quantization] + (rest + shape.largest) * size
+    return shape.linear * QUANTIZED_WEIGHT_BYTES[step.quantization] + (rest + shape.largest) * size
 
 
 def _activation_bytes(shape: ModelShape, rank: int, size: float) -> float:
-    """Kept for the backward pass by one token in one layer.
+    """Activations that one token keeps in one layer for the backward pass.
 
     Counted as in Korthikanti et al. 2022, §4.1, for what PyTorch keeps here: base weights are frozen, so a linear
     layer keeps only the input of its LoRA (shared by q, k, v and by gate, up); fused attention keeps q, k, v and its
-    output, and nothing that grows with length²; norms work in float32 and keep their input.
+    output, and nothing that grows with length²; norms compute in float32 and keep their input.
     """
     attention = shape.hidden + 2 * shape.queries + 2 * shape.keys
     mlp = shape.hidden + 4 * shape.inner
@@ -139,43 +135,37 @@ def _activation_bytes(shape: ModelShape, rank: int, size: float) -> float:
     return size * (attention + mlp + 7 * rank) + 4 * norms
 
 
-def _logit_bytes(shape: ModelShape, work: StepShape) -> float:
-    """As loss.py does it: a plain frozen head keeps no logits, only the gradient by which it was reached.
+def _logit_bytes(shape: ModelShape, step: StepShape) -> float:
+    """Memory of the output layer and the loss, as loss.py computes it.
 
-    It works on one tile of them, as multiplied, in float32 and rounded again; the hidden states are there once as
-    given, and thrice in float32. Any other head keeps logits, their float32 copy, log-softmax and gradient.
+    With a plain frozen output layer no logits are kept: one tile of them exists as multiplied, in float32 and rounded
+    again, and the hidden states once as given and three times in float32. Any other output layer keeps logits, their
+    float32 copy, log-softmax and gradient.
     """
-    learned, size = work.batch * work.learned, DTYPE_BYTES[work.dtype]
-    if shape.plain_head and not work.full:
+    learned, size = step.batch * step.learned, DTYPE_BYTES[step.dtype]
+    if shape.plain_head:
         return learned * (VOCAB_TILE * (2 * size + 4) + shape.hidden * (size + 3 * 4))
     return learned * shape.vocab * (size + 4 + 4 + 4)
 
 
-# On a CPU: 1.1 GB resident before the first step, weights not counted (Python with torch, transformers, TRL, and what
-# opening a base leaves of the heap; measured), and oneDNN's kernels: 0.6 MB each and 34 a shape of batch, 250 MB after
-# 27 steps; it keeps 1024 at most. A CUDA context with cuBLAS' workspaces is taken as 1 GB: not measured by us.
+# On a CPU: 1.1 GB resident before the first step without the weights (Python, torch, transformers, TRL, and heap that
+# opening a base leaves behind; measured), and oneDNN's kernels: 0.6 MB each, 34 a shape of batch, 250 MB after 27
+# steps; it caches 1024 at most. 1 GB for a CUDA context with cuBLAS' workspaces is an assumption, not measured.
 RUNTIME_BYTES = {"cpu": 1.1e9 + 0.25e9, "cuda": 1e9, "mps": 1e9}
-# What freed blocks leave unused of a CPU's heap (glibc cannot give a freed block to an aligned request of the same
-# size), as a part of all activations and logits. Fitted to the runs of the embedded base in test_hardware.py.
+# Heap lost between freed blocks on a CPU (glibc cannot give a freed block to an aligned request of the same size), as a
+# share of activations and logits. Fitted to the runs of the bundled base in test_hardware.py.
 HEAP_FRAGMENTATION = 0.15
 
 
-def _runtime_bytes(device: str, kept: float) -> float:
-    return RUNTIME_BYTES[device] + (HEAP_FRAGMENTATION * kept if device == "cpu" else 0.0)
+def _runtime_bytes(device: str, activations_and_logits: float) -> float:
+    return RUNTIME_BYTES[device] + (HEAP_FRAGMENTATION * activations_and_logits if device == "cpu" else 0.0)
 
 
 def step_flops(shape: ModelShape, tokens: float, learned: float, checkpointing: bool = False) -> float:
-    """FLOPs to learn `tokens`, of which `learned` go through the head, by LoRA.
+    """FLOPs of LoRA training on `tokens`, of which `learned` pass the output layer.
 
-    2 a weight and token forward, 2 for the gradient of the inputs (Kaplan et al. 2020, §2.1; frozen weights want no
-    gradient of their own), forward once more with checkpointing; the same for the head. Attention's own products are
-    left out: at rows of a hundred tokens they are a hundredth.
+    2 a weight and token forward, 2 for the gradient of the inputs (Kaplan et al. 2020, §2.1; frozen weights need no
+    gradient of their own), the forward pass again with checkpointing; the same for the output layer. The products of
+    attention itself are left out: with rows of a hundred tokens they are a hundredth.
     """
     return tokens * shape.linear * (6 if checkpointing else 4) + learned * 4 * shape.vocab * shape.hidden
-
-
-def compare_tuning_methods(shape: ModelShape, work: StepShape) -> dict[str, int]:
-    """Bytes in all of the three ways that tutorials compare: full fine-tuning, LoRA in 16 bits, QLoRA (nf4)."""
-    half = replace(work, dtype="float32" if work.device == "mps" else "bfloat16", quantization="none")
-    ways = {"full": replace(half, full=True), "lora": half, "qlora": replace(half, quantization="nf4")}
-    return {name: estimate_memory(shape, w).total for name, w in ways.items()}

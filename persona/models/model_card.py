@@ -1,7 +1,7 @@
-"""README.md of an adapter: the card by which a stranger knows what it is, may do with it, and how to load it.
+"""Render the model card of an adapter, its README.md: what the adapter is, its terms, results and how to load it.
 
-`render` makes it from templates/model-card.md.jinja. `restate` makes it anew before the adapter is shared: with the
-answers and the loss that its run has noted by then, and with what its persona says of source and rights by then.
+The template is templates/model-card.md.jinja. share/refresh_card.py renders it again before the adapter is shared, with
+the run's answers and loss.
 """
 
 import json
@@ -17,14 +17,14 @@ from persona.store.workspace import TEMPLATES_DIR
 
 LOSS_PICTURE = "loss.png"
 LOCAL_FOLDER_CODE = 'folder = "."  # where this file is'
-MAX_ANSWER_CHARS = 400  # characters of one answer
+MAX_ANSWER_CHARS = 400  # of one answer on the card
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class SampleAnswers:
-    """One question, and both answers to it; `base` is "" where only the adapter was asked."""
+    """A question with the answers of base and adapter; base: "" where only the adapter was asked."""
 
     question: str
     base: str
@@ -33,15 +33,15 @@ class SampleAnswers:
 
 @dataclass(frozen=True)
 class CardEvidence:
-    """What was seen of an adapter besides its own files."""
+    """Results of an adapter that are not in its own files. picture: whether loss.png is there."""
 
     samples: tuple[SampleAnswers, ...] = ()
     verdict: str = ""
     picture: bool = False
 
 
-def render_model_card(card: PersonaCard, run: dict[str, Any], found: CardEvidence = CardEvidence()) -> str:
-    """The card as text. run: run.json of the adapter."""
+def render_model_card(card: PersonaCard, run: dict[str, Any], evidence: CardEvidence = CardEvidence()) -> str:
+    """The card as Markdown with the Hub's metadata. run: run.json of the adapter."""
     env = jinja2.Environment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -50,8 +50,8 @@ def render_model_card(card: PersonaCard, run: dict[str, Any], found: CardEvidenc
     revision = str(base.get("revision") or "")
     language = card.language.split("-")[0].lower()
     return env.from_string((TEMPLATES_DIR / "model-card.md.jinja").read_text(encoding="utf-8")).render(
-        card=card, run=run, found=found, config=run["config"], figures=run["figures"], here=LOCAL_FOLDER_CODE,
-        # what the Hub would refuse as metadata is left out of it
+        card=card, run=run, found=evidence, config=run["config"], figures=run["figures"], here=LOCAL_FOLDER_CODE,
+        # values that the Hub would refuse as metadata are left out
         base_id=base["id"] if _HUB_ID.fullmatch(base["id"]) else "",
         language=language if re.fullmatch(r"[a-z]{2,3}", language) else "",
         revision=revision if _COMMIT.fullmatch(revision) else "",
@@ -62,16 +62,16 @@ def render_model_card(card: PersonaCard, run: dict[str, Any], found: CardEvidenc
 
 
 def _generate_arguments(card: PersonaCard) -> str:
-    """The arguments of generate(): as Persona draws, or as the author chose.
+    """The sampling arguments of transformers' generate(): Persona's defaults, or the author's choice.
 
-    Not quite the same: generate() counts the prompt too when it penalizes repetition, Persona the reply alone.
+    Not quite the same: the repetition penalty of generate() counts the prompt too, Persona's the reply only.
     """
-    usual = Sampling()
-    chosen = {name: getattr(usual, name) for name in ("temperature", "top_p", "repetition_penalty")}
-    chosen |= card.sampling.chosen()
-    if not chosen["temperature"]:
-        return f"do_sample=False, repetition_penalty={chosen['repetition_penalty']}"
-    return "do_sample=True, " + ", ".join(f"{k}={v}" for k, v in chosen.items())
+    defaults = Sampling()
+    settings = {name: getattr(defaults, name) for name in ("temperature", "top_p", "repetition_penalty")}
+    settings |= card.sampling.chosen()
+    if not settings["temperature"]:
+        return f"do_sample=False, repetition_penalty={settings['repetition_penalty']}"
+    return "do_sample=True, " + ", ".join(f"{k}={v}" for k, v in settings.items())
 
 
 def _json(value: Any) -> str:
@@ -79,17 +79,17 @@ def _json(value: Any) -> str:
 
 
 def escape_line(text: Any) -> str:
-    """In one line, without HTML and columns; an address in it stays one."""
+    """Text in one line, with < and | escaped; a URL in it stays a link."""
     return " ".join(str(text).split()).replace("<", "&lt;").replace("|", "&#124;")
 
 
 def escape_markdown(text: str, limit: int = MAX_ANSWER_CHARS) -> str:
-    """Text from anyone, in one line of at most `limit` characters, so that none of it is Markdown or HTML."""
+    """Untrusted text in one line of at most `limit` characters, escaped so that none of it is Markdown or HTML."""
     short = text if len(text) <= limit else text[:limit].rstrip() + " …"
     safe = " ".join(short.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_{}\[\]()+!|~>]|^[#-])", r"\\\1", safe)
 
 
 def adapt_card_for_hub(readme: str, repo: str) -> str:
-    """The card as it stands on the Hub: its lines of code fetch the adapter from there."""
+    """The card as it is on the Hub: its code downloads the adapter from there."""
     return readme.replace(LOCAL_FOLDER_CODE, f"folder = huggingface_hub.snapshot_download({_json(repo)})")

@@ -1,4 +1,4 @@
-"""The renderer of a persona for a base: its tokenizer and the template that fits."""
+"""The renderer for a base and a persona: the base's tokenizer and the chat template that fits it."""
 
 from functools import lru_cache
 
@@ -18,7 +18,10 @@ def open_renderer(
     learn_history: bool = False,
     progress: ProgressCallback = ignore_progress,
 ) -> tuple[Base, Renderer]:
-    """The base called `name` and the renderer for it: what preview, trainer and command line agree on."""
+    """The base called `name` and its renderer. Preview, trainer and command line all open them here.
+
+    template: the name of a shipped one, a file, or "auto": chosen for the base. Raises BaseError or TemplateError.
+    """
     base = resolve_base(name, progress)
     tokenizer = load_tokenizer(base)
     chosen = _choose_base_template(base, card.language) if template == "auto" else read_template(template)
@@ -27,5 +30,5 @@ def open_renderer(
 
 @lru_cache(maxsize=64)
 def _choose_base_template(base: Base, language: str) -> ChatTemplate:
-    """Kept: the page asks at every key that is pressed, and a tokenizer of 262,144 tokens is searched for it."""
+    """Cached: the page asks at every key press, and choosing searches a tokenizer of 262,144 tokens."""
     return choose_template(load_tokenizer(base), language)

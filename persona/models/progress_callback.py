@@ -1,16 +1,15 @@
-"""The callback by which downloads and conversions report progress."""
+"""How downloads and conversions report progress: a callback that takes a text for people."""
 
 from collections.abc import Callable
 
 from persona.errors import Message
 
-
-def ignore_progress(_: str) -> None:
-    pass
-
-
 ProgressCallback = Callable[[str], None]
 
 
+def ignore_progress(_: str) -> None:
+    """The callback for those who do not show progress."""
+
+
 class ProgressUpdate(Message):
-    """A progress text that says how far the one before it has come; to be shown in its place."""
+    """A progress text that replaces the one before it, such as the next percentage of the same download."""

@@ -1,19 +1,19 @@
-"""How the tokens of a reply are drawn: settings, defaults, limits. No torch, so that --help need not wait for it."""
+"""Sampling settings of a reply: defaults and limits. Imports no torch, so that --help stays fast."""
 
 from dataclasses import dataclass
 
 from persona.errors import InputError
 
-MAX_CONTEXT_TOKENS = 4096  # tokens of prompt and reply together that a chat may reach
+MAX_CONTEXT_TOKENS = 4096  # tokens of prompt and reply together, at most
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. temperature 0 is greedy.
+    """How the tokens of a reply are sampled. Temperature 0 is greedy. Raises InputError for values out of range.
 
-    The defaults are for a small base: at 0.7 it wanders off, at 0 it repeats itself. The repetition penalty (Keskar et
-    al. 2019) counts only what the reply has said so far, so that names in the prompt stay as likely as they were. min_p
-    (Nguyen et al. 2024) drops tokens less likely than this share of the likeliest; 0 drops none.
+    The defaults suit a small base: at temperature 0.7 it loses the thread, at 0 it repeats itself. The repetition
+    penalty (Keskar et al. 2019) counts only tokens of the reply, so that names in the prompt keep their probability.
+    min_p (Nguyen et al. 2024) drops tokens less likely than this share of the likeliest one; 0 drops none.
     """
 
     temperature: float = 0.4

@@ -1,8 +1,8 @@
-"""Has the base ever learned the token that is to end a reply? Asked of its weights on disk, before anything is loaded.
+"""Whether a base has learned the stop token of a template, judged by its weights on disk before it is loaded.
 
-The rows of tokens that never occurred in a base's training were only ever pushed away, all in one direction, and stay
-alike: with a thousand twins, whatever raises the stop token raises some junk token as much, and no reply ends. LoRA on
-the layers before cannot tell such rows apart.
+Training pushes the output rows of tokens that never occur away in one direction, so they stay alike. A stop token with
+a thousand such similar rows cannot end a reply: whatever raises its score raises that of some unused token as much, and
+a LoRA on the layers before the output cannot tell the rows apart.
 """
 
 from collections.abc import Iterable
@@ -16,42 +16,40 @@ from persona.template.chat_template import shipped_templates
 from persona.template.compatibility import find_incompatibilities, find_stop_token
 from persona.template.render import Renderer
 
-UNTRAINED_TWINS = 1000  # twins; Gemma 3 270M: 6,211 for <end_of_turn>, none for <eos>
-_ROWS = 16_384  # read at once: all of Gemma's rows in float32 would be 0.7 GB
+UNTRAINED_TWINS = 1000  # similar rows of an untrained token; Gemma 3 270M: 6,211 for <end_of_turn>, 0 for <eos>
+_ROWS = 16_384  # rows read at once: all of Gemma's would be 0.7 GB in float32
 _HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")  # the last two: GPT-NeoX, InternLM2
 _EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "tok_embeddings.weight",
                "word_embeddings.weight", "embedding.word_embeddings.weight")  # fmt: skip
 
 
-def count_similar_rows(weight: Any, token_id: int) -> int:
-    """How many other rows of the output weights, a tensor (vocabulary, hidden), point where this token's does (cosine
-    above 0.95).
+def count_similar_rows(row: Any, parts: Iterable[Any]) -> int:
+    """How many other rows of a matrix have a cosine similarity above 0.95 to one of its rows.
+
+    row: (hidden,). parts: the matrix (vocabulary, hidden), in slices of rows.
     """
-    return _count_similar(weight[token_id], weight.split(_ROWS))
-
-
-def _count_similar(row: Any, parts: Iterable[Any]) -> int:
     import torch
 
-    row, alike = torch.nn.functional.normalize(row.float(), dim=0), 0
+    row, similar = torch.nn.functional.normalize(row.float(), dim=0), 0
     with torch.no_grad():
         for part in parts:
             part = part.float()
-            alike += int(((part @ row) > 0.95 * part.norm(dim=-1)).sum())
-    return max(0, alike - 1)  # itself
+            similar += int(((part @ row) > 0.95 * part.norm(dim=-1)).sum())
+    return max(0, similar - 1)  # without the row itself
 
 
 @lru_cache(maxsize=64)
 def count_similar_rows_on_disk(base: Base, token_id: int) -> int | None:
-    """count_twins of the output weights in the base's files, read in slices: a second for Gemma 3 270M. None where they
-    have a name that is not known here, or no such row.
+    """`count_similar_rows` for a token's output row in the base's files, in slices: a second for Gemma 3 270M.
+
+    None where the output weights have an unknown name, or no such row.
     """
     from safetensors import SafetensorError, safe_open
 
-    found = _output_weights(base)
-    if found is None:
+    location = _output_weights(base)
+    if location is None:
         return None
-    file, key = found
+    file, key = location
     try:
         with safe_open(file, framework="pt") as tensors:
             rows = tensors.get_slice(key)
@@ -59,13 +57,13 @@ def count_similar_rows_on_disk(base: Base, token_id: int) -> int | None:
             if token_id >= size:
                 return None
             parts = (rows[start : min(start + _ROWS, size)] for start in range(0, size, _ROWS))
-            return _count_similar(rows[token_id : token_id + 1][0], parts)
-    except (SafetensorError, OSError):  # opening the model says it better
+            return count_similar_rows(rows[token_id : token_id + 1][0], parts)
+    except (SafetensorError, OSError):  # opening the model gives a better message
         return None
 
 
 def _output_weights(base: Base) -> tuple[Path, str] | None:
-    """File and name of the output layer's weights; with tied weights these are the embedding's."""
+    """File and name of the output layer's weights, or of the embedding's where they are tied; None: unknown."""
     from safetensors import SafetensorError, safe_open
 
     names: dict[str, Path] = {}
@@ -84,9 +82,9 @@ def _output_weights(base: Base) -> tuple[Path, str] | None:
 
 
 def find_templates_with_trained_stop(base: Base, tokenizer: Any) -> list[str]:
-    """The shipped templates that fit this tokenizer and end a reply in a token that the base knows.
+    """The shipped templates that fit this tokenizer and whose stop token the base has learned.
 
-    Not those of another family whose markers would be letters here.
+    Templates of other families, whose markers this tokenizer would split into letters, are left out.
     """
     names = []
     for name, template in shipped_templates().items():
@@ -99,15 +97,15 @@ def find_templates_with_trained_stop(base: Base, tokenizer: Any) -> list[str]:
 
 
 def explain_untrained_stop(base: Base, renderer: Renderer) -> str:
-    """Why this base cannot learn to end its replies with this template, and the ways out; "" when it can."""
+    """Why this base cannot learn to end its replies with this template, and what to do; "" where it can."""
     twins = count_similar_rows_on_disk(base, renderer.stop_id)
     if twins is None or twins < UNTRAINED_TWINS:
         return ""
     token = renderer.tokenizer.convert_ids_to_tokens(renderer.stop_id)
-    known = find_templates_with_trained_stop(base, renderer.tokenizer)
+    names = find_templates_with_trained_stop(base, renderer.tokenizer)
     other = (
-        Message("Choose a template whose end it knows ({known})", known=", ".join(known))
-        if known
+        Message("Choose a template whose end it knows ({known})", known=", ".join(names))
+        if names
         else Message("Choose another template")
     )
     return Message(

@@ -1,4 +1,8 @@
-"""Request a GPU on a ZeroGPU Space. Imported before torch."""
+"""Request a GPU on a ZeroGPU Space.
+
+There, importing this module imports `spaces`, which patches torch and has to come before it: the page's server imports
+this module first. Anywhere else the import does nothing.
+"""
 
 import functools
 import inspect
@@ -10,9 +14,10 @@ from persona.store.deployment import has_zerogpu
 
 
 def request_gpu(seconds: int) -> Callable[[Callable], Callable]:
-    """Mark a function that needs the GPU for up to `seconds`. Off ZeroGPU it stays the same function.
+    """A decorator for a function that needs the GPU for up to `seconds`. Off ZeroGPU it returns the function itself.
 
-    On ZeroGPU it runs in a forked process: arguments and results are pickled, and globals that it sets are lost.
+    On ZeroGPU the function runs in a forked process: arguments and results are pickled, and globals that it sets are
+    lost.
     """
 
     def mark(function: Callable) -> Callable:
@@ -30,7 +35,7 @@ def request_gpu(seconds: int) -> Callable[[Callable], Callable]:
 
 
 def _request_gpu_for_visitor(marked: Callable[..., Callable], function: Callable, seconds: int) -> Callable:
-    """`gpu`, with the visitor told to the forked process: it outlives its request, and may know an earlier one's."""
+    """`request_gpu` that passes on the visitor: the forked process serves several requests, of different visitors."""
     streams = inspect.isgeneratorfunction(function)
 
     def work(visitor: str, *args: Any) -> Any:
@@ -41,28 +46,28 @@ def _request_gpu_for_visitor(marked: Callable[..., Callable], function: Callable
         steps = function(*args)
         try:
             while True:
-                with workspace.as_visitor(visitor):  # step by step: a generator has no context of its own
+                with workspace.as_visitor(visitor):  # at each step: a generator has no context of its own
                     try:
-                        said = next(steps)
+                        update = next(steps)
                     except StopIteration:
                         return
-                yield said
+                yield update
         finally:
             with workspace.as_visitor(visitor):
                 steps.close()
 
-    inside = marked(stream if streams else work, duration=seconds)
+    on_gpu = marked(stream if streams else work, duration=seconds)
 
     @functools.wraps(function)  # Gradio reads the parameters' annotations
     def call(*args: Any) -> Any:
-        return inside(workspace.current_visitor(), *args)
+        return on_gpu(workspace.current_visitor(), *args)
 
     @functools.wraps(function)
     def call_stream(*args: Any) -> Iterator[Any]:
-        yield from inside(workspace.current_visitor(), *args)
+        yield from on_gpu(workspace.current_visitor(), *args)
 
     return call_stream if streams else call
 
 
 if has_zerogpu():
-    import spaces  # noqa: F401  (it patches torch, so it must be there first)
+    import spaces  # noqa: F401

@@ -1,4 +1,4 @@
-"""What a request is told instead of an answer: OpenAI's form of an error, with its HTTP status."""
+"""Errors of the API in OpenAI's form, each with its HTTP status."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ _TYPES = {429: "requests", 500: "server_error", 503: "server_error"}
 
 
 class ApiError(PersonaError):
-    """An error for whoever sent the request. param: the field it is about; retry_after: seconds, 0 for never."""
+    """An error for the client. param: the field of the request it is about; retry_after: seconds, 0 for none."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None,
                  retry_after: int = 0):  # fmt: skip
@@ -20,10 +20,15 @@ class ApiError(PersonaError):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        found = {"Retry-After": str(self.retry_after)} if self.retry_after else {}
-        return found | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+        headers = {"Retry-After": str(self.retry_after)} if self.retry_after else {}
+        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
 def internal_error() -> ApiError:
     """For what should not happen; the server's log holds the cause, the client does not."""
     return ApiError(500, "The server failed to answer. Its log says why.", code="internal_error")
+
+
+def unavailable(message: str) -> ApiError:
+    """503: the model, or the whole server, does not answer now."""
+    return ApiError(503, message, code="unavailable")

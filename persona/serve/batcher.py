@@ -1,8 +1,9 @@
-"""Requests → batches: one thread owns the model, and what waits for the same base is answered together.
+"""Requests → batches: one thread answers them, and what waits for the same base is answered together.
 
-A batch is what came within a few milliseconds of its first request, or while the batch before it ran. Nobody joins one
-that runs: a row's text would then not change either (decode.py), but its prompt would have to be computed among the
-others' single tokens, and the cache be rebuilt for it.
+Each request has a place in the queue before the model. When the turn of one has come, the others of its base share it:
+those that came within a few milliseconds, or while others had the model. Nobody joins a batch that runs: a row's text
+would not change (models/generate.py), but its prompt would have to be computed among the others' single tokens, and the
+cache be rebuilt for it.
 """
 
 import logging
@@ -12,17 +13,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from persona.compare import session
+from persona.compare.model_queue import MODEL_QUEUE, Ticket
 from persona.compare.session import NO_ADAPTER, Column
 from persona.errors import AdapterError
 from persona.models.adapter import Adapter
 from persona.models.base import Base
 from persona.models.generate import Generation
 from persona.models.sampling import Sampling
-from persona.serve.api_errors import ApiError, internal_error
+from persona.serve.api_errors import ApiError, internal_error, unavailable
 from persona.template.render import ChatPrompt
 
 BATCH_ROWS = 8  # of a batch; on two cores eight cost about twice as much as two
-MAX_WAITING_ROWS = 32  # rows that may wait; more are told to come back
+MAX_WAITING_ROWS = 32  # rows that may wait; a request beyond gets 429
 GATHER_SECONDS = 0.005  # seconds that the first request of a batch waits for company
 RETRY_AFTER = 5  # seconds
 
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PartialReply:
-    """What one row has said so far, as its client may see it. finish: "" while it speaks, else "stop" or "length"."""
+    """One row's reply so far, as its client may see it. finish: "" while it goes on, else "stop" or "length"."""
 
     text: str
     tokens: int
@@ -39,18 +41,18 @@ class PartialReply:
 
 
 def visible_reply(reply: Generation, sampling: Sampling, stops: Sequence[str]) -> PartialReply:
-    """The reply up to its first stop string; while it speaks, without an end that might become one."""
-    found = [at for stop in stops if (at := reply.text.find(stop)) >= 0]
-    if found:
-        return PartialReply(reply.text[: min(found)], reply.tokens, "stop")
+    """The reply up to its first stop string; while it goes on, without an end that might become one."""
+    positions = [position for stop in stops if (position := reply.text.find(stop)) >= 0]
+    if positions:
+        return PartialReply(reply.text[: min(positions)], reply.tokens, "stop")
     if reply.ended:
         return PartialReply(reply.text, reply.tokens, "stop")
     if reply.tokens >= sampling.max_new_tokens:
         return PartialReply(reply.text, reply.tokens, "length")
-    return PartialReply(reply.text[: len(reply.text) - _held(reply.text, stops)], reply.tokens)
+    return PartialReply(reply.text[: len(reply.text) - _partial_stop_length(reply.text, stops)], reply.tokens)
 
 
-def _held(text: str, stops: Sequence[str]) -> int:
+def _partial_stop_length(text: str, stops: Sequence[str]) -> int:
     """How many characters at the end of `text` are the beginning of a stop string."""
     longest = max(map(len, stops), default=0) - 1
     return next((n for n in range(min(longest, len(text)), 0, -1) if any(s[:n] == text[-n:] for s in stops)), 0)
@@ -60,8 +62,8 @@ def _held(text: str, stops: Sequence[str]) -> int:
 class GenerationRequest:
     """One request: a prompt with a row for each of its samplings.
 
-    tell: called in the worker's thread with what all rows have said so far, after each token, or with an exception at
-    the end. gone: set by whoever asked, when nobody listens any more; its rows then leave the batch.
+    on_update: called in the worker's thread with the replies so far of all rows, after each token, or with an exception
+    at the end. client: whose request it is, a visitor of the queue before the model.
     """
 
     base: Base
@@ -70,114 +72,134 @@ class GenerationRequest:
     stop_id: int
     samplings: Sequence[Sampling]
     stops: Sequence[str]
-    tell: Callable[[list[PartialReply] | Exception], None]
-    gone: threading.Event = field(default_factory=threading.Event)
-    over: bool = False
-    said: list[PartialReply] = field(init=False)
+    client: str = "api"
+    on_update: Callable[[list[PartialReply] | Exception], None] = lambda _: None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    ticket: Ticket | None = None
+    finished: bool = False
+    replies: list[PartialReply] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.said = [PartialReply("", 0)] * len(self.samplings)
+        self.replies = [PartialReply("", 0)] * len(self.samplings)
 
-    def end(self, why: Exception) -> None:
-        self.over = True
-        self.tell(why)
+    def fail(self, error: Exception) -> None:
+        self.finished = True
+        self.on_update(error)
+
+    def cancel(self) -> None:
+        """The client has gone: the request leaves the queue, or its rows the batch."""
+        if self.ticket:
+            MODEL_QUEUE.cancel(self.ticket)
+        self.cancelled.set()  # last: the worker drops what is cancelled, so its place must be gone by then
 
 
 class Batcher:
-    """The waiting jobs and the thread that answers them; it starts with the first job and ends with close()."""
+    """The waiting requests and the thread that answers them; it starts with the first one and ends with close()."""
 
-    def __init__(self, rows: int = BATCH_ROWS, waiting: int = MAX_WAITING_ROWS):
-        self.rows, self.most = rows, waiting
+    def __init__(self, max_rows: int = BATCH_ROWS, max_waiting_rows: int = MAX_WAITING_ROWS):
+        self.max_rows, self.max_waiting_rows = max_rows, max_waiting_rows
         self.waiting: list[GenerationRequest] = []
-        self.changed = threading.Condition()
+        self.mutex = threading.Lock()
+        self.changed = threading.Event()  # set when a turn may have come, and to close
         self.thread: threading.Thread | None = None
         self.closing = False
 
-    def submit(self, job: GenerationRequest) -> None:
-        """Raises Refusal (429) when too many wait already, and (503) when the server is stopping."""
-        with self.changed:
+    def submit(self, request: GenerationRequest) -> None:
+        """Raises ApiError (429) when too many rows wait already, and (503) when the server is stopping."""
+        with self.mutex:
             if self.closing:
-                raise ApiError(503, "The server is stopping.", code="unavailable")
-            self.waiting = [j for j in self.waiting if not j.gone.is_set()]
-            if sum(len(j.samplings) for j in self.waiting) + len(job.samplings) > self.most:
+                raise unavailable("The server is stopping.")
+            waiting_rows = sum(len(r.samplings) for r in self.waiting if not r.cancelled.is_set())
+            if waiting_rows + len(request.samplings) > self.max_waiting_rows:
                 raise ApiError(429, "Too many requests are waiting for the model. Try again in a few seconds.",
                               code="rate_limit_exceeded", retry_after=RETRY_AFTER)  # fmt: skip
-            self.waiting.append(job)
+            request.ticket = MODEL_QUEUE.join(
+                request.client, "api", self.changed.set, batch_key=request.base, rows=len(request.samplings)
+            )
+            self.waiting.append(request)
             if self.thread is None:
                 self.thread = threading.Thread(target=self._work, name="persona-api", daemon=True)
                 self.thread.start()
-            self.changed.notify_all()
+        self.changed.set()
 
     def close(self) -> None:
-        """Nobody is answered any more; those who speak are cut off."""
-        with self.changed:
+        """Answer nobody any more; running answers are cut off."""
+        with self.mutex:
             self.closing = True
-            self.changed.notify_all()
+        self.changed.set()
         if self.thread:
             self.thread.join(timeout=30)
 
     def _work(self) -> None:
-        while True:
-            with self.changed:
-                self.changed.wait_for(lambda: self.waiting or self.closing)
-            time.sleep(GATHER_SECONDS)
-            with self.changed:
-                jobs = self.waiting if self.closing else self._take()
-                self.waiting = [j for j in self.waiting if j not in jobs and not j.gone.is_set()]
-            if self.closing:
-                for job in jobs:
-                    job.end(ApiError(503, "The server is stopping.", code="unavailable"))
-                return
-            try:
-                self._answer(jobs)
-            except Exception:
-                log.exception("A batch of the API failed")
-                for job in jobs:
-                    if not job.over:
-                        job.end(internal_error())
+        while not self.closing:
+            self.changed.wait()
+            self.changed.clear()
+            if (ticket := self._ticket_with_turn()) and not self.closing:
+                time.sleep(GATHER_SECONDS)
+                batch = self._take_batch(ticket)
+                try:
+                    with ticket.held():
+                        self._answer(batch)
+                except Exception:
+                    log.exception("A batch of the API failed")
+                    for request in batch:
+                        if not request.finished:
+                            request.fail(internal_error())
+                finally:
+                    MODEL_QUEUE.leave(ticket)
+        for request in self.waiting:
+            if request.ticket:
+                MODEL_QUEUE.leave(request.ticket)
+            request.fail(unavailable("The server is stopping."))
 
-    def _take(self) -> list[GenerationRequest]:
-        """The job that waited longest, and others for its base, as many as fit."""
-        taken: list[GenerationRequest] = []
-        for job in self.waiting:
-            rows = sum(len(j.samplings) for j in taken) + len(job.samplings)
-            if not job.gone.is_set() and (not taken or (job.base == taken[0].base and rows <= self.rows)):
-                taken.append(job)
-        return taken
+    def _ticket_with_turn(self) -> Ticket | None:
+        with self.mutex:
+            return next((r.ticket for r in self.waiting if r.ticket and r.ticket.turn.is_set()), None)
 
-    def _answer(self, jobs: Sequence[GenerationRequest]) -> None:
-        if not jobs:
+    def _take_batch(self, ticket: Ticket) -> list[GenerationRequest]:
+        """The request whose turn it is, and others for its base, as many as fit."""
+        with self.mutex:
+            tickets = [ticket, *MODEL_QUEUE.share_turn(ticket, self.max_rows)]
+            batch = [r for r in self.waiting if r.ticket in tickets]
+            self.waiting = [r for r in self.waiting if r not in batch and not r.cancelled.is_set()]
+        return [r for r in batch if not r.cancelled.is_set()]
+
+    def _answer(self, requests: Sequence[GenerationRequest]) -> None:
+        if not requests:
             return
-        voices = session.open_model(jobs[0].base)
+        model = session.open_model(requests[0].base)
         columns: list[Column] = []
         rows: list[tuple[GenerationRequest, int]] = []
-        for job in jobs:
+        for request in requests:
             try:
-                name = voices.attach(job.adapter) if job.adapter else NO_ADAPTER
+                name = model.attach(request.adapter) if request.adapter else NO_ADAPTER
             except AdapterError as e:
                 log.warning("%s", e)
-                job.end(ApiError(503, "This model cannot be opened; the server's log says why.", code="unavailable"))
+                request.fail(unavailable("This model cannot be opened; the server's log says why."))
                 continue
-            columns += [Column(name, job.prompt, stop_id=job.stop_id)] * len(job.samplings)
-            rows += [(job, n) for n in range(len(job.samplings))]
-        samplings, halted = [job.samplings[n] for job, n in rows], set[int]()
+            columns += [Column(name, request.prompt, stop_id=request.stop_id)] * len(request.samplings)
+            rows += [(request, n) for n in range(len(request.samplings))]
+        samplings, halted = [request.samplings[n] for request, n in rows], set[int]()
         if columns:
-            for replies in session.stream_replies(voices, columns, samplings, halted=halted):
+            for replies in session.stream_replies(model, columns, samplings, halted=halted):
                 halted |= self._report(rows, replies)
 
     def _report(self, rows: Sequence[tuple[GenerationRequest, int]], replies: Sequence[Generation]) -> set[int]:
-        """Tell each job what is new; returns the rows that need not go on."""
-        for (job, n), reply in zip(rows, replies, strict=True):
-            if reply.error and not job.over:
+        """Pass each request its replies so far; returns the rows that need not go on."""
+        for (request, n), reply in zip(rows, replies, strict=True):
+            if reply.error and not request.finished:
                 log.warning("%s", reply.error)
-                job.end(ApiError(503, "This model cannot speak now; the server's log says why.", code="unavailable"))
-            # what has ended stays as it was told: bytes that are no text can change how those before them read
-            if not job.said[n].finish:
-                job.said[n] = visible_reply(reply, job.samplings[n], job.stops)
-        for job in dict.fromkeys(job for job, _ in rows):
-            if self.closing and not job.over:
-                job.end(ApiError(503, "The server is stopping.", code="unavailable"))
-            if not job.over:
-                job.over = all(s.finish for s in job.said)
-                job.tell(list(job.said))
-        return {at for at, (job, n) in enumerate(rows) if job.over or job.gone.is_set() or job.said[n].finish}
+                request.fail(unavailable("This model cannot speak now; the server's log says why."))
+            # what has ended stays as it was sent: bytes that are no text can change how those before them read
+            if not request.replies[n].finish:
+                request.replies[n] = visible_reply(reply, request.samplings[n], request.stops)
+        for request in dict.fromkeys(request for request, _ in rows):
+            if self.closing and not request.finished:
+                request.fail(unavailable("The server is stopping."))
+            if not request.finished:
+                request.finished = all(r.finish for r in request.replies)
+                request.on_update(list(request.replies))
+        return {
+            row for row, (request, n) in enumerate(rows)
+            if request.finished or request.cancelled.is_set() or request.replies[n].finish
+        }  # fmt: skip

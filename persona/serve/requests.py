@@ -1,4 +1,4 @@
-"""A request → an Order: what is asked of which model, with which settings. What cannot be honoured is refused.
+"""JSON body → ChatRequest: messages, model and settings. What cannot be honoured is refused.
 
 Field by field as OpenAI's chat completions (https://platform.openai.com/docs/api-reference/chat/create); top_k, min_p
 and repetition_penalty are extensions, named as vLLM names them.
@@ -16,7 +16,7 @@ from persona.serve.api_errors import ApiError
 MAX_CHOICES = 8  # n at most: the rows of one batch
 MAX_STOPS, MAX_STOP_LENGTH = 4, 200  # stop strings at most, characters of each
 DEFAULT_REPLY_TOKENS = 512  # tokens of a reply where the request names no limit, if there is room
-# accepted and without effect: they say nothing about the text
+# accepted and ignored: they do not change the text
 IGNORED_FIELDS = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     "parallel_tool_calls", "reasoning_effort", "verbosity",
@@ -31,7 +31,7 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """system: the request's own; None where it has none, and the persona's counts. limit: None where none is named."""
+    """A checked request. system: its own prompt, None for the persona's; limit: max_tokens, None for the default."""
 
     model: str
     system: str | None
@@ -45,7 +45,7 @@ class ChatRequest:
     include_usage: bool = False
 
     def samplings(self, prompt_tokens: int) -> list[Sampling]:
-        """One a choice, each with a seed of its own: seed, seed + 1, … Raises Refusal where there is no room."""
+        """One for each choice, with seeds seed, seed + 1, … Raises ApiError where prompt and reply do not fit."""
         room = MAX_CONTEXT_TOKENS - prompt_tokens
         limit = min(DEFAULT_REPLY_TOKENS, room) if self.limit is None else self.limit
         if not 1 <= limit <= room:
@@ -88,11 +88,8 @@ class _Request(BaseModel):
     stream_options: _StreamOptions | None = None
 
 
-def parse_chat_request(body: Any, some_seed: int) -> ChatRequest:
-    """The order in the body of POST /v1/chat/completions. some_seed: where the request names none.
-
-    Raises Refusal naming the field.
-    """
+def parse_chat_request(body: Any, default_seed: int) -> ChatRequest:
+    """The body of POST /v1/chat/completions, checked. default_seed: without `seed`. Raises ApiError with the field."""
     if not isinstance(body, dict):
         raise ApiError(400, f"The body is a JSON {type(body).__name__}; it must be an object.")
     try:
@@ -105,25 +102,25 @@ def parse_chat_request(body: Any, some_seed: int) -> ChatRequest:
     if asked.stream_options and not asked.stream:
         raise ApiError(400, "'stream_options' is only for a request with stream true.", param="stream_options")
     system, history, text = split_messages([(m.role, _text(m, n)) for n, m in enumerate(asked.messages)])
-    names = ("temperature", "top_p", "min_p", "repetition_penalty")
-    given: dict[str, Any] = {k: v for k in names if (v := getattr(asked, k)) is not None}
+    float_fields = ("temperature", "top_p", "min_p", "repetition_penalty")
+    given: dict[str, Any] = {k: v for k in float_fields if (v := getattr(asked, k)) is not None}
     given["top_k"] = 0 if asked.top_k in (None, -1) else asked.top_k  # -1: off, as vLLM spells it
-    given["seed"] = (some_seed if asked.seed is None else asked.seed) % 2**63
+    given["seed"] = (default_seed if asked.seed is None else asked.seed) % 2**63
     try:
         sampling = Sampling(**given)
     except InputError as e:
-        wrong = str(e)
-        raise ApiError(400, wrong, param=wrong.partition("=")[0], code="invalid_value") from None
+        field = next(iter(e.message.values), None)  # Sampling's messages begin with the setting
+        raise ApiError(400, e.message, param=field, code="invalid_value") from None
     return ChatRequest(
         asked.model, system, history, text, sampling, asked.n or 1, asked.max_completion_tokens or asked.max_tokens,
         _stops(asked.stop), bool(asked.stream), bool(asked.stream_options and asked.stream_options.include_usage),
     )  # fmt: skip
 
 
-def parse_generate_request(body: Any, model: str, some_seed: int) -> ChatRequest:
-    """The order in the body of POST /generate: {"prompt" or "instruction", "max_new_tokens", …}.
+def parse_generate_request(body: Any, model: str, default_seed: int) -> ChatRequest:
+    """The body of POST /generate: {"prompt" or "instruction", "max_new_tokens", …}; the rest as in a chat, no stream.
 
-    model: who is asked where the request names nobody. The other settings are those of a chat; there is no stream.
+    model: where the request names none. Raises ApiError with the field.
     """
     if not isinstance(body, dict):
         raise ApiError(400, f"The body is a JSON {type(body).__name__}; it must be an object.")
@@ -133,15 +130,15 @@ def parse_generate_request(body: Any, model: str, some_seed: int) -> ChatRequest
     texts = [body[k] for k in ("prompt", "instruction") if body.get(k) is not None]
     if len(texts) != 1:
         raise ApiError(400, "Give either 'prompt' or 'instruction', with the text to answer.", param="prompt")
-    if found := [k for k in ("messages", "stream", "stream_options", "n") if k in rest]:
-        raise ApiError(400, f"'{found[0]}' is for /v1/chat/completions.", param=found[0])
+    if chat_only := [k for k in ("messages", "stream", "stream_options", "n") if k in rest]:
+        raise ApiError(400, f"'{chat_only[0]}' is for /v1/chat/completions.", param=chat_only[0])
     system = [] if body.get("system") is None else [{"role": "system", "content": body["system"]}]
     messages = [*system, {"role": "user", "content": texts[0]}]
-    return parse_chat_request({"model": model, **rest, "messages": messages}, some_seed)
+    return parse_chat_request({"model": model, **rest, "messages": messages}, default_seed)
 
 
 def _check_other_fields(extra: dict[str, Any]) -> None:
-    """Raises Refusal for a field that nobody knows, or one that would change the answer and is not supported."""
+    """Raises ApiError for an unknown field, and for one that would change the answer and is not supported."""
     for name, value in extra.items():
         if value is None or name in IGNORED_FIELDS:
             continue
@@ -154,7 +151,7 @@ def _check_other_fields(extra: dict[str, Any]) -> None:
 
 
 def _text(message: _Message, number: int) -> str:
-    """What a message says; text blocks one after another. Raises Refusal for anything but text."""
+    """The text of a message; text blocks one after another. Raises ApiError for anything but text."""
     param = f"messages[{number}].content"
     if message.tool_calls:
         raise ApiError(400, "Tool calls are not supported here.", param=f"messages[{number}].tool_calls",
@@ -173,27 +170,27 @@ def _text(message: _Message, number: int) -> str:
 
 
 def _stops(value: Any) -> tuple[str, ...]:
-    found = [value] if isinstance(value, str) else [] if value is None else value
-    good = isinstance(found, list) and all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_LENGTH for s in found)
-    if not good or len(found) > MAX_STOPS:
+    stops = [value] if isinstance(value, str) else [] if value is None else value
+    valid = isinstance(stops, list) and all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_LENGTH for s in stops)
+    if not valid or len(stops) > MAX_STOPS:
         raise ApiError(
             400,
             f"'stop' is a text or up to {MAX_STOPS} of them, each of 1 to {MAX_STOP_LENGTH} characters.",
             param="stop",
             code="invalid_value",
         )
-    return tuple(found)
+    return tuple(stops)
 
 
-def split_messages(said: list[tuple[str, str]]) -> tuple[str | None, tuple[tuple[str, str], ...], str]:
-    """(role, text) messages → system prompt, finished turns, and what is to be answered.
+def split_messages(messages: list[tuple[str, str]]) -> tuple[str | None, tuple[tuple[str, str], ...], str]:
+    """(role, text) messages → (system prompt, finished turns, the text to answer).
 
     System messages stand first, and are joined by an empty line; so are neighbours of one role, since the templates
-    know only turns. Raises Refusal where user and assistant do not take turns from user to user.
+    know only turns. Raises ApiError where user and assistant do not alternate from user to user.
     """
     system: list[str] = []
     turns: list[tuple[str, str]] = []
-    for number, (role, text) in enumerate(said):
+    for number, (role, text) in enumerate(messages):
         if role in ("system", "developer") and not turns:
             system.append(text)
         elif role in ("system", "developer"):

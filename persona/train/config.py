@@ -1,4 +1,4 @@
-"""RunConfig: every setting of a run, its presets, and how many steps they make."""
+"""RunConfig: every setting of a training run, with all that the page shows of it; presets; number of steps."""
 
 import math
 from typing import Any, Literal
@@ -11,11 +11,29 @@ from persona.template.render import MAX_LENGTH, MAX_LENGTH_RANGE
 
 MAX_ACCUMULATION = 1024  # batches an optimizer step
 
+SettingGroup = Literal["Pace", "Adapter", "Memory and speed", "Measuring"]
+
+
+def _setting(default: Any, group: SettingGroup, label: str, description: str, when: str, **bounds: Any) -> Any:
+    """A field of RunConfig that the page's expert form shows, under `group`.
+
+    `description` says what the setting does, `when` when to change it.
+    """
+    return Field(
+        default, title=label, description=description, json_schema_extra={"group": group, "when": when}, **bounds
+    )
+
 
 class RunConfig(BaseModel):
-    """Every setting of a run, named as in PEFT and TRL. train.py hands TRL its part, lora.py hands PEFT its own."""
+    """Every setting of a run, named as in PEFT and TRL.
+
+    make_sft_config (run.py) hands TRL its part, make_lora_config (lora_config.py) hands PEFT its own. A new setting is
+    a new field here; what it needs is checked in validate.py.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    # ---- chosen in step 2, Template
 
     base: str = Field(bundled.DEFAULT_BASE, description="embedded name, Hub id, folder or .gguf file")
     template: str = Field("auto", description="auto, a name from templates/chat, or a .jinja file")
@@ -23,71 +41,174 @@ class RunConfig(BaseModel):
         MAX_LENGTH, ge=MAX_LENGTH_RANGE[0], le=MAX_LENGTH_RANGE[1],
         description="tokens of one row; longer rows are refused, never cut",
     )  # fmt: skip
-    epochs: float = Field(3.0, gt=0, le=1000, description="passes over the pairs")
-    max_steps: int = Field(-1, ge=-1, description="optimizer steps; -1: as many as the epochs need")
-    learning_rate: float = Field(3e-4, gt=0, le=1, description="its peak, after the warm-up")
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
-        "cosine", description="how the learning rate falls; cosine stays high longest, then lands softly"
-    )
-    warmup: float = Field(0.05, ge=0, description="below 1: share of the steps; else a number of steps")
-    weight_decay: float = Field(0.0, ge=0, le=1, description="of the LoRA weights; a small adapter needs none")
-    neftune_noise_alpha: float = Field(
-        0.0, ge=0, le=100, description="noise on embeddings (NEFTune); 0: none, usual: 5"
-    )
-    lora_r: int = Field(16, ge=1, le=1024, description="how much the adapter can hold; 16 is plenty for a voice")
-    lora_alpha: int = Field(32, ge=1, le=4096, description="the update is scaled by alpha / r")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="0: random masks cost a third of the speed on a CPU")
-    target_modules: str = Field(
-        "all-linear",
-        description="all-linear, attention, mlp, attention+mlp, layer names joined by commas, or re: and a regular "
-        r"expression for whole names, e.g. re:.*\.(q|v)_proj",
-    )
-    init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "pissa_niter_16"] = Field(
-        "default",
-        description="default, gaussian: random A, B zero; orthogonal: both random; pissa: the base's main directions, "
-        "by an SVD of each layer (niter: a quicker, approximate one); its adapter has twice the rank",
-    )
-    use_rslora: bool = Field(False, description="scale by alpha / sqrt(r)")
-    use_dora: bool = Field(False, description="weight-decomposed LoRA; cannot share a batch with the base in a chat")
-    quantization: Literal["none", "nf4", "int8"] = Field(
-        "none", description="of the frozen base: 4 or 8 bits take less memory, on a GPU above all; needs bitsandbytes"
-    )
+    learn_history: bool = Field(False, description="learn the replies of earlier turns too")
+
+    # ---- pace
+
+    epochs: float = _setting(
+        3.0, "Pace", "Epochs", "passes over the pairs",
+        "More when the persona is still too much like the base, fewer when it repeats its pairs word by word.",
+        gt=0, le=1000,
+    )  # fmt: skip
+    max_steps: int = _setting(
+        -1, "Pace", "Max steps", "optimizer steps; -1: as many as the epochs need",
+        "Set it to try something out in a minute.",
+        ge=-1,
+    )  # fmt: skip
+    learning_rate: float = _setting(
+        3e-4, "Pace", "Learning rate", "its peak, after the warm-up",
+        "Halve it when the held-out loss jumps or rises, double it when nothing is learned.",
+        gt=0, le=1,
+    )  # fmt: skip
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = _setting(
+        "cosine", "Pace", "Learning-rate schedule",
+        "how the learning rate falls; cosine stays high longest, then lands softly",
+        "Leave it, unless you compare with a run made elsewhere.",
+    )  # fmt: skip
+    warmup: float = _setting(
+        0.05, "Pace", "Warmup", "below 1: share of the steps; else a number of steps",
+        "More when the loss jumps in the first steps.",
+        ge=0,
+    )  # fmt: skip
+    batch_size: int = _setting(
+        8, "Pace", "Batch size", "rows per forward pass",
+        "Lower it first when memory runs out; higher is calmer, and slower per step.",
+        ge=1, le=1024,
+    )  # fmt: skip
+    gradient_accumulation_steps: int = _setting(
+        1, "Pace", "Gradient accumulation steps", "batches per optimizer step; saves memory",
+        "Raise it as you lower the batch size: then the training stays the same.",
+        ge=1, le=MAX_ACCUMULATION,
+    )  # fmt: skip
     optim: Literal[
         "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adamw_8bit", "lion_8bit", "lion_32bit",
         "ademamix_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
-    ] = Field("adamw_torch", description="8 bits and lion need bitsandbytes, paged ones a GPU")  # fmt: skip
-    batch_size: int = Field(8, ge=1, le=1024, description="rows per forward pass")
-    gradient_accumulation_steps: int = Field(
-        1, ge=1, le=MAX_ACCUMULATION, description="batches an optimizer step; saves memory"
-    )
-    gradient_checkpointing: bool = Field(False, description="less memory for a third more work")
-    packing: bool = Field(
-        False,
-        description="put a batch's rows end to end, up to max_length, blind to each other; it learns the same. "
+    ] = _setting(
+        "adamw_torch", "Pace", "Optimizer", "8-bit optimizers and lion need bitsandbytes, paged ones a GPU",
+        "Leave it on a CPU; 8 bits save memory on a GPU.",
+    )  # fmt: skip
+    weight_decay: float = _setting(
+        0.0, "Pace", "Weight decay", "of the LoRA weights; a small adapter needs none",
+        "Leave it at 0.",
+        ge=0, le=1,
+    )  # fmt: skip
+    neftune_noise_alpha: float = _setting(
+        0.0, "Pace", "NEFTune noise", "noise on embeddings (NEFTune); 0: none, usual: 5",
+        "Try 5 when the persona's answers are copies of its pairs.",
+        ge=0, le=100,
+    )  # fmt: skip
+
+    # ---- adapter
+
+    lora_r: int = _setting(
+        16, "Adapter", "LoRA rank (r)", "how much the adapter can hold; 16 is plenty for a voice",
+        "32 for many hundred pairs with much to know; 8 for a small set.",
+        ge=1, le=1024,
+    )  # fmt: skip
+    lora_alpha: int = _setting(
+        32, "Adapter", "LoRA alpha", "the update is scaled by alpha / r",
+        "Keep it at twice the rank.",
+        ge=1, le=4096,
+    )  # fmt: skip
+    lora_dropout: float = _setting(
+        0.0, "Adapter", "LoRA dropout", "0: random masks cost a third of the speed on a CPU",
+        "0.05 when the persona learns its pairs by heart.",
+        ge=0, lt=1,
+    )  # fmt: skip
+    target_modules: str = _setting(
+        "all-linear", "Adapter", "Target modules",
+        "all-linear, attention, mlp, attention+mlp, layer names joined by commas, or re: and a regular "
+        r"expression for whole names, e.g. re:.*\.(q|v)_proj",
+        "Leave it; attention alone is a smaller adapter that learns less.",
+        examples=["all-linear", "attention", "mlp", "attention+mlp"],
+    )  # fmt: skip
+    init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "pissa_niter_16"] = (
+        _setting(
+            "default", "Adapter", "LoRA initialization",
+            "default, gaussian: random A, B zero; orthogonal: both random; pissa: the base's main directions, "
+            "by an SVD of each layer (niter: a quicker, approximate one); its adapter has twice the rank",
+            "Leave it; pissa learns faster in the first steps.",
+        )
+    )  # fmt: skip
+    use_rslora: bool = _setting(
+        False, "Adapter", "rsLoRA", "scale by alpha / sqrt(r)",
+        "Only with a rank of 64 and more.",
+    )  # fmt: skip
+    use_dora: bool = _setting(
+        False, "Adapter", "DoRA", "weight-decomposed LoRA; cannot share a batch with the base in a chat",
+        "Leave it off where you want to compare side by side quickly.",
+    )  # fmt: skip
+    train_stop_token: bool = _setting(
+        False, "Adapter", "Train the stop token's row",
+        "train the stop token's own row: for a base that never learned it",
+        "When step 2 says that this base never learned to stop.",
+    )  # fmt: skip
+
+    # ---- memory and speed
+
+    quantization: Literal["none", "nf4", "int8"] = _setting(
+        "none", "Memory and speed", "Quantization",
+        "of the frozen base: 4 or 8 bits take less memory, on a GPU above all; needs bitsandbytes",
+        "When the base does not fit into the memory of your GPU.",
+    )  # fmt: skip
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
+        "auto", "Memory and speed", "Number format", "auto: whichever is faster on this machine",
+        "Leave it; float32 when the loss becomes “nan”.",
+    )  # fmt: skip
+    gradient_checkpointing: bool = _setting(
+        False, "Memory and speed", "Gradient checkpointing", "less memory for a third more work",
+        "When memory runs out and a smaller batch is not enough.",
+    )  # fmt: skip
+    packing: bool = _setting(
+        False, "Memory and speed", "Packing",
+        "put a batch's rows end to end, up to max_length, none attending to another; the training is the same. "
         "For rows of very different lengths on a GPU",
-    )
-    engine: Literal["none", "liger", "unsloth"] = Field(
-        "none",
-        description="faster kernels of an NVIDIA GPU, by the package liger-kernel; not verified by us. Unsloth cannot "
+        "Leave it on a CPU.",
+    )  # fmt: skip
+    engine: Literal["none", "liger", "unsloth"] = _setting(
+        "none", "Memory and speed", "Fast kernels",
+        "faster kernels of an NVIDIA GPU, by the package liger-kernel; not verified by us. Unsloth cannot "
         "share an environment with this app yet and is refused",
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: what is faster here")
-    eval_fraction: float = Field(0.1, ge=0, le=0.5, description="share of the pairs held out to measure on")
-    diary_probes: int = Field(3, ge=0, le=20, description="probes answered at each evaluation, to hear her learn")
-    early_stopping_patience: int = Field(0, ge=0, description="stop after so many evaluations without gain; 0: never")
-    save_steps: int = Field(0, ge=0, description="steps between checkpoints to resume from; 0: at each evaluation")
-    learn_history: bool = Field(False, description="learn the replies of earlier turns too")
-    train_stop_token: bool = Field(
-        False, description="train the stop token's own row: for a base that never learned it"
-    )
-    seed: int = Field(0, ge=0, lt=2**32, description="of the first weights, the order of rows, and who is held out")
-    report_to: Literal["none", "tensorboard", "trackio", "wandb", "swanlab"] = Field(
-        "none", description="a tracker to tell each loss; its package must be installed, its key in the environment"
-    )
+        "Leave it on a CPU.",
+    )  # fmt: skip
+
+    # ---- measuring
+
+    eval_fraction: float = _setting(
+        0.1, "Measuring", "Held out", "share of the pairs held out to measure on",
+        "0 only when every pair counts: then nothing can show whether the persona was learned.",
+        ge=0, le=0.5,
+    )  # fmt: skip
+    diary_probes: int = _setting(
+        3, "Measuring", "Samples during training", "how many probes are answered at each evaluation",
+        "0 makes a run a little faster; more shows more of the persona.",
+        ge=0, le=20,
+    )  # fmt: skip
+    early_stopping_patience: int = _setting(
+        0, "Measuring", "Early stopping after", "stop after so many evaluations without gain; 0: never",
+        "3 to 6 for long runs.",
+        ge=0,
+    )  # fmt: skip
+    save_steps: int = _setting(
+        0, "Measuring", "Save every so many steps",
+        "steps between checkpoints to resume from; 0: at each evaluation",
+        "Set it when a run takes hours and the power may fail.",
+        ge=0,
+    )  # fmt: skip
+    seed: int = _setting(
+        0, "Measuring", "Seed", "of the LoRA's initial weights, the order of rows, and the choice of held-out pairs",
+        "Another one to see how much of a result is chance.",
+        ge=0, lt=2**32,
+    )  # fmt: skip
+    report_to: Literal["none", "tensorboard", "trackio", "wandb", "swanlab"] = _setting(
+        "none", "Measuring", "Tracker",
+        "a tracker to send each loss to; its package must be installed, its key in the environment",
+        "When you keep the charts of all your runs in one place.",
+    )  # fmt: skip
 
 
 PRESETS: dict[str, tuple[dict[str, Any], str]] = {
-    "quick": ({"epochs": 3.0}, "Three passes. A first answer in minutes; enough to hear whether she is there."),
+    "quick": ({"epochs": 3.0}, "Three passes. A first answer in minutes; enough to hear whether the persona is there."),
     "balanced": (
         {"epochs": 6.0, "learning_rate": 2e-4, "early_stopping_patience": 4},
         "Up to six calmer passes, ended early when the held-out pairs stop getting better.",

@@ -1,13 +1,17 @@
-"""The same training step on a CPU in fewer operations: norms, rotary embedding, attention of short rows, LoRA.
+"""Faster CPU kernels for a training step: RMSNorm, rotary embedding, attention of short rows, LoRA.
 
-Away from its matrix products a step of a small model is bound by memory: each operation reads and writes all
-activations, and autograd's way back takes two or three of them for each on the way there. Here each of the four is one
-autograd function that computes the same in float32 or in place. What a module computes is tried on numbers rather than
-looked up: a layer that comes out differently keeps its own code.
+Outside its matrix products a step of a small model is bound by memory: every operation reads and writes all
+activations, and its backward pass takes two or three operations more. Each kernel here is one autograd function that
+computes the same in float32 or in place. A module is tested on numbers, not looked up by its class: where the results
+differ, it keeps its own code.
+
+`cpu_kernels` puts them into a model and into transformers' modules, and takes them out again.
 """
 
+import contextlib
 import inspect
 import sys
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -22,23 +26,45 @@ MAX_SHORT_ROW = 256  # tokens of a row: up to here plain products beat the flash
 ATTENTION_NAME = "persona_short_rows"
 
 
-def install_cpu_kernels(model: Any) -> None:
-    """Give the modules of a PeftModel on a CPU their faster ways. Weights, names and results stay as they are."""
-    for module in model.modules():
-        if isinstance(module, LoraLayer) and _is_plain(module):
-            module.forward = partial(_lora_forward, module, module.forward)  # type: ignore[method-assign]
-        elif type(module).__name__.endswith("RMSNorm"):
-            _replace_norm(module)
-        if hasattr(module, "q_proj") and hasattr(module, "o_proj"):
-            _replace_rotary(sys.modules[type(module).__module__])
-    causal = model.get_base_model()
-    if (
-        causal.config.get_text_config()._attn_implementation == "sdpa"
-        and causal.config.get_text_config() is causal.config
-    ):
-        AttentionInterface.register(ATTENTION_NAME, short_row_attention)
-        AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
-        causal.set_attn_implementation(ATTENTION_NAME)
+@contextlib.contextmanager
+def cpu_kernels(model: Any) -> Iterator[None]:
+    """While it lasts, the modules of a PeftModel on a CPU compute with the kernels of this file.
+
+    Weights, names and results stay as they are. At the end, after an error too, everything is as it was before: the
+    model, the modules of transformers, and its table of attention functions.
+    """
+    with contextlib.ExitStack() as undo:
+        for module in model.modules():
+            if isinstance(module, LoraLayer) and _is_plain_lora(module):
+                _replace(undo, module, "forward", partial(_lora_forward, module, module.forward))
+            elif type(module).__name__.endswith("RMSNorm") and (forward := _find_norm_kernel(module)):
+                _replace(undo, module, "forward", forward)
+            if hasattr(module, "q_proj") and hasattr(module, "o_proj"):
+                code = sys.modules[type(module).__module__]  # attention looks the function up here, by its name
+                if _is_standard_rotary(getattr(code, "apply_rotary_pos_emb", None)):
+                    _replace(undo, code, "apply_rotary_pos_emb", apply_rotary)
+        _replace_attention(undo, model.get_base_model())
+        yield
+
+
+def _replace(undo: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an attribute of a module (of torch or of Python) until `undo` is closed."""
+    if name in vars(owner):
+        undo.callback(setattr, owner, name, vars(owner)[name])
+    else:  # a method of its class
+        undo.callback(delattr, owner, name)
+    setattr(owner, name, value)
+
+
+def _replace_attention(undo: contextlib.ExitStack, causal: Any) -> None:
+    config = causal.config.get_text_config()
+    if config._attn_implementation != "sdpa" or config is not causal.config:
+        return
+    for table, function in ((AttentionInterface, short_row_attention), (AttentionMaskInterface, sdpa_mask)):
+        table.register(ATTENTION_NAME, function)
+        undo.callback(table._global_mapping.pop, ATTENTION_NAME, None)  # there is no public way to unregister
+    causal.set_attn_implementation(ATTENTION_NAME)
+    undo.callback(causal.set_attn_implementation, "sdpa")
 
 
 # ---- norms
@@ -65,21 +91,22 @@ class RMSNorm(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _replace_norm(module: Any) -> None:
+def _find_norm_kernel(module: Any) -> Any:
+    """What can replace the forward of a norm: RMSNorm with its weight, or with 1 + weight (Gemma). None: neither."""
     weight, eps = getattr(module, "weight", None), getattr(module, "eps", getattr(module, "variance_epsilon", None))
     if weight is None or weight.dim() != 1 or weight.requires_grad or not isinstance(eps, float):
-        return
-    if len(inspect.signature(module.forward).parameters) != 1:  # gated ones take more than x
-        return
+        return None
+    if len(inspect.signature(module.forward).parameters) != 1:  # gated norms take more than x
+        return None
     x = torch.linspace(-2, 3, 3 * len(weight), device=weight.device).view(3, -1).to(weight.dtype)
-    for factor in (weight.float(), weight.float() + 1):  # Gemma's weights are stored as what they differ from 1
-        if _agree(RMSNorm.apply(x, factor, eps), module(x)):
-            module.forward = lambda x, factor=factor: RMSNorm.apply(x, factor, eps)
-            return
+    for scale in (weight.float(), weight.float() + 1):
+        if _agree(RMSNorm.apply(x, scale, eps), module(x)):
+            return lambda x, scale=scale: RMSNorm.apply(x, scale, eps)
+    return None
 
 
 def _agree(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    """But for rounding: theirs may round in between."""
+    """Equal but for rounding: the stock code may round in between."""
     return torch.allclose(ours.float(), theirs.float(), rtol=4 * torch.finfo(theirs.dtype).eps, atol=1e-6)
 
 
@@ -87,7 +114,10 @@ def _agree(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 
 class Rotate(torch.autograd.Function):
-    """Each pair (x[i], x[i + d/2]) turned by its angle (Su et al. 2021); back through it is the turn the other way."""
+    """Rotary embedding: each pair (x[i], x[i + d/2]) is rotated by its angle (Su et al. 2021).
+
+    Its gradient is the rotation by the opposite angle.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -101,36 +131,32 @@ class Rotate(torch.autograd.Function):
         return _rotate_pairs(upstream[0], cos, sin, -1), None, None
 
 
-def _rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, way: int) -> torch.Tensor:
+def _rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int) -> torch.Tensor:
     half = x.shape[-1] // 2
     a, b, cos, sin = x[..., :half], x[..., half:], cos[..., :half], sin[..., :half]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    torch.mul(a, cos, out=out[..., :half]).addcmul_(b, sin, value=-way)
-    torch.mul(b, cos, out=out[..., half:]).addcmul_(a, sin, value=way)
+    torch.mul(a, cos, out=out[..., :half]).addcmul_(b, sin, value=-direction)
+    torch.mul(b, cos, out=out[..., half:]).addcmul_(a, sin, value=direction)
     return out
 
 
 def apply_rotary(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1) -> Any:
-    """In the place of transformers' apply_rotary_pos_emb."""
+    """Replaces transformers' apply_rotary_pos_emb, with the same parameters and shapes."""
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return Rotate.apply(q, cos, sin), Rotate.apply(k, cos, sin)
 
 
 @torch.no_grad()
-def _replace_rotary(code: Any) -> None:
-    """In the module that holds a model's code: there attention finds the function by its name."""
-    theirs = getattr(code, "apply_rotary_pos_emb", None)
-    if (
-        theirs is None
-        or theirs is apply_rotary
-        or list(inspect.signature(theirs).parameters)[:4] != ["q", "k", "cos", "sin"]
-    ):
-        return
+def _is_standard_rotary(function: Any) -> bool:
+    """Whether a function is transformers' apply_rotary_pos_emb of Llama, by its parameters and by what it computes."""
+    if function is None or function is apply_rotary:
+        return False
+    if list(inspect.signature(function).parameters)[:4] != ["q", "k", "cos", "sin"]:
+        return False
     q, k = torch.linspace(-2, 3, 48).view(1, 2, 3, 8), torch.linspace(1, 2, 24).view(1, 1, 3, 8)
     angles = torch.linspace(0, 2, 12).view(1, 3, 4).repeat(1, 1, 2)
-    both = (f(q, k, angles.cos(), angles.sin()) for f in (apply_rotary, theirs))
-    if all(_agree(ours, other) for ours, other in zip(*both, strict=True)):
-        code.apply_rotary_pos_emb = apply_rotary
+    results = (f(q, k, angles.cos(), angles.sin()) for f in (apply_rotary, function))
+    return all(_agree(ours, theirs) for ours, theirs in zip(*results, strict=True))
 
 
 # ---- attention
@@ -139,7 +165,7 @@ def _replace_rotary(code: Any) -> None:
 def short_row_attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
               attention_mask: torch.Tensor | None, dropout: float = 0.0, scaling: float | None = None,
               **others: Any) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """Causal attention; of short rows without a mask by plain products, whose way back costs a third of flash's.
+    """Causal attention. Short rows without a mask take plain products: their backward pass costs a third of flash's.
 
     query (rows, heads, length, d), key and value (rows, fewer heads, length, d) → (rows, length, heads, d).
     """
@@ -150,10 +176,10 @@ def short_row_attention(module: Any, query: torch.Tensor, key: torch.Tensor, val
     if not short or dropout or not query.requires_grad or not getattr(module, "is_causal", True):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
     groups = heads // key.shape[1]
-    # query heads that share a key stand below each other, as more rows of one product
+    # query heads that share a key are stacked: more rows of one product
     q, k, v = query.reshape(-1, groups * length, width), key.flatten(0, 1), value.flatten(0, 1)
-    unseen = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1).repeat(groups, 1)
-    scores = torch.baddbmm(unseen[None], q, k.transpose(1, 2), alpha=width**-0.5 if scaling is None else scaling)
+    causal_mask = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1).repeat(groups, 1)
+    scores = torch.baddbmm(causal_mask[None], q, k.transpose(1, 2), alpha=width**-0.5 if scaling is None else scaling)
     out = torch.bmm(scores.softmax(-1), v).view(rows, heads, length, width)
     return out.transpose(1, 2).contiguous(), None
 
@@ -162,7 +188,7 @@ def short_row_attention(module: Any, query: torch.Tensor, key: torch.Tensor, val
 
 
 class LoraLinear(torch.autograd.Function):
-    """x Wᵀ + s (x Aᵀ) Bᵀ with W frozen (Hu et al. 2021); the sums are made where the products are."""
+    """x Wᵀ + s (x Aᵀ) Bᵀ with W frozen (Hu et al. 2021); the sums are made inside the products."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor,
@@ -183,8 +209,8 @@ class LoraLinear(torch.autograd.Function):
         return None if grad_x is None else grad_x.view(*upstream[0].shape[:-1], -1), None, None, grad_a, grad_b, None
 
 
-def _is_plain(layer: Any) -> bool:
-    """A LoRA alone on a dense frozen layer, with no dropout, DoRA or anything else of PEFT's."""
+def _is_plain_lora(layer: Any) -> bool:
+    """Whether it is one LoRA on a dense frozen layer, without dropout, DoRA or another variant of PEFT's."""
     names, base = list(layer.lora_A), layer.get_base_layer()
     if len(names) != 1 or layer.lora_variant or not isinstance(layer.lora_dropout[names[0]], torch.nn.Identity):
         return False
@@ -192,10 +218,10 @@ def _is_plain(layer: Any) -> bool:
     return dense and layer.lora_B[names[0]].bias is None
 
 
-def _lora_forward(layer: Any, theirs: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _lora_forward(layer: Any, stock: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     (name,) = layer.lora_A
     base = layer.get_base_layer()
     if args or kwargs or layer.disable_adapters or layer.merged or layer.active_adapters != [name]:
-        return theirs(x, *args, **kwargs)
+        return stock(x, *args, **kwargs)
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     return LoraLinear.apply(x.to(base.weight.dtype), base.weight, base.bias, a, b, layer.scaling[name])

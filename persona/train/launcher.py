@@ -33,7 +33,7 @@ def start_run(run: Run) -> None:
         _require_startable(run)
         (run.path / "stop").unlink(missing_ok=True)
         (run.path / "worker.json").unlink(missing_ok=True)
-        if deployment.has_zerogpu():  # no process outlives a request there: the page trains it in slices (slices.py)
+        if deployment.has_zerogpu():  # no process outlives a request: the page trains in slices (gpu_slices.py)
             run.log("state", state="starting")
             return
         queue.enqueue_run(run)

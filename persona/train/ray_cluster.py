@@ -27,12 +27,12 @@ import fsspec
 from persona.errors import Message, RunError, join
 from persona.store.workspace import PROJECT_DIR, TEMPLATES_DIR
 from persona.train import run_folder
+from persona.train.checkpoints import COMPLETE_MARKER
 from persona.train.progress import ACTIVE_STATUSES
 from persona.train.run_folder import Run
 
 SYNC_SECONDS = 1.0  # seconds between two copies of the events
 MAX_LOST_WORKERS = 5  # workers that may be lost before the run fails
-COMPLETE_MARKER = "whole"  # train.WHOLE, without the seconds that importing train.py takes
 COMPLETE_FILES = {
     "checkpoints": COMPLETE_MARKER,
     "moments": "adapter_config.json",

@@ -127,8 +127,6 @@ def build_trainer(job: PreparedRun, clock: TrainingClock, watch: RunCallback) ->
     for layer in trainer.model.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.cast_input_dtype_enabled = job.plan.device != "cpu"  # autocast casts the few weights instead
-    if job.plan.device == "cpu":
-        cpu_kernels.install_cpu_kernels(trainer.model)
     return trainer
 
 
@@ -139,16 +137,16 @@ def train_run(run: Run, deadline: float | None = None) -> dict[str, Any]:
     diverged (the best adapter of before is written then); the events say it too.
     """
     run = replace(run, helper=not distributed.is_main_process())
-    with contextlib.ExitStack() as handlers:
+    with contextlib.ExitStack() as cleanup:
         try:
-            return _train_run(run, deadline, handlers)
+            return _train_run(run, deadline, cleanup)
         except BaseException as e:
             with contextlib.suppress(OSError):  # the disk that is full is this one: log.txt has the error
                 run.log("state", state="failed", **describe_failure(run, e))
             raise
 
 
-def _train_run(run: Run, deadline: float | None, handlers: contextlib.ExitStack) -> dict[str, Any]:
+def _train_run(run: Run, deadline: float | None, cleanup: contextlib.ExitStack) -> dict[str, Any]:
     until = time.monotonic() + deadline if deadline is not None else math.inf
     run_folder.record_worker(run, os.getpid())
     malloc.disable_malloc_trim()
@@ -159,9 +157,11 @@ def _train_run(run: Run, deadline: float | None, handlers: contextlib.ExitStack)
     alone = threading.current_thread() is threading.main_thread()  # not so in a slice of a lent GPU
     for name in (signal.SIGTERM, signal.SIGINT) if alone else ():
         previous = signal.signal(name, lambda *_: setattr(watch, "asked", True))
-        handlers.callback(signal.signal, name, previous)
+        cleanup.callback(signal.signal, name, previous)
     run.log("state", state="starting", message=Message("Loading {base} …", base=job.base.id))
     trainer = build_trainer(job, clock, watch)
+    if job.plan.device == "cpu":
+        cleanup.enter_context(cpu_kernels.cpu_kernels(trainer.model))
     total, _ = count_steps(job.config, len(job.train))
     run.log(
         "plan", steps=total, rows=len(job.train), held_out=len(job.held_out), device=job.plan.device,

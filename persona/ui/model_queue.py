@@ -1,109 +1,87 @@
-"""What must be done one after the other: the model's answers, whose line tells who waits how long; a window's edits."""
+"""A handler that asks the model waits in the queue before it, and shows its place meanwhile."""
 
-import asyncio
 import functools
 import threading
-import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 import anyio.to_thread
 import gradio as gr
+from gradio.context import LocalContext
 
+from persona.compare.model_queue import MODEL_QUEUE, Ticket, WaitEstimate
+from persona.errors import InputError
 from persona.models import zerogpu
+from persona.store import workspace
 from persona.ui.i18n import t
 from persona.ui.page import show_errors
 from persona.ui.widgets import format_duration
 
 GPU_SECONDS = 60  # seconds that an answer may have the GPU of ZeroGPU
-REPEAT_POSITION_SECONDS = (
-    10.0  # seconds until the place is told again though nobody has left; telling a long line costs the page time
-)
-REMEMBERED_ANSWERS = 8  # answers, of which the mean says how long the next will take
+REPEAT_POSITION_SECONDS = 10.0  # until an unchanged place is shown again; a long queue costs the page time
 
 
-class ModelQueue:
-    """First come, first served. Its methods are called in the one event loop of the server."""
-
-    def __init__(self) -> None:
-        self.waiting: list[asyncio.Event] = []  # set when their place has changed; the first is being answered
-        self.lasted: deque[float] = deque(maxlen=REMEMBERED_ANSWERS)
-        self.began = 0.0
-
-    def join(self, mine: asyncio.Event) -> None:
-        self.waiting.append(mine)
-        if self.waiting[0] is mine:
-            self.began = time.monotonic()
-
-    def leave(self, mine: asyncio.Event) -> None:
-        now = time.monotonic()
-        if self.waiting[0] is mine:
-            self.lasted.append(now - self.began)
-            self.began = now
-        self.waiting.remove(mine)
-        for other in self.waiting:
-            other.set()
-
-    def words(self, mine: asyncio.Event) -> str:
-        """How many questions are before this one, and about how long they take; "" when it is its turn."""
-        before = self.waiting.index(mine)
-        if not before:
-            return ""
-        said = t("1 question is before yours.") if before == 1 else t("{n} questions are before yours.", n=before)
-        if not self.lasted:
-            return said
-        left = sum(self.lasted) / len(self.lasted) * before - (time.monotonic() - self.began)
-        return said + t(" About {time} left.", time=format_duration(max(1, left)))
+def visitor_key() -> str:
+    """Who asks, for the queue: the visitor of a shared server, else the browser window."""
+    request = LocalContext.request.get(None)
+    window = str(getattr(request, "session_hash", "") or "")
+    try:
+        return workspace.current_visitor() or window
+    except InputError:  # not known: the handler says so
+        return window
 
 
-MODEL_QUEUE = ModelQueue()
+def position_text(place: WaitEstimate) -> str:
+    """How many questions are before this one, and about how long they take."""
+    n = place.before
+    text = t("1 question is before yours.") if n == 1 else t("{n} questions are before yours.", n=n)
+    if place.seconds is None:
+        return text
+    return text + t(" About {time} left.", time=format_duration(max(1, place.seconds)))
 
 
 def wait_in_queue(stream: Callable[..., Iterator[tuple]], outputs: Sequence[Any], status: gr.HTML) -> Callable:
-    """A handler that asks the model and streams into `outputs` → one that waits for its turn first, and tells its place
-    in `status`; its errors are shown, and it has the GPU where there is one to be had.
+    """Make a handler that streams the model's answers into `outputs` wait for its turn, with its place in `status`.
 
-    Who waits keeps no thread busy, so that a long line does not stop the rest of the page.
+    Its errors are shown on the page, and it gets the GPU on ZeroGPU. Waiting keeps no thread busy, so that a long queue
+    does not stop the rest of the page.
     """
-    speak = zerogpu.request_gpu(GPU_SECONDS)(show_errors(stream))
+    answer = zerogpu.request_gpu(GPU_SECONDS)(show_errors(stream))
 
-    def told(words: str) -> tuple:
-        return tuple(words if output is status else gr.skip() for output in outputs)
+    def show_status(text: str) -> tuple:
+        return tuple(text if output is status else gr.skip() for output in outputs)
 
     @functools.wraps(stream)
-    async def answered(*args: Any) -> AsyncIterator[tuple]:
-        mine = asyncio.Event()
-        MODEL_QUEUE.join(mine)
+    async def wait_and_answer(*args: Any) -> AsyncIterator[tuple]:
+        ticket = MODEL_QUEUE.join(visitor_key(), "question")
         try:
-            while words := MODEL_QUEUE.words(mine):
-                mine.clear()
-                yield told(words)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(mine.wait(), REPEAT_POSITION_SECONDS)
-            async with aclosing(_in_threads(speak(*args))) as steps:
-                async for made in steps:
-                    yield made
+            async with aclosing(MODEL_QUEUE.wait_for_turn(ticket, REPEAT_POSITION_SECONDS)) as places:
+                async for place in places:
+                    yield show_status(position_text(place))
+            async with aclosing(_in_threads(answer(*args), ticket)) as steps:
+                async for values in steps:
+                    yield values
         finally:  # done, stopped, or the visitor has gone
-            MODEL_QUEUE.leave(mine)
+            MODEL_QUEUE.leave(ticket)
 
-    return answered
+    return wait_and_answer
 
 
-async def _in_threads(steps: Generator[tuple]) -> AsyncGenerator[tuple]:
-    one = threading.Lock()  # who stops does not wait for the step that is computed: closing has to
+async def _in_threads(steps: Generator[tuple], ticket: Ticket) -> AsyncGenerator[tuple]:
+    """The values of a generator whose steps are computed in threads, one at a time, within the ticket's turn."""
+    one = threading.Lock()  # a Stop does not wait for the step that is computed, but closing the generator has to
 
     def step() -> tuple | None:
-        with one:
+        with one, ticket.held():
             return next(steps, None)
 
     def close() -> None:
-        with one:
+        with one, ticket.held():
             steps.close()
 
     try:
-        while (made := await anyio.to_thread.run_sync(step)) is not None:
-            yield made
+        while (values := await anyio.to_thread.run_sync(step)) is not None:
+            yield values
     finally:
         await anyio.to_thread.run_sync(close)

@@ -1,7 +1,9 @@
-"""Above the steps: where one is, which steps are open and why the others are not, and what to do next."""
+"""The bar above the steps: which step is shown, which are open and why the others are not, and what to do next."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 
 import gradio as gr
@@ -11,24 +13,25 @@ from persona.train import launcher, queue, run_folder
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
 from persona.ui import voice_picker
 from persona.ui.i18n import t
-from persona.ui.page import COMPARE, SHARE, TEMPLATE, TRAIN, WRITE, open_current_persona
+from persona.ui.page import QUIET, Page, open_current_persona, show_errors
 from persona.ui.widgets import format_duration
 from persona.write.lint.finding import Finding
 
-STEP_NAMES = ("write", "template", "train", "compare", "share")
+WRITE, TEMPLATE, TRAIN, COMPARE, SHARE = range(5)  # ids of the steps in Gradio's walkthrough
+STEP_NAMES = ("write", "template", "train", "compare", "share")  # in ids of elements
 
-# a click on a step that is closed is sent too: the answer says why. `why` is the title of buttons that are greyed out;
-# Gradio's buttons take no title of their own. A chat's placeholder is no landmark: two of them would be called alike.
+# A click on a closed step is sent too, and answered with the reason. Gradio's buttons take no title, so the reason why a
+# button is disabled is put there by the script. A chat's placeholder is no landmark: two would have the same name.
 NAVIGATION_JS = """
 element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-step]");
   if (button) trigger("click", { step: Number(button.dataset.step) });
 });
-function mend() {
-  const reasons = JSON.parse(element.querySelector("[data-why]")?.dataset.why ?? "{}");
-  for (const [id, why] of Object.entries(reasons)) {
+function annotate() {
+  const reasons = JSON.parse(element.querySelector("[data-reasons]")?.dataset.reasons ?? "{}");
+  for (const [id, reason] of Object.entries(reasons)) {
     const button = document.getElementById(id);
-    const title = button?.disabled ? why : "";
+    const title = button?.disabled ? reason : "";
     if (button && button.title !== title) button.title = title;
   }
   document.querySelectorAll(".placeholder-content[role=complementary]").forEach((node) => node.removeAttribute("role"));
@@ -36,23 +39,23 @@ function mend() {
 let planned;
 new MutationObserver(() => {
   cancelAnimationFrame(planned);
-  planned = requestAnimationFrame(mend);
+  planned = requestAnimationFrame(annotate);
 }).observe(document.body, { childList: true, subtree: true, attributeFilter: ["disabled"] });
-mend();
+annotate();
 """
 
-# what had the keyboard is hidden now: on to the name of the step, else the next Tab begins anywhere. Who has moved on
-# meanwhile is left alone
+# The focused element is hidden now: focus the name of the step, else the next Tab starts anywhere. If the focus has
+# moved on meanwhile, it stays there
 FOCUS_STEP_JS = """() => {
   if (document.activeElement?.offsetParent) return;
   window.scrollTo({ top: 0 });
-  document.querySelector("#way [aria-current]")?.focus({ preventScroll: true });
+  document.querySelector("#navigation [aria-current]")?.focus({ preventScroll: true });
 }"""
 
 
 @dataclass(frozen=True)
 class PersonaState:
-    """What is known of the open persona. run: the one that trains now, else the newest; adapter: one can be heard."""
+    """What the navigation depends on. run: the active run, else the newest; adapter: there is one to compare or share."""
 
     open: bool = False
     pairs: int = 0
@@ -68,141 +71,157 @@ def read_persona_state(slug: str, findings: list[Finding]) -> PersonaState:
         return PersonaState(adapter=adapter)
     persona = open_current_persona(slug)
     items, _ = persona.scan()
-    found = run_folder.list_runs(persona)
-    run = launcher.find_active_run([persona]) or (found[0] if found else None)
+    runs = run_folder.list_runs(persona)
+    run = launcher.find_active_run([persona]) or (runs[0] if runs else None)
     return PersonaState(
         True, len(items), len({row for row, _ in pairs.find_unfinished(items)}),
         sum(f.severity != "hint" for f in findings), queue.read_run_progress(run) if run else None, adapter,
     )  # fmt: skip
 
 
-def why_closed(step: int, seen: PersonaState) -> str:
-    """Why a step cannot be opened yet; "" if it can. Compare always can: an adapter of others opens there."""
-    if step in (TEMPLATE, TRAIN) and not seen.open:
-        return t("No persona is open yet: open the example, bring a file or start from nothing, in step 1.")
-    if step in (TEMPLATE, TRAIN) and not seen.pairs:
-        return t("There are no pairs yet: write one or bring text in, in step 1.")
-    if step == TRAIN and seen.pairs < launcher.MIN_PAIRS:
+def closed_reason(step: int, state: PersonaState) -> str:
+    """Why a step cannot be opened yet; "" if it can. Compare always can: an adapter from elsewhere is opened there."""
+    if step in (TEMPLATE, TRAIN) and not state.open:
+        return t("No persona is open yet: open an example, import a file or start from scratch in step 1.")
+    if step in (TEMPLATE, TRAIN) and not state.pairs:
+        return t("There are no pairs yet: write one or import text in step 1.")
+    if step == TRAIN and state.pairs < launcher.MIN_PAIRS:
         return t("One pair is too few to train on: write more in step 1.")
-    if step == SHARE and not seen.adapter:
+    if step == SHARE and not state.adapter:
         return t("There is nothing to share yet: train in step 3, or open an adapter in step 4.")
     return ""
 
 
-def next_hint(step: int, seen: PersonaState) -> str:
+def next_hint(step: int, state: PersonaState) -> str:
     """What is done, and what to do next on this step."""
-    says = {
+    hints: dict[int, Callable[[PersonaState], str]] = {
         WRITE: _write_hint,
         TEMPLATE: _template_hint,
         TRAIN: _train_hint,
         COMPARE: _compare_hint,
         SHARE: _share_hint,
     }
-    return says[step](seen)
+    return hints[step](state)
 
 
-def _write_hint(seen: PersonaState) -> str:
-    if not seen.open:
-        return t("Begin in one of three ways. The example is the quickest: it has all that a first training needs.")
-    if not seen.pairs:
-        return t("Write a first pair in the table, or bring text in with the tab Import.")
-    if seen.unfinished:
-        return t("Pairs: {n}, unfinished: {m}. Finish or delete those (Show: Unfinished).",
-                 n=f"{seen.pairs:,}", m=seen.unfinished)  # fmt: skip
-    if seen.warnings:
-        return t("Pairs: {n}, findings: {m}. Look at the tab Check; then go on to Template and look at the mask.",
-                 n=f"{seen.pairs:,}", m=seen.warnings)  # fmt: skip
-    return t("Pairs: {n}, all finished. Next: Template, where you see what the model will learn.", n=f"{seen.pairs:,}")
+def _write_hint(state: PersonaState) -> str:
+    if not state.open:
+        return t(
+            "Start in one of three ways. An example is the quickest: it has everything that a first training run needs."
+        )
+    if not state.pairs:
+        return t("Write a first pair in the table, or import text in the tab Import.")
+    if state.unfinished:
+        return t("Pairs: {n}, unfinished: {m}. Finish or delete them (Show: Unfinished).",
+                 n=f"{state.pairs:,}", m=state.unfinished)  # fmt: skip
+    if state.warnings:
+        return t(("Pairs: {n}, findings: {m}. Look at the tab Check, then go on to Template and look at the "
+"mask."),
+                 n=f"{state.pairs:,}", m=state.warnings)  # fmt: skip
+    return t("Pairs: {n}, all finished. Next: Template, where you see what the model will learn.", n=f"{state.pairs:,}")
 
 
-def _template_hint(seen: PersonaState) -> str:
-    return why_closed(TEMPLATE, seen) or t(
-        "Green is what she learns to say, grey is what she only reads. Nothing has to be changed here for a first try. "
-        "Next: Train."
+def _template_hint(state: PersonaState) -> str:
+    return closed_reason(TEMPLATE, state) or t(
+        "Green is what the model learns to write, grey is what it only reads. Nothing needs changing "
+        "here for a first try. Next: Train."
     )
 
 
-def _train_hint(seen: PersonaState) -> str:
-    if why := why_closed(TRAIN, seen):
-        return why
-    run = seen.run
+def _train_hint(state: PersonaState) -> str:
+    if reason := closed_reason(TRAIN, state):
+        return reason
+    run = state.run
     if run is None:
-        return t("Quick is right for a first try: press Start training. Below it stands how long it will take.")
+        return t(
+            "Quick is right for a first try: press Start training. How long it will take is shown below the presets."
+        )
     if run.status in ACTIVE_STATUSES:
         left = t(" About {time} left.", time=format_duration(run.left)) if run.left is not None else ""
-        return t("She is learning.{left} You may close this page and come back.", left=left)
-    if run.status in ("done", "stopped") and seen.adapter:
-        return t("She has learned. Next: Compare, where you ask her something.")
-    return t("The last run did not end well: what happened stands below. Then Resume it, or start another.")
+        return t("Training.{left} You can close this page and come back.", left=left)
+    if run.status in ("done", "stopped") and state.adapter:
+        return t("Training is done. Next: Compare, where you can ask the persona something.")
+    return t("The last run did not finish; the reason is shown below. Resume it, or start another.")
 
 
-def _compare_hint(seen: PersonaState) -> str:
-    if not seen.adapter:
+def _compare_hint(state: PersonaState) -> str:
+    if not state.adapter:
         return t("There is no adapter yet: train one in step 3, or open a zip or a link below.")
-    return t("Ask something and press Send: base and persona answer side by side. Then the tab Did it learn? measures.")
-
-
-def _share_hint(seen: PersonaState) -> str:
-    return why_closed(SHARE, seen) or t(
-        "A zip needs no account; a link needs one on the Hub, and is private until you say."
+    return t(
+        "Ask something and press Send: base and persona answer side by side. The tab “Did it learn?” "
+        "measures the difference."
     )
 
 
-def is_step_done(step: int, seen: PersonaState) -> bool:
-    """Whether a step has what it is for."""
-    trained = seen.run is not None and seen.run.status in ("done", "stopped") and seen.adapter
-    return {WRITE: seen.pairs >= launcher.MIN_PAIRS and not seen.unfinished, TEMPLATE: trained, TRAIN: trained}.get(
+def _share_hint(state: PersonaState) -> str:
+    return closed_reason(SHARE, state) or t(
+        "A zip needs no account; a link needs an account on the Hub, and is private until you make it public."
+    )
+
+
+def is_step_done(step: int, state: PersonaState) -> bool:
+    """Whether the step has produced what the next one needs."""
+    trained = state.run is not None and state.run.status in ("done", "stopped") and state.adapter
+    return {WRITE: state.pairs >= launcher.MIN_PAIRS and not state.unfinished, TEMPLATE: trained, TRAIN: trained}.get(
         step, False
     )
 
 
 def navigation_html(slug: str, step: int, findings: list[Finding]) -> str:
-    seen = read_persona_state(slug, findings)
+    state = read_persona_state(slug, findings)
     names = (t("Write"), t("Template"), t("Train"), t("Compare"), t("Share"))
     items = "".join(
-        _step_html(n, name, n == step, why_closed(n, seen), is_step_done(n, seen)) for n, name in enumerate(names)
+        _step_html(n, name, n == step, closed_reason(n, state), is_step_done(n, state)) for n, name in enumerate(names)
     )
-    why = escape(json.dumps(_disabled_reasons(), ensure_ascii=False))
+    reasons = escape(json.dumps(_disabled_reasons(), ensure_ascii=False))
     return (
-        f'<nav aria-label="{t("The five steps")}" data-why="{why}"><ol>{items}</ol></nav>'
-        f'<div class="next-hint" role="status"><h2>{names[step]}</h2><p>{escape(next_hint(step, seen))}</p></div>'
+        f'<nav aria-label="{t("The five steps")}" data-reasons="{reasons}"><ol>{items}</ol></nav>'
+        f'<div class="next-hint" role="status"><h2>{names[step]}</h2><p>{escape(next_hint(step, state))}</p></div>'
     )
 
 
-def _step_html(n: int, name: str, here: bool, why: str, ready: bool) -> str:
-    sign = "✓" if ready else str(n + 1)
-    state = ' aria-current="step"' if here else f' aria-disabled="true" title="{escape(why)}"' if why else ""
-    said = f'<span class="unseen">, {t("done")}</span>' if ready else ""
+def _step_html(n: int, name: str, current: bool, reason: str, done: bool) -> str:
+    sign = "✓" if done else str(n + 1)
+    state = ' aria-current="step"' if current else f' aria-disabled="true" title="{escape(reason)}"' if reason else ""
+    suffix = f'<span class="visually-hidden">, {t("done")}</span>' if done else ""
     return (
-        f'<li class="{"ready" if ready else ""}"><button id="step-{STEP_NAMES[n]}-button" data-step="{n}"{state}>'
-        f'<i aria-hidden="true">{sign}</i><span>{name}{said}</span></button></li>'
+        f'<li class="{"done" if done else ""}"><button id="step-{STEP_NAMES[n]}-button" data-step="{n}"{state}>'
+        f'<i aria-hidden="true">{sign}</i><span>{name}{suffix}</span></button></li>'
     )
 
 
 def _disabled_reasons() -> dict[str, str]:
-    """Button → why it is greyed out."""
+    """Id of a button → why it is disabled."""
     vote = t("Ask a question first: you vote on its two answers")
     return {
-        "undo-edit": t("Nothing to take back"), "redo-edit": t("Nothing was taken back"),
-        "replace-all": t("Say what to find first"), "import-add": t("Choose a file or paste text, and who speaks"),
-        "stop-training": t("Nothing is training"), **{f"vote-{v}": vote for v in ("left", "tie", "bad", "right")},
+        "undo-edit": t("Nothing to undo"), "redo-edit": t("Nothing to redo"),
+        "replace-all": t("Enter the text to find first"),
+        "import-add": t("Choose a file or paste text, and choose who the persona is"),
+        "stop-training": t("No run is training"), **{f"vote-{v}": vote for v in ("left", "tie", "bad", "right")},
     }  # fmt: skip
 
 
 def mark_step_shown(step: int, slug: str, findings: list[Finding]) -> tuple[int, str]:
-    """A step is shown now."""
+    """The step that is shown now, and the navigation that marks it."""
     return step, navigation_html(slug, step, findings)
 
 
 def open_step(step: int, slug: str) -> gr.Walkthrough:
-    """Show a step, or say why it is closed."""
+    """Select a step of the walkthrough, or show why it is closed."""
     if step not in range(len(STEP_NAMES)):
         return gr.skip()
-    if why := why_closed(step, read_persona_state(slug, [])):
-        gr.Info(why)
+    if reason := closed_reason(step, read_persona_state(slug, [])):
+        gr.Info(reason)
         return gr.skip()
     return gr.Walkthrough(selected=step)
 
 
 def handle_step_click(slug: str, event: gr.EventData) -> gr.Walkthrough:
     return open_step(int(event.step), slug)
+
+
+def build_next_button(label: str, step: int, page: Page) -> None:
+    """The button at the end of a step that opens the next one."""
+    name = STEP_NAMES[step]
+    button = gr.Button(label, variant="primary", scale=0, min_width=190, elem_id=f"to-{name}")
+    button.click(show_errors(partial(open_step, step)), page.slug, page.steps, **QUIET)

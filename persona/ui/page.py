@@ -1,4 +1,4 @@
-"""What the steps share: the page's components, notices for errors, the persona that is open, edits in order."""
+"""What every step needs: the shared components, errors as notices, the open persona, the order of a window's edits."""
 
 import asyncio
 import functools
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio.to_thread
 import gradio as gr
@@ -17,13 +17,25 @@ from gradio.context import LocalContext
 
 from persona.errors import PersonaError
 from persona.models import open_renderer
+from persona.models.base import Base
 from persona.store import deployment, persona_folder, quotas
-from persona.template.render import MAX_LENGTH
+from persona.template.render import MAX_LENGTH, Renderer
 from persona.ui.i18n import localized, t
 from persona.ui.middleware import workspaces
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # how most events of the page behave
-WRITE, TEMPLATE, TRAIN, COMPARE, SHARE = range(5)
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # options of most events
+
+
+class RenderSettings(NamedTuple):
+    """How pairs are rendered: the components of step 2, or the values that Gradio hands a handler for them.
+
+    A named tuple for both keeps the order of an event's inputs or outputs in one place.
+    """
+
+    base: Any
+    template: Any
+    max_length: Any
+    learn_history: Any
 
 
 @dataclass(frozen=True)
@@ -31,18 +43,15 @@ class Page:
     """The components that more than one step reads."""
 
     slug: gr.State  # folder name of the open persona, "" for none
-    which: gr.Dropdown  # the user's personas
+    persona_list: gr.Dropdown
     steps: gr.Walkthrough
-    pair: gr.State  # number of the pair looked at, from 1
-    base: gr.Dropdown
-    template: gr.Dropdown
-    max_length: gr.Number
-    learn_history: gr.Checkbox
-    adapter: gr.Dropdown  # see compare.py for its values
+    pair_number: gr.State  # of the selected pair, from 1
+    render_settings: RenderSettings
+    adapter: gr.Dropdown  # its values are the ids of voice_picker.py
 
 
 def show_errors(handler: Callable) -> Callable:
-    """The handler, with its PersonaErrors shown as notices on the page."""
+    """Make a handler show its PersonaErrors as notices on the page."""
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
@@ -70,56 +79,60 @@ def error_notice(e: PersonaError) -> gr.Error:
 
 
 def open_current_persona(slug: str) -> persona_folder.Persona:
-    """The persona of this visitor's page. Raises InputError when none is open."""
+    """The persona of this visitor's page. Raises PersonaError when none is open."""
     if not slug:
         raise PersonaError("No persona is open. Open an example or start one in the first step, Write.")
     return persona_folder.find_persona(slug)
 
 
 def persona_dropdown(slug: str) -> gr.Dropdown:
-    """The user's personas, by name."""
+    """The user's personas by name, `slug` selected."""
     named = []
     for persona in persona_folder.list_personas():
         try:
             named.append((persona.card().name, persona.slug))
-        except PersonaError:  # a damaged card: opening it says where
+        except PersonaError:  # a damaged card: opening the persona shows where
             named.append((persona.slug, persona.slug))
     return gr.Dropdown([(t("New or example …"), ""), *named], value=slug)
 
 
-def renderer_for(slug: str, base_name: str, template: str, max_length: float, learn_history: bool,
-                 *, progress: gr.Progress | None = None) -> Any:  # fmt: skip
-    """(Base, Renderer) of the page's settings."""
+def open_page_renderer(
+    slug: str, settings: RenderSettings, progress: gr.Progress | None = None
+) -> tuple[Base, Renderer]:
+    """The base and the renderer of the open persona by the settings of step 2. Raises BaseError, TemplateError."""
 
-    def tell(text: str) -> None:
+    def show_progress(text: str) -> None:
         if progress:
             progress(None, desc=localized(text))
 
-    card = open_current_persona(slug).card()
     return open_renderer.open_renderer(
-        card, base_name, template or "auto", int(max_length or MAX_LENGTH), bool(learn_history), tell
-    )
+        open_current_persona(slug).card(), settings.base, settings.template or "auto",
+        int(settings.max_length or MAX_LENGTH), bool(settings.learn_history), show_progress,
+    )  # fmt: skip
 
 
 def download_path(name: str) -> Path:
-    """A place for a file called `name`, in a temporary folder of its own that the page may serve from."""
-    within = workspaces.download_dir() if deployment.is_shared_server() else None
-    if within:
-        quotas.require_disk_quota(within)
-    return Path(tempfile.mkdtemp(prefix="persona-", dir=within)) / name
+    """The path of a new file called `name` to download, in a temporary folder that the page may serve from.
+
+    Raises InputError when a visitor's disk quota is used up.
+    """
+    parent = workspaces.download_dir() if deployment.is_shared_server() else None
+    if parent:
+        quotas.require_disk_quota(parent)
+    return Path(tempfile.mkdtemp(prefix="persona-", dir=parent)) / name
 
 
 _window_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
 
-# Gradio begins events in the order in which they came; but it prepares values in threads, where one can pass another
+# Gradio starts events in the order they came in, but prepares their values in threads, where one can overtake another
 ORDERED_EVENT = {"trigger_mode": "multiple", "concurrency_limit": 16, "preprocess": False}
 
 
 def run_in_order(handler: Callable) -> Callable:
-    """A handler → one that does what a window asks in the order of asking; other windows do not wait for it.
+    """Make a handler carry out the events of one browser window in their order; other windows do not wait for it.
 
-    Its event must be made with IN_ORDER: every event is kept, and values come as the browser has sent them.
+    Its event needs ORDERED_EVENT: no event is dropped, and values arrive as the browser sent them.
     """
 
     @functools.wraps(handler)

@@ -1,36 +1,52 @@
 """The page's server, with the API beside it (docs/api.md): what `persona page` and app.py start."""
 
 import os
+from typing import TYPE_CHECKING
 
-from persona.models import zerogpu  # noqa: F401  (first of all: on ZeroGPU it imports spaces, which must come before torch)
-from persona.models.malloc import limit_malloc_arenas, limit_openmp_spin
+# at import, and first: on ZeroGPU it imports spaces, which patches torch and so must come before it. All else that is
+# heavy or changes the process is imported and done in the functions
+from persona.models import zerogpu  # noqa: F401
 
-limit_openmp_spin()
-limit_malloc_arenas()
-# Gradio works out figures of all events that it remembers, 10,000 of them, after each event: for a page of its own
-# that is not shown here
-os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
-os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1000")
+if TYPE_CHECKING:
+    import gradio as gr
 
-from persona.errors import InputError  # noqa: E402
-from persona.serve.http import page_api_kwargs  # noqa: E402
-from persona.store.deployment import has_public_link  # noqa: E402
-from persona.ui.app import LAUNCH_OPTIONS, build_app, warm_up  # noqa: E402  (Gradio may import torch)
-from persona.ui.middleware.stack import build_middleware  # noqa: E402
-from persona.ui.middleware.workspaces import start_retention_sweep  # noqa: E402
 
-__all__ = ["build_app", "serve_page"]
+def prepare_process() -> None:
+    """Settings that only count before torch, Gradio and the first thread are there."""
+    from persona.models.malloc import limit_malloc_arenas, limit_openmp_spin
+
+    limit_openmp_spin()
+    limit_malloc_arenas()
+    # after each event Gradio computes statistics over all that it remembers, 10,000 events, for a page of its own that
+    # is not shown here
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1000")
+
+
+def build_page() -> "gr.Blocks":
+    """The page, not launched."""
+    prepare_process()
+    from persona.ui.app import build_app
+
+    return build_app()
 
 
 def serve_page(host: str, port: int) -> None:
-    """Build the page and serve it until the process is told to stop."""
-    demo = build_app()
+    """Build the page and serve it until the process is stopped. Raises InputError when it cannot listen there."""
+    demo = build_page()
+    from persona.errors import InputError
+    from persona.serve.http import page_api_kwargs
+    from persona.store.deployment import has_public_link
+    from persona.ui.app import LAUNCH_OPTIONS, warm_up
+    from persona.ui.middleware.stack import build_middleware
+    from persona.ui.middleware.workspaces import start_retention_sweep
+
     start_retention_sweep()
     warm_up()
-    own = {**page_api_kwargs(host), "middleware": build_middleware(host)}
+    app_kwargs = {**page_api_kwargs(host), "middleware": build_middleware(host)}
     try:
         demo.queue(default_concurrency_limit=8).launch(
-            server_name=host, server_port=port, share=has_public_link(), app_kwargs=own, **LAUNCH_OPTIONS
+            server_name=host, server_port=port, share=has_public_link(), app_kwargs=app_kwargs, **LAUNCH_OPTIONS
         )
     except OSError as e:
         raise InputError(

@@ -55,7 +55,7 @@ class Comparison:
             url, key = remote.configured_server() or ("", "")
             chats = [build_messages(v.system, h, question) for v, h in zip(self.voices, histories, strict=True)]
             return remote.stream_remote(url, key, self.speakers, chats, sampling)
-        columns = [s.ask(h, question) for s, h in zip(self.speakers, histories, strict=True)]
+        columns = [s.render_column(h, question) for s, h in zip(self.speakers, histories, strict=True)]
         return session.stream_replies(self.model, columns, sampling)
 
 
@@ -216,6 +216,12 @@ def _label(ref: AdapterRef, chosen: AdapterRef) -> Message:
     if ref.step is None:
         return Message("{name}, {when}", name=name, when=when)
     return Message("{name}, step {step} of {when}", name=name, step=ref.step, when=when)
+
+
+def voice_record(voice: str, chosen: str) -> VoiceRecord:
+    """Kind, label and adapter of a voice, without opening a model; its prompt and strength are left out."""
+    kind = {BASE_WITH_PROMPT: "prompt", BASE_ALONE: "base"}.get(voice, "adapter")
+    return VoiceRecord(kind, voice_label(voice, chosen), voice if kind == "adapter" else "")
 
 
 def record_label(record: VoiceRecord) -> str:

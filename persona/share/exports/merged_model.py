@@ -16,6 +16,7 @@ from persona.models import base as bases
 from persona.models.adapter import Adapter
 from persona.models.base import Base
 from persona.models.progress_callback import ProgressCallback
+from persona.models.quiet import quiet_transformers
 from persona.models.sampling import Sampling
 from persona.share.exports import new_output
 from persona.store.files import write_atomic
@@ -180,7 +181,8 @@ def save_checkpoint(model: Any, renderer: Renderer, base: Base, folder: Path) ->
         eos_token_id=[e for e in ends if e is not None], do_sample=True, temperature=usual.temperature,
         top_p=usual.top_p, max_new_tokens=usual.max_new_tokens,
     )  # fmt: skip
-    model.save_pretrained(folder)
+    with quiet_transformers():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

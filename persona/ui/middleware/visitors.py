@@ -157,7 +157,7 @@ class VisitorIsolation:
         wanted, folder = os.path.abspath(path), os.path.abspath(get_upload_folder())  # noqa: PTH100  (links stay)
         made = os.path.join(folder, visitor) + os.sep  # noqa: PTH118
         if not wanted.startswith(made) and visitor not in self.uploads.get(wanted, ()):
-            raise RequestRefused(403, t("This file is not here for you: drop it again, or make it anew."))
+            raise RequestRefused(403, t("This file does not belong to you. Upload it again, or create it again."))
 
     def recording_uploads(self, visitor: str, send: Send) -> Send:
         """`send`, which notes whose the uploaded files are before the browser learns their paths."""
@@ -241,7 +241,7 @@ def _require_size(headers: Headers) -> None:
     if most and not (length.isdigit() and int(length) <= most):
         instead = localized(quotas.suggest_alternative())
         raise RequestRefused(
-            413, t("A file may have {n} MB on this server. {instead}", n=f"{most / 1e6:,.0f}", instead=instead)
+            413, t("A file can have at most {n} MB on this server. {instead}", n=f"{most / 1e6:,.0f}", instead=instead)
         )
 
 
@@ -254,7 +254,8 @@ async def _body(receive: Receive) -> bytes:
         raw += message.get("body", b"")
         if len(raw) > MAX_EVENT_BYTES:
             raise RequestRefused(
-                413, t("More than {n} MB at once. Drop it as a file, or paste less.", n=f"{MAX_EVENT_BYTES / 1e6:.0f}")
+                413,
+                t("More than {n} MB at once. Upload it as a file, or paste less.", n=f"{MAX_EVENT_BYTES / 1e6:.0f}"),
             )
         if not message.get("more_body"):
             return bytes(raw)

@@ -1,10 +1,9 @@
 """Step 2, Template: which base, which chat template, and what exactly is learned."""
 
 from dataclasses import replace
-from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -15,17 +14,28 @@ from persona.store.files import write_atomic
 from persona.template import chat_template, compatibility, render, sandbox, select
 from persona.ui import navigation
 from persona.ui.i18n import CHINESE, language, localize, localized, t
-from persona.ui.page import QUIET, TRAIN, Page, open_current_persona, renderer_for, show_errors
+from persona.ui.navigation import TRAIN
+from persona.ui.page import QUIET, Page, RenderSettings, open_current_persona, open_page_renderer, show_errors
 from persona.ui.widgets import bars_html, facts_html, mask_html, problems_html
 
 OWN_TEMPLATE_FILE = "template.jinja"  # in the persona's folder
-HISTOGRAM_BARS = 28  # of the histogram
-CLEAR_DIFFERENCE_NATS = 0.1  # nats per token; less is within what another choice of pairs would change
+HISTOGRAM_BARS = 28
+CLEAR_DIFFERENCE_NATS = 0.1  # nats per token; another choice of pairs changes the loss by less
 
 
-def make_template_settings() -> tuple[gr.Dropdown, gr.Dropdown, gr.Number, gr.Checkbox]:
-    """The choices of this step, made before the steps because several of them read these."""
-    return (
+class PairView(NamedTuple):
+    """One pair as the model sees it: components, or the values of show_pair for them."""
+
+    base_facts: Any
+    template_facts: Any
+    mask: Any
+    raw_text: Any
+    number: Any
+
+
+def make_template_settings() -> RenderSettings:
+    """The components of this step's settings, made before the steps because several of them read these."""
+    return RenderSettings(
         gr.Dropdown(
             base_dropdown_choices(),
             value=bundled.DEFAULT_BASE,
@@ -58,42 +68,46 @@ def make_template_settings() -> tuple[gr.Dropdown, gr.Dropdown, gr.Number, gr.Ch
 
 def base_dropdown_choices() -> list[tuple[str, str]]:
     """(label, name) of the bases to choose from."""
-    made = []
+    choices = []
     for name, title, about in base.list_base_choices():
         label = Message("{title} ({about})", title=title, about=about) if about else Message.of(title)
-        made.append((localize(label, label.translated(CHINESE)), name))
-    return made
+        choices.append((localize(label, label.translated(CHINESE)), name))
+    return choices
 
 
-def show_pair(
-    slug: str, number: int, *chosen: Any, progress: gr.Progress = gr.Progress()
-) -> tuple[str, str, str, str, Any]:
-    """Base facts, template facts, the chosen pair's mask, its raw text, and the pair's number in range."""
-    items = open_current_persona(slug).pairs()
-    if not items:
+def show_pair(slug: str, number: int, *inputs: Any, progress: gr.Progress = gr.Progress()) -> PairView:
+    """The pair `number` (from 1; the nearest that exists). inputs: the RenderSettings."""
+    settings = RenderSettings(*inputs)
+    pairs = open_current_persona(slug).pairs()
+    if not pairs:
         raise PersonaError("There are no pairs yet. Write some in the first step.")
-    known = catalogue.find_known_model(str(chosen[0] or ""))
-    progress(None, desc=t("Opening the base model's tokenizer (the first time about a minute) …") if not known else t(
-        "Opening {id}; if it is not on this machine it is downloaded first: {about} …", id=known.id,
+    known = catalogue.find_known_model(str(settings.base or ""))
+    progress(None, desc=t("Loading the base model's tokenizer (about a minute the first time) …") if not known else t(
+        "Loading {id}; if it is not on this machine, it is downloaded first: {about} …", id=known.id,
         about=localized(known.about),
     ))  # fmt: skip
-    found, renderer = renderer_for(slug, *chosen, progress=progress)
-    number = min(max(1, int(number or 1)), len(items))
-    example = renderer.render_example(items[number - 1])
-    card = f"<div class='card'>{mask_html(renderer, example)}</div>"
-    return base_html(found), template_html(found, renderer), card, example.text, number
+    model, renderer = open_page_renderer(slug, settings, progress)
+    number = min(max(1, int(number or 1)), len(pairs))
+    example = renderer.render_example(pairs[number - 1])
+    mask = f"<div class='card'>{mask_html(renderer, example)}</div>"
+    return PairView(base_html(model), template_html(model, renderer), mask, example.text, number)
 
 
-def base_html(found: base.Base) -> str:
-    licence = escape(found.licence or t("licence not stated"))
-    if found.licence_url:
-        licence = f'<a href="{escape(found.licence_url)}" target="_blank" rel="noopener">{licence}</a>'
-    shape = found.config().get("text_config") or found.config()
-    layers, words = (shape.get(k, "?") for k in ("num_hidden_layers", "vocab_size"))
-    words = f"{words:,}" if isinstance(words, int) else escape(str(words))  # a config from outside says what it likes
-    known = catalogue.find_known_model(found.id)
-    facts = t("<b>{id}</b> · {size} MB · {layers} layers · vocabulary {words} · {licence}", id=escape(found.id),
-              size=f"{found.size / 1e6:,.0f}", layers=escape(str(layers)), words=words, licence=licence)  # fmt: skip
+def base_html(model: base.Base) -> str:
+    """Size, layers, vocabulary and licence of a base, with what the catalogue knows of it."""
+    licence = escape(model.licence or t("licence not stated"))
+    if model.licence_url:
+        licence = f'<a href="{escape(model.licence_url)}" target="_blank" rel="noopener">{licence}</a>'
+    config = model.config().get("text_config") or model.config()
+    layers, vocabulary = (config.get(k, "?") for k in ("num_hidden_layers", "vocab_size"))
+    # a config from outside can hold anything
+    vocabulary = f"{vocabulary:,}" if isinstance(vocabulary, int) else escape(str(vocabulary))
+    known = catalogue.find_known_model(model.id)
+    facts = t(
+        "<b>{id}</b> · {size} MB · {layers} layers · vocabulary {words} · {licence}",
+        id=escape(model.id), size=f"{model.size / 1e6:,.0f}", layers=escape(str(layers)), words=vocabulary,
+        licence=licence,
+    )  # fmt: skip
     return f'<div class="quiet">{facts}</div>' + (known_model_html(known) if known else "")
 
 
@@ -103,33 +117,31 @@ def known_model_html(known: catalogue.KnownModel) -> str:
     return f'<div class="quiet">{escape(known.zh if language() == "zh" else known.en)} {memory}</div>'
 
 
-def template_html(found: base.Base, renderer: render.Renderer) -> str:
+def template_html(model: base.Base, renderer: render.Renderer) -> str:
+    """The template's name, stop token and description, and what is special about it for this base and prompt."""
     stop = escape(renderer.tokenizer.decode([renderer.stop_id]))
     about = escape(t(renderer.template.about))
     name = escape(renderer.template.name)
     system = f"<div class='hint'>{note}</div>" if (note := system_prompt_note(renderer)) else ""
-    unknown = (
-        problems_html([stop_token.explain_untrained_stop(found, renderer)])
-        if stop_token.explain_untrained_stop(found, renderer)
-        else ""
-    )
+    untrained = stop_token.explain_untrained_stop(model, renderer)
+    warning = problems_html([untrained]) if untrained else ""
     ends = t("<b>{name}</b>, a reply ends with <code>{stop}</code>.", name=name, stop=stop)
-    return f'<div class="quiet">{ends} {about}</div>{system}{unknown}'
+    return f'<div class="quiet">{ends} {about}</div>{system}{warning}'
 
 
 def system_prompt_note(renderer: render.Renderer) -> str:
-    """What this format does with the system prompt, where it does not simply have the role."""
-    asked = replace(renderer, system="Zq0sys").render_prompt([], "Zq1ask").text
-    folded = replace(renderer, system="").render_prompt([], "Zq0sys\n\nZq1ask").text
+    """What becomes of the system prompt in a format without a system role; "" where it has one."""
     if not renderer.system.strip():
         return ""
-    if "Zq0sys" not in asked:
+    prompt = replace(renderer, system="Zq0sys").render_prompt([], "Zq1ask").text
+    folded = replace(renderer, system="").render_prompt([], "Zq0sys\n\nZq1ask").text
+    if "Zq0sys" not in prompt:
         return t("This format has no place for a system prompt: yours is left out.")
-    return t("This format has no system role: your system prompt opens the first question.") if asked == folded else ""
+    return t("This format has no system role: your system prompt opens the first question.") if prompt == folded else ""
 
 
 def length_histogram_html(lengths: list[int], limit: int) -> str:
-    """A histogram of row lengths in tokens, with the line of the longest that is allowed."""
+    """A histogram of row lengths in tokens, with a dashed line at the limit."""
     top = max([*lengths, 1])
     top = max(top, limit) if limit < 2 * top else top
     width = max(1, -(-top // HISTOGRAM_BARS))
@@ -155,54 +167,60 @@ def length_histogram_html(lengths: list[int], limit: int) -> str:
     return f'<div class="lengths" role="img" aria-label="{about}">{bars}{line}</div><div class="quiet">{about}</div>'
 
 
-def score_with_base(slug: str, *chosen: Any, progress: gr.Progress = gr.Progress()) -> str:
-    """How likely the base finds the pairs' replies under this template and under others."""
+def score_with_base(slug: str, *inputs: Any, progress: gr.Progress = gr.Progress()) -> str:
+    """The untrained base's loss on the replies under the chosen template and under others. inputs: RenderSettings."""
     from persona.compare import session
     from persona.judge import template_scores
 
     persona = open_current_persona(slug)
-    progress(None, desc=t("Opening the base and reading some of your pairs …"))
-    found, renderer = renderer_for(slug, *chosen, progress=progress)
+    progress(None, desc=t("Loading the base and scoring some of your pairs …"))
+    model, renderer = open_page_renderer(slug, RenderSettings(*inputs), progress)
     own = select.choose_template(renderer.tokenizer, persona.card().language)
-    scored = template_scores.score_templates(session.open_model(found), renderer, own, persona.pairs())
-    mine = renderer.template.name
+    scored = template_scores.score_templates(session.open_model(model), renderer, own, persona.pairs())
+    chosen = renderer.template.name
     bars = bars_html(
-        [(t("{name} (chosen)", name=name) if name == mine else name, nll, f"{nll:.2f}") for name, nll in scored]
+        [(t("{name} (chosen)", name=name) if name == chosen else name, nll, f"{nll:.2f}") for name, nll in scored]
     )
-    (best, least), chosen_nll = scored[0], dict(scored)[renderer.template.name]
+    (best, least), chosen_nll = scored[0], dict(scored)[chosen]
     if chosen_nll - least < CLEAR_DIFFERENCE_NATS:
-        words = t(
-            "The chosen template suits this base: under none of the others do your pairs surprise it clearly less."
-        )
+        words = t("The chosen template suits this base: no other template gives your pairs a clearly lower loss.")
     else:
         words = t(
-            "With this template the base scores {chosen} on your own pairs, with “{best}” {least}: it knows that form "
-            "better. Is the chosen one made for this base?",
-            chosen=f"{chosen_nll:.2f}", best=escape(best), least=f"{least:.2f}",
-        )  # fmt: skip
-    unit = t("Nats per learned token of the untrained base; lower is better.")
+            "With this template the base has a loss of {chosen} on your pairs, with “{best}” {least}: it knows that "
+            "format better. Is the chosen template made for this base?",
+            chosen=f"{chosen_nll:.2f}",
+            best=escape(best),
+            least=f"{least:.2f}",
+        )
+    unit = t("Loss of the untrained base in nats per learned token; lower is better.")
     return f"<div class='card'><div>{words}</div>{bars}<div class='quiet'>{unit}</div></div>"
 
 
-def adopt_template(slug: str, text: str, *chosen: Any) -> tuple[Any, str]:
-    """Check a template of the user's own against the base and their pairs, keep it with the persona, and choose it."""
+def adopt_template(slug: str, text: str, *inputs: Any) -> tuple[gr.Dropdown, str]:
+    """Check the user's own template against the base, save it with the persona, and select it.
+
+    inputs: the RenderSettings. Raises TemplateError, with nothing saved.
+    """
+    settings = RenderSettings(*inputs)
     persona = open_current_persona(slug)
     if not text.strip():
         raise PersonaError("Paste a template first, or start from the chosen one.")
-    _, renderer = renderer_for(slug, chosen[0], "auto", *chosen[2:])
-    wrong = compatibility.find_incompatibilities(renderer.tokenizer, chat_template.ChatTemplate("your own", text))
-    if wrong:
-        raise TemplateError(join("\n", wrong))
+    _, renderer = open_page_renderer(slug, settings._replace(template="auto"))
+    template = chat_template.ChatTemplate("your own", text)
+    if problems := compatibility.find_incompatibilities(renderer.tokenizer, template):
+        raise TemplateError(join("\n", problems))
     write_atomic(persona.path / OWN_TEMPLATE_FILE, text)
-    good = t("It fits this base. It is kept with the persona, and chosen.")
+    good = t("It fits this base. It is saved with the persona, and selected.")
     return template_dropdown(slug, "own"), f"<div class='good'>{good}</div>"
 
 
-def chosen_template_text(slug: str, *chosen: Any) -> str:
-    return renderer_for(slug, *chosen)[1].template.text
+def chosen_template_text(slug: str, *inputs: Any) -> str:
+    """The source of the chosen template. inputs: the RenderSettings."""
+    return open_page_renderer(slug, RenderSettings(*inputs))[1].template.text
 
 
 def read_template_upload(file: str) -> str:
+    """The text of an uploaded template. Raises TemplateError when the file is far too large for one."""
     path = Path(file)
     if path.stat().st_size > 4 * sandbox.MAX_TEMPLATE:
         raise TemplateError("{name}: too large for a chat template.", name=path.name)
@@ -210,32 +228,31 @@ def read_template_upload(file: str) -> str:
 
 
 def template_dropdown(slug: str, chosen: str) -> gr.Dropdown:
-    """The templates to choose from; chosen: "own" is the persona's."""
+    """The templates to choose from, `chosen` selected ("own": the persona's own template)."""
     own = persona_folder.find_persona(slug).path / OWN_TEMPLATE_FILE if slug else None
-    listed = [("auto", "auto"), *((name, name) for name in chat_template.shipped_templates())]
+    choices = [("auto", "auto"), *((name, name) for name in chat_template.shipped_templates())]
     if own and own.is_file():
-        listed.insert(1, (t("your own"), str(own)))
-    known = [value for _, value in listed]
-    value = str(own) if chosen == "own" and str(own) in known else chosen if chosen in known else "auto"
-    return gr.Dropdown(listed, value=value)
+        choices.insert(1, (t("your own"), str(own)))
+    value = str(own) if chosen == "own" else chosen
+    return gr.Dropdown(choices, value=value if value in [v for _, v in choices] else "auto")
 
 
-def check_all_pairs(slug: str, *chosen: Any) -> str:
-    """Render every pair: totals, and each row that could not be trained on."""
-    items = open_current_persona(slug).pairs()
-    _, renderer = renderer_for(slug, *chosen)
-    examples = [renderer.render_example(p) for p in items]
+def check_all_pairs(slug: str, *inputs: Any) -> str:
+    """Render every pair: totals, and the rows that cannot be trained on. inputs: the RenderSettings."""
+    pairs = open_current_persona(slug).pairs()
+    _, renderer = open_page_renderer(slug, RenderSettings(*inputs))
+    examples = [renderer.render_example(pair) for pair in pairs]
     tokens, learned = sum(len(e.input_ids) for e in examples), sum(e.learned for e in examples)
-    wrong = [t("pair {row}: {why}", row=row, why=why) for row, e in enumerate(examples, 1) for why in e.problems]
+    problems = [t("pair {row}: {why}", row=row, why=why) for row, e in enumerate(examples, 1) for why in e.problems]
     facts = facts_html([
-        (t("pairs"), f"{len(items):,}"),
+        (t("pairs"), f"{len(pairs):,}"),
         (t("tokens"), f"{tokens:,}"),
         (t("learned"), f"{learned / max(1, tokens):.0%}"),
         (t("longest row"), f"{max((len(e.input_ids) for e in examples), default=0):,}"),
     ])  # fmt: skip
-    if wrong:
-        more = [t("… and {n} more", n=len(wrong) - 10)] if len(wrong) > 10 else []
-        verdict = problems_html(wrong[:10] + more)
+    if problems:
+        more = [t("… and {n} more", n=len(problems) - 10)] if len(problems) > 10 else []
+        verdict = problems_html(problems[:10] + more)
     else:
         good = t("Every pair can be trained on: the reply and its stop token are learned, nothing is cut.")
         verdict = f'<div class="good">{good}</div>'
@@ -243,35 +260,60 @@ def check_all_pairs(slug: str, *chosen: Any) -> str:
     return f"<div class='card'>{facts}{lengths}{verdict}</div>"
 
 
+class _Controls(NamedTuple):
+    """The components of the step beside the render settings."""
+
+    view: PairView
+    back: gr.Button
+    forward: gr.Button
+    totals: gr.HTML
+    score: gr.Button
+    scores: gr.HTML
+    own_template: gr.Code
+    start_from_chosen: gr.Button
+    upload: gr.UploadButton
+    use: gr.Button
+    use_result: gr.HTML
+
+
 def build(page: Page, step: gr.Step) -> None:
-    gr.Markdown(
-        t("### What the model will learn, token by token\nThe same function prepares the training and the chat.")
-    )
+    controls = _build_layout(page.render_settings)
+    navigation.build_next_button(t("Next: Train →"), TRAIN, page)
+    _connect_events(page, step, controls)
+
+
+def _build_layout(settings: RenderSettings) -> _Controls:
+    gr.Markdown(t("### What the model will learn, token by token\nTraining and chat use the same rendering function."))
     with gr.Row():
         with gr.Column(min_width=260):
-            page.base.render()
+            settings.base.render()
             base_facts = gr.HTML()
         with gr.Column(min_width=260):
-            page.template.render()
+            settings.template.render()
             template_facts = gr.HTML()
     with gr.Accordion(t("More choices"), open=False), gr.Row():
-        page.max_length.render()
-        page.learn_history.render()
+        settings.max_length.render()
+        settings.learn_history.render()
     with gr.Row(elem_classes="slim"):
         number = gr.Number(1, label=t("Pair"), precision=0, minimum=1, elem_id="pair-number", scale=0, min_width=110)
         back = gr.Button(t("← Previous"), scale=0, min_width=150)
-        forward = gr.Button(t("Following →"), scale=0, min_width=150)
+        forward = gr.Button(t("Next →"), scale=0, min_width=150)
     mask = gr.HTML(elem_id="mask")
-    with gr.Accordion(t("The raw text"), open=False):
+    with gr.Accordion(t("Raw text"), open=False):
         raw = gr.Code(language=None, wrap_lines=True, interactive=False, label=t("Exactly what the tokenizer gets"))
     totals = gr.HTML(elem_id="totals")
     with gr.Row():
-        weigh = gr.Button(t("Score it with the base"), scale=0, min_width=230, elem_id="score")
-    scored = gr.HTML(elem_id="scored")
-    with gr.Accordion(t("A template of your own"), open=False):
+        score = gr.Button(t("Score it with the base"), scale=0, min_width=230, elem_id="score")
+    scores = gr.HTML(elem_id="scored")
+    view = PairView(base_facts, template_facts, mask, raw, number)
+    return _Controls(view, back, forward, totals, score, scores, *_build_own_template())
+
+
+def _build_own_template() -> tuple[gr.Code, gr.Button, gr.UploadButton, gr.Button, gr.HTML]:
+    with gr.Accordion(t("Your own template"), open=False):
         gr.Markdown(
             t(  # the browser takes the first closing brace for the end of the text
-                "Jinja, as in `tokenizer_config.json`, with the marks <code>&#123;% generation %&#125;</code> … "
+                "Jinja, as in `tokenizer_config.json`, with <code>&#123;% generation %&#125;</code> … "
                 "<code>&#123;% endgeneration %&#125;</code> around the reply and its stop token. It is checked before "
                 "it is used, and runs in a sandbox."
             ),
@@ -281,27 +323,34 @@ def build(page: Page, step: gr.Step) -> None:
             language="jinja2", label=t("Template"), lines=8, max_lines=24, wrap_lines=True, elem_id="own-template"
         )
         with gr.Row():
-            begin = gr.Button(t("Start from the chosen one"))
+            start_from_chosen = gr.Button(t("Start from the chosen one"))
             upload = gr.UploadButton(t("Upload a .jinja file"), file_types=[".jinja", ".j2", ".txt"])
             use = gr.Button(t("Check and use it"), variant="primary", elem_id="use-template")
-        used = gr.HTML()
-    go = gr.Button(t("Next: Train →"), variant="primary", scale=0, min_width=170, elem_id="to-train")
+        return text, start_from_chosen, upload, use, gr.HTML()
 
-    chosen = [page.base, page.template, page.max_length, page.learn_history]
-    looking = {"fn": show_errors(show_pair), "inputs": [page.slug, number, *chosen],
-               "outputs": [base_facts, template_facts, mask, raw, number], "api_visibility": "private"}  # fmt: skip
-    gr.on([step.select, *(c.change for c in chosen)], **looking, show_progress_on=[mask]).success(
-        show_errors(check_all_pairs), [page.slug, *chosen], totals, api_visibility="private", show_progress_on=[totals]
+
+def _connect_events(page: Page, step: gr.Step, c: _Controls) -> None:
+    settings, number = page.render_settings, c.view.number
+    show: dict[str, Any] = {"fn": show_errors(show_pair), "inputs": [page.slug, number, *settings], "outputs": c.view,
+                            "api_visibility": "private"}  # fmt: skip
+    gr.on([step.select, *(setting.change for setting in settings)], **show, show_progress_on=[c.view.mask]).success(
+        show_errors(check_all_pairs), [page.slug, *settings], c.totals,
+        api_visibility="private", show_progress_on=[c.totals],
+    )  # fmt: skip
+    number.change(**show, show_progress="hidden")
+    page.pair_number.change(lambda n: n, page.pair_number, number, **QUIET)
+    c.back.click(lambda n: max(1, int(n or 1) - 1), number, number, **QUIET)
+    c.forward.click(lambda n: int(n or 1) + 1, number, number, **QUIET)
+    page.slug.change(
+        lambda slug: template_dropdown(slug, "own" if slug else "auto"), page.slug, settings.template, **QUIET
     )
-    number.change(**looking, show_progress="hidden")
-    page.pair.change(lambda n: n, page.pair, number, **QUIET)
-    back.click(lambda n: max(1, int(n or 1) - 1), number, number, **QUIET)
-    forward.click(lambda n: int(n or 1) + 1, number, number, **QUIET)
-    page.slug.change(lambda slug: template_dropdown(slug, "own" if slug else "auto"), page.slug, page.template, **QUIET)
-    weigh.click(
-        show_errors(score_with_base), [page.slug, *chosen], scored, api_visibility="private", show_progress_on=scored
-    )
-    begin.click(show_errors(chosen_template_text), [page.slug, *chosen], text, **QUIET)
-    upload.upload(show_errors(read_template_upload), upload, text, **QUIET)
-    use.click(show_errors(adopt_template), [page.slug, text, *chosen], [page.template, used], api_visibility="private")
-    go.click(show_errors(partial(navigation.open_step, TRAIN)), page.slug, page.steps, **QUIET)
+    c.score.click(
+        show_errors(score_with_base), [page.slug, *settings], c.scores,
+        api_visibility="private", show_progress_on=c.scores,
+    )  # fmt: skip
+    c.start_from_chosen.click(show_errors(chosen_template_text), [page.slug, *settings], c.own_template, **QUIET)
+    c.upload.upload(show_errors(read_template_upload), c.upload, c.own_template, **QUIET)
+    c.use.click(
+        show_errors(adopt_template), [page.slug, c.own_template, *settings], [settings.template, c.use_result],
+        api_visibility="private",
+    )  # fmt: skip

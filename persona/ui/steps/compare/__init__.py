@@ -13,7 +13,7 @@ from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.store import persona_folder
 from persona.ui import navigation, voice_picker
 from persona.ui.i18n import localized, t
-from persona.ui.page import QUIET, SHARE, Page, open_current_persona, show_errors
+from persona.ui.page import QUIET, Page, open_current_persona, show_errors
 from persona.ui.steps.compare import blind_vote_tab, judge_tab, questions_tab
 from persona.ui.steps.compare.chat_tab import build_chat_tab
 
@@ -70,7 +70,7 @@ def add_blend(slug: str, chosen: str, others: list[str], other: str, part: float
 def describe_adapter(chosen: str) -> tuple[Any, str]:
     """Her probes as questions to click, and what is known of the adapter."""
     if not chosen or voice_picker.is_remote(chosen):
-        return gr.Dataset(samples=[]), f"<div class='quiet'>{t('A model of another server.')}</div>" if chosen else ""
+        return gr.Dataset(samples=[]), f"<div class='quiet'>{t('A model on another server.')}</div>" if chosen else ""
     a = voice_picker.find_adapter(chosen)
     figures = a.facts.get("figures")
     known = {"name": escape(a.card.name), "base": escape(a.base_id), "template": escape(a.template.name)}
@@ -103,11 +103,13 @@ def save_sampling(slug: str, *knobs: float) -> None:
     persona_folder.update_card(
         open_current_persona(slug), lambda _: {"sampling": dict(zip(SAMPLING_FIELDS, knobs, strict=True))}
     )
-    gr.Info(t("Kept in her card: she is opened with this sampling, here and from what you share."))
+    gr.Info(t("Saved in the persona's card, which opens with this sampling, here and from what you share."))
 
 
 def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
-    gr.Markdown(t("### One question, several voices\nAll answer from one batch, with the same dice."))
+    gr.Markdown(
+        t("### One question, several voices\nAll answers are generated in one batch, with the same random seed.")
+    )
     with gr.Row(equal_height=True):
         page.adapter.render()
         others = gr.Dropdown(
@@ -118,7 +120,7 @@ def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
             scale=4,
             elem_id="beside",
             min_width=300,
-            label=t("Beside her, up to three"),
+            label=t("Compare with (up to 3)"),
         )
     about = gr.HTML()
     with gr.Accordion(t("Open or blend adapters"), open=False, elem_id="open-adapters"), gr.Row(equal_height=True):
@@ -128,8 +130,8 @@ def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
         address = gr.Textbox(show_label=False, scale=3, elem_id="open-link",
                              placeholder=t("USER/NAME on the Hub, a share link, or a folder"))  # fmt: skip
         fetch = gr.Button(t("Open"), scale=0, min_width=90)
-        second = gr.Dropdown([], label=t("Blend her with"), scale=2, elem_id="blend-with")
-        part = gr.Slider(0, 1, 0.5, step=0.05, label=t("Her share"), scale=2)
+        second = gr.Dropdown([], label=t("Blend with"), scale=2, elem_id="blend-with")
+        part = gr.Slider(0, 1, 0.5, step=0.05, label=t("Blend weight"), scale=2)
         mixed = gr.Button(t("Add the blend"), scale=0, min_width=130, elem_id="add-blend")
     with gr.Accordion(t("Strength and sampling, the same for all"), open=False, elem_id="sampling"), gr.Row():
         strength = gr.Slider(0, MAX_STRENGTH, 1.0, step=0.05, label=t("Strength"), elem_id="strength", min_width=200,
@@ -148,11 +150,11 @@ def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
             gr.Number(usual.seed, label=t("Seed"), info=t("the same for all"), precision=0, minimum=0, min_width=120,
                       elem_id="seed"),
         ]  # fmt: skip
-        keep = gr.Button(t("Keep this sampling for her"), scale=0, min_width=200, elem_id="keep-sampling")
+        keep = gr.Button(t("Save this sampling in the card"), scale=0, min_width=200, elem_id="keep-sampling")
     keep.click(show_errors(save_sampling), [page.slug, *knobs[:5]], None, **QUIET)
     page.adapter.change(show_errors(card_sampling), [page.adapter, *knobs[:5]], knobs[:5], **QUIET)
     with gr.Tabs(elem_id="compare-tabs", overflow_behavior="wrap"):
-        with gr.Tab(t("Talk"), id="talk"):
+        with gr.Tab(t("Chat"), id="talk"):
             probes = build_chat_tab(page, step, key, others, strength, knobs)
         with gr.Tab(t("Blind vote"), id="blind") as tab:
             blind_vote_tab.build(page, key, strength, knobs, [tab.select, page.adapter.change])
@@ -189,4 +191,4 @@ def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
         api_visibility="private",
     )
     mixed.click(show_errors(add_blend), [page.slug, page.adapter, others, second, part], others, **QUIET)
-    go.click(show_errors(partial(navigation.open_step, SHARE)), page.slug, page.steps, **QUIET)
+    go.click(show_errors(partial(navigation.open_step, navigation.SHARE)), page.slug, page.steps, **QUIET)

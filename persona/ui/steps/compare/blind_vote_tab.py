@@ -57,7 +57,7 @@ def ask_both(
     answers = [ConversationAnswer(s.voice, r.text, r.tokens, r.ended)
                for s, r in zip((question.left, question.right), replies, strict=True)]  # fmt: skip
     told = blind_votes.redact_question(blind_votes.record_answers(book, question.id, answers))
-    yield _panel_update(told["left"], told["right"], told["question"], t("Which one is she?"), True)
+    yield _panel_update(told["left"], told["right"], told["question"], t("Which one is the persona?"), True)
 
 
 def _panel_update(left: str, right: str, question: str, status: str, ready: bool) -> tuple:
@@ -146,7 +146,7 @@ def export_votes(key: str, slug: str, chosen: str) -> str:
 
 def build(page: Page, key: gr.State, strength: gr.Slider, knobs: list[Any], opened: list[Any]) -> None:
     """opened: events on which the tally is shown anew."""
-    gr.Markdown(t("Two answers, no names, sides drawn by lot. Vote, then see who was who: the only fair taste test."))
+    gr.Markdown(t("Two answers without names, on random sides. Vote, then see which voice wrote which."))
     with gr.Row(elem_classes="slim"):
         said = gr.Textbox(
             label=t("Question"), placeholder=t("Ask both"), scale=5, min_width=260, elem_id="blind-question"
@@ -171,7 +171,7 @@ def build(page: Page, key: gr.State, strength: gr.Slider, knobs: list[Any], open
     question = gr.State("")
     reveal = gr.HTML(elem_id="blind-reveal")
     with gr.Row(visible=False) as after:
-        own = gr.Textbox(label=t("What she should have said (empty: the better answer as it is)"), scale=4)
+        own = gr.Textbox(label=t("What the persona should have said (empty: the better answer as it is)"), scale=4)
         send = gr.Button(t("Add to the pairs"), scale=1, min_width=140, elem_id="vote-to-pairs")
     download = gr.DownloadButton(t("Export votes for DPO (JSON lines)"), size="sm", scale=0, elem_id="export-votes")
 

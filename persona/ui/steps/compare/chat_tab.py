@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from persona.compare import conversation, conversation_store, corrections
-from persona.compare.conversation import Conversation, ConversationAnswer
+from persona.compare.conversation import Conversation, ConversationAnswer, VoiceRecord
 from persona.compare.conversation_store import ConversationStore
 from persona.compare.session import MAX_COLUMNS
 from persona.errors import InputError, PersonaError
@@ -37,21 +37,22 @@ def open_conversation_store(slug: str, chosen: str, key: str) -> ConversationSto
     return conversation_store.open_store(voice_picker.conversation_dir(slug, chosen), key)
 
 
-def chatbot_messages(talk: Conversation | None, label: str) -> Messages:
+def chatbot_messages(talk: Conversation | None, column: str) -> Messages:
     """One column of a conversation, for a Chatbot. A turn that this column did not answer shows why as three dots."""
     shown = []
     for turn in talk.turns if talk else ():
-        text = conversation.answer_text(turn, label)
+        text = conversation.answer_text(turn, column)
         shown += [{"role": "user", "content": turn.said}, {"role": "assistant", "content": text or "…"}]
     return shown
 
 
-def chatbot_updates(talk: Conversation | None, cast_labels: Sequence[str]) -> list[Any]:
+def chatbot_updates(talk: Conversation | None, voices: Sequence[VoiceRecord]) -> list[Any]:
     """The four chatbots: those in use with their label and messages, the others empty."""
     made = []
     for n in range(MAX_COLUMNS):
-        if n < len(cast_labels):
-            made.append(gr.Chatbot(chatbot_messages(talk, cast_labels[n]), label=localized(cast_labels[n])))
+        if n < len(voices):
+            label = localized(voices[n].label)
+            made.append(gr.Chatbot(chatbot_messages(talk, voices[n].column), label=label))
         else:
             made.append(gr.Chatbot([]))
     return made
@@ -95,7 +96,7 @@ def regenerate_answers(key: str, slug: str, chosen: str, others: Sequence[str], 
     """Other answers to the last turn: the next seed. The earlier ones stay on disk."""
     talk = load_conversation(slug, chosen, key, talk_id)
     if not talk or not talk.turns:
-        raise PersonaError("There is nothing to answer again yet. Say something first.")
+        raise PersonaError("There is no answer to regenerate yet. Say something first.")
     yield from stream_answers(
         open_conversation_store(slug, chosen, key), talk, slug, chosen, others, strength, sampling_from_controls(knobs)
     )
@@ -130,15 +131,15 @@ def stream_answers(
         yield (*waiting, *waiting, "", words, talk.id)
     cast = voice_picker.open_comparison(slug, chosen, others, strength)
     labels = [v.label for v in cast.voices]
-    histories = [conversation.column_history(talk, turn.id, label) for label in labels]
+    histories = [conversation.column_history(talk, turn.id, v.column) for v in cast.voices]
     same = len({(v.system, h) for v, h in zip(cast.voices, histories, strict=True)}) == 1
     before = replace(talk, turns=talk.turns[:-1])
     replies: list[Generation] = [Generation() for _ in labels]
     try:
         for replies in cast.answer(histories, turn.said, sampling):
             bots = [
-                _with_reply(chatbot_messages(before, label), turn.said, r)
-                for label, r in zip(labels, replies, strict=True)
+                _with_reply(chatbot_messages(before, v.column), turn.said, r)
+                for v, r in zip(cast.voices, replies, strict=True)
             ]
             yield _stream_update(bots, replies, labels, sampling, _speed_status(replies, same, sampling), talk.id)
     finally:
@@ -172,8 +173,9 @@ def _stream_update(
 def _speed_status(replies: Sequence[Generation], same: bool, sampling: Sampling) -> str:
     pace = f"{sum(r.tokens for r in replies) / max(*(r.seconds for r in replies), 1e-9):.1f}"
     if same:
-        return t("{pace} tokens/s together · same prompt, same dice, seed {seed}", pace=pace, seed=sampling.seed)
-    return t("{pace} tokens/s together · each with its own prompt and conversation, same dice, seed {seed}", pace=pace,
+        return t("{pace} tokens/s in total · same prompt, same random seed {seed}", pace=pace, seed=sampling.seed)
+    return t(("{pace} tokens/s in total · each with its own prompt and conversation, same random seed "
+"{seed}"), pace=pace,
              seed=sampling.seed)  # fmt: skip
 
 
@@ -182,13 +184,13 @@ def _sampling_record(s: Sampling) -> dict[str, float]:
             "repetition_penalty": s.repetition_penalty, "seed": s.seed, "max_new_tokens": s.max_new_tokens}  # fmt: skip
 
 
-def correct_answer(number: int, label: str, text: str, key: str, slug: str, chosen: str, talk_id: str) -> str:
+def correct_answer(number: int, column: str, text: str, key: str, slug: str, chosen: str, talk_id: str) -> str:
     """What she should have said becomes a pair. Returns what happened, in words."""
     persona = open_current_persona(slug)
     talk = load_conversation(slug, chosen, key, talk_id)
     if not talk or number >= len(talk.turns):
         raise PersonaError("This turn is no longer there. Reload the page.")
-    pair = corrections.pair_from_turn(talk, talk.turns[number].id, label, text)
+    pair = corrections.pair_from_turn(talk, talk.turns[number].id, column, text)
     return corrections.append_correction(persona, pair).message
 
 
@@ -211,8 +213,9 @@ def latest_conversation(slug: str, chosen: str, key: str) -> str:
     """The conversation to open: the newest that this very adapter took part in; "" for a new one."""
     if not (key and chosen):
         return ""
+    column = voice_picker.voice_record(chosen, chosen).column
     for talk in conversation_store.list_conversations(open_conversation_store(slug, chosen, key)):
-        if any(a.voice.adapter == chosen for t in talk.turns for a in t.answers):
+        if any(a.voice.column == column for t in talk.turns for a in t.answers):
             return talk.id
     return ""
 
@@ -244,23 +247,23 @@ def show_conversation(slug: str, chosen: str, others: Sequence[str], key: str, t
     if not chosen:
         return (*_column_visibility(2), *[gr.Chatbot([]) for _ in range(MAX_COLUMNS)], *[""] * MAX_COLUMNS)
     talk = load_conversation(slug, chosen, key, talk_id)
-    labels = _column_labels(chosen, others)
-    bots = chatbot_updates(talk, labels)
+    voices = _column_voices(chosen, others)
+    bots = chatbot_updates(talk, voices)
     if talk is None and not voice_picker.is_remote(chosen):
         a = voice_picker.find_adapter(chosen)
-        mine = 1 if len(labels) > 1 else 0
+        mine = 1 if len(voices) > 1 else 0
         greeting = escape(a.card.greeting) or t("Say something")
-        bots[mine] = gr.Chatbot([], label=localized(labels[mine]), placeholder=greeting)
-    return (*_column_visibility(len(labels)), *bots, *[""] * MAX_COLUMNS)
+        bots[mine] = gr.Chatbot([], label=localized(voices[mine].label), placeholder=greeting)
+    return (*_column_visibility(len(voices)), *bots, *[""] * MAX_COLUMNS)
 
 
 def _column_visibility(count: int) -> list[gr.Column]:
     return [gr.Column(visible=n < count) for n in range(MAX_COLUMNS)]
 
 
-def _column_labels(chosen: str, others: Sequence[str]) -> list[str]:
-    """The columns' labels as `open_comparison` will give them, without opening a model."""
-    return [voice_picker.voice_label(v, chosen) for v in voice_picker.column_order(chosen, others)]
+def _column_voices(chosen: str, others: Sequence[str]) -> list[VoiceRecord]:
+    """The voices of the columns as open_comparison orders them, without opening a model."""
+    return [voice_picker.voice_record(v, chosen) for v in voice_picker.column_order(chosen, others)]
 
 
 def edit_message(event: gr.EditData, key: str, slug: str, chosen: str, others: Sequence[str], talk_id: str, column: int,
@@ -270,9 +273,9 @@ def edit_message(event: gr.EditData, key: str, slug: str, chosen: str, others: S
     number, of_answer = divmod(int(index), 2)
     skip = (gr.skip(),) * (2 * MAX_COLUMNS + 1)
     if of_answer:
-        label = _column_labels(chosen, others)[column]
-        message = localized(correct_answer(number, label, str(event.value), key, slug, chosen, talk_id))
-        gr.Info(escape(t("{message} Undo is in step 1.", message=message)))
+        voice = _column_voices(chosen, others)[column]
+        message = localized(correct_answer(number, voice.column, str(event.value), key, slug, chosen, talk_id))
+        gr.Info(escape(t("{message} Undo it in step 1.", message=message)))
         yield (*skip, message, talk_id)
         return
     yield from edit_question(number, str(event.value), key, slug, chosen, others, talk_id, strength, *knobs)
@@ -298,10 +301,10 @@ def build_chat_tab(
         box = gr.Textbox(show_label=False, placeholder=t("Say something to all"), scale=6, elem_id="say")
         send = gr.Button(t("Send"), variant="primary", scale=1, min_width=80, elem_id="send")
         halt = gr.Button(t("Stop"), variant="stop", scale=1, min_width=80, elem_id="stop-chat")
-        retry = gr.Button(t("Again"), scale=1, min_width=80, elem_id="again")
+        retry = gr.Button(t("Regenerate"), scale=1, min_width=80, elem_id="again")
     probes = gr.Dataset(components=[box], samples=[], label=t("Questions kept out of the training"), elem_id="probes")
     with gr.Row(elem_classes="slim"):
-        talk = gr.Dropdown([(t("New conversation"), "")], value="", label=t("Conversations, yours alone"), scale=4,
+        talk = gr.Dropdown([(t("New conversation"), "")], value="", label=t("Conversations (only you see them)"), scale=4,
                            elem_id="conversations")  # fmt: skip
         new = gr.Button(t("New"), scale=0, min_width=80, elem_id="new-talk")
         save = gr.DownloadButton(t("Export"), scale=0, min_width=90, elem_id="export-talk")
@@ -309,7 +312,7 @@ def build_chat_tab(
 
     who = [key, page.slug, page.adapter, others]
     output = [*bots, *notes, box, status, talk_id := gr.State("")]
-    model: dict[str, Any] = {"concurrency_limit": None, **QUIET}  # they wait in the line of line.py
+    model: dict[str, Any] = {"concurrency_limit": None, **QUIET}  # they wait in MODEL_QUEUE
     listed = {
         "fn": show_errors(conversation_dropdown),
         "inputs": [page.slug, page.adapter, key, talk_id],
@@ -334,7 +337,7 @@ def build_chat_tab(
     said_otherwise = wait_in_queue(edit_message, output, status)
     for n, bot in enumerate(bots):
         running.append(bot.edit(said_otherwise, [*who, talk_id, gr.State(n), strength, *knobs], output, **model))
-    halt.click(lambda: t("Stopped; what was said is kept."), None, status, cancels=running, **QUIET)
+    halt.click(lambda: t("Stopped. What was written so far is kept."), None, status, cancels=running, **QUIET)
     probes.click(lambda row: row[0], probes, box, **QUIET)
 
     gr.on([new.click, *(bot.clear for bot in bots)], lambda: ("", "", ""), None, [talk_id, talk, status],

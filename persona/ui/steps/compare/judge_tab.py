@@ -10,6 +10,7 @@ from persona.store.files import slugify
 from persona.train import run_folder
 from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
+from persona.ui.model_queue import visitor_key
 from persona.ui.page import QUIET, Page, download_path, show_errors
 from persona.ui.widgets import format_duration
 from persona.write import llm_client
@@ -17,8 +18,8 @@ from persona.write import llm_client
 
 def not_measured_html() -> str:
     words = t(
-        "Not measured yet. It takes a few minutes: base and persona answer held-out questions, probes and general "
-        "questions, and one paragraph says what that means."
+        "Not measured yet. It takes a few minutes: base and persona answer held-out questions, "
+        "probes and general questions, and one paragraph sums up the result."
     )
     return f"<div class='quiet'>{words}</div>"
 
@@ -34,7 +35,7 @@ def measure_adapter(chosen: str, judge: bool, progress: gr.Progress = gr.Progres
         progress(p.share, desc=words)
 
     adapter = voice_picker.find_adapter(chosen)
-    report = evaluate.evaluate_adapter(adapter, judge=judge, progress=tell)
+    report = evaluate.evaluate_adapter(adapter, judge=judge, visitor=visitor_key(), progress=tell)
     if run := evaluate.run_of(adapter):
         evaluate.save_report(report, run)
     return report_html.render_fragment(report, localized), _report_file(report)
@@ -50,7 +51,7 @@ def last_report(chosen: str) -> tuple[str, Any]:
         return not_measured_html(), gr.skip()
     from persona.judge import evaluate, report_html
 
-    report = evaluate.load(file)
+    report = evaluate.load_report(file)
     chosen_at = run_folder.Run(file.parent).progress().chosen
     note = ""
     if (file.parent / "adapter").stat().st_mtime > file.stat().st_mtime:
@@ -69,7 +70,7 @@ def _report_file(report: Any) -> str:
 
 def build(page: Page, opened: list[Any]) -> None:
     """opened: events on which the last report is shown."""
-    gr.Markdown(t("Measured on what it was never trained on: did it learn, did it forget, does it stop?"))
+    gr.Markdown(t("Measured on what was left out of the training: did it learn, did it forget, does it stop?"))
     with gr.Row(elem_classes="slim"):
         begin = gr.Button(t("Measure"), variant="primary", scale=0, min_width=130, elem_id="measure")
         halt = gr.Button(t("Stop"), variant="stop", scale=0, min_width=90)

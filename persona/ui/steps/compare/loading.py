@@ -24,9 +24,9 @@ def report_loading(chosen: str) -> Iterator[str]:
         return
     main = voice_picker.find_adapter(chosen)
     if bases.find_local_base(main.base_id, main.base_revision) is not None:
-        yield t("Opening the model: a few seconds, for the first question only …")
+        yield t("Loading the model: a few seconds, for the first question only …")
         return
-    yield t("Preparing the base, once: about a minute where it is installed, longer where it is fetched …")
+    yield t("Preparing the base model, once: about a minute if it is installed, longer if it has to be downloaded …")
     for text in _report_download(main):
         yield escape(localized(text))
 

@@ -40,7 +40,7 @@ def answer_questions(
     """Yields (table as HTML, status, three files)."""
     asked = [line.strip() for line in text.splitlines() if line.strip()]
     if not asked:
-        raise PersonaError("There is no question yet. Write one a line, or take the held-out ones.")
+        raise PersonaError("There are no questions yet. Write one per line, or use the held-out ones.")
     if len(asked) > MAX_QUESTIONS:
         raise PersonaError(
             "{n} questions are more than {most}. Leave some out, or use the command line.",
@@ -51,7 +51,7 @@ def answer_questions(
         yield gr.skip(), words, *[gr.skip()] * 3
     cast = voice_picker.open_comparison(slug, chosen, others, strength)
     if cast.model is None:
-        raise PersonaError("A list is asked of voices of this page. Choose an adapter that is here.")
+        raise PersonaError("A list of questions needs an adapter on this page. Choose one here, not on another server.")
     labels, rows, start = [v.label for v in cast.voices], [], time.monotonic()
     for row in question_list.ask_questions(cast.model, cast.speakers, asked, sampling_from_controls(knobs)):
         rows.append(row)
@@ -80,11 +80,14 @@ def answers_html(labels: Sequence[str], rows: Sequence[question_list.AnswerRow])
 
 def build(page: Page, others: gr.Dropdown, strength: gr.Slider, knobs: list[Any]) -> None:
     gr.Markdown(
-        t("All voices above answer every line, each a conversation of its own. Save the table, print it, show it.")
+        t(
+            "All voices above answer every line, each as a separate conversation. The table of answers "
+            "can be saved as a file."
+        )
     )
-    text = gr.Textbox(label=t("Questions, one a line"), lines=6, max_lines=14, elem_id="questions")
+    text = gr.Textbox(label=t("Questions, one per line"), lines=6, max_lines=14, elem_id="questions")
     with gr.Row():
-        fill = gr.Button(t("Take the probes and held-out questions"), min_width=200)
+        fill = gr.Button(t("Use the probes and held-out questions"), min_width=200)
         begin = gr.Button(t("Ask all"), variant="primary", min_width=120, elem_id="ask-all")
         halt = gr.Button(t("Stop"), variant="stop", min_width=90)
     status = gr.HTML(elem_classes="quiet status", elem_id="ask-status")

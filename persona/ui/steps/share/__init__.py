@@ -15,12 +15,13 @@ from persona.ui.steps.share import export_tab
 from persona.ui.voice_picker import find_adapter, find_card
 
 HOME_LINK = (
-    "**By a link**\n\nThrough your account on the Hugging Face Hub; log in once with `hf auth login`, or set "
-    "`HF_TOKEN`. Private unless you say so."
+    "**As a link**\n\nUses your account on the Hugging Face Hub: log in once with `hf auth login`, "
+    "or set `HF_TOKEN`. Private unless you make it public."
 )
 SPACE_LINK = (
-    "**By a link**\n\nThrough your account on the Hugging Face Hub; sign in below; the app may then make repositories "
-    "of your own, and reach no others. Private unless you say so."
+    "**As a link**\n\nUses your account on the Hugging Face Hub: sign in below. The app can then "
+    "create repositories in your account, and cannot access others. Private unless you make it "
+    "public."
 )
 
 
@@ -45,7 +46,7 @@ def contents_html(chosen: str) -> str:
     a = open_chosen_adapter(chosen)
     present = archive.list_adapter_files(a.path)
     size = sum(file.stat().st_size for file in present)
-    rights = t("Rights: not stated: fill them in under step 1, Who it is, before you publish it")
+    rights = t("Rights: not stated. Fill them in in step 1, tab Who it is, before you publish")
     if a.card.rights:
         rights = t("Rights: {rights}", rights=escape(a.card.rights))
     head = t("<b>{name}</b>, {size} MB. These files and no others leave this machine:", name=escape(a.card.name),
@@ -67,9 +68,9 @@ def push_to_hub(
     done = hub.push_adapter(open_chosen_adapter(chosen).path, repo.strip(), public=public, app_url=app_url, token=token)
     url = escape(done["url"])
     link = f'<a href="{url}">{url}</a>'
-    words = t("It is on the Hub, private: {link}", link=link)
+    words = t("On the Hub, private: {link}", link=link)
     if not done["private"]:
-        words = t("It is on the Hub, public: {link}", link=link)
+        words = t("On the Hub, public: {link}", link=link)
     return f'<div class="good">{words}</div>', done["link"]
 
 
@@ -81,7 +82,10 @@ def page_address(request: gr.Request) -> str:
 
 def build(page: Page, step: gr.Step) -> None:
     gr.Markdown(
-        t("### Give it away\nThe adapter is small: it carries the voice, the template and the name of its base.")
+        t(
+            "### Share the adapter\nIt is small: it holds the LoRA weights, the chat template and the "
+            "name of its base model."
+        )
     )
     about = gr.HTML(elem_id="share-about")
     with gr.Row():
@@ -96,14 +100,14 @@ def build(page: Page, step: gr.Step) -> None:
             if deployment.has_sign_in():
                 gr.LoginButton(elem_id="sign-in")
             repo = gr.Textbox(label=t("Name on the Hub"), placeholder=t("you/zhen-huan"), elem_id="repo")
-            public = gr.Checkbox(label=t("Public: everyone may open it"))
-            upload = gr.Button(t("Put it on the Hub"), elem_id="push")
+            public = gr.Checkbox(label=t("Public: anyone can open it"))
+            upload = gr.Button(t("Push to the Hub"), elem_id="push")
             done = gr.HTML(elem_id="push-status")
             link = gr.Textbox(label=t("Link"), interactive=False, buttons=["copy"], elem_id="share-link")
     with gr.Column(elem_classes="card"):
         export_tab.build(page)
     if deployment.is_hf_space():
-        gr.Markdown(t("What you make on this Space lies on its disk, which others use too. For work of your own:"))
+        gr.Markdown(t("What you make on this Space is stored on its disk, which others use too. For your own work:"))
         gr.DuplicateButton(t("Duplicate this Space"), elem_id="duplicate")
     address = gr.State("")
 

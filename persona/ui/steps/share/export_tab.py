@@ -47,20 +47,24 @@ def make_export(chosen: str, what: str, picture: str | None, progress: gr.Progre
 
 def _difference_note(made: dict[str, Any]) -> list[str]:
     found = made.get("difference")
-    return [t("Same likeliest token as here {share} of the time.", share=f"{found['same']:.1%}")] if found else []
+    return (
+        [t("The likeliest token is the same as on this page in {share} of the cases.", share=f"{found['same']:.1%}")]
+        if found
+        else []
+    )
 
 
 def build(page: Page) -> None:
-    gr.Markdown(t("**For other programs**\n\nThe voice goes along; the label mask and the comparison stay here."))
+    gr.Markdown(t("**For other programs**\n\nThe adapter or the pairs, in formats that other programs read."))
     what = gr.Dropdown(
         [(t(form), form) for form in EXPORT_CHOICES],
         value=next(iter(EXPORT_CHOICES)),
-        label=t("As"),
+        label=t("Export as"),
         elem_id="export-form",
     )
-    picture = gr.File(label=t("Picture for the card (else one is drawn)"), file_types=["image"], height=110,
+    picture = gr.File(label=t("Picture for the card (if empty, one is drawn)"), file_types=["image"], height=110,
                       visible=False, elem_id="export-picture")  # fmt: skip
-    begin = gr.Button(t("Make it"), elem_id="export")
+    begin = gr.Button(t("Make the export"), elem_id="export")
     file = gr.File(label=t("Ready to save"), interactive=False, visible=False, elem_id="export-file")
     status = gr.HTML(elem_classes="quiet", elem_id="export-status")
     what.change(lambda w: gr.File(visible=EXPORT_CHOICES[w][2] == ".png"), what, picture, **QUIET)

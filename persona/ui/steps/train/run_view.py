@@ -1,13 +1,13 @@
-"""Step 3, watching a run: what its events say, as charts, words and the diary."""
+"""Step 3, the view of a run: state, charts and samples during training, from the run's events."""
 
 import math
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import pandas as pd
 
-from persona.train import snapshots
+from persona.train import oom_recovery, snapshots
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
 from persona.train.run_folder import Run
 from persona.ui.i18n import localized, t
@@ -18,7 +18,7 @@ STATUS_LABELS = {
     "queued": "Waiting", "starting": "Getting ready", "running": "Training", "done": "Done", "stopped": "Stopped",
     "failed": "Failed", "interrupted": "Interrupted",
 }  # fmt: skip
-# name in Progress.curves → title, and what one unit of the chart is
+# name in RunProgress.curves → title, and what one unit of the chart stands for
 CURVES = {
     "learning_rate": ("Learning rate", 1.0),
     "tokens_per_s": ("Tokens per second", 1.0),
@@ -26,8 +26,57 @@ CURVES = {
 }
 
 
+class RunView(NamedTuple):
+    """What the step shows of a run: its components, or what update_run_view gives each of them."""
+
+    status: Any
+    loss: Any
+    learning_rate: Any
+    tokens_per_second: Any
+    memory: Any
+    samples: Any
+    start: Any
+    stop: Any
+    resume: Any
+    retry_smaller: Any
+    runs: Any
+    timer: Any
+    name: Any  # of the run that is shown
+    mark: Any  # what is shown: an update with the same mark would change nothing
+
+    @classmethod
+    def unchanged(cls) -> "RunView":
+        return cls(*[gr.skip() for _ in cls._fields])
+
+
+def make_run_view(
+    run: Run | None, progress: RunProgress, runs: gr.Radio, is_training: bool, name: Any, mark: str
+) -> RunView:
+    """The values of the view. is_training: this run or another one trains now."""
+    learning_rate, tokens_per_second, memory = curve_plots(progress)
+    active = run is not None and progress.status in ACTIVE_STATUSES
+    resumable = run is not None and progress.status in ("stopped", "failed", "interrupted")
+    changes = localized(oom_recovery.describe_changes(progress.remedy))
+    return RunView(
+        status=run_status_html(run, progress),
+        loss=loss_plot(progress),
+        learning_rate=learning_rate,
+        tokens_per_second=tokens_per_second,
+        memory=memory,
+        samples=samples_html(run, progress),
+        start=gr.Button(t("Add to the queue") if is_training else t("Start training")),
+        stop=gr.Button(t("Cancel") if progress.status == "queued" else t("Stop"), interactive=active),
+        resume=gr.Button(visible=resumable),
+        retry_smaller=gr.Button(changes, visible=bool(progress.remedy)),
+        runs=runs,
+        timer=gr.Timer(active=active or is_training),
+        name=name,
+        mark=mark,
+    )
+
+
 def loss_plot(progress: RunProgress) -> gr.LinePlot:
-    """The losses. Its words are given here and not in build(): the browser translates none in a chart."""
+    """The losses. Titles are given here and not in build(): the browser does not translate those of a chart."""
     train, held = t("train"), t("held-out")
     points = pd.DataFrame(
         [(s, loss, train) for s, loss in smooth(progress.train)] + [(s, loss, held) for s, loss in progress.held_out],
@@ -39,7 +88,7 @@ def loss_plot(progress: RunProgress) -> gr.LinePlot:
 
 
 def smooth(points: list[tuple[int, float]], window: int = 5) -> list[tuple[int, float]]:
-    """Mean of the last `window` steps: a batch of eight rows is a noisy witness."""
+    """Mean of the last `window` points: the loss of one batch of eight rows is noisy."""
     losses = [loss for _, loss in points]
     return [
         (step, sum(losses[max(0, n - window + 1) : n + 1]) / min(n + 1, window)) for n, (step, _) in enumerate(points)
@@ -47,10 +96,11 @@ def smooth(points: list[tuple[int, float]], window: int = 5) -> list[tuple[int, 
 
 
 def run_status_html(run: Run | None, p: RunProgress) -> str:
+    """State, progress bar, figures and verdict of a run."""
     if run is None:
         return f'<div class="card quiet">{t("No run yet. Choose a preset and press Start.")}</div>'
     state = t(STATUS_LABELS[p.status])
-    words = escape(t("{state}: {message}", state=state, message=localized(p.message)) if p.message else state)
+    text = escape(t("{state}: {message}", state=state, message=localized(p.message)) if p.message else state)
     share = p.step / p.steps if p.steps else 0.0
     best = min((nll for step, nll in p.held_out if step), default=None)
     facts = [(t("step"), f"{p.step} / {p.steps}" if p.steps else "…")]
@@ -65,7 +115,7 @@ def run_status_html(run: Run | None, p: RunProgress) -> str:
         facts.append((t("tokens per second"), f"{p.result['tokens_per_s']:.0f}"))
     kind = {"done": "good", "failed": "problem", "interrupted": "problem"}.get(p.status, "hint")
     return (
-        f'<div class="card"><div class="{kind}" role="status">{words}</div>'
+        f'<div class="card"><div class="{kind}" role="status">{text}</div>'
         f'<div class="bar" role="progressbar" aria-label="{t("Progress")}" aria-valuenow="{share * 100:.0f}">'
         f'<div style="width:{share:.1%}"></div></div>'
         f"{facts_html(facts)}{training_verdict_html(p)}"
@@ -74,75 +124,73 @@ def run_status_html(run: Run | None, p: RunProgress) -> str:
 
 
 def training_verdict_html(p: RunProgress) -> str:
-    """One sentence on whether it learned, from the held-out pairs alone."""
+    """Whether it learned, by the loss on the held-out pairs; "" before the end."""
     if p.status not in ("done", "stopped") or p.base_nll is None or p.adapter_nll is None:
         return ""
     gain = p.base_nll - p.adapter_nll
     if gain < 0.05:
-        words = t(
-            "Nothing measurable was learned: on pairs it never saw, it is no better than the base. Train longer, raise "
-            "the learning rate, or look at the mask in step 2."
+        text = t(
+            "Nothing measurable was learned: on the held-out pairs it is no better than the base. Train "
+            "longer, raise the learning rate, or look at the mask in step 2."
         )
-        return f'<div class="problem">{words}</div>'
-    words = t(
-        "It learned: to the words of replies it never saw, it now gives {times} times the probability that the base "
-        "gives, word piece by word piece.",
+        return f'<div class="problem">{text}</div>'
+    text = t(
+        ("It learned: in the held-out replies, each token is on average {times} times as likely as under the base."),
         times=f"{math.exp(min(gain, 99)):.1f}",
     )
     if p.chosen and p.chosen != p.step:
-        words += " " + t("The adapter is that of step {step}.", step=p.chosen)
-    return f'<div class="good">{words}</div>'
+        text += " " + t("The adapter is that of step {step}.", step=p.chosen)
+    return f'<div class="good">{text}</div>'
 
 
 def curve_plots(progress: RunProgress) -> list[gr.LinePlot]:
     """The small charts: learning rate, speed, memory."""
-    made = []
+    plots = []
     for name, (title, unit) in CURVES.items():
         points = progress.curves.get(name, [])
         values = smooth(points) if name == "tokens_per_s" else points
         frame = pd.DataFrame([(s, v / unit) for s, v in values], columns=["step", name])
-        made.append(gr.LinePlot(frame, title=t(title), x_title=t("step"), y_title=t(title)))
-    return made
+        plots.append(gr.LinePlot(frame, title=t(title), x_title=t("step"), y_title=t(title)))
+    return plots
 
 
 def samples_html(run: Run | None, p: RunProgress) -> str:
-    """The answers of every evaluation, newest first, each with its held-out loss and a way to choose it."""
+    """The answers at every evaluation, newest first, each with its held-out loss and a button to use its adapter."""
     if run is None or not p.diary:
         return ""
-    nlls, kept, last = dict(p.held_out), set(snapshots.list_snapshot_steps(run)), max(step for step, _ in p.diary)
-    scored = {s: nll for s, nll in nlls.items() if s}
-    best = min(scored, key=lambda s: (scored[s], s), default=None)
+    nlls, snapshot_steps, last = dict(p.held_out), set(snapshots.list_snapshot_steps(run)), max(s for s, _ in p.diary)
+    best = min((step for step in nlls if step), key=lambda step: (nlls[step], step), default=None)
     pages = []
     for step, answers in reversed(p.diary):
-        marks = "".join(
-            f"<em class='{kind}'>{words}</em>"
-            for kind, words, true in (
-                ("mine", t("the adapter"), step == p.chosen),
-                ("low", t("lowest held-out loss"), step == best),
+        badges = "".join(
+            f"<em class='{kind}'>{label}</em>"
+            for kind, label, applies in (
+                ("chosen", t("the adapter"), step == p.chosen),
+                ("lowest", t("lowest held-out loss"), step == best),
                 ("", t("the base, before any training"), step == 0),
             )
-            if true
+            if applies
         )
         loss = t("held-out loss {nll}", nll=f"{nlls[step]:.2f}") if step in nlls else ""
         button = ""
-        if step in kept and step != p.chosen and p.status not in ACTIVE_STATUSES:
-            button = f"<button class='tool' data-do='use' data-step='{step}'>{t('Make this the adapter')}</button>"
-        said = "".join(_sample_html(a) for a in answers)
-        opened = " open" if step in (0, last, p.chosen) else ""
+        if step in snapshot_steps and step != p.chosen and p.status not in ACTIVE_STATUSES:
+            button = (
+                f"<button class='tool' data-do='use' data-step='{step}'>{t('Use the adapter of this step')}</button>"
+            )
+        is_open = " open" if step in (0, last, p.chosen) else ""
         pages.append(
-            f"<details class='moment'{opened}><summary><b>{t('Step {step}', step=step)}</b> <span>{loss}</span> "
-            f"{marks}</summary>"
-            f"<dl>{said}</dl>{button}</details>"
+            f"<details class='sample'{is_open}><summary><b>{t('Step {step}', step=step)}</b> <span>{loss}</span> "
+            f"{badges}</summary><dl>{''.join(map(_sample_html, answers))}</dl>{button}</details>"
         )
-    about = t("The same questions at every evaluation, with the same dice: what changes is she.")
+    about = t("The same questions at every evaluation, with the same random seed: only the adapter changes.")
     return (
-        f"<div class='diary' data-testid='diary'><h4>{t('Diary')}</h4><p class='quiet'>{about}</p>"
-        f"{''.join(pages)}</div>"
+        f"<div class='samples' data-testid='samples'><h4>{t('Samples during training')}</h4>"
+        f"<p class='quiet'>{about}</p>{''.join(pages)}</div>"
     )
 
 
 def _sample_html(a: dict[str, Any]) -> str:
-    why = t("It reached the limit of a diary line")
-    cut = "" if a.get("ended") else f'<span class="quiet" title="{why}"> …</span>'
+    reason = t("It reached the length limit of a sample")
+    cut = "" if a.get("ended") else f'<span class="quiet" title="{reason}"> …</span>'
     text = escape(a.get("text", "").strip()) or f"<span class='quiet'>{t('(nothing)')}</span>"
     return f"<dt>{escape(a.get('probe', ''))}</dt><dd>{text}{cut}</dd>"

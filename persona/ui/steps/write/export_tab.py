@@ -1,7 +1,5 @@
 """Write, tab Export: the pairs as a file."""
 
-from typing import Any
-
 import gradio as gr
 
 from persona.ui.i18n import t
@@ -9,8 +7,8 @@ from persona.ui.page import Page, download_path, open_current_persona, show_erro
 from persona.write.importers import registry
 
 
-def export_pairs(slug: str, format: str) -> Any:
-    """The pairs as a file of the chosen format, in a temporary folder that the page may serve from."""
+def export_pairs(slug: str, format: str) -> gr.File:
+    """The pairs as a file of the chosen format, to download."""
     persona = open_current_persona(slug)
     out = download_path(f"{persona.slug}-{format}{registry.get_importer(format).SUFFIX}")
     return gr.File(str(registry.write_pairs_as(persona.pairs(), format, out)), visible=True)
@@ -18,11 +16,11 @@ def export_pairs(slug: str, format: str) -> Any:
 
 def build_export_tab(page: Page) -> None:
     gr.Markdown(
-        t("The pairs as a file for another tool. What is exported here can be imported again."), elem_classes="quiet"
+        t("The pairs as a file for another tool. An exported file can be imported again."), elem_classes="quiet"
     )
     with gr.Row(elem_classes="slim"):
-        forms = [(t(m.TITLE), name) for name, m in registry.import_formats().items() if hasattr(m, "dump")]
-        form = gr.Dropdown(forms, value=forms[0][1], label=t("Format"), elem_id="export-format")
+        formats = [(t(m.TITLE), name) for name, m in registry.import_formats().items() if hasattr(m, "dump")]
+        format = gr.Dropdown(formats, value=formats[0][1], label=t("Format"), elem_id="export-format")
         make = gr.Button(t("Make the file"), scale=0, min_width=200, elem_id="export-pairs")
-    made = gr.File(label=t("Ready"), visible=False, interactive=False, elem_id="export-file")
-    make.click(show_errors(export_pairs), [page.slug, form], made, api_visibility="private", show_progress_on=form)
+    file = gr.File(label=t("Ready"), visible=False, interactive=False, elem_id="export-file")
+    make.click(show_errors(export_pairs), [page.slug, format], file, api_visibility="private", show_progress_on=format)

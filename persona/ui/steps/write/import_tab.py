@@ -1,10 +1,10 @@
-"""Write, tab Import: drop a file or paste, see what becomes of it, correct the guess, then add the pairs."""
+"""Write, tab Import: drop a file or paste text, see a preview, correct what was guessed, then add the pairs."""
 
 import contextlib
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -20,11 +20,42 @@ COLUMN_FIELDS = ("instruction", "output", "input", "history")
 COLUMN_LABELS = ("Column with what someone says", "Column with the persona's answer", "Column added to it (input)",
           "Column with earlier turns")  # fmt: skip
 NO_COLUMN = "(none)"
+MAX_SPEAKERS = 200  # to choose from, the most frequent first
+
+
+class SurveyView(NamedTuple):
+    """What the tab shows of a source: the components, or the values for them."""
+
+    found: Any
+    format: Any
+    speakers: Any
+    actions: Any
+    history_turns: Any
+    instruction: Any  # columns of a table, in the order of COLUMN_FIELDS
+    output: Any
+    input: Any
+    history: Any
+    card: Any
+    take_card: Any
+    preview: Any
+    add: Any
+
+    def options(self) -> list[Any]:
+        """The components that correct the guess: inputs of update_preview and add_imported_pairs."""
+        return [
+            self.speakers,
+            self.actions,
+            self.history_turns,
+            self.instruction,
+            self.output,
+            self.input,
+            self.history,
+        ]
 
 
 @contextlib.contextmanager
 def open_given_source(file: str | None, pasted: str, dataset: str) -> Iterator[SourceFile]:
-    """The one source that the visitor gave. Raises InputError when there is none."""
+    """The file, the pasted text or the Hub dataset, whichever is given first. Raises InputError when none is."""
     if file:
         yield text_source.open_source(Path(file))
     elif pasted.strip():
@@ -37,39 +68,42 @@ def open_given_source(file: str | None, pasted: str, dataset: str) -> Iterator[S
 
 
 def import_options(
-    speakers: list[str] | None, actions: str, turns: float, columns: tuple[str | None, ...]
+    speakers: list[str] | None, actions: str, history_turns: float, columns: tuple[str | None, ...]
 ) -> ImportOptions:
     mapping = {f: c for f, c in zip(COLUMN_FIELDS, columns, strict=True) if c and c != NO_COLUMN}
-    return ImportOptions(mapping, tuple(speakers or ()), "keep" if actions == "keep" else "drop", int(turns or 0))
+    return ImportOptions(
+        mapping, tuple(speakers or ()), "keep" if actions == "keep" else "drop", int(history_turns or 0)
+    )
 
 
-def survey_source(file: str | None, pasted: str, dataset: str, chosen: str = "") -> tuple[Any, ...]:
-    """A new source: its format, what can be chosen for it, and the first pairs."""
+def survey_source(file: str | None, pasted: str, dataset: str, format: str = "") -> SurveyView:
+    """A new source: its format ("": detected), what can be chosen for it, and the first pairs."""
     if not (file or pasted.strip() or dataset.strip()):
         return _empty_survey()
     with open_given_source(file, pasted, dataset) as source:
-        format = chosen or registry.detect_format(source)
-        survey = registry.get_importer(format).survey(source)
-        title = registry.get_importer(format).TITLE
-        speakers = [(f"{name} ({count})", name) for name, count in list(survey.speakers.items())[:200]]
-        guess = [survey.mapping.get(f) for f in COLUMN_FIELDS]
-        found = t("<b>{file}</b>: {format}, {encoding}", file=escape(source.name), format=escape(t(title)),
+        format = format or registry.detect_format(source)
+        importer = registry.get_importer(format)
+        survey = importer.survey(source)
+        guess = tuple(survey.mapping.get(f) for f in COLUMN_FIELDS)
+        found = t("<b>{file}</b>: {format}, {encoding}", file=escape(source.name), format=escape(t(importer.TITLE)),
                   encoding=escape(source.encoding))  # fmt: skip
-        card = ""
-        if survey.card:
-            card = f"<div class='card'><b>{escape(survey.card.name)}</b><br>{escape(survey.card.system[:400])}</div>"
-        first = (
-            preview_html(source, format, import_options([], "drop", 0, tuple(guess)))
-            if not speakers
-            else _choose_speaker_hint()
-        )
+        has_speakers = bool(survey.speakers)
+        preview = _choose_speaker_hint()
+        if not has_speakers:
+            preview = preview_html(source, format, import_options([], "drop", 0, guess))
+    speakers = [(f"{name} ({count})", name) for name, count in list(survey.speakers.items())[:MAX_SPEAKERS]]
     columns = [(t(NO_COLUMN), NO_COLUMN), *((name, name) for name in survey.columns)]
-    return (
-        found, gr.Dropdown(value=format, visible=True), gr.Dropdown(speakers, value=[], visible=bool(speakers)),
-        gr.Radio(visible=bool(speakers)), gr.Slider(visible=bool(speakers)),
-        *(gr.Dropdown(columns, value=g or NO_COLUMN, visible=len(columns) > 1) for g in guess),
-        card, gr.Checkbox(value=bool(survey.card), visible=bool(survey.card)), first,
-        gr.Button(interactive=not speakers),
+    instruction, output, input, history = (
+        gr.Dropdown(columns, value=g or NO_COLUMN, visible=len(columns) > 1) for g in guess
+    )
+    card = ""
+    if survey.card:
+        card = f"<div class='card'><b>{escape(survey.card.name)}</b><br>{escape(survey.card.system[:400])}</div>"
+    return SurveyView(
+        found, gr.Dropdown(value=format, visible=True), gr.Dropdown(speakers, value=[], visible=has_speakers),
+        gr.Radio(visible=has_speakers), gr.Slider(visible=has_speakers), instruction, output, input, history, card,
+        gr.Checkbox(value=bool(survey.card), visible=bool(survey.card)), preview,
+        gr.Button(interactive=not has_speakers),
     )  # fmt: skip
 
 
@@ -77,37 +111,39 @@ def _choose_speaker_hint() -> str:
     return f"<div class='hint'>{t('Choose who the persona is.')}</div>"
 
 
-def _empty_survey() -> tuple[Any, ...]:
-    hidden = [gr.Dropdown(visible=False) for _ in COLUMN_FIELDS]
-    return ("", gr.Dropdown(value=None, visible=False), gr.Dropdown(visible=False), gr.Radio(visible=False),
-            gr.Slider(visible=False), *hidden, "", gr.Checkbox(visible=False), "",
-            gr.Button(interactive=False))  # fmt: skip
+def _empty_survey() -> SurveyView:
+    instruction, output, input, history = (gr.Dropdown(visible=False) for _ in COLUMN_FIELDS)
+    return SurveyView(
+        "", gr.Dropdown(value=None, visible=False), gr.Dropdown(visible=False), gr.Radio(visible=False),
+        gr.Slider(visible=False), instruction, output, input, history, "", gr.Checkbox(visible=False), "",
+        gr.Button(interactive=False),
+    )  # fmt: skip
 
 
 def update_preview(
-    file: str | None, pasted: str, dataset: str, format: str, speakers: list[str], actions: str, turns: float,
+    file: str | None, pasted: str, dataset: str, format: str, speakers: list[str], actions: str, history_turns: float,
     *columns: str,
-) -> tuple[str, Any]:  # fmt: skip
-    """The first pairs, after a choice was corrected."""
+) -> tuple[str, gr.Button]:  # fmt: skip
+    """The first pairs after a choice was changed, and the button that adds them."""
     with open_given_source(file, pasted, dataset) as source:
         if registry.get_importer(format).survey(source).speakers and not speakers:
             return _choose_speaker_hint(), gr.Button(interactive=False)
-        first = preview_html(source, format, import_options(speakers, actions, turns, columns))
-    return first, gr.Button(interactive=True)
+        preview = preview_html(source, format, import_options(speakers, actions, history_turns, columns))
+    return preview, gr.Button(interactive=True)
 
 
 def preview_html(source: SourceFile, format: str, options: ImportOptions) -> str:
-    """The first pairs and the first skipped rows as HTML; a refusal is shown in their place."""
+    """The first pairs and the first skipped rows; the reason in their place when the source is refused."""
     try:
-        seen = registry.preview_import(source, format, options)
+        preview = registry.preview_import(source, format, options)
     except InputError as e:
         return f"<div class='problem'>{escape(localized(e.message))}</div>"
-    rows = "".join(_pair_html(p) for p in seen.pairs)
-    more = f"<div class='quiet'>{t('… and more')}</div>" if seen.more else ""
-    skipped = skipped_html(seen.skipped[:5], len(seen.skipped))
-    if not seen.pairs:
-        return f"{more}<div class='problem'>{t('No pairs would come of this. Try another format.')}</div>{skipped}"
-    head = t("The first {n} pairs:", n=len(seen.pairs))
+    rows = "".join(_pair_html(p) for p in preview.pairs)
+    more = f"<div class='quiet'>{t('… and more')}</div>" if preview.more else ""
+    skipped = skipped_html(preview.skipped[:5], len(preview.skipped))
+    if not preview.pairs:
+        return f"{more}<div class='problem'>{t('This gives no pairs. Try another format.')}</div>{skipped}"
+    head = t("The first {n} pairs:", n=len(preview.pairs))
     return f"<div class='quiet'>{head}</div><div class='preview'>{rows}</div>{more}{skipped}"
 
 
@@ -115,12 +151,13 @@ def _pair_html(pair: Pair) -> str:
     turns = t("1 earlier turn") if len(pair.history) == 1 else t("{n} earlier turns", n=len(pair.history))
     before = f"<i>{turns}</i> " if pair.history else ""
     return (
-        f"<div><span class='them'>{before}{escape(pair.instruction[:300])}</span>"
-        f"<span class='her'>{escape(pair.output[:300])}</span></div>"
+        f"<div><span class='user'>{before}{escape(pair.instruction[:300])}</span>"
+        f"<span class='persona'>{escape(pair.output[:300])}</span></div>"
     )
 
 
 def skipped_html(skipped: list[SkippedRow], total: int) -> str:
+    """Rows that were skipped, each with the reason. total: their number, of which `skipped` are the first."""
     if not total:
         return ""
     lines = "".join(
@@ -134,40 +171,41 @@ def skipped_html(skipped: list[SkippedRow], total: int) -> str:
 
 def add_imported_pairs(
     slug: str, file: str | None, pasted: str, dataset: str, format: str, take_card: bool, speakers: list[str],
-    actions: str, turns: float, *columns: str,
-) -> tuple[str, Any]:  # fmt: skip
-    """Add the pairs to the open persona. Returns what was done as HTML, and the button."""
+    actions: str, history_turns: float, *columns: str,
+) -> tuple[str, gr.Button]:  # fmt: skip
+    """Add the pairs to the open persona. Returns the report as HTML, and the button."""
     persona = open_current_persona(slug)
-    old = persona.card()
+    old_card = persona.card()
     with open_given_source(file, pasted, dataset) as source:
         card = registry.get_importer(format).survey(source).card if take_card else None
-        if speakers and old == card_named_after(source):  # now that she is chosen, she has a name
+        if speakers and old_card == card_named_after(source):  # named after the file until now
             card = persona_folder.default_card(speakers[0])
-        done = registry.import_into(persona, source, format, import_options(speakers, actions, turns, columns))
+        options = import_options(speakers, actions, history_turns, columns)
+        report = registry.import_into(persona, source, format, options)
     if card:
-        news = {k: v for k, v in card.model_dump().items() if v and k != "probes"}
-        persona_folder.update_card(persona, lambda _: news, "the file's card")
-    return import_report_html(done), gr.Button(interactive=False)
+        changes = {k: v for k, v in card.model_dump().items() if v and k != "probes"}
+        persona_folder.update_card(persona, lambda _: changes, "the file's card")
+    return import_report_html(report), gr.Button(interactive=False)
 
 
-def import_report_html(done: ImportReport) -> str:
-    lines = [t("<b>{n} pairs added</b> of {read} read. Undo takes them back.", n=f"{done.added:,}",
-               read=f"{done.read:,}")]  # fmt: skip
-    if done.known:
-        lines.append(t("{n} were there already.", n=f"{done.known:,}"))
+def import_report_html(report: ImportReport) -> str:
+    lines = [t("<b>{n} pairs added</b> of {read} read. Undo takes them back.", n=f"{report.added:,}",
+               read=f"{report.read:,}")]  # fmt: skip
+    if report.known:
+        lines.append(t("{n} were already there.", n=f"{report.known:,}"))
     lines += [
-        t("{what}: {n} times.", what=escape(localized(what)), n=f"{count:,}") for what, count in done.notes.items()
+        t("{what}: {n} times.", what=escape(localized(what)), n=f"{count:,}") for what, count in report.notes.items()
     ]
-    return f"<div class='good'>{' '.join(lines)}</div>{skipped_html(done.skipped[:50], done.left_out)}"
+    return f"<div class='good'>{' '.join(lines)}</div>{skipped_html(report.skipped[:50], report.left_out)}"
 
 
 def card_named_after(source: SourceFile) -> persona_folder.PersonaCard:
-    """The card of a persona of whom only a file is known."""
+    """The card of a persona that is started from a file without a card."""
     return persona_folder.PersonaCard(name=Path(source.name).stem[:80] or "Persona")
 
 
 def start_from_file(file: str) -> tuple[str, str, None, Any]:
-    """A dropped file starts a persona, named by its card, else by the file; the tab Import then shows the file.
+    """A dropped file starts a persona, named after its card, else after the file; the tab Import then shows the file.
 
     Returns folder name, file, the emptied drop zone, the tabs.
     """
@@ -178,7 +216,7 @@ def start_from_file(file: str) -> tuple[str, str, None, Any]:
 
 
 def build(page: Page) -> tuple[gr.File, Any]:
-    """The tab. Returns the place where a file is dropped, and the event after pairs were added."""
+    """The tab. Returns where a file is dropped, and the event of pairs that were added."""
     gr.Markdown(
         t("Screenplays, novels and chat logs; Alpaca, ShareGPT and OpenAI/TRL files; CSV, Excel and Parquet; character "
           "cards. Nothing is written before you press *Add*."),
@@ -189,38 +227,66 @@ def build(page: Page) -> tuple[gr.File, Any]:
         with gr.Column():
             pasted = gr.Textbox(label=t("or paste text"), lines=3, max_lines=8, elem_id="import-paste")
             dataset = gr.Textbox(label=t("or a Hub dataset"), placeholder="USER/NAME", elem_id="import-hub")
+    view = _build_survey()
+    report = gr.HTML(elem_id="import-report")
+
+    source, options = [file, pasted, dataset], view.options()
+    event: dict[str, Any] = {**QUIET, "show_progress": "minimal", "show_progress_on": view.preview}
+    gr.on([file.change, pasted.blur, dataset.submit], show_errors(survey_source), source, view, **event)
+    view.format.input(show_errors(survey_source), [*source, view.format], view, **event)
+    gr.on(
+        [option.input for option in options],
+        show_errors(update_preview),
+        [*source, view.format, *options],
+        [view.preview, view.add],
+        **event,
+    )
+    added = view.add.click(
+        show_errors(add_imported_pairs),
+        [page.slug, *source, view.format, view.take_card, *options],
+        [report, view.add],
+        show_progress_on=report,
+        api_visibility="private",
+    )
+    return file, added
+
+
+def _build_survey() -> SurveyView:
     found = gr.HTML(elem_classes="status", elem_id="import-found")
     with gr.Row(elem_classes="slim"):
-        known = [(t(module.TITLE), name) for name, module in registry.import_formats().items()]
-        format = gr.Dropdown(known, label=t("Format"), visible=False, elem_id="import-format")
+        formats = [(t(module.TITLE), name) for name, module in registry.import_formats().items()]
+        format = gr.Dropdown(formats, label=t("Format"), visible=False, elem_id="import-format")
         speakers = gr.Dropdown([], label=t("Who is the persona?"), multiselect=True, visible=False,
-                               info=t("Several names if she is called by several."),
+                               info=t("Choose every name that the persona goes by."),
                                elem_id="import-speaker")  # fmt: skip
         actions = gr.Radio(
             [(t("Leave out"), "drop"), (t("Keep as *action*"), "keep")], value="drop", label=t("Stage directions"),
             visible=False,
         )  # fmt: skip
-        turns = gr.Slider(0, 5, value=0, step=1, label=t("Earlier exchanges kept with each pair"), visible=False)
+        history_turns = gr.Slider(
+            0, 5, value=0, step=1, label=t("Earlier exchanges kept with each pair"), visible=False
+        )
     with gr.Row(elem_classes="slim"):
-        columns = [
+        instruction, output, input, history = (
             gr.Dropdown([(t(NO_COLUMN), NO_COLUMN)], value=NO_COLUMN, label=t(label), visible=False)
             for label in COLUMN_LABELS
-        ]
+        )
     card = gr.HTML()
     take_card = gr.Checkbox(label=t("Take name, system prompt and greeting from the file"), visible=False)
     preview = gr.HTML(elem_id="import-preview")
     add = gr.Button(t("Add these pairs"), variant="primary", interactive=False, elem_id="import-add")
-    report = gr.HTML(elem_id="import-report")
-
-    where = [file, pasted, dataset]
-    choices = [speakers, actions, turns, *columns]
-    seen = [found, format, speakers, actions, turns, *columns, card, take_card, preview, add]
-    busy: dict[str, Any] = {**QUIET, "show_progress": "minimal", "show_progress_on": preview}
-    gr.on([file.change, pasted.blur, dataset.submit], show_errors(survey_source), where, seen, **busy)
-    format.input(show_errors(survey_source), [*where, format], seen, **busy)
-    gr.on([c.input for c in choices], show_errors(update_preview), [*where, format, *choices], [preview, add], **busy)
-    added = add.click(
-        show_errors(add_imported_pairs), [page.slug, *where, format, take_card, *choices], [report, add],
-        show_progress_on=report, api_visibility="private",
-    )  # fmt: skip
-    return file, added
+    return SurveyView(
+        found,
+        format,
+        speakers,
+        actions,
+        history_turns,
+        instruction,
+        output,
+        input,
+        history,
+        card,
+        take_card,
+        preview,
+        add,
+    )

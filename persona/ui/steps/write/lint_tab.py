@@ -1,8 +1,10 @@
-"""Write, tab Check: what lint found in the pairs, in plain words; show, fix or ignore with one click."""
+"""Write, tab Check: the findings of lint; show, fix or ignore each with one click."""
 
 from collections.abc import Callable, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
+
+import gradio as gr
 
 from persona.errors import InputError, Message, PersonaError
 from persona.store import edit_history, edits
@@ -10,81 +12,109 @@ from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona
 from persona.template.render import MAX_LENGTH
 from persona.ui.i18n import localized, t
-from persona.ui.page import renderer_for
+from persona.ui.page import RenderSettings, open_current_persona, open_page_renderer
+from persona.ui.steps.write.pairs_table import PAIR_FILTERS
 from persona.ui.widgets import bars_html
 from persona.write import lint
-from persona.write.lint import finding as write_lint_finding
 from persona.write.lint import fixes
-from persona.write.lint import summary as write_lint_summary
-from persona.write.lint.finding import Finding
+from persona.write.lint.finding import Finding, count_by_rule
+from persona.write.lint.summary import DatasetSummary, summarize_dataset
 
 MAX_LISTED = 40  # findings of one rule on the page; the table shows the rows of all of them
-RULE_TITLES = {"duplicate": "Exact duplicate", "ai-leak": "AI leak"}  # the others are called as they are named
-AUTO_LINT_MAX_PAIRS = 20_000  # pairs; larger sets are checked when asked
+RULE_TITLES = {"duplicate": "Exact duplicate", "ai-leak": "AI leak"}  # of other rules it is their name
+AUTO_LINT_MAX_PAIRS = 20_000  # a larger set is checked on request only
 
 
-def lint_persona(persona: Persona, settings: Sequence[Any]) -> list[Finding]:
-    """Every finding that is not ignored. settings: base, template, max_length, learn_history of the page."""
+class LintUpdate(NamedTuple):
+    """What a check of the pairs shows: the components, or the values for them."""
+
+    findings: Any
+    marks: Any  # for the rows of the table
+    lint_panel: Any
+    row_filter: Any
+
+
+def update_findings(slug: str, findings: list[Finding], row_filter: str, always: bool, *inputs: Any) -> LintUpdate:
+    """Check the pairs. always: a large set too. inputs: the RenderSettings.
+
+    row_filter: the filter in use, which stays among the choices when its last finding is fixed.
+    """
+    choices = [(t(name), name) for name in PAIR_FILTERS]
+    if not slug:
+        return LintUpdate([], {}, "", gr.Dropdown(choices))
+    persona = open_current_persona(slug)
     items, _ = persona.scan()
-    max_length = int(settings[2] or MAX_LENGTH)
+    if len(items) > AUTO_LINT_MAX_PAIRS and not always:
+        hint = t("{n} pairs: press Check again.", n=f"{len(items):,}")
+        return LintUpdate(findings, gr.skip(), f"<div class='hint'>{hint}</div>", gr.skip())
+    findings = lint_persona(persona, RenderSettings(*inputs))
+    summary = summarize_dataset(items, persona.card(), findings)
+    panel = findings_html(items, findings, summary, len(lint.read_ignored(persona)))
+    rules = sorted({f.rule for f in findings} | {row_filter or PAIR_FILTERS[0]} - {*PAIR_FILTERS})
+    choices += [(rule_title(rule), rule) for rule in rules]
+    return LintUpdate(findings, marks_html(findings), panel, gr.Dropdown(choices))
+
+
+def lint_persona(persona: Persona, settings: RenderSettings) -> list[Finding]:
+    """Every finding that is not ignored."""
+    items, _ = persona.scan()
+    max_length = int(settings.max_length or MAX_LENGTH)
     return lint.lint_pairs(
         items, persona.card(), _token_counter(persona, settings), max_length, lint.read_ignored(persona)
     )
 
 
-def _token_counter(persona: Persona, settings: Sequence[Any]) -> Callable[[Pair], int] | None:
+def _token_counter(persona: Persona, settings: RenderSettings) -> Callable[[Pair], int] | None:
     """Tokens of a rendered pair; None while no base can be opened, which the step Template explains."""
     try:
-        _, renderer = renderer_for(persona.slug, *settings)
+        _, renderer = open_page_renderer(persona.slug, settings)
     except PersonaError:
         return None
     return renderer.length
 
 
 def apply_fix(persona: Persona, findings: Sequence[Finding], which: str) -> None:
-    """Carry out the fix of one finding (its key), or of all of a rule (its name), as one edit that undo takes back."""
-    found = [f for f in findings if which in (f.key, f.rule) and f.fix]
-    if not found:
-        raise InputError("That finding is not there any more. Press Check again.")
+    """Apply the fix of one finding (its key), or of all findings of a rule (its name), as one edit to undo."""
+    fixable = [f for f in findings if which in (f.key, f.rule) and f.fix]
+    if not fixable:
+        raise InputError("That finding is gone. Press Check again.")
     items, _ = persona.scan()
-    after = fixes.fix_findings(items, found, persona.card())
+    after = fixes.fix_findings(items, fixable, persona.card())
     if after == items:
         raise InputError("These pairs were changed since they were checked. Press Check again.")
-    label = found[0].fix
-    if len(found) > 1:
-        label = Message("fix of {n} findings ({rule})", n=f"{len(found):,}", rule=found[0].rule)
+    label = fixable[0].fix
+    if len(fixable) > 1:
+        label = Message("fix of {n} findings ({rule})", n=f"{len(fixable):,}", rule=fixable[0].rule)
     edit_history.commit(persona, label, edits.diff_pairs(items, after))
 
 
 def unignore_all(persona: Persona) -> None:
-    """Findings that were put aside are shown again."""
+    """Show ignored findings again."""
     lint.unignore_findings(persona, *lint.read_ignored(persona))
 
 
-def findings_html(
-    pairs: Sequence[Pair], findings: Sequence[Finding], summary: write_lint_summary.DatasetSummary, ignored: int
-) -> str:
-    """Summary in words, coverage by kind of question, and the findings grouped by rule."""
-    counts = write_lint_finding.count_by_rule(list(findings))
+def findings_html(pairs: Sequence[Pair], findings: Sequence[Finding], summary: DatasetSummary, ignored: int) -> str:
+    """The summary, the number of questions by kind, and the findings grouped by rule. ignored: their number."""
+    counts = count_by_rule(list(findings))
     groups = "".join(_rule_html(rule, rows, [f for f in findings if f.rule == rule]) for rule, rows in counts.items())
     if not findings:
-        fine = t("Nothing to mend.") if pairs else t("Nothing to mend. There are no pairs yet.")
+        fine = t("Nothing to fix.") if pairs else t("Nothing to fix: there are no pairs yet.")
         groups = f"<div class='good'>{fine}</div>"
     again = f'<button class="tool" data-do="see-again" data-key="">{t("Show them again")}</button>'
-    aside = f"<div class='quiet'>{t('{n} put aside.', n=f'{ignored:,}')} {again}</div>" if ignored else ""
+    ignored_note = f"<div class='quiet'>{t('{n} ignored.', n=f'{ignored:,}')} {again}</div>" if ignored else ""
     bars = bars_html([(localized(kind), n, f"{n:,}") for kind, n in summary.kinds.items()])
-    return f"<div class='card'><p>{escape(localized(summary.text))}</p>{bars}</div>{groups}{aside}"
+    return f"<div class='card'><p>{escape(localized(summary.text))}</p>{bars}</div>{groups}{ignored_note}"
 
 
-def _rule_html(rule: str, rows: int, found: Sequence[Finding]) -> str:
-    lines = "".join(_finding_html(f, show=True) for f in found[:MAX_LISTED])
+def _rule_html(rule: str, rows: int, findings: Sequence[Finding]) -> str:
+    lines = "".join(_finding_html(f, show=True) for f in findings[:MAX_LISTED])
     more = (
-        f"<div class='quiet'>{t('… and {n} more', n=f'{len(found) - MAX_LISTED:,}')}</div>"
-        if found[MAX_LISTED:]
+        f"<div class='quiet'>{t('… and {n} more', n=f'{len(findings) - MAX_LISTED:,}')}</div>"
+        if findings[MAX_LISTED:]
         else ""
     )
     show = f'<button class="tool wide" data-do="show" data-key="{escape(rule)}">{t("Show all in the table")}</button>'
-    fixable = sum(bool(f.fix) for f in found)
+    fixable = sum(bool(f.fix) for f in findings)
     if fixable > 1:
         every = t("Fix all {n}", n=f"{fixable:,}")
         show += f' <button class="tool" data-do="fix" data-key="{escape(rule)}">{every}</button>'
@@ -94,12 +124,12 @@ def _rule_html(rule: str, rows: int, found: Sequence[Finding]) -> str:
 
 
 def rule_title(rule: str) -> str:
-    """A rule of lint as the visitor reads it."""
+    """The name of a lint rule in the visitor's language."""
     return t(RULE_TITLES.get(rule) or rule.replace("-", " ").capitalize())
 
 
 def marks_html(findings: Sequence[Finding]) -> dict[str, str]:
-    """What lint found, by the number of the pair, as the HTML that table.js puts into its row."""
+    """Number of a pair → the HTML of its findings, which pairs_table.js puts into its row."""
     marks: dict[str, str] = {}
     for finding in findings:
         for row in finding.pairs:
@@ -108,12 +138,12 @@ def marks_html(findings: Sequence[Finding]) -> dict[str, str]:
 
 
 def _finding_html(finding: Finding, show: bool) -> str:
-    """A finding with its buttons. show: with the one that leads to its rows."""
+    """A finding with its buttons. show: with the one that shows its rows."""
     key = escape(finding.key)
-    words = (
+    actions = (
         [("show", t("Show"))] * show + [("fix", localized(finding.fix))] * bool(finding.fix) + [("ignore", t("Ignore"))]
     )
     buttons = "".join(
-        f'<button class="tool" data-do="{do}" data-key="{key}">{escape(word)}</button>' for do, word in words
+        f'<button class="tool" data-do="{do}" data-key="{key}">{escape(label)}</button>' for do, label in actions
     )
     return f'<div class="mark {finding.severity}"><span>{escape(localized(finding.message))}</span>{buttons}</div>'

@@ -1,31 +1,31 @@
-// The table of pairs. Every cell is a text box; what is typed is sent after a short rest, when the cell is left, and
-// before anything else is done. One event ("input") carries all that changes pairs, so that the server sees it in order.
-const REST = 500; // milliseconds without a key before a cell is sent to be saved
-const GLANCE = 40; // and before the mask is drawn from what is typed so far
+// The table of pairs. Every cell is a text box; what is typed is sent after a short pause, when the cell is left, and
+// before any other action. One event ("input") carries all that changes pairs, so that the server sees it in order.
+const SAVE_DELAY = 500; // milliseconds without a key before a cell is sent to be saved
+const PREVIEW_DELAY = 40; // and before the mask is drawn from what is typed so far
 
 const table = element.closest("#pairs") ?? element; // where the page calls refused, saved and paint
 const cells = () => element.querySelectorAll("textarea[data-field]");
 const rowOf = (node) => node.closest("[data-row]");
 const number = (row) => Number(row.dataset.row);
-const tell = (state) => {
+const showState = (state) => {
   const line = document.querySelector("#pairs-status .saving");
   if (line) line.textContent = line.dataset[state]; // in the visitor's language
 };
 
 function send(cell) {
-  clearTimeout(cell.rest);
+  clearTimeout(cell.saveTimer);
   const old = cell.dataset.saved ?? cell.defaultValue;
   if (cell.value === old) return;
   cell.dataset.saved = cell.value;
   cell.dataset.before = old;
   trigger("input", { do: "edit", row: number(rowOf(cell)), field: cell.dataset.field, old, text: cell.value });
 }
-// what is done with a whole pair says which one is meant: in another window this row may be another pair by now
+// an action on a whole pair sends the pair's texts: another window may have put another pair into this row
 const saw = (row) => [...(row?.querySelectorAll("textarea[data-field]") ?? [])].map(
   (cell) => cell.dataset.saved ?? cell.defaultValue);
 const sendAll = () => cells().forEach(send);
 
-// the server refused: what is typed stays in its cell, and is sent again with the next key
+// the server refused the edit: what is typed stays in its cell, and is sent again with the next key
 table.refused = () => cells().forEach((cell) => {
   if (cell.dataset.before === undefined) return;
   cell.dataset.saved = cell.dataset.before;
@@ -36,10 +36,10 @@ table.saved = () => {
     delete cell.dataset.before;
     if (cell.value === (cell.dataset.saved ?? cell.defaultValue)) cell.classList.remove("unsaved");
   });
-  // the status that the server sends is often the very text that it was, and then Gradio leaves what is shown
-  if (!element.querySelector(".unsaved")) tell("saved");
+  // the status that the server sends is often the same text as before, and then Gradio does not redraw it
+  if (!element.querySelector(".unsaved")) showState("saved");
 };
-// findings are painted into the rows that are there: drawing the table anew would take the focus from who types
+// findings are put into the existing rows: redrawing the table would take the focus from the cell being typed in
 table.paint = (marks) => element.querySelectorAll("[data-row]").forEach((row) => {
   const place = row.querySelector(".marks");
   const html = marks[row.dataset.row] ?? "";
@@ -53,7 +53,7 @@ function select(row) {
   trigger("select", { row: number(row) });
 }
 
-function glance(row) {
+function preview(row) {
   const texts = {};
   row.querySelectorAll("textarea[data-field]").forEach((cell) => (texts[cell.dataset.field] = cell.value));
   trigger("key_up", { row: number(row), texts });
@@ -71,11 +71,11 @@ element.addEventListener("input", (event) => {
   event.stopPropagation();
   grow(cell);
   cell.classList.add("unsaved");
-  tell("saving");
-  clearTimeout(cell.rest);
-  cell.rest = setTimeout(send, REST, cell);
-  clearTimeout(element.glance);
-  element.glance = setTimeout(glance, GLANCE, rowOf(cell));
+  showState("saving");
+  clearTimeout(cell.saveTimer);
+  cell.saveTimer = setTimeout(send, SAVE_DELAY, cell);
+  clearTimeout(element.previewTimer);
+  element.previewTimer = setTimeout(preview, PREVIEW_DELAY, rowOf(cell));
 });
 element.addEventListener("focusout", (event) => event.target.matches("textarea[data-field]") && send(event.target));
 element.addEventListener("focusin", (event) => select(rowOf(event.target)));
@@ -102,24 +102,24 @@ element.addEventListener("keydown", (event) => {
     (next?.querySelector(`[data-field="${field}"]`) ?? next?.querySelector("textarea"))?.focus();
   } else if (event.key === "Escape") event.target.blur();
 });
-// Ctrl-Z inside a cell is the browser's own; anywhere else on this step it takes the last edit back
+// Ctrl-Z inside a cell is the browser's own; anywhere else on this step it undoes the last edit
 document.addEventListener("keydown", (event) => {
   if (!(event.ctrlKey || event.metaKey) || !["z", "y"].includes(event.key.toLowerCase())) return;
   if (event.target.matches("input, textarea, select, [contenteditable]") || !element.offsetParent) return;
   event.preventDefault();
-  const forth = event.shiftKey || event.key.toLowerCase() === "y";
-  document.querySelector(forth ? "#redo-edit" : "#undo-edit")?.click();
+  const redo = event.shiftKey || event.key.toLowerCase() === "y";
+  document.querySelector(redo ? "#redo-edit" : "#undo-edit")?.click();
 });
 window.addEventListener("beforeunload", sendAll);
 
 // Gradio patches the page instead of replacing it: a text box that was typed in keeps what it shows, even when it now
-// stands for another pair. So each drawing has a number, and a new number empties the memory of every cell.
-function drawn() {
+// stands for another pair. So each drawing has a number, and a new number resets every cell.
+function afterDrawing() {
   const drawing = element.querySelector("[data-drawing]")?.dataset.drawing;
   if (drawing !== table.drawing) {
     table.drawing = drawing;
     cells().forEach((cell) => {
-      clearTimeout(cell.rest);
+      clearTimeout(cell.saveTimer);
       cell.value = cell.defaultValue;
       delete cell.dataset.saved;
       delete cell.dataset.before;
@@ -127,11 +127,11 @@ function drawn() {
     });
   }
   cells().forEach(grow);
-  const wanted = element.querySelector("[data-focus]");
-  if (!wanted) return;
-  wanted.removeAttribute("data-focus");
-  wanted.scrollIntoView({ block: "nearest" });
-  wanted.querySelector('[data-field="instruction"]')?.focus();
+  const focused = element.querySelector("[data-focus]");
+  if (!focused) return;
+  focused.removeAttribute("data-focus");
+  focused.scrollIntoView({ block: "nearest" });
+  focused.querySelector('[data-field="instruction"]')?.focus();
 }
-new MutationObserver(drawn).observe(element, { childList: true, subtree: true, attributeFilter: ["data-drawing"] });
-drawn();
+new MutationObserver(afterDrawing).observe(element, { childList: true, subtree: true, attributeFilter: ["data-drawing"] });
+afterDrawing();

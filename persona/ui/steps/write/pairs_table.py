@@ -1,11 +1,11 @@
-"""The table of pairs: made for thousands of them. What is shown is chosen here; what is typed becomes an edit here."""
+"""The table of pairs, for thousands of them: which rows a view shows, their HTML, and an edit from what was typed."""
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from persona.errors import InputError, Message
 from persona.store import edit_history, edits, pairs
@@ -21,67 +21,66 @@ SORT_ORDERS = ("In order", "Longest answers first", "Shortest answers first", "M
 PAIR_FILTERS = ("All pairs", "With findings", "Unfinished", "Conversations", "Synthetic")
 ROW_TOOLS = (
     ("add", "Add", "Add a pair below (Ctrl+Enter)", "Add pair {n}"),
-    ("duplicate", "Duplicate", "The same pair once more, to change it", "Duplicate pair {n}"),
-    ("split", "Split", "A conversation into its replies, an answer in two", "Split pair {n}"),
-    ("join", "Join", "To the pair above: that one becomes what was said before", "Join pair {n}"),
+    ("duplicate", "Duplicate", "Add a copy of this pair, to change it", "Duplicate pair {n}"),
+    ("split", "Split", "Split a conversation into its replies, or an answer in two", "Split pair {n}"),
+    ("join", "Join", "Join to the pair above, which becomes an earlier turn", "Join pair {n}"),
     ("delete", "Delete", "Delete this pair (Undo brings it back)", "Delete pair {n}"),
 )
 
 
-@dataclass(frozen=True)
-class TableView:
-    """What the visitor wants to see of the pairs. only: one of KINDS, or the name of a lint rule."""
+class TableView(NamedTuple):
+    """Which pairs the table shows: the components that choose it, or their values."""
 
-    query: str = ""
-    order: str = SORT_ORDERS[0]
-    only: str = PAIR_FILTERS[0]
-    page: int = 0
+    query: Any = ""
+    order: Any = SORT_ORDERS[0]
+    row_filter: Any = PAIR_FILTERS[0]  # one of PAIR_FILTERS, or the name of a lint rule
+    page: Any = 0
 
 
 def select_rows(view: TableView, items: Sequence[Pair], findings: Sequence[Finding]) -> list[int]:
     """Indexes (from 0) of the pairs that the view shows, in its order, over all its pages."""
-    found: dict[int, int] = {}
+    counts: dict[int, int] = {}  # findings of each pair
     for finding in findings:
         for row in finding.pairs:
-            found[row - 1] = found.get(row - 1, 0) + 1
-    wanted = view.query.strip().casefold()
-    keep = _filter_rows(view.only, items, findings, found)
-    rows = [n for n in keep if not wanted or wanted in _searchable_text(items[n]).casefold()]
+            counts[row - 1] = counts.get(row - 1, 0) + 1
+    query = view.query.strip().casefold()
+    candidates = _filter_rows(view.row_filter, items, findings, counts)
+    rows = [n for n in candidates if not query or query in _searchable_text(items[n]).casefold()]
     if view.order == SORT_ORDERS[1]:
         rows.sort(key=lambda n: -len(items[n].output))
     elif view.order == SORT_ORDERS[2]:
         rows.sort(key=lambda n: len(items[n].output))
     elif view.order == SORT_ORDERS[3]:
-        rows.sort(key=lambda n: -found.get(n, 0))
+        rows.sort(key=lambda n: -counts.get(n, 0))
     elif view.order == SORT_ORDERS[4]:
         rows.sort(key=lambda n: items[n].instruction.casefold())
     return rows
 
 
 def _filter_rows(
-    only: str, items: Sequence[Pair], findings: Sequence[Finding], found: Mapping[int, int]
+    row_filter: str, items: Sequence[Pair], findings: Sequence[Finding], counts: Mapping[int, int]
 ) -> Sequence[int]:
-    if only == "With findings":
-        return sorted(n for n in found if n < len(items))
-    if only == "Unfinished":
+    if row_filter == "With findings":
+        return sorted(n for n in counts if n < len(items))
+    if row_filter == "Unfinished":
         return [row - 1 for row in sorted({row for row, _ in pairs.find_unfinished(items)})]
-    if only == "Conversations":
+    if row_filter == "Conversations":
         return [n for n, p in enumerate(items) if p.history]
-    if only == "Synthetic":
+    if row_filter == "Synthetic":
         return [n for n, p in enumerate(items) if p.source.startswith("synthetic")]
-    if only in ("", "All pairs"):
+    if row_filter in ("", "All pairs"):
         return range(len(items))
-    named = [f for f in findings if only in (f.rule, f.key)]
-    return sorted({row - 1 for f in named for row in f.pairs if row <= len(items)})
+    matching = [f for f in findings if row_filter in (f.rule, f.key)]
+    return sorted({row - 1 for f in matching for row in f.pairs if row <= len(items)})
 
 
 def _cell_texts(pair: Pair) -> list[str]:
-    """The texts of its cells, from the first turn on."""
+    """The texts of a pair's cells in their order, from the first turn on."""
     return [*(text for turn in pair.history for text in turn), pair.instruction, pair.output]
 
 
 def _normalize_line_breaks(text: str) -> str:
-    """A text as a browser's cell holds it: every line break is \\n there."""
+    """A text as a browser's text box holds it: every line break is \\n there."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -92,11 +91,11 @@ def _searchable_text(pair: Pair) -> str:
 def table_html(
     items: Sequence[Pair], rows: Sequence[int], view: TableView, selected: int = 0, focus: bool = False
 ) -> str:
-    """One page of the table. selected: number of a pair, from 1; focus: put the cursor into it."""
+    """One page of the table. selected: the number of a pair, from 1; focus: put the cursor into it."""
     if not items:
-        nothing = t("<b>No pairs yet.</b> Write the first one, or bring text in with the tab Import.")
+        hint = t("<b>No pairs yet.</b> Write the first one, or import text in the tab Import.")
         return (
-            f'<div class="empty"><p>{nothing}</p>'
+            f'<div class="empty"><p>{hint}</p>'
             f'<button data-do="add" class="tool wide">{t("＋ Write the first pair")}</button></div>'
         )
     if not rows:
@@ -105,11 +104,11 @@ def table_html(
     shown = rows[first : first + ROWS_PER_PAGE]
     body = "".join(_row_html(n, items[n], n + 1 == selected, focus) for n in shown)
     heads = "".join(f"<span>{h}</span>" for h in ("#", t("Someone says"), t("The persona answers")))
-    drawing = time.time_ns()  # table.js forgets what the cells held before
+    drawing = time.time_ns()  # with a new number, pairs_table.js forgets what the cells held before
     pager = _pager_html(view.page, len(rows), len(items))
     body = f"<div class='rows' role='list' data-drawing='{drawing}'>{body}</div>"
-    past = f"<a class='skip' href='#to-template'>{t('Past the table')}</a>"  # some hundred presses of Tab away
-    return f"{past}<div class='heads' aria-hidden='true'>{heads}</div>{body}{pager}"
+    skip_link = f"<a class='skip' href='#to-template'>{t('Skip the table')}</a>"  # else hundreds of presses of Tab
+    return f"{skip_link}<div class='heads' aria-hidden='true'>{heads}</div>{body}{pager}"
 
 
 def _row_html(n: int, pair: Pair, selected: bool, focus: bool) -> str:
@@ -126,16 +125,16 @@ def _row_html(n: int, pair: Pair, selected: bool, focus: bool) -> str:
         for do, word, title, label in ROW_TOOLS
     )
     source = f"<span class='source'>{escape(pair.source)}</span>" if pair.source else ""
-    marked = f"{' selected' if selected else ''}{' talk' if pair.history else ''}"
+    classes = f"{' selected' if selected else ''}{' conversation' if pair.history else ''}"
     return (
-        f'<div class="pair{marked}" role="listitem" data-row="{n + 1}"{" data-focus" if selected and focus else ""}>'
+        f'<div class="pair{classes}" role="listitem" data-row="{n + 1}"{" data-focus" if selected and focus else ""}>'
         f'<span class="no">{n + 1}</span><div class="cells">{cells}</div>'
         f'<div class="foot"><div class="marks"></div><div class="tools">{source}{tools}</div></div></div>'
     )
 
 
 def _cell_html(field: str, text: str, label: str) -> str:
-    # the parser takes one line break after <textarea> away
+    # the parser drops one line break after <textarea>
     return (
         f'<textarea data-field="{field}" rows="1" spellcheck="false" aria-label="{label}">\n{escape(text)}</textarea>'
     )
@@ -168,18 +167,18 @@ def _pager_html(page: int, matching: int, total: int) -> str:
 
 
 def apply_edit(persona: Persona, event: Mapping[str, Any]) -> int:
-    """Carry out what was done in the table; returns the number of the pair to look at now.
+    """Carry out an edit of the table. Returns the number of the pair to select now.
 
     event: {"do": edit|add|duplicate|split|join|delete, "row": number from 1, for edit "field", "old", "text", for the
     last four "saw": the pair's texts as the visitor's window shows them, cell by cell}.
-    Raises InputError, with nothing written, when the row is not what the visitor saw.
+    Raises InputError, with nothing written, when the pair is not what the visitor's window shows.
     """
     try:
         return _apply_edit(persona, str(event["do"]), int(event["row"]), event)
     except (KeyError, ValueError, TypeError) as e:
         if isinstance(e, InputError):
             raise
-        raise InputError("The page sent something that is no edit. Press Reload.") from e
+        raise InputError("The page sent something that is not an edit. Press Reload.") from e
 
 
 def _apply_edit(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -> int:

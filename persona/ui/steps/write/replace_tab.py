@@ -1,4 +1,4 @@
-"""Write, tab Replace: find and replace in all pairs."""
+"""Write, tab Find & replace: in all pairs at once."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from persona.ui.page import QUIET, Page, open_current_persona, show_errors
 from persona.ui.steps.write import pairs_tab, suggest_tab
 
 
-def preview_replacement(slug: str, find: str, put: str, case: bool) -> tuple[str, Any]:
-    """What a find-and-replace would change, before it does."""
+def preview_replacement(slug: str, find: str, replacement: str, match_case: bool) -> tuple[str, Any]:
+    """What a find-and-replace would change, as HTML, and the button."""
     if not find:
         return "", gr.Button(t("Replace"), interactive=False)
-    changes = edits.replace_in_pairs(open_current_persona(slug).scan()[0], find, put, case)
+    changes = edits.replace_in_pairs(open_current_persona(slug).scan()[0], find, replacement, match_case)
     shown_rows = "".join(
         f"<div><span class='no'>{c.at + 1}</span><span>{suggest_tab.difference_html(before, after)}</span></div>"
         for c in changes[:20]
@@ -36,7 +36,7 @@ def _replace_label(count: int) -> str:
 
 
 def _changed_texts(change: edits.PairChange) -> list[tuple[str, str]]:
-    """The texts of a pair that differ, before and after."""
+    """The texts of a pair that differ: (before, after)."""
     assert change.old and change.new
     sides = [
         [p.instruction, p.output, *(text for turn in p.history for text in turn)] for p in (change.old, change.new)
@@ -44,30 +44,30 @@ def _changed_texts(change: edits.PairChange) -> list[tuple[str, str]]:
     return [(a, b) for a, b in zip(*sides, strict=True) if a != b]
 
 
-def replace_all(slug: str, find: str, put: str, case: bool) -> tuple[str, Any]:
+def replace_all(slug: str, find: str, replacement: str, match_case: bool) -> tuple[str, Any]:
     persona = open_current_persona(slug)
-    changes = edits.replace_in_pairs(persona.scan()[0], find, put, case)
+    changes = edits.replace_in_pairs(persona.scan()[0], find, replacement, match_case)
     edit_history.commit(persona, Message("replacement in {n} pairs", n=len(changes)), changes)
     done = t("Replaced in {n} pairs. Undo takes it back.", n=f"{len(changes):,}")
     return f"<div class='good'>{done}</div>", gr.Button(t("Replace"), interactive=False)
 
 
-def build_replace_tab(page: Page, parts: pairs_tab.PairsTab) -> None:
+def build_replace_tab(page: Page, tab: pairs_tab.PairsTab) -> None:
     with gr.Row(elem_classes="slim"):
         find = gr.Textbox(label=t("Find"), elem_id="find")
-        put = gr.Textbox(label=t("Replace by"), elem_id="replace-by")
-        case = gr.Checkbox(True, label=t("Match case"), scale=0, min_width=140)
+        replacement = gr.Textbox(label=t("Replace with"), elem_id="replace-with")
+        match_case = gr.Checkbox(True, label=t("Match case"), scale=0, min_width=140)
         button = gr.Button(t("Replace"), interactive=False, scale=0, min_width=200, elem_id="replace-all")
-    found = gr.HTML(elem_id="replace-preview")
-    asked = [page.slug, find, put, case]
-    # not .input: that one is silent when text is pasted or comes from an input method
+    result = gr.HTML(elem_id="replace-preview")
+    inputs = [page.slug, find, replacement, match_case]
+    # not .input, which is silent when text is pasted or comes from an input method
     gr.on(
-        [find.change, put.change, case.input],
+        [find.change, replacement.change, match_case.input],
         show_errors(preview_replacement),
-        asked,
-        [found, button],
+        inputs,
+        [result, button],
         trigger_mode="always_last",
         **QUIET,
     )
-    done = button.click(show_errors(replace_all), asked, [found, button], api_visibility="private")
-    pairs_tab.follow_change(done.success(**pairs_tab.redraw_event(parts, page)), parts, page)
+    replaced = button.click(show_errors(replace_all), inputs, [result, button], api_visibility="private")
+    pairs_tab.redraw_after(replaced, tab, page)

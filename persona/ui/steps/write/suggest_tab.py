@@ -1,4 +1,4 @@
-"""Write, tab Suggest: pairs proposed by another model, read and taken one by one."""
+"""Write, tab Suggest: pairs proposed by another model, added or discarded one by one."""
 
 import difflib
 from html import escape
@@ -22,32 +22,34 @@ NO_MODEL_NOTE = (
 )
 
 
-def propose_pairs(slug: str, number: int, about: str, like_this: bool) -> tuple[list[tuple[Pair, str]], str]:
-    """Proposals as (pair, question it was made from), and their HTML."""
-    at = llm_client.endpoint_from_env()
-    if not at:
+Proposal = tuple[Pair, str]  # and the question that it rephrases, "" for none
+
+
+def propose_pairs(slug: str, number: int, about: str, rephrase: bool) -> tuple[list[Proposal], str]:
+    """Proposals and their HTML. rephrase: the question of pair `number`; else new pairs about a topic."""
+    endpoint = llm_client.endpoint_from_env()
+    if not endpoint:
         raise PersonaError(NO_MODEL_NOTE)
     persona = open_current_persona(slug)
     items, _ = persona.scan()
-    if like_this:
+    if rephrase:
         if not 1 <= number <= len(items):
             raise InputError("Click a pair in the table first.")
-        made = [
-            (p, items[number - 1].instruction) for p in suggestions.suggest_paraphrases(at, items[number - 1], number)
-        ]
+        pair = items[number - 1]
+        proposals = [(p, pair.instruction) for p in suggestions.suggest_paraphrases(endpoint, pair, number)]
     else:
         if not items:
             raise InputError("Write a few pairs first: the model needs examples of the persona's style.")
-        made = [(p, "") for p in suggestions.suggest_pairs(at, persona.card(), items, about)]
-    return made, proposals_html(made)
+        proposals = [(p, "") for p in suggestions.suggest_pairs(endpoint, persona.card(), items, about)]
+    return proposals, proposals_html(proposals)
 
 
-def proposals_html(made: list[tuple[Pair, str]]) -> str:
+def proposals_html(proposals: list[Proposal]) -> str:
     return "".join(
         f"<div class='mark hint'><span><b>{difference_html(old, p.instruction)}</b><br>{escape(p.output)}</span>"
         f'<button class="tool wide" data-do="take" data-at="{n}">{t("Add")}</button>'
         f'<button class="tool wide" data-do="leave" data-at="{n}">{t("Discard")}</button></div>'
-        for n, (p, old) in enumerate(made)
+        for n, (p, old) in enumerate(proposals)
     )
 
 
@@ -64,39 +66,39 @@ def difference_html(old: str, new: str) -> str:
     return "".join(parts)
 
 
-def decide_proposal(slug: str, made: list[tuple[Pair, str]], event: gr.EventData) -> tuple[list[tuple[Pair, str]], str]:
+def decide_proposal(slug: str, proposals: list[Proposal], event: gr.EventData) -> tuple[list[Proposal], str]:
     """Add or discard one proposal."""
-    at = int(event.at)
-    if not 0 <= at < len(made):
+    index = int(event.at)
+    if not 0 <= index < len(proposals):
         raise InputError("That proposal is not there any more.")
     if event.do == "take":
         persona = open_current_persona(slug)
-        edit_history.commit(
-            persona, Message("add of a suggested pair"), [PairChange(len(persona.scan()[0]), None, made[at][0])]
-        )
-    rest = made[:at] + made[at + 1 :]
+        added = PairChange(len(persona.scan()[0]), None, proposals[index][0])
+        edit_history.commit(persona, Message("add of a suggested pair"), [added])
+    rest = proposals[:index] + proposals[index + 1 :]
     return rest, proposals_html(rest)
 
 
 def build(page: Page) -> Any:
-    """The tab. Returns the event after a proposal was taken or left."""
-    set_up = llm_client.endpoint_from_env() is not None
-    gr.Markdown("" if set_up else t(NO_MODEL_NOTE), visible=not set_up)
+    """The tab. Returns the event of a proposal that was added or discarded."""
+    configured = llm_client.endpoint_from_env() is not None
+    gr.Markdown("" if configured else t(NO_MODEL_NOTE), visible=not configured)
     with gr.Row(elem_classes="slim"):
-        about = gr.Textbox(label=t("About"), placeholder=t("e.g. being refused, festivals, her childhood"), scale=3)
-        new = gr.Button(t("Suggest new pairs"), interactive=set_up, elem_id="suggest-new")
-        like = gr.Button(t("Rephrase the chosen question"), interactive=set_up, elem_id="suggest-like")
-    made = gr.State([])
-    listed = gr.HTML(elem_id="proposals", js_on_load=FORWARD_CLICKS_JS)
-    for button, like_this in ((new, False), (like, True)):
+        about = gr.Textbox(label=t("About"), placeholder=t("e.g. being refused, festivals, childhood"), scale=3)
+        new = gr.Button(t("Suggest new pairs"), interactive=configured, elem_id="suggest-new")
+        rephrase = gr.Button(t("Rephrase the chosen question"), interactive=configured, elem_id="suggest-like")
+    proposals = gr.State([])
+    listing = gr.HTML(elem_id="proposals", js_on_load=FORWARD_CLICKS_JS)
+    for button, is_rephrase in ((new, False), (rephrase, True)):
         button.click(
-            show_errors(propose_pairs), [page.slug, page.pair, about, gr.State(like_this)], [made, listed],
-            show_progress_on=listed, api_visibility="private",
+            show_errors(propose_pairs), [page.slug, page.pair_number, about, gr.State(is_rephrase)],
+            [proposals, listing],
+            show_progress_on=listing, api_visibility="private",
         )  # fmt: skip
-    return listed.click(
+    return listing.click(
         show_errors(decide_proposal),
-        [page.slug, made],
-        [made, listed],
+        [page.slug, proposals],
+        [proposals, listing],
         show_progress="hidden",
         api_visibility="private",
     )

@@ -1,4 +1,6 @@
-"""Write, before a persona is open: start from an example, a file, or nothing."""
+"""Write, while no persona is open: start from an example, from a file, or from scratch."""
+
+from typing import NamedTuple
 
 import gradio as gr
 
@@ -6,7 +8,7 @@ from persona.errors import InputError
 from persona.store import persona_folder
 from persona.ui.i18n import t
 
-FIRST_EXAMPLE = "zhen-huan"  # the example that is offered first
+FIRST_EXAMPLE = "zhen-huan"  # shown first
 
 
 def open_example(name: str) -> str:
@@ -19,36 +21,53 @@ def start_persona(name: str) -> str:
     return persona_folder.create_persona(name, persona_folder.default_card(name.strip())).slug
 
 
-def build_welcome() -> tuple[gr.Column, list[gr.Button], gr.Textbox, gr.Button, gr.File]:
-    """The first screen: three ways in, the quickest first."""
+class Welcome(NamedTuple):
+    """The components of the first screen."""
+
+    column: gr.Column
+    examples: list[gr.Button]
+    file: gr.File
+    name: gr.Textbox
+    start: gr.Button
+
+
+def build_welcome() -> Welcome:
+    """The first screen: three ways to start, the quickest first."""
     with gr.Column(visible=True, elem_id="welcome") as column:
         gr.Markdown(
             t(
-                "### Make a language model be someone\n"
-                "Write what people say and what your persona answers. Train a small adapter on it, right here. Then "
-                "ask base and persona the same question, side by side, and hear the difference."
+                "### How it works\nWrite what people say and what your persona answers. Train a small adapter "
+                "on these pairs, right here. Then ask base and persona the same question, and compare the "
+                "answers side by side."
             )
         )
-        with gr.Row(elem_classes="ways"):
+        with gr.Row(elem_classes="ways-to-start"):
             with gr.Column(elem_classes="card", min_width=280):
-                gr.Markdown(t("#### 1. Open the example\nReady to train: about ten minutes to her first answer."))
-                examples = [
-                    gr.Button(t("Open {name}  ({n} pairs, {language})", name=e.card().name, n=len(e.scan()[0]),
-                                language=e.card().language),
-                              variant="secondary" if n else "primary", elem_id=f"open-{e.slug}")
-                    for n, e in enumerate(sorted(persona_folder.list_examples(), key=lambda e: e.slug != FIRST_EXAMPLE))
-                ]  # fmt: skip
-                gr.Markdown(t("You get a copy of your own."), elem_classes="quiet")
+                gr.Markdown(t("#### 1. Open an example\nReady to train: about ten minutes to the first answer."))
+                examples = _build_example_buttons()
+                gr.Markdown(t("You get your own copy."), elem_classes="quiet")
             with gr.Column(elem_classes="card", min_width=280):
                 gr.Markdown(
                     t(
-                        "#### 2. Bring my own text\nScreenplay, novel, chat log, table or character card. You see what "
-                        "becomes of it before anything is saved."
+                        "#### 2. Import your own text\nA screenplay, novel, chat log, table or character card. You "
+                        "see a preview before anything is saved."
                     )
                 )
-                dropped = gr.File(label=t("A file"), type="filepath", height=130, elem_id="start-file")
+                file = gr.File(label=t("A file"), type="filepath", height=130, elem_id="start-file")
             with gr.Column(elem_classes="card", min_width=280):
-                gr.Markdown(t("#### 3. Start from nothing\nA name is enough. She begins to show from about 100 pairs."))
-                name = gr.Textbox(label=t("Her name"), placeholder=t("A name"), elem_id="new-name")
+                gr.Markdown(
+                    t("#### 3. Start from scratch\nA name is enough. The persona begins to show from about 100 pairs.")
+                )
+                name = gr.Textbox(label=t("Name of the persona"), placeholder=t("A name"), elem_id="new-name")
                 start = gr.Button(t("Start"), elem_id="start")
-    return column, examples, name, start, dropped
+    return Welcome(column, examples, file, name, start)
+
+
+def _build_example_buttons() -> list[gr.Button]:
+    buttons = []
+    for example in sorted(persona_folder.list_examples(), key=lambda example: example.slug != FIRST_EXAMPLE):
+        card, count = example.card(), len(example.scan()[0])
+        label = t("Open {name}  ({n} pairs, {language})", name=card.name, n=count, language=card.language)
+        variant = "primary" if example.slug == FIRST_EXAMPLE else "secondary"
+        buttons.append(gr.Button(label, variant=variant, elem_id=f"open-{example.slug}"))
+    return buttons

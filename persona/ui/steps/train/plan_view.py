@@ -1,0 +1,98 @@
+"""Step 3, before the start: what a run would do, in words: steps, pairs, device, memory and time."""
+
+import math
+from html import escape
+from typing import Any
+
+from persona.errors import PersonaError
+from persona.models import hardware
+from persona.store.persona_folder import Persona
+from persona.train import launcher
+from persona.train import plan as train_plan
+from persona.train.config import PRESETS, RunConfig
+from persona.train.plan import TrainingEstimate
+from persona.ui.i18n import localized, t
+from persona.ui.page import open_current_persona
+from persona.ui.steps.train import settings_form
+
+
+def plan_html(slug: str, preset: str, *form: Any) -> str:
+    """What Start would do, or why it cannot. form: the RenderSettings and the expert settings."""
+    try:
+        config, persona = settings_form.form_to_config(preset, *form), open_current_persona(slug)
+        pairs = persona.pairs()
+        if len(pairs) < launcher.MIN_PAIRS:
+            few = t(
+                "{n} pairs; a run needs at least {least}. Write more first.", n=len(pairs), least=launcher.MIN_PAIRS
+            )
+            return f'<div class="hint">{few}</div>'
+        estimate = train_plan.estimate_on_this_machine(persona, config, pairs)
+    except PersonaError as e:
+        return f'<div class="problem">{escape(localized(e.message))}</div>'
+    about = escape(t(PRESETS[preset][1]))
+    if estimate is None:
+        reason = localized(hardware.plan_device(hardware.this_machine(), config.dtype).reason)
+        unknown = t(("{n} pairs. {reason} Memory and time can be estimated once the base is on this disk; step 2 "
+"downloads it."),
+                    n=len(pairs), reason=escape(reason))  # fmt: skip
+        return f'<div class="quiet">{about}<br>{unknown}</div>'
+    return (
+        f'<div class="quiet">{about}<br>{_steps_text(estimate)} {escape(localized(estimate.plan.reason))}<br>'
+        f"{_memory_text(estimate)}</div>"
+        f"{_too_large_html(config, estimate)}"
+    )
+
+
+def _steps_text(estimate: TrainingEstimate) -> str:
+    """The number of pairs and steps, and about how long they take."""
+    rows = {"learn": estimate.train_rows, "held": estimate.held_out, "steps": estimate.steps}
+    if estimate.seconds is None:
+        return t("{learn} pairs to learn from, {held} held out to measure on; {steps} steps.", **rows)
+    minutes = math.ceil(estimate.seconds / 60)
+    time = t("{n} hours", n=f"{estimate.seconds / 3600:.1f}")
+    if minutes < 90:
+        time = t("1 minute") if minutes == 1 else t("{n} minutes", n=minutes)
+    if estimate.from_run:
+        return t("{learn} pairs to learn from, {held} held out to measure on; {steps} steps, <b>about {time}</b> at "
+                 "the speed of your last such run.", **rows, time=time)  # fmt: skip
+    return t("{learn} pairs to learn from, {held} held out to measure on; {steps} steps, <b>about {time}</b> by a "
+             "quick measurement of this machine.", **rows, time=time)  # fmt: skip
+
+
+def _memory_text(estimate: TrainingEstimate) -> str:
+    m, plan = estimate.plan.memory, estimate.plan
+    sizes = {"all": m.total, "limit": plan.limit, "weights": m.weights, "training": m.training,
+             "activations": m.activations, "logits": m.logits, "runtime": m.runtime}  # fmt: skip
+    return t(
+        "Memory: about <b>{all} GB</b> of {limit} GB that it may use (weights {weights}, LoRA and optimizer "
+        "{training}, activations {activations}, logits {logits}, runtime {runtime}).",
+        **{name: f"{size / 1e9:.1f}" for name, size in sizes.items()},
+    )
+
+
+def _too_large_html(config: RunConfig, estimate: TrainingEstimate) -> str:
+    """What to change when the run does not fit into memory; "" when it fits."""
+    plan, free = estimate.plan, f"{estimate.plan.limit / 1e9:.1f}"
+    if plan.fits and plan.quantization == config.quantization:
+        return ""
+    others = t("Choose a smaller base, close other programs, or shorten the longest rows (about {n} tokens).",
+               n=estimate.longest)  # fmt: skip
+    if plan.fits:
+        words = t(
+            ("This base does not fit into {free} GB, even one row at a time. With quantized weights "
+"(quantization={how}) it would. Otherwise:"),
+            free=free, how=plan.quantization,
+        )  # fmt: skip
+    else:
+        words = t(
+            ("This will not fit: the smallest setting (batch {batch}, quantization {how}) needs {need} "
+"GB, and {free} GB can be used."),
+            batch=plan.batch_size, how=plan.quantization, need=f"{plan.memory.total / 1e9:.1f}", free=free,
+        )  # fmt: skip
+    return f'<div class="problem">{words} {others}</div>'
+
+
+def fit_settings(persona: Persona, config: RunConfig) -> tuple[RunConfig, float | None]:
+    """The settings with what the plan on the page changes in them, and the seconds it expects (None: not known)."""
+    estimate = train_plan.estimate_on_this_machine(persona, config, persona.pairs())
+    return (train_plan.apply_plan(config, estimate.plan), estimate.seconds) if estimate else (config, None)

@@ -1,0 +1,41 @@
+"""Write, below the table: the selected pair as the model will see it, also while it is typed."""
+
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from persona.errors import PersonaError
+from persona.store.pairs import Pair
+from persona.ui.i18n import localized, t
+from persona.ui.page import RenderSettings, open_current_persona, open_page_renderer
+from persona.ui.widgets import mask_html
+
+
+def preview_mask(slug: str, number: int, *inputs: Any) -> str:
+    """The mask of a saved pair; number: from 1, the nearest that exists. inputs: the RenderSettings."""
+    items = open_current_persona(slug).scan()[0] if slug else []
+    if not items:
+        return ""
+    number = min(max(1, number), len(items))
+    return mask_card(slug, items[number - 1], number, RenderSettings(*inputs))
+
+
+def preview_typed(
+    slug: str, base: str, template: str, max_length: float, learn_history: bool, event: gr.EventData
+) -> str:
+    """The mask of what is typed so far, before it is saved."""
+    texts = {str(k): str(v) for k, v in dict(event.texts).items()}
+    turns = sum(k.startswith("history.") for k in texts) // 2
+    history = tuple((texts[f"history.{n}.0"], texts[f"history.{n}.1"]) for n in range(turns))
+    pair = Pair(texts["instruction"], texts["output"], history)
+    return mask_card(slug, pair, int(event.row), RenderSettings(base, template, max_length, learn_history))
+
+
+def mask_card(slug: str, pair: Pair, number: int, settings: RenderSettings) -> str:
+    try:
+        _, renderer = open_page_renderer(slug, settings)
+    except PersonaError as e:
+        return f"<div class='hint'>{escape(localized(e.message))}</div>"
+    head = f"<div class='quiet'>{t('Pair {n}, as the model sees it', n=number)}</div>"
+    return f"<div class='card'>{head}{mask_html(renderer, renderer.render_example(pair))}</div>"
