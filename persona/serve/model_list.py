@@ -13,7 +13,8 @@ from persona.models import base as bases
 from persona.models.adapter import Adapter
 from persona.models.base import Base
 from persona.serve.api_errors import ApiError
-from persona.share import adapter_ref
+from persona.share.adapter_ref import AdapterRef
+from persona.share.open_adapter import open_adapter, opened_dir
 from persona.store import files, persona_folder, workspace
 from persona.template.chat_template import ChatTemplate
 from persona.template.render import Renderer
@@ -50,7 +51,7 @@ def _template_of(base: Base) -> ChatTemplate:
 
 
 def open_named_models(references: Sequence[str], base: str = "") -> list[ServedModel]:
-    """The models named on the command line, ADAPTER or NAME=ADAPTER (adapter_ref.open_adapter), and their bases.
+    """The models named on the command line, ADAPTER (see AdapterRef.parse) or NAME=ADAPTER, and their bases.
 
     base: instead of the adapters' own. Without adapters: this base alone, or list_home_models().
     """
@@ -61,7 +62,7 @@ def open_named_models(references: Sequence[str], base: str = "") -> list[ServedM
         name, sign, rest = text.partition("=")
         if not sign or Path(text).expanduser().exists():
             name, rest = "", text
-        adapter = adapter_ref.open_adapter(rest)
+        adapter = open_adapter(AdapterRef.parse(rest))
         opened.append((name.strip(), adapter, base_of(adapter, base)))
     return list_models(opened, [bases.resolve_base(base)] if base else [])
 
@@ -80,7 +81,7 @@ def _read_home_models() -> list[ServedModel]:
         next((r.adapter for r in run_folder.list_runs(p) if r.adapter.is_dir()), None)
         for p in persona_folder.list_personas()
     ]
-    opened = [p.parent for p in (workspace.current_workspace() / "adapters").glob("*/adapter_config.json")]
+    opened = [p.parent for p in opened_dir().glob("*/adapter_config.json")]
     found = []
     for path in sorted(p for p in [*paths, *opened] if p):
         with contextlib.suppress(OSError):
@@ -130,12 +131,8 @@ def _free_name(name: str, taken: Iterable[str]) -> str:
 
 def model_name(adapter: Adapter) -> str:
     """The name of the persona's folder for a run's adapter (…@STEP for a snapshot), else of the adapter's own."""
-    path = adapter.path.resolve()
-    if path.name == "adapter" and path.parent.parent.name == "runs":
-        return path.parents[2].name
-    if path.parent.name == "moments" and path.parents[2].name == "runs":
-        return f"{path.parents[3].name}@{path.name.removeprefix('step-')}"
-    return files.slugify(adapter.card.name) if path.name == "adapter" else path.name
+    ref = AdapterRef.from_folder(adapter.path)
+    return files.slugify(adapter.card.name) if str(ref) == "opened/adapter" else ref.model_name
 
 
 def find_model(served: Sequence[ServedModel], name: str) -> ServedModel:

@@ -9,9 +9,10 @@ import gradio as gr
 from persona.compare.session import MAX_COLUMNS, MAX_STRENGTH
 from persona.errors import PersonaError
 from persona.models.sampling import Sampling
+from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.store import persona_folder
 from persona.ui import navigation, voice_picker
-from persona.ui.i18n import t
+from persona.ui.i18n import localized, t
 from persona.ui.page import QUIET, Page, open_current_persona, show_errors
 from persona.ui.steps.compare import blind_vote_tab, judge_tab, questions_tab
 from persona.ui.steps.compare.chat_tab import build_chat_tab
@@ -42,16 +43,16 @@ def refresh_adapters(slug: str, chosen: str, others: list[str]) -> tuple[gr.Drop
     ids = [i for _, i in found]
     now = chosen if chosen in ids else (ids[0] if ids else None)
     beside = voice_picker.list_other_voices(slug, now or "")
-    kept = [v for v in others or [] if v in {i for _, i in beside} or v.startswith("blend/")]
+    kept = [v for v in others or [] if v in {i for _, i in beside} or _is_blend(v)]
     return gr.Dropdown(found, value=now), _others_dropdown(beside, now, kept)
 
 
+def _is_blend(voice: str) -> bool:
+    return AdapterRef.parse_id(voice).kind is RefKind.BLEND
+
+
 def _others_dropdown(found: list[tuple[str, str]], chosen: str | None, kept: list[str]) -> gr.Dropdown:
-    blends = [
-        (voice_picker.translate_label(voice_picker.voice_label(v, chosen or "")), v)
-        for v in kept
-        if v.startswith("blend/")
-    ]
+    blends = [(localized(voice_picker.voice_label(v, chosen or "")), v) for v in kept if _is_blend(v)]
     rest = [v for v in found if v[1] != chosen]
     return gr.Dropdown([*rest, *blends], value=[v for v in kept if v != chosen])
 
@@ -60,7 +61,7 @@ def add_blend(slug: str, chosen: str, others: list[str], other: str, part: float
     """One more voice: the persona and another adapter at once, by weight."""
     if not other:
         raise PersonaError("Choose a second adapter to blend with.")
-    kept = [*(others or []), f"blend/{part:.2f}/{other}"]
+    kept = [*(others or []), str(AdapterRef.blend_with(part, AdapterRef.parse_id(other)))]
     return _others_dropdown(
         voice_picker.list_other_voices(slug, chosen), chosen, list(dict.fromkeys(kept))[-(MAX_COLUMNS - 1) :]
     )
@@ -68,7 +69,7 @@ def add_blend(slug: str, chosen: str, others: list[str], other: str, part: float
 
 def describe_adapter(chosen: str) -> tuple[Any, str]:
     """Her probes as questions to click, and what is known of the adapter."""
-    if not chosen or chosen.startswith("server/"):
+    if not chosen or voice_picker.is_remote(chosen):
         return gr.Dataset(samples=[]), f"<div class='quiet'>{t('A model on another server.')}</div>" if chosen else ""
     a = voice_picker.find_adapter(chosen)
     figures = a.facts.get("figures")
@@ -92,7 +93,7 @@ SAMPLING_FIELDS = (
 
 def card_sampling(chosen: str, *knobs: float) -> list[float]:
     """The KNOBS as her author would have them, else as they stand."""
-    here = chosen and not chosen.startswith("server/")
+    here = chosen and not voice_picker.is_remote(chosen)
     own = voice_picker.find_card(chosen).sampling.chosen() if here else {}
     return [own.get(name, value) for name, value in zip(SAMPLING_FIELDS, knobs, strict=True)]
 
@@ -112,10 +113,7 @@ def build(page: Page, step: gr.Step, key: gr.BrowserState) -> None:
     with gr.Row(equal_height=True):
         page.adapter.render()
         others = gr.Dropdown(
-            [
-                (t("Base, with her prompt"), voice_picker.BASE_WITH_PROMPT),
-                (t("Base alone, without a prompt"), voice_picker.BASE_ALONE),
-            ],
+            voice_picker.list_bases(),
             value=[voice_picker.BASE_WITH_PROMPT],
             multiselect=True,
             max_choices=MAX_COLUMNS - 1,

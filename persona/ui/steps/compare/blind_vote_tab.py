@@ -29,7 +29,7 @@ def open_vote_log_of(slug: str, chosen: str, key: str) -> VoteLog:
 
 def draw_probe(chosen: str) -> str:
     """One of the persona's probes, drawn anew each time."""
-    probes = () if (chosen or "").startswith("server/") else voice_picker.find_adapter(chosen).card.probes
+    probes = () if voice_picker.is_remote(chosen) else voice_picker.find_adapter(chosen).card.probes
     return random.choice(probes) if probes else ""
 
 
@@ -73,7 +73,7 @@ def cast_vote(choice: str, question: str, key: str, slug: str, chosen: str) -> t
     """Keep the vote; say who was who. Returns (status, four buttons, reveal, corrections row)."""
     voted = blind_votes.record_vote(open_vote_log_of(slug, chosen, key), question, choice)
     names = "".join(
-        f"<div><span class='quiet'>{side}</span> <b>{escape(voice_picker.translate_label(s.voice.label))}</b></div>"
+        f"<div><span class='quiet'>{side}</span> <b>{escape(voice_picker.record_label(s.voice))}</b></div>"
         for side, s in ((t("left"), voted.left), (t("right"), voted.right))
     )
     buttons = [gr.Button(interactive=False) for _ in VOTE_CHOICES]
@@ -96,7 +96,7 @@ def tally_html(slug: str, chosen: str, key: str) -> str:
 
 
 def _tally_card(c: blind_votes.Tally) -> str:
-    first, second = voice_picker.translate_label(c.first.label), voice_picker.translate_label(c.second.label)
+    first, second = voice_picker.record_label(c.first), voice_picker.record_label(c.second)
     counts = {first: c.wins, second: c.losses, t("equally good"): c.ties, t("both bad"): c.both_bad}
     bars = bars_html([(words, count, str(count)) for words, count in counts.items()])
     two = {"first": escape(first), "second": escape(second)}
@@ -153,7 +153,7 @@ def build(page: Page, key: gr.State, strength: gr.Slider, knobs: list[Any], open
         )
         draw = gr.Button(t("Another question"), scale=1, min_width=150)
         rival = gr.Dropdown(
-            [(t("Base, with her prompt"), voice_picker.BASE_WITH_PROMPT)],
+            voice_picker.list_bases()[:1],
             value=voice_picker.BASE_WITH_PROMPT,
             scale=2,
             min_width=200,

@@ -51,7 +51,7 @@ def chatbot_updates(talk: Conversation | None, voices: Sequence[VoiceRecord]) ->
     made = []
     for n in range(MAX_COLUMNS):
         if n < len(voices):
-            label = voice_picker.translate_label(voices[n].label)
+            label = localized(voices[n].label)
             made.append(gr.Chatbot(chatbot_messages(talk, voices[n].column), label=label))
         else:
             made.append(gr.Chatbot([]))
@@ -165,7 +165,7 @@ def _stream_update(
     talk_id: str,
 ) -> tuple:
     idle = MAX_COLUMNS - len(bots)
-    shown = [gr.Chatbot(b, label=voice_picker.translate_label(label)) for b, label in zip(bots, labels, strict=True)]
+    shown = [gr.Chatbot(b, label=localized(label)) for b, label in zip(bots, labels, strict=True)]
     notes = [reply_note(r, sampling.max_new_tokens) for r in replies]
     return (*shown, *[gr.skip()] * idle, *notes, *[""] * idle, "", status, talk_id)
 
@@ -249,11 +249,11 @@ def show_conversation(slug: str, chosen: str, others: Sequence[str], key: str, t
     talk = load_conversation(slug, chosen, key, talk_id)
     voices = _column_voices(chosen, others)
     bots = chatbot_updates(talk, voices)
-    if talk is None and not chosen.startswith("server/"):
+    if talk is None and not voice_picker.is_remote(chosen):
         a = voice_picker.find_adapter(chosen)
         mine = 1 if len(voices) > 1 else 0
         greeting = escape(a.card.greeting) or t("Say something")
-        bots[mine] = gr.Chatbot([], label=voice_picker.translate_label(voices[mine].label), placeholder=greeting)
+        bots[mine] = gr.Chatbot([], label=localized(voices[mine].label), placeholder=greeting)
     return (*_column_visibility(len(voices)), *bots, *[""] * MAX_COLUMNS)
 
 
@@ -263,9 +263,7 @@ def _column_visibility(count: int) -> list[gr.Column]:
 
 def _column_voices(chosen: str, others: Sequence[str]) -> list[VoiceRecord]:
     """The voices of the columns as open_comparison orders them, without opening a model."""
-    ids = list(others or [])[: MAX_COLUMNS - 1]
-    ids.insert(1 if ids else 0, chosen)
-    return [voice_picker.voice_record(voice, chosen) for voice in ids]
+    return [voice_picker.voice_record(v, chosen) for v in voice_picker.column_order(chosen, others)]
 
 
 def edit_message(event: gr.EditData, key: str, slug: str, chosen: str, others: Sequence[str], talk_id: str, column: int,

@@ -19,7 +19,7 @@ def report_loading(chosen: str) -> Iterator[str]:
 
     Raises BaseError when the base cannot be had.
     """
-    if (chosen or "").startswith("server/"):
+    if voice_picker.is_remote(chosen):
         yield t("Asking the other server …")
         return
     main = voice_picker.find_adapter(chosen)

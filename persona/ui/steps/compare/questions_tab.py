@@ -9,6 +9,7 @@ import gradio as gr
 
 from persona.compare import question_list
 from persona.errors import PersonaError
+from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.store import persona_folder
 from persona.store.files import slugify
 from persona.train import run_folder
@@ -26,9 +27,9 @@ MAX_QUESTIONS = 200  # questions of one list: about half an hour on two cores
 def held_out_questions(slug: str, chosen: str) -> str:
     """Questions that the adapter was never trained on: its probes, and the held-out pairs of its run."""
     found = list(voice_picker.find_adapter(chosen).card.probes)
-    if chosen.startswith("run/"):
-        name = chosen.split("/")[2].partition("@")[0]
-        run = next((r for r in run_folder.list_runs(persona_folder.find_persona(slug)) if r.name == name), None)
+    ref = AdapterRef.parse_id(chosen)
+    if ref.kind is RefKind.RUN:
+        run = next((r for r in run_folder.list_runs(persona_folder.find_persona(slug)) if r.name == ref.run), None)
         found += [r.pair.instruction for r in run.rows() if r.held_out and not r.pair.history][:20] if run else []
     return "\n".join(dict.fromkeys(" ".join(q.split()) for q in found))
 
@@ -64,7 +65,7 @@ def answer_questions(
 
 
 def answers_html(labels: Sequence[str], rows: Sequence[question_list.AnswerRow]) -> str:
-    head = "".join(f"<th>{escape(x)}</th>" for x in [t("Question"), *map(voice_picker.translate_label, labels)])
+    head = "".join(f"<th>{escape(x)}</th>" for x in [t("Question"), *map(localized, labels)])
     body = "".join(
         f"<tr><td>{escape(r.question)}</td>"
         + "".join(

@@ -6,6 +6,7 @@ import gradio as gr
 
 from persona.models import adapter
 from persona.share import archive, hub, refresh_card
+from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.store import deployment
 from persona.store.files import slugify
 from persona.ui.i18n import t
@@ -27,7 +28,7 @@ SPACE_LINK = (
 def open_chosen_adapter(chosen: str) -> adapter.Adapter:
     """The chosen adapter; of a run's, the card is first brought up to what is known of it now."""
     found = find_adapter(chosen)
-    if chosen.startswith("run/"):
+    if AdapterRef.parse_id(chosen).kind is RefKind.RUN:
         refresh_card.refresh_model_card(found.path, find_card(chosen))
     return find_adapter(chosen)
 
