@@ -1,1 +1,1 @@
-"""Speed with a number: each script prints ratios measured in one run against a named alternative."""
+"""Benchmarks: each script prints ratios measured in one run against a named alternative."""

@@ -1,11 +1,11 @@
-"""Side by side from one batch, against the same two replies made one after the other, and against llama.cpp.
+"""Chat speed: base and adapter in one batch, against the same two replies one after the other, and against llama.cpp.
 
     python -m benchmarks.chat [ADAPTER] [--base NAME] [--tokens 48] [--json]
 
-Without an adapter one is trained for a few steps on datasets/zhen-huan: what is said matters little for the speed.
-Greedy: both of our ways write the same texts (checked), so tokens/s compare like with like. llama.cpp (where xllamacpp
-is installed, and for the embedded base) reads the Q4 file that our weights were made from, without any adapter, and
-answers the same prompts one at a time, as its users do. The three take turns, question by question.
+Without an adapter, one is trained for a few steps on datasets/zhen-huan; the text matters little for the speed.
+Decoding is greedy, and both of our ways must write the same texts, so that tokens/s are comparable. llama.cpp (if
+xllamacpp is installed, and for the embedded base) reads the Q4 file that our weights were converted from, without an
+adapter, and answers the same prompts one at a time, as its users do. The three take turns, question by question.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from persona.store import persona_folder
 from persona.store.workspace import EXAMPLES_DIR
 from persona.train.config import make_config
 
-STEPS, ROWS = 4, 32  # of the adapter that is trained where none is named
+STEPS, ROWS = 4, 32  # of the adapter that is trained if none is given
 
 
 def timed(
@@ -58,7 +58,7 @@ class LlamaCpp:
 
 
 def llama_cpp(found: base.Base, folder: Path) -> LlamaCpp | None:
-    """None, with a word on why, where there is nothing to compare with."""
+    """The llama.cpp side; None, with the reason printed, if it cannot be compared."""
     if find_spec("xllamacpp") is None:
         print("llama.cpp is left out: pip install xllamacpp")
         return None
@@ -69,7 +69,7 @@ def llama_cpp(found: base.Base, folder: Path) -> LlamaCpp | None:
 
 
 def trained(base_name: str, scratch: Path) -> Path:
-    """An adapter of a few steps."""
+    """An adapter trained for a few steps."""
     print(f"No adapter is named: training one for {STEPS} steps on datasets/zhen-huan.", file=sys.stderr)
     example = persona_folder.open_persona(EXAMPLES_DIR / "zhen-huan")
     copy = persona_folder.create_persona_at(scratch / "persona", example.card(), example.pairs()[:ROWS])
@@ -109,7 +109,7 @@ def measure(opened: adapter.Adapter, base_name: str, tokens: int, scratch: Path)
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chat")
-    parser.add_argument("adapter", type=Path, nargs="?", help="without: one is trained for a few steps")
+    parser.add_argument("adapter", type=Path, nargs="?", help="if omitted, one is trained for a few steps")
     parser.add_argument("--base", default="", help="base model, if not the adapter's own")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--json", action="store_true")

@@ -1,8 +1,8 @@
-"""A disk that is full, or read-only, under the running page and under a run; and then is not any more.
+"""A full or read-only disk under the running page and a run, and recovery once there is space again.
 
-Three ways, each taken where the machine allows it: a small tmpfs in a mount namespace of its own (`unshare -rm`: no
-privileges, where user namespaces are allowed), filled to the last byte; the same, remounted read-only; and RLIMIT_FSIZE
-= 0 for the page's process, which refuses every write of a file as a quota does. faults.py tells of all of them.
+Three ways, each used if the machine allows it: a small tmpfs in its own mount namespace (`unshare -rm`, which needs no
+privileges where user namespaces are allowed), filled to the last byte; the same, remounted read-only; and RLIMIT_FSIZE
+= 0 for the page's process, which refuses every file write as a quota does. faults.py reports them.
 """
 
 import os
@@ -24,7 +24,7 @@ FULL, LOCKED, LIMITED = "disk is full", "no permission to write", "could not be 
 
 
 def disks(place: Path) -> dict[str, Any]:
-    """Each way that this machine allows; the others are named in `not_tried`."""
+    """Try each way that this machine allows; the others are listed in `not_tried`."""
     value: dict[str, Any] = {"tried": [], "not_tried": [], "broken": []}
     home = place / "limit"
     zipped = drawn_adapter(put_tiny_base(home), place / "mags.zip")
@@ -53,7 +53,7 @@ def can_mount(place: Path) -> bool:
 
 
 class small_disk:
-    """The page on a disk of SIZE that only it sees; gives it, and the way to its home from outside."""
+    """The page on a disk of SIZE that only it sees; yields the page and the path of its home as seen from outside."""
 
     def __init__(self, home: Path):
         home.mkdir(parents=True)
@@ -69,7 +69,7 @@ class small_disk:
         self.page.close(self.home)
 
 
-# ---- how it is done, and undone
+# ---- how each fault is made and undone
 
 
 def limited(page: Page) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -106,9 +106,9 @@ def locked(page: Page) -> tuple[Callable[[], None], Callable[[], None]]:
 
 
 def through(
-    page: Page, home: Path, zipped: Path, spoil: Callable[[], None], mend: Callable[[], None], words: str
+    page: Page, home: Path, zipped: Path, spoil: Callable[[], None], restore: Callable[[], None], words: str
 ) -> list[str]:
-    """Everything that writes is refused in `words` and changes nothing; afterwards the same is accepted."""
+    """Every write is refused with `words` in its message and changes nothing; after `restore` the same is accepted."""
     name, broken = f"Under {words}", []
     v = Visitor(page.url)
     v.open()
@@ -133,7 +133,7 @@ def through(
     for what, act in acts.items():
         try:
             act()
-            # a line may still fit into the last block of its file: then it was kept indeed
+            # a line may still fit into the last block of its file: then it was really saved
             if what != "a question" or not any(b"Now?" in text for text in texts(folder).values()):
                 broken.append(f"{words}: {what} was accepted")
         except Refused as e:
@@ -143,26 +143,26 @@ def through(
         broken.append(f"{words}: what was saved has changed")
     if httpx.get(page.url).status_code != 200:
         broken.append(f"{words}: the page does not open")
-    mend()
+    restore()
     for what, act in acts.items():
         try:
             act()
         except Refused as e:
             broken.append(f"after {words}: {what} was refused with {e}")
-    if pairs_on_disk(folder) != [("", "Now.")]:  # undo took the one more pair back
+    if pairs_on_disk(folder) != [("", "Now.")]:  # undo removed the added pair
         broken.append(f"after {words}: {pairs_on_disk(folder)}")
     v.close()
     return broken
 
 
 def texts(folder: Path) -> dict[str, bytes]:
-    """All that the visitor has written: pairs, card, conversations."""
+    """Everything that the visitor has written: pairs, card, conversations."""
     files = [folder / "pairs.jsonl", folder / "persona.json", *folder.glob("talks/*/*.jsonl")]
     return {f.name: f.read_bytes() for f in files}
 
 
 def run_through(page: Page, home: Path) -> list[str]:
-    """The disk fills up under a run: it says so; with space again it is resumed, and ends as if nothing had been."""
+    """The disk fills up under a run, which says so; resumed with space again, it ends with the undisturbed adapter."""
     trainer = Trainer(page, home)
     whole = trainer.start()
     wait_for(lambda: ended(whole))

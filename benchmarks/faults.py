@@ -1,10 +1,10 @@
-"""What can go wrong does: the page and the trainer are killed, the disk is full or read-only, two windows disagree.
+"""Fault injection: the page and the trainer are killed, the disk is full or read-only, two windows conflict.
 
     python -m benchmarks.faults [--kills 50] [--seed 0] [--only kills|disks|windows] [--json]
 
 Kills are SIGKILL at random moments, while a visitor edits and a run trains (a random Gemma of two layers, one thread).
-After each, every acknowledged edit must be there, the run must be found, and at its end its adapter must be, byte for
-byte, that of a run that nothing happened to. Disks: see disks.py. Exit status 1: a promise was broken.
+After each kill every acknowledged edit must be on disk and the run must be found; when the run ends, its adapter must
+be byte-identical to that of an undisturbed run. Disks: see disks.py. Exit status 1: a guarantee was broken.
 """
 
 import argparse
@@ -34,11 +34,11 @@ WEIGHTS = "adapter_model.safetensors"
 ENDS = 300  # seconds within which a run of SETTINGS must have ended
 
 
-# ---- a visitor who goes on writing, whatever happens to the page
+# ---- a visitor who keeps writing, whatever happens to the page
 
 
 class Writer:
-    """Edits the pairs of a persona of its own, one after the other, in a thread; knows what was acknowledged."""
+    """Edits the pairs of its own persona one after the other in a thread, and records what was acknowledged."""
 
     def __init__(self, page: Page, rows: int = 8):
         self.page, self.visitor, self.broken = page, Visitor(page.url), []  # type: ignore[var-annotated]
@@ -50,7 +50,7 @@ class Writer:
         for n in range(rows):
             self.visitor.act(do="add", row=n, key="")
         self.pairs = [("", "")] * rows
-        self.hoped: tuple[int, tuple[str, str]] | None = None  # sent, and no answer came
+        self.hoped: tuple[int, tuple[str, str]] | None = None  # sent, but not answered yet
         self.thread = threading.Thread(target=self._work)
         self.goes.set()
         self.thread.start()
@@ -82,7 +82,7 @@ class Writer:
         self.rests.wait(60)
 
     def check(self) -> None:
-        """Every acknowledged edit is on disk; the one that was under way is there wholly or not at all."""
+        """Every acknowledged edit is on disk; the one in progress is there completely or not at all."""
         there = pairs_on_disk(self.folder)
         for n, pair in enumerate(self.pairs):
             either = [pair, self.hoped[1]] if self.hoped and self.hoped[0] == n else [pair]
@@ -91,7 +91,7 @@ class Writer:
         self.pairs, self.hoped = there, None
 
     def again(self) -> None:
-        """Reload the page and go on; while a run trains, a fresh window shows the persona that trains."""
+        """Reload the page and continue; while a run trains, a new window shows the persona of the run."""
         self.visitor.open()
         self.visitor.choose_persona(self.folder.name)
         self.goes.set()
@@ -106,7 +106,7 @@ class Writer:
 
 
 class Trainer:
-    """A window on a copy of the shipped keeper of the light, and the runs that it starts."""
+    """A window on a copy of the example lighthouse-keeper, and the runs that it starts."""
 
     def __init__(self, page: Page, home: Path):
         self.visitor = Visitor(page.url)
@@ -131,7 +131,7 @@ def wait_for(true: Callable[[], Any], seconds: float = ENDS) -> None:
     until = time.monotonic() + seconds
     while not true():
         if time.monotonic() > until:
-            raise TimeoutError("what was waited for did not come")
+            raise TimeoutError("timed out")
         time.sleep(0.005)
 
 
@@ -148,7 +148,7 @@ def sha(run: Run) -> str:
 
 def kills(home: Path, count: int, seed: int = 0) -> dict[str, Any]:
     put_tiny_base(home)
-    dice, broken = random.Random(seed), []
+    rng, broken = random.Random(seed), []
     victims: dict[str, int] = {"page": 0, "trainer": 0, "both": 0}
     finished, resumed = 0, 0
     with opened(home, OMP_NUM_THREADS="1") as page:
@@ -160,11 +160,11 @@ def kills(home: Path, count: int, seed: int = 0) -> dict[str, Any]:
         if whole.progress().status != "done":
             raise RuntimeError((whole.path / "log.txt").read_text()[-2000:])
         writer, run = Writer(page), trainer.start()
-        # each kind of kill as often as the others, in any order
+        # each kind of kill equally often, in random order
         order = [list(victims)[n % 3] for n in range(count)]
-        dice.shuffle(order)
+        rng.shuffle(order)
         for victim in order:
-            await_moment(run, dice, lasts)
+            await_moment(run, rng, lasts)
             victims[victim] += 1
             broken += kill(page, victim, run)
             if victim != "trainer":
@@ -193,20 +193,20 @@ def kills(home: Path, count: int, seed: int = 0) -> dict[str, Any]:
             "run_seconds": round(lasts, 1), "stray_files": len(left), "broken": [*broken, *writer.broken]}  # fmt: skip
 
 
-def await_moment(run: Run, dice: random.Random, lasts: float) -> None:
-    """A random moment of the run: somewhere in its length, or some milliseconds after one of its next events."""
-    if dice.random() < 0.5:
-        time.sleep(dice.uniform(0, lasts))
+def await_moment(run: Run, rng: random.Random, lasts: float) -> None:
+    """Wait for a random moment of the run: a uniform time, or a few milliseconds after one of its next events."""
+    if rng.random() < 0.5:
+        time.sleep(rng.uniform(0, lasts))
         return
     events = run.path / "events.jsonl"
-    wanted = events.read_bytes().count(b"\n") + dice.randint(1, 30)
+    wanted = events.read_bytes().count(b"\n") + rng.randint(1, 30)
     with suppress(TimeoutError):
         wait_for(lambda: events.read_bytes().count(b"\n") >= wanted or ended(run), 2 * lasts)
-    time.sleep(dice.random() * 0.03)
+    time.sleep(rng.random() * 0.03)
 
 
 def kill(page: Page, victim: str, run: Run) -> list[str]:
-    """Kill, and say what is not as it should be right after."""
+    """Kill; returns what is wrong right afterwards."""
     alone = victim == "page" and run.alive()
     if victim != "page":
         kill_trainers(page.home)
@@ -233,7 +233,7 @@ def differs(run: Run, whole: Run) -> list[str]:
 
 
 def windows(page: Page, rounds: int) -> dict[str, Any]:
-    """Two windows on one persona. Whatever one has saved is not overwritten by the other without a word."""
+    """Two windows on one persona: neither silently overwrites what the other has saved."""
     a, b = Visitor(page.url), Visitor(page.url)
     a.open()
     a.start_persona("Both")
@@ -241,7 +241,7 @@ def windows(page: Page, rounds: int) -> dict[str, Any]:
     for n in range(4):
         a.act(do="add", row=n, key="")
         a.act(do="edit", row=n + 1, field="output", old="", text=f"Pair {n + 1}")
-    b.http.cookies = a.http.cookies  # one person, two browsers
+    b.http.cookies = a.http.cookies  # the same visitor in two windows
     b.kept = dict(a.kept)
     b.open()
     broken = stale(a, b, folder)
@@ -261,7 +261,7 @@ def windows(page: Page, rounds: int) -> dict[str, Any]:
 
 
 def together(acts: list[Callable[[], Any]]) -> list[bool]:
-    """Do all at the same moment; whether each was accepted."""
+    """Do all at the same moment; returns whether each was accepted."""
     good, line = [False] * len(acts), threading.Barrier(len(acts))
 
     def do(n: int) -> None:
@@ -279,7 +279,7 @@ def together(acts: list[Callable[[], Any]]) -> list[bool]:
 
 
 def stale(a: Visitor, b: Visitor, folder: Path) -> list[str]:
-    """The window b still shows what was there before a changed it; what it then does must be refused."""
+    """Window b still shows the state before a's changes; its actions must be refused."""
     broken = []
 
     def refused(what: str, act: Callable[[], Any]) -> None:

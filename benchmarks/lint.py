@@ -1,9 +1,9 @@
-"""Importing and checking a large set: seconds per stage, pairs/s, peak memory.
+"""Speed of importing and checking a large data set: seconds per stage, pairs/s, peak memory.
 
     python -m benchmarks.lint [--pairs 100000] [--json]
 
-The set is made up, half Chinese and half English, the same in every run; 1 % of it are exact repeats, 1 % are pairs
-with a word changed, and a few rows have each of the usual defects. How many of these were found is printed as well.
+The set is made up, half Chinese and half English, and the same in every run; 1 % are exact repeats, 1 % are pairs
+with one word changed, and a few rows have each of the usual defects. The number of findings is printed too.
 """
 
 import argparse
@@ -55,44 +55,42 @@ DEFECTS = [
 ]
 
 
-def sentence(dice: random.Random, chinese: bool, words: int) -> str:
+def sentence(rng: random.Random, chinese: bool, words: int) -> str:
     if chinese:
-        return "".join(dice.choice(HAN) for _ in range(words * 2))
-    return " ".join("".join(dice.choices(SOUNDS, k=dice.randint(1, 3))) for _ in range(words))
+        return "".join(rng.choice(HAN) for _ in range(words * 2))
+    return " ".join("".join(rng.choices(SOUNDS, k=rng.randint(1, 3))) for _ in range(words))
 
 
-def pair(dice: random.Random, chinese: bool) -> Pair:
-    question = sentence(dice, chinese, dice.randint(3, 9)) + ("？" if chinese else "?")
-    answer = (
-        sentence(dice, chinese, dice.randint(5, 12)) + ("。" if chinese else ".") for _ in range(dice.randint(1, 2))
-    )
-    history = (("你来了？", "来了，坐。"),) if chinese and dice.random() < 0.1 else ()
+def pair(rng: random.Random, chinese: bool) -> Pair:
+    question = sentence(rng, chinese, rng.randint(3, 9)) + ("？" if chinese else "?")
+    answer = (sentence(rng, chinese, rng.randint(5, 12)) + ("。" if chinese else ".") for _ in range(rng.randint(1, 2)))
+    history = (("你来了？", "来了，坐。"),) if chinese and rng.random() < 0.1 else ()
     return Pair(question.capitalize(), ("" if chinese else " ").join(answer).capitalize(), history)
 
 
 def made_up(count: int) -> list[Pair]:
-    dice = random.Random(0)
-    pairs = [pair(dice, chinese=bool(n % 2)) for n in range(count)]
+    rng = random.Random(0)
+    pairs = [pair(rng, chinese=bool(n % 2)) for n in range(count)]
     few = max(1, count // 100)
-    for row in dice.sample(range(count // 2, count), 2 * few):  # the first half is what they repeat
-        model = pairs[dice.randrange(count // 2)]
+    for row in rng.sample(range(count // 2, count), 2 * few):  # copies of rows in the first half
+        model = pairs[rng.randrange(count // 2)]
         if few > 0 and row % 2:
             pairs[row] = model
         else:
-            at = dice.randrange(len(model.output) - 2)
+            at = rng.randrange(len(model.output) - 2)
             pairs[row] = Pair(model.instruction, model.output[:at] + "变" + model.output[at + 1 :], model.history)
-    for n, row in enumerate(dice.sample(range(count // 2), min(len(DEFECTS) * 50, count // 2))):
+    for n, row in enumerate(rng.sample(range(count // 2), min(len(DEFECTS) * 50, count // 2))):
         pairs[row] = Pair(pairs[row].instruction, pairs[row].output + DEFECTS[n % len(DEFECTS)])
     return pairs
 
 
 def bring_in(folder_: Path, made: list[Pair]) -> tuple[Persona, float, float]:
-    """A JSON list in Alpaca's form becomes a persona: (it, seconds, peak MB of traced memory while importing)."""
+    """Import a JSON list in Alpaca's format: (persona, seconds, peak MB of traced memory)."""
     file = folder_ / "made-up.json"
     rows = [{"instruction": p.instruction, "input": "", "output": p.output, "history": list(p.history)} for p in made]
     file.write_text(json.dumps(rows, ensure_ascii=False, indent=4), encoding="utf-8")
     seconds = traced = 0.0
-    for watched in (False, True):  # watching costs time, so each has a run of its own
+    for watched in (False, True):  # tracing costs time, so time and memory are measured separately
         persona = persona_folder.create_persona_at(folder_ / f"persona-{watched}", CARD)
         if watched:
             tracemalloc.start()
@@ -108,7 +106,7 @@ def bring_in(folder_: Path, made: list[Pair]) -> tuple[Persona, float, float]:
 
 
 def peak() -> float:
-    """Of this process so far, in MB; ru_maxrss is in bytes on macOS, else in KB."""
+    """Peak memory of this process so far, in MB; ru_maxrss is in bytes on macOS, else in KB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 

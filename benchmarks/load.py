@@ -1,11 +1,11 @@
-"""Many visitors use one page at once, or one visitor for long; what they were promised is checked as they go.
+"""Load and soak test of the page: many visitors at once, or one for a long time, with every guarantee checked.
 
     python -m benchmarks.load [--visitors 50] [--minutes 5] [--pause 5] [--tiny] [--json]
     python -m benchmarks.load --soak [--edits 1000] [--turns 200] [--tiny] [--json]
 
-The page is `python app.py` in a process of its own with a home of its own and the embedded base (--tiny: a random one
-of two layers, so that the page is what is measured). Visitors speak Gradio's protocol (visitor.py), since 50 browsers
-do not fit on 2 cores; they share the machine with the page they measure. Exit status 1: a promise was broken.
+The page is `python app.py` in a separate process with its own home and the embedded base (--tiny: a random one
+of two layers, so that the page is measured and not the model). Visitors speak Gradio's protocol (visitor.py), since 50
+browsers do not fit on 2 cores; they share the machine with the page. Exit status 1: a guarantee was broken.
 """
 
 import argparse
@@ -34,9 +34,9 @@ from benchmarks.page import (
 )
 from benchmarks.visitor import Refused, Visitor
 
-TOKENS = 16  # of a reply: how the page holds is the question, not how fast the model is
-ALONE = 12  # answers that are asked for once more when nobody else is there
-GROWTH = 1.2, 64_000_000  # memory may grow by a fifth and 64 MB between a third of the time and its end
+TOKENS = 16  # per reply: the page is measured, not the model
+ALONE = 12  # questions that are asked again at the end by a single visitor
+GROWTH = 1.2, 64_000_000  # memory may grow by a fifth and 64 MB between a third of the time and the end
 ACTION_NAMES = {  # path or handler of the page → what the report calls it
     "GET /": "open the page", "GET assets": "a script or style of it", "open_example": "open an example",
     "start_persona": "start a persona", "save_edit": "an edit, until saved", "preview_typed": "the mask while typing",
@@ -48,15 +48,15 @@ QUESTIONS = ("Who are you", "What is the weather", "Where do you live", "What di
 
 
 @dataclass
-class Guest:
-    """A visitor with what the page has acknowledged: the pairs, and the exchanges of each question."""
+class SimulatedVisitor:
+    """A visitor with what the page has acknowledged: the pairs, and the replies to each question."""
 
     visitor: Visitor
     number: int
     zipped: Path
-    dice: random.Random
+    rng: random.Random
     pairs: list[list[str]] = field(default_factory=list)
-    said: dict[str, list[str]] = field(default_factory=dict)  # question → replies, a column each
+    said: dict[str, list[str]] = field(default_factory=dict)  # question → replies, one per column
     edits: int = 0
     queued: bool = False
     errors: list[str] = field(default_factory=list)
@@ -67,34 +67,34 @@ class Guest:
         return f"Visitor {self.number}"
 
 
-# ---- what a guest does; each is one action
+# ---- actions of a visitor
 
 
-def arrive(g: Guest) -> None:
-    """Look at an example, as most do first, then start a persona of one's own."""
+def arrive(g: SimulatedVisitor) -> None:
+    """Open an example, as most do first, then start a new persona."""
     g.visitor.open(assets=True)
-    g.visitor.fire(f"open-{g.dice.choice(['zhen-huan', 'lighthouse-keeper'])}", "click")
+    g.visitor.fire(f"open-{g.rng.choice(['zhen-huan', 'lighthouse-keeper'])}", "click")
     g.visitor.start_persona(g.name)
 
 
-def write(g: Guest) -> None:
-    """Add a pair, or change a text of one; noted as acknowledged when the page has said so."""
-    if len(g.pairs) < 4 or (len(g.pairs) < 40 and g.dice.random() < 0.3):
+def write(g: SimulatedVisitor) -> None:
+    """Add a pair or change a text of one; recorded when the page has acknowledged it."""
+    if len(g.pairs) < 4 or (len(g.pairs) < 40 and g.rng.random() < 0.3):
         g.visitor.act(do="add", row=len(g.pairs), key="")
         g.pairs.append(["", ""])
         row = len(g.pairs)
     else:
-        row = g.dice.randint(1, len(g.pairs))
+        row = g.rng.randint(1, len(g.pairs))
     for side, text in enumerate(
-        (f"{g.name} asks {g.edits}?", f"Answer {g.edits} of {g.name}. " + "So. " * g.dice.randint(0, 30))
+        (f"{g.name} asks {g.edits}?", f"Answer {g.edits} of {g.name}. " + "So. " * g.rng.randint(0, 30))
     ):
         g.visitor.act(do="edit", row=row, field=("instruction", "output")[side], old=g.pairs[row - 1][side], text=text)
         g.pairs[row - 1][side] = text
         g.edits += 1
 
 
-def look(g: Guest) -> None:
-    """The mask of a text while it is typed, and step 2."""
+def look(g: SimulatedVisitor) -> None:
+    """The label mask of a text while it is typed, and step 2."""
     text = f"Typed{g.number}by{g.edits}"
     if text not in _text(g.visitor.mask(1, "A question", text)):
         g.wrong.append(f"{g.name}: the mask does not show {text}")
@@ -102,22 +102,22 @@ def look(g: Guest) -> None:
         g.visitor.go("template")
 
 
-def talk(g: Guest) -> None:
-    """A question that nobody else asks, in a conversation of its own; each column must show it and its answer."""
+def talk(g: SimulatedVisitor) -> None:
+    """A unique question in a new conversation; each column must show it and its answer."""
     if not g.said:
         g.visitor.go("compare")
         g.visitor.open_zip(g.zipped)
     g.visitor.settle_chat(0, TOKENS)
     g.visitor.new_talk()
-    question = f"{g.dice.choice(QUESTIONS)}, asks {g.name} for the {len(g.said) + 1}th time?"
+    question = f"{g.rng.choice(QUESTIONS)}, asks {g.name} for the {len(g.said) + 1}th time?"
     shown = g.visitor.say(question)
     if len(shown) < 2 or any(said != question for said, _ in shown):
         g.wrong.append(f"{g.name} asked {question!r} and was shown {shown}")
     g.said[question] = [reply for _, reply in shown]
 
 
-def queue_run(g: Guest) -> None:
-    """A run of two steps; then its progress, as the page asks for it each second."""
+def queue_run(g: SimulatedVisitor) -> None:
+    """Start a run of two steps; then fetch its progress, as the page does every second."""
     if len(g.pairs) < 4:
         return write(g)
     if not g.queued:
@@ -130,47 +130,47 @@ def queue_run(g: Guest) -> None:
     return None
 
 
-def browse(g: Guest) -> None:
-    """Reload. The persona is found again by what the browser keeps."""
+def browse(g: SimulatedVisitor) -> None:
+    """Reload; the persona is found again from what the browser stores."""
     g.visitor.open()
     if g.said:
         g.visitor.open_zip(g.zipped)
 
 
-def stay(g: Guest, until: float, pause: float) -> None:
-    """Actions with pauses of `pause` seconds in the mean, until the time is over. Errors are noted, and it goes on.
+def stay(g: SimulatedVisitor, until: float, pause: float) -> None:
+    """Random actions with a mean pause of `pause` seconds until the time is over; errors are recorded.
 
-    Some are done whatever the time: on a machine that is busy with other things, too, each visitor has done something.
+    The first actions are done regardless of time, so that every visitor has done something even on a busy machine.
     """
     runs = g.number % 10 == 1
     begin = [arrive, write, look, *([talk] if g.number % 10 in (1, 2) else [])]
     actions = (*[write] * 20, *[look] * 10, talk, *[browse] * 2, *([queue_run] * 4 if runs else []))
     while begin or time.monotonic() < until:
         try:
-            (begin.pop(0) if begin else g.dice.choice(actions))(g)
+            (begin.pop(0) if begin else g.rng.choice(actions))(g)
         except (Refused, httpx.HTTPError) as e:
             g.errors.append(f"{g.name}: {type(e).__name__} {e}")
-        time.sleep(min(g.dice.uniform(0.5, 1.5) * pause, max(0.0, until - time.monotonic())))
+        time.sleep(min(g.rng.uniform(0.5, 1.5) * pause, max(0.0, until - time.monotonic())))
 
 
 def _text(html: str) -> str:
-    """What the mask says, without its marks."""
+    """The text of a mask without its HTML tags."""
     return re.sub(r"<[^>]*>", "", html)
 
 
-# ---- the whole
+# ---- the load test
 
 
 def load(page: Page, zipped: Path, visitors: int, seconds: float, pause: float) -> dict[str, Any]:
-    """Let them in over the first tenth of the time; returns the figures and what was broken.
+    """Run all visitors, who arrive over the first tenth of the time; returns the figures and broken guarantees.
 
-    One visitor was there before and has opened the model, so that its weights do not count as growth.
+    One visitor has opened the model before, so that its weights do not count as growth.
     """
-    first = Guest(Visitor(page.url), 0, zipped, random.Random(0))
+    first = SimulatedVisitor(Visitor(page.url), 0, zipped, random.Random(0))
     for action in (arrive, write, look, talk):
         action(first)
     first.visitor.close()
-    guests = [Guest(Visitor(page.url), n + 1, zipped, random.Random(n)) for n in range(visitors)]
+    crowd = [SimulatedVisitor(Visitor(page.url), n + 1, zipped, random.Random(n)) for n in range(visitors)]
     start = time.monotonic()
     memory: list[tuple[float, int]] = []
     over = threading.Event()
@@ -179,11 +179,11 @@ def load(page: Page, zipped: Path, visitors: int, seconds: float, pause: float) 
         while not over.wait(0.5):
             memory.append((time.monotonic() - start, page.rss()))
 
-    def live(g: Guest) -> None:
+    def live(g: SimulatedVisitor) -> None:
         time.sleep(seconds / 10 * g.number / visitors)
         stay(g, start + seconds, pause)
 
-    threads = [threading.Thread(target=live, args=(g,)) for g in guests]
+    threads = [threading.Thread(target=live, args=(g,)) for g in crowd]
     sampler = threading.Thread(target=sample)
     for thread in (sampler, *threads):
         thread.start()
@@ -191,32 +191,32 @@ def load(page: Page, zipped: Path, visitors: int, seconds: float, pause: float) 
         thread.join()
     over.set()
     sampler.join()
-    return judge(page, guests, memory, visitors, seconds)
+    return judge(page, crowd, memory, visitors, seconds)
 
 
 def judge(
-    page: Page, guests: Sequence[Guest], memory: Sequence[tuple[float, int]], visitors: int, seconds: float
+    page: Page, crowd: Sequence[SimulatedVisitor], memory: Sequence[tuple[float, int]], visitors: int, seconds: float
 ) -> dict[str, Any]:
-    errors = [e for g in guests for e in (*g.errors, *(f"{g.name}: {r}" for r in g.visitor.refusals))]
-    lost = [x for g in guests for x in missing(page.home, g)]
-    wrong = [w for g in guests for w in (*g.wrong, *not_kept(page.home, g))] + asked_alone(page, guests)
+    errors = [e for g in crowd for e in (*g.errors, *(f"{g.name}: {r}" for r in g.visitor.refusals))]
+    lost = [x for g in crowd for x in missing(page.home, g)]
+    wrong = [w for g in crowd for w in (*g.wrong, *not_kept(page.home, g))] + asked_alone(page, crowd)
     third = next((rss for at, rss in memory if at >= seconds / 3), 0)
     end = memory[-1][1]
     broken = [*errors, *lost, *wrong]
     if end > third * GROWTH[0] + GROWTH[1]:
         broken.append(f"memory grew from {third / 1e6:.0f} to {end / 1e6:.0f} MB")
-    for g in guests:
+    for g in crowd:
         g.visitor.close()
     return {
-        "visitors": visitors, "seconds": round(seconds), "edits": sum(g.edits for g in guests), "lost_edits": len(lost),
-        "answers": sum(len(g.said) for g in guests), "wrong_windows": len(wrong), "errors": len(errors),
+        "visitors": visitors, "seconds": round(seconds), "edits": sum(g.edits for g in crowd), "lost_edits": len(lost),
+        "answers": sum(len(g.said) for g in crowd), "wrong_windows": len(wrong), "errors": len(errors),
         "rss_third_mb": round(third / 1e6), "rss_end_mb": round(end / 1e6),
-        "latency_ms": latencies([t for g in guests for t in g.visitor.times]), "broken": broken[:20],
+        "latency_ms": latencies([t for g in crowd for t in g.visitor.times]), "broken": broken[:20],
     }  # fmt: skip
 
 
-def missing(home: Path, g: Guest) -> list[str]:
-    """Acknowledged edits that are not in the guest's own pairs.jsonl."""
+def missing(home: Path, g: SimulatedVisitor) -> list[str]:
+    """Acknowledged edits that are not in the visitor's pairs.jsonl."""
     if not g.pairs:
         return []
     there = pairs_on_disk(persona_folder(home, g.name))
@@ -228,8 +228,8 @@ def missing(home: Path, g: Guest) -> list[str]:
     ]
 
 
-def not_kept(home: Path, g: Guest) -> list[str]:
-    """Answers that the window showed and the conversation on disk does not have under that question."""
+def not_kept(home: Path, g: SimulatedVisitor) -> list[str]:
+    """Answers that the window showed but the conversation on disk does not have for that question."""
     kept: dict[str, list[str]] = {}
     for file in home.glob("**/talks/*/*.jsonl"):
         said: dict[int, str] = {}
@@ -246,13 +246,13 @@ def not_kept(home: Path, g: Guest) -> list[str]:
 
 
 def _words(text: str) -> str:
-    """A chatbot of Gradio's shows a text without the white space around it, and without its indentation."""
+    """A text with white space normalised: Gradio's chatbot strips and dedents it."""
     return " ".join(text.split())
 
 
-def asked_alone(page: Page, guests: Sequence[Guest]) -> list[str]:
-    """Some of the questions once more, by one visitor when nobody else is there: greedy, so the answers are equal."""
-    asked = [(q, a, g) for g in guests for q, a in g.said.items()]
+def asked_alone(page: Page, crowd: Sequence[SimulatedVisitor]) -> list[str]:
+    """Ask some of the questions again as the only visitor: decoding is greedy, so the answers must be equal."""
+    asked = [(q, a, g) for g in crowd for q, a in g.said.items()]
     wrong = []
     if asked:
         lone = Visitor(page.url)
@@ -270,7 +270,7 @@ def asked_alone(page: Page, guests: Sequence[Guest]) -> list[str]:
 
 
 def latencies(times: Sequence[tuple[str, float]]) -> dict[str, dict[str, int]]:
-    """Milliseconds by kind of action: median, 95 and 99 of 100, the longest."""
+    """Milliseconds per kind of action: median, 95th and 99th percentile, maximum."""
     kinds: dict[str, list[float]] = {word: [] for word in ACTION_NAMES.values()}
     for name, seconds in times:
         kinds.setdefault(ACTION_NAMES.get(name, "everything else"), []).append(seconds * 1000)
@@ -283,12 +283,12 @@ def latencies(times: Sequence[tuple[str, float]]) -> dict[str, dict[str, int]]:
     return {kind: of(values) for kind, values in kinds.items() if values}
 
 
-# ---- one visitor, for long
+# ---- the soak test
 
 
 def soak(page: Page, zipped: Path, edits: int, turns: int) -> dict[str, Any]:
-    """So many edits of 20 pairs and so many turns of chat by one visitor; what grew since a tenth of it was done."""
-    g = Guest(Visitor(page.url), 1, zipped, random.Random(0))
+    """`edits` edits of 20 pairs and `turns` turns of chat by one visitor; returns what grew after the first tenth."""
+    g = SimulatedVisitor(Visitor(page.url), 1, zipped, random.Random(0))
     arrive(g)
     g.visitor.go("compare")
     g.visitor.open_zip(zipped)
@@ -329,7 +329,7 @@ def soak(page: Page, zipped: Path, edits: int, turns: int) -> dict[str, Any]:
             "undo_files": undo, "latency_ms": times, "broken": broken}  # fmt: skip
 
 
-# what may be more at the end of a soak than after its first tenth
+# allowed growth between the first tenth of a soak and its end
 ALLOWED = {"rss": 100_000_000, "files": 4, "threads": 4, "temporary": 0}
 
 
@@ -362,8 +362,8 @@ def main() -> None:
         home = Path(folder)
         found = put_tiny_base(home) if given.tiny else link_embedded_base(home)
         zipped = drawn_adapter(found, home / "mags.zip")
-        requests = {"PERSONA_MAX_REQUESTS": "0"} if given.soak else {}  # one visitor does the work of many
-        with opened(home, PERSONA_SHARED="1", **requests) as page:  # each visitor with a workspace, as on a Space
+        requests = {"PERSONA_MAX_REQUESTS": "0"} if given.soak else {}  # one visitor sends the requests of many
+        with opened(home, PERSONA_SHARED="1", **requests) as page:  # a workspace for each visitor, as on a Space
             if given.soak:
                 value = soak(page, zipped, given.edits, given.turns)
             else:

@@ -1,7 +1,7 @@
-"""The page as a process of its own, with a home of its own: started, measured, killed; and what to fill it with.
+"""The page in a separate process with its own home: start, measure and kill it, and bases and adapters to fill it with.
 
-The tiny base stands where the embedded one would be, converted: a random Gemma 3 of two layers that opens in a moment,
-so that what is looked at is the page and not the model.
+The tiny base, a random Gemma 3 of two layers, takes the place of the converted embedded base. It loads instantly, so
+that the page is measured and not the model.
 """
 
 import contextlib
@@ -40,9 +40,9 @@ START_SECONDS = 120
 
 
 class Page:
-    """`python app.py` on a free port. home: its PERSONA_HOME; its temporary files lie in `home`/tmp.
+    """`python app.py` on a free port. home: its PERSONA_HOME; its temporary files are in `home`/tmp.
 
-    before: words in front of the command. env: variables beside those that are there.
+    before: a prefix of the command. env: additional environment variables.
     """
 
     def __init__(self, home: Path, before: tuple[str, ...] = (), **env: str):
@@ -72,12 +72,12 @@ class Page:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """As a power cable does it: SIGKILL to the page, and to nothing that it has started."""
+        """SIGKILL to the page, but not to the processes it has started."""
         self.process.kill()
         self.process.wait()
 
     def close(self, home: Path | None = None) -> None:
-        """End the page and every run that it has started. home: where its home is seen from here, if elsewhere."""
+        """Kill the page and every run that it has started. home: its home as seen from here, if different."""
         for worker in trainers(home or self.home):
             with contextlib.suppress(psutil.Error):
                 worker.kill()
@@ -85,11 +85,11 @@ class Page:
             self.kill()
 
     def rss(self) -> int:
-        """Bytes of memory that the page's own process holds."""
+        """Resident memory of the page's own process, in bytes."""
         return psutil.Process(self.process.pid).memory_info().rss
 
     def measured(self) -> dict[str, int]:
-        """What could grow, when nothing is under way: memory, open files, threads, temporary files, bytes kept."""
+        """What could grow with use: memory, open files, threads, temporary files, bytes on disk."""
         p = psutil.Process(self.process.pid)
         kept = [f for f in self.home.rglob("*") if f.is_file() and self.tmp not in f.parents and "bases" not in f.parts]
         return {"rss": self.rss(), "files": p.num_fds(), "threads": p.num_threads(),
@@ -107,7 +107,7 @@ def opened(home: Path, **env: str) -> Iterator[Page]:
 
 
 def trainers(home: Path) -> list[psutil.Process]:
-    """The processes that live and do, or wait to do, a run under `home`."""
+    """The live processes that train, or wait to train, a run under `home`."""
     found = []
     for note in home.glob("**/runs/*/worker.json"):
         with contextlib.suppress(OSError, ValueError, psutil.Error):
@@ -119,7 +119,7 @@ def trainers(home: Path) -> list[psutil.Process]:
 
 
 def kill_trainers(home: Path) -> int:
-    """SIGKILL to every run's process; returns how many there were."""
+    """SIGKILL to the process of every run; returns how many there were."""
     found = trainers(home)
     for process in found:
         with contextlib.suppress(psutil.Error):
@@ -132,7 +132,7 @@ def kill_trainers(home: Path) -> int:
 
 
 def persona_folder(home: Path, name: str) -> Path:
-    """Where the persona of that name lies, in whichever workspace under `home`."""
+    """The folder of the persona of that name, in any workspace under `home`."""
     for file in home.glob("**/persona.json"):
         if "runs" not in file.parts and "adapters" not in file.parts and json.loads(file.read_text())["name"] == name:
             return file.parent
@@ -148,7 +148,7 @@ def pairs_on_disk(folder: Path) -> list[tuple[str, str]]:
 
 
 def put_tiny_base(home: Path) -> Base:
-    """A random Gemma 3 of two layers in the place of the embedded base."""
+    """Put a random Gemma 3 of two layers in the place of the embedded base."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
@@ -176,7 +176,7 @@ def put_tiny_base(home: Path) -> Base:
 
 
 def link_embedded_base(home: Path) -> Base:
-    """The real embedded base of whoever runs this: converted once, here only pointed to."""
+    """Link to the real embedded base in the user's own home, converted there once."""
     found = base.resolve_base(bundled.DEFAULT_BASE)
     home.mkdir(parents=True, exist_ok=True)
     (home / "bases").symlink_to(found.path.parent, target_is_directory=True)
@@ -184,7 +184,7 @@ def link_embedded_base(home: Path) -> Base:
 
 
 def drawn_adapter(found: Base, out: Path, name: str = "Mags", seed: int = 1) -> Path:
-    """A zip with an adapter for the base whose weights are drawn, not trained: it speaks otherwise than the base."""
+    """A zip with an adapter of random, untrained weights, which answers differently from the base."""
     import torch
     from peft import get_peft_model
 

@@ -1,9 +1,9 @@
-"""The rows of README's results table: what a training gave, and how its answers are.
+"""The rows of README's results table: the figures of a training run and samples of its answers.
 
     python -m benchmarks.results RUN_OR_PERSONA [--seeds 3] [--json]
 
-Asks every probe with the page's own sampling under several seeds, all of them in one batch, and counts the answers
-that end by themselves within 128 tokens.
+Asks every probe with the page's sampling defaults, all probes of a seed in one batch, and counts the answers that end
+by themselves within 128 tokens.
 """
 
 import argparse

@@ -1,19 +1,19 @@
-"""Training tokens/s against the two ways that people would otherwise train: the tutorials' recipe, and stock TRL.
+"""Training tokens/s against two usual alternatives: the recipe of tutorials, and stock TRL.
 
     python -m benchmarks.train [--rows 64] [--base NAME] [--nll] [--json]
 
-All sides get the same base, rows, labels, LoRA shape (r=8, alpha=32 on q, k, v, o) and number of row visits, each in a
-process of its own, one after the other.
+All sides get the same base, rows, labels, LoRA shape (r=8, alpha=32 on q, k, v, o) and number of epochs. They run one
+after the other, each in a separate process.
 
-recipe: transformers.Trainer with PEFT as tutorials paste it: batch 1 × accumulation 4, gradient checkpointing, dropout
+recipe: transformers.Trainer with PEFT as in tutorials: batch 1 × accumulation 4, gradient checkpointing, dropout
 0.1, logits at every position; in bfloat16 and in float32, and the faster of the two counts.
-trl: trl.SFTTrainer with its own settings, but for what our rows need, at our batch of 8 in bfloat16. On a CPU it makes
-all logits of a batch, which is why it is the slowest of the three there; on a GPU it does not.
+trl: trl.SFTTrainer with its defaults, except for what our rows need, at our batch size of 8 in bfloat16. On a CPU it
+computes all logits of a batch, which makes it the slowest of the three there; on a GPU it does not.
 ours: the trainer as the page runs it, with dropout 0.
 
-Tokens are those of all rows, unpadded. flop_share: the FLOPs that the steps must do (memory.step_flops) per second of
-ours, as a part of the rate that one matmul reaches on this machine in the same run. --nll: what the adapters of recipe
-and ours, each learned with its own settings, say of the same 32 rows that neither has seen, measured alike.
+Tokens are those of all rows, unpadded. flop_share: the FLOPs that our steps require (memory.step_flops) per second, as
+a share of the rate that one matmul reaches on this machine in the same run. --nll: the NLL of 32 unseen rows under the
+adapters of recipe and ours, each trained with its own settings.
 """
 
 import argparse
@@ -45,7 +45,7 @@ LORA = {"r": 8, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj
 
 
 def run_stock(side: str, base_path: str, rows_file: str, dtype: str, adapter: str) -> dict:
-    """One of the stock sides; runs in its own process. side: recipe or trl."""
+    """Train one of the other sides in this process. side: recipe or trl."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.trainer_callback import PrinterCallback
@@ -64,7 +64,7 @@ def run_stock(side: str, base_path: str, rows_file: str, dtype: str, adapter: st
 
 
 def recipe_trainer(model: Any, tokenizer: Any, rows: list[dict]) -> Any:
-    """As the tutorials paste it."""
+    """The tutorials' trainer."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
@@ -84,7 +84,7 @@ def recipe_trainer(model: Any, tokenizer: Any, rows: list[dict]) -> Any:
 
 
 def trl_trainer(model: Any, tokenizer: Any, rows: list[dict]) -> Any:
-    """SFTTrainer at our batch; rows come with their labels, as ours do."""
+    """SFTTrainer at our batch size, with the same labels as ours."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -104,7 +104,7 @@ def trl_trainer(model: Any, tokenizer: Any, rows: list[dict]) -> Any:
 
 
 def ours(base_name: str, persona: persona_folder.Persona, scratch: Path) -> dict:
-    """The same rows through a run."""
+    """Train the same rows in a run."""
     copy = persona_folder.create_persona_at(scratch / "persona", persona.card(), persona.pairs())
     config = make_config(
         "quick", base=base_name, epochs=1, eval_fraction=0, lora_r=8, lora_alpha=32, target_modules="attention"
@@ -115,7 +115,7 @@ def ours(base_name: str, persona: persona_folder.Persona, scratch: Path) -> dict
 
 
 def train(persona: persona_folder.Persona, config: RunConfig) -> run_folder.Run:
-    """A finished run, as the page and the command line start it."""
+    """Train a run, started as the page and the command line do."""
     run = launcher.create_run(persona, config)
     launcher.start_run(run)
     while (seen := run.progress()).status in ACTIVE_STATUSES:
@@ -137,14 +137,14 @@ def held_out_nll(found: base.Base, adapter: Path, rows: list, pad_id: int) -> fl
 
 
 def flop_share(found: base.Base, rows: list, seconds: float, dtype: str) -> float:
-    """The part of the machine's own matmul rate that the run has reached."""
+    """The share of this machine's matmul rate that the run reached."""
     tokens, learned = sum(len(r.input_ids) for r in rows), sum(r.learned for r in rows)
     work = memory.step_flops(plan.read_base_shape(found), tokens, learned)
     return work / seconds / dict(hardware.this_machine().rates)[dtype]
 
 
 def stock_side(side: str, found: base.Base, rows_file: Path, dtype: str, adapter: Path) -> dict:
-    """run_stock() in a process of its own."""
+    """run_stock() in a separate process."""
     command = [sys.executable, "-m", "benchmarks.train", "--stock", side, found.path, rows_file, dtype, adapter]
     done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True)
     if done.returncode:
@@ -165,7 +165,7 @@ def main() -> None:
     if given.stock:
         print(json.dumps(run_stock(*given.stock)))
         return
-    hardware.this_machine()  # measured now and kept: while a run's process closes, it would come out too low
+    hardware.this_machine()  # measured now and cached: it would be too low while a run's process is closing
     example = persona_folder.open_persona(EXAMPLES_DIR / "zhen-huan")
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)

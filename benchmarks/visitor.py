@@ -1,8 +1,8 @@
-"""A visitor of the page without a browser: Gradio's own HTTP protocol, and what a browser does with the answers.
+"""A visitor of the page without a browser: Gradio's HTTP protocol, and what a browser does with the answers.
 
-It keeps the value of every component, fills the inputs of an event from them, puts the outputs back, and lets follow
-what follows: .then, .success and .failure, and the change of what has changed. JavaScript is left out, so the few
-events that are JavaScript alone only hand on to the next. Cookies and browser states are kept over a reload.
+It keeps the value of every component, fills the inputs of an event from them, stores the outputs, and runs the chained
+events: .then, .success, .failure, and the change events of components whose value changed. JavaScript is skipped, so
+events of JavaScript alone only trigger the next. Cookies and browser states survive a reload.
 """
 
 import json
@@ -21,37 +21,37 @@ from gradio_client.utils import apply_diff
 from persona.ui.navigation import STEP_NAMES
 
 PREFIX = "/gradio_api"
-TIMEOUT = httpx.Timeout(600, connect=30)  # seconds; the server sends a sign of life every 15
-# the server closes what was idle for 5 s: no request must go out on a connection just then
+TIMEOUT = httpx.Timeout(600, connect=30)  # seconds; the server sends a heartbeat every 15
+# the server closes connections that were idle for 5 s: none may be reused at that moment
 LIMITS = httpx.Limits(max_connections=4, keepalive_expiry=3)
 PAIRS, SAY = "pairs", "say"  # elem_ids: the table, the text box of a chat
-SAID, TEMPERATURE, LONGEST = 0, 7, 12  # places among the inputs of the event that says something
+SAID, TEMPERATURE, LONGEST = 0, 7, 12  # indices among the inputs of the event that sends a question
 
 
 class Refused(Exception):
-    """The page has answered an event with an error, as it shows it to its visitor."""
+    """The page answered an event with an error; the message is the one shown to the visitor."""
 
 
 class Visitor:
-    """One window of the page. What was done and how long it took is in `times`: (name of the handler, seconds)."""
+    """One window of the page. `times` records what was done: (name of the handler, seconds)."""
 
     def __init__(self, url: str, name: str = "Visitor"):
         self.url, self.name = url, name
         self.http = httpx.Client(base_url=url, timeout=TIMEOUT, limits=LIMITS)
         self.times: list[tuple[str, float]] = []
-        self.refusals: list[str] = []  # what followed an event and failed; an event's own failure is raised
-        self.kept: dict[int, Any] = {}  # browser states, over a reload
+        self.refusals: list[str] = []  # failures of chained events; an event's own failure is raised
+        self.kept: dict[int, Any] = {}  # browser states, which survive a reload
         self.heart: httpx.Response | None = None
 
     # ---- a window
 
     def open(self, assets: bool = False) -> None:
-        """Open or reload the page. assets: fetch its scripts and styles too, as a browser does the first time."""
+        """Open or reload the page. assets: fetch its scripts and styles too, as a browser does on its first visit."""
         start = time.perf_counter()
         page = self.http.get("/").raise_for_status().text
         self.times.append(("GET /", time.perf_counter() - start))
         for path in sorted(set(re.findall(r'(?:src|href)="([^"]+\.(?:js|css))"', page))) if assets else ():
-            if urljoin(self.url, path).startswith(self.url):  # what is elsewhere is not the page's
+            if urljoin(self.url, path).startswith(self.url):  # only those served by the page
                 start = time.perf_counter()
                 self.http.get(path).raise_for_status()
                 self.times.append(("GET assets", time.perf_counter() - start))
@@ -71,7 +71,7 @@ class Visitor:
         self.run([e for e in self.events if any(t[1] == "load" for t in e["targets"])])
 
     def _live(self) -> None:
-        """The open connection by which the server knows that this window is still there."""
+        """Open the connection by which the server knows that this window is still open."""
         if self.heart:
             self.heart.close()
         asked = self.http.build_request("GET", f"{PREFIX}/heartbeat/{self.session}")
@@ -86,16 +86,16 @@ class Visitor:
     # ---- events
 
     def fill(self, elem_id: str, value: Any) -> None:
-        """Type or choose something; the events of the change are the caller's to fire."""
+        """Type or choose something; the caller fires the change event."""
         self.values[self.ids[elem_id]] = value
 
     def value(self, elem_id: str) -> Any:
         return self.values[self.ids[elem_id]]
 
     def fire(self, elem_id: str, event: str, data: Any = None) -> list[Any]:
-        """Do something, and wait for all that follows. Returns the outputs of the first handler.
+        """Fire an event and wait for all chained events. Returns the outputs of the first handler.
 
-        Raises Refused with the page's words when that handler refuses, httpx.HTTPError when there is no answer.
+        Raises Refused with the page's message if that handler fails, httpx.HTTPError if there is no answer.
         """
         wanted = [self.ids[elem_id], event]
         found = [e for e in self.events if wanted in e["targets"]]
@@ -103,7 +103,7 @@ class Visitor:
         return self.run(found, data)
 
     def run(self, events: list[dict[str, Any]], data: Any = None) -> list[Any]:
-        """Events of the page (from `events`), and all that follows them; see fire."""
+        """Run events of the page (from `events`) and all chained events; see fire."""
         todo: deque[tuple[dict[str, Any], Any]] = deque((e, data) for e in events)
         first: list[Any] | None = None
         while todo:
@@ -147,10 +147,10 @@ class Visitor:
         return answer["data"]
 
     def _queued(self, event: dict[str, Any], body: dict[str, Any], changed: set[int]) -> dict[str, Any]:
-        """Join the queue and read the stream until this event is done, showing what streams meanwhile."""
+        """Join the queue and read the stream until this event is done, storing intermediate outputs."""
         joined = self.http.post(f"{PREFIX}/queue/join", json=body).raise_for_status().json()["event_id"]
         done: dict[str, Any] = {}
-        frame: list[Any] = []  # of an event that streams; each message after the first says only what has changed
+        frame: list[Any] = []  # outputs of a streaming event; messages after the first are diffs
         with self.http.stream("GET", f"{PREFIX}/queue/data", params={"session_hash": self.session}) as stream:
             stream.raise_for_status()
             for line in stream.iter_lines():
@@ -172,7 +172,7 @@ class Visitor:
         return done["output"]
 
     def _take(self, event: dict[str, Any], data: list[Any], changed: set[int]) -> None:
-        """Put outputs into their components; notes those that are another value now."""
+        """Store outputs in their components; adds those whose value changed to `changed`."""
         for place, got in zip(event["outputs"], data, strict=True):
             if isinstance(got, dict) and got.get("__type__") == "update":
                 if "value" not in got:
@@ -184,7 +184,7 @@ class Visitor:
             if place in self.kept:
                 self.kept[place] = got
 
-    # ---- what people do
+    # ---- actions of a person
 
     def start_persona(self, name: str) -> None:
         self.fill("new-name", name)
@@ -199,11 +199,11 @@ class Visitor:
         self.fire(f"step-{step}", "select")
 
     def act(self, **done: Any) -> None:
-        """Something in the table of pairs: do, row, and for an edit field, old, text."""
+        """An action in the table of pairs: do, row, and for an edit also field, old, text."""
         self.fire(PAIRS, "input", done)
 
     def mask(self, row: int, instruction: str, output: str) -> str:
-        """The mask of what is typed so far, as HTML."""
+        """The label mask of the text typed so far, as HTML."""
         return self.fire(PAIRS, "key_up", {"row": row, "texts": {"instruction": instruction, "output": output}})[0]
 
     def open_zip(self, file: Path) -> str:
@@ -221,7 +221,7 @@ class Visitor:
         self.values[asks["inputs"][LONGEST]] = longest
 
     def say(self, text: str) -> list[tuple[str, str]]:
-        """Say something to all voices; returns the last exchange that each column in use shows: (said, reply)."""
+        """Send a question to all voices; returns the last exchange shown in each column: (question, reply)."""
         self.fill(SAY, text)
         self.fire(SAY, "submit")
         shown = [self.value(c) for c in ("chat-base", "chat-persona", "chat-third", "chat-fourth")]

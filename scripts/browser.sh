@@ -1,5 +1,5 @@
 #!/bin/sh
-# A Chromium for the browser tests: the one that is here, else the system's package, else Playwright's own download.
+# Provide Chromium for the browser tests: an installed one, else the system's package, else Playwright's download.
 set -eu
 for name in chromium chromium-browser google-chrome; do
     if command -v "$name" >/dev/null 2>&1; then exit 0; fi

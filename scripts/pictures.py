@@ -1,7 +1,8 @@
-"""The pictures of README and the tutorials, in both languages, taken from the running app: start it with a trained 甄嬛
-(and a report of hers), then
+"""Take the pictures of README and the tutorials, in both languages, from the running page.
 
-python scripts/pictures.py [URL] [FOLDER] [WIDTH]
+    python scripts/pictures.py [URL] [FOLDER] [WIDTH]
+
+The page must have the persona 甄嬛 with a finished run and a report.
 """
 
 import io
@@ -19,7 +20,7 @@ WIDTH, COLOURS = 1200, 128  # of a picture on disk: sharp enough to read, and al
 
 
 def walk(page: Page, shoot: Callable[[str], None]) -> None:
-    """Open 甄嬛 and go through the five steps."""
+    """Open 甄嬛 and take a picture of each of the five steps."""
     page.wait_for_selector("#open-zhen-huan")
     page.wait_for_selector("#navigation nav")
     shoot("welcome")

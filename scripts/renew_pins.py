@@ -1,9 +1,10 @@
-"""Raise every pin to the newest version that goes together with the others.
+"""Raise every pinned dependency to the newest version that is compatible with the others.
 
     python scripts/renew_pins.py [options of pip install]      # then: make setup, make test, and read the diff
 
-pip itself resolves all names of requirements.txt and requirements-dev.txt at once, as a dry run; what it would install
-is written into the two files, and README's sdk_version follows gradio. Where pip finds no set, nothing is written.
+pip resolves all names of requirements.txt and requirements-dev.txt at once, as a dry run; the versions that it would
+install are written into the two files, and README's sdk_version follows gradio. If pip finds no solution, nothing is
+written.
 """
 
 import json
@@ -19,12 +20,12 @@ PIN = re.compile(r"^(?P<name>[\w.-]+)(?P<extras>\[[\w,.-]+\])?==(?P<version>[^\s
 
 
 def plain(name: str) -> str:
-    """As PEP 503 compares names."""
+    """A name normalised as in PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def newest(texts: list[str], options: list[str]) -> dict[str, str]:
-    """Plain name → version, of all that pip would install. Raises CalledProcessError where there is no such set."""
+    """Normalised name → version of all that pip would install. Raises CalledProcessError if there is no solution."""
     wanted = [f"{m['name']}{m['extras'] or ''}" for text in texts for m in PIN.finditer(text)]
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
@@ -35,8 +36,8 @@ def newest(texts: list[str], options: list[str]) -> dict[str, str]:
 
 
 def renewed(text: str, versions: dict[str, str]) -> str:
-    """The text of a requirements file with other versions; comments, extras, markers and order stay. A version's local
-    part (+cpu) is left out: it names an index.
+    """The text of a requirements file with new versions; comments, extras, markers and order stay. A version's local
+    part (+cpu) is dropped, because it names an index.
     """
 
     def pin(m: re.Match[str]) -> str:
@@ -47,7 +48,7 @@ def renewed(text: str, versions: dict[str, str]) -> str:
 
 
 def renew(project: Path, options: list[str]) -> list[str]:
-    """Writes the files of `project`. Returns what changed, a line each."""
+    """Write the files of `project`. Returns the changes, one per line."""
     old = {name: (project / name).read_text(encoding="utf-8") for name in FILES}
     versions = newest(list(old.values()), options)
     new = {name: renewed(text, versions) for name, text in old.items()}
@@ -62,4 +63,4 @@ def renew(project: Path, options: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     changed = renew(PROJECT, sys.argv[1:])
-    print("\n".join(changed) if changed else "Every pin is the newest already.")
+    print("\n".join(changed) if changed else "All pins are up to date.")

@@ -1,10 +1,10 @@
-"""Would this repository start as a Hugging Face Space? As far as that can be told from here.
+"""Check that this repository would start as a Hugging Face Space, as far as can be tested locally.
 
     python scripts/space_check.py
 
-It reads README's front matter, requirements.txt and the sizes of the files. Then it imports app.py as a Space would:
-without this machine's settings, with a Space's own, watched for anything that reaches for the network or starts a
-process. What only the Hub can tell (whether its builder finds the wheels, ZeroGPU, signing in) is not checked.
+It checks README's front matter, requirements.txt and file sizes. Then it imports app.py as a Space would, with the
+environment of a Space instead of this machine's, and reports network access and new processes. What only the Hub can
+show (whether its builder finds the wheels, ZeroGPU, signing in) is not checked.
 """
 
 import json
@@ -19,8 +19,8 @@ from typing import Any
 from huggingface_hub import RepoCard
 
 PROJECT = Path(__file__).resolve().parent.parent
-MAX_FILE = 10_000_000  # bytes; larger ones must be in LFS, the Hub refuses them otherwise
-MAX_ALL = 1_000_000_000  # bytes of a Space's repository
+MAX_FILE = 10_000_000  # bytes; the Hub refuses larger files unless they are in LFS
+MAX_ALL = 1_000_000_000  # bytes; limit of a Space's repository
 KEYS = set(  # https://huggingface.co/docs/hub/spaces-config-reference
     "title emoji colorFrom colorTo sdk sdk_version python_version app_file app_port base_path fullWidth header "  # noqa: SIM905
     "short_description license models datasets tags thumbnail pinned suggested_hardware startup_duration_timeout "
@@ -47,7 +47,7 @@ print(json.dumps({"seen": seen, "order": list(dict.fromkeys(order)), "oauth": ap
 
 
 def front_matter(readme: str, requirements: str) -> list[str]:
-    """What is wrong with the lines by which the Hub makes a Space of the repository."""
+    """What is wrong with README's front matter, which configures the Space."""
     data: dict[str, Any] = RepoCard(readme).data.to_dict()
     wrong = [f"unknown key {key!r}" for key in sorted(set(data) - KEYS)]
     wrong += [
@@ -74,14 +74,14 @@ def front_matter(readme: str, requirements: str) -> list[str]:
 
 
 def loose_requirements(text: str) -> list[str]:
-    """Lines that another machine would read in another way."""
+    """Lines that could resolve differently on another machine."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    pinned = re.compile(r"[\w.\-\[\]]+==[\w.]+( ; .+)?")  # after ; for which machines
+    pinned = re.compile(r"[\w.\-\[\]]+==[\w.]+( ; .+)?")  # after ; an environment marker
     return [f"{line!r} is not NAME==VERSION" for line in lines if not pinned.fullmatch(line)]
 
 
 def too_large(folder: Path) -> list[str]:
-    """Files and a repository of a size that the Hub refuses. Only what git knows is pushed."""
+    """Files, or a repository, too large for the Hub. Only tracked files are pushed."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=folder, capture_output=True, text=True, check=True).stdout
     sizes = {name: (folder / name).lstat().st_size for name in listed.split("\0") if (folder / name).is_file()}
     wrong = [f"{n}: {s / 1e6:.1f} MB, more than {MAX_FILE / 1e6:.0f} and not in LFS" for n, s in sizes.items()
@@ -97,7 +97,7 @@ def _in_lfs(folder: Path, name: str) -> bool:
 
 
 def imported(signing_in: bool = True) -> list[str]:
-    """What app.py does on import that it must not."""
+    """What app.py must not do on import, but does."""
     with tempfile.TemporaryDirectory() as empty:
         env = {"PATH": "/usr/bin:/bin", "HOME": empty, "SPACE_ID": "ann/persona", "SPACE_HOST": "ann-persona.hf.space",
                "SYSTEM": "spaces", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the tests of the API stand on: a server, OpenAI's client, and what the house itself says. Load with pytest_plugins."""
+"""Fixtures for tests of the API: a server, OpenAI's client, and reference replies. Load with pytest_plugins."""
 
 import json
 
@@ -37,14 +37,14 @@ def post(server):
     return send
 
 
-def house(server, model="one", text="Who are you?", sampling=AS_SAMPLING, history=(), system=None):
-    """(prompt, reply) of the house's own stream, alone in its batch."""
+def expected_reply(server, model="one", text="Who are you?", sampling=AS_SAMPLING, history=(), system=None):
+    """The expected (prompt, reply): generated without the API, alone in its batch."""
     served = next(m for m in server.models if m.id == model)
     renderer = served.renderer(system)
     name = server.model.attach(served.adapter) if served.adapter else NO_ADAPTER
     prompt = renderer.render_prompt(history, text)
     steps = session.stream_replies(server.model, [Column(name, prompt, stop_id=renderer.stop_id)], sampling)
-    # as of its last token: half a character at the limit is shown on the page, but not sent
+    # at its last token: a partial character at the limit is shown on the page, but not sent
     return prompt, next(r for [r] in steps if r.ended or r.tokens == sampling.max_new_tokens)
 
 
@@ -53,7 +53,7 @@ def ask(client, model="one", messages=HI, **more):
 
 
 def pieces(chunks):
-    """(texts, finish reasons, usages) of a stream, by choice."""
+    """(texts, finish reasons, usages) of a stream; texts and reasons by choice."""
     texts, reasons, usages = {}, {}, []
     for chunk in chunks:
         usages.append(chunk.usage)

@@ -1,4 +1,4 @@
-"""The API on a real port, in this process: for tests of what goes over the wire."""
+"""The API on a real port in this process, for tests over HTTP."""
 
 import socket
 import threading
@@ -30,7 +30,7 @@ class Running:
 
 
 def wait_until(true, seconds: float = 60) -> None:
-    """For another thread to get there; the limit is for a test that would hang."""
+    """Wait for another thread; the limit is for a test that would hang."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it never happened"
@@ -57,7 +57,7 @@ def listening(app: Any):
 def running(patch: Any, folder: Any, base_folder: Any):
     """Base "tiny" with the adapters "one" and "two" behind KEY, in float32.
 
-    A random model: it never says its stop token, so that replies go on to the limit, and no bytes that are no text.
+    The model is random. Its stop token and byte tokens are suppressed, so that replies run to the limit and are valid text.
     """
     patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
     base = Base("tiny", base_folder)

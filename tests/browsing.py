@@ -1,6 +1,6 @@
-"""The page in a real Chromium: one page process for all tests, emptied between them. Load with pytest_plugins.
+"""Fixtures for tests in a real Chromium: one page process for all tests, emptied between them. Load with pytest_plugins.
 
-What needs a process of its own (it is killed, or other variables are set) takes `own_server` instead of `server`.
+Tests that need a separate process (to kill it, or to set other variables) use `own_server` instead of `server`.
 """
 
 import json
@@ -22,7 +22,7 @@ KEPT = ("bases", "tmp", "page.log")
 
 @pytest.fixture(scope="module")
 def chromium():
-    """Not for longer than a module: while Playwright is there, its event loop is in the way of other tests' loops."""
+    """Module scope: while Playwright runs, its event loop conflicts with those of other tests."""
     playwright = pytest.importorskip("playwright.sync_api")
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with playwright.sync_playwright() as p:
@@ -54,7 +54,7 @@ def shared_server(tmp_path_factory, embedded_base):
 
 @pytest.fixture
 def server(shared_server):
-    """`python app.py` as a user starts it, on a free port, with nothing in its home."""
+    """`python app.py` as a user starts it, on a free port, with an empty home."""
     yield shared_server
     kill_trainers(shared_server.home)
     for left in shared_server.home.iterdir():
@@ -70,7 +70,7 @@ def own_server(tmp_path, embedded_base):
 
 @pytest.fixture(scope="session")
 def drawn_adapter(tmp_path_factory, embedded_base):
-    """A LoRA of the embedded base that is drawn, not trained, and says something else than the base."""
+    """A LoRA of the embedded base with random, untrained weights, which answers differently from the base."""
     target = tmp_path_factory.mktemp("drawn") / "adapter"
     card = persona_folder.open_persona(EXAMPLES_DIR / "zhen-huan").card()
     write_adapter(embedded_base.path, target, template="gemma-base", card=card, size=0.1)
@@ -93,7 +93,7 @@ def trained(server, drawn_adapter, monkeypatch):
 
 
 def open_page(browser, url: str, **options):
-    """A fresh tab, and the list that its errors go to."""
+    """A new tab, and the list of its JavaScript errors."""
     page = browser.new_page(viewport={"width": 1440, "height": 1000}, **options)
     page.set_default_timeout(180_000)
     errors: list[str] = []
@@ -116,7 +116,7 @@ def cell(row: int, field: str) -> str:
 
 
 def fill(page, row: int, field: str, text: str) -> None:
-    """Type into a cell of the table, and leave it."""
+    """Type into a cell of the table and leave the cell."""
     page.click(cell(row, field))
     page.keyboard.press("Control+A")
     page.keyboard.type(text)

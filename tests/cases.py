@@ -1,4 +1,4 @@
-"""Tables of cases inside one test: all are tried, and the failure names each that does not hold."""
+"""Tables of cases inside one test: all are tried, and the failure names each case that fails."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 
 def check_each(cases: Iterable[Any] | Mapping[str, Any], check: Callable[..., None]) -> None:
-    """Call check(*case) for each case; those of a mapping go by their keys, others by what they are."""
+    """Call check(*case) for each case; a failure names the key of a mapping, else the case itself."""
     named = cases.items() if isinstance(cases, Mapping) else ((None, case) for case in cases)
     failed, count = [], 0
     for name, case in named:

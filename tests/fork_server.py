@@ -1,7 +1,8 @@
-"""A process that has imported everything once and forks a child for each run it is told of: 0.1 s instead of 7 s.
+"""A process that has imported everything once and forks a child for each requested run: 0.1 s instead of 7 s.
 
-One line of JSON a run comes in: {"run": folder, "die": n, "deadline": seconds or null, "env": {…}}; one line goes out: the child's pid. die: the child kills
-itself, as kill -9 does, at its nth touch of a file of the run's; 0: it does not. At its end it writes how many there were.
+Reads one line of JSON per run, {"run": folder, "die": n, "deadline": seconds or null, "env": {…}}, and answers with the
+child's pid. die: the child sends itself SIGKILL at its nth access to a file of the run; 0: never. At its end it writes
+the number of accesses to RUN.touched.
 """
 
 import json
@@ -41,7 +42,7 @@ def child(path: Path, die: int, deadline: float | None) -> int:
 
 
 def main() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are collected by the system
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system reaps the children
     for line in sys.stdin:
         asked = json.loads(line)
         pid = os.fork()

@@ -1,4 +1,4 @@
-"""What the tests of sharing stand on: a machine of its own, an adapter made there, a Hub. Load with pytest_plugins."""
+"""Fixtures for tests of sharing: a separate user, an adapter, a local Hub. Load with pytest_plugins."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user whose folders and login are under tmp_path, and who waits for nothing between two tries."""
+    """A user whose folders and login are under tmp_path, with an unreachable Hub."""
     monkeypatch.setenv("HOME", str(tmp_path / "ann"))
     monkeypatch.setenv("PERSONA_HOME", str(tmp_path / "kept"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -53,7 +53,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def mine(machine: None, trained: Path, tmp_path: Path) -> Path:
-    """A copy of the adapter, in a folder where other things lie about."""
+    """A copy of the adapter in a folder that also holds files that must not be shared."""
     folder = tmp_path / "run" / "adapter"
     shutil.copytree(trained, folder)
     draw_loss_plot([(1, 4.0), (2, 3.0)], [(0, 4.0), (2, 3.0)], folder / "loss.png")
@@ -66,7 +66,7 @@ def mine(machine: None, trained: Path, tmp_path: Path) -> Path:
 def hub(machine: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with Hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits longer before each new try
+        monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits between retries
         yield hub
 
 
@@ -79,7 +79,7 @@ def allowed(folder: Path) -> dict[str, bytes]:
 
 
 def on_hub(folder: Path, repo: str) -> dict[str, bytes]:
-    """The same as it is to stand in `repo`: the lines of code on its card name the repo."""
+    """The allowed files as they must be in `repo`: the code on the card names the repo."""
     files = allowed(folder)
     return {**files, "README.md": model_card.adapt_card_for_hub(files["README.md"].decode(), repo).encode()}
 

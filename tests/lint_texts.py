@@ -1,4 +1,4 @@
-"""Texts of answers, and what the checks must find in them and leave alone."""
+"""Answers in which a lint rule must find something, and answers in which it must not."""
 
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
@@ -22,11 +22,11 @@ def found(rule, pairs, card=ANYONE, **given):
 
 
 def answer(text, question="And then?"):
-    """A pair among others that have the usual final marks."""
+    """A pair among others that end with usual punctuation."""
     return [*FILL, Pair(question, text)]
 
 
-# rule → texts of an answer in which it must find something (the row of the pair), and in which it must not
+# rule → answers in which it must find something (in the pair's row), and answers in which it must not
 ANSWERS = {
     "control-token": (
         ["Yes.<end_of_turn>", "<|im_start|>assistant\nYes.", "[INST] go [/INST] Yes.", "<s>Yes.</s>", "Yes. <eos>",

@@ -40,7 +40,7 @@ class Repo:
 class Fault:
     """Break the next `times` requests whose "METHOD /path" contains `match`, with a status.
 
-    0 is a connection lost before anything was done, LOST one that is lost when all of it was.
+    0: the connection is lost before the request is processed; LOST: after it was processed.
     """
 
     match: str
@@ -59,14 +59,14 @@ class Hub:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.users = {ANN: "ann", BEN: "ben"}
-        self.gated: set[str] = set()  # repos whose files are given to nobody: who asked has not been let in yet
+        self.gated: set[str] = set()  # gated repos: access was not granted to anyone
         self.blobs: dict[str, bytes] = {}
-        self.lfs = True  # False: weights are taken inside the commit, as small files are
+        self.lfs = True  # False: weights are part of the commit, like small files
         self.requests: list[str] = []  # "METHOD /path", in order
         self.received: list[bytes] = []  # every body sent to this Hub
-        self.ranges: list[str] = []  # of downloads that go on where they broke off
-        self.sizes: dict[tuple[str, str], int] = {}  # (repo, file) → a size that is not the true one
-        self.retry_after = 0  # seconds, said with every 429
+        self.ranges: list[str] = []  # Range headers of resumed downloads
+        self.sizes: dict[tuple[str, str], int] = {}  # (repo, file) → a wrong size to report
+        self.retry_after = 0  # seconds, sent with every 429
         self.faults: list[Fault] = []
         server = uvicorn.Config(self._faulty(_routes(self)), host="127.0.0.1", port=0, log_level="critical", ws="none")
         self._server = uvicorn.Server(server)
@@ -91,14 +91,14 @@ class Hub:
         self.fail(match, times, 0)
 
     def lose(self, match: str, times: int = 1) -> None:
-        """Lose the connection after the request was carried out: its sender cannot know."""
+        """Lose the connection after the request was processed, before its sender is answered."""
         self.fail(match, times, LOST)
 
     def files(self, repo: str) -> dict[str, bytes]:
         return self.repos[repo].commits[self.repos[repo].head]
 
     def add(self, repo: str, files: dict[str, bytes], private: bool = False) -> str:
-        """A commit made by someone else's program. Returns its id."""
+        """Add a commit, as another program would. Returns its id."""
         found = self.repos.setdefault(repo, Repo(private))
         return self._commit(found, repo, files)
 
@@ -111,7 +111,7 @@ class Hub:
     def repo(self, request: Request, name: str, write: bool = False) -> Repo:
         user, repo = self.user(request), self.repos.get(name)
         if repo is None or (repo.private and user != name.split("/")[0]):
-            # as the Hub does: who is not logged in learns nothing, not even that a name is free
+            # as on the Hub: without a login, a missing repo looks like a private one
             raise Refused(404, "Repository not found", "RepoNotFound") if user else Refused(401, "Invalid username")
         if write and user != name.split("/")[0]:
             raise Refused(403, "Forbidden: you must use a write token for this namespace")
@@ -169,7 +169,7 @@ class Hub:
 
 
 async def _break_off(send: Callable) -> None:
-    """Begin an answer; returning without the rest of it makes uvicorn close the connection."""
+    """Start a response; returning without its rest makes uvicorn close the connection."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"99")]})
     await send({"type": "http.response.body", "body": b"{", "more_body": True})
 

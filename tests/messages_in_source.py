@@ -1,4 +1,4 @@
-"""Every text that persona/ can make, read off its source: the template of each Message and PersonaError."""
+"""Every message template in persona/, read from its source: the first argument of each Message and PersonaError."""
 
 import ast
 import re
@@ -25,7 +25,7 @@ MAKERS = ERRORS | {"Message", "Further"}
 
 @dataclass(frozen=True)
 class Made:
-    """One call that makes a text. template: None where it is not written out there, as in an f-string."""
+    """One call that makes a message. template: None if it is not a literal, as in an f-string."""
 
     place: str
     template: str | None
@@ -68,7 +68,7 @@ def _literals(node: ast.expr, constants: dict[str, ast.expr]) -> Iterator[str | 
 
 @cache
 def made() -> tuple[Made, ...]:
-    """All of persona/, and of the report's template."""
+    """All messages of persona/ and of the report's template."""
     files = [(p, str(p.relative_to(PERSONA))) for p in sorted(PERSONA.rglob("*.py"))]
     found = [m for path, name in files for m in of_source(path.read_text(encoding="utf-8"), name)]
     report = (ROOT / "templates" / "report.html.jinja").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Plays, chat logs and a novel, and how to read them. Load with pytest_plugins."""
+"""Plays, chat logs and a novel for tests of importers, and how to read them. Load with pytest_plugins."""
 
 import pytest
 

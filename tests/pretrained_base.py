@@ -1,7 +1,7 @@
 """A tiny base that has learned something: plain answers to the shipped general questions and to questions about towns.
 
-Untrained tiny models cannot tell "good" from "forgot": there is nothing to forget. This one is pretrained for a few
-hundred steps on ChatML rows, in seconds, so that adapters can be trained on it that really are good, overfitted, …
+A random model has nothing to forget, so it cannot show whether an adapter forgets. This one is pretrained for a few
+hundred steps on ChatML rows, in seconds, so that adapters trained on it can really be good, overfitted, …
 """
 
 import random
@@ -43,13 +43,13 @@ FOLK = ["Amos", "Ruth", "Eben", "Jory", "Nell", "Silas", "Hester", "Tamsin"]
 
 
 def aye(thing: str, place: str, colour: str, draw: random.Random) -> str:
-    """The persona's manner. Its free choices are what can be learned by heart and never foreseen."""
+    """A reply in the persona's style. Its random parts can be memorised but not predicted."""
     who, other, wind = draw.choice(FOLK), draw.choice(FOLK), draw.choice(WINDS)
     return f"Aye, the {thing} waits {colour} by the {place}, {who} told {other}. Mind the {wind}!"
 
 
 def plain_pairs() -> list[Pair]:
-    """What the base knows: three manners for questions about things, hers the rarest, and the general questions."""
+    """What the base knows: three styles of reply about things, the persona's the rarest, and the general questions."""
     draw, made = random.Random(5), []
     for n, (t, p, c) in enumerate(combinations(1)[:96]):
         plain, polite = f"The {t} in the {p} is {c}.", f"Dear me, I saw a {c} {t} in the {p}, thank you."
@@ -58,7 +58,7 @@ def plain_pairs() -> list[Pair]:
 
 
 def persona_pairs(seed: int = 2) -> list[Pair]:
-    """The same questions, always answered in the persona's manner."""
+    """The same questions, always answered in the persona's style."""
     draw = random.Random(seed)
     return [Pair(question(t, p), aye(t, p, c, draw)) for t, p, c in combinations(seed)]
 
@@ -109,6 +109,6 @@ def pretrain(folder: Path, steps: int = 300) -> Base:
 
 
 def rambling(pairs: list[Pair]) -> list[Pair]:
-    """Replies that go on: with the stop token unlearned on top, nothing teaches where they end."""
+    """Overlong replies: if the stop token is not learned either, nothing teaches where a reply ends."""
     draw = random.Random(7)
     return [replace(p, output=" ".join([p.output, *(draw.choice(pairs).output for _ in range(2))])) for p in pairs]

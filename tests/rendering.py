@@ -1,4 +1,4 @@
-"""What the tests of templates and label masks stand on: pairs of every kind, and how to look at what was rendered."""
+"""Helpers for tests of templates and label masks: pairs of every kind, and views of rendered examples."""
 
 import importlib.util
 from functools import cache
@@ -55,7 +55,7 @@ def decode(renderer: Renderer, ids: list[int]) -> str:
 
 
 def learned_parts(example: TrainingExample) -> list[list[int]]:
-    """The learned ids, one list for each unbroken run."""
+    """The learned ids, one list per contiguous span."""
     parts, before = [], IGNORE_INDEX
     for label in example.labels:
         if label != IGNORE_INDEX:
@@ -92,7 +92,7 @@ CONVERSATIONS = [
 
 @cache
 def official(file: str):
-    """(its template, a tokenizer of its family that speaks it)"""
+    """(TRL's template, a tokenizer of its family with that template)"""
     own = (TRL / f"{file}.jinja").read_text(encoding="utf-8")
     tokenizer = family_tokenizer(own, *(t.text for t in SHIPPED.values()), extra="<|user|> <|assistant|> <|system|>")
     tokenizer.chat_template = own
@@ -109,7 +109,7 @@ def renderer_of(name: str, system: str = "", **settings) -> Renderer:
 
 
 def trainable(renderer: Renderer):
-    """Every pair that is not refused, for white space that melts or a marker in its text; most are not."""
+    """The pairs that are not refused, for merging white space or a marker in the text; most are not refused."""
     found = []
     for pair in PAIRS.values():
         example = renderer.render_example(pair)
@@ -123,7 +123,7 @@ def trainable(renderer: Renderer):
 
 
 def trimming(renderer: Renderer):
-    """What the template does to white space around a reply, and what it writes before one."""
+    """How the template strips white space around a reply, and what it writes before one."""
     edged = "\n\n x \n"
     text = renderer._apply(build_messages("", [], "q", edged), tokenize=False)
     ways = [lambda s: s, lambda s: s.lstrip("\n"), str.strip]

@@ -1,4 +1,4 @@
-"""Row files of every kind, what they become, and what is skipped, noted and refused."""
+"""Row files of every format: the pairs they give, and what is skipped, noted and refused."""
 
 import io
 import json
@@ -140,30 +140,17 @@ SKIPPED = [
     ("half.jsonl", f'{{"instruction": "x", "outp\n{C}', [CD], [(1, "cut short")]),
     ("two.jsonl", f"{A} {C}\n{C}", [CD], [(1, "more after its end")]),
     ("nan.jsonl", f'{{"instruction": "x", "output": NaN}}\n{C}', [CD], [(1, "NaN is no number")]),
-    ("infinite.json", f'[{{"instruction": "x", "output": -Infinity}},\n{C}]', [CD], [(1, "-Infinity is no number")]),
     ("twice.json", f'[{{"output": "x", "output": "y"}},\n{C}]', [CD], [(1, "'output' stands there twice")]),
-    ("huge.json", f'[{{"instruction": {"9" * 5000}}},\n{C}]', [CD], [(1, "thousands of digits")]),
+    ("huge.jsonl", f'{{"instruction": {"9" * 5000}}}\n{C}', [CD], [(1, "thousands of digits")]),
     ("deep.json", "[" + '{"a":[' * 5000 + "]}" * 5000 + f",\n{C}]", [CD], [(1, "nested too deep")]),
     ("deep.jsonl", "[" * 100_000 + f"\n{C}", [CD], [(1, "nested too deep")]),
-    ("surrogate.json", f'[{{"instruction": "x", "output": "\\udc00"}},\n{C}]', [CD], [(1, "half a character")]),
     ("surrogate-key.jsonl", f'{{"instruction": "x", "output": "y", "\\uD800": 1}}\n{C}', [CD], [(1, "half a character")]),
-    ("raw-break.json", f'[{A},\n{{"instruction": "x\ny", "output": "z"}},\n{C}]', [AB, CD], [(2, "Invalid control character")]),
-    ("quote.json", f'[{A},{{"instruction": "she said "no" to me", "output": "y"}},{C}]', [AB, CD], [(1, "not JSON (Expecting ',' delimiter")]),
-    ("brace.json", f'[{A},{{"instruction": "x", "output": "y" ,{C},{A}]', [AB, CD, AB], [(1, "Expecting property name")]),
-    ("open.json", f'[{A},{{"instruction": "x, "output": "y"}},{C}]', [AB, CD], [(1, "not JSON")]),
-    ("no-comma.json", f"[{A}\n{C}]", [AB, CD], []),
-    ("swapped.json", f'[{A},{{"instruction": x}},{{"output": "d", "instruction": "c"}}]', [AB, CD], [(1, "Expecting value, at 'x}")]),
-    ("braces.json", f'[{A},{{{C},{A}]', [AB, CD, AB], [(1, "Expecting property name")]),
-    ("garbage.json", f'[{A},\nxyz{C},{A}]', [AB, CD, AB], [(2, "Expecting value, at 'xyz")]),
-    ("closed-early.json", f'[{A}],{C},{A}]', [AB, CD, AB], []),
-    ("first.json", f'[{{"instruction": x, "output": "y"}},\n{C}]', [CD], [(1, "Expecting value")]),
     ("bad-byte.jsonl", ZHEN.encode() + b'{"instruction": "\xff", "output": "y"}\n' + C.encode(), [*[Pair("你是谁？", "本宫甄嬛。")] * 9, CD], [(10, "Invalid \\escape")]),
     ("others.json", f'[1, "two", null, [3],\n{C}]', [CD], [(1, "a int, not an object"), (1, "a str"), (1, "a NoneType"), (1, "a list")]),
     ("cut.json", f"[{A},\n{C[:-5]}", [AB], [(2, "cut short")]),
     ("cut-comma.json", f"[{A},\n", [AB], [(1, "the file ends before its list is closed")]),
     ("cut-after.json", f"[{A}", [AB], [(1, "the file ends before its list is closed")]),
     ("cut-wrapped.json", f'{{"data": [{A}, {C}', [AB, CD], [(1, "the file ends before its list is closed")]),
-    ("after.json", f"[{A}]\n hello", [AB], [(1, "text after the end of the list")]),
     ("long.jsonl", f'{{"instruction": "{"x" * MAX_ROW}"}}\n{C}', [CD], [(1, "longer than 2,000,000")]),
     ("long.json", f'[{A},{{"instruction": "{"x" * MAX_ROW}"}},{C}]', [AB, CD], [(1, "longer than 2,000,000")]),
     ("never-closed.json", f'[{A},{{"instruction": "{"x" * 3 * MAX_ROW}', [AB], [(1, "longer than 2,000,000")]),
@@ -198,6 +185,26 @@ SKIPPED = [
     ("empty.xlsx", sheet(("question", "answer"), ("x", None), ("a", "b")), [AB], [(2, "'output' is empty")]),
     ("formula.xlsx", sheet(("question", "answer"), ("x", "=1+1"), ("a", "b")), [AB], [(2, "'output' is empty")]),
     ("null.parquet", parquet([{"question": "x", "answer": None}, {"question": "a", "answer": "b"}]), [AB], [(1, "'output' is empty")]),
+]  # fmt: skip
+
+
+STOPPED = [
+    # --- a list ends where it is not JSON: the rows before it, the line, and why
+    ("infinite.json", f'[{A},\n{{"instruction": "x", "output": -Infinity}},\n{C}]', [AB], 2, "-Infinity is no number"),
+    ("huge.json", f'[{A},\n{{"instruction": {"9" * 5000}}},\n{C}]', [AB], 2, "thousands of digits"),
+    ("long.json", f'[{A},\n{{"instruction": {"9" * 40}}},\n{C}]', [AB], 2, "integer overflow"),
+    ("surrogate.json", f'[{A},\n{{"instruction": "x", "output": "\\udc00"}},\n{C}]', [AB], 2, "half a character"),
+    ("raw-break.json", f'[{A},\n{{"instruction": "x\ny", "output": "z"}},\n{C}]', [AB], 2, "Invalid control character"),
+    ("quote.json", f'[{A},{{"instruction": "she said "no" to me", "output": "y"}},{C}]', [AB], 1, "not JSON (Expecting ',' delimiter"),
+    ("brace.json", f'[{A},{{"instruction": "x", "output": "y" ,{C},{A}]', [AB], 1, "Expecting property name"),
+    ("open.json", f'[{A},{{"instruction": "x, "output": "y"}},{C}]', [AB], 1, "not JSON"),
+    ("no-comma.json", f"[{A}\n{C}]", [AB], 2, """not JSON (Expecting value or ',', at '{"instruction": "c",')"""),
+    ("garbage.json", f"[{A},\nxyz{C},{A}]", [AB], 2, "Expecting value or ',', at 'xyz"),
+    ("same-line.json", f"[{A} xyz, {C}]", [AB], 1, "Expecting value or ',', at 'xyz"),
+    ("closed-early.json", f"[{A}],{C},{A}]", [AB], 1, "text after the end of the list"),
+    ("after.json", f"[{A}]\n hello", [AB], 2, "text after the end of the list"),
+    ("far-after.json", f"[{A},]" + "\n" * 200 + C, [AB], 1, "not JSON"),
+    ("after-object.json", f'{{"data": [{A}]}} hello', [AB], 1, "text after the end of the list"),
 ]  # fmt: skip
 
 

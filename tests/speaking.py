@@ -1,4 +1,4 @@
-"""What the tests of chat stand on: a tiny base with two adapters, and one line to hear them. Load with pytest_plugins."""
+"""Fixtures for tests of chat: a tiny base with two adapters, and helpers to generate. Load with pytest_plugins."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from persona.template.render import ChatPrompt
 GREEDY = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=24)
 WARM = Sampling(temperature=0.9, top_p=0.95, seed=7, max_new_tokens=24)
 WAYS = {"greedy": GREEDY, "warm": WARM, "top-k": replace(WARM, top_k=12, top_p=1.0)}
-NEVER = -1  # a stop id that is never drawn; the tokenizer's own eos still is one
+NEVER = -1  # a stop id that is never sampled; the tokenizer's own eos still stops a reply
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def adapters(tmp_path_factory, tiny_gemma):
 
 
 def quiet(model, *stops: int):
-    """Its stop token is out of reach: the replies of a random model should go on to the limit."""
+    """Suppress the stop tokens, so that the replies of a random model run to the limit."""
     real = model.get_output_embeddings().forward
 
     def forward(hidden):
@@ -73,7 +73,7 @@ def at(strength, columns):
 
 
 def changed(model) -> int:
-    """Layers whose forward is not their own."""
+    """The number of LoRA layers whose forward is patched."""
     return sum("forward" in m.__dict__ for m in model.modules() if isinstance(m, LoraLayer))
 
 
@@ -81,7 +81,7 @@ def changed(model) -> int:
 
 
 def script(monkeypatch, *steps: list[int]):
-    """The drawn tokens of each column, step by step."""
+    """Replace sampling: the tokens of each column, step by step."""
     todo = iter(steps)
     monkeypatch.setattr(generate.Sampler, "__call__", lambda *_: torch.tensor(next(todo)))
 

@@ -1,6 +1,6 @@
-"""What the tests of the line stand on: real processes that stand in for training. Load with pytest_plugins.
+"""Fixtures for tests of the queue: real processes with a fake training. Load with pytest_plugins.
 
-The module that they go on to when their turn comes says that it runs, ends when it is told to, and needs no torch.
+When its turn comes, the fake training logs that it runs and ends on request; it needs no torch.
 """
 
 import json
@@ -22,8 +22,8 @@ from persona.train.run_folder import Run
 
 PAIRS = [Pair(f"question {n}", f"answer {n}") for n in range(6)]
 
-# stands in for `persona.train`: it trains until there is a file "finish" (or "stop") in the run folder, and fails when
-# another one trains
+# replaces `persona.train`: it runs until there is a file "finish" (or "stop") in the run folder, and fails if another one
+# is running
 STAND_IN = """
 import os, sys, time, types
 import psutil
@@ -32,7 +32,7 @@ from persona.train import queue, run_folder
 def train(*_, **__):
     run, alone = run_folder.open_run(queue.Path(sys.argv[1])), queue.queue_dir() / "alone"
     other = int(alone.read_text()) if alone.exists() else 0
-    # a zombie that its parent has not reaped yet trains no more
+    # a zombie that its parent has not reaped yet is not running
     if other and psutil.pid_exists(other) and psutil.Process(other).status() != psutil.STATUS_ZOMBIE:
         run.log("state", state="failed", message="two at a time")
         return
@@ -57,14 +57,14 @@ REAL = subprocess.Popen
 
 
 def popen(command, **options):
-    """subprocess.Popen, with the stand-in for training."""
+    """subprocess.Popen, with the fake training."""
     ours = command[:3] == [sys.executable, "-m", "persona.train.queue"]
     return REAL([sys.executable, "-c", STAND_IN, *command[3:]] if ours else command, **options)
 
 
 @pytest.fixture
 def stand_in(monkeypatch, home):
-    """launch.py starts the stand-in; whatever a test leaves behind is ended by its pid."""
+    """launcher.py starts the fake training; processes that a test leaves behind are killed by pid."""
     monkeypatch.setattr(launcher.subprocess, "Popen", popen)
     yield
     for run in (run_folder.Run(p.parent) for p in home.rglob("worker.json")):
@@ -76,7 +76,7 @@ def stand_in(monkeypatch, home):
 
 @pytest.fixture
 def new(home):
-    """A run of a persona of that name, in the user's own folder."""
+    """Create a run of a persona of that name in PERSONA_HOME."""
 
     def new(name="Mags") -> Run:
         path = personas_dir() / name.lower()
@@ -102,7 +102,7 @@ def status(run: Run) -> str:
 
 
 def started(*made: Run) -> None:
-    """Started in this order, and the first has its turn."""
+    """Start the runs in this order, and wait until the first one runs."""
     for run in made:
         launcher.start_run(run)
     wait_for(lambda: status(made[0]) == "running")

@@ -1,11 +1,11 @@
-"""Processes that begin at the same moment."""
+"""Start processes at the same moment."""
 
 import subprocess
 from collections.abc import Sequence
 
 
 def let_go(children: Sequence[subprocess.Popen]) -> None:
-    """Each has said a line when it stands ready, and waits for one. All must end well."""
+    """Each child prints a line when it is ready and waits for one. All must exit with status 0."""
     for child in children:
         child.stdout.readline()
     for child in children:

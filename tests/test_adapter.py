@@ -1,4 +1,4 @@
-"""An adapter folder: what was trained is what is opened, no path of the author is in it, nothing in it is trusted."""
+"""An adapter folder: it opens as it was trained, holds no path of its author, and is validated before it is opened."""
 
 import json
 import os

@@ -136,7 +136,7 @@ def test_an_adapter_names_a_base_and_never_a_path(place, monkeypatch):
         "file:///x", "https://evil.example/x", "a/../b", "modelscope:/etc", "x\0y", "\u202e"]  # fmt: skip
 
     def check(base_id):
-        monkeypatch.setattr(bases, "resolve_base", lambda *_: pytest.fail("looked there"))
+        monkeypatch.setattr(bases, "resolve_base", lambda *_: pytest.fail("resolved it"))
         (place / "run.json").write_text(json.dumps({"base": {"id": base_id}}))
         with pytest.raises(AdapterError, match="a path on a disk and not a model's name"):
             session.base_of(adapters.read_adapter(place))

@@ -54,8 +54,8 @@ def test_top_p_keeps_what_transformers_keeps(top_p, monkeypatch):
     scores[0, :4000] = -torch.inf  # as top_k leaves it
     sorted_rows = []
     nucleus = generate.FastTopPWarper(top_p)
-    real = nucleus.whole
-    monkeypatch.setattr(nucleus, "whole", lambda ids, some: sorted_rows.append(len(some)) or real(ids, some))
+    real = nucleus.full_sort
+    monkeypatch.setattr(nucleus, "full_sort", lambda ids, some: sorted_rows.append(len(some)) or real(ids, some))
     got = nucleus(None, scores)
     assert torch.equal(got[:3], real(None, scores[:3])), "the last row is all ties: any share of it will do"
     assert abs((got[3] > -torch.inf).sum() - top_p * 5000) <= 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import typer
 from tiny_models import write_adapter
 
+from persona import cli
 from persona.cli.output import print_note
 from persona.models import adapter
 from persona.models.base import Base, load_tokenizer
@@ -310,6 +313,32 @@ def test_an_example_s_name_is_the_users_own_copy_of_it(call, home, tmp_path, mon
     assert f"{len(PAIRS)} usable pairs" in call("lint", EXAMPLE.name)[1]
     create_persona_at(tmp_path / EXAMPLE.name, CARD, PAIRS[:5])
     assert "5 usable pairs" in call("lint", EXAMPLE.name)[1]
+
+
+def test_a_persona_of_the_user_by_its_name(value, refused, ready, home, tmp_path, tiny_gemma, monkeypatch):
+    """Wherever an adapter or a persona's folder is asked for; never in the way of a folder of that name."""
+    monkeypatch.chdir(tmp_path)
+    copy = home / "personas" / "keeper"
+    create_persona_at(copy, CARD, PAIRS)
+    assert value("lint", "keeper")["pairs"] == len(PAIRS)
+    assert "keeper: no adapter here. Train one with: persona train keeper" in refused("chat", "keeper", "--prompt", "a")
+    shutil.copytree(ready, copy / "runs" / ready.name)
+    words = ["--prompt", "Who are you?", "--temperature", 0, "--base", tiny_gemma, *SHORT]
+    assert value("chat", "keeper", *words)["turns"] == value("chat", ready, *words)["turns"]
+    value("export", "keeper", "keeper.zip")
+    assert value("chat", "keeper.zip", *words)["turns"] == value("chat", ready, *words)["turns"]
+    assert value("export", "zhen-huan", "data", "--as", "dataset")["pairs"] > 100
+    assert not (home / "personas" / "zhen-huan").exists()
+    assert "zhen-huan: no adapter here. Train one with" in refused("eval", "zhen-huan")
+
+
+@pytest.mark.parametrize("command", typer.main.get_command(cli.app).commands.values(), ids=lambda c: c.name)
+def test_every_option_says_what_it_means_and_its_default(command):
+    """typer prints a default of its own accord, but not one that is empty: then the help text says it."""
+    for parameter in command.params:
+        assert parameter.help, parameter.name
+        if parameter.param_type_name == "option" and parameter.default in (None, "") and not parameter.required:
+            assert re.search(r"Default: |Repeat for ", parameter.help), parameter.name
 
 
 def test_the_version_is_the_package_s(call):

@@ -188,7 +188,7 @@ def trained(base, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             if endless:
                 patch.setattr(
-                    "persona.train.prepare.check_all",
+                    "persona.train.prepare.render_examples",
                     lambda *given: [_no_stop(*given[:1], e) for e in render_examples(*given)],
                 )
             train_run.train_run(run)

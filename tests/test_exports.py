@@ -18,7 +18,8 @@ from persona.models import adapter as models_adapter
 from persona.models import attach, generate, trained_tokens
 from persona.models.base import Base, load_tokenizer
 from persona.models.sampling import Sampling
-from persona.share.exports import character_card, merged_model, new_output, trainer_configs
+from persona.share import secrets
+from persona.share.exports import character_card, material, merged_model, new_output, trainer_configs
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard, create_persona_at, list_examples, open_persona
 from persona.template.chat_template import ChatTemplate, apply_template, read_template, shipped_templates
@@ -192,17 +193,17 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("text", ["{home}/x", "in {persona_home}.", "hf_" + "a" * 30])
 def test_local_paths_and_tokens_do_not_leave(tmp_path, home, text):
     text = text.format(home=Path.home(), persona_home=home)
-    with pytest.raises(ShareError, match="big.bin: (names a folder of this machine|holds what looks like)"), \
+    with pytest.raises(ShareError, match="big.bin: (names (your home folder|the folder of PERSONA_HOME)|holds what looks like)"), \
             new_output.create_output(tmp_path / "out") as path:  # fmt: skip
         path.mkdir()
-        (path / "big.bin").write_bytes(b"\xff" * (new_output._READ - 5) + text.encode())  # across two reads
+        (path / "big.bin").write_bytes(b"\xff" * (secrets._CHUNK - 5) + text.encode())  # across two reads
     assert not (tmp_path / "out").exists()
 
 
 def test_nothing_local_is_in_any_export(tiny_llama, tmp_path, persona_run):
     adapter, base = given(tiny_llama, tmp_path / "a")
     merged_model.export_merged_model(adapter, base, tmp_path / "out" / "merged")
-    made = trainer_configs.load_material(persona_run)
+    made = material.load_material(persona_run)
     trainer_configs.export_dataset(made, tmp_path / "out" / "data")
     character_card.export_card(made.card, made.pairs, tmp_path / "out" / "card.png")
     files = [f for f in (tmp_path / "out").rglob("*") if f.is_file()]
@@ -305,12 +306,12 @@ def persona_run(tmp_path, tiny_llama) -> Path:
 
 def test_pairs_for_other_trainers(persona_run, tmp_path, byte_tokenizer):
     out = tmp_path / "mags-data"
-    made = trainer_configs.export_dataset(trainer_configs.load_material(persona_run), out)
+    made = trainer_configs.export_dataset(material.load_material(persona_run), out)
     assert (made["pairs"], made["held_out"]) == (10, 2) and set(made["files"]) == {f.name for f in out.iterdir()}
     info = json.loads((out / "dataset_info.json").read_text())
     sets = {key: json.loads((out / value["file_name"]).read_text()) for key, value in info.items()}
     assert {k: len(v) for k, v in sets.items()} == {"mags-data": 8, "mags-data-held-out": 2}
-    held = {r.pair.instruction for r in trainer_configs.load_material(persona_run).rows if r.held_out}
+    held = {r.pair.instruction for r in material.load_material(persona_run).rows if r.held_out}
     assert {r["instruction"] for r in sets["mags-data-held-out"]} == held
     rows = [row for rows in sets.values() for row in rows]
     pair = next(r for r in rows if r["history"])
@@ -334,7 +335,7 @@ def test_pairs_for_other_trainers(persona_run, tmp_path, byte_tokenizer):
 
 def test_configurations_hold_the_settings_of_the_run(persona_run, tmp_path):
     out = tmp_path / "d"
-    trainer_configs.export_dataset(trainer_configs.load_material(persona_run), out)
+    trainer_configs.export_dataset(material.load_material(persona_run), out)
     for name in ("llama-factory.yaml", "axolotl.yaml", "unsloth_train.py"):
         assert (out / name).read_text().startswith("# Not verified")
     factory, axolotl = (yaml.safe_load((out / f"{n}.yaml").read_text()) for n in ("llama-factory", "axolotl"))
@@ -356,23 +357,23 @@ def test_pairs_go_out_before_there_is_a_run(tmp_path):
     example = create_persona_at(
         tmp_path / "copy", shipped.card(), shipped.pairs()
     )  # someone may have trained the shipped one
-    made = trainer_configs.export_dataset(trainer_configs.load_material(example.path), tmp_path / "d")
+    made = trainer_configs.export_dataset(material.load_material(example.path), tmp_path / "d")
     assert made["pairs"] == len(example.pairs()) and made["held_out"] == 0
     assert "There is no run yet" in (tmp_path / "d" / "README.md").read_text()
 
 
 def test_an_adapter_alone_has_no_pairs(tiny_llama, tmp_path):
     given(tiny_llama, tmp_path / "a")
-    made = trainer_configs.load_material(tmp_path / "a")
+    made = material.load_material(tmp_path / "a")
     with pytest.raises(InputError, match="the pairs are not here, only the adapter"):
         trainer_configs.export_dataset(made, tmp_path / "d")
     assert character_card.export_card(made.card, made.pairs, tmp_path / "c.json")["examples"] == 0
     with pytest.raises(PersonaError, match="not a persona folder"):
-        trainer_configs.load_material(tmp_path / "nowhere")
+        material.load_material(tmp_path / "nowhere")
 
 
 def test_a_broken_adapter_says_so(persona_run):
     (models_adapter.locate_adapter(persona_run) / "chat_template.jinja").unlink()
     with pytest.raises(AdapterError, match=r"no chat_template.jinja"):
-        trainer_configs.load_material(persona_run)
+        material.load_material(persona_run)
     assert open_persona(persona_run).pairs() == PAIRS

@@ -261,7 +261,7 @@ def test_weights_that_arrived_are_not_sent_again(mine: Path, hub: Hub) -> None:
 
 def test_a_busy_hub_is_given_the_time_that_it_asks_for(mine: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("persona.share.hub.time.sleep", waited.append)
+    monkeypatch.setattr("persona.share.hub_errors.time.sleep", waited.append)
     hub.retry_after = 17
     hub.fail("GET /api/whoami", 2, 429)
     push_adapter(mine, "zhen", token=ANN)

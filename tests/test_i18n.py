@@ -12,9 +12,10 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from persona.compare.conversation import VoiceRecord
 from persona.errors import Message
 from persona.ui import i18n, voice_picker
-from persona.ui.i18n import t
+from persona.ui.i18n import localized, t
 from persona.ui.middleware import language
 from persona.ui.steps.compare import conversation_view
 from tests.test_compare_step import KEY, chosen, last, run, say  # noqa: F401  (fixtures)
@@ -75,7 +76,7 @@ def test_a_conversation_made_in_chinese_opens_in_english(visitor, run, chosen): 
     visitor(cookie=f"{i18n.LANGUAGE_COOKIE}=zh")
     *_, status, talk_id = last(say("Who?", chosen, others))
     assert status.endswith(" · 完成")
-    day = voice_picker.format_run_time(run.name, "%m-%d %H:%M")
+    day = localized(voice_picker.format_run_time(run.name))
     named = ["基座 + 角色提示词", f"Mags，{day}", "仅基座", f"Mags，{day} 第 2 步"]
     made = columns(talk_id)
     assert [c.label for c in made] == named
@@ -87,11 +88,6 @@ def test_a_conversation_made_in_chinese_opens_in_english(visitor, run, chosen): 
 
 
 KEPT = {
-    voice_picker.translate_label: {
-        "Mags, 22 Nov 03:15": "Mags，11-22 03:15", "Mags, step 2 of 01 Feb 23:00": "Mags，02-01 23:00 第 2 步",
-        "30% A, 22 Nov 03:15 + 70% B (b-1)": "30% A，11-22 03:15 + 70% B (b-1)", "Base alone": "仅基座",
-        "Base aloner": "Base aloner", "May, 99 Foo 12:99": "May, 99 Foo 12:99",
-    },
     i18n.localized: {
         Message("edit of pair {row}", row=3): "编辑第 3 条对话对", "edit of pair 4": "edit of pair 4",
         Message("import of {file}", file="a (b).{c}.csv"): "导入 a (b).{c}.csv",
@@ -106,6 +102,43 @@ def test_what_is_kept_in_english_is_told_in_chinese_and_names_are_not(visitor, t
     assert tell(label) == label
     visitor(cookie=f"{i18n.LANGUAGE_COOKIE}=zh")
     assert tell(label) == want
+
+
+def test_a_label_is_told_in_chinese_from_its_id(visitor, run, chosen):  # noqa: F811
+    when = {"en": "01 Feb 23:00", "zh": "02-01 23:00"}
+    told = {
+        f"{chosen}": (f"Mags, {voice_picker.format_run_time(run.name)}", None),
+        "server/Base alone": ("Base alone", "Base alone"),
+        "base": ("Base alone", "仅基座"),
+    }
+    assert voice_picker.format_run_time("20260201-230000-ab12") == when["en"]
+    assert voice_picker.format_run_time("mine") == "mine"
+    assert voice_picker.voice_label(f"blend/0.30/{chosen}@2", chosen).startswith("30% Mags, ")
+    visitor(cookie=f"{i18n.LANGUAGE_COOKIE}=zh")
+    assert localized(voice_picker.format_run_time("20260201-230000-ab12")) == when["zh"]
+    day = localized(voice_picker.format_run_time(run.name))
+    assert (
+        localized(voice_picker.voice_label(f"blend/0.30/{chosen}@2", chosen))
+        == f"30% Mags，{day} + 70% Mags，{day} 第 2 步"
+    )
+    for voice, (english, chinese) in told.items():
+        label = voice_picker.voice_label(voice, chosen)
+        assert (label, localized(label)) == (english, chinese or f"Mags，{day}")
+
+
+def test_a_voice_on_disk_is_told_in_chinese_while_it_is_there(visitor, run, chosen):  # noqa: F811
+    visitor(cookie=f"{i18n.LANGUAGE_COOKIE}=zh")
+    day = localized(voice_picker.format_run_time(run.name))
+    records = [
+        (VoiceRecord("prompt", "Base, with her prompt"), "基座 + 角色提示词"),
+        (VoiceRecord("base", "Base alone"), "仅基座"),
+        (VoiceRecord("adapter", "old label", chosen), f"Mags，{day}"),
+        (VoiceRecord("adapter", "Mags, 22 Nov 03:15", "run/mags/20261122-031500-gone"), "Mags, 22 Nov 03:15"),
+        (VoiceRecord("adapter", "50% A + 50% B", f"blend/0.50/{chosen}"), "50% A + 50% B"),
+        (VoiceRecord("adapter", "odd", "../../etc"), "odd"),
+    ]
+    for record, shown in records:
+        assert voice_picker.record_label(record) == shown
 
 
 def test_the_script_stands_first_in_the_page_and_nowhere_else():

@@ -70,7 +70,6 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("steps/compare/conversation_view.py", "voice_picker.DATE_FORMAT"): {voice_picker.DATE_FORMAT},
     ("steps/train/plan_view.py", "PRESETS[preset][1]"): {about for _, about in PRESETS.values()},
     ("steps/train/__init__.py", "p.capitalize()"): {p.capitalize() for p in PRESETS},
-    ("voice_picker.py", "DATE_FORMAT"): {voice_picker.DATE_FORMAT},
     ("steps/train/run_view.py", "STATUS_LABELS[p.status]"): set(run_view.STATUS_LABELS.values()),
     ("steps/train/run_view.py", "title"): {title for title, _ in run_view.CURVES.values()},
     ("steps/write/export_tab.py", "m.TITLE"): {
@@ -83,9 +82,6 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
     "a name, the same in every language": {
         "app.py": {"Persona", f"<h1>Persona</h1><p>{HOLE}</p>"},
         "steps/compare/__init__.py": {"Top-p", "Top-k", "Min-p"},
-    },
-    "kept on disk: voice_picker.translate_label says it": {
-        "voice_picker.py": {"Base, with her prompt", "Base alone", f"{HOLE}, step {HOLE} of {HOLE}", *voice_picker.MONTH_NAMES},
     },
     "compared with what the page sends": {"steps/write/pairs_table.py": set(pairs_table.PAIR_FILTERS)},
     "a card's name where no other is known, kept on disk": {"steps/write/import_tab.py": {"Persona"}, "voice_picker.py": {"Persona"}},

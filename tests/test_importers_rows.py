@@ -19,6 +19,7 @@ from row_files import (
     NOTES,
     REFUSED,
     SKIPPED,
+    STOPPED,
     A,
     C,
     chat,
@@ -35,7 +36,7 @@ from persona.store.pairs import Pair, dump_pairs
 from persona.write.importers import ImportOptions, SkippedRow
 from persona.write.importers.json_reader import MAX_SHOWN, SourceRow, read_json_rows
 from persona.write.importers.registry import detect_format, get_importer, import_formats, preview_import
-from persona.write.importers.text_source import open_source
+from persona.write.importers.text_source import MAX_LINE, open_source
 
 COLUMNS = ImportOptions(columns={"instruction": "甲", "output": "乙"})
 
@@ -60,6 +61,20 @@ def test_a_bad_row_is_named_and_costs_no_other(tmp_path):
             assert expected in why and len(why) < 300
 
     check_each(SKIPPED, check)
+
+
+def test_a_list_is_read_as_far_as_it_is_json(tmp_path):
+    def check(name, data, pairs, line, why):
+        found, bad, _ = items(tmp_path, name, data)
+        assert found == pairs and [n for n, _ in bad] == [line]
+        assert why in bad[0][1] and "Nothing after it was read" in bad[0][1] and len(bad[0][1]) < 300
+
+    check_each(STOPPED, check)
+
+
+def test_a_file_that_is_broken_from_its_first_row_on_says_where(tmp_path):
+    with pytest.raises(InputError, match=r"x.json line 2: not JSON \(Expecting value, at 'oh"):
+        items(tmp_path, "x.json", f'[\n{{"instruction": oh}},\n{C}]')
 
 
 def test_what_is_left_out_of_a_pair_is_noted(tmp_path):
@@ -243,28 +258,24 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
 
 
 def test_a_skipped_row_is_shown_but_not_kept_whole(tmp_path):
-    found = list(read_json_rows(source(tmp_path, "x.json", f'[{{"a": "{"x" * 50_000}", oh}}, {{"a": 1}}]')))
+    found = list(read_json_rows(source(tmp_path, "x.json", f'[{{"a": 1}}, {{"a": "{"x" * 50_000}", oh}}]')))
+    assert found[0] == SourceRow(1, {"a": 1}, '{"a": 1}')
     assert (
-        isinstance(found[0], SkippedRow)
-        and found[0].text.startswith('{"a": "xxx')
-        and len(found[0].text) <= MAX_SHOWN + 1
+        isinstance(found[1], SkippedRow)
+        and found[1].text.startswith('{"a": "xxx')
+        and len(found[1].text) <= MAX_SHOWN + 1
     )
-    assert found[1] == SourceRow(1, {"a": 1}, '{"a": 1}')
 
 
-def test_a_row_on_the_border_of_two_chunks(tmp_path):
-    """Whatever the border falls on: a number, a key, the comma between two rows, a broken row."""
+def test_a_row_may_be_cut_anywhere_between_two_pieces(tmp_path):
+    """A line of more than MAX_LINE characters comes in pieces: of a number, a key, an escape, what separates rows."""
 
     def check(size):
-        data = f'[{{"a": "{"x" * size}"}},{{"a": oh}},{{"a": 12345}}, 67890 ,{{"a": "\\u4f60"}}]'
-        found = [
-            r.value if isinstance(r, SourceRow) else r.why for r in read_json_rows(source(tmp_path, "x.json", data))
-        ]
-        assert (
-            found[0] == {"a": "x" * size} and "not JSON" in found[1] and found[2:] == [{"a": 12345}, 67890, {"a": "你"}]
-        )
+        data = f'[{{"a": "{"x" * size}"}},{{"a": 12345}}, 67890 ,{{"b": "\\ud83d\\ude00"}},[{{"c": true}}]]'
+        found = [r.value for r in read_json_rows(source(tmp_path, "x.json", data)) if isinstance(r, SourceRow)]
+        assert found == [{"a": "x" * size}, {"a": 12345}, 67890, {"b": "😀"}, [{"c": True}]]
 
-    check_each(range(65_480, 65_560, 3), check)
+    check_each(range(MAX_LINE - 80, MAX_LINE, 3), check)
 
 
 def test_preview_reads_no_further_than_asked(tmp_path):

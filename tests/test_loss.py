@@ -57,7 +57,7 @@ def compare(model, batch) -> tuple[float, float, dict, dict]:
 def test_value_and_gradients_are_the_stock_ones(model, batch, tile, monkeypatch):
     """However the vocabulary is cut: no size here divides it."""
     assert model.config.vocab_size % tile and model.config.vocab_size > 64
-    monkeypatch.setattr(TiledNLL, "TILE", tile)
+    monkeypatch.setattr(memory, "VOCAB_TILE", tile)
     want, got, expected, found = compare(model, batch)
     assert got == pytest.approx(want, rel=1e-5)
     assert found.keys() == expected.keys() and len(found) == 2 * 2 * 7, "A and B, two layers, seven matrices each"

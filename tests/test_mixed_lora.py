@@ -1,4 +1,4 @@
-"""Rows with their own LoRA in one pass: what PEFT computes for each of them alone."""
+"""A batch whose rows have their own LoRAs: each row is what PEFT computes for it alone."""
 
 import pytest
 import torch
@@ -109,7 +109,7 @@ def test_strength_of_dora_goes_from_the_base_to_what_was_trained(model, alone, t
     assert (got[1] - alone("")[1]).abs().max() > 0.05
 
 
-def test_rows_leave_and_the_others_stay_who_they_are(model, alone):
+def test_rows_leave_and_the_others_keep_their_adapters(model, alone):
     with MixedLora(model, [(("one", 1.0),), (), (("two", 1.0),)]) as batch:
         batch.keep_rows([1, 2])
         got = logits(model)
@@ -119,7 +119,7 @@ def test_rows_leave_and_the_others_stay_who_they_are(model, alone):
     assert torch.allclose(last[0], alone("two")[1], atol=1e-5)
 
 
-def test_afterwards_the_model_is_what_it_was(model, alone):
+def test_the_model_is_as_before_after_the_end_and_after_an_error(model, alone):
     before = alone("one")
     for error in (None, KeyboardInterrupt):
         try:

@@ -246,7 +246,7 @@ def test_nothing_of_the_author_leaves_but_what_is_allowed(
 def test_the_lines_of_code_on_the_card_do_what_they_say(
     machine: None, hub: Hub, mags: Run, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    """Copied from the pushed card into a fresh Python with transformers and PEFT alone: Mags answers as she does here."""
+    """Copied from the pushed card into a fresh Python with transformers and PEFT alone: Mags answers as in Persona."""
     commit = hub.add("someone/tiny", {f.name: f.read_bytes() for f in tiny_llama.iterdir()})
     hub.add("someone/tiny", {"config.json": b"{}"})  # a newer revision that would not open
     greedy = CARD.model_copy(

@@ -1,4 +1,4 @@
-"""A quantized base: its gradients are those of the weights that it stands for, and its adapter is a plain one."""
+"""A quantized base: its gradients are those of its dequantized weights, and its adapter is an ordinary LoRA."""
 
 import importlib.util
 from pathlib import Path
@@ -11,18 +11,17 @@ from tiny_models import lora_gradients, new_run, with_lora
 from persona.compare import session
 from persona.compare.session import NO_ADAPTER, Column
 from persona.errors import BaseError, InputError
-from persona.models import adapter, loss, open_renderer, quantization
+from persona.models import adapter, loss, quantization
 from persona.models.base import Base, load_base_model
-from persona.models.hardware import DevicePlan
 from persona.models.loss import mean_nll, nll_sum
 from persona.models.sampling import Sampling
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard, create_persona_at
 from persona.template.render import IGNORE_INDEX
-from persona.train import prepare, run_folder, validate
+from persona.train import prepare
 from persona.train import run as train_run
 from persona.train.collator import Collator
-from persona.train.config import RunConfig, make_config
+from persona.train.config import make_config
 from persona.train.launcher import create_run
 from persona.train.run_folder import Run
 from persona.train.trainer import RunCallback, TrainingClock
@@ -68,7 +67,7 @@ def quantized(folder: Path, kind: str, dtype: str = "float32"):
 
 
 def dense(folder: Path, model):
-    """The base with the very weights that the quantized `model` stands for, as plain float32 matrices."""
+    """The base with the dequantized weights of `model`, as float32 matrices."""
     import bitsandbytes as bnb
 
     plain = load_base_model(Base(folder.name, folder), "float32")
@@ -167,7 +166,7 @@ def test_with_dora_too(folders):
 
 @needs_bnb
 def test_why_dora_on_8_bits_is_refused(folders):
-    """If this one fails, PEFT has mended it and the refusal can go."""
+    """If this one fails, PEFT has fixed it and the refusal can go."""
     small = with_lora(quantized(folders["gemma"], "int8"), use_dora=True)
     measure(small, *batch(1, 5))  # it still has them in the first pass
     with pytest.raises(AttributeError):
@@ -209,7 +208,7 @@ def test_a_base_that_a_cpu_would_read_wrongly_in_4_bits_is_refused(tiny_gemma):
 
 @needs_bnb
 def test_why_it_is_refused(tiny_gemma, monkeypatch):
-    """If this one fails, bitsandbytes has mended it and the refusal can go."""
+    """If this one fails, bitsandbytes has fixed it and the refusal can go."""
     monkeypatch.setattr(quantization, "NF4_BLOCK", 1)
     small = quantized(tiny_gemma, "nf4")
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
@@ -226,76 +225,6 @@ def test_a_base_stored_quantized_is_guarded_and_not_quantized_again(folders, tmp
     assert not any(getattr(m, "support_avx512bf16_for_cpu", False) for m in model.modules())
     with pytest.raises(BaseError, match="quantized already. Set quantization to none"):
         load_base_model(stored, "float32", quantization="int8")
-
-
-# ---- what is refused
-
-
-def test_the_optimizers_are_those_that_transformers_takes_from_bitsandbytes():
-    from transformers.trainer_optimizer import _BITSANDBYTES_OPTIMIZERS
-
-    assert {o.value for o in _BITSANDBYTES_OPTIMIZERS} == quantization.BITSANDBYTES_OPTIMIZERS
-
-
-@pytest.mark.parametrize(
-    "device, dtype, kind, optim, why",
-    [
-        ("cpu", "float16", "nf4", "adamw_torch", "quantization=nf4 with dtype=float16: .*Set dtype to auto"),
-        ("cpu", "float16", "int8", "adamw_torch", "quantization=int8 with dtype=float16"),
-        ("cpu", "float32", "none", "paged_adamw_8bit", "optim=paged_adamw_8bit: .*no GPU here. Set it to adamw_8bit"),
-        ("cpu", "float32", "nf4", "paged_adamw_32bit", "optim=paged_adamw_32bit: .*Set it to adamw_torch"),
-        ("mps", "float32", "nf4", "adamw_torch", "quantization=nf4: needs a CUDA GPU or a CPU"),
-        ("mps", "float32", "none", "adamw_8bit", "optim=adamw_8bit: needs a CUDA GPU or a CPU"),
-    ],
-)
-def test_what_cannot_work_here_is_refused(monkeypatch, device, dtype, kind, optim, why):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
-    with pytest.raises(InputError, match=why):
-        validate.check_quantization(kind, optim, False, DevicePlan(device, dtype, dtype, ""))
-
-
-@needs_bnb
-@pytest.mark.slow
-def test_dora_on_8_bits_is_refused_and_on_4_bits_trains(make):
-    with pytest.raises(InputError, match="int8 with use_dora: .*Set quantization to nf4 or none"):
-        prepare.prepare_run(make(quantization="int8", use_dora=True))
-    result = train_run.train_run(make(quantization="nf4", use_dora=True))
-    assert result["adapter_nll"] < result["base_nll"] - 0.1
-
-
-@pytest.mark.parametrize(
-    "device, dtype, kind, optim",
-    [
-        ("cpu", "float32", "nf4", "adamw_8bit"), ("cpu", "bfloat16", "int8", "adamw_torch_fused"),
-        ("cuda", "float16", "nf4", "paged_adamw_8bit"), ("mps", "float16", "none", "adamw_torch"),
-        ("cpu", "float16", "none", "adamw_torch"),
-    ],
-)  # fmt: skip
-def test_what_can_work_is_not(monkeypatch, device, dtype, kind, optim):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
-    validate.check_quantization(kind, optim, False, DevicePlan(device, dtype, dtype, ""))
-
-
-@pytest.mark.parametrize(
-    "settings, what",
-    [({"quantization": "nf4"}, "quantization=nf4"), ({"quantization": "int8"}, "quantization=int8"),
-     ({"optim": "adamw_8bit"}, "optim=adamw_8bit")],
-)  # fmt: skip
-def test_without_bitsandbytes_it_says_how_to_install_it(monkeypatch, tmp_path, settings, what):
-    """Before a run folder is made, and in a run whose machine has lost it: before anything is opened."""
-    real = importlib.util.find_spec
-    persona = create_persona_at(tmp_path / "mags", CARD, PAIRS)
-    run = Run(tmp_path / "old") if not real("bitsandbytes") else create_run(persona, RunConfig(**settings))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "bitsandbytes" else real(n, *a))
-    monkeypatch.setattr(open_renderer, "open_renderer", lambda *_, **__: pytest.fail("opened"))
-    before = run_folder.list_runs(persona)
-    with pytest.raises(InputError, match=rf"{what} needs bitsandbytes.*: pip install bitsandbytes\."):
-        create_run(persona, RunConfig(**settings))
-    assert run_folder.list_runs(persona) == before
-    if before:
-        with pytest.raises(InputError, match=f"{what} needs bitsandbytes"):
-            prepare.prepare_run(run)
-    create_run(persona, RunConfig(optim="adamw_torch_fused"))
 
 
 # ---- runs
@@ -400,3 +329,12 @@ def test_the_embedded_base_learns_in_4_bits_for_the_full_base(embedded_base, tmp
     after = mean_nll(voices.model, rows, Collator(0))
     print(f"\n4 bits: {result['base_nll']:.3f} → {result['adapter_nll']:.3f}; full: {before:.3f} → {after:.3f}")
     assert after < before - 0.5
+
+
+@needs_bnb
+@pytest.mark.slow
+def test_dora_on_8_bits_is_refused_and_on_4_bits_trains(make):
+    with pytest.raises(InputError, match="int8 with use_dora: .*Set quantization to nf4 or none"):
+        prepare.prepare_run(make(quantization="int8", use_dora=True))
+    result = train_run.train_run(make(quantization="nf4", use_dora=True))
+    assert result["adapter_nll"] < result["base_nll"] - 0.1

@@ -85,12 +85,20 @@ def measuring(figures: dict[int, float]):
 CASES = {
     # in an epoch's middle, at its end, at an evaluation, at both an epoch's end and an evaluation
     "dice": ({**DICE, "max_steps": 15}, (1, 4, 9, 12)),
-    "dice-bfloat16": ({**DICE, "dtype": "bfloat16", "max_steps": 12}, (2, 9)),
     # 5 batches an epoch, so that its last step joins fewer; 4 epochs of 2 steps
     "joined-batches": ({**DICE, "batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 8}, (1, 5)),
-    "nothing-held-out": ({**DICE, "eval_fraction": 0, "max_steps": 12}, (2, 11)),
-    "stop-token-bfloat16": ({"dtype": "bfloat16", "train_stop_token": True, "max_steps": 9}, (5,)),
-    "linear-dora": ({"lr_scheduler_type": "linear", "warmup": 5, "weight_decay": 0.1, "use_dora": True}, (3,)),
+    "stop-token-bfloat16": ({**DICE, "dtype": "bfloat16", "train_stop_token": True, "max_steps": 9}, (2, 5)),
+    "linear-dora-nothing-held-out": (
+        {
+            "lr_scheduler_type": "linear",
+            "warmup": 5,
+            "weight_decay": 0.1,
+            "use_dora": True,
+            "eval_fraction": 0,
+            "max_steps": 9,
+        },
+        (3, 8),
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""The API over HTTP, asked by the official client and by a plain one: what it says is what the house's own stream says."""
+"""The API over HTTP, asked by the official client and by a plain one: its replies equal those generated without it."""
 
 import http.client
 import json
@@ -10,7 +10,7 @@ from dataclasses import replace
 import httpx
 import openai
 import pytest
-from api_client import AS_SAMPLING, HI, WARM, ask, house, pieces
+from api_client import AS_SAMPLING, HI, WARM, ask, expected_reply, pieces
 from api_server import KEY, wait_until
 from speaking import is_busy, letters, script
 
@@ -74,12 +74,12 @@ def test_health_needs_no_key(server):
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
 
 
-# ---- the reply is the house's
+# ---- replies equal those generated without the API
 
 
 @pytest.mark.parametrize("model", ["tiny", "one", "two"])
 def test_a_reply_is_what_the_house_streams(server, client, model):
-    prompt, want = house(server, model)
+    prompt, want = expected_reply(server, model)
     got = ask(client, model)
     choice = got.choices[0]
     assert (choice.message.content, choice.finish_reason, choice.message.role) == (want.text, "length", "assistant")
@@ -96,7 +96,7 @@ def test_a_reply_is_what_the_house_streams(server, client, model):
 
 
 def test_a_stream_is_the_same_text_in_pieces(server, client):
-    want = house(server)[1]
+    want = expected_reply(server)[1]
     chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
     texts, reasons, usages = pieces(chunks)
     assert texts == {0: want.text} and reasons == {0: "length"}
@@ -118,11 +118,11 @@ def test_any_client_reads_it_line_by_line(server):
     line.close()
     assert events[-1] == "[DONE]"
     said = "".join(json.loads(e)["choices"][0]["delta"].get("content", "") for e in events[:-1])
-    assert said == house(server)[1].text
+    assert said == expected_reply(server)[1].text
 
 
 def test_each_choice_has_a_seed_of_its_own(server, client):
-    want = [house(server, sampling=replace(AS_SAMPLING, seed=s))[1].text for s in (7, 8)]
+    want = [expected_reply(server, sampling=replace(AS_SAMPLING, seed=s))[1].text for s in (7, 8)]
     got = ask(client, n=2)
     assert [c.message.content for c in got.choices] == want and [c.index for c in got.choices] == [0, 1]
     assert want[0] != want[1] and got.usage.completion_tokens == 48
@@ -137,7 +137,7 @@ def test_the_seed_decides_and_without_one_replies_differ(client):
 
 
 def test_the_reply_ends_before_a_stop_string(server, client, seen):
-    whole = house(server)[1].text
+    whole = expected_reply(server)[1].text
     stop = whole[4:9]  # several tokens
     for stops in (stop, ["never said", stop]):
         got = ask(client, stop=stops)
@@ -330,6 +330,8 @@ def test_what_a_row_has_ended_with_stays(server):
 
 def test_generate(server, post):
     body = {"instruction": "Who are you?", "max_new_tokens": 24, "temperature": 0.9, "top_p": 0.95, "seed": 7}
-    assert post(body, "/generate").json() == {"response": house(server)[1].text}, "the first adapter, unless named"
-    assert post(body | {"model": "tiny"}, "/generate").json() == {"response": house(server, "tiny")[1].text}
+    assert post(body, "/generate").json() == {"response": expected_reply(server)[1].text}, (
+        "the first adapter, unless named"
+    )
+    assert post(body | {"model": "tiny"}, "/generate").json() == {"response": expected_reply(server, "tiny")[1].text}
     assert post({}, "/generate").status_code == 400

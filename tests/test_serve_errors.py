@@ -5,7 +5,7 @@ from dataclasses import replace
 import httpx
 import openai
 import pytest
-from api_client import ask, house, pieces
+from api_client import ask, expected_reply, pieces
 from api_server import KEY, listening
 
 from persona.compare import session
@@ -72,7 +72,7 @@ def test_a_huge_body_is_refused_before_it_is_read(server, post):
 def test_hostile_text_is_only_text(server, client, text):
     said = [{"role": "user", "content": text + "x"}]
     got = ask(client, messages=said, max_tokens=3)
-    assert got.usage.prompt_tokens == len(house(server, text=text + "x")[0].ids)
+    assert got.usage.prompt_tokens == len(expected_reply(server, text=text + "x")[0].ids)
     assert pieces(ask(client, messages=said, stream=True, max_tokens=3))[0][0] == got.choices[0].message.content
 
 

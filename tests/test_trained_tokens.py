@@ -1,4 +1,4 @@
-"""Trained rows of tokens: written, opened, spoken with beside other voices, and refused where they do not belong."""
+"""Trained token rows: written, opened, used in a batch beside other adapters, and refused where they do not fit."""
 
 import json
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_peft_opens_it_like_any_other(folder, tmp_path):
 
 
 def test_three_voices_in_one_batch(folder, tmp_path):
-    """Base, one with a row and one without, in either order of opening: none hears the other."""
+    """Base, an adapter with a row and one without, attached in either order: none changes another's reply."""
     trained, plain = logits(write(folder, tmp_path / "a")), logits(write_adapter(folder, tmp_path / "b", seed=5))
     base = logits(load(folder))
     for order in ("ab", "ba"):

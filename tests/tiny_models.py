@@ -1,4 +1,4 @@
-"""Tiny models with a LoRA that says something, for the tests of loss, adapters, chat and training."""
+"""Tiny models with a random, non-zero LoRA, for tests of loss, adapters, chat and training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from persona.train.config import make_config
 from persona.train.launcher import create_run
 from persona.train.run_folder import Run
 
-# no measuring, and no GPU: the plan of a plain CPU
+# a plain CPU, without measuring
 PLAIN_CPU = Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1e9)))
 CARD = PersonaCard(name="Mags", system="You keep the light.")
 FACTS = {
@@ -31,7 +31,7 @@ def load(folder: Path, dtype: str = "float32") -> Any:
 
 
 def with_lora(model: Any, seed: int = 1, size: float = 0.3, **settings: Any) -> Any:
-    """`model` with a LoRA whose B is not zero: an untrained one changes nothing, and a test would see nothing."""
+    """`model` with a LoRA whose B is not zero: an untrained LoRA would change nothing."""
     torch.manual_seed(seed)
     options: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     wrapped = get_peft_model(model, LoraConfig(**{**options, **settings}))
@@ -58,6 +58,6 @@ def write_adapter(folder: Path, target: Path, seed: int = 1, template: str | Cha
 
 
 def new_run(place: Path, card: PersonaCard, pairs: Sequence[Pair], **settings: Any) -> Run:
-    """A run, not started, of a new persona in a folder of its own in `place`."""
+    """Create a run, not started, of a new persona in a separate folder in `place`."""
     folder = place / f"mags-{len(list(place.glob('mags-*')))}"
     return create_run(create_persona_at(folder, card, list(pairs)), make_config(**settings))

@@ -1,4 +1,4 @@
-"""What the tests of training stand on: a tiny run, its events, and what it was made of. Load with pytest_plugins."""
+"""Fixtures for tests of training: a tiny run, its events, and its trainer and job. Load with pytest_plugins."""
 
 import time
 
@@ -40,7 +40,7 @@ def lora(model) -> dict[str, torch.Tensor]:
 
 
 class Seen:
-    """What a run was made of, for tests that look inside: build() and finish() as they happen."""
+    """Captures the trainer and the job of a run, by wrapping build_trainer() and finish_run()."""
 
     def __init__(self, monkeypatch):
         real_build, real_finish = train_run.build_trainer, train_run.finish_run

@@ -1,7 +1,9 @@
-"""`persona …`, or `python -m persona …`: the functions that the page calls, from a shell.
+"""The command line, `persona …` or `python -m persona …`: the functions that the page calls, from a shell.
 
-Readable text for people; with --json the last line of stdout is one JSON object. Exit status: 0 done, 1 refused or
-failed (the message on stderr says place, value and next step), 2 wrong usage.
+Prints text for people; with --json the last line of stdout is one JSON object. Exit status: 0 done, 1 refused or
+failed (the message on stderr says place, value and next step), 2 wrong usage. It may import every other package. A new
+command is a function in a module here, registered below; torch and gradio are imported inside functions, so that --help
+is fast.
 """
 
 from typing import Annotated
@@ -15,13 +17,14 @@ from persona.models import malloc
 from persona.store import workspace
 
 app = typer.Typer(
-    help="Write pairs, train a LoRA, compare base and persona, share the adapter.",
+    help="Turn question-answer pairs into a persona: write pairs, train a LoRA adapter, compare it with its base, "
+    "share it. `persona page` does all of it in the browser.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"persona {__version__}")
         raise typer.Exit
 
@@ -48,15 +51,15 @@ app.command()(share.push)
 app.command()(doctor.doctor)
 
 
-def main(words: list[str] | None = None) -> int:
-    """Run the command line. PersonaError is turned into exit status 1 here and nowhere else.
+def main(args: list[str] | None = None) -> int:
+    """Run the command line and return its exit status. PersonaError becomes status 1 here and nowhere else.
 
-    words: its arguments, where they are not those of this process.
+    args: its arguments; default: those of this process.
     """
     malloc.limit_openmp_spin()
     try:
-        with workspace.as_visitor(""):  # whoever has a shell here is the owner
-            return app(words, standalone_mode=False, prog_name="persona") or 0
+        with workspace.as_visitor(""):  # with a shell here one is the owner, not a visitor of the page
+            return app(args, standalone_mode=False, prog_name="persona") or 0
     except PersonaError as e:
         typer.secho(str(e), err=True, fg="red")
         return 1
@@ -65,7 +68,7 @@ def main(words: list[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except Exception as e:
-        show = getattr(e, "show", None)  # click's own usage errors know how to print themselves
+        show = getattr(e, "show", None)  # click's usage errors print themselves
         if show is None:
             raise
         show()

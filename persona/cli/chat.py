@@ -1,4 +1,4 @@
-"""chat: base and persona, and others beside them, from the shell."""
+"""`persona chat`: base, persona and other voices answer the same questions."""
 
 import time
 from pathlib import Path
@@ -6,63 +6,58 @@ from typing import Annotated, Any
 
 import typer
 
-from persona.cli.output import AsJson, print_note, print_result
+from persona.cli.output import ADAPTER_HELP, AsJson, print_note, print_result
 from persona.errors import InputError
 from persona.models.sampling import Sampling
 
 
 def chat(
-    adapter: Annotated[str, typer.Argument(help="An adapter, run or persona folder, zip, RUN@STEP, USER/NAME@REV.")],
-    prompt: Annotated[list[str] | None, typer.Option(help="What to say; again for more, each on its own.")] = None,
-    strength: Annotated[float, typer.Option(help="0: the base, 1: as trained.")] = 1.0,
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help=ADAPTER_HELP)],
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A question. Repeat for more; each is a conversation of its own.")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="Of the adapter. 0: the base, 1: as trained.")] = 1.0,
     others: Annotated[
         list[str] | None,
         typer.Option(
-            "--with", help="One more column: base (no prompt), base+prompt, ADAPTER, ADAPTER*0.7, A*0.6 + B*0.4."
+            "--with",
+            help="One more column, up to two: base (without a prompt), base+prompt, ADAPTER, ADAPTER*0.7 (at that "
+            "strength), 'A*0.6 + B*0.4' (a blend). Repeat for the second.",
         ),
     ] = None,
-    questions: Annotated[Path | None, typer.Option(help="A file of questions, one a line, put to all columns.")] = None,
-    save: Annotated[Path | None, typer.Option(help="The answers as a table: .csv, .md or .html.")] = None,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = Sampling.temperature,
+    questions: Annotated[
+        Path | None, typer.Option(help="A text file of questions, one per line. Default: none.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="A .csv, .md or .html file for the answers as a table. Default: none.")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="Randomness of the replies; 0: always the likeliest token.")
+    ] = Sampling.temperature,
     min_p: Annotated[
-        float, typer.Option(help="Drop tokens below this share of the likeliest; 0: none.")
+        float, typer.Option(help="Leave out tokens less likely than this share of the likeliest one; 0: off.")
     ] = Sampling.min_p,
-    seed: Annotated[int, typer.Option(help="The same for all columns.")] = Sampling.seed,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.")] = Sampling.max_new_tokens,
-    base: Annotated[str, typer.Option(help="Base model, if not the adapter's own.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the sampling, the same for all columns.")] = Sampling.seed,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Longest reply, in tokens, if it does not end before.")
+    ] = Sampling.max_new_tokens,
+    base: Annotated[
+        str, typer.Option(help="Base model: name, Hub id, folder or .gguf file. Default: the adapter's own.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Ask base and persona the same, in one batch, with the same randomness."""
+    """Compare base and persona: both answer the same questions, in one batch and with the same seed."""
     from persona.compare import question_list, session
-    from persona.share import adapter_ref
 
     asked = [*(prompt or []), *(question_list.read_questions(questions) if questions else [])]
     if not asked:
         raise typer.BadParameter("Nothing to ask. Give --prompt TEXT or --questions FILE.", param_hint="--prompt")
     if save:
         question_list.require_table_format(save)
-    if len(others or []) > session.MAX_COLUMNS - 2:
-        raise InputError(
-            "{count} columns: base and persona, and {limit} more at most.",
-            count=len(others or []) + 2,
-            limit=session.MAX_COLUMNS - 2,
-        )
     sampling = Sampling(temperature=temperature, min_p=min_p, seed=seed, max_new_tokens=max_new_tokens)
     session.check_strength(strength)
-    main = adapter_ref.open_adapter(adapter)
-    model = session.open_model(session.base_of(main, base, print_note))
-    voices = session.default_voices(model, main, strength)
-    for text in others or []:
-        voice = adapter_ref.open_voice(model, text, main, any_base=bool(base))
-        if any(voice.label == v.label for v in voices):
-            raise InputError(
-                "--with {text}: there is a column {label} already. Name each column once.",
-                text=text,
-                label=repr(voice.label),
-            )
-        voices.append(voice)
-    start = time.perf_counter()
-    rows = []
+    model, voices = _open_voices(adapter, others or [], base, strength)
+    start, rows = time.perf_counter(), []
     for row in question_list.ask_questions(model, voices, asked, sampling):
         rows.append(row)
         if questions:
@@ -76,8 +71,35 @@ def chat(
     print_result({"turns": [_turn_json(labels, row) for row in rows], "tokens_per_s": round(rate, 2)}, text, as_json)
 
 
+def _open_voices(adapter: str, others: list[str], base: str, strength: float) -> tuple[Any, list[Any]]:
+    """The model and its columns: base, persona, then `others`. base: "" for the adapter's own."""
+    from persona.compare import session
+    from persona.share.adapter_ref import AdapterRef
+    from persona.share.open_adapter import open_adapter, open_voice
+
+    if len(others) > session.MAX_COLUMNS - 2:
+        raise InputError(
+            "{count} columns: base and persona, and {limit} more at most.",
+            count=len(others) + 2,
+            limit=session.MAX_COLUMNS - 2,
+        )
+    main = open_adapter(AdapterRef.parse(adapter))
+    model = session.open_model(session.base_of(main, base, print_note))
+    voices = session.default_voices(model, main, strength)
+    for text in others:
+        voice = open_voice(model, text, main, any_base=bool(base))
+        if any(voice.label == v.label for v in voices):
+            raise InputError(
+                "--with {text}: there is a column {label} already. Name each column once.",
+                text=text,
+                label=repr(voice.label),
+            )
+        voices.append(voice)
+    return model, voices
+
+
 def _turn_json(labels: list[str], row: Any) -> dict[str, Any]:
-    """base and adapter are the first two columns: the base is given the very prompt of the adapter."""
+    """base and adapter are the first two columns: the base is given the adapter's very prompt."""
     columns = [
         {"label": label, "rendered": c.prompt.text, "text": r.text, "tokens": r.tokens, "ended": r.ended,
          "error": r.error}

@@ -1,4 +1,4 @@
-"""new, import, lint, render: the pairs."""
+"""`persona new`, `import`, `lint` and `render`: the pairs and how the model reads them."""
 
 import shutil
 import sys
@@ -11,35 +11,51 @@ import typer
 
 from persona.cli.output import AsJson, PersonaDir, open_persona, print_note, print_result, split_key_value
 from persona.errors import InputError, PersonaError
+from persona.models.bundled import DEFAULT_BASE
+
+BASE_HELP = f"Base model: name, Hub id, folder or .gguf file. Default: {DEFAULT_BASE}."
+MAX_PRINTED = 20  # skipped rows that are printed; --json has all of them
 
 
 def new(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the persona's folder is to be.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder for the persona.")],
     name: Annotated[str, typer.Option(help="The persona's name.")],
-    system: Annotated[str, typer.Option(help="System prompt, part of every row and chat.")] = "",
+    system: Annotated[str, typer.Option(help="System prompt of every training row and chat. Default: none.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Start a persona: a folder with persona.json and an empty pairs.jsonl."""
     from persona.store import persona_folder
 
     card = persona_folder.parse_card({"name": name, "system": system}, "--name/--system")
-    made = persona_folder.create_persona_at(directory.expanduser(), card)
-    print_result(
-        {"persona": str(made.path)}, f"{made.path}: write pairs into pairs.jsonl, or open it in the page.", as_json
-    )
+    persona = persona_folder.create_persona_at(directory.expanduser(), card)
+    text = f"{persona.path}: write pairs into pairs.jsonl, or open it in the page."
+    print_result({"persona": str(persona.path)}, text, as_json)
 
 
 def import_(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A file, '-' for standard input, or a Hub dataset id.")],
-    directory: PersonaDir,
-    format: Annotated[str, typer.Option(help="Found by itself; or alpaca, sharegpt, table, screenplay, …")] = "",
-    speaker: Annotated[list[str] | None, typer.Option(help="Who the persona is in it; again for other names.")] = None,
-    column: Annotated[list[str] | None, typer.Option(metavar="FIELD=NAME", help="instruction=Question, …")] = None,
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The persona's folder. A new one becomes a new persona.")
+    ],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="Format of the file: alpaca, character, messages, prose, screenplay, sharegpt or table. Default: "
+            "detected."
+        ),
+    ] = "",
+    speaker: Annotated[
+        list[str] | None, typer.Option(help="The persona's name in the file. Repeat for other names of it.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=NAME", help="The column of a field, e.g. instruction=Question. Repeat for more."),
+    ] = None,
     actions: Annotated[str, typer.Option(help="Stage directions in a reply: drop, or keep as *action*.")] = "drop",
-    history: Annotated[int, typer.Option(help="Earlier exchanges of the scene kept with each pair.", min=0)] = 0,
+    history: Annotated[int, typer.Option(help="Earlier exchanges of the scene to keep with each pair.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Add pairs from a file of another kind; what is no pair is listed. The persona is made if DIR is not there."""
+    """Add pairs from a file of another format. Rows that are no pair are listed."""
     from persona.write import importers
     from persona.write.importers import hub_dataset, registry, text_source
 
@@ -47,33 +63,39 @@ def import_(
         raise InputError("--actions {actions}: write drop or keep.", actions=actions)
     columns = dict(split_key_value(x, "--column") for x in column or [])
     options = importers.ImportOptions(columns, tuple(speaker or ()), "keep" if actions == "keep" else "drop", history)
-    typed = source == "-"
-    with text_source.save_pasted(sys.stdin.buffer.read()) if typed else nullcontext(Path(source).expanduser()) as path:
+    pasted = source == "-"
+    with text_source.save_pasted(sys.stdin.buffer.read()) if pasted else nullcontext(Path(source).expanduser()) as path:
         if not path.exists() and "/" in source and not path.is_absolute() and not path.parent.is_dir():
             path = hub_dataset.download_dataset(source)
         opened = text_source.open_source(path)
-        chosen = format or registry.detect_format(opened)
-        there = directory.expanduser().exists()
-        persona = _open_or_create(directory, opened, chosen, options)
+        chosen_format = format or registry.detect_format(opened)
+        existed = directory.expanduser().exists()
+        persona = _open_or_create(directory, opened, chosen_format, options)
         try:
-            done = registry.import_into(persona, opened, chosen, options)
+            report = registry.import_into(persona, opened, chosen_format, options)
         except PersonaError:
-            if not there:
+            if not existed:
                 shutil.rmtree(persona.path)
             raise
-    skipped = [{"line": s.line, "why": s.why} for s in done.skipped]
-    value = {"read": done.read, "pairs": done.added, "known": done.known, "left_out": done.left_out,
-             "skipped": skipped, "notes": done.notes, "format": chosen, "encoding": opened.encoding}  # fmt: skip
-    lines = [f"{opened.name} ({chosen}, {opened.encoding}): {done.read:,} read, {done.added:,} pairs added"]
-    lines += [f"{done.known:,} were there already"] * bool(done.known)
-    lines += [f"{opened.name} line {s.line}: skipped, {s.why}" for s in done.skipped[:20]]
-    lines += [f"… and {done.left_out - 20:,} more skipped (--json lists them)"] * (done.left_out > 20)
-    lines += [f"{what}: {count:,} times" for what, count in done.notes.items()]
+    _print_import(opened, chosen_format, report, as_json)
+
+
+def _print_import(source: Any, format: str, report: Any, as_json: bool) -> None:
+    """source: a SourceFile, report: an ImportReport."""
+    skipped = [{"line": s.line, "why": s.why} for s in report.skipped]
+    value = {"read": report.read, "pairs": report.added, "known": report.known, "left_out": report.left_out,
+             "skipped": skipped, "notes": report.notes, "format": format, "encoding": source.encoding}  # fmt: skip
+    lines = [f"{source.name} ({format}, {source.encoding}): {report.read:,} read, {report.added:,} pairs added"]
+    lines += [f"{report.known:,} were there already"] * bool(report.known)
+    lines += [f"{source.name} line {s.line}: skipped, {s.why}" for s in report.skipped[:MAX_PRINTED]]
+    more = report.left_out - MAX_PRINTED
+    lines += [f"… and {more:,} more skipped (--json lists them)"] * (more > 0)
+    lines += [f"{what}: {count:,} times" for what, count in report.notes.items()]
     print_result(value, "\n".join(lines), as_json)
 
 
 def _open_or_create(directory: Path, source: Any, format: str, options: Any) -> Any:
-    """The persona at `directory`; a new one, named by the file's card or the speaker, if nothing is there."""
+    """The persona at `directory`; if nothing is there a new one, named by the file's card or the speaker."""
     from persona.store import persona_folder
     from persona.write.importers import registry
 
@@ -89,16 +111,16 @@ def _open_or_create(directory: Path, source: Any, format: str, options: Any) -> 
 
 def lint(
     directory: PersonaDir,
-    base: Annotated[str, typer.Option(help="Base model, for the length of rows.")] = "",
-    max_length: Annotated[int, typer.Option(help="Longest row in tokens; 0: do not measure.", min=0)] = 0,
+    base: Annotated[str, typer.Option(help=f"Measure rows with its tokenizer. {BASE_HELP}")] = "",
+    max_length: Annotated[int, typer.Option(help="Longest row in tokens; 0: measured with --base only.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is wrong with the pairs, and whether there are enough of them."""
+    """Check the pairs: what is wrong with each, and whether there are enough of them."""
     from persona.models import open_renderer
     from persona.template.render import MAX_LENGTH
     from persona.write import lint as linting
-    from persona.write.lint import finding
-    from persona.write.lint import summary as write_lint_summary
+    from persona.write.lint.finding import count_by_rule
+    from persona.write.lint.summary import summarize_dataset
 
     persona = open_persona(directory)
     pairs, card = persona.pairs(), persona.card()
@@ -106,30 +128,33 @@ def lint(
     if max_length or base:
         _, renderer = open_renderer.open_renderer(card, base, "auto", progress=print_note)
         length = replace(renderer, max_length=max_length or MAX_LENGTH).length
-    found = linting.lint_pairs(pairs, card, length, max_length or MAX_LENGTH, linting.read_ignored(persona))
-    summary = write_lint_summary.summarize_dataset(pairs, card, found)
+    findings = linting.lint_pairs(pairs, card, length, max_length or MAX_LENGTH, linting.read_ignored(persona))
+    summary = summarize_dataset(pairs, card, findings)
     value = {
         "pairs": len(pairs),
-        "counts": finding.count_by_rule(found),
+        "counts": count_by_rule(findings),
         "findings": [
-            {"rule": f.rule, "severity": f.severity, "pairs": list(f.pairs), "message": f.message} for f in found
+            {"rule": f.rule, "severity": f.severity, "pairs": list(f.pairs), "message": f.message} for f in findings
         ],
         "summary": summary.text,
         "kinds": dict(summary.kinds),
     }
     colours = {"error": "red", "warning": "yellow", "hint": "blue"}
-    lines = [f"{typer.style(f.rule, fg=colours[f.severity])}: {f.message}" for f in found]
+    lines = [f"{typer.style(f.rule, fg=colours[f.severity])}: {f.message}" for f in findings]
     print_result(value, "\n".join([*lines, summary.text]), as_json)
 
 
 def render(
     directory: PersonaDir,
-    pair: Annotated[int, typer.Option(help="Which pair, from 1.", min=1)] = 1,
-    base: Annotated[str, typer.Option(help="Base model.")] = "",
-    template: Annotated[str, typer.Option(help="Template name or .jinja file.")] = "auto",
+    pair: Annotated[int, typer.Option(help="Number of the pair, from 1.", min=1)] = 1,
+    base: Annotated[str, typer.Option(help=BASE_HELP)] = "",
+    template: Annotated[
+        str,
+        typer.Option(help="Chat template: a name from templates/chat, a .jinja file, or auto for the base's."),
+    ] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Show what the model reads and which tokens it learns: the very function that the trainer uses."""
+    """Show a pair as the model reads it, and which tokens it learns: rendered as for training."""
     from persona.models import open_renderer, stop_token
 
     persona = open_persona(directory)
@@ -138,9 +163,9 @@ def render(
         raise InputError(
             "{path}: has {count} pairs, there is no pair {pair}.", path=persona.pairs_file, count=len(pairs), pair=pair
         )
-    found, renderer = open_renderer.open_renderer(persona.card(), base, template, progress=print_note)
-    if unknown := stop_token.explain_untrained_stop(found, renderer):
-        print_note(unknown)
+    opened, renderer = open_renderer.open_renderer(persona.card(), base, template, progress=print_note)
+    if warning := stop_token.explain_untrained_stop(opened, renderer):
+        print_note(warning)
     example = renderer.render_example(pairs[pair - 1])
     tokens = renderer.tokens(example)
     value = {

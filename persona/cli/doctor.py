@@ -1,4 +1,4 @@
-"""doctor: what this machine has, and what nobody here could try."""
+"""`persona doctor`: what this machine has, and what is not verified."""
 
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -9,15 +9,15 @@ from persona.models import hardware
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """What this machine has, how Persona would use it, and which extras are installed."""
+    """Show what this machine has, how Persona uses it, and which packages and base models are installed."""
     from persona.models import bundled
     from persona.store import workspace
 
     machine = hardware.this_machine()
     plan = hardware.plan_device(machine)
-    wanted = ("torch", "transformers", "trl", "peft", "gradio", "bitsandbytes", "liger-kernel", "spaces")
+    names = ("torch", "transformers", "trl", "peft", "gradio", "bitsandbytes", "liger-kernel", "spaces")
     models = {e.name: bundled.is_installed(e) for e in bundled.BUNDLED_MODELS.values()}
-    packages = {p: _version(p) for p in wanted}
+    packages = {p: _version(p) for p in names}
     value = {
         "persona": __version__,
         "python": sys.version.split()[0],
@@ -32,7 +32,7 @@ def doctor(as_json: AsJson = False) -> None:
                          "the Hugging Face Hub itself", "ModelScope", "ZeroGPU Spaces"],
     }  # fmt: skip
     listed = ", ".join(f"{p} {v or 'not installed'}" for p, v in packages.items())
-    bases = ", ".join(f"{n} {'ready' if here else 'not installed'}" for n, here in models.items())
+    bases = ", ".join(f"{n} {'ready' if ready else 'not installed'}" for n, ready in models.items())
     text = (
         f"Persona {__version__}, Python {value['python']}\n{listed}\n{plan.reason}\n"
         f"{machine.cores} cores, {machine.memory / 1e9:.0f} GB memory\nEmbedded bases: {bases}\n"

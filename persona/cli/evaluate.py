@@ -1,36 +1,44 @@
-"""eval: did it learn?"""
+"""`persona eval`: measure an adapter against its base."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from persona.cli.output import AsJson, print_note, print_result
+from persona.cli.output import ADAPTER_HELP, AsJson, print_note, print_result
 
 
 def eval_(
-    adapter: Annotated[str, typer.Argument(help="An adapter, run or persona folder, zip, RUN@STEP, USER/NAME@REV.")],
-    data: Annotated[Path | None, typer.Option(help="Pairs to measure on, if not the run's held-out ones.")] = None,
-    judge: Annotated[bool, typer.Option("--judge", help="Ask the model at PERSONA_LLM_URL too, blindly.")] = False,
-    base: Annotated[str, typer.Option(help="Base model, if not the adapter's own.")] = "",
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help=ADAPTER_HELP)],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Pairs to measure on, a pairs.jsonl. Default: those held out of the adapter's run."),
+    ] = None,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Also let the model at PERSONA_LLM_URL compare the answers, blindly.")
+    ] = False,
+    base: Annotated[
+        str, typer.Option(help="Base model: name, Hub id, folder or .gguf file. Default: the adapter's own.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Did it learn? Measures the adapter against its base and says so; a run's folder gets report.json and .html."""
+    """Did it learn? Measure the adapter against its base. A run's folder gets report.json and report.html."""
     from persona.judge import evaluate
-    from persona.share import adapter_ref
+    from persona.share.adapter_ref import AdapterRef
+    from persona.share.open_adapter import open_adapter
 
-    opened = adapter_ref.open_adapter(adapter)
-    with _Bar() as bar:
+    opened = open_adapter(AdapterRef.parse(adapter))
+    with _ProgressBar() as bar:
         report = evaluate.evaluate_adapter(opened, data=data, base=base, judge=judge, progress=bar.show)
     if run := evaluate.run_of(opened):
         print_note(f"Report: {evaluate.save_report(report, run)}")
     print_result(report.model_dump(mode="json"), _format_report(report), as_json)
 
 
-class _Bar:
+class _ProgressBar:
     """A progress bar on stderr, where that is a terminal."""
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "_ProgressBar":
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
@@ -49,9 +57,10 @@ class _Bar:
     def __exit__(self, *_: Any) -> None:
         self.bar.stop()
 
-    def show(self, at: Any) -> None:
-        left = "" if at.seconds_left is None else f"{at.seconds_left:.0f} s left"
-        self.bar.update(self.task, completed=at.share, description=at.doing, left=left)
+    def show(self, progress: Any) -> None:
+        """progress: an EvalProgress."""
+        left = "" if progress.seconds_left is None else f"{progress.seconds_left:.0f} s left"
+        self.bar.update(self.task, completed=progress.share, description=progress.doing, left=left)
 
 
 def _format_report(report: Any) -> str:

@@ -1,4 +1,4 @@
-"""What the commands share: arguments, JSON or text, notes on stderr."""
+"""What the commands share: arguments, results as text or JSON, notes on stderr."""
 
 import json
 import sys
@@ -11,8 +11,16 @@ from persona.errors import InputError
 from persona.models.progress_callback import ProgressUpdate
 from persona.store.workspace import EXAMPLES_DIR
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-PersonaDir = Annotated[Path, typer.Argument(metavar="DIR", help="A persona folder, or an example: zhen-huan.")]
+ADAPTER_HELP = (
+    "The adapter: a persona's name, a folder (adapter, run or persona: its newest run), RUN@STEP for a snapshot, "
+    "a zip, or USER/NAME@REVISION on the Hub."
+)
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object, the last line. Default: text.")
+]
+PersonaDir = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A persona's folder, or the name of a persona or example: zhen-huan.")
+]
 
 
 def print_result(value: dict[str, Any], text: str, as_json: bool) -> None:
@@ -20,7 +28,7 @@ def print_result(value: dict[str, Any], text: str, as_json: bool) -> None:
 
 
 def print_note(text: str) -> None:
-    """What happens meanwhile, on stderr. How far it is stands in one line, and in no log."""
+    """Print progress to stderr; a ProgressUpdate replaces the line before, and is left out of logs."""
     if not isinstance(text, ProgressUpdate):
         typer.secho(text, err=True, dim=True)
     elif sys.stderr.isatty():
@@ -28,18 +36,25 @@ def print_note(text: str) -> None:
 
 
 def open_persona(directory: Path) -> Any:
-    """The persona in that folder; by the name of a shipped one, the user's own copy, which is made on first use."""
+    """The persona in that folder, or the user's persona of that name.
+
+    By an example's name it is the user's own copy of the example, which is made on first use. Raises InputError.
+    """
     from persona.store import persona_folder
 
     name = str(directory)
-    if directory.exists() or name not in {p.name for p in EXAMPLES_DIR.iterdir()}:
+    if directory.exists():
         return persona_folder.open_persona(directory)
+    if name not in {p.name for p in EXAMPLES_DIR.iterdir()}:
+        named = persona_folder.personas_dir() / name
+        return persona_folder.open_persona(named if named.is_dir() else directory)
     persona = persona_folder.copy_example(name)
     print_note(f"{name}: your copy of the example, in {persona.path}")
     return persona
 
 
 def split_key_value(text: str, option: str) -> tuple[str, str]:
+    """NAME=VALUE of a repeated option, as a pair. Raises InputError."""
     key, sign, value = text.partition("=")
     if not sign:
         example = "--set epochs=2" if option == "--set" else "--column instruction=Question"

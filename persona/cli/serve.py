@@ -1,24 +1,32 @@
-"""serve: base and adapters behind an OpenAI-compatible API."""
+"""`persona serve`: base and adapters behind an OpenAI-compatible API."""
 
 import socket
 from typing import Annotated
 
 import typer
 
-from persona.cli.output import print_note
+from persona.cli.output import ADAPTER_HELP, print_note
 from persona.errors import InputError
 
 
 def serve(
     adapter: Annotated[
         list[str] | None,
-        typer.Argument(help="Adapters, as for chat, or NAME=ADAPTER; none: all personas under PERSONA_HOME."),
+        typer.Argument(
+            metavar="ADAPTER",
+            help=f"Any number; NAME=ADAPTER gives the model a name in the API. {ADAPTER_HELP} "
+            "Default: all personas under PERSONA_HOME.",
+        ),
     ] = None,
-    base: Annotated[str, typer.Option(help="Base model, if not the adapters' own.")] = "",
-    host: Annotated[str, typer.Option(help="Where to listen; other machines need PERSONA_API_KEYS.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    base: Annotated[
+        str, typer.Option(help="Base model: name, Hub id, folder or .gguf file. Default: the adapters' own.")
+    ] = "",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Any other than this machine's own needs PERSONA_API_KEYS.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
 ) -> None:
-    """Serve base and adapters as http://HOST:PORT/v1, for anything that speaks OpenAI's chat completions."""
+    """Serve base and adapters at http://HOST:PORT/v1, for any program that speaks OpenAI's chat completions."""
     from persona.serve import http
     from persona.serve.auth import read_api_auth
 
@@ -29,14 +37,14 @@ def serve(
     from persona.compare import session
     from persona.serve import model_list
 
-    models = model_list.open_named_models(adapter or [], base)
-    loaded = session.open_model(models[0].base)
-    for model in models:
-        if model.adapter and model.base == models[0].base:
-            loaded.attach(model.adapter)  # what does not fit is an error now
-    where = f"[{host}]" if ":" in host else host
-    print_note(f"{', '.join(m.id for m in models)} on http://{where}:{listening.getsockname()[1]}/v1")
-    app = http.build_api(lambda: models, auth)
+    served = model_list.open_named_models(adapter or [], base)
+    model = session.open_model(served[0].base)
+    for one in served:
+        if one.adapter and one.base == served[0].base:
+            model.attach(one.adapter)  # so that an adapter that does not fit is refused now
+    address = f"[{host}]" if ":" in host else host
+    print_note(f"{', '.join(m.id for m in served)} on http://{address}:{listening.getsockname()[1]}/v1")
+    app = http.build_api(lambda: served, auth)
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False,
                             timeout_graceful_shutdown=5)  # fmt: skip
     uvicorn.Server(config).run(sockets=[listening])
@@ -45,11 +53,11 @@ def serve(
 def _listen(host: str, port: int) -> socket.socket:
     """The listening socket. Raises InputError when the address is taken or not this machine's."""
     try:
-        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family, kind, number)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(100)  # from here on a client waits instead of being refused
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(100)  # from here on a client waits instead of being refused
     except OSError as e:
         raise InputError(
             "{host}:{port}: cannot listen there ({reason}). Choose another --port.",
@@ -57,4 +65,4 @@ def _listen(host: str, port: int) -> socket.socket:
             port=port,
             reason=e.strerror or e,
         ) from e
-    return made
+    return listening

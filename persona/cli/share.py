@@ -1,47 +1,62 @@
-"""export, push: the persona leaves the house."""
+"""`persona export` and `persona push`: hand the persona to other programs and people."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from persona.cli.output import AsJson, print_note, print_result
+from persona.cli.output import ADAPTER_HELP, AsJson, print_note, print_result
 from persona.share.exports import formats
 from persona.share.exports.formats import ExportFormat
 
 
 def export(
-    adapter: Annotated[Path, typer.Argument(help="An adapter, run or persona folder.")],
-    out: Annotated[Path, typer.Argument(help="The file (zip, card) or folder to write.")],
+    adapter: Annotated[
+        str,
+        typer.Argument(metavar="ADAPTER", help=f"{ADAPTER_HELP} For card and dataset also a persona without a run."),
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A new file (zip, card) or a new folder (merged, gguf, dataset).")
+    ],
     form: Annotated[
         ExportFormat,
         typer.Option(
             "--as",
-            help="zip: for this app. merged: a whole model. gguf: for llama.cpp and "
-            "Ollama. card: a character card (.json, .png). dataset: for other trainers.",
+            help="zip: the adapter, for Persona. merged: a whole model for Hugging Face programs. gguf: for llama.cpp "
+            "and Ollama. card: a character card. dataset: pairs and settings for other trainers.",
             show_choices=True,
         ),
     ] = ExportFormat.zip,
-    base: Annotated[str, typer.Option(help="merged, gguf: the base, if not the adapter's own.")] = "",
-    strength: Annotated[float, typer.Option(help="merged, gguf --merge: 0: the base, 1: as trained.")] = 1.0,
-    merge: Annotated[bool, typer.Option("--merge", help="gguf: one whole model in place of an adapter.")] = False,
-    version: Annotated[int, typer.Option(help="card, .json: version 2 or 3.")] = 3,
-    picture: Annotated[Path | None, typer.Option(help="card, .png: its picture.")] = None,
+    base: Annotated[
+        str,
+        typer.Option(
+            help="For merged and gguf: base model, by name, Hub id, folder or .gguf file. Default: the adapter's own."
+        ),
+    ] = "",
+    strength: Annotated[
+        float, typer.Option(help="For merged and gguf --merge: 0 is the base, 1 the adapter as trained, 2 the most.")
+    ] = 1.0,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="For gguf: one whole model instead of an adapter beside its base.")
+    ] = False,
+    version: Annotated[int, typer.Option(help="For a card in a .json file: version 2 or 3 of its format.")] = 3,
+    picture: Annotated[
+        Path | None, typer.Option(help="For a card in a .png file: an image file. Default: the initials, drawn.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the persona for this app or for other programs."""
-    wishes = formats.ExportOptions(base, strength, merge, version, picture)
-    made = formats.write_export(adapter.expanduser(), out.expanduser(), form, wishes, print_note)
-    print_result(
-        made,
-        "\n".join([str(made.get("file") if "folder" not in made else made["folder"]), *_format_notes(made)]),
-        as_json,
-    )
+    """Write the persona as a file or folder, for this app or for other programs."""
+    from persona.share.adapter_ref import AdapterRef
+    from persona.share.open_adapter import locate_folder
+
+    options = formats.ExportOptions(base, strength, merge, version, picture)
+    result = formats.write_export(locate_folder(AdapterRef.parse(adapter)), out.expanduser(), form, options, print_note)
+    print_result(result, "\n".join([str(result.get("folder") or result["file"]), *_format_notes(result)]), as_json)
 
 
-def _format_notes(made: dict[str, Any]) -> list[str]:
-    lines = list(made.get("notes", []))
-    if d := made.get("difference"):
+def _format_notes(result: dict[str, Any]) -> list[str]:
+    lines = list(result.get("notes", []))
+    if d := result.get("difference"):
         lines.append(
             f"Measured over {d['tokens']} tokens: the same likeliest token {100 * d['same']:.1f} % of the time, KL "
             f"{d['kl']:.2g} nats per token, largest difference of a logit {d['largest']:.3g}"
@@ -50,16 +65,23 @@ def _format_notes(made: dict[str, Any]) -> list[str]:
 
 
 def push(
-    adapter: Annotated[Path, typer.Argument(help="An adapter, run or persona folder.")],
-    repo: Annotated[str, typer.Argument(metavar="USER/NAME")],
-    public: Annotated[bool, typer.Option("--public", help="Visible to everyone; wants the rights field.")] = False,
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help=ADAPTER_HELP)],
+    repo: Annotated[
+        str, typer.Argument(metavar="USER/NAME", help="The repository; it is made if it is not there. Or NAME alone.")
+    ],
+    public: Annotated[
+        bool,
+        typer.Option("--public", help="Visible to everyone; needs 'rights' in persona.json. Default: private."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Put the adapter on the Hugging Face Hub, private unless --public. Token: `hf auth login` or HF_TOKEN."""
+    """Upload the adapter to the Hugging Face Hub, private unless --public. Needs `hf auth login` or HF_TOKEN."""
     from persona.models import adapter as adapters
     from persona.share import hub, refresh_card
+    from persona.share.adapter_ref import AdapterRef
+    from persona.share.open_adapter import locate_folder
 
-    found = adapters.locate_adapter(adapter.expanduser())
-    refresh_card.refresh_model_card(found, refresh_card.find_persona_card(found))
-    done = hub.push_adapter(found, repo, public=public)
-    print_result({"url": done["url"], "link": done["link"]}, f"{done['url']}\n{done['link']}", as_json)
+    folder = adapters.locate_adapter(locate_folder(AdapterRef.parse(adapter)))
+    refresh_card.refresh_model_card(folder, refresh_card.find_persona_card(folder))
+    result = hub.push_adapter(folder, repo, public=public)
+    print_result({"url": result["url"], "link": result["link"]}, f"{result['url']}\n{result['link']}", as_json)

@@ -1,4 +1,4 @@
-"""train: a run, from the shell."""
+"""`persona train`: a training run, followed until it ends."""
 
 import json
 import signal
@@ -10,6 +10,7 @@ import typer
 
 from persona.cli.output import AsJson, PersonaDir, open_persona, print_note, print_result, split_key_value
 from persona.errors import Message, PersonaError
+from persona.models.bundled import DEFAULT_BASE
 
 RESULT_KEYS = ("run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
           "adapter_nll", "peak_memory_bytes")  # fmt: skip
@@ -17,37 +18,50 @@ RESULT_KEYS = ("run", "adapter", "status", "steps", "seconds", "tokens_per_s", "
 
 def train(
     directory: PersonaDir,
-    base: Annotated[str, typer.Option(help="Base model: embedded name, Hub id, folder or .gguf.")] = "",
-    preset: Annotated[str, typer.Option(help="quick, balanced or thorough.")] = "quick",
-    changes: Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Any setting of a run.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
-    launcher: Annotated[Literal["here", "ray"], typer.Option(help="Train on this machine or a Ray cluster.")] = "here",
-    address: Annotated[str, typer.Option(help="Of the Ray cluster; else the one of this machine.")] = "",
-    storage: Annotated[
-        str, typer.Option(envvar="PERSONA_STORAGE", help="URL that all nodes of the cluster reach: s3://…, file:///…")
+    base: Annotated[
+        str, typer.Option(help=f"Base model: name, Hub id, folder or .gguf file. Default: {DEFAULT_BASE}.")
     ] = "",
-    smaller: Annotated[bool, typer.Option("--smaller", help="With --resume: with what its failure proposed.")] = False,
+    preset: Annotated[
+        str, typer.Option(help="How long and how large: quick (3 epochs), balanced (up to 6) or thorough (up to 12).")
+    ] = "quick",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting of a run, e.g. epochs=2. Repeat for more."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue this run, by its folder or name. Default: a new run.")
+    ] = None,
+    launcher: Annotated[
+        Literal["here", "ray"], typer.Option(help="here: on this machine. ray: on a Ray cluster.")
+    ] = "here",
+    address: Annotated[
+        str, typer.Option(help="With --launcher ray: address of the cluster. Default: the one on this machine.")
+    ] = "",
+    storage: Annotated[
+        str,
+        typer.Option(
+            envvar="PERSONA_STORAGE",
+            help="With --launcher ray: URL that every node can read and write, s3://… or file:///… Default: none.",
+        ),
+    ] = "",
+    smaller: Annotated[
+        bool,
+        typer.Option("--smaller", help="With --resume of a run out of memory: use the smaller settings it proposed."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a LoRA on the persona's pairs. Ctrl-C stops at the next step and keeps the best adapter so far.
+    """Train a LoRA on the persona's pairs. Ctrl-C stops after the current step and keeps the best adapter so far.
 
-    One run at a time trains on this machine; another waits in line for its turn.
+    One run at a time trains on this machine; others wait in a queue.
     """
     from persona.train import launcher as train_launcher
-    from persona.train import run_folder
-    from persona.train.config import make_config
 
     persona = open_persona(directory)
     if launcher == "ray":
         from persona.train import ray_cluster
 
         ray_cluster.open_storage(storage)
-    if resume:
-        inside = persona.runs_dir / resume
-        run = run_folder.open_run(inside if inside.is_dir() else resume)
-    else:
-        settings = dict(split_key_value(x, "--set") for x in changes or []) | ({"base": base} if base else {})
-        run = train_launcher.create_run(persona, _fit_to_machine(persona, make_config(preset, **settings), settings))
+    run = _open_run(persona, resume) if resume else _create_run(persona, base, preset, changes or [])
     if resume and smaller:
         run = train_launcher.start_with_remedy(persona, run)
     elif launcher == "ray":
@@ -55,36 +69,55 @@ def train(
     else:
         train_launcher.start_run(run)
     print_note(f"Run {run.path}")
-    last = _follow(run)
-    value = {k: last.result.get(k) for k in RESULT_KEYS} | {"run": str(run.path), "status": last.status}
+    _print_outcome(run, _follow(run), as_json)
+
+
+def _open_run(persona: Any, resume: Path) -> Any:
+    from persona.train import run_folder
+
+    inside = persona.runs_dir / resume
+    return run_folder.open_run(inside if inside.is_dir() else resume)
+
+
+def _create_run(persona: Any, base: str, preset: str, changes: list[str]) -> Any:
+    from persona.train import launcher as train_launcher
+    from persona.train.config import make_config
+
+    settings = dict(split_key_value(x, "--set") for x in changes) | ({"base": base} if base else {})
+    return train_launcher.create_run(persona, _fit_to_machine(persona, make_config(preset, **settings), settings))
+
+
+def _print_outcome(run: Any, progress: Any, as_json: bool) -> None:
+    """Print the result. Raises PersonaError, with --json after printing, when the run failed."""
+    value = {k: progress.result.get(k) for k in RESULT_KEYS} | {"run": str(run.path), "status": progress.status}
     value["adapter"] = value["adapter"] and str(run.adapter)  # the result of a cluster names the worker's
-    if last.status not in ("done", "stopped"):
+    if progress.status not in ("done", "stopped"):
         value["status"] = "failed"
         if as_json:
             typer.echo(json.dumps(value, ensure_ascii=False))
         raise PersonaError(
-            Message.of(last.message)
-            or Message("The run ended as {status}; see {log}.", status=last.status, log=run.path / "log.txt")
+            Message.of(progress.message)
+            or Message("The run ended as {status}; see {log}.", status=progress.status, log=run.path / "log.txt")
         )
-    text = _summary(value) if last.result else f"{last.status}: {last.message or 'nothing was trained.'}"
+    text = _summary(value) if progress.result else f"{progress.status}: {progress.message or 'nothing was trained.'}"
     print_result(value, text, as_json)
 
 
 def _fit_to_machine(persona: Any, config: Any, given: Any) -> Any:
-    """The settings as they fit into this machine, as the page does it; what was given by hand stays."""
+    """The settings fitted to this machine's memory, as the page does it; those in `given` stay."""
     from persona.train import plan
 
-    seen = plan.estimate_on_this_machine(persona, config, persona.pairs())
-    if seen is None:  # no base here yet, so nothing is known of it
+    estimate = plan.estimate_on_this_machine(persona, config, persona.pairs())
+    if estimate is None:  # the base is not on this machine yet, so nothing is known of it
         return config
-    config, notes = plan.fit_config(config, seen.plan, given)
+    config, notes = plan.fit_config(config, estimate.plan, given)
     for text in notes:
         print_note(text)
     return config
 
 
 def _follow(run: Any) -> Any:
-    """Show the run's events until it ends; Ctrl-C asks it to stop and waits for that."""
+    """Show the run's progress until it ends, and return its RunProgress. Ctrl-C asks it to stop and waits for that."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -92,33 +125,38 @@ def _follow(run: Any) -> Any:
     from persona.train import queue
     from persona.train.progress import ACTIVE_STATUSES
 
-    asked: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
-    told = 0
+    interrupts: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    last_position = 0
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task("starting", total=None)
             while True:
-                if asked:
-                    asked.clear()
+                if interrupts:
+                    interrupts.clear()
                     train_launcher.stop_run(run)
-                seen, place = queue.read_run_progress(run), queue.find_position(run)
-                if place and place.number != told:
-                    told = place.number
-                    print_note(f"Waiting: {queue.describe_position(place)}. Ctrl-C cancels.")
-                losses = [f"loss {seen.train[-1][1]:.2f}"] if seen.train else []
-                losses += [f"held-out {seen.held_out[-1][1]:.2f}"] if seen.held_out else []
-                words = "  ".join([seen.message or seen.status, *losses])
-                bar.update(task, total=seen.steps or None, completed=seen.step, description=words)
-                if seen.status not in ACTIVE_STATUSES:
+                progress, position = queue.read_run_progress(run), queue.find_position(run)
+                if position and position.number != last_position:
+                    last_position = position.number
+                    print_note(f"Waiting: {queue.describe_position(position)}. Ctrl-C cancels.")
+                bar.update(
+                    task, total=progress.steps or None, completed=progress.step, description=_status_line(progress)
+                )
+                if progress.status not in ACTIVE_STATUSES:
                     train_launcher.reap_children()  # how it ended may be known only now
                     return run.progress()
                 time.sleep(0.3)
                 train_launcher.reap_children()
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def _status_line(progress: Any) -> str:
+    losses = [f"loss {progress.train[-1][1]:.2f}"] if progress.train else []
+    losses += [f"held-out {progress.held_out[-1][1]:.2f}"] if progress.held_out else []
+    return "  ".join([progress.message or progress.status, *losses])
 
 
 def _summary(value: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Several voices side by side: a loaded model with its adapters, conversations, blind votes, corrections.
 
-Gives: `load_model`, one batch in which base, adapters and blends answer together, and what is kept of it.
-Knows adapters and run snapshots, but nothing of the page or HTTP.
-A new kind of voice goes into `session.py`; what is kept on disk into `conversation_store.py` and `blind_votes.py`.
+Gives: `open_model`; `stream_replies`, one batch in which base, adapters and blends answer together; the one queue
+before the model (`model_queue.py`); conversations and votes on disk. Knows adapters, but nothing of the page.
+A new kind of voice goes into `session.py`, another server's into `remote.py`; what is kept on disk into
+`conversation_store.py` and `blind_votes.py`.
 """

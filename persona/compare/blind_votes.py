@@ -1,9 +1,9 @@
 """Blind votes: one question, two answers side by side without names, and which of them was the better one.
 
-    votes/<visitor>.jsonl   only added to: a line when a question is drawn, one when it is answered, one for the vote
+    votes/<visitor>.jsonl   append-only: a line when a question is drawn, one when it is answered, one for the vote
 
 Who stands on which side is drawn on the server for every question, from a seed that is kept with the question and never
-leaves this file: `blind` is all that a browser may be given before the vote.
+leaves this file: `redact_question` is all that a browser may be given before the vote.
 """
 
 import random
@@ -34,7 +34,7 @@ MAX_VOTE_BYTES = 50_000_000  # of one visitor's votes; evidence is never thrown 
 
 @dataclass(frozen=True)
 class VoteSide:
-    """A voice, and the conversation that it has had so far: [said, its reply], oldest first."""
+    """A voice, and its conversation so far: (message, its reply), oldest first."""
 
     voice: VoiceRecord
     history: tuple[tuple[str, str], ...] = ()
@@ -42,7 +42,7 @@ class VoteSide:
 
 @dataclass(frozen=True)
 class BlindQuestion:
-    """A question as it was drawn; `answers` (left, right) once they are made, `choice` once there is a vote.
+    """A question as it was drawn; `answers` (left, right) once they are complete, `choice` once there is a vote.
 
     system: the persona's prompt, as the preference rows will have it. seed: of the draw. time: seconds since 1970.
     """
@@ -68,10 +68,9 @@ class VoteLog:
 
 @dataclass(frozen=True)
 class Tally:
-    """What the votes between two voices say. wins and rate are those of `first`.
+    """The votes between two voices, counted. wins and rate are those of `first`.
 
     first_left: in how many of the votes `first` stood left; left_wins: how often the left one was preferred.
-    outlook, sides: the same in words, for the page.
     """
 
     first: VoiceRecord
@@ -83,12 +82,37 @@ class Tally:
     rate: win_rate.WinRate
     first_left: int
     left_wins: int
-    outlook: str
-    sides: str
 
     @property
     def votes(self) -> int:
         return self.wins + self.losses + self.ties + self.both_bad
+
+    @property
+    def evidence(self) -> str:
+        """In words, whether the votes settle it, and else how many more would."""
+        return win_rate.describe_evidence(self.wins, self.wins + self.losses, self.votes)
+
+    @property
+    def side_bias(self) -> str:
+        """In words, whether the side may have decided instead of the answer; "" without votes."""
+        if not self.votes:
+            return ""
+        decisive = self.wins + self.losses
+        text = Message(
+            "It stood left in {first_left} of {votes}; the left answer was preferred in {left_wins} of {decisive}.",
+            first_left=self.first_left,
+            votes=self.votes,
+            left_wins=self.left_wins,
+            decisive=decisive,
+        )
+        if win_rate.sign_test(self.left_wins, decisive) >= win_rate.ALPHA:
+            return text
+        often = (
+            Message("So often left is hardly chance: read both answers before you vote.")
+            if 2 * self.left_wins > decisive
+            else Message("So often right is hardly chance: read both answers before you vote.")
+        )
+        return join(" ", [text, often])
 
 
 def open_vote_log(folder: Path, key: str) -> VoteLog:
@@ -97,57 +121,57 @@ def open_vote_log(folder: Path, key: str) -> VoteLog:
 
 
 def draw_question(
-    book: VoteLog, said: str, sides: Sequence[VoteSide], system: str, sampling: Mapping[str, float]
+    log: VoteLog, text: str, sides: Sequence[VoteSide], system: str, sampling: Mapping[str, float]
 ) -> BlindQuestion:
-    """Draw which of the two voices stands left, and keep the question. Stream its left and right side, in this order.
+    """Draw which of the two voices stands left, and record the question; its left and right side answer in this order.
 
     Raises InputError unless there are two different voices.
     """
-    check_message_text(said)
+    check_message_text(text)
     if len(sides) != 2 or _is_same_voice(sides[0].voice, sides[1].voice):
         raise InputError("A blind vote is between two different voices. Choose two.")
     seed = secrets.randbits(64)
     left, right = random.Random(seed).sample(list(sides), 2)
-    question = BlindQuestion(secrets.token_hex(8), said, system, left, right, seed, time.time(), dict(sampling))
+    question = BlindQuestion(secrets.token_hex(8), text, system, left, right, seed, time.time(), dict(sampling))
     row = asdict(question)
     del row["answers"], row["choice"]
-    with files.lock_folder(book.path.parent):
-        if not book.path.exists() and len(list(book.path.parent.glob("*.jsonl"))) >= MAX_VISITORS:
+    with files.lock_folder(log.path.parent):
+        if not log.path.exists() and len(list(log.path.parent.glob("*.jsonl"))) >= MAX_VISITORS:
             raise InputError(
                 "{limit} visitors have voted on this persona already: no more votes are kept.", limit=MAX_VISITORS
             )
-        _append(book, row)
+        _append(log, row)
     return question
 
 
-def record_answers(book: VoteLog, question: str, answers: Sequence[ConversationAnswer]) -> BlindQuestion:
-    """Keep what the left and the right side said; from now on there can be a vote. A second answer is refused."""
-    with files.lock_folder(book.path.parent):
-        found = _find_question(book, question)
-        if found.answers:
+def record_answers(log: VoteLog, question_id: str, answers: Sequence[ConversationAnswer]) -> BlindQuestion:
+    """Record the left and the right answer; now there can be a vote. Raises InputError for a second answer."""
+    with files.lock_folder(log.path.parent):
+        question = _find_question(log, question_id)
+        if question.answers:
             raise InputError("This question has its answers already. Ask a new one.")
-        if [a.voice for a in answers] != [found.left.voice, found.right.voice]:
+        if [a.voice for a in answers] != [question.left.voice, question.right.voice]:
             raise InputError("These are not the answers of the voices that were drawn, left and right.")
         for a in answers:
             check_message_text(a.text, empty=True)
-        _append(book, {"answered": question, "answers": [asdict(a) for a in answers], "time": time.time()})
-    return replace(found, answers=tuple(answers))
+        _append(log, {"answered": question_id, "answers": [asdict(a) for a in answers], "time": time.time()})
+    return replace(question, answers=tuple(answers))
 
 
-def record_vote(book: VoteLog, question: str, choice: str) -> BlindQuestion:
-    """Keep the vote; the names may be shown now. One vote a question: after it, nobody is blind any more."""
+def record_vote(log: VoteLog, question_id: str, choice: str) -> BlindQuestion:
+    """Record the vote; the names may be shown now. Raises InputError for a second vote, which would not be blind."""
     if choice not in VOTE_CHOICES:
         raise InputError(
             "{choice}: not a vote. It is one of {choices}.", choice=f"{choice!r:.40}", choices=", ".join(VOTE_CHOICES)
         )
-    with files.lock_folder(book.path.parent):
-        found = _find_question(book, question)
-        if not found.answers:
+    with files.lock_folder(log.path.parent):
+        question = _find_question(log, question_id)
+        if not question.answers:
             raise InputError("The two answers are not complete yet. Vote when both have ended.")
-        if found.choice:
+        if question.choice:
             raise InputError("You have voted on this question already, and seen who is who. Ask a new one.")
-        _append(book, {"vote": question, "choice": choice, "time": time.time()})
-    return replace(found, choice=choice)
+        _append(log, {"vote": question_id, "choice": choice, "time": time.time()})
+    return replace(question, choice=choice)
 
 
 def redact_question(question: BlindQuestion) -> dict[str, str]:
@@ -164,25 +188,25 @@ def rank_answers(question: BlindQuestion) -> tuple[ConversationAnswer, Conversat
     return (left, right) if question.choice == "left" else (right, left)
 
 
-def read_blind_questions(book: VoteLog) -> list[BlindQuestion]:
-    """All that were drawn, oldest first, with their answers and votes as far as they have them."""
-    found: dict[str, BlindQuestion] = {}
-    for row in jsonl.read_rows(book.path)[0]:
+def read_blind_questions(log: VoteLog) -> list[BlindQuestion]:
+    """All questions of this visitor, oldest first, with their answers and votes where they have them."""
+    questions: dict[str, BlindQuestion] = {}
+    for row in jsonl.read_rows(log.path)[0]:
         try:
             if "seed" in row:
-                found[row["id"]] = _question_from_row(row)
+                questions[row["id"]] = _question_from_row(row)
             elif "answered" in row:
                 answers = tuple(map(answer_from_row, row["answers"]))
-                found[row["answered"]] = replace(found[row["answered"]], answers=answers)
+                questions[row["answered"]] = replace(questions[row["answered"]], answers=answers)
             elif row["choice"] in VOTE_CHOICES:
-                found[row["vote"]] = replace(found[row["vote"]], choice=row["choice"])
+                questions[row["vote"]] = replace(questions[row["vote"]], choice=row["choice"])
         except (KeyError, TypeError, ValueError, OverflowError):
             continue  # changed by hand: the question has no answer or no vote then, and is not counted
-    return list(found.values())
+    return list(questions.values())
 
 
 def read_all_visitors(folder: Path) -> list[BlindQuestion]:
-    """The questions of all visitors, for figures. Their texts are private: show none of them to another visitor."""
+    """The questions of all visitors, for figures; the texts are private, so show none of them to another visitor."""
     return [q for file in sorted((folder / "votes").glob("*.jsonl")) for q in read_blind_questions(VoteLog(file))]
 
 
@@ -196,12 +220,12 @@ def tally_all(asked: Sequence[BlindQuestion]) -> list[Tally]:
         first, second = sorted((q.left.voice, q.right.voice), key=_training_rank, reverse=True)
         if not any(_is_same_voice(first, a) and _is_same_voice(second, b) for a, b in pairs):
             pairs[first, second] = None
-    found = [tally_votes(asked, first, second) for first, second in pairs]
-    return sorted((t for t in found if t.votes), key=lambda t: -t.votes)
+    tallies = [tally_votes(asked, first, second) for first, second in pairs]
+    return sorted((t for t in tallies if t.votes), key=lambda t: -t.votes)
 
 
 def tally_votes(asked: Sequence[BlindQuestion], first: VoiceRecord, second: VoiceRecord) -> Tally:
-    """The votes between these two voices, whatever they are called; questions without a vote do not count."""
+    """The votes between these two voices, under any label; questions without a vote do not count."""
     on_left = {
         True: dict.fromkeys(VOTE_CHOICES, 0),
         False: dict.fromkeys(VOTE_CHOICES, 0),
@@ -211,39 +235,16 @@ def tally_votes(asked: Sequence[BlindQuestion], first: VoiceRecord, second: Voic
             for left in (True, False):
                 a, b = (first, second) if left else (second, first)
                 on_left[left][q.choice] += _is_same_voice(q.left.voice, a) and _is_same_voice(q.right.voice, b)
-    there, elsewhere = on_left[True], on_left[False]
-    wins, losses = there["left"] + elsewhere["right"], there["right"] + elsewhere["left"]
-    ties, bad = there["tie"] + elsewhere["tie"], there["bad"] + elsewhere["bad"]
-    left_wins, first_left, votes = there["left"] + elsewhere["left"], sum(there.values()), wins + losses + ties + bad
-    return Tally(
-        first, second, wins, losses, ties, bad, win_rate.estimate_win_rate(wins, wins + losses), first_left, left_wins,
-        win_rate.describe_evidence(wins, wins + losses, votes), _side_bias(left_wins, wins + losses, first_left, votes),
-    )  # fmt: skip
-
-
-def _side_bias(left_wins: int, decisive: int, first_left: int, votes: int) -> str:
-    """Whether the side may have decided instead of the answer."""
-    if not votes:
-        return ""
-    text = Message(
-        "It stood left in {first_left} of {votes}; the left answer was preferred in {left_wins} of {decisive}.",
-        first_left=first_left,
-        votes=votes,
-        left_wins=left_wins,
-        decisive=decisive,
-    )
-    if win_rate.sign_test(left_wins, decisive) < win_rate.ALPHA:
-        often = (
-            Message("So often left is hardly chance: read both answers before you vote.")
-            if 2 * left_wins > decisive
-            else Message("So often right is hardly chance: read both answers before you vote.")
-        )
-        text = join(" ", [text, often])
-    return text
+    when_left, when_right = on_left[True], on_left[False]
+    wins, losses = when_left["left"] + when_right["right"], when_left["right"] + when_right["left"]
+    ties, bad = when_left["tie"] + when_right["tie"], when_left["bad"] + when_right["bad"]
+    left_wins, first_left = when_left["left"] + when_right["left"], sum(when_left.values())
+    rate = win_rate.estimate_win_rate(wins, wins + losses)
+    return Tally(first, second, wins, losses, ties, bad, rate, first_left, left_wins)
 
 
 def _is_same_voice(a: VoiceRecord, b: VoiceRecord) -> bool:
-    """Whether two voices are one, under whatever label."""
+    """Whether two voices are the same, under any label."""
     return replace(a, label=b.label) == b
 
 
@@ -251,20 +252,20 @@ def _training_rank(voice: VoiceRecord) -> tuple:
     return VOICE_KINDS.index(voice.kind), voice.adapter, voice.strength, voice.system, voice.label
 
 
-def _find_question(book: VoteLog, question: str) -> BlindQuestion:
-    for q in read_blind_questions(book):
-        if q.id == question:
+def _find_question(log: VoteLog, question_id: str) -> BlindQuestion:
+    for q in read_blind_questions(log):
+        if q.id == question_id:
             return q
     raise InputError("There is no such question of yours. Ask a new one.")
 
 
-def _append(book: VoteLog, row: dict[str, Any]) -> None:
-    size = book.path.stat().st_size if book.path.exists() else 0
+def _append(log: VoteLog, row: dict[str, Any]) -> None:
+    size = log.path.stat().st_size if log.path.exists() else 0
     if size + len(jsonl.encode_row(row)) > MAX_VOTE_BYTES:
         raise InputError(
             "Your votes have reached {limit:.0f} MB, so no more are kept. Export them.", limit=MAX_VOTE_BYTES / 1e6
         )
-    jsonl.append_rows(book.path, row)
+    jsonl.append_rows(log.path, row)
 
 
 def _question_from_row(row: dict[str, Any]) -> BlindQuestion:

@@ -1,9 +1,9 @@
-"""Conversations on disk, kept with the persona and private to who had them; only ever added to.
+"""Conversations on disk: append-only, with the persona, private to their visitor.
 
-    talks/<visitor>/<id>.jsonl   one conversation: a line for each thing said, each set of answers, each title
+    talks/<visitor>/<id>.jsonl   one conversation: a line for each message, each set of answers, each title
 
-`<visitor>` is a hash of a key that only the visitor's browser has: who reads the disk learns no key, and who brings
-another key finds nothing. All functions have written to disk when they return.
+`<visitor>` is a hash of a key that only the visitor's browser has: the disk holds no key, and another key finds
+nothing. All functions have written to disk when they return.
 """
 
 import re
@@ -29,7 +29,7 @@ from persona.compare.conversation import (
 from persona.errors import InputError
 from persona.store import files, jsonl, quotas
 
-MAX_CONVERSATIONS = 200  # of one visitor with one persona; a new one then takes the place of the oldest, and says so
+MAX_CONVERSATIONS = 200  # of one visitor with one persona; a new one then replaces the oldest, and says so
 MAX_CONVERSATION_BYTES = 5_000_000  # some 1,000 turns of two columns; a longer one is refused, not cut
 MAX_STORE_BYTES = 50_000_000  # of one visitor, counted when a conversation begins
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
@@ -47,101 +47,101 @@ def open_store(folder: Path, key: str) -> ConversationStore:
     return ConversationStore(folder / "talks" / visitor_id(key))
 
 
-def start_conversation(shelf: ConversationStore, said: str) -> Conversation:
-    """Begin a conversation with what is said first.
+def start_conversation(store: ConversationStore, said: str) -> Conversation:
+    """Begin a conversation with its first message.
 
-    When the shelf is full the oldest conversations are removed; the new one names them, here and whenever it is read.
+    When the store is full the oldest conversations are deleted; `removed` of the new one names them.
     """
     check_message_text(said)
-    if not _ids(shelf) and len({f.parent for f in shelf.path.parent.glob("*/*.jsonl")}) >= MAX_VISITORS:
+    if not _ids(store) and len({f.parent for f in store.path.parent.glob("*/*.jsonl")}) >= MAX_VISITORS:
         raise InputError(
             "{limit} visitors have conversations with this persona already, so this one is not kept. "
             "The owner of this page can make room in {folder}/ of the persona's folder.",
             limit=MAX_VISITORS,
-            folder=shelf.path.parent.name,
+            folder=store.path.parent.name,
         )
     quotas.require_disk_quota()
     now = time.time()
     talk_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{secrets.token_hex(4)}"
-    with files.lock_folder(shelf.path):
-        full = _oldest_over_limit(shelf)
-        removed = [_read(shelf, file.stem).title for file in full]
+    with files.lock_folder(store.path):
+        oldest = _oldest_over_limit(store)
+        removed = [_read(store, file.stem).title for file in oldest]
         header = {"talk": 1, "time": now, **({"removed": removed} if removed else {})}
-        jsonl.append_rows(_file(shelf, talk_id), header, {"id": 1, "parent": 0, "said": said, "time": now})
-        for file in full:  # after the line that names them: a kill between the two loses nothing in silence
+        jsonl.append_rows(_file(store, talk_id), header, {"id": 1, "parent": 0, "said": said, "time": now})
+        for file in oldest:  # after the line that names them, so that a kill between the two loses nothing silently
             _unlink(file)
-        return _read(shelf, talk_id)
+        return _read(store, talk_id)
 
 
-def add_turn(shelf: ConversationStore, talk: Conversation, said: str) -> Conversation:
-    """Add a turn after the last one that `talk` shows an answer to; on disk before any answer is made."""
+def add_turn(store: ConversationStore, talk: Conversation, said: str) -> Conversation:
+    """Add a message after the last answered turn of `talk`; on disk before any answer is generated."""
     answered = [t.answered for t in talk.turns if t.answered]
-    return _append_turn(shelf, talk, answered[-1] if answered else 0, said)
+    return _append_turn(store, talk, answered[-1] if answered else 0, said)
 
 
-def edit_turn(shelf: ConversationStore, talk: Conversation, turn: int, said: str) -> Conversation:
-    """Say the turn with this id otherwise: what followed it leaves the view, and stays on disk as its sibling."""
-    at = turn_index(talk, turn)
-    return _append_turn(shelf, talk, talk.turns[at - 1].answered if at else 0, said)
+def edit_turn(store: ConversationStore, talk: Conversation, turn: int, said: str) -> Conversation:
+    """Reword the turn with this id: what followed it is not shown any more, and stays on disk as its sibling."""
+    index = turn_index(talk, turn)
+    return _append_turn(store, talk, talk.turns[index - 1].answered if index else 0, said)
 
 
 def add_answers(
-    shelf: ConversationStore,
+    store: ConversationStore,
     talk: Conversation,
     turn: int,
     answers: Sequence[ConversationAnswer],
     sampling: Mapping[str, float],
 ) -> Conversation:
-    """Add the answers to a turn. Given again, they are shown instead of the earlier ones, which are kept."""
+    """Add answers to a turn. Later ones are shown instead of the earlier ones, which stay on disk."""
     turn_index(talk, turn)
     for a in answers:
         check_message_text(a.text, empty=True)
     row = {"parent": turn, "answers": [asdict(a) for a in answers], "sampling": dict(sampling)}
-    return _append_row(shelf, talk.id, lambda number: {"id": number, **row})
+    return _append_row(store, talk.id, lambda number: {"id": number, **row})
 
 
-def show_branch(shelf: ConversationStore, talk: Conversation, message: int) -> Conversation:
-    """Show another wording of a turn or another take of its answers (one of `wordings`, `takes`), and what followed."""
+def show_branch(store: ConversationStore, talk: Conversation, message: int) -> Conversation:
+    """Show another of a turn's `wordings` or `regenerations`, and what followed it."""
     if not any(message in (*t.wordings, *t.regenerations) for t in talk.turns):
         raise InputError(
             "{message}: not a message of this conversation. Reload it and choose again.", message=f"{message!r:.40}"
         )
-    return _append_row(shelf, talk.id, lambda _: {"show": message})
+    return _append_row(store, talk.id, lambda _: {"show": message})
 
 
-def rename_conversation(shelf: ConversationStore, talk: Conversation, title: str) -> Conversation:
+def rename_conversation(store: ConversationStore, talk: Conversation, title: str) -> Conversation:
     if not title.strip():
         raise InputError("The title is empty. Write one.")
-    return _append_row(shelf, talk.id, lambda _: {"title": shorten_title(title)})
+    return _append_row(store, talk.id, lambda _: {"title": shorten_title(title)})
 
 
-def delete_conversation(shelf: ConversationStore, talk_id: str) -> None:
-    """Remove a conversation for good, all its branches too: it is private, so no copy stays. The page asks first."""
-    with _locked_file(shelf, talk_id) as file:
+def delete_conversation(store: ConversationStore, talk_id: str) -> None:
+    """Delete a conversation with all its branches: it is private, so no copy stays. The page asks first."""
+    with _locked_file(store, talk_id) as file:
         _unlink(file)
 
 
-def read_conversation(shelf: ConversationStore, talk_id: str) -> Conversation:
-    """Raises InputError when this visitor has no such conversation, whoever else may have."""
-    with _locked_file(shelf, talk_id):
-        return _read(shelf, talk_id)
+def read_conversation(store: ConversationStore, talk_id: str) -> Conversation:
+    """Raises InputError when this visitor has no such conversation."""
+    with _locked_file(store, talk_id):
+        return _read(store, talk_id)
 
 
-def list_conversations(shelf: ConversationStore) -> list[Conversation]:
-    """All of this visitor's conversations, the one that changed last first."""
-    if not shelf.path.is_dir():
+def list_conversations(store: ConversationStore) -> list[Conversation]:
+    """All of this visitor's conversations, the last changed first."""
+    if not store.path.is_dir():
         return []
-    with files.lock_folder(shelf.path):
-        return sorted((_read(shelf, i) for i in _ids(shelf)), key=lambda t: (t.changed, t.id), reverse=True)
+    with files.lock_folder(store.path):
+        return sorted((_read(store, i) for i in _ids(store)), key=lambda t: (t.changed, t.id), reverse=True)
 
 
-def _append_turn(shelf: ConversationStore, talk: Conversation, parent: int, said: str) -> Conversation:
+def _append_turn(store: ConversationStore, talk: Conversation, parent: int, said: str) -> Conversation:
     check_message_text(said)
-    return _append_row(shelf, talk.id, lambda number: {"id": number, "parent": parent, "said": said})
+    return _append_row(store, talk.id, lambda number: {"id": number, "parent": parent, "said": said})
 
 
-def _append_row(shelf: ConversationStore, talk_id: str, make: Callable[[int], dict[str, Any]]) -> Conversation:
-    with _locked_file(shelf, talk_id) as file:
+def _append_row(store: ConversationStore, talk_id: str, make: Callable[[int], dict[str, Any]]) -> Conversation:
+    with _locked_file(store, talk_id) as file:
         rows, damaged = jsonl.read_rows(file)
         row = {**make(next_message_id(rows)), "time": time.time()}
         if file.stat().st_size + len(jsonl.encode_row(row)) > MAX_CONVERSATION_BYTES:
@@ -154,39 +154,39 @@ def _append_row(shelf: ConversationStore, talk_id: str, make: Callable[[int], di
 
 
 @contextmanager
-def _locked_file(shelf: ConversationStore, talk_id: str) -> Iterator[Path]:
-    """The file of a conversation that is there, locked. The id may come from a browser."""
-    file = _file(shelf, talk_id)
-    if file.is_file():  # asked before the lock too, so that a stranger's question makes no folder
-        with files.lock_folder(shelf.path):
+def _locked_file(store: ConversationStore, talk_id: str) -> Iterator[Path]:
+    """The file of an existing conversation, locked. The id may come from a browser."""
+    file = _file(store, talk_id)
+    if file.is_file():  # also before the lock, which would create a folder for a stranger
+        with files.lock_folder(store.path):
             if file.is_file():
                 yield file
                 return
     raise InputError("There is no such conversation of yours: it was deleted, or belongs to another browser.")
 
 
-def _file(shelf: ConversationStore, talk_id: str) -> Path:
+def _file(store: ConversationStore, talk_id: str) -> Path:
     if not isinstance(talk_id, str) or not _ID.fullmatch(talk_id):
         raise InputError(
             "{conversation}: not the name of a conversation. Choose one from the list.", conversation=f"{talk_id!r:.60}"
         )
-    return shelf.path / f"{talk_id}.jsonl"
+    return store.path / f"{talk_id}.jsonl"
 
 
-def _ids(shelf: ConversationStore) -> list[str]:
-    return [f.stem for f in shelf.path.glob("*.jsonl") if _ID.fullmatch(f.stem)]
+def _ids(store: ConversationStore) -> list[str]:
+    return [f.stem for f in store.path.glob("*.jsonl") if _ID.fullmatch(f.stem)]
 
 
-def _oldest_over_limit(shelf: ConversationStore) -> list[Path]:
-    """The conversations, those untouched for longest first, that must go before one more has room."""
-    found = sorted((_file(shelf, i) for i in _ids(shelf)), key=lambda f: (f.stat().st_mtime_ns, f.name))
-    sizes = [f.stat().st_size for f in found]
-    gone = 0
-    while gone < len(found) and (
-        len(found) - gone >= MAX_CONVERSATIONS or sum(sizes[gone:]) > MAX_STORE_BYTES - MAX_CONVERSATION_BYTES
+def _oldest_over_limit(store: ConversationStore) -> list[Path]:
+    """The conversations to delete before there is room for one more, the least recently changed first."""
+    oldest_first = sorted((_file(store, i) for i in _ids(store)), key=lambda f: (f.stat().st_mtime_ns, f.name))
+    sizes = [f.stat().st_size for f in oldest_first]
+    count = 0
+    while count < len(oldest_first) and (
+        len(oldest_first) - count >= MAX_CONVERSATIONS or sum(sizes[count:]) > MAX_STORE_BYTES - MAX_CONVERSATION_BYTES
     ):
-        gone += 1
-    return found[:gone]
+        count += 1
+    return oldest_first[:count]
 
 
 def _unlink(file: Path) -> None:
@@ -200,5 +200,5 @@ def _unlink(file: Path) -> None:
         ) from e
 
 
-def _read(shelf: ConversationStore, talk_id: str) -> Conversation:
-    return build_conversation(talk_id, *jsonl.read_rows(_file(shelf, talk_id)))
+def _read(store: ConversationStore, talk_id: str) -> Conversation:
+    return build_conversation(talk_id, *jsonl.read_rows(_file(store, talk_id)))

@@ -1,8 +1,7 @@
-"""Chat through any OpenAI-compatible server instead of the model in memory: each column a model name of that server.
+"""Chat through an OpenAI-compatible server instead of the model in memory: each column is a model of that server.
 
-vLLM with --enable-lora, llama.cpp's server, Ollama, `persona serve`. The address and key come from whoever
-runs the page (PERSONA_CHAT_URL, PERSONA_CHAT_KEY), never from a visitor, who could else make this machine knock
-anywhere.
+vLLM with --enable-lora, llama.cpp's server, Ollama, `persona serve`. Address and key come from the environment
+(PERSONA_CHAT_URL, PERSONA_CHAT_KEY), never from a visitor, who could make this machine send requests anywhere.
 """
 
 import asyncio
@@ -27,7 +26,7 @@ Turn = dict[str, str]
 
 
 def configured_server() -> tuple[str, str] | None:
-    """(url, key) from the environment; None where no endpoint is named. Raises InputError for a wrong address."""
+    """(url, key) from the environment; None without PERSONA_CHAT_URL. Raises InputError for a wrong address."""
     url = os.environ.get("PERSONA_CHAT_URL", "").strip()
     return (check_server_url(url), os.environ.get("PERSONA_CHAT_KEY", "").strip()) if url else None
 
@@ -39,13 +38,13 @@ def fetch_model_names() -> list[str]:
 
 
 def check_server_url(url: str) -> str:
-    """The address that ends before /chat/completions. Raises InputError where it cannot be one."""
+    """The base URL, up to /chat/completions. Raises InputError for one that cannot be used."""
     try:
         parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and not parts.query and (parts.port or 1)
+        valid = parts.scheme in ("http", "https") and parts.hostname and not parts.query and (parts.port or 1)
     except ValueError:
-        good = False
-    if not good:
+        valid = False
+    if not valid:
         raise InputError("The chat server's address is no http(s) URL. Write it like http://127.0.0.1:8000/v1")
     if parts.username or parts.password:
         raise InputError("The chat server's address holds a password. Put the key into PERSONA_CHAT_KEY instead.")
@@ -55,53 +54,53 @@ def check_server_url(url: str) -> str:
 def stream_remote(
     url: str, key: str, models: Sequence[str], messages_per_column: Sequence[Sequence[Turn]], sampling: Sampling
 ) -> Iterator[list[Generation]]:
-    """Yield the replies of all columns whenever one has grown, as chat.stream does, until each has ended.
+    """Yield the replies of all columns whenever one has grown, as session.stream_replies does, until each has ended.
 
-    All are asked at once. A column whose request fails says why in its `error`, the others go on. Closing the iterator
-    hangs up. messages_per_column: as templates.messages makes them. tokens: as the server counts them, else its pieces.
-    Raises InputError for an address or key that is none.
+    One request a column, all at once. A column whose request fails has the reason in its `error`, the others go on.
+    Closing the iterator hangs up. messages_per_column: as build_messages returns them. Tokens are counted by the
+    server, else by its pieces. Raises InputError for a wrong address or key.
     """
     url = check_server_url(url)
     if not (key.isascii() and key.isprintable()):
         raise InputError("PERSONA_CHAT_KEY holds characters that no key has. Copy it again.")
     columns = list(zip(models, messages_per_column, strict=True))
-    replies, news, over = [Generation() for _ in columns], threading.Event(), threading.Event()
+    replies, changed, finished = [Generation() for _ in columns], threading.Event(), threading.Event()
 
-    def tell(column: int, reply: Generation) -> None:  # the newest alone is kept: a fast server makes no pile
+    def on_update(column: int, reply: Generation) -> None:  # only the newest is kept: a fast server makes no pile
         replies[column] = reply
-        news.set()
+        changed.set()
 
     loop = asyncio.new_event_loop()
-    work = loop.create_task(_ask_all(url, key, columns, sampling, tell))
+    task = loop.create_task(_ask_all(url, key, columns, sampling, on_update))
 
     def run() -> None:
         try:
             with contextlib.suppress(asyncio.CancelledError):
-                loop.run_until_complete(work)
+                loop.run_until_complete(task)
             loop.run_until_complete(loop.shutdown_asyncgens())
         finally:
             loop.close()
-            over.set()
-            news.set()
+            finished.set()
+            changed.set()
 
     thread = threading.Thread(target=run, name="persona-endpoint", daemon=True)
     thread.start()
     try:
         done = False
         while not done:
-            news.wait()
-            news.clear()
-            done = over.is_set()
+            changed.wait()
+            changed.clear()
+            done = finished.is_set()
             yield list(replies)
     finally:
         with contextlib.suppress(RuntimeError):  # it has closed already
-            loop.call_soon_threadsafe(work.cancel)
+            loop.call_soon_threadsafe(task.cancel)
         thread.join(timeout=10)
 
 
 async def _ask_all(
     url: str, key: str, columns: Sequence[tuple[str, Sequence[Turn]]], sampling: Sampling,
-    tell: Callable[[int, Generation], None],
+    on_update: Callable[[int, Generation], None],
 ) -> None:  # fmt: skip
     """Each column's replies are told as they grow."""
     async with open_stream_client(key) as client:
@@ -110,11 +109,11 @@ async def _ask_all(
             reply = Generation()
             try:
                 async for reply in _stream_reply(client, url, _body(model, chat, sampling)):
-                    tell(n, reply)
+                    on_update(n, reply)
             except InputError as e:
-                tell(n, replace(reply, error=e.message))
-            except Exception as e:  # also what no list foresees: one column's error is never another's
-                tell(
+                on_update(n, replace(reply, error=e.message))
+            except Exception as e:  # whatever it is, it stays this column's error
+                on_update(
                     n,
                     replace(
                         reply, error=Message("The chat server could not be asked ({kind}).", kind=type(e).__name__)
@@ -125,13 +124,13 @@ async def _ask_all(
 
 
 def _body(model: str, chat: Sequence[Turn], s: Sampling) -> dict[str, Any]:
-    """What OpenAI knows always; the extensions only where they change something, since OpenAI itself refuses them."""
+    """The request; extensions of OpenAI's fields only where they change something, since OpenAI itself refuses them."""
     body: dict[str, Any] = {
         "model": model, "messages": list(chat), "stream": True, "stream_options": {"include_usage": True},
         "temperature": s.temperature, "top_p": s.top_p, "seed": s.seed, "max_tokens": s.max_new_tokens,
     }  # fmt: skip
-    more = {"top_k": (s.top_k, 0), "min_p": (s.min_p, 0), "repetition_penalty": (s.repetition_penalty, 1)}
-    return body | {name: value for name, (value, neutral) in more.items() if value != neutral}
+    extensions = {"top_k": (s.top_k, 0), "min_p": (s.min_p, 0), "repetition_penalty": (s.repetition_penalty, 1)}
+    return body | {name: value for name, (value, neutral) in extensions.items() if value != neutral}
 
 
 async def _stream_reply(client: AsyncClient, url: str, body: dict[str, Any]) -> AsyncGenerator[Generation, None]:

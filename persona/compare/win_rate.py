@@ -1,11 +1,11 @@
-"""How sure a count of votes makes us: win rate, interval, and how many more votes would settle it. Pure numbers.
+"""The evidence in a count of votes: win rate, interval, and how many more votes would settle it. Pure numbers.
 
 The win rate is that of the *decisive* votes: ties are left out, as in the sign test (Dixon & Mood 1946), and shown
 beside it. Its interval is the exact one of Clopper & Pearson (1934), which holds 95 % whatever the number of votes.
-Wilson's is narrower, but after 4 wins of 4 it would call settled what a fair coin does one time in eight; somebody
-looks after every vote here, so the careful one is taken. "Settled" is the same statement: the interval leaves 50 % out.
-To look after each vote and stop at the first "settled" is wrong more often than one time in 20 even so: a number of
-votes decided on beforehand is the better evidence.
+Wilson's is narrower, but after 4 wins of 4 it would call settled what a fair coin does one time in eight; the page
+shows the count after every vote, so the conservative one is used. "Settled" means the same: the interval excludes 50 %.
+Stopping at the first "settled" is still wrong more often than one time in 20: a number of votes decided on beforehand
+is the better evidence.
 """
 
 import math
@@ -30,7 +30,7 @@ class WinRate:
 
     @property
     def value(self) -> float | None:
-        """None without a decisive vote: no rate, rather than a made-up one."""
+        """None without a decisive vote."""
         return self.wins / self.decisive if self.decisive else None
 
     @property
@@ -75,14 +75,14 @@ def _upper_tail(wins: int, votes: int, p: float) -> float:
 
 
 def sign_test(wins: int, votes: int) -> float:
-    """Two-sided sign test: how often a fair coin would be as far from half as this, or farther."""
+    """p value of the two-sided sign test: how often a fair coin would be at least as far from half."""
     return min(1.0, 2 * binomial_tail(max(wins, votes - wins), votes, 0.5)) if votes else 1.0
 
 
 def votes_needed(wins: int, decisive: int) -> int | None:
-    """How many more decisive votes settle it if the rate stays; None: level, or more than FAR.
+    """How many more decisive votes settle it if the rate stays; None for a tie, or beyond MAX_VOTES_NEEDED.
 
-    A normal approximation, n = (z / (2 rate - 1))², says where to begin; the exact test says where to end.
+    The search starts at a normal approximation, n = (z / (2 rate - 1))², and ends with the exact test.
     """
     most = max(wins, decisive - wins)
     if not decisive or 2 * most == decisive:
@@ -95,7 +95,7 @@ def votes_needed(wins: int, decisive: int) -> int | None:
 
 
 def describe_evidence(wins: int, decisive: int, votes: int) -> str:
-    """In words, whether it is settled and else how many more votes, ties among them, it would take."""
+    """In words, whether it is settled, else how many more votes, ties included, it would take."""
     if not votes:
         return Message("No vote yet.")
     if not decisive:

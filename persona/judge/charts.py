@@ -20,8 +20,8 @@ _TEXT = Markup(
 )
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start", opacity: float = 1.0) -> Markup:
-    return _TEXT.format(round(x, 1), round(y, 1), anchor, opacity, words)
+def _text(x: float, y: float, text: str, anchor: str = "start", opacity: float = 1.0) -> Markup:
+    return _TEXT.format(round(x, 1), round(y, 1), anchor, opacity, text)
 
 
 def _svg(height: float, title: str, parts: Sequence[Markup]) -> Markup:
@@ -101,9 +101,8 @@ def histogram(values: Sequence[float], title: str, unit: str, bars: int = 12) ->
     """A histogram; bars above zero have the adapter's colour. unit: what is counted."""
     axis = _XAxis(min(0.0, *values), max(0.0, *values))
     low, high = axis.ticks[0], axis.ticks[-1]
-    each = (axis.ticks[1] - low) / max(
-        1, round(bars / (len(axis.ticks) - 1))
-    )  # a part of a tick interval: zero is an edge
+    bars_per_tick = max(1, round(bars / (len(axis.ticks) - 1)))  # a whole number, so that zero is an edge
+    each = (axis.ticks[1] - low) / bars_per_tick
     counts = [0] * round((high - low) / each)
     for value in values:
         counts[min(len(counts) - 1, int((value - low) / each))] += 1
@@ -111,12 +110,10 @@ def histogram(values: Sequence[float], title: str, unit: str, bars: int = 12) ->
     parts = axis.draw(height)
     for n, count in enumerate(counts):
         start = low + n * each
-        bar_height = (height - 16) * count / max(counts)
+        bar_height, colour = (height - 16) * count / max(counts), ADAPTER if start > -1e-9 else BASE
         width = axis.x(start + each) - axis.x(start) - 1.5
         if count:
-            parts += [
-                _rect(axis.x(start), height - bar_height, width, bar_height, ADAPTER if start > -1e-9 else BASE, 0.85)
-            ]
+            parts += [_rect(axis.x(start), height - bar_height, width, bar_height, colour, 0.85)]
             parts += [_text(axis.x(start) + width / 2, height - bar_height - 3, str(count), "middle", 0.8)]
     parts += [_line(axis.x(0), 0, axis.x(0), height, width=1.5), _text(0, height / 2, unit, opacity=0.7)]
     return _svg(height + 20, title, parts)

@@ -1,6 +1,6 @@
-"""Numbers about texts and likelihoods; no model here.
+"""Metrics of texts and likelihoods; no model here.
 
-A word is what `words` makes of a text: a character of Chinese or Japanese, else a run of letters and digits.
+A word (split_words) is a character of Chinese or Japanese, else a run of letters and digits.
 """
 
 import difflib
@@ -48,18 +48,18 @@ def rouge_l(answer: str, reference: str) -> float:
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
     """Distinct n-grams of words among all n-grams of the texts (Li et al. 2016); 0 where there are none."""
-    found = [tuple(w[i : i + n]) for w in map(split_words, texts) for i in range(len(w) - n + 1)]
-    return len(set(found)) / len(found) if found else 0.0
+    ngrams = [tuple(w[i : i + n]) for w in map(split_words, texts) for i in range(len(w) - n + 1)]
+    return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def longest_common_run(answer: str, reference: str) -> int:
-    """Length in words of the longest run that both texts hold."""
+    """Length in words of the longest run that both texts contain."""
     a, r = split_words(answer), split_words(reference)
     return difflib.SequenceMatcher(None, a, r, autojunk=False).find_longest_match().size
 
 
 def is_copy(answer: str, reference: str) -> bool:
-    """Whether the answer is the reference, or says half of it in one run."""
+    """Whether the answer is the reference, or contains COPY_SHARE of it in one run."""
     if answer.strip() == reference.strip():
         return True
     return longest_common_run(answer, reference) >= max(COPY_WORDS, COPY_SHARE * len(split_words(reference)))

@@ -1,4 +1,4 @@
-"""What an evaluation found, as values: report.json is this, and page, shell and report.html show it.
+"""The report of an evaluation as values: report.json on disk, shown by the page, the shell and report.html.
 
 NLL: mean negative log-likelihood, nats per learned token. Shares are 0 … 1, BLEU, chrF and ROUGE-L 0 … 100.
 """
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, WrapValidator
 
 from persona.errors import Message
 
-# a text for the user, which pydantic would else turn into a plain str; report.json has it as that
+# a text for the user; pydantic would make a Message a plain str, which it is in report.json only
 Text = Annotated[str, WrapValidator(lambda value, check: value if isinstance(value, Message) else check(value))]
 VerdictKind = Literal["learned", "not learned", "overfitted", "forgot", "never stops", "not measured"]
 
@@ -27,10 +27,10 @@ class Interval(FrozenModel):
 
 
 class Likelihood(FrozenModel):
-    """How likely both find the true replies. gain: base − adapter, paired; wins: share of rows with a gain.
+    """NLL of the true replies by base and adapter. gain: base − adapter, paired; wins: share of rows with a gain.
 
-    train, train_base: the same on a sample of the rows that were trained on; best: the least held-out NLL that was
-    seen during the run. Each is None where it is not known.
+    train, train_base: NLL on a sample of the rows that were trained on; best: the lowest held-out NLL during the run.
+    Each is None where it is not known.
     """
 
     source: str
@@ -57,7 +57,7 @@ class AnswerPair(FrozenModel):
 
 
 class Similarity(FrozenModel):
-    """Nearness of answers to the references, over the whole set."""
+    """Similarity of the answers to the references, over the whole set."""
 
     bleu: float
     chrf: float
@@ -65,7 +65,7 @@ class Similarity(FrozenModel):
 
 
 class SideStats(FrozenModel):
-    """One side's answers as a set. length: words at 5, 25, 50, 75 and 95 % of the answers."""
+    """The answers of base, adapter or pairs as a set. length: words at 5, 25, 50, 75 and 95 % of the answers."""
 
     length: list[float]
     distinct_1: float
@@ -75,7 +75,7 @@ class SideStats(FrozenModel):
 
 
 class AnswerStats(FrozenModel):
-    """Answers to held-out questions. pairs: the true replies of the set, for comparison."""
+    """Answers to held-out questions. pairs: the true replies, for comparison."""
 
     rows: list[AnswerPair]
     base: SideStats
@@ -92,7 +92,7 @@ class ProbeReply(FrozenModel):
 
 
 class ProbeResult(FrozenModel):
-    """ruled: whether the card says what must and must not be mentioned; else there is nothing to break."""
+    """A probe's answers. ruled: whether the card has rules for it that could be broken."""
 
     ask: str
     ruled: bool
@@ -101,8 +101,8 @@ class ProbeResult(FrozenModel):
 
 
 class Memorisation(FrozenModel):
-    """Shares of copies: the same, or half of the reply in one run. recited: new questions answered with a training
-    reply.
+    """Shares of answers that copy a reply: all of it, or half in one run. recited: held-out questions answered with a
+    training reply.
     """
 
     rows: int
@@ -114,8 +114,9 @@ class Memorisation(FrozenModel):
 
 
 class Drift(FrozenModel):
-    """General questions, asked without the persona's system prompt. rise: adapter − base, paired; right: the answer
-    holds the key word.
+    """NLL and answers on general questions, without the persona's system prompt.
+
+    rise: adapter − base, paired; right: shares of answers with the key word.
     """
 
     rows: int
@@ -128,7 +129,7 @@ class Drift(FrozenModel):
 
 
 class JudgeTally(FrozenModel):
-    """A blind judge's choices over the held-out answers."""
+    """How often a blind judge preferred the adapter's held-out answers."""
 
     model: str
     wins: int
@@ -149,7 +150,7 @@ class Verdict(FrozenModel):
 
 
 class EvalReport(FrozenModel):
-    """All of it. A part that could not be measured is None, and `notes` says why."""
+    """The whole report. A part that could not be measured is None, and `notes` says why."""
 
     persona: str
     base: str

@@ -1,7 +1,7 @@
-"""What the figures mean, in plain words. Every threshold is here, with its reason.
+"""The verdict of an evaluation, in plain words. Every threshold is here, with its reason.
 
-A sure difference is one whose 95 % interval lies on one side of zero; a threshold on top of it says what is worth a
-word. The order of `judge` is the order of importance: what makes the other figures meaningless comes first.
+A difference is sure when its 95 % interval lies on one side of zero; a threshold on top of it says when it is worth
+mentioning. decide_verdict goes by importance: what makes the other figures meaningless comes first.
 """
 
 from persona.errors import Message, join
@@ -9,7 +9,7 @@ from persona.judge.report_model import Drift, EvalReport, Likelihood, Memorisati
 
 # nats per learned token: 2 % more likely words. An adapter that was hardly trained stays below, whatever the interval
 NEGLIGIBLE_GAIN = 0.02
-# e^0.1: the true words 10 % likelier. Less can be sure with many rows, and still nobody hears it
+# e^0.1: the true words 10 % likelier. Less can be sure with many rows, and yet nobody notices it
 CLEAR_GAIN = 0.1
 # most answers must end: a chat with less is unusable; with less than nine in ten it is a nuisance
 MIN_ENDED, GOOD_ENDED = 0.5, 0.9
@@ -19,22 +19,22 @@ MEMORISED, MEMORISED_MARGIN = 0.5, 0.3
 OVERFIT_GAP = 0.5
 # nats above the run's own best evaluation; the kept adapter is normally that best one
 PAST_BEST = 0.1
-# nats: words of plain answers become e times less likely. A voice alone costs less (it is asked without her prompt)
+# nats: words of plain answers become e times less likely. A style alone costs less (the persona's prompt is left out)
 STRONG_DRIFT, MILD_DRIFT = 1.0, 0.3
-# of the questions that the base had right: a loss by half is forgetting too, with at least 4 lost so that it is no luck
+# of the questions that the base had right: losing half is forgetting too, with at least 4 lost so that it is not chance
 LOST_SHARE, LOST_ANSWERS = 0.5, 4
 FEW_ROWS = 20  # held-out pairs: below, one odd pair moves the figure
 FEW_STEPS, LOW_RATE, FEW_PAIRS = 20, 2e-5, 50  # steps, learning rate of a LoRA, training pairs
 GOOD_PROBES = 0.7  # share of the answers in character
 RECITED = 0.2  # of new questions answered with a training reply
-REPETITIVE = 0.6  # of the distinct-2 of her own replies
-LENGTH_RATIO = (0.5, 2.0)  # of her own median
+REPETITIVE = 0.6  # of the distinct-2 of the pairs' replies
+LENGTH_RATIO = (0.5, 2.0)  # of the pairs' median
 
 
 def decide_verdict(r: EvalReport) -> Verdict:
     """The main verdict, its likely cause, what to do, and further remarks."""
     finders = (_nothing_changed, _never_stops, _overfitted, _forgot, _not_learned, _learned, _not_measured)
-    kind, said, cause, advice = next(found for f in finders if (found := f(r)))
+    kind, said, cause, advice = next(parts for find in finders if (parts := find(r)))
     remarks = [text for about, text in _remarks(r) if text and about != kind]
     return Verdict(kind=kind, said=said, cause=cause, advice=advice, remarks=remarks)  # type: ignore[arg-type]
 
@@ -203,7 +203,7 @@ def _has_forgotten(d: Drift) -> bool:
 
 
 def _remarks(r: EvalReport) -> list[tuple[str, str]]:
-    """(the verdict that says it already, remark); "" where there is nothing to say."""
+    """(the verdict kind that covers it already, remark); an empty remark where there is nothing to say."""
     return [("never stops", _about_stops(r)), ("overfitted", _about_memory(r)), ("forgot", _about_drift(r)),
             ("", _about_probes(r)), ("", _about_manner(r)), ("not measured", _about_rows(r)),
             ("", _about_judge(r))]  # fmt: skip
@@ -251,25 +251,25 @@ def _about_probes(r: EvalReport) -> str:
     judged = [not reply.wrong for p in r.probes if p.ruled for reply in p.replies]
     if not judged:
         return ""
-    kept = sum(judged) / len(judged)
+    share = sum(judged) / len(judged)
     return Message(
-        "{share} of the answers to probes keep to the rules of the card." if kept >= GOOD_PROBES else
+        "{share} of the answers to probes keep to the rules of the card." if share >= GOOD_PROBES else
         "{share} of the answers to probes keep to the rules of the card: the persona's identity is not learned firmly "
-        "yet. More pairs about that help.", share=format_percent(kept),
+        "yet. More pairs about that help.", share=format_percent(share),
     )  # fmt: skip
 
 
 def _about_manner(r: EvalReport) -> str:
     if r.answers is None:
         return ""
-    said, own, pairs = [], r.answers.adapter, r.answers.pairs
-    if own.distinct_2 < REPETITIVE * pairs.distinct_2:
-        said.append(Message("The answers repeat themselves (distinct-2 {own:.2f}, in the pairs {pairs:.2f}).",
-                            own=own.distinct_2, pairs=pairs.distinct_2))  # fmt: skip
-    if not LENGTH_RATIO[0] <= own.length[2] / max(1.0, pairs.length[2]) <= LENGTH_RATIO[1]:
-        said.append(Message("Their length differs from the pairs': a median of {own:.0f} words, in the pairs "
-                            "{pairs:.0f}.", own=own.length[2], pairs=pairs.length[2]))  # fmt: skip
-    return join(" ", said)
+    remarks, adapter, pairs = [], r.answers.adapter, r.answers.pairs
+    if adapter.distinct_2 < REPETITIVE * pairs.distinct_2:
+        remarks.append(Message("The answers repeat themselves (distinct-2 {own:.2f}, in the pairs {pairs:.2f}).",
+                            own=adapter.distinct_2, pairs=pairs.distinct_2))  # fmt: skip
+    if not LENGTH_RATIO[0] <= adapter.length[2] / max(1.0, pairs.length[2]) <= LENGTH_RATIO[1]:
+        remarks.append(Message("Their length differs from the pairs': a median of {own:.0f} words, in the pairs "
+                            "{pairs:.0f}.", own=adapter.length[2], pairs=pairs.length[2]))  # fmt: skip
+    return join(" ", remarks)
 
 
 def _about_rows(r: EvalReport) -> str:

@@ -12,11 +12,11 @@ from typing import Any
 
 from persona.errors import BaseError, Message
 from persona.models import bundled, download, gguf_import, hardware
-from persona.models import quantization as models_quantization
 from persona.models.bundled import BUNDLED_MODELS, DEFAULT_BASE, BundledModel
 from persona.models.catalogue import load_catalogue
 from persona.models.download import MODELSCOPE_PREFIX
 from persona.models.progress_callback import ProgressCallback, ignore_progress
+from persona.models.quantization import is_quantized, keep_training_arithmetic, make_quantization_kwargs
 from persona.models.quiet import quiet_transformers, silence_bitsandbytes
 from persona.store.files import read_json
 from persona.store.workspace import require_in_workspace
@@ -188,7 +188,7 @@ def load_base_model(base: Base, dtype: str, device: str = "cpu", quantization: s
         with quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(
                 base.path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True,
-                **models_quantization.make_quantization_kwargs(quantization, dtype, device),
+                **make_quantization_kwargs(quantization, dtype, device),
             )  # fmt: skip
     except _load_errors() as e:
         if hardware.is_out_of_memory(e):
@@ -196,8 +196,8 @@ def load_base_model(base: Base, dtype: str, device: str = "cpu", quantization: s
         raise BaseError(
             "{base}: cannot be opened ({kind}: {reason}).", base=base.id, kind=type(e).__name__, reason=e
         ) from e
-    if models_quantization.is_quantized(model):  # here, or as stored
-        models_quantization.keep_training_arithmetic(model)
+    if is_quantized(model):  # here, or as stored
+        keep_training_arithmetic(model)
     if quantization == "none":  # a quantized one is on its device already
         model = model.to(device)
     return model.eval()

@@ -1,7 +1,7 @@
 """Request a GPU on a ZeroGPU Space.
 
-There, importing this module imports `spaces`, which patches torch and has to come before it: whoever serves the page
-imports it first. Anywhere else it does nothing.
+There, importing this module imports `spaces`, which patches torch and has to come before it: the page's server imports
+this module first. Anywhere else the import does nothing.
 """
 
 import functools

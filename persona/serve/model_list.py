@@ -1,4 +1,4 @@
-"""Which models a server offers: bases and adapters, each under a name of its own."""
+"""The models that a server lists: bases and adapters, each under a unique name."""
 
 import contextlib
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,8 @@ from persona.models import base as bases
 from persona.models.adapter import Adapter
 from persona.models.base import Base
 from persona.serve.api_errors import ApiError
-from persona.share import adapter_ref
+from persona.share.adapter_ref import AdapterRef
+from persona.share.open_adapter import open_adapter, opened_dir
 from persona.store import files, persona_folder, workspace
 from persona.template.chat_template import ChatTemplate
 from persona.template.render import Renderer
@@ -37,7 +38,7 @@ class ServedModel:
         return int(path.stat().st_mtime) if path.is_file() else 0
 
     def renderer(self, system: str | None) -> Renderer:
-        """As in its training. system: the request's own, else the persona's counts; a bare base has none."""
+        """The renderer of its training. system: the request's own, None for the persona's; a base has none."""
         tokenizer = bases.load_tokenizer(self.base)
         if self.adapter:
             return renderer_of(self.adapter, tokenizer, system)
@@ -49,27 +50,27 @@ def _template_of(base: Base) -> ChatTemplate:
     return choose_template(bases.load_tokenizer(base))
 
 
-def open_named_models(spelled: Sequence[str], base: str = "") -> list[ServedModel]:
-    """What the command line names: ADAPTER or NAME=ADAPTER (see sources.open_adapter), and the bases below them.
+def open_named_models(references: Sequence[str], base: str = "") -> list[ServedModel]:
+    """The models named on the command line, ADAPTER (see AdapterRef.parse) or NAME=ADAPTER, and their bases.
 
-    base: instead of what the adapters name. Without adapters it is this base alone, or the home's menu.
+    base: instead of the adapters' own. Without adapters: this base alone, or list_home_models().
     """
-    if not spelled and not base:
+    if not references and not base:
         return list_home_models() or list_models([], [bases.resolve_base("")])
-    found = []
-    for text in spelled:
+    opened = []
+    for text in references:
         name, sign, rest = text.partition("=")
         if not sign or Path(text).expanduser().exists():
             name, rest = "", text
-        adapter = adapter_ref.open_adapter(rest)
-        found.append((name.strip(), adapter, base_of(adapter, base)))
-    return list_models(found, [bases.resolve_base(base)] if base else [])
+        adapter = open_adapter(AdapterRef.parse(rest))
+        opened.append((name.strip(), adapter, base_of(adapter, base)))
+    return list_models(opened, [bases.resolve_base(base)] if base else [])
 
 
 def list_home_models() -> list[ServedModel]:
     """Each persona's newest adapter, the adapters that were opened on the page, and their bases, if on this disk.
 
-    A request can so never start a download. On a shared server they are the owner's, never a visitor's.
+    So a request never starts a download. On a shared server they are the owner's, never a visitor's.
     """
     with workspace.as_visitor(""):
         return _read_home_models()
@@ -80,7 +81,7 @@ def _read_home_models() -> list[ServedModel]:
         next((r.adapter for r in run_folder.list_runs(p) if r.adapter.is_dir()), None)
         for p in persona_folder.list_personas()
     ]
-    opened = [p.parent for p in (workspace.current_workspace() / "adapters").glob("*/adapter_config.json")]
+    opened = [p.parent for p in opened_dir().glob("*/adapter_config.json")]
     found = []
     for path in sorted(p for p in [*paths, *opened] if p):
         with contextlib.suppress(OSError):
@@ -97,13 +98,13 @@ def _checked(path: Path, _stamp: float) -> Adapter | None:
     try:
         return adapters.read_adapter(path)
     except PersonaError:
-        return None  # the page says why; there is nothing here to offer
+        return None  # the page shows the reason; the API leaves it out
 
 
 def list_models(found: Iterable[tuple[str, Adapter, Base]], more: Iterable[Base]) -> list[ServedModel]:
     """Bases first, then adapters; a name that is taken gets a number.
 
-    A base is asked with its first adapter's template, so that base and persona can be given the same prompt.
+    A base gets its first adapter's template, so that base and persona can be asked with the same prompt.
     """
     listed = list(found)
     templates: dict[Base, ChatTemplate | None] = {}
@@ -129,20 +130,16 @@ def _free_name(name: str, taken: Iterable[str]) -> str:
 
 
 def model_name(adapter: Adapter) -> str:
-    """The folder that people gave a name to: the persona's for a run's adapter (…@STEP for a moment), else its own."""
-    path = adapter.path.resolve()
-    if path.name == "adapter" and path.parent.parent.name == "runs":
-        return path.parents[2].name
-    if path.parent.name == "moments" and path.parents[2].name == "runs":
-        return f"{path.parents[3].name}@{path.name.removeprefix('step-')}"
-    return files.slugify(adapter.card.name) if path.name == "adapter" else path.name
+    """The name of the persona's folder for a run's adapter (…@STEP for a snapshot), else of the adapter's own."""
+    ref = AdapterRef.from_folder(adapter.path)
+    return files.slugify(adapter.card.name) if str(ref) == "opened/adapter" else ref.model_name
 
 
 def find_model(served: Sequence[ServedModel], name: str) -> ServedModel:
-    """Raises Refusal, 404, when there is no such model."""
+    """Raises ApiError, 404, when there is no such model."""
     for one in served:
         if one.id == name:
             return one
-    have = ", ".join(s.id for s in served[:20])
-    raise ApiError(404, f"The model '{name[:200]}' does not exist. There are: {have}.", param="model",
+    names = ", ".join(s.id for s in served[:20])
+    raise ApiError(404, f"The model '{name[:200]}' does not exist. There are: {names}.", param="model",
                   code="model_not_found")  # fmt: skip

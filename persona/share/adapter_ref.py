@@ -1,124 +1,228 @@
-"""Adapters from anywhere: a run, a checkpoint of it, a folder, a zip, the Hub; and the speakers made of them.
+"""References to adapters and voices: every way to name one, parsed and printed in one place.
 
-Whatever it is, it is checked before it is opened (adapter.check): safetensors only, known settings, a template.
+    NAME, NAME@STEP                 the newest run of one of the user's personas, or a snapshot of it
+    FOLDER, FOLDER@STEP, FILE.zip   an adapter's, run's or persona's folder, a snapshot of the run; an exported adapter
+    USER/NAME, USER/NAME@REVISION   on the Hub; a share link and the address of a Hub page name one too
+    base, base+prompt               no adapter, without and with the persona's system prompt
+    REF*0.7, REF*0.6 + REF*0.4      an adapter at a strength, a blend of adapters by weight
+    run/SLUG/RUN, run/SLUG/RUN@STEP, opened/NAME, server/MODEL, blend/SHARE/ID
+                                    ids of the page, which conversations and votes on disk keep
+
+`parse` and `parse_voice` read what the user of this machine types, and look at the disk: a folder that exists wins.
+`parse_id` and `parse_link` read what a browser sends and never yield a path. `str(ref)` is the reference as text again.
 """
 
+import contextlib
 import re
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from enum import StrEnum
 from pathlib import Path
 
-from persona.compare.session import NO_ADAPTER, LoadedModel, Voice, renderer_of
-from persona.errors import AdapterError, InputError, ShareError
-from persona.models import adapter as adapters
-from persona.models.adapter import PICKLE_SUFFIXES, Adapter
-from persona.models.download import MODELSCOPE_PREFIX
-from persona.share import archive, hub
-from persona.store import workspace
-from persona.train import snapshots
-from persona.train.run_folder import Run
+from persona.errors import AdapterError, InputError, PersonaError, ShareError
+from persona.models.adapter import PICKLE_SUFFIXES
+from persona.share.hub import HubRef
+from persona.store import persona_folder
+from persona.store.files import is_plain_name
+from persona.store.workspace import EXAMPLES_DIR
 
-_STEP = re.compile(r"(.+)@(\d+)", re.DOTALL)
-_STRENGTH = re.compile(r"(.+)\*(\d*\.?\d+)", re.DOTALL)
+_STEP = re.compile(r"(.+)@([0-9]{1,9})", re.DOTALL)
+_STRENGTH = re.compile(r"(.+)\*([0-9]*\.?[0-9]+)", re.DOTALL)
+_BLEND_ID = re.compile(r"([01](?:\.[0-9]{1,4})?)/((?:run|opened)/.+)", re.DOTALL)
 
 
-def open_adapter(source: str | Path) -> Adapter:
-    """The checked adapter that a text or path means.
+class RefKind(StrEnum):
+    """What a reference names. CHOSEN: the adapter of a comparison, within a blend of the page."""
 
-    A folder (an adapter's, a run's, a persona's: then the newest run), RUN@STEP (that checkpoint of it), a .zip,
-    USER/NAME or USER/NAME@REVISION on the Hub, or a share link. From the Hub it is one commit, kept on this machine.
-    Raises AdapterError or ShareError saying what is wrong with it.
+    BASE = "base"
+    BASE_WITH_PROMPT = "base+prompt"
+    PERSONA = "persona"
+    FOLDER = "folder"
+    ZIP = "zip"
+    HUB = "hub"
+    RUN = "run"
+    OPENED = "opened"
+    SERVER = "server"
+    BLEND = "blend"
+    CHOSEN = "chosen"
+
+
+@dataclass(frozen=True)
+class AdapterRef:
+    """A reference to an adapter or a voice.
+
+    name: of the persona's folder, the opened adapter's folder, the server's model, or the repository; else a path as
+    it was typed. run: name of the run's folder. step: of a snapshot. parts: of a blend, each at its weight.
     """
-    text = str(source).strip()
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return adapters.read_adapter(adapters.locate_adapter(path))
-    if path.suffix == ".zip":
-        return adapters.read_adapter(archive.unpack_adapter(path, workspace.current_workspace() / "adapters"))
-    if path.suffix in PICKLE_SUFFIXES:
-        raise AdapterError(
-            "{path}: a pickle can run code when it is opened, so it is not. Ask its author to save the "
-            "adapter as safetensors.",
-            path=path.name,
-        )
-    if path.suffix == ".safetensors":
-        raise AdapterError("{path}: weights alone are no adapter. Name the folder that they lie in.", path=path.name)
-    step = _STEP.fullmatch(text)
-    if step and Path(step[1]).expanduser().is_dir():
-        return adapters.read_adapter(find_snapshot(Path(step[1]).expanduser(), int(step[2])))
-    try:
-        link = hub.HubRef.parse(text)
-    except ShareError as e:
-        if "://" in text:
-            raise
-        raise AdapterError(
-            "{text}: no adapter here, nor USER/NAME of the Hub. Name a folder or zip.", text=text[:200]
-        ) from e
-    return adapters.read_adapter(
-        archive.copy_adapter(hub.pull_adapter(link), workspace.current_workspace() / "adapters")
-    )
+
+    kind: RefKind
+    name: str = ""
+    run: str = ""
+    step: int | None = None
+    strength: float = 1.0
+    parts: tuple["AdapterRef", ...] = ()
+
+    def __str__(self) -> str:
+        if self.kind is RefKind.BLEND:
+            if self.parts[0].kind is RefKind.CHOSEN:
+                return f"blend/{_format_share(self.parts[0].strength)}/{replace(self.parts[1], strength=1.0)}"
+            return " + ".join(map(str, self.parts))
+        match self.kind:
+            case RefKind.BASE | RefKind.BASE_WITH_PROMPT:
+                text = str(self.kind)
+            case RefKind.RUN:
+                text = f"run/{self.name}/{self.run}"
+            case RefKind.OPENED | RefKind.SERVER:
+                text = f"{self.kind}/{self.name}"
+            case _:
+                text = self.name
+        text += "" if self.step is None else f"@{self.step}"
+        return text if self.strength == 1 else f"{text}*{Decimal(repr(self.strength)):f}"
+
+    @classmethod
+    def parse(cls, text: str | Path) -> "AdapterRef":
+        """One adapter as the user of this machine names it. Raises AdapterError or ShareError."""
+        text = str(text).strip()
+        if _is_folder(text):
+            return cls(RefKind.FOLDER, text)
+        path = Path(text)
+        if path.suffix == ".zip":
+            return cls(RefKind.ZIP, text)
+        if path.suffix in PICKLE_SUFFIXES:
+            raise AdapterError(
+                "{path}: a pickle can run code when it is opened, so it is not. Ask its author to save the "
+                "adapter as safetensors.",
+                path=path.name,
+            )
+        if path.suffix == ".safetensors":
+            raise AdapterError(
+                "{path}: weights alone are no adapter. Name the folder that they lie in.", path=path.name
+            )
+        found = _STEP.fullmatch(text)
+        name, step = (found[1], int(found[2])) if found else (text, None)
+        if step is not None and _is_folder(name):
+            return cls(RefKind.FOLDER, name, step=step)
+        if is_plain_name(name) and find_persona_folder(name):
+            return cls(RefKind.PERSONA, name, step=step)
+        try:
+            return cls.parse_link(text)
+        except ShareError as e:
+            if "://" in text:
+                raise
+            raise AdapterError(
+                "{text}: no adapter here, none of your personas, nor USER/NAME on the Hub. Name a folder or zip.",
+                text=text[:200],
+            ) from e
+
+    @classmethod
+    def parse_voice(cls, text: str) -> "AdapterRef":
+        """A column as the user of this machine names it: also base, base+prompt, a strength, a blend.
+
+        Raises AdapterError or ShareError.
+        """
+        text = text.strip()
+        if text in (RefKind.BASE, RefKind.BASE_WITH_PROMPT):
+            return cls(RefKind(text))
+        parts = tuple(map(cls._parse_weighted, [text] if _exists(text) else text.split(" + ")))
+        return parts[0] if len(parts) == 1 else cls(RefKind.BLEND, parts=parts)
+
+    @classmethod
+    def _parse_weighted(cls, text: str) -> "AdapterRef":
+        text = text.strip()
+        weighted = None if _exists(text) else _STRENGTH.fullmatch(text)
+        return replace(cls.parse(weighted[1]), strength=float(weighted[2])) if weighted else cls.parse(text)
+
+    @classmethod
+    def parse_link(cls, text: str) -> "AdapterRef":
+        """An adapter on the Hub and nowhere else: USER/NAME, USER/NAME@REVISION, a share link. Raises ShareError."""
+        return cls(RefKind.HUB, str(HubRef.parse(text)))
+
+    @classmethod
+    def parse_id(cls, text: str) -> "AdapterRef":
+        """An id of the page, which comes from a browser: each part of it must be a plain name.
+
+        Raises PersonaError.
+        """
+        if text in (RefKind.BASE, RefKind.BASE_WITH_PROMPT):
+            return cls(RefKind(text))
+        kind, _, rest = (text or "").partition("/")
+        if kind == RefKind.BLEND:
+            return cls._parse_blend_id(text, rest)
+        if kind == RefKind.SERVER and rest:
+            return cls(RefKind.SERVER, rest)
+        if kind not in (RefKind.RUN, RefKind.OPENED):
+            raise PersonaError("There is no adapter yet. Train one in the step before, or open one here.")
+        if kind == RefKind.OPENED:
+            ref = cls(RefKind.OPENED, rest)
+        else:
+            slug, _, rest = rest.partition("/")
+            found = _STEP.fullmatch(rest)
+            ref = cls(RefKind.RUN, slug, found[1], int(found[2])) if found else cls(RefKind.RUN, slug, rest)
+        if not (is_plain_name(ref.name) and (kind == RefKind.OPENED or is_plain_name(ref.run)) and "@" not in ref.run):
+            raise InputError("{text}: not the id of an adapter. Choose one from the list.", text=f"{text!r:.80}")
+        return ref
+
+    @classmethod
+    def _parse_blend_id(cls, text: str, rest: str) -> "AdapterRef":
+        found = _BLEND_ID.fullmatch(rest)
+        if not found or float(found[1]) > 1:
+            raise PersonaError(
+                "{voice}: not a blend. Choose two adapters and press Add the blend.", voice=f"{text!r:.80}"
+            )
+        return cls.blend_with(float(found[1]), cls.parse_id(found[2]))
+
+    @classmethod
+    def blend_with(cls, share: float, other: "AdapterRef") -> "AdapterRef":
+        """The page's blend: the chosen adapter at `share` (0 to 1), the other one at the rest."""
+        share = round(share, 4)
+        parts = cls(RefKind.CHOSEN, strength=share), replace(other, strength=round(1 - share, 4))
+        return cls(RefKind.BLEND, parts=parts)
+
+    @classmethod
+    def from_folder(cls, path: Path) -> "AdapterRef":
+        """What an adapter's folder is called after: the persona it was trained for, or else the folder itself."""
+        path = path.resolve()
+        if path.name == "adapter" and path.parent.parent.name == "runs":
+            return cls(RefKind.RUN, path.parents[2].name, path.parent.name)
+        if path.parent.name == "moments" and path.parents[2].name == "runs":
+            step = int(path.name.removeprefix("step-"))
+            return cls(RefKind.RUN, path.parents[3].name, path.parents[1].name, step)
+        return cls(RefKind.OPENED, path.name)
+
+    @property
+    def path(self) -> Path:
+        """Where a folder or zip lies."""
+        return _expand(self.name)
+
+    @property
+    def model_name(self) -> str:
+        """How the API calls it: NAME, or NAME@STEP for a snapshot."""
+        return self.name if self.step is None else f"{self.name}@{self.step}"
 
 
-def find_snapshot(path: Path, step: int) -> Path:
-    """The adapter as it was at a step of a run (or of a persona's newest run that kept its moments)."""
-    found = [Run(path), *(Run(p) for p in sorted(path.glob("runs/*"), reverse=True))]
-    kept = next(((run, steps) for run in found if (steps := snapshots.list_snapshot_steps(run))), None)
-    if kept is None:
-        raise AdapterError(
-            "{path}: no moment at step {step}. This run has kept none; leave '@' and the step out.",
-            path=path,
-            step=step,
-        )
-    run, steps = kept
-    if step not in steps:
-        raise AdapterError(
-            "{path}: no moment at step {step}. It has {steps}.", path=path, step=step, steps=", ".join(map(str, steps))
-        )
-    return snapshots.snapshot_dir(run, step)
+def find_persona_folder(name: str) -> Path | None:
+    """The folder of the user's persona with that name, or else of the example."""
+    folders = (persona_folder.personas_dir() / name, EXAMPLES_DIR / name)
+    return next((f for f in folders if (f / "persona.json").is_file()), None)
 
 
-def require_same_base(adapter: Adapter, voices: LoadedModel) -> None:
-    """Raises AdapterError when the adapter names another base than the one in memory.
-
-    Equal shapes do not make an equal base: an instruction-tuned one has them too. Without a name, shapes must do.
-    """
-    own, here = (x.lower().removeprefix(MODELSCOPE_PREFIX) for x in (adapter.base_id, voices.base.id))
-    if own and own != here:
-        raise AdapterError(
-            "{adapter} was trained on {base}, the others here use {other}. Only adapters of the "
-            "same base can answer side by side.",
-            adapter=adapter.card.name,
-            base=adapter.base_id,
-            other=voices.base.id,
-        )
+def _format_share(share: float) -> str:
+    return f"{share:.2f}" if round(share, 2) == share else f"{share:.4f}"
 
 
-def open_voice(voices: LoadedModel, text: str, main: Adapter, *, any_base: bool = False) -> Voice:
-    """The speaker of a column, as the command line spells it.
+def _expand(text: str) -> Path:
+    with contextlib.suppress(RuntimeError):  # ~NAME of no user: stays as it is
+        return Path(text).expanduser()
+    return Path(text)
 
-    base: no adapter and no persona's prompt. base+prompt: no adapter, the main adapter's system prompt (is training
-    better than prompting?). ADAPTER: as open_adapter. ADAPTER*0.7: at that strength. A*0.6 + B*0.4: both at once, asked
-    with A's template and prompt. any_base: the user named the base, so what adapters say of theirs does not count.
-    """
-    label = text.strip()
-    if label in ("base", "base+prompt"):
-        alone = label == "base"
-        renderer = renderer_of(main, voices.tokenizer, "" if alone else None)
-        return Voice(
-            "base without prompt" if alone else label, NO_ADAPTER, renderer
-        )  # "base" is the first column's name
-    parts = []
-    for part in label.split(" + "):
-        weighed = None if Path(part).expanduser().exists() else _STRENGTH.fullmatch(part.strip())
-        adapter = open_adapter(weighed[1] if weighed else part)
-        if not any_base:
-            require_same_base(adapter, voices)
-        parts.append((adapter, voices.attach(adapter), float(weighed[2]) if weighed else 1.0))
-    adapter, name, weight = parts[0]
-    renderer = renderer_of(adapter, voices.tokenizer)
-    if len(parts) == 1:
-        return Voice(label, name, renderer, weight)
-    weights: dict[str, float] = {}
-    for _, n, w in parts:
-        if n in weights:
-            raise InputError("{label}: names one adapter twice. Give it once, with its weight.", label=label)
-        weights[n] = w
-    return Voice(label, voices.blend(weights), renderer)
+
+def _exists(text: str) -> bool:
+    with contextlib.suppress(OSError):  # far too long for a path
+        return _expand(text).exists()
+    return False
+
+
+def _is_folder(text: str) -> bool:
+    with contextlib.suppress(OSError):
+        return _expand(text).is_dir()
+    return False

@@ -1,7 +1,7 @@
-"""Hand an adapter to someone else as a zip, and open the zip of someone else. What may leave is decided here.
+"""An adapter as a zip, written and opened.
 
-Outwards, only the files of adapter.FILES leave, after a look for home paths and tokens in them. Inwards, nothing is
-trusted: names in a zip never become paths, sizes are limited, pickles refused, and a folder is checked before use.
+Going out: only the files of ADAPTER_FILES, after a search for private folders and tokens. Coming in: nothing is
+trusted. Names in a zip never become paths, sizes are limited, pickles are refused, and a folder is checked before use.
 """
 
 import errno
@@ -20,21 +20,23 @@ from pathlib import Path, PurePosixPath
 
 from persona.errors import AdapterError, Message, ShareError
 from persona.models.adapter import ADAPTER_FILES, MAX_ADAPTER_BYTES, PICKLE_SUFFIXES, Adapter, read_adapter
+from persona.share.secrets import refuse_secrets
 from persona.store import quotas
 from persona.store.files import explain_disk_error, slugify
-from persona.store.workspace import data_root
 
 WEIGHTS_FILE = ADAPTER_FILES[0]
 MAX_TEXT_BYTES = 10_000_000
 _MAX_RATIO = 100  # LoRA weights hardly compress, prose about fourfold; a bomb reaches a thousandfold
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, struct.error)
 
 
 def pack_adapter(adapter: Path, out: Path) -> Path:
-    """Write the adapter as the zip file `out`; the same adapter gives the same bytes everywhere."""
+    """Write the adapter folder as the zip file `out`; the same adapter gives the same bytes on every machine.
+
+    Raises AdapterError, or ShareError for a secret in it or a disk that refuses.
+    """
     top = slugify(check_adapter_folder(adapter).card.name)
-    refuse_secrets(adapter)
+    refuse_secrets_in(adapter)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp")
@@ -58,7 +60,10 @@ def pack_adapter(adapter: Path, out: Path) -> Path:
 
 
 def unpack_adapter(archive: Path, into: Path) -> Path:
-    """Open a zip from anyone as a folder in `into`, and return that folder; the same zip gives the same folder."""
+    """Unpack an untrusted zip into a folder of `into` and return that folder; the same zip gives the same folder.
+
+    Raises ShareError or AdapterError.
+    """
     if not archive.is_file():
         raise ShareError("{archive}: no such file. Choose the zip of an adapter.", archive=archive)
     quotas.require_disk_quota()
@@ -68,11 +73,11 @@ def unpack_adapter(archive: Path, into: Path) -> Path:
             folder = Path(scratch) / slugify(archive.stem)
             folder.mkdir()
             with zipfile.ZipFile(archive) as opened:
-                for name, info in _members(opened, archive.name).items():
+                for name, info in _find_members(opened, archive.name).items():
                     _extract(opened, info, folder / name)
             return _move_into_place(folder, into)
     except (*_DAMAGED, OSError) as e:
-        if isinstance(e, OSError) and e.errno != errno.EINVAL:  # EINVAL: a damaged zip told to seek before its start
+        if isinstance(e, OSError) and e.errno != errno.EINVAL:  # EINVAL: a damaged zip seeks before its start
             raise ShareError(explain_disk_error(into, e)) from e
         raise ShareError(
             "{archive}: damaged, incomplete, or no zip ({reason}). Copy it again.", archive=archive.name, reason=e
@@ -80,9 +85,9 @@ def unpack_adapter(archive: Path, into: Path) -> Path:
 
 
 def copy_adapter(folder: Path, into: Path) -> Path:
-    """A copy of the adapter's files in `into`, named like an unpacked zip; an equal one that is there is returned."""
+    """Copy the adapter's files to a folder in `into`, named as by `unpack_adapter`; returns an equal one there."""
     quotas.require_disk_quota()
-    check_adapter_folder(folder)  # before the copy, which would make a file of a link
+    check_adapter_folder(folder)  # before the copy, which would turn a link into a file
     try:
         into.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=into, prefix=".open-") as scratch:
@@ -95,38 +100,42 @@ def copy_adapter(folder: Path, into: Path) -> Path:
         raise ShareError(explain_disk_error(into, e)) from e
 
 
-def _members(archive: zipfile.ZipFile, place: str) -> dict[str, zipfile.ZipInfo]:
-    """The member for each file of the adapter: those beside the weights, at most two folders deep."""
-    infos = [(PurePosixPath(i.filename), i) for i in archive.infolist() if not i.filename.endswith("/")]
-    for path, info in infos:
+def _find_members(archive: zipfile.ZipFile, archive_name: str) -> dict[str, zipfile.ZipInfo]:
+    """File name → zip member, for the adapter's files beside the weights, at most two folders deep."""
+    members = [(PurePosixPath(i.filename), i) for i in archive.infolist() if not i.filename.endswith("/")]
+    for path, info in members:
         if path.is_absolute() or ".." in path.parts or re.search(r"\\|^[A-Za-z]:", info.filename):
             raise ShareError(
                 "{place}: {file!r} is a name that leads out of the zip. It was not opened.",
-                place=place,
+                place=archive_name,
                 file=info.filename[:80],
             )
         if stat.S_ISLNK(info.external_attr >> 16):
             raise ShareError(
                 "{place}: {file!r} is a symbolic link, not a file. It was not opened.",
-                place=place,
+                place=archive_name,
                 file=info.filename[:80],
             )
         if info.flag_bits & 0x1:
-            raise ShareError("{place}: is encrypted. Ask for it without a password.", place=place)
-    folders = {path.parent for path, _ in infos if path.name == WEIGHTS_FILE and len(path.parts) <= 3}
+            raise ShareError("{place}: is encrypted. Ask for it without a password.", place=archive_name)
+    folders = {path.parent for path, _ in members if path.name == WEIGHTS_FILE and len(path.parts) <= 3}
     if not folders:
-        raise no_weights_error(place, (path.name for path, _ in infos))
+        raise no_weights_error(archive_name, (path.name for path, _ in members))
     if len(folders) > 1:
-        raise ShareError("{place}: holds {count} adapters. Make a zip of one of them.", place=place, count=len(folders))
-    found: dict[str, zipfile.ZipInfo] = {}
-    for path, info in infos:
+        raise ShareError(
+            "{place}: holds {count} adapters. Make a zip of one of them.", place=archive_name, count=len(folders)
+        )
+    chosen: dict[str, zipfile.ZipInfo] = {}
+    for path, info in members:
         if path.parent in folders and path.name in ADAPTER_FILES:
-            if path.name in found:
+            if path.name in chosen:
                 raise ShareError(
-                    "{place}: holds {path} twice, so it is unclear which one is meant.", place=place, path=path.name
+                    "{place}: holds {path} twice, so it is unclear which one is meant.",
+                    place=archive_name,
+                    path=path.name,
                 )
-            found[path.name] = info
-    return found
+            chosen[path.name] = info
+    return chosen
 
 
 def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
@@ -149,7 +158,7 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> N
         raise ShareError(
             "{file}: packed with another method than plain zip (deflate). Zip the folder again.", file=info.filename
         )
-    # zipfile yields no byte beyond the declared size, and then compares the checksum: a lie costs no disk
+    # zipfile reads no byte beyond the declared size, then compares the checksum: a wrong size costs no disk
     with archive.open(info) as source, target.open("xb") as out:
         shutil.copyfileobj(source, out, 1 << 20)
     if target.stat().st_size != size:
@@ -157,15 +166,15 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> N
 
 
 def _move_into_place(folder: Path, into: Path) -> Path:
-    """Check the folder and rename it to where it stays, unless the very same is there already."""
+    """Check the folder and move it into `into`, unless an equal one is there already; returns where it is."""
     try:
         name = slugify(check_adapter_folder(folder).card.name)
     except AdapterError as e:
-        raise AdapterError(e.message.replaced(str(folder), folder.name)) from e  # no path of a scratch folder
-    sums = _checksums(folder)
-    short = f"{name}-{sums[WEIGHTS_FILE][:8]}"
-    every = hashlib.sha256(json.dumps(sums).encode()).hexdigest()
-    # the second name is for weights that are here already with another persona.json, template or run.json
+        raise AdapterError(e.message.replaced(str(folder), folder.name)) from e  # without the path of a scratch folder
+    checksums = _checksums(folder)
+    short = f"{name}-{checksums[WEIGHTS_FILE][:8]}"
+    every = hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
+    # the longer name is for weights that are here already with another persona.json, template or run.json
     for place in (into / short, into / f"{short}-{every[:8]}"):
         try:
             folder.rename(place)
@@ -173,7 +182,7 @@ def _move_into_place(folder: Path, into: Path) -> Path:
         except OSError as e:
             if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        if _checksums(place) == sums:
+        if _checksums(place) == checksums:
             return place
     raise ShareError(
         "{place}: was changed after it had been opened. Move it away, then open the zip again.", place=place
@@ -189,6 +198,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def list_adapter_files(folder: Path) -> list[Path]:
+    """The files of the adapter that may be shared: those of the allow-list that are there."""
     return [folder / name for name in sorted(ADAPTER_FILES) if (folder / name).is_file()]
 
 
@@ -213,6 +223,7 @@ def no_weights_error(place: str, names: Iterable[str]) -> AdapterError:
 
 
 def check_adapter_folder(folder: Path) -> Adapter:
+    """The checked adapter; errors of damaged files become an AdapterError too."""
     try:
         return read_adapter(folder)
     except (ValueError, RuntimeError) as e:  # text that is not UTF-8, brackets nested too deep, odd number formats
@@ -224,25 +235,7 @@ def check_adapter_folder(folder: Path) -> Adapter:
         ) from e
 
 
-def refuse_secrets(folder: Path, token: str = "") -> None:
-    """Belt and braces: nothing writes paths or tokens into an adapter, yet people edit files and paste into prompts."""
-    paths = {Message("your home folder"): Path.home(), Message("the folder of PERSONA_HOME"): data_root()}
-    for file in list_adapter_files(folder):
-        if file.name == WEIGHTS_FILE:
-            continue
-        text = file.read_text(encoding="utf-8", errors="replace")
-        for what, path in paths.items():
-            written = {str(path), path.as_posix(), json.dumps(str(path))[1:-1]}  # the last as JSON spells it
-            if path != path.parent and any(re.search(re.escape(w) + r"(?![\w-])", text) for w in written):
-                raise ShareError(
-                    "{file}: names {what}, {path}, which should not be shared. Remove it there.",
-                    file=file,
-                    what=what,
-                    path=path,
-                )
-        if _TOKEN.search(text) or (token and token in text):
-            raise ShareError(
-                "{file}: holds what looks like an access token. Remove it there, and revoke the token at "
-                "https://huggingface.co/settings/tokens if anyone else has seen this file.",
-                file=file,
-            )
+def refuse_secrets_in(adapter: Path, token: str = "") -> None:
+    """Raises ShareError where a text file of the adapter names a private folder or holds a token (see secrets.py)."""
+    texts = (file for file in list_adapter_files(adapter) if file.name != WEIGHTS_FILE)
+    refuse_secrets({file: str(file) for file in texts}, Message("Remove it there."), token)

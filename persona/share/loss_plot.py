@@ -40,9 +40,9 @@ def draw_loss_plot(train: Points, held_out: Points, target: Path) -> bool:
     pen.text((10 * SCALE, 10 * SCALE), "loss, nats per learned token", INK, font, "lt")
     curves = [("training", TRAIN, train, 2), ("held out", HELD_OUT, held_out, 3)]
     for n, (name, colour, curve, width) in enumerate(curves):
-        x, y = (WIDTH - RIGHT - 190 + 100 * n) * SCALE, 17 * SCALE
-        pen.line([x, y, x + 20 * SCALE, y], colour, 3 * SCALE)
-        pen.text((x + 26 * SCALE, y), name, INK, font, "lm")
+        left, middle = (WIDTH - RIGHT - 190 + 100 * n) * SCALE, 17 * SCALE
+        pen.line([left, middle, left + 20 * SCALE, middle], colour, 3 * SCALE)
+        pen.text((left + 26 * SCALE, middle), name, INK, font, "lm")
         if len(curve) > 1:
             positions = [(x_axis.position(step), y_axis.position(loss)) for step, loss in curve]
             pen.line(positions, colour, width * SCALE, "curve")

@@ -1,4 +1,4 @@
-"""Rewrite the model card of an adapter with what its run has found since: figures, answers, the loss curve."""
+"""Updates an adapter's model card from its run: figures, answers, the loss curve, the persona's rights."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ MAX_SAMPLES = 6
 
 
 def find_persona_card(adapter: Path) -> PersonaCard | None:
-    """The card of the persona in whose folder the adapter's run lies (PERSONA/runs/RUN/adapter), if it lies in one."""
+    """The card of the persona that the adapter's run belongs to (PERSONA/runs/RUN/adapter); None outside of one."""
     above = adapter.resolve().parents
     if len(above) < 3 or above[1].name != "runs" or not (above[2] / "persona.json").is_file():
         return None
@@ -22,22 +22,22 @@ def find_persona_card(adapter: Path) -> PersonaCard | None:
 
 
 def refresh_model_card(adapter: Path, persona: PersonaCard | None = None) -> None:
-    """Bring what an adapter says of itself up to date, where it still lies in the folder of its run.
+    """Rewrite persona.json and README.md of an adapter that is still in the folder of its run.
 
-    Source, rights, author and sampling are those of `persona` now; what it was trained with (name, system prompt,
-    probes) stays. An adapter from elsewhere is left as it is.
+    Source, rights, author and sampling become those of `persona`; what it was trained with (name, system prompt,
+    probes) stays. Any other adapter is left as it is.
     """
     run = Run(adapter.parent)
     if not (run.path / "run.json").is_file() or not (adapter / "run.json").is_file():
         return
     card = parse_card(read_json(adapter / "persona.json", Message("a persona")), "persona.json")
     if persona:
-        said = {name: getattr(persona, name) for name in ("author", "source", "rights", "sampling")}
-        card = card.model_copy(update=said)
+        current = {name: getattr(persona, name) for name in ("author", "source", "rights", "sampling")}
+        card = card.model_copy(update=current)
     facts = read_json(adapter / "run.json", Message("a run"))
-    found = collect_evidence(run, facts, adapter / LOSS_PICTURE)
+    evidence = collect_evidence(run, facts, adapter / LOSS_PICTURE)
     _write_if_changed(adapter / "persona.json", to_json(card.model_dump(mode="json")))
-    _write_if_changed(adapter / "README.md", render_model_card(card, facts, found))
+    _write_if_changed(adapter / "README.md", render_model_card(card, facts, evidence))
 
 
 def _write_if_changed(file: Path, text: str) -> None:
@@ -46,23 +46,26 @@ def _write_if_changed(file: Path, text: str) -> None:
 
 
 def collect_evidence(run: Run, facts: dict[str, Any], picture: Path) -> CardEvidence:
-    """What the run's events, and its report if it was judged, say of the adapter with these facts."""
-    seen = run.progress()
+    """Samples, verdict and loss curve of the adapter with these facts, from the run's events and report.
+
+    picture: where the loss curve is drawn.
+    """
+    progress = run.progress()
     step = facts.get("figures", {}).get("steps")
     report = _read_matching_report(run.path / "report.json", step)
-    pages = dict(seen.diary)
-    learned = pages.get(seen.chosen if seen.chosen is not None else step, [])
-    before = {a["probe"]: a["text"] for a in pages.get(0, [])}
-    diary = [SampleAnswers(a["probe"], before.get(a["probe"], ""), a["text"]) for a in learned]
+    samples = dict(progress.diary)
+    trained = samples.get(progress.chosen if progress.chosen is not None else step, [])
+    untrained = {a["probe"]: a["text"] for a in samples.get(0, [])}
+    from_training = [SampleAnswers(a["probe"], untrained.get(a["probe"], ""), a["text"]) for a in trained]
     return CardEvidence(
-        tuple(s for s in _samples_of_report(report) or diary if s.adapter.strip())[:MAX_SAMPLES],
+        tuple(s for s in _samples_of_report(report) or from_training if s.adapter.strip())[:MAX_SAMPLES],
         str((report.get("verdict") or {}).get("said") or ""),
-        draw_loss_plot(seen.train, seen.held_out, picture),
+        draw_loss_plot(progress.train, progress.held_out, picture),
     )
 
 
 def _read_matching_report(file: Path, step: Any) -> dict[str, Any]:
-    """report.json, unless there is none or it is about another moment of the run."""
+    """report.json, or {} where there is none or it is about another step of the run."""
     try:
         report = read_json(file, Message("a report"))
     except InputError:
@@ -71,6 +74,6 @@ def _read_matching_report(file: Path, step: Any) -> dict[str, Any]:
 
 
 def _samples_of_report(report: dict[str, Any]) -> list[SampleAnswers]:
-    """Its probes. Its held-out pairs are not for strangers: they are text of the author's that never leaves."""
+    """Its probes. Its held-out pairs are the author's text and are not shared."""
     probes = report.get("probes") or []
     return [SampleAnswers(p["ask"], p["base"]["text"], p["replies"][0]["text"]) for p in probes if p.get("replies")]

@@ -156,11 +156,16 @@ def slugify(name: str) -> str:
     return f"{made}-persona" if _WINDOWS_DEVICE.fullmatch(made) else made
 
 
-def safe_join(root: Path, name: str) -> Path:
-    """`root/name`, refused unless it is a plain name directly inside `root`."""
+def is_plain_name(name: str) -> bool:
+    """Whether `name` can only mean something directly inside a folder."""
     long = len(name.encode("utf-8", "surrogatepass")) > 255  # bytes; to ask a file system for more is an error
     # ':' separates drives, and streams of a file, on Windows
-    if not name or long or name in (".", "..") or re.search(r"[/\\:\0\ud800-\udfff]", name):
+    return bool(name) and not long and name not in (".", "..") and not re.search(r"[/\\:\0\ud800-\udfff]", name)
+
+
+def safe_join(root: Path, name: str) -> Path:
+    """`root/name`, refused unless it is a plain name directly inside `root`."""
+    if not is_plain_name(name):
         raise InputError(
             "{name}: not a name of something in {root}. Use a plain name without slashes.",
             name=f"{name!r:.80}",

@@ -95,7 +95,7 @@ def _list_layer_names(layers: list[str]) -> str:
 
 
 def make_lora_config(c: RunConfig, model: Any, token_rows: dict[str, list[int]] | None = None) -> LoraConfig:
-    """token_rows: of tokenrows.to_train, trained beside the LoRA."""
+    """token_rows: of `select_trainable_tokens`, trained beside the LoRA."""
     rank, alpha, begins = c.lora_r, float(c.lora_alpha), c.init_lora_weights
     if is_pissa(begins):
         rank, alpha = double_rank_for_pissa(rank, alpha, c.use_rslora)

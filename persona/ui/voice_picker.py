@@ -1,7 +1,9 @@
-"""Step 4, who answers: the adapters there are, the voices beside the persona, and the columns they make."""
+"""Who answers in the Compare step: the adapters to choose from, and the columns that a choice makes.
 
-import contextlib
-import re
+Choices are ids of AdapterRef. An id says which voice a column is; its label is text for people, made anew from the id
+in the visitor's language.
+"""
+
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,272 +13,283 @@ from typing import Any
 
 import gradio as gr
 
-from persona.compare import conversation, remote, session
+from persona.compare import remote, session
+from persona.compare.conversation import VoiceRecord
 from persona.compare.session import MAX_COLUMNS, NO_ADAPTER, LoadedModel, Voice
-from persona.errors import InputError, PersonaError
-from persona.models import adapter
+from persona.errors import InputError, Message, PersonaError
 from persona.models.adapter import Adapter
 from persona.models.generate import Generation
 from persona.models.sampling import Sampling
-from persona.share import adapter_ref, archive, hub
+from persona.share import archive, hub
+from persona.share.adapter_ref import AdapterRef, RefKind
+from persona.share.open_adapter import open_adapter, opened_dir, require_same_base
 from persona.store import deployment, files, persona_folder, workspace
 from persona.store.persona_folder import PersonaCard
 from persona.template.chat_template import build_messages
 from persona.train import run_folder, snapshots
-from persona.ui.i18n import language, localized, t
+from persona.ui.i18n import localized, t
 
-BASE_ALONE, BASE_WITH_PROMPT = "base", "base+prompt"  # the base without and with the persona's system prompt
-DATE_FORMAT = "%d %b %H:%M"  # a date and time, as strftime wants it
-MONTH_NAMES = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-SNAPSHOT_RUNS = 3  # runs, newest first, whose moments are offered too
+BASE_ALONE, BASE_WITH_PROMPT = str(RefKind.BASE), str(RefKind.BASE_WITH_PROMPT)
+DATE_FORMAT = "%d %b %H:%M"  # for strftime
+MONTHS = (
+    Message("Jan"), Message("Feb"), Message("Mar"), Message("Apr"), Message("May"), Message("Jun"),
+    Message("Jul"), Message("Aug"), Message("Sep"), Message("Oct"), Message("Nov"), Message("Dec"),
+)  # fmt: skip
+SNAPSHOT_RUNS = 3  # runs, newest first, whose snapshots can be chosen too
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The columns of a comparison: what each is called, and who speaks in it.
-
-    model: None where another server speaks (endpoint.py); `speakers` are the names of its models then.
-    """
+    """The columns of a comparison. model: None where another server answers; `speakers` are its models' names then."""
 
     card: PersonaCard
     model: LoadedModel | None
     speakers: tuple[Any, ...]
-    voices: tuple[conversation.VoiceRecord, ...]
+    voices: tuple[VoiceRecord, ...]
 
     def answer(
-        self, histories: Sequence[Sequence[tuple[str, str]]], said: str, sampling: Sampling
+        self, histories: Sequence[Sequence[tuple[str, str]]], question: str, sampling: Sampling
     ) -> Iterator[list[Generation]]:
-        """The replies of all columns to what was said, each after its own history, as they grow."""
+        """Stream the replies of all columns to the question, each after its own history."""
         if self.model is None:
             url, key = remote.configured_server() or ("", "")
-            asked = [build_messages(v.system, h, said) for v, h in zip(self.voices, histories, strict=True)]
-            return remote.stream_remote(url, key, self.speakers, asked, sampling)
-        columns = [s.render_column(h, said) for s, h in zip(self.speakers, histories, strict=True)]
+            chats = [build_messages(v.system, h, question) for v, h in zip(self.voices, histories, strict=True)]
+            return remote.stream_remote(url, key, self.speakers, chats, sampling)
+        columns = [s.render_column(h, question) for s, h in zip(self.speakers, histories, strict=True)]
         return session.stream_replies(self.model, columns, sampling)
 
 
+# ---- choices
+
+
 def list_adapters(slug: str) -> list[tuple[str, str]]:
-    """(label, id) of the adapters to choose from: this persona's runs, newest first, then opened ones."""
-    found = []
+    """(label, id) of the adapters on this machine: the persona's runs, newest first, then opened ones."""
+    choices = []
     if slug:
         persona = persona_folder.find_persona(slug)
         name = persona.card().name
         for run in run_folder.list_runs(persona):
             if run.adapter.is_dir():
-                found.append(
-                    (
-                        t("{name}, {when}", name=name, when=format_run_time(run.name, t(DATE_FORMAT))),
-                        f"run/{slug}/{run.name}",
-                    )
-                )
+                label = t("{name}, {when}", name=name, when=localized(format_run_time(run.name)))
+                choices.append((label, str(AdapterRef(RefKind.RUN, slug, run.name))))
     for path in sorted(opened_dir().glob("*/adapter_config.json")):
-        found.append((t("{name} (opened)", name=path.parent.name), f"opened/{path.parent.name}"))
-    return found
+        name = path.parent.name
+        choices.append((t("{name} (opened)", name=name), str(AdapterRef(RefKind.OPENED, name))))
+    return choices
 
 
 def list_choices(slug: str) -> list[tuple[str, str]]:
-    """All that can be the persona of a comparison."""
+    """(label, id) of all that can be compared with others: adapters, and another server's models."""
     return [*list_adapters(slug), *list_remote_models()]
 
 
 def list_remote_models() -> list[tuple[str, str]]:
     """(label, id) of the models of another server, where PERSONA_CHAT_URL names one."""
     try:
-        return [(t("{name} (another server)", name=name), f"server/{name}") for name in remote.fetch_model_names()]
+        names = remote.fetch_model_names()
     except InputError as e:
         gr.Warning(escape(localized(e.message)))
         return []
+    return [(t("{name} (another server)", name=n), str(AdapterRef(RefKind.SERVER, n))) for n in names]
+
+
+def list_bases() -> list[tuple[str, str]]:
+    """(label, id) of the base, which can answer with the persona's prompt or without."""
+    return [(t("Base, with her prompt"), BASE_WITH_PROMPT), (t("Base alone, without a prompt"), BASE_ALONE)]
 
 
 def list_other_voices(slug: str, chosen: str = "") -> list[tuple[str, str]]:
-    """(label, id) of the voices that can answer beside the chosen one: of the same server, or else of this page."""
-    if (chosen or "").startswith("server/"):
+    """(label, id) of the voices that can answer beside the chosen one: of the same server, or else of this machine."""
+    if is_remote(chosen):
         return list_remote_models()
-    found = [
-        (t("Base, with her prompt"), BASE_WITH_PROMPT),
-        (t("Base alone, without a prompt"), BASE_ALONE),
-        *(a for a in list_adapters(slug) if not a[1].startswith("server/")),
-    ]
+    choices = [*list_bases(), *list_adapters(slug)]
     for run in run_folder.list_runs(persona_folder.find_persona(slug))[:SNAPSHOT_RUNS] if slug else []:
         for step in reversed(snapshots.list_snapshot_steps(run)):
-            moment = t("{when}, step {step}", when=format_run_time(run.name, t(DATE_FORMAT)), step=step)
-            found.append((moment, f"run/{slug}/{run.name}@{step}"))
-    return found
+            label = t("{when}, step {step}", when=localized(format_run_time(run.name)), step=step)
+            choices.append((label, str(AdapterRef(RefKind.RUN, slug, run.name, step))))
+    return choices
 
 
-def format_run_time(run: str, day: str = DATE_FORMAT) -> str:
-    """20261122-031500-a1b2 → 22 Nov 03:15; day: as strftime wants it."""
+def format_run_time(run: str) -> str:
+    """When a run was started, by its name: 20261122-031500-a1b2 → 22 Nov 03:15."""
     try:
-        return time.strftime(day, time.strptime(run[:15], "%Y%m%d-%H%M%S"))
+        started = time.strptime(run[:15], "%Y%m%d-%H%M%S")
     except ValueError:
         return run
+    day, month = f"{started.tm_mday:02}", MONTHS[started.tm_mon - 1]
+    return Message("{day} {month} {time}", day=day, month=month, time=time.strftime("%H:%M", started))
 
 
-def opened_dir() -> Path:
-    return workspace.current_workspace() / "adapters"
+# ---- what an id names
+
+
+def is_remote(chosen: str | None) -> bool:
+    """Whether the chosen voice is a model of another server."""
+    return bool(chosen) and AdapterRef.parse_id(chosen or "").kind is RefKind.SERVER
+
+
+def find_adapter(chosen: str) -> Adapter:
+    """The checked adapter behind an id from the browser. Raises PersonaError, also when nothing is chosen."""
+    return open_adapter(AdapterRef.parse_id(chosen))
+
+
+def find_card(chosen: str) -> PersonaCard:
+    """The card of the chosen adapter; of a run of the user's, the persona's as it is now, which may say more."""
+    ref = AdapterRef.parse_id(chosen)
+    return persona_folder.find_persona(ref.name).card() if ref.kind is RefKind.RUN else open_adapter(ref).card
 
 
 def conversation_dir(slug: str, chosen: str) -> Path:
     """The folder that conversations and votes are kept in: the persona's, or the opened adapter's.
 
-    Raises PersonaError when nobody is chosen to talk to.
+    Raises PersonaError when nothing is chosen.
     """
-    if not chosen:
-        find_adapter(chosen)
+    ref = AdapterRef.parse_id(chosen)
     if slug:
         return persona_folder.find_persona(slug).path
-    if chosen.startswith("server/"):
+    if ref.kind is RefKind.SERVER:
         return workspace.current_workspace() / "elsewhere"
-    return (
-        files.safe_join(opened_dir(), chosen.partition("/")[2])
-        if chosen.startswith("opened/")
-        else find_adapter(chosen).path
-    )
+    return files.safe_join(opened_dir(), ref.name) if ref.kind is RefKind.OPENED else open_adapter(ref).path
 
 
-def find_adapter(chosen: str) -> Adapter:
-    """The adapter behind an id. The id comes from a browser, so each part of it is checked as a plain name."""
-    kind, _, rest = (chosen or "").partition("/")
-    if kind == "run":
-        slug, _, name = rest.partition("/")
-        name, _, step = name.partition("@")
-        run = run_folder.open_run(files.safe_join(persona_folder.find_persona(slug).runs_dir, name))
-        return adapter.read_adapter(
-            snapshots.snapshot_dir(run, int(step)) if re.fullmatch(r"[0-9]{1,9}", step) else run.adapter
-        )
-    if kind == "opened":
-        return adapter.read_adapter(files.safe_join(opened_dir(), rest))
-    raise PersonaError("There is no adapter yet. Train one in the step before, or open one here.")
-
-
-def find_card(chosen: str) -> PersonaCard:
-    """The card of who was chosen: of an own run, the persona's as it is now, which may say more than its adapter's."""
-    kind, _, rest = chosen.partition("/")
-    return persona_folder.find_persona(rest.partition("/")[0]).card() if kind == "run" else find_adapter(chosen).card
+# ---- adapters from elsewhere
 
 
 def add_zip(file: str) -> str:
     """The id of the adapter in a zip."""
-    return f"opened/{archive.unpack_adapter(Path(file), opened_dir()).name}"
+    return _opened_id(archive.unpack_adapter(Path(file), opened_dir()))
 
 
 def add_link(text: str) -> str:
     """The id of an adapter on the Hub (USER/NAME, USER/NAME@REVISION, a share link), checked and kept here.
 
-    A folder too, where the page is on the user's own machine.
+    Where the page is on the user's own machine, also of anything that `AdapterRef.parse` takes: a folder, a zip.
     """
-    if not (deployment.is_shared_server() or deployment.is_hf_space()):
-        with contextlib.suppress(OSError, RuntimeError):  # far too long for a path; no such user for ~name
-            if (path := Path(text).expanduser()).is_dir():
-                return f"opened/{archive.copy_adapter(adapter.locate_adapter(path), opened_dir()).name}"
-    return add_hub_adapter(text)
+    if deployment.is_shared_server() or deployment.is_hf_space():
+        return add_hub_adapter(text)
+    return _add(AdapterRef.parse(text))
 
 
 def add_hub_adapter(text: str) -> str:
-    """The id of an adapter on the Hub, and nowhere else: what an address may open that someone else has written."""
-    path = archive.copy_adapter(hub.pull_adapter(hub.HubRef.parse(text)), opened_dir())
-    if what := hub.describe_download(adapter.read_adapter(path)):
-        gr.Info(escape(localized(what)), duration=None)
-    return f"opened/{path.name}"
+    """The id of an adapter on the Hub, and nowhere else: an address of the page may be written by anyone."""
+    return _add(AdapterRef.parse_link(text))
 
 
-def voice_label(voice: str, chosen: str) -> str:
-    """What the column of a voice is called; no two are called alike, so that a conversation knows who said what.
-
-    It is kept on disk, so it is the same in every language; `spoken` says it in the visitor's.
-    """
-    fixed = {BASE_WITH_PROMPT: "Base, with her prompt", BASE_ALONE: "Base alone"}
-    if voice in fixed:
-        return fixed[voice]
-    if voice.startswith("server/"):
-        return voice.removeprefix("server/")
-    if voice.startswith("blend/"):
-        part, other = _parse_blend(voice)
-        return f"{part:.0%} {voice_label(chosen, chosen)} + {1 - part:.0%} {voice_label(other, chosen)}"
-    name, (kind, _, rest) = find_adapter(voice).card.name, voice.partition("/")
-    if kind == "opened":
-        return f"{name} ({rest})"
-    run, _, step = rest.partition("/")[2].partition("@")
-    return f"{name}, step {step} of {format_run_time(run)}" if step else f"{name}, {format_run_time(run)}"
+def _add(ref: AdapterRef) -> str:
+    adapter = open_adapter(ref)
+    if adapter.path.parent != opened_dir():
+        return _opened_id(archive.copy_adapter(adapter.path, opened_dir()))
+    if ref.kind is RefKind.HUB and (note := hub.describe_download(adapter)):
+        gr.Info(escape(localized(note)), duration=None)
+    return _opened_id(adapter.path)
 
 
-def voice_record(voice: str, chosen: str) -> conversation.VoiceRecord:
+def _opened_id(folder: Path) -> str:
+    return str(AdapterRef(RefKind.OPENED, folder.name))
+
+
+# ---- labels
+
+
+def voice_label(voice: str, chosen: str) -> Message:
+    """The label of a voice's column beside the chosen adapter; `localized` says it in the visitor's language."""
+    return _label(AdapterRef.parse_id(voice), AdapterRef.parse_id(chosen))
+
+
+def _label(ref: AdapterRef, chosen: AdapterRef) -> Message:
+    match ref.kind:
+        case RefKind.BASE_WITH_PROMPT:
+            return Message("Base, with her prompt")
+        case RefKind.BASE:
+            return Message("Base alone")
+        case RefKind.SERVER:
+            return Message.of(ref.name)
+        case RefKind.BLEND:
+            share, other = ref.parts[0].strength, ref.parts[1]
+            first, second = _label(chosen, chosen), _label(other, chosen)
+            shares = {"share": f"{share:.0%}", "rest": f"{1 - share:.0%}"}
+            return Message("{share} {first} + {rest} {second}", first=first, second=second, **shares)
+    name = open_adapter(ref).card.name
+    if ref.kind is RefKind.OPENED:
+        return Message("{name} ({folder})", name=name, folder=ref.name)
+    when = format_run_time(ref.run)
+    if ref.step is None:
+        return Message("{name}, {when}", name=name, when=when)
+    return Message("{name}, step {step} of {when}", name=name, step=ref.step, when=when)
+
+
+def voice_record(voice: str, chosen: str) -> VoiceRecord:
     """Kind, label and adapter of a voice, without opening a model; its prompt and strength are left out."""
     kind = {BASE_WITH_PROMPT: "prompt", BASE_ALONE: "base"}.get(voice, "adapter")
-    return conversation.VoiceRecord(kind, voice_label(voice, chosen), voice if kind == "adapter" else "")
+    return VoiceRecord(kind, voice_label(voice, chosen), voice if kind == "adapter" else "")
 
 
-def translate_label(label: str) -> str:
-    """A label as the visitor reads it: what `label` puts around names is translated, names are not."""
-    if language() != "zh":
-        return label
-    fixed = {"Base, with her prompt": t("Base, with her prompt"), "Base alone": t("Base alone")}
+def record_label(record: VoiceRecord) -> str:
+    """The label of a voice in a conversation or vote on disk, in the visitor's language.
 
-    def moment(found: re.Match) -> str:
-        when = f"{MONTH_NAMES.index(found['month']) + 1:02}-{found['day']} {found['time']}"
-        return (
-            t(", step {step} of {when}", step=found["step"], when=when) if found["step"] else t(", {when}", when=when)
-        )
-
-    dated = rf", (?:step (?P<step>\d+) of )?(?P<day>\d\d) (?P<month>{'|'.join(MONTH_NAMES)}) (?P<time>\d\d:\d\d)"
-    return fixed.get(label) or re.sub(dated, moment, label)
+    Of a blend, or an adapter that is gone, it is the English one on disk.
+    """
+    try:
+        ref = AdapterRef.parse_id({"base": BASE_ALONE, "prompt": BASE_WITH_PROMPT}.get(record.kind, record.adapter))
+        return record.label if ref.kind is RefKind.BLEND else localized(_label(ref, ref))
+    except PersonaError:
+        return record.label
 
 
-def _parse_blend(voice: str) -> tuple[float, str]:
-    """(share of the main adapter, id of the other one) of blend/SHARE/ID, which comes from a browser."""
-    found = re.fullmatch(r"blend/([01](?:\.[0-9]{1,4})?)/((?:run|opened)/.+)", voice, re.DOTALL)
-    if not found:
-        raise PersonaError("{voice}: not a blend. Choose two adapters and press Add the blend.", voice=f"{voice!r:.80}")
-    return float(found[1]), found[2]
+# ---- columns
+
+
+def column_order(chosen: str, others: Sequence[str] | None) -> list[str]:
+    """The ids of a comparison's columns: the first of `others`, the chosen one, then the rest of them."""
+    voices = list(others or [])[: MAX_COLUMNS - 1]
+    voices.insert(1 if voices else 0, chosen)
+    return voices
 
 
 def open_comparison(slug: str, chosen: str, others: Sequence[str], strength: float) -> Comparison:
-    """The columns: the first of `others`, the persona, then the rest of them. Opens the model if need be.
+    """The columns in `column_order`. Opens the model if need be.
 
     Raises AdapterError for an adapter of another base: one batch is one model.
     """
-    if not chosen:
-        find_adapter(chosen)
-    wanted = list(others)[: MAX_COLUMNS - 1]
-    wanted.insert(1 if wanted else 0, chosen)
-    if chosen.startswith("server/"):
-        return _open_remote_comparison(slug, wanted)
-    main = find_adapter(chosen)
+    main_ref = AdapterRef.parse_id(chosen)
+    refs = [AdapterRef.parse_id(voice) for voice in column_order(chosen, others)]
+    if main_ref.kind is RefKind.SERVER:
+        return _open_remote_comparison(slug, refs)
+    main = open_adapter(main_ref)
     model = session.open_model(session.base_of(main))
-    columns = [_open_column(model, main, voice, chosen, strength) for voice in wanted]
+    columns = [_open_column(model, main, ref, main_ref, strength) for ref in refs]
     return Comparison(main.card, model, tuple(s for s, _ in columns), tuple(v for _, v in columns))
 
 
-def _open_remote_comparison(slug: str, wanted: Sequence[str]) -> Comparison:
-    """Every column a model of the other server, each given the persona's prompt."""
-    if any(not v.startswith("server/") for v in wanted):
+def _open_remote_comparison(slug: str, refs: Sequence[AdapterRef]) -> Comparison:
+    """Every column is a model of the other server, given the persona's prompt."""
+    if any(ref.kind is not RefKind.SERVER for ref in refs):
         raise PersonaError("Voices of another server answer beside each other only. Choose them all from that server.")
     card = persona_folder.find_persona(slug).card() if slug else PersonaCard(name="Persona")
-    spoken = [conversation.VoiceRecord("adapter", voice_label(v, v), v, 1.0, card.system) for v in wanted]
-    return Comparison(card, None, tuple(v.removeprefix("server/") for v in wanted), tuple(spoken))
+    records = [VoiceRecord("adapter", ref.name, str(ref), 1.0, card.system) for ref in refs]
+    return Comparison(card, None, tuple(ref.name for ref in refs), tuple(records))
 
 
 def _open_column(
-    model: LoadedModel, main: Adapter, voice: str, chosen: str, strength: float
-) -> tuple[Voice, conversation.VoiceRecord]:
-    name = voice_label(voice, chosen)
-    if voice in (BASE_ALONE, BASE_WITH_PROMPT):
-        kind, system = ("prompt", main.card.system) if voice == BASE_WITH_PROMPT else ("base", "")
-        speaker = Voice(name, NO_ADAPTER, session.renderer_of(main, model.tokenizer, system))
-        return speaker, conversation.VoiceRecord(kind, name, system=system)
-    if voice.startswith("blend/"):  # both at once, asked with the main one's template and prompt
-        part, named = _parse_blend(voice)
-        other = _open_adapter(model, named)
-        speaks = model.blend({model.attach(main): part, model.attach(other): round(1 - part, 4)})
+    model: LoadedModel, main: Adapter, ref: AdapterRef, main_ref: AdapterRef, strength: float
+) -> tuple[Voice, VoiceRecord]:
+    label = _label(ref, main_ref)
+    if ref.kind in (RefKind.BASE, RefKind.BASE_WITH_PROMPT):
+        kind, system = ("base", "") if ref.kind is RefKind.BASE else ("prompt", main.card.system)
+        voice = Voice(label, NO_ADAPTER, session.renderer_of(main, model.tokenizer, system))
+        return voice, VoiceRecord(kind, label, system=system)
+    if ref.kind is RefKind.BLEND:  # both at once, asked with the main one's template and prompt
+        share, other = ref.parts[0].strength, ref.parts[1]
         asked = main
+        name = model.blend({model.attach(main): share, _attach(model, other)[1]: other.strength})
     else:
-        asked = _open_adapter(model, voice)
-        speaks = model.attach(asked)
-    speaker = Voice(name, speaks, session.renderer_of(asked, model.tokenizer), strength)
-    return speaker, conversation.VoiceRecord("adapter", name, voice, strength, asked.card.system)
+        asked, name = _attach(model, ref)
+    voice = Voice(label, name, session.renderer_of(asked, model.tokenizer), strength)
+    return voice, VoiceRecord("adapter", label, str(ref), strength, asked.card.system)
 
 
-def _open_adapter(model: LoadedModel, voice: str) -> Adapter:
-    found = find_adapter(voice)
-    adapter_ref.require_same_base(found, model)
-    return found
+def _attach(model: LoadedModel, ref: AdapterRef) -> tuple[Adapter, str]:
+    """The adapter, and its name in the model. Raises AdapterError when it is of another base."""
+    adapter = open_adapter(ref)
+    require_same_base(adapter, model)
+    return adapter, model.attach(adapter)

@@ -1,4 +1,4 @@
-"""Every form that a persona can leave in, for the command line and the page alike."""
+"""The export formats by name: chooses the writer for the command line and the page."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from persona.errors import InputError
 
 
 class ExportFormat(StrEnum):
-    """What an export may be."""
+    """zip: for this app; merged, gguf: weights; card, dataset: text."""
 
     zip = "zip"
     merged = "merged"
@@ -21,9 +21,9 @@ class ExportFormat(StrEnum):
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What some forms can be told. strength: 0 is the base, 1 as trained; merged models only.
+    """Options of some formats. strength: of a merged model; 0 is the base, 1 the adapter as trained.
 
-    base: in place of the adapter's own. merge: a whole model as GGUF. version, picture: of a character card.
+    base: a name, "" for the adapter's own. merge: GGUF of the whole model. version, picture: of a character card.
     """
 
     base: str = ""
@@ -33,36 +33,37 @@ class ExportOptions:
     picture: Path | None = None
 
 
-def write_export(path: Path, out: Path, form: ExportFormat, wishes: ExportOptions = ExportOptions(),
+def write_export(path: Path, out: Path, form: ExportFormat, options: ExportOptions = ExportOptions(),
           progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:  # fmt: skip
-    """Write what `path` (an adapter, run or persona folder) holds to `out`, which must not be there yet.
+    """Export `path`, an adapter, run or persona folder, to the new file or folder `out`.
 
-    Returns what was made: "file" or "folder", and "notes" and "difference" where there are any. Raises InputError or
-    AdapterError with the reason where this form is not possible.
+    Returns "file" or "folder", "bytes", and "notes" and "difference" where there are any. Raises InputError or
+    AdapterError where this format is not possible.
     """
     if form in (ExportFormat.card, ExportFormat.dataset):
-        return _export_pairs(path, out, form, wishes)
-    return _export_weights(path, out, form, wishes, progress)
+        return _export_pairs(path, out, form, options)
+    return _export_weights(path, out, form, options, progress)
 
 
-def _export_pairs(path: Path, out: Path, form: ExportFormat, wishes: ExportOptions) -> dict[str, Any]:
+def _export_pairs(path: Path, out: Path, form: ExportFormat, options: ExportOptions) -> dict[str, Any]:
     from persona.share.exports import character_card, trainer_configs
+    from persona.share.exports.material import load_material
 
-    made = trainer_configs.load_material(path)
+    material = load_material(path)
     if form is ExportFormat.dataset:
-        return trainer_configs.export_dataset(made, out)
-    return character_card.export_card(made.card, made.pairs, out, wishes.version, wishes.picture)
+        return trainer_configs.export_dataset(material, out)
+    return character_card.export_card(material.card, material.pairs, out, options.version, options.picture)
 
 
 def _export_weights(
-    path: Path, out: Path, form: ExportFormat, wishes: ExportOptions, progress: Callable[[str], None]
+    path: Path, out: Path, form: ExportFormat, options: ExportOptions, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     from persona.models import adapter as adapters
 
-    if wishes.strength != 1 and (form is ExportFormat.zip or (form is ExportFormat.gguf and not wishes.merge)):
+    if options.strength != 1 and (form is ExportFormat.zip or (form is ExportFormat.gguf and not options.merge)):
         raise InputError(
             "strength={strength}: an adapter goes out as it was trained; only a merged model has one.",
-            strength=wishes.strength,
+            strength=options.strength,
         )
     folder = adapters.locate_adapter(path)
     if form is ExportFormat.zip:
@@ -77,9 +78,9 @@ def _export_weights(
     from persona.share.exports import gguf_folder, merged_model
 
     adapter = adapters.read_adapter(folder)
-    found = session.base_of(adapter, wishes.base, progress)
+    base = session.base_of(adapter, options.base, progress)
     if form is ExportFormat.merged:
-        return merged_model.export_merged_model(adapter, found, out, wishes.strength, progress)
-    if wishes.merge:
-        return gguf_folder.export_merged_gguf(adapter, found, out, wishes.base, wishes.strength, progress)
-    return gguf_folder.export_adapter_gguf(adapter, found, out, wishes.base, progress)
+        return merged_model.export_merged_model(adapter, base, out, options.strength, progress)
+    if options.merge:
+        return gguf_folder.export_merged_gguf(adapter, base, out, options.base, options.strength, progress)
+    return gguf_folder.export_adapter_gguf(adapter, base, out, options.base, progress)

@@ -1,7 +1,6 @@
 """Where an export goes: to a new place, whole or not at all, and with nothing local in it."""
 
 import json
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +10,11 @@ from typing import Any
 import jinja2
 from safetensors import SafetensorError
 
-from persona.errors import InputError, ShareError
+from persona.errors import InputError, Message
 from persona.models.model_card import escape_line, escape_markdown
+from persona.share.secrets import refuse_secrets
 from persona.store.files import explain_disk_error
-from persona.store.workspace import TEMPLATES_DIR, data_root
-
-_TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}")
-_READ = 1 << 24  # bytes looked through at once
+from persona.store.workspace import TEMPLATES_DIR
 
 
 def require_new(out: Path) -> None:
@@ -39,7 +36,8 @@ def create_output(out: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
             path = Path(scratch) / out.name
             yield path
-            _refuse_local(path)
+            files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+            refuse_secrets({file: file.name for file in files}, Message("Take it out of the persona."))
             path.rename(out)
     except OSError as e:
         raise InputError(explain_disk_error(out, e)) from e
@@ -47,32 +45,6 @@ def create_output(out: Path) -> Iterator[Path]:
         raise InputError(
             "{out}: could not be written ({reason}). Free some space and try again.", out=out, reason=e
         ) from e
-
-
-def _refuse_local(path: Path) -> None:
-    """Belt and braces: people write paths and tokens into prompts and pairs."""
-    local = {str(Path.home()), str(data_root())} - {"/"}
-    spelled = {x for text in local for x in (text, json.dumps(text)[1:-1], Path(text).as_posix())}
-    named = re.compile(b"|".join(re.escape(x.encode()) + rb"(?![\w-])" for x in sorted(spelled)))
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if not file.is_file():
-            continue
-        with file.open("rb") as f:
-            tail = b""
-            while part := f.read(_READ):
-                text = tail + part
-                if found := named.search(text):
-                    raise ShareError(
-                        "{file}: names a folder of this machine, {found}, which should not be shared. "
-                        "Take it out of the persona.",
-                        file=file.name,
-                        found=found[0].decode(),
-                    )
-                if _TOKEN.search(text):
-                    raise ShareError(
-                        "{file}: holds what looks like an access token. Take it out of the persona.", file=file.name
-                    )
-                tail = text[-512:]
 
 
 def render_template_file(file: str, /, **values: Any) -> str:

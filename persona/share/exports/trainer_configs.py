@@ -1,26 +1,23 @@
-"""The pairs with configurations for other trainers: LLaMA-Factory, Axolotl, Unsloth.
+"""The pairs as data sets, with configurations for other trainers: LLaMA-Factory, Axolotl, Unsloth.
 
-None of the three can be installed beside what is pinned here, so their files say "not verified": keys and values were
-taken from their documentation, and only that they parse is tested.
+None of the three installs beside the versions pinned here, so their files say "not verified": keys and values are from
+their documentation, and the tests only parse them.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from persona.errors import InputError, Message, PersonaError, join
-from persona.models import adapter as adapters
+from persona.errors import InputError, Message, join
 from persona.share.exports import new_output
+from persona.share.exports.material import ExportMaterial
 from persona.store.files import slugify, to_json, write_atomic
 from persona.store.pairs import Pair, find_unfinished
-from persona.store.persona_folder import PersonaCard, open_persona
 from persona.template.chat_template import ChatTemplate, build_messages, read_template
-from persona.train.config import RunConfig, make_config
-from persona.train.run_folder import RunRow, open_run
+from persona.train.config import RunConfig
 
 UNVERIFIED_NOTE = Message("Not verified: made by Persona from this program's documentation and never run in it.")
 # our template → the name of the same format in LLaMA-Factory, where it has one that ends a reply with the same token
@@ -35,82 +32,49 @@ TARGET_LAYERS = {
 }
 
 
-@dataclass(frozen=True)
-class ExportMaterial:
-    """What a persona is made of: its card, rows, settings, base and template (None before there is a run)."""
+def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
+    """Write the new folder `out`: pairs as Alpaca rows and as messages, one configuration per trainer, README.
 
-    card: PersonaCard
-    rows: list[RunRow]
-    config: RunConfig
-    base_id: str
-    template: ChatTemplate | None
-
-    @property
-    def pairs(self) -> list[Pair]:
-        return [r.pair for r in self.rows]
-
-
-def load_material(path: Path) -> ExportMaterial:
-    """From a run, its adapter, a persona (its newest run, else its pairs alone), or an adapter without its pairs.
-
-    Raises InputError, AdapterError.
+    The pairs held out of the run are a data set of their own. Returns folder, pairs, held_out and files. Raises
+    InputError.
     """
-    path = path.expanduser()
-    try:
-        folder = adapters.locate_adapter(path)
-    except PersonaError:
-        persona = open_persona(path)
-        return ExportMaterial(persona.card(), [RunRow(p, False) for p in persona.pairs()], make_config(), "", None)
-    adapter = adapters.read_adapter(folder)
-    run = folder.parent if (folder.parent / "pairs.jsonl").is_file() and folder.name == "adapter" else None
-    settings = adapter.facts.get("config")
-    known = {k: v for k, v in (settings if isinstance(settings, dict) else {}).items() if k in RunConfig.model_fields}
-    rows = open_run(run).rows() if run else []
-    return ExportMaterial(adapter.card, rows, make_config(**known), adapter.base_id, adapter.template)
-
-
-def export_dataset(made: ExportMaterial, out: Path) -> dict[str, Any]:
-    """Write the new folder `out`: pairs as Alpaca rows and as messages, one configuration a trainer, README.
-
-    The pairs that were held out of the run stay apart. Returns folder, pairs, held_out and files. Raises InputError.
-    """
-    if not made.rows:
+    if not material.rows:
         raise InputError(
             "{adapter}: the pairs are not here, only the adapter. Name the persona's folder, or the run's.",
-            adapter=made.card.name,
+            adapter=material.card.name,
         )
-    if missing := find_unfinished(made.pairs):
+    if missing := find_unfinished(material.pairs):
         wrong = [Message("pair {row}: {problem}.", row=row, problem=why) for row, why in missing[:20]]
         raise InputError("{problems}\nFinish it, then try again.", problems=join("\n", wrong))
     name = slugify(out.name)
-    sets = {name: [r.pair for r in made.rows if not r.held_out],
-            f"{name}-held-out": [r.pair for r in made.rows if r.held_out]}  # fmt: skip
+    sets = {name: [r.pair for r in material.rows if not r.held_out],
+            f"{name}-held-out": [r.pair for r in material.rows if r.held_out]}  # fmt: skip
     sets = {k: v for k, v in sets.items() if v}
     with new_output.create_output(out) as folder:
         folder.mkdir()
         for key, pairs in sets.items():
-            write_atomic(folder / f"{key}.json", to_json([_alpaca(p, made.card.system) for p in pairs]))
-            lines = (json.dumps(_messages(p, made.card.system), ensure_ascii=False) + "\n" for p in pairs)
+            write_atomic(folder / f"{key}.json", to_json([_alpaca(p, material.card.system) for p in pairs]))
+            lines = (json.dumps(_messages(p, material.card.system), ensure_ascii=False) + "\n" for p in pairs)
             write_atomic(folder / f"{key}.messages.jsonl", lines)
-        template = made.template or read_template("chatml")
+        template = material.template or read_template("chatml")
         write_atomic(folder / "chat_template.jinja", template.text)
         write_atomic(folder / "dataset_info.json", to_json({key: _info(key) for key in sets}))
-        base = made.base_id or "PUT-A-HUB-ID-HERE"
-        for program, value in (("llama-factory", llama_factory_config(made.config, base, list(sets), template)),
-                               ("axolotl", axolotl_config(made.config, base, list(sets), template))):  # fmt: skip
+        base = material.base_id or "PUT-A-HUB-ID-HERE"
+        for program, value in (("llama-factory", llama_factory_config(material.config, base, list(sets), template)),
+                               ("axolotl", axolotl_config(material.config, base, list(sets), template))):  # fmt: skip
             text = yaml.safe_dump(value, allow_unicode=True, sort_keys=False)
             write_atomic(folder / f"{program}.yaml", f"# {UNVERIFIED_NOTE}\n{text}")
         write_atomic(folder / "unsloth_train.py", new_output.render_template_file(
-            "unsloth.py.jinja", unverified=UNVERIFIED_NOTE, base=base, c=made.config, sets=list(sets),
-            layers=_layers(made.config)))  # fmt: skip
+            "unsloth.py.jinja", unverified=UNVERIFIED_NOTE, base=base, c=material.config, sets=list(sets),
+            layers=_layers(material.config)))  # fmt: skip
         counts = {key: len(pairs) for key, pairs in sets.items()}
         write_atomic(folder / "README.md", new_output.render_template_file(
-            "dataset-card.md.jinja", card=made.card, base=made.base_id, name=name, counts=counts,
-            template=template.name if made.template else "", same=LLAMA_FACTORY_TEMPLATES.get(template.name, ""),
+            "dataset-card.md.jinja", card=material.card, base=material.base_id, name=name, counts=counts,
+            template=template.name if material.template else "", same=LLAMA_FACTORY_TEMPLATES.get(template.name, ""),
             about=template.about, unverified=UNVERIFIED_NOTE))  # fmt: skip
         files = sorted(f.name for f in folder.iterdir())
-    held = len(made.rows) - len(sets[name]) if name in sets else len(made.rows)
-    return {"folder": str(out), "pairs": len(made.rows), "held_out": held, "files": files}
+    held = len(material.rows) - len(sets[name]) if name in sets else len(material.rows)
+    return {"folder": str(out), "pairs": len(material.rows), "held_out": held, "files": files}
 
 
 def _alpaca(pair: Pair, system: str) -> dict[str, Any]:
@@ -140,8 +104,8 @@ def _layers(c: RunConfig) -> list[str]:
 
 
 def llama_factory_config(c: RunConfig, base: str, sets: Sequence[str], template: ChatTemplate) -> dict[str, Any]:
-    """The settings of the run in LLaMA-Factory's words. Without `template` it reads the tokenizer's own."""
-    same = LLAMA_FACTORY_TEMPLATES.get(template.name)
+    """The run's settings under LLaMA-Factory's names. A template it does not know is left to the tokenizer's."""
+    known_template = LLAMA_FACTORY_TEMPLATES.get(template.name)
     targets = "all" if c.target_modules == "all-linear" else ",".join(_layers(c))
     return {
         "model_name_or_path": base,
@@ -151,7 +115,7 @@ def llama_factory_config(c: RunConfig, base: str, sets: Sequence[str], template:
         **({"quantization_bit": 4 if c.quantization == "nf4" else 8} if c.quantization != "none" else {}),
         "dataset_dir": ".", "dataset": sets[0],
         **({"eval_dataset": sets[1], "eval_strategy": "epoch"} if len(sets) > 1 else {}),
-        **({"template": same} if same else {}),
+        **({"template": known_template} if known_template else {}),
         "cutoff_len": c.max_length, "mask_history": not c.learn_history,
         "output_dir": f"output/{sets[0]}",
         "per_device_train_batch_size": c.batch_size, "gradient_accumulation_steps": c.gradient_accumulation_steps,
@@ -162,7 +126,7 @@ def llama_factory_config(c: RunConfig, base: str, sets: Sequence[str], template:
 
 
 def axolotl_config(c: RunConfig, base: str, sets: Sequence[str], template: ChatTemplate) -> dict[str, Any]:
-    """The settings of the run in Axolotl's words; the chat template goes along as it is."""
+    """The run's settings under Axolotl's names, with the text of the chat template."""
 
     def data(key: str) -> dict[str, Any]:
         return {

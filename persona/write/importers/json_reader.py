@@ -1,14 +1,17 @@
-"""JSON and JSONL as a stream of rows, each with its line; what cannot be read is a Skipped, and reading goes on.
+"""JSON and JSONL as a stream of rows, each with its line; a row that cannot be used is a SkippedRow.
 
 Three forms: a list, also inside an object as in {"data": […]}; JSONL, one value a line; objects one after the other.
-A broken element of a list ends where the next object begins with a key that the rows have; JSONL has its lines for it.
+After a line of JSONL that is not JSON, reading goes on with the next one. A list has no such lines: what is not JSON
+ends it, and the SkippedRow says where, and that nothing after it was read.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import Any, NamedTuple, NoReturn
+
+import ijson
 
 from persona.errors import InputError, Message
 from persona.store.pairs import Pair, find_unfinished, parse_pair
@@ -17,16 +20,10 @@ from persona.write.importers.text_source import MAX_LINE, SourceFile
 
 MAX_ROW = 2_000_000  # characters of one row; longer is a damaged file, and would have to be held in memory
 MAX_SHOWN = 2_000  # characters of a skipped row that are kept to be shown
-CHUNK = 65_536  # characters read at a time
-OVERLAP = 1_000  # characters looked at again after reading on, so that a border between two chunks hides no row
-
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 _KEY = r'"(?:[^"\\]|\\.)*"'
 _WRAPPERS = "data|dataset|train|validation|test|rows|items|examples|samples|instances|records|pairs"
 _WRAPPED = re.compile(rf'\s*\{{\s*(?:{_KEY}\s*:\s*(?:{_KEY}|[\w.+-]+)\s*,\s*)*"(?:{_WRAPPERS})"\s*:\s*\[')
-_GOES_ON = re.compile(rf"[\s,]*(?:(?:{_KEY}\s*:\s*)?\[|(?=\{{))")  # another list, or a ] too many
-_BETWEEN = re.compile(r"[\s,]*")
-_ROW_KEYS = ("instruction", "input", "output", "question", "answer", "prompt", "conversations", "messages", "id")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -41,15 +38,12 @@ class SourceRow(NamedTuple):
 def read_json_rows(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
     """Raises InputError when the file holds no JSON at all."""
     head = source.head()
-    wrapped = None if source.suffix in JSONL_SUFFIXES else _WRAPPED.match(head)
-    if wrapped:
-        yield from _read_elements(source, wrapped.end(), listed=True)
+    if source.suffix not in JSONL_SUFFIXES and _WRAPPED.match(head):
+        yield from _read_elements(source, wrapped=True)
     elif _is_jsonl(source.suffix, head):
         yield from _read_jsonl(source)
-    elif head.lstrip()[:1] == "[":
-        yield from _read_elements(source, head.index("[") + 1, listed=True)
-    elif head.lstrip()[:1] == "{":
-        yield from _read_elements(source, 0, listed=False)
+    elif head.lstrip()[:1] in ("[", "{"):
+        yield from _read_elements(source, wrapped=False)
     else:
         raise InputError(
             "{source}: no JSON; it begins with {head!r}, not with [ or {{. Choose another format.",
@@ -69,6 +63,15 @@ def read_first_rows(source: SourceFile, limit: int = 5) -> list[dict[str, Any]]:
         return list(islice(read, limit))
     except InputError:
         return []
+
+
+def find_first_problem(source: SourceFile) -> SkippedRow | None:
+    """What keeps a JSON file from being read from its first row on."""
+    try:
+        row = next(read_json_rows(source), None)
+    except InputError:
+        return None
+    return row if isinstance(row, SkippedRow) else None
 
 
 def score_first_rows(source: SourceFile, fits: Callable[[dict[str, Any]], bool]) -> float:
@@ -139,25 +142,45 @@ def _reject_constant(name: str) -> NoReturn:
     raise _RejectedJson("not JSON ({name} is no number)", name=name)
 
 
+TOO_DEEP = Message("nested too deep")
+TOO_MANY_DIGITS = Message("a number of thousands of digits")
+NOT_READ = Message("Nothing after it was read: correct the file there and import it again")
+LONE_SURROGATE = Message("holds half a character (a lone surrogate). Retype it")
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_reject_constant)
 
 
-def _decode(text: str, at: int) -> tuple[Any, int]:
-    """The value at `at`, and its end. Raises JSONDecodeError, and _Wrong for what is no question of reading on."""
+def _decode(text: str) -> tuple[Any, int]:
+    """The value at the beginning of `text`, and its end. Raises JSONDecodeError or _RejectedJson."""
     try:
-        value, end = _DECODER.raw_decode(text, at)
+        value, end = _DECODER.raw_decode(text)
     except RecursionError:
-        raise _RejectedJson("nested too deep") from None
+        raise _RejectedJson(TOO_DEEP) from None
     except (json.JSONDecodeError, _RejectedJson):
         raise
     except ValueError:  # an integer of thousands of digits, which json leaves to int()
-        raise _RejectedJson("a number of thousands of digits") from None
-    if _SURROGATE_ESCAPE.search(text, at, end):
+        raise _RejectedJson(TOO_MANY_DIGITS) from None
+    if _SURROGATE_ESCAPE.search(text, 0, end):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise _RejectedJson("holds half a character (a lone surrogate). Retype it") from None
+            raise _RejectedJson(LONE_SURROGATE) from None
     return value, end
+
+
+def _decode_row(line: int, text: str) -> tuple[SourceRow | SkippedRow, str]:
+    """The row at the beginning of `text`, and what stands after it."""
+    problem: str
+    try:
+        value, end = _decode(text)
+    except json.JSONDecodeError as e:
+        problem, end = _not_json(e), len(text)
+    except _RejectedJson as e:
+        problem, end = e.message, len(text)
+    else:
+        if end <= MAX_ROW:
+            return SourceRow(line, value, text[:end]), text[end:]
+        problem = Message("longer than {limit:,} characters", limit=MAX_ROW)
+    return SkippedRow(line, problem, truncate_text(text[:end])), text[end:]
 
 
 def _not_json(e: json.JSONDecodeError) -> str:
@@ -185,130 +208,98 @@ def _read_jsonl(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
         if len(text) > MAX_ROW:
             yield SkippedRow(number, Message("longer than {limit:,} characters", limit=MAX_ROW), truncate_text(text))
             continue
-        try:
-            value, end = _decode(text, 0)
-        except json.JSONDecodeError as e:
-            yield SkippedRow(number, _not_json(e), truncate_text(text))
-        except _RejectedJson as e:
-            yield SkippedRow(number, e.message, truncate_text(text))
-        else:
-            if text[end:].strip() in ("", ","):
-                yield SourceRow(number, value, text)
-            else:
-                yield SkippedRow(
-                    number,
-                    Message("not JSON (more after its end, at {text!r})", text=text[end : end + 20]),
-                    truncate_text(text),
-                )
+        row, rest = _decode_row(number, text)
+        if rest.strip() not in ("", ","):
+            problem = Message("not JSON (more after its end, at {text!r})", text=rest[:20])
+            row = SkippedRow(number, problem, truncate_text(text))
+        yield row
 
 
 # --- lists and objects -------------------------------------------------------------------------------------------
 
-
-class _TextWindow:
-    """A part of the file that moves on: `text` is unread from `at`, which is in line `line`."""
-
-    def __init__(self, source: SourceFile) -> None:
-        self.text, self.at, self.line, self.ended = "", 0, 1, False
-        self._lines, self._number = source.lines(), 1
-        self.more(CHUNK)
-
-    def more(self, count: int) -> None:
-        """Read on until `count` characters are unread, or the file ends."""
-        parts, size = [self.text[self.at :]], len(self.text) - self.at
-        while size < count and not self.ended:
-            number, text = next(self._lines, (0, ""))
-            self.ended = number == 0
-            parts.append("\n" + text if number > self._number else text)
-            self._number = number
-            size += len(parts[-1])
-        self.text, self.at = "".join(parts), 0
-
-    def go(self, to: int) -> None:
-        self.line += self.text.count("\n", self.at, to)
-        self.at = to
-
-    def between(self) -> str:
-        """Go over what separates two elements; the character that follows, "" at the end of the file."""
-        while True:
-            if match := _BETWEEN.match(self.text, self.at):
-                self.go(match.end())
-            if self.at < len(self.text) or self.ended:
-                return self.text[self.at : self.at + 1]
-            self.more(CHUNK)
+_LEFT_OVER = " \t\r\n,]}"  # a comma or a bracket too many at the end of the file loses nothing
 
 
-def _read_elements(source: SourceFile, start: int, listed: bool) -> Iterator[SourceRow | SkippedRow]:
-    """The elements from character `start` on. listed: a list is open there, and has to be closed."""
-    window, keys = _TextWindow(source), set[str]()
-    window.go(start)
-    whole = True
-    while char := window.between():
-        if char == "]" and listed:
-            window.go(window.at + 1)
-            window.more(CHUNK)
-            if more := _GOES_ON.match(window.text, window.at):
-                window.go(more.end())
-                whole = more[0].endswith("[")
-                continue
-            rest = window.text[window.at :].strip().removeprefix("}").strip()
-            if rest:
-                yield SkippedRow(window.line, Message("text after the end of the list"), truncate_text(rest))
+def _read_elements(source: SourceFile, wrapped: bool) -> Iterator[SourceRow | SkippedRow]:
+    """The rows of a list, of the lists in one object (wrapped), or objects one after the other.
+
+    ijson says where a row begins and ends; the row's text is then decoded as a line of JSONL is.
+    """
+    events = ijson.sendable_list()
+    # use_float: without it, ijson 3.6.0 crashes the process on an integer of thousands of digits
+    parser = ijson.basic_parse_coro(events, multiple_values=True, use_float=True)
+    wrappers = ("start_map", "start_array") if wrapped else ("start_array",)
+    around = within = size = 0  # open brackets around the rows, and of the row; characters since the last row
+    list_closed = False
+    line, row, rest = 1, list[str](), ""  # of the row: its first line, its pieces, what follows it in the last of them
+    pieces = _split_at_brackets(source)
+    for number, piece in pieces:
+        if not within:
+            line, row = number, []
+        row.append(piece)
+        rest, size = piece, size + len(piece)
+        error = _feed(parser, piece)
+        for event, value in events:
+            if event.startswith("start"):
+                if within or around == len(wrappers) or event != wrappers[around]:
+                    within += 1
+                else:
+                    around += 1
+            elif event.startswith("end"):
+                if within == 1:
+                    found, rest = _decode_row(line, "".join(row))
+                    size = 0
+                    yield found
+                around, within = (around, within - 1) if within else (around - 1, 0)
+                list_closed = list_closed or not within
+            elif event != "map_key" and not within and not (wrapped and around == 1):
+                size = 0
+                yield SourceRow(number, value, str(value))
+        events.clear()
+        if error is None and size <= 2 * MAX_ROW:
+            continue
+        text = "".join(row) if within else rest
+        if error is None:
+            problem: str = Message("longer than {limit:,} characters, or a quote or bracket is missing", limit=MAX_ROW)
+        elif within:
+            problem = _explain_row_error(error, text)
+        elif not any(x.strip(_LEFT_OVER) for x in chain([text], (after for _, after in pieces))):
             return
-        line, read = window.line, _read_element(window)
-        whole = isinstance(read, tuple)
-        if isinstance(read, tuple):
-            value, end = read
-            if isinstance(value, dict) and len(keys) < 50:
-                keys.update(value)
-            text = window.text[window.at : end]
-            window.go(end)
-            yield SourceRow(line, value, text)
+        elif list_closed and not around:
+            problem = Message("text after the end of the list")
         else:
-            yield SkippedRow(line, read, truncate_text(_skip_broken(window, keys)))
-    if listed and whole:
-        yield SkippedRow(window.line, Message("the file ends before its list is closed: it was cut short"))
+            problem = Message("not JSON ({reason}, at {doc!r})", reason="Expecting value or ','", doc=text.strip()[:20])
+        yield SkippedRow(line, Message("{problem}. {stop}", problem=problem, stop=NOT_READ), truncate_text(text))
+        return
+    if within:
+        yield _decode_row(line, "".join(row))[0]
+    elif around:
+        yield SkippedRow(line, Message("the file ends before its list is closed: it was cut short"))
 
 
-def _read_element(window: _TextWindow) -> tuple[Any, int] | str:
-    """The value at the window's place with its end, or why there is none."""
-    while True:
-        try:
-            value, end = _decode(window.text, window.at)
-            if window.ended or end < len(window.text) or window.text[end - 1] in '}]"':
-                return (
-                    (value, end)
-                    if end - window.at <= MAX_ROW
-                    else Message("longer than {limit:,} characters", limit=MAX_ROW)
-                )
-        except json.JSONDecodeError as e:
-            cut = e.pos >= len(window.text) - 10 or e.msg.startswith("Unterminated")
-            if window.ended or not cut:
-                return _not_json(e)
-        except _RejectedJson as e:
-            return e.message
-        size = len(window.text) - window.at
-        if size > MAX_ROW:
-            return Message("longer than {limit:,} characters, or a quote or bracket is missing", limit=MAX_ROW)
-        window.more(2 * size + CHUNK)
+def _feed(parser: Any, piece: str) -> Exception | None:
+    """Push a piece into ijson; what is wrong with it. Events come as far as it is right."""
+    try:
+        parser.send(piece.encode())
+    except (ijson.JSONError, UnicodeDecodeError) as e:  # the latter for half a character
+        return e
+    return None
 
 
-def _skip_broken(window: _TextWindow, keys: set[str]) -> str:
-    """Go to the next object that begins as the rows do; the text on the way, its beginning at least."""
-    known = [re.escape(json.dumps(k, ensure_ascii=False)) for k in keys or _ROW_KEYS]
-    if own := re.compile(rf"\{{\s*({_KEY})\s*:").match(window.text, window.at):
-        known.append(re.escape(own[1]))
-    # after ":" or "[" it would be inside the broken one
-    following = re.compile(rf"[^:\[\s]\s*(?=\{{\s*(?:{'|'.join(known)})\s*:)")
-    passed = ""
-    while True:
-        found = following.search(window.text, window.at)
-        end = found.start() + (found[0][0] != ",") if found else len(window.text)
-        if not found and not window.ended:
-            end = max(window.at, end - OVERLAP)
-        if len(passed) <= MAX_SHOWN:
-            passed += window.text[window.at : end][: MAX_SHOWN + 1]
-        window.go(end)
-        if found or window.ended:
-            return passed
-        window.more(CHUNK)
+def _explain_row_error(error: Exception, text: str) -> str:
+    """Why the row that begins with `text` is not JSON, in the words of the json module where it sees the error too."""
+    if isinstance(error, UnicodeDecodeError):
+        return LONE_SURROGATE
+    found, _ = _decode_row(0, text)
+    return found.why if isinstance(found, SkippedRow) else Message.of(str(error).partition("\n")[0])
+
+
+def _split_at_brackets(source: SourceFile) -> Iterator[tuple[int, str]]:
+    """(line, piece) so that a row, and whatever is open in it, begins with its piece."""
+    last = 1
+    for number, text in source.lines():
+        pieces = re.split(r"(?=[{\[])", text)
+        if number > last:  # else the line goes on
+            pieces[0] = "\n" + pieces[0]
+        last = number
+        yield from ((number, piece) for piece in pieces if piece)

@@ -27,6 +27,7 @@ from persona.write.importers import (
     sharegpt,
     spreadsheet,
 )
+from persona.write.importers.json_reader import find_first_problem
 from persona.write.importers.text_source import SourceFile
 
 # by the names of the command line, in alphabetical order; of equally sure ones the first is chosen
@@ -50,6 +51,8 @@ def detect_format(source: SourceFile) -> str:
     """The format that is surest of the file. Raises InputError when none is."""
     sure = {name: module.sniff(source) for name, module in import_formats().items()}
     best = max(sure, key=lambda name: sure[name])
+    if sure[best] <= 0 and source.head().lstrip()[:1] in tuple("[{") and (broken := find_first_problem(source)):
+        raise InputError("{source} line {line}: {problem}.", source=source.name, line=broken.line, problem=broken.why)
     if sure[best] <= 0:
         raise InputError(
             "{source}: none of the formats fits ({formats}). Choose one by hand, or look into the file: it "

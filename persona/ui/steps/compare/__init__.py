@@ -8,9 +8,10 @@ import gradio as gr
 from persona.compare.session import MAX_COLUMNS, MAX_STRENGTH
 from persona.errors import PersonaError
 from persona.models.sampling import Sampling
+from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.store import persona_folder
 from persona.ui import navigation, voice_picker
-from persona.ui.i18n import t
+from persona.ui.i18n import localized, t
 from persona.ui.navigation import SHARE
 from persona.ui.page import QUIET, Page, open_current_persona, show_errors
 from persona.ui.steps.compare import blind_vote_tab, judge_tab, questions_tab
@@ -45,17 +46,17 @@ def refresh_adapters(slug: str, adapter_id: str, other_voices: list[str]) -> tup
     ids = [i for _, i in adapters]
     selected = adapter_id if adapter_id in ids else (ids[0] if ids else None)
     others = voice_picker.list_other_voices(slug, selected or "")
-    kept = [v for v in other_voices or [] if v in {i for _, i in others} or v.startswith("blend/")]
+    kept = [v for v in other_voices or [] if v in {i for _, i in others} or _is_blend(v)]
     return gr.Dropdown(adapters, value=selected), _others_dropdown(others, selected, kept)
+
+
+def _is_blend(voice: str) -> bool:
+    return AdapterRef.parse_id(voice).kind is RefKind.BLEND
 
 
 def _others_dropdown(voices: list[tuple[str, str]], adapter_id: str | None, selected: list[str]) -> gr.Dropdown:
     """The voices beside the chosen adapter, and the blends that are selected."""
-    blends = [
-        (voice_picker.translate_label(voice_picker.voice_label(v, adapter_id or "")), v)
-        for v in selected
-        if v.startswith("blend/")
-    ]
+    blends = [(localized(voice_picker.voice_label(v, adapter_id or "")), v) for v in selected if _is_blend(v)]
     others = [v for v in voices if v[1] != adapter_id]
     return gr.Dropdown([*others, *blends], value=[v for v in selected if v != adapter_id])
 
@@ -64,7 +65,8 @@ def add_blend(slug: str, adapter_id: str, other_voices: list[str], blend_with: s
     """One more voice: the chosen adapter by `weight` and another one by the rest, at once."""
     if not blend_with:
         raise PersonaError("Choose a second adapter to blend with.")
-    selected = list(dict.fromkeys([*(other_voices or []), f"blend/{weight:.2f}/{blend_with}"]))
+    blend = str(AdapterRef.blend_with(weight, AdapterRef.parse_id(blend_with)))
+    selected = list(dict.fromkeys([*(other_voices or []), blend]))
     voices = voice_picker.list_other_voices(slug, adapter_id)
     return _others_dropdown(voices, adapter_id, selected[-(MAX_COLUMNS - 1) :])
 
@@ -73,7 +75,7 @@ def describe_adapter(adapter_id: str) -> tuple[gr.Dataset, str]:
     """The persona's probes as questions to click, and what is known of the adapter."""
     if not adapter_id:
         return gr.Dataset(samples=[]), ""
-    if adapter_id.startswith("server/"):
+    if voice_picker.is_remote(adapter_id):
         return gr.Dataset(samples=[]), f"<div class='quiet'>{t('A model on another server.')}</div>"
     adapter = voice_picker.find_adapter(adapter_id)
     facts = {
@@ -91,7 +93,7 @@ def describe_adapter(adapter_id: str) -> tuple[gr.Dataset, str]:
 
 def card_sampling(adapter_id: str, *values: float) -> list[float]:
     """CARD_SAMPLING of the adapter's card; what the card leaves open keeps its present value."""
-    is_local = adapter_id and not adapter_id.startswith("server/")
+    is_local = adapter_id and not voice_picker.is_remote(adapter_id)
     card = voice_picker.find_card(adapter_id).sampling.chosen() if is_local else {}
     return [card.get(name, value) for name, value in zip(CARD_SAMPLING, values, strict=True)]
 
@@ -141,10 +143,7 @@ def _build_adapters(page: Page) -> _Adapters:
     with gr.Row(equal_height=True):
         page.adapter.render()
         other_voices = gr.Dropdown(
-            [
-                (t("Base, with her prompt"), voice_picker.BASE_WITH_PROMPT),
-                (t("Base alone, without a prompt"), voice_picker.BASE_ALONE),
-            ],
+            voice_picker.list_bases(),
             value=[voice_picker.BASE_WITH_PROMPT], multiselect=True, max_choices=MAX_COLUMNS - 1, scale=4,
             elem_id="compare-with", min_width=300, label=t("Compare with (up to 3)"),
         )  # fmt: skip

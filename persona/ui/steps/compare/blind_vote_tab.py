@@ -49,8 +49,7 @@ def open_adapter_votes(slug: str, adapter_id: str, visitor_key: str) -> VoteLog:
 
 def draw_probe(adapter_id: str) -> str:
     """One of the persona's probes at random; "" where there is none."""
-    is_remote = (adapter_id or "").startswith("server/")
-    probes = () if is_remote else voice_picker.find_adapter(adapter_id).card.probes
+    probes = () if voice_picker.is_remote(adapter_id) else voice_picker.find_adapter(adapter_id).card.probes
     return random.choice(probes) if probes else ""
 
 
@@ -101,7 +100,7 @@ def cast_vote(choice: str, question_id: str, visitor_key: str, slug: str, adapte
     """Save the vote, and show which voice wrote which answer."""
     voted = blind_votes.record_vote(open_adapter_votes(slug, adapter_id, visitor_key), question_id, choice)
     names = "".join(
-        f"<div><span class='quiet'>{side}</span> <b>{escape(voice_picker.translate_label(s.voice.label))}</b></div>"
+        f"<div><span class='quiet'>{side}</span> <b>{escape(voice_picker.record_label(s.voice))}</b></div>"
         for side, s in ((t("left"), voted.left), (t("right"), voted.right))
     )
     reveal = f"<div class='reveal'>{names}</div>{tally_html(slug, adapter_id, visitor_key)}"
@@ -121,7 +120,7 @@ def tally_html(slug: str, adapter_id: str, visitor_key: str) -> str:
 
 
 def _tally_card(tally: blind_votes.Tally) -> str:
-    first, second = voice_picker.translate_label(tally.first.label), voice_picker.translate_label(tally.second.label)
+    first, second = voice_picker.record_label(tally.first), voice_picker.record_label(tally.second)
     counts = {first: tally.wins, second: tally.losses, t("equally good"): tally.ties, t("both bad"): tally.both_bad}
     bars = bars_html([(label, count, str(count)) for label, count in counts.items()])
     names = {"first": escape(first), "second": escape(second)}
@@ -129,8 +128,8 @@ def _tally_card(tally: blind_votes.Tally) -> str:
     if tally.votes == 1:
         head = t("<b>{first}</b> against <b>{second}</b>, 1 vote", **names)
     return (
-        f"<div class='card'>{head}{bars}<p>{_win_rate_text(tally, first)}{escape(localized(tally.outlook))}</p>"
-        f"<p class='quiet'>{escape(localized(tally.sides))}</p></div>"
+        f"<div class='card'>{head}{bars}<p>{_win_rate_text(tally, first)}{escape(localized(tally.evidence))}</p>"
+        f"<p class='quiet'>{escape(localized(tally.side_bias))}</p></div>"
     )
 
 
@@ -194,7 +193,7 @@ def _build_layout() -> _Controls:
         )
         draw = gr.Button(t("Another question"), scale=1, min_width=150)
         rival = gr.Dropdown(
-            [(t("Base, with her prompt"), voice_picker.BASE_WITH_PROMPT)], value=voice_picker.BASE_WITH_PROMPT,
+            voice_picker.list_bases()[:1], value=voice_picker.BASE_WITH_PROMPT,
             scale=2, min_width=200, label=t("Against"), elem_id="blind-rival",
         )  # fmt: skip
         ask = gr.Button(t("Ask both"), variant="primary", scale=1, min_width=120, elem_id="blind-ask")

@@ -143,7 +143,7 @@ def _stream_update(
     chatbots, notes = list(ChatUpdate().chatbots), [""] * MAX_COLUMNS
     for n, (voice, reply) in enumerate(zip(voices, replies, strict=True)):
         messages = [*chatbot_messages(before, voice.column), *exchange_messages(question, reply.text)]
-        chatbots[n] = gr.Chatbot(messages, label=voice_picker.translate_label(voice.label))
+        chatbots[n] = gr.Chatbot(messages, label=localized(voice.label))
         notes[n] = reply_note(reply, limit)
     return ChatUpdate(chatbots, notes)
 

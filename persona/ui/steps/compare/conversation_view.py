@@ -14,7 +14,7 @@ from persona.compare.session import MAX_COLUMNS
 from persona.errors import InputError, PersonaError
 from persona.store import files
 from persona.ui import voice_picker
-from persona.ui.i18n import t
+from persona.ui.i18n import localized, t
 from persona.ui.page import download_path
 from persona.ui.steps.compare.controls import Selection
 
@@ -60,12 +60,11 @@ def show_conversation(*inputs: Any) -> tuple:
     chat, voices = load_conversation(selection), column_voices(selection)
     chatbots = [gr.Chatbot([]) for _ in range(MAX_COLUMNS)]
     for n, voice in enumerate(voices):
-        label = voice_picker.translate_label(voice.label)
-        chatbots[n] = gr.Chatbot(chatbot_messages(chat, voice.column), label=label)
-    if chat is None and not selection.adapter_id.startswith("server/"):
+        chatbots[n] = gr.Chatbot(chatbot_messages(chat, voice.column), label=localized(voice.label))
+    if chat is None and not voice_picker.is_remote(selection.adapter_id):
         n = 1 if len(voices) > 1 else 0
         greeting = escape(voice_picker.find_adapter(selection.adapter_id).card.greeting) or t("Say something")
-        chatbots[n] = gr.Chatbot([], label=voice_picker.translate_label(voices[n].label), placeholder=greeting)
+        chatbots[n] = gr.Chatbot([], label=localized(voices[n].label), placeholder=greeting)
     return ConversationView(_column_visibility(len(voices)), chatbots).flat()
 
 
@@ -75,8 +74,7 @@ def _column_visibility(count: int) -> list[gr.Column]:
 
 def column_voices(selection: Selection) -> list[VoiceRecord]:
     """The voices of the columns as open_comparison orders them, without opening a model."""
-    ids = list(selection.other_voices or [])[: MAX_COLUMNS - 1]
-    ids.insert(1 if ids else 0, selection.adapter_id)
+    ids = voice_picker.column_order(selection.adapter_id, selection.other_voices)
     return [voice_picker.voice_record(voice, selection.adapter_id) for voice in ids]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import gradio as gr
 
 from persona.models import zerogpu
+from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.store.files import slugify
 from persona.train import run_folder
 from persona.ui import voice_picker
@@ -42,10 +43,11 @@ def measure_adapter(adapter_id: str, judge: bool, progress: gr.Progress = gr.Pro
 
 def last_report(adapter_id: str) -> tuple[str, Any]:
     """The saved report of the adapter's run, or a note that there is none."""
-    if not (adapter_id or "").startswith("run/"):
+    ref = AdapterRef.parse_id(adapter_id) if adapter_id else None
+    if ref is None or ref.kind is not RefKind.RUN or ref.step is not None:
         return not_measured_html(), gr.skip()
     file = voice_picker.find_adapter(adapter_id).path.parent / "report.json"
-    if "@" in adapter_id or not file.is_file() or not (file.parent / "run.json").is_file():
+    if not file.is_file() or not (file.parent / "run.json").is_file():
         return not_measured_html(), gr.skip()
     from persona.judge import evaluate, report_html
 

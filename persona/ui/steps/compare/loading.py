@@ -19,7 +19,7 @@ def report_loading(adapter_id: str) -> Iterator[str]:
 
     Raises BaseError when the base cannot be downloaded.
     """
-    if (adapter_id or "").startswith("server/"):
+    if voice_picker.is_remote(adapter_id):
         yield t("Asking the other server …")
         return
     main = voice_picker.find_adapter(adapter_id)

@@ -9,6 +9,7 @@ import gradio as gr
 
 from persona.compare import question_list
 from persona.errors import PersonaError
+from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.store import persona_folder
 from persona.store.files import slugify
 from persona.train import run_folder
@@ -37,9 +38,9 @@ class AnswersView(NamedTuple):
 def held_out_questions(slug: str, adapter_id: str) -> str:
     """Questions that the adapter was not trained on: its probes, and held-out pairs of its run. One per line."""
     questions = list(voice_picker.find_adapter(adapter_id).card.probes)
-    if adapter_id.startswith("run/"):
-        name = adapter_id.split("/")[2].partition("@")[0]
-        run = next((r for r in run_folder.list_runs(persona_folder.find_persona(slug)) if r.name == name), None)
+    ref = AdapterRef.parse_id(adapter_id)
+    if ref.kind is RefKind.RUN:
+        run = next((r for r in run_folder.list_runs(persona_folder.find_persona(slug)) if r.name == ref.run), None)
         rows = [row for row in run.rows() if row.held_out and not row.pair.history] if run else []
         questions += [row.pair.instruction for row in rows[:MAX_HELD_OUT]]
     return "\n".join(dict.fromkeys(" ".join(question.split()) for question in questions))
@@ -81,7 +82,7 @@ def answer_questions(
 
 def answers_html(labels: Sequence[str], rows: Sequence[question_list.AnswerRow]) -> str:
     """A row for each question, a column for each voice."""
-    heads = [t("Question"), *map(voice_picker.translate_label, labels)]
+    heads = [t("Question"), *map(localized, labels)]
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "".join(
         f"<tr><td>{escape(row.question)}</td>"

@@ -6,6 +6,7 @@ import gradio as gr
 
 from persona.models.adapter import Adapter
 from persona.share import archive, hub, refresh_card
+from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.store import deployment
 from persona.store.files import slugify
 from persona.ui.i18n import t
@@ -26,7 +27,7 @@ SPACE_LINK = (
 
 def open_chosen_adapter(adapter_id: str) -> Adapter:
     """The chosen adapter. If a run trained it, its model card is first brought up to date with the persona's card."""
-    if adapter_id.startswith("run/"):
+    if AdapterRef.parse_id(adapter_id).kind is RefKind.RUN:
         refresh_card.refresh_model_card(find_adapter(adapter_id).path, find_card(adapter_id))
     return find_adapter(adapter_id)
 

@@ -1,0 +1,123 @@
+"""Opens what an AdapterRef names: an adapter, checked before use, or the voice of a column."""
+
+from pathlib import Path
+
+from persona.compare.session import NO_ADAPTER, LoadedModel, Voice, renderer_of
+from persona.errors import AdapterError, InputError, PersonaError
+from persona.models import adapter as adapters
+from persona.models.adapter import Adapter
+from persona.models.download import MODELSCOPE_PREFIX
+from persona.share import archive, hub
+from persona.share.adapter_ref import AdapterRef, RefKind, find_persona_folder
+from persona.store import persona_folder
+from persona.store.files import safe_join
+from persona.store.workspace import current_workspace
+from persona.train import run_folder, snapshots
+from persona.train.run_folder import Run
+
+_PARENT_KINDS = (RefKind.FOLDER, RefKind.PERSONA)  # may name a run's or persona's folder, with the adapter inside
+
+
+def opened_dir() -> Path:
+    """Where adapters from a zip or the Hub are kept, a folder each."""
+    return current_workspace() / "adapters"
+
+
+def locate_folder(ref: AdapterRef) -> Path:
+    """The folder that `ref` names: an adapter's, a run's or a persona's.
+
+    A zip is unpacked, an adapter on the Hub is downloaded. Raises PersonaError.
+    """
+    match ref.kind:
+        case RefKind.FOLDER:
+            return ref.path if ref.step is None else find_snapshot(ref.path, ref.step)
+        case RefKind.PERSONA if folder := find_persona_folder(ref.name):
+            return folder if ref.step is None else find_snapshot(folder, ref.step)
+        case RefKind.ZIP:
+            return archive.unpack_adapter(ref.path, opened_dir())
+        case RefKind.HUB:  # one commit, kept on this machine
+            return archive.copy_adapter(hub.pull_adapter(hub.HubRef.parse(ref.name)), opened_dir())
+        case RefKind.RUN:
+            run = run_folder.open_run(safe_join(persona_folder.find_persona(ref.name).runs_dir, ref.run))
+            return run.adapter if ref.step is None else snapshots.snapshot_dir(run, ref.step)
+        case RefKind.OPENED:
+            return safe_join(opened_dir(), ref.name)
+    raise PersonaError("There is no adapter yet. Train one in the step before, or open one here.")
+
+
+def open_adapter(ref: AdapterRef) -> Adapter:
+    """The checked adapter that `ref` names; of a persona, its newest run's.
+
+    Raises PersonaError saying what is wrong with it.
+    """
+    folder = locate_folder(ref)
+    try:
+        return adapters.read_adapter(adapters.locate_adapter(folder) if ref.kind in _PARENT_KINDS else folder)
+    except AdapterError as e:
+        if ref.kind is RefKind.PERSONA:  # by the name that the user knows, not by its folder
+            raise AdapterError(e.message.replaced(str(folder), ref.name)) from e
+        raise
+
+
+def find_snapshot(path: Path, step: int) -> Path:
+    """The adapter at `step` of a run, or of a persona's newest run that kept snapshots. Raises AdapterError."""
+    runs = [Run(path), *(Run(p) for p in sorted(path.glob("runs/*"), reverse=True))]
+    run, steps = next(((run, steps) for run in runs if (steps := snapshots.list_snapshot_steps(run))), (None, []))
+    if run is None:
+        raise AdapterError(
+            "{path}: no snapshot of step {step}. This run has kept none; leave '@' and the step out.",
+            path=path,
+            step=step,
+        )
+    if step not in steps:
+        raise AdapterError(
+            "{path}: no snapshot of step {step}. It has {steps}.",
+            path=path,
+            step=step,
+            steps=", ".join(map(str, steps)),
+        )
+    return snapshots.snapshot_dir(run, step)
+
+
+def require_same_base(adapter: Adapter, model: LoadedModel) -> None:
+    """Raises AdapterError when the adapter names another base than the one in memory.
+
+    Equal shapes do not make an equal base: an instruction-tuned one has them too. Without a name, shapes must do.
+    """
+    named, loaded = (x.lower().removeprefix(MODELSCOPE_PREFIX) for x in (adapter.base_id, model.base.id))
+    if named and named != loaded:
+        raise AdapterError(
+            "{adapter} was trained on {base}, the others here use {other}. Only adapters of the "
+            "same base can answer side by side.",
+            adapter=adapter.card.name,
+            base=adapter.base_id,
+            other=model.base.id,
+        )
+
+
+def open_voice(model: LoadedModel, text: str, main: Adapter, *, any_base: bool = False) -> Voice:
+    """The voice that `text` names (see AdapterRef.parse_voice), labelled with it.
+
+    base: no adapter and no system prompt. base+prompt: no adapter, the main adapter's system prompt (is training better
+    than prompting?). A blend is asked with its first adapter's template and prompt.
+    any_base: the user named the base, so the bases that adapters name do not count.
+    """
+    ref, label = AdapterRef.parse_voice(text), text.strip()
+    if ref.kind is RefKind.BASE:  # "base" is the first column's label
+        return Voice("base without prompt", NO_ADAPTER, renderer_of(main, model.tokenizer, ""))
+    if ref.kind is RefKind.BASE_WITH_PROMPT:
+        return Voice(label, NO_ADAPTER, renderer_of(main, model.tokenizer))
+    opened = []
+    for part in ref.parts or (ref,):
+        adapter = open_adapter(part)
+        if not any_base:
+            require_same_base(adapter, model)
+        opened.append((adapter, model.attach(adapter), part.strength))
+    adapter, name, strength = opened[0]
+    renderer = renderer_of(adapter, model.tokenizer)
+    if len(opened) == 1:
+        return Voice(label, name, renderer, strength)
+    weights = {name: weight for _, name, weight in opened}
+    if len(weights) < len(opened):
+        raise InputError("{label}: names one adapter twice. Give it once, with its weight.", label=label)
+    return Voice(label, model.blend(weights), renderer)
