@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import gradio as gr
 
@@ -38,7 +38,7 @@ class VoteView(NamedTuple):
     reveal: Any = gr.skip()
     correction: Any = gr.skip()  # the row in which an answer can be corrected
 
-    def with_buttons(self, interactive: bool) -> "VoteView":
+    def with_buttons(self, interactive: bool) -> Self:
         left, tie, bad, right = (gr.Button(interactive=interactive) for _ in VOTE_CHOICES)
         return self._replace(vote_left=left, vote_tie=tie, vote_bad=bad, vote_right=right)
 

@@ -2,7 +2,7 @@
 
 import math
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import gradio as gr
 import pandas as pd
@@ -45,7 +45,7 @@ class RunView(NamedTuple):
     mark: Any  # what is shown: an update with the same mark would change nothing
 
     @classmethod
-    def unchanged(cls) -> "RunView":
+    def unchanged(cls) -> Self:
         return cls(*[gr.skip() for _ in cls._fields])
 
 
