@@ -156,12 +156,12 @@ def curve_plots(progress: RunProgress) -> list[gr.LinePlot]:
 
 def samples_html(run: Run | None, p: RunProgress) -> str:
     """The answers at every evaluation, newest first, each with its held-out loss and a button to use its adapter."""
-    if run is None or not p.diary:
+    if run is None or not p.samples:
         return ""
-    nlls, snapshot_steps, last = dict(p.held_out), set(snapshots.list_snapshot_steps(run)), max(s for s, _ in p.diary)
+    nlls, snapshot_steps, last = dict(p.held_out), set(snapshots.list_snapshot_steps(run)), max(s for s, _ in p.samples)
     best = min((step for step in nlls if step), key=lambda step: (nlls[step], step), default=None)
     pages = []
-    for step, answers in reversed(p.diary):
+    for step, answers in reversed(p.samples):
         badges = "".join(
             f"<em class='{kind}'>{label}</em>"
             for kind, label, applies in (
