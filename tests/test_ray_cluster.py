@@ -119,7 +119,7 @@ def test_moments_are_kept_for_the_next_worker(new, storage, tmp_path, monkeypatc
     fails_at("adapter_model.safetensors")
     with pytest.raises(OSError, match="no route"):
         sync_run(open_local_mirror(run), storage)
-    assert storage.whole("moments") == []
+    assert storage.complete_folders("moments") == []
     monkeypatch.undo()
     sync_run(open_local_mirror(run), storage)
     other = Run(tmp_path / "elsewhere")
@@ -127,7 +127,7 @@ def test_moments_are_kept_for_the_next_worker(new, storage, tmp_path, monkeypatc
     assert snapshots.list_snapshot_steps(other) == [8]
     assert (snapshots.snapshot_dir(other, 8) / "adapter_model.safetensors").read_bytes() == b"adapter_model.safetensors"
     sync_run(open_local_mirror(new("bo")), storage, full=True)
-    assert storage.whole("moments") == ["step-000008"]
+    assert storage.complete_folders("moments") == ["step-000008"]
 
 
 def test_a_moment_that_is_just_being_made_is_left_alone(new, storage):
