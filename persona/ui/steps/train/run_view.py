@@ -56,7 +56,7 @@ def make_run_view(
     learning_rate, tokens_per_second, memory = curve_plots(progress)
     active = run is not None and progress.status in ACTIVE_STATUSES
     resumable = run is not None and progress.status in ("stopped", "failed", "interrupted")
-    changes = localized(oom_recovery.describe_changes(progress.remedy))
+    changes = localized(oom_recovery.describe_changes(progress.smaller_settings))
     return RunView(
         status=run_status_html(run, progress),
         loss=loss_plot(progress),
@@ -67,7 +67,7 @@ def make_run_view(
         start=gr.Button(t("Add to the queue") if is_training else t("Start training")),
         stop=gr.Button(t("Cancel") if progress.status == "queued" else t("Stop"), interactive=active),
         resume=gr.Button(visible=resumable),
-        retry_smaller=gr.Button(changes, visible=bool(progress.remedy)),
+        retry_smaller=gr.Button(changes, visible=bool(progress.smaller_settings)),
         runs=runs,
         timer=gr.Timer(active=active or is_training),
         name=name,
