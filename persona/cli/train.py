@@ -63,7 +63,7 @@ def train(
         ray_cluster.open_storage(storage)
     run = _open_run(persona, resume) if resume else _create_run(persona, base, preset, changes or [])
     if resume and smaller:
-        run = train_launcher.start_with_remedy(persona, run)
+        run = train_launcher.retry_smaller(persona, run)
     elif launcher == "ray":
         train_launcher.start_on_cluster(run, storage, address)
     else:
