@@ -195,7 +195,7 @@ def test_a_vote_is_blind_until_it_is_given(run, chosen):
     seen = " ".join(str(x) for x in ready)
     assert "Base" not in seen and run.name[:8] not in seen
     *_, reveal, _ = blind_vote_tab.cast_vote("left", ready[2], KEY, "mags", chosen)
-    assert "Base, with her prompt" in reveal and "1 vote" in reveal and "95 % interval" in reveal
+    assert "Base + persona prompt" in reveal and "1 vote" in reveal and "95 % interval" in reveal
     with pytest.raises(PersonaError, match="already"):
         blind_vote_tab.cast_vote("left", ready[2], KEY, "mags", chosen)
 

@@ -130,7 +130,7 @@ def test_a_voice_on_disk_is_told_in_chinese_while_it_is_there(visitor, run, chos
     visitor(cookie=f"{i18n.LANGUAGE_COOKIE}=zh")
     day = localized(voice_picker.format_run_time(run.name))
     records = [
-        (VoiceRecord("prompt", "Base, with her prompt"), "基座 + 角色提示词"),
+        (VoiceRecord("prompt", "Base + persona prompt"), "基座 + 角色提示词"),
         (VoiceRecord("base", "Base alone"), "仅基座"),
         (VoiceRecord("adapter", "old label", chosen), f"Mags，{day}"),
         (VoiceRecord("adapter", "Mags, 22 Nov 03:15", "run/mags/20261122-031500-gone"), "Mags, 22 Nov 03:15"),
