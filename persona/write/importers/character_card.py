@@ -12,7 +12,8 @@ from persona.errors import InputError, Message
 from persona.store.pairs import Pair
 from persona.store.persona_folder import MAX_GREETING, MAX_NAME, MAX_SYSTEM, PersonaCard
 from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey
-from persona.write.importers.json_reader import parse_complete_pair, read_first_rows
+from persona.write.importers.json_reader import read_first_rows
+from persona.write.importers.rows import parse_complete_pair
 from persona.write.importers.text_source import SourceFile
 
 NAME = "character"

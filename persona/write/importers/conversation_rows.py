@@ -8,7 +8,8 @@ from persona.errors import InputError, Message
 from persona.store.pairs import Pair
 from persona.store.persona_folder import MAX_SYSTEM, PersonaCard
 from persona.write.importers import SourceSurvey
-from persona.write.importers.json_reader import note_unused_keys, parse_complete_pair, read_first_rows
+from persona.write.importers.json_reader import read_first_rows
+from persona.write.importers.rows import note_unused_keys, parse_complete_pair
 from persona.write.importers.text_source import SourceFile
 
 CONVERSATION_KEYS = ("conversations", "conversation", "messages", "dialogue", "dialog")
