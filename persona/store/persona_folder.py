@@ -152,6 +152,22 @@ def open_persona(path: Path | str) -> Persona:
     return Persona(path.resolve())
 
 
+def open_by_name(name: Path | str, note: Callable[[str], None] = lambda _: None) -> Persona:
+    """The persona in that folder, or else the user's persona of that name.
+
+    By an example's name it is the user's own copy of the example, which is made on first use; `note` says so. Raises
+    InputError.
+    """
+    if Path(name).exists():
+        return open_persona(name)
+    if str(name) in {p.name for p in EXAMPLES_DIR.iterdir()}:
+        persona = copy_example(str(name))
+        note(f"{name}: your copy of the example, in {persona.path}")
+        return persona
+    named = personas_dir() / name
+    return open_persona(named if named.is_dir() else name)
+
+
 def create_persona_at(path: Path, card: PersonaCard, pairs: list[Pair] | None = None) -> Persona:
     """A new folder at `path`. Raises InputError if something is there already."""
     if path.exists() and any(path.iterdir() if path.is_dir() else [path]):

@@ -23,11 +23,12 @@ from persona.store.persona_folder import Persona
 from persona.store.workspace import IS_INSTALLED, PROJECT_DIR
 from persona.train import oom_recovery, queue, validate
 from persona.train.config import RunConfig, count_steps
-from persona.train.progress import ACTIVE_STATUSES
+from persona.train.progress import ACTIVE_STATUSES, RunProgress
 from persona.train.run_folder import Run, list_runs, record_worker
 from persona.train.split import split_held_out
 
 MIN_PAIRS = 2  # one to learn from, one to measure on
+WAIT_SECONDS = 0.3  # between two looks at a run
 
 
 def create_run(persona: Persona, config: RunConfig, expected_seconds: float | None = None) -> Run:
@@ -157,6 +158,18 @@ def _spawn(run: Run, state: str, module: str, *arguments: str) -> None:
         child.wait()
         raise
     _children[run.path] = child
+
+
+def wait_for_run(run: Run) -> RunProgress:
+    """Wait for the end of a run that was started. Raises RunError when it failed."""
+    while run.progress().status in ACTIVE_STATUSES:
+        time.sleep(WAIT_SECONDS)
+        reap_children()
+    progress = run.progress()
+    if progress.status not in ("done", "stopped"):
+        message = progress.message or Message("see {log}", log=run.path / "log.txt")
+        raise RunError("{run}: {status}. {message}", run=run.name, status=progress.status, message=message)
+    return progress
 
 
 def stop_run(run: Run) -> bool:

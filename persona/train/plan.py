@@ -219,6 +219,14 @@ def estimate_on_this_machine(persona: Persona, config: RunConfig, pairs: Sequenc
     return estimate_training(persona, config, pairs, machine, hardware.free_memory(machine))
 
 
+def fit_to_machine(persona: Persona, config: RunConfig, given: Collection[str] = ()) -> tuple[RunConfig, list[str]]:
+    """The settings fitted to this machine's memory, and notes on what was changed; those named in `given` stay."""
+    estimate = estimate_on_this_machine(persona, config, persona.pairs())
+    if estimate is None:  # the base is not on this machine yet, so nothing is known of it
+        return config, []
+    return fit_config(config, estimate.plan, given)
+
+
 def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair], machine: Machine,
                       free: int | None = None) -> TrainingEstimate | None:  # fmt: skip
     """None where the base is not on this disk yet, or its shape is not known."""
