@@ -69,8 +69,9 @@ def train_persona(persona: "Persona", preset: str = "quick", **settings: Any) ->
 def chat(adapter: "str | Path", prompts: Sequence[str], base: str = "", **sampling: Any) -> list[dict[str, Any]]:
     """Ask base and persona the same questions in one batch. Each prompt is a conversation of its own.
 
-    adapter: a folder, run, zip, USER/NAME on the Hub or the name of a persona. base: if not its own. sampling: fields of Sampling, e.g.
-    temperature=0, max_new_tokens=64. Returns {"prompt", "base", "adapter"} for each prompt. Raises PersonaError.
+    adapter: a folder, run, zip, USER/NAME on the Hub or the name of a persona. base: if not its own. sampling: fields
+    of Sampling, e.g. temperature=0, max_new_tokens=64. Returns {"prompt", "base", "adapter"} for each prompt. Raises
+    PersonaError.
     """
     from persona.compare import question_list, session
     from persona.models.sampling import Sampling
