@@ -8,8 +8,10 @@ from persona.template.placeholders import REPLIES, SYSTEM, USERS, split_at_conte
 
 
 def gives_same_prompts(tokenizer: Any, template: ChatTemplate, wanted: list[str | None]) -> bool:
-    """Whether it gives each sample its wanted prompt. None, a refusal, is allowed where there is a system prompt: some
-    formats have no such role, and a shipped template then says how it is folded in.
+    """Whether `template` gives the wanted prompt of every sample.
+
+    None (the format refuses) is allowed for a chat with a system prompt: some formats have no such role, and a shipped
+    template then says how it is folded in.
     """
     for chat, text in zip(SAMPLE_CHATS, wanted, strict=True):
         refused = text is None and chat[0]["role"] == "system"
@@ -17,8 +19,6 @@ def gives_same_prompts(tokenizer: Any, template: ChatTemplate, wanted: list[str 
             return False
     return any(text is not None for text in wanted)
 
-
-# ---- a base's own format, rewritten so that its replies are marked
 
 _EDGE_WHITESPACE = "\n \n x \n \n"
 _TRIMS = {
@@ -31,11 +31,11 @@ _TRIMS = {
 
 
 def derive_template(tokenizer: Any, own: ChatTemplate) -> ChatTemplate | None:
-    """A small template that gives the same prompts as `own` and marks replies; None where it cannot be done surely.
+    """A small template that gives the same prompts as `own` and marks replies; None where that is not certain.
 
-    The format is read off what it renders for marked words: what stands before the first question, between question
+    The format is read off what it renders for placeholders: what stands before the first question, between question
     and answer, after an answer, and at the end of a prompt. That makes a training row by construction the prompt of a
-    chat, then reply and stop token. Whether the guess was right is decided by comparing all samples.
+    chat, then reply and stop token. The result counts only if all samples agree.
     """
     history = list(zip(USERS, REPLIES, strict=False))
     single_turn = _split_prompt(tokenizer, own, build_messages("", [], USERS[0]))
@@ -86,7 +86,7 @@ def _split_prompt(tokenizer: Any, own: ChatTemplate, chat: list[dict]) -> list[s
 
 
 def _stop_text(tokenizer: Any, after: str) -> str:
-    """What ends a reply: the first control token after it, with white space before it; "" where it is not one."""
+    """What ends a reply: the control token after it, with white space before it; "" where no control token follows."""
     names = {tokenizer.convert_ids_to_tokens(i) for i in control_token_ids(tokenizer)}
     bare = after.lstrip()
     stop = max((n for n in names if n and bare.startswith(n)), key=len, default="")
@@ -110,7 +110,7 @@ def _reply_heads(to_reply: str, ask: str) -> tuple[str, str, str] | None:
 
 
 def _trim_filter(tokenizer: Any, own: ChatTemplate, role: str) -> str | None:
-    """What the format does to white space around a content of `role`: a piece of Jinja, None if something unknown."""
+    """How the format trims a content of `role`, as a piece of Jinja; None where it does something else."""
     placeholder = {"system": SYSTEM, "user": USERS[0], "assistant": REPLIES[0]}[role]
 
     def rendered(content: str) -> str | None:
@@ -127,7 +127,7 @@ def _trim_filter(tokenizer: Any, own: ChatTemplate, role: str) -> str | None:
 
 
 def _write_template(parts: dict[str, str], system: list[str] | None, trims: dict[str, str]) -> str:
-    """The template of these parts. Without a system role, the system prompt opens the first question."""
+    """The template made of these parts. Without a system role, the system prompt opens the first question."""
     q = {name: _jinja_string(text) for name, text in parts.items()}
     before, after = map(_jinja_string, system or [parts["start"], "\n\n"])
     content = {role: f"(m['content']{trim})" for role, trim in trims.items()}
@@ -149,6 +149,6 @@ def _write_template(parts: dict[str, str], system: list[str] | None, trims: dict
 
 
 def _jinja_string(text: str) -> str:
-    """As a string of Jinja's."""
+    """`text` as a Jinja string literal."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
     return f"'{escaped}'"

@@ -31,7 +31,7 @@ def convert_rows(
             yield row
             continue
         try:
-            pair, notes = to_pair(row.value, source.place(row.line))
+            pair, notes = to_pair(row.value, source.location(row.line))
         except InputError as e:
             yield SkippedRow(row.line, e.message, truncate_text(row.text))
         else:
