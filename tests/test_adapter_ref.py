@@ -272,7 +272,9 @@ def test_speakers(made, voices):
     assert voices.adapter_weights(both.adapter, both.strength) == ((name, 0.6), (second, 0.4))
     assert bare.renderer.template == prompted.renderer.template == main.template
     assert (
-        prompted.render_column([], "hi").prompt.ids == whole.ask([], "hi").prompt.ids != bare.ask([], "hi").prompt.ids
+        prompted.render_column([], "hi").prompt.ids
+        == whole.render_column([], "hi").prompt.ids
+        != bare.render_column([], "hi").prompt.ids
     )
 
 

@@ -43,4 +43,4 @@ def is_shared_server() -> bool:
     said = os.environ.get("PERSONA_SHARED", "").strip()
     if said not in ("", "0", "1"):
         raise InputError("PERSONA_SHARED={said}: set it to 1 to keep visitors apart, else to 0.", said=f"{said!r:.40}")
-    return said == "1" or (not said and (bool(os.environ.get("SPACE_ID")) or has_public_link()))
+    return said == "1" or (not said and (is_hf_space() or has_public_link()))

@@ -1,5 +1,6 @@
 """A persona on disk: open, create, list, rename, delete; the page and the command line see only this."""
 
+import re
 import shutil
 import time
 import unicodedata
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from persona.errors import InputError, Message, invalid, join
 from persona.store import files, quotas
+from persona.store.cjk import HAN
 from persona.store.files import read_json, safe_join, slugify, to_json, write_atomic
 from persona.store.pairs import BadLine, Pair, read_pairs, scan_pairs, write_pairs
 from persona.store.workspace import EXAMPLES_DIR, current_workspace
@@ -164,7 +166,7 @@ def create_persona_at(path: Path, card: PersonaCard, pairs: list[Pair] | None = 
 
 def default_card(name: str) -> PersonaCard:
     """The card of a persona of whom only the name is known yet, in the language of the name."""
-    chinese = any("\u4e00" <= c <= "\u9fff" for c in name)
+    chinese = re.search(f"[{HAN}]", name)
     system = f"你是{name}，以{name}的身份与口吻作答。" if chinese else f"You are {name}. Answer as {name} would."
     return PersonaCard(name=name, system=system, language="zh" if chinese else "en")
 

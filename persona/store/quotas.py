@@ -58,7 +58,7 @@ def current_quotas() -> Quotas:
 
 def suggest_alternative() -> str:
     """Where there are no limits."""
-    if os.environ.get("SPACE_ID"):
+    if deployment.is_hf_space():
         return Message("For more, duplicate this Space (step 5, Share), or run Persona on a computer of your own.")
     return Message("For more, run Persona on a computer of your own.")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import platformdirs
 
 from persona.errors import InputError, Message
-from persona.store.deployment import is_shared_server
+from persona.store.deployment import is_hf_space, is_shared_server
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]  # of a checkout; site-packages for an installed copy
 _INSTALLED_DATA = Path(__file__).resolve().parents[1] / "_data"  # where the wheel puts them (pyproject.toml)
@@ -32,7 +32,7 @@ def data_root() -> Path:
     PERSONA_HOME, else a Space's persistent /data, else the platform's data folder."""
     if chosen := os.environ.get("PERSONA_HOME"):
         return Path(chosen).expanduser().resolve()
-    if os.environ.get("SPACE_ID") and os.access("/data", os.W_OK):
+    if is_hf_space() and os.access("/data", os.W_OK):
         return Path("/data/persona")
     return Path(platformdirs.user_data_dir("persona", appauthor=False))
 

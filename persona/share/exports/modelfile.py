@@ -1,8 +1,8 @@
 """An Ollama Modelfile: the chat template in Go's language, the system prompt, the settings of a chat.
 
-Ollama fills a template of its own, written in Go's text/template. It is derived here from what our template renders:
-marks are put in for the texts, and what stands between them is the template. So it is checked at once: whatever it
-gives for a few conversations must be what ours gives, else there is none.
+Ollama has templates of its own, in Go's text/template. One is derived here from what our template renders: the texts of
+a conversation are replaced by marks, and what is between the marks is the template. It is checked at once: for a few
+conversations it must give what our template gives, else there is none.
 """
 
 import re
@@ -15,19 +15,16 @@ from persona.share.exports import new_output
 from persona.store.persona_folder import PersonaCard
 from persona.template.chat_template import apply_template, build_messages
 from persona.template.compatibility import SAMPLE_CHATS
+from persona.template.placeholders import REPLIES, SYSTEM, USERS, split_at_contents
 from persona.template.render import Renderer
-
-_SYSTEM = "⟦system⟧"
-_USERS = ("⟦user 1⟧", "⟦user 2⟧", "⟦user 3⟧")
-_REPLIES = ("⟦reply 1⟧", "⟦reply 2⟧")
 
 
 @dataclass(frozen=True)
 class TemplateFrame:
     """What a chat template writes around the texts of a conversation that ends with a question.
 
-    with_system / after_system: around the system prompt; without: in its place; reply: from a question to the reply
-    that is there already; turn: from that to the next question; open: from the last question to the reply to come.
+    with_system, after_system: around the system prompt; without: in its place; reply: between a question and its reply;
+    turn: between a reply and the next question; open: after the last question, whose reply is generated.
     """
 
     with_system: str
@@ -39,11 +36,11 @@ class TemplateFrame:
 
 
 def derive_frame(renderer: Renderer) -> TemplateFrame:
-    """Raises TemplateError where a template does more than put texts into a frame."""
-    history = list(zip(_USERS, _REPLIES, strict=False))
-    with_system = _gaps(renderer, _SYSTEM, history, (_SYSTEM, *_between()))
+    """The frame of the renderer's template. Raises TemplateError where it does more than put texts into a frame."""
+    history = list(zip(USERS, REPLIES, strict=False))
+    with_system = _gaps(renderer, SYSTEM, history, (SYSTEM, *_between()))
     without = _gaps(renderer, "", history, _between())
-    one = _gaps(renderer, _SYSTEM, [], (_SYSTEM, _USERS[2]))
+    one = _gaps(renderer, SYSTEM, [], (SYSTEM, USERS[2]))
     frame = TemplateFrame(with_system[0], with_system[1], without[0], with_system[2], with_system[3], with_system[-1])
     expected = [frame.with_system, frame.after_system, *[frame.reply, frame.turn] * 2, frame.open]
     if with_system != expected or without[1:] != expected[2:] or one != [*expected[:2], frame.open]:
@@ -54,23 +51,20 @@ def derive_frame(renderer: Renderer) -> TemplateFrame:
 
 
 def _between() -> tuple[str, ...]:
-    return (_USERS[0], _REPLIES[0], _USERS[1], _REPLIES[1], _USERS[2])
+    return (USERS[0], REPLIES[0], USERS[1], REPLIES[1], USERS[2])
 
 
 def _gaps(renderer: Renderer, system: str, history: list[tuple[str, str]], marks: tuple[str, ...]) -> list[str]:
-    """What stands before, between and after the marks, each of which must be there once and in this order."""
-    text = _render_prompt(renderer, build_messages(system, history, _USERS[2]))
-    gaps = []
-    for mark in marks:
-        gap, found, text = text.partition(mark)
-        if not found or mark in text:
-            raise _no_frame(renderer, Message("it moves, repeats or leaves out what is said"))
-        gaps.append(gap)
-    return [*gaps, text]
+    """The text before, between and after the marks, each of which must occur once and in this order."""
+    text = _render_prompt(renderer, build_messages(system, history, USERS[2]))
+    gaps = split_at_contents(text, marks)
+    if gaps is None:
+        raise _no_frame(renderer, Message("it moves, repeats or leaves out what is said"))
+    return gaps
 
 
 def _render_prompt(renderer: Renderer, chat: list[dict[str, str]]) -> str:
-    """Our prompt without the token that begins a text, where llama.cpp and Ollama put it there themselves."""
+    """Our prompt without the token that begins a text, which llama.cpp and Ollama add themselves."""
     tokenizer = renderer.tokenizer
     text = apply_template(tokenizer, renderer.template, chat, tokenize=False, add_generation_prompt=True)
     begins = tokenizer.bos_token if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else None
@@ -107,7 +101,7 @@ def go_template(renderer: Renderer) -> str:
 
 
 def render_go_template(template: str, chat: list[dict[str, str]]) -> str:
-    """What Go's text/template makes of a template of go_template: if, else if, else, range, end, and five values."""
+    """Fill in a template of `go_template` as Go does: if, else if, else, range, end, and five values."""
     pieces = re.split(r"\{\{ (.*?) \}\}", template)  # texts at even places, actions at odd ones
     system = next((m["content"] for m in chat if m["role"] == "system"), "")
     out, _ = _run(pieces, 0, {"system": system, "messages": chat, "at": None})
@@ -115,7 +109,7 @@ def render_go_template(template: str, chat: list[dict[str, str]]) -> str:
 
 
 def _run(pieces: list[str], at: int, scope: dict[str, Any]) -> tuple[str, int]:
-    """Text from `at` to the else or end that closes this block, and its place."""
+    """(text from piece `at` to the else or end that closes this block, index of that piece)."""
     out = ""
     while at < len(pieces):
         if at % 2 == 0:
@@ -137,7 +131,7 @@ def _run(pieces: list[str], at: int, scope: dict[str, Any]) -> tuple[str, int]:
 
 
 def _branch(pieces: list[str], at: int, scope: dict[str, Any]) -> tuple[str, int]:
-    """The text of the first branch whose condition holds, and the place of its end."""
+    """(text of the first branch whose condition holds, index of its end)."""
     chosen, done = "", False
     while pieces[at] != "end":
         action = pieces[at].removeprefix("else").strip()
@@ -162,9 +156,9 @@ def _value(action: str, scope: dict[str, Any]) -> Any:
 
 
 def render_modelfile(card: PersonaCard, renderer: Renderer, model: str, adapter: str, licence: str) -> tuple[str, str]:
-    """The Modelfile, and why it has no TEMPLATE ("" where it has one).
+    """(the Modelfile, why it has no TEMPLATE or "").
 
-    model, adapter: names of files beside it; adapter "" for a merged model.
+    model, adapter: names of files beside it; adapter: "" for a merged model.
     """
     try:
         template, why = go_template(renderer), ""

@@ -1,4 +1,4 @@
-"""Where an export goes: to a new place, whole or not at all, and with nothing local in it."""
+"""The new file or folder of an export: written whole or not at all, without private paths or tokens."""
 
 import json
 import tempfile
@@ -25,10 +25,10 @@ def require_new(out: Path) -> None:
 
 @contextmanager
 def create_output(out: Path) -> Iterator[Path]:
-    """A path to write a file or a folder to, which becomes `out` when the block ends well.
+    """A path to write a file or a folder to, which becomes `out` when the block ends without an error.
 
     Raises InputError where something is there already or the disk is full, ShareError when what was written names a
-    folder of this machine or holds a token; then nothing stays behind.
+    private folder or holds a token. After an error nothing is left.
     """
     require_new(out)
     try:
@@ -48,7 +48,7 @@ def create_output(out: Path) -> Iterator[Path]:
 
 
 def render_template_file(file: str, /, **values: Any) -> str:
-    """A text from templates/NAME."""
+    """The Jinja file templates/FILE, filled in."""
     env = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     env.filters |= {"json": lambda x: json.dumps(x, ensure_ascii=False), "plain": escape_markdown, "line": escape_line}
     return env.from_string((TEMPLATES_DIR / file).read_text(encoding="utf-8")).render(**values)

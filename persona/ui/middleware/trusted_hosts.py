@@ -20,7 +20,7 @@ def trusted_host_middleware(host: str) -> list[Middleware]:
     holds further names, of a proxy in front of the page, joined by commas. A page that is meant for others (another
     host, a Space, Gradio's public link) is not guarded: its names are not known here.
     """
-    if host not in LOOPBACK_HOSTS or os.environ.get("SPACE_ID") or deployment.has_public_link():
+    if host not in LOOPBACK_HOSTS or deployment.is_hf_space() or deployment.has_public_link():
         return []
     proxy_hosts = [name.strip() for name in os.environ.get("PERSONA_HOSTS", "").split(",") if name.strip()]
     return [Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS, *proxy_hosts], www_redirect=False)]

@@ -7,7 +7,8 @@ from persona.store import pairs as our
 from persona.store.pairs import PAIR_KEYS, Pair
 from persona.write.importers import ImportItem, ImportOptions, SourceSurvey
 from persona.write.importers.columns import FIELDS, guess_columns, resolve_columns, row_to_pair
-from persona.write.importers.json_reader import convert_rows, read_first_rows, read_json_rows, score_first_rows
+from persona.write.importers.json_reader import read_first_rows, read_json_rows, score_first_rows
+from persona.write.importers.rows import convert_rows
 from persona.write.importers.text_source import SourceFile
 
 NAME = "alpaca"

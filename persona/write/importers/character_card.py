@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from persona.errors import InputError, Message
+from persona.store.cjk import HAN, KANA
 from persona.store.pairs import Pair
 from persona.store.persona_folder import MAX_GREETING, MAX_NAME, MAX_SYSTEM, PersonaCard
 from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey
-from persona.write.importers.json_reader import parse_complete_pair, read_first_rows
+from persona.write.importers.json_reader import read_first_rows
+from persona.write.importers.rows import parse_complete_pair
 from persona.write.importers.text_source import SourceFile
 
 NAME = "character"
@@ -187,7 +189,7 @@ def _truncate(text: str, room: int, field: str, notes: list[str]) -> str:
 
 
 def _chinese(text: str) -> bool:
-    han, kana = len(re.findall(r"[\u4e00-\u9fff]", text)), len(re.findall(r"[\u3040-\u30ff]", text))
+    han, kana = len(re.findall(f"[{HAN}]", text)), len(re.findall(f"[{KANA}]", text))
     return han > 10 * kana and 5 * han > len(re.sub(r"\s", "", text))
 
 

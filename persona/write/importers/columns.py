@@ -6,7 +6,7 @@ from typing import Any
 from persona.errors import InputError, Message, join
 from persona.store.pairs import Pair
 from persona.write.importers import ImportOptions
-from persona.write.importers.json_reader import note_unused_keys, parse_complete_pair
+from persona.write.importers.rows import note_unused_keys, parse_complete_pair
 
 FIELDS = ("instruction", "input", "output", "history", "source")
 COLUMN_NAMES = {  # in order of preference; compared without regard to case

@@ -6,9 +6,10 @@ from typing import Any
 
 from persona.errors import InputError, Message
 from persona.store.pairs import Pair
-from persona.store.persona_folder import MAX_SYSTEM, PersonaCard
+from persona.store.persona_folder import MAX_NAME, MAX_SYSTEM, PersonaCard
 from persona.write.importers import SourceSurvey
-from persona.write.importers.json_reader import note_unused_keys, parse_complete_pair, read_first_rows
+from persona.write.importers.json_reader import read_first_rows
+from persona.write.importers.rows import note_unused_keys, parse_complete_pair
 from persona.write.importers.text_source import SourceFile
 
 CONVERSATION_KEYS = ("conversations", "conversation", "messages", "dialogue", "dialog")
@@ -44,7 +45,7 @@ def survey_conversations(source: SourceFile, turns: Callable[[Any], list[Any]] =
     system = found.pop() if len(found) == 1 else ""
     if not system or len(system) > MAX_SYSTEM:
         return SourceSurvey()
-    return SourceSurvey(card=PersonaCard(name=Path(source.name).stem[:80] or "persona", system=system))
+    return SourceSurvey(card=PersonaCard(name=Path(source.name).stem[:MAX_NAME] or "persona", system=system))
 
 
 def find_system_prompt(row: dict[str, Any], turns: list[Any]) -> str:

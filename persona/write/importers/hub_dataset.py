@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from persona.errors import InputError, Message
-from persona.store.deployment import is_shared_server
+from persona.store.deployment import is_hf_space, is_shared_server
 from persona.store.files import explain_disk_error
 from persona.store.workspace import data_root
 
@@ -26,7 +26,7 @@ def download_dataset(dataset_id: str, revision: str | None = None) -> Path:
     repo, wanted = _parse_dataset_id(dataset_id)
     endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     # where strangers are served, the owner's token is not theirs
-    token = False if is_shared_server() or os.environ.get("SPACE_ID") else None
+    token = False if is_shared_server() or is_hf_space() else None
     try:
         info = HfApi(endpoint=endpoint, token=token).dataset_info(repo, revision=revision, files_metadata=True)
         sizes = {f.rfilename: f.size for f in info.siblings or []}

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from persona.store.cjk import HAN
 from persona.write.importers.speaker_turns import UNSPACED_SCRIPT
 
 QUOTATION_MARKS = {"“": "”", "「": "」", "『": "』", '"': '"', "‘": "’"}
@@ -24,7 +25,7 @@ MANNER_ADVERB = re.compile(
     r"立刻|正色|恭敬|认真|平静|温和|不解|好奇|惊讶|愤怒|激动|高兴|急切|疑惑|(?:对|向|跟|朝|和).{1,6})(?:地|着|了)?$"
 )
 NO_NAME = re.compile(r".*(?:[有这那谁什么听可据心自没不想难所以然后于但如果常俗话口中嘴里是在把被给]|的$|上$|得$)|一")
-ZH_NAME = re.compile(r"[\u3400-\u9fff·]{2,4}$|[\u3400-\u9fff]{1,6}·[\u3400-\u9fff·]{1,8}$|我$")
+ZH_NAME = re.compile(rf"[{HAN}·]{{2,4}}$|[{HAN}]{{1,6}}·[{HAN}·]{{1,8}}$|我$")
 
 SAID = (
     r"(?:said|says|asked|asks|replied|replies|answered|cried|shouted|whispered|murmured|muttered|exclaimed|added|continued|"
@@ -44,7 +45,7 @@ SAID_AFTER = (
 )
 EN_PRONOUNS = {"he", "she", "they", "it"}
 NO_EN_NAME = re.compile(r"(?:and|but|then|so|when|as|that|this|there|what|who|we|you|someone|somebody)$", re.I)
-NAME_WORDS = re.compile(r"[\u3400-\u9fff·]+|[A-Z][\w’'-]*(?: [A-Z][\w’'-]*)*|the [a-z-]+(?: [a-z-]+)?")
+NAME_WORDS = re.compile(rf"[{HAN}·]+|[A-Z][\w’'-]*(?: [A-Z][\w’'-]*)*|the [a-z-]+(?: [a-z-]+)?")
 SENTENCE_END = ".!?,;…—。！？，；~～"
 
 

@@ -15,7 +15,7 @@ from persona.store.csv_safety import escape_formula, unescape_formula
 from persona.store.pairs import Pair
 from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey, messages, sharegpt
 from persona.write.importers import columns as write_importers_columns
-from persona.write.importers.json_reader import MAX_ROW, SourceRow, convert_rows, truncate_text
+from persona.write.importers.rows import MAX_ROW, SourceRow, convert_rows, truncate_text
 from persona.write.importers.text_source import SourceFile
 
 NAME = "table"

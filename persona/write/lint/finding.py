@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from persona.errors import Message, join
+from persona.store.cjk import HAN, HAN_RARE, HANGUL, KANA
 from persona.store.pairs import Pair
 
 Severity = Literal["error", "warning", "hint"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "hint")
 
 # one unit is about one word: a Han or kana character, a Hangul syllable, or a run of other letters and digits
-_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7a3\U00020000-\U0003ffff"
+_UNSPACED = KANA + HAN + HAN_RARE + HANGUL
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 _NO_WORD = re.compile(r"[\W_]+")
 

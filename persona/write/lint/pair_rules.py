@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
 from persona.errors import Message, join
+from persona.store.cjk import HAN
 from persona.store.pairs import Pair, find_unfinished
 from persona.store.persona_folder import PersonaCard
 from persona.write.lint.finding import (
@@ -183,8 +184,8 @@ NOT_SPEAKERS = {
     *("一", "二", "三", "结论", "答案", "步骤", "标题", "时间", "地点", "谜底", "谜面", "原因", "方法"),
 }
 SPEAKER_LABEL = re.compile(
-    r"^[ \t]*(?:\*\*)?([A-Z][\w'’.]*(?: [A-Z][\w'’.]*){0,2}|(?i:user|assistant|human|system)|[\u3400-\u9fff·]{1,6})"
-    r"(?:\*\*)?[ \t]*(?:：|:(?=\s|[\u3400-\u9fff“\"「]))",
+    r"^[ \t]*(?:\*\*)?([A-Z][\w'’.]*(?: [A-Z][\w'’.]*){0,2}|(?i:user|assistant|human|system)"
+    rf"|[{HAN}·]{{1,6}})(?:\*\*)?[ \t]*(?:：|:(?=\s|[{HAN}“\"「]))",
     re.M,
 )
 _SPEECH_VERB = re.compile(r".+(?:说|道|问|答|曰|云|想|是|有|话|下)$|.*(?:说|听|看|想)好$")  # 她说：, 听好：, 原来如下：

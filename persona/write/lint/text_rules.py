@@ -16,6 +16,7 @@ import ftfy
 from ftfy.badness import is_bad
 
 from persona.errors import Message
+from persona.store.cjk import HAN
 from persona.write.lint.finding import Severity
 
 
@@ -152,7 +153,7 @@ def _utf8_read_as_gbk(text: str) -> tuple[str, bool]:
         if e.start * 2 < len(data):  # Chinese text fails at once; a lost byte fails late
             return "", False
         new, whole = data.decode("utf-8", "replace"), False
-    han = sum("\u4e00" <= c <= "\u9fff" for c in new)
+    han = len(re.findall(f"[{HAN}]", new))
     return (new, whole) if han >= 2 and han * 2 >= len(new.strip()) - new.count("\ufffd") else ("", False)
 
 
