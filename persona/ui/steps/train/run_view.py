@@ -80,7 +80,7 @@ def loss_plot(progress: RunProgress) -> gr.LinePlot:
     train, held = t("train"), t("held-out")
     rows = [(s, loss, train) for s, loss in smooth(progress.train)] + [(s, loss, held) for s, loss in progress.held_out]
     if rows:  # a chart on the page draws no line that its first points did not name
-        rows = [(rows[-1][0], None, train), (rows[-1][0], None, held), *rows]
+        rows = [(rows[-1][0], math.nan, train), (rows[-1][0], math.nan, held), *rows]
     points = pd.DataFrame(rows, columns=LOSS_COLUMNS)
     return gr.LinePlot(points, visible=bool(rows), title=t("Loss: lower is better"), x_title=t("step"),
                        y_title=t("loss (nats per token)"), color_title=t("pairs"),
