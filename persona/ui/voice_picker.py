@@ -209,10 +209,10 @@ def _label(ref: AdapterRef, chosen: AdapterRef) -> Message:
             first, second = _label(chosen, chosen), _label(other, chosen)
             return Message(
                 "{share} {first} + {rest} {second}",
-                share=f"{share:.0%}",
                 first=first,
-                rest=f"{1 - share:.0%}",
                 second=second,
+                share=f"{share:.0%}",
+                rest=f"{1 - share:.0%}",
             )
     name = open_adapter(ref).card.name
     if ref.kind is RefKind.OPENED:
