@@ -30,7 +30,6 @@ from persona.store import persona_folder
 from persona.store.workspace import EXAMPLES_DIR
 from persona.train import launcher, plan, run_folder
 from persona.train.config import RunConfig, make_config
-from persona.train.progress import ACTIVE_STATUSES
 
 HELD_OUT = 32
 LOOP = {
@@ -118,11 +117,7 @@ def train(persona: persona_folder.Persona, config: RunConfig) -> run_folder.Run:
     """Train a run, started as the page and the command line do."""
     run = launcher.create_run(persona, config)
     launcher.start_run(run)
-    while (seen := run.progress()).status in ACTIVE_STATUSES:
-        time.sleep(0.5)
-        launcher.reap_children()
-    if seen.status != "done":
-        raise SystemExit(f"our run {seen.status}: {seen.message}")
+    launcher.wait_for_run(run)
     return run
 
 

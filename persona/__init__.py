@@ -1,8 +1,99 @@
-"""Persona: write pairs, train a LoRA, talk to base and persona side by side, share the adapter."""
+"""Persona: write pairs, train a LoRA, talk to base and persona side by side, share the adapter.
+
+    mags = persona.open_persona("lighthouse-keeper")
+    run = persona.train_persona(mags, epochs=2)
+    for turn in persona.chat(run.adapter, ["Who are you?"]):
+        print(turn["base"], turn["adapter"])
+    persona.export_adapter(run.adapter, "mags.zip")
+
+Importing this package imports nothing heavy: torch and the rest come with the first call that needs them.
+"""
 
 import tomllib
-from importlib import metadata
+from collections.abc import Sequence
+from importlib import import_module, metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from persona.store.persona_folder import Persona
+    from persona.template.render import Renderer
+    from persona.train.config import RunConfig
+    from persona.train.run_folder import Run
+
+__all__ = [
+    "Persona", "Renderer", "RunConfig", "__version__", "chat", "export_adapter", "open_persona", "train_persona",
+]  # fmt: skip
+
+_CLASSES = {
+    "Persona": "persona.store.persona_folder",
+    "Renderer": "persona.template.render",
+    "RunConfig": "persona.train.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CLASSES:
+        return getattr(import_module(_CLASSES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def open_persona(name: "str | Path") -> "Persona":
+    """The persona in a folder, or the user's persona of that name.
+
+    By the name of an example ("zhen-huan", "lighthouse-keeper") it is the user's own copy, made on first use under
+    PERSONA_HOME. Raises InputError.
+    """
+    from persona.store import persona_folder
+
+    return persona_folder.open_by_name(name)
+
+
+def train_persona(persona: "Persona", preset: str = "quick", **settings: Any) -> "Run":
+    """Train a LoRA on the persona's pairs, in a process of its own, and wait for its end.
+
+    preset: quick, balanced or thorough. settings: fields of RunConfig on top of it, e.g. base="Qwen/Qwen3-0.6B". What
+    is not given is fitted to this machine. The adapter is in `run.adapter`, figures in `run.progress().result`.
+    Raises InputError for settings or pairs that cannot work, RunError when the run failed.
+    """
+    from persona.train import launcher, plan
+    from persona.train.config import make_config
+
+    config, _ = plan.fit_to_machine(persona, make_config(preset, **settings), settings)
+    run = launcher.create_run(persona, config)
+    launcher.start_run(run)
+    launcher.wait_for_run(run)
+    return run
+
+
+def chat(adapter: "str | Path", prompts: Sequence[str], base: str = "", **sampling: Any) -> list[dict[str, Any]]:
+    """Ask base and persona the same questions in one batch. Each prompt is a conversation of its own.
+
+    adapter: a folder, run, zip, USER/NAME on the Hub or the name of a persona. base: if not its own. sampling: fields
+    of Sampling, e.g. temperature=0, max_new_tokens=64. Returns {"prompt", "base", "adapter"} for each prompt. Raises
+    PersonaError.
+    """
+    from persona.compare import question_list, session
+    from persona.models.sampling import Sampling
+    from persona.share.adapter_ref import AdapterRef
+    from persona.share.open_adapter import open_adapter
+
+    opened = open_adapter(AdapterRef.parse(adapter))
+    model = session.open_model(session.base_of(opened, base))
+    voices = session.default_voices(model, opened)
+    rows = question_list.ask_questions(model, voices, list(prompts), Sampling(**sampling))
+    return [{"prompt": r.question, "base": r.replies[0].text, "adapter": r.replies[1].text} for r in rows]
+
+
+def export_adapter(adapter: "str | Path", out: "str | Path", form: str = "zip") -> Path:
+    """Write an adapter as zip, merged, gguf, card or dataset; `out` must not exist yet. Returns the file or folder.
+
+    Raises InputError or AdapterError where this form is not possible.
+    """
+    from persona.share.exports import formats
+
+    made = formats.write_export(Path(adapter), Path(out), formats.ExportFormat(form))
+    return Path(made.get("folder") or made["file"])
 
 
 def _version() -> str:

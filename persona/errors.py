@@ -1,4 +1,4 @@
-"""Everything Persona refuses, as one small tree; and the texts for the user, which can be said in another language.
+"""The tree of error types, and messages for the user that can be translated.
 
     PersonaError                 a message for the user: place, value, next step
     ├── InputError (ValueError)  pairs, settings or names that cannot be right
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
-DEEPEST = 20  # messages within messages that are read from a file
+MAX_NESTING = 20  # levels of messages within messages that are read from a file
 
 
 class Message(str):
@@ -29,26 +29,26 @@ class Message(str):
     values: dict[str, Any]
 
     def __new__(cls, template: str, /, **values: Any) -> "Message":
-        kept = {name: _value(value) for name, value in values.items()}
-        return cls._make(cls._format(template, kept), template, kept)
+        values = {name: _value(value) for name, value in values.items()}
+        return cls._make(cls._format(template, values), template, values)
 
     @staticmethod
     def of(text: str) -> "Message":
-        """The text itself, with braces or without: what somebody else said, which is not translated."""
+        """A text from elsewhere as a message. It is not translated, and its braces stay."""
         return text if isinstance(text, Message) else Message("{text}", text=text)
 
     @classmethod
     def _make(cls, text: str, template: str, values: dict[str, Any]) -> "Message":
-        made = str.__new__(cls, text)
-        made.template, made.values = template, values
-        return made
+        message = str.__new__(cls, text)
+        message.template, message.values = template, values
+        return message
 
     @staticmethod
     def _format(template: str, values: Mapping[str, Any]) -> str:
         return template.format(**values)
 
     def translated(self, catalogue: Mapping[str, str]) -> str:
-        """The text by `catalogue`, which holds a translation of each template. What it lacks stays English."""
+        """The text by `catalogue`: template → translation. A template that it lacks stays English."""
         if (template := self._translation(catalogue)) is None:
             return str(self)
         values = {k: v.translated(catalogue) if isinstance(v, Message) else v for k, v in self.values.items()}
@@ -61,7 +61,7 @@ class Message(str):
         return catalogue.get(self.template)
 
     def replaced(self, old: str, new: str) -> "Message":
-        """With `new` for `old` in every value."""
+        """The message with `old` replaced by `new` in every value."""
         values = {
             k: v.replaced(old, new) if isinstance(v, Message) else v.replace(old, new) if isinstance(v, str) else v
             for k, v in self.values.items()
@@ -72,26 +72,26 @@ class Message(str):
         return type(self)._make, (str(self), self.template, self.values)
 
     def to_json(self) -> dict[str, Any]:
-        """What a file keeps beside the text, for a page in another language."""
+        """What is stored beside the text, so that it can be translated later."""
         kind = {"joined": True} if isinstance(self, _Joined) else {}
         values = {k: v.to_json() if isinstance(v, Message) else v for k, v in self.values.items()}
         return {"text": str(self), "template": self.template, "values": values, **kind}
 
     @staticmethod
     def from_json(text: str, data: Any, depth: int = 0) -> str:
-        """`text` with the template and values in `data`; the plain text where that is no message, or another one.
+        """`text` with the template and values in `data`; plain `text` where `data` is none or of another text.
 
         A file may come from anyone: its template is only ever looked up, never formatted.
         """
         match data:
             case {"text": str(own), "template": str(template), "values": dict(values)} if (
-                own == text and depth < DEEPEST
+                own == text and depth < MAX_NESTING
             ):
-                kept = {
+                messages = {
                     str(name): Message.from_json(str(v.get("text")), v, depth + 1) if isinstance(v, dict) else _value(v)
                     for name, v in values.items()
                 }
-                return (_Joined if data.get("joined") else Message)._make(text, template, kept)
+                return (_Joined if data.get("joined") else Message)._make(text, template, messages)
         return text
 
 
@@ -107,12 +107,12 @@ class _Joined(Message):
 
 
 def join(separator: str, parts: Iterable[str]) -> Message:
-    """The parts as one text, each translated by itself. Empty ones are left out."""
+    """The parts as one text, each translated on its own. Empty parts are left out."""
     return _Joined(separator, **{str(n): part for n, part in enumerate(filter(None, parts))})
 
 
 def with_templates(row: dict[str, Any]) -> dict[str, Any]:
-    """A row for a file: beside each Message, under NAME_template, what it was made from."""
+    """A row to be stored: beside each Message, under NAME_template, its template and values."""
     return row | {f"{name}_template": v.to_json() for name, v in row.items() if isinstance(v, Message)}
 
 
@@ -136,7 +136,7 @@ class PersonaError(Exception):
 
 
 class InputError(PersonaError, ValueError):
-    """What the user gave is refused; the message says where, what and what to do."""
+    """The user's input is wrong; the message says where, what is wrong and what to do."""
 
 
 class BaseError(PersonaError):
@@ -160,9 +160,9 @@ class ShareError(PersonaError):
 
 
 def invalid(error: Any) -> Message:
-    """What pydantic says of one value that a model does not take."""
-    said = str(error["msg"])
-    last = said.rpartition(" ")[2]
+    """A pydantic error about one value, as a message that can be translated."""
+    text = str(error["msg"])
+    last = text.rpartition(" ")[2]
     match error["type"]:
         case "greater_than":
             return Message("Input should be greater than {limit}", limit=last)
@@ -174,14 +174,14 @@ def invalid(error: Any) -> Message:
             return Message("Input should be less than or equal to {limit}", limit=last)
         case "extra_forbidden":
             return Message("Extra inputs are not permitted")
-        case "literal_error" if " or " in said:
-            choices = said.removeprefix("Input should be ").rpartition(" or ")
+        case "literal_error" if " or " in text:
+            choices = text.removeprefix("Input should be ").rpartition(" or ")
             return Message("Input should be {choices} or {last}", choices=choices[0], last=choices[2])
-    kind, comma, detail = said.partition(", ")
+    kind, comma, detail = text.partition(", ")
     if comma and kind == "Input should be a valid integer":
         return Message("Input should be a valid integer, {detail}", detail=detail)
     if comma and kind == "Input should be a valid number":
         return Message("Input should be a valid number, {detail}", detail=detail)
     if comma and kind == "Input should be a valid boolean":
         return Message("Input should be a valid boolean, {detail}", detail=detail)
-    return Message.of(said)
+    return Message.of(text)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from persona.store.pairs import MAX_CHARACTERS, Pair
 from persona.write.importers import ImportNote, ImportOptions, SkippedRow
-from persona.write.importers.json_reader import MAX_ROW
 from persona.write.importers.registry import detect_format, get_importer
+from persona.write.importers.rows import MAX_ROW
 from persona.write.importers.text_source import open_source
 
 FORMATS = ("alpaca", "sharegpt", "messages", "table")

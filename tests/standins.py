@@ -22,15 +22,15 @@ from persona.train.run_folder import Run
 
 PAIRS = [Pair(f"question {n}", f"answer {n}") for n in range(6)]
 
-# replaces `persona.train`: it runs until there is a file "finish" (or "stop") in the run folder, and fails if another one
-# is running
+# replaces train_run: it runs until there is a file "finish" (or "stop") in the run folder, and fails if another one is
+# running
 STAND_IN = """
-import os, sys, time, types
+import os, runpy, sys, time, types
 import psutil
-from persona.train import queue, run_folder
+from persona.train import queue
 
-def train(*_, **__):
-    run, alone = run_folder.open_run(queue.Path(sys.argv[1])), queue.queue_dir() / "alone"
+def train_run(run, deadline):
+    alone = queue.queue_dir() / "alone"
     other = int(alone.read_text()) if alone.exists() else 0
     # a zombie that its parent has not reaped yet is not running
     if other and psutil.pid_exists(other) and psutil.Process(other).status() != psutil.STATUS_ZOMBIE:
@@ -49,16 +49,16 @@ def train(*_, **__):
     alone.unlink()
     run.log("state", state="stopped" if (run.path / "stop").exists() else "done")
 
-sys.modules["persona.train.run"] = types.SimpleNamespace(main=train)
+sys.modules["persona.train.run"] = types.SimpleNamespace(train_run=train_run)
 queue.POLL_SECONDS = 0.05
-queue.main()
+runpy.run_module("persona.train", run_name="__main__")
 """
 REAL = subprocess.Popen
 
 
 def popen(command, **options):
     """subprocess.Popen, with the fake training."""
-    ours = command[:3] == [sys.executable, "-m", "persona.train.queue"]
+    ours = command[:3] == [sys.executable, "-m", "persona.train"]
     return REAL([sys.executable, "-c", STAND_IN, *command[3:]] if ours else command, **options)
 
 

@@ -16,6 +16,7 @@ import transformers as t
 from cases import check_each
 from conftest import family_tokenizer
 from tiny_models import PLAIN_CPU
+from training import Seen
 
 from persona.compare import session
 from persona.compare.session import NO_ADAPTER, Column
@@ -121,18 +122,16 @@ def train_tiny(
     tokenizer = family_tokenizer(template.text)
     ids = {f"{x}_token_id": getattr(tokenizer, f"{x}_token_id") for x in ("bos", "eos", "pad")}
     ids["vocab_size"] = len(tokenizer)
-    seen: dict[str, Any] = {}
+    seen = Seen(patch)
     patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
     tiny(name, ids, shape).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    real = train_run.finish_run
-    patch.setattr(train_run, "finish_run", lambda t: seen.update(job=t.job, model=t.model) or real(t))
     settings = {"dtype": "float32", "batch_size": 2, "eval_fraction": 0.25, "learning_rate": 1e-2, "max_steps": 2,
                 "lora_r": 4, "lora_alpha": 8}  # fmt: skip
     config = make_config(base=str(folder / "base"), template=template.name, **settings, **changes)
     run = create_run(create_persona_at(folder / "mags", CARD, PAIRS), config)
     result = train_run.train_run(run)
-    return Made(name, seen["job"].base, seen["job"], seen["model"].eval(), result, adapter.read_adapter(run.adapter))
+    return Made(name, seen.job.base, seen.job, seen.trainer.model.eval(), result, adapter.read_adapter(run.adapter))
 
 
 @pytest.fixture(scope="module", params=sorted(TEMPLATES))

@@ -89,7 +89,7 @@ def pieces(x: str) -> list[str]:
     """Every function of the page that makes HTML of text, given `x` wherever text goes in."""
     pair = Pair(x, x, ((x, x),), x)
     finding = Finding(x, "warning", (1,), x, x, x)
-    progress = RunProgress(status="failed", message=x, step=1, steps=2, diary=[(1, [{"probe": x, "text": x}])])
+    progress = RunProgress(status="failed", message=x, step=1, steps=2, samples=[(1, [{"probe": x, "text": x}])])
     run = Run(Path(f"/nowhere/{x.replace('/', '')}"))
     asked = question_list.AnswerRow(x, (), (Generation(text=x), Generation(error=x)))
     summary = DatasetSummary(**{**dict.fromkeys(DatasetSummary.__dataclass_fields__, 0), "text": x, "kinds": {x: 3}})
@@ -101,7 +101,7 @@ def pieces(x: str) -> list[str]:
         run_view.run_status_html(run, progress),
         run_view.samples_html(run, progress),
         questions_tab.answers_html([x, x], [asked]),
-        *blind_vote_tab._panel_update(x, x, "", "", True)[:2],
+        *blind_vote_tab._answers_update(x, x, "", "", True)[:2],
         import_tab._pair_html(pair),
         import_tab.skipped_html([SkippedRow(1, x, x)], 2),
         import_tab.import_report_html(ImportReport(1, 1, 1, 1, [SkippedRow(1, x, x)], {x: 1})),

@@ -132,9 +132,9 @@ def test_the_first_one_has_all_of_it(house):
     slug = has["persona"].slug
     assert MARK in json.dumps(first.call(numbered(demo, "restore_tab"), [slug]))
     open_persona(first, demo, slug)
-    talk = [None, f"run/{slug}/{has['run'].name}", [], has["key"], None]
+    selection = [has["key"], None, f"run/{slug}/{has['run'].name}", [], None]
     first.call(choosing(demo, "conversations"), [has["talk"].id])
-    assert MARK in json.dumps(first.call(numbered(demo, "show_conversation"), talk))
+    assert MARK in json.dumps(first.call(numbered(demo, "show_conversation"), selection))
     assert first.http.get(f"gradio_api/file={has['file']}").content[:2] == b"PK"
     assert MARK in words_of(first.http.get(f"gradio_api/file={has['upload']['path']}"))
     assert first.call(numbered(demo, "start_from_file"), [has["upload"]])["success"]

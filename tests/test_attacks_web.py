@@ -138,7 +138,7 @@ def test_a_made_up_key_shows_nobody_elses_conversations(served):
         conversation.new_visitor_key(),
         conversation_store.open_store(mine.path, conversation.new_visitor_key()).path.name,
     ):
-        data = ["mags", "run/mags/x", [], key, talk.id]
+        data = [key, "mags", "run/mags/x", [], talk.id]
         assert "BETWEEN-US" not in json.dumps(call(client, number, data, f"k{hash(key)}"))
 
 

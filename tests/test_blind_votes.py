@@ -194,10 +194,10 @@ def test_a_tally_counts_votes_for_the_voice_and_not_for_the_side(tmp_path, book)
     assert (t.first, t.second) == (HER, BASE)
     assert (t.wins, t.losses, t.ties, t.both_bad, t.votes) == (7, 2, 3, 1, 13)
     assert t.rate == win_rate.estimate_win_rate(7, 9) and t.rate.value == pytest.approx(7 / 9)
-    assert t.outlook == win_rate.describe_evidence(7, 9, 13)
+    assert t.evidence == win_rate.describe_evidence(7, 9, 13)
     turned = blind_votes.tally_votes(blind_votes.read_blind_questions(book), BASE, HER)
     assert (turned.wins, turned.losses, turned.first_left) == (2, 7, 13 - t.first_left)
-    assert f"left in {t.first_left} of 13" in t.sides and f"preferred in {t.left_wins} of 9" in t.sides
+    assert f"left in {t.first_left} of 13" in t.side_bias and f"preferred in {t.left_wins} of 9" in t.side_bias
     other = blind_votes.open_vote_log(tmp_path / "p", conversation.new_visitor_key())
     vote(other, "adapter")
     assert blind_votes.tally_all(blind_votes.read_all_visitors(tmp_path / "p"))[0].wins == 8
@@ -225,7 +225,7 @@ def test_always_the_same_side_is_remarked_on(book, monkeypatch, side, warned):
     for _ in range(12):
         vote(book, side)
     (t,) = blind_votes.tally_all(blind_votes.read_blind_questions(book))
-    assert t.first_left == 6 and (f"So often {side} is hardly chance" in t.sides) == warned
+    assert t.first_left == 6 and (f"So often {side} is hardly chance" in t.side_bias) == warned
 
 
 # Newcombe (1998), Statistics in Medicine 17:857-872, table I, method 5; and the zero rule 1 - (α/2)^(1/n)

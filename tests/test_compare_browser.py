@@ -57,7 +57,7 @@ def test_compare_vote_and_correct(browser, server, trained):
     page.wait_for_selector("#vote-left:not([disabled])")
     assert "Base" not in page.inner_text("#blind-left") + page.inner_text("#blind-right")
     page.click("#vote-left")
-    page.wait_for_selector("#blind-reveal .reveal:has-text('Base + persona prompt')")
+    page.wait_for_selector("#blind-reveal .reveal:has-text('Base, with persona prompt')")
     assert "1 votes" in page.inner_text("#blind-reveal") or "1 vote" in page.inner_text("#blind-reveal")
     rows = [json.loads(x) for f in trained.path.glob("votes/*.jsonl") for x in f.read_text().splitlines()]
     assert [r["choice"] for r in rows if "choice" in r] == ["left"]

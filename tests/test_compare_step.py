@@ -19,7 +19,8 @@ from persona.train.config import make_config
 from persona.ui import voice_picker
 from persona.ui.steps import compare
 from persona.ui.steps import share as share_step
-from persona.ui.steps.compare import blind_vote_tab, chat_tab, questions_tab
+from persona.ui.steps.compare import blind_vote_tab, chat_tab, conversation_view, questions_tab
+from persona.ui.steps.compare.controls import Selection
 
 KNOBS = (0.0, 0.9, 0, 0.0, 1.0, 6, 0)  # greedy, six tokens
 KEY = conversation.new_visitor_key()
@@ -56,8 +57,12 @@ def say(text, chosen, others=(voice_picker.BASE_WITH_PROMPT,), talk_id="", key=K
     return chat_tab.send_message(text, key, "mags", chosen, list(others), talk_id, 1.0, *knobs)
 
 
+def selection(chosen, talk_id="", key=KEY, others=()):
+    return Selection(key, "mags", chosen, list(others), talk_id)
+
+
 def kept(chosen, talk_id, key=KEY):
-    return chat_tab.load_conversation("mags", chosen, key, talk_id)
+    return conversation_view.load_conversation(selection(chosen, talk_id, key))
 
 
 # ---- who
@@ -93,7 +98,7 @@ def test_columns_stand_where_they_are_expected(run, chosen):
     others = [voice_picker.BASE_ALONE, f"{chosen}@2", f"blend/0.25/{chosen}@2"]
     cast = voice_picker.open_comparison("mags", chosen, others, 0.5)
     assert [v.adapter for v in cast.voices][1] == chosen and len(cast.voices) == 4
-    same = chat_tab._column_voices(chosen, others)
+    same = conversation_view.column_voices(selection(chosen, others=others))
     assert [(v.label, v.column) for v in cast.voices] == [(v.label, v.column) for v in same]
     alone, own, early, mixed = cast.speakers
     assert alone.renderer.system == "" and own.renderer.system == CARD.system == mixed.renderer.system
@@ -144,7 +149,7 @@ def test_another_wording_and_another_take(run, chosen):
     now = kept(chosen, talk_id).turns[0]
     assert len(now.regenerations) == 2 and now.answers != before.answers and now.sampling["seed"] == 7
     event = SimpleNamespace(index=0, value="Who, then?")
-    last(chat_tab.edit_message(event, KEY, "mags", chosen, [voice_picker.BASE_WITH_PROMPT], talk_id, 0, 1.0, *KNOBS))
+    last(chat_tab.edit_message(event, 0, KEY, "mags", chosen, [voice_picker.BASE_WITH_PROMPT], talk_id, 1.0, *KNOBS))
     shown = kept(chosen, talk_id)
     assert [t.said for t in shown.turns] == ["Who, then?"] and len(shown.turns[0].wordings) == 2
 
@@ -154,7 +159,7 @@ def test_a_corrected_answer_becomes_a_pair(run, chosen, monkeypatch):
     monkeypatch.setattr(compare.gr, "Info", told.append)
     talk_id = last(say("Who are you?", chosen))[-1]
     event = SimpleNamespace(index=1, value="Mags Tolliver. Wipe your boots.")
-    last(chat_tab.edit_message(event, KEY, "mags", chosen, [voice_picker.BASE_WITH_PROMPT], talk_id, 1, 1.0, *KNOBS))
+    last(chat_tab.edit_message(event, 1, KEY, "mags", chosen, [voice_picker.BASE_WITH_PROMPT], talk_id, 1.0, *KNOBS))
     pair = persona_folder.find_persona("mags").pairs()[-1]
     assert (pair.instruction, pair.output, pair.source) == (
         "Who are you?", "Mags Tolliver. Wipe your boots.", "correction",
@@ -167,18 +172,21 @@ def test_a_visitor_sees_no_other_visitors_conversation(run, chosen):
     stranger = conversation.new_visitor_key()
     with pytest.raises(PersonaError):
         kept(chosen, talk_id, key=stranger)
-    assert chat_tab.conversation_dropdown("mags", chosen, stranger, "").choices == [("New conversation", "")]
-    assert len(chat_tab.conversation_dropdown("mags", chosen, KEY, talk_id).choices) == 2
+    assert conversation_view.conversation_dropdown(*selection(chosen, key=stranger)).choices == [
+        ("New conversation", "")
+    ]
+    assert len(conversation_view.conversation_dropdown(*selection(chosen, talk_id)).choices) == 2
     assert (
-        chat_tab.latest_conversation("mags", chosen, KEY) == talk_id
-        and chat_tab.latest_conversation("mags", chosen, stranger) == ""
+        conversation_view.latest_conversation(*selection(chosen)) == talk_id
+        and conversation_view.latest_conversation(*selection(chosen, key=stranger)) == ""
     )
 
 
 def test_an_export_holds_every_column(run, chosen):
     talk_id = last(say("Who are you?", chosen))[-1]
     rows = [
-        json.loads(x) for x in Path(chat_tab.export_conversation("mags", chosen, KEY, talk_id)).read_text().splitlines()
+        json.loads(x)
+        for x in Path(conversation_view.export_conversation(*selection(chosen, talk_id))).read_text().splitlines()
     ]
     assert [r["messages"][-2] for r in rows] == [{"role": "user", "content": "Who are you?"}] * 2
     assert rows[1]["adapter"] == chosen
@@ -195,7 +203,7 @@ def test_a_vote_is_blind_until_it_is_given(run, chosen):
     seen = " ".join(str(x) for x in ready)
     assert "Base" not in seen and run.name[:8] not in seen
     *_, reveal, _ = blind_vote_tab.cast_vote("left", ready[2], KEY, "mags", chosen)
-    assert "Base + persona prompt" in reveal and "1 vote" in reveal and "95 % interval" in reveal
+    assert "Base, with persona prompt" in reveal and "1 vote" in reveal and "95 % interval" in reveal
     with pytest.raises(PersonaError, match="already"):
         blind_vote_tab.cast_vote("left", ready[2], KEY, "mags", chosen)
 

@@ -59,12 +59,12 @@ def sha(run: Run) -> str:
 
 
 class Server:
-    """Starts a run in a process of its own, in a moment: see forking.py."""
+    """Starts a run in a process of its own, in a moment: see fork_server.py."""
 
     def __init__(self):
         tests = Path(__file__).parent
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT_DIR), str(tests)]), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([sys.executable, str(tests / "forking.py")], stdin=subprocess.PIPE,
+        self.process = subprocess.Popen([sys.executable, str(tests / "fork_server.py")], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, env=env, text=True)  # fmt: skip
 
     def start(self, run: Run, die: int = 0, deadline: float | None = None, rank: int = 0, **env: str) -> int:
@@ -74,7 +74,7 @@ class Server:
         self.process.stdin.flush()
         pid = int(self.process.stdout.readline())
         if rank == 0:
-            run_folder.record_worker(run, pid)  # as launch.start does
+            run_folder.record_worker(run, pid)  # as launcher.start_run does
         return pid
 
     def close(self):

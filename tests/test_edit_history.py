@@ -131,9 +131,9 @@ def test_only_the_last_edits_are_kept(persona, monkeypatch):
 def test_appending_twice_adds_once_but_keeps_repeats_of_one_file(persona):
     new = [Pair("q", "a", source="f:1"), Pair("q", "a", source="f:2"), Pair("hi", "hello", source="f:3")]
     first = edit_history.append(persona, iter(new), "import f")
-    assert (first.added, first.known) == (2, 1)
+    assert (first.added, first.duplicates) == (2, 1)
     again = edit_history.append(persona, iter(new), "import f")
-    assert (again.added, again.known) == (0, 3)
+    assert (again.added, again.duplicates) == (0, 3)
     assert len(persona.pairs()) == 5 and edit_history.undo_redo_labels(persona) == ("import f", "")
     assert edit_history.undo(persona) == "import f"
     assert len(persona.pairs()) == 3

@@ -17,7 +17,7 @@ from persona.errors import Message
 from persona.ui import i18n, voice_picker
 from persona.ui.i18n import localized, t
 from persona.ui.middleware import language
-from persona.ui.steps.compare import chat_tab
+from persona.ui.steps.compare import conversation_view
 from tests.test_compare_step import KEY, chosen, last, run, say  # noqa: F401  (fixtures)
 
 
@@ -71,7 +71,7 @@ def test_a_conversation_made_in_chinese_opens_in_english(visitor, run, chosen): 
     others = [voice_picker.BASE_WITH_PROMPT, voice_picker.BASE_ALONE, f"{chosen}@2"]
 
     def columns(talk_id):
-        return chat_tab.show_conversation("mags", chosen, others, KEY, talk_id)[4:8]
+        return conversation_view.show_conversation(KEY, "mags", chosen, others, talk_id)[4:8]
 
     visitor(cookie=f"{i18n.LANGUAGE_COOKIE}=zh")
     *_, status, talk_id = last(say("Who?", chosen, others))
@@ -84,7 +84,7 @@ def test_a_conversation_made_in_chinese_opens_in_english(visitor, run, chosen): 
     there = columns(talk_id)
     assert [c.label for c in there] == [voice_picker.voice_label(v, chosen) for v in (others[0], chosen, *others[1:])]
     assert [c.value for c in there] == [c.value for c in made] and all(len(c.value) == 2 for c in there)
-    assert chat_tab.latest_conversation("mags", chosen, KEY) == talk_id
+    assert conversation_view.latest_conversation(KEY, "mags", chosen, others, "") == talk_id
 
 
 KEPT = {
@@ -130,7 +130,7 @@ def test_a_voice_on_disk_is_told_in_chinese_while_it_is_there(visitor, run, chos
     visitor(cookie=f"{i18n.LANGUAGE_COOKIE}=zh")
     day = localized(voice_picker.format_run_time(run.name))
     records = [
-        (VoiceRecord("prompt", "Base + persona prompt"), "基座 + 角色提示词"),
+        (VoiceRecord("prompt", "Base, with persona prompt"), "基座 + 角色提示词"),
         (VoiceRecord("base", "Base alone"), "仅基座"),
         (VoiceRecord("adapter", "old label", chosen), f"Mags，{day}"),
         (VoiceRecord("adapter", "Mags, 22 Nov 03:15", "run/mags/20261122-031500-gone"), "Mags, 22 Nov 03:15"),

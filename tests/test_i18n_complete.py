@@ -31,14 +31,14 @@ def rules() -> set[str]:
     found = set()
     for file in (UI.parent / "write" / "lint").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Finding", "found", "TextRule"):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Finding", "make_finding", "TextRule"):
                 found |= {a.value for a in node.args[:1] if isinstance(a, ast.Constant)}
     return found
 
 
 # where t() is called with a text of a table: file, and the call's first argument → all that it can be
 TABLES: dict[tuple[str, str], set[str]] = {
-    ("steps/compare/blind_vote_tab.py", "words"): set(blind_vote_tab.VOTE_CHOICES.values()),
+    ("steps/compare/blind_vote_tab.py", "label"): set(blind_vote_tab.VOTE_CHOICES.values()),
     ("steps/write/card_tab.py", "CARD_FIELDS[name]"): set(card_tab.CARD_FIELDS.values()),
     ("steps/write/card_tab.py", "label"): set(card_tab.CARD_FIELDS.values()),
     ("steps/write/lint_tab.py", "RULE_TITLES.get(rule) or rule.replace('-', ' ').capitalize()"): {
@@ -46,7 +46,7 @@ TABLES: dict[tuple[str, str], set[str]] = {
     },
     ("steps/write/pairs_tab.py", "name"): {*pairs_table.PAIR_FILTERS, *pairs_table.SORT_ORDERS},
     ("steps/write/lint_tab.py", "name"): set(pairs_table.PAIR_FILTERS),
-    ("steps/share/export_tab.py", "form"): set(export_tab.EXPORT_CHOICES),
+    ("steps/share/export_tab.py", "choice"): set(export_tab.EXPORT_CHOICES),
     ("steps/write/import_tab.py", "NO_COLUMN"): {import_tab.NO_COLUMN},
     ("steps/write/import_tab.py", "label"): set(import_tab.COLUMN_LABELS),
     ("steps/write/import_tab.py", "module.TITLE"): {m.TITLE for m in registry.import_formats().values()},
@@ -67,7 +67,7 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("steps/write/pairs_table.py", "label"): {label for *_, label in pairs_table.ROW_TOOLS},
     ("steps/write/pairs_table.py", "title"): {title for _, _, title, _ in pairs_table.ROW_TOOLS},
     ("steps/write/pairs_table.py", "word"): {word for _, word, _, _ in pairs_table.ROW_TOOLS},
-    ("steps/compare/chat_tab.py", "voice_picker.DATE_FORMAT"): {voice_picker.DATE_FORMAT},
+    ("steps/compare/conversation_view.py", "voice_picker.DATE_FORMAT"): {voice_picker.DATE_FORMAT},
     ("steps/train/plan_view.py", "PRESETS[preset][1]"): {about for _, about in PRESETS.values()},
     ("steps/train/__init__.py", "p.capitalize()"): {p.capitalize() for p in PRESETS},
     ("steps/train/run_view.py", "STATUS_LABELS[p.status]"): set(run_view.STATUS_LABELS.values()),
@@ -94,6 +94,10 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
     "told to programs: no browser with the page open asks so": {
         "middleware/visitors.py": {"Not found.", "The request is no JSON object.", "The request ended early."},
     },
+    "for the log of the server": {
+        "middleware/workspaces.py": {"%s: could not be removed (%s)", "The idle workspaces could not be swept"},
+    },
+    "a regular expression": {"middleware/workspaces.py": {"[A-Za-z0-9_-]{43}"}},
     "header lines": {
         "middleware/visitors.py": {"SameSite=Lax",
                       f"{HOLE}={HOLE}; Path=/; Max-Age={HOLE}; HttpOnly; {HOLE}"},
@@ -103,6 +107,7 @@ CODE = {
     "i18n.py": "scripts for the browser",
     "theme.py": "names of fonts",
     "middleware/trusted_hosts.py": "header lines",
+    "middleware/language.py": "a script for the browser",
 }
 # arguments that hold no text for a reader
 NO_TEXT = {"elem_classes", "elem_id", "js", "js_on_load", "secret", "storage_key", "id", "selected", "concurrency_id",

@@ -34,8 +34,9 @@ from row_files import (
 from persona.errors import InputError
 from persona.store.pairs import Pair, dump_pairs
 from persona.write.importers import ImportOptions, SkippedRow
-from persona.write.importers.json_reader import MAX_SHOWN, SourceRow, read_json_rows
+from persona.write.importers.json_reader import read_json_rows
 from persona.write.importers.registry import detect_format, get_importer, import_formats, preview_import
+from persona.write.importers.rows import MAX_SHOWN, SourceRow
 from persona.write.importers.text_source import MAX_LINE, open_source
 
 COLUMNS = ImportOptions(columns={"instruction": "甲", "output": "乙"})

@@ -7,17 +7,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import PLAIN_CPU, load, new_run
+from training import build
 
 from persona.errors import InputError
 from persona.models import adapter, attach, hardware, loss
 from persona.models.loss import nll_sum
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
-from persona.train import cpu_kernels, lora_config, prepare
+from persona.train import cpu_kernels, lora_config
 from persona.train import run as train_run
 from persona.train.config import RunConfig
-from persona.train.trainer import RunCallback, TrainingClock
 
+pytest_plugins = "training"
 CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
 PAIRS = [
     Pair(f"{w} {n}?", f"{w} is {n}. " + "It is lit. " * (n % 4)) for n, w in enumerate(["lamp", "log", "wind"] * 5)
@@ -111,19 +112,13 @@ def halves(model) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     return found
 
 
-def built(run):
-    job = prepare.prepare_run(run)
-    clock = TrainingClock()
-    return job, train_run.build_trainer(job, clock, RunCallback(run, clock))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"use_rslora": True}, {"use_dora": True}])
 def test_it_is_pissa(make, tiny_gemma, changes):
     """Loss and gradients are those of PEFT's own, which changes the base; here the base is not touched."""
     from peft import LoraConfig, get_peft_model
 
-    job, trainer = built(make(init_lora_weights="pissa", **changes))
+    job, trainer = build(make(init_lora_weights="pissa", **changes))
     batch = trainer.data_collator([{"input_ids": e.input_ids, "labels": e.labels} for e in job.train])
     settings = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights="pissa",
                           task_type="CAUSAL_LM", **changes)  # fmt: skip
@@ -153,17 +148,15 @@ def test_it_is_pissa(make, tiny_gemma, changes):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4"])
-def test_a_pissa_run_leaves_a_plain_adapter_and_the_base_as_it_is(make, tiny_gemma, monkeypatch, dtype, init):
-    seen, real = {}, train_run.finish_run
-    monkeypatch.setattr(train_run, "finish_run", lambda t: seen.update(job=t.job, model=t.model) or real(t))
+def test_a_pissa_run_leaves_a_plain_adapter_and_the_base_as_it_is(make, seen, tiny_gemma, monkeypatch, dtype, init):
     # they round differently in the last bit
     monkeypatch.setattr(cpu_kernels, "cpu_kernels", lambda model: contextlib.nullcontext())
     run = make(init_lora_weights=init, dtype=dtype)
     result = train_run.train_run(run)
     assert result["adapter_nll"] < result["base_nll"] - 0.05
-    trained, opened = seen["model"].eval(), adapter.read_adapter(run.adapter)
+    trained, opened = seen.trainer.model.eval(), adapter.read_adapter(run.adapter)
     assert (opened.settings["r"], opened.settings["lora_alpha"]) == (8, 64)
-    ids = torch.tensor([seen["job"].train[0].input_ids])
+    ids = torch.tensor([seen.job.train[0].input_ids])
     plain = load(tiny_gemma, dtype)
     with torch.no_grad(), loss.cpu_autocast(plain):
         alone = plain(input_ids=ids).logits
@@ -190,7 +183,7 @@ def test_the_fixed_half_never_moves_and_a_stopped_run_ends_the_same(make, monkey
         result = train_run.train_run(run)
         assert (result["status"], result["steps"]) == ("done", 6)
         ends[name] = load_file(run.adapter / "adapter_model.safetensors")
-        _, trainer = built(make(init_lora_weights="pissa"))
+        _, trainer = build(make(init_lora_weights="pissa"))
         for part, (_, still) in halves(trainer.model).items():
             saved = ends[name][part.replace(".default", "")].chunk(2, 0 if "lora_A" in part else 1)
             assert torch.equal(saved[1], still) and not torch.equal(saved[0].abs(), still.abs()), part
@@ -215,9 +208,5 @@ def test_where_pissa_cannot_be(make, changes, why):
 
 
 def test_only_pissa_is_pissa():
-    assert [lora_config.is_pissa(x) for x in ("pissa", "pissa_niter_4", "default", "gaussian")] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    inits = ("pissa", "pissa_niter_4", "default", "gaussian")
+    assert [RunConfig(init_lora_weights=x).is_pissa for x in inits] == [True, True, False, False]

@@ -1,7 +1,6 @@
 """The loss is the stock cross entropy, wherever it saves work: same value, same gradients, row by row or padded."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -258,11 +257,7 @@ def test_collator_shapes(lengths, multiple, width):
 
 def order(lengths: list[int], epoch: int, joined: int = 1) -> list[list[int]]:
     steps = math.ceil(math.ceil(len(lengths) / 4) / joined)
-    trainer = SimpleNamespace(
-        args=SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=joined, data_seed=7),
-        state=SimpleNamespace(global_step=epoch * steps),
-    )
-    return list(LengthGroupedBatchSampler(trainer, lengths))
+    return list(LengthGroupedBatchSampler(lengths, 4, joined, 7, lambda: epoch * steps))
 
 
 @pytest.mark.parametrize("joined", [1, 3])

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -184,6 +185,7 @@ def test_a_forked_process_does_not_wait_for_its_parents_turns():
         with ticket.held(), queue.mutex:
             child = os.fork()
             if child == 0:
+                signal.alarm(30)  # it would wait for ever
                 with queue.turn("page") as mine:
                     os._exit(0 if mine is not ticket and not queue.waiting else 1)
             assert os.waitpid(child, 0)[1] == 0

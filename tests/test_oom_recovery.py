@@ -16,7 +16,7 @@ from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard, create_persona_at
 from persona.train import launcher, oom_recovery
 from persona.train import run as train_run
-from persona.train.config import RunConfig, make_config
+from persona.train.config import make_config
 from persona.train.launcher import create_run
 from persona.train.run_folder import list_runs, record_worker
 
@@ -68,8 +68,7 @@ def test_one_step_at_a_time():
     def check(settings, error, want):
         config = make_config(**settings)
         assert oom_recovery.propose_changes(config, error) == want
-        better = oom_recovery.propose_smaller_config(config, error)
-        assert better is None if not want else RunConfig(**better.model_dump()) == make_config(**{**settings, **want})
+        make_config(**{**settings, **want})  # which checks the values
         assert oom_recovery.can_resume_with(want) == ("quantization" not in want)
 
     check_each(STEPS, check)
@@ -115,13 +114,13 @@ def test_a_run_without_memory_goes_on_with_less_as_if_nothing_had_been(make, mon
     assert seen.message == (
         "Out of memory. Lower batch size to 2 and resume (batch_size=2, gradient_accumulation_steps=2)."
     )
-    assert seen.remedy == {"batch_size": 2, "gradient_accumulation_steps": 2}
+    assert seen.smaller_settings == {"batch_size": 2, "gradient_accumulation_steps": 2}
     monkeypatch.setattr(launcher, "start_run", train_run.train_run)
-    assert launcher.start_with_remedy(persona, run) == run
+    assert launcher.retry_smaller(persona, run) == run
     monkeypatch.undo()
     assert (run.config().batch_size, run.config().gradient_accumulation_steps) == (2, 2)
     seen = run.progress()
-    assert (seen.status, seen.remedy, seen.step) == ("done", {}, expected["steps"])
+    assert (seen.status, seen.smaller_settings, seen.step) == ("done", {}, expected["steps"])
     for curve in ("train", "held_out"):
         got, want = (dict(getattr(r.progress(), curve)) for r in (run, whole))
         assert got == pytest.approx(want, rel=1e-4)
@@ -131,7 +130,7 @@ def test_another_training_is_a_new_run(make, monkeypatch):
     persona, run = make()
     run.log("state", state="failed", message="Out of memory.", remedy={"quantization": "nf4"})
     monkeypatch.setattr(launcher, "start_run", lambda r: None)
-    other = launcher.start_with_remedy(persona, run)
+    other = launcher.retry_smaller(persona, run)
     assert other != run and {r.name for r in list_runs(persona)} == {run.name, other.name}
     assert (run.config().quantization, other.config().quantization) == ("none", "nf4")
 
@@ -140,7 +139,7 @@ def test_without_a_proposal_nothing_is_started(make):
     persona, run = make()
     run.log("state", state="failed", message="No.")
     with pytest.raises(RunError, match="proposes no smaller settings"):
-        launcher.start_with_remedy(persona, run)
+        launcher.retry_smaller(persona, run)
 
 
 @pytest.mark.parametrize("how, status", [(signal.SIGKILL, "killed"), (signal.SIGTERM, "ended")])
@@ -159,9 +158,9 @@ def test_a_training_that_the_system_killed_says_so(make, how, status):
     assert seen.status == "interrupted"
     if status == "killed":
         assert "killed the training (signal 9), as it does when memory runs out. Lower batch size to 2" in seen.message
-        assert seen.remedy == {"batch_size": 2, "gradient_accumulation_steps": 2}
+        assert seen.smaller_settings == {"batch_size": 2, "gradient_accumulation_steps": 2}
     else:
-        assert "exited unexpectedly" in seen.message and not seen.remedy
+        assert "exited unexpectedly" in seen.message and not seen.smaller_settings
 
 
 def test_a_run_that_was_done_before_it_was_killed_stays_done(make):
@@ -173,7 +172,7 @@ def test_a_run_that_was_done_before_it_was_killed_stays_done(make):
     child.kill()
     child.wait()
     launcher.reap_children()
-    assert run.progress().status == "done" and not run.progress().remedy
+    assert run.progress().status == "done" and not run.progress().smaller_settings
 
 
 @pytest.mark.parametrize("error", [GPU, MemoryError()])

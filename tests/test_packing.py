@@ -11,7 +11,7 @@ from persona.models.loss import nll_sum
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard, create_persona_at
 from persona.template.render import IGNORE_INDEX
-from persona.train import collator, prepare
+from persona.train import collator, prepare, validate
 from persona.train import run as train_run
 from persona.train.collator import Collator
 from persona.train.config import make_config
@@ -71,7 +71,7 @@ def test_loss_and_gradients_are_those_of_the_padded_batch(request, family, pack)
 @pytest.mark.parametrize("family", ["tiny_gemma", "tiny_llama"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_base_that_keeps_rows_apart_passes(request, family, dtype):
-    collator.check_packing(open_base(request.getfixturevalue(family), dtype), "tiny")
+    validate.check_packing(open_base(request.getfixturevalue(family), dtype), "tiny")
 
 
 def leaky(kind: str):
@@ -91,7 +91,7 @@ def leaky(kind: str):
 @pytest.mark.parametrize("kind", ["lfm2", "qwen3_next"])
 def test_a_base_in_which_rows_would_see_each_other_is_refused(kind):
     with pytest.raises(InputError, match=f"packing: in {kind} packed rows would see each other. Set packing to false"):
-        collator.check_packing(leaky(kind), kind)
+        validate.check_packing(leaky(kind), kind)
 
 
 CARD = PersonaCard(name="Mags", system="Be dry.", language="en")

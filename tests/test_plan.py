@@ -216,12 +216,12 @@ def test_the_page_says_what_to_choose_when_it_will_not_fit(persona, tiny_gemma, 
     monkeypatch.setattr(train_plan, "read_base_shape", lambda _: large)
     monkeypatch.setattr(hardware, "free_memory", lambda _: 18 * 10**9)
     text = page.plan_html("mags", "quick", str(tiny_gemma), *FORM)
-    assert "does not fit into 18.0 GB as it is" in text and "quantization=int8" in text
+    assert "does not fit into 18.0 GB" in text and "quantization=int8" in text
 
 
 def test_a_base_that_is_not_here_yet_has_no_estimate(persona, plain_machine):
     text = page.plan_html("mags", "quick", "someone/unknown", *FORM)
-    assert "step 2 fetches it" in text and "GB</b>" not in text
+    assert "step 2 downloads it" in text and "GB</b>" not in text
 
 
 def test_start_runs_what_the_page_said(persona, tiny_gemma, plain_machine, monkeypatch):

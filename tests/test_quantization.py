@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_models import lora_gradients, new_run, with_lora
+from training import build
 
 from persona.compare import session
 from persona.compare.session import NO_ADAPTER, Column
@@ -24,7 +25,6 @@ from persona.train.collator import Collator
 from persona.train.config import make_config
 from persona.train.launcher import create_run
 from persona.train.run_folder import Run
-from persona.train.trainer import RunCallback, TrainingClock
 
 pytestmark = pytest.mark.usefixtures("plain_cpu")
 needs_bnb = pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
@@ -239,9 +239,7 @@ def make(tmp_path, folders):
 
 
 def built(run: Run):
-    job = prepare.prepare_run(run)
-    clock = TrainingClock()
-    return train_run.build_trainer(job, clock, RunCallback(run, clock))
+    return build(run)[1]
 
 
 @needs_bnb

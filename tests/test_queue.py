@@ -46,8 +46,8 @@ def test_many_started_at_once_by_other_processes_train_one_after_the_other(new, 
     made = [new() for _ in range(4)]
     code = (
         f"import subprocess, sys; REAL, STAND_IN = subprocess.Popen, {STAND_IN!r}\n{inspect.getsource(popen)}"
-        "from persona import launch, runs\nsubprocess.Popen = popen\n"
-        "launch.start(runs.open_run(runs.Path(sys.argv[1])))"
+        "from persona.train import launcher, run_folder\nsubprocess.Popen = popen\n"
+        "launcher.start_run(run_folder.open_run(run_folder.Path(sys.argv[1])))"
     )
     callers = [REAL([sys.executable, "-c", code, str(r.path)], cwd=PROJECT_DIR) for r in made]
     assert [c.wait(60) for c in callers] == [0] * 4, "and they are gone when their runs train"

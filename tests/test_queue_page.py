@@ -48,7 +48,7 @@ def test_many_runs_of_one_visitor_do_not_keep_the_others_waiting(of):
 
 def test_a_visitor_learns_a_place_and_a_time_and_nothing_of_others(of):
     a1, b1, b2, c1 = of("a", "Ada"), of("b", "Bea"), of("b", "Bo"), of("c", "Cy")
-    queue.record_expected_seconds(b1, 600.0)
+    b1.update_manifest(expected_seconds=600.0)
     started(a1, b1, b2, c1)
     assert queue.list_waiting_runs() == [b1, c1, b2]
     said = {r: queue.read_run_progress(r).message for r in (b1, c1, b2)}

@@ -53,7 +53,7 @@ def checkpoint(run: Run, step: int, whole: bool = True) -> None:
     state = {"best_model_checkpoint": str(path), "global_step": step}
     (path / "trainer_state.json").write_text(json.dumps(state))
     if whole:
-        (path / ray_cluster.COMPLETE_MARKER).touch()
+        (path / checkpoints.COMPLETE_MARKER).touch()
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def test_a_checkpoint_counts_when_it_is_whole_and_goes_when_it_is_gone(new, stor
     checkpoint(run, 10, whole=False)
     sync_run(open_local_mirror(run), storage)
     assert storage.names("checkpoints") == storage.checkpoints() == ["checkpoint-9"]
-    (run.checkpoints / "checkpoint-10" / ray_cluster.COMPLETE_MARKER).touch()
-    (run.checkpoints / "checkpoint-9" / ray_cluster.COMPLETE_MARKER).unlink()
+    (run.checkpoints / "checkpoint-10" / checkpoints.COMPLETE_MARKER).touch()
+    (run.checkpoints / "checkpoint-9" / checkpoints.COMPLETE_MARKER).unlink()
     sync_run(open_local_mirror(run), storage)
     assert storage.names("checkpoints") == ["checkpoint-10"]
 
@@ -119,7 +119,7 @@ def test_moments_are_kept_for_the_next_worker(new, storage, tmp_path, monkeypatc
     fails_at("adapter_model.safetensors")
     with pytest.raises(OSError, match="no route"):
         sync_run(open_local_mirror(run), storage)
-    assert storage.whole("moments") == []
+    assert storage.complete_folders("moments") == []
     monkeypatch.undo()
     sync_run(open_local_mirror(run), storage)
     other = Run(tmp_path / "elsewhere")
@@ -127,7 +127,7 @@ def test_moments_are_kept_for_the_next_worker(new, storage, tmp_path, monkeypatc
     assert snapshots.list_snapshot_steps(other) == [8]
     assert (snapshots.snapshot_dir(other, 8) / "adapter_model.safetensors").read_bytes() == b"adapter_model.safetensors"
     sync_run(open_local_mirror(new("bo")), storage, full=True)
-    assert storage.whole("moments") == ["step-000008"]
+    assert storage.complete_folders("moments") == ["step-000008"]
 
 
 def test_a_moment_that_is_just_being_made_is_left_alone(new, storage):
@@ -181,7 +181,7 @@ def test_events_follow_and_never_tell_of_what_is_not_there(new, storage, monkeyp
     run.adapter.mkdir()
     (run.adapter / "adapter_config.json").write_text("{}")
     sync_run(open_local_mirror(run), storage)
-    assert order[-2:] == [ray_cluster.COMPLETE_MARKER, "events.jsonl"] and not storage.names("adapter")
+    assert order[-2:] == [checkpoints.COMPLETE_MARKER, "events.jsonl"] and not storage.names("adapter")
     run.log("state", state="done")
     sync_run(open_local_mirror(run), storage)
     assert order[-4:] == ["adapter_config.json", "run.json", "pairs.jsonl", "events.jsonl"]
@@ -285,7 +285,7 @@ def test_the_command_line_sends_it(new, monkeypatch, tmp_path):
 
 
 def test_ray_is_not_imported_before_it_is_asked_for():
-    code = "import sys; from persona import cli, launch, cluster; print(*sys.modules)"
+    code = "import sys; from persona import cli; from persona.train import launcher, ray_cluster; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_DIR, capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {"ray", "torch"}
 

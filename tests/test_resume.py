@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny_models import PLAIN_CPU, new_run
+from training import Seen, build
 
 from persona.models import hardware, stop_token
 from persona.models.loss import NllScores
@@ -14,9 +15,11 @@ from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
 from persona.train import prepare, snapshots
 from persona.train import run as train_run
+from persona.train.evaluator import Evaluator
 from persona.train.run_folder import Run
-from persona.train.trainer import RunCallback, Trainer, TrainingClock
+from persona.train.trainer import RunCallback, Trainer
 
+pytest_plugins = "training"
 pytestmark = pytest.mark.slow  # a trainer is built for nearly every test here
 
 CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
@@ -65,32 +68,40 @@ def pause_at(monkeypatch):
     real, wanted = RunCallback.on_step_end, set()
 
     def stop(self, args, state, control, **options):
-        self.asked = self.asked or state.global_step in wanted
+        self.stop_requested = self.stop_requested or state.global_step in wanted
         return real(self, args, state, control, **options)
 
     monkeypatch.setattr(RunCallback, "on_step_end", stop)
     return wanted.update
 
 
-def measuring(figures: dict[int, float]):
-    """In place of Trainer.held_out: this NLL a token at these steps, 6 at others."""
+def measuring(seen: Seen, figures: dict[int, float]):
+    """In place of Evaluator.score_held_out: this NLL a token at these steps, 6 at others."""
 
-    def held_out(self) -> NllScores:
-        tokens = [e.learned for e in self.job.held_out]
-        return NllScores([figures.get(self.state.global_step, 6.0) * t for t in tokens], tokens)
+    def score_held_out(self, model) -> NllScores:
+        tokens = [e.learned for e in self.prepared.held_out]
+        return NllScores([figures.get(seen.trainer.state.global_step, 6.0) * t for t in tokens], tokens)
 
-    return held_out
+    return score_held_out
 
 
 CASES = {
     # in an epoch's middle, at its end, at an evaluation, at both an epoch's end and an evaluation
     "dice": ({**DICE, "max_steps": 15}, (1, 4, 9, 12)),
-    "dice-bfloat16": ({**DICE, "dtype": "bfloat16", "max_steps": 12}, (2, 9)),
     # 5 batches an epoch, so that its last step joins fewer; 4 epochs of 2 steps
     "joined-batches": ({**DICE, "batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 8}, (1, 5)),
-    "nothing-held-out": ({**DICE, "eval_fraction": 0, "max_steps": 12}, (2, 11)),
-    "stop-token-bfloat16": ({"dtype": "bfloat16", "train_stop_token": True, "max_steps": 9}, (5,)),
-    "linear-dora": ({"lr_scheduler_type": "linear", "warmup": 5, "weight_decay": 0.1, "use_dora": True}, (3,)),
+    "stop-token-bfloat16": ({**DICE, "dtype": "bfloat16", "train_stop_token": True, "max_steps": 9}, (2, 5)),
+    "linear-dora-nothing-held-out": (
+        {
+            "lr_scheduler_type": "linear",
+            "warmup": 5,
+            "weight_decay": 0.1,
+            "use_dora": True,
+            "eval_fraction": 0,
+            "max_steps": 9,
+        },
+        (3, 8),
+    ),
 }
 
 
@@ -114,10 +125,10 @@ def test_a_paused_run_is_the_run_that_never_paused(make, pause_at, monkeypatch, 
     assert sha(run) == sha(whole)
 
 
-def test_early_stopping_counts_on_after_a_pause(make, pause_at, monkeypatch):
+def test_early_stopping_counts_on_after_a_pause(make, pause_at, monkeypatch, seen):
     """Two evaluations without gain, a pause between them, and one in an epoch that evaluates nothing."""
     figures = {3: 5.0, 6: 4.0, 9: 4.5, 12: 4.2, 15: 3.0}
-    monkeypatch.setattr(Trainer, "held_out", measuring(figures))
+    monkeypatch.setattr(Evaluator, "score_held_out", measuring(seen, figures))
     whole, run = make(early_stopping_patience=2), make(early_stopping_patience=2)
     assert train_run.train_run(whole)["steps"] == 12
     pause_at((2, 10))
@@ -132,7 +143,7 @@ def test_slices_of_time_are_one_run(make, monkeypatch):
     train_run.train_run(whole)
     now, spent = [0.0], []
     clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
-    for module in ("persona.train.trainer", "persona.train"):
+    for module in ("persona.train.trainer", "persona.train.run"):
         monkeypatch.setattr(f"{module}.time", clock)
     real = Trainer.training_step
 
@@ -153,23 +164,20 @@ def test_slices_of_time_are_one_run(make, monkeypatch):
 def test_random_numbers_drawn_in_an_evaluation_leave_no_trace(make, monkeypatch):
     plain, run = make(max_steps=6, **DICE), make(max_steps=6, **DICE)
     train_run.train_run(plain)
-    real = Trainer.held_out
+    real = Evaluator.score_held_out
 
-    def drawing(self):
+    def drawing(self, model):
         torch.rand(7)
-        return real(self)
+        return real(self, model)
 
-    monkeypatch.setattr(Trainer, "held_out", drawing)
+    monkeypatch.setattr(Evaluator, "score_held_out", drawing)
     monkeypatch.setattr(train_run, "measure_base", lambda *_, **__: 6.0)
     train_run.train_run(run)
     assert sha(run) == sha(plain)
 
 
 def test_every_epoch_has_an_order_of_its_own_and_every_row_once(make):
-    run = make()
-    job = prepare.prepare_run(run)
-    clock = TrainingClock()
-    trainer = train_run.build_trainer(job, clock, RunCallback(run, clock))
+    _, trainer = build(make())
     orders = []
     for step in (0, 4, 8, 5):
         trainer.state.global_step = step
@@ -179,12 +187,12 @@ def test_every_epoch_has_an_order_of_its_own_and_every_row_once(make):
     assert len({tuple(o) for o in orders[:3]}) == 3 and orders[3] == orders[1]
 
 
-def test_the_better_of_best_checkpoint_and_last_step_is_written_at_a_stop(make, pause_at, monkeypatch):
+def test_the_better_of_best_checkpoint_and_last_step_is_written_at_a_stop(make, pause_at, monkeypatch, seen):
     """And that measuring leaves no trace in the run: it is neither an evaluation nor the best of one."""
     pause_at((4, 5))
     run = make()
     figures = {3: 5.0, 4: 4.0, 5: 5.5}
-    monkeypatch.setattr(Trainer, "held_out", measuring(figures))
+    monkeypatch.setattr(Evaluator, "score_held_out", measuring(seen, figures))
     train_run.train_run(run)
     written, last = (run.adapter, run.checkpoints / "checkpoint-4")
     weights = "adapter_model.safetensors"

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -25,6 +26,16 @@ from persona.train.split import split_held_out
 
 CARD = PersonaCard(name="Mags", system="Be dry.")
 PAIRS = [Pair(f"question {n}", f"answer {n}") for n in range(20)]
+EVENT_KINDS = {
+    "state",
+    "plan",
+    "step",
+    "eval",
+    "diary",
+    "result",
+    "chosen",
+    "worker",
+}  # a table of their own in the docs
 
 
 @pytest.fixture
@@ -175,7 +186,7 @@ def test_the_diary_and_the_chosen_adapter_are_replayed(run):
     page = [{"probe": "Who?", "text": "Me.", "ended": True}]
     ended = (("result", {"adapter_nll": 3.2}), ("chosen", {"step": 2, "nll": 3.2}), ("state", {"state": "done"}))
     seen = replay(run, *RUNNING, ("diary", {"step": 2, "answers": page}), ("diary", {"step": 0, "answers": []}), *ended)
-    assert seen.diary == [(0, []), (2, page)] and (seen.chosen, seen.adapter_nll) == (2, 3.2)
+    assert seen.samples == [(0, []), (2, page)] and (seen.chosen, seen.adapter_nll) == (2, 3.2)
     assert replay(run, ("chosen", {"step": 0, "nll": 4.0})).adapter_nll == 4.0
     assert replay(run, ("state", {"state": "starting"})).chosen is None, "a resumed run chooses anew"
 
@@ -311,7 +322,7 @@ def test_stop_leaves_a_file_and_start_takes_it_away(run, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", waiting)
     launcher.start_run(run)
     assert not (run.path / "stop").exists()
-    assert asked == [([sys.executable, "-m", "persona.train.queue", str(run.path)], run.path, True)]
+    assert asked == [([sys.executable, "-m", "persona.train", str(run.path), "--wait"], run.path, True)]
     child = launcher._children[run.path]
     child.wait()
     launcher.reap_children()
@@ -341,12 +352,34 @@ def test_runs_are_listed_newest_first(persona):
     assert [r.path for r in run_folder.list_runs(persona)] == [made[1], made[2], made[0]]
 
 
+def test_of_several_processes_only_the_main_one_writes(run, monkeypatch):
+    before = {f.name: f.read_bytes() for f in run.path.iterdir()}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    run.log("state", state="running")
+    run.update_manifest(dtype="float32")
+    run_folder.record_worker(run, os.getpid())
+    assert {f.name: f.read_bytes() for f in run.path.iterdir()} == before
+    monkeypatch.setenv("RANK", "0")
+    run.log("state", state="running")
+    assert (run.path / "events.jsonl").read_bytes() != before["events.jsonl"]
+
+
+def test_the_docstring_and_the_docs_list_the_same_names():
+    section = (PROJECT_DIR / "docs" / "formats.md").read_text("utf-8").split("\n## A run")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    in_docs = {name.split("/")[0] for row in rows for name in re.findall(r"`([^`]+)`", row)} - EVENT_KINDS
+    in_docstring = set(re.findall(r"^    ([a-z.]+)/?  ", run_folder.__doc__, re.MULTILINE))
+    assert in_docs == in_docstring and "events.jsonl" in in_docs
+
+
 # ---- layers
 
 
 def test_a_light_module_stays_light():
     """The page opens, and `persona new` answers, without the seconds that torch takes."""
-    modules = ["errors", "files", "pairs", "folder", "render", "base", "hardware", "runs"]
+    modules = ["errors", "store.pairs", "store.persona_folder", "template.render", "models.base", "models.hardware",
+               "train.run_folder", "train.launcher", "train.queue", "train.validate", "train.plan"]  # fmt: skip
     heavy = {"torch", "transformers", "gradio", "trl", "peft", "datasets", "huggingface_hub"}
     lines = [f"import persona.{m}; print('{m}', *{heavy} & set(sys.modules))" for m in modules]
     env = {**os.environ, "PYTHONPATH": str(PROJECT_DIR)}

@@ -143,7 +143,7 @@ def test_the_probes_are_answered_at_every_evaluation(make):
     assert [p["step"] for p in pages] == [e["step"] for e in events(run, "eval")]
     assert all([a["probe"] for a in p["answers"]] == ["Who are you?", "Is the lamp lit?"] for p in pages)
     assert pages[0]["answers"][0]["text"] != pages[-1]["answers"][0]["text"], "she has changed"
-    assert run.progress().diary[0][1] == pages[0]["answers"]
+    assert run.progress().samples[0][1] == pages[0]["answers"]
 
 
 def test_a_page_of_the_diary_is_what_the_chat_would_answer(make, tiny_gemma):

@@ -57,7 +57,7 @@ def test_names_from_outside_lose_what_is_no_name(tmp_path):
     file = tmp_path / "t.txt"
     file.write_text("x")
     assert open_source(file, "../../etc/pass\nwd").name == "passwd"
-    assert open_source(file, "a\x00\x1b").place(3) == "a:3"
+    assert open_source(file, "a\x00\x1b").location(3) == "a:3"
 
 
 @pytest.mark.parametrize("make", [lambda p: p.write_bytes(b""), lambda p: p.mkdir(), lambda p: None])

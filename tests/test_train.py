@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 
 import pytest
@@ -13,7 +14,7 @@ from training import CARD, PAIRS, events, lora, wait_for
 from persona.models import adapter, attach, loss
 from persona.models.loss import mean_nll
 from persona.template.chat_template import read_template
-from persona.train import checkpoints, launcher, snapshots
+from persona.train import checkpoints, launcher, run_folder, snapshots
 from persona.train import run as train_run
 from persona.train.collator import Collator
 from persona.train.trainer import Trainer
@@ -57,6 +58,8 @@ def test_a_run_from_start_to_end(make, tiny_gemma):
     assert [s for s, _ in seen.train] == [1, 2, 3, 4, 5, 6] and [s for s, _ in seen.held_out] == [0, 1, 2, 3, 4, 5, 6]
     assert seen.plan["rows"] + seen.plan["held_out"] == len(PAIRS) and seen.plan["held_out"] == 4
     assert not run.checkpoints.exists(), "a finished run keeps its adapter alone"
+    documented = re.findall(r"^    ([a-z.]+)/?  ", run_folder.__doc__, re.MULTILINE)
+    assert {f.name for f in run.path.iterdir()} <= set(documented)
     opened = adapter.read_adapter(run.adapter)
     assert opened.card == CARD and opened.template == read_template("gemma-base")
     assert opened.facts["figures"]["steps"] == 6 and opened.facts["config"]["lora_r"] == 16

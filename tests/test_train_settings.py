@@ -3,16 +3,14 @@
 import pytest
 import torch
 from cases import check_each
-from training import CARD, PAIRS, events, layers
+from training import CARD, PAIRS, build, events, layers
 
 from persona.models import adapter
 from persona.store.persona_folder import create_persona_at
 from persona.template.chat_template import read_template
-from persona.train import prepare
 from persona.train import run as train_run
 from persona.train.config import RunConfig
 from persona.train.launcher import create_run
-from persona.train.trainer import RunCallback, TrainingClock
 
 pytest_plugins = "training"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_cpu")]  # a trainer is built for nearly every test
@@ -50,7 +48,7 @@ CHANGED = {
 
 
 def patience(trainer) -> int:
-    return trainer.watch.patience
+    return trainer.callback.patience
 
 
 def lora_of(trainer):
@@ -83,7 +81,7 @@ WHERE = {
     "dtype": (lambda t, j: t.model.dtype, torch.float32, torch.bfloat16),
     "packing": (lambda t, j: t.data_collator.pack, 0, 300),
     "save_steps": (lambda t, j: t.args.save_steps, 1, 4),
-    "eval_fraction": (lambda t, j: (len(t.job.held_out), len(t.train_dataset)), (2, 14), (8, 8)),
+    "eval_fraction": (lambda t, j: (len(j.held_out), len(t.train_dataset)), (2, 14), (8, 8)),
     "early_stopping_patience": (lambda t, j: patience(t), 0, 9),
     "learn_history": (lambda t, j: j.renderer.learn_history, False, True),
     "seed": (lambda t, j: (t.args.seed, t.args.data_seed), (0, 0), (11, 11)),
@@ -105,9 +103,8 @@ def built(tmp_path_factory, tiny_gemma, tiny_llama):
     changed = {**CHANGED, "base": str(tiny_llama)}
     for name, config in (("default", RunConfig(base=str(tiny_gemma))), ("changed", RunConfig(**changed))):
         run = create_run(create_persona_at(tmp_path_factory.mktemp(name) / "mags", CARD, PAIRS), config)
-        job = prepare.prepare_run(run)
-        clock = TrainingClock()
-        made[name] = (train_run.build_trainer(job, clock, RunCallback(run, clock)), job)
+        prepared, trainer = build(run)
+        made[name] = (trainer, prepared)
     return made
 
 

@@ -17,6 +17,8 @@ from persona.train import run as train_run
 from persona.train.config import RunConfig, make_config
 from persona.train.launcher import create_run
 
+pytest_plugins = "training"
+
 CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
 PAIRS = [
     Pair(f"{w} {n}?", f"{w} is {n}. " + "It is lit. " * (n % 4)) for n, w in enumerate(["lamp", "log", "wind"] * 5)
@@ -94,7 +96,7 @@ def test_an_optimizer_is_refused_without_its_package_and_only_then(without, opti
 @pytest.mark.parametrize(
     "optim", [o if o in TRIED_ALWAYS else pytest.param(o, marks=pytest.mark.release) for o in OPTIMIZERS]
 )
-def test_every_optimizer_learns_here_or_says_why_not(tmp_path, tiny_gemma, monkeypatch, optim):
+def test_every_optimizer_learns_here_or_says_why_not(tmp_path, tiny_gemma, monkeypatch, seen, optim):
     monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
     config = make_config(base=str(tiny_gemma), optim=optim, dtype="float32", batch_size=4, eval_fraction=0, max_steps=3,
                          learning_rate=1.0 if optim == "sgd" else 1e-3)  # fmt: skip
@@ -103,10 +105,8 @@ def test_every_optimizer_learns_here_or_says_why_not(tmp_path, tiny_gemma, monke
         with pytest.raises(InputError, match=rf"optim={optim}: pages .*no GPU here\. Set it to adamw_"):
             train_run.train_run(run)
         return
-    seen, real = {}, train_run.finish_run
-    monkeypatch.setattr(train_run, "finish_run", lambda t: seen.update(trainer=t) or real(t))
     assert train_run.train_run(run)["status"] == "done"
-    moved = {n: p.abs().max().item() for n, p in seen["trainer"].model.named_parameters() if "lora_B" in n}
+    moved = {n: p.abs().max().item() for n, p in seen.trainer.model.named_parameters() if "lora_B" in n}
     assert len(moved) == 14 and min(moved.values()) > 0
 
 

@@ -113,12 +113,12 @@ def test_more_requests_in_a_minute_than_a_visitor_may(shared, monkeypatch):
     now = [60.0]
     house = ui_middleware_visitors.VisitorIsolation(lambda *_: None, lambda: now[0])
     for _ in range(3):
-        house.count(ANN)
+        house.count_request(ANN)
     with pytest.raises(ui_middleware_visitors.RequestRefused, match="More than 3 requests in a minute") as e:
-        house.count(ANN)
-    house.count(BEN)
+        house.count_request(ANN)
+    house.count_request(BEN)
     now[0] = 120.0
-    house.count(ANN)
+    house.count_request(ANN)
     assert e.value.status == 429
 
 

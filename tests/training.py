@@ -10,7 +10,11 @@ from persona.models import hardware
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
 from persona.train import run as train_run
+from persona.train.clock import TrainingClock
+from persona.train.evaluator import Evaluator
+from persona.train.prepare import PreparedRun, prepare_run
 from persona.train.run_folder import Run
+from persona.train.trainer import RunCallback, Trainer
 
 CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
 WORDS = ["lamp", "log", "wind", "light", "kettle", "point", "sable", "north"] * 2
@@ -39,23 +43,25 @@ def lora(model) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n}
 
 
+def build(run: Run) -> tuple[PreparedRun, Trainer]:
+    """The run, prepared, and its trainer, as train_run builds them."""
+    prepared, clock = prepare_run(run), TrainingClock()
+    callback = RunCallback(run, clock, prepared.config.early_stopping_patience)
+    return prepared, train_run.build_trainer(prepared, clock, callback, Evaluator(prepared, clock))
+
+
 class Seen:
-    """Captures the trainer and the job of a run, by wrapping build_trainer() and finish_run()."""
+    """Captures the trainer and the prepared run of a run, by wrapping build_trainer()."""
 
-    def __init__(self, monkeypatch):
-        real_build, real_finish = train_run.build_trainer, train_run.finish_run
+    def __init__(self, patch: pytest.MonkeyPatch):
+        real_build = train_run.build_trainer
 
-        def build(*args):
-            self.trainer = real_build(*args)
+        def build_trainer(prepared, *args):
+            self.job, self.trainer = prepared, real_build(prepared, *args)
             self.before = lora(self.trainer.model)
             return self.trainer
 
-        def finish(*args):
-            self.job = args[0].job
-            return real_finish(*args)
-
-        monkeypatch.setattr(train_run, "build_trainer", build)
-        monkeypatch.setattr(train_run, "finish_run", finish)
+        patch.setattr(train_run, "build_trainer", build_trainer)
 
 
 @pytest.fixture

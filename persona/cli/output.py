@@ -9,7 +9,6 @@ import typer
 
 from persona.errors import InputError
 from persona.models.progress_callback import ProgressUpdate
-from persona.store.workspace import EXAMPLES_DIR
 
 ADAPTER_HELP = (
     "The adapter: a persona's name, a folder (adapter, run or persona: its newest run), RUN@STEP for a snapshot, "
@@ -35,22 +34,11 @@ def print_note(text: str) -> None:
         typer.secho(f"\x1b[A\x1b[2K{text}", err=True, dim=True)  # up a line, and over it
 
 
-def open_persona(directory: Path) -> Any:
-    """The persona in that folder, or the user's persona of that name.
-
-    By an example's name it is the user's own copy of the example, which is made on first use. Raises InputError.
-    """
+def open_persona(name: Path) -> Any:
+    """The persona in that folder, or the user's persona of that name; see open_by_name(). Raises InputError."""
     from persona.store import persona_folder
 
-    name = str(directory)
-    if directory.exists():
-        return persona_folder.open_persona(directory)
-    if name not in {p.name for p in EXAMPLES_DIR.iterdir()}:
-        named = persona_folder.personas_dir() / name
-        return persona_folder.open_persona(named if named.is_dir() else directory)
-    persona = persona_folder.copy_example(name)
-    print_note(f"{name}: your copy of the example, in {persona.path}")
-    return persona
+    return persona_folder.open_by_name(name, print_note)
 
 
 def split_key_value(text: str, option: str) -> tuple[str, str]:

@@ -63,7 +63,7 @@ def train(
         ray_cluster.open_storage(storage)
     run = _open_run(persona, resume) if resume else _create_run(persona, base, preset, changes or [])
     if resume and smaller:
-        run = train_launcher.start_with_remedy(persona, run)
+        run = train_launcher.retry_smaller(persona, run)
     elif launcher == "ray":
         train_launcher.start_on_cluster(run, storage, address)
     else:
@@ -81,10 +81,14 @@ def _open_run(persona: Any, resume: Path) -> Any:
 
 def _create_run(persona: Any, base: str, preset: str, changes: list[str]) -> Any:
     from persona.train import launcher as train_launcher
+    from persona.train import plan
     from persona.train.config import make_config
 
     settings = dict(split_key_value(x, "--set") for x in changes) | ({"base": base} if base else {})
-    return train_launcher.create_run(persona, _fit_to_machine(persona, make_config(preset, **settings), settings))
+    config, notes = plan.fit_to_machine(persona, make_config(preset, **settings), settings)
+    for text in notes:
+        print_note(text)
+    return train_launcher.create_run(persona, config)
 
 
 def _print_outcome(run: Any, progress: Any, as_json: bool) -> None:
@@ -101,19 +105,6 @@ def _print_outcome(run: Any, progress: Any, as_json: bool) -> None:
         )
     text = _summary(value) if progress.result else f"{progress.status}: {progress.message or 'nothing was trained.'}"
     print_result(value, text, as_json)
-
-
-def _fit_to_machine(persona: Any, config: Any, given: Any) -> Any:
-    """The settings fitted to this machine's memory, as the page does it; those in `given` stay."""
-    from persona.train import plan
-
-    estimate = plan.estimate_on_this_machine(persona, config, persona.pairs())
-    if estimate is None:  # the base is not on this machine yet, so nothing is known of it
-        return config
-    config, notes = plan.fit_config(config, estimate.plan, given)
-    for text in notes:
-        print_note(text)
-    return config
 
 
 def _follow(run: Any) -> Any:

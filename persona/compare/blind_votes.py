@@ -71,7 +71,6 @@ class Tally:
     """The votes between two voices, counted. wins and rate are those of `first`.
 
     first_left: in how many of the votes `first` stood left; left_wins: how often the left one was preferred.
-    outlook, sides: the same in words, for the page.
     """
 
     first: VoiceRecord
@@ -83,12 +82,37 @@ class Tally:
     rate: win_rate.WinRate
     first_left: int
     left_wins: int
-    outlook: str
-    sides: str
 
     @property
     def votes(self) -> int:
         return self.wins + self.losses + self.ties + self.both_bad
+
+    @property
+    def evidence(self) -> str:
+        """In words, whether the votes settle it, and else how many more would."""
+        return win_rate.describe_evidence(self.wins, self.wins + self.losses, self.votes)
+
+    @property
+    def side_bias(self) -> str:
+        """In words, whether the side may have decided instead of the answer; "" without votes."""
+        if not self.votes:
+            return ""
+        decisive = self.wins + self.losses
+        text = Message(
+            "It stood left in {first_left} of {votes}; the left answer was preferred in {left_wins} of {decisive}.",
+            first_left=self.first_left,
+            votes=self.votes,
+            left_wins=self.left_wins,
+            decisive=decisive,
+        )
+        if win_rate.sign_test(self.left_wins, decisive) >= win_rate.ALPHA:
+            return text
+        often = (
+            Message("So often left is hardly chance: read both answers before you vote.")
+            if 2 * self.left_wins > decisive
+            else Message("So often right is hardly chance: read both answers before you vote.")
+        )
+        return join(" ", [text, often])
 
 
 def open_vote_log(folder: Path, key: str) -> VoteLog:
@@ -215,32 +239,8 @@ def tally_votes(asked: Sequence[BlindQuestion], first: VoiceRecord, second: Voic
     wins, losses = when_left["left"] + when_right["right"], when_left["right"] + when_right["left"]
     ties, bad = when_left["tie"] + when_right["tie"], when_left["bad"] + when_right["bad"]
     left_wins, first_left = when_left["left"] + when_right["left"], sum(when_left.values())
-    votes = wins + losses + ties + bad
-    return Tally(
-        first, second, wins, losses, ties, bad, win_rate.estimate_win_rate(wins, wins + losses), first_left, left_wins,
-        win_rate.describe_evidence(wins, wins + losses, votes), _side_bias(left_wins, wins + losses, first_left, votes),
-    )  # fmt: skip
-
-
-def _side_bias(left_wins: int, decisive: int, first_left: int, votes: int) -> str:
-    """In words, whether the side may have decided instead of the answer; "" without votes."""
-    if not votes:
-        return ""
-    text = Message(
-        "It stood left in {first_left} of {votes}; the left answer was preferred in {left_wins} of {decisive}.",
-        first_left=first_left,
-        votes=votes,
-        left_wins=left_wins,
-        decisive=decisive,
-    )
-    if win_rate.sign_test(left_wins, decisive) < win_rate.ALPHA:
-        often = (
-            Message("So often left is hardly chance: read both answers before you vote.")
-            if 2 * left_wins > decisive
-            else Message("So often right is hardly chance: read both answers before you vote.")
-        )
-        text = join(" ", [text, often])
-    return text
+    rate = win_rate.estimate_win_rate(wins, wins + losses)
+    return Tally(first, second, wins, losses, ties, bad, rate, first_left, left_wins)
 
 
 def _is_same_voice(a: VoiceRecord, b: VoiceRecord) -> bool:

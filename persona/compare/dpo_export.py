@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from persona.compare.blind_votes import BlindQuestion, rank_answers
+from persona.template.chat_template import build_messages
 
 
 class LeftOut(StrEnum):
@@ -76,18 +77,11 @@ def _why_left_out(q: BlindQuestion) -> LeftOut | None:
 
 def _row(q: BlindQuestion) -> dict[str, Any]:
     better, worse = rank_answers(q)
-    prompt = [_message("system", q.system)] if q.system else []
-    for user, reply in q.left.history:
-        prompt += [_message("user", user), _message("assistant", reply)]
     return {
-        "prompt": [*prompt, _message("user", q.said)],
-        "chosen": [_message("assistant", better.text)],
-        "rejected": [_message("assistant", worse.text)],
+        "prompt": build_messages(q.system, q.left.history, q.said),
+        "chosen": [{"role": "assistant", "content": better.text}],
+        "rejected": [{"role": "assistant", "content": worse.text}],
     }
-
-
-def _message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
 
 
 def _swapped(row: dict[str, Any]) -> dict[str, Any]:

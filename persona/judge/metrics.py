@@ -10,12 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 from rapidfuzz.distance import LCSseq
 
+from persona.store.cjk import HAN, HAN_RARE, KANA
 from persona.write.writing_systems import count_scripts
 
 RESAMPLES = 2000  # of the bootstrap; its own error is then a hundredth of the interval
 COPY_WORDS = 8  # shorter common runs are set phrases, not copies
 COPY_SHARE = 0.5  # of the training reply, in one run
-_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_CJK = KANA + HAN + HAN_RARE
 _WORD = re.compile(f"[{_CJK}]|[^\\W{_CJK}]+")
 
 

@@ -7,7 +7,6 @@ asked, batcher.py answers it.
 import asyncio
 import json
 import logging
-import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -44,7 +43,7 @@ def page_api_kwargs(host: str) -> dict[str, Any]:
 
     Off: without keys on a Space or another shared server, on an address that others reach, with Gradio's public link.
     """
-    public = deployment.is_shared_server() or os.environ.get("SPACE_ID") or deployment.has_public_link()
+    public = deployment.is_shared_server() or deployment.is_hf_space() or deployment.has_public_link()
     try:
         auth = read_api_auth("0.0.0.0" if public else host)
     except InputError:

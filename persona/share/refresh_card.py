@@ -53,7 +53,7 @@ def collect_evidence(run: Run, facts: dict[str, Any], picture: Path) -> CardEvid
     progress = run.progress()
     step = facts.get("figures", {}).get("steps")
     report = _read_matching_report(run.path / "report.json", step)
-    samples = dict(progress.diary)
+    samples = dict(progress.samples)
     trained = samples.get(progress.chosen if progress.chosen is not None else step, [])
     untrained = {a["probe"]: a["text"] for a in samples.get(0, [])}
     from_training = [SampleAnswers(a["probe"], untrained.get(a["probe"], ""), a["text"]) for a in trained]

@@ -1,4 +1,4 @@
-"""A cell of a table that no spreadsheet takes for a formula; and the very text back again."""
+"""CSV cells that no spreadsheet runs as a formula, and the exact text back again."""
 
 import re
 
@@ -12,5 +12,5 @@ def escape_formula(text: str) -> str:
 
 
 def unescape_formula(cell: str) -> str:
-    """What `escape_formula` was given. A ' that guards nothing, as in 'Twas, is part of the text and stays."""
+    """The text before escape_formula(). A ' that guards nothing, as in 'Twas, is part of the text and stays."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

@@ -1,7 +1,6 @@
-"""What is different on a Hugging Face Space: its address, a GPU lent by the minute (ZeroGPU), and whose token is whose.
+"""Where this process runs: on a Hugging Face Space, with ZeroGPU, as a server for several visitors.
 
-page.py imports this file before anything that may import torch, because `spaces` has to come first on ZeroGPU. Anywhere
-else nothing is imported, and `gpu` leaves a function as it is. Not verified: no Space could be reached from here.
+Read from environment variables on every call. Not verified on a real Space.
 """
 
 import os
@@ -17,7 +16,7 @@ def is_hf_space() -> bool:
 
 
 def has_zerogpu() -> bool:
-    """Whether the Space has ZeroGPU: a GPU is there only inside functions marked with `gpu`."""
+    """Whether the Space has ZeroGPU: a GPU exists only inside functions decorated by models.zerogpu."""
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")  # as the spaces package reads it
 
 
@@ -27,20 +26,24 @@ def has_sign_in() -> bool:
 
 
 def space_url() -> str:
-    """Where the Space itself is served, "" off a Space. SPACE_HOST may name several hosts, the first is its own."""
+    """The address of the Space, "" outside a Space. SPACE_HOST may name several hosts; the first is its own."""
     host = os.environ.get("SPACE_HOST", "").split(",")[0].strip()
     return f"https://{host}" if host else ""
 
 
 def has_public_link() -> bool:
-    """Whether Gradio is to give the page a public address (app.py --share), as Gradio reads its own variable."""
+    """Whether Gradio gives the page a public address (app.py --share); GRADIO_SHARE as Gradio reads it."""
     return os.environ.get("GRADIO_SHARE", "").lower() == "true"
 
 
 def is_shared_server() -> bool:
-    """Whether strangers use this server, each with a workspace: as PERSONA_SHARED says (1 or 0), else on a Space and
-    with a public link."""
-    said = os.environ.get("PERSONA_SHARED", "").strip()
-    if said not in ("", "0", "1"):
-        raise InputError("PERSONA_SHARED={said}: set it to 1 to keep visitors apart, else to 0.", said=f"{said!r:.40}")
-    return said == "1" or (not said and (bool(os.environ.get("SPACE_ID")) or has_public_link()))
+    """Whether each visitor has a workspace: as PERSONA_SHARED says (1 or 0), else on a Space or with a public link.
+
+    Raises InputError for another value of PERSONA_SHARED.
+    """
+    value = os.environ.get("PERSONA_SHARED", "").strip()
+    if value not in ("", "0", "1"):
+        raise InputError(
+            "PERSONA_SHARED={value}: set it to 1 to keep visitors apart, else to 0.", value=f"{value!r:.40}"
+        )
+    return value == "1" or (not value and (is_hf_space() or has_public_link()))

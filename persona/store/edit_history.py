@@ -1,7 +1,7 @@
-"""Writing pairs.jsonl so that every edit can be taken back, after a reload or a crash too.
+"""Edits of pairs.jsonl with undo and redo, which survive a reload and a crash.
 
     undo/000007.jsonl   one edit: {"label", "time", "merge"}, then a line for each row that it touched
-    undo/position       the number of the last edit that is in force; edits after it can be done again
+    undo/position       the number of the last edit in force; edits after it can be redone
 
 The pairs are written first and the undo file second: a crash between the two costs that one undo, never a pair.
 """
@@ -23,25 +23,23 @@ from persona.store.files import write_atomic
 from persona.store.pairs import Pair, dump_pair, iter_pairs, parse_pair
 from persona.store.persona_folder import Persona
 
-MAX_UNDO = 200  # edits that can be taken back
-TYPING_SECONDS = (
-    30.0  # seconds; edits of one cell that follow each other within them are one edit to the person who types
-)
+MAX_UNDO = 200  # edits that can be undone
+TYPING_SECONDS = 30.0  # edits of one cell within this time count as one edit
 
 
 @dataclass(frozen=True)
 class AppendResult:
-    """How many pairs were added, and how many were there already."""
+    """How many pairs were added, and how many were already there."""
 
     added: int
-    known: int
+    duplicates: int
 
 
 def commit(persona: Persona, label: str, changes: Sequence[PairChange], merge: str = "") -> list[Pair]:
-    """Write an edit to disk and remember how to take it back; returns the pairs after it.
+    """Write an edit to disk with its undo record; returns the pairs after it.
 
-    merge: edits that follow each other quickly under the same name are taken back together.
-    Raises InputError, with nothing written, when a new pair is none or the rows are not what they were.
+    merge: edits that follow each other quickly under the same name are undone together.
+    Raises InputError, with nothing written, when a new pair is invalid or the rows have changed since.
     """
     for change in changes:
         if change.new is not None:
@@ -52,8 +50,9 @@ def commit(persona: Persona, label: str, changes: Sequence[PairChange], merge: s
         after = apply_changes(pairs, changes)
         if len(after) > len(pairs):
             quotas.require_pair_quota(len(after))
-        for stray in persona.path.glob(f".{persona.pairs_file.name}.*.tmp"):  # of one who was killed while saving
-            stray.unlink(missing_ok=True)
+        # of a process that was killed while saving
+        for temporary in persona.path.glob(f".{persona.pairs_file.name}.*.tmp"):
+            temporary.unlink(missing_ok=True)
         persona.save_pairs(after, bad)
         if changes:
             _record_edit(persona, label, changes, merge)
@@ -69,43 +68,43 @@ def _check_change(change: PairChange) -> None:
 
 
 def append(persona: Persona, pairs: Iterable[Pair], label: str) -> AppendResult:
-    """Add pairs at the end, as they come: neither the file nor `pairs` need fit into memory.
+    """Append pairs as they come: neither the file nor `pairs` need fit into memory.
 
-    A pair that the persona has already (same texts, whatever its source) is not added again; two equal pairs in
+    A pair that the persona already has (same texts, whatever its source) is not added again; two equal pairs in
     `pairs` stay two. If `pairs` raises, nothing is changed.
     """
     quotas.require_disk_quota()
     with store_files.lock_folder(persona.path / "undo"):
-        have: Counter[bytes] = Counter()
+        present: Counter[bytes] = Counter()
         bad = []
         for item in iter_pairs(persona.pairs_file):
             if isinstance(item, Pair):
-                have[_fingerprint(item)] += 1
+                present[_fingerprint(item)] += 1
             else:
                 bad.append(item)
         persona.save_rejected_lines(bad)
-        end, added, known = have.total(), 0, 0
+        count, added, duplicates = present.total(), 0, 0
         number = _position(persona) + 1
         undo = _edit_file(persona, number).with_suffix(".part")
         undo.parent.mkdir(exist_ok=True)
 
         def rows() -> Iterator[str]:
-            nonlocal added, known
+            nonlocal added, duplicates
             yield from (dump_pair(p) for p in iter_pairs(persona.pairs_file) if isinstance(p, Pair))
-            journal.write(_encode_header(label, ""))
+            undo_log.write(_encode_header(label, ""))
             for pair in pairs:
-                mark = _fingerprint(pair)
-                if have[mark] > 0:
-                    have[mark] -= 1
-                    known += 1
+                fingerprint = _fingerprint(pair)
+                if present[fingerprint] > 0:
+                    present[fingerprint] -= 1
+                    duplicates += 1
                     continue
-                journal.write(_encode_change(PairChange(end, None, pair)))
+                undo_log.write(_encode_change(PairChange(count, None, pair)))
                 added += 1
-                quotas.require_pair_quota(end + added)
+                quotas.require_pair_quota(count + added)
                 yield dump_pair(pair)
 
         try:
-            with undo.open("w", encoding="utf-8") as journal:
+            with undo.open("w", encoding="utf-8") as undo_log:
                 write_atomic(persona.pairs_file, rows())
             if added:
                 _delete_redo(persona, number - 1)
@@ -113,11 +112,11 @@ def append(persona: Persona, pairs: Iterable[Pair], label: str) -> AppendResult:
                 _set_position(persona, number)
         finally:
             undo.unlink(missing_ok=True)
-    return AppendResult(added, known)
+    return AppendResult(added, duplicates)
 
 
 def undo(persona: Persona) -> str:
-    """Take the last edit back; returns its label. Raises InputError when there is none."""
+    """Undo the last edit; returns its label. Raises InputError when there is none."""
     with store_files.lock_folder(persona.path / "undo"):
         number = _position(persona)
         if not _edit_file(persona, number).is_file():
@@ -130,7 +129,7 @@ def undo(persona: Persona) -> str:
 
 
 def redo(persona: Persona) -> str:
-    """Do the edit again that was taken back last; returns its label. Raises InputError when there is none."""
+    """Redo the edit that was undone last; returns its label. Raises InputError when there is none."""
     with store_files.lock_folder(persona.path / "undo"):
         number = _position(persona) + 1
         if not _edit_file(persona, number).is_file():
@@ -143,7 +142,7 @@ def redo(persona: Persona) -> str:
 
 
 def undo_redo_labels(persona: Persona) -> tuple[str, str]:
-    """Labels of what undo and redo would do next; "" for nothing."""
+    """The labels of the next undo and the next redo; "" where there is none."""
     position = _position(persona)
     files = (_edit_file(persona, position), _edit_file(persona, position + 1))
     back, forth = (_label(_read_header(f)) if f.is_file() else "" for f in files)

@@ -1,4 +1,4 @@
-"""What an edit of the pairs is, as values: changes to apply and to take back; replace, split, join. No disk in here."""
+"""Edits of pairs as values: apply, invert, diff, find and replace, split, join. Nothing here touches the disk."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ from persona.store.pairs import Pair
 class PairChange:
     """One row of an edit. `at` counts from 0 in the pairs before the edit.
 
-    old and new: replaced. Only old: taken out. Only new: put in before the pair at `at`.
+    old and new: replaced. Only old: removed. Only new: inserted before the pair at `at`.
     """
 
     at: int
@@ -21,7 +21,7 @@ class PairChange:
 
 
 def apply_changes(pairs: Sequence[Pair], changes: Iterable[PairChange]) -> list[Pair]:
-    """The pairs after the changes. Raises InputError when a row is no longer what the change was made from."""
+    """The pairs after the changes. Raises InputError when a row has changed since the edit was made."""
     after: list[Pair] = []
     done = 0
     for change in changes:
@@ -41,7 +41,7 @@ def apply_changes(pairs: Sequence[Pair], changes: Iterable[PairChange]) -> list[
 
 
 def invert_changes(changes: Iterable[PairChange]) -> Iterator[PairChange]:
-    """The changes that take the given ones back."""
+    """The changes that undo the given ones."""
     moved = 0
     for change in changes:
         yield PairChange(change.at + moved, change.new, change.old)
@@ -76,14 +76,14 @@ def _removed_pairs(before: Sequence[Pair], after: Sequence[Pair]) -> list[PairCh
     return taken if kept == len(after) else None
 
 
-def replace_in_pairs(pairs: Sequence[Pair], find: str, put: str, match_case: bool = True) -> list[PairChange]:
+def replace_in_pairs(pairs: Sequence[Pair], find: str, replacement: str, match_case: bool = True) -> list[PairChange]:
     """The changes of a find-and-replace over questions, answers and earlier turns. Raises InputError without `find`."""
     if not find:
         raise InputError("Find: write the text that is to be replaced.")
     pattern = re.compile(re.escape(find), 0 if match_case else re.IGNORECASE)
 
     def swap(text: str) -> str:
-        return pattern.sub(lambda _: put, text)
+        return pattern.sub(lambda _: replacement, text)
 
     changes = []
     for n, pair in enumerate(pairs):

@@ -1,4 +1,4 @@
-"""Files that survive a crash: atomic writes, safe names, and whose folder it is."""
+"""Atomic writes, JSON files, folder locks, and names that are safe as file names."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ from persona.errors import InputError, Message
 
 
 def write_atomic(path: Path, text: str | Iterable[str]) -> None:
-    """Replace `path` by `text` (UTF-8) so that a reader, or a crash, sees the old or the new file, never a part.
+    """Replace `path` by `text` (UTF-8) so that readers see the old or the new file, never a part, even after a crash.
 
     A text in pieces is written as it comes, so that it need not fit into memory.
 
@@ -55,7 +55,7 @@ WRITE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ERO
 
 
 def fsync_folder(path: Path, files: bool = True) -> None:
-    """Wait until a folder, and the files in it, are on the disk and not only on their way there."""
+    """Flush a folder and the files in it to the disk."""
     for target in [*(f for f in path.iterdir() if files and f.is_file()), path]:
         if target.is_file() or os.name == "posix":  # elsewhere a folder cannot be opened
             handle = os.open(target, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -66,7 +66,7 @@ def fsync_folder(path: Path, files: bool = True) -> None:
 
 
 def replace_folder(scratch: Path, target: Path) -> None:
-    """Let a folder that was written beside `target` take its place at once. Raises OSError."""
+    """Put the folder `scratch`, written beside `target`, in its place. Raises OSError."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -77,7 +77,7 @@ def replace_folder(scratch: Path, target: Path) -> None:
 
 
 def explain_disk_error(path: Path, e: OSError) -> str:
-    """What a failed write means to the person at the keyboard."""
+    """A failed write as a message with a next step."""
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
         return Message(
             "{path}: the disk is full. Free some space and save again; what was saved before is untouched.", path=path
@@ -100,23 +100,25 @@ MAX_JSON_BYTES = 100_000_000  # bytes of one JSON file; what Persona writes has 
 def require_regular_file(path: Path, limit: int | None = None) -> None:
     """Raises InputError for a pipe or a device, which would never end, and for more than `limit` bytes.
 
-    What is not there at all, or cannot be asked about, is left to whoever opens it.
+    A path that does not exist or cannot be examined is left to the code that opens it.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except (OSError, ValueError):
         return
-    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise InputError("{path}: a pipe or a device, not a file. Copy what it gives into a file first.", path=path)
-    if limit is not None and found.st_size > limit:
+    if limit is not None and status.st_size > limit:
         size = Message(
-            "{size:,.0f} MB, where {limit:,.0f} MB is the limit", size=found.st_size / 1e6, limit=limit / 1e6
+            "{size:,.0f} MB, where {limit:,.0f} MB is the limit", size=status.st_size / 1e6, limit=limit / 1e6
         )
         raise InputError("{path}: {size}. Split it, or check whether it is the file you meant.", path=path, size=size)
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The object in `path`. Raises InputError naming file, line and column when there is none."""
+    """The JSON object in `path`. Raises InputError naming file, line and column.
+
+    what: what the file describes, for the message when it is missing."""
     require_regular_file(path, MAX_JSON_BYTES)
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -176,17 +178,17 @@ def safe_join(root: Path, name: str) -> Path:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """One writer at a time in `folder`, which is made; windows and processes wait for each other.
+    """Hold the lock of `folder` (created if needed), so that one process at a time writes there.
 
-    Raises InputError where nothing can be written, a lock neither.
+    Raises InputError where the lock cannot be written.
     """
-    held = FileLock(folder / ".lock", timeout=30)
+    lock = FileLock(folder / ".lock", timeout=30)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held.acquire()
+        lock.acquire()
     except OSError as e:
         raise InputError(explain_disk_error(folder, e)) from e
     try:
         yield
     finally:
-        held.release()
+        lock.release()

@@ -1,4 +1,4 @@
-"""JSON lines that are only ever added to: what was added is on disk, and half a line costs nothing but itself."""
+"""Append-only JSON lines: appended rows are on disk, and a line cut short by a kill costs no other line."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from persona.store.files import explain_disk_error
 
 
 def encode_row(row: dict[str, Any]) -> bytes:
-    """One line. Raises InputError for half a character, which UTF-8 cannot hold."""
+    """One line. Raises InputError for a lone surrogate, which UTF-8 cannot encode."""
     try:
         return (json.dumps(row, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError as e:
@@ -21,7 +21,7 @@ def encode_row(row: dict[str, Any]) -> bytes:
 
 
 def append_rows(path: Path, *rows: dict[str, Any]) -> None:
-    """Add lines; they are on disk when this returns. Hold the folder's lock.
+    """Append lines; they are on disk when this returns. The caller holds the folder's lock.
 
     Raises InputError when the disk is full or may not be written: what was there before is untouched.
     """
@@ -41,15 +41,15 @@ def append_rows(path: Path, *rows: dict[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The rows, and how many lines are none (cut short by a kill, or damaged). An absent file has no rows."""
+    """The rows, and how many lines are damaged. A file that does not exist has no rows."""
     try:
-        lines = path.read_bytes().split(b"\n")  # not splitlines(): pasted text holds U+2028 and U+0085
+        raw_lines = path.read_bytes().split(b"\n")  # not splitlines(): pasted text holds U+2028 and U+0085
     except FileNotFoundError:
         return [], 0
     except OSError as e:
         raise InputError("{path}: cannot be read ({reason}). Check its rights.", path=path, reason=e.strerror) from e
     rows, bad = [], 0
-    for line in filter(bytes.strip, lines):
+    for line in filter(bytes.strip, raw_lines):
         try:
             row = json.loads(line.decode())
         except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What a pair is, and `pairs.jsonl`: one pair a line, every problem named by its line number."""
+"""A pair, and `pairs.jsonl`: one pair a line, every problem reported with its line number."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from persona.errors import InputError, Message, join
 from persona.store.files import require_regular_file, write_atomic
 
-MAX_CHARACTERS = 100_000  # of one text; longer is a file pasted by mistake and would stall every view of it
+MAX_CHARACTERS = 100_000  # of one text; a longer one is a file pasted by mistake and would stall the page
 
 
 PAIR_KEYS = ("instruction", "output", "history", "source")
@@ -18,7 +18,7 @@ PAIR_KEYS = ("instruction", "output", "history", "source")
 
 @dataclass(frozen=True)
 class Pair:
-    """One thing said to the persona and what she answers, with the turns before it, oldest first."""
+    """A user message and the persona's reply. history: earlier (user, reply) turns, oldest first."""
 
     instruction: str
     output: str
@@ -44,7 +44,7 @@ class BadLine:
 
 
 def parse_pair(row: Any) -> Pair:
-    """The pair in a JSON value. Raises InputError (without a place: the caller knows it)."""
+    """The pair in a JSON value. Raises InputError without a line number, which the caller adds."""
     if not isinstance(row, dict):
         raise InputError('a {kind}, not an object like {{"instruction": …, "output": …}}', kind=type(row).__name__)
     texts = {}
@@ -85,13 +85,13 @@ def parse_pair(row: Any) -> Pair:
 def _has_lone_surrogate(text: str) -> bool:
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:  # nothing else cannot be encoded
+    except UnicodeEncodeError:  # UTF-8 can encode everything else
         return True
     return False
 
 
 def iter_pairs(path: Path) -> Iterator[Pair | BadLine]:
-    """The lines of the file one by one. An absent file is an empty persona."""
+    """The lines of the file one by one. A file that does not exist has no pairs."""
     require_regular_file(path)
     try:
         with path.open("rb") as lines:
@@ -124,7 +124,7 @@ def _parse_line(number: int, raw: bytes) -> Pair | BadLine:
 
 
 def scan_pairs(path: Path) -> tuple[list[Pair], list[BadLine]]:
-    """Every pair in the file and every line that is none."""
+    """All pairs in the file, and all lines that are none."""
     pairs: list[Pair] = []
     bad: list[BadLine] = []
     for item in iter_pairs(path):
@@ -151,15 +151,15 @@ def read_pairs(path: Path) -> list[Pair]:
 
 def find_unfinished(pairs: Iterable[Pair]) -> list[tuple[int, str]]:
     """(row from 1, what is missing) for pairs that cannot be trained on yet."""
-    found: list[tuple[int, str]] = []
+    missing: list[tuple[int, str]] = []
     for row, pair in enumerate(pairs, 1):
         if not pair.instruction.strip():
-            found.append((row, Message("'instruction' is empty")))
+            missing.append((row, Message("'instruction' is empty")))
         if not pair.output.strip():
-            found.append((row, Message("'output' is empty")))
+            missing.append((row, Message("'output' is empty")))
         if any(not user.strip() or not reply.strip() for user, reply in pair.history):
-            found.append((row, Message("'history' has an empty turn")))
-    return found
+            missing.append((row, Message("'history' has an empty turn")))
+    return missing
 
 
 def dump_pair(pair: Pair) -> str:

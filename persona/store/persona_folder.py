@@ -1,5 +1,6 @@
-"""A persona on disk: open, create, list, rename, delete; the page and the command line see only this."""
+"""A persona folder on disk: its card and pairs; create, open, list, copy, trash and restore."""
 
+import re
 import shutil
 import time
 import unicodedata
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from persona.errors import InputError, Message, invalid, join
 from persona.store import files, quotas
+from persona.store.cjk import HAN
 from persona.store.files import read_json, safe_join, slugify, to_json, write_atomic
 from persona.store.pairs import BadLine, Pair, read_pairs, scan_pairs, write_pairs
 from persona.store.workspace import EXAMPLES_DIR, current_workspace
@@ -20,7 +22,7 @@ MAX_NAME, MAX_SYSTEM, MAX_GREETING = 80, 4_000, 2_000  # characters
 
 
 class SamplingDefaults(BaseModel):
-    """How the author would have her words drawn; what is None is left to the page. Limits as sampling.Sampling's."""
+    """Sampling settings that the author recommends; None leaves the default. Limits as in models.sampling.Sampling."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,7 +34,7 @@ class SamplingDefaults(BaseModel):
 
     @model_serializer
     def chosen(self) -> dict[str, Any]:
-        """What the author has chosen, by the names of sampling.Sampling."""
+        """The settings that the author has chosen, under the names of models.sampling.Sampling."""
         return {name: value for name, value in self if value is not None}
 
 
@@ -47,7 +49,7 @@ class ProbeRule(BaseModel):
 
 
 class PersonaCard(BaseModel):
-    """persona.json: who she is. Unknown keys are kept as they are, so that newer files survive older programs."""
+    """persona.json: name, system prompt, greeting. Unknown keys are kept, so that older programs keep newer files."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -64,17 +66,19 @@ class PersonaCard(BaseModel):
     @field_validator("name")
     @classmethod
     def _one_line(cls, name: str) -> str:
-        """Without what could begin a line of its own in a file that is made of it, or turn the text around it."""
+        """The name in one line, without control and direction characters."""
         one = " ".join("".join(c for c in name if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf")).split())
         return one or "persona"
 
-    probes: tuple[str, ...] = Field(default=(), description="questions kept out of the pairs, to hear what was learned")
+    probes: tuple[str, ...] = Field(default=(), description="questions kept out of the pairs, to test what was learned")
     sampling: SamplingDefaults = Field(
         default=SamplingDefaults(),
         exclude_if=lambda m: not m.chosen(),
-        description="how her words are drawn in a shared link",
+        description="sampling settings of a shared link",
     )
-    probe_rules: tuple[ProbeRule, ...] = Field(default=(), description="what an answer to a probe is to mention or not")
+    probe_rules: tuple[ProbeRule, ...] = Field(
+        default=(), description="what the answer to a probe must or must not mention"
+    )
 
 
 @dataclass(frozen=True)
@@ -110,19 +114,19 @@ class Persona:
         return scan_pairs(self.pairs_file)
 
     def save_pairs(self, pairs: list[Pair], bad: list[BadLine] | None = None) -> None:
-        """Replace pairs.jsonl; lines of it that are no pairs move to `pairs.rejected.txt` first.
+        """Replace pairs.jsonl; its invalid lines move to `pairs.rejected.txt` first.
 
-        bad: these lines, if the caller has just read the file.
+        bad: the invalid lines, if the caller has just read the file.
         """
         self.save_rejected_lines(self.scan()[1] if bad is None else bad)
         write_pairs(self.pairs_file, pairs)
 
     def save_rejected_lines(self, bad: list[BadLine]) -> None:
-        """Keep lines that are no pairs in `pairs.rejected.txt`, before a save leaves them out of pairs.jsonl."""
+        """Append invalid lines to `pairs.rejected.txt`, before a save leaves them out of pairs.jsonl."""
         if bad:
-            aside = self.path / "pairs.rejected.txt"
-            before = aside.read_text(encoding="utf-8") if aside.exists() else ""
-            write_atomic(aside, before + "".join(f"# line {b.line}: {b.why}\n{b.text}\n" for b in bad))
+            rejected = self.path / "pairs.rejected.txt"
+            earlier = rejected.read_text(encoding="utf-8") if rejected.exists() else ""
+            write_atomic(rejected, earlier + "".join(f"# line {b.line}: {b.why}\n{b.text}\n" for b in bad))
 
 
 def parse_card(value: dict[str, Any], place: str) -> PersonaCard:
@@ -150,6 +154,22 @@ def open_persona(path: Path | str) -> Persona:
     return Persona(path.resolve())
 
 
+def open_by_name(name: Path | str, note: Callable[[str], None] = lambda _: None) -> Persona:
+    """The persona in that folder, or else the user's persona of that name.
+
+    By an example's name it is the user's own copy of the example, which is made on first use; `note` says so. Raises
+    InputError.
+    """
+    if Path(name).exists():
+        return open_persona(name)
+    if str(name) in {p.name for p in EXAMPLES_DIR.iterdir()}:
+        persona = copy_example(str(name))
+        note(f"{name}: your copy of the example, in {persona.path}")
+        return persona
+    named = personas_dir() / name
+    return open_persona(named if named.is_dir() else name)
+
+
 def create_persona_at(path: Path, card: PersonaCard, pairs: list[Pair] | None = None) -> Persona:
     """A new folder at `path`. Raises InputError if something is there already."""
     if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
@@ -163,8 +183,8 @@ def create_persona_at(path: Path, card: PersonaCard, pairs: list[Pair] | None = 
 
 
 def default_card(name: str) -> PersonaCard:
-    """The card of a persona of whom only the name is known yet, in the language of the name."""
-    chinese = any("\u4e00" <= c <= "\u9fff" for c in name)
+    """A card for a persona of which only the name is known, in the language of the name."""
+    chinese = re.search(f"[{HAN}]", name)
     system = f"你是{name}，以{name}的身份与口吻作答。" if chinese else f"You are {name}. Answer as {name} would."
     return PersonaCard(name=name, system=system, language="zh" if chinese else "en")
 
@@ -180,12 +200,12 @@ def free_path(name: str) -> Path:
 
 
 def list_personas() -> list[Persona]:
-    """The user's personas, most recently touched first. A broken folder is listed too: opening it says why."""
+    """The user's personas, most recently changed first. A broken folder is listed too; opening it says why."""
     if not personas_dir().is_dir():
         return []
-    found = [Persona(p) for p in personas_dir().iterdir() if (p / "persona.json").is_file()]
+    personas = [Persona(p) for p in personas_dir().iterdir() if (p / "persona.json").is_file()]
     return sorted(
-        found,
+        personas,
         key=lambda p: (
             -max((p.path / f).stat().st_mtime if (p.path / f).exists() else 0 for f in ("persona.json", "pairs.jsonl"))
         ),
@@ -199,23 +219,23 @@ def find_persona(name: str) -> Persona:
 
 def list_examples() -> list[Persona]:
     """The shipped personas, the one with most pairs first."""
-    found = [Persona(p.parent) for p in EXAMPLES_DIR.glob("*/persona.json")]
-    return sorted(found, key=lambda p: (-len(p.scan()[0]), p.slug))
+    examples = [Persona(p.parent) for p in EXAMPLES_DIR.glob("*/persona.json")]
+    return sorted(examples, key=lambda p: (-len(p.scan()[0]), p.slug))
 
 
 def update_card(persona: Persona, change: Callable[[PersonaCard], dict[str, Any]], where: str = "persona.json") -> None:
-    """Save a card with what `change` says of the one that is on disk now; it may raise. No window saves meanwhile.
+    """Update the card on disk by the fields that `change` returns for it, under the folder's lock. `change` may raise.
 
-    where: whose text it is, for the message when it cannot be a card. Raises InputError.
+    where: named in the message when the result is no valid card. Raises InputError.
     """
     with files.lock_folder(persona.path / "undo"):  # where pairs are locked too
         card = persona.card()
-        if news := change(card):
-            persona.save_card(parse_card({**card.model_dump(), **news}, where))
+        if fields := change(card):
+            persona.save_card(parse_card({**card.model_dump(), **fields}, where))
 
 
 def create_persona(name: str, card: PersonaCard) -> Persona:
-    """A new persona in the first free folder for `name`; two who ask at the same moment get two."""
+    """A new persona in the first free folder for `name`."""
     with files.lock_folder(personas_dir()):
         return create_persona_at(free_path(name), card)
 
@@ -224,14 +244,14 @@ def copy_example(name: str) -> Persona:
     """The user's own copy of a shipped persona; an existing copy is opened, never overwritten."""
     example = open_persona(safe_join(EXAMPLES_DIR, name))
     path = personas_dir() / example.slug
-    with files.lock_folder(personas_dir()):  # of two windows that open it at the same moment, the second finds the copy
+    with files.lock_folder(personas_dir()):  # a second window that opens it meanwhile finds the copy
         if (path / "persona.json").is_file():
             return Persona(path)
         return create_persona_at(free_path(example.slug), example.card(), example.pairs())
 
 
 def trash_persona(persona: Persona) -> Path:
-    """Move the folder to `trash/`, from where it can be brought back by `restore`."""
+    """Move the folder to `trash/`, from which restore_persona() brings it back."""
     trash = current_workspace() / "trash"
     trash.mkdir(parents=True, exist_ok=True)
     target = trash / f"{persona.slug}.{time.time_ns()}"

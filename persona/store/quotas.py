@@ -1,10 +1,10 @@
-"""What the owner of a shared server allows a visitor, by environment variables. The owner's own work has no limits.
+"""Limits for visitors of a shared server, set by environment variables. The owner's own work has none.
 
     PERSONA_MAX_PAIRS      pairs of one persona                              2000
     PERSONA_MAX_STEPS      optimizer steps of one run                        500
     PERSONA_MAX_DISK_MB    megabytes of a visitor's workspace                1000
-    PERSONA_MAX_REQUESTS   things a visitor's page may ask for in a minute   1200
-    PERSONA_KEEP_DAYS      days that idle work is kept                       7
+    PERSONA_MAX_REQUESTS   requests of a visitor's page in a minute         1200
+    PERSONA_KEEP_DAYS      days that unused work is kept                    7
 
 0 stands for no limit. The defaults suit a free Space: 2 CPUs, 50 GB of disk, half an hour for the longest run.
 """
@@ -33,7 +33,7 @@ UNLIMITED = Quotas(0, 0, 0, 0, 0)
 
 
 def read_quotas() -> Quotas:
-    """The limits of this server, none on an own machine. Raises InputError naming every variable that is wrong."""
+    """The limits of this server; none where it is not shared. Raises InputError naming every variable that is wrong."""
     if not deployment.is_shared_server():
         return UNLIMITED
     given, wrong = {}, []
@@ -52,57 +52,57 @@ def read_quotas() -> Quotas:
 
 
 def current_quotas() -> Quotas:
-    """The limits of who asks. Raises InputError as current_visitor() does."""
+    """The limits of the current visitor. Raises InputError as current_visitor() does."""
     return read_quotas() if workspace.current_visitor() else UNLIMITED
 
 
 def suggest_alternative() -> str:
-    """Where there are no limits."""
-    if os.environ.get("SPACE_ID"):
+    """Where larger work can be done, as the last sentence of a message."""
+    if deployment.is_hf_space():
         return Message("For more, duplicate this Space (step 5, Share), or run Persona on a computer of your own.")
     return Message("For more, run Persona on a computer of your own.")
 
 
 def require_pair_quota(count: int) -> None:
     """Raises InputError when a persona would have more pairs than a visitor's may."""
-    most = current_quotas().max_pairs
-    if most and count > most:
+    limit = current_quotas().max_pairs
+    if limit and count > limit:
         raise InputError(
-            "{count:,} pairs: on this server a persona may have {most:,}. Nothing was changed; take fewer. {instead}",
+            "{count:,} pairs: on this server a persona may have {limit:,}. Nothing was changed; take fewer. {instead}",
             count=count,
-            most=most,
+            limit=limit,
             instead=suggest_alternative(),
         )
 
 
 def require_step_quota(steps: int) -> None:
     """Raises InputError when a run would be longer than a visitor's may."""
-    most = current_quotas().max_steps
-    if most and steps > most:
+    limit = current_quotas().max_steps
+    if limit and steps > limit:
         raise InputError(
-            "This run has {steps:,} steps, where this server trains {most:,} at most, so that others have "
-            "their turn. Lower the passes over the pairs (epochs), or set max_steps to {most}. {instead}",
+            "This run has {steps:,} steps, where this server trains {limit:,} at most, so that others have "
+            "their turn. Lower the passes over the pairs (epochs), or set max_steps to {limit}. {instead}",
             steps=steps,
-            most=most,
+            limit=limit,
             instead=suggest_alternative(),
         )
 
 
 def require_disk_quota(*more: Path) -> None:
     """Raises InputError when a visitor's workspace is full. Their trash is emptied first. more: what counts with it."""
-    most = current_quotas().max_disk_mb * 1_000_000
-    if not most:
+    limit = current_quotas().max_disk_mb * 1_000_000
+    if not limit:
         return
     home = workspace.current_workspace()
-    if (used := sum(map(folder_size, (home, *more)))) > most and (home / "trash").exists():
+    if (used := sum(map(folder_size, (home, *more)))) > limit and (home / "trash").exists():
         shutil.rmtree(home / "trash", ignore_errors=True)
         used = sum(map(folder_size, (home, *more)))
-    if used > most:
+    if used > limit:
         raise InputError(
-            "Your work here fills {used:,.0f} MB, where this server has {most:,.0f} MB for each visitor. "
+            "Your work here fills {used:,.0f} MB, where this server has {limit:,.0f} MB for each visitor. "
             "Download what you want to keep, then delete a persona. {instead}",
             used=used / 1e6,
-            most=most / 1e6,
+            limit=limit / 1e6,
             instead=suggest_alternative(),
         )
 
@@ -114,6 +114,6 @@ def folder_size(folder: Path) -> int:
         for name in names:
             try:
                 total += (Path(place) / name).lstat().st_size
-            except OSError:  # taken away meanwhile
+            except OSError:  # removed meanwhile
                 continue
     return total

@@ -1,4 +1,9 @@
-"""PERSONA_HOME and the workspace of the visitor who asks; templates and examples that come with the code."""
+"""Folders: the code's own data, PERSONA_HOME, and the workspace of the visitor whose request is handled.
+
+Who asks is the only thing about a request that the library knows. It is a context variable: `as_visitor` sets it for
+the command line, the API and worker threads, and the page registers a lookup of its own, since Gradio knows whose
+event a thread handles. In which language to answer is the page's matter (ui/i18n.py): the library speaks in Messages.
+"""
 
 import os
 import re
@@ -10,7 +15,7 @@ from pathlib import Path
 import platformdirs
 
 from persona.errors import InputError, Message
-from persona.store.deployment import is_shared_server
+from persona.store.deployment import is_hf_space, is_shared_server
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]  # of a checkout; site-packages for an installed copy
 _INSTALLED_DATA = Path(__file__).resolve().parents[1] / "_data"  # where the wheel puts them (pyproject.toml)
@@ -18,7 +23,7 @@ IS_INSTALLED = _INSTALLED_DATA.is_dir()
 
 
 def shipped_dir(folder: str) -> Path:
-    """`templates` or `datasets`, as they come with the code: at the top of a checkout, or in the installed package."""
+    """The folder `templates` or `datasets` that ships with the code: of a checkout, or of the installed package."""
     return (_INSTALLED_DATA if IS_INSTALLED else PROJECT_DIR) / folder
 
 
@@ -27,34 +32,35 @@ TEMPLATES_DIR = shipped_dir("templates")
 
 
 def data_root() -> Path:
-    """What all who use this machine share (bases, the line of runs, downloads), and the workspace of its owner.
+    """The folder that all users of this machine share (bases, queue, downloads), and the workspace of its owner.
 
-    PERSONA_HOME, else a Space's persistent /data, else the platform's data folder."""
+    PERSONA_HOME, else a Space's persistent /data, else the platform's data folder.
+    """
     if chosen := os.environ.get("PERSONA_HOME"):
         return Path(chosen).expanduser().resolve()
-    if os.environ.get("SPACE_ID") and os.access("/data", os.W_OK):
+    if is_hf_space() and os.access("/data", os.W_OK):
         return Path("/data/persona")
     return Path(platformdirs.user_data_dir("persona", appauthor=False))
 
 
-_VISITOR_ID = re.compile(r"[0-9a-f]{40}|")  # visitors.py makes them; "" is the owner
+_VISITOR_ID = re.compile(r"[0-9a-f]{40}|")  # made by ui/middleware; "" is the owner
 _active_visitor: ContextVar[str | None] = ContextVar("active_visitor", default=None)
-_visitor_lookup: Callable[[], str | None] = lambda: None  # noqa: E731  (the page puts its own in its place)
+_visitor_lookup: Callable[[], str | None] = lambda: None  # noqa: E731  (the page sets its own)
 UNKNOWN_VISITOR = Message(
     "This server keeps each visitor's work apart and does not know whose request this is. Allow cookies for "
     "this page and reload it, or open it in a window of its own."
 )
 
 
-def set_visitor_lookup(who: Callable[[], str | None]) -> None:
-    """Let `who` say from now on which visitor asks: their id; None where it does not know."""
+def set_visitor_lookup(lookup: Callable[[], str | None]) -> None:
+    """Use `lookup` to find the id of the current visitor where as_visitor() has not set it; None: not known."""
     global _visitor_lookup
-    _visitor_lookup = who
+    _visitor_lookup = lookup
 
 
 @contextmanager
 def as_visitor(visitor: str) -> Iterator[None]:
-    """While this thread works for a visitor whom nothing else tells; "" is the owner, as on the command line."""
+    """Work for this visitor inside the `with`; "" is the owner, as on the command line."""
     token = _active_visitor.set(visitor)
     try:
         yield
@@ -63,18 +69,18 @@ def as_visitor(visitor: str) -> Iterator[None]:
 
 
 def _identify_visitor() -> str | None:
-    said = _active_visitor.get()
-    return _visitor_lookup() if said is None else said
+    visitor = _active_visitor.get()
+    return _visitor_lookup() if visitor is None else visitor
 
 
 def current_visitor() -> str:
-    """The id of the visitor who asks; "" for the owner. Raises InputError on a shared server that cannot tell."""
+    """The id of the current visitor; "" for the owner. Raises InputError where a shared server does not know it."""
     if not is_shared_server():
         return ""
-    said = _identify_visitor()
-    if said is None or not _VISITOR_ID.fullmatch(said):
+    visitor = _identify_visitor()
+    if visitor is None or not _VISITOR_ID.fullmatch(visitor):
         raise InputError(UNKNOWN_VISITOR)
-    return said
+    return visitor
 
 
 def workspace_of(visitor: str) -> Path:
@@ -82,7 +88,7 @@ def workspace_of(visitor: str) -> Path:
 
 
 def current_workspace() -> Path:
-    """The workspace of who asks: personas, opened adapters, trash. Raises InputError where `visitor` does."""
+    """The current visitor's folder of personas, opened adapters, trash. Raises InputError as current_visitor() does."""
     return workspace_of(current_visitor())
 
 
@@ -94,9 +100,9 @@ def owner_of(path: Path) -> str:
 
 
 def require_in_workspace(path: Path) -> None:
-    """Raises InputError when a visitor names a place of this machine that is not in their own workspace."""
-    who = _identify_visitor() if is_shared_server() else ""
-    if who and not path.expanduser().resolve().is_relative_to(workspace_of(who).resolve()):
+    """Raises InputError when a visitor names a path outside their own workspace."""
+    visitor = _identify_visitor() if is_shared_server() else ""
+    if visitor and not path.expanduser().resolve().is_relative_to(workspace_of(visitor).resolve()):
         raise InputError(
             "{path}: this server opens none of its own folders for visitors. Name a Hub id.", path=f"{str(path)!r:.200}"
         )

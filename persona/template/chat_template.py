@@ -1,7 +1,7 @@
-"""Chat templates: the shipped ones, whether one fits a tokenizer, and which one a base is to be trained with.
+"""Chat templates: read a shipped or a user's one, and apply it to a conversation.
 
-A template is Jinja text with {% generation %} around what the model is to learn. Dropping a .jinja file into
-templates/chat adds one. The tokenizer is passed in, so this file needs neither torch nor transformers.
+A template is Jinja text with {% generation %} around what the model learns. A .jinja file in templates/chat adds one.
+The tokenizer is passed in, so this module needs neither torch nor transformers.
 """
 
 import re
@@ -22,7 +22,7 @@ _lock = threading.Lock()  # transformers keeps one generation-span tracker per t
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A chat template: Jinja text with {% generation %} around what the model is to learn."""
+    """A chat template: Jinja text with {% generation %} around what the model learns."""
 
     name: str
     text: str
@@ -35,7 +35,7 @@ class ChatTemplate:
 
     @property
     def plain(self) -> frozenset[str]:
-        """What looks like a control token and is letters in this family: 'Plain text: [INST] [/INST]' in the header."""
+        """Markers that are plain text in this family, as its header says: 'Plain text: [INST] [/INST]'."""
         found = re.search(r"Plain text:\s*((?:[<\[]\S+[>\]][\s,]*)+)", self.about)
         return frozenset(re.findall(r"[<\[]\S+[>\]]", found[1])) if found else frozenset()
 
@@ -65,7 +65,7 @@ def read_template(name: str) -> ChatTemplate:
 def build_messages(
     system: str, history: Iterable[Sequence[str]], instruction: str, reply: str | None = None
 ) -> list[dict]:
-    """The conversation in the role/content form that chat templates read; an empty system prompt is left out."""
+    """The conversation as role/content messages; an empty system prompt is left out."""
     turns = [{"role": "system", "content": system}] if system.strip() else []
     for user, answer in history:
         turns += [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
@@ -76,11 +76,11 @@ def build_messages(
 def apply_template(tokenizer: Any, template: ChatTemplate, chat: list[dict], **options: Any) -> Any:
     """The only call of `apply_chat_template`. Raises TemplateError naming the template.
 
-    A text that is not shipped with Persona is read before it runs and watched while it runs (sandbox.py).
+    A template that is not shipped with Persona is inspected before it runs and limited while it runs (sandbox.py).
     """
     try:
-        unknown = _is_untrusted(template.text)
-        with _lock, sandbox.limit_rendering() if unknown else nullcontext():
+        untrusted = _is_untrusted(template.text)
+        with _lock, sandbox.limit_rendering() if untrusted else nullcontext():
             return tokenizer.apply_chat_template(chat, chat_template=template.text, **options)
     except TemplateError as e:
         raise TemplateError("Template {template}: {reason}", template=template.name, reason=e) from e
@@ -92,7 +92,7 @@ def apply_template(tokenizer: Any, template: ChatTemplate, chat: list[dict], **o
 
 @lru_cache(maxsize=256)
 def _is_untrusted(text: str) -> bool:
-    """Whether the text is not one of ours. Raises TemplateError when it holds what a chat template has no use for."""
+    """Whether the text is not a shipped one. Raises TemplateError when it holds what no chat template needs."""
     if text in {t.text for t in shipped_templates().values()}:
         return False
     sandbox.inspect_template(text)

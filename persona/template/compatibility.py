@@ -1,4 +1,4 @@
-"""Does a template fit a tokenizer: control tokens, stop token, an exact label mask."""
+"""Whether a template fits a tokenizer: control tokens, stop token, an exact label mask."""
 
 import re
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from persona.errors import Message, TemplateError, join
 from persona.template.chat_template import ChatTemplate, apply_template, build_messages, pin_date
 
-# what looks like a control token in a rendered text: <|user|>, <turn|>, <｜User｜>, <end_of_turn>, [INST], [gMASK]
+# text that looks like a control token in a rendering: <|user|>, <turn|>, <｜User｜>, <end_of_turn>, [INST], [gMASK]
 MARKER_PATTERN = re.compile(
     r"<[|｜][^\s<>|｜]+[|｜]?>|<[^\s<>|｜]+[|｜]>|</?(?:start_of_turn|end_of_turn|bos|eos|s|sop|think)>"
     r"|\[(?:/?(?:INST|SYSTEM_PROMPT)|gMASK)\]"
@@ -29,10 +29,10 @@ def _depends_on_date(tokenizer: Any, template: ChatTemplate) -> bool:
     if pin_date(template.text) == template.text:
         return False
     days = (ChatTemplate(template.name, pin_date(template.text, day)) for day in ("26", "27"))
-    one, other = (
+    first_day, next_day = (
         apply_template(tokenizer, t, SAMPLE_CHATS[0], tokenize=False, add_generation_prompt=True) for t in days
     )
-    return one != other
+    return first_day != next_day
 
 
 # ---- does a template fit a tokenizer
@@ -43,7 +43,7 @@ def control_token_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def marker_token_ids(tokenizer: Any, template: ChatTemplate) -> frozenset[int]:
-    """What the template itself writes as markers, as far as this vocabulary has a token for it."""
+    """The markers that the template writes, where this vocabulary has one token for them."""
     try:
         text = apply_template(tokenizer, template, SAMPLE_CHATS[3], tokenize=False, add_generation_prompt=True)
     except TemplateError:
@@ -53,16 +53,16 @@ def marker_token_ids(tokenizer: Any, template: ChatTemplate) -> frozenset[int]:
 
 
 def find_stop_token(tokenizer: Any, template: ChatTemplate) -> int | None:
-    """The last token that a reply would learn, None where none is. Raises TemplateError when it cannot be rendered."""
-    got = apply_template(
+    """The last learned token of a reply, None where none is. Raises TemplateError when it cannot be rendered."""
+    encoded = apply_template(
         tokenizer, template, build_messages("", [], "Hi", "Yes"), return_dict=True, return_assistant_tokens_mask=True
     )
-    learned = [i for i, m in zip(got["input_ids"], got["assistant_masks"], strict=True) if m]
+    learned = [i for i, m in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if m]
     return next((i for i in reversed(learned) if tokenizer.decode([i]).strip()), learned[-1] if learned else None)
 
 
 def find_incompatibilities(tokenizer: Any, template: ChatTemplate) -> list[str]:
-    """Why a model with this tokenizer must not be trained with `template`, in whole sentences; empty when it may."""
+    """Why a model with this tokenizer must not be trained with `template`, as messages; empty when it may."""
     name = f"Template {template.name}"
     try:
         stop = find_stop_token(tokenizer, template)
@@ -113,7 +113,7 @@ def find_incompatibilities(tokenizer: Any, template: ChatTemplate) -> list[str]:
 
 
 def _find_split_markers(tokenizer: Any, template: ChatTemplate, texts: list[str]) -> list[str]:
-    """A reason if the template's markers are plain letters to this model, unless its header says they are meant so."""
+    """A message if this model has no token for a marker of the template, unless its header declares it plain text."""
     split = {}
     for marker in dict.fromkeys(m for text in texts for m in MARKER_PATTERN.findall(text)):
         ids = tokenizer(marker, add_special_tokens=False)["input_ids"]
@@ -139,7 +139,7 @@ def _find_split_markers(tokenizer: Any, template: ChatTemplate, texts: list[str]
 def try_render_prompt(tokenizer: Any, template: ChatTemplate, chat: list[dict]) -> str | None:
     """The prompt of a chat that ends with a question, None where the template refuses it."""
     try:
-        # a variable of the thinking families; the others never look at it
+        # read by the templates of thinking models only
         return apply_template(
             tokenizer, template, chat, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
@@ -152,12 +152,12 @@ def is_mask_exact(tokenizer: Any, template: ChatTemplate) -> bool:
     for chat in SAMPLE_CHATS:
         whole = [*chat, {"role": "assistant", "content": "Yes, 好。"}]
         try:
-            got = apply_template(tokenizer, template, whole, return_dict=True, return_assistant_tokens_mask=True)
+            encoded = apply_template(tokenizer, template, whole, return_dict=True, return_assistant_tokens_mask=True)
             prompt = list(apply_template(tokenizer, template, chat, return_dict=False, add_generation_prompt=True))
             stop = find_stop_token(tokenizer, template)
         except TemplateError:
             return False
-        ids, mask = list(got["input_ids"]), list(got["assistant_masks"])
+        ids, mask = list(encoded["input_ids"]), list(encoded["assistant_masks"])
         learned = ids[len(prompt) :][: sum(mask[len(prompt) :])]
         if ids[: len(prompt)] != prompt or any(mask[len(prompt) + len(learned) :]) or mask[len(prompt) - 1]:
             return False

@@ -4,11 +4,14 @@ from typing import Any
 
 from persona.template.chat_template import ChatTemplate, build_messages
 from persona.template.compatibility import SAMPLE_CHATS, control_token_ids, try_render_prompt
+from persona.template.placeholders import REPLIES, SYSTEM, USERS, split_at_contents
 
 
 def gives_same_prompts(tokenizer: Any, template: ChatTemplate, wanted: list[str | None]) -> bool:
-    """Whether it gives each sample its wanted prompt. None, a refusal, is allowed where there is a system prompt: some
-    formats have no such role, and a shipped template then says how it is folded in.
+    """Whether `template` gives the wanted prompt of every sample.
+
+    None (the format refuses) is allowed for a chat with a system prompt: some formats have no such role, and a shipped
+    template then says how it is folded in.
     """
     for chat, text in zip(SAMPLE_CHATS, wanted, strict=True):
         refused = text is None and chat[0]["role"] == "system"
@@ -17,16 +20,6 @@ def gives_same_prompts(tokenizer: Any, template: ChatTemplate, wanted: list[str 
     return any(text is not None for text in wanted)
 
 
-# ---- a base's own format, rewritten so that its replies are marked
-
-_PLACEHOLDERS = {
-    "system": "Zq0sys",
-    "first": "Zq1ask",
-    "answer": "Zq2say",
-    "second": "Zq3ask",
-    "again": "Zq4say",
-    "third": "Zq5ask",
-}
 _EDGE_WHITESPACE = "\n \n x \n \n"
 _TRIMS = {
     _EDGE_WHITESPACE: "",
@@ -38,24 +31,25 @@ _TRIMS = {
 
 
 def derive_template(tokenizer: Any, own: ChatTemplate) -> ChatTemplate | None:
-    """A small template that gives the same prompts as `own` and marks replies; None where it cannot be done surely.
+    """A small template that gives the same prompts as `own` and marks replies; None where that is not certain.
 
-    The format is read off what it renders for marked words: what stands before the first question, between question
+    The format is read off what it renders for placeholders: what stands before the first question, between question
     and answer, after an answer, and at the end of a prompt. That makes a training row by construction the prompt of a
-    chat, then reply and stop token. Whether the guess was right is decided by comparing all samples.
+    chat, then reply and stop token. The result counts only if all samples agree.
     """
-    w = _PLACEHOLDERS
-    history = [(w["first"], w["answer"]), (w["second"], w["again"])]
-    one = _split_at_contents(tokenizer, own, build_messages("", [], w["first"]))
-    three = _split_at_contents(tokenizer, own, build_messages("", history, w["third"]))
-    if not one or not three or [one[0], one[-1]] != [three[0], three[-1]] or three[1:3] != three[3:5]:
+    history = list(zip(USERS, REPLIES, strict=False))
+    single_turn = _split_prompt(tokenizer, own, build_messages("", [], USERS[0]))
+    turns = _split_prompt(tokenizer, own, build_messages("", history, USERS[2]))
+    if not single_turn or not turns or [single_turn[0], single_turn[-1]] != [turns[0], turns[-1]]:
         return None
-    (start, to_reply, after, *_), ask = three, three[-1]
-    chat = build_messages(w["system"], history, w["third"])
-    system = _split_at_contents(tokenizer, own, chat)
-    if system is None and w["system"] in (try_render_prompt(tokenizer, own, chat) or ""):
+    if turns[1:3] != turns[3:5]:
+        return None
+    (start, to_reply, after, *_), ask = turns, turns[-1]
+    chat = build_messages(SYSTEM, history, USERS[2])
+    system = _split_prompt(tokenizer, own, chat)
+    if system is None and SYSTEM in (try_render_prompt(tokenizer, own, chat) or ""):
         return None  # it has the role, in a place that is not known here
-    if system and system[2:] != three[1:]:
+    if system and system[2:] != turns[1:]:
         return None
     ending = _stop_text(tokenizer, after)
     heads = _reply_heads(to_reply, ask)
@@ -85,22 +79,14 @@ def derive_template(tokenizer: Any, own: ChatTemplate) -> ChatTemplate | None:
     )
 
 
-def _split_at_contents(tokenizer: Any, own: ChatTemplate, chat: list[dict]) -> list[str] | None:
-    """The prompt of `chat`, cut at its contents; None where they are not all there once and in this order."""
+def _split_prompt(tokenizer: Any, own: ChatTemplate, chat: list[dict]) -> list[str] | None:
+    """The prompt of `chat`, cut at its contents."""
     text = try_render_prompt(tokenizer, own, chat)
-    if text is None or any(text.count(m["content"]) != 1 for m in chat):
-        return None
-    parts = []
-    for m in chat:
-        before, found, text = text.partition(m["content"])
-        if not found:
-            return None
-        parts.append(before)
-    return [*parts, text]
+    return None if text is None else split_at_contents(text, [m["content"] for m in chat])
 
 
 def _stop_text(tokenizer: Any, after: str) -> str:
-    """What ends a reply: the first control token after it, with white space before it; "" where it is not one."""
+    """What ends a reply: the control token after it, with white space before it; "" where no control token follows."""
     names = {tokenizer.convert_ids_to_tokens(i) for i in control_token_ids(tokenizer)}
     bare = after.lstrip()
     stop = max((n for n in names if n and bare.startswith(n)), key=len, default="")
@@ -124,23 +110,24 @@ def _reply_heads(to_reply: str, ask: str) -> tuple[str, str, str] | None:
 
 
 def _trim_filter(tokenizer: Any, own: ChatTemplate, role: str) -> str | None:
-    """What the format does to white space around a content of `role`: a piece of Jinja, None if something unknown."""
-    word = {"system": "system", "user": "first", "assistant": "answer"}[role]
+    """How the format trims a content of `role`, as a piece of Jinja; None where it does something else."""
+    placeholder = {"system": SYSTEM, "user": USERS[0], "assistant": REPLIES[0]}[role]
 
-    def rendered(words: dict[str, str]) -> str | None:
-        system = words["system"] if role == "system" else ""
-        history = [(words["first"], words["answer"])]
-        return try_render_prompt(tokenizer, own, build_messages(system, history, words["second"]))
+    def rendered(content: str) -> str | None:
+        contents = {"system": SYSTEM if role == "system" else "", "user": USERS[0], "assistant": REPLIES[0]}
+        contents |= {role: content}
+        history = [(contents["user"], contents["assistant"])]
+        return try_render_prompt(tokenizer, own, build_messages(contents["system"], history, USERS[1]))
 
     # "x" between the edges, so that trimming what was folded together with other text shows too
-    plain, edged = rendered(_PLACEHOLDERS), rendered({**_PLACEHOLDERS, word: _EDGE_WHITESPACE})
+    plain, edged = rendered(placeholder), rendered(_EDGE_WHITESPACE)
     if plain is None or edged is None:
         return None
-    return next((jinja for left, jinja in _TRIMS.items() if plain.replace(_PLACEHOLDERS[word], left) == edged), None)
+    return next((jinja for left, jinja in _TRIMS.items() if plain.replace(placeholder, left) == edged), None)
 
 
 def _write_template(parts: dict[str, str], system: list[str] | None, trims: dict[str, str]) -> str:
-    """The template of these parts. Without a system role, the system prompt opens the first question."""
+    """The template made of these parts. Without a system role, the system prompt opens the first question."""
     q = {name: _jinja_string(text) for name, text in parts.items()}
     before, after = map(_jinja_string, system or [parts["start"], "\n\n"])
     content = {role: f"(m['content']{trim})" for role, trim in trims.items()}
@@ -162,6 +149,6 @@ def _write_template(parts: dict[str, str], system: list[str] | None, trims: dict
 
 
 def _jinja_string(text: str) -> str:
-    """As a string of Jinja's."""
+    """`text` as a Jinja string literal."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
     return f"'{escaped}'"

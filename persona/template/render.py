@@ -1,8 +1,7 @@
 """Pair + persona + chat template + tokenizer → token ids and the label mask; and the chat prompt.
 
-The preview, the trainer, the chat and the tests all come here: what the page colours is what is trained, and the
-prompt of a chat is, id for id, the beginning of a training example.
-The tokenizer is passed in, so this file needs neither torch nor transformers.
+Preview, trainer, chat and API all render here: the page colours what is trained, and the prompt of a chat is, id for
+id, the beginning of a training example. The tokenizer is passed in: no torch, no transformers.
 """
 
 import itertools
@@ -16,7 +15,7 @@ from persona.store.pairs import Pair, find_unfinished
 from persona.template.chat_template import ChatTemplate, apply_template, build_messages
 from persona.template.compatibility import control_token_ids, find_incompatibilities, find_stop_token, marker_token_ids
 
-MAX_LENGTH = 512  # tokens of one row, where nothing else is said
+MAX_LENGTH = 512  # tokens of one row by default
 MAX_LENGTH_RANGE = (8, 32_768)
 IGNORE_INDEX = -100  # the label that a cross-entropy loss skips (torch.nn.functional.cross_entropy, ignore_index)
 
@@ -33,7 +32,7 @@ class PreviewToken:
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """One training row. `labels` has the length of `input_ids`: the id where it is learned, else IGNORED."""
+    """One training row. labels: as long as input_ids; the id where it is learned, else IGNORE_INDEX."""
 
     input_ids: list[int]
     labels: list[int]
@@ -48,7 +47,7 @@ class TrainingExample:
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """What the model is given in a chat: the text, and its ids."""
+    """The prompt of a chat: text and token ids."""
 
     text: str
     ids: list[int]
@@ -56,10 +55,10 @@ class ChatPrompt:
 
 @dataclass(frozen=True)
 class Renderer:
-    """Everything that decides how a pair becomes tokens, in one value.
+    """Turns pairs and chats into token ids: tokenizer, template, system prompt and limits in one value.
 
-    max_length: tokens; a longer example is a problem of its row, never a silent cut.
-    learn_history: learn the replies of earlier turns too, not the last one alone.
+    max_length: tokens; a longer example is reported as a problem, never cut.
+    learn_history: earlier replies are learned too, not only the last one.
     """
 
     tokenizer: Any
@@ -69,35 +68,38 @@ class Renderer:
     learn_history: bool = False
 
     def render_example(self, pair: Pair) -> TrainingExample:
-        """Render, mask and check one pair. What is wrong with it is in `problems`, in words."""
+        """Render, mask and check one pair; `problems` says what is wrong with it."""
         empty = [why for _, why in find_unfinished([pair])]
         if empty:
             return TrainingExample([], [], "", [], tuple(empty))
         chat = build_messages(self.system, pair.history, pair.instruction, pair.output)
-        got = self._apply(
+        encoded = self._apply(
             chat,
             return_dict=True,
             return_assistant_tokens_mask=True,
             tokenizer_kwargs={"return_offsets_mapping": True},
         )
-        ids, mask = list(got["input_ids"]), list(got["assistant_masks"])
+        ids, mask = list(encoded["input_ids"]), list(encoded["assistant_masks"])
         if not self.learn_history:
             mask = _last_run(mask)
         labels = [token if learned else IGNORE_INDEX for token, learned in zip(ids, mask, strict=True)]
         text = self._apply(chat, tokenize=False)
         problems = self._problems(pair, ids, labels, text)
-        return TrainingExample(ids, labels, text, [end for _, end in got["offset_mapping"]], tuple(problems))
+        return TrainingExample(ids, labels, text, [end for _, end in encoded["offset_mapping"]], tuple(problems))
 
     def render_prompt(self, history: Iterable[Sequence[str]], instruction: str) -> ChatPrompt:
-        """What the model sees before it answers. Control tokens typed by a user are encoded as plain text."""
+        """The prompt of a reply to `instruction`. Control tokens typed by a user are encoded as plain text."""
         chat = build_messages(self.system, history, instruction)
-        typed = any(self.control_tokens(m["content"]) for m in chat)
-        ids = self._apply(chat, return_dict=False, add_generation_prompt=True, sanitize_control_tokens=typed)
+        has_control_tokens = any(self.control_tokens(m["content"]) for m in chat)
+        ids = self._apply(
+            chat, return_dict=False, add_generation_prompt=True, sanitize_control_tokens=has_control_tokens
+        )
         return ChatPrompt(self._apply(chat, tokenize=False, add_generation_prompt=True), list(ids))
 
     def length(self, pair: Pair) -> int:
-        """Tokens of the pair's row; 0 without encoding it when it surely fits into max_length (no tokenizer makes more
-        tokens than a text has bytes).
+        """Tokens of the pair's row; 0, without encoding it, when it certainly fits into max_length.
+
+        A text has at most one token per byte.
         """
         texts = sum(len(text.encode("utf-8", "replace")) for _, text in self._texts(pair))
         if texts + self._turn_tokens * (len(pair.history) + 1) <= self.max_length:
@@ -111,15 +113,17 @@ class Renderer:
 
     def tokens(self, example: TrainingExample) -> list[PreviewToken]:
         """The example token by token; a character split over several tokens belongs to the last of them."""
-        pieces, done = [], 0
+        pieces, written = [], 0
         for n, (token, label) in enumerate(zip(example.input_ids, example.labels, strict=True)):
             following = example.ends[n + 1 :][:1]
-            end = example.ends[n] if not following or following[0] > example.ends[n] else done
-            pieces.append(PreviewToken(token, example.text[done:end], label != IGNORE_INDEX, token in self._controls))
-            done = max(done, end)
-        if pieces and done < len(example.text):  # a tokenizer that drops trailing white space
+            end = example.ends[n] if not following or following[0] > example.ends[n] else written
+            pieces.append(
+                PreviewToken(token, example.text[written:end], label != IGNORE_INDEX, token in self._controls)
+            )
+            written = max(written, end)
+        if pieces and written < len(example.text):  # a tokenizer that drops trailing white space
             last = pieces[-1]
-            pieces[-1] = PreviewToken(last.id, last.text + example.text[done:], last.learned, last.special)
+            pieces[-1] = PreviewToken(last.id, last.text + example.text[written:], last.learned, last.special)
         return pieces
 
     def control_tokens(self, text: str) -> list[str]:
@@ -133,7 +137,7 @@ class Renderer:
 
     @cached_property
     def _controls(self) -> frozenset[int]:
-        """The tokenizer's control tokens and, <think> for instance, others that the template writes as markers."""
+        """The tokenizer's control tokens, and other markers of the template such as <think>."""
         return control_token_ids(self.tokenizer) | marker_token_ids(self.tokenizer, self.template)
 
     @cached_property
@@ -142,10 +146,10 @@ class Renderer:
         if wrong := find_incompatibilities(self.tokenizer, self.template):
             raise TemplateError(join("\n", wrong))
         stop = find_stop_token(self.tokenizer, self.template)
-        assert stop is not None  # fits has looked
+        assert stop is not None  # find_incompatibilities has looked
         return stop
 
-    def _problems(self, pair: Pair, ids: list[int], labels: list[int], whole: str) -> list[str]:
+    def _problems(self, pair: Pair, ids: list[int], labels: list[int], rendered: str) -> list[str]:
         problems: list[str] = []
         learned = [i for i in labels if i != IGNORE_INDEX]
         if not learned:
@@ -182,19 +186,19 @@ class Renderer:
                         token=self.tokenizer.unk_token,
                     )
                 )
-        if not problems and (why := self._prompt_mismatch(pair, ids, labels, whole)):
+        if not problems and (why := self._prompt_mismatch(pair, ids, labels, rendered)):
             problems.append(why)
         return problems
 
-    def _prompt_mismatch(self, pair: Pair, ids: list[int], labels: list[int], whole: str) -> str:
-        """Why a learned reply does not start exactly where the prompt of a chat would end; "" where each does."""
+    def _prompt_mismatch(self, pair: Pair, ids: list[int], labels: list[int], text: str) -> str:
+        """Why a learned reply does not start exactly where the prompt of a chat ends; "" where each does."""
         turns = [*pair.history, (pair.instruction, pair.output)]
         for n in range(0 if self.learn_history else len(pair.history), len(turns)):
             prompt = self.render_prompt(turns[:n], turns[n][0])
             end = len(prompt.ids)
             if ids[:end] == prompt.ids and end < len(ids) and labels[end - 1] == IGNORE_INDEX != labels[end]:
                 continue
-            if n < len(pair.history) and not whole.startswith(prompt.text):
+            if n < len(pair.history) and not text.startswith(prompt.text):
                 return Message(
                     "template {template} writes an earlier reply in another way than the last one, so it "
                     "cannot be learned as a chat would ask for it. Set learn_history to false",
@@ -207,7 +211,7 @@ class Renderer:
         return ""
 
     def _unwritable(self, text: str) -> str:
-        """The first characters of `text` that the tokenizer knows no token for; "" where it can write all of it."""
+        """The first characters of `text` without a token in this vocabulary; "" where there are none."""
         unknown = self.tokenizer.unk_token_id
         if unknown is None or unknown not in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
             return ""

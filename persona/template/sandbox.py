@@ -1,9 +1,9 @@
-"""Chat templates of unknown origin: what they may contain, and how long and how much they may run.
+"""Limits for chat templates of unknown origin: what they may contain, how long they run, how much they write.
 
 transformers renders every template in Jinja's immutable sandbox: no attribute that leads out, no file, no import. What
-that sandbox leaves open is closed here: loops that never end, texts that double until the memory is full, single calls
-that make gigabytes. `inspect` reads the template and refuses what it does not know; `limits` watches it run. Templates
-that Persona ships pass through neither.
+that sandbox leaves open is closed here: endless loops, texts that double until the memory is full, single calls that
+make gigabytes. inspect_template() reads the template and refuses what it does not know; limit_rendering() watches it
+run. Shipped templates pass through neither.
 """
 
 # ruff: noqa: SIM905  (lists of words read better as words)
@@ -52,7 +52,7 @@ class _Generation(Extension):
 
 
 def inspect_template(text: str) -> None:
-    """Raises TemplateError naming the line when the template holds something that a chat template has no use for."""
+    """Raises TemplateError naming the line when the template holds something that no chat template needs."""
     if len(text) > MAX_TEMPLATE:
         raise TemplateError(
             "The template has {count:,} characters, more than {limit:,}.", count=len(text), limit=MAX_TEMPLATE
@@ -134,7 +134,7 @@ def _arguments(call: Any) -> list[Any]:
 
 
 def _growth(call: Any) -> float:
-    """How many times as long the text may become."""
+    """By how many times a call may lengthen a text."""
     texts = [len(a.value) for a in _arguments(call) if isinstance(a.value, str)]
     if _call_name(call) == "replace" and len(texts) > 1:
         return max(1.0, texts[1] / max(1, texts[0]), (1 + texts[1]) * (texts[0] == 0))
@@ -151,7 +151,7 @@ def _call_name(node: Any) -> str:
 def limit_rendering(seconds: float = MAX_SECONDS) -> Iterator[None]:
     """Raises TemplateError out of a template that runs longer than `seconds`, or whose texts outgrow the limits.
 
-    Seconds of work in this thread: on a busy machine a good template is not refused for having waited.
+    Seconds of CPU time of this thread, so that waiting on a busy machine does not count.
     It follows the template's own lines (a compiled template is Python code named <template>), in this thread only.
     """
     end = time.thread_time() + seconds

@@ -1,6 +1,6 @@
-"""Which template a base is to be trained with: a shipped one, or the base's own format with its replies marked.
+"""The chat template for a base: a shipped one, or the base's own format with its replies marked.
 
-Never a guess: what is chosen for a base with a format gives the same prompts as that format, character for character.
+For a base with a format, the chosen template gives the same prompts as that format, character for character.
 """
 
 import re
@@ -16,15 +16,15 @@ _TEMPLATE_BY_EOS = {"<|im_end|>": "chatml", "<|eot_id|>": "llama-3", "<end_of_tu
 
 
 def choose_template(tokenizer: Any, language: str = "") -> ChatTemplate:
-    """The template for a base: its own format where it has one, else by its special tokens, else a plain form.
+    """The template for a base: by its own chat format, else by its special tokens, else a plain Alpaca form.
 
     A shipped template is taken for the base's own if both give every chat the same prompt, character for character,
     earlier replies included; a thinking model is asked not to think. Else the own format is rewritten with its replies
-    marked (derive), and taken if that gives the same prompts. Raises TemplateError when neither works.
+    marked (derive.py), and taken if that gives the same prompts. Raises TemplateError when neither works.
     """
     shipped = shipped_templates()
     own = getattr(tokenizer, "chat_template", None)
-    if isinstance(own, dict):  # several by name; a chat uses the default one
+    if isinstance(own, dict):  # several by name; a chat uses "default"
         own = own.get("default")
     if not own:
         return _select_by_tokens(tokenizer, shipped, language)
@@ -49,7 +49,7 @@ def choose_template(tokenizer: Any, language: str = "") -> ChatTemplate:
 
 
 def _select_by_tokens(tokenizer: Any, shipped: dict[str, ChatTemplate], language: str) -> ChatTemplate:
-    """For a base without a format. The turn markers alone say little: a pretrained base has them, unlearned, too."""
+    """For a base without a format. Turn markers alone do not decide: a pretrained base has them too, untrained."""
     name = _TEMPLATE_BY_EOS.get(tokenizer.eos_token or "", "")
     if name and not find_incompatibilities(tokenizer, shipped[name]):
         return shipped[name]  # its end of text is a chat's end of turn: tuned for chat

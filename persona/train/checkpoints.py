@@ -1,11 +1,12 @@
-"""The checkpoints of a run: which are whole, which is the last, what is kept.
+"""The checkpoints that a run resumes from: write one, find the last complete one, load it.
 
-    checkpoints/checkpoint-30/   weights, optimizer, schedule, random numbers, trainer_state.json
-      session.json               the clock, and how long nothing got better
-      whole                      written last: size and sha256 of every other file
+    checkpoints/checkpoint-30/   adapter, optimizer, scheduler, random state, trainer_state.json
+      session.json               the clock, and evaluations in a row without gain
+      whole                      the marker of a complete one, written last: size and sha256 of every other file
 
-A lost power cable can leave a file of the right name with the wrong bytes, so a checkpoint is believed only when every
-file is what `whole` says.
+A power failure can leave a file of the right name with the wrong bytes, so a checkpoint is used only when every file is
+what its marker says. The next batches follow from seed and global step (sampler.py), so that a resumed run takes the
+very steps of one that was never stopped; `start_or_resume` in run.py does it.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ def checkpoint_dir(checkpoints: Path, step: int) -> Path:
 
 
 def mark_complete(folder: Path, session: dict[str, Any]) -> None:
-    """Say that this checkpoint is whole, once everything in it has reached the disk."""
+    """Finish the checkpoint that the trainer has written: add the session, flush to disk, write the marker."""
     write_atomic(folder / SESSION_FILE, to_json(session))
     fsync_folder(folder)
     write_atomic(
@@ -42,26 +43,31 @@ def _size_and_hash(file: Path) -> list[Any]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file is what it was when the checkpoint was written."""
+    """Whether every file has the size and hash that the marker says."""
     try:
-        wanted = json.loads((folder / COMPLETE_MARKER).read_bytes())
-        sizes = all((folder / name).stat().st_size == size for name, (size, _) in wanted.items())
-        return sizes and all(_size_and_hash(folder / name) == mark for name, mark in wanted.items())
+        expected = json.loads((folder / COMPLETE_MARKER).read_bytes())
+        same_sizes = all((folder / name).stat().st_size == size for name, (size, _) in expected.items())
+        return same_sizes and all(_size_and_hash(folder / name) == entry for name, entry in expected.items())
     except (OSError, ValueError, AttributeError, TypeError):
         return False
 
 
 def list_checkpoint_steps(checkpoints: Path) -> list[int]:
-    """Of all checkpoints, whole or not, the newest first."""
+    """The steps of all checkpoints, complete or not, the newest first."""
     numbers = [p.name.rpartition("-")[2] for p in checkpoints.glob("checkpoint-*")]
     return sorted((int(n) for n in numbers if n.isdecimal()), reverse=True)
 
 
 def find_last_checkpoint(checkpoints: Path) -> Path | None:
-    """The newest whole checkpoint: a run goes on from it."""
+    """The newest complete checkpoint: the one to resume from."""
     return next(
         (f for s in list_checkpoint_steps(checkpoints) if is_complete(f := checkpoint_dir(checkpoints, s))), None
     )
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step that a checkpoint folder's name ends with."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def read_session(folder: Path) -> dict[str, Any]:
@@ -69,9 +75,17 @@ def read_session(folder: Path) -> dict[str, Any]:
 
 
 def prune_checkpoints(checkpoints: Path, newest: int) -> None:
-    """Keep two: the newest, and the one before, should the newest be damaged."""
+    """Keep two: the newest, and the one before it in case the newest gets damaged."""
     earlier = [s for s in list_checkpoint_steps(checkpoints) if s < newest]
     for step in list_checkpoint_steps(checkpoints):
         if step not in (newest, *earlier[:1]):
             (checkpoint_dir(checkpoints, step) / COMPLETE_MARKER).unlink(missing_ok=True)
             shutil.rmtree(checkpoint_dir(checkpoints, step), ignore_errors=True)
+
+
+def load_weights(model: Any, checkpoint: Path) -> None:
+    """Give a PeftModel the adapter weights of a checkpoint."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))

@@ -206,6 +206,10 @@ class RunConfig(BaseModel):
         "When you keep the charts of all your runs in one place.",
     )  # fmt: skip
 
+    @property
+    def is_pissa(self) -> bool:
+        return self.init_lora_weights.startswith("pissa")
+
 
 PRESETS: dict[str, tuple[dict[str, Any], str]] = {
     "quick": ({"epochs": 3.0}, "Three passes. A first answer in minutes; enough to hear whether the persona is there."),

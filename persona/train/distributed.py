@@ -1,18 +1,17 @@
-"""Several processes that train one run together (`accelerate launch -m persona.train RUN`): one writes, all agree.
+"""Several processes train one run together: `accelerate launch -m persona.train RUN`. One of them writes.
 
-On CPUs accelerate starts one process without MPI; `torchrun --nproc-per-node 2 -m persona.train RUN` starts two.
+On CPUs accelerate starts a single process without MPI; `torchrun --nproc-per-node 2 -m persona.train RUN` starts two.
 
-A run is the same run on any number of them: each step learns from the same rows, batch_size × accumulation of them in
-all, and each process takes its share. So more processes make it faster, never another run, and a run that was stopped
-on two goes on with one. With one process, everything here does nothing.
+A run is the same run on any number of processes: each step learns from the same batch_size × accumulation rows, of
+which each process takes its share. More processes make it faster and never another run, and a run that was stopped on
+two continues on one. With a single process every function here is a no-op.
 """
 
 import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
-import torch
-import torch.distributed as dist
+T = TypeVar("T")
 
 
 def process_count() -> int:
@@ -20,17 +19,18 @@ def process_count() -> int:
 
 
 def process_rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK", "0")) if process_count() > 1 else 0
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this process is the one that writes to the run folder; a page or command line always is."""
     return process_rank() == 0
 
 
 def init_processes() -> None:
-    """Find the others. Before anything else here is called."""
+    """Connect the processes. To be called before anything else here."""
     if process_count() > 1:
+        import torch
         from accelerate import PartialState
 
         PartialState(cpu=not torch.cuda.is_available())
@@ -38,43 +38,56 @@ def init_processes() -> None:
 
 def wait_for_all() -> None:
     if process_count() > 1:
+        import torch.distributed as dist
+
         dist.barrier()
 
 
-def broadcast_from_main(value: Any) -> Any:
-    """The value that the main process gave: what is measured or read from a disk may differ."""
-    if process_count() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+def run_on_main(function: Callable[[], T]) -> T:
+    """Call `function` in the main process alone; every process returns its result.
+
+    For what writes to disk, and for what is measured or read and might differ between processes.
+    """
+    result: list[Any] = [function() if is_main_process() else None]
+    if process_count() > 1:
+        import torch.distributed as dist
+
+        dist.broadcast_object_list(result, src=0)
+    return result[0]
 
 
 def sum_over_processes(value: int, device: Any) -> int:
-    """The sum over all processes."""
     if process_count() == 1:
         return value
-    box = torch.tensor(value, device=device)
-    dist.all_reduce(box)
-    return int(box)
+    import torch
+    import torch.distributed as dist
+
+    total = torch.tensor(value, device=device)
+    dist.all_reduce(total)
+    return int(total)
 
 
 def any_process(flag: bool, device: Any) -> bool:
-    """Whether it is so in any process: what one decides alone would leave the others waiting for it."""
+    """Whether `flag` is true in any process: what one decides alone would leave the others waiting for it."""
     return sum_over_processes(int(flag), device) > 0
 
 
 def take_own_rows(rows: list[Any]) -> list[Any]:
-    """The rows of this process: every process is given the same ones."""
+    """The rows that this process computes, of a batch that every process is given whole."""
     return rows[process_rank() :: process_count()]
 
 
 def sum_gradients(parameters: Iterable[Any]) -> None:
-    """Add up everybody's gradients. DistributedDataParallel would ask for its own forward(), which the loss goes
-    around, and has nothing to gain where gradients are a few megabytes.
+    """Replace each gradient by its sum over all processes.
+
+    DistributedDataParallel would need its own forward(), which the loss bypasses, and gains nothing where gradients
+    are a few megabytes.
     """
-    found = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten().float() for g in found])
+    import torch
+    import torch.distributed as dist
+
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten().float() for g in gradients])
     dist.all_reduce(flat)
-    for gradient, part in zip(found, flat.split([g.numel() for g in found]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(total.view_as(gradient))

@@ -1,4 +1,4 @@
-"""Liger's fused kernels, where they are installed."""
+"""Liger's fused kernels for NVIDIA GPUs, where liger-kernel is installed."""
 
 from typing import Any
 
@@ -7,9 +7,10 @@ from persona.train.config import RunConfig
 
 
 def apply_liger_kernels(model: Any, c: RunConfig) -> None:
-    """Put the kernels of `engine` into the model. Not verified: no GPU was at hand; liger-kernel 0.8.5 was read.
+    """Replace modules of the model by Liger's where `engine` asks for it.
 
-    Its losses are left out: loss.py has its own. Raises InputError for an architecture that it does not know.
+    Not verified on a GPU; written from the source of liger-kernel 0.8.5. Its losses are left out: models/loss.py has
+    its own. Raises InputError for an architecture that Liger does not know.
     """
     if c.engine == "none":
         return

@@ -1,9 +1,9 @@
-"""Where a LoRA goes in a model, and how it begins: RunConfig → PEFT."""
+"""RunConfig → PEFT's LoraConfig: the layers a LoRA goes on, its rank and scale, and how it is initialized."""
 
 import re
 from typing import Any
 
-import regex  # comes with transformers
+import regex  # unlike re it has a timeout; a dependency of transformers
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -11,20 +11,18 @@ from peft.tuners.lora import LoraLayer
 from persona.errors import InputError
 from persona.train.config import RunConfig
 
-# what families call the two halves of a layer
+# what model families call the two halves of a layer
 ATTENTION_PARENTS = ("self_attn", "attn", "attention")
 MLP_PARENTS = ("mlp", "feed_forward")
-
-
 LAYER_GROUPS = {"attention": ATTENTION_PARENTS, "mlp": MLP_PARENTS, "attention+mlp": ATTENTION_PARENTS + MLP_PARENTS}
-MAX_SHOWN_NAMES = 12  # names that a refusal lists
+MAX_SHOWN_NAMES = 12  # layer names that an error lists
 
 
 def select_target_modules(model: Any, wanted: str) -> str | list[str]:
-    """What PEFT is to put a LoRA on, in its own form: "all-linear", or names of layers.
+    """The target_modules of a LoraConfig: "all-linear", or names of layers.
 
-    wanted: all-linear, one of HALVES, names separated by commas, or re: and a regular expression for whole names. In a
-    base that sees and hears too, the layers of its language model alone: those of its vision and audio towers have the
+    wanted: all-linear, one of LAYER_GROUPS, names separated by commas, or re: and a regular expression for whole names.
+    In a multimodal base only layers of its language model are selected: those of its vision and audio towers have the
     same names, and text teaches them nothing. Raises InputError naming the layers that there are.
     """
     wanted = wanted.strip()
@@ -37,24 +35,34 @@ def select_target_modules(model: Any, wanted: str) -> str | list[str]:
         inside = next(name for name, module in model.named_modules() if module is language) + ".layers."
     layers = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.startswith(inside)]
     if wanted.startswith("re:"):
-        return _match_layers(layers, wanted.removeprefix("re:").strip())
+        return _match_pattern(layers, wanted.removeprefix("re:").strip())
     if wanted == "all-linear":
-        wanted = "attention+mlp"  # the towers' part in the language model has linear layers of its own
-    if wanted in LAYER_GROUPS:  # by where they are: q_proj is called qkv_proj, q_a_proj … elsewhere
-        found = [n for n in layers if len(p := n.split(".")) > 1 and p[-2] in LAYER_GROUPS[wanted]]
-        if not found:
-            raise InputError(
-                "target_modules={wanted}: not known for this base. Name its layers: {layers}.",
-                wanted=wanted,
-                layers=_list_layer_names(layers),
-            )
-        return found
-    names = [m.strip() for m in wanted.split(",") if m.strip()]
-    if unknown := [n for n in names if not any(_ends_with_name(layer, n) for layer in layers)] or not names:
-        said = ", ".join(unknown) if isinstance(unknown, list) else wanted
+        wanted = "attention+mlp"  # adapters between tower and language model are linear layers too
+    if wanted in LAYER_GROUPS:
+        return _match_group(layers, wanted)
+    return _match_names(layers, wanted)
+
+
+def _match_group(layers: list[str], group: str) -> list[str]:
+    """By the module that they are in: q_proj is called qkv_proj, q_a_proj … in other families."""
+    matches = [n for n in layers if len(parts := n.split(".")) > 1 and parts[-2] in LAYER_GROUPS[group]]
+    if not matches:
         raise InputError(
-            "target_modules: this base has no layer {said!r}. It has {layers}.",
-            said=said,
+            "target_modules={wanted}: not known for this base. Name its layers: {layers}.",
+            wanted=group,
+            layers=_list_layer_names(layers),
+        )
+    return matches
+
+
+def _match_names(layers: list[str], wanted: str) -> list[str]:
+    """wanted: endings of names, separated by commas, each of which must be there."""
+    names = [n.strip() for n in wanted.split(",") if n.strip()]
+    unknown = [n for n in names if not any(_ends_with_name(layer, n) for layer in layers)]
+    if unknown or not names:
+        raise InputError(
+            "target_modules: this base has no layer {names!r}. It has {layers}.",
+            names=", ".join(unknown) or wanted,
             layers=_list_layer_names(layers),
         )
     return [layer for layer in layers if any(_ends_with_name(layer, n) for n in names)]
@@ -64,10 +72,9 @@ def _ends_with_name(layer: str, name: str) -> bool:
     return f".{layer}".endswith(f".{name}")
 
 
-def _match_layers(layers: list[str], pattern: str) -> list[str]:
+def _match_pattern(layers: list[str], pattern: str) -> list[str]:
     try:
-        # re knows no limit, and there are expressions that would run for years
-        found = [n for n in layers if regex.fullmatch(pattern, n, timeout=1.0)]
+        matches = [n for n in layers if regex.fullmatch(pattern, n, timeout=1.0)]  # some patterns would run for years
     except TimeoutError:
         raise InputError(
             "target_modules=re:{pattern}: takes too long. Write it without nested repeats.", pattern=f"{pattern:.100}"
@@ -76,7 +83,7 @@ def _match_layers(layers: list[str], pattern: str) -> list[str]:
         raise InputError(
             "target_modules=re:{pattern}: not a regular expression ({reason}).", pattern=pattern, reason=e
         ) from e
-    if not found:
+    if not matches:
         raise InputError(
             "target_modules=re:{pattern}: matches no linear layer. It must match a whole name, such as "
             "{first} or {last}; e.g. re:.*{ending}.",
@@ -85,19 +92,19 @@ def _match_layers(layers: list[str], pattern: str) -> list[str]:
             last=layers[-1],
             ending=re.escape(layers[0].rpartition(".")[2]),
         )
-    return found
+    return matches
 
 
 def _list_layer_names(layers: list[str]) -> str:
-    """The names that layers end with, the first few of them."""
+    """The last parts of the layers' names, each once; the first few of them."""
     names = list(dict.fromkeys(n.rpartition(".")[2] for n in layers))
     return ", ".join(names[:MAX_SHOWN_NAMES]) + (", …" if len(names) > MAX_SHOWN_NAMES else "")
 
 
 def make_lora_config(c: RunConfig, model: Any, token_rows: dict[str, list[int]] | None = None) -> LoraConfig:
-    """token_rows: of `select_trainable_tokens`, trained beside the LoRA."""
-    rank, alpha, begins = c.lora_r, float(c.lora_alpha), c.init_lora_weights
-    if is_pissa(begins):
+    """PEFT's settings for `model`. token_rows: rows that are trained beside the LoRA (models/trained_tokens.py)."""
+    rank, alpha, init = c.lora_r, float(c.lora_alpha), c.init_lora_weights
+    if c.is_pissa:
         rank, alpha = double_rank_for_pissa(rank, alpha, c.use_rslora)
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -105,28 +112,27 @@ def make_lora_config(c: RunConfig, model: Any, token_rows: dict[str, list[int]] 
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,
         lora_dropout=c.lora_dropout,
         target_modules=select_target_modules(model, c.target_modules),
-        init_lora_weights=begins if begins in ("gaussian", "orthogonal") else True,
+        init_lora_weights=init if init in ("gaussian", "orthogonal") else True,
         use_rslora=c.use_rslora,
         use_dora=c.use_dora,
         trainable_token_indices=token_rows,
     )
 
 
-def is_pissa(init: str) -> bool:
-    return init.startswith("pissa")
-
-
 def double_rank_for_pissa(rank: int, alpha: float, rslora: bool) -> tuple[int, float]:
-    """Twice the rank, and the alpha with which the scale stays what it was: alpha / r, or alpha / sqrt(r)."""
+    """Twice the rank, and the alpha that keeps the scale, alpha / r or alpha / sqrt(r), as it was."""
     return 2 * rank, alpha * (2**0.5 if rslora else 2)
 
 
 @torch.no_grad()
 def initialize_pissa(model: torch.nn.Module, init: str, rank: int) -> None:
-    """Fill the doubled LoRA of a PeftModel, and hold its second half still while it is trained.
+    """Initialize the doubled LoRA of a PeftModel by PiSSA (Meng et al. 2024), and freeze its second half.
 
-    init: pissa, or pissa_niter_N for N rounds of an approximate SVD (Halko et al. 2009); what it leaves out is only
-    where the training begins, never what the model says. Raises InputError for a rank that a layer cannot have.
+    The first half begins with the main directions of each weight, the second half subtracts them again: so the base
+    stays as it is, and the adapter is a plain one. init: pissa, or pissa_niter_N for N rounds of an approximate SVD
+    (Halko et al. 2009), which only changes where training begins.
+
+    Raises InputError for a rank that a layer cannot have.
     """
     rounds = int(init.rpartition("_")[2]) if "niter" in init else None
     for name, layer in model.named_modules():
@@ -134,20 +140,19 @@ def initialize_pissa(model: torch.nn.Module, init: str, rank: int) -> None:
             continue
         weight = layer.get_base_layer().weight.float()
         if rank > min(weight.shape):
-            where, most = name.removeprefix("base_model.model."), min(weight.shape)
             raise InputError(
-                "lora_r={rank} with {init}: {where} has only {most} directions. Lower lora_r.",
+                "lora_r={rank} with {init}: {layer} has only {directions} directions. Lower lora_r.",
                 rank=rank,
                 init=init,
-                where=where,
-                most=most,
+                layer=name.removeprefix("base_model.model."),
+                directions=min(weight.shape),
             )
         if rounds is None:
-            left, sizes, right = torch.linalg.svd(weight, full_matrices=False)
+            left, singular_values, right = torch.linalg.svd(weight, full_matrices=False)
         else:
-            left, sizes, turned = torch.svd_lowrank(weight, rank, niter=rounds)
-            right = turned.T
-        root = (sizes[:rank] / layer.scaling["default"]).sqrt()
+            left, singular_values, right_t = torch.svd_lowrank(weight, rank, niter=rounds)
+            right = right_t.T
+        root = (singular_values[:rank] / layer.scaling["default"]).sqrt()
         a, b = root[:, None] * right[:rank], left[:, :rank] * root
         lora_a, lora_b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         lora_a.copy_(torch.cat([a, a]))

@@ -1,6 +1,7 @@
-"""A persona, her settings and this machine → how the run would go: fitted into memory, and about how long.
+"""A persona, its settings and this machine → how a run would go: fitted into memory, and about how long it takes.
 
-Nothing is opened but headers: rows are measured by their characters, and by the last run's count where there is one.
+Nothing but headers is opened: the tokens of rows are estimated from their characters, the speed is that of the last
+comparable run or of a short measurement.
 """
 
 from collections.abc import Collection, Sequence
@@ -18,10 +19,12 @@ from persona.train import run_folder, split
 from persona.train.config import RunConfig, count_steps
 from persona.train.run_folder import Run
 
+# ---- memory: which batch, checkpointing, quantization and number format fit
+
 
 @dataclass(frozen=True)
 class TrainingPlan(DevicePlan):
-    """A Plan for one base and its rows. batch_size × accumulation is what the settings ask for."""
+    """How to run a training on a machine so that it fits. batch_size × accumulation is what the settings ask for."""
 
     quantization: str
     batch_size: int
@@ -33,199 +36,79 @@ class TrainingPlan(DevicePlan):
     lower_dtype: bool  # bfloat16 only because float32 does not fit
 
 
-# Of the memory there is: the system wants some, a GPU's allocator leaves gaps, Apple's lets a program have about 70 %
-# (Metal's recommendedMaxWorkingSetSize). Not measured by us on a GPU.
+# Of all memory: the system needs some, a GPU's allocator leaves gaps, Apple lets a program have about 70 % (Metal's
+# recommendedMaxWorkingSetSize). Not measured by us on a GPU.
 USABLE_MEMORY_SHARE = {"cuda": 0.92, "mps": 0.7, "cpu": 0.9}
 BITSANDBYTES_DEVICES = ("cuda", "cpu")  # where it can quantize
-WEIGHT_READ_TOKENS = (
-    128  # reading all weights for a forward pass is counted like so many tokens: why a batch of 1 is slow
-)
+# a forward pass reads all weights once, which takes as long as computing so many tokens: why a batch of 1 is slow
+WEIGHT_READ_TOKENS = 128
 
 
-def plan_training(machine: Machine, shape: ModelShape, work: StepShape, accumulation: int = 1, dtype: str = "auto",
+def plan_training(machine: Machine, shape: ModelShape, step: StepShape, accumulation: int = 1, dtype: str = "auto",
                   free: int | None = None) -> TrainingPlan:  # fmt: skip
-    """The fastest way to run `work` that fits into the machine, the base kept as it is as long as possible.
+    """The fastest way to compute `step` that fits into the machine; quantizing the base is the last resort.
 
-    work: the user's settings, whose checkpointing and quantization are kept when they are on; its dtype and device
-    are not read. free: bytes now free, where that is known. Where nothing fits, the plan is the smallest way.
+    step: as the settings ask; its checkpointing and quantization are kept when they are on, its dtype and device are
+    not read. free: bytes that are free now, where known. Where nothing fits, the plan is the smallest way.
     """
-    plan = plan_device(machine, dtype)
+    device_plan = plan_device(machine, dtype)
     limit = int(min(machine.memory * USABLE_MEMORY_SHARE[machine.device], machine.memory if free is None else free))
-    dtypes = [plan.train_dtype]
-    if dtype == "auto" and plan.train_dtype == "float32" and machine.bf16:
+    dtypes = [device_plan.train_dtype]
+    if dtype == "auto" and device_plan.train_dtype == "float32" and machine.bf16:
         dtypes.append("bfloat16")  # slower here, but half the size
-    kinds = [work.quantization]
-    if work.quantization == "none" and machine.device in BITSANDBYTES_DEVICES:
-        kinds += ["int8", "nf4"]
-    tried = []
-    for kind in kinds:
-        for name in dtypes:
-            start = replace(work, device=machine.device, dtype=name, quantization=kind)
-            tried += [
-                (w, memory.estimate_memory(shape, w)) for w in sorted(_list_batch_options(start), key=_relative_cost)
-            ]
-    chosen = next(((w, m) for w, m in tried if m.total <= limit), None)
-    w, need = chosen or min(tried, key=lambda x: x[1].total)
-    steps = work.batch * accumulation // w.batch
-    plan = plan_device(machine, w.dtype if w.dtype != plan.train_dtype else dtype)
-    reason = join(" ", [plan.reason, *_describe_plan_changes(work, w, steps, w.dtype != dtypes[0])])
-    return TrainingPlan(machine.device, w.dtype, plan.chat_dtype, reason, w.quantization, w.batch, steps,
-                        w.checkpointing, need, limit, chosen is not None, w.dtype != dtypes[0])  # fmt: skip
+    quantizations = [step.quantization]
+    if step.quantization == "none" and machine.device in BITSANDBYTES_DEVICES:
+        quantizations += ["int8", "nf4"]
+    options = [
+        (option, memory.estimate_memory(shape, option))
+        for quantization in quantizations
+        for name in dtypes
+        for option in _list_batch_options(replace(step, device=machine.device, dtype=name, quantization=quantization))
+    ]
+    fitting = next(((option, need) for option, need in options if need.total <= limit), None)
+    chosen, need = fitting or min(options, key=lambda x: x[1].total)
+    lower_dtype = chosen.dtype != dtypes[0]
+    batches = step.batch * accumulation // chosen.batch
+    device_plan = plan_device(machine, chosen.dtype if lower_dtype else dtype)
+    reason = join(" ", [device_plan.reason, *_describe_plan_changes(step, chosen, batches, lower_dtype)])
+    return TrainingPlan(machine.device, chosen.dtype, device_plan.chat_dtype, reason, chosen.quantization, chosen.batch,
+                        batches, chosen.checkpointing, need, limit, fitting is not None, lower_dtype)  # fmt: skip
 
 
-def _list_batch_options(work: StepShape) -> list[StepShape]:
-    """The same rows a step in smaller batches, with and without checkpointing."""
-    batches = [b for b in range(1, work.batch + 1) if work.batch % b == 0]
-    return [replace(work, batch=b, checkpointing=c) for b in batches for c in {work.checkpointing, True}]
+def _list_batch_options(step: StepShape) -> list[StepShape]:
+    """The same rows a step in smaller batches, with and without checkpointing; the fastest first."""
+    batches = [b for b in range(1, step.batch + 1) if step.batch % b == 0]
+    options = [replace(step, batch=b, checkpointing=c) for b in batches for c in {step.checkpointing, True}]
+    return sorted(options, key=_relative_cost)
 
 
-def _relative_cost(work: StepShape) -> float:
-    """How much longer a token takes than in an endless batch."""
-    return (1 + WEIGHT_READ_TOKENS / (work.batch * work.length)) * (
-        1.5 if work.checkpointing else 1
-    )  # memory.step_flops: 6 for 4
+def _relative_cost(step: StepShape) -> float:
+    """Time per token, relative to that in an infinite batch."""
+    recompute = 1.5 if step.checkpointing else 1  # as in memory.step_flops: 6 for 4
+    return (1 + WEIGHT_READ_TOKENS / (step.batch * step.length)) * recompute
 
 
-def _describe_plan_changes(asked: StepShape, w: StepShape, steps: int, other_dtype: bool) -> list[str]:
-    said: list[str] = []
-    if other_dtype:
-        said.append(Message("float32 would not fit."))
-    if w.batch != asked.batch:
-        said.append(
-            Message("To fit, a step's rows go through {batch} at a time, {steps} times.", batch=w.batch, steps=steps)
-        )
-    if w.checkpointing and not asked.checkpointing:
-        said.append(Message("To fit, activations are recomputed instead of kept (gradient checkpointing): slower."))
-    if w.quantization != asked.quantization:
-        bits = 4 if w.quantization == "nf4" else 8
-        said.append(Message("It fits only with the base's weights in {bits} bits.", bits=bits))
-    return said
-
-
-# Besides its matmuls a step has norms, attention, activations and the optimizer, in float32 and bound by memory. On a
-# CPU they cost 0.6 of what the matmuls would in float32, whatever the matmuls' own format: three runs in the tests
-# took 9.5 ms a token in float32, 3.8 in bfloat16 and 5.3 with checkpointing; this gives 8.9, 3.9 and 5.0.
-CPU_OVERHEAD = 0.6
-GPU_EFFICIENCY = 0.3  # the part of a GPU's matmul rate that training reaches; a usual figure, not measured by us
-STARTUP_SECONDS = 20.0  # seconds until the first step: imports, tokenizer, weights
-
-
-def estimate_seconds(machine: Machine, shape: ModelShape, plan: TrainingPlan, tokens: float, learned: float,
-                   evaluated: float, rate: float | None = None) -> float | None:  # fmt: skip
-    """Seconds from Start to the adapter, or None where the machine's rate is not known.
-
-    tokens, learned: of all steps; evaluated: tokens of all evaluations, which go forward only. rate: tokens/s of a
-    finished run with this base on this machine, which knows better than the measured matmuls.
-    """
-    if rate:
-        return STARTUP_SECONDS + tokens / rate + evaluated / rate / 2
-    rates = dict(machine.rates)
-    if plan.train_dtype not in rates or "float32" not in rates:
-        return None
-    work = memory.step_flops(shape, tokens, learned, plan.checkpointing)
-    work += memory.step_flops(shape, evaluated, evaluated * learned / max(tokens, 1)) / 2
-    if machine.device == "cpu":
-        return STARTUP_SECONDS + work / rates[plan.train_dtype] + work * CPU_OVERHEAD / rates["float32"]
-    return STARTUP_SECONDS + work / (rates[plan.train_dtype] * GPU_EFFICIENCY)
-
-
-BYTES_PER_TOKEN = 3.6  # of UTF-8: 3.57 Chinese and 3.76 English in the shipped personas, by Gemma's tokenizer
-TEMPLATE_TOKENS = 12  # a template's own around a turn
-MIN_STEADY_STEPS = 10  # steps; the first few of a run are slow, so a shorter one says nothing about speed
-
-
-@dataclass(frozen=True)
-class TrainingEstimate:
-    """What the page says before Start. seconds: None where the machine's speed is not known."""
-
-    plan: TrainingPlan
-    shape: ModelShape
-    steps: int
-    train_rows: int
-    held_out: int
-    longest: int  # tokens of the longest row, about
-    seconds: float | None
-    from_run: str  # the run whose speed was taken, "" where none was
-
-
-@lru_cache(maxsize=8)
-def read_base_shape(found: base.Base) -> ModelShape | None:
-    """The shape of a base on this disk; None for one that is no decoder we know."""
-    try:
-        return memory.infer_model_shape(found.config(), found.tensors())
-    except (KeyError, TypeError):
-        return None
-
-
-def estimate_row_tokens(card: PersonaCard, pair: Pair, learn_history: bool = False) -> tuple[int, int]:
-    """(tokens, learned tokens) of a pair's row, about."""
-    replies = [pair.output, *(reply for _, reply in pair.history if learn_history)]
-    texts = [card.system, pair.instruction, pair.output, *(x for turn in pair.history for x in turn)]
-    tokens = _estimate_tokens(texts) + TEMPLATE_TOKENS * (1 + len(pair.history))
-    return tokens, _estimate_tokens(replies) + len(replies)
-
-
-def _estimate_tokens(texts: Sequence[str]) -> int:
-    return round(sum(len(t.encode()) for t in texts) / BYTES_PER_TOKEN)
-
-
-def find_heaviest_step(config: RunConfig, rows: Sequence[tuple[int, int]]) -> StepShape:
-    """The heaviest batch: the longest rows, which group_by_length puts together."""
-    longest = sorted(rows, reverse=True)[: config.batch_size]
-    length = min(config.max_length, memory.padded_length(longest[0][0]))
-    learned = min(length, -(-sum(n for _, n in longest) // len(longest)))
-    rank = config.lora_r * (2 if config.init_lora_weights.startswith("pissa") else 1)
-    return StepShape(config.batch_size, length, learned, rank, quantization=config.quantization,
-                checkpointing=config.gradient_checkpointing)  # fmt: skip
-
-
-def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair], machine: Machine,
-            free: int | None = None) -> TrainingEstimate | None:  # fmt: skip
-    """None where the base is not on this disk yet, or not of a kind we know."""
-    found = base.find_local_base(config.base)
-    size = read_base_shape(found) if found else None
-    if size is None or not pairs:
-        return None
-    card = persona.card()
-    rows = [estimate_row_tokens(card, p, config.learn_history) for p in pairs]
-    plan = plan_training(machine, size, find_heaviest_step(config, rows), config.gradient_accumulation_steps,
-                                  config.dtype, free)  # fmt: skip
-    held = sum(row.held_out for row in split.split_held_out(list(pairs), config.eval_fraction, config.seed))
-    kept = len(rows) - held
-    steps, every = count_steps(config, kept)
-    mean, learned = (sum(r[n] for r in rows) / len(rows) for n in (0, 1))
-    past = find_comparable_run(persona, config, plan)
-    rate = past.progress().result["tokens_per_s"] if past else None
-    seen = min(steps * config.batch_size * config.gradient_accumulation_steps, kept * config.epochs)
-    seen = seen if config.max_steps < 0 else steps * config.batch_size * config.gradient_accumulation_steps
-    evaluated = (steps // every + 2) * held * mean
-    seconds = estimate_seconds(machine, size, plan, seen * mean, seen * learned, evaluated, rate)
-    return TrainingEstimate(plan, size, steps, kept, held, max(n for n, _ in rows), seconds, past.name if past else "")
-
-
-def estimate_on_this_machine(persona: Persona, config: RunConfig, pairs: Sequence[Pair]) -> TrainingEstimate | None:
-    """The outlook on this machine, with what is free of its memory now."""
-    machine = hardware.this_machine()
-    return estimate_training(persona, config, pairs, machine, hardware.free_memory(machine))
-
-
-def find_comparable_run(persona: Persona, config: RunConfig, plan: TrainingPlan) -> Run | None:
-    """The newest finished run whose speed tells that of this one: same base, device, number format and batch."""
-    for run in run_folder.list_runs(persona)[:5]:
-        p = run.progress()
-        if p.status != "done" or p.result.get("steps", 0) < MIN_STEADY_STEPS or not p.result.get("tokens_per_s"):
-            continue
-        was = run.config()
-        here = (p.plan.get("device"), p.plan.get("dtype"), was.base, was.batch_size, was.gradient_checkpointing)
-        if here == (plan.device, plan.train_dtype, config.base, plan.batch_size, plan.checkpointing):
-            return run
-    return None
+def _describe_plan_changes(asked: StepShape, chosen: StepShape, batches: int, lower_dtype: bool) -> list[str]:
+    notes: list[str] = []
+    if lower_dtype:
+        notes.append(Message("float32 would not fit."))
+    if chosen.batch != asked.batch:
+        notes.append(
+            Message("To fit, a step's rows go through {batch} at a time, {steps} times.", batch=chosen.batch,
+                    steps=batches)
+        )  # fmt: skip
+    if chosen.checkpointing and not asked.checkpointing:
+        notes.append(Message("To fit, activations are recomputed instead of kept (gradient checkpointing): slower."))
+    if chosen.quantization != asked.quantization:
+        bits = 4 if chosen.quantization == "nf4" else 8
+        notes.append(Message("It fits only with the base's weights in {bits} bits.", bits=bits))
+    return notes
 
 
 def apply_plan(config: RunConfig, plan: TrainingPlan) -> RunConfig:
-    """The settings with what the plan changes so that the run fits; as they are where only another base would do.
+    """The settings with the plan's changes, so that the run fits; unchanged where only another base would fit.
 
-    The quantization stays the user's: it changes what is learned from.
+    The quantization stays the user's, since it changes what is learned from.
     """
     if not plan.fits or plan.quantization != config.quantization:
         return config
@@ -237,38 +120,180 @@ def apply_plan(config: RunConfig, plan: TrainingPlan) -> RunConfig:
 
 
 def fit_config(config: RunConfig, plan: TrainingPlan, given: Collection[str] = ()) -> tuple[RunConfig, list[str]]:
-    """`fitted`, but for the settings named in `given`, which stay; and what to say about it, in sentences."""
-    wish, old = apply_plan(config, plan).model_dump(), config.model_dump()
-    changed = {name: value for name, value in wish.items() if value != old[name]}
+    """apply_plan() but for the settings named in `given`, which stay; and notes on it for the user."""
+    planned, current = apply_plan(config, plan).model_dump(), config.model_dump()
+    changed = {name: value for name, value in planned.items() if value != current[name]}
     together = {"batch_size", "gradient_accumulation_steps"}  # one without the other would be another training
     kept = {n for n in changed if n in given or (n in together and together & set(given))}
-    said = [f"{n}: {old[n]} → {changed[n]}".lower() for n in changed if n not in kept]
+    shown_changes = [f"{n}: {current[n]} → {changed[n]}".lower() for n in changed if n not in kept]
     notes: list[str] = []
-    if said:
-        changes = "; ".join(said)
+    if shown_changes:
+        changes = "; ".join(shown_changes)
         notes.append(
             Message("Changed so that it fits into memory: {changes}. {reason}", changes=changes, reason=plan.reason)
         )
     if kept:
         wanted = ", ".join(f"{n}={changed[n]}".lower() for n in changed if n in kept)
         notes.append(Message("Kept as given, but it may run out of memory; what would fit: {wanted}.", wanted=wanted))
+    notes += _warn_of_memory(config, plan)
+    return config.model_copy(update={n: v for n, v in changed.items() if n not in kept}), notes
+
+
+def _warn_of_memory(config: RunConfig, plan: TrainingPlan) -> list[str]:
     need, limit = f"{plan.memory.total / 1e9:.1f} GB", f"{plan.limit / 1e9:.1f} GB"
     if not plan.fits:
-        notes.append(
+        return [
             Message(
                 "This may run out of memory: its smallest way needs about {need}, and {limit} can be used. A "
                 "smaller base or shorter rows would do.",
                 need=need,
                 limit=limit,
             )
-        )
-    elif plan.quantization != config.quantization:
-        notes.append(
+        ]
+    if plan.quantization != config.quantization:
+        return [
             Message(
                 "This may run out of memory: the base does not fit into {limit} as it is. With "
                 "quantization={quantization} it would.",
                 limit=limit,
                 quantization=plan.quantization,
             )
-        )
-    return config.model_copy(update={n: v for n, v in changed.items() if n not in kept}), notes
+        ]
+    return []
+
+
+# ---- time
+
+# Besides its matmuls a step has norms, attention, activations and the optimizer, in float32 and bound by memory. On a
+# CPU they cost 0.6 of what the matmuls would in float32, whatever the matmuls' own format: three runs in the tests
+# took 9.5 ms a token in float32, 3.8 in bfloat16 and 5.3 with checkpointing; this gives 8.9, 3.9 and 5.0.
+CPU_OVERHEAD = 0.6
+GPU_EFFICIENCY = 0.3  # the part of a GPU's matmul rate that training reaches; a usual figure, not measured by us
+STARTUP_SECONDS = 20.0  # until the first step: imports, tokenizer, weights
+
+
+def estimate_seconds(machine: Machine, shape: ModelShape, plan: TrainingPlan, tokens: float, learned: float,
+                     evaluated: float, rate: float | None = None) -> float | None:  # fmt: skip
+    """Seconds from Start to the adapter; None where the machine's rate is not known.
+
+    tokens, learned: of all steps; evaluated: tokens of all evaluations, which are forward passes only. rate: tokens/s
+    of a comparable run on this machine, which says more than the measured matmuls.
+    """
+    if rate:
+        return STARTUP_SECONDS + tokens / rate + evaluated / rate / 2
+    rates = dict(machine.rates)
+    if plan.train_dtype not in rates or "float32" not in rates:
+        return None
+    flops = memory.step_flops(shape, tokens, learned, plan.checkpointing)
+    flops += memory.step_flops(shape, evaluated, evaluated * learned / max(tokens, 1)) / 2
+    if machine.device == "cpu":
+        return STARTUP_SECONDS + flops / rates[plan.train_dtype] + flops * CPU_OVERHEAD / rates["float32"]
+    return STARTUP_SECONDS + flops / (rates[plan.train_dtype] * GPU_EFFICIENCY)
+
+
+# ---- the whole estimate
+
+BYTES_PER_TOKEN = 3.6  # of UTF-8: 3.57 Chinese and 3.76 English in the shipped personas, by Gemma's tokenizer
+TEMPLATE_TOKENS = 12  # a template's own around a turn
+MIN_STEADY_STEPS = 10  # the first few steps of a run are slow, so a shorter run says nothing about speed
+MAX_COMPARED_RUNS = 5  # the newest ones that are looked at for a comparable one
+
+
+@dataclass(frozen=True)
+class TrainingEstimate:
+    """What the page says before Start."""
+
+    plan: TrainingPlan
+    shape: ModelShape
+    steps: int
+    train_rows: int
+    held_out: int
+    longest: int  # tokens of the longest row, about
+    seconds: float | None  # None where the machine's speed is not known
+    from_run: str  # the run whose speed was taken, "" where none was
+
+
+def estimate_on_this_machine(persona: Persona, config: RunConfig, pairs: Sequence[Pair]) -> TrainingEstimate | None:
+    """estimate_training() on this machine, with the memory that is free now."""
+    machine = hardware.this_machine()
+    return estimate_training(persona, config, pairs, machine, hardware.free_memory(machine))
+
+
+def fit_to_machine(persona: Persona, config: RunConfig, given: Collection[str] = ()) -> tuple[RunConfig, list[str]]:
+    """The settings fitted to this machine's memory, and notes on what was changed; those named in `given` stay."""
+    estimate = estimate_on_this_machine(persona, config, persona.pairs())
+    if estimate is None:  # the base is not on this machine yet, so nothing is known of it
+        return config, []
+    return fit_config(config, estimate.plan, given)
+
+
+def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair], machine: Machine,
+                      free: int | None = None) -> TrainingEstimate | None:  # fmt: skip
+    """None where the base is not on this disk yet, or its shape is not known."""
+    local_base = base.find_local_base(config.base)
+    shape = read_base_shape(local_base) if local_base else None
+    if shape is None or not pairs:
+        return None
+    card = persona.card()
+    rows = [estimate_row_tokens(card, p, config.learn_history) for p in pairs]
+    plan = plan_training(machine, shape, find_heaviest_step(config, rows), config.gradient_accumulation_steps,
+                         config.dtype, free)  # fmt: skip
+    held_out = sum(row.held_out for row in split.split_held_out(list(pairs), config.eval_fraction, config.seed))
+    train_rows = len(rows) - held_out
+    steps, steps_between = count_steps(config, train_rows)
+    mean_tokens, mean_learned = (sum(r[n] for r in rows) / len(rows) for n in (0, 1))
+    rows_seen: float = steps * config.batch_size * config.gradient_accumulation_steps
+    if config.max_steps < 0:
+        rows_seen = min(rows_seen, train_rows * config.epochs)
+    evaluated = (steps // steps_between + 2) * held_out * mean_tokens
+    comparable = find_comparable_run(persona, config, plan)
+    rate = comparable.progress().result["tokens_per_s"] if comparable else None
+    seconds = estimate_seconds(
+        machine, shape, plan, rows_seen * mean_tokens, rows_seen * mean_learned, evaluated, rate
+    )  # fmt: skip
+    return TrainingEstimate(plan, shape, steps, train_rows, held_out, max(n for n, _ in rows), seconds,
+                            comparable.name if comparable else "")  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def read_base_shape(local_base: base.Base) -> ModelShape | None:
+    """The shape of a base on this disk; None where it is not a decoder of a known kind."""
+    try:
+        return memory.infer_model_shape(local_base.config(), local_base.tensors())
+    except (KeyError, TypeError):
+        return None
+
+
+def estimate_row_tokens(card: PersonaCard, pair: Pair, learn_history: bool = False) -> tuple[int, int]:
+    """(tokens, learned tokens) of a pair's row, about."""
+    replies = [pair.output, *(reply for _, reply in pair.history if learn_history)]
+    texts = [card.system, pair.instruction, pair.output, *(text for turn in pair.history for text in turn)]
+    tokens = _estimate_tokens(texts) + TEMPLATE_TOKENS * (1 + len(pair.history))
+    return tokens, _estimate_tokens(replies) + len(replies)
+
+
+def _estimate_tokens(texts: Sequence[str]) -> int:
+    return round(sum(len(t.encode()) for t in texts) / BYTES_PER_TOKEN)
+
+
+def find_heaviest_step(config: RunConfig, rows: Sequence[tuple[int, int]]) -> StepShape:
+    """The batch that needs most memory: the longest rows, which the sampler puts together. rows: (tokens, learned)."""
+    longest = sorted(rows, reverse=True)[: config.batch_size]
+    length = min(config.max_length, memory.padded_length(longest[0][0]))
+    learned = min(length, -(-sum(n for _, n in longest) // len(longest)))
+    rank = config.lora_r * (2 if config.is_pissa else 1)
+    return StepShape(config.batch_size, length, learned, rank, quantization=config.quantization,
+                     checkpointing=config.gradient_checkpointing)  # fmt: skip
+
+
+def find_comparable_run(persona: Persona, config: RunConfig, plan: TrainingPlan) -> Run | None:
+    """The newest finished run that should be as fast as this one: same base, device, number format and batch."""
+    for run in run_folder.list_runs(persona)[:MAX_COMPARED_RUNS]:
+        p = run.progress()
+        if p.status != "done" or p.result.get("steps", 0) < MIN_STEADY_STEPS or not p.result.get("tokens_per_s"):
+            continue
+        past = run.config()
+        work = (p.plan.get("device"), p.plan.get("dtype"), past.base, past.batch_size, past.gradient_checkpointing)
+        if work == (plan.device, plan.train_dtype, config.base, plan.batch_size, plan.checkpointing):
+            return run
+    return None

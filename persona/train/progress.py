@@ -1,4 +1,4 @@
-"""The events of a run → how far it is: what page and command line show."""
+"""The events of a run → its progress: what page and command line show."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,26 +7,22 @@ from typing import Any, Literal, get_args
 from persona.errors import Message
 
 RunStatus = Literal["queued", "starting", "running", "done", "stopped", "failed", "interrupted"]
-ACTIVE_STATUSES = (
-    "queued",
-    "starting",
-    "running",
-)  # a process of the run's own lives: it waits for its turn, or trains
+ACTIVE_STATUSES = ("queued", "starting", "running")  # those of a run whose process waits for its turn, or trains
 
 
 @dataclass(frozen=True)
 class RunProgress:
-    """What the events of a run say so far. Losses are nats per learned token; `left` is in seconds.
+    """What the events of a run say so far. Losses are nats per learned token, times are seconds.
 
     curves: learning_rate, tokens_per_s (of unpadded tokens, step by step) and memory (bytes) as (step, value).
-    diary: (step, answers), an answer being {"probe", "text", "ended"}. chosen: the step whose adapter is the run's.
+    samples: (step, answers to the probes), an answer being {"probe", "text", "ended"}.
     """
 
     status: RunStatus = "starting"
     message: str = ""
     step: int = 0
     steps: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # of training
     left: float | None = None
     plan: dict[str, Any] = field(default_factory=dict)
     train: list[tuple[int, float]] = field(default_factory=list)
@@ -34,28 +30,28 @@ class RunProgress:
     base_nll: float | None = None
     result: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    diary: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
-    chosen: int | None = None
-    remedy: dict[str, Any] = field(default_factory=dict)  # settings that a failure proposes: remedy.py
+    samples: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
+    chosen: int | None = None  # the step whose adapter is the run's
+    smaller_settings: dict[str, Any] = field(default_factory=dict)  # that a failure proposes (oom_recovery.py)
 
     @property
     def adapter_nll(self) -> float | None:
-        """Of the adapter that is the run's now."""
-        known = dict(self.held_out)
-        return known.get(self.chosen) if self.chosen in known else self.result.get("adapter_nll")
+        """Held-out NLL of the run's adapter."""
+        nll_by_step = dict(self.held_out)
+        return nll_by_step.get(self.chosen) if self.chosen in nll_by_step else self.result.get("adapter_nll")
 
 
-_NEEDS = {"state": ("state",), "plan": ("steps",), "step": ("step", "seconds"), "eval": ("step", "nll"),
+_REQUIRED_KEYS = {"state": ("state",), "plan": ("steps",), "step": ("step", "seconds"), "eval": ("step", "nll"),
           "diary": ("step", "answers"), "chosen": ("step",)}  # fmt: skip
-_WHOLE = ("step", "steps", "tokens")
+_INTEGERS = ("step", "steps", "tokens")
 _NUMBERS = ("time", "seconds", "nll", "loss", "learning_rate", "memory", "tokens_per_s", "adapter_nll")
 
 
 def _is_valid_event(e: dict[str, Any]) -> bool:
     """Whether an event has what its kind needs, and each value is of the right type and size."""
     return (
-        all(name in e for name in _NEEDS.get(str(e.get("event")), ()))
-        and all(type(e[n]) is int and 0 <= e[n] < 1 << 53 for n in _WHOLE if n in e)
+        all(name in e for name in _REQUIRED_KEYS.get(str(e.get("event")), ()))
+        and all(type(e[n]) is int and 0 <= e[n] < 1 << 53 for n in _INTEGERS if n in e)
         and all(e[n] is None or _is_number(e[n]) for n in _NUMBERS if n in e)
         and e.get("state", "done") in get_args(RunStatus)
         and isinstance(e.get("message", ""), str)
@@ -67,11 +63,11 @@ def _is_valid_event(e: dict[str, Any]) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and not abs(value) > 1e18  # NaN passes: a run that diverged says so
+    return type(value) in (int, float) and not abs(value) > 1e18  # NaN passes: a run that diverged logs it
 
 
 class EventReplay:
-    """Events → Progress."""
+    """Events, one after the other → RunProgress."""
 
     def __init__(self) -> None:
         self.status: Any = "starting"
@@ -79,37 +75,37 @@ class EventReplay:
         self.time = 0.0
         self.step = self.steps = 0
         self.seconds = 0.0
-        self.pace: tuple[int, float] | None = None  # step and time when this process began stepping
-        self.last: tuple[float, int] = (0.0, 0)  # seconds and tokens of the step before
+        self.first_step: tuple[int, float] | None = None  # step and time of the first step since the last start
+        self.last: tuple[float, int] = (0.0, 0)  # seconds and tokens up to the last step
         self.curves: dict[str, dict[int, float]] = {"learning_rate": {}, "tokens_per_s": {}, "memory": {}}
-        self.diary: dict[int, list[dict[str, Any]]] = {}
+        self.samples: dict[int, list[dict[str, Any]]] = {}
         self.chosen: int | None = None
         self.plan: dict[str, Any] = {}
         self.train: dict[int, float] = {}
         self.held_out: dict[int, float] = {}
         self.base_nll: float | None = None
         self.result: dict[str, Any] = {}
-        self.remedy: dict[str, Any] = {}
+        self.smaller_settings: dict[str, Any] = {}
 
-    def take(self, e: dict[str, Any]) -> None:
-        """One event; what no run of ours would say is passed over, since the folder may come from anywhere."""
+    def add(self, e: dict[str, Any]) -> None:
+        """One event. An invalid one is skipped, since the folder may come from anywhere."""
         if _is_valid_event(e):
-            self._take(e)
+            self._add(e)
 
-    def _take(self, e: dict[str, Any]) -> None:
+    def _add(self, e: dict[str, Any]) -> None:
         kind = e.get("event")
         self.time = e.get("time", self.time)
         if kind == "state":
-            self.status, self.remedy = e["state"], e.get("remedy", {})
+            self.status, self.smaller_settings = e["state"], e.get("remedy", {})
             self.message = Message.from_json(e.get("message", ""), e.get("message_template"))
             if e["state"] == "starting":
-                self.pace, self.result, self.chosen, self.last = None, {}, None, (0.0, 0)
+                self.first_step, self.result, self.chosen, self.last = None, {}, None, (0.0, 0)
         elif kind == "plan":
             self.plan, self.steps = e, e["steps"]
         elif kind == "step":
             self.step, self.seconds = e["step"], e["seconds"]
-            self.pace = self.pace or (e["step"], self.time)
-            self._draw(e)
+            self.first_step = self.first_step or (e["step"], self.time)
+            self._add_to_curves(e)
             if e.get("loss") is not None and math.isfinite(e["loss"]):
                 self.train[e["step"]] = e["loss"]
         elif kind == "eval":
@@ -117,13 +113,13 @@ class EventReplay:
             if e["step"] == 0:
                 self.base_nll = e["nll"]
         elif kind == "diary":
-            self.diary[e["step"]] = e["answers"]
+            self.samples[e["step"]] = e["answers"]
         elif kind == "chosen":
             self.chosen = e["step"]
         elif kind == "result":
             self.result = e
 
-    def _draw(self, e: dict[str, Any]) -> None:
+    def _add_to_curves(self, e: dict[str, Any]) -> None:
         for name in ("learning_rate", "memory"):
             if isinstance(e.get(name), int | float):
                 self.curves[name][e["step"]] = e[name]
@@ -134,12 +130,12 @@ class EventReplay:
 
     def progress(self) -> RunProgress:
         left = None
-        if self.status == "running" and self.pace and self.step > self.pace[0]:
-            # by the clock on the wall, so that evaluations and the diary count too
-            left = (self.time - self.pace[1]) / (self.step - self.pace[0]) * (self.steps - self.step)
+        if self.status == "running" and self.first_step and self.step > self.first_step[0]:
+            # by wall-clock time, so that evaluations and samples count too
+            left = (self.time - self.first_step[1]) / (self.step - self.first_step[0]) * (self.steps - self.step)
         return RunProgress(
             self.status, self.message, self.step, self.steps, self.seconds, left, self.plan,
             sorted(self.train.items()), sorted(self.held_out.items()), self.base_nll, self.result,
-            {name: sorted(points.items()) for name, points in self.curves.items()}, sorted(self.diary.items()),
-            self.chosen, self.remedy,
+            {name: sorted(points.items()) for name, points in self.curves.items()}, sorted(self.samples.items()),
+            self.chosen, self.smaller_settings,
         )  # fmt: skip

@@ -1,23 +1,22 @@
-"""The line of runs that wait for this machine: one trains, the others wait, first come first served.
+"""The queue of runs that wait for this machine: one run trains at a time, first come first served.
 
-On a shared server visitors take turns: whoever has fewer runs before goes first, so that ten runs of one visitor do not
-keep another waiting for ten. A visitor is told their place, and nothing of others' runs.
+On a shared server visitors take turns: the one with fewer runs ahead goes first, so that ten runs of one visitor do not
+keep another waiting for ten. A visitor sees their own position, and nothing of others' runs.
 
-    queue/000007.json     a ticket: {"run": folder}; among equals the smallest number is next. Cancel removes it
+    queue/000007.json     a ticket: {"run": folder}; among equals the smallest number is next. Cancelling deletes it
     queue/now.json        {"run": folder} of the run whose turn came last
     queue/.training       locked by the process that trains, for as long as it lives
-    queue/.lock           held for a moment by whoever reads and changes the line
+    queue/.lock           held for a moment while the queue is read and changed
 
-There is no daemon. Each run has its own small process (`python -m persona.train.queue RUN`, started by launch.py) that
-waits here, without torch, and then is the process that trains. A page or terminal that is closed changes nothing for
-it. The operating system frees the lock of a process however that ends, so nothing that is killed can block the line; a
-ticket whose process is gone is passed over, keeps its place, and gets a new process from the next launch.revive().
+There is no daemon. Each run has a process of its own (`python -m persona.train RUN --wait`, started by launcher.py),
+which waits here and then trains. Closing the page or the terminal does not affect it. The operating system frees the
+lock of a process however that ends, so nothing that is killed can block the queue; a ticket whose process is gone is
+skipped, keeps its place, and gets a new process from the next launcher.restart_waiting_runs().
 """
 
 import contextlib
 import json
 import math
-import sys
 import time
 from collections import Counter
 from contextlib import AbstractContextManager
@@ -31,11 +30,10 @@ from persona.errors import Message, PersonaError
 from persona.store import files
 from persona.store.files import to_json, write_atomic
 from persona.store.workspace import data_root, owner_of
-from persona.train import run_folder
 from persona.train.progress import RunProgress
 from persona.train.run_folder import Run
 
-POLL_SECONDS = 0.5  # seconds between two looks at the line
+POLL_SECONDS = 0.5  # seconds between two looks at the queue
 
 
 @dataclass(frozen=True)
@@ -46,15 +44,12 @@ class Ticket:
 
 @dataclass(frozen=True)
 class QueuePosition:
-    """A place in the line. number: 1 is next. after: the run just before, None where it is somebody else's.
+    """Where a waiting run stands. Times are in seconds, None where they are not known."""
 
-    left: seconds of the run that trains now; wait: of all before, None where one of them is not known.
-    """
-
-    number: int
-    after: Run | None
-    left: float | None
-    wait: float | None = None
+    number: int  # 1 is next
+    after: Run | None  # the run just ahead; None where it is another visitor's
+    left: float | None  # of the run that trains now
+    wait: float | None = None  # of all runs ahead together
 
 
 def queue_dir() -> Path:
@@ -62,47 +57,47 @@ def queue_dir() -> Path:
 
 
 def lock_queue() -> AbstractContextManager:
-    """For `with`: nobody else changes the line meanwhile."""
+    """A context in which no other process changes the queue."""
     return files.lock_folder(queue_dir())
 
 
 def list_tickets() -> list[Ticket]:
-    """All who wait, the next one first; runs that were deleted meanwhile are left out."""
-    found, now = _tickets_by_number(), _last_called_run()
-    before = Counter([owner_of(now.path)] if now and now.alive() and now not in [t.run for t in found] else [])
+    """The tickets of all waiting runs, the next one first; runs deleted meanwhile are left out."""
+    tickets, training = _tickets_by_number(), find_training_run()
+    runs_ahead = Counter([owner_of(training.path)] if training else [])  # of each visitor
     turns = []
-    for ticket in found:
+    for ticket in tickets:
         owner = owner_of(ticket.run.path)
-        turns.append((before[owner], ticket.file.name, ticket))
-        before[owner] += 1
-    return [ticket for _, _, ticket in sorted(turns, key=lambda x: x[:2])]
+        turns.append((runs_ahead[owner], ticket.file.name, ticket))
+        runs_ahead[owner] += 1
+    return [ticket for _, _, ticket in sorted(turns, key=lambda turn: turn[:2])]
 
 
 def _tickets_by_number() -> list[Ticket]:
     """All tickets, in the order in which they were taken."""
-    found = []
+    tickets = []
     for file in sorted(queue_dir().glob("[0-9]*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # just taken away, or no ticket
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # just deleted, or not a ticket
             run = Run(Path(json.loads(file.read_text(encoding="utf-8"))["run"]))
             if (run.path / "run.json").is_file():
-                found.append(Ticket(file, run))
-    return found
+                tickets.append(Ticket(file, run))
+    return tickets
 
 
 def list_waiting_runs() -> list[Run]:
-    """The runs that wait, the next one first, without those whose process is gone."""
+    """The waiting runs, the next one first, without those whose process is gone."""
     return [t.run for t in list_tickets() if t.run.alive()]
 
 
 def find_training_run() -> Run | None:
-    """The run whose turn it is."""
+    """The run that trains now."""
     run = _last_called_run()
-    waits_anew = run in [t.run for t in _tickets_by_number()]  # it was resumed: its name is still that of the last turn
-    return run if run and run.alive() and not waits_anew else None
+    waits_again = run in [t.run for t in _tickets_by_number()]  # resumed: now.json still names it from its last turn
+    return run if run and run.alive() and not waits_again else None
 
 
 def _last_called_run() -> Run | None:
-    """The run whose turn came last, whether it still trains or not."""
+    """The run whose turn came last, whether or not it still trains."""
     try:
         return Run(Path(json.loads((queue_dir() / "now.json").read_text(encoding="utf-8"))["run"]))
     except (OSError, ValueError, KeyError, TypeError):
@@ -110,20 +105,23 @@ def _last_called_run() -> Run | None:
 
 
 def enqueue_run(run: Run) -> None:
-    """Take a ticket, behind all others; a run that has one keeps it. Call it while `locked()`."""
-    have = _tickets_by_number()
-    if run not in [t.run for t in have]:
-        number = max((int(t.file.stem) for t in have), default=0) + 1
+    """Take a ticket behind all others; a run that has one keeps it. To be called inside lock_queue()."""
+    tickets = _tickets_by_number()
+    if run not in [t.run for t in tickets]:
+        number = max((int(t.file.stem) for t in tickets), default=0) + 1
         write_atomic(queue_dir() / f"{number:06}.json", to_json({"run": str(run.path)}))
 
 
 def cancel_waiting_run(run: Run) -> bool:
-    """Take the run out of the line, if it waits: nothing is trained, and it can be resumed. Whether it waited."""
+    """Take the run out of the queue if it waits there: nothing is trained, and it can be resumed.
+
+    Returns whether it waited.
+    """
     with lock_queue():
-        mine = [t for t in list_tickets() if t.run == run]
-        if not mine:
+        ticket = _find_ticket(run, _tickets_by_number())
+        if ticket is None:
             return False
-        mine[0].file.unlink()
+        ticket.file.unlink()
         process = run.process()
         if process and process.pid != psutil.Process().pid:  # it waits for the lock that is held here, or sleeps
             with contextlib.suppress(psutil.Error):
@@ -133,60 +131,64 @@ def cancel_waiting_run(run: Run) -> bool:
     return True
 
 
+def _find_ticket(run: Run, tickets: list[Ticket]) -> Ticket | None:
+    return next((t for t in tickets if t.run == run), None)
+
+
 def find_position(run: Run) -> QueuePosition | None:
-    """Where the run is in the line; None when it does not wait."""
-    waiting, now = list_waiting_runs(), find_training_run()
+    """The run's position in the queue; None when it does not wait."""
+    waiting, training = list_waiting_runs(), find_training_run()
     if run not in waiting:
         return None
     n = waiting.index(run)
-    left = now.progress().left if now else None
-    each = [*([left] if now else []), *(read_expected_seconds(r) for r in waiting[:n])]
-    wait = math.fsum(s for s in each if s is not None) if each and None not in each else None
-    after = waiting[n - 1] if n else now
-    mine = after is not None and owner_of(after.path) == owner_of(run.path)
-    return QueuePosition(n + 1, after if mine else None, left, wait)
+    left = training.progress().left if training else None
+    times_ahead = [*([left] if training else []), *(_read_expected_seconds(r) for r in waiting[:n])]
+    wait = math.fsum(s for s in times_ahead if s is not None) if times_ahead and None not in times_ahead else None
+    after = waiting[n - 1] if n else training
+    same_owner = after is not None and owner_of(after.path) == owner_of(run.path)
+    return QueuePosition(n + 1, after if same_owner else None, left, wait)
 
 
-def record_expected_seconds(run: Run, seconds: float | None) -> None:
-    """Keep with a run how long it is expected to take, for those who wait for it."""
-    run.update_manifest(expected_seconds=seconds)
-
-
-def read_expected_seconds(run: Run) -> float | None:
-    """What was kept by `expect`."""
+def _read_expected_seconds(run: Run) -> float | None:
+    """How long create_run was told that the run would take."""
     try:
         seconds = run.manifest().get("expected_seconds")
-    except PersonaError:  # a damaged folder: it will say so when its turn comes
+    except PersonaError:  # a damaged folder: its own process reports it when its turn comes
         return None
     return float(seconds) if isinstance(seconds, int | float) else None
 
 
 def read_run_progress(run: Run) -> RunProgress:
-    """How far the run is, with its place as the message while it waits."""
-    seen = run.progress()
-    where = find_position(run) if seen.status == "queued" else None
-    return replace(seen, message=describe_position(where)) if where else seen
+    """The run's progress; while it waits, its position is the message."""
+    progress = run.progress()
+    position = find_position(run) if progress.status == "queued" else None
+    return replace(progress, message=describe_position(position)) if position else progress
 
 
-def describe_position(where: QueuePosition) -> str:
-    """2nd in line, after 20260102-… of Mags; the run that trains now needs about 3 minutes more."""
-    last = where.number % 10 if where.number % 100 not in (11, 12, 13) else 0
-    ordinal = {
-        1: Message("{number}st", number=where.number),
-        2: Message("{number}nd", number=where.number),
-        3: Message("{number}rd", number=where.number),
-    }.get(last, Message("{number}th", number=where.number))
-    text = Message("{ordinal} in line", ordinal=ordinal)
-    if where.after:
-        text = Message("{place}, after {run} of {persona}", place=text, run=where.after.name,
-                       persona=_persona_name(where.after))  # fmt: skip
-    if where.left is not None:
+def describe_position(position: QueuePosition) -> str:
+    """For example: 2nd in line, after 20260102-… of Mags; the run that trains now needs about 3 minutes more."""
+    number, after = position.number, position.after
+    text = Message("{ordinal} in line", ordinal=_ordinal(number))
+    if after:
         text = Message(
-            "{place}; the run that trains now needs about {time} more", place=text, time=_format_minutes(where.left)
+            "{place}, after {run} of {persona}", place=text, run=after.name, persona=_persona_name(after)
+        )  # fmt: skip
+    if position.left is not None:
+        text = Message(
+            "{place}; the run that trains now needs about {time} more", place=text, time=_format_minutes(position.left)
         )
-    if where.number > 1 and where.wait is not None:
-        text = Message("{place}, all before it about {time}", place=text, time=_format_minutes(where.wait))
+    if number > 1 and position.wait is not None:
+        text = Message("{place}, all before it about {time}", place=text, time=_format_minutes(position.wait))
     return text
+
+
+def _ordinal(number: int) -> Message:
+    last_digit = number % 10 if number % 100 not in (11, 12, 13) else 0
+    if last_digit == 1:
+        return Message("{number}st", number=number)
+    if last_digit == 2:
+        return Message("{number}nd", number=number)
+    return Message("{number}rd", number=number) if last_digit == 3 else Message("{number}th", number=number)
 
 
 def _format_minutes(seconds: float) -> str:
@@ -199,30 +201,30 @@ def _format_minutes(seconds: float) -> str:
 def _persona_name(run: Run) -> str:
     try:
         return run.card().name
-    except PersonaError:  # a damaged folder of another run: it will say so when its turn comes
+    except PersonaError:  # a damaged folder
         return run.path.parent.parent.name
 
 
 def wait_for_turn(run: Run) -> FileLock | None:
-    """Wait until it is this run's turn. Returns the lock to hold while it trains, or None: cancelled, or deleted."""
-    lock, said = FileLock(queue_dir() / ".training"), False
+    """Wait until it is this run's turn. Returns the lock to hold while it trains; None: cancelled, or deleted."""
+    lock, announced = FileLock(queue_dir() / ".training"), False
     while True:
         if (run.path / "stop").exists():
             cancel_waiting_run(run)
         with lock_queue():
-            waiting = list_tickets()
-            mine = next((t for t in waiting if t.run == run), None)
-            if mine is None:
+            tickets = list_tickets()
+            ticket = _find_ticket(run, tickets)
+            if ticket is None:
                 return None
-            first = not any(t.run.alive() for t in waiting[: waiting.index(mine)])
-            if first and _try_lock(lock):
+            is_first = not any(t.run.alive() for t in tickets[: tickets.index(ticket)])
+            if is_first and _try_lock(lock):
                 write_atomic(queue_dir() / "now.json", to_json({"run": str(run.path)}))
                 run.log("state", state="starting")
-                mine.file.unlink()
+                ticket.file.unlink()
                 return lock
-            if not said and run.progress().status != "queued":
+            if not announced and run.progress().status != "queued":
                 run.log("state", state="queued")
-            said = True
+            announced = True
         time.sleep(POLL_SECONDS)
 
 
@@ -232,18 +234,3 @@ def _try_lock(lock: FileLock) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-def main() -> None:
-    run = run_folder.open_run(Path(sys.argv[1]))
-    run_folder.record_worker(run, psutil.Process().pid)
-    lock = wait_for_turn(run)
-    if lock:  # kept for as long as this process lives
-        # as `python -m persona.train RUN`, but in this process: it holds the lock, and the run is known by its pid
-        from persona.train.run import main as train_main  # imports torch: not while waiting
-
-        raise SystemExit(train_main())
-
-
-if __name__ == "__main__":
-    main()

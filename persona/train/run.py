@@ -1,13 +1,10 @@
 """One run, from its rows (or its last checkpoint) to an adapter.
 
-    python -m persona.train RUN_FOLDER [--deadline SECONDS]
-
-It reads and writes the run folder only. `deadline` stops at a step boundary with a checkpoint; a Stop button, a
-shutdown and a time slice on a shared GPU are all this one mechanism. A run that goes on after it, or after a crash,
+It reads and writes the run folder only. `deadline` stops it at a step boundary with a checkpoint; the Stop button, a
+shutdown and a time slice on a shared GPU use this same mechanism. A run that is resumed after it, or after a crash,
 takes the very steps of one that was never stopped.
 """
 
-import argparse
 import contextlib
 import math
 import os
@@ -15,7 +12,7 @@ import shutil
 import signal
 import threading
 import time
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,37 +26,38 @@ from trl import SFTConfig
 
 from persona.errors import InputError, Message, PersonaError, RunError
 from persona.models import base, hardware, malloc, quantization, trained_tokens
+from persona.template.render import TrainingExample
 from persona.train import (
     checkpoints,
-    collator,
     cpu_kernels,
     distributed,
     gpu_kernels,
+    lora_config,
     oom_recovery,
     run_folder,
     snapshots,
+    validate,
 )
-from persona.train import lora_config as train_lora_config
+from persona.train.clock import TrainingClock
 from persona.train.collator import Collator
 from persona.train.config import count_steps
-from persona.train.lora_config import make_lora_config
-from persona.train.prepare import PreparedRun, prepare_run, save_run_adapter
+from persona.train.evaluator import Evaluator
+from persona.train.prepare import PreparedRun, prepare_run
 from persona.train.run_folder import Run
-from persona.train.trainer import RunCallback, Trainer, TrainingClock
+from persona.train.trainer import RunCallback, Trainer
 
 
-def make_sft_config(job: PreparedRun, output: Path) -> SFTConfig:
-    """RunConfig → SFTConfig, every field in one place."""
-    c, cpu = job.config, job.plan.device == "cpu"
-    _, every = count_steps(c, len(job.train))
-    evaluates = "steps" if job.held_out else "no"
+def make_sft_config(prepared: PreparedRun, output: Path) -> SFTConfig:
+    """RunConfig → SFTConfig. output: the folder of the checkpoints."""
+    c, cpu = prepared.config, prepared.plan.device == "cpu"
+    _, steps_between = count_steps(c, len(prepared.train))
     return SFTConfig(
         output_dir=str(output),
         use_cpu=cpu,
-        bf16=not cpu and job.plan.train_dtype == "bfloat16",
-        fp16=not cpu and job.plan.train_dtype == "float16",
+        bf16=not cpu and prepared.plan.train_dtype == "bfloat16",
+        fp16=not cpu and prepared.plan.train_dtype == "float16",
         activation_checkpointing=c.gradient_checkpointing,
-        max_length=None,  # render.py has measured every row; nothing may be cut behind its back
+        max_length=None,  # rendering has checked every row; none may be cut here
         num_train_epochs=c.epochs,
         max_steps=c.max_steps,
         learning_rate=c.learning_rate,
@@ -73,16 +71,16 @@ def make_sft_config(job: PreparedRun, output: Path) -> SFTConfig:
         gradient_accumulation_steps=c.gradient_accumulation_steps,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
-        eval_strategy=evaluates,
-        eval_steps=every,
+        eval_strategy="steps" if prepared.held_out else "no",
+        eval_steps=steps_between,
         save_strategy="steps",
-        save_steps=c.save_steps or every,
-        metric_for_best_model="eval_loss" if job.held_out else None,
-        greater_is_better=False if job.held_out else None,
+        save_steps=c.save_steps or steps_between,
+        metric_for_best_model="eval_loss" if prepared.held_out else None,
+        greater_is_better=False if prepared.held_out else None,
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=c.report_to,
-        run_name=job.run.name,
+        run_name=prepared.run.name,
         project="persona",
         trackio_static_space_id=False,  # else it publishes a Space at the end
         seed=c.seed,
@@ -91,194 +89,221 @@ def make_sft_config(job: PreparedRun, output: Path) -> SFTConfig:
     )
 
 
-def build_trainer(job: PreparedRun, clock: TrainingClock, watch: RunCallback) -> Trainer:
-    """The model with its LoRA, and the trainer around them."""
-    torch.manual_seed(job.config.seed)  # LoRA's A is drawn here
-    model = base.load_base_model(job.base, job.plan.train_dtype, job.plan.device, job.config.quantization)
-    gpu_kernels.apply_liger_kernels(model, job.config)
-    token_rows = (
-        trained_tokens.select_trainable_tokens(model, job.renderer.stop_id) if job.config.train_stop_token else None
-    )
-    rows = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.train])
-    held = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in job.held_out])
-    watch.patience = job.config.early_stopping_patience if job.held_out else 0
-    tokenizer, pack = job.renderer.tokenizer, job.config.max_length if job.config.packing else 0
-    if pack:
-        collator.check_packing(model, job.base.id)
+def build_trainer(prepared: PreparedRun, clock: TrainingClock, callback: RunCallback, evaluator: Evaluator) -> Trainer:
+    """The base with a new LoRA, and the trainer around them."""
+    config, renderer = prepared.config, prepared.renderer
+    torch.manual_seed(config.seed)  # LoRA's A is drawn from it
+    model = base.load_base_model(prepared.base, prepared.plan.train_dtype, prepared.plan.device, config.quantization)
+    gpu_kernels.apply_liger_kernels(model, config)
+    token_rows = trained_tokens.select_trainable_tokens(model, renderer.stop_id) if config.train_stop_token else None
+    if config.packing:
+        validate.check_packing(model, prepared.base.id)
+    pack = config.max_length if config.packing else 0
     try:
         trainer = Trainer(
-            model=model, args=make_sft_config(job, job.run.checkpoints), train_dataset=rows,
-            eval_dataset=held if job.held_out else None, data_collator=Collator(tokenizer.pad_token_id, pack=pack),
-            processing_class=tokenizer, peft_config=make_lora_config(job.config, model, token_rows), callbacks=[watch],
-            job=job, clock=clock, watch=watch,
+            model=model, args=make_sft_config(prepared, prepared.run.checkpoints),
+            train_dataset=_to_dataset(prepared.train),
+            eval_dataset=_to_dataset(prepared.held_out) if prepared.held_out else None,
+            data_collator=Collator(renderer.tokenizer.pad_token_id, pack=pack),
+            processing_class=renderer.tokenizer, peft_config=lora_config.make_lora_config(config, model, token_rows),
+            clock=clock, callback=callback, evaluator=evaluator,
         )  # fmt: skip
     except (ValueError, ImportError, RuntimeError) as e:  # RuntimeError: a tracker that is not installed
         if hardware.is_out_of_memory(e):
             raise
-        raise InputError("These settings do not work with {base}: {reason}", base=job.base.id, reason=e) from e
-    if train_lora_config.is_pissa(job.config.init_lora_weights):
-        train_lora_config.initialize_pissa(trainer.model, job.config.init_lora_weights, job.config.lora_r)
+        raise InputError("These settings do not work with {base}: {reason}", base=prepared.base.id, reason=e) from e
+    if config.is_pissa:
+        lora_config.initialize_pissa(trainer.model, config.init_lora_weights, config.lora_r)
+    _set_up_callbacks(trainer, prepared.run)
+    _set_layer_dtypes(trainer.model, prepared.plan.device)
+    return trainer
+
+
+def _to_dataset(examples: Sequence[TrainingExample]) -> Dataset:
+    return Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples])
+
+
+def _set_up_callbacks(trainer: Trainer, run: Run) -> None:
     trainer.remove_callback(PrinterCallback)
     for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, TensorBoardCallback):  # its own place is among the checkpoints, which go at the end
-            callback.logging_dir = callback.logging_dir or str(job.run.path / "tensorboard")
-    if quantization.is_quantized(trainer.model):
-        quantization.upcast_trainable_weights(trainer.model)
-    for layer in trainer.model.modules():
+        if isinstance(
+            callback, TensorBoardCallback
+        ):  # its default is among the checkpoints, which are deleted at the end
+            callback.logging_dir = callback.logging_dir or str(run.path / "tensorboard")
+
+
+def _set_layer_dtypes(model: Any, device: str) -> None:
+    """The number formats in which the layers of a PeftModel compute."""
+    if quantization.is_quantized(model):
+        quantization.upcast_trainable_weights(model)
+    for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
-            layer.cast_input_dtype_enabled = job.plan.device != "cpu"  # autocast casts the few weights instead
-    return trainer
+            layer.cast_input_dtype_enabled = device != "cpu"  # autocast casts the few weights instead
 
 
 def train_run(run: Run, deadline: float | None = None) -> dict[str, Any]:
     """Train `run` to its end, or for `deadline` seconds. Returns the result that the command line prints.
 
-    Raises InputError for rows or settings that cannot be right (nothing was trained then), RunError when training
-    diverged (the best adapter of before is written then); the events say it too.
+    Raises InputError for rows or settings that cannot work (nothing was trained then), RunError when training
+    diverged (the best adapter up to then is written); both are logged as the run's state too.
     """
-    run = replace(run, helper=not distributed.is_main_process())
     with contextlib.ExitStack() as cleanup:
         try:
             return _train_run(run, deadline, cleanup)
         except BaseException as e:
-            with contextlib.suppress(OSError):  # the disk that is full is this one: log.txt has the error
+            with contextlib.suppress(OSError):  # the full disk may be this one: log.txt has the error
                 run.log("state", state="failed", **describe_failure(run, e))
             raise
 
 
 def _train_run(run: Run, deadline: float | None, cleanup: contextlib.ExitStack) -> dict[str, Any]:
-    until = time.monotonic() + deadline if deadline is not None else math.inf
+    end = time.monotonic() + deadline if deadline is not None else math.inf
     run_folder.record_worker(run, os.getpid())
     malloc.disable_malloc_trim()
     distributed.init_processes()
-    job = prepare_run(run)
+    prepared = prepare_run(run)
     clock = TrainingClock()
-    watch = RunCallback(run, clock, until)
-    alone = threading.current_thread() is threading.main_thread()  # not so in a slice of a lent GPU
-    for name in (signal.SIGTERM, signal.SIGINT) if alone else ():
-        previous = signal.signal(name, lambda *_: setattr(watch, "asked", True))
-        cleanup.callback(signal.signal, name, previous)
-    run.log("state", state="starting", message=Message("Loading {base} …", base=job.base.id))
-    trainer = build_trainer(job, clock, watch)
-    if job.plan.device == "cpu":
+    evaluator = Evaluator(prepared, clock)
+    patience = prepared.config.early_stopping_patience if prepared.held_out else 0
+    callback = RunCallback(run, clock, patience, end)
+    _stop_on_signals(callback, cleanup)
+    run.log("state", state="starting", message=Message("Loading {base} …", base=prepared.base.id))
+    trainer = build_trainer(prepared, clock, callback, evaluator)
+    if prepared.plan.device == "cpu":
         cleanup.enter_context(cpu_kernels.cpu_kernels(trainer.model))
-    total, _ = count_steps(job.config, len(job.train))
-    run.log(
-        "plan", steps=total, rows=len(job.train), held_out=len(job.held_out), device=job.plan.device,
-        dtype=job.plan.train_dtype, reason=job.plan.reason, base=job.base.id, template=job.renderer.template.name,
-        tokens=sum(len(e.input_ids) for e in job.train), learned=sum(e.learned for e in job.train),
-    )  # fmt: skip
-    checkpoint = distributed.broadcast_from_main(
-        checkpoints.find_last_checkpoint(run.checkpoints) if distributed.is_main_process() else None
-    )
-    trainer.base_nll = measure_base(
-        trainer, known=distributed.broadcast_from_main(run.progress().base_nll) if checkpoint else None
-    )
+    _log_plan(prepared)
+    checkpoint = distributed.run_on_main(lambda: checkpoints.find_last_checkpoint(run.checkpoints))
+    known_nll = distributed.run_on_main(lambda: run.progress().base_nll) if checkpoint else None
+    evaluator.base_nll = measure_base(trainer.model, evaluator) if known_nll is None else known_nll
     run.log("state", state="running")
-    start_or_resume(trainer, checkpoint)
-    return finish_run(trainer)
+    start_or_resume(trainer, clock, callback, checkpoint)
+    return finish_run(trainer.model, trainer.state, callback, evaluator)
 
 
-def measure_base(trainer: Trainer, known: float | None) -> float | None:
-    """Held-out NLL of the base, and the first page of the diary. known: from before a pause."""
-    if known is not None or not trainer.job.held_out:
-        return known
-    trainer.run.log("state", state="starting", message=Message("Measuring the base on the held-out pairs …"))
-    with trainer.model.disable_adapter():
-        return trainer.measure(0)
+def _stop_on_signals(callback: RunCallback, cleanup: contextlib.ExitStack) -> None:
+    """SIGTERM and SIGINT stop the run at its next step, until `cleanup` is closed."""
+    if threading.current_thread() is not threading.main_thread():  # in a slice of a shared GPU
+        return
+    for name in (signal.SIGTERM, signal.SIGINT):
+        previous = signal.signal(name, lambda *_: setattr(callback, "stop_requested", True))
+        cleanup.callback(signal.signal, name, previous)
 
 
-def start_or_resume(trainer: Trainer, checkpoint: Path | None) -> None:
-    """Train from the checkpoint, or from the start, to the end or to where the run is asked to stop."""
-    clock, watch = trainer.clock, trainer.watch
+def _log_plan(prepared: PreparedRun) -> None:
+    steps, _ = count_steps(prepared.config, len(prepared.train))
+    prepared.run.log(
+        "plan", steps=steps, rows=len(prepared.train), held_out=len(prepared.held_out), device=prepared.plan.device,
+        dtype=prepared.plan.train_dtype, reason=prepared.plan.reason, base=prepared.base.id,
+        template=prepared.renderer.template.name, tokens=sum(len(e.input_ids) for e in prepared.train),
+        learned=sum(e.learned for e in prepared.train),
+    )  # fmt: skip
+
+
+def measure_base(model: Any, evaluator: Evaluator) -> float | None:
+    """Held-out NLL of the base, logged with its samples as step 0; None where nothing is held out."""
+    prepared = evaluator.prepared
+    if not prepared.held_out:
+        return None
+    prepared.run.log("state", state="starting", message=Message("Measuring the base on the held-out pairs …"))
+    with model.disable_adapter():
+        return evaluator.evaluate(model, 0)
+
+
+def start_or_resume(trainer: Trainer, clock: TrainingClock, callback: RunCallback, checkpoint: Path | None) -> None:
+    """Train from the checkpoint, or from the start, to the end or until the run is asked to stop."""
     if checkpoint:
         session = checkpoints.read_session(checkpoint)
         clock.seconds, clock.tokens, clock.learned = (session["clock"][k] for k in ("seconds", "tokens", "learned"))
-        watch.misses = session["misses"]
+        callback.misses = session["misses"]
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if watch.ended(state):  # killed between its last step and its adapter: the Trainer would take another step
+        if callback.is_finished(state):  # killed between its last step and its adapter: train() would take another step
             trainer.state = state
-            trainer.load_checkpoint_weights(checkpoint)
+            checkpoints.load_weights(trainer.model, checkpoint)
             return
-    clock.go()
+    clock.resume()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     clock.pause()
 
 
-def save_best_adapter(trainer: Trainer) -> tuple[int, float | None] | None:
-    """Make the best that was learned (moments.choose) the run's adapter.
+def save_best_adapter(
+    model: Any, state: TrainerState, callback: RunCallback, evaluator: Evaluator
+) -> tuple[int, float | None] | None:
+    """Make the best snapshot (snapshots.choose_best_snapshot) the run's adapter, or the model as it is if that is best.
 
-    Returns its step and held-out NLL, None where nothing was held out; None in all: there is nothing to keep.
+    Returns its step and held-out NLL, which is None where nothing is held out; None: there is nothing to save, as the
+    run diverged before its first checkpoint.
     """
-    run, step, watch = trainer.run, trainer.state.global_step, trainer.watch
+    run, held_out, step = evaluator.prepared.run, evaluator.prepared.held_out, state.global_step
     evals = {e["step"]: e for e in run.events() if e.get("event") == "eval" and e["step"]}
-    kept = [s for s in snapshots.list_snapshot_steps(run) if s in evals]
-    rows, now = {s: evals[s]["rows"] for s in kept}, None
-    if watch.asked and not watch.diverged and not watch.ended(trainer.state) and kept:
-        now = trainer.held_out()  # stopped in between: it may be the best there is
-        rows[step] = now.nats
-    best = snapshots.choose_best_snapshot(rows, [e.learned for e in trainer.job.held_out])
-    if best in kept:
+    snapshot_steps = [s for s in snapshots.list_snapshot_steps(run) if s in evals]
+    row_nats, current = {s: evals[s]["rows"] for s in snapshot_steps}, None
+    if callback.stop_requested and not callback.diverged and not callback.is_finished(state) and snapshot_steps:
+        current = evaluator.score_held_out(model)  # stopped between two evaluations: it may be the best
+        row_nats[step] = current.nats
+    best = snapshots.choose_best_snapshot(row_nats, [e.learned for e in held_out])
+    if best in snapshot_steps:
         snapshots.replace_adapter(snapshots.snapshot_dir(run, best), run.adapter)
         return best, evals[best]["nll"]
-    if watch.diverged:
+    if callback.diverged:
         last = checkpoints.find_last_checkpoint(run.checkpoints)
         if last is None:
             return None
-        trainer.load_checkpoint_weights(last)
-        step = int(last.name.rpartition("-")[2])
-    now = now or (trainer.held_out() if trainer.job.held_out else None)
-    nll = now.mean if now else None
-    save_run_adapter(trainer.job, trainer.model, run.adapter, trainer.figures(step) | {"adapter_nll": nll})
+        checkpoints.load_weights(model, last)
+        step = checkpoints.checkpoint_step(last)
+    if current is None and held_out:
+        current = evaluator.score_held_out(model)
+    nll = current.mean if current else None
+    evaluator.save_adapter(model, run.adapter, step, nll)
     return step, nll
 
 
-def finish_run(trainer: Trainer) -> dict[str, Any]:
-    """Write the best adapter, then say done, stopped or failed."""
-    run, state, watch = trainer.run, trainer.state, trainer.watch
+def finish_run(model: Any, state: TrainerState, callback: RunCallback, evaluator: Evaluator) -> dict[str, Any]:
+    """Write the best adapter and log the result: done, stopped or, as a RunError, failed. Returns the result."""
+    run = evaluator.prepared.run
+    run.log("state", state="running", message=Message("Saving the best adapter …"))
+    saved = distributed.run_on_main(lambda: save_best_adapter(model, state, callback, evaluator))
     diverged = Message(
         "The loss became infinite at step {step}. Lower learning_rate (now {rate}) and start again",
         step=state.global_step,
-        rate=trainer.job.config.learning_rate,
+        rate=evaluator.prepared.config.learning_rate,
     )
-    run.log("state", state="running", message=Message("Saving the best adapter …"))
-    kept = distributed.broadcast_from_main(save_best_adapter(trainer) if distributed.is_main_process() else None)
-    if kept is None:
+    if saved is None:
         raise RunError("{diverged}.", diverged=diverged)
-    status = "failed" if watch.diverged else "done" if watch.ended(state) else "stopped"
-    figures = trainer.figures(state.global_step)
-    figures |= {"status": status, "adapter_nll": kept[1], "peak_memory_bytes": peak_memory()}
+    step, nll = saved
+    status = "failed" if callback.diverged else "done" if callback.is_finished(state) else "stopped"
+    figures = evaluator.figures(state.global_step)
+    figures |= {"status": status, "adapter_nll": nll, "peak_memory_bytes": peak_memory()}
     result = {"run": str(run.path), "adapter": str(run.adapter), **figures}
     run.log("result", **result)
-    run.log("chosen", step=kept[0], nll=kept[1])
-    if watch.diverged:
+    run.log("chosen", step=step, nll=nll)
+    if callback.diverged:
         raise RunError("{diverged}; the adapter holds the best that was learned before.", diverged=diverged)
     run.log("state", state=status)
-    if status == "done" and distributed.is_main_process():
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
+    if status == "done":
+        distributed.run_on_main(lambda: shutil.rmtree(run.checkpoints, ignore_errors=True))
     return result
 
 
 def peak_memory() -> int:
-    """Bytes: of the GPU where there is one, else the most that this process has held."""
+    """The most bytes that this process has held: of GPU memory where there is a GPU, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return hardware.peak_resident_memory()
 
 
 def describe_failure(run: Run, e: BaseException) -> dict[str, Any]:
-    """What the event of a failed run says: `message`, and `remedy` where smaller settings may help."""
-    with contextlib.suppress(PersonaError):  # settings that cannot be read are the failure itself, then
-        if changed := oom_recovery.propose_changes(run.config(), e):
+    """The fields of a failed run's event: `message`, and `remedy` where smaller settings may help."""
+    with contextlib.suppress(PersonaError):  # where the settings cannot be read, that is the failure
+        if changes := oom_recovery.propose_changes(run.config(), e):
             return {
-                "message": Message("Out of memory. {advice}", advice=oom_recovery.make_memory_advice(changed)),
-                "remedy": changed,
+                "message": Message("Out of memory. {advice}", advice=oom_recovery.make_memory_advice(changes)),
+                "remedy": changes,
             }
     return {"message": explain_error(e, run.path)}
 
 
 def explain_error(e: BaseException, folder: Path) -> str:
-    """A failure in a sentence with the next step. folder: the run's."""
+    """A sentence for a failure, with what to do next. folder: the run's."""
     if isinstance(e, PersonaError):
         return e.message
     if hardware.is_out_of_memory(e):
@@ -287,20 +312,3 @@ def explain_error(e: BaseException, folder: Path) -> str:
         "{kind}: {reason}. The details are in the run's log.txt; it can be resumed.", kind=type(e).__name__, reason=e
     )
     return run_folder.explain_write_error(folder, e) or otherwise
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m persona.train")
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--deadline", type=float, default=None, help="seconds")
-    given = parser.parse_args()
-    run = run_folder.open_run(given.run)
-    try:
-        train_run(run, given.deadline)
-    except PersonaError:
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,7 +1,20 @@
-"""One training run is one folder: its settings, its rows, its events. Start it, watch it, stop it, find it again.
+"""A run folder holds one training run, complete in itself: its settings, its rows, its events, its adapter.
 
-Training is a child process (`python -m persona.train RUN`) that reads and writes this folder and nothing else. So a
-reloaded tab, a closed terminal or a crash loses nothing, and page and command line see the same thing.
+    run.json           config (RunConfig), persona, data_sha256, created, base, dtype, template, library versions
+    pairs.jsonl        the pairs of the run; "held_out": true on those it is measured on
+    events.jsonl       what happened, an event a line (progress.py reads them)
+    worker.json        {"pid", "started"} of the run's process, which waits for its turn or trains
+    stop               an empty file: the run is to stop at its next step
+    log.txt            what the process printed
+    checkpoints/       checkpoint-<step>/ to resume from (checkpoints.py)
+    moments/           step-000077/, the adapter at each evaluation (snapshots.py)
+    adapter/           the run's adapter (models/adapter.py)
+    tensorboard/       the log of that tracker, where report_to asks for it
+    report.json        what an evaluation measured (judge/evaluate.py)
+    report.html        the page of that report
+
+The process that trains reads and writes this folder and nothing else. So a reloaded tab, a closed terminal or a crash
+loses nothing, and page and command line see the same run. docs/formats.md describes each file.
 """
 
 import errno
@@ -9,7 +22,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +30,11 @@ import psutil
 from pydantic import ValidationError
 
 from persona.errors import Message, RunError, with_templates
+from persona.store import jsonl
 from persona.store.files import read_json, require_regular_file, to_json, write_atomic
 from persona.store.pairs import Pair, parse_pair
 from persona.store.persona_folder import Persona, PersonaCard, parse_card
+from persona.train import distributed
 from persona.train.config import RunConfig
 from persona.train.progress import ACTIVE_STATUSES, EventReplay, RunProgress
 
@@ -31,15 +45,14 @@ class RunRow:
     held_out: bool
 
 
-STARTING_SECONDS = 3.0  # between the first event and the note of the process that writes the next
+STARTING_SECONDS = 3.0  # at most, between a run's first event and its worker.json
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. helper: in a process that only helps another one to train, and writes nothing."""
+    """A run folder. Of several processes that train it together, only the main one writes (distributed.py)."""
 
     path: Path
-    helper: bool = False
 
     @property
     def name(self) -> str:
@@ -79,13 +92,12 @@ class Run:
             raise RunError("{file}: damaged ({reason}). Start a new run.", file=file, reason=f"{e!s:.200}") from e
 
     def update_manifest(self, **facts: Any) -> None:
-        if self.helper:
-            return
-        write_atomic(self.path / "run.json", to_json({**self.manifest(), **facts}))
+        if distributed.is_main_process():
+            write_atomic(self.path / "run.json", to_json({**self.manifest(), **facts}))
 
     def log(self, event: str, **facts: Any) -> None:
-        """Append one event. A single write call: a reader never sees half of a line that is not the last."""
-        if self.helper:
+        """Append one event, in a single write call: only the last line can ever be read half-written."""
+        if not distributed.is_main_process():
             return
         line = json.dumps({"time": round(time.time(), 3), "event": event, **with_templates(facts)}, ensure_ascii=False)
         with (self.path / "events.jsonl").open("a+b") as f:
@@ -95,49 +107,40 @@ class Run:
                     line = "\n" + line
             f.write((line + "\n").encode())
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        try:
-            text = (self.path / "events.jsonl").read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return
-        for line in text.split("\n"):
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):  # a line that a crash cut short, or that nobody of ours wrote
-                continue
-            if isinstance(event, dict):
-                yield event
+    def events(self) -> list[dict[str, Any]]:
+        """All events so far; lines that a crash cut short are left out."""
+        return jsonl.read_rows(self.path / "events.jsonl")[0]
 
     def progress(self) -> RunProgress:
-        """Replay the events; an active run whose process is gone was interrupted."""
-        seen = EventReplay()
+        """The progress that the events tell; an active run whose process is gone was interrupted."""
+        replay = EventReplay()
         for event in self.events():
-            seen.take(event)
-        fresh = time.time() - seen.time < STARTING_SECONDS and not (self.path / "worker.json").exists()
-        if seen.status in ACTIVE_STATUSES and not fresh and not self.alive():
-            seen.message = (
+            replay.add(event)
+        just_started = time.time() - replay.time < STARTING_SECONDS and not (self.path / "worker.json").exists()
+        if replay.status in ACTIVE_STATUSES and not just_started and not self.alive():
+            replay.message = (
                 Message(
                     "The process that waited for its turn is gone (killed, or the machine was restarted). Resume "
                     "lets the run wait on, and so does opening the page; its place in line is kept."
                 )
-                if seen.status == "queued"
+                if replay.status == "queued"
                 else explain_exit(self.path)
             )
-            seen.status = "interrupted"
-        return seen.progress()
+            replay.status = "interrupted"
+        return replay.progress()
 
     def process(self) -> psutil.Process | None:
-        """This run's own process, if it lives: same pid and the same start time, so a reused pid is not it."""
+        """This run's own process, if it is alive: pid and start time are those recorded, so a reused pid is not it."""
         try:
             worker = json.loads((self.path / "worker.json").read_text())
             process = psutil.Process(worker["pid"])
-            lives = process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - worker["started"]) < 2
+            is_own = process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - worker["started"]) < 2
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, psutil.Error):
             return None
-        return process if lives else None
+        return process if is_own else None
 
     def alive(self) -> bool:
-        """Whether this run's own process lives; it waits for its turn, or trains."""
+        """Whether this run's own process is alive: it waits for its turn, or trains."""
         return self.process() is not None
 
     def stop(self) -> None:
@@ -149,52 +152,56 @@ DISK_FULL_MESSAGE = Message("The disk is full. Free some space, then resume: the
 DISK_FULL_BYTES = 2**20  # bytes
 
 
-def unwritable(path: Path | str) -> Message:
+def _not_writable(path: Path | str) -> Message:
     return Message(
         "{path}: cannot be written. Change its rights, then resume: the last whole checkpoint is kept.", path=path
     )
 
 
 def explain_exit(path: Path) -> str:
-    """What a process that could write no last word about it ended of, as far as its folder tells."""
+    """Why a process ended that logged no reason, as far as its folder at `path` shows."""
     if not os.access(path, os.W_OK):
-        return unwritable(path)
+        return _not_writable(path)
     if shutil.disk_usage(path).free < DISK_FULL_BYTES:
         return DISK_FULL_MESSAGE
     return Message("The training process exited unexpectedly (killed, or out of memory). It can be resumed.")
 
 
 def explain_write_error(path: Path, e: BaseException) -> str:
-    """The sentence for a write that failed in a run's folder, "" for any other error."""
-    number, said = getattr(e, "errno", None), str(e)  # safetensors and torch write past Python, in words of their own
-    if number in (errno.ENOSPC, errno.EDQUOT) or any(f"os error {n})" in said for n in (errno.ENOSPC, errno.EDQUOT)):
+    """The sentence for a write that failed in the run folder `path`; "" for any other error."""
+    number, text = getattr(e, "errno", None), str(e)  # safetensors and torch have only the text
+
+    def is_any_of(*numbers: int) -> bool:
+        return number in numbers or any(f"os error {n})" in text for n in numbers)
+
+    if is_any_of(errno.ENOSPC, errno.EDQUOT) or "PytorchStreamWriter failed writing" in text:
         return DISK_FULL_MESSAGE
-    denied = (errno.EACCES, errno.EPERM, errno.EROFS)
-    if number in denied or any(f"os error {n})" in said for n in denied):
-        return unwritable(getattr(e, "filename", None) or path)
-    return DISK_FULL_MESSAGE if "PytorchStreamWriter failed writing" in said else ""
+    if is_any_of(errno.EACCES, errno.EPERM, errno.EROFS):
+        return _not_writable(getattr(e, "filename", None) or path)
+    return ""
 
 
 def record_worker(run: Run, pid: int) -> None:
-    """Remember which process does the run."""
-    if run.helper:
+    """Write down which process trains the run, or waits to."""
+    if not distributed.is_main_process():
         return
     try:
         started = psutil.Process(pid).create_time()
-    except psutil.Error:  # gone already: it failed at once and says so in its log
+    except psutil.Error:  # gone already: it failed at once, and its log says why
         started = time.time()
     write_atomic(run.path / "worker.json", to_json({"pid": pid, "started": started}))
 
 
 def list_runs(persona: Persona) -> list[Run]:
-    """Newest first."""
+    """The runs of a persona, newest first."""
     if not persona.runs_dir.is_dir():
         return []
-    found = [Run(p) for p in persona.runs_dir.iterdir() if (p / "run.json").is_file()]
-    return sorted(found, key=lambda r: r.name, reverse=True)
+    runs = [Run(p) for p in persona.runs_dir.iterdir() if (p / "run.json").is_file()]
+    return sorted(runs, key=lambda r: r.name, reverse=True)
 
 
 def open_run(path: Path) -> Run:
+    """The run at `path`. Raises RunError where there is none."""
     run = Run(path.expanduser().resolve())
     if not (run.path / "run.json").is_file():
         raise RunError("{path}: not a training run (no run.json).", path=path)

@@ -1,6 +1,6 @@
-"""The diary of a run: the same few questions, answered at every evaluation while she learns.
+"""Samples during training: the same few questions, answered at every evaluation.
 
-The same question gets the same dice each time, so an answer changes because the adapter has changed.
+A question is sampled with the same random numbers each time, so an answer changes only because the adapter has changed.
 """
 
 from collections.abc import Sequence
@@ -13,22 +13,22 @@ from persona.store.persona_folder import PersonaCard
 from persona.template.render import Renderer
 from persona.train.run_folder import Run
 
-SAMPLE_LOG_SAMPLING = Sampling(max_new_tokens=48)  # the page's way of drawing; a line of the diary is short
+SAMPLE_LOG_SAMPLING = Sampling(max_new_tokens=48)  # else the page's defaults; a sample is short
 
 
 def choose_sample_questions(card: PersonaCard, count: int) -> tuple[str, ...]:
     """The first probes of the card. Without any: one that every persona can answer."""
-    asked = card.probes or (("你是谁？" if card.language.startswith("zh") else "Who are you?"),)
-    return tuple(asked[:count])
+    questions = card.probes or (("你是谁？" if card.language.startswith("zh") else "Who are you?"),)
+    return tuple(questions[:count])
 
 
-def log_samples(run: Run, model: Any, renderer: Renderer, asked: Sequence[str], step: int) -> None:
-    """Answer `asked` with the model as it is and log the answers. The model comes back in the mode it was in."""
-    if not asked:
+def log_samples(run: Run, model: Any, renderer: Renderer, questions: Sequence[str], step: int) -> None:
+    """Answer the questions with the model as it is and log the answers. The model's training mode is restored."""
+    if not questions:
         return
     training = model.training
     model.eval()
-    prompts = [renderer.render_prompt([], question) for question in asked]
+    prompts = [renderer.render_prompt([], question) for question in questions]
     try:
         with loss.cpu_autocast(model):
             *_, last = generate_batch(
@@ -36,5 +36,5 @@ def log_samples(run: Run, model: Any, renderer: Renderer, asked: Sequence[str], 
             )
     finally:
         model.train(training)
-    answers = [{"probe": q, "text": r.text, "ended": r.ended} for q, r in zip(asked, last, strict=True)]
+    answers = [{"probe": q, "text": r.text, "ended": r.ended} for q, r in zip(questions, last, strict=True)]
     run.log("diary", step=step, answers=answers)

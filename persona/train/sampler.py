@@ -1,8 +1,7 @@
 """Batches of rows of similar length, in an order that a resumed run repeats."""
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -11,41 +10,48 @@ from persona.models import memory
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):
-    """Batches of rows of like length, in an order that seed and epoch alone decide.
+    """Batches of rows of similar length, in an order that depends on seed and epoch alone.
 
-    The stock sampler draws it from the random numbers that dropout uses too, so it would be another one after a pause.
-    Rows are sorted within pools of POOL batches, of which few runs have more than one: a short row beside a long one is
-    padding, and of 64 rows of one length or another the stock order made 43 % more positions than tokens, this 15 %.
+    transformers' own sampler draws the order from the random numbers that dropout uses too, so it would be another one
+    after a pause. Rows are sorted within pools of POOL batches; few runs have more than one pool. A short row beside a
+    long one is padding: on 64 rows of different lengths the stock order made 43 % more positions than tokens, this one
+    15 %.
+
+    lengths: tokens of each row. batch_size × accumulation rows make an optimizer step. global_step gives the number of
+    optimizer steps taken so far, from which each iteration knows its epoch.
     """
 
-    POOL = 50  # batches; as many as transformers sorts at most
+    POOL = 50  # batches; transformers sorts at most as many together
 
-    def __init__(self, trainer: Any, lengths: list[int]):
-        self.trainer, self.lengths = trainer, lengths
-        self.size, self.accumulation = (
-            trainer.args.per_device_train_batch_size,
-            trainer.args.gradient_accumulation_steps,
-        )
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        accumulation: int,
+        seed: int,
+        global_step: Callable[[], int],
+    ) -> None:
+        self.lengths, self.batch_size, self.accumulation = lengths, batch_size, accumulation
+        self.seed, self.global_step = seed, global_step
 
     def __len__(self) -> int:
-        return math.ceil(len(self.lengths) / self.size)
+        return math.ceil(len(self.lengths) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch = self.trainer.state.global_step // math.ceil(len(self) / self.accumulation)
-        dice = torch.Generator().manual_seed(self.trainer.args.data_seed + epoch)
-        shuffled = torch.randperm(len(self.lengths), generator=dice).tolist()
-        whole = (
-            self.size * self.accumulation
-        )  # the rows of a step stay together, into however many batches they are cut
+        epoch = self.global_step() // math.ceil(len(self) / self.accumulation)
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        shuffled = torch.randperm(len(self.lengths), generator=generator).tolist()
+        # the rows of an optimizer step stay together, into however many batches they are cut
+        step_rows = self.batch_size * self.accumulation
         steps: list[list[int]] = []
-        for start in range(0, len(shuffled), whole * self.POOL):
-            pool = shuffled[start : start + whole * self.POOL]
-            # stable: who shares a batch changes with the epoch
+        for start in range(0, len(shuffled), step_rows * self.POOL):
+            pool = shuffled[start : start + step_rows * self.POOL]
+            # a stable sort: which rows share a batch changes with the epoch
             pool.sort(key=lambda n: -memory.padded_length(self.lengths[n]))
-            steps += [pool[n : n + whole] for n in range(0, len(pool), whole)]
-        rest = [steps.pop()] if len(steps[-1]) < whole else []  # a step of fewer rows ends the epoch
-        order = torch.randperm(len(steps), generator=dice).tolist()
+            steps += [pool[n : n + step_rows] for n in range(0, len(pool), step_rows)]
+        last = [steps.pop()] if len(steps[-1]) < step_rows else []  # a step of fewer rows ends the epoch
+        order = torch.randperm(len(steps), generator=generator).tolist()
         longest = max(order, key=lambda i: max(self.lengths[n] for n in steps[i]), default=None)
-        order.sort(key=lambda i: i != longest)  # first: if memory is short, it shows at once
-        for rows in [*(steps[i] for i in order), *rest]:
-            yield from (rows[n : n + self.size] for n in range(0, len(rows), self.size))
+        order.sort(key=lambda i: i != longest)  # first, so that too little memory shows at once
+        for rows in [*(steps[i] for i in order), *last]:
+            yield from (rows[n : n + self.batch_size] for n in range(0, len(rows), self.batch_size))

@@ -1,4 +1,4 @@
-"""Which pairs of a run are held out."""
+"""The held-out split: which pairs of a run are measured on and not learned from."""
 
 import random
 
@@ -7,16 +7,16 @@ from persona.train.run_folder import RunRow
 
 
 def split_held_out(pairs: list[Pair], fraction: float, seed: int) -> list[RunRow]:
-    """Hold out `fraction` of the pairs, at least one. Rows with the same instruction stay on one side."""
+    """Hold out `fraction` of the pairs, at least one, drawn by `seed`. Pairs of one instruction stay together."""
     groups: dict[str, list[int]] = {}
     for n, pair in enumerate(pairs):
         groups.setdefault(pair.instruction.strip(), []).append(n)
     order = list(groups.values())
     random.Random(seed).shuffle(order)
-    wanted = max(1, round(len(pairs) * fraction)) if fraction else 0
-    held: set[int] = set()
+    count = max(1, round(len(pairs) * fraction)) if fraction else 0
+    held_out: set[int] = set()
     for group in order[:-1]:
-        if len(held) >= wanted:
+        if len(held_out) >= count:
             break
-        held.update(group)
-    return [RunRow(pair, n in held) for n, pair in enumerate(pairs)]
+        held_out.update(group)
+    return [RunRow(pair, n in held_out) for n, pair in enumerate(pairs)]

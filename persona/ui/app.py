@@ -29,7 +29,7 @@ LAUNCH_OPTIONS: dict[str, Any] = {
     "css": CSS,
     "i18n": i18n.BROWSER_I18N,
     "footer_links": ["gradio"],
-    "max_file_size": MAX_ADAPTER_BYTES,  # of an upload; without a limit, anyone who reaches the page could fill the disk
+    "max_file_size": MAX_ADAPTER_BYTES,  # of an upload; else anyone who reaches the page could fill the disk
 }
 CACHE_SECONDS = (3600, 86_400)  # on a shared server: how often Gradio's files are deleted, and from what age on
 

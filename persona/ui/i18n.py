@@ -1,7 +1,7 @@
-"""The page's two languages. The code says everything in English; zh.json holds the Chinese of each text.
+"""The page's two languages. Texts in the code are English; locales/zh.json holds the Chinese of each.
 
-What a component shows from the start is translated by the browser (gr.I18n), what a handler says by `t` in the language
-of the visitor who asked. Both follow one rule: the cookie that the switch sets, else what the browser prefers.
+The browser translates what the components show from the start (gr.I18n); `t` translates what a handler returns, for the
+visitor who asked. Both take the language from the cookie that the switch sets, else from the browser.
 """
 
 import json
@@ -22,7 +22,7 @@ from persona.errors import Message
 LANGUAGE_COOKIE = "persona-language"
 CHINESE: dict[str, str] = json.loads((Path(__file__).parent / "locales" / "zh.json").read_text(encoding="utf-8"))
 
-# in a frame of another site, as a Space is shown on the Hub, a browser keeps only cookies that are marked so
+# in a frame of another site, as the Hub shows a Space, a browser keeps only cookies with these attributes
 CROSS_SITE_COOKIE = "SameSite=None; Secure; Partitioned"
 SWITCH_LANGUAGE_JS = f"""() => {{
   const other = document.documentElement.lang.startsWith("zh") ? "en" : "zh";
@@ -31,18 +31,18 @@ SWITCH_LANGUAGE_JS = f"""() => {{
   location.reload();
 }}"""
 
-# the browser looks up every text that a component shows, a value too; so that what a visitor typed, or the value behind
-# a choice, is never taken for a text of the page, these begin with a sign that nobody types
+# the browser looks up every text that a component shows, its values too. Keys begin with a character that nobody types,
+# so that a visitor's own text, or the value behind a choice, is never translated
 KEY_PREFIX = "\u2063"
-_english: dict[str, str] = {}  # all that components show from the start
+_english: dict[str, str] = {}  # what components show from the start
 _chinese: dict[str, str] = {}
-BROWSER_I18N = gr.I18n(**{"en": _english, "zh": _chinese, "zh-CN": _chinese})  # for Gradio's launch: sent with the page
-_asking: ContextVar[Mapping[str, str]] = ContextVar("asking", default=MappingProxyType({}))
+BROWSER_I18N = gr.I18n(**{"en": _english, "zh": _chinese, "zh-CN": _chinese})  # sent with the page, by Gradio's launch
+_request_headers: ContextVar[Mapping[str, str]] = ContextVar("request_headers", default=MappingProxyType({}))
 _building: ContextVar[bool] = ContextVar("building", default=False)
 
 
 def t(text: str, **values: Any) -> str:
-    """`text` in the visitor's language, with {values} put in; while the page is built, what the browser translates."""
+    """Translate `text`, a format string, for the visitor; while the page is built, into what the browser translates."""
     english, chinese = text, CHINESE.get(text, text)
     if values:
         english, chinese = english.format(**values), chinese.format(**values)
@@ -50,12 +50,12 @@ def t(text: str, **values: Any) -> str:
 
 
 def localized(text: str) -> str:
-    """A text of the library in the visitor's language; one that is no Message is somebody's own, and stays as it is."""
+    """Translate a Message of the library for the visitor; any other text is somebody's own and stays as it is."""
     return text.translated(CHINESE) if isinstance(text, Message) and language() == "zh" else str(text)
 
 
 def localize(english: str, chinese: str) -> str:
-    """The one in the visitor's language; while the page is built, what the browser chooses from."""
+    """The text in the visitor's language; while the page is built, the key by which the browser chooses."""
     if not _building.get():
         return chinese if language() == "zh" else english
     key = KEY_PREFIX + english
@@ -64,22 +64,22 @@ def localize(english: str, chinese: str) -> str:
 
 
 def set_request_headers(headers: Mapping[str, str]) -> None:
-    """For ASGI, where Gradio handles no event yet: whose language `t` speaks while this request is served."""
-    _asking.set(headers)
+    """Take the language of `t` from this request, for middleware that runs before Gradio handles an event."""
+    _request_headers.set(headers)
 
 
 def language() -> str:
-    """ "en" or "zh": of the visitor whose event is handled; English where there is none, as in the command line."""
+    """The language of the visitor whose event is handled, "en" or "zh"; "en" without one, as in the command line."""
     request = LocalContext.request.get(None)
-    headers = getattr(request, "headers", None) or _asking.get()
-    if kept := re.search(rf"(?:^|; ){LANGUAGE_COOKIE}=(en|zh)(?:;|$)", headers.get("cookie", "")):
-        return kept[1]
+    headers = getattr(request, "headers", None) or _request_headers.get()
+    if cookie := re.search(rf"(?:^|; ){LANGUAGE_COOKIE}=(en|zh)(?:;|$)", headers.get("cookie", "")):
+        return cookie[1]
     return "zh" if headers.get("accept-language", "").lower().startswith("zh") else "en"
 
 
 @contextmanager
 def building_page() -> Iterator[None]:
-    """While the components of the page are made."""
+    """While it lasts, `t` returns what the browser translates: the components of the page are being made."""
     token = _building.set(True)
     try:
         yield

@@ -20,8 +20,8 @@ from persona.write.lint.finding import Finding
 WRITE, TEMPLATE, TRAIN, COMPARE, SHARE = range(5)  # ids of the steps in Gradio's walkthrough
 STEP_NAMES = ("write", "template", "train", "compare", "share")  # in ids of elements
 
-# A click on a closed step is sent too, and answered with the reason. Gradio's buttons take no title, so the reason why a
-# button is disabled is put there by the script. A chat's placeholder is no landmark: two would have the same name.
+# A click on a closed step is sent too, and answered with the reason. Gradio's buttons take no title, so the script puts
+# the reason there why a button is disabled. A chat's placeholder is no landmark: two would have the same name.
 NAVIGATION_JS = """
 element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-step]");
@@ -55,7 +55,7 @@ FOCUS_STEP_JS = """() => {
 
 @dataclass(frozen=True)
 class PersonaState:
-    """What the navigation depends on. run: the active run, else the newest; adapter: there is one to compare or share."""
+    """What the navigation depends on. run: the active run, else the newest; adapter: one can be compared or shared."""
 
     open: bool = False
     pairs: int = 0

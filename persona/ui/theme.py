@@ -1,4 +1,4 @@
-"""How the page looks: theme and style sheet. No web fonts: the page asks nobody but its own server."""
+"""Theme and style sheet of the page. No web fonts: the page loads nothing from other servers."""
 
 from pathlib import Path
 

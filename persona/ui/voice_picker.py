@@ -95,7 +95,7 @@ def list_remote_models() -> list[tuple[str, str]]:
 
 def list_bases() -> list[tuple[str, str]]:
     """(label, id) of the base, which can answer with the persona's prompt or without."""
-    return [(t("Base + persona prompt"), BASE_WITH_PROMPT), (t("Base alone, without a prompt"), BASE_ALONE)]
+    return [(t("Base, with persona prompt"), BASE_WITH_PROMPT), (t("Base alone, without a prompt"), BASE_ALONE)]
 
 
 def list_other_voices(slug: str, chosen: str = "") -> list[tuple[str, str]]:
@@ -199,7 +199,7 @@ def voice_label(voice: str, chosen: str) -> Message:
 def _label(ref: AdapterRef, chosen: AdapterRef) -> Message:
     match ref.kind:
         case RefKind.BASE_WITH_PROMPT:
-            return Message("Base + persona prompt")
+            return Message("Base, with persona prompt")
         case RefKind.BASE:
             return Message("Base alone")
         case RefKind.SERVER:

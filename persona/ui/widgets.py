@@ -1,4 +1,4 @@
-"""What every step of the page shares: the current persona, errors as notices, small pieces of HTML."""
+"""Small pieces of HTML that several steps show: mask, problems, bars, figures, durations."""
 
 from html import escape
 from typing import Any
@@ -17,7 +17,7 @@ def legend_html() -> str:
 
 
 def mask_html(renderer: Renderer, example: TrainingExample) -> str:
-    """The rendered example with every token coloured. All text in it is escaped."""
+    """The rendered example with every token marked as learned or masked. All text is escaped."""
     if not example.input_ids:
         return problems_html(example.problems)
     pieces = []
@@ -45,7 +45,7 @@ VISIBLE_SPACES = {" ": "space", "\u3000": "wide", "\u00a0": "hard", "\t": "tab",
 
 
 def _white_space(text: str) -> str:
-    """Escaped, with white space that can be seen: the style sheet draws the signs, copied text stays as it is."""
+    """Escaped text with visible white space: the style sheet draws the signs, so that copied text stays unchanged."""
     signs = {
         "\n": '<span aria-hidden="true">↵</span>\n',
         **{c: f'<i class="{k}">{c}</i>' for c, k in VISIBLE_SPACES.items()},
@@ -69,7 +69,7 @@ def format_duration(seconds: float | None) -> str:
     return t("{h} h {min} min", h=s // 3600, min=s % 3600 // 60)
 
 
-# for a gr.HTML whose buttons say what they do: the click event carries their data
+# for a gr.HTML with buttons: a click on one sends its data-… attributes as the event's data
 FORWARD_CLICKS_JS = """
 element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-do]");
@@ -79,16 +79,17 @@ element.addEventListener("click", (event) => {
 
 
 def bars_html(rows: list[tuple[str, float, str]]) -> str:
-    """(name, value, value in words) as bars, the largest value at full width."""
+    """(name, value, value as text) as bars, the largest value at full width."""
     most = max((value for _, value, _ in rows), default=0) or 1
     bars = "".join(
         f"<div><span>{escape(name)}</span><div class='bar'><div style='width:{100 * value / most:.0f}%'></div></div>"
-        f"<b>{escape(words)}</b></div>"
-        for name, value, words in rows
+        f"<b>{escape(text)}</b></div>"
+        for name, value, text in rows
     )
     return f"<div class='coverage'>{bars}</div>"
 
 
 def facts_html(facts: list[tuple[str, str]]) -> str:
+    """(name, value) as figures with their names below."""
     cells = (f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in facts)
     return f'<div class="facts">{"".join(cells)}</div>'

@@ -1,4 +1,4 @@
-"""In which script a text is written; simplified or traditional Chinese."""
+"""The script of a text (Han, Latin, Cyrillic, …); simplified and traditional Chinese."""
 
 import re
 import unicodedata
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from persona.errors import Message
+from persona.store.cjk import HAN, KANA
 
 LATIN = ("LATIN",)
 LANGUAGE_SCRIPTS = {
@@ -38,7 +39,7 @@ _SCRIPT = _ScriptTable()
 
 
 def count_scripts(text: str) -> Counter[str]:
-    """Letters per script; a Han, kana or Hangul character weighs 3, as it says about what 3 letters say."""
+    """Letters per script; a Han, kana or Hangul character counts as 3 letters, which carry about as much."""
     found = Counter(map(_SCRIPT.__getitem__, text))
     del found[""]
     for script in ("HAN", "KANA", "HANGUL"):
@@ -48,7 +49,7 @@ def count_scripts(text: str) -> Counter[str]:
 
 
 def expected_scripts(language: str, answers: Sequence[Counter[str]]) -> tuple[str, ...]:
-    """The persona's scripts: by her card's language, else the one that leads in nine of ten answers, else none."""
+    """The persona's scripts: by the card's language, else the one that leads in nine of ten answers, else none."""
     if codes := [c for c in re.split(r"[^a-z]+", language.lower()) if c in LANGUAGE_SCRIPTS]:
         return tuple({script for code in codes for script in LANGUAGE_SCRIPTS[code]})
     leading = Counter(found.most_common(1)[0][0] for found in answers if found)
@@ -59,7 +60,7 @@ def expected_scripts(language: str, answers: Sequence[Counter[str]]) -> tuple[st
 
 
 def find_foreign_script(found: Counter[str], own: tuple[str, ...]) -> str:
-    """The script of an answer that is hardly in the persona's own, else ""."""
+    """The name of the script of an answer that is mostly not in the persona's own, else ""."""
     foreign = Counter({script: n for script, n in found.items() if script not in own})
     most = foreign.most_common(1)
     if not own or not most or most[0][1] < 6 or foreign.total() * 1.5 < found.total() - foreign.total():
@@ -71,7 +72,7 @@ def _common_ideographs(encoding: str, first: int, last: int) -> set[str]:
     """The ideographs in rows of a two-byte encoding."""
     rows = bytes(b for high in range(first, last + 1) for low in range(0x40, 0xFF) for b in (high, low))
     pieces = (rows[n : n + 2].decode(encoding, "ignore") for n in range(0, len(rows), 2))
-    return {c for c in pieces if len(c) == 1 and "\u4e00" <= c <= "\u9fff"}
+    return {c for c in pieces if re.fullmatch(f"[{HAN}]", c)}
 
 
 # Common in the mainland's GB 2312 (level 1) and absent from Taiwan's Big5: a simplified form; and the other way round.
@@ -88,6 +89,6 @@ def split_chinese_forms(text: str) -> tuple[set[str], set[str]]:
     if text.isascii():
         return set(), set()
     characters = set(text)
-    if any("\u3040" <= c <= "\u30ff" for c in characters):
+    if re.search(f"[{KANA}]", text):
         return set(), set()
     return characters & SIMPLIFIED, characters & TRADITIONAL

@@ -15,11 +15,8 @@ from persona.share.exports import new_output
 from persona.store.persona_folder import PersonaCard
 from persona.template.chat_template import apply_template, build_messages
 from persona.template.compatibility import SAMPLE_CHATS
+from persona.template.placeholders import REPLIES, SYSTEM, USERS, split_at_contents
 from persona.template.render import Renderer
-
-_SYSTEM = "⟦system⟧"
-_USERS = ("⟦user 1⟧", "⟦user 2⟧", "⟦user 3⟧")
-_REPLIES = ("⟦reply 1⟧", "⟦reply 2⟧")
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,10 @@ class TemplateFrame:
 
 def derive_frame(renderer: Renderer) -> TemplateFrame:
     """The frame of the renderer's template. Raises TemplateError where it does more than put texts into a frame."""
-    history = list(zip(_USERS, _REPLIES, strict=False))
-    with_system = _gaps(renderer, _SYSTEM, history, (_SYSTEM, *_between()))
+    history = list(zip(USERS, REPLIES, strict=False))
+    with_system = _gaps(renderer, SYSTEM, history, (SYSTEM, *_between()))
     without = _gaps(renderer, "", history, _between())
-    one = _gaps(renderer, _SYSTEM, [], (_SYSTEM, _USERS[2]))
+    one = _gaps(renderer, SYSTEM, [], (SYSTEM, USERS[2]))
     frame = TemplateFrame(with_system[0], with_system[1], without[0], with_system[2], with_system[3], with_system[-1])
     expected = [frame.with_system, frame.after_system, *[frame.reply, frame.turn] * 2, frame.open]
     if with_system != expected or without[1:] != expected[2:] or one != [*expected[:2], frame.open]:
@@ -54,19 +51,16 @@ def derive_frame(renderer: Renderer) -> TemplateFrame:
 
 
 def _between() -> tuple[str, ...]:
-    return (_USERS[0], _REPLIES[0], _USERS[1], _REPLIES[1], _USERS[2])
+    return (USERS[0], REPLIES[0], USERS[1], REPLIES[1], USERS[2])
 
 
 def _gaps(renderer: Renderer, system: str, history: list[tuple[str, str]], marks: tuple[str, ...]) -> list[str]:
     """The text before, between and after the marks, each of which must occur once and in this order."""
-    text = _render_prompt(renderer, build_messages(system, history, _USERS[2]))
-    gaps = []
-    for mark in marks:
-        gap, found, text = text.partition(mark)
-        if not found or mark in text:
-            raise _no_frame(renderer, Message("it moves, repeats or leaves out what is said"))
-        gaps.append(gap)
-    return [*gaps, text]
+    text = _render_prompt(renderer, build_messages(system, history, USERS[2]))
+    gaps = split_at_contents(text, marks)
+    if gaps is None:
+        raise _no_frame(renderer, Message("it moves, repeats or leaves out what is said"))
+    return gaps
 
 
 def _render_prompt(renderer: Renderer, chat: list[dict[str, str]]) -> str:

@@ -1,1 +1,1 @@
-"""What a request to the page passes first: host names, whose workspace it is, and the retention of workspaces."""
+"""ASGI middleware of the page: trusted hosts, isolation of visitors, language; and the visitors' workspaces."""

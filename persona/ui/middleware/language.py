@@ -1,4 +1,4 @@
-"""The script that sets the page's language before Gradio reads the browser's."""
+"""Puts a script into the page that sets its language before Gradio reads the browser's."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -6,7 +6,7 @@ from starlette.types import Message as Event
 
 from persona.ui.i18n import LANGUAGE_COOKIE
 
-# what was chosen here counts as the browser's own language; the server sees the cookie
+# the chosen language replaces the browser's own; the server reads the same cookie
 LANGUAGE_SCRIPT = f"""<script>
 (() => {{
   const kept = document.cookie.match(/(?:^|; ){LANGUAGE_COOKIE}=(en|zh)/)?.[1];
@@ -20,10 +20,7 @@ LANGUAGE_SCRIPT = f"""<script>
 
 
 class LanguageScriptMiddleware:
-    """ASGI: puts the script FIRST into the page, where it runs before Gradio reads the browser's language.
-
-    Gradio's own `head` is put in by its script, too late for that.
-    """
+    """ASGI: inserts LANGUAGE_SCRIPT at the start of the page's head. Gradio adds its own `head` by script, too late."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -34,7 +31,7 @@ class LanguageScriptMiddleware:
             return
         start: Event = {}
 
-        async def changed(message: Event) -> None:
+        async def send_with_script(message: Event) -> None:
             nonlocal start
             if message["type"] == "http.response.start":
                 start = message
@@ -49,4 +46,4 @@ class LanguageScriptMiddleware:
                 start = {}
             await send(message)
 
-        await self.app(scope, receive, changed)
+        await self.app(scope, receive, send_with_script)

@@ -1,4 +1,4 @@
-"""The middleware of the page in the order in which a request passes it."""
+"""The middleware of the page, in the order in which a request passes it."""
 
 from starlette.middleware import Middleware
 
@@ -9,5 +9,5 @@ from persona.ui.middleware.trusted_hosts import trusted_host_middleware
 
 def build_middleware(host: str) -> list[Middleware]:
     """For Gradio's app_kwargs."""
-    apart = [Middleware(visitors.VisitorIsolation)] if deployment.is_shared_server() else []
-    return [*trusted_host_middleware(host), *apart, Middleware(language.LanguageScriptMiddleware)]
+    isolation = [Middleware(visitors.VisitorIsolation)] if deployment.is_shared_server() else []
+    return [*trusted_host_middleware(host), *isolation, Middleware(language.LanguageScriptMiddleware)]

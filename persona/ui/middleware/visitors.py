@@ -1,9 +1,9 @@
-"""On a shared server, what a request passes before Gradio sees it: whose it is, and nothing of another is asked for.
+"""Isolation of visitors on a shared server: every request gets a visitor, and reaches nothing of another visitor.
 
-Gradio knows a tab by a name that the tab gives itself, an uploaded file by its content, and a handed-out file by its
-path; whoever knows one may use it. Here tabs and uploads get the visitor's id before their name, so that the same name
-of two visitors is two; a file is served to, and taken from, the visitor who was given it; and the routes that the page
-does not need are closed.
+Gradio identifies a tab by a name that the tab chooses, an uploaded file by its content, and a download by its path;
+anyone who knows one can use it. Here the names of tabs and uploads are prefixed with the visitor's id, so that the same
+name of two visitors is two; a file is served to, and accepted from, only the visitor it belongs to; and routes that the
+page does not need are closed.
 """
 
 import json
@@ -26,9 +26,9 @@ from persona.ui import i18n
 from persona.ui.i18n import localized, t
 from persona.ui.middleware import workspaces
 
-COOKIE_SECONDS = 31_536_000  # seconds that the cookie is kept
-MAX_EVENT_BYTES = 32_000_000  # bytes of an event; files come another way
-MAX_UPLOADS = 100_000  # uploads remembered; of one that is forgotten, the file must be dropped again
+COOKIE_SECONDS = 31_536_000  # a year
+MAX_EVENT_BYTES = 32_000_000  # of an event; files are uploaded by another route
+MAX_UPLOADS = 100_000  # whose owner is remembered; an older file has to be uploaded again
 API_PREFIX = "/gradio_api/"
 PUBLIC_PATHS = (
     "/",
@@ -45,7 +45,7 @@ PUBLIC_PATHS = (
     API_PREFIX + "theme.css",
     API_PREFIX + "queue/status",
 )
-PUBLIC_PREFIXES = ("/assets/", "/static/", "/svelte/", "/pwa_icon", "/login/")  # and what is below these
+PUBLIC_PREFIXES = ("/assets/", "/static/", "/svelte/", "/pwa_icon", "/login/")
 EVENT_PREFIXES = (
     API_PREFIX + "queue/join",
     API_PREFIX + "run/",
@@ -53,17 +53,17 @@ EVENT_PREFIXES = (
     API_PREFIX + "cancel",
     API_PREFIX + "reset",
 )
-API_SERVER_PREFIXES = ("/v1/", "/generate", "/health")  # the API beside the page asks for its own keys
+API_SERVER_PREFIXES = ("/v1/", "/generate", "/health")  # the API beside the page checks its own keys
 
 
 def current_visitor() -> str | None:
-    """The visitor whose event Gradio handles in this thread; for files.ask."""
+    """The visitor whose event Gradio handles in this thread; for workspace.set_visitor_lookup."""
     request = getattr(LocalContext.request.get(None), "request", None)
     return request.scope.get("persona.visitor") if request is not None else None
 
 
 class RequestRefused(Exception):
-    """A request that gets no further: status, and what to tell."""
+    """A request that is not passed on. status: of HTTP; text: for the user."""
 
     def __init__(self, status: int, text: str):
         super().__init__(text)
@@ -71,12 +71,12 @@ class RequestRefused(Exception):
 
 
 class VisitorIsolation:
-    """ASGI. What it remembers is this server's uploads and how often each visitor has asked in this minute."""
+    """ASGI. Remembers the owners of uploads, and the number of requests of each visitor in this minute."""
 
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.time) -> None:
         self.app, self.clock = app, clock
-        self.uploads: OrderedDict[str, set[str]] = OrderedDict()  # path → the visitors who dropped that very file
-        self.asked: dict[str, int] = {}
+        self.uploads: OrderedDict[str, set[str]] = OrderedDict()  # path → the visitors who uploaded this file
+        self.request_counts: dict[str, int] = {}  # of the present minute
         self.minute = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,13 +87,13 @@ class VisitorIsolation:
             await send({"type": "websocket.close"})  # the page opens none
             return
         i18n.set_request_headers(Headers(scope=scope))
-        visitor, known = identify_visitor(scope)
+        visitor, guest = identify_visitor(scope)
         scope["persona.visitor"] = visitor
         if visitor is None and scope["path"] == "/":
             await self.app(scope, receive, _with_cookie(scope, send))
             return
-        if visitor and known and scope["path"] == "/":
-            workspaces.move_to_account(known, visitor)
+        if visitor and guest and scope["path"] == "/":
+            workspaces.move_to_account(guest, visitor)
         try:
             receive, send = await self.check_request(scope, receive, send, visitor)
         except RequestRefused as e:
@@ -104,40 +104,40 @@ class VisitorIsolation:
     async def check_request(
         self, scope: Scope, receive: Receive, send: Send, visitor: str | None
     ) -> tuple[Receive, Send]:
-        """What the app may receive and send. Raises Refused."""
+        """(receive, send) to pass to the app. Raises RequestRefused."""
         path, method = scope["path"].rstrip("/") or "/", scope["method"]
         if method in ("GET", "HEAD", "OPTIONS") and (path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIXES)):
             return receive, send
         if visitor is None:
             raise RequestRefused(403, localized(workspace.UNKNOWN_VISITOR))
-        name = f"{visitor[:16]}."
+        prefix = f"{visitor[:16]}."  # of the names of tabs and uploads
         if method in ("GET", "HEAD"):
             if path.startswith(API_PREFIX + "file="):
                 self.require_file(scope["path"].removeprefix(API_PREFIX + "file="), visitor)
             elif path.startswith(API_PREFIX + "heartbeat/"):
                 session = path.removeprefix(API_PREFIX + "heartbeat/")
-                scope["path"] = f"{API_PREFIX}heartbeat/{name}{session}"
+                scope["path"] = f"{API_PREFIX}heartbeat/{prefix}{session}"
                 scope["raw_path"] = scope["path"].encode()
             elif path == API_PREFIX + "queue/data":
-                _prefix_query_values(scope, "session_hash", name)
+                _prefix_query_values(scope, "session_hash", prefix)
             elif path == API_PREFIX + "upload_progress":
-                _prefix_query_values(scope, "upload_id", name)
+                _prefix_query_values(scope, "upload_id", prefix)
             else:
                 raise RequestRefused(404, "Not found.")
             return receive, send
         if method != "POST" or not (path == API_PREFIX + "upload" or path.startswith(EVENT_PREFIXES)):
             raise RequestRefused(404, "Not found.")
-        self.count(visitor)
+        self.count_request(visitor)
         workspaces.mark_seen(visitor)
         if path == API_PREFIX + "upload":
             _require_size(Headers(scope=scope))
-            _prefix_query_values(scope, "upload_id", name)
-            return receive, self.recording_uploads(visitor, send)
-        return await self.event(scope, receive, visitor, name), send
+            _prefix_query_values(scope, "upload_id", prefix)
+            return receive, self.record_uploads_from(visitor, send)
+        return await self.check_event(scope, receive, visitor, prefix), send
 
-    async def event(self, scope: Scope, receive: Receive, visitor: str, name: str) -> Receive:
-        """An event, with the tab's name made the visitor's own, once it names no file of another."""
-        raw = await _body(receive)
+    async def check_event(self, scope: Scope, receive: Receive, visitor: str, prefix: str) -> Receive:
+        """Prefix the tab's name in an event. Raises RequestRefused when the event names a file of another visitor."""
+        raw = await _read_body(receive)
         try:
             body = json.loads(raw)
             if not isinstance(body, dict):
@@ -147,48 +147,48 @@ class VisitorIsolation:
         for file in _file_paths(body):
             self.require_file(file, visitor)
         if isinstance(body.get("session_hash"), str):
-            body["session_hash"] = name + body["session_hash"]
-        changed = json.dumps(body).encode()
-        MutableHeaders(scope=scope)["content-length"] = str(len(changed))
-        return _replay(changed, receive)
+            body["session_hash"] = prefix + body["session_hash"]
+        raw = json.dumps(body).encode()
+        MutableHeaders(scope=scope)["content-length"] = str(len(raw))
+        return _replay(raw, receive)
 
     def require_file(self, path: str, visitor: str) -> None:
-        """Raises Refused unless the file was dropped by this visitor, or made for them."""
-        wanted, folder = os.path.abspath(path), os.path.abspath(get_upload_folder())  # noqa: PTH100  (links stay)
-        made = os.path.join(folder, visitor) + os.sep  # noqa: PTH118
-        if not wanted.startswith(made) and visitor not in self.uploads.get(wanted, ()):
+        """Raises RequestRefused unless the file was uploaded by this visitor, or made for them to download."""
+        file, folder = os.path.abspath(path), os.path.abspath(get_upload_folder())  # noqa: PTH100  (links stay)
+        downloads = os.path.join(folder, visitor) + os.sep  # noqa: PTH118
+        if not file.startswith(downloads) and visitor not in self.uploads.get(file, ()):
             raise RequestRefused(403, t("This file does not belong to you. Upload it again, or create it again."))
 
-    def recording_uploads(self, visitor: str, send: Send) -> Send:
-        """`send`, which notes whose the uploaded files are before the browser learns their paths."""
+    def record_uploads_from(self, visitor: str, send: Send) -> Send:
+        """`send` that also records the owner of the uploaded files, before the browser gets their paths."""
         parts: list[bytes] = []
 
-        async def noted(message: Message) -> None:
+        async def send_recorded(message: Message) -> None:
             if message["type"] == "http.response.body":
                 parts.append(message.get("body", b""))
                 if not message.get("more_body"):
                     self.record_uploads(visitor, b"".join(parts))
             await send(message)
 
-        return noted
+        return send_recorded
 
     def record_uploads(self, visitor: str, answer: bytes) -> None:
         try:
             paths = json.loads(answer)
-        except ValueError:  # it was refused, in words
+        except ValueError:  # the upload was refused
             return
         for path in paths if isinstance(paths, list) else []:
             self.uploads.setdefault(os.path.abspath(path), set()).add(visitor)  # noqa: PTH100
         while len(self.uploads) > MAX_UPLOADS:
             self.uploads.popitem(last=False)
 
-    def count(self, visitor: str) -> None:
-        """Raises Refused when the visitor has asked for too much in this minute."""
+    def count_request(self, visitor: str) -> None:
+        """Raises RequestRefused when the visitor has sent too many requests in this minute."""
         most, minute = quotas.read_quotas().max_requests, int(self.clock() // 60)
         if minute != self.minute:
-            self.asked, self.minute = {}, minute
-        self.asked[visitor] = self.asked.get(visitor, 0) + 1
-        if most and self.asked[visitor] > most:
+            self.request_counts, self.minute = {}, minute
+        self.request_counts[visitor] = self.request_counts.get(visitor, 0) + 1
+        if most and self.request_counts[visitor] > most:
             raise RequestRefused(429, t(
                 "More than {n} requests in a minute, which is this server's limit for a visitor. Wait a minute, then "
                 "go on. {instead}", n=f"{most:,}", instead=localized(quotas.suggest_alternative()),
@@ -196,15 +196,15 @@ class VisitorIsolation:
 
 
 def identify_visitor(scope: Scope) -> tuple[str | None, str | None]:
-    """(the visitor, whom they were before they signed in), by the Hub's account, else the cookie; None for neither."""
-    kept = re.search(rf"(?:^|; ?){workspaces.VISITOR_COOKIE}=([^;]*)", Headers(scope=scope).get("cookie", ""))
-    guest = workspaces.visitor_of_secret(kept[1]) if kept else None
-    account = _account(scope) if deployment.has_sign_in() else ""
+    """(visitor, the visitor before signing in): by the account on the Hub, else by the cookie; None for neither."""
+    cookie = re.search(rf"(?:^|; ?){workspaces.VISITOR_COOKIE}=([^;]*)", Headers(scope=scope).get("cookie", ""))
+    guest = workspaces.visitor_of_secret(cookie[1]) if cookie else None
+    account = _signed_in_account(scope) if deployment.has_sign_in() else ""
     return (workspaces.visitor_of_account(account), guest) if account else (guest, None)
 
 
-def _account(scope: Scope) -> str:
-    """The Hub's id of the account that is signed in; the session is signed by Gradio with the Space's own secret."""
+def _signed_in_account(scope: Scope) -> str:
+    """The Hub's id of the signed-in account, "" for none. Gradio signs the session with the Space's own secret."""
     info = (scope.get("session") or {}).get("oauth_info") or {}
     if info.get("expires_at") is not None and info["expires_at"] < time.time():
         return ""
@@ -212,30 +212,31 @@ def _account(scope: Scope) -> str:
 
 
 def _with_cookie(scope: Scope, send: Send) -> Send:
-    """`send`, with a new visitor's secret for the browser to keep."""
-    forwarded = Headers(scope=scope).get("x-forwarded-proto", scope.get("scheme", "http")).split(",")[0].strip()
-    kind = i18n.CROSS_SITE_COOKIE if forwarded == "https" else "SameSite=Lax"
+    """`send` that also sets the cookie with a new visitor's secret."""
+    scheme = Headers(scope=scope).get("x-forwarded-proto", scope.get("scheme", "http")).split(",")[0].strip()
+    kind = i18n.CROSS_SITE_COOKIE if scheme == "https" else "SameSite=Lax"
     cookie = (
         f"{workspaces.VISITOR_COOKIE}={workspaces.new_secret()}; Path=/; Max-Age={COOKIE_SECONDS}; HttpOnly; {kind}"
     )
 
-    async def marked(message: Message) -> None:
+    async def send_with_cookie(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=message["headers"])
             headers.append("set-cookie", cookie)
-            headers["cache-control"] = "no-store"  # nobody else may be given this answer
+            headers["cache-control"] = "no-store"  # no cache may give this answer to anyone else
         await send(message)
 
-    return marked
+    return send_with_cookie
 
 
-def _prefix_query_values(scope: Scope, key: str, name: str) -> None:
-    """Put `name` before every value of a query's key."""
+def _prefix_query_values(scope: Scope, key: str, prefix: str) -> None:
+    """Put `prefix` before every value of a key of the query."""
     query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-    scope["query_string"] = urlencode([(k, name + v if k == key else v) for k, v in query]).encode()
+    scope["query_string"] = urlencode([(k, prefix + v if k == key else v) for k, v in query]).encode()
 
 
 def _require_size(headers: Headers) -> None:
+    """Raises RequestRefused when an upload is larger than a visitor's disk quota, or of unknown size."""
     most = quotas.read_quotas().max_disk_mb * 1_000_000
     length = headers.get("content-length", "")
     if most and not (length.isdigit() and int(length) <= most):
@@ -245,7 +246,7 @@ def _require_size(headers: Headers) -> None:
         )
 
 
-async def _body(receive: Receive) -> bytes:
+async def _read_body(receive: Receive) -> bytes:
     raw = bytearray()
     while True:
         message = await receive()
@@ -262,26 +263,27 @@ async def _body(receive: Receive) -> bytes:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    told = False
+    """`receive` that gives the app this body."""
+    sent = False
 
-    async def again() -> Message:
-        nonlocal told
-        if told:
+    async def receive_body() -> Message:
+        nonlocal sent
+        if sent:
             return await receive()  # the disconnect, when it comes
-        told = True
+        sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return again
+    return receive_body
 
 
 def _file_paths(value: Any) -> list[str]:
-    """Every path in a body: whatever the page sends of a file has one."""
-    found, rest = [], [value]
+    """Every value of a key "path" in a body: where the page names a file."""
+    paths, rest = [], [value]
     while rest:
         item = rest.pop()
         if isinstance(item, dict):
-            found += [item["path"]] if isinstance(item.get("path"), str) else []
+            paths += [item["path"]] if isinstance(item.get("path"), str) else []
             rest += item.values()
         elif isinstance(item, list):
             rest += item
-    return found
+    return paths

@@ -1,14 +1,14 @@
-"""Text from outside → pairs, one outside format a file.
+"""Importers: text from outside → pairs, one module for each format.
 
 An importer is a module with
 
-    TITLE                     what a user calls the format
-    sniff(source)             how sure it is that the file is its own, 0 … 1; reads the beginning only
-    survey(source)            what can be chosen before anything is written: columns, speakers, a persona's card
-    read(source, options)     Pair | Skipped | Note, one after the other: memory does not grow with the file
-    SUFFIX, dump(pairs)       where the format can be written too: its file name's ending, and the file's text in pieces
+    NAME, TITLE               the format on the command line, and for the page
+    sniff(source)             how likely the file is of this format, 0 … 1; reads the beginning only
+    survey(source)            what the user can choose before the import: columns, speakers, a persona's card
+    read(source, options)     Pair | SkippedRow | ImportNote, streamed: memory does not grow with the file
+    SUFFIX, dump(pairs)       only for formats that can be written: file suffix, and the file's text in pieces
 
-Nothing is dropped silently: what does not become a pair is a Skipped with its line, what is left out of a pair a Note.
+Nothing is dropped silently: a row that is no pair is a SkippedRow with its line, what a pair lacks an ImportNote.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from persona.store.persona_folder import PersonaCard
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """Something in the file that did not become a pair: its line (from 1; a row in a sheet), why, and its text."""
+    """A part of the file that did not become a pair: its line (from 1; a row of a sheet), why, and its text."""
 
     line: int
     why: str
@@ -30,13 +30,13 @@ class SkippedRow:
 
 @dataclass(frozen=True)
 class ImportNote:
-    """Something left out of a pair that was made: its line, and what. The same `what` is counted together."""
+    """Something left out of a pair: the line, and what. Notes with the same `what` are counted together."""
 
     line: int
     what: str
 
 
-MAX_LISTED = 10_000  # skipped rows that are listed one by one; a file of garbage must not fill the memory
+MAX_LISTED = 10_000  # skipped rows kept for the report, so that a file of garbage does not fill the memory
 
 ImportItem = Pair | SkippedRow | ImportNote
 
@@ -46,7 +46,7 @@ class ImportOptions:
     """What the user chose or corrected. Each format reads the fields that concern it.
 
     columns: field of a pair ("instruction", "input", "output", "history", "source") → column or key of the file.
-    speakers: the persona's name in the file, and her other names.
+    speakers: the persona's names in the file.
     actions: stage directions inside a reply are dropped, or kept as *action* text.
     turns: how many earlier exchanges of the scene go with each pair as history.
     """
@@ -59,9 +59,9 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class SourceSurvey:
-    """What an importer found out about a file before reading it all.
+    """What an importer offers for choice before the file is read as a whole.
 
-    columns: names in the file, in its order; mapping: the guess, for Options.columns.
+    columns: names in the file, in its order; mapping: the guess, for ImportOptions.columns.
     speakers: name → number of speeches, most frequent first. card: a persona that the file describes.
     """
 
@@ -82,9 +82,9 @@ class ImportPreview:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did: rows read = pairs added + pairs known already + rows left out.
+    """What an import did: rows read = pairs added + pairs already there (known) + rows left out.
 
-    skipped: the rows left out, at most LISTED of them. notes: what was left out of pairs, and how often.
+    skipped: the rows left out, at most MAX_LISTED of them. notes: what was left out of pairs, and how often.
     """
 
     read: int

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from persona.store import pairs as our
-from persona.store.pairs import PAIR_KEYS, Pair
+from persona.store.pairs import PAIR_KEYS, Pair, dump_pair
 from persona.write.importers import ImportItem, ImportOptions, SourceSurvey
 from persona.write.importers.columns import FIELDS, guess_columns, resolve_columns, row_to_pair
-from persona.write.importers.json_reader import convert_rows, read_first_rows, read_json_rows, score_first_rows
+from persona.write.importers.json_reader import read_first_rows, read_json_rows, score_first_rows
+from persona.write.importers.rows import convert_rows
 from persona.write.importers.text_source import SourceFile
 
 NAME = "alpaca"
@@ -20,9 +20,9 @@ def sniff(source: SourceFile) -> float:
 
 
 def is_alpaca_row(row: dict[str, Any]) -> bool:
-    found = guess_columns(row)
+    mapping = guess_columns(row)
     trl = {"prompt", "completion"} <= row.keys()  # the messages format's other form
-    texts = all(isinstance(row.get(found.get(name, "")), str) for name in ("instruction", "output"))
+    texts = all(isinstance(row.get(mapping.get(name, "")), str) for name in ("instruction", "output"))
     return texts and not trl
 
 
@@ -35,17 +35,15 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     columns = resolve_columns(_names(source) or FIELDS, options, source.name)
 
     def to_pair(row: Any, place: str) -> tuple[Pair, list[str]]:
-        own = isinstance(row, dict) and row.keys() <= set(
-            PAIR_KEYS
-        )  # taken as it is, so that it is written back the same
-        return row_to_pair(row, columns, "" if own else place)
+        is_pair_row = isinstance(row, dict) and row.keys() <= set(PAIR_KEYS)  # keeps its source, even an empty one
+        return row_to_pair(row, columns, "" if is_pair_row else place)
 
     yield from convert_rows(read_json_rows(source), source, to_pair)
 
 
 def dump(pairs: Iterable[Pair]) -> Iterator[str]:
     """The lines of pairs.jsonl."""
-    yield from map(our.dump_pair, pairs)
+    yield from map(dump_pair, pairs)
 
 
 def _names(source: SourceFile) -> tuple[str, ...]:

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from persona.errors import InputError, Message
+from persona.store.cjk import HAN, KANA
 from persona.store.pairs import Pair
 from persona.store.persona_folder import MAX_GREETING, MAX_NAME, MAX_SYSTEM, PersonaCard
 from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey
-from persona.write.importers.json_reader import parse_complete_pair, read_first_rows
+from persona.write.importers.json_reader import read_first_rows
+from persona.write.importers.rows import parse_complete_pair
 from persona.write.importers.text_source import SourceFile
 
 NAME = "character"
@@ -20,7 +22,7 @@ TITLE = "Character card: V1, V2, V3 (JSON, PNG)"
 
 SPECS = ("chara_card_v2", "chara_card_v3")
 MAX_BYTES = 50_000_000
-MAX_PIXELS = 25_000_000  # 5,000 × 5,000; Pillow unpacks them all on its way to the text behind them
+MAX_PIXELS = 25_000_000  # 5,000 × 5,000; Pillow decodes them all before it reads the text behind them
 FIELD_LIMITS = {"name": MAX_NAME, "system": MAX_SYSTEM, "greeting": MAX_GREETING}
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_TEXT_KEYS = ("ccv3", "chara")  # PNG text chunks, the newer one first
@@ -31,7 +33,7 @@ UNUSED_FIELDS = (
     "post_history_instructions",
     "creator_notes",
 )
-HEADINGS = {  # of what a persona's system prompt is made of, in this order
+HEADINGS = {  # the fields that make up a system prompt, in this order
     "zh": {"system_prompt": "", "description": "", "personality": "性格：", "scenario": "场景："},
     "": {"system_prompt": "", "description": "", "personality": "Personality: ", "scenario": "Scenario: "},
 }
@@ -140,13 +142,15 @@ def _field(data: dict[str, Any], name: str) -> str:
 
 
 def _card(data: dict[str, Any], source: SourceFile) -> tuple[PersonaCard, list[str]]:
-    """The persona, and what of it did not fit or is no part of one."""
+    """The persona's card, and notes on what was left out."""
     notes: list[str] = []
     full = _field(data, "name")
     if not full:
         raise InputError("{source}: the card has no name. Write one into it.", source=source.name)
     name = _truncate(full, FIELD_LIMITS["name"], "name", notes)
-    language = "zh" if _chinese("".join(_field(data, k) for k in ("description", "personality", "first_mes"))) else ""
+    language = (
+        "zh" if _is_chinese("".join(_field(data, k) for k in ("description", "personality", "first_mes"))) else ""
+    )
     called = _field(data, "nickname") or full
     parts: list[str] = []
     for field, heading in HEADINGS[language].items():
@@ -170,7 +174,7 @@ def _card(data: dict[str, Any], source: SourceFile) -> tuple[PersonaCard, list[s
 
 
 def _truncate(text: str, room: int, field: str, notes: list[str]) -> str:
-    """As many whole lines as there is room for, else as many characters; a note says what is left out."""
+    """The text cut to `room` characters, at a line break if possible; adds a note when something is left out."""
     if len(text) <= room:
         return text
     kept = text[: max(room, 0)]
@@ -186,8 +190,8 @@ def _truncate(text: str, room: int, field: str, notes: list[str]) -> str:
     return kept
 
 
-def _chinese(text: str) -> bool:
-    han, kana = len(re.findall(r"[\u4e00-\u9fff]", text)), len(re.findall(r"[\u3040-\u30ff]", text))
+def _is_chinese(text: str) -> bool:
+    han, kana = len(re.findall(f"[{HAN}]", text)), len(re.findall(f"[{KANA}]", text))
     return han > 10 * kana and 5 * han > len(re.sub(r"\s", "", text))
 
 
@@ -210,7 +214,7 @@ def _blocks(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _dialogue_turns(line: int, block: str, data: dict[str, Any], card: PersonaCard) -> list[tuple[str, int, str]]:
-    """(side, line, text) of each turn; lines of nobody go on with what was said before them."""
+    """(side, line, text) of each turn; a line without a speaker continues the turn before it."""
     names = {re.escape(n) for n in (_field(data, "name"), _field(data, "nickname")) if n}
     user, char = rf"{_USER.pattern}|user|用户", rf"{_CHAR.pattern}|{'|'.join(names)}"
     begins = re.compile(rf"\s*(?:(?P<user>{user})|(?P<char>{char}))\s*[:：]\s*(?P<text>.*)", re.I)
@@ -233,17 +237,17 @@ def _dialogue_turns(line: int, block: str, data: dict[str, Any], card: PersonaCa
 
 
 def _pairs(said: list[tuple[str, int, str]], source: SourceFile, turns: int) -> Iterator[Pair | SkippedRow]:
-    whys = {"": Message("mes_example: nobody says this"), "char": Message("mes_example: a reply to nothing")}
+    reasons = {"": Message("mes_example: nobody says this"), "char": Message("mes_example: a reply to nothing")}
     history: list[list[str]] = []
     asked: tuple[int, str] | None = None
     for side, line, text in said:
         if side == "user":
             asked = (line, text)
         elif side == "" or asked is None:
-            yield SkippedRow(line, whys[side], text)
+            yield SkippedRow(line, reasons[side], text)
         else:
             earlier = history[len(history) - turns :] if turns > 0 else []
-            row = {"instruction": asked[1], "output": text, "history": earlier, "source": source.place(asked[0])}
+            row = {"instruction": asked[1], "output": text, "history": earlier, "source": source.location(asked[0])}
             try:
                 yield parse_complete_pair(row)
                 history.append([asked[1], text])

@@ -1,4 +1,4 @@
-"""Chat logs as programs export them: who sent what. A helper of `screenplay`, which reads and pairs them.
+"""Chat logs as programs export them: senders and messages. A helper of `screenplay`, which pairs them.
 
     [12/3/24, 10:15:02] Ann: hi      12/03/2024, 10:15 - Ann: hi      10:15 <Ann> hi      <Ann> hi
 
@@ -53,7 +53,7 @@ MEDIA = re.compile(
 
 @dataclass(frozen=True)
 class MessageStart:
-    """The beginning of a message: whose, and what stands on the same line (None: the lines below hold it)."""
+    """The beginning of a message: its sender, and its text on the same line (None: the text is on the lines below)."""
 
     who: str
     text: str | None
@@ -64,7 +64,7 @@ def clean_line(line: str) -> str:
 
 
 def parse_message_start(line: str, following: str) -> MessageStart | None:
-    """`line` and the one after it, cleaned."""
+    """The message that begins in `line`, None where none does. following: the next line; both cleaned."""
     probe = line[:MAX_PREFIX]
     for pattern in MESSAGES:
         if found := pattern.match(probe):
@@ -95,15 +95,15 @@ def with_next_line(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str,
 
 
 def read_chat_events(lines: Iterable[tuple[int, str]]) -> Iterator[SpeechEvent]:
-    at, who, said, size = 0, "", [""], 0
+    start, who, said, size = 0, "", [""], 0
     for number, line, following in with_next_line(lines):
-        begun = parse_message_start(line, following)
-        apart = begun is None and _separator(number, line)
-        if MEDIA.fullmatch(begun.text if begun and begun.text else line):
+        message = parse_message_start(line, following)
+        separator = message is None and _separator(number, line)
+        if MEDIA.fullmatch(message.text if message and message.text else line):
             yield SkippedRow(number, Message("no text: a picture, a sticker or the like"), line)
-            if begun is None:
+            if message is None:
                 continue
-        if begun is None and apart is None:
+        if message is None and separator is None:
             if who and size <= MAX_CHARACTERS:  # what is longer is refused as a pair anyway
                 said.append(line)
                 size += len(line) + 1
@@ -111,12 +111,12 @@ def read_chat_events(lines: Iterable[tuple[int, str]]) -> Iterator[SpeechEvent]:
                 yield SkippedRow(number, Message("nobody is named as its sender"), line)
             continue
         if who:
-            yield _message(at, who, said)
-        at, who, said, size = (number, begun.who, [begun.text or ""], 0) if begun else (0, "", [""], 0)
-        if apart:
-            yield apart
+            yield _message(start, who, said)
+        start, who, said, size = (number, message.who, [message.text or ""], 0) if message else (0, "", [""], 0)
+        if separator:
+            yield separator
     if who:
-        yield _message(at, who, said)
+        yield _message(start, who, said)
 
 
 def _separator(number: int, line: str) -> SpeechEvent | None:

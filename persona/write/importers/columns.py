@@ -1,4 +1,4 @@
-"""Which column or key of a row is the instruction, which the output."""
+"""Columns of a table, or keys of a row, as fields of a pair: guessed from their names, or chosen."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from persona.errors import InputError, Message, join
 from persona.store.pairs import Pair
 from persona.write.importers import ImportOptions
-from persona.write.importers.json_reader import note_unused_keys, parse_complete_pair
+from persona.write.importers.rows import note_unused_keys, parse_complete_pair
 
 FIELDS = ("instruction", "input", "output", "history", "source")
 COLUMN_NAMES = {  # in order of preference; compared without regard to case
@@ -26,25 +26,34 @@ COLUMN_NAMES = {  # in order of preference; compared without regard to case
 
 def guess_columns(names: Iterable[str]) -> dict[str, str]:
     """Field of a pair → the name that means it, each name used once."""
-    plain: dict[str, str] = {}
+    by_folded_name: dict[str, str] = {}
     for name in names:
-        plain.setdefault(name.strip().casefold(), name)
-    found: dict[str, str] = {}
+        by_folded_name.setdefault(name.strip().casefold(), name)
+    mapping: dict[str, str] = {}
     for field, candidates in COLUMN_NAMES.items():
-        match = next((plain[c] for c in candidates if c in plain and plain[c] not in found.values()), None)
+        match = next(
+            (
+                by_folded_name[c]
+                for c in candidates
+                if c in by_folded_name and by_folded_name[c] not in mapping.values()
+            ),
+            None,
+        )
         if match is not None:
-            found[field] = match
-    return {field: found[field] for field in FIELDS if field in found}
+            mapping[field] = match
+    return {field: mapping[field] for field in FIELDS if field in mapping}
 
 
 def assign_columns(names: Sequence[str], chosen: Mapping[str, str], texts: Sequence[str] = ()) -> dict[str, str]:
-    """Field → name: what was chosen, else the guess, else the two columns of text in their order."""
-    free = guess_columns(n for n in names if n not in chosen.values())
-    found = {**{field: name for field, name in free.items() if field not in chosen}, **chosen}
-    missing = [field for field in ("instruction", "output") if field not in found]
-    left = [name for name in texts if name not in found.values()]
+    """Field → column name: the choice, else the guess, else the two text columns in their order."""
+    guessed = guess_columns(n for n in names if n not in chosen.values())
+    mapping = {**{field: name for field, name in guessed.items() if field not in chosen}, **chosen}
+    missing = [field for field in ("instruction", "output") if field not in mapping]
+    unused = [name for name in texts if name not in mapping.values()]
     return (
-        {**found, **dict(zip(missing, left, strict=True))} if len(texts) == 2 and len(left) == len(missing) else found
+        {**mapping, **dict(zip(missing, unused, strict=True))}
+        if len(texts) == 2 and len(unused) == len(missing)
+        else mapping
     )
 
 
@@ -63,8 +72,8 @@ def resolve_columns(
         )
     if wrong := [name for name in chosen.values() if name and name not in names]:
         raise InputError("{place}: no column {column!r}. {listed}", place=place, column=wrong[0], listed=listed)
-    found = assign_columns(names, chosen, texts)
-    if missing := [field for field in ("instruction", "output") if not found.get(field)]:
+    mapping = assign_columns(names, chosen, texts)
+    if missing := [field for field in ("instruction", "output") if not mapping.get(field)]:
         raise InputError(
             "{place}: which column is the {fields}? {listed} Choose: {options}",
             place=place,
@@ -73,22 +82,22 @@ def resolve_columns(
             options=" ".join(f"--column {field}=NAME" for field in missing),
         )
     for field in FIELDS:  # a key that only later rows have
-        if field not in found and field not in found.values():
-            found[field] = field
-    return {field: name for field, name in found.items() if name}
+        if field not in mapping and field not in mapping.values():
+            mapping[field] = field
+    return {field: name for field, name in mapping.items() if name}
 
 
 def row_to_pair(row: Any, columns: Mapping[str, str], place: str) -> tuple[Pair, list[str]]:
     """Raises InputError. place: the pair's source when the row names none."""
     if not isinstance(row, dict):
         return parse_complete_pair(row), []  # says what it is
-    made = {field: row.get(columns.get(field, "")) for field in ("instruction", "output", "history")}
-    more, source = row.get(columns.get("input", "")), row.get(columns.get("source", ""))
-    if not isinstance(more, str | None):
-        raise InputError("'input' is not text: {more}", more=f"{more!r:.40}")
-    if more and isinstance(made["instruction"], str | None):
-        made["instruction"] = "\n".join(filter(None, (made["instruction"], more)))
+    fields = {field: row.get(columns.get(field, "")) for field in ("instruction", "output", "history")}
+    extra_input, source = row.get(columns.get("input", "")), row.get(columns.get("source", ""))
+    if not isinstance(extra_input, str | None):
+        raise InputError("'input' is not text: {more}", more=f"{extra_input!r:.40}")
+    if extra_input and isinstance(fields["instruction"], str | None):
+        fields["instruction"] = "\n".join(filter(None, (fields["instruction"], extra_input)))
     notes = note_unused_keys(row, columns.values())
     if not isinstance(source, str | None):
         notes.append(Message("a source that is not text left out"))
-    return parse_complete_pair({**made, "source": source if isinstance(source, str) else place}), notes
+    return parse_complete_pair({**fields, "source": source if isinstance(source, str) else place}), notes

@@ -6,9 +6,10 @@ from typing import Any
 
 from persona.errors import InputError, Message
 from persona.store.pairs import Pair
-from persona.store.persona_folder import MAX_SYSTEM, PersonaCard
+from persona.store.persona_folder import MAX_NAME, MAX_SYSTEM, PersonaCard
 from persona.write.importers import SourceSurvey
-from persona.write.importers.json_reader import note_unused_keys, parse_complete_pair, read_first_rows
+from persona.write.importers.json_reader import read_first_rows
+from persona.write.importers.rows import note_unused_keys, parse_complete_pair
 from persona.write.importers.text_source import SourceFile
 
 CONVERSATION_KEYS = ("conversations", "conversation", "messages", "dialogue", "dialog")
@@ -35,29 +36,29 @@ def has_turn_keys(turns: list[Any], who: str, what: str) -> bool:
 
 def survey_conversations(source: SourceFile, turns: Callable[[Any], list[Any]] = find_turns) -> SourceSurvey:
     """A card with the system message, if the first rows all have the same one."""
-    found = set[str]()
+    prompts = set[str]()
     for row in read_first_rows(source, 20):
         try:
-            found.add(find_system_prompt(row, turns(row)))
+            prompts.add(find_system_prompt(row, turns(row)))
         except InputError:
             continue  # a row that will be skipped
-    system = found.pop() if len(found) == 1 else ""
+    system = prompts.pop() if len(prompts) == 1 else ""
     if not system or len(system) > MAX_SYSTEM:
         return SourceSurvey()
-    return SourceSurvey(card=PersonaCard(name=Path(source.name).stem[:80] or "persona", system=system))
+    return SourceSurvey(card=PersonaCard(name=Path(source.name).stem[:MAX_NAME] or "persona", system=system))
 
 
 def find_system_prompt(row: dict[str, Any], turns: list[Any]) -> str:
     """The row's system message: a turn of it, or a key beside the turns."""
     beside = row.get("system")
-    said = [text for side, text in _parse_turns(turns) if side == SYSTEM]
-    return "\n".join(filter(None, [beside if isinstance(beside, str) else "", *said]))
+    messages = [text for side, text in _parse_turns(turns) if side == SYSTEM]
+    return "\n".join(filter(None, [beside if isinstance(beside, str) else "", *messages]))
 
 
 def conversation_to_pair(row: Any, place: str, turns: list[Any], used: tuple[str, ...] = ()) -> tuple[Pair, list[str]]:
     """One conversation as one pair, and notes on what is left out. Raises InputError.
 
-    used: the keys that held the turns, else KEYS.
+    used: the keys that held the turns, else CONVERSATION_KEYS.
     """
     if not turns:
         raise InputError("no conversation: no list of turns under {keys}", keys=", ".join(CONVERSATION_KEYS[:3]))
@@ -65,19 +66,19 @@ def conversation_to_pair(row: Any, place: str, turns: list[Any], used: tuple[str
     notes: list[str] = []
     if find_system_prompt(row, turns):
         notes.append(Message("system message left out: a persona's own is part of every pair"))
-    said = _merge_turns([(side, text) for side, text in sides if side != SYSTEM])
-    if said and said[0][0] == PERSONA:
+    merged = _merge_turns([(side, text) for side, text in sides if side != SYSTEM])
+    if merged and merged[0][0] == PERSONA:
         notes.append(Message("greeting left out: nobody had spoken before it"))
-        said = said[1:]
-    if len(said) > 1 and said[-1][0] == USER:
+        merged = merged[1:]
+    if len(merged) > 1 and merged[-1][0] == USER:
         notes.append(Message("last message left out: it has no reply"))
-        said = said[:-1]
-    if len(said) < 2:
+        merged = merged[:-1]
+    if len(merged) < 2:
         raise InputError("no reply to anything said")
-    exchanges = [[said[n][1], said[n + 1][1]] for n in range(0, len(said), 2)]
+    exchanges = [[merged[n][1], merged[n + 1][1]] for n in range(0, len(merged), 2)]
     source = row.get("source")
-    made = {"instruction": exchanges[-1][0], "output": exchanges[-1][1], "history": exchanges[:-1]}
-    pair = parse_complete_pair({**made, "source": source if isinstance(source, str) else place})
+    fields = {"instruction": exchanges[-1][0], "output": exchanges[-1][1], "history": exchanges[:-1]}
+    pair = parse_complete_pair({**fields, "source": source if isinstance(source, str) else place})
     notes += note_unused_keys(
         row, (*(used or CONVERSATION_KEYS), "source" if isinstance(source, str) else "", "system")
     )
@@ -88,7 +89,7 @@ def conversation_to_pair(row: Any, place: str, turns: list[Any], used: tuple[str
 
 
 def _parse_turns(turns: list[Any]) -> list[tuple[str, str]]:
-    found = []
+    parsed = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
             raise InputError("turn {number} is a {kind}, not an object", number=number, kind=type(turn).__name__)
@@ -102,8 +103,8 @@ def _parse_turns(turns: list[Any]) -> list[tuple[str, str]]:
                 number=number,
                 who=f"{who!r:.40}",
             )
-        found.append((side, _turn_text(text, number)))
-    return found
+        parsed.append((side, _turn_text(text, number)))
+    return parsed
 
 
 def _turn_text(value: Any, number: int) -> str:
@@ -121,12 +122,12 @@ def _turn_text(value: Any, number: int) -> str:
     raise InputError("turn {number} has no text", number=number)
 
 
-def _merge_turns(said: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def _merge_turns(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Turns of one side that follow each other as one turn."""
-    found: list[tuple[str, str]] = []
-    for side, text in said:
-        if found and found[-1][0] == side:
-            found[-1] = (side, f"{found[-1][1]}\n{text}")
+    merged: list[tuple[str, str]] = []
+    for side, text in turns:
+        if merged and merged[-1][0] == side:
+            merged[-1] = (side, f"{merged[-1][1]}\n{text}")
         else:
-            found.append((side, text))
-    return found
+            merged.append((side, text))
+    return merged

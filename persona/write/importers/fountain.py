@@ -1,6 +1,6 @@
 """Screenplays with the name above the speech, as Fountain has them and as they are printed. A helper of `screenplay`.
 
-Every paragraph without a name in capitals over it is action: it separates speeches, and is no text of anybody.
+Every paragraph without a name in capitals above it is action: it separates speeches and belongs to no speaker.
 """
 
 import re
@@ -26,7 +26,7 @@ ABBREVIATION = re.compile(r"\b(?:MR|MRS|MS|DR|ST|JR|SR|[A-Z])\.$")
 
 
 def parse_cue(line: str, following: str) -> str:
-    """The name in a line that stands above a speech, else ""."""
+    """The character name in a line above a speech, else ""."""
     if not following.strip():
         return ""
     text = line.strip().removesuffix("^").rstrip()
@@ -43,7 +43,7 @@ def parse_cue(line: str, following: str) -> str:
 
 
 def read_fountain_events(lines: Iterable[tuple[int, str]], known: Collection[str]) -> Iterator[SpeechEvent]:
-    """known: keys of the names; only such a name may stand directly below another line."""
+    """known: normalized names; only such a name may stand directly below another line."""
     at, who, dual, said = 0, "", False, ""
     blank = True
     for number, raw, following in _with_next_line(_without_comments(lines)):
@@ -53,8 +53,8 @@ def read_fountain_events(lines: Iterable[tuple[int, str]], known: Collection[str
         line = raw.strip()
         name = parse_cue(line, following) if not who or said or blank else ""
         name = name if blank or normalize_name(name) in known or line.startswith("@") else ""
-        apart = None if name else _separator(number, line, bool(who))
-        if who and not name and not apart and (line or raw == "  "):  # two spaces: an empty line within a speech
+        separator = None if name else _separator(number, line, bool(who))
+        if who and not name and not separator and (line or raw == "  "):  # two spaces: an empty line within a speech
             if len(said) <= MAX_CHARACTERS and not NO_TEXT.match(line):
                 said = join_lines(said, line.removeprefix("~"))
             blank = False
@@ -62,15 +62,15 @@ def read_fountain_events(lines: Iterable[tuple[int, str]], known: Collection[str
         if who:
             yield Speech(at, who, said, dual=dual)
         at, who, dual, said = number, name, bool(name) and line.endswith("^"), ""
-        if apart:
-            yield apart
+        if separator:
+            yield separator
         blank = not line
     if who:
         yield Speech(at, who, said, dual=dual)
 
 
 def _separator(number: int, line: str, within: bool) -> SpeechGap | None:
-    """What stands between speeches. within: under a name, where only headings and transitions can end the speech."""
+    """What separates speeches. within: under a name, where only headings and transitions end the speech."""
     forced = line.startswith(".") and not line.startswith("..")
     if (
         SCENE_HEADING.match(line)
@@ -95,7 +95,7 @@ def _with_next_line(lines: Iterator[tuple[int, str | SkippedRow]]) -> Iterator[t
 
 
 def _without_comments(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str | SkippedRow]]:
-    """Without the title page, /* boneyard */ and [[notes]]. A line that only held such a thing is gone, not empty."""
+    """Without the title page, /* boneyard */ and [[notes]]. A line that held nothing else is dropped."""
     end, opened, title = "", 0, None
     for number, raw in lines:
         if title is None and raw.strip():
@@ -129,12 +129,12 @@ def _outside_comment(line: str, end: str) -> tuple[str, str]:
     at = 0
     while True:
         if end:
-            closed = line.find(end, at)
-            if closed < 0:
+            closing = line.find(end, at)
+            if closing < 0:
                 return "".join(out), end
-            at, end = closed + 2, ""
-        begun = re.compile(r"/\*|\[\[").search(line, at)
-        if not begun:
+            at, end = closing + 2, ""
+        opening = re.compile(r"/\*|\[\[").search(line, at)
+        if not opening:
             return "".join(out) + line[at:], ""
-        out.append(line[at : begun.start()])
-        at, end = begun.end(), "*/" if begun[0] == "/*" else "]]"
+        out.append(line[at : opening.start()])
+        at, end = opening.end(), "*/" if opening[0] == "/*" else "]]"

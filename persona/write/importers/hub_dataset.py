@@ -1,4 +1,4 @@
-"""A data set on the Hugging Face Hub → a file on this machine to import. Data files only: no script, no pickle."""
+"""Download a data file of a Hub data set for import. Data files only: no script, no pickle."""
 
 import os
 import re
@@ -6,11 +6,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from persona.errors import InputError, Message
-from persona.store.deployment import is_shared_server
+from persona.store.deployment import is_hf_space, is_shared_server
 from persona.store.files import explain_disk_error
 from persona.store.workspace import data_root
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xlsx")  # what can be imported, the preferred first
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xlsx")  # that can be imported, preferred first
 METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 MAX_BYTES = 200_000_000
 
@@ -25,8 +25,8 @@ def download_dataset(dataset_id: str, revision: str | None = None) -> Path:
 
     repo, wanted = _parse_dataset_id(dataset_id)
     endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    # where strangers are served, the owner's token is not theirs
-    token = False if is_shared_server() or os.environ.get("SPACE_ID") else None
+    # visitors must not use the owner's token
+    token = False if is_shared_server() or is_hf_space() else None
     try:
         info = HfApi(endpoint=endpoint, token=token).dataset_info(repo, revision=revision, files_metadata=True)
         sizes = {f.rfilename: f.size for f in info.siblings or []}
@@ -51,7 +51,7 @@ def download_dataset(dataset_id: str, revision: str | None = None) -> Path:
 
 
 def _parse_dataset_id(text: str) -> tuple[str, str]:
-    """USER/NAME and perhaps a file of it, also from the address of its page."""
+    """(USER/NAME, file or ""), also from the address of a page of the data set."""
     text = re.sub(r"^https?://[^/]+/datasets/", "", text.strip())
     parts = re.sub(r"^([^/]+/[^/]+)/(?:blob|resolve|tree)/[^/]+", r"\1", text).strip("/").split("/")
     good = all(re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}", p) and ".." not in p for p in parts[:2])
@@ -61,7 +61,7 @@ def _parse_dataset_id(text: str) -> tuple[str, str]:
 
 
 def _choose_file(repo: str, names: list[str], wanted: str) -> str:
-    """The file to download. Raises InputError naming those there are."""
+    """The file to download. Raises InputError naming the files there are."""
     usable = [n for n in names if n.lower().endswith(SUFFIXES) and PurePosixPath(n).name.lower() not in METADATA_FILES]
     if wanted:
         if wanted in usable:
@@ -104,7 +104,7 @@ def _list(names: list[str]) -> str:
 
 
 def _explain_hub_error(e: Exception) -> str:
-    """What the Hub's client raises, as a next step. It never holds the token."""
+    """An error of the Hub's client as a message with a next step. It never contains the token."""
     from huggingface_hub import errors as hub
 
     known: list[tuple[Any, str]] = [
@@ -128,7 +128,7 @@ def _explain_hub_error(e: Exception) -> str:
         if isinstance(e, kind):
             return words
     if isinstance(e, hub.HfHubHTTPError) and e.response is not None and e.response.status_code == 401:
-        return known[2][1]  # who is not logged in is not told which of the two it is
+        return known[2][1]  # without a login the Hub does not say which of the two it is
     if isinstance(e, hub.HfHubHTTPError) and e.response is not None:
         return Message("the Hub refuses (status {status}). Try again later.", status=e.response.status_code)
     if isinstance(e, OSError) and e.errno:

@@ -7,32 +7,22 @@ ends it, and the SkippedRow says where, and that nothing after it was read.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, groupby, islice
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import ijson
 
 from persona.errors import InputError, Message
-from persona.store.pairs import Pair, find_unfinished, parse_pair
-from persona.write.importers import ImportItem, ImportNote, SkippedRow
+from persona.write.importers import SkippedRow
+from persona.write.importers.rows import MAX_ROW, SourceRow, truncate_text
 from persona.write.importers.text_source import MAX_LINE, SourceFile
 
-MAX_ROW = 2_000_000  # characters of one row; longer is a damaged file, and would have to be held in memory
-MAX_SHOWN = 2_000  # characters of a skipped row that are kept to be shown
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 _KEY = r'"(?:[^"\\]|\\.)*"'
 _WRAPPERS = "data|dataset|train|validation|test|rows|items|examples|samples|instances|records|pairs"
 _WRAPPED = re.compile(rf'\s*\{{\s*(?:{_KEY}\s*:\s*(?:{_KEY}|[\w.+-]+)\s*,\s*)*"(?:{_WRAPPERS})"\s*:\s*\[')
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-class SourceRow(NamedTuple):
-    """A value of the file, its line (from 1; a row in a sheet), and its text there."""
-
-    line: int
-    value: Any
-    text: str
 
 
 def read_json_rows(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
@@ -78,48 +68,6 @@ def score_first_rows(source: SourceFile, fits: Callable[[dict[str, Any]], bool])
     """What sniff() answers: certain when half of the first rows fit, or more."""
     found = read_first_rows(source)
     return 0.95 if found and 2 * sum(map(fits, found)) >= len(found) else 0.0
-
-
-def convert_rows(
-    found: Iterable[SourceRow | SkippedRow | ImportNote],
-    source: SourceFile,
-    to_pair: Callable[[Any, str], tuple[Pair, list[str]]],
-) -> Iterator[ImportItem]:
-    """Each row as a pair with its notes, or as a Skipped. to_pair takes a value and its place in the file."""
-    for row in found:
-        if not isinstance(row, SourceRow):
-            yield row
-            continue
-        try:
-            pair, notes = to_pair(row.value, source.place(row.line))
-        except InputError as e:
-            yield SkippedRow(row.line, e.message, truncate_text(row.text))
-        else:
-            yield pair
-            yield from (ImportNote(row.line, what) for what in notes)
-
-
-def parse_complete_pair(row: Any) -> Pair:
-    """parse_pair() for text from outside, where a pair with an empty side is of no use. Raises InputError."""
-    pair = parse_pair(row)
-    if missing := find_unfinished([pair]):
-        raise InputError(missing[0][1])
-    return pair
-
-
-def note_unused_keys(row: dict[str, Any], used: Iterable[str], what: str = Message("key")) -> list[str]:
-    """Notes on what `row` holds besides the keys that are used."""
-    used = set(used)
-    return [
-        Message("{what} {k} left out", what=what, k=f"{k!r:.60}")
-        for k, v in row.items()
-        if k not in used and v not in ("", None, [], {})
-    ]
-
-
-def truncate_text(text: str) -> str:
-    text = text.strip()
-    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
 
 
 # --- one value ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ from typing import Any
 
 from persona.store.pairs import Pair
 from persona.write.importers import ImportItem, ImportOptions, SourceSurvey, conversation_rows
-from persona.write.importers.json_reader import convert_rows, read_json_rows, score_first_rows
+from persona.write.importers.json_reader import read_json_rows, score_first_rows
+from persona.write.importers.rows import convert_rows
 from persona.write.importers.text_source import SourceFile
 
 NAME = "messages"

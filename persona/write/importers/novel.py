@@ -1,8 +1,8 @@
-"""Novels and stories: what is quoted, and by whom. A quotation is somebody's only where the text names the speaker.
+"""Novels and stories: quotations, and who says them. A quotation has a speaker only where the text names one.
 
-Read are 甄嬛笑道：“…”, “…”甄嬛说, Ann said, “…”, “…” said Ann. A quotation beside none of them, and one whose speaker
-is a pronoun, belong to the only speaker named in their paragraph, or to nobody: two who take turns are not guessed.
-A file is read twice: that 甄嬛低声道 is 甄嬛 speaking can be told only when 甄嬛 is known as a name.
+It reads 甄嬛笑道：“…”, “…”甄嬛说, Ann said, “…”, “…” said Ann. A quotation without such a phrase, or with a pronoun in
+it, belongs to the only speaker named in its paragraph, else to nobody: who takes turns is not guessed.
+A file is read twice, because only a known name shows that 甄嬛低声道 is 甄嬛 speaking.
 """
 
 import re
@@ -36,16 +36,14 @@ from persona.write.importers.text_source import SourceFile
 
 NAME = "prose"
 TITLE = "Novel or story"
-MAX_SILENT_PARAGRAPHS = (
-    3  # paragraphs without speech between a line and its answer; after more of them it answers something else
-)
-MAX_PARAGRAPH = 20_000  # characters of a paragraph: a longer one is taken in pieces
+MAX_SILENT_PARAGRAPHS = 3  # without speech between a line and its answer; after more it answers something else
+MAX_PARAGRAPH = 20_000  # characters; a longer paragraph is read in pieces
 SENTENCE_ENDS = '。！？…”」』）.!?"’)：:—*'
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Text, and (where each line of the file begins in it, the line's number)."""
+    """A paragraph. starts: (where a line of the file begins in `text`, the line's number) for each line."""
 
     text: str
     starts: tuple[tuple[int, int], ...]
@@ -61,9 +59,9 @@ def sniff(source: SourceFile) -> float:
         return 0.0
     quoted = named = 0
     for paragraph in join_paragraphs(enumerate(text.split("\n"), 1), is_hard_wrapped(source)):
-        found = [q for q in find_quotations(paragraph.text) if is_speech(paragraph.text, q)]
-        quoted += len(found)
-        named += sum(who not in ("", PRONOUN) for who in attribute_speakers(paragraph.text, found))
+        quotations = [q for q in find_quotations(paragraph.text) if is_speech(paragraph.text, q)]
+        quoted += len(quotations)
+        named += sum(who not in ("", PRONOUN) for who in attribute_speakers(paragraph.text, quotations))
     return 0.0 if named < 2 else 0.6 if named >= 4 and named * 5 >= quoted else 0.3
 
 
@@ -74,10 +72,10 @@ def survey(source: SourceFile) -> SourceSurvey:
 def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     """Raises InputError listing the most frequent speakers when the persona is not among them, or is not chosen."""
     known = _collect_names(source)
-    her = select_speaker(source, options, _count_speakers(source, known))
+    persona = select_speaker(source, options, _count_speakers(source, known))
     yield from pair_speeches(
         read_novel_events(join_paragraphs(source.lines(), is_hard_wrapped(source)), known),
-        her,
+        persona,
         source,
         options,
         brackets=False,
@@ -93,7 +91,7 @@ def _count_speakers(source: SourceFile, known: KnownNames) -> Counter[str]:
 
 
 def _collect_names(source: SourceFile) -> KnownNames:
-    """Every name that stands beside a quotation. What begins with a name that comes again is that name and more."""
+    """Every name beside a quotation, without those that only lengthen a more frequent one (甄嬛 and 甄嬛低)."""
     names = SpeakerNames()
     for paragraph in join_paragraphs(source.lines(), is_hard_wrapped(source)):
         for who in attribute_speakers(paragraph.text, find_quotations(paragraph.text)):
@@ -105,7 +103,7 @@ def _collect_names(source: SourceFile) -> KnownNames:
 
 def read_novel_events(rows: Iterable[Paragraph], known: KnownNames) -> Iterator[SpeechEvent]:
     silent = 0
-    held: Speech | None = None  # not closed: the next paragraph goes on with it, if it begins with a quotation mark
+    held: Speech | None = None  # unclosed: goes on in the next paragraph if that begins with a quotation mark
     for paragraph in rows:
         text = paragraph.text
         found = [q for q in find_quotations(text) if is_speech(text, q)]
@@ -143,7 +141,7 @@ def read_novel_events(rows: Iterable[Paragraph], known: KnownNames) -> Iterator[
 
 
 def _speeches(paragraph: Paragraph, found: list[Quotation], known: KnownNames) -> Iterator[tuple[SpeechEvent, bool]]:
-    """Neighbours of one speaker are one speech: “Well,” said Ann, “come in.”"""
+    """(speech or gap, whether its quotation is closed); neighbouring quotations of one speaker are one speech."""
     text = paragraph.text
     named = attribute_speakers(text, found, known)
     certain = {who for who in named if who not in ("", PRONOUN)}
@@ -174,12 +172,12 @@ def _narration(text: str, found: list[Quotation]) -> str:
 
 
 def _comma_to_full_stop(spoken: str) -> str:
-    """The comma of “Come in,” said Ann belongs to the sentence of the book, not to what she says."""
+    """“Come in,” said Ann, without the comma, which belongs to the narrator's sentence."""
     return spoken[:-1] + {",": ".", "，": "。"}.get(spoken[-1:], spoken[-1:])
 
 
 def is_hard_wrapped(source: SourceFile) -> bool:
-    """Whether lines are broken at a margin, with empty lines between paragraphs: most of them end in mid-sentence."""
+    """Whether lines are wrapped at a margin, with empty lines between paragraphs: most end in mid-sentence."""
     lines = [line.strip() for line in source.head().split("\n")]
     inner = [line for line, below in pairwise(lines) if line and below]
     return sum(line[-1] not in SENTENCE_ENDS for line in inner) * 2 > len(inner)

@@ -1,14 +1,15 @@
-"""Who says a quotation: what a novel writes beside it, in Chinese and in English. A helper of `prose`."""
+"""The speaker of a quotation, read off the text beside it in Chinese and English. A helper of `novel`."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from persona.store.cjk import HAN
 from persona.write.importers.speaker_turns import UNSPACED_SCRIPT
 
 QUOTATION_MARKS = {"“": "”", "「": "」", "『": "』", '"': '"', "‘": "’"}
-MAX_DISTANCE = 80  # characters beside a quotation in which its speaker is looked for
-PRONOUN = "?"  # a speaker is named, but only as he, she, 他 …
+MAX_DISTANCE = 80  # characters beside a quotation that are searched for its speaker
+PRONOUN = "?"  # the speaker is named by a pronoun only
 
 PRONOUNS = ("他们", "她们", "他", "她", "它", "其")
 VERB = (
@@ -24,7 +25,7 @@ MANNER_ADVERB = re.compile(
     r"立刻|正色|恭敬|认真|平静|温和|不解|好奇|惊讶|愤怒|激动|高兴|急切|疑惑|(?:对|向|跟|朝|和).{1,6})(?:地|着|了)?$"
 )
 NO_NAME = re.compile(r".*(?:[有这那谁什么听可据心自没不想难所以然后于但如果常俗话口中嘴里是在把被给]|的$|上$|得$)|一")
-ZH_NAME = re.compile(r"[\u3400-\u9fff·]{2,4}$|[\u3400-\u9fff]{1,6}·[\u3400-\u9fff·]{1,8}$|我$")
+ZH_NAME = re.compile(rf"[{HAN}·]{{2,4}}$|[{HAN}]{{1,6}}·[{HAN}·]{{1,8}}$|我$")
 
 SAID = (
     r"(?:said|says|asked|asks|replied|replies|answered|cried|shouted|whispered|murmured|muttered|exclaimed|added|continued|"
@@ -44,12 +45,12 @@ SAID_AFTER = (
 )
 EN_PRONOUNS = {"he", "she", "they", "it"}
 NO_EN_NAME = re.compile(r"(?:and|but|then|so|when|as|that|this|there|what|who|we|you|someone|somebody)$", re.I)
-NAME_WORDS = re.compile(r"[\u3400-\u9fff·]+|[A-Z][\w’'-]*(?: [A-Z][\w’'-]*)*|the [a-z-]+(?: [a-z-]+)?")
+NAME_WORDS = re.compile(rf"[{HAN}·]+|[A-Z][\w’'-]*(?: [A-Z][\w’'-]*)*|the [a-z-]+(?: [a-z-]+)?")
 SENTENCE_END = ".!?,;…—。！？，；~～"
 
 
 class KnownNames:
-    """The names of a file."""
+    """The speaker names of a file, and where they occur in a text."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = frozenset(names)
@@ -57,7 +58,7 @@ class KnownNames:
         self._longest = max(map(len, self.names), default=0)
 
     def at(self, text: str, at: int = 0) -> str:
-        """The longest name that stands there, or ""."""
+        """The longest name at this offset, or ""."""
         if text[at : at + 1] not in self._firsts:
             return ""
         sizes = range(min(self._longest, len(text) - at), 0, -1)
@@ -77,7 +78,7 @@ class KnownNames:
 
 @dataclass(frozen=True)
 class Quotation:
-    """The text between two quotation marks; closed: the second one is there."""
+    """A quotation as offsets of its text, without the marks. closed: it has its closing mark."""
 
     start: int
     end: int
@@ -85,7 +86,7 @@ class Quotation:
 
 
 def find_quotations(text: str) -> list[Quotation]:
-    """Outermost quotations in order. One without its closing mark ends where the paragraph ends or the next begins."""
+    """Outermost quotations in order. One without a closing mark ends with the paragraph or where the next begins."""
     found: list[Quotation] = []
     at = 0
     while at < len(text):
@@ -110,13 +111,13 @@ def _closing(text: str, at: int, close: str) -> int:
 
 
 def is_speech(text: str, quote: Quotation) -> bool:
-    """Whether it is speech at all, and no title or doubtful word: it is a sentence, or announced by a colon."""
+    """Whether a quotation is speech, not a title or a quoted word: a sentence, or announced by a colon."""
     inside = text[quote.start : quote.end].strip()
     return bool(inside) and (inside[-1] in SENTENCE_END or text[: quote.start - 1].rstrip()[-1:] in tuple("：:"))
 
 
 def attribute_speakers(text: str, found: list[Quotation], known: KnownNames | None = None) -> list[str]:
-    """For each quotation its speaker's name, PRONOUN, or "". known: None while the names are collected."""
+    """The speaker of each quotation: a name, PRONOUN, or "". known: None while the names are being collected."""
     named = [""] * len(found)
     for n, quote in enumerate(found):
         previous = found[n - 1].end + 1 if n else 0

@@ -30,7 +30,7 @@ from persona.write.importers import (
 from persona.write.importers.json_reader import find_first_problem
 from persona.write.importers.text_source import SourceFile
 
-# by the names of the command line, in alphabetical order; of equally sure ones the first is chosen
+# in the alphabetical order of their names; of equally likely ones the first is chosen
 FORMATS: tuple[ModuleType, ...] = (alpaca, character_card, messages, novel, screenplay, sharegpt, spreadsheet)
 
 
@@ -48,23 +48,23 @@ def get_importer(name: str) -> ModuleType:
 
 
 def detect_format(source: SourceFile) -> str:
-    """The format that is surest of the file. Raises InputError when none is."""
-    sure = {name: module.sniff(source) for name, module in import_formats().items()}
-    best = max(sure, key=lambda name: sure[name])
-    if sure[best] <= 0 and source.head().lstrip()[:1] in tuple("[{") and (broken := find_first_problem(source)):
+    """The most likely format of the file. Raises InputError when none fits."""
+    scores = {name: module.sniff(source) for name, module in import_formats().items()}
+    best = max(scores, key=lambda name: scores[name])
+    if scores[best] <= 0 and source.head().lstrip()[:1] in tuple("[{") and (broken := find_first_problem(source)):
         raise InputError("{source} line {line}: {problem}.", source=source.name, line=broken.line, problem=broken.why)
-    if sure[best] <= 0:
+    if scores[best] <= 0:
         raise InputError(
             "{source}: none of the formats fits ({formats}). Choose one by hand, or look into the file: it "
             "needs questions and answers, a conversation, or named speakers.",
             source=source.name,
-            formats=", ".join(sure),
+            formats=", ".join(scores),
         )
     return best
 
 
 def preview_import(source: SourceFile, format: str, options: ImportOptions, limit: int = 20) -> ImportPreview:
-    """The first `limit` pairs, and what was skipped on the way to them."""
+    """The first `limit` pairs, and the rows skipped before the last of them."""
     items = read_source(source, format, options)
     pairs: list[Pair] = []
     skipped: list[SkippedRow] = []
@@ -104,8 +104,15 @@ def import_into(persona: Persona, source: SourceFile, format: str, options: Impo
                 if len(skipped) < MAX_LISTED:
                     skipped.append(item)
 
-    done = edit_history.append(persona, pairs(), Message("import of {file}", file=source.name))
-    return ImportReport(done.added + done.known + left_out, done.added, done.known, left_out, skipped, dict(notes))
+    appended = edit_history.append(persona, pairs(), Message("import of {file}", file=source.name))
+    return ImportReport(
+        appended.added + appended.duplicates + left_out,
+        appended.added,
+        appended.duplicates,
+        left_out,
+        skipped,
+        dict(notes),
+    )
 
 
 def write_pairs_as(pairs: Iterable[Pair], format: str, out: Path) -> Path:

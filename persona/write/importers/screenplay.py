@@ -1,7 +1,7 @@
 """Screenplays and chat logs: `name（action）: line`, NAME above the speech (Fountain too), and chat programs' exports.
 
-A file is read for its layout, then for its speakers, then for its pairs, because only a name that is known makes a
-slip (no colon at all) readable; ；for ： is told. Each time line by line: memory does not grow with the file.
+A file is read for its layout, then for its speakers, then for its pairs, because only a known name makes a line
+without a colon readable; a ； for ： is reported. Each pass goes line by line: memory does not grow with the file.
 """
 
 import re
@@ -54,7 +54,7 @@ SENTENCE_ENDS = '。！？…”」』）)—.!?"~～'
 
 @dataclass(frozen=True)
 class ScreenplayLayout:
-    """What the first reading finds. blank_breaks: an empty line ends the scene (else it stands between speeches)."""
+    """The result of the first pass. blank_breaks: an empty line ends the scene, else it only separates speeches."""
 
     kind: str
     speakers: Counter[str]
@@ -64,7 +64,7 @@ class ScreenplayLayout:
 
 @dataclass(frozen=True)
 class NamedLine:
-    """A line as `name（lead）: text`; mark is its colon, a slip for it, or nothing."""
+    """A line as `name（lead）: text`. mark: its colon, a typo for it, or ""."""
 
     who: str
     lead: str
@@ -77,13 +77,13 @@ def sniff(source: SourceFile) -> float:
     start = text.lstrip("\ufeff \n\t")
     if not start or "\0" in text or re.match(r"\{|\[\s{0,9}[\[{\"\]]|<[!?/]|<(?:html|body|div|p|table)\b", start, re.I):
         return 0.0
-    found = detect_layout(enumerate(text.split("\n"), 1))
-    often = [n for n in found.speakers.values() if n > 1]
-    if len(found.speakers) < 2 or found.share < 0.25:
+    layout = detect_layout(enumerate(text.split("\n"), 1))
+    often = [n for n in layout.speakers.values() if n > 1]
+    if len(layout.speakers) < 2 or layout.share < 0.25:
         return 0.0
-    if found.kind == "chat":
-        return 0.9 if found.share > 0.5 else 0.4
-    return 0.85 if found.share > 0.5 and often else 0.3
+    if layout.kind == "chat":
+        return 0.9 if layout.share > 0.5 else 0.4
+    return 0.85 if layout.share > 0.5 and often else 0.3
 
 
 def survey(source: SourceFile) -> SourceSurvey:
@@ -92,34 +92,36 @@ def survey(source: SourceFile) -> SourceSurvey:
 
 def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     """Raises InputError listing the most frequent speakers when the persona is not among them, or is not chosen."""
-    found = detect_layout(source.lines())
-    her = select_speaker(source, options, _count_speakers(source, found))
-    said = _events(source, found, her.names)
-    chat = found.kind == "chat"
-    yield from pair_speeches(merge_consecutive(said) if chat else said, her, source, options, brackets=not chat)
+    layout = detect_layout(source.lines())
+    persona = select_speaker(source, options, _count_speakers(source, layout))
+    events = _events(source, layout, persona.names)
+    chat = layout.kind == "chat"
+    yield from pair_speeches(merge_consecutive(events) if chat else events, persona, source, options, brackets=not chat)
 
 
-def _count_speakers(source: SourceFile, found: ScreenplayLayout) -> Counter[str]:
+def _count_speakers(source: SourceFile, layout: ScreenplayLayout) -> Counter[str]:
     names = SpeakerNames()
-    for event in _events(source, found):
+    for event in _events(source, layout):
         if isinstance(event, Speech):
             names.add(event.who)
     return names.counts
 
 
-def _events(source: SourceFile, found: ScreenplayLayout, chosen: frozenset[str] = frozenset()) -> Iterator[SpeechEvent]:
-    if found.kind == "chat":
+def _events(
+    source: SourceFile, layout: ScreenplayLayout, chosen: frozenset[str] = frozenset()
+) -> Iterator[SpeechEvent]:
+    if layout.kind == "chat":
         return chat_log.read_chat_events(source.lines())
-    if found.kind == "cues":
-        return fountain.read_fountain_events(source.lines(), {normalize_name(n) for n in found.speakers} | chosen)
-    return read_screenplay_events(source.lines(), found.speakers, chosen, found.blank_breaks)
+    if layout.kind == "cues":
+        return fountain.read_fountain_events(source.lines(), {normalize_name(n) for n in layout.speakers} | chosen)
+    return read_screenplay_events(source.lines(), layout.speakers, chosen, layout.blank_breaks)
 
 
 def detect_layout(lines: Iterable[tuple[int, str]]) -> ScreenplayLayout:
-    """The layout that explains most of the lines, and who speaks in it."""
-    names = {kind: SpeakerNames() for kind in ("chat", "cues", "colons")}
-    unsure = {kind: SpeakerNames() for kind in names}  # a name only if it comes again
-    explained: Counter[str] = Counter()
+    """The layout that explains most of the lines, and its speakers."""
+    sure_names = {kind: SpeakerNames() for kind in ("chat", "cues", "colons")}
+    possible_names = {kind: SpeakerNames() for kind in sure_names}  # a name only if it comes again
+    lines_explained: Counter[str] = Counter()
     spoken = after_blank = text_lines = 0
     blank, in_cue = False, False
     for _, raw, below in chat_log.with_next_line(lines):
@@ -127,28 +129,30 @@ def detect_layout(lines: Iterable[tuple[int, str]]) -> ScreenplayLayout:
             blank, in_cue = True, False
             continue
         text_lines += not _is_no_speech(raw)
-        if begun := chat_log.parse_message_start(raw, below):
-            names["chat"].add(begun.who)
-            explained["chat"] += 1 if begun.text is not None else 2
+        if message := chat_log.parse_message_start(raw, below):
+            sure_names["chat"].add(message.who)
+            lines_explained["chat"] += 1 if message.text is not None else 2
         if name := fountain.parse_cue(raw, below):
-            (names if blank or text_lines == 1 else unsure)["cues"].add(name)
+            (sure_names if blank or text_lines == 1 else possible_names)["cues"].add(name)
             in_cue = True
-        explained["cues"] += in_cue
-        if (found := parse_named_line(raw)) and found.mark in tuple(COLONS) and not _is_no_speech(raw):
-            (names if _like_a_name(found.who) else unsure)["colons"].add(found.who)
-            explained["colons"] += 1 if found.text else 2
+        lines_explained["cues"] += in_cue
+        if (named := parse_named_line(raw)) and named.mark in tuple(COLONS) and not _is_no_speech(raw):
+            (sure_names if _like_a_name(named.who) else possible_names)["colons"].add(named.who)
+            lines_explained["colons"] += 1 if named.text else 2
             spoken += 1
             after_blank += blank
         blank = False
-    kind = max(explained, key=lambda k: explained[k], default="colons")
-    speakers = names[kind].counts
-    for name, times in unsure[kind].repeated(2).items():
+    kind = max(lines_explained, key=lambda k: lines_explained[k], default="colons")
+    speakers = sure_names[kind].counts
+    for name, times in possible_names[kind].repeated(2).items():
         speakers[name] += times
-    return ScreenplayLayout(kind, speakers, after_blank < 0.7 * spoken, min(1.0, explained[kind] / max(1, text_lines)))
+    return ScreenplayLayout(
+        kind, speakers, after_blank < 0.7 * spoken, min(1.0, lines_explained[kind] / max(1, text_lines))
+    )
 
 
 def parse_named_line(raw: str) -> NamedLine | None:
-    """The line as a name and what follows it, whether or not there is such a name."""
+    """The line as a name and what follows it; whether the name is known is not checked."""
     line = raw.strip()
     if line.startswith("**"):  # Markdown
         line = line.replace("**", "", 2)
@@ -183,7 +187,7 @@ def _like_a_name(who: str) -> bool:
 
 
 def _is_no_speech(line: str) -> bool:
-    """A heading, a rule or a direction."""
+    """Whether it is a heading, a separator or a stage direction."""
     return bool(is_scene_break(line) or not rewrite_directions(line) or line[0] in "△▲")
 
 
@@ -266,7 +270,7 @@ def _parse_speech(
         sure = name in known
     if not sure:
         return None
-    if found.mark in tuple(COLON_TYPOS):  # told, not guessed: a semicolon after a name may also stand in a speech
+    if found.mark in tuple(COLON_TYPOS):  # reported, not guessed: a semicolon may also follow a name within a speech
         return SkippedRow(
             number,
             Message("“{mark}” stands where the colon after a name belongs; correct it to import it", mark=found.mark),

@@ -1,7 +1,7 @@
-"""What is said → pairs: her speech, and the speech of somebody else just before it. Screenplays and novels share this.
+"""Speeches → pairs: each speech of the persona with the speech just before it. Used by screenplays and novels.
 
-Of two speeches only neighbours make a pair. A scene break, a stand-alone stage direction or a line that cannot be read
-between them means that the second may answer something else; then there is no pair, and the reason is told.
+Only neighbours make a pair. After a scene break, a stand-alone stage direction or a line that cannot be read, the
+second speech may answer something else; then it is skipped with that reason.
 """
 
 import re
@@ -17,7 +17,7 @@ from persona.write.importers.text_source import SourceFile
 
 OPEN_BRACKETS, CLOSE_BRACKETS = "（([【", "）)]】"
 BRACKET = re.compile(r"[（(\[【]")
-MAX_NAMES = 20_000  # different "names" counted at a time: in a file of anything else every line would be a new one
+MAX_NAMES = 20_000  # different names counted at a time; in a file of another kind every line would add one
 NAME_SEPARATOR = re.compile(r"\s*[、，,&＆+＋/／]\s*")
 NAME_CONJUNCTION = re.compile(r"\s+(?:and|und|et|y|AND|And)\s+|[和与與及跟]")
 UNSPACED_SCRIPT = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uff60]")  # scripts that put no space between words
@@ -25,7 +25,7 @@ UNSPACED_SCRIPT = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uff60]")  # sc
 
 @dataclass(frozen=True)
 class Speech:
-    """Something said. lead: the stage direction between the name and the colon. dual: said while another speaks."""
+    """One speech. lead: the stage direction between name and colon. dual: spoken while another speaks."""
 
     line: int
     who: str
@@ -36,7 +36,7 @@ class Speech:
 
 @dataclass(frozen=True)
 class SpeechGap:
-    """Something between two speeches that separates them; `scene`: the earlier exchanges are over, too."""
+    """What separates two speeches. scene: it ends the history of earlier exchanges too."""
 
     line: int
     why: str
@@ -47,12 +47,12 @@ SpeechEvent = Speech | SpeechGap | SkippedRow
 
 
 def normalize_name(name: str) -> str:
-    """Names are the same if this is: ANN, Ann, Ａｎｎ."""
+    """The form in which names are compared: ANN, Ann and Ａｎｎ are one."""
     return " ".join(normalize("NFKC", name).casefold().split())
 
 
 class SpeakerNames:
-    """How often each name occurs. Spellings of one name are counted together, under the first of them."""
+    """Counts speeches per name. Spellings of one name are counted together, under the first of them."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -70,7 +70,7 @@ class SpeakerNames:
 
 @dataclass(frozen=True)
 class PersonaSpeaker:
-    """Whose speech is the persona's: the names chosen, and every name there is."""
+    """The persona in a file. names: those chosen for it; known: all names of the file, both normalized."""
 
     names: frozenset[str]
     known: frozenset[str]
@@ -79,7 +79,7 @@ class PersonaSpeaker:
         return normalize_name(who) in self.names
 
     def speaks_with_others(self, who: str) -> bool:
-        """Somebody else speaks with her: 甄嬛、眉庄, ANN & BOB; 甄嬛眉庄 only if 眉庄 is a name of the file too."""
+        """Whether the persona speaks with others: 甄嬛、眉庄, ANN & BOB; 甄嬛眉庄 only if 眉庄 is a known name."""
         name = normalize_name(who)
         if name in self.names:
             return False
@@ -105,8 +105,8 @@ def select_speaker(source: SourceFile, options: ImportOptions, speakers: Counter
             "{source}: who of them is the persona? Choose with --speaker NAME: {most}", source=source.name, most=most
         )
     known = frozenset(map(normalize_name, speakers))
-    her = PersonaSpeaker(chosen, known)
-    if not any(her.speaks(name) or her.speaks_with_others(name) for name in speakers):
+    persona = PersonaSpeaker(chosen, known)
+    if not any(persona.speaks(name) or persona.speaks_with_others(name) for name in speakers):
         names = ", ".join(options.speakers)
         raise InputError(
             "{source}: {names} never speaks in it. Choose with --speaker NAME: {most}",
@@ -114,84 +114,89 @@ def select_speaker(source: SourceFile, options: ImportOptions, speakers: Counter
             names=names,
             most=most,
         )
-    return her
+    return persona
 
 
 def pair_speeches(
     events: Iterable[SpeechEvent],
-    her: PersonaSpeaker,
+    persona: PersonaSpeaker,
     source: SourceFile,
     options: ImportOptions,
     brackets: bool = True,
 ) -> Iterator[ImportItem]:
-    """Each speech of hers is a Pair or a Skipped. brackets: what stands in them is a stage direction."""
+    """Each speech of the persona as a Pair or a SkippedRow. brackets: they hold stage directions."""
     history: deque[tuple[str, str]] = deque(maxlen=max(0, options.turns))
-    before: Speech | None = None
-    why: str = Message("no line before it in this scene")
+    previous: Speech | None = None
+    gap_reason: str = Message("no line before it in this scene")
     for event in events:
         if isinstance(event, SkippedRow):
             yield event
         elif isinstance(event, SpeechGap):
             if event.scene:
                 history.clear()
-            if event.scene or before:  # else the reason that there already is none stays
-                before, why = None, event.why
+            if event.scene or previous:  # else the first reason stays
+                previous, gap_reason = None, event.why
         else:
-            if her.speaks(event.who) or her.speaks_with_others(event.who):
-                for item in _pair_reply(event, before, why, her, source, options, brackets, tuple(history)):
+            if persona.speaks(event.who) or persona.speaks_with_others(event.who):
+                for item in _pair_reply(
+                    event, previous, gap_reason, persona, source, options, brackets, tuple(history)
+                ):
                     if isinstance(item, Pair):
                         history.append((item.instruction, item.output))
                     yield item
-            before = event
+            previous = event
 
 
 def _pair_reply(
-    hers: Speech,
-    before: Speech | None,
-    why: str,
-    her: PersonaSpeaker,
+    reply: Speech,
+    previous: Speech | None,
+    gap_reason: str,
+    persona: PersonaSpeaker,
     source: SourceFile,
     options: ImportOptions,
     brackets: bool,
     history: tuple[tuple[str, str], ...],
 ) -> Iterator[ImportItem]:
     keep = options.actions == "keep"
-    said = rewrite_directions(hers.text, keep) if brackets else hers.text.strip()
-    asked = (rewrite_directions(before.text) if brackets else before.text.strip()) if before else ""
+    text = rewrite_directions(reply.text, keep) if brackets else reply.text.strip()
+    asked = (rewrite_directions(previous.text) if brackets else previous.text.strip()) if previous else ""
     problem = ""
-    if not (rewrite_directions(hers.text) if brackets else said):
+    if not (rewrite_directions(reply.text) if brackets else text):
         problem = (
-            Message("nothing is said: only a stage direction") if brackets and hers.text else Message("nothing is said")
+            Message("nothing is said: only a stage direction")
+            if brackets and reply.text
+            else Message("nothing is said")
         )
-    elif not her.speaks(hers.who):
+    elif not persona.speaks(reply.who):
         problem = Message(
-            "said together with others; it counts as the persona's when {who} is chosen as a speaker, too", who=hers.who
+            "said together with others; it counts as the persona's when {who} is chosen as a speaker, too",
+            who=reply.who,
         )
-    elif hers.dual:
+    elif reply.dual:
         problem = Message("said at the same time as the line before it")
-    elif before is None:
-        problem = why
-    elif her.speaks(before.who) or her.speaks_with_others(before.who):
+    elif previous is None:
+        problem = gap_reason
+    elif persona.speaks(previous.who) or persona.speaks_with_others(previous.who):
         problem = Message("the line before it is the persona's own")
     elif not asked:
         problem = Message("the line before it is only a stage direction")
-    elif hers.lead and not keep:
-        # as in the pairs that the rule was measured against: how she says it is a part of her answer
+    elif reply.lead and not keep:
+        # how a line is spoken is part of the answer, as in the pairs that this rule was measured against
         problem = Message("said with a stage direction before it; keep stage directions to import it")
-    elif max(len(said) + len(hers.lead) + 3, len(asked)) > MAX_CHARACTERS:
+    elif max(len(text) + len(reply.lead) + 3, len(asked)) > MAX_CHARACTERS:
         problem = Message("longer than {limit:,} characters", limit=MAX_CHARACTERS)
     if problem:
-        yield SkippedRow(hers.line, problem, hers.text)
+        yield SkippedRow(reply.line, problem, reply.text)
         return
-    if keep and hers.lead:
-        said = f"*{hers.lead}* {said}"
-    yield Pair(asked, said, history, source.place(hers.line))
-    if brackets and (asked != before.text.strip() or (not keep and said != hers.text.strip())):  # type: ignore[union-attr]
-        yield ImportNote(hers.line, Message("stage direction"))
+    if keep and reply.lead:
+        text = f"*{reply.lead}* {text}"
+    yield Pair(asked, text, history, source.location(reply.line))
+    if brackets and (asked != previous.text.strip() or (not keep and text != reply.text.strip())):  # type: ignore[union-attr]
+        yield ImportNote(reply.line, Message("stage direction"))
 
 
 def merge_consecutive(events: Iterable[SpeechEvent]) -> Iterator[SpeechEvent]:
-    """In a chat several messages sent one after the other are one turn."""
+    """Consecutive messages of one sender as one turn, for chat logs."""
     held: Speech | None = None
     for event in events:
         if isinstance(event, SkippedRow):
@@ -210,7 +215,7 @@ def merge_consecutive(events: Iterable[SpeechEvent]) -> Iterator[SpeechEvent]:
 
 
 def rewrite_directions(text: str, keep: bool = False) -> str:
-    """The text without what stands in brackets, or with it as *action*. A bracket without its partner is text."""
+    """The text without what stands in brackets, or with it as *action*. An unpaired bracket is text."""
     if not BRACKET.search(text):
         return text.strip()
     pieces: list[str] = []
@@ -241,7 +246,7 @@ def _join_pieces(pieces: list[str]) -> str:
 
 
 def join_lines(left: str, right: str) -> str:
-    """A line and the next one of the same speech: a space between them, except where the script has none."""
+    """Two lines of one speech joined by a space, or without one where the script has none."""
     if not left or not right:
         return left or right
     return left + right if UNSPACED_SCRIPT.match(left[-1]) or UNSPACED_SCRIPT.match(right[0]) else f"{left} {right}"

@@ -1,4 +1,4 @@
-"""Tables: CSV and TSV, Excel sheets, Parquet. Which column is what is guessed from their names, or chosen."""
+"""Tables: CSV and TSV, Excel sheets, Parquet. Columns are matched by their names, or chosen."""
 
 import csv
 import io
@@ -14,8 +14,8 @@ from persona.errors import InputError, Message
 from persona.store.csv_safety import escape_formula, unescape_formula
 from persona.store.pairs import Pair
 from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey, messages, sharegpt
-from persona.write.importers import columns as write_importers_columns
-from persona.write.importers.json_reader import MAX_ROW, SourceRow, convert_rows, truncate_text
+from persona.write.importers.columns import assign_columns, guess_columns, resolve_columns, row_to_pair
+from persona.write.importers.rows import MAX_ROW, SourceRow, convert_rows, truncate_text
 from persona.write.importers.text_source import SourceFile
 
 NAME = "table"
@@ -24,13 +24,13 @@ SUFFIX = ".csv"
 
 CSV_COLUMNS = ("instruction", "output", "history", "source")
 DELIMITERS = ",\t;|"
-MAX_UNPACKED = 500_000_000  # bytes of an Excel file once unpacked; a bomb says more, a book of pairs far less
+MAX_UNPACKED = 500_000_000  # bytes of an Excel file once unpacked; a zip bomb has more, a sheet of pairs far less
 MAX_RATIO = 200  # unpacked to packed; sheets of text reach 20, a bomb a thousand
 MAX_COLUMNS = 1_000
 MAX_ROWS = 1_048_576  # of an Excel sheet, by its own definition
-MAX_CELLS = 10_000_000  # of an Excel sheet; one cell far to the right makes a whole row of empty ones
-MAX_COLUMN_NAME = 200  # characters of a column name; longer is text, or a quote that is never closed
-HEAD_ROWS = 20  # rows looked at to find out what is in a column
+MAX_CELLS = 10_000_000  # of an Excel sheet; one cell far to the right makes its row that long
+MAX_COLUMN_NAME = 200  # characters of a column name; a longer one is text, or an unclosed quote
+HEAD_ROWS = 20  # rows read to find out what a column holds
 PARQUET_BATCH = 256  # rows of a Parquet file in memory at a time
 _NUMBER = re.compile(r"[-+]?[\d.,:/ -]+%?")
 _CSV_ERRORS = {
@@ -41,41 +41,37 @@ _CSV_ERRORS = {
 
 def sniff(source: SourceFile) -> float:
     try:
-        names, found = _open_table(source)
-        head = list(islice(found, HEAD_ROWS))
+        names, rows = _open_table(source)
+        first_rows = list(islice(rows, HEAD_ROWS))
     except InputError:
         return 0.0
     if _table_kind(source) != "csv" or source.suffix in (".csv", ".tsv"):
         return (
             0.95
-            if _has_conversations(head) or {"instruction", "output"} <= _guess_mapping(names, iter(head)).keys()
+            if _has_conversations(first_rows)
+            or {"instruction", "output"} <= _guess_mapping(names, iter(first_rows)).keys()
             else 0.6
         )
     # pasted text: prose has commas too
     cells = [len(row.value) for row in islice(_read_csv(source), HEAD_ROWS) if isinstance(row, SourceRow)]
-    even = len(cells) > 1 and len(set(cells)) == 1
-    return 0.9 if even and {"instruction", "output"} <= write_importers_columns.guess_columns(names).keys() else 0.0
+    regular = len(cells) > 1 and len(set(cells)) == 1
+    return 0.9 if regular and {"instruction", "output"} <= guess_columns(names).keys() else 0.0
 
 
 def survey(source: SourceFile) -> SourceSurvey:
-    names, found = _open_table(source)
-    return SourceSurvey(columns=tuple(names), mapping=_guess_mapping(names, found))
+    names, rows = _open_table(source)
+    return SourceSurvey(columns=tuple(names), mapping=_guess_mapping(names, rows))
 
 
 def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     """Raises InputError when the file is damaged, or holds no columns for question and answer."""
-    names, found = _open_table(source)
-    head = list(islice(found, HEAD_ROWS))
-    talks = not options.columns and _has_conversations(head)
+    names, rows = _open_table(source)
+    first_rows = list(islice(rows, HEAD_ROWS))
+    has_conversations = not options.columns and _has_conversations(first_rows)
     columns = (
-        {}
-        if talks
-        else write_importers_columns.resolve_columns(names, options, source.name, _text_columns(names, head))
+        {} if has_conversations else resolve_columns(names, options, source.name, _text_columns(names, first_rows))
     )
-    if (
-        not talks
-        and not {"instruction", "output"} <= write_importers_columns.assign_columns(names, options.columns).keys()
-    ):
+    if not has_conversations and not {"instruction", "output"} <= assign_columns(names, options.columns).keys():
         yield ImportNote(
             1,
             Message(
@@ -86,16 +82,16 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
         )
 
     def to_pair(row: dict[str, Any], place: str) -> tuple[Pair, list[str]]:
-        if talks:
+        if has_conversations:
             return messages.row_to_pair(row, place)
-        made = {name: _cell_text(value) for name, value in row.items()}
+        fields = {name: _cell_text(value) for name, value in row.items()}
         history = columns.get("history", "")
         if history in row:
-            made[history] = _parse_history(row[history])
-        return write_importers_columns.row_to_pair(made, columns, place)
+            fields[history] = _parse_history(row[history])
+        return row_to_pair(fields, columns, place)
 
-    yield from convert_rows(head, source, to_pair)
-    yield from convert_rows(found, source, to_pair)
+    yield from convert_rows(first_rows, source, to_pair)
+    yield from convert_rows(rows, source, to_pair)
 
 
 def dump(pairs: Iterable[Pair]) -> Iterator[str]:
@@ -181,11 +177,7 @@ def _has_conversations(head: list[SourceRow | SkippedRow | ImportNote]) -> bool:
 
 def _guess_mapping(names: list[str], found: Iterator[SourceRow | SkippedRow | ImportNote]) -> dict[str, str]:
     head = list(islice(found, HEAD_ROWS))
-    return (
-        {}
-        if _has_conversations(head)
-        else write_importers_columns.assign_columns(names, {}, _text_columns(names, head))
-    )
+    return {} if _has_conversations(head) else assign_columns(names, {}, _text_columns(names, head))
 
 
 def _text_columns(names: list[str], head: list[SourceRow | SkippedRow | ImportNote]) -> list[str]:
@@ -261,14 +253,10 @@ def _feed(file: io.TextIOBase, waiting: deque[str], taken: list[str]) -> Iterato
 
 
 def _delimiter(source: SourceFile) -> str:
-    """The one that makes the first line name most fields of a pair; else csv.Sniffer's guess."""
+    """The delimiter with which the first line names most fields of a pair; else csv.Sniffer's guess."""
     head = source.head()
     first = head.split("\n", 1)[0]
-    named = {
-        d: len(write_importers_columns.guess_columns(name.strip('" \t') for name in first.split(d)))
-        for d in DELIMITERS
-        if d in first
-    }
+    named = {d: len(guess_columns(name.strip('" \t') for name in first.split(d))) for d in DELIMITERS if d in first}
     if any(named.values()):
         return max(named, key=lambda d: named[d])
     if source.suffix == ".tsv" and "\t" in first:

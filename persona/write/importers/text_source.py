@@ -1,7 +1,7 @@
-"""A file from outside as lines of text: its encoding is found, and no byte of it is lost on the way.
+"""A file from outside as lines of text: its encoding is detected, and no byte is lost.
 
-Encodings: a byte order mark decides; else UTF-8 if the whole file is valid UTF-8; else charset-normalizer's guess from
-the beginning. A byte that does not fit the encoding after all shows as \\xNN.
+Encoding: by a byte order mark; else UTF-8 if the whole file is valid UTF-8; else charset-normalizer's guess from
+the beginning. A byte that does not fit that encoding shows as \\xNN.
 """
 
 import codecs
@@ -25,14 +25,14 @@ BOMS = (
 )
 GUESSED_ENCODINGS = ("gb18030", "big5", "utf_16_le", "utf_16_be", "shift_jis", "euc_kr", "cp1251", "cp1252")
 HEAD_BYTES = 65_536  # bytes that sniffing and guessing look at
-SHORT_BYTES = 1_000  # bytes; on so few, statistics guess Chinese wrong more often than not
+SHORT_BYTES = 1_000  # bytes; on fewer, charset-normalizer is wrong about Chinese more often than right
 MAX_SOURCE_BYTES = 2_000_000_000  # of a file to import; 100,000 pairs have some 50 million
-MAX_LINE = 4 * MAX_CHARACTERS  # characters; a longer "line" is handed on in pieces, so that memory stays flat
+MAX_LINE = 4 * MAX_CHARACTERS  # characters; a longer line is read in pieces, so that memory stays flat
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to import. name: what the user calls it; it becomes part of each pair's `source`."""
+    """A file to import. name: its name for the user, part of each pair's `source`."""
 
     path: Path
     name: str
@@ -42,7 +42,7 @@ class SourceFile:
     def suffix(self) -> str:
         return Path(self.name).suffix.lower()
 
-    def place(self, line: int) -> str:
+    def location(self, line: int) -> str:
         """The `source` of a pair: file and line."""
         return f"{self.name}:{line}"
 
@@ -51,7 +51,7 @@ class SourceFile:
             return f.read(count)
 
     def head(self, count: int = HEAD_BYTES) -> str:
-        """The beginning as text; a character cut at its end is left away."""
+        """The beginning as text, without a character that is cut at its end."""
         decoder = codecs.getincrementaldecoder(self.encoding)("backslashreplace")
         return decoder.decode(self.bytes(count)).replace("\r\n", "\n").replace("\r", "\n")
 
@@ -75,7 +75,7 @@ class SourceFile:
 
 
 def open_source(path: Path, name: str = "") -> SourceFile:
-    """Find the encoding of `path`. Raises InputError when there is no readable file, or nothing in it."""
+    """Detect the encoding of `path`. Raises InputError when there is no readable file, or it is empty."""
     name = re.sub(r"[\x00-\x1f]", "", Path(name or path.name).name) or "file"
     require_regular_file(path, MAX_SOURCE_BYTES)
     try:
@@ -114,11 +114,11 @@ def _guess_encoding(start: bytes) -> str:
             if _is_common_chinese(start, encoding, first, last):
                 return encoding
     best = from_bytes(start, cp_isolation=list(GUESSED_ENCODINGS)).best()
-    return best.encoding if best else "utf-8"  # binary: its bytes show as \xNN, and no importer will know it
+    return best.encoding if best else "utf-8"  # binary: no importer will accept it
 
 
 def _is_common_chinese(start: bytes, encoding: str, first: int, last: int) -> bool:
-    """Whether nine tenths of it are in the block of frequent characters that GB 2312 and Big5 begin with."""
+    """Whether nine tenths of the text are frequent characters, those of the first block of GB 2312 or Big5."""
     try:
         text = start.decode(encoding)
     except UnicodeDecodeError:
@@ -133,7 +133,7 @@ def _is_common_chinese(start: bytes, encoding: str, first: int, last: int) -> bo
 
 @contextmanager
 def save_pasted(data: str | bytes, name: str = "pasted.txt") -> Iterator[Path]:
-    """A file that holds the text for as long as it is read."""
+    """A temporary file with the pasted text."""
     with tempfile.TemporaryDirectory(prefix="persona-") as folder:
         path = Path(folder) / name
         path.write_bytes(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)

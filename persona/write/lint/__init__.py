@@ -1,4 +1,4 @@
-"""What an author should know about the pairs before training: findings in plain words, and what one click repairs."""
+"""Lint of a persona's pairs: findings as messages, and fixes that one click applies."""
 
 from collections.abc import Callable, Collection, Sequence
 
@@ -55,9 +55,9 @@ def lint_pairs(
     length: tokens of a pair as it is rendered for the chosen base; without it no pair is too long. max_length: tokens
     of a row in training, as in RunConfig.
     """
-    different = distinct_rows(pairs)
-    plains = {row: [normalize_text(text) for text in pair_texts(pairs[row - 1])] for row in different}
-    found = [
+    distinct = distinct_rows(pairs)
+    normalized = {row: [normalize_text(text) for text in pair_texts(pairs[row - 1])] for row in distinct}
+    findings = [
         *find_unfinished_pairs(pairs),
         *(find_too_long(pairs, length, max_length) if length else ()),
         *apply_text_rules(pairs),
@@ -67,18 +67,18 @@ def lint_pairs(
         *find_cut_off_replies(pairs),
         *find_language_drift(pairs, card),
         *find_duplicates(pairs),
-        *find_near_duplicates(pairs, different, plains),
-        *find_rival_answers(pairs, different, plains),
-        *find_same_answers(pairs, different, plains),
+        *find_near_duplicates(pairs, distinct, normalized),
+        *find_rival_answers(pairs, distinct, normalized),
+        *find_same_answers(pairs, distinct, normalized),
         *find_probes_in_pairs(pairs, card),
     ]
     hidden = set(ignored)
-    kept = [f for f in found if f.key not in hidden]
-    return sorted(kept, key=lambda f: (SEVERITIES.index(f.severity), f.pairs, f.rule))
+    shown = [f for f in findings if f.key not in hidden]
+    return sorted(shown, key=lambda f: (SEVERITIES.index(f.severity), f.pairs, f.rule))
 
 
 def read_ignored(persona: Persona) -> frozenset[str]:
-    """Keys of the findings that the author has put aside."""
+    """Keys of the findings that the author ignores."""
     file = persona.path / "ignored.json"
     if not file.exists():
         return frozenset()
@@ -91,7 +91,7 @@ def read_ignored(persona: Persona) -> frozenset[str]:
 
 
 def ignore_finding(persona: Persona, key: str) -> None:
-    """Put a finding aside, until its texts change."""
+    """Ignore a finding until its texts change."""
     _write_ignored(persona, read_ignored(persona) | {key})
 
 

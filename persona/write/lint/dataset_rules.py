@@ -51,7 +51,7 @@ def find_duplicates(pairs: Sequence[Pair]) -> Iterator[Finding]:
 
 
 def distinct_rows(pairs: Sequence[Pair]) -> list[int]:
-    """Rows of finished pairs, each exact repeat left away."""
+    """Rows of finished pairs without exact repeats."""
     first: dict[tuple[str, ...], int] = {}
     for row, pair in enumerate(pairs, 1):
         if pair.instruction.strip() and pair.output.strip():
@@ -59,9 +59,11 @@ def distinct_rows(pairs: Sequence[Pair]) -> list[int]:
     return list(first.values())
 
 
-def find_near_duplicates(pairs: Sequence[Pair], rows: Sequence[int], plains: dict[int, list[str]]) -> Iterator[Finding]:
-    """One finding for each pair that others are nearly the same as; a row belongs to the earliest of them."""
-    whole = ["\n".join(plains[row]) for row in rows]
+def find_near_duplicates(
+    pairs: Sequence[Pair], rows: Sequence[int], normalized: dict[int, list[str]]
+) -> Iterator[Finding]:
+    """One finding for each group of nearly equal pairs; a group belongs to its earliest pair."""
+    whole = ["\n".join(normalized[row]) for row in rows]
     leader: dict[int, tuple[int, float]] = {}
     same: dict[str, int] = {}
     for at, text in enumerate(whole):  # all but spaces, case and punctuation is the same
@@ -70,8 +72,8 @@ def find_near_duplicates(pairs: Sequence[Pair], rows: Sequence[int], plains: dic
     kept = list(same.values())
     for i, j, likeness in sorted(find_similar([whole[at] for at in kept], MIN_LIKENESS)):
         i, j = kept[i], kept[j]
-        # a follower leads nobody, or a chain of small steps would join what is not alike
-        if j not in leader and i not in leader and _parts_alike(plains[rows[i]], plains[rows[j]]):
+        # a member leads no group, or a chain of small steps would join unlike pairs
+        if j not in leader and i not in leader and _parts_alike(normalized[rows[i]], normalized[rows[j]]):
             leader[j] = (i, likeness)
     groups: dict[int, list[tuple[int, float]]] = {}
     for at, (first, likeness) in sorted(leader.items()):
@@ -111,18 +113,20 @@ def _distinct_answers(answers: Iterable[tuple[int, str]], alike: float) -> list[
     return [row for row, _ in kept]
 
 
-def find_rival_answers(pairs: Sequence[Pair], rows: Sequence[int], plains: dict[int, list[str]]) -> Iterator[Finding]:
-    """Who she is has one answer; what else is asked twice may vary, and is a hint."""
+def find_rival_answers(
+    pairs: Sequence[Pair], rows: Sequence[int], normalized: dict[int, list[str]]
+) -> Iterator[Finding]:
+    """Questions with different answers: a warning for questions about who the persona is, else a hint."""
     asked: dict[tuple[str, ...], list[int]] = {}
     for row in rows:
-        asked.setdefault(tuple(plains[row][:-1]), []).append(row)
+        asked.setdefault(tuple(normalized[row][:-1]), []).append(row)
     for question, group in asked.items():
         if len(group) < 2:
             continue
         text = pairs[group[0] - 1].instruction
         identity = is_identity_question(text)
         rivals = _distinct_answers(
-            ((row, plains[row][-1]) for row in group), MIN_LIKENESS if identity else DIFFERENT_ANSWER_LIKENESS
+            ((row, normalized[row][-1]) for row in group), MIN_LIKENESS if identity else DIFFERENT_ANSWER_LIKENESS
         )
         if len(rivals) < 2:
             continue
@@ -138,15 +142,17 @@ def find_rival_answers(pairs: Sequence[Pair], rows: Sequence[int], plains: dict[
             "{pairs} ask {question} and answer differently: {answers}. {advice}.",
             pairs=pairs_named(rivals), question=quote_text(text, 24), answers=shown, advice=advice,
         )  # fmt: skip
-        key = finding_key("rival-answers", [*question, *sorted(plains[row][-1] for row in rivals)])
+        key = finding_key("rival-answers", [*question, *sorted(normalized[row][-1] for row in rivals)])
         yield Finding("rival-answers", "warning" if identity else "hint", tuple(rivals), message, "", key)
 
 
-def find_same_answers(pairs: Sequence[Pair], rows: Sequence[int], plains: dict[int, list[str]]) -> Iterator[Finding]:
+def find_same_answers(
+    pairs: Sequence[Pair], rows: Sequence[int], normalized: dict[int, list[str]]
+) -> Iterator[Finding]:
     most = max(3, len(pairs) // 200)  # different questions with one answer: 3, or a half per cent of a large set
     given: dict[str, dict[str, int]] = {}
     for row in rows:
-        given.setdefault(plains[row][-1], {}).setdefault(plains[row][-2], row)
+        given.setdefault(normalized[row][-1], {}).setdefault(normalized[row][-2], row)
     for answer, questions in given.items():
         if len(questions) > most:
             found = tuple(questions.values())
@@ -159,7 +165,7 @@ def find_same_answers(pairs: Sequence[Pair], rows: Sequence[int], plains: dict[i
 
 
 def find_probes_in_pairs(pairs: Sequence[Pair], card: PersonaCard) -> Iterator[Finding]:
-    """Probes are kept out of the pairs, to hear what was learned and not what was remembered."""
+    """Probes test what was learned, so none may be among the pairs."""
     if not card.probes or not pairs:
         return
     asked = [

@@ -1,4 +1,4 @@
-"""What lint says about a set: one finding, its stable key, and the words and small measures that the rules share."""
+"""A finding of lint with its stable key, and the text helpers that the rules share."""
 
 import hashlib
 import re
@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from persona.errors import Message, join
+from persona.store.cjk import HAN, HAN_RARE, HANGUL, KANA
 from persona.store.pairs import Pair
 
 Severity = Literal["error", "warning", "hint"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "hint")
 
-# one unit is about one word: a Han or kana character, a Hangul syllable, or a run of other letters and digits
-_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7a3\U00020000-\U0003ffff"
+# a word here: a Han or kana character, a Hangul syllable, or a run of other letters and digits
+_UNSPACED = KANA + HAN + HAN_RARE + HANGUL
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 _NO_WORD = re.compile(r"[\W_]+")
 
@@ -24,7 +25,7 @@ class Finding:
     """Something about the pairs that the author should look at.
 
     pairs: rows (from 1) that it is about. message: place, what, and what to do. fix: what a click does, "" if nothing.
-    key: rule + hash of the texts concerned; it survives renumbering and a reload, and is another one for other texts.
+    key: rule + hash of the texts concerned; it survives renumbering and a reload, and changes with the texts.
     """
 
     rule: str
@@ -44,13 +45,13 @@ def count_by_rule(findings: Iterable[Finding]) -> dict[str, int]:
 
 
 def finding_key(rule: str, texts: Iterable[str]) -> str:
-    # backslashreplace: half a character is refused when pairs are read, but must not crash the check of a table
+
     joined = "\x1f".join(texts).encode("utf-8", "backslashreplace")
     return f"{rule}:{hashlib.sha256(joined).hexdigest()[:16]}"
 
 
 def pair_texts(pair: Pair) -> list[str]:
-    """Everything said in the pair, oldest first."""
+    """Every text of the pair, oldest first."""
     return [*(text for turn in pair.history for text in turn), pair.instruction, pair.output]
 
 
@@ -58,7 +59,7 @@ QUESTION, ANSWER = Message("question"), Message("answer")
 
 
 def label_texts(pair: Pair) -> list[tuple[str, str]]:
-    """(where it stands, text) of everything said in the pair."""
+    """(label, text) of every text of the pair."""
     earlier = [
         (Message("{part} of earlier turn {n}", part=part, n=n), text)
         for n, turn in enumerate(pair.history, 1)
@@ -68,7 +69,7 @@ def label_texts(pair: Pair) -> list[tuple[str, str]]:
 
 
 def normalize_text(text: str) -> str:
-    """The text as a reader compares it: no case, width, spaces or punctuation. Punctuation alone stays as it is."""
+    """The text without case, width, spaces and punctuation. Text of punctuation alone stays as it is."""
     words = _NO_WORD.sub("", text)
     if not words:
         return text.strip()

@@ -1,4 +1,4 @@
-"""What one click repairs. A finding whose texts have changed since is left alone, so a second click does nothing."""
+"""Fixes of findings. A finding whose texts have changed since is left alone, so a second click does nothing."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -14,12 +14,12 @@ _RULES = {rule.name: rule for rule in TEXT_RULES}
 
 
 def fix_finding(pairs: Sequence[Pair], finding: Finding, card: PersonaCard) -> list[Pair]:
-    """New pairs without what the finding is about; the same ones if it has no fix."""
+    """The pairs with the finding fixed; unchanged if it has no fix."""
     return fix_findings(pairs, [finding], card)
 
 
 def fix_findings(pairs: Sequence[Pair], findings: Iterable[Finding], card: PersonaCard) -> list[Pair]:
-    """Several findings of one check at once: their row numbers all mean the pairs as they were checked."""
+    """Fix several findings of one check; their row numbers refer to the pairs as they were checked."""
     new = list(pairs)
     gone: set[int] = set()
     first: dict[tuple[str, ...], int] = {}
@@ -47,7 +47,7 @@ def fix_findings(pairs: Sequence[Pair], findings: Iterable[Finding], card: Perso
 
 def _clean_pair(pair: Pair, rule: TextRule) -> Pair:
     def asked(text: str) -> str:
-        return text if rule.said else rule.cleaned(text)
+        return text if rule.reply_only else rule.cleaned(text)
 
     return replace(
         pair,

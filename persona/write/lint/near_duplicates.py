@@ -1,4 +1,4 @@
-"""Texts that are nearly the same, among 100,000: MinHash finds the candidates, rapidfuzz decides.
+"""Near-duplicate texts among up to 100,000: MinHash finds candidates, rapidfuzz compares them.
 
 Every text is cut into overlapping pieces (3 characters, 4 in alphabets, where 3 are too common). Of each text 48 minima
 of hashed pieces are kept, in 16 bands of 3; two texts that agree in a band are candidates. Texts with half of their
@@ -12,7 +12,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
 BANDS, BAND_ROWS = 16, 3
-MAX_NEIGHBOURS = 3  # in a crowded band a text meets only the next few: work stays linear, others meet in another band
+MAX_NEIGHBOURS = 3  # of a text in a crowded band, so that work stays linear; others meet in another band
 BLOCK_CHARACTERS = 2_000_000  # characters hashed at once, so that memory does not grow with the set
 _ALPHABETS_END = 0x2E80  # code points below are alphabets, above are Han, kana and the like
 
@@ -50,7 +50,7 @@ def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _minhash(texts: list[str]) -> np.ndarray:
-    """One row of BANDS * ROWS minima per text."""
+    """One row of BANDS * BAND_ROWS minima per text."""
     joined = "".join(text + "\0\0\0" for text in texts)  # the zeros end the last pieces and keep texts apart
     points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
     padded = np.concatenate([points, np.zeros(3, np.uint32)])

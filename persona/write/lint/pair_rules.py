@@ -1,10 +1,11 @@
-"""Rules that look at one pair, with what they must know of the persona and of the other answers."""
+"""Rules for one pair, some of which compare it with the card or with the other answers."""
 
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
 from persona.errors import Message, join
+from persona.store.cjk import HAN
 from persona.store.pairs import Pair, find_unfinished
 from persona.store.persona_folder import PersonaCard
 from persona.write.lint.finding import (
@@ -22,10 +23,10 @@ from persona.write.lint.finding import (
 from persona.write.lint.text_rules import TEXT_RULES
 from persona.write.writing_systems import count_scripts, expected_scripts, find_foreign_script, split_chinese_forms
 
-SHORT_REPLY_WORDS = 2  # units; "是。", "Yes." and "好的。" say nothing of who speaks
+SHORT_REPLY_WORDS = 2  # "是。", "Yes." and "好的。" say nothing of who speaks
 MIN_ANSWERS = 5  # fewer do not show a habit
-FINAL_MARK_SHARE = 0.8  # share of answers that end with a final mark, from where one without it stands out
-DIRECTION_SHARE = 0.5  # share of answers with stage directions, from where they are the way she talks
+FINAL_MARK_SHARE = 0.8  # share of answers with a final mark from which one without it stands out
+DIRECTION_SHARE = 0.5  # share of answers with stage directions from which they are the persona's style
 
 
 def make_finding(rule: str, severity: Severity, row: int, pair: Pair, problem: str, fix: str = "",
@@ -57,27 +58,27 @@ def find_unfinished_pairs(pairs: Sequence[Pair]) -> Iterator[Finding]:
 
 
 def apply_text_rules(pairs: Sequence[Pair]) -> Iterator[Finding]:
-    """What the rules in text_rules.py find, one finding for a pair and a rule."""
+    """Findings of the rules in text_rules.py, one for each pair and rule."""
     with_directions: list[Finding] = []
     for row, pair in enumerate(pairs, 1):
-        standing = label_texts(pair)
-        characters = set().union(*(text for _, text in standing))
+        places = label_texts(pair)
+        characters = set().union(*(text for _, text in places))
         for rule in TEXT_RULES:
             if rule.needs and rule.needs.isdisjoint(characters):
                 continue
-            hits = [
+            matches = [
                 (p, text, what)
-                for p, text in standing
-                if (not rule.said or "answer" in p) and (what := rule.find(text))
+                for p, text in places
+                if (not rule.reply_only or "answer" in p) and (what := rule.find(text))
             ]
-            if not hits:
+            if not matches:
                 continue
-            seen = [w for _, _, words in hits for w in words]
-            cleaned = [rule.cleaned(text) for _, text, _ in hits]
+            found = [w for _, _, words in matches for w in words]
+            cleaned = [rule.cleaned(text) for _, text, _ in matches]
             safe = rule.clean and all(new.strip() and not rule.find(new) for new in cleaned)
-            label = rule.label(quote_texts(seen)) if safe and rule.label else ""
-            problem = Message("{what}: {why}.", what=quote_texts(seen), why=rule.why)
-            place = join(" and ", [p for p, _, _ in hits])
+            label = rule.label(quote_texts(found)) if safe and rule.label else ""
+            problem = Message("{what}: {why}.", what=quote_texts(found), why=rule.why)
+            place = join(" and ", [p for p, _, _ in matches])
             finding = make_finding(rule.name, rule.severity, row, pair, problem, label, place)
             if rule.name == "stage-direction":
                 with_directions.append(finding)
@@ -112,15 +113,15 @@ def find_ai_leaks(pairs: Sequence[Pair], card: PersonaCard) -> Iterator[Finding]
     if PERSONA_IS_MACHINE.search(card.system):
         return
     for row, pair in enumerate(pairs, 1):
-        said = "\n".join([*(reply for _, reply in pair.history), pair.output])
-        what = [m[0] for m in CLAIMS_TO_BE_AI.finditer(said)]
+        replies = "\n".join([*(reply for _, reply in pair.history), pair.output])
+        claims = [m[0] for m in CLAIMS_TO_BE_AI.finditer(replies)]
         asked = "\n".join([*(user for user, _ in pair.history), pair.instruction]).casefold()
-        # asked "Are you ChatGPT?" she may name it
-        what += [brand for brand in BRANDS.findall(said) if brand.casefold() not in asked]
-        if what:
+        # asked "Are you ChatGPT?", the persona may name it
+        claims += [brand for brand in BRANDS.findall(replies) if brand.casefold() not in asked]
+        if claims:
             problem = Message(
                 "{what}: an assistant speaks here, not the persona. Rewrite the answer in the persona's voice, or "
-                "delete the pair.", what=quote_texts(what),
+                "delete the pair.", what=quote_texts(claims),
             )  # fmt: skip
             yield make_finding("ai-leak", "warning", row, pair, problem)
 
@@ -183,8 +184,8 @@ NOT_SPEAKERS = {
     *("一", "二", "三", "结论", "答案", "步骤", "标题", "时间", "地点", "谜底", "谜面", "原因", "方法"),
 }
 SPEAKER_LABEL = re.compile(
-    r"^[ \t]*(?:\*\*)?([A-Z][\w'’.]*(?: [A-Z][\w'’.]*){0,2}|(?i:user|assistant|human|system)|[\u3400-\u9fff·]{1,6})"
-    r"(?:\*\*)?[ \t]*(?:：|:(?=\s|[\u3400-\u9fff“\"「]))",
+    r"^[ \t]*(?:\*\*)?([A-Z][\w'’.]*(?: [A-Z][\w'’.]*){0,2}|(?i:user|assistant|human|system)"
+    rf"|[{HAN}·]{{1,6}})(?:\*\*)?[ \t]*(?:：|:(?=\s|[{HAN}“\"「]))",
     re.M,
 )
 _SPEECH_VERB = re.compile(r".+(?:说|道|问|答|曰|云|想|是|有|话|下)$|.*(?:说|听|看|想)好$")  # 她说：, 听好：, 原来如下：
@@ -229,11 +230,11 @@ def _is_persona_name(name: str, card: PersonaCard) -> bool:
 
 
 def find_other_speakers(pairs: Sequence[Pair], card: PersonaCard) -> Iterator[Finding]:
-    """Whether "皇帝：" is a speaker and "三样：" is not, nobody can see from the words: a name not known is a hint."""
+    """Replies with lines of several speakers. An unknown name is a hint: "皇帝：" is a speaker, "三样：" is not."""
     for row, pair in enumerate(pairs, 1):
-        if not (seen := find_speaker_labels(pair.output)):
+        if not (labels := find_speaker_labels(pair.output)):
             continue
-        names = [name for _, name in seen]
+        names = [name for _, name in labels]
         known = [n for n in names if _is_persona_name(n, card) or n.casefold() in ROLE_LABELS]
         new = remove_own_name(pair.output, card)
         safe = new != pair.output and new and not find_speaker_labels(new)
@@ -335,12 +336,12 @@ def find_language_drift(pairs: Sequence[Pair], card: PersonaCard) -> Iterator[Fi
         yield make_finding("mixed-script", severity, row, pairs[row - 1], problem)
 
 
-def find_too_long(pairs: Sequence[Pair], length: Callable[[Pair], int], most: int) -> Iterator[Finding]:
+def find_too_long(pairs: Sequence[Pair], length: Callable[[Pair], int], max_length: int) -> Iterator[Finding]:
     for row, pair in enumerate(pairs, 1):
-        if all(text.strip() for text in pair_texts(pair)) and (tokens := length(pair)) > most:
+        if all(text.strip() for text in pair_texts(pair)) and (tokens := length(pair)) > max_length:
             problem = Message(
                 "{tokens:,} tokens, more than {most:,}: its end would be cut off. Shorten it, or raise the length.",
-                tokens=tokens, most=most,
+                tokens=tokens, most=max_length,
             )  # fmt: skip
             yield make_finding("too-long", "error", row, pair, problem, place="")
 

@@ -1,11 +1,11 @@
-"""What kind of question a pair asks: by words only, Chinese and English. A guess that is right for most."""
+"""The kind of question that a pair asks, guessed by keywords in Chinese and English."""
 
 import re
 
 from persona.store.pairs import Pair
 from persona.write.lint.finding import count_words
 
-MAX_WORDS = 18  # units of a question; longer ones tell a story in which a greeting or a name is one word of many
+MAX_WORDS = 18  # of a question; a longer one tells a story in which a greeting or a name is one word of many
 
 
 def _keyword_pattern(chinese: str, english: str) -> re.Pattern[str]:
@@ -68,12 +68,12 @@ SMALL_TALK = _keyword_pattern(
 
 
 def is_identity_question(question: str) -> bool:
-    """Who she is: one of the questions that must always get the same answer."""
+    """Whether it asks who the persona is; such questions must always get the same answer."""
     return bool(IDENTITY.search(question))
 
 
 def classify_question(pair: Pair) -> str:
-    """ "identity", "greeting", "refusal", "small talk", or "domain" for the rest: her own world."""
+    """ "identity", "greeting", "refusal", "small talk", or "domain" for the rest: the persona's own world."""
     question = pair.instruction.strip()
     short = count_words(question) <= MAX_WORDS
     refusal = REFUSAL.search(question)

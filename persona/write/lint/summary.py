@@ -1,4 +1,4 @@
-"""What a set covers, whether it is enough to hear the persona, and what to write next."""
+"""Coverage of a set by kinds of question, whether it is enough to train on, and what to write next."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Rules that look at one text at a time: what is left over from files, pages and chat logs, and what identifies people.
+"""Rules for one text: leftovers of files, pages and chat logs, and personal data.
 
-Each rule has a finder (text → what it found, as the author would see it) and, where that is safe, a cleaner
-(text → the text without it). A cleaner works until its finder is content.
+Each rule has a finder (text → what it found, as the author sees it) and, where that is safe, a cleaner (text → the
+text without it), which is applied until the finder finds nothing.
 """
 
 import html
@@ -16,6 +16,7 @@ import ftfy
 from ftfy.badness import is_bad
 
 from persona.errors import Message
+from persona.store.cjk import HAN
 from persona.write.lint.finding import Severity
 
 
@@ -23,7 +24,7 @@ from persona.write.lint.finding import Severity
 class TextRule:
     """needs: characters without one of which nothing can be found (empty: always look).
 
-    said: only what the persona says is looked at. label: of the fix, by what was found.
+    reply_only: user messages are not checked. label: of the fix, by what was found.
     """
 
     name: str
@@ -33,11 +34,11 @@ class TextRule:
     clean: Callable[[str], str] | None = None
     label: Callable[[str], Message] | None = None
     needs: frozenset[str] = frozenset()
-    said: bool = False
+    reply_only: bool = False
 
     def cleaned(self, text: str) -> str:
         """The text without what `find` finds, or as much of that as can be repaired."""
-        for _ in range(20):  # what is taken out may have stood between two halves of another
+        for _ in range(20):  # removing one may join two halves of another
             if self.clean is None or not self.find(text) or (new := self.clean(text)) == text:
                 break
             text = new
@@ -45,7 +46,7 @@ class TextRule:
 
 
 def _tidy(text: str) -> str:
-    """No spaces or empty lines where something was taken out."""
+    """The text without spaces and empty lines left by a removal."""
     text = re.sub(r"[ \t]+(?=\n|$)|^[ \t]+", "", text)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"(?<=\S)[ \t]{2,}", " ", text)).strip()
 
@@ -80,7 +81,7 @@ MARKDOWN = (
 
 
 def find_markup(text: str) -> list[str]:
-    # what is a control token is the other rule's
+    # control tokens belong to another rule
     found = [m[0] for m in TAG.finditer(text)] + [e for e in ENTITY.findall(text) if html.unescape(e) != e]
     rest = CONTROL_TOKEN.sub("", text)
     return found + [m[0].strip() for pattern, _ in MARKDOWN for m in pattern.finditer(rest)]
@@ -152,7 +153,7 @@ def _utf8_read_as_gbk(text: str) -> tuple[str, bool]:
         if e.start * 2 < len(data):  # Chinese text fails at once; a lost byte fails late
             return "", False
         new, whole = data.decode("utf-8", "replace"), False
-    han = sum("\u4e00" <= c <= "\u9fff" for c in new)
+    han = len(re.findall(f"[{HAN}]", new))
     return (new, whole) if han >= 2 and han * 2 >= len(new.strip()) - new.count("\ufffd") else ("", False)
 
 
@@ -215,14 +216,14 @@ IP_ADDRESS = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-fA-F]{1,4}
 
 
 def find_personal_data(text: str) -> list[str]:
-    """Kind and a masked form: a finding must not spread what it warns of."""
+    """Kind and masked value of each: a finding must not repeat the data it warns of."""
     found: list[str] = []
 
     def take(kind: str, pattern: re.Pattern[str], holds: Callable[[str], bool]) -> None:
         nonlocal text
         for value in [m for m in pattern.findall(text) if holds(m)]:
             found.append(f"{kind} {value[:2]}…{value[-2:]}")
-            text = text.replace(value, " ")  # one number is one thing: an ID is not a card too
+            text = text.replace(value, " ")  # an ID is not a card number too
 
     take("e-mail", EMAIL, lambda v: True)
     take("Chinese ID", CHINESE_ID, _is_chinese_id)
@@ -263,7 +264,7 @@ TEXT_RULES = (
         Message("looks like a stage direction, and the persona would learn to say it. Take it out, or write it in "
                 "every answer"),
         find_directions, remove_directions, lambda what: Message("Take out {what}", what=what), frozenset("（(【[〔*"),
-        said=True,
+        reply_only=True,
     ),
     TextRule(
         "personal-data", "warning",

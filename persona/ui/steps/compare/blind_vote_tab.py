@@ -1,10 +1,11 @@
-"""Step 4, the blind vote: two answers without names, a choice, and how sure the count is."""
+"""Step 4, tab Blind vote: two answers without names, a vote, and how sure the count is."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import gradio as gr
 
@@ -16,189 +17,236 @@ from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import wait_in_queue
 from persona.ui.page import QUIET, Page, download_path, open_current_persona, show_errors
-from persona.ui.steps.compare.chat_tab import sampling_from_controls
+from persona.ui.steps.compare.controls import SamplingSettings
 from persona.ui.steps.compare.loading import report_loading
 from persona.ui.widgets import bars_html
 
 VOTE_CHOICES = {"left": "← Left is better", "tie": "Equally good", "bad": "Both bad", "right": "Right is better →"}
 
 
-def open_vote_log_of(slug: str, chosen: str, key: str) -> VoteLog:
-    return blind_votes.open_vote_log(voice_picker.conversation_dir(slug, chosen), key)
+class VoteView(NamedTuple):
+    """Two answers and a vote on them: the components, or the values for them; by default they stay as they are."""
+
+    left: Any = gr.skip()
+    right: Any = gr.skip()
+    question_id: Any = gr.skip()
+    status: Any = gr.skip()
+    vote_left: Any = gr.skip()  # the buttons, in the order of VOTE_CHOICES
+    vote_tie: Any = gr.skip()
+    vote_bad: Any = gr.skip()
+    vote_right: Any = gr.skip()
+    reveal: Any = gr.skip()
+    correction: Any = gr.skip()  # the row in which an answer can be corrected
+
+    def with_buttons(self, interactive: bool) -> Self:
+        left, tie, bad, right = (gr.Button(interactive=interactive) for _ in VOTE_CHOICES)
+        return self._replace(vote_left=left, vote_tie=tie, vote_bad=bad, vote_right=right)
 
 
-def draw_probe(chosen: str) -> str:
-    """One of the persona's probes, drawn anew each time."""
-    probes = () if voice_picker.is_remote(chosen) else voice_picker.find_adapter(chosen).card.probes
+def open_adapter_votes(slug: str, adapter_id: str, visitor_key: str) -> VoteLog:
+    return blind_votes.open_vote_log(voice_picker.conversation_dir(slug, adapter_id), visitor_key)
+
+
+def draw_probe(adapter_id: str) -> str:
+    """One of the persona's probes at random; "" where there is none."""
+    probes = () if voice_picker.is_remote(adapter_id) else voice_picker.find_adapter(adapter_id).card.probes
     return random.choice(probes) if probes else ""
 
 
 def ask_both(
-    said: str, key: str, slug: str, chosen: str, rival: str, strength: float, *knobs: float
-) -> Iterator[tuple]:
-    """Both answers, on sides that were drawn. Yields (left, right, question id, status, four buttons, reveal).
+    question: str, visitor_key: str, slug: str, adapter_id: str, rival: str, *settings: Any
+) -> Iterator[VoteView]:
+    """Stream both answers, on random sides. settings: the SamplingSettings.
 
-    Nothing is shown before both are complete: which of them ends first would tell who is who.
+    Nothing is shown before both are complete: which one ends first would give away who is who.
     """
-    sampling, book = sampling_from_controls(knobs), open_vote_log_of(slug, chosen, key)
-    for words in report_loading(chosen):
-        yield _panel_update("", "", "", words, False)
-    cast = voice_picker.open_comparison(slug, chosen, [rival], strength)
-    sides = [VoteSide(v) for v in cast.voices]
-    question = blind_votes.draw_question(book, said, sides, cast.card.system, {"seed": sampling.seed})
-    order = [cast.voices.index(side.voice) for side in (question.left, question.right)]
-    drawn = replace(cast, speakers=tuple(cast.speakers[n] for n in order), voices=tuple(cast.voices[n] for n in order))
-    for replies in drawn.answer([(), ()], said, sampling):
-        longest = max(r.tokens for r in replies)
+    sampling_settings = SamplingSettings(*settings)
+    sampling, votes = sampling_settings.to_sampling(), open_adapter_votes(slug, adapter_id, visitor_key)
+    for text in report_loading(adapter_id):
+        yield _answers_update("", "", "", text, False)
+    comparison = voice_picker.open_comparison(slug, adapter_id, [rival], sampling_settings.strength)
+    sides = [VoteSide(voice) for voice in comparison.voices]
+    drawn = blind_votes.draw_question(votes, question, sides, comparison.card.system, {"seed": sampling.seed})
+    order = [comparison.voices.index(side.voice) for side in (drawn.left, drawn.right)]
+    comparison = replace(
+        comparison,
+        speakers=tuple(comparison.speakers[n] for n in order),
+        voices=tuple(comparison.voices[n] for n in order),
+    )
+    for replies in comparison.answer([(), ()], question, sampling):
+        longest = max(reply.tokens for reply in replies)
         status = t("Both are writing: {n} of at most {most} tokens", n=longest, most=sampling.max_new_tokens)
-        yield _panel_update("", "", "", status, False)
-    if wrong := next((r.error for r in replies if r.error), ""):
-        raise PersonaError(Message.of(wrong))
-    answers = [ConversationAnswer(s.voice, r.text, r.tokens, r.ended)
-               for s, r in zip((question.left, question.right), replies, strict=True)]  # fmt: skip
-    told = blind_votes.redact_question(blind_votes.record_answers(book, question.id, answers))
-    yield _panel_update(told["left"], told["right"], told["question"], t("Which one is the persona?"), True)
+        yield _answers_update("", "", "", status, False)
+    if error := next((reply.error for reply in replies if reply.error), ""):
+        raise PersonaError(Message.of(error))
+    answers = [ConversationAnswer(voice, reply.text, reply.tokens, reply.ended)
+               for voice, reply in zip(comparison.voices, replies, strict=True)]  # fmt: skip
+    shown = blind_votes.redact_question(blind_votes.record_answers(votes, drawn.id, answers))
+    yield _answers_update(shown["left"], shown["right"], shown["question"], t("Which one is the persona?"), True)
 
 
-def _panel_update(left: str, right: str, question: str, status: str, ready: bool) -> tuple:
-    buttons = [gr.Button(interactive=ready) for _ in VOTE_CHOICES]
-    return (_answer_html(left), _answer_html(right), question, status, *buttons, "", gr.Row(visible=False))
+def _answers_update(left: str, right: str, question_id: str, status: str, ready: bool) -> VoteView:
+    view = VoteView(
+        _answer_html(left), _answer_html(right), question_id, status, reveal="", correction=gr.Row(visible=False)
+    )
+    return view.with_buttons(interactive=ready)
 
 
 def _answer_html(text: str) -> str:
     return f"<div class='card answer'>{escape(text.strip()) or '<span class=quiet>…</span>'}</div>"
 
 
-def cast_vote(choice: str, question: str, key: str, slug: str, chosen: str) -> tuple:
-    """Keep the vote; say who was who. Returns (status, four buttons, reveal, corrections row)."""
-    voted = blind_votes.record_vote(open_vote_log_of(slug, chosen, key), question, choice)
+def cast_vote(choice: str, question_id: str, visitor_key: str, slug: str, adapter_id: str) -> VoteView:
+    """Save the vote, and show which voice wrote which answer."""
+    voted = blind_votes.record_vote(open_adapter_votes(slug, adapter_id, visitor_key), question_id, choice)
     names = "".join(
         f"<div><span class='quiet'>{side}</span> <b>{escape(voice_picker.record_label(s.voice))}</b></div>"
         for side, s in ((t("left"), voted.left), (t("right"), voted.right))
     )
-    buttons = [gr.Button(interactive=False) for _ in VOTE_CHOICES]
-    return (
-        t("Voted."), *buttons, f"<div class='reveal'>{names}</div>{tally_html(slug, chosen, key)}",
-        gr.Row(visible=bool(slug)),
-    )  # fmt: skip
+    reveal = f"<div class='reveal'>{names}</div>{tally_html(slug, adapter_id, visitor_key)}"
+    view = VoteView(status=t("Voted."), reveal=reveal, correction=gr.Row(visible=bool(slug)))
+    return view.with_buttons(interactive=False)
 
 
-def tally_html(slug: str, chosen: str, key: str) -> str:
-    """Win rate with its interval for every two voices that were voted on, and how many more votes would settle it."""
-    found = (
-        blind_votes.tally_all(blind_votes.read_blind_questions(open_vote_log_of(slug, chosen, key)))
-        if chosen and key
-        else []
-    )
-    if not found:
+def tally_html(slug: str, adapter_id: str, visitor_key: str) -> str:
+    """For every two voices with votes: the win rate with its interval, and how many more votes would settle it."""
+    tallies = []
+    if adapter_id and visitor_key:
+        votes = open_adapter_votes(slug, adapter_id, visitor_key)
+        tallies = blind_votes.tally_all(blind_votes.read_blind_questions(votes))
+    if not tallies:
         return f"<div class='quiet'>{t('No votes yet. Ask a question; the names are shown after the vote.')}</div>"
-    return "".join(map(_tally_card, found))
+    return "".join(map(_tally_card, tallies))
 
 
-def _tally_card(c: blind_votes.Tally) -> str:
-    first, second = voice_picker.record_label(c.first), voice_picker.record_label(c.second)
-    counts = {first: c.wins, second: c.losses, t("equally good"): c.ties, t("both bad"): c.both_bad}
-    bars = bars_html([(words, count, str(count)) for words, count in counts.items()])
-    two = {"first": escape(first), "second": escape(second)}
-    head = t("<b>{first}</b> against <b>{second}</b>, {n} votes", **two, n=c.votes)
-    if c.votes == 1:
-        head = t("<b>{first}</b> against <b>{second}</b>, 1 vote", **two)
+def _tally_card(tally: blind_votes.Tally) -> str:
+    first, second = voice_picker.record_label(tally.first), voice_picker.record_label(tally.second)
+    counts = {first: tally.wins, second: tally.losses, t("equally good"): tally.ties, t("both bad"): tally.both_bad}
+    bars = bars_html([(label, count, str(count)) for label, count in counts.items()])
+    names = {"first": escape(first), "second": escape(second)}
+    head = t("<b>{first}</b> against <b>{second}</b>, {n} votes", **names, n=tally.votes)
+    if tally.votes == 1:
+        head = t("<b>{first}</b> against <b>{second}</b>, 1 vote", **names)
     return (
-        f"<div class='card'>{head}{bars}<p>{_rate(c, first)}{escape(localized(c.outlook))}</p>"
-        f"<p class='quiet'>{escape(localized(c.sides))}</p></div>"
+        f"<div class='card'>{head}{bars}<p>{_win_rate_text(tally, first)}{escape(localized(tally.evidence))}</p>"
+        f"<p class='quiet'>{escape(localized(tally.side_bias))}</p></div>"
     )
 
 
-def _rate(c: blind_votes.Tally, first: str) -> str:
-    if c.rate.value is None:
+def _win_rate_text(tally: blind_votes.Tally, first: str) -> str:
+    rate = tally.rate
+    if rate.value is None:
         return ""
-    words = t("{name} wins <b>{rate}</b> of the decided votes (95 % interval {low} to {high}).", name=escape(first),
-              rate=f"{c.rate.value:.0%}", low=f"{c.rate.low:.0%}", high=f"{c.rate.high:.0%}")  # fmt: skip
-    return f"{words} "
+    text = t("{name} wins <b>{rate}</b> of the decided votes (95 % interval {low} to {high}).", name=escape(first),
+             rate=f"{rate.value:.0%}", low=f"{rate.low:.0%}", high=f"{rate.high:.0%}")  # fmt: skip
+    return f"{text} "
 
 
-def add_correction(question: str, own: str, key: str, slug: str, chosen: str) -> str:
-    """The better answer, or one written by hand, becomes a pair."""
-    found = _find_voted(question, key, slug, chosen)
-    return localized(
-        corrections.append_correction(
-            open_current_persona(slug), corrections.pair_from_vote(found, own.strip())
-        ).message
-    )
+def add_correction(question_id: str, correction: str, visitor_key: str, slug: str, adapter_id: str) -> str:
+    """Add a pair with the better answer, or with the correction if one is given. Returns a message."""
+    persona = open_current_persona(slug)
+    pair = corrections.pair_from_vote(_find_voted(question_id, visitor_key, slug, adapter_id), correction.strip())
+    return localized(corrections.append_correction(persona, pair).message)
 
 
-def _find_voted(question: str, key: str, slug: str, chosen: str) -> BlindQuestion:
-    for q in blind_votes.read_blind_questions(open_vote_log_of(slug, chosen, key)):
-        if q.id == question and q.choice:
-            return q
+def _find_voted(question_id: str, visitor_key: str, slug: str, adapter_id: str) -> BlindQuestion:
+    for question in blind_votes.read_blind_questions(open_adapter_votes(slug, adapter_id, visitor_key)):
+        if question.id == question_id and question.choice:
+            return question
     raise PersonaError("Vote first: then the answer can go to the pairs.")
 
 
-def export_votes(key: str, slug: str, chosen: str) -> str:
-    """The votes as preference rows for TRL's DPOTrainer."""
-    made = dpo_export.collect_preferences(blind_votes.read_blind_questions(open_vote_log_of(slug, chosen, key)))
-    if not made.rows:
+def export_votes(visitor_key: str, slug: str, adapter_id: str) -> str:
+    """The votes as preference rows for TRL's DPOTrainer. Returns the file's path."""
+    questions = blind_votes.read_blind_questions(open_adapter_votes(slug, adapter_id, visitor_key))
+    preferences = dpo_export.collect_preferences(questions)
+    if not preferences.rows:
         raise PersonaError("No vote prefers one answer yet, so there is nothing to export. Vote left or right first.")
     path = download_path("preferences.jsonl")
-    path.write_text("".join(dpo_export.dump_rows(made.rows)), encoding="utf-8")
+    path.write_text("".join(dpo_export.dump_rows(preferences.rows)), encoding="utf-8")
     return str(path)
 
 
-def build(page: Page, key: gr.State, strength: gr.Slider, knobs: list[Any], opened: list[Any]) -> None:
-    """opened: events on which the tally is shown anew."""
+class _Controls(NamedTuple):
+    """The components of the tab."""
+
+    question: gr.Textbox
+    draw: gr.Button
+    rival: gr.Dropdown
+    ask: gr.Button
+    view: VoteView
+    correction: gr.Textbox
+    add: gr.Button
+    export: gr.DownloadButton
+
+
+def build(page: Page, visitor_key: gr.BrowserState, settings: SamplingSettings, opened: Sequence[Any]) -> None:
+    """The tab. opened: events on which the tally is shown anew."""
+    _connect_events(page, visitor_key, settings, opened, _build_layout())
+
+
+def _build_layout() -> _Controls:
     gr.Markdown(t("Two answers without names, on random sides. Vote, then see which voice wrote which."))
     with gr.Row(elem_classes="slim"):
-        said = gr.Textbox(
+        question = gr.Textbox(
             label=t("Question"), placeholder=t("Ask both"), scale=5, min_width=260, elem_id="blind-question"
         )
         draw = gr.Button(t("Another question"), scale=1, min_width=150)
         rival = gr.Dropdown(
-            voice_picker.list_bases()[:1],
-            value=voice_picker.BASE_WITH_PROMPT,
-            scale=2,
-            min_width=200,
-            label=t("Against"),
-            elem_id="blind-rival",
-        )
-        begin = gr.Button(t("Ask both"), variant="primary", scale=1, min_width=120, elem_id="blind-ask")
+            voice_picker.list_bases()[:1], value=voice_picker.BASE_WITH_PROMPT,
+            scale=2, min_width=200, label=t("Against"), elem_id="blind-rival",
+        )  # fmt: skip
+        ask = gr.Button(t("Ask both"), variant="primary", scale=1, min_width=120, elem_id="blind-ask")
     status = gr.HTML(elem_classes="quiet status", elem_id="blind-status")
     with gr.Row():
         left = gr.HTML(elem_id="blind-left")
         right = gr.HTML(elem_id="blind-right")
     with gr.Row():
-        buttons = {choice: gr.Button(t(words), interactive=False, min_width=140, elem_id=f"vote-{choice}")
-                   for choice, words in VOTE_CHOICES.items()}  # fmt: skip
-    question = gr.State("")
-    reveal = gr.HTML(elem_id="blind-reveal")
-    with gr.Row(visible=False) as after:
-        own = gr.Textbox(label=t("What the persona should have said (empty: the better answer as it is)"), scale=4)
-        send = gr.Button(t("Add to the pairs"), scale=1, min_width=140, elem_id="vote-to-pairs")
-    download = gr.DownloadButton(t("Export votes for DPO (JSON lines)"), size="sm", scale=0, elem_id="export-votes")
-
-    draw.click(show_errors(draw_probe), page.adapter, said, **QUIET)
-    everything = [left, right, question, status, *buttons.values(), reveal, after]
-    gr.on(
-        [begin.click, said.submit], wait_in_queue(ask_both, everything, status),
-        [said, key, page.slug, page.adapter, rival, strength, *knobs], everything,
-        concurrency_limit=None, **QUIET,
-    )  # fmt: skip
-    for choice, button in buttons.items():
-        button.click(
-            show_errors(lambda q, k, s, a, choice=choice: cast_vote(choice, q, k, s, a)),
-            [question, key, page.slug, page.adapter],
-            [status, *buttons.values(), reveal, after],
-            **QUIET,
+        vote_left, vote_tie, vote_bad, vote_right = (
+            gr.Button(t(label), interactive=False, min_width=140, elem_id=f"vote-{choice}")
+            for choice, label in VOTE_CHOICES.items()
         )
-    send.click(show_errors(add_correction), [question, own, key, page.slug, page.adapter], status, **QUIET)
-    download.click(show_errors(export_votes), [key, page.slug, page.adapter], download, api_visibility="private")
+    reveal = gr.HTML(elem_id="blind-reveal")
+    with gr.Row(visible=False) as row:
+        correction = gr.Textbox(
+            label=t("What the persona should have said (empty: the better answer as it is)"), scale=4
+        )
+        add = gr.Button(t("Add to the pairs"), scale=1, min_width=140, elem_id="vote-to-pairs")
+    export = gr.DownloadButton(t("Export votes for DPO (JSON lines)"), size="sm", scale=0, elem_id="export-votes")
+    view = VoteView(left, right, gr.State(""), status, vote_left, vote_tie, vote_bad, vote_right, reveal, row)
+    return _Controls(question, draw, rival, ask, view, correction, add, export)
+
+
+def _connect_events(
+    page: Page, visitor_key: gr.BrowserState, settings: SamplingSettings, opened: Sequence[Any], c: _Controls
+) -> None:
+    view, slug, adapter = c.view, page.slug, page.adapter
+    c.draw.click(show_errors(draw_probe), adapter, c.question, **QUIET)
+    gr.on(
+        [c.ask.click, c.question.submit],
+        wait_in_queue(ask_both, view, view.status),
+        [c.question, visitor_key, slug, adapter, c.rival, *settings],
+        view,
+        concurrency_limit=None,
+        **QUIET,
+    )
+    buttons = (view.vote_left, view.vote_tie, view.vote_bad, view.vote_right)
+    for choice, button in zip(VOTE_CHOICES, buttons, strict=True):
+        button.click(
+            show_errors(partial(cast_vote, choice)), [view.question_id, visitor_key, slug, adapter], view, **QUIET
+        )
+    c.add.click(
+        show_errors(add_correction), [view.question_id, c.correction, visitor_key, slug, adapter], view.status, **QUIET
+    )
+    c.export.click(show_errors(export_votes), [visitor_key, slug, adapter], c.export, api_visibility="private")
     gr.on(
         opened,
-        show_errors(lambda s, a, k: (tally_html(s, a, k), _rival_dropdown(s, a))),
-        [page.slug, page.adapter, key],
-        [reveal, rival],
+        show_errors(lambda slug, adapter, key: (tally_html(slug, adapter, key), _rival_dropdown(slug, adapter))),
+        [slug, adapter, visitor_key],
+        [view.reveal, c.rival],
         **QUIET,
     )
 
 
-def _rival_dropdown(slug: str, chosen: str) -> gr.Dropdown:
-    return gr.Dropdown([v for v in voice_picker.list_other_voices(slug, chosen) if v[1] != chosen])
+def _rival_dropdown(slug: str, adapter_id: str) -> gr.Dropdown:
+    return gr.Dropdown([v for v in voice_picker.list_other_voices(slug, adapter_id) if v[1] != adapter_id])

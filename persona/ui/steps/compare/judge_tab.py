@@ -1,4 +1,4 @@
-"""Step 4, did it learn? One report, with a verdict in plain words."""
+"""Step 4, tab Did it learn?: evaluate the adapter, and show the report with its verdict."""
 
 from typing import Any
 
@@ -17,46 +17,46 @@ from persona.write import llm_client
 
 
 def not_measured_html() -> str:
-    words = t(
+    text = t(
         "Not measured yet. It takes a few minutes: base and persona answer held-out questions, "
         "probes and general questions, and one paragraph sums up the result."
     )
-    return f"<div class='quiet'>{words}</div>"
+    return f"<div class='quiet'>{text}</div>"
 
 
-def measure_adapter(chosen: str, judge: bool, progress: gr.Progress = gr.Progress()) -> tuple[str, str]:
-    """Evaluate the adapter; returns the report for the page and as a file."""
+def measure_adapter(adapter_id: str, judge: bool, progress: gr.Progress = gr.Progress()) -> tuple[str, str]:
+    """Evaluate the adapter. Returns the report as HTML, and the path of its file. judge: ask another model too."""
     from persona.judge import evaluate, report_html, scoring  # with it comes torch
 
-    def tell(p: scoring.EvalProgress) -> None:
-        words = localized(p.doing)
+    def show_progress(p: scoring.EvalProgress) -> None:
+        text = localized(p.doing)
         if p.seconds_left is not None:
-            words = t("{doing}, {time} left", doing=localized(p.doing), time=format_duration(p.seconds_left))
-        progress(p.share, desc=words)
+            text = t("{doing}, {time} left", doing=localized(p.doing), time=format_duration(p.seconds_left))
+        progress(p.share, desc=text)
 
-    adapter = voice_picker.find_adapter(chosen)
-    report = evaluate.evaluate_adapter(adapter, judge=judge, visitor=visitor_key(), progress=tell)
+    adapter = voice_picker.find_adapter(adapter_id)
+    report = evaluate.evaluate_adapter(adapter, judge=judge, visitor=visitor_key(), progress=show_progress)
     if run := evaluate.run_of(adapter):
         evaluate.save_report(report, run)
     return report_html.render_fragment(report, localized), _report_file(report)
 
 
-def last_report(chosen: str) -> tuple[str, Any]:
-    """The report that was made before, if there is one for this very adapter."""
-    ref = AdapterRef.parse_id(chosen) if chosen else None
+def last_report(adapter_id: str) -> tuple[str, Any]:
+    """The saved report of the adapter's run, or a note that there is none."""
+    ref = AdapterRef.parse_id(adapter_id) if adapter_id else None
     if ref is None or ref.kind is not RefKind.RUN or ref.step is not None:
         return not_measured_html(), gr.skip()
-    file = voice_picker.find_adapter(chosen).path.parent / "report.json"
+    file = voice_picker.find_adapter(adapter_id).path.parent / "report.json"
     if not file.is_file() or not (file.parent / "run.json").is_file():
         return not_measured_html(), gr.skip()
     from persona.judge import evaluate, report_html
 
     report = evaluate.load_report(file)
-    chosen_at = run_folder.Run(file.parent).progress().chosen
+    chosen_step = run_folder.Run(file.parent).progress().chosen
     note = ""
     if (file.parent / "adapter").stat().st_mtime > file.stat().st_mtime:
-        old = t("Measured before step {step} became the adapter: measure again.", step=chosen_at)
-        note = f"<div class='hint'>{old}</div>"
+        outdated = t("Measured before step {step} became the adapter: measure again.", step=chosen_step)
+        note = f"<div class='hint'>{outdated}</div>"
     return note + report_html.render_fragment(report, localized), _report_file(report)
 
 
@@ -69,11 +69,11 @@ def _report_file(report: Any) -> str:
 
 
 def build(page: Page, opened: list[Any]) -> None:
-    """opened: events on which the last report is shown."""
+    """The tab. opened: events on which the last report is shown."""
     gr.Markdown(t("Measured on what was left out of the training: did it learn, did it forget, does it stop?"))
     with gr.Row(elem_classes="slim"):
-        begin = gr.Button(t("Measure"), variant="primary", scale=0, min_width=130, elem_id="measure")
-        halt = gr.Button(t("Stop"), variant="stop", scale=0, min_width=90)
+        measure = gr.Button(t("Measure"), variant="primary", scale=0, min_width=130, elem_id="measure")
+        stop = gr.Button(t("Stop"), variant="stop", scale=0, min_width=90)
         judge = gr.Checkbox(
             label=t("Ask another model to judge too (blindly)"),
             visible=llm_client.endpoint_from_env() is not None,
@@ -82,7 +82,7 @@ def build(page: Page, opened: list[Any]) -> None:
         )
         save = gr.DownloadButton(t("Save the report"), scale=0, min_width=190, elem_id="save-report")
     report = gr.HTML(not_measured_html(), elem_id="report")
-    running = begin.click(
+    running = measure.click(
         zerogpu.request_gpu(300)(show_errors(measure_adapter)),
         [page.adapter, judge],
         [report, save],
@@ -91,5 +91,5 @@ def build(page: Page, opened: list[Any]) -> None:
         api_visibility="private",
         show_progress_on=report,
     )
-    halt.click(None, cancels=[running])
+    stop.click(None, cancels=[running])
     gr.on(opened, show_errors(last_report), page.adapter, [report, save], **QUIET)

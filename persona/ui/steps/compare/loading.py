@@ -1,4 +1,4 @@
-"""Step 4, before the first word: what is waited for, and how far it is."""
+"""Step 4, before an answer: load or download the base model, and show the progress."""
 
 import contextvars
 import threading
@@ -14,15 +14,15 @@ from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
 
 
-def report_loading(chosen: str) -> Iterator[str]:
-    """HTML, to be shown until the model of `chosen` answers. Its base is on this machine afterwards.
+def report_loading(adapter_id: str) -> Iterator[str]:
+    """HTML to show until the model answers. The adapter's base is on this machine afterwards.
 
-    Raises BaseError when the base cannot be had.
+    Raises BaseError when the base cannot be downloaded.
     """
-    if voice_picker.is_remote(chosen):
+    if voice_picker.is_remote(adapter_id):
         yield t("Asking the other server …")
         return
-    main = voice_picker.find_adapter(chosen)
+    main = voice_picker.find_adapter(adapter_id)
     if bases.find_local_base(main.base_id, main.base_revision) is not None:
         yield t("Loading the model: a few seconds, for the first question only …")
         return
@@ -32,18 +32,18 @@ def report_loading(chosen: str) -> Iterator[str]:
 
 
 def _report_download(main: Adapter) -> Iterator[str]:
-    """What the base's fetching tells, as it tells it: a handler can only show what it yields."""
-    told: SimpleQueue[str | None] = SimpleQueue()
-    work: Future[bases.Base] = Future()
-    visitor = contextvars.copy_context()
+    """The progress messages of the base's download, from a thread: a handler can only show what it yields."""
+    messages: SimpleQueue[str | None] = SimpleQueue()
+    download: Future[bases.Base] = Future()
+    context = contextvars.copy_context()  # whose request this is
 
-    def fetch() -> None:
+    def run() -> None:
         try:
-            work.set_result(visitor.run(session.base_of, main, progress=told.put))
+            download.set_result(context.run(session.base_of, main, progress=messages.put))
         except BaseException as e:
-            work.set_exception(e)
-        told.put(None)
+            download.set_exception(e)
+        messages.put(None)
 
-    threading.Thread(target=fetch, daemon=True).start()
-    yield from iter(told.get, None)
-    work.result()
+    threading.Thread(target=run, daemon=True).start()
+    yield from iter(messages.get, None)
+    download.result()

@@ -1,10 +1,10 @@
-"""Step 5, Share: a zip, the Hub, a link that opens the comparison."""
+"""Step 5, Share: the adapter as a zip, on the Hub, or as a link that opens the comparison."""
 
 from html import escape
 
 import gradio as gr
 
-from persona.models import adapter
+from persona.models.adapter import Adapter
 from persona.share import archive, hub, refresh_card
 from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.store import deployment
@@ -25,59 +25,59 @@ SPACE_LINK = (
 )
 
 
-def open_chosen_adapter(chosen: str) -> adapter.Adapter:
-    """The chosen adapter; of a run's, the card is first brought up to what is known of it now."""
-    found = find_adapter(chosen)
-    if AdapterRef.parse_id(chosen).kind is RefKind.RUN:
-        refresh_card.refresh_model_card(found.path, find_card(chosen))
-    return find_adapter(chosen)
+def open_chosen_adapter(adapter_id: str) -> Adapter:
+    """The chosen adapter. If a run trained it, its model card is first brought up to date with the persona's card."""
+    if AdapterRef.parse_id(adapter_id).kind is RefKind.RUN:
+        refresh_card.refresh_model_card(find_adapter(adapter_id).path, find_card(adapter_id))
+    return find_adapter(adapter_id)
 
 
-def make_zip(chosen: str) -> str:
-    """The adapter as a zip with a sensible name, in a temporary folder that the page may serve from."""
-    a = open_chosen_adapter(chosen)
-    return str(archive.pack_adapter(a.path, download_path(f"{slugify(a.card.name)}-adapter.zip")))
+def make_zip(adapter_id: str) -> str:
+    """The adapter as a zip named after the persona. Returns its path."""
+    adapter = open_chosen_adapter(adapter_id)
+    return str(archive.pack_adapter(adapter.path, download_path(f"{slugify(adapter.card.name)}-adapter.zip")))
 
 
-def contents_html(chosen: str) -> str:
-    """What would leave this machine: the files of the allow-list and whose text it is."""
-    if not chosen:
+def contents_html(adapter_id: str) -> str:
+    """What would leave this machine: the adapter's files, and whose text it was trained on."""
+    if not adapter_id:
         return f'<div class="hint">{t("There is no adapter to share yet. Train one in step 3.")}</div>'
-    a = open_chosen_adapter(chosen)
-    present = archive.list_adapter_files(a.path)
-    size = sum(file.stat().st_size for file in present)
+    adapter = open_chosen_adapter(adapter_id)
+    files = archive.list_adapter_files(adapter.path)
+    size = sum(file.stat().st_size for file in files)
     rights = t("Rights: not stated. Fill them in in step 1, tab Who it is, before you publish")
-    if a.card.rights:
-        rights = t("Rights: {rights}", rights=escape(a.card.rights))
-    head = t("<b>{name}</b>, {size} MB. These files and no others leave this machine:", name=escape(a.card.name),
+    if adapter.card.rights:
+        rights = t("Rights: {rights}", rights=escape(adapter.card.rights))
+    head = t("<b>{name}</b>, {size} MB. These files and no others leave this machine:", name=escape(adapter.card.name),
              size=f"{size / 1e6:.1f}")  # fmt: skip
     return (
-        f"<div class='card'>{head}<br><code>{'</code> <code>'.join(f.name for f in present)}</code>"
+        f"<div class='card'>{head}<br><code>{'</code> <code>'.join(f.name for f in files)}</code>"
         f"<div class='quiet'>{rights}</div></div>"
     )
 
 
 def push_to_hub(
-    chosen: str, repo: str, public: bool, app_url: str, visitor: gr.OAuthToken | None,
+    adapter_id: str, repo: str, public: bool, app_url: str, visitor: gr.OAuthToken | None,
     progress: gr.Progress = gr.Progress(),
 ) -> tuple[str, str]:  # fmt: skip
-    """Upload; returns a notice and the share link. On a Space it is the visitor's own token, kept in their session."""
+    """Upload the adapter. Returns a notice and the share link. visitor: who is signed in on a Space."""
     progress(None, desc=t("Uploading to the Hub …"))
-    # off a Space, Gradio's sign-in is a mock whose token is none
+    # outside a Space, Gradio's sign-in is a mock, and its token is not a token of the Hub
     token = visitor.token if visitor and deployment.has_sign_in() else None
-    done = hub.push_adapter(open_chosen_adapter(chosen).path, repo.strip(), public=public, app_url=app_url, token=token)
-    url = escape(done["url"])
+    path = open_chosen_adapter(adapter_id).path
+    pushed = hub.push_adapter(path, repo.strip(), public=public, app_url=app_url, token=token)
+    url = escape(pushed["url"])
     link = f'<a href="{url}">{url}</a>'
-    words = t("On the Hub, private: {link}", link=link)
-    if not done["private"]:
-        words = t("On the Hub, public: {link}", link=link)
-    return f'<div class="good">{words}</div>', done["link"]
+    text = t("On the Hub, private: {link}", link=link)
+    if not pushed["private"]:
+        text = t("On the Hub, public: {link}", link=link)
+    return f'<div class="good">{text}</div>', pushed["link"]
 
 
 def page_address(request: gr.Request) -> str:
     """The address that links open: the Space's own, else the one that this page was opened at."""
-    opened = request.headers.get("origin") or f"http://{request.headers.get('host', '127.0.0.1:7860')}"
-    return deployment.space_url() or str(opened)
+    origin = request.headers.get("origin") or f"http://{request.headers.get('host', '127.0.0.1:7860')}"
+    return deployment.space_url() or str(origin)
 
 
 def build(page: Page, step: gr.Step) -> None:
@@ -88,33 +88,38 @@ def build(page: Page, step: gr.Step) -> None:
         )
     )
     about = gr.HTML(elem_id="share-about")
+    gr.on([step.select, page.adapter.change], show_errors(contents_html), page.adapter, about, **QUIET)
     with gr.Row():
         with gr.Column(elem_classes="card", min_width=280):
-            gr.Markdown(
-                t("**As a file**\n\nA zip that opens in anyone's Persona: step Compare, *Open an adapter zip*.")
-            )
-            make = gr.Button(t("Make the zip"), variant="primary", elem_id="make-zip")
-            file = gr.File(label=t("The zip"), interactive=False, visible=False, elem_id="zip-file")
+            _build_zip(page, about)
         with gr.Column(elem_classes="card", min_width=280):
-            gr.Markdown(t(SPACE_LINK if deployment.has_sign_in() else HOME_LINK))
-            if deployment.has_sign_in():
-                gr.LoginButton(elem_id="sign-in")
-            repo = gr.Textbox(label=t("Name on the Hub"), placeholder=t("you/zhen-huan"), elem_id="repo")
-            public = gr.Checkbox(label=t("Public: anyone can open it"))
-            upload = gr.Button(t("Push to the Hub"), elem_id="push")
-            done = gr.HTML(elem_id="push-status")
-            link = gr.Textbox(label=t("Link"), interactive=False, buttons=["copy"], elem_id="share-link")
+            _build_hub(page)
     with gr.Column(elem_classes="card"):
         export_tab.build(page)
     if deployment.is_hf_space():
         gr.Markdown(t("What you make on this Space is stored on its disk, which others use too. For your own work:"))
         gr.DuplicateButton(t("Duplicate this Space"), elem_id="duplicate")
-    address = gr.State("")
 
-    gr.on([step.select, page.adapter.change], show_errors(contents_html), page.adapter, about, **QUIET)
+
+def _build_zip(page: Page, about: gr.HTML) -> None:
+    gr.Markdown(t("**As a file**\n\nA zip that opens in anyone's Persona: step Compare, *Open an adapter zip*."))
+    make = gr.Button(t("Make the zip"), variant="primary", elem_id="make-zip")
+    file = gr.File(label=t("The zip"), interactive=False, visible=False, elem_id="zip-file")
     make.click(show_errors(make_zip), page.adapter, file, api_visibility="private", show_progress_on=about).success(
         lambda: gr.File(visible=True), None, file, **QUIET
     )
-    upload.click(page_address, None, address, **QUIET).then(
-        show_errors(push_to_hub), [page.adapter, repo, public, address], [done, link], api_visibility="private"
+
+
+def _build_hub(page: Page) -> None:
+    gr.Markdown(t(SPACE_LINK if deployment.has_sign_in() else HOME_LINK))
+    if deployment.has_sign_in():
+        gr.LoginButton(elem_id="sign-in")
+    repo = gr.Textbox(label=t("Name on the Hub"), placeholder=t("you/zhen-huan"), elem_id="repo")
+    public = gr.Checkbox(label=t("Public: anyone can open it"))
+    push = gr.Button(t("Push to the Hub"), elem_id="push")
+    status = gr.HTML(elem_id="push-status")
+    link = gr.Textbox(label=t("Link"), interactive=False, buttons=["copy"], elem_id="share-link")
+    address = gr.State("")  # of this page
+    push.click(page_address, None, address, **QUIET).then(
+        show_errors(push_to_hub), [page.adapter, repo, public, address], [status, link], api_visibility="private"
     )

@@ -1,4 +1,4 @@
-"""Step 5, for other programs: a whole model, GGUF, a character card, data sets."""
+"""Step 5, for other programs: merged model, GGUF, character card, data sets."""
 
 import shutil
 from pathlib import Path
@@ -23,52 +23,54 @@ EXPORT_CHOICES = {
 }
 
 
-def make_export(chosen: str, what: str, picture: str | None, progress: gr.Progress = gr.Progress()) -> tuple[str, str]:
-    """Write the form that was chosen. Returns a file to save (folders as a zip) and what to know about it."""
-    adapter = voice_picker.find_adapter(chosen)
-    form, wishes, ending = EXPORT_CHOICES[what]
-    if picture and form is ExportFormat.card:
-        wishes = ExportOptions(picture=Path(picture))
-    out = download_path(slugify(adapter.card.name) + (ending or f"-{form}"))
-    # of a run, the run's folder: its pairs go into cards and data sets
-    inside = adapter.path.parent if adapter.path.name == "adapter" else adapter.path
-    made = formats.write_export(
-        inside if form in (ExportFormat.card, ExportFormat.dataset) else adapter.path,
+def make_export(
+    adapter_id: str, choice: str, picture: str | None, progress: gr.Progress = gr.Progress()
+) -> tuple[str, str]:
+    """Write one of EXPORT_CHOICES. Returns the path of a file (of a folder, its zip), and notes on it."""
+    adapter = voice_picker.find_adapter(adapter_id)
+    format, options, suffix = EXPORT_CHOICES[choice]
+    if picture and format is ExportFormat.card:
+        options = ExportOptions(picture=Path(picture))
+    out = download_path(slugify(adapter.card.name) + (suffix or f"-{format}"))
+    source = adapter.path
+    if format in (ExportFormat.card, ExportFormat.dataset) and source.name == "adapter":
+        source = source.parent  # the run's folder: its pairs go into cards and data sets
+    result = formats.write_export(
+        source,
         out,
-        form,
-        wishes,
+        format,
+        options,
         lambda text: progress(None, desc=localized(text)),
     )
     if out.is_dir():
         progress(None, desc=t("Packing …"))
         out = Path(shutil.make_archive(str(out), "zip", out.parent, out.name))
-    return str(out), " ".join([*map(localized, made.get("notes", [])), *_difference_note(made)])
+    return str(out), " ".join([*map(localized, result.get("notes", [])), *_difference_note(result)])
 
 
-def _difference_note(made: dict[str, Any]) -> list[str]:
-    found = made.get("difference")
-    return (
-        [t("The likeliest token is the same as on this page in {share} of the cases.", share=f"{found['same']:.1%}")]
-        if found
-        else []
-    )
+def _difference_note(result: dict[str, Any]) -> list[str]:
+    """How much the export differs from the adapter on this page, where that was measured."""
+    if not (difference := result.get("difference")):
+        return []
+    share = f"{difference['same']:.1%}"
+    return [t("The likeliest token is the same as on this page in {share} of the cases.", share=share)]
 
 
 def build(page: Page) -> None:
     gr.Markdown(t("**For other programs**\n\nThe adapter or the pairs, in formats that other programs read."))
-    what = gr.Dropdown(
-        [(t(form), form) for form in EXPORT_CHOICES],
+    choice = gr.Dropdown(
+        [(t(choice), choice) for choice in EXPORT_CHOICES],
         value=next(iter(EXPORT_CHOICES)),
         label=t("Export as"),
         elem_id="export-form",
     )
     picture = gr.File(label=t("Picture for the card (if empty, one is drawn)"), file_types=["image"], height=110,
                       visible=False, elem_id="export-picture")  # fmt: skip
-    begin = gr.Button(t("Make the export"), elem_id="export")
+    export = gr.Button(t("Make the export"), elem_id="export")
     file = gr.File(label=t("Ready to save"), interactive=False, visible=False, elem_id="export-file")
     status = gr.HTML(elem_classes="quiet", elem_id="export-status")
-    what.change(lambda w: gr.File(visible=EXPORT_CHOICES[w][2] == ".png"), what, picture, **QUIET)
-    begin.click(
-        show_errors(make_export), [page.adapter, what, picture], [file, status], api_visibility="private",
-        concurrency_id="export", concurrency_limit=1, show_progress_on=what,
+    choice.change(lambda c: gr.File(visible=EXPORT_CHOICES[c][2] == ".png"), choice, picture, **QUIET)
+    export.click(
+        show_errors(make_export), [page.adapter, choice, picture], [file, status], api_visibility="private",
+        concurrency_id="export", concurrency_limit=1, show_progress_on=choice,
     ).success(lambda: gr.File(visible=True), None, file, **QUIET)  # fmt: skip

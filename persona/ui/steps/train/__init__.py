@@ -29,8 +29,7 @@ def on_start(slug: str, preset: str, *form: Any) -> str:
     """
     persona = open_current_persona(slug)
     config, seconds = fit_settings(persona, settings_form.form_to_config(preset, *form))
-    run = launcher.create_run(persona, config)
-    queue.record_expected_seconds(run, seconds)
+    run = launcher.create_run(persona, config, seconds)
     launcher.start_run(run)
     return run.name
 
@@ -48,7 +47,7 @@ def on_retry_smaller(slug: str, name: str) -> str:
     run = find_run(slug, name)
     if run is None:
         raise RunError("There is no run to continue.")
-    return launcher.start_with_remedy(open_current_persona(slug), run).name
+    return launcher.retry_smaller(open_current_persona(slug), run).name
 
 
 def on_stop(slug: str, name: str) -> str:
@@ -107,7 +106,7 @@ def update_run_view(slug: str, name: str, shown_mark: str) -> RunView:
     progress = queue.read_run_progress(run) if run else RunProgress(status="done")
     runs, is_training = active_runs_radio(run), queue.find_training_run() is not None
     mark = (
-        f"{slug} {run and run.name} {progress.status} {progress.message} {progress.step} {len(progress.diary)} "
+        f"{slug} {run and run.name} {progress.status} {progress.message} {progress.step} {len(progress.samples)} "
         f"{progress.chosen} {runs.choices} {is_training}"
     )
     if mark == shown_mark:

@@ -2,7 +2,7 @@
 
 import math
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import gradio as gr
 import pandas as pd
@@ -45,7 +45,7 @@ class RunView(NamedTuple):
     mark: Any  # what is shown: an update with the same mark would change nothing
 
     @classmethod
-    def unchanged(cls) -> "RunView":
+    def unchanged(cls) -> Self:
         return cls(*[gr.skip() for _ in cls._fields])
 
 
@@ -56,7 +56,7 @@ def make_run_view(
     learning_rate, tokens_per_second, memory = curve_plots(progress)
     active = run is not None and progress.status in ACTIVE_STATUSES
     resumable = run is not None and progress.status in ("stopped", "failed", "interrupted")
-    changes = localized(oom_recovery.describe_changes(progress.remedy))
+    changes = localized(oom_recovery.describe_changes(progress.smaller_settings))
     return RunView(
         status=run_status_html(run, progress),
         loss=loss_plot(progress),
@@ -67,7 +67,7 @@ def make_run_view(
         start=gr.Button(t("Add to the queue") if is_training else t("Start training")),
         stop=gr.Button(t("Cancel") if progress.status == "queued" else t("Stop"), interactive=active),
         resume=gr.Button(visible=resumable),
-        retry_smaller=gr.Button(changes, visible=bool(progress.remedy)),
+        retry_smaller=gr.Button(changes, visible=bool(progress.smaller_settings)),
         runs=runs,
         timer=gr.Timer(active=active or is_training),
         name=name,
@@ -156,12 +156,12 @@ def curve_plots(progress: RunProgress) -> list[gr.LinePlot]:
 
 def samples_html(run: Run | None, p: RunProgress) -> str:
     """The answers at every evaluation, newest first, each with its held-out loss and a button to use its adapter."""
-    if run is None or not p.diary:
+    if run is None or not p.samples:
         return ""
-    nlls, snapshot_steps, last = dict(p.held_out), set(snapshots.list_snapshot_steps(run)), max(s for s, _ in p.diary)
+    nlls, snapshot_steps, last = dict(p.held_out), set(snapshots.list_snapshot_steps(run)), max(s for s, _ in p.samples)
     best = min((step for step in nlls if step), key=lambda step: (nlls[step], step), default=None)
     pages = []
-    for step, answers in reversed(p.diary):
+    for step, answers in reversed(p.samples):
         badges = "".join(
             f"<em class='{kind}'>{label}</em>"
             for kind, label, applies in (

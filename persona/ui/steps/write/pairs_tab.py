@@ -25,6 +25,19 @@ SAVED_JS = "() => document.querySelector('#pairs')?.saved?.()"
 REFUSED_JS = "() => document.querySelector('#pairs')?.refused?.()"
 
 
+class TableUpdate(NamedTuple):
+    """What a change of the pairs redraws: the components, or the values for them; by default they stay as they are."""
+
+    table: Any = gr.skip()
+    query: Any = gr.skip()
+    row_filter: Any = gr.skip()
+    page: Any = gr.skip()
+    pair_number: Any = gr.skip()
+    status: Any = gr.skip()
+    undo: Any = gr.skip()
+    redo: Any = gr.skip()
+
+
 @dataclass(frozen=True)
 class PairsTab:
     """The components that every tab of the step redraws after it has changed pairs."""
@@ -39,7 +52,7 @@ class PairsTab:
     mask: gr.HTML
     lint_panel: gr.HTML  # of the tab Check
 
-    def table_outputs(self, page: Page) -> "TableUpdate":
+    def table_outputs(self, page: Page) -> TableUpdate:
         view = self.view
         return TableUpdate(
             self.table, view.query, view.row_filter, view.page, page.pair_number, self.status, self.undo, self.redo
@@ -47,19 +60,6 @@ class PairsTab:
 
     def lint_outputs(self) -> LintUpdate:
         return LintUpdate(self.findings, self.marks, self.lint_panel, self.view.row_filter)
-
-
-class TableUpdate(NamedTuple):
-    """What a change of the pairs redraws: the components, or the values for them; by default they stay as they are."""
-
-    table: Any = gr.skip()
-    query: Any = gr.skip()
-    row_filter: Any = gr.skip()
-    page: Any = gr.skip()
-    pair_number: Any = gr.skip()
-    status: Any = gr.skip()
-    undo: Any = gr.skip()
-    redo: Any = gr.skip()
 
 
 def draw_table(

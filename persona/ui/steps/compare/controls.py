@@ -1,0 +1,46 @@
+"""Step 4, what its tabs share: who answers, and how the replies are sampled."""
+
+from typing import Any, NamedTuple
+
+from persona.models.sampling import Sampling
+
+CARD_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # what a persona's card can hold
+
+
+class Selection(NamedTuple):
+    """Who answers whom, in which conversation: the components, or their values in a handler."""
+
+    visitor_key: Any  # whose conversations these are
+    slug: Any  # of the open persona, "" for none
+    adapter_id: Any  # of the chosen adapter, see voice_picker.py
+    other_voices: Any  # ids of the voices beside it
+    conversation_id: Any  # "" for a new one
+
+
+class SamplingSettings(NamedTuple):
+    """How replies are sampled, the same for all voices: the components in the page's order, or their values."""
+
+    strength: Any  # of the adapters: 0 is the base, 1 as trained
+    temperature: Any
+    top_p: Any
+    top_k: Any
+    min_p: Any
+    repetition_penalty: Any
+    max_new_tokens: Any
+    seed: Any
+
+    def of_card(self) -> list[Any]:
+        """Those of CARD_SAMPLING."""
+        return [getattr(self, name) for name in CARD_SAMPLING]
+
+    def to_sampling(self) -> Sampling:
+        """The values; an emptied number is 0."""
+        return Sampling(
+            temperature=float(self.temperature),
+            top_p=float(self.top_p),
+            top_k=int(self.top_k or 0),
+            min_p=float(self.min_p),
+            repetition_penalty=float(self.repetition_penalty),
+            seed=int(self.seed or 0),
+            max_new_tokens=int(self.max_new_tokens),
+        )

@@ -1,0 +1,136 @@
+"""Step 4, tab Chat: the saved conversations, and their messages as the columns show them."""
+
+import time
+from collections.abc import Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from persona.compare import conversation, conversation_store
+from persona.compare.conversation import Conversation, VoiceRecord
+from persona.compare.conversation_store import ConversationStore
+from persona.compare.session import MAX_COLUMNS
+from persona.errors import InputError, PersonaError
+from persona.store import files
+from persona.ui import voice_picker
+from persona.ui.i18n import localized, t
+from persona.ui.page import download_path
+from persona.ui.steps.compare.controls import Selection
+
+Messages = list[dict[str, Any]]
+
+
+class ConversationView(NamedTuple):
+    """The columns of a conversation: the components, or the values for them."""
+
+    columns: Sequence[Any]
+    chatbots: Sequence[Any]
+    notes: Sequence[Any] = ("",) * MAX_COLUMNS
+
+    def flat(self) -> tuple[Any, ...]:
+        return *self.columns, *self.chatbots, *self.notes
+
+
+def open_conversation_store(selection: Selection) -> ConversationStore:
+    folder = voice_picker.conversation_dir(selection.slug, selection.adapter_id)
+    return conversation_store.open_store(folder, selection.visitor_key)
+
+
+def load_conversation(selection: Selection) -> Conversation | None:
+    """The chosen conversation; None for a new one."""
+    if not selection.conversation_id:
+        return None
+    return conversation_store.read_conversation(open_conversation_store(selection), selection.conversation_id)
+
+
+def require_turn(selection: Selection, number: int) -> Conversation:
+    """The chosen conversation. Raises PersonaError when it has no turn `number` (from 0)."""
+    chat = load_conversation(selection)
+    if not chat or number >= len(chat.turns):
+        raise PersonaError("This turn is no longer there. Reload the page.")
+    return chat
+
+
+def show_conversation(*inputs: Any) -> tuple:
+    """A ConversationView. A new conversation shows the persona's greeting; voices not chosen now are not shown."""
+    selection = Selection(*inputs)
+    if not selection.adapter_id:
+        return ConversationView(_column_visibility(2), [gr.Chatbot([]) for _ in range(MAX_COLUMNS)]).flat()
+    chat, voices = load_conversation(selection), column_voices(selection)
+    chatbots = [gr.Chatbot([]) for _ in range(MAX_COLUMNS)]
+    for n, voice in enumerate(voices):
+        chatbots[n] = gr.Chatbot(chatbot_messages(chat, voice.column), label=localized(voice.label))
+    if chat is None and not voice_picker.is_remote(selection.adapter_id):
+        n = 1 if len(voices) > 1 else 0
+        greeting = escape(voice_picker.find_adapter(selection.adapter_id).card.greeting) or t("Say something")
+        chatbots[n] = gr.Chatbot([], label=localized(voices[n].label), placeholder=greeting)
+    return ConversationView(_column_visibility(len(voices)), chatbots).flat()
+
+
+def _column_visibility(count: int) -> list[gr.Column]:
+    return [gr.Column(visible=n < count) for n in range(MAX_COLUMNS)]
+
+
+def column_voices(selection: Selection) -> list[VoiceRecord]:
+    """The voices of the columns as open_comparison orders them, without opening a model."""
+    ids = voice_picker.column_order(selection.adapter_id, selection.other_voices)
+    return [voice_picker.voice_record(voice, selection.adapter_id) for voice in ids]
+
+
+def chatbot_messages(chat: Conversation | None, column: str) -> Messages:
+    """One column of a conversation, for a Chatbot. A turn without an answer in this column shows three dots."""
+    messages: Messages = []
+    for turn in chat.turns if chat else ():
+        messages += exchange_messages(turn.said, conversation.answer_text(turn, column))
+    return messages
+
+
+def exchange_messages(question: str, answer: str) -> Messages:
+    """A question and its answer, for a Chatbot."""
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer or "…"}]
+
+
+def conversation_dropdown(*inputs: Any) -> gr.Dropdown:
+    """This visitor's conversations, newest first."""
+    selection, stored = Selection(*inputs), []
+    if selection.visitor_key and selection.adapter_id:
+        try:
+            stored = conversation_store.list_conversations(open_conversation_store(selection))
+        except InputError:  # a key from an older browser: it has no conversations
+            stored = []
+    choices = [(f"{chat.title or t('Untitled')} · {_format_day(chat.changed)}", chat.id) for chat in stored]
+    known = selection.conversation_id in {chat.id for chat in stored}
+    return gr.Dropdown([(t("New conversation"), ""), *choices], value=selection.conversation_id if known else "")
+
+
+def latest_conversation(*inputs: Any) -> str:
+    """The id of the newest conversation that the chosen adapter took part in; "" for a new one."""
+    selection = Selection(*inputs)
+    if not (selection.visitor_key and selection.adapter_id):
+        return ""
+    column = voice_picker.voice_record(selection.adapter_id, selection.adapter_id).column
+    for chat in conversation_store.list_conversations(open_conversation_store(selection)):
+        if any(answer.voice.column == column for turn in chat.turns for answer in turn.answers):
+            return chat.id
+    return ""
+
+
+def _format_day(seconds: float) -> str:
+    return time.strftime(t(voice_picker.DATE_FORMAT), time.localtime(seconds))
+
+
+def export_conversation(*inputs: Any) -> str:
+    """The conversation as JSON lines of OpenAI messages, one line for each column. Returns the file's path."""
+    chat = load_conversation(Selection(*inputs))
+    if chat is None:
+        raise PersonaError("There is no conversation to export yet. Say something first.")
+    path = download_path(f"{files.slugify(chat.title)[:40] or 'conversation'}.jsonl")
+    path.write_text("".join(conversation.export_messages(chat)), encoding="utf-8")
+    return str(path)
+
+
+def delete_chosen_conversation(*inputs: Any) -> None:
+    selection = Selection(*inputs)
+    if selection.conversation_id:
+        conversation_store.delete_conversation(open_conversation_store(selection), selection.conversation_id)

@@ -1,0 +1,62 @@
+"""Rows of a file, whatever its format, and how each becomes a pair."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from persona.errors import InputError, Message
+from persona.store.pairs import Pair, find_unfinished, parse_pair
+from persona.write.importers import ImportItem, ImportNote, SkippedRow
+from persona.write.importers.text_source import SourceFile
+
+MAX_ROW = 2_000_000  # characters of one row; longer is a damaged file, and would have to be held in memory
+MAX_SHOWN = 2_000  # characters of a skipped row that are kept to be shown
+
+
+class SourceRow(NamedTuple):
+    """A value of the file, its line (from 1; a row in a sheet), and its text there."""
+
+    line: int
+    value: Any
+    text: str
+
+
+def convert_rows(
+    rows: Iterable[SourceRow | SkippedRow | ImportNote],
+    source: SourceFile,
+    to_pair: Callable[[Any, str], tuple[Pair, list[str]]],
+) -> Iterator[ImportItem]:
+    """Each row as a pair with its notes, or as a SkippedRow. to_pair takes a value and its place in the file."""
+    for row in rows:
+        if not isinstance(row, SourceRow):
+            yield row
+            continue
+        try:
+            pair, notes = to_pair(row.value, source.location(row.line))
+        except InputError as e:
+            yield SkippedRow(row.line, e.message, truncate_text(row.text))
+        else:
+            yield pair
+            yield from (ImportNote(row.line, what) for what in notes)
+
+
+def parse_complete_pair(row: Any) -> Pair:
+    """parse_pair() for text from outside, where a pair with an empty side is of no use. Raises InputError."""
+    pair = parse_pair(row)
+    if missing := find_unfinished([pair]):
+        raise InputError(missing[0][1])
+    return pair
+
+
+def note_unused_keys(row: dict[str, Any], used: Iterable[str], what: str = Message("key")) -> list[str]:
+    """Notes on what `row` holds besides the keys that are used."""
+    used = set(used)
+    return [
+        Message("{what} {k} left out", what=what, k=f"{k!r:.60}")
+        for k, v in row.items()
+        if k not in used and v not in ("", None, [], {})
+    ]
+
+
+def truncate_text(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
