@@ -13,17 +13,18 @@ from persona.store.workspace import PROJECT_DIR
 STARTED = """
 import json, runpy, sys
 import gradio as gr
-from persona import files
-from persona.ui import guests
+from persona.store.deployment import is_shared_server
+from persona.store.workspace import data_root
+from persona.ui.middleware import workspaces
 
-def launch(self, **given):
-    kept = [m.cls.__name__ for m in given["app_kwargs"]["middleware"]]
-    print(json.dumps({"host": given["server_name"], "port": given["server_port"], "share": given["share"],
-                      "api": "routes" in given["app_kwargs"], "middleware": kept, "home": str(files.root()),
-                      "shared": files.shared()}))
+def launch(self, **options):
+    middleware = [m.cls.__name__ for m in options["app_kwargs"]["middleware"]]
+    print(json.dumps({"host": options["server_name"], "port": options["server_port"], "share": options["share"],
+                      "api": "routes" in options["app_kwargs"], "middleware": middleware, "home": str(data_root()),
+                      "shared": is_shared_server()}))
 
 gr.Blocks.launch = launch
-guests.open_house = lambda: None
+workspaces.start_retention_sweep = lambda: None
 sys.argv[0] = "app.py"
 runpy.run_path("app.py", run_name="__main__")
 """
@@ -62,7 +63,7 @@ def test_options_beat_variables(tmp_path):
     done = start(sys.executable, "-c", STARTED, *words, **env)
     assert json.loads(done.stdout.splitlines()[-1]) == {
         "host": "localhost", "port": 8123, "share": False, "api": True, "home": str(tmp_path / "option"),
-        "middleware": ["TrustedHostMiddleware", "First"], "shared": False,
+        "middleware": ["TrustedHostMiddleware", "LanguageScriptMiddleware"], "shared": False,
     }, done.stderr  # fmt: skip
 
 
@@ -72,5 +73,5 @@ def test_a_public_link_makes_a_shared_server(tmp_path):
     done = start(sys.executable, "-c", STARTED, "--share", PORT="8123", PERSONA_HOME=str(tmp_path))
     assert json.loads(done.stdout.splitlines()[-1]) == {
         "host": "127.0.0.1", "port": 8123, "share": True, "api": False, "home": str(tmp_path),
-        "middleware": ["Guests", "First"], "shared": True,
+        "middleware": ["VisitorIsolation", "LanguageScriptMiddleware"], "shared": True,
     }, done.stderr  # fmt: skip

@@ -146,7 +146,7 @@ def test_merged_folder_describes_itself(tiny_llama, tmp_path):
     adapter.facts["config"]["quantization"] = "nf4"
     merged_model.export_merged_model(adapter, base, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    for said in ("someone/tiny (revision r1)", "MIT, https://example.org/mit", "Trained with the base in nf4", "Mags"):
+    for said in ("someone/tiny (revision r1)", "MIT, https://example.org/mit", "Trained on the base in nf4", "Mags"):
         assert said in card
     settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     renderer = session.renderer_of(adapter, load_tokenizer(base))
