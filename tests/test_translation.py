@@ -13,6 +13,7 @@ from test_report_html import made as report_of
 from test_verdict import gain, moved
 
 from persona.compare import blind_votes, corrections, win_rate
+from persona.compare.conversation import VoiceRecord
 from persona.errors import InputError, Message, PersonaError
 from persona.judge import evaluate
 from persona.judge import report_html as reports
@@ -92,6 +93,11 @@ def unfinished(text: str) -> list[str]:
     ]
 
 
+def _tally(left_wins: int) -> blind_votes.Tally:
+    voice = VoiceRecord("base", "Base alone")
+    return blind_votes.Tally(voice, voice, 10, 10, 0, 0, win_rate.estimate_win_rate(10, 20), 10, left_wins)
+
+
 def composed() -> list[str]:
     """Texts that the library puts together."""
     at = run_folder.Run(PERSONA / "甄嬛" / "runs" / "甲")
@@ -115,7 +121,7 @@ def composed() -> list[str]:
     return [
         *map(queue.describe_position, places), *filter(None, map(oom_recovery.describe_changes, changes)), *map(oom_recovery.make_memory_advice, changes),
         *(text for v in verdicts for text in (v.said, v.cause, v.advice, *v.remarks) if text),
-        *(blind_votes._side_bias(wins, 20, 10, 20) for wins in (0, 10, 20)),
+        *(_tally(left_wins).side_bias for left_wins in (0, 10, 20)),
         *columns.row_to_pair({"instruction": "问", "output": "答", "乙": 1}, told, "")[1],
         *conversation_rows.conversation_to_pair({}, "", [{"role": "user", "content": "问", "乙": 1}, {"role": "assistant", "content": "答"}])[1],
         *(f.message for f in found), *(f.fix for f in found if f.fix), summarize_dataset(FAULTS, card, found).text,

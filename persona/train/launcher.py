@@ -167,8 +167,10 @@ def wait_for_run(run: Run) -> RunProgress:
         reap_children()
     progress = run.progress()
     if progress.status not in ("done", "stopped"):
-        message = progress.message or Message("see {log}", log=run.path / "log.txt")
-        raise RunError("{run}: {status}. {message}", run=run.name, status=progress.status, message=message)
+        raise RunError(
+            Message.of(progress.message)
+            or Message("The run ended as {status}; see {log}.", status=progress.status, log=run.path / "log.txt")
+        )
     return progress
 
 

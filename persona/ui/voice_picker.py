@@ -207,8 +207,13 @@ def _label(ref: AdapterRef, chosen: AdapterRef) -> Message:
         case RefKind.BLEND:
             share, other = ref.parts[0].strength, ref.parts[1]
             first, second = _label(chosen, chosen), _label(other, chosen)
-            shares = {"share": f"{share:.0%}", "rest": f"{1 - share:.0%}"}
-            return Message("{share} {first} + {rest} {second}", first=first, second=second, **shares)
+            return Message(
+                "{share} {first} + {rest} {second}",
+                first=first,
+                second=second,
+                share=f"{share:.0%}",
+                rest=f"{1 - share:.0%}",
+            )
     name = open_adapter(ref).card.name
     if ref.kind is RefKind.OPENED:
         return Message("{name} ({folder})", name=name, folder=ref.name)

@@ -78,11 +78,11 @@ def make_run_view(
 def loss_plot(progress: RunProgress) -> gr.LinePlot:
     """The losses. Titles are given here and not in build(): the browser does not translate those of a chart."""
     train, held = t("train"), t("held-out")
-    points = pd.DataFrame(
-        [(s, loss, train) for s, loss in smooth(progress.train)] + [(s, loss, held) for s, loss in progress.held_out],
-        columns=LOSS_COLUMNS,
-    )
-    return gr.LinePlot(points, visible=bool(len(points)), title=t("Loss: lower is better"), x_title=t("step"),
+    rows = [(s, loss, train) for s, loss in smooth(progress.train)] + [(s, loss, held) for s, loss in progress.held_out]
+    if rows:  # a chart on the page draws no line that its first points did not name
+        rows = [(rows[-1][0], math.nan, train), (rows[-1][0], math.nan, held), *rows]
+    points = pd.DataFrame(rows, columns=LOSS_COLUMNS)
+    return gr.LinePlot(points, visible=bool(rows), title=t("Loss: lower is better"), x_title=t("step"),
                        y_title=t("loss (nats per token)"), color_title=t("pairs"),
                        color_map={train: "#a8a29e", held: "#059669"})  # fmt: skip
 
