@@ -88,7 +88,6 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
     "where a fault is, as the library says it": {
         "steps/write/import_tab.py": {"the file's card"}, "steps/template.py": {"your own"},
     },
-    "marks that are looked for in a rendered text": {"steps/template.py": {"Zq0sys", "Zq1ask", "Zq0sys\n\nZq1ask"}},
     "script": {"widgets.py": {widgets.FORWARD_CLICKS_JS}, "steps/write/pairs_tab.py": {pairs_tab.PAINT_MARKS_JS, pairs_tab.SAVED_JS, pairs_tab.REFUSED_JS},
                "navigation.py": {navigation.NAVIGATION_JS, navigation.FOCUS_STEP_JS}},
     "told to programs: no browser with the page open asks so": {
