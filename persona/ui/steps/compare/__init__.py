@@ -180,7 +180,7 @@ def _build_sampling() -> tuple[SamplingSettings, gr.Button]:
             seed=gr.Number(default.seed, label=t("Seed"), info=t("the same for all"), precision=0, minimum=0,
                            min_width=120, elem_id="seed"),
         )  # fmt: skip
-        save = gr.Button(t("Save this sampling in the card"), scale=0, min_width=200, elem_id="save-sampling")
+        save = gr.Button(t("Save this sampling in the card"), scale=0, min_width=300, elem_id="save-sampling")
     return settings, save
 
 

@@ -79,8 +79,8 @@ def loss_plot(progress: RunProgress) -> gr.LinePlot:
     """The losses. Titles are given here and not in build(): the browser does not translate those of a chart."""
     train, held = t("train"), t("held-out")
     rows = [(s, loss, train) for s, loss in smooth(progress.train)] + [(s, loss, held) for s, loss in progress.held_out]
-    if rows:  # a chart on the page draws no line that its first points did not name
-        rows = [(rows[-1][0], math.nan, train), (rows[-1][0], math.nan, held), *rows]
+    if rows:  # held out at step 0 comes first, and a chart draws no line that was not among its first points
+        rows.insert(0, (0, math.nan, train))
     points = pd.DataFrame(rows, columns=LOSS_COLUMNS)
     return gr.LinePlot(points, visible=bool(rows), title=t("Loss: lower is better"), x_title=t("step"),
                        y_title=t("loss (nats per token)"), color_title=t("pairs"),
