@@ -154,6 +154,8 @@ SKIPPED = [
     ("long.jsonl", f'{{"instruction": "{"x" * MAX_ROW}"}}\n{C}', [CD], [(1, "longer than 2,000,000")]),
     ("long.json", f'[{A},{{"instruction": "{"x" * MAX_ROW}"}},{C}]', [AB, CD], [(1, "longer than 2,000,000")]),
     ("never-closed.json", f'[{A},{{"instruction": "{"x" * 3 * MAX_ROW}', [AB], [(1, "longer than 2,000,000")]),
+    ("open-text.json", json.dumps(json.loads(A), indent=1) + ' "hello', [AB], [(4, "text after the end")]),
+    ("number.json", json.dumps(json.loads(A), indent=1) + " 5", [AB], [(4, "text after the end")]),
     # --- alpaca
     ("empty.jsonl", f'{{"instruction": "x", "output": " "}}\n{C}', [CD], [(1, "'output' is empty")]),
     ("missing.jsonl", f'{C}\n{{"instruction": "x"}}', [CD], [(2, "'output' is missing")]),
@@ -204,6 +206,7 @@ STOPPED = [
     ("closed-early.json", f"[{A}],{C},{A}]", [AB], 1, "text after the end of the list"),
     ("after.json", f"[{A}]\n hello", [AB], 2, "text after the end of the list"),
     ("far-after.json", f"[{A},]" + "\n" * 200 + C, [AB], 1, "not JSON"),
+    ("after-rows.json", f"{A}\n{C} hello", [AB, CD], 2, "text after the end of the list"),
     ("after-object.json", f'{{"data": [{A}]}} hello', [AB], 1, "text after the end of the list"),
 ]  # fmt: skip
 

@@ -163,11 +163,13 @@ def test_model_and_transformers_are_as_before(base, error):
 def test_a_run_in_this_process_leaves_transformers_as_it_was(make, monkeypatch, error):
     before, during = patched(), []
 
-    def start(trainer, checkpoint, real=train_run.start_or_resume):
+    real = train_run.start_or_resume
+
+    def start(*args):
         during.append(patched())
         if error:
             raise error
-        real(trainer, checkpoint)
+        real(*args)
 
     monkeypatch.setattr(train_run, "start_or_resume", start)
     with contextlib.suppress(ZeroDivisionError):

@@ -14,7 +14,7 @@ def test_the_formats_are_all_described():
 
     text = (PROJECT / "docs/formats.md").read_text(encoding="utf-8")
     named = {*persona_folder.PersonaCard.model_fields, *persona_folder.SamplingDefaults.model_fields, *persona_folder.ProbeRule.model_fields,
-             *adapter.ADAPTER_FILES, *progress._NEEDS}  # fmt: skip
+             *adapter.ADAPTER_FILES, *progress._REQUIRED_KEYS}  # fmt: skip
     assert sorted(name for name in named if f"`{name}`" not in text and f'"{name}"' not in text) == []
 
 

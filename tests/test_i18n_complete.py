@@ -88,7 +88,6 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
     "where a fault is, as the library says it": {
         "steps/write/import_tab.py": {"the file's card"}, "steps/template.py": {"your own"},
     },
-    "marks that are looked for in a rendered text": {"steps/template.py": {"Zq0sys", "Zq1ask", "Zq0sys\n\nZq1ask"}},
     "script": {"widgets.py": {widgets.FORWARD_CLICKS_JS}, "steps/write/pairs_tab.py": {pairs_tab.PAINT_MARKS_JS, pairs_tab.SAVED_JS, pairs_tab.REFUSED_JS},
                "navigation.py": {navigation.NAVIGATION_JS, navigation.FOCUS_STEP_JS}},
     "told to programs: no browser with the page open asks so": {
@@ -151,8 +150,8 @@ def test_every_text_has_its_chinese_and_no_chinese_is_left_over():
     assert sorted(known - set(CATALOGUE)) == [], "missing in zh.json"
     assert sorted(set(CATALOGUE) - known) == [], "in zh.json, but nobody says it"
     untranslated = {e for e, c in CATALOGUE.items() if not re.search("[\u3001-\u3002\u4e00-\u9fff\uff00-\uffef]", c)}
-    numbers = {*map(str, voice_picker.MONTHS), "{day} {month} {time}"}  # of a date
-    assert untranslated == {"中文", "%d %b %H:%M", "{text}", " ", "the Hub", "ModelScope", *numbers}, (
+    figures = {*map(str, voice_picker.MONTHS), "{day} {month} {time}", "{share} {first} + {rest} {second}"}
+    assert untranslated == {"中文", "%d %b %H:%M", "{text}", " ", "the Hub", "ModelScope", *figures}, (
         "no Chinese in them"
     )
     assert list(CATALOGUE) == sorted(CATALOGUE), "sorted, so that branches merge"

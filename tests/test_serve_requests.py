@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from cases import check_each
@@ -319,5 +320,7 @@ def test_models_have_names_of_their_own(tiny_gemma, tmp_path):
     assert [s.id for s in listed] == ["two", "mags", "mags@30", "mags-2", "two-2", "two-3", "own"]
     assert listed[0].template == found[0][1].template, "base and persona can be given the same prompt"
     assert model_list.find_model(listed, "mags").adapter == found[0][1]
+    snapshot = replace(listed[-1], id="mags@30")
+    assert all(model_list.find_model([snapshot], name) is snapshot for name in ("mags@30", "mags@000030"))
     wrong = refused(model_list.find_model, listed, "x" * 5000)
     assert (wrong.status, wrong.code, wrong.param) == (404, "model_not_found", "model") and len(wrong.message) < 400

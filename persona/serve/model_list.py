@@ -1,6 +1,7 @@
 """The models that a server lists: bases and adapters, each under a unique name."""
 
 import contextlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -137,8 +138,9 @@ def model_name(adapter: Adapter) -> str:
 
 def find_model(served: Sequence[ServedModel], name: str) -> ServedModel:
     """Raises ApiError, 404, when there is no such model."""
+    exact = re.sub(r"@0+(?=[1-9])", "@", name)  # clients may have kept NAME@000030, as snapshots were called before
     for one in served:
-        if one.id == name:
+        if one.id in (name, exact):
             return one
     names = ", ".join(s.id for s in served[:20])
     raise ApiError(404, f"The model '{name[:200]}' does not exist. There are: {names}.", param="model",

@@ -11,7 +11,7 @@ from persona.errors import Message, PersonaError, TemplateError, join
 from persona.models import base, bundled, catalogue, stop_token
 from persona.store import persona_folder
 from persona.store.files import write_atomic
-from persona.template import chat_template, compatibility, render, sandbox, select
+from persona.template import chat_template, compatibility, placeholders, render, sandbox, select
 from persona.ui import navigation
 from persona.ui.i18n import CHINESE, language, localize, localized, t
 from persona.ui.navigation import TRAIN
@@ -133,9 +133,9 @@ def system_prompt_note(renderer: render.Renderer) -> str:
     """What becomes of the system prompt in a format without a system role; "" where it has one."""
     if not renderer.system.strip():
         return ""
-    prompt = replace(renderer, system="Zq0sys").render_prompt([], "Zq1ask").text
-    folded = replace(renderer, system="").render_prompt([], "Zq0sys\n\nZq1ask").text
-    if "Zq0sys" not in prompt:
+    prompt = replace(renderer, system=placeholders.SYSTEM).render_prompt([], placeholders.USERS[0]).text
+    folded = replace(renderer, system="").render_prompt([], f"{placeholders.SYSTEM}\n\n{placeholders.USERS[0]}").text
+    if placeholders.SYSTEM not in prompt:
         return t("This format has no place for a system prompt: yours is left out.")
     return t("This format has no system role: your system prompt opens the first question.") if prompt == folded else ""
 

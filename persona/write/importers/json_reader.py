@@ -207,22 +207,21 @@ def _read_elements(source: SourceFile, wrapped: bool) -> Iterator[SourceRow | Sk
         if error is None and size <= 2 * MAX_ROW:
             continue
         text = "".join(row) if within else rest
-        if error is None:
-            problem: str = Message("longer than {limit:,} characters, or a quote or bracket is missing", limit=MAX_ROW)
-        elif within:
-            problem = _explain_row_error(error, text)
-        elif not any(x.strip(_LEFT_OVER) for x in chain([text], (after for _, after in pieces))):
+        if error and not within and not any(x.strip(_LEFT_OVER) for x in chain([text], (p for _, p in pieces))):
             return
-        elif list_closed and not around:
-            problem = Message("text after the end of the list")
-        else:
-            problem = Message("not JSON ({reason}, at {doc!r})", reason="Expecting value or ','", doc=text.strip()[:20])
-        yield SkippedRow(line, Message("{problem}. {stop}", problem=problem, stop=NOT_READ), truncate_text(text))
+        problem = _explain_stop(error, text, bool(within), list_closed and not around)
+        yield SkippedRow(
+            line if within else number,
+            Message("{problem}. {stop}", problem=problem, stop=NOT_READ),
+            truncate_text(text),
+        )
         return
     if within:
         yield _decode_row(line, "".join(row))[0]
     elif around:
         yield SkippedRow(line, Message("the file ends before its list is closed: it was cut short"))
+    elif _feed(parser, "\n") or events:  # an unclosed string, or a number, which only the next character ends
+        yield SkippedRow(number, Message("text after the end of the list"), truncate_text(rest))
 
 
 def _feed(parser: Any, piece: str) -> Exception | None:
@@ -234,12 +233,18 @@ def _feed(parser: Any, piece: str) -> Exception | None:
     return None
 
 
-def _explain_row_error(error: Exception, text: str) -> str:
-    """Why the row that begins with `text` is not JSON, in the words of the json module where it sees the error too."""
-    if isinstance(error, UnicodeDecodeError):
+def _explain_stop(error: Exception | None, text: str, in_row: bool, after_list: bool) -> str:
+    """Why reading stops at `text`; an error in a row in the words of the json module, if that sees it too."""
+    if error is None:
+        return Message("longer than {limit:,} characters, or a quote or bracket is missing", limit=MAX_ROW)
+    if in_row and isinstance(error, UnicodeDecodeError):
         return LONE_SURROGATE
-    found, _ = _decode_row(0, text)
-    return found.why if isinstance(found, SkippedRow) else Message.of(str(error).partition("\n")[0])
+    if in_row:
+        row, _ = _decode_row(0, text)
+        return row.why if isinstance(row, SkippedRow) else Message.of(str(error).partition("\n")[0])
+    if after_list:
+        return Message("text after the end of the list")
+    return Message("not JSON ({reason}, at {doc!r})", reason="Expecting value or ','", doc=text.strip()[:20])
 
 
 def _split_at_brackets(source: SourceFile) -> Iterator[tuple[int, str]]:
