@@ -1,6 +1,6 @@
 """Fixtures for tests in a real Chromium: one page process for all tests, emptied between them. Load with pytest_plugins.
 
-Tests that need a separate process (to kill it, or to set other variables) use `own_server` instead of `server`.
+Tests that need a separate process (to kill it, or to set other variables) use `own_server` instead of `page_server`.
 """
 
 import json
@@ -53,7 +53,7 @@ def shared_server(tmp_path_factory, embedded_base):
 
 
 @pytest.fixture
-def server(shared_server):
+def page_server(shared_server):
     """`python app.py` as a user starts it, on a free port, with an empty home."""
     yield shared_server
     kill_trainers(shared_server.home)
@@ -81,10 +81,10 @@ def drawn_adapter(tmp_path_factory, embedded_base):
 
 
 @pytest.fixture
-def trained(server, drawn_adapter, monkeypatch):
+def trained_persona(page_server, drawn_adapter, monkeypatch):
     """甄嬛 with a finished run."""
-    monkeypatch.setenv("PERSONA_HOME", str(server.home))
-    persona = persona_folder.open_persona(shutil.copytree(EXAMPLES_DIR / "zhen-huan", server.home / "personas/zhen-huan",
+    monkeypatch.setenv("PERSONA_HOME", str(page_server.home))
+    persona = persona_folder.open_persona(shutil.copytree(EXAMPLES_DIR / "zhen-huan", page_server.home / "personas/zhen-huan",
                                                   ignore=shutil.ignore_patterns("runs")))  # fmt: skip
     run = launcher.create_run(persona, make_config("quick"))
     shutil.copytree(drawn_adapter, run.adapter)

@@ -16,12 +16,12 @@ OTHERS = [("en-US", 390, "light"), ("en-US", 1440, "dark"), ("zh-CN", 1440, "dar
 @pytest.mark.parametrize(
     "locale, width, theme", [*LOOKS, *(pytest.param(*o, marks=pytest.mark.release) for o in OTHERS)]
 )
-def test_no_step_has_a_serious_finding(browser, server, trained, locale, width, theme):
+def test_no_step_has_a_serious_finding(browser, page_server, trained_persona, locale, width, theme):
     found: dict[str, str] = {}  # one line for each thing, with the first place it was met at
     context = browser.new_context(locale=locale, viewport={"width": width, "height": 900}, reduced_motion="reduce")
     page = context.new_page()
     page.set_default_timeout(180_000)
-    page.goto(f"{server.url}?__theme={theme}")
+    page.goto(f"{page_server.url}?__theme={theme}")
     for place, part in walk(page):
         # what waits is faded
         page.wait_for_function("!document.querySelector('.pending:not(.step-button), .generating')")
@@ -32,9 +32,9 @@ def test_no_step_has_a_serious_finding(browser, server, trained, locale, width, 
     assert not found, "\n".join(f"{where}: {line}" for line, where in found.items())
 
 
-def test_the_keyboard_alone_leads_to_an_answer(browser, server, trained):
+def test_the_keyboard_alone_leads_to_an_answer(browser, page_server, trained_persona):
     """Tab, Enter and what is typed; the mouse is never touched."""
-    page, errors = open_page(browser, server.url)
+    page, errors = open_page(browser, page_server.url)
     page.wait_for_selector("#navigation nav")
     press_on(page, "#open-zhen-huan", "Enter")
     page.wait_for_selector("#write-mask .mask")

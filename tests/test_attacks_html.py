@@ -176,7 +176,7 @@ def test_the_cards_of_exports_hold_hostile_text_as_text():
         said = {"card": card, "base": base}
         difference = {"tokens": 1, "dtype": "float32", "largest": 0.1, "kl": 0.1, "same": 1.0}
         made = [
-            new_output.render_template_file("gguf-card.md.jinja", **said, model="m.gguf", lora="a.gguf", said="", notes=[]),
+            new_output.render_template_file("gguf-card.md.jinja", **said, model="m.gguf", lora="a.gguf", licence="", notes=[]),
             new_output.render_template_file("merged-card.md.jinja", **said, dtype="bfloat16", strength=1, trained="none",
                            difference=difference),
             new_output.render_template_file("dataset-card.md.jinja", card=card, base=many, name="x", counts={"x": 1}, template="", same="",

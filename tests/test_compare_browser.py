@@ -9,8 +9,8 @@ pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
-def test_compare_vote_and_correct(browser, server, trained):
-    page, errors = open_page(browser, server.url)
+def test_compare_vote_and_correct(browser, page_server, trained_persona):
+    page, errors = open_page(browser, page_server.url)
     page.click("#persona-list input")
     page.click("[role=option]:has-text('甄嬛')")
     to_compare(page)
@@ -31,7 +31,7 @@ def test_compare_vote_and_correct(browser, server, trained):
     assert "tokens" in page.inner_text("#chat-persona-note")
 
     # it is on disk, and there after a reload
-    kept = list(trained.path.glob("talks/*/*.jsonl"))
+    kept = list(trained_persona.path.glob("talks/*/*.jsonl"))
     assert len(kept) == 1 and "你是谁？" in kept[0].read_text()
     page.reload()
     to_compare(page)
@@ -39,13 +39,13 @@ def test_compare_vote_and_correct(browser, server, trained):
     assert page.locator("#chat-persona .bot.message").last.inner_text() == texts[1]
 
     # what she should have said becomes a pair
-    before = len(trained.pairs())
+    before = len(trained_persona.pairs())
     page.locator("#chat-persona .bot.message").last.hover()
     page.locator("#chat-persona button[aria-label='Edit']").last.click()
     page.locator("#chat-persona textarea").last.fill("本宫甄嬛，莺声燕语里的一个。")
     page.locator("#chat-persona button[aria-label='Submit']").last.click()
-    wait_until(lambda: len(trained.pairs()) == before + 1)
-    added = trained.pairs()[-1]
+    wait_until(lambda: len(trained_persona.pairs()) == before + 1)
+    added = trained_persona.pairs()[-1]
     assert (added.instruction, added.output, added.source) == ("你是谁？", "本宫甄嬛，莺声燕语里的一个。", "correction")
 
     # a blind vote: no name before it, the count after it
@@ -59,6 +59,6 @@ def test_compare_vote_and_correct(browser, server, trained):
     page.click("#vote-left")
     page.wait_for_selector("#blind-reveal .reveal:has-text('Base, with persona prompt')")
     assert "1 votes" in page.inner_text("#blind-reveal") or "1 vote" in page.inner_text("#blind-reveal")
-    rows = [json.loads(x) for f in trained.path.glob("votes/*.jsonl") for x in f.read_text().splitlines()]
+    rows = [json.loads(x) for f in trained_persona.path.glob("votes/*.jsonl") for x in f.read_text().splitlines()]
     assert [r["choice"] for r in rows if "choice" in r] == ["left"]
     assert errors == []

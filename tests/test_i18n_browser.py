@@ -36,8 +36,8 @@ def walk(page) -> dict[str, list[str]]:
     return seen
 
 
-def test_each_language_is_whole(browser, server, trained):
-    page, errors = open_page(browser, server.url, locale="zh-CN")
+def test_each_language_is_whole(browser, page_server, trained_persona):
+    page, errors = open_page(browser, page_server.url, locale="zh-CN")
     page.click("#persona-list input")
     page.click("[role=option]:has-text('甄嬛')")
     words = r"[A-Za-z'’]{2,}(?:[ ,;:]+[A-Za-z'’]{2,}){2,}"
@@ -47,7 +47,9 @@ def test_each_language_is_whole(browser, server, trained):
         assert english == [], step
 
     # her own texts stay Chinese
-    own = trained.pairs_file.read_text(encoding="utf-8") + json.dumps(trained.card().model_dump(), ensure_ascii=False)
+    own = trained_persona.pairs_file.read_text(encoding="utf-8") + json.dumps(
+        trained_persona.card().model_dump(), ensure_ascii=False
+    )
     page.click("#language")
     page.wait_for_function("document.documentElement.lang === 'en'")
     for step, lines in walk(page).items():

@@ -9,15 +9,15 @@ pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
-def test_the_whole_way(browser, server):
+def test_the_whole_way(browser, page_server):
     """Open, edit, mask, train, reload in the middle, compare, zip, open the zip."""
-    page, errors = open_page(browser, server.url)
+    page, errors = open_page(browser, page_server.url)
     page.click("#open-zhen-huan")
     page.wait_for_selector("text=314 pairs")
 
     # an edit is on disk when the page says saved, and its mask follows
     fill(page, 1, "output", "本宫甄嬛，今日改了一句。")
-    file = server.home / "personas/zhen-huan/pairs.jsonl"
+    file = page_server.home / "personas/zhen-huan/pairs.jsonl"
     wait_until(lambda: json.loads(file.read_text().splitlines()[0])["output"] == "本宫甄嬛，今日改了一句。")
     page.wait_for_function("document.querySelector('#write-mask .mask')?.innerText.includes('今日改了一句')")
 
@@ -56,7 +56,7 @@ def test_the_whole_way(browser, server):
     page.click("#make-zip")
     with page.expect_download() as download:
         page.click("#zip-file a")
-    zipped = server.home / "adapter.zip"
+    zipped = page_server.home / "adapter.zip"
     download.value.save_as(zipped)
     page.click("#step-compare-button")
     page.click("#open-adapters button")
@@ -66,7 +66,7 @@ def test_the_whole_way(browser, server):
 
 
 def test_what_was_typed_survives_the_page_being_killed(browser, own_server):
-    """The server dies without a word; the edit that the page called saved is there after a restart."""
+    """The server is killed; the edit that the page called saved is there after a restart."""
     page, _ = open_page(browser, own_server.url)
     page.click("#open-lighthouse-keeper")
     page.wait_for_selector("text=176 pairs")
@@ -80,8 +80,8 @@ def test_what_was_typed_survives_the_page_being_killed(browser, own_server):
     assert page.input_value(cell(2, "instruction")) == "Who keeps this light?"
 
 
-def test_a_new_persona_is_told_what_is_missing(browser, server):
-    page, errors = open_page(browser, server.url)
+def test_a_new_persona_is_told_what_is_missing(browser, page_server):
+    page, errors = open_page(browser, page_server.url)
     page.fill("#new-name input, #new-name textarea", "Ada")
     page.click("#start")
     page.wait_for_selector("#pairs .empty >> text=No pairs yet")
@@ -111,11 +111,11 @@ SCRIPT = """第1幕
 """
 
 
-def test_import_check_fix_undo_reload(browser, server, tmp_path):
+def test_import_check_fix_undo_reload(browser, page_server, tmp_path):
     """A screenplay is dropped, its repeats are found, deleted with a click, brought back, and all of it stays."""
     play = tmp_path / "play.txt"
     play.write_text(SCRIPT, encoding="gb18030")
-    page, errors = open_page(browser, server.url)
+    page, errors = open_page(browser, page_server.url)
     page.set_input_files("#start-file input[type=file]", str(play))
     page.wait_for_selector("#import-found >> text=play.txt")
     assert "gb18030" in page.inner_text("#import-found")
@@ -131,7 +131,7 @@ def test_import_check_fix_undo_reload(browser, server, tmp_path):
     page.click("#findings summary:has-text('duplicate') [data-do=show]")
     page.wait_for_function("document.querySelectorAll('#pairs [data-row]').length === 1")
     page.click("#pairs [data-row='3'] .mark [data-do=fix]")
-    file = next((server.home / "personas").glob("*/pairs.jsonl"))
+    file = next((page_server.home / "personas").glob("*/pairs.jsonl"))
     wait_until(lambda: len(file.read_text().splitlines()) == 2)
     page.wait_for_selector("#pairs-status >> text=2 pairs")
     page.wait_for_selector("#pairs .empty >> text=No pair matches")  # the filter still asks for repeats
@@ -149,8 +149,8 @@ def test_import_check_fix_undo_reload(browser, server, tmp_path):
     assert errors == [] and not page.locator(".toast-body.error").count()
 
 
-def test_rows_are_added_searched_replaced_and_the_marks_follow(browser, server):
-    page, errors = open_page(browser, server.url)
+def test_rows_are_added_searched_replaced_and_the_marks_follow(browser, page_server):
+    page, errors = open_page(browser, page_server.url)
     page.fill("#new-name input, #new-name textarea", "Ada")
     page.click("#start")
     page.click("#pairs .empty button")
@@ -163,7 +163,7 @@ def test_rows_are_added_searched_replaced_and_the_marks_follow(browser, server):
     page.wait_for_selector("#pairs [data-row='2'] .mark.error")
     fill(page, 2, "instruction", "What do you do?")
     fill(page, 2, "output", "As an AI language model, I count.")
-    file = server.home / "personas/ada/pairs.jsonl"
+    file = page_server.home / "personas/ada/pairs.jsonl"
     wait_until(lambda: "I count." in file.read_text())
     page.wait_for_selector("#pairs [data-row='2'] .mark:has-text('AI')")
     page.wait_for_function("!document.querySelector('#pairs .unsaved')")
