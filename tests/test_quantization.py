@@ -291,6 +291,7 @@ def test_lora_is_trained_in_float32_and_the_base_stays(make, kind):
 
 @needs_bnb
 @pytest.mark.slow
+@pytest.mark.release
 def test_an_8_bit_optimizer_is_the_one_of_bitsandbytes_and_resumes(make):
     """A matrix of 4096 numbers and more has its state in 8 bits, in a checkpoint too."""
     from bitsandbytes.optim import AdamW

@@ -137,6 +137,7 @@ def test_early_stopping_counts_on_after_a_pause(make, pause_at, monkeypatch, see
     assert taken(run) == taken(whole) and sha(run) == sha(whole)
 
 
+@pytest.mark.release
 def test_slices_of_time_are_one_run(make, monkeypatch):
     """A deadline each, as on a shared GPU; and its clock goes on."""
     whole, run = make(max_steps=9), make(max_steps=9)
