@@ -10,17 +10,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PERSONA = ROOT / "persona"
-ERRORS = {
-    "PersonaError",
-    "InputError",
-    "BaseError",
-    "TemplateError",
-    "RunError",
-    "AdapterError",
-    "ShareError",
-    "_Wrong",
-}
-MAKERS = ERRORS | {"Message", "Further"}
+
+
+def _subclasses(roots: set[str]) -> frozenset[str]:
+    """These classes and all in persona/ that derive from them."""
+    classes = [
+        (node.name, {base.id for base in node.bases if isinstance(base, ast.Name)})
+        for file in PERSONA.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    known = set(roots)
+    while found := {name for name, bases in classes if bases & known} - known:
+        known |= found
+    return frozenset(known)
+
+
+ERRORS = _subclasses({"PersonaError"}) - {"ApiError"}  # of which the first argument is a status; the API is English
+MAKERS = ERRORS | _subclasses({"Message"})
 
 
 @dataclass(frozen=True)
