@@ -1,6 +1,6 @@
 """What is learned, as laws that hold for every template of templates/chat with every tokenizer it fits.
 
-These are the formats of the bases that the tests have; tests/test_templates.py holds every other file of templates/chat
+These are the formats of the bases that the tests have; tests/test_chat_template.py holds every other file of templates/chat
 to the same. A template and a tokenizer fit if each control token that the template writes is one token of that
 vocabulary. Each law is one test for a template and a tokenizer, over every pair, without and with a system prompt.
 """

@@ -79,7 +79,7 @@ def test_tokens_are_counted_without_padding(make, seen):
 
 
 def test_the_chosen_moment_is_written_and_not_the_last(make, seen, tiny_gemma, monkeypatch):
-    """The figure is that of the file, on a fresh base. Which one is chosen: test_moments.py."""
+    """The figure is that of the file, on a fresh base. Which one is chosen: test_snapshots.py."""
     monkeypatch.setattr(snapshots, "choose_best_snapshot", lambda rows, tokens: sorted(rows)[2])
     run = make(learning_rate=0.05, max_steps=8)
     result = train_run.train_run(run)

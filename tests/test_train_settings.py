@@ -87,12 +87,12 @@ WHERE = {
     "seed": (lambda t, j: (t.args.seed, t.args.data_seed), (0, 0), (11, 11)),
 }
 ELSEWHERE = {
-    "diary_probes": "tested in test_moments.py",
-    "quantization": "tested in test_quantize.py",
+    "diary_probes": "tested in test_snapshots.py",
+    "quantization": "tested in test_quantization.py",
     "train_stop_token": "tested below; not with use_dora",
     "neftune_noise_alpha": "tested below; not with packing",
     "report_to": "tested in test_trackers.py",
-    "engine": "tested in test_needs.py: it wants a GPU",
+    "engine": "tested in test_validate.py: it wants a GPU",
 }
 
 

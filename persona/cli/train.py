@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from persona.cli.output import AsJson, PersonaDir, open_persona, print_note, print_result, split_key_value
-from persona.errors import Message, PersonaError
 from persona.models.bundled import DEFAULT_BASE
 
 RESULT_KEYS = ("run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
@@ -92,17 +91,16 @@ def _create_run(persona: Any, base: str, preset: str, changes: list[str]) -> Any
 
 
 def _print_outcome(run: Any, progress: Any, as_json: bool) -> None:
-    """Print the result. Raises PersonaError, with --json after printing, when the run failed."""
+    """Print the result. Raises RunError, with --json after printing, when the run failed."""
+    from persona.train import launcher
+
     value = {k: progress.result.get(k) for k in RESULT_KEYS} | {"run": str(run.path), "status": progress.status}
     value["adapter"] = value["adapter"] and str(run.adapter)  # the result of a cluster names the worker's
     if progress.status not in ("done", "stopped"):
         value["status"] = "failed"
         if as_json:
             typer.echo(json.dumps(value, ensure_ascii=False))
-        raise PersonaError(
-            Message.of(progress.message)
-            or Message("The run ended as {status}; see {log}.", status=progress.status, log=run.path / "log.txt")
-        )
+        launcher.require_success(run, progress)
     text = _summary(value) if progress.result else f"{progress.status}: {progress.message or 'nothing was trained.'}"
     print_result(value, text, as_json)
 

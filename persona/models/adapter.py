@@ -93,10 +93,7 @@ def save_adapter(
     scratch = target.with_name(f".{target.name}.new")
     shutil.rmtree(scratch, ignore_errors=True)
     name = model.active_adapter if isinstance(model.active_adapter, str) else model.active_adapter[0]
-    settings = model.peft_config[name]
-    settings.base_model_name_or_path = base.id
-    if isinstance(settings.target_modules, set):
-        settings.target_modules = sorted(settings.target_modules)
+    model.peft_config[name].base_model_name_or_path = base.id
     try:
         model.save_pretrained(scratch, safe_serialization=True, save_embedding_layers=False)
         _sort_settings(scratch / "adapter_config.json")

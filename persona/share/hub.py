@@ -5,7 +5,6 @@ never a pickle, and checked before use. A share link pins the commit; base, temp
 pinned by the files of that commit.
 """
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from persona.share import archive
 from persona.share.archive import WEIGHTS_FILE, check_adapter_folder, list_adapter_files, refuse_secrets_in
 from persona.share.hub_errors import retry, translate_errors
 from persona.store import deployment
-from persona.store.deployment import is_shared_server
 from persona.store.workspace import data_root
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
@@ -74,7 +72,7 @@ def _parse_url(text: str) -> HubRef:
         raise ShareError("{text!r}: not a web address. Copy the link again.", text=text[:120]) from None
     if url.scheme in ("http", "https") and len(shared) == 1:
         return _parse_name(shared[0])
-    hubs = {"huggingface.co", "hf.co", urlsplit(_endpoint()).netloc}
+    hubs = {"huggingface.co", "hf.co", urlsplit(deployment.hub_endpoint()).netloc}
     parts = url.path.strip("/").split("/")
     page = len(parts) == 2 or (len(parts) == 4 and parts[2] == "tree")
     if url.scheme in ("http", "https") and url.netloc in hubs and page and parts[0] not in ("datasets", "spaces"):
@@ -98,12 +96,7 @@ def _resolve_token(token: str | None) -> str | None:
     """The token given, else this machine's login; on a shared server no login, since it is the owner's."""
     from huggingface_hub import get_token
 
-    return token or (None if deployment.is_hf_space() or is_shared_server() else get_token())
-
-
-def _endpoint() -> str:
-    # read on every call: huggingface_hub reads it once, when it is imported
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    return token or (get_token() if deployment.may_use_owner_login() else None)
 
 
 def push_adapter(
@@ -132,14 +125,14 @@ def push_adapter(
             "HF_TOKEN). On a shared Space, sign in there, or take the zip instead."
         )
     refuse_secrets_in(adapter, token)
-    api = HfApi(endpoint=_endpoint(), token=token)
+    api = HfApi(endpoint=deployment.hub_endpoint(), token=token)
     with translate_errors(repo, token):
         user = retry(api.whoami)["name"]
         full_name = repo if "/" in repo else HubRef(f"{user}/{repo}").repo
         _ensure_repo(api, full_name, public)
         commit = retry(lambda: _commit_files(api, full_name, adapter, f"Persona adapter: {card.name}"))
     return {
-        "url": f"{_endpoint()}/{full_name}",
+        "url": f"{deployment.hub_endpoint()}/{full_name}",
         "link": share_url(app_url, full_name, commit),
         "revision": commit,
         "private": not public,
@@ -164,7 +157,7 @@ def _ensure_repo(api: Any, repo: str, public: bool) -> None:
             wanted=repo,
             there=there,
             asked=asked,
-            endpoint=_endpoint(),
+            endpoint=deployment.hub_endpoint(),
         )
 
 
@@ -200,7 +193,7 @@ def pull_adapter(source: HubRef, token: str | None = None) -> Path:
     options: dict[str, Any] = {
         "cache_dir": data_root() / "hub",
         "allow_patterns": list(ADAPTER_FILES),
-        "endpoint": _endpoint(),
+        "endpoint": deployment.hub_endpoint(),
     }
     if _COMMIT.fullmatch(source.revision):
         try:
@@ -209,7 +202,7 @@ def pull_adapter(source: HubRef, token: str | None = None) -> Path:
             ).path
         except LocalEntryNotFoundError:
             pass
-    api = HfApi(endpoint=_endpoint(), token=token or False)
+    api = HfApi(endpoint=deployment.hub_endpoint(), token=token or False)
     with translate_errors(str(source), token):
         info = retry(lambda: api.repo_info(source.repo, revision=source.revision or None, files_metadata=True))
         sizes = {f.rfilename: f.size or 0 for f in info.siblings or []}

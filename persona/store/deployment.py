@@ -25,6 +25,16 @@ def has_sign_in() -> bool:
     return is_hf_space() and all(os.environ.get(name) for name in OAUTH_VARIABLES)
 
 
+def may_use_owner_login() -> bool:
+    """Whether this machine's login may be used on the Hub: on a shared server it is the owner's, not the visitor's."""
+    return not (is_hf_space() or is_shared_server())
+
+
+def hub_endpoint() -> str:
+    """The address of the Hub or its mirror. huggingface_hub reads the variable only once, when it is imported."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
 def space_url() -> str:
     """The address of the Space, "" outside a Space. SPACE_HOST may name several hosts; the first is its own."""
     host = os.environ.get("SPACE_HOST", "").split(",")[0].strip()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from persona.errors import InputError, Message, with_templates
-from persona.store import files as store_files
 from persona.store import quotas
 from persona.store.edits import PairChange, apply_changes, invert_changes
 from persona.store.files import write_atomic
@@ -45,7 +44,7 @@ def commit(persona: Persona, label: str, changes: Sequence[PairChange], merge: s
         if change.new is not None:
             _check_change(change)
     quotas.require_disk_quota()
-    with store_files.lock_folder(persona.path / "undo"):
+    with persona.lock():
         pairs, bad = persona.scan()
         after = apply_changes(pairs, changes)
         if len(after) > len(pairs):
@@ -74,7 +73,7 @@ def append(persona: Persona, pairs: Iterable[Pair], label: str) -> AppendResult:
     `pairs` stay two. If `pairs` raises, nothing is changed.
     """
     quotas.require_disk_quota()
-    with store_files.lock_folder(persona.path / "undo"):
+    with persona.lock():
         present: Counter[bytes] = Counter()
         bad = []
         for item in iter_pairs(persona.pairs_file):
@@ -117,7 +116,7 @@ def append(persona: Persona, pairs: Iterable[Pair], label: str) -> AppendResult:
 
 def undo(persona: Persona) -> str:
     """Undo the last edit; returns its label. Raises InputError when there is none."""
-    with store_files.lock_folder(persona.path / "undo"):
+    with persona.lock():
         number = _position(persona)
         if not _edit_file(persona, number).is_file():
             raise InputError("There is nothing to undo.")
@@ -130,7 +129,7 @@ def undo(persona: Persona) -> str:
 
 def redo(persona: Persona) -> str:
     """Redo the edit that was undone last; returns its label. Raises InputError when there is none."""
-    with store_files.lock_folder(persona.path / "undo"):
+    with persona.lock():
         number = _position(persona) + 1
         if not _edit_file(persona, number).is_file():
             raise InputError("There is nothing to redo.")

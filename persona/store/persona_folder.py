@@ -5,6 +5,7 @@ import shutil
 import time
 import unicodedata
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 
 from persona.errors import InputError, Message, invalid, join
-from persona.store import files, quotas
+from persona.store import quotas
 from persona.store.cjk import HAN
-from persona.store.files import read_json, safe_join, slugify, to_json, write_atomic
+from persona.store.files import lock_folder, read_json, safe_join, slugify, to_json, write_atomic
 from persona.store.pairs import BadLine, Pair, read_pairs, scan_pairs, write_pairs
 from persona.store.workspace import EXAMPLES_DIR, current_workspace
 
@@ -98,6 +99,10 @@ class Persona:
     @property
     def slug(self) -> str:
         return self.path.name
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Held while pairs or card are read and written again: two windows may edit one persona."""
+        return lock_folder(self.path / "undo")
 
     def card(self) -> PersonaCard:
         file = self.path / "persona.json"
@@ -228,7 +233,7 @@ def update_card(persona: Persona, change: Callable[[PersonaCard], dict[str, Any]
 
     where: named in the message when the result is no valid card. Raises InputError.
     """
-    with files.lock_folder(persona.path / "undo"):  # where pairs are locked too
+    with persona.lock():
         card = persona.card()
         if fields := change(card):
             persona.save_card(parse_card({**card.model_dump(), **fields}, where))
@@ -236,7 +241,7 @@ def update_card(persona: Persona, change: Callable[[PersonaCard], dict[str, Any]
 
 def create_persona(name: str, card: PersonaCard) -> Persona:
     """A new persona in the first free folder for `name`."""
-    with files.lock_folder(personas_dir()):
+    with lock_folder(personas_dir()):
         return create_persona_at(free_path(name), card)
 
 
@@ -244,7 +249,7 @@ def copy_example(name: str) -> Persona:
     """The user's own copy of a shipped persona; an existing copy is opened, never overwritten."""
     example = open_persona(safe_join(EXAMPLES_DIR, name))
     path = personas_dir() / example.slug
-    with files.lock_folder(personas_dir()):  # a second window that opens it meanwhile finds the copy
+    with lock_folder(personas_dir()):  # a second window that opens it meanwhile finds the copy
         if (path / "persona.json").is_file():
             return Persona(path)
         return create_persona_at(free_path(example.slug), example.card(), example.pairs())

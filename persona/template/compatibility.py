@@ -149,12 +149,15 @@ def try_render_prompt(tokenizer: Any, template: ChatTemplate, chat: list[dict]) 
 
 def is_mask_exact(tokenizer: Any, template: ChatTemplate) -> bool:
     """Whether, in every sample, exactly reply and stop token are learned, right after the prompt of a chat."""
+    try:
+        stop = find_stop_token(tokenizer, template)
+    except TemplateError:
+        return False
     for chat in SAMPLE_CHATS:
         whole = [*chat, {"role": "assistant", "content": "Yes, 好。"}]
         try:
             encoded = apply_template(tokenizer, template, whole, return_dict=True, return_assistant_tokens_mask=True)
             prompt = list(apply_template(tokenizer, template, chat, return_dict=False, add_generation_prompt=True))
-            stop = find_stop_token(tokenizer, template)
         except TemplateError:
             return False
         ids, mask = list(encoded["input_ids"]), list(encoded["assistant_masks"])

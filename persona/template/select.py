@@ -61,6 +61,6 @@ def _select_by_tokens(tokenizer: Any, shipped: dict[str, ChatTemplate], language
 def _find_equivalent(tokenizer: Any, own: ChatTemplate, shipped: dict[str, ChatTemplate]) -> ChatTemplate | None:
     wanted = [try_render_prompt(tokenizer, own, chat) for chat in SAMPLE_CHATS]
     for template in shipped.values():
-        if not find_incompatibilities(tokenizer, template) and gives_same_prompts(tokenizer, template, wanted):
+        if gives_same_prompts(tokenizer, template, wanted) and not find_incompatibilities(tokenizer, template):
             return template
     return None

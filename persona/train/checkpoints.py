@@ -76,8 +76,9 @@ def read_session(folder: Path) -> dict[str, Any]:
 
 def prune_checkpoints(checkpoints: Path, newest: int) -> None:
     """Keep two: the newest, and the one before it in case the newest gets damaged."""
-    earlier = [s for s in list_checkpoint_steps(checkpoints) if s < newest]
-    for step in list_checkpoint_steps(checkpoints):
+    steps = list_checkpoint_steps(checkpoints)
+    earlier = [s for s in steps if s < newest]
+    for step in steps:
         if step not in (newest, *earlier[:1]):
             (checkpoint_dir(checkpoints, step) / COMPLETE_MARKER).unlink(missing_ok=True)
             shutil.rmtree(checkpoint_dir(checkpoints, step), ignore_errors=True)

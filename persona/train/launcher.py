@@ -162,16 +162,20 @@ def _spawn(run: Run, state: str, module: str, *arguments: str) -> None:
 
 def wait_for_run(run: Run) -> RunProgress:
     """Wait for the end of a run that was started. Raises RunError when it failed."""
-    while run.progress().status in ACTIVE_STATUSES:
+    while (progress := run.progress()).status in ACTIVE_STATUSES:
         time.sleep(WAIT_SECONDS)
         reap_children()
-    progress = run.progress()
+    require_success(run, progress)
+    return progress
+
+
+def require_success(run: Run, progress: RunProgress) -> None:
+    """Raises RunError, with what the run said last, unless it is done or was stopped."""
     if progress.status not in ("done", "stopped"):
         raise RunError(
             Message.of(progress.message)
             or Message("The run ended as {status}; see {log}.", status=progress.status, log=run.path / "log.txt")
         )
-    return progress
 
 
 def stop_run(run: Run) -> bool:

@@ -6,7 +6,7 @@ from persona.errors import Message
 from persona.models.hardware import is_gpu_out_of_memory, is_out_of_memory
 from persona.train.config import MAX_ACCUMULATION, RunConfig
 
-# these change how a step is computed and not what it computes: a run can be resumed with them changes
+# these change how a step is computed and not what it computes: a run can be resumed with them changed
 RESUMABLE_SETTINGS = {"batch_size", "gradient_accumulation_steps", "gradient_checkpointing"}
 
 

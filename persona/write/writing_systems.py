@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 
 from persona.errors import Message
 from persona.store.cjk import HAN, KANA
@@ -72,23 +73,31 @@ def _common_ideographs(encoding: str, first: int, last: int) -> set[str]:
     """The ideographs in rows of a two-byte encoding."""
     rows = bytes(b for high in range(first, last + 1) for low in range(0x40, 0xFF) for b in (high, low))
     pieces = (rows[n : n + 2].decode(encoding, "ignore") for n in range(0, len(rows), 2))
-    return {c for c in pieces if re.fullmatch(f"[{HAN}]", c)}
+    return set(re.findall(f"[{HAN}]", "".join(pieces)))
 
 
-# Common in the mainland's GB 2312 (level 1) and absent from Taiwan's Big5: a simplified form; and the other way round.
-# Left out are a few that both write (names, newer pronouns); added are forms that Big5 counts as rare.
-_BOTH = set("叶恒迹泛晞璟璘玥妳牠祂瓖昇煖唸吋呎瞭氾汍昤晅呎堉琍珪祐韹")
-SIMPLIFIED = _common_ideographs("gb2312", 0xB0, 0xD7) - _common_ideographs("big5", 0xA4, 0xF9) - _BOTH
-TRADITIONAL = _common_ideographs("big5", 0xA4, 0xC6) - _common_ideographs("gb2312", 0xB0, 0xF7) - _BOTH | set(
-    "裏衆爲峯牀綫羣"
-)
+_BOTH = set("叶恒迹泛晞璟璘玥妳牠祂瓖昇煖唸吋呎瞭氾汍昤晅呎堉琍珪祐韹")  # names, newer pronouns
+_RARE_IN_BIG5 = set("裏衆爲峯牀綫羣")
+
+
+@cache
+def _one_form_only() -> tuple[set[str], set[str]]:
+    """Characters that are only simplified, and only traditional.
+
+    What is common in the mainland's GB 2312 (level 1) and absent from Taiwan's Big5 is a simplified form; and the other
+    way round.
+    """
+    simplified = _common_ideographs("gb2312", 0xB0, 0xD7) - _common_ideographs("big5", 0xA4, 0xF9) - _BOTH
+    traditional = _common_ideographs("big5", 0xA4, 0xC6) - _common_ideographs("gb2312", 0xB0, 0xF7) - _BOTH
+    return simplified, traditional | _RARE_IN_BIG5
 
 
 def split_chinese_forms(text: str) -> tuple[set[str], set[str]]:
     """Characters that are only simplified and only traditional. Japanese has both, so a text with kana has none."""
     if text.isascii():
         return set(), set()
-    characters = set(text)
     if re.search(f"[{KANA}]", text):
         return set(), set()
-    return characters & SIMPLIFIED, characters & TRADITIONAL
+    simplified, traditional = _one_form_only()
+    characters = set(text)
+    return characters & simplified, characters & traditional

@@ -14,7 +14,7 @@ from persona.store.pairs import Pair
 from persona.store.persona_folder import MAX_GREETING, MAX_NAME, MAX_SYSTEM, PersonaCard
 from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey
 from persona.write.importers.json_reader import read_first_rows
-from persona.write.importers.rows import parse_complete_pair
+from persona.write.importers.rows import MAX_SHOWN, parse_complete_pair
 from persona.write.importers.text_source import SourceFile
 
 NAME = "character"
@@ -252,7 +252,9 @@ def _pairs(said: list[tuple[str, int, str]], source: SourceFile, turns: int) -> 
                 yield parse_complete_pair(row)
                 history.append([asked[1], text])
             except InputError as e:
-                yield SkippedRow(asked[0], Message("mes_example: {problem}", problem=e), f"{asked[1]}\n{text}"[:2_000])
+                yield SkippedRow(
+                    asked[0], Message("mes_example: {problem}", problem=e), f"{asked[1]}\n{text}"[:MAX_SHOWN]
+                )
             asked = None
     if asked:
         yield SkippedRow(asked[0], Message("mes_example: nobody replies to this"), asked[1])

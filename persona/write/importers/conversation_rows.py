@@ -39,7 +39,7 @@ def survey_conversations(source: SourceFile, turns: Callable[[Any], list[Any]] =
     prompts = set[str]()
     for row in read_first_rows(source, 20):
         try:
-            prompts.add(find_system_prompt(row, turns(row)))
+            prompts.add(find_system_prompt(row, _parse_turns(turns(row))))
         except InputError:
             continue  # a row that will be skipped
     system = prompts.pop() if len(prompts) == 1 else ""
@@ -48,10 +48,10 @@ def survey_conversations(source: SourceFile, turns: Callable[[Any], list[Any]] =
     return SourceSurvey(card=PersonaCard(name=Path(source.name).stem[:MAX_NAME] or "persona", system=system))
 
 
-def find_system_prompt(row: dict[str, Any], turns: list[Any]) -> str:
+def find_system_prompt(row: dict[str, Any], sides: list[tuple[str, str]]) -> str:
     """The row's system message: a turn of it, or a key beside the turns."""
     beside = row.get("system")
-    messages = [text for side, text in _parse_turns(turns) if side == SYSTEM]
+    messages = [text for side, text in sides if side == SYSTEM]
     return "\n".join(filter(None, [beside if isinstance(beside, str) else "", *messages]))
 
 
@@ -64,7 +64,7 @@ def conversation_to_pair(row: Any, place: str, turns: list[Any], used: tuple[str
         raise InputError("no conversation: no list of turns under {keys}", keys=", ".join(CONVERSATION_KEYS[:3]))
     sides = _parse_turns(turns)
     notes: list[str] = []
-    if find_system_prompt(row, turns):
+    if find_system_prompt(row, sides):
         notes.append(Message("system message left out: a persona's own is part of every pair"))
     merged = _merge_turns([(side, text) for side, text in sides if side != SYSTEM])
     if merged and merged[0][0] == PERSONA:

@@ -1,12 +1,11 @@
 """Download a data file of a Hub data set for import. Data files only: no script, no pickle."""
 
-import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from persona.errors import InputError, Message
-from persona.store.deployment import is_hf_space, is_shared_server
+from persona.store.deployment import hub_endpoint, may_use_owner_login
 from persona.store.files import explain_disk_error
 from persona.store.workspace import data_root
 
@@ -24,9 +23,8 @@ def download_dataset(dataset_id: str, revision: str | None = None) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
     repo, wanted = _parse_dataset_id(dataset_id)
-    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    # visitors must not use the owner's token
-    token = False if is_shared_server() or is_hf_space() else None
+    endpoint = hub_endpoint()
+    token = None if may_use_owner_login() else False
     try:
         info = HfApi(endpoint=endpoint, token=token).dataset_info(repo, revision=revision, files_metadata=True)
         sizes = {f.rfilename: f.size for f in info.siblings or []}

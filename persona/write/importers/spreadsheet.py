@@ -8,14 +8,14 @@ import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice, zip_longest
-from typing import Any
+from typing import Any, TextIO
 
 from persona.errors import InputError, Message
 from persona.store.csv_safety import escape_formula, unescape_formula
 from persona.store.pairs import Pair
 from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey, messages, sharegpt
 from persona.write.importers.columns import assign_columns, guess_columns, resolve_columns, row_to_pair
-from persona.write.importers.rows import MAX_ROW, SourceRow, convert_rows, truncate_text
+from persona.write.importers.rows import MAX_ROW, MAX_SHOWN, SourceRow, convert_rows, truncate_text
 from persona.write.importers.text_source import SourceFile
 
 NAME = "table"
@@ -210,37 +210,27 @@ def _read_csv(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
     """Each record that is not blank; after a broken one, reading goes on with its second line."""
     csv.field_size_limit(MAX_ROW)
     delimiter = _delimiter(source)
-    try:
-        with source.path.open(encoding=source.encoding, errors="backslashreplace", newline="") as file:
-            waiting: deque[str] = deque()
-            line = 1
-            while True:
-                taken: list[str] = []
-                try:
-                    cells = next(csv.reader(_feed(file, waiting, taken), delimiter=delimiter, strict=True))
-                except StopIteration:
-                    return
-                except csv.Error as e:
-                    why = next((ours for theirs, ours in _CSV_ERRORS.items() if theirs in str(e)), e.args[0])
-                    yield SkippedRow(line, why, taken[0].strip()[:2_000])
-                    waiting.extendleft(reversed(taken[1:]))
-                    line += 1
-                    continue
-                if any(cells):
-                    yield SourceRow(line, cells, "".join(taken))
-                line += len(taken)
-    except OSError as e:
-        raise InputError("{source}: cannot be read ({reason}).", source=source.name, reason=e.strerror) from e
-    except UnicodeError as e:
-        raise InputError(
-            "{source}: not {encoding} text after all ({reason}). Save it as UTF-8.",
-            source=source.name,
-            encoding=source.encoding,
-            reason=e,
-        ) from e
+    with source.open_text(newline="") as file:
+        waiting: deque[str] = deque()
+        line = 1
+        while True:
+            taken: list[str] = []
+            try:
+                cells = next(csv.reader(_feed(file, waiting, taken), delimiter=delimiter, strict=True))
+            except StopIteration:
+                return
+            except csv.Error as e:
+                why = next((ours for theirs, ours in _CSV_ERRORS.items() if theirs in str(e)), e.args[0])
+                yield SkippedRow(line, why, taken[0].strip()[:MAX_SHOWN])
+                waiting.extendleft(reversed(taken[1:]))
+                line += 1
+                continue
+            if any(cells):
+                yield SourceRow(line, cells, "".join(taken))
+            line += len(taken)
 
 
-def _feed(file: io.TextIOBase, waiting: deque[str], taken: list[str]) -> Iterator[str]:
+def _feed(file: TextIO, waiting: deque[str], taken: list[str]) -> Iterator[str]:
     size = 0
     while line := waiting.popleft() if waiting else file.readline(MAX_ROW):
         taken.append(line)

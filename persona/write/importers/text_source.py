@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from persona.errors import InputError
 from persona.store.files import require_regular_file
@@ -57,12 +58,18 @@ class SourceFile:
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """(number from 1, text without its line break). Raises InputError when the file cannot be read."""
+        with self.open_text() as f:  # \r\n and \r end lines too
+            number = 1
+            while line := f.readline(MAX_LINE):
+                yield number, line.removesuffix("\n")
+                number += line.endswith("\n")
+
+    @contextmanager
+    def open_text(self, newline: str | None = None) -> Iterator[TextIO]:
+        """The file as text, until the block ends. Raises InputError where it cannot be read, in the block too."""
         try:
-            with self.path.open(encoding=self.encoding, errors="backslashreplace") as f:  # \r\n and \r end lines too
-                number = 1
-                while line := f.readline(MAX_LINE):
-                    yield number, line.removesuffix("\n")
-                    number += line.endswith("\n")
+            with self.path.open(encoding=self.encoding, errors="backslashreplace", newline=newline) as f:
+                yield f
         except OSError as e:
             raise InputError("{name}: cannot be read ({reason}).", name=self.name, reason=e.strerror) from e
         except UnicodeError as e:  # UTF-16 with half a character at its end

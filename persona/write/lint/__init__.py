@@ -14,8 +14,7 @@ from persona.write.lint.dataset_rules import (
     find_rival_answers,
     find_same_answers,
 )
-from persona.write.lint.finding import SEVERITIES, Finding, Severity, count_by_rule, normalize_text, pair_texts
-from persona.write.lint.fixes import fix_finding, fix_findings
+from persona.write.lint.finding import SEVERITIES, Finding, normalize_text, pair_texts
 from persona.write.lint.pair_rules import (
     apply_text_rules,
     find_ai_leaks,
@@ -26,19 +25,11 @@ from persona.write.lint.pair_rules import (
     find_too_long,
     find_unfinished_pairs,
 )
-from persona.write.lint.summary import DatasetSummary, summarize_dataset
 
 __all__ = [
-    "DatasetSummary",
-    "Finding",
-    "Severity",
-    "count_by_rule",
-    "fix_finding",
-    "fix_findings",
     "ignore_finding",
     "lint_pairs",
     "read_ignored",
-    "summarize_dataset",
     "unignore_findings",
 ]  # fmt: skip
 

@@ -45,7 +45,6 @@ def count_by_rule(findings: Iterable[Finding]) -> dict[str, int]:
 
 
 def finding_key(rule: str, texts: Iterable[str]) -> str:
-
     joined = "\x1f".join(texts).encode("utf-8", "backslashreplace")
     return f"{rule}:{hashlib.sha256(joined).hexdigest()[:16]}"
 

@@ -13,7 +13,7 @@ from persona.store.edits import PairChange
 from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona
 from persona.ui.i18n import t
-from persona.write.lint.finding import Finding
+from persona.write.lint.finding import Finding, pair_texts
 
 TABLE_JS = (Path(__file__).parent / "pairs_table.js").read_text(encoding="utf-8")
 ROWS_PER_PAGE = 50  # on one page of the table
@@ -74,18 +74,13 @@ def _filter_rows(
     return sorted({row - 1 for f in matching for row in f.pairs if row <= len(items)})
 
 
-def _cell_texts(pair: Pair) -> list[str]:
-    """The texts of a pair's cells in their order, from the first turn on."""
-    return [*(text for turn in pair.history for text in turn), pair.instruction, pair.output]
-
-
 def _normalize_line_breaks(text: str) -> str:
     """A text as a browser's text box holds it: every line break is \\n there."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _searchable_text(pair: Pair) -> str:
-    return "\n".join([pair.source, *_cell_texts(pair)])
+    return "\n".join([pair.source, *pair_texts(pair)])
 
 
 def table_html(
@@ -192,7 +187,7 @@ def _apply_edit(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -
     at, pair = row - 1, items[row - 1]
     if (
         do in ("duplicate", "split", "join", "delete")
-        and [_normalize_line_breaks(text) for text in _cell_texts(pair)] != event["saw"]
+        and [_normalize_line_breaks(text) for text in pair_texts(pair)] != event["saw"]
     ):
         raise InputError(
             "This pair was changed elsewhere (another window, or on disk) since you saw it here, or "
