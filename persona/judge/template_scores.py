@@ -33,8 +33,7 @@ def base_nll(model: LoadedModel, renderer: Renderer, pairs: Sequence[Pair]) -> f
 def rival_templates(renderer: Renderer, own: ChatTemplate) -> list[ChatTemplate]:
     """The templates to compare the chosen one with: the base's own, and the plain Alpaca forms."""
     shipped = shipped_templates()
-    names = [own.name, "alpaca-zh", "alpaca-en"]
-    others = [own, *(shipped[n] for n in names[1:] if n in shipped)]
+    others = [own, *(shipped[n] for n in ("alpaca-zh", "alpaca-en") if n != own.name)]
     return [t for t in others if t.text != renderer.template.text and not find_incompatibilities(renderer.tokenizer, t)]
 
 
