@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from persona.cli.output import ADAPTER_HELP, AsJson, print_note, print_result
+from persona.cli.output import ADAPTER_BASE_HELP, ADAPTER_HELP, AsJson, print_note, print_result
 from persona.errors import InputError
 from persona.models.sampling import Sampling
 
@@ -41,9 +41,7 @@ def chat(
     max_new_tokens: Annotated[
         int, typer.Option(help="Longest reply, in tokens, if it does not end before.")
     ] = Sampling.max_new_tokens,
-    base: Annotated[
-        str, typer.Option(help="Base model: name, Hub id, folder or .gguf file. Default: the adapter's own.")
-    ] = "",
+    base: Annotated[str, typer.Option(help=ADAPTER_BASE_HELP)] = "",
     as_json: AsJson = False,
 ) -> None:
     """Compare base and persona: both answer the same questions, in one batch and with the same seed."""

@@ -9,11 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from persona.cli.output import AsJson, PersonaDir, open_persona, print_note, print_result, split_key_value
+from persona.cli.output import BASE_HELP, AsJson, PersonaDir, open_persona, print_note, print_result, split_key_value
 from persona.errors import InputError, PersonaError
-from persona.models.bundled import DEFAULT_BASE
 
-BASE_HELP = f"Base model: name, Hub id, folder or .gguf file. Default: {DEFAULT_BASE}."
 MAX_PRINTED = 20  # skipped rows that are printed; --json has all of them
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from persona.cli.output import ADAPTER_HELP, AsJson, print_note, print_result
+from persona.cli.output import ADAPTER_BASE_HELP, ADAPTER_HELP, AsJson, print_note, print_result
 
 
 def eval_(
@@ -17,9 +17,7 @@ def eval_(
     judge: Annotated[
         bool, typer.Option("--judge", help="Also let the model at PERSONA_LLM_URL compare the answers, blindly.")
     ] = False,
-    base: Annotated[
-        str, typer.Option(help="Base model: name, Hub id, folder or .gguf file. Default: the adapter's own.")
-    ] = "",
+    base: Annotated[str, typer.Option(help=ADAPTER_BASE_HELP)] = "",
     as_json: AsJson = False,
 ) -> None:
     """Did it learn? Measure the adapter against its base. A run's folder gets report.json and report.html."""

@@ -8,8 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from persona.errors import InputError
+from persona.models.bundled import DEFAULT_BASE
 from persona.models.progress_callback import ProgressUpdate
 
+_BASE_HELP = "Base model: name, Hub id, folder or .gguf file. Default: "
+BASE_HELP = f"{_BASE_HELP}{DEFAULT_BASE}."
+ADAPTER_BASE_HELP = f"{_BASE_HELP}the adapter's own."
 ADAPTER_HELP = (
     "The adapter: a persona's name, a folder (adapter, run or persona: its newest run), RUN@STEP for a snapshot, "
     "a zip, or USER/NAME@REVISION on the Hub."

@@ -1,6 +1,5 @@
 """`persona train`: a training run, followed until it ends."""
 
-import json
 import signal
 import time
 from pathlib import Path
@@ -8,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from persona.cli.output import AsJson, PersonaDir, open_persona, print_note, print_result, split_key_value
-from persona.models.bundled import DEFAULT_BASE
+from persona.cli.output import BASE_HELP, AsJson, PersonaDir, open_persona, print_note, print_result, split_key_value
 
 RESULT_KEYS = ("run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
           "adapter_nll", "peak_memory_bytes")  # fmt: skip
@@ -17,9 +15,7 @@ RESULT_KEYS = ("run", "adapter", "status", "steps", "seconds", "tokens_per_s", "
 
 def train(
     directory: PersonaDir,
-    base: Annotated[
-        str, typer.Option(help=f"Base model: name, Hub id, folder or .gguf file. Default: {DEFAULT_BASE}.")
-    ] = "",
+    base: Annotated[str, typer.Option(help=BASE_HELP)] = "",
     preset: Annotated[
         str, typer.Option(help="How long and how large: quick (3 epochs), balanced (up to 6) or thorough (up to 12).")
     ] = "quick",
@@ -99,7 +95,7 @@ def _print_outcome(run: Any, progress: Any, as_json: bool) -> None:
     if progress.status not in ("done", "stopped"):
         value["status"] = "failed"
         if as_json:
-            typer.echo(json.dumps(value, ensure_ascii=False))
+            print_result(value, "", as_json)
         launcher.require_success(run, progress)
     text = _summary(value) if progress.result else f"{progress.status}: {progress.message or 'nothing was trained.'}"
     print_result(value, text, as_json)
@@ -136,7 +132,7 @@ def _follow(run: Any) -> Any:
                 if progress.status not in ACTIVE_STATUSES:
                     train_launcher.reap_children()  # how it ended may be known only now
                     return run.progress()
-                time.sleep(0.3)
+                time.sleep(train_launcher.WAIT_SECONDS)
                 train_launcher.reap_children()
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -36,7 +36,7 @@ class VoiceRecord:
 
     @property
     def column(self) -> str:
-        """Which column of a conversation this voice answers in, whatever its label, strength and prompt are by then."""
+        """Which column of a conversation this voice answers in, whatever its strength and prompt are by then."""
         adapter = re.sub(r"^run/[^/]*/", "run/", self.adapter)  # a run's name is unique, its persona can be renamed
         main = f" {self.label}" if adapter.startswith("blend/") else ""  # a blend's id does not name its main adapter
         return f"{self.kind}:{adapter}{main}"

@@ -15,7 +15,7 @@ from persona.errors import AdapterError, InputError, Message, PersonaError
 from persona.models import attach as models_attach
 from persona.models import base as bases
 from persona.models import hardware, progress_callback
-from persona.models.adapter import Adapter
+from persona.models.adapter import WEIGHTS_FILE, Adapter
 from persona.models.base import Base
 from persona.models.generate import Generation, generate_batch
 from persona.models.mixed_lora import AdapterWeights
@@ -82,7 +82,7 @@ class LoadedModel:
         """
         name = f"a{abs(hash(adapter.path)):x}"
         try:
-            stamp = (adapter.path / "adapter_model.safetensors").stat().st_mtime
+            stamp = (adapter.path / WEIGHTS_FILE).stat().st_mtime
         except OSError as e:
             raise AdapterError("{adapter}: is no longer there. Choose another adapter.", adapter=adapter.path) from e
         with MODEL_QUEUE.turn(kind="attach"):

@@ -13,6 +13,7 @@ from persona.judge.report_model import Interval
 
 WIDTH, LEFT, RIGHT = 360, 84, 14
 ROW = 34
+BARS = 12  # of a histogram, about
 BASE, ADAPTER, PAIRS = "#8b8680", "#059669", "#b7791f"
 _TEXT = Markup(
     '<text x="{}" y="{}" font-size="12" font-family="system-ui, sans-serif" fill="currentColor" '
@@ -77,9 +78,9 @@ class _XAxis(Axis):
 
     x = Axis.position
 
-    def draw(self, bottom: float, top: float = 0.0) -> list[Markup]:
-        """Its grid lines from `top` to `bottom`, and the numbers below."""
-        parts = [_line(self.x(t), top, self.x(t), bottom, opacity=0.15) for t in self.ticks]
+    def draw(self, bottom: float) -> list[Markup]:
+        """Its grid lines down to `bottom`, and the numbers below."""
+        parts = [_line(self.x(t), 0, self.x(t), bottom, opacity=0.15) for t in self.ticks]
         return parts + [_text(self.x(t), bottom + 14, f"{t:g}", "middle", 0.7) for t in self.ticks]
 
 
@@ -97,11 +98,11 @@ def interval_bars(rows: Sequence[tuple[str, Interval]], title: str) -> Markup:
     return _svg(bottom + 20, title, parts)
 
 
-def histogram(values: Sequence[float], title: str, unit: str, bars: int = 12) -> Markup:
+def histogram(values: Sequence[float], title: str, unit: str) -> Markup:
     """A histogram; bars above zero have the adapter's colour. unit: what is counted."""
     axis = _XAxis(min(0.0, *values), max(0.0, *values))
     low, high = axis.ticks[0], axis.ticks[-1]
-    bars_per_tick = max(1, round(bars / (len(axis.ticks) - 1)))  # a whole number, so that zero is an edge
+    bars_per_tick = max(1, round(BARS / (len(axis.ticks) - 1)))  # a whole number, so that zero is an edge
     each = (axis.ticks[1] - low) / bars_per_tick
     counts = [0] * round((high - low) / each)
     for value in values:

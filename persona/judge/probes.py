@@ -14,14 +14,15 @@ def list_probe_rules(card: PersonaCard) -> list[ProbeRule]:
 def find_broken_rules(rule: ProbeRule, text: str) -> list[str]:
     """The rules that an answer breaks, in words."""
     folded = text.casefold()
-    missing = [e for e in rule.must_mention if not _mentions(e, folded)]
-    present = [e for e in rule.must_not_mention if _mentions(e, folded)]
+    missing = [e for e in rule.must_mention if not mentions(e, folded)]
+    present = [e for e in rule.must_not_mention if mentions(e, folded)]
     return [f"does not mention {_join_alternatives(e)}" for e in missing] + [
         f"mentions {_join_alternatives(e)}" for e in present
     ]
 
 
-def _mentions(entry: str, folded: str) -> bool:
+def mentions(entry: str, folded: str) -> bool:
+    """Whether a casefolded text has one of the alternatives of `entry` (a|b)."""
     return any(x.casefold() in folded for x in _alternatives(entry))
 
 

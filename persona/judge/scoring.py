@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from persona.compare.model_queue import MODEL_QUEUE
 from persona.compare.session import Column, LoadedModel, stream_replies
+from persona.judge.probes import mentions
 from persona.models.generate import Generation
 from persona.models.loss import mean_nll
 from persona.models.mixed_lora import MixedLora
@@ -67,7 +68,7 @@ class GeneralQuestion:
     key: str
 
     def is_right(self, answer: str) -> bool:
-        return any(k.casefold() in answer.casefold() for k in self.key.split("|"))
+        return mentions(self.key, answer.casefold())
 
 
 def read_general_questions() -> list[GeneralQuestion]:

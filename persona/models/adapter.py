@@ -32,8 +32,9 @@ from persona.store.persona_folder import PersonaCard, parse_card
 from persona.template.chat_template import ChatTemplate
 from persona.template.render import MAX_LENGTH, MAX_LENGTH_RANGE
 
+WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FILES = (
-    "adapter_model.safetensors",
+    WEIGHTS_FILE,
     "adapter_config.json",
     "chat_template.jinja",
     "persona.json",
@@ -136,7 +137,7 @@ def read_adapter(path: Path) -> Adapter:
     if not path.is_dir():
         raise AdapterError("{path}: no such adapter folder.", path=path)
     _refuse_links(path)
-    weights = path / "adapter_model.safetensors"
+    weights = path / WEIGHTS_FILE
     if not weights.is_file():
         raise _explain_missing_weights(path)
     try:

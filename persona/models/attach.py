@@ -5,7 +5,7 @@ from typing import Any
 
 from persona.errors import AdapterError, Message, join
 from persona.models import trained_tokens
-from persona.models.adapter import Adapter
+from persona.models.adapter import WEIGHTS_FILE, Adapter
 
 _PREFIX = "base_model.model."
 
@@ -18,7 +18,7 @@ def attach_adapter(model: Any, adapter: Adapter, name: str) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    state = load_file(adapter.path / "adapter_model.safetensors")
+    state = load_file(adapter.path / WEIGHTS_FILE)
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     # all checks come first: a later failure would leave half an adapter attached
     token_rows = trained_tokens.take_token_rows(state, adapter.settings.get("trainable_token_indices", {}), inner)

@@ -18,7 +18,7 @@ from persona.models.download import MODELSCOPE_PREFIX
 from persona.models.progress_callback import ProgressCallback, ignore_progress
 from persona.models.quantization import is_quantized, keep_training_arithmetic, make_quantization_kwargs
 from persona.models.quiet import quiet_transformers, silence_bitsandbytes
-from persona.store.files import read_json
+from persona.store.files import hash_file, read_json
 from persona.store.workspace import require_in_workspace
 
 
@@ -103,7 +103,7 @@ def _resolve_gguf(name: str, path: Path, progress: ProgressCallback) -> Base:
             name=name,
             default=DEFAULT_BASE,
         )
-    digest = gguf_import.hash_file(path)
+    digest = hash_file(path)
     base = Base(path.stem, path, f"gguf-{digest[:12]}")
     return replace(base, path=gguf_import.convert_gguf(path, path.stem, digest, base.to_dict(), progress))
 

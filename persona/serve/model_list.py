@@ -86,7 +86,7 @@ def _read_home_models() -> list[ServedModel]:
     found = []
     for path in sorted(p for p in [*paths, *opened] if p):
         with contextlib.suppress(OSError):
-            adapter = _checked(path, (path / "adapter_model.safetensors").stat().st_mtime)
+            adapter = _checked(path, (path / adapters.WEIGHTS_FILE).stat().st_mtime)
             base = bases.find_local_base(adapter.base_id) if adapter and adapter.base_id else None
             if adapter and base:
                 found.append(("", adapter, base))

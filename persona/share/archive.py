@@ -19,12 +19,18 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from persona.errors import AdapterError, Message, ShareError
-from persona.models.adapter import ADAPTER_FILES, MAX_ADAPTER_BYTES, PICKLE_SUFFIXES, Adapter, read_adapter
+from persona.models.adapter import (
+    ADAPTER_FILES,
+    MAX_ADAPTER_BYTES,
+    PICKLE_SUFFIXES,
+    WEIGHTS_FILE,
+    Adapter,
+    read_adapter,
+)
 from persona.share.secrets import refuse_secrets
 from persona.store import quotas
-from persona.store.files import explain_disk_error, slugify
+from persona.store.files import explain_disk_error, hash_file, slugify
 
-WEIGHTS_FILE = ADAPTER_FILES[0]
 MAX_TEXT_BYTES = 10_000_000
 _MAX_RATIO = 100  # LoRA weights hardly compress, prose about fourfold; a bomb reaches a thousandfold
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, struct.error)
@@ -190,11 +196,7 @@ def _move_into_place(folder: Path, into: Path) -> Path:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    sums = {}
-    for file in list_adapter_files(folder):
-        with file.open("rb") as f:
-            sums[file.name] = hashlib.file_digest(f, "sha256").hexdigest()
-    return sums
+    return {file.name: hash_file(file) for file in list_adapter_files(folder)}
 
 
 def list_adapter_files(folder: Path) -> list[Path]:

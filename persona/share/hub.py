@@ -14,9 +14,9 @@ from urllib.parse import parse_qs, urlsplit
 from persona.errors import Message, ShareError
 from persona.models import base as bases
 from persona.models import bundled, download, model_card
-from persona.models.adapter import ADAPTER_FILES, Adapter
+from persona.models.adapter import ADAPTER_FILES, WEIGHTS_FILE, Adapter
 from persona.share import archive
-from persona.share.archive import WEIGHTS_FILE, check_adapter_folder, list_adapter_files, refuse_secrets_in
+from persona.share.archive import check_adapter_folder, list_adapter_files, refuse_secrets_in
 from persona.share.hub_errors import retry, translate_errors
 from persona.store import deployment
 from persona.store.workspace import data_root

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -51,7 +52,9 @@ def write_atomic(path: Path, text: str | Iterable[str]) -> None:
         ) from e
 
 
-WRITE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+NO_PERMISSION_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS)
+WRITE_ERRNOS = (*DISK_FULL_ERRNOS, *NO_PERMISSION_ERRNOS)
 
 
 def fsync_folder(path: Path, files: bool = True) -> None:
@@ -63,6 +66,12 @@ def fsync_folder(path: Path, files: bool = True) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def replace_folder(scratch: Path, target: Path) -> None:
@@ -78,11 +87,11 @@ def replace_folder(scratch: Path, target: Path) -> None:
 
 def explain_disk_error(path: Path, e: OSError) -> str:
     """A failed write as a message with a next step."""
-    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+    if e.errno in DISK_FULL_ERRNOS:
         return Message(
             "{path}: the disk is full. Free some space and save again; what was saved before is untouched.", path=path
         )
-    if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if e.errno in NO_PERMISSION_ERRNOS:
         return Message(
             "{path}: no permission to write here. Choose another folder with PERSONA_HOME, or change its rights.",
             path=path,

@@ -9,14 +9,14 @@ what its marker says. The next batches follow from seed and global step (sampler
 very steps of one that was never stopped; `start_or_resume` in run.py does it.
 """
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from persona.errors import Message
-from persona.store.files import fsync_folder, read_json, to_json, write_atomic
+from persona.models.adapter import WEIGHTS_FILE
+from persona.store.files import fsync_folder, hash_file, read_json, to_json, write_atomic
 
 COMPLETE_MARKER = "whole"
 SESSION_FILE = "session.json"
@@ -38,8 +38,7 @@ def mark_complete(folder: Path, session: dict[str, Any]) -> None:
 
 
 def _size_and_hash(file: Path) -> list[Any]:
-    with file.open("rb") as f:
-        return [file.stat().st_size, hashlib.file_digest(f, "sha256").hexdigest()]
+    return [file.stat().st_size, hash_file(file)]
 
 
 def is_complete(folder: Path) -> bool:
@@ -89,4 +88,4 @@ def load_weights(model: Any, checkpoint: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
+    set_peft_model_state_dict(model, load_file(checkpoint / WEIGHTS_FILE))

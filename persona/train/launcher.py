@@ -142,9 +142,8 @@ def _spawn(run: Run, state: str, module: str, *arguments: str) -> None:
     run.log("state", state=state)
     malloc.limit_openmp_spin()
     env = dict(os.environ)
-    if (
-        not IS_INSTALLED
-    ):  # an installed copy is found anyway, and site-packages must not come before the standard library
+    # an installed copy is found anyway, and site-packages must not come before the standard library
+    if not IS_INSTALLED:
         env["PYTHONPATH"] = os.pathsep.join([str(PROJECT_DIR), os.environ.get("PYTHONPATH", "")])
     with (run.path / "log.txt").open("ab") as log:
         child = subprocess.Popen(

@@ -126,9 +126,8 @@ def _to_dataset(examples: Sequence[TrainingExample]) -> Dataset:
 def _set_up_callbacks(trainer: Trainer, run: Run) -> None:
     trainer.remove_callback(PrinterCallback)
     for callback in trainer.callback_handler.callbacks:
-        if isinstance(
-            callback, TensorBoardCallback
-        ):  # its default is among the checkpoints, which are deleted at the end
+        # its default is among the checkpoints, which are deleted at the end
+        if isinstance(callback, TensorBoardCallback):
             callback.logging_dir = callback.logging_dir or str(run.path / "tensorboard")
 
 

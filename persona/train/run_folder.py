@@ -17,7 +17,6 @@ The process that trains reads and writes this folder and nothing else. So a relo
 loses nothing, and page and command line see the same run. docs/formats.md describes each file.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -31,7 +30,14 @@ from pydantic import ValidationError
 
 from persona.errors import Message, RunError, with_templates
 from persona.store import jsonl
-from persona.store.files import read_json, require_regular_file, to_json, write_atomic
+from persona.store.files import (
+    DISK_FULL_ERRNOS,
+    NO_PERMISSION_ERRNOS,
+    read_json,
+    require_regular_file,
+    to_json,
+    write_atomic,
+)
 from persona.store.pairs import Pair, parse_pair
 from persona.store.persona_folder import Persona, PersonaCard, parse_card
 from persona.train import distributed
@@ -149,7 +155,7 @@ class Run:
 
 
 DISK_FULL_MESSAGE = Message("The disk is full. Free some space, then resume: the last whole checkpoint is kept.")
-DISK_FULL_BYTES = 2**20  # bytes
+DISK_FULL_BYTES = 2**20
 
 
 def _not_writable(path: Path | str) -> Message:
@@ -174,9 +180,9 @@ def explain_write_error(path: Path, e: BaseException) -> str:
     def is_any_of(*numbers: int) -> bool:
         return number in numbers or any(f"os error {n})" in text for n in numbers)
 
-    if is_any_of(errno.ENOSPC, errno.EDQUOT) or "PytorchStreamWriter failed writing" in text:
+    if is_any_of(*DISK_FULL_ERRNOS) or "PytorchStreamWriter failed writing" in text:
         return DISK_FULL_MESSAGE
-    if is_any_of(errno.EACCES, errno.EPERM, errno.EROFS):
+    if is_any_of(*NO_PERMISSION_ERRNOS):
         return _not_writable(getattr(e, "filename", None) or path)
     return ""
 

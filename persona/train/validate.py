@@ -103,7 +103,6 @@ def require_bitsandbytes(quantization: str, optim: str) -> None:
 
 def check_quantization(quantization: str, optim: str, use_dora: bool, plan: DevicePlan) -> None:
     """Raise InputError for what bitsandbytes cannot do on this machine."""
-    require_bitsandbytes(quantization, optim)
     if plan.device == "mps":
         if quantization != "none":
             raise InputError(

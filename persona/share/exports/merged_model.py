@@ -176,9 +176,8 @@ def save_checkpoint(model: Any, renderer: Renderer, base: Base, folder: Path) ->
     """Write checkpoint, tokenizer and generation config as programs for Hugging Face models expect them."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        base.path, trust_remote_code=False
-    )  # a copy of its own, since it is changed
+    # a copy of its own, since it is changed
+    tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
     tokenizer.chat_template = strip_generation_tags(renderer.template).text
     ends = dict.fromkeys([renderer.stop_id, tokenizer.eos_token_id])
     usual = Sampling()

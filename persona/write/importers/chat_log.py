@@ -16,9 +16,8 @@ from persona.store.pairs import MAX_CHARACTERS
 from persona.write.importers import SkippedRow
 from persona.write.importers.speaker_turns import Speech, SpeechEvent, SpeechGap
 
-INVISIBLE_MARKS = dict.fromkeys(
-    map(ord, "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2068\u2069\ufeff")
-)  # WhatsApp puts them in
+# WhatsApp puts them in
+INVISIBLE_MARKS = dict.fromkeys(map(ord, "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2068\u2069\ufeff"))
 SPACES = str.maketrans("\u202f\u00a0\u2007\t", "    ")
 MAX_PREFIX = 200  # characters of a line in which name and time stand
 

@@ -10,7 +10,14 @@ from itertools import chain
 from persona.errors import Message
 from persona.store.pairs import MAX_CHARACTERS
 from persona.write.importers import SkippedRow
-from persona.write.importers.speaker_turns import Speech, SpeechEvent, SpeechGap, join_lines, normalize_name
+from persona.write.importers.speaker_turns import (
+    NO_LINE_IN_SCENE,
+    Speech,
+    SpeechEvent,
+    SpeechGap,
+    join_lines,
+    normalize_name,
+)
 
 SCENE_HEADING = re.compile(r"(?:int|ext|est|int\.?/ext|ext\.?/int|i/e)[. ]\s{0,3}\S.{0,200}$", re.IGNORECASE)
 TRANSITION = re.compile(
@@ -77,9 +84,9 @@ def _separator(number: int, line: str, within: bool) -> SpeechGap | None:
         or TRANSITION.match(line)
         or (not within and (forced or line.startswith(("#", "==="))))
     ):
-        return SpeechGap(number, Message("no line before it in this scene"), scene=True)
+        return SpeechGap(number, NO_LINE_IN_SCENE, scene=True)
     if re.fullmatch(r"[*\-—_ ]{3,80}", line):
-        return SpeechGap(number, Message("no line before it in this scene"), scene=True)
+        return SpeechGap(number, NO_LINE_IN_SCENE, scene=True)
     if within or not line or NO_TEXT.match(line) or line.startswith("="):
         return None
     return SpeechGap(number, Message("action stands between it and the line before"))

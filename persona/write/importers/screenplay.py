@@ -14,6 +14,7 @@ from persona.store.pairs import MAX_CHARACTERS
 from persona.write.importers import ImportItem, ImportOptions, SkippedRow, SourceSurvey, chat_log, fountain
 from persona.write.importers.speaker_turns import (  # fmt: skip
     CLOSE_BRACKETS,
+    NO_LINE_IN_SCENE,
     OPEN_BRACKETS,
     UNSPACED_SCRIPT,
     SpeakerNames,
@@ -42,7 +43,7 @@ SCENE_LINE = re.compile(
     re.IGNORECASE,
 )
 SEPARATOR_LINE = re.compile(r"(?:[*＊\-—–=_~#·•◇◆☆★※○●]\s?){3,80}$")
-NO_LINE_IN_SCENE = Message("no line before it in this scene")
+DIRECTION_BETWEEN = Message("a stage direction stands between it and the line before")
 UNREADABLE_LINE = Message("the line before it cannot be read")
 VOICE_REMARK = re.compile(
     r"(?:v\.? ?o\.?|o\.? ?s\.?|o\.? ?c\.?|cont[’'`]?d?\.?|continued|画外音|画外|旁白|续|独白|内心独白|内心|心声)$", re.I
@@ -249,7 +250,7 @@ def read_screenplay_events(
                 )
             yield SpeechGap(
                 number,
-                Message("a stage direction stands between it and the line before") if direction else UNREADABLE_LINE,
+                DIRECTION_BETWEEN if direction else UNREADABLE_LINE,
             )
     if held:
         yield held
@@ -277,5 +278,5 @@ def _parse_speech(
             line,
         )
     if not found.text and not found.mark:
-        return SpeechGap(number, Message("a stage direction stands between it and the line before"))
+        return SpeechGap(number, DIRECTION_BETWEEN)
     return Speech(number, found.who, found.text, found.lead)

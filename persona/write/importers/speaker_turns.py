@@ -20,6 +20,7 @@ BRACKET = re.compile(r"[（(\[【]")
 MAX_NAMES = 20_000  # different names counted at a time; in a file of another kind every line would add one
 NAME_SEPARATOR = re.compile(r"\s*[、，,&＆+＋/／]\s*")
 NAME_CONJUNCTION = re.compile(r"\s+(?:and|und|et|y|AND|And)\s+|[和与與及跟]")
+NO_LINE_IN_SCENE = Message("no line before it in this scene")
 UNSPACED_SCRIPT = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uff60]")  # scripts that put no space between words
 
 
@@ -127,7 +128,7 @@ def pair_speeches(
     """Each speech of the persona as a Pair or a SkippedRow. brackets: they hold stage directions."""
     history: deque[tuple[str, str]] = deque(maxlen=max(0, options.turns))
     previous: Speech | None = None
-    gap_reason: str = Message("no line before it in this scene")
+    gap_reason: str = NO_LINE_IN_SCENE
     for event in events:
         if isinstance(event, SkippedRow):
             yield event
