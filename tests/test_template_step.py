@@ -1,8 +1,10 @@
 """Step 2's own functions: the X-ray of white space, the histogram, own templates, and scores that tell templates apart."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
+from gradio.context import LocalContext
 
 from persona.compare.session import open_model
 from persona.errors import TemplateError
@@ -94,6 +96,15 @@ def test_a_template_that_cannot_be_right_is_refused_and_not_kept(persona, tiny_l
     with pytest.raises(Exception, match=why):
         template.adopt_template("mags", text, str(tiny_llama), "auto", 512, False)
     assert not (persona.path / "template.jinja").exists()
+
+
+def test_a_pair_that_cannot_be_trained_on_is_explained_in_the_visitors_language(persona, tiny_llama):
+    LocalContext.request.set(SimpleNamespace(headers={"accept-language": "zh-CN"}))
+    try:
+        html = template.check_all_pairs("mags", str(tiny_llama), "chatml", 10, False)
+    finally:
+        LocalContext.request.set(None)
+    assert "第 1 条对话对：回复会被截断" in html and "would be cut" not in html
 
 
 NOISE = """

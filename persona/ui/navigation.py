@@ -115,9 +115,11 @@ def _write_hint(state: PersonaState) -> str:
         return t("Pairs: {n}, unfinished: {m}. Finish or delete them (Show: Unfinished).",
                  n=f"{state.pairs:,}", m=state.unfinished)  # fmt: skip
     if state.warnings:
-        return t(("Pairs: {n}, findings: {m}. Look at the tab Check, then go on to Template and look at the "
-"mask."),
-                 n=f"{state.pairs:,}", m=state.warnings)  # fmt: skip
+        return t(
+            "Pairs: {n}, findings: {m}. Look at the tab Check, then go on to Template and look at the mask.",
+            n=f"{state.pairs:,}",
+            m=state.warnings,
+        )
     return t("Pairs: {n}, all finished. Next: Template, where you see what the model will learn.", n=f"{state.pairs:,}")
 
 

@@ -243,7 +243,9 @@ def check_all_pairs(slug: str, *inputs: Any) -> str:
     _, renderer = open_page_renderer(slug, RenderSettings(*inputs))
     examples = [renderer.render_example(pair) for pair in pairs]
     tokens, learned = sum(len(e.input_ids) for e in examples), sum(e.learned for e in examples)
-    problems = [t("pair {row}: {why}", row=row, why=why) for row, e in enumerate(examples, 1) for why in e.problems]
+    problems = [
+        Message("pair {row}: {why}", row=row, why=why) for row, e in enumerate(examples, 1) for why in e.problems
+    ]
     facts = facts_html([
         (t("pairs"), f"{len(pairs):,}"),
         (t("tokens"), f"{tokens:,}"),

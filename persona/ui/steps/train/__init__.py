@@ -35,18 +35,14 @@ def on_start(slug: str, preset: str, *form: Any) -> str:
 
 
 def on_resume(slug: str, name: str) -> str:
-    run = find_run(slug, name)
-    if run is None:
-        raise RunError("There is no run to resume.")
+    run = _require_run(slug, name)
     launcher.start_run(run)
     return run.name
 
 
 def on_retry_smaller(slug: str, name: str) -> str:
     """Start again with the smaller settings that the failed run proposes. Returns the name of the new run."""
-    run = find_run(slug, name)
-    if run is None:
-        raise RunError("There is no run to continue.")
+    run = _require_run(slug, name)
     return launcher.retry_smaller(open_current_persona(slug), run).name
 
 
@@ -83,6 +79,13 @@ def find_run(slug: str, name: str) -> Run | None:
     runs = run_folder.list_runs(persona)
     named = next((run for run in runs if run.name == name), None)
     return named or launcher.find_active_run([persona]) or (runs[0] if runs else None)
+
+
+def _require_run(slug: str, name: str) -> Run:
+    run = find_run(slug, name)
+    if run is None:
+        raise RunError("There is no run to resume.")
+    return run
 
 
 def active_runs_radio(run: Run | None) -> gr.Radio:

@@ -14,6 +14,7 @@ from persona.train.plan import TrainingEstimate
 from persona.ui.i18n import localized, t
 from persona.ui.page import open_current_persona
 from persona.ui.steps.train import settings_form
+from persona.ui.widgets import problems_html
 
 
 def plan_html(slug: str, preset: str, *form: Any) -> str:
@@ -28,13 +29,15 @@ def plan_html(slug: str, preset: str, *form: Any) -> str:
             return f'<div class="hint">{few}</div>'
         estimate = train_plan.estimate_on_this_machine(persona, config, pairs)
     except PersonaError as e:
-        return f'<div class="problem">{escape(localized(e.message))}</div>'
+        return problems_html([e.message])
     about = escape(t(PRESETS[preset][1]))
     if estimate is None:
         reason = localized(hardware.plan_device(hardware.this_machine(), config.dtype).reason)
-        unknown = t(("{n} pairs. {reason} Memory and time can be estimated once the base is on this disk; step 2 "
-"downloads it."),
-                    n=len(pairs), reason=escape(reason))  # fmt: skip
+        unknown = t(
+            "{n} pairs. {reason} Memory and time can be estimated once the base is on this disk; step 2 downloads it.",
+            n=len(pairs),
+            reason=escape(reason),
+        )
         return f'<div class="quiet">{about}<br>{unknown}</div>'
     return (
         f'<div class="quiet">{about}<br>{_steps_text(estimate)} {escape(localized(estimate.plan.reason))}<br>'
@@ -79,16 +82,20 @@ def _too_large_html(config: RunConfig, estimate: TrainingEstimate) -> str:
                n=estimate.longest)  # fmt: skip
     if plan.fits:
         words = t(
-            ("This base does not fit into {free} GB, even one row at a time. With quantized weights "
-"(quantization={how}) it would. Otherwise:"),
-            free=free, how=plan.quantization,
-        )  # fmt: skip
+            "This base does not fit into {free} GB, even one row at a time. With quantized weights "
+            "(quantization={how}) it would. Otherwise:",
+            free=free,
+            how=plan.quantization,
+        )
     else:
         words = t(
-            ("This will not fit: the smallest setting (batch {batch}, quantization {how}) needs {need} "
-"GB, and {free} GB can be used."),
-            batch=plan.batch_size, how=plan.quantization, need=f"{plan.memory.total / 1e9:.1f}", free=free,
-        )  # fmt: skip
+            "This will not fit: the smallest setting (batch {batch}, quantization {how}) needs {need} GB, and {free} "
+            "GB can be used.",
+            batch=plan.batch_size,
+            how=plan.quantization,
+            need=f"{plan.memory.total / 1e9:.1f}",
+            free=free,
+        )
     return f'<div class="problem">{words} {others}</div>'
 
 

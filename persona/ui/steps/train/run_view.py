@@ -135,7 +135,7 @@ def training_verdict_html(p: RunProgress) -> str:
         )
         return f'<div class="problem">{text}</div>'
     text = t(
-        ("It learned: in the held-out replies, each token is on average {times} times as likely as under the base."),
+        "It learned: in the held-out replies, each token is on average {times} times as likely as under the base.",
         times=f"{math.exp(min(gain, 99)):.1f}",
     )
     if p.chosen and p.chosen != p.step:

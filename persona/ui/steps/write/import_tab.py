@@ -13,6 +13,7 @@ from persona.store import persona_folder
 from persona.store.pairs import Pair
 from persona.ui.i18n import localized, t
 from persona.ui.page import QUIET, Page, open_current_persona, show_errors
+from persona.ui.widgets import problems_html
 from persona.write.importers import ImportOptions, ImportReport, SkippedRow, hub_dataset, registry, text_source
 from persona.write.importers.text_source import SourceFile
 
@@ -137,7 +138,7 @@ def preview_html(source: SourceFile, format: str, options: ImportOptions) -> str
     try:
         preview = registry.preview_import(source, format, options)
     except InputError as e:
-        return f"<div class='problem'>{escape(localized(e.message))}</div>"
+        return problems_html([e.message])
     rows = "".join(_pair_html(p) for p in preview.pairs)
     more = f"<div class='quiet'>{t('… and more')}</div>" if preview.more else ""
     skipped = skipped_html(preview.skipped[:5], len(preview.skipped))

@@ -67,7 +67,7 @@ def _build_example_buttons() -> list[gr.Button]:
     buttons = []
     for example in sorted(persona_folder.list_examples(), key=lambda example: example.slug != FIRST_EXAMPLE):
         card, count = example.card(), len(example.scan()[0])
-        label = t("Open {name}  ({n} pairs, {language})", name=card.name, n=count, language=card.language)
+        label = t("Open {name} ({n} pairs, {language})", name=card.name, n=count, language=card.language)
         variant = "primary" if example.slug == FIRST_EXAMPLE else "secondary"
         buttons.append(gr.Button(label, variant=variant, elem_id=f"open-{example.slug}"))
     return buttons
