@@ -1,6 +1,6 @@
 """Raise every pinned dependency to the newest version that is compatible with the others.
 
-    python scripts/renew_pins.py [options of pip install]      # then: make setup, make test, and read the diff
+    python scripts/renew_pins.py [options of pip install]      # then: make setup, make test-all, and read the diff
 
 pip resolves all names of requirements.txt and requirements-dev.txt at once, as a dry run; the versions that it would
 install are written into the two files, and README's sdk_version follows gradio. If pip finds no solution, nothing is

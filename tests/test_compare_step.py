@@ -97,10 +97,10 @@ def test_an_id_from_a_browser_leads_nowhere_else(run):
 def test_columns_stand_where_they_are_expected(run, chosen):
     others = [voice_picker.BASE_ALONE, f"{chosen}@2", f"blend/0.25/{chosen}@2"]
     cast = voice_picker.open_comparison("mags", chosen, others, 0.5)
-    assert [v.adapter for v in cast.voices][1] == chosen and len(cast.voices) == 4
+    assert [r.adapter for r in cast.records][1] == chosen and len(cast.records) == 4
     same = conversation_view.column_voices(selection(chosen, others=others))
-    assert [(v.label, v.column) for v in cast.voices] == [(v.label, v.column) for v in same]
-    alone, own, early, mixed = cast.speakers
+    assert [(r.label, r.column) for r in cast.records] == [(v.label, v.column) for v in same]
+    alone, own, early, mixed = cast.voices
     assert alone.renderer.system == "" and own.renderer.system == CARD.system == mixed.renderer.system
     assert (own.strength, early.strength, mixed.strength) == (0.5, 0.5, 0.5)
     parts = dict(cast.model.adapter_weights(mixed.adapter))

@@ -44,8 +44,7 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("steps/write/lint_tab.py", "RULE_TITLES.get(rule) or rule.replace('-', ' ').capitalize()"): {
         lint_tab.RULE_TITLES.get(r) or r.replace("-", " ").capitalize() for r in rules()
     },
-    ("steps/write/pairs_tab.py", "name"): {*pairs_table.PAIR_FILTERS, *pairs_table.SORT_ORDERS},
-    ("steps/write/lint_tab.py", "name"): set(pairs_table.PAIR_FILTERS),
+    ("steps/write/pairs_table.py", "name"): {*pairs_table.PAIR_FILTERS, *pairs_table.SORT_ORDERS},
     ("steps/share/export_tab.py", "choice"): set(export_tab.EXPORT_CHOICES),
     ("steps/write/import_tab.py", "NO_COLUMN"): {import_tab.NO_COLUMN},
     ("steps/write/import_tab.py", "label"): set(import_tab.COLUMN_LABELS),
@@ -67,7 +66,6 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("steps/write/pairs_table.py", "label"): {label for *_, label in pairs_table.ROW_TOOLS},
     ("steps/write/pairs_table.py", "title"): {title for _, _, title, _ in pairs_table.ROW_TOOLS},
     ("steps/write/pairs_table.py", "word"): {word for _, word, _, _ in pairs_table.ROW_TOOLS},
-    ("steps/compare/conversation_view.py", "voice_picker.DATE_FORMAT"): {voice_picker.DATE_FORMAT},
     ("steps/train/plan_view.py", "PRESETS[preset][1]"): {about for _, about in PRESETS.values()},
     ("steps/train/__init__.py", "p.capitalize()"): {p.capitalize() for p in PRESETS},
     ("steps/train/run_view.py", "STATUS_LABELS[p.status]"): set(run_view.STATUS_LABELS.values()),

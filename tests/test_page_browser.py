@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from browsing import cell, fill, joined, open_page, steps_done, wait_until
+from browsing import cell, fill, joined, open_page, settle, steps_done, wait_until
 
 pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -46,7 +46,7 @@ def test_the_whole_way(browser, page_server):
     page.wait_for_function("document.querySelector('#adapter input')?.value?.includes('甄嬛')")
     page.fill("#say textarea", "你是谁？")
     page.click("#send")
-    page.wait_for_function("document.querySelector('#chat-status')?.innerText?.includes('done')")
+    settle(page)
     base, persona = (page.locator(f"{c} .bot.message").last.inner_text() for c in ("#chat-base", "#chat-persona"))
     assert base.strip() and persona.strip() and base != persona
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from browsing import cell, fill, wait_until
+from browsing import cell, fill, open_page, wait_until
 
 from persona.ui.middleware import workspaces
 
@@ -20,11 +20,7 @@ def shared(monkeypatch):
 def test_two_visitors_work_side_by_side(browser, shared, own_server):
     opened = []
     for example in ("zhen-huan", "lighthouse-keeper"):
-        page = browser.new_context(viewport={"width": 1440, "height": 1000}).new_page()
-        page.set_default_timeout(180_000)
-        errors: list[str] = []
-        page.on("pageerror", lambda e, errors=errors: errors.append(str(e)))
-        page.goto(own_server.url)
+        page, errors = open_page(browser, own_server.url)
         page.wait_for_selector("#retention:has-text('kept until')")
         page.click(f"#open-{example}")
         page.wait_for_selector(cell(1, "output"))

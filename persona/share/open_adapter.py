@@ -95,6 +95,14 @@ def require_same_base(adapter: Adapter, model: LoadedModel) -> None:
         )
 
 
+def attach(model: LoadedModel, ref: AdapterRef, *, any_base: bool = False) -> tuple[Adapter, str]:
+    """The adapter, and its name in the model. Raises AdapterError when it is of another base, unless `any_base`."""
+    adapter = open_adapter(ref)
+    if not any_base:
+        require_same_base(adapter, model)
+    return adapter, model.attach(adapter)
+
+
 def open_voice(model: LoadedModel, text: str, main: Adapter, *, any_base: bool = False) -> Voice:
     """The voice that `text` names (see AdapterRef.parse_voice), labelled with it.
 
@@ -109,10 +117,7 @@ def open_voice(model: LoadedModel, text: str, main: Adapter, *, any_base: bool =
         return Voice(label, NO_ADAPTER, renderer_of(main, model.tokenizer))
     opened = []
     for part in ref.parts or (ref,):
-        adapter = open_adapter(part)
-        if not any_base:
-            require_same_base(adapter, model)
-        opened.append((adapter, model.attach(adapter), part.strength))
+        opened.append((*attach(model, part, any_base=any_base), part.strength))
     adapter, name, strength = opened[0]
     renderer = renderer_of(adapter, model.tokenizer)
     if len(opened) == 1:

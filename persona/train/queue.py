@@ -202,7 +202,7 @@ def _persona_name(run: Run) -> str:
     try:
         return run.card().name
     except PersonaError:  # a damaged folder
-        return run.path.parent.parent.name
+        return run.persona_slug
 
 
 def wait_for_turn(run: Run) -> FileLock | None:

@@ -81,7 +81,7 @@ def open_storage(url: str, run: Run | None = None) -> RunMirror:
         fs, root = fsspec.core.url_to_fs(url.rstrip("/"))
     except (ImportError, ValueError) as e:  # the package for s3, gcs … is missing, or no such protocol
         raise RunError("{url}: this storage cannot be opened ({reason}).", url=url, reason=e) from e
-    return RunMirror(fs, f"{root}/{run.path.parent.parent.name}-{run.name}" if run else root)
+    return RunMirror(fs, f"{root}/{run.persona_slug}-{run.name}" if run else root)
 
 
 def open_local_mirror(run: Run) -> RunMirror:

@@ -65,6 +65,11 @@ class Run:
         return self.path.name
 
     @property
+    def persona_slug(self) -> str:
+        """The name of the persona's folder, which the run lies in: PERSONA/runs/RUN."""
+        return self.path.parent.parent.name
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 

@@ -57,7 +57,7 @@ def restore_tab(saved: str, request: gr.Request) -> RestoredTab:
     if link:
         step, adapter = COMPARE, show_errors(compare.open_shared_link)(link, slug)
     elif running:
-        step, slug = TRAIN, running.path.parent.parent.name
+        step, slug = TRAIN, running.persona_slug
     return RestoredTab(slug, gr.Walkthrough(selected=step), adapter, persona_dropdown(slug))
 
 

@@ -22,7 +22,7 @@ from persona.models.generate import Generation
 from persona.models.sampling import Sampling
 from persona.share import archive, hub
 from persona.share.adapter_ref import AdapterRef, RefKind
-from persona.share.open_adapter import open_adapter, opened_dir, require_same_base
+from persona.share.open_adapter import attach, open_adapter, opened_dir
 from persona.store import deployment, files, persona_folder, workspace
 from persona.store.persona_folder import PersonaCard
 from persona.template.chat_template import build_messages
@@ -30,7 +30,6 @@ from persona.train import run_folder, snapshots
 from persona.ui.i18n import localized, t
 
 BASE_ALONE, BASE_WITH_PROMPT = str(RefKind.BASE), str(RefKind.BASE_WITH_PROMPT)
-DATE_FORMAT = "%d %b %H:%M"  # for strftime
 MONTHS = (
     Message("Jan"), Message("Feb"), Message("Mar"), Message("Apr"), Message("May"), Message("Jun"),
     Message("Jul"), Message("Aug"), Message("Sep"), Message("Oct"), Message("Nov"), Message("Dec"),
@@ -40,12 +39,12 @@ SNAPSHOT_RUNS = 3  # runs, newest first, whose snapshots can be chosen too
 
 @dataclass(frozen=True)
 class Comparison:
-    """The columns of a comparison. model: None where another server answers; `speakers` are its models' names then."""
+    """The columns of a comparison. model: None where another server answers; `voices` are its models' names then."""
 
     card: PersonaCard
     model: LoadedModel | None
-    speakers: tuple[Any, ...]
-    voices: tuple[VoiceRecord, ...]
+    voices: tuple[Any, ...]
+    records: tuple[VoiceRecord, ...]
 
     def answer(
         self, histories: Sequence[Sequence[tuple[str, str]]], question: str, sampling: Sampling
@@ -53,9 +52,9 @@ class Comparison:
         """Stream the replies of all columns to the question, each after its own history."""
         if self.model is None:
             url, key = remote.configured_server() or ("", "")
-            chats = [build_messages(v.system, h, question) for v, h in zip(self.voices, histories, strict=True)]
-            return remote.stream_remote(url, key, self.speakers, chats, sampling)
-        columns = [s.render_column(h, question) for s, h in zip(self.speakers, histories, strict=True)]
+            chats = [build_messages(r.system, h, question) for r, h in zip(self.records, histories, strict=True)]
+            return remote.stream_remote(url, key, self.voices, chats, sampling)
+        columns = [v.render_column(h, question) for v, h in zip(self.voices, histories, strict=True)]
         return session.stream_replies(self.model, columns, sampling)
 
 
@@ -263,7 +262,7 @@ def open_comparison(slug: str, chosen: str, others: Sequence[str], strength: flo
     main = open_adapter(main_ref)
     model = session.open_model(session.base_of(main))
     columns = [_open_column(model, main, ref, main_ref, strength) for ref in refs]
-    return Comparison(main.card, model, tuple(s for s, _ in columns), tuple(v for _, v in columns))
+    return Comparison(main.card, model, tuple(v for v, _ in columns), tuple(r for _, r in columns))
 
 
 def _open_remote_comparison(slug: str, refs: Sequence[AdapterRef]) -> Comparison:
@@ -286,15 +285,8 @@ def _open_column(
     if ref.kind is RefKind.BLEND:  # both at once, asked with the main one's template and prompt
         share, other = ref.parts[0].strength, ref.parts[1]
         asked = main
-        name = model.blend({model.attach(main): share, _attach(model, other)[1]: other.strength})
+        name = model.blend({model.attach(main): share, attach(model, other)[1]: other.strength})
     else:
-        asked, name = _attach(model, ref)
+        asked, name = attach(model, ref)
     voice = Voice(label, name, session.renderer_of(asked, model.tokenizer), strength)
     return voice, VoiceRecord("adapter", label, str(ref), strength, asked.card.system)
-
-
-def _attach(model: LoadedModel, ref: AdapterRef) -> tuple[Adapter, str]:
-    """The adapter, and its name in the model. Raises AdapterError when it is of another base."""
-    adapter = open_adapter(ref)
-    require_same_base(adapter, model)
-    return adapter, model.attach(adapter)

@@ -65,13 +65,13 @@ def ask_both(
     for text in report_loading(adapter_id):
         yield _answers_update("", "", "", text, False)
     comparison = voice_picker.open_comparison(slug, adapter_id, [rival], sampling_settings.strength)
-    sides = [VoteSide(voice) for voice in comparison.voices]
+    sides = [VoteSide(record) for record in comparison.records]
     drawn = blind_votes.draw_question(votes, question, sides, comparison.card.system, {"seed": sampling.seed})
-    order = [comparison.voices.index(side.voice) for side in (drawn.left, drawn.right)]
+    order = [comparison.records.index(side.voice) for side in (drawn.left, drawn.right)]
     comparison = replace(
         comparison,
-        speakers=tuple(comparison.speakers[n] for n in order),
         voices=tuple(comparison.voices[n] for n in order),
+        records=tuple(comparison.records[n] for n in order),
     )
     for replies in comparison.answer([(), ()], question, sampling):
         longest = max(reply.tokens for reply in replies)
@@ -79,8 +79,8 @@ def ask_both(
         yield _answers_update("", "", "", status, False)
     if error := next((reply.error for reply in replies if reply.error), ""):
         raise PersonaError(Message.of(error))
-    answers = [ConversationAnswer(voice, reply.text, reply.tokens, reply.ended)
-               for voice, reply in zip(comparison.voices, replies, strict=True)]  # fmt: skip
+    answers = [ConversationAnswer(record, reply.text, reply.tokens, reply.ended)
+               for record, reply in zip(comparison.records, replies, strict=True)]  # fmt: skip
     shown = blind_votes.redact_question(blind_votes.record_answers(votes, drawn.id, answers))
     yield _answers_update(shown["left"], shown["right"], shown["question"], t("Which one is the persona?"), True)
 

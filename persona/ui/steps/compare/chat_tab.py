@@ -34,6 +34,7 @@ from persona.ui.steps.compare.conversation_view import (
     show_conversation,
 )
 from persona.ui.steps.compare.loading import report_loading
+from persona.ui.widgets import problems_html
 
 CHATBOT_IDS = ("chat-base", "chat-persona", "chat-third", "chat-fourth")
 
@@ -118,32 +119,32 @@ def stream_answers(
     comparison = voice_picker.open_comparison(
         selection.slug, selection.adapter_id, selection.other_voices, settings.strength
     )
-    voices = comparison.voices
-    histories = [conversation.column_history(chat, turn.id, voice.column) for voice in voices]
-    same_prompt = len({(v.system, h) for v, h in zip(voices, histories, strict=True)}) == 1
+    records = comparison.records
+    histories = [conversation.column_history(chat, turn.id, record.column) for record in records]
+    same_prompt = len({(r.system, h) for r, h in zip(records, histories, strict=True)}) == 1
     before = replace(chat, turns=chat.turns[:-1])
-    replies: list[Generation] = [Generation() for _ in voices]
+    replies: list[Generation] = [Generation() for _ in records]
     try:
         for replies in comparison.answer(histories, turn.said, sampling):
-            update = _stream_update(before, turn.said, voices, replies, sampling.max_new_tokens)
+            update = _stream_update(before, turn.said, records, replies, sampling.max_new_tokens)
             status = _speed_status(replies, same_prompt, sampling)
             yield update._replace(question="", status=status, conversation_id=chat.id).flat()
     finally:
         if any(reply.text for reply in replies):
-            answers = [ConversationAnswer(v, r.text, r.tokens, r.ended) for v, r in zip(voices, replies, strict=True)]
+            answers = [ConversationAnswer(v, r.text, r.tokens, r.ended) for v, r in zip(records, replies, strict=True)]
             conversation_store.add_answers(store, chat, turn.id, answers, asdict(sampling))
     status = t("{status} · done", status=_speed_status(replies, same_prompt, sampling))
     yield ChatUpdate(question="", status=status, conversation_id=chat.id).flat()
 
 
 def _stream_update(
-    before: Conversation, question: str, voices: Sequence[VoiceRecord], replies: Sequence[Generation], limit: int
+    before: Conversation, question: str, records: Sequence[VoiceRecord], replies: Sequence[Generation], limit: int
 ) -> ChatUpdate:
     """The columns with the replies so far; unused ones stay as they are."""
     chatbots, notes = list(ChatUpdate().chatbots), [""] * MAX_COLUMNS
-    for n, (voice, reply) in enumerate(zip(voices, replies, strict=True)):
-        messages = [*chatbot_messages(before, voice.column), *exchange_messages(question, reply.text)]
-        chatbots[n] = gr.Chatbot(messages, label=localized(voice.label))
+    for n, (record, reply) in enumerate(zip(records, replies, strict=True)):
+        messages = [*chatbot_messages(before, record.column), *exchange_messages(question, reply.text)]
+        chatbots[n] = gr.Chatbot(messages, label=localized(record.label))
         notes[n] = reply_note(reply, limit)
     return ChatUpdate(chatbots, notes)
 
@@ -162,7 +163,7 @@ def _speed_status(replies: Sequence[Generation], same_prompt: bool, sampling: Sa
 def reply_note(reply: Generation, limit: int) -> str:
     """Under a column: how fast it is, and whether it reached the limit of tokens."""
     if reply.error:
-        return f"<div class='problem'>{escape(localized(reply.error))}</div>"
+        return problems_html([reply.error])
     if not reply.tokens:
         return ""
     figures = {"n": reply.tokens, "pace": f"{reply.tokens_per_s:.1f}", "first": f"{reply.first:.1f}"}

@@ -1,5 +1,6 @@
 """Step 4, tab Chat: the saved conversations, and their messages as the columns show them."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from html import escape
@@ -95,10 +96,8 @@ def conversation_dropdown(*inputs: Any) -> gr.Dropdown:
     """This visitor's conversations, newest first."""
     selection, stored = Selection(*inputs), []
     if selection.visitor_key and selection.adapter_id:
-        try:
+        with contextlib.suppress(InputError):  # a key from an older browser: it has no conversations
             stored = conversation_store.list_conversations(open_conversation_store(selection))
-        except InputError:  # a key from an older browser: it has no conversations
-            stored = []
     choices = [(f"{chat.title or t('Untitled')} · {_format_day(chat.changed)}", chat.id) for chat in stored]
     known = selection.conversation_id in {chat.id for chat in stored}
     return gr.Dropdown([(t("New conversation"), ""), *choices], value=selection.conversation_id if known else "")
@@ -117,7 +116,7 @@ def latest_conversation(*inputs: Any) -> str:
 
 
 def _format_day(seconds: float) -> str:
-    return time.strftime(t(voice_picker.DATE_FORMAT), time.localtime(seconds))
+    return time.strftime(t("%d %b %H:%M"), time.localtime(seconds))
 
 
 def export_conversation(*inputs: Any) -> str:

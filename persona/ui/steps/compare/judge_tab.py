@@ -52,9 +52,9 @@ def last_report(adapter_id: str) -> tuple[str, Any]:
     from persona.judge import evaluate, report_html
 
     report = evaluate.load_report(file)
-    chosen_step = run_folder.Run(file.parent).progress().chosen
     note = ""
     if (file.parent / "adapter").stat().st_mtime > file.stat().st_mtime:
+        chosen_step = run_folder.Run(file.parent).progress().chosen
         outdated = t("Measured before step {step} became the adapter: measure again.", step=chosen_step)
         note = f"<div class='hint'>{outdated}</div>"
     return note + report_html.render_fragment(report, localized), _report_file(report)

@@ -65,9 +65,9 @@ def answer_questions(
     comparison = voice_picker.open_comparison(slug, adapter_id, other_voices, sampling_settings.strength)
     if comparison.model is None:
         raise PersonaError("A list of questions needs an adapter on this page. Choose one here, not on another server.")
-    labels, rows, start = [voice.label for voice in comparison.voices], [], time.monotonic()
+    labels, rows, start = [record.label for record in comparison.records], [], time.monotonic()
     sampling = sampling_settings.to_sampling()
-    for row in question_list.ask_questions(comparison.model, comparison.speakers, questions, sampling):
+    for row in question_list.ask_questions(comparison.model, comparison.voices, questions, sampling):
         rows.append(row)
         left = (time.monotonic() - start) / len(rows) * (len(questions) - len(rows))
         status = t("{n} of {all}, {time} left", n=len(rows), all=len(questions), time=format_duration(left))

@@ -32,16 +32,7 @@ def make_export(
     if picture and format is ExportFormat.card:
         options = ExportOptions(picture=Path(picture))
     out = download_path(slugify(adapter.card.name) + (suffix or f"-{format}"))
-    source = adapter.path
-    if format in (ExportFormat.card, ExportFormat.dataset) and source.name == "adapter":
-        source = source.parent  # the run's folder: its pairs go into cards and data sets
-    result = formats.write_export(
-        source,
-        out,
-        format,
-        options,
-        lambda text: progress(None, desc=localized(text)),
-    )
+    result = formats.write_export(adapter.path, out, format, options, lambda text: progress(None, desc=localized(text)))
     if out.is_dir():
         progress(None, desc=t("Packing …"))
         out = Path(shutil.make_archive(str(out), "zip", out.parent, out.name))
@@ -67,7 +58,7 @@ def build(page: Page) -> None:
     picture = gr.File(label=t("Picture for the card (if empty, one is drawn)"), file_types=["image"], height=110,
                       visible=False, elem_id="export-picture")  # fmt: skip
     export = gr.Button(t("Make the export"), elem_id="export")
-    file = gr.File(label=t("Ready to save"), interactive=False, visible=False, elem_id="export-file")
+    file = gr.File(label=t("Ready to save"), interactive=False, visible=False, elem_id="share-export-file")
     status = gr.HTML(elem_classes="quiet", elem_id="export-status")
     choice.change(lambda c: gr.File(visible=EXPORT_CHOICES[c][2] == ".png"), choice, picture, **QUIET)
     export.click(

@@ -13,7 +13,7 @@ from persona.store.persona_folder import Persona
 from persona.template.render import MAX_LENGTH
 from persona.ui.i18n import localized, t
 from persona.ui.page import RenderSettings, open_current_persona, open_page_renderer
-from persona.ui.steps.write.pairs_table import PAIR_FILTERS
+from persona.ui.steps.write.pairs_table import PAIR_FILTERS, translate_choices
 from persona.ui.widgets import bars_html
 from persona.write import lint
 from persona.write.lint import fixes
@@ -39,7 +39,7 @@ def update_findings(slug: str, findings: list[Finding], row_filter: str, always:
 
     row_filter: the filter in use, which stays among the choices when its last finding is fixed.
     """
-    choices = [(t(name), name) for name in PAIR_FILTERS]
+    choices = translate_choices(PAIR_FILTERS)
     if not slug:
         return LintUpdate([], {}, "", gr.Dropdown(choices))
     persona = open_current_persona(slug)
@@ -47,21 +47,13 @@ def update_findings(slug: str, findings: list[Finding], row_filter: str, always:
     if len(items) > AUTO_LINT_MAX_PAIRS and not always:
         hint = t("{n} pairs: press Check again.", n=f"{len(items):,}")
         return LintUpdate(findings, gr.skip(), f"<div class='hint'>{hint}</div>", gr.skip())
-    findings = lint_persona(persona, RenderSettings(*inputs))
-    summary = summarize_dataset(items, persona.card(), findings)
-    panel = findings_html(items, findings, summary, len(lint.read_ignored(persona)))
+    settings, card, ignored = RenderSettings(*inputs), persona.card(), lint.read_ignored(persona)
+    max_length = int(settings.max_length or MAX_LENGTH)
+    findings = lint.lint_pairs(items, card, _token_counter(persona, settings), max_length, ignored)
+    panel = findings_html(items, findings, summarize_dataset(items, card, findings), len(ignored))
     rules = sorted({f.rule for f in findings} | {row_filter or PAIR_FILTERS[0]} - {*PAIR_FILTERS})
     choices += [(rule_title(rule), rule) for rule in rules]
     return LintUpdate(findings, marks_html(findings), panel, gr.Dropdown(choices))
-
-
-def lint_persona(persona: Persona, settings: RenderSettings) -> list[Finding]:
-    """Every finding that is not ignored."""
-    items, _ = persona.scan()
-    max_length = int(settings.max_length or MAX_LENGTH)
-    return lint.lint_pairs(
-        items, persona.card(), _token_counter(persona, settings), max_length, lint.read_ignored(persona)
-    )
 
 
 def _token_counter(persona: Persona, settings: RenderSettings) -> Callable[[Pair], int] | None:

@@ -1,6 +1,5 @@
 """Write, tab Pairs: the table with search, order, filter and pages; every change of pairs and what follows from it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from persona.ui.steps.write import lint_tab, pairs_table
 from persona.ui.steps.write.lint_tab import LintUpdate
 from persona.ui.steps.write.mask_preview import preview_mask, preview_typed
 from persona.ui.steps.write.pairs_status import pairs_status_html, redo_button, undo_button
-from persona.ui.steps.write.pairs_table import PAIR_FILTERS, ROWS_PER_PAGE, SORT_ORDERS, TableView
+from persona.ui.steps.write.pairs_table import PAIR_FILTERS, ROWS_PER_PAGE, SORT_ORDERS, TableView, translate_choices
 from persona.ui.widgets import FORWARD_CLICKS_JS
 from persona.write import lint
 from persona.write.lint.finding import Finding
@@ -168,11 +167,6 @@ def selected_pair(event: gr.EventData) -> int:
     if row < 1:
         raise InputError("There is no such pair.")
     return row
-
-
-def translate_choices(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Filters or orders as choices of a dropdown."""
-    return [(t(name), name) for name in names]
 
 
 def make_pairs_tab() -> PairsTab:

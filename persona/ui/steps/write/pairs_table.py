@@ -37,6 +37,11 @@ class TableView(NamedTuple):
     page: Any = 0
 
 
+def translate_choices(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Filters or orders as choices of a dropdown."""
+    return [(t(name), name) for name in names]
+
+
 def select_rows(view: TableView, items: Sequence[Pair], findings: Sequence[Finding]) -> list[int]:
     """Indexes (from 0) of the pairs that the view shows, in its order, over all its pages."""
     counts: dict[int, int] = {}  # findings of each pair
