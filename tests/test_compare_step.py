@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 from cases import check_each
 from tiny_models import CARD, write_adapter
@@ -17,6 +18,7 @@ from persona.store.pairs import Pair
 from persona.train import launcher
 from persona.train.config import make_config
 from persona.ui import voice_picker
+from persona.ui.model_queue import ModelTurn
 from persona.ui.steps import compare
 from persona.ui.steps import share as share_step
 from persona.ui.steps.compare import blind_vote_tab, chat_tab, conversation_view, questions_tab
@@ -48,8 +50,17 @@ def chosen(run):
     return f"run/mags/{run.name}"
 
 
-def last(frames) -> tuple:
-    *_, frame = frames
+def frames_of(steps):
+    """What the page shows: the turns on the model are taken at once."""
+    for step in steps:
+        if isinstance(step, ModelTurn):
+            yield from map(step.show, step.work(*step.args))
+        else:
+            yield step
+
+
+def last(steps) -> tuple:
+    *_, frame = frames_of(steps)
     return frame
 
 
@@ -129,7 +140,7 @@ def test_the_second_turn_follows_each_columns_own_first(run, chosen, monkeypatch
 
 
 def test_what_was_said_before_a_stop_is_kept(run, chosen):
-    frames = say("Who are you?", chosen, knobs=(0.0, 0.9, 0, 0.0, 1.0, 40, 0))
+    frames = frames_of(say("Who are you?", chosen, knobs=(0.0, 0.9, 0, 0.0, 1.0, 40, 0)))
     for _ in range(5):
         frame = next(frames)
     frames.close()
@@ -196,9 +207,8 @@ def test_an_export_holds_every_column(run, chosen):
 
 
 def test_a_vote_is_blind_until_it_is_given(run, chosen):
-    *frames, ready = blind_vote_tab.ask_both(
-        "Who are you?", KEY, "mags", chosen, voice_picker.BASE_WITH_PROMPT, 1.0, *KNOBS
-    )
+    asked = blind_vote_tab.ask_both("Who are you?", KEY, "mags", chosen, voice_picker.BASE_WITH_PROMPT, 1.0, *KNOBS)
+    *frames, ready = frames_of(asked)
     assert all(f[0] == f[1] for f in frames), "nothing is shown while they write"
     seen = " ".join(str(x) for x in ready)
     assert "Base" not in seen and run.name[:8] not in seen
@@ -251,7 +261,7 @@ def test_voices_of_another_server(run, chosen, monkeypatch, tmp_path, tiny_gemma
         talk = kept("server/one", frame[-1])
         assert [a.voice.label for a in talk.turns[0].answers] == ["tiny", "one"]
         assert all(a.text and a.tokens == 6 for a in talk.turns[0].answers)
-        with pytest.raises(PersonaError, match="that server"):
+        with pytest.raises(gr.Error, match="that server"):
             last(say("Who?", "server/one", others=[voice_picker.BASE_WITH_PROMPT]))
     with pytest.raises(PersonaError, match="no adapter yet"):
         adapter.read_adapter(voice_picker.find_adapter("server/one").path)

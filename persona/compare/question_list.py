@@ -40,6 +40,11 @@ def read_questions(path: Path) -> list[str]:
     raise InputError("{path}: no question in it. Write one a line.", path=path)
 
 
+def questions_at_once(voices: int) -> int:
+    """How many questions share a batch."""
+    return max(1, BATCH_ROWS // voices)
+
+
 def ask_questions(
     model: LoadedModel, voices: Sequence[Voice], questions: Sequence[str], sampling: Sampling
 ) -> Iterator[AnswerRow]:
@@ -50,7 +55,7 @@ def ask_questions(
     """
     if not all(q.strip() for q in questions):
         raise InputError("The prompt is empty. Write something to say.")
-    at_once, width = max(1, BATCH_ROWS // len(voices)), len(voices)
+    at_once, width = questions_at_once(len(voices)), len(voices)
     for start in range(0, len(questions), at_once):
         batch = questions[start : start + at_once]
         columns = [voice.render_column([], question) for question in batch for voice in voices]

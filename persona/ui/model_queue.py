@@ -1,9 +1,10 @@
-"""A handler that asks the model waits in the queue before it, and shows its place meanwhile."""
+"""A handler that asks the model waits in the queue for the part that needs it, and shows its place meanwhile."""
 
 import functools
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import anyio.to_thread
@@ -41,47 +42,83 @@ def position_text(place: WaitEstimate) -> str:
     return text + t(" About {time} left.", time=format_duration(max(1, place.seconds)))
 
 
-def wait_in_queue(stream: Callable[..., Iterator[tuple]], outputs: Sequence[Any], status: gr.HTML) -> Callable:
-    """Make a handler that streams the model's answers into `outputs` wait for its turn, with its place in `status`.
+def model_work(stream: Callable[..., Iterator]) -> Callable[..., Generator]:
+    """Mark a generator that works on the model: its errors are shown on the page, and it gets the GPU on ZeroGPU.
 
-    Its errors are shown on the page, and it gets the GPU on ZeroGPU. Waiting keeps no thread busy, so that a long queue
-    does not stop the rest of the page.
+    A handler yields it in a ModelTurn.
     """
-    answer = zerogpu.request_gpu(GPU_SECONDS)(show_errors(stream))
+    return zerogpu.request_gpu(GPU_SECONDS)(show_errors(stream))
+
+
+@dataclass(frozen=True)
+class ModelTurn:
+    """What a handler yields to have work(*args), a `model_work`, done in a turn on the model.
+
+    Everything else that the handler does, a download for example, keeps nobody waiting. show: makes what the page
+    shows of what the work yields.
+    """
+
+    work: Callable[..., Generator]
+    args: tuple
+    show: Callable[[Any], tuple] = lambda values: values
+
+
+def wait_in_queue(stream: Callable[..., Iterator], outputs: Sequence[Any], status: gr.HTML) -> Callable:
+    """Make a generator of values for `outputs`, and of ModelTurns, the handler of an event.
+
+    Each turn waits in the queue, with its place in `status`. Waiting keeps no thread busy, so that a long queue does
+    not stop the rest of the page. Errors are shown on the page.
+    """
+    handler = show_errors(stream)
 
     def show_status(text: str) -> tuple:
         return tuple(text if output is status else gr.skip() for output in outputs)
 
     @functools.wraps(stream)
-    async def wait_and_answer(*args: Any) -> AsyncIterator[tuple]:
-        ticket = MODEL_QUEUE.join(visitor_key(), "question")
-        try:
-            async with aclosing(MODEL_QUEUE.wait_for_turn(ticket, REPEAT_POSITION_SECONDS)) as places:
-                async for place in places:
-                    yield show_status(position_text(place))
-            async with aclosing(_in_threads(answer(*args), ticket)) as steps:
-                async for values in steps:
-                    yield values
-        finally:  # done, stopped, or the visitor has gone
-            MODEL_QUEUE.leave(ticket)
+    async def handle(*args: Any) -> AsyncIterator[tuple]:
+        async with aclosing(_in_threads(handler(*args))) as steps:
+            async for step in steps:
+                if not isinstance(step, ModelTurn):
+                    yield step
+                    continue
+                async with aclosing(_take_turn(step)) as values:
+                    async for value in values:
+                        yield show_status(position_text(value)) if isinstance(value, WaitEstimate) else step.show(value)
 
-    return wait_and_answer
+    return handle
 
 
-async def _in_threads(steps: Generator[tuple], ticket: Ticket) -> AsyncGenerator[tuple]:
+async def _take_turn(turn: ModelTurn) -> AsyncGenerator:
+    """The places of the turn while it waits, then the values of its work."""
+    ticket = MODEL_QUEUE.join(visitor_key(), "question")
+    try:
+        async with aclosing(MODEL_QUEUE.wait_for_turn(ticket, REPEAT_POSITION_SECONDS)) as places:
+            async for place in places:
+                yield place
+        async with aclosing(_in_threads(turn.work(*turn.args), ticket)) as values:
+            async for value in values:
+                yield value
+    finally:  # done, stopped, or the visitor has gone
+        MODEL_QUEUE.leave(ticket)
+
+
+async def _in_threads(steps: Generator, ticket: Ticket | None = None) -> AsyncGenerator:
     """The values of a generator whose steps are computed in threads, one at a time, within the ticket's turn."""
     one = threading.Lock()  # a Stop does not wait for the step that is computed, but closing the generator has to
 
-    def step() -> tuple | None:
-        with one, ticket.held():
-            return next(steps, None)
+    def step() -> Any:
+        with one, ticket.held() if ticket else nullcontext():
+            return next(steps, _ENDED)
 
     def close() -> None:
-        with one, ticket.held():
+        with one, ticket.held() if ticket else nullcontext():
             steps.close()
 
     try:
-        while (values := await anyio.to_thread.run_sync(step)) is not None:
+        while (values := await anyio.to_thread.run_sync(step)) is not _ENDED:
             yield values
     finally:
         await anyio.to_thread.run_sync(close)
+
+
+_ENDED = object()

@@ -15,7 +15,7 @@ from persona.compare.conversation import ConversationAnswer
 from persona.errors import Message, PersonaError
 from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
-from persona.ui.model_queue import wait_in_queue
+from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
 from persona.ui.page import QUIET, Page, download_path, open_current_persona, show_errors
 from persona.ui.steps.compare.controls import SamplingSettings
 from persona.ui.steps.compare.loading import report_loading
@@ -55,15 +55,25 @@ def draw_probe(adapter_id: str) -> str:
 
 def ask_both(
     question: str, visitor_key: str, slug: str, adapter_id: str, rival: str, *settings: Any
-) -> Iterator[VoteView]:
-    """Stream both answers, on random sides. settings: the SamplingSettings.
-
-    Nothing is shown before both are complete: which one ends first would give away who is who.
-    """
-    sampling_settings = SamplingSettings(*settings)
-    sampling, votes = sampling_settings.to_sampling(), open_adapter_votes(slug, adapter_id, visitor_key)
+) -> Iterator[VoteView | ModelTurn]:
+    """Stream both answers, on random sides. settings: the SamplingSettings."""
+    SamplingSettings(*settings).to_sampling()  # a value out of range is refused first
     for text in report_loading(adapter_id):
         yield _answers_update("", "", "", text, False)
+    work = (question, visitor_key, slug, adapter_id, rival, *settings)
+    if voice_picker.is_remote(adapter_id):
+        yield from answer_both(*work)
+    else:
+        yield ModelTurn(answer_both, work)
+
+
+@model_work
+def answer_both(
+    question: str, visitor_key: str, slug: str, adapter_id: str, rival: str, *settings: Any
+) -> Iterator[VoteView]:
+    """Nothing is shown before both answers are complete: which one ends first would give away who is who."""
+    sampling_settings = SamplingSettings(*settings)
+    sampling, votes = sampling_settings.to_sampling(), open_adapter_votes(slug, adapter_id, visitor_key)
     comparison = voice_picker.open_comparison(slug, adapter_id, [rival], sampling_settings.strength)
     sides = [VoteSide(record) for record in comparison.records]
     drawn = blind_votes.draw_question(votes, question, sides, comparison.card.system, {"seed": sampling.seed})

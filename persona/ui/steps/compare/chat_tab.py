@@ -16,7 +16,7 @@ from persona.models.generate import Generation
 from persona.models.sampling import Sampling
 from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
-from persona.ui.model_queue import wait_in_queue
+from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
 from persona.ui.page import QUIET, Page, open_current_persona, show_errors
 from persona.ui.steps.compare.controls import SamplingSettings, Selection
 from persona.ui.steps.compare.conversation_view import (
@@ -55,13 +55,15 @@ class ChatUpdate(NamedTuple):
 
 # ---- handlers that ask. controls: a Selection, then the SamplingSettings
 
+Steps = Iterator[tuple | ModelTurn]
+
 
 def _read_controls(controls: Sequence[Any]) -> tuple[Selection, SamplingSettings]:
     size = len(Selection._fields)
     return Selection(*controls[:size]), SamplingSettings(*controls[size:])
 
 
-def send_message(question: str, *controls: Any) -> Iterator[tuple]:
+def send_message(question: str, *controls: Any) -> Steps:
     """A new turn: saved first, then answered."""
     if not question.strip():
         raise PersonaError("Write something to say first.")
@@ -73,19 +75,19 @@ def send_message(question: str, *controls: Any) -> Iterator[tuple]:
         chat = conversation_store.add_turn(store, chat, question)
     else:
         chat = conversation_store.start_conversation(store, question)
-    yield from stream_answers(store, chat, selection, settings)
+    yield from answer_last_turn(store, chat, selection, settings)
 
 
-def regenerate_answers(*controls: Any) -> Iterator[tuple]:
+def regenerate_answers(*controls: Any) -> Steps:
     """Other answers to the last turn, by another seed. The earlier ones stay on disk."""
     selection, settings = _read_controls(controls)
     chat = load_conversation(selection)
     if not chat or not chat.turns:
         raise PersonaError("There is no answer to regenerate yet. Say something first.")
-    yield from stream_answers(open_conversation_store(selection), chat, selection, settings)
+    yield from answer_last_turn(open_conversation_store(selection), chat, selection, settings)
 
 
-def edit_message(event: gr.EditData, column: int, *controls: Any) -> Iterator[tuple]:
+def edit_message(event: gr.EditData, column: int, *controls: Any) -> Steps:
     """An edited question is asked again, and what followed it is hidden; an edited answer becomes a pair."""
     selection, settings = _read_controls(controls)
     index = event.index[0] if isinstance(event.index, list | tuple) else event.index
@@ -98,7 +100,7 @@ def edit_message(event: gr.EditData, column: int, *controls: Any) -> Iterator[tu
         return
     store, chat = open_conversation_store(selection), require_turn(selection, number)
     chat = conversation_store.edit_turn(store, chat, chat.turns[number].id, str(event.value))
-    yield from stream_answers(store, chat, selection, settings)
+    yield from answer_last_turn(store, chat, selection, settings)
 
 
 def correct_answer(number: int, voice: VoiceRecord, text: str, selection: Selection) -> str:
@@ -109,13 +111,25 @@ def correct_answer(number: int, voice: VoiceRecord, text: str, selection: Select
     return corrections.append_correction(persona, pair).message
 
 
+def answer_last_turn(
+    store: ConversationStore, chat: Conversation, selection: Selection, settings: SamplingSettings
+) -> Steps:
+    """Answer the last turn, in a turn on the model; another server's answers need none."""
+    for text in report_loading(selection.adapter_id):
+        yield ChatUpdate(question="", status=text, conversation_id=chat.id).flat()
+    work = (store, chat, selection, settings)
+    if voice_picker.is_remote(selection.adapter_id):
+        yield from stream_answers(*work)
+    else:
+        yield ModelTurn(stream_answers, work)
+
+
+@model_work
 def stream_answers(
     store: ConversationStore, chat: Conversation, selection: Selection, settings: SamplingSettings
 ) -> Iterator[tuple]:
     """Stream the answers to the last turn as ChatUpdates, and save them, also those that Stop cuts off."""
     sampling, turn = settings.to_sampling(), chat.turns[-1]
-    for text in report_loading(selection.adapter_id):
-        yield ChatUpdate(question="", status=text, conversation_id=chat.id).flat()
     comparison = voice_picker.open_comparison(
         selection.slug, selection.adapter_id, selection.other_voices, settings.strength
     )

@@ -15,7 +15,7 @@ from persona.store.files import slugify
 from persona.train import run_folder
 from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
-from persona.ui.model_queue import wait_in_queue
+from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
 from persona.ui.page import QUIET, Page, download_path, show_errors
 from persona.ui.steps.compare.controls import SamplingSettings
 from persona.ui.steps.compare.loading import report_loading
@@ -48,9 +48,43 @@ def held_out_questions(slug: str, adapter_id: str) -> str:
 
 def answer_questions(
     text: str, slug: str, adapter_id: str, other_voices: Sequence[str], *settings: Any
-) -> Iterator[AnswersView]:
-    """Stream the table of answers, then save it in every format. settings: the SamplingSettings."""
-    sampling_settings = SamplingSettings(*settings)
+) -> Iterator[AnswersView | ModelTurn]:
+    """Stream the table of answers, then save it in every format. settings: the SamplingSettings.
+
+    Every batch of questions takes a turn of its own, so that a list keeps nobody waiting for long.
+    """
+    questions = _read_questions(text)
+    SamplingSettings(*settings).to_sampling()  # a value out of range is refused first
+    for loading in report_loading(adapter_id):
+        yield AnswersView(status=loading)
+    if voice_picker.is_remote(adapter_id):
+        raise PersonaError("A list of questions needs an adapter on this page. Choose one here, not on another server.")
+    labels = [
+        voice_picker.voice_label(voice, adapter_id) for voice in voice_picker.column_order(adapter_id, other_voices)
+    ]
+    rows: list[question_list.AnswerRow] = []
+    start = time.monotonic()
+
+    def show_row(row: question_list.AnswerRow) -> AnswersView:
+        rows.append(row)
+        left = (time.monotonic() - start) / len(rows) * (len(questions) - len(rows))
+        status = t("{n} of {all}, {time} left", n=len(rows), all=len(questions), time=format_duration(left))
+        return AnswersView(answers_html(labels, rows), status)
+
+    at_once = question_list.questions_at_once(len(labels))
+    for first in range(0, len(questions), at_once):
+        yield ModelTurn(
+            ask_batch, (questions[first : first + at_once], slug, adapter_id, other_voices, *settings), show_row
+        )
+    name = f"{slugify(voice_picker.find_adapter(adapter_id).card.name)}-answers"
+    csv, md, html = (download_path(name + suffix) for suffix in question_list.TABLE_FORMATS)
+    for path in (csv, md, html):
+        question_list.save_table(path, labels, rows)
+    status = t("{n} questions, {m} voices", n=len(rows), m=len(labels))
+    yield AnswersView(status=status, csv=str(csv), md=str(md), html=str(html))
+
+
+def _read_questions(text: str) -> list[str]:
     questions = [line.strip() for line in text.splitlines() if line.strip()]
     if not questions:
         raise PersonaError("There are no questions yet. Write one per line, or use the held-out ones.")
@@ -60,24 +94,20 @@ def answer_questions(
             n=f"{len(questions):,}",
             most=MAX_QUESTIONS,
         )
-    for loading in report_loading(adapter_id):
-        yield AnswersView(status=loading)
+    return questions
+
+
+@model_work
+def ask_batch(
+    questions: Sequence[str], slug: str, adapter_id: str, other_voices: Sequence[str], *settings: Any
+) -> Iterator[question_list.AnswerRow]:
+    """The answers of all voices to these questions."""
+    sampling_settings = SamplingSettings(*settings)
     comparison = voice_picker.open_comparison(slug, adapter_id, other_voices, sampling_settings.strength)
-    if comparison.model is None:
-        raise PersonaError("A list of questions needs an adapter on this page. Choose one here, not on another server.")
-    labels, rows, start = [record.label for record in comparison.records], [], time.monotonic()
-    sampling = sampling_settings.to_sampling()
-    for row in question_list.ask_questions(comparison.model, comparison.voices, questions, sampling):
-        rows.append(row)
-        left = (time.monotonic() - start) / len(rows) * (len(questions) - len(rows))
-        status = t("{n} of {all}, {time} left", n=len(rows), all=len(questions), time=format_duration(left))
-        yield AnswersView(answers_html(labels, rows), status)
-    name = f"{slugify(comparison.card.name)}-answers"
-    csv, md, html = (download_path(name + suffix) for suffix in question_list.TABLE_FORMATS)
-    for path in (csv, md, html):
-        question_list.save_table(path, labels, rows)
-    status = t("{n} questions, {m} voices", n=len(rows), m=len(labels))
-    yield AnswersView(status=status, csv=str(csv), md=str(md), html=str(html))
+    assert comparison.model is not None  # answer_questions refuses another server's voices
+    yield from question_list.ask_questions(
+        comparison.model, comparison.voices, questions, sampling_settings.to_sampling()
+    )
 
 
 def answers_html(labels: Sequence[str], rows: Sequence[question_list.AnswerRow]) -> str:
