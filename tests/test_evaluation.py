@@ -27,6 +27,7 @@ from persona.train import run as train_run
 from persona.train.collator import Collator
 from persona.train.config import make_config
 from persona.train.launcher import create_run
+from persona.ui.steps.compare import judge_tab
 
 PAIRS = learner.persona_pairs()
 CARD = PersonaCard(name="Mags", system="You are Mags.", language="en", probes=("What about the moon in the tower?",),
@@ -272,7 +273,7 @@ def test_rows_are_measured_as_training_measures_them(good, base):
     name = model.attach(opened)
     renderer = Renderer(model.tokenizer, read_template("chatml"), "You are Mags.")
     examples = [renderer.render_example(p) for p in PAIRS[:5]]
-    work = scoring.EvalWork(10, lambda _: None)
+    work = scoring.EvalWork(lambda _: None, planned=10)
     by_base = scoring.score_rows(model, session.NO_ADAPTER, examples, work)
     own = scoring.score_rows(model, name, examples, work)
     weights = [e.learned for e in examples]
@@ -282,6 +283,56 @@ def test_rows_are_measured_as_training_measures_them(good, base):
     assert all(b > a + 0.05 for b, a in zip(by_base, own, strict=True))
     short = scoring.mask_stop_token(examples[0], renderer.stop_id)
     assert short.learned == examples[0].learned - 1 and renderer.stop_id not in short.labels
+
+
+@pytest.mark.slow
+def test_a_stopped_evaluation_keeps_what_it_has_and_goes_on(good, base, tmp_path):
+    """Stopped while the probes are asked: the parts before them stay, and only the others are measured then."""
+    whole, doing = report(good, base), []
+
+    def stop_at_probes(step):
+        doing.append(str(step.doing))
+        if "Probes" in doing[-1]:
+            raise evaluate.EvaluationStopped
+
+    begun = report(good, base, progress=stop_at_probes)
+    assert begun.missing == ["probes", "memory", "drift"] and any("Stopped" in note for note in begun.notes)
+    assert begun.likelihood == whole.likelihood and begun.answers == whole.answers and not begun.probes
+    assert begun.verdict.kind == "learned", "from the likelihood, which was measured"
+    doing.clear()
+    rest = report(good, base, begun=begun, progress=lambda step: doing.append(str(step.doing)))
+    assert not any("held-out" in text for text in doing) and any("Probes" in text for text in doing)
+    assert not rest.missing and not any("Stopped" in note for note in rest.notes)
+    for part in ("likelihood", "answers", "probes", "memory", "drift"):
+        assert getattr(rest, part) == getattr(whole, part)
+
+    def stop_at_once(step):
+        raise evaluate.EvaluationStopped
+
+    with pytest.raises(evaluate.EvaluationStopped):
+        report(good, base, progress=stop_at_once)
+
+
+@pytest.mark.slow
+def test_the_page_stops_a_measurement_and_shows_what_it_has(good, base, monkeypatch):
+    opened = adapter.read_adapter(good.adapter)
+    monkeypatch.setattr(judge_tab.voice_picker, "find_adapter", lambda _: opened)
+    monkeypatch.setattr(session, "base_of", lambda *_, **__: base)
+    chosen = f"run/{good.persona_slug}/{good.name}"
+    for part in ("report.json", "report.html"):
+        (good.path / part).unlink(missing_ok=True)
+    steps = judge_tab.measure_adapter(chosen, False)
+    for html, _ in steps:
+        with pytest.raises(PersonaError, match="of yours is running"):
+            next(judge_tab.measure_adapter(chosen, False))
+        if "Answers to held-out questions" in html:
+            break
+    assert "<progress" in html
+    judge_tab.stop_measuring()
+    *_, (shown, file) = steps
+    assert "Stopped" in shown and file.endswith("report.html")
+    *_, (shown, _) = judge_tab.measure_adapter(chosen, False)
+    assert "Stopped" not in shown and not evaluate.load_report(good.path / "report.json").missing
 
 
 @pytest.mark.slow

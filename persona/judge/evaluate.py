@@ -8,14 +8,16 @@ from typing import Any
 from persona.compare import session as compare_session
 from persona.errors import Message
 from persona.judge import llm_judge, measurements, report_html, verdict
-from persona.judge.eval_rows import read_eval_rows
-from persona.judge.measurements import EvalBudget
+from persona.judge.eval_rows import EvalRows, read_eval_rows
+from persona.judge.measurements import EvalBudget, EvalSession
 from persona.judge.report_model import AnswerStats, EvalReport, ProbeResult
 from persona.judge.scoring import EvalProgress
 from persona.models.adapter import Adapter
 from persona.models.sampling import Sampling
 from persona.store.files import read_json, to_json, write_atomic
+from persona.store.persona_folder import PersonaCard
 from persona.train.run_folder import Run
+from persona.write.llm_client import LlmEndpoint
 
 
 def run_of(adapter: Adapter) -> Run | None:
@@ -45,16 +47,22 @@ def load_report(file: Path) -> EvalReport:
     return report.model_copy(update={"notes": notes, "verdict": verdict.decide_verdict(report)})
 
 
+class EvaluationStopped(Exception):
+    """Raised by a progress callback to stop: the report has what was measured until then."""
+
+
 def evaluate_adapter(
     adapter: Adapter, *, data: Path | None = None, base: str = "", judge: bool = False, visitor: str = "",
     progress: Callable[[EvalProgress], None] = lambda _: None, limits: EvalBudget = EvalBudget(),
+    begun: EvalReport | None = None,
 ) -> EvalReport:  # fmt: skip
     """Measure what can be measured, and decide the verdict.
 
     data: pairs to measure on, in any form that import reads; without it the run's own held-out pairs.
     judge: ask the LLM endpoint (PERSONA_LLM_URL), too. visitor: whose work it is in the queue before the model.
+    begun: the report of an evaluation of this adapter that was stopped; only what it lacks is measured.
     Raises InputError for data that cannot be used, AdapterError for an adapter that does not fit its base, PersonaError
-    when the judge fails.
+    when the judge fails, EvaluationStopped when it is stopped before anything was measured.
     """
     start = time.monotonic()
     endpoint = llm_judge.judge_endpoint() if judge else None
@@ -67,36 +75,55 @@ def evaluate_adapter(
     report_opening(Message("Opening the base …"))
     model = compare_session.open_model(compare_session.base_of(adapter, base, report_opening))
     renderer = compare_session.renderer_of(adapter, model.tokenizer)
-    judged_answers = min(limits.answers, len(rows.held)) if endpoint else 0
-    session = measurements.start_session(model, adapter, renderer, rows, limits, progress, visitor, judged_answers)
-    likelihood = measurements.measure_likelihood(session, rows, run)
-    answers = measurements.measure_answers(session, rows)
-    probes = measurements.measure_probes(session)
-    memory = measurements.measure_memorisation(session, rows, answers)
-    drift = measurements.measure_drift(session)
-    judged = None
-    if endpoint and answers:
-        session.work.doing = Message("{model} judges", model=endpoint.model)
-        judged = llm_judge.judge_answers(endpoint, adapter.card, answers.rows, session.work.tick)
+    session = measurements.start_session(model, adapter, renderer, rows, limits, progress, visitor)
+    parts = _measure_parts(session, adapter.card, rows, run, endpoint, begun)
+    probes = parts.get("probes") or []
+    wanted = [*measurements.count_work(session), *(["judged"] if endpoint else [])]
     report = EvalReport(
         persona=adapter.card.name,
         base=model.base.id,
         template=adapter.template.name,
         created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        seconds=round(time.monotonic() - start, 1),
+        seconds=round(time.monotonic() - start + (begun.seconds if begun else 0.0), 1),
         sampling=_describe_sampling(session.sampling),
         **_training_facts(adapter),
-        likelihood=likelihood,
-        answers=answers,
-        probes=probes,
-        memory=memory,
-        drift=drift,
-        ended=_ended_share(answers, probes, of_base=False),
-        base_ended=_ended_share(answers, probes, of_base=True),
-        judged=judged,
+        **{**parts, "probes": probes},
+        ended=_ended_share(parts.get("answers"), probes, of_base=False),
+        base_ended=_ended_share(parts.get("answers"), probes, of_base=True),
+        missing=[part for part in wanted if part not in parts],
         notes=[*rows.notes, *session.notes],
     )
     return report.model_copy(update={"verdict": verdict.decide_verdict(report)})
+
+
+def _measure_parts(
+    session: EvalSession, card: PersonaCard, rows: EvalRows, run: Run | None, endpoint: LlmEndpoint | None,
+    begun: EvalReport | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The parts of the report by name, without those that a stop prevents. Raises EvaluationStopped if that is all."""
+    measure: dict[str, Callable[[], Any]] = {
+        "likelihood": lambda: measurements.measure_likelihood(session, rows, run),
+        "answers": lambda: measurements.measure_answers(session, rows),
+        "probes": lambda: measurements.measure_probes(session),
+        "memory": lambda: measurements.measure_memorisation(session, rows, parts["answers"]),
+        "drift": lambda: measurements.measure_drift(session),
+    }
+    parts = {part: getattr(begun, part) for part in measure if part not in begun.missing} if begun else {}
+    planned = {part: work for part, work in measurements.count_work(session).items() if part not in parts}
+    judged_answers = min(session.limits.answers, len(session.held)) if endpoint else 0
+    session.work.planned = sum(planned.values()) + judged_answers
+    try:
+        for part in planned:
+            parts[part] = measure[part]()
+        if endpoint:
+            session.work.doing = Message("{model} judges", model=endpoint.model)
+            answers = parts["answers"].rows if parts["answers"] else []
+            parts["judged"] = llm_judge.judge_answers(endpoint, card, answers, session.work.tick) if answers else None
+    except EvaluationStopped:
+        if not parts:
+            raise
+        session.notes.append(Message("Stopped: not everything is measured yet. Measure goes on where it stopped."))
+    return parts
 
 
 def _describe_sampling(s: Sampling) -> str:

@@ -88,9 +88,9 @@ class EvalSession:
 
 def start_session(
     model: LoadedModel, adapter: Adapter, renderer: Renderer, rows: EvalRows, limits: EvalBudget,
-    report: Callable[[EvalProgress], None], visitor: str = "", extra_work: int = 0,
+    report: Callable[[EvalProgress], None], visitor: str = "",
 ) -> EvalSession:  # fmt: skip
-    """Choose the rows and count the work; `extra_work` is done elsewhere. visitor: whose work it is in the queue."""
+    """Choose the rows. visitor: whose work it is in the queue before the model."""
     held = _renderable(renderer, rows.held)
     trained = _renderable(renderer, sample_evenly(rows.trained, 2 * limits.trained))
     lost = len(rows.held) - len(held)
@@ -101,15 +101,24 @@ def start_session(
         )
     limit = scoring.reply_token_limit([e for _, e in held + trained])
     rules = probes.list_probe_rules(adapter.card)[: limits.probes]
-    columns = [2 * min(limits.answers, len(held)), min(limits.remembered, len(trained))]
-    columns += [(2 if n == 0 else 1) * len(rules) for n in range(limits.seeds)]
-    planned = extra_work + sum(scoring.count_passes(n, limit) for n in columns)
-    planned += scoring.count_passes(2 * limits.general, scoring.GENERAL_REPLY_TOKENS)
-    planned += 2 * (min(limits.likelihoods, len(held)) + min(limits.trained, len(trained)) + limits.general)
     return EvalSession(
         model, model.attach(adapter), renderer, sample_evenly(held, limits.likelihoods), trained, rules, limits,
-        Sampling(max_new_tokens=limit), EvalWork(planned, report, visitor), notes,
+        Sampling(max_new_tokens=limit), EvalWork(report, visitor), notes,
     )  # fmt: skip
+
+
+def count_work(session: EvalSession) -> dict[str, int]:
+    """The forward passes of each part of the report, at most."""
+    limits, limit, rules = session.limits, session.sampling.max_new_tokens, len(session.rules)
+    held, trained = len(session.held), len(session.trained)
+    general = scoring.count_passes(2 * limits.general, scoring.GENERAL_REPLY_TOKENS)
+    return {
+        "likelihood": 2 * (min(limits.likelihoods, held) + min(limits.trained, trained)),
+        "answers": scoring.count_passes(2 * min(limits.answers, held), limit),
+        "probes": sum(scoring.count_passes((2 if n == 0 else 1) * rules, limit) for n in range(limits.seeds)),
+        "memory": scoring.count_passes(min(limits.remembered, trained), limit),
+        "drift": general + 2 * limits.general,
+    }
 
 
 def _renderable(renderer: Renderer, pairs: Sequence[Pair]) -> list[tuple[Pair, TrainingExample]]:

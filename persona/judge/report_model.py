@@ -150,7 +150,10 @@ class Verdict(FrozenModel):
 
 
 class EvalReport(FrozenModel):
-    """The whole report. A part that could not be measured is None, and `notes` says why."""
+    """The whole report. A part that could not be measured is None, and `notes` says why.
+
+    missing: the parts that are left to measure, where the evaluation was stopped.
+    """
 
     persona: str
     base: str
@@ -170,4 +173,5 @@ class EvalReport(FrozenModel):
     base_ended: float | None = None
     judged: JudgeTally | None = None
     notes: list[Text] = []
+    missing: list[str] = []
     verdict: Verdict | None = None

@@ -42,9 +42,9 @@ class EvalWork:
     visitor: whose evaluation it is, for the queue before the model.
     """
 
-    planned: int
     report: Callable[[EvalProgress], None]
     visitor: str = ""
+    planned: int = 0
     doing: str = ""
     done: int = 0
     started: float = 0.0

@@ -1,19 +1,30 @@
 """Step 4, tab Did it learn?: evaluate the adapter, and show the report with its verdict."""
 
+import contextvars
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from html import escape
+from queue import SimpleQueue
 from typing import Any
 
 import gradio as gr
 
+from persona.errors import PersonaError
 from persona.models import zerogpu
+from persona.models.adapter import Adapter
 from persona.share.adapter_ref import AdapterRef, RefKind
+from persona.store import deployment
 from persona.store.files import slugify
 from persona.train import run_folder
 from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
-from persona.ui.model_queue import visitor_key
+from persona.ui.model_queue import visitor_key, wait_in_queue
 from persona.ui.page import QUIET, Page, download_path, show_errors
 from persona.ui.widgets import format_duration
 from persona.write import llm_client
+
+MAX_MEASUREMENTS = 4  # of all visitors at once; their steps take turns on the model
 
 
 def not_measured_html() -> str:
@@ -24,21 +35,80 @@ def not_measured_html() -> str:
     return f"<div class='quiet'>{text}</div>"
 
 
-def measure_adapter(adapter_id: str, judge: bool, progress: gr.Progress = gr.Progress()) -> tuple[str, str]:
-    """Evaluate the adapter. Returns the report as HTML, and the path of its file. judge: ask another model too."""
+_stops: dict[str, threading.Event] = {}  # of the measurements that run, by visitor
+
+
+def measure_adapter(adapter_id: str, judge: bool) -> Iterator[tuple[str, Any]]:
+    """Evaluate the adapter. Yields the progress, then the report, as HTML, and the path of the report's file.
+
+    judge: ask another model too. A measurement that was stopped goes on. Raises PersonaError while another one of the
+    same visitor runs.
+    """
     from persona.judge import evaluate, report_html, scoring  # with it comes torch
 
-    def show_progress(p: scoring.EvalProgress) -> None:
-        text = localized(p.doing)
-        if p.seconds_left is not None:
-            text = t("{doing}, {time} left", doing=localized(p.doing), time=format_duration(p.seconds_left))
-        progress(p.share, desc=text)
+    adapter, visitor, stop = voice_picker.find_adapter(adapter_id), visitor_key(), threading.Event()
+    if _stops.setdefault(visitor, stop) is not stop:
+        raise PersonaError("A measurement of yours is running. Wait until it has ended, or stop it.")
+    steps: SimpleQueue[scoring.EvalProgress | None] = SimpleQueue()
+    measured: Future[Any] = Future()
 
-    adapter = voice_picker.find_adapter(adapter_id)
-    report = evaluate.evaluate_adapter(adapter, judge=judge, visitor=visitor_key(), progress=show_progress)
-    if run := evaluate.run_of(adapter):
-        evaluate.save_report(report, run)
-    return report_html.render_fragment(report, localized), _report_file(report)
+    def report_progress(step: scoring.EvalProgress) -> None:
+        if stop.is_set():
+            raise evaluate.EvaluationStopped
+        steps.put(step)
+
+    def measure() -> None:
+        try:
+            run, begun = evaluate.run_of(adapter), _stopped_report(adapter)
+            report = evaluate.evaluate_adapter(
+                adapter, judge=judge, visitor=visitor, progress=report_progress, begun=begun
+            )
+            if run:
+                evaluate.save_report(report, run)
+            measured.set_result(report)
+        except BaseException as e:
+            measured.set_exception(e)
+        finally:
+            del _stops[visitor]
+            steps.put(None)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(measure,), daemon=True).start()
+    try:
+        for step in iter(steps.get, None):
+            yield _progress_html(step), gr.skip()
+    finally:  # also when the window is closed: the model's work ends with the step that is computed
+        stop.set()
+    try:
+        report = measured.result()
+    except evaluate.EvaluationStopped:
+        yield last_report(adapter_id)
+        return
+    yield report_html.render_fragment(report, localized), _report_file(report)
+
+
+def stop_measuring() -> None:
+    if stop := _stops.get(visitor_key()):
+        stop.set()
+
+
+def _progress_html(step: Any) -> str:
+    """step: an EvalProgress."""
+    text = localized(step.doing)
+    if step.seconds_left is not None:
+        text = t("{doing}, {time} left", doing=text, time=format_duration(step.seconds_left))
+    return f"<progress max='1' value='{step.share:.3f}'></progress><div class='quiet'>{escape(text)}</div>"
+
+
+def _stopped_report(adapter: Adapter) -> Any:
+    """The report of the adapter's last measurement if that was stopped and the adapter is still the same, else None."""
+    from persona.judge import evaluate
+
+    run = evaluate.run_of(adapter)
+    file = run.path / "report.json" if run else None
+    if run is None or file is None or not file.is_file() or run.adapter.stat().st_mtime > file.stat().st_mtime:
+        return None
+    report = evaluate.load_report(file)
+    return report if report.missing else None
 
 
 def last_report(adapter_id: str) -> tuple[str, Any]:
@@ -82,14 +152,11 @@ def build(page: Page, opened: list[Any]) -> None:
         )
         save = gr.DownloadButton(t("Save the report"), scale=0, min_width=190, elem_id="save-report")
     report = gr.HTML(not_measured_html(), elem_id="report")
+    outputs = [report, save]
     running = measure.click(
-        zerogpu.request_gpu(300)(show_errors(measure_adapter)),
-        [page.adapter, judge],
-        [report, save],
-        concurrency_id="measure",
-        concurrency_limit=1,
-        api_visibility="private",
-        show_progress_on=report,
-    )
-    stop.click(None, cancels=[running])
+        wait_in_queue(zerogpu.request_gpu(300)(measure_adapter), outputs, report), [page.adapter, judge], outputs,
+        concurrency_limit=MAX_MEASUREMENTS, **QUIET,
+    )  # fmt: skip
+    # a process of ZeroGPU cannot be asked to stop
+    stop.click(stop_measuring, None, None, cancels=[running] if deployment.has_zerogpu() else None, **QUIET)
     gr.on(opened, show_errors(last_report), page.adapter, [report, save], **QUIET)
