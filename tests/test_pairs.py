@@ -17,6 +17,7 @@ from persona.store.pairs import (
     dump_pairs,
     find_unfinished,
     hash_pairs,
+    iter_pairs,
     parse_pair,
     read_pairs,
     scan_pairs,
@@ -259,3 +260,20 @@ def test_a_key_of_another_format_is_named_not_dropped():
     with pytest.raises(InputError, match="unknown key 'input'"):
         parse_pair({"instruction": "Translate", "input": "茶", "output": "Tea"})
     assert parse_pair({"instruction": "Hi", "input": "", "output": "Yes"}) == Pair("Hi", "Yes")
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    """What the page's handlers read together; a list that a caller changes is the caller's own."""
+    file, reads = tmp_path / "pairs.jsonl", []
+    iter_lines = iter_pairs
+    monkeypatch.setattr("persona.store.pairs.iter_pairs", lambda path: reads.append(path) or iter_lines(path))
+    write_pairs(file, [Pair("a", "b")])
+    first, _ = scan_pairs(file)
+    first.append(Pair("mine", "only"))
+    assert scan_pairs(file) == ([Pair("a", "b")], []) and len(reads) == 1
+    write_pairs(file, [Pair("c", "d")])
+    assert scan_pairs(file) == ([Pair("c", "d")], []) and len(reads) == 2
+    file.write_text(file.read_text() + "{}\n")
+    assert len(scan_pairs(file)[1]) == 1 and len(reads) == 3
+    file.unlink()
+    assert scan_pairs(file) == ([], [])

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -60,6 +61,32 @@ def test_more_pairs_than_a_visitor_may_are_refused_and_fewer_are_not(shared, mon
         edit_history.commit(mine, "cut", [PairChange(6, Pair("one", "more"), None)])
     with workspace.as_visitor(""):
         assert edit_history.append(owners, [Pair(f"x{n}", "y") for n in range(20)], "import").added == 20
+
+
+def test_more_characters_than_a_visitor_may_are_refused_in_words(shared, monkeypatch):
+    monkeypatch.setenv("PERSONA_MAX_CHARS", "300")
+    monkeypatch.setenv("PERSONA_MAX_PAIR_CHARS", "100")
+    mine, owners = persona_of(ANN), persona_of("")
+    long, fitting = Pair("a", "b" * 100), Pair("a", "b" * 99)
+    before = mine.pairs()
+    with workspace.as_visitor(ANN):
+        for refused in (
+            lambda: edit_history.commit(mine, "add", [PairChange(0, before[0], long)]),
+            lambda: edit_history.append(mine, [long], "import"),
+            lambda: persona_folder.create_persona_at(persona_folder.free_path("Big"), PersonaCard(name="Big"), [long]),
+        ):
+            with pytest.raises(InputError, match=r"Pair 1 has 101 characters: on this server a pair may have 100"):
+                refused()
+        with pytest.raises(InputError, match=r"characters: on this server the pairs of a persona may have 300"):
+            edit_history.append(
+                mine, [fitting, replace(fitting, instruction="c"), replace(fitting, instruction="d")], "x"
+            )
+        assert mine.pairs() == before
+        edit_history.commit(mine, "add", [PairChange(0, None, fitting)])
+        monkeypatch.setenv("PERSONA_MAX_PAIR_CHARS", "50")  # lowered meanwhile: what is there can be cut down
+        edit_history.commit(mine, "shorten", [PairChange(0, fitting, Pair("a", "b" * 80))])
+    with workspace.as_visitor(""):
+        edit_history.commit(owners, "add", [PairChange(0, None, Pair("a", "b" * 5000))])
 
 
 def test_a_run_longer_than_a_visitor_may_is_refused_before_there_is_one(shared, monkeypatch):

@@ -49,6 +49,8 @@ def commit(persona: Persona, label: str, changes: Sequence[PairChange], merge: s
         after = apply_changes(pairs, changes)
         if len(after) > len(pairs):
             quotas.require_pair_quota(len(after))
+        if (characters := _count_characters(after)) > _count_characters(pairs):
+            quotas.require_characters_quota(characters)
         # of a process that was killed while saving
         for temporary in persona.path.glob(f".{persona.pairs_file.name}.*.tmp"):
             temporary.unlink(missing_ok=True)
@@ -58,8 +60,14 @@ def commit(persona: Persona, label: str, changes: Sequence[PairChange], merge: s
     return after
 
 
+def _count_characters(pairs: Iterable[Pair]) -> int:
+    return sum(pair.characters for pair in pairs)
+
+
 def _check_change(change: PairChange) -> None:
     assert change.new is not None
+    if change.new.characters > (change.old.characters if change.old else 0):
+        quotas.require_pair_length_quota(change.at + 1, change.new.characters)
     try:
         parse_pair(change.new.to_dict())
     except InputError as e:
@@ -75,10 +83,11 @@ def append(persona: Persona, pairs: Iterable[Pair], label: str) -> AppendResult:
     quotas.require_disk_quota()
     with persona.lock():
         present: Counter[bytes] = Counter()
-        bad = []
+        bad, characters = [], 0
         for item in iter_pairs(persona.pairs_file):
             if isinstance(item, Pair):
                 present[_fingerprint(item)] += 1
+                characters += item.characters
             else:
                 bad.append(item)
         persona.save_rejected_lines(bad)
@@ -88,7 +97,7 @@ def append(persona: Persona, pairs: Iterable[Pair], label: str) -> AppendResult:
         undo.parent.mkdir(exist_ok=True)
 
         def rows() -> Iterator[str]:
-            nonlocal added, duplicates
+            nonlocal added, characters, duplicates
             yield from (dump_pair(p) for p in iter_pairs(persona.pairs_file) if isinstance(p, Pair))
             undo_log.write(_encode_header(label, ""))
             for pair in pairs:
@@ -99,7 +108,10 @@ def append(persona: Persona, pairs: Iterable[Pair], label: str) -> AppendResult:
                     continue
                 undo_log.write(_encode_change(PairChange(count, None, pair)))
                 added += 1
+                characters += pair.characters
                 quotas.require_pair_quota(count + added)
+                quotas.require_characters_quota(characters)
+                quotas.require_pair_length_quota(added, pair.characters)
                 yield dump_pair(pair)
 
         try:

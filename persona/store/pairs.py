@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from persona.errors import InputError, Message, join
 from persona.store.files import require_regular_file, write_atomic
 
 MAX_CHARACTERS = 100_000  # of one text; a longer one is a file pasted by mistake and would stall the page
-
+MAX_KEPT_BYTES = 20_000_000  # of a file whose pairs are kept in memory
 
 PAIR_KEYS = ("instruction", "output", "history", "source")
 
@@ -24,6 +25,12 @@ class Pair:
     output: str
     history: tuple[tuple[str, str], ...] = ()
     source: str = ""
+
+    @property
+    def characters(self) -> int:
+        """Of all its texts, earlier turns and source included."""
+        earlier = sum(len(user) + len(reply) for user, reply in self.history)
+        return len(self.instruction) + len(self.output) + len(self.source) + earlier
 
     def to_dict(self) -> dict[str, Any]:
         row: dict[str, Any] = {"instruction": self.instruction, "output": self.output}
@@ -124,7 +131,21 @@ def _parse_line(number: int, raw: bytes) -> Pair | BadLine:
 
 
 def scan_pairs(path: Path) -> tuple[list[Pair], list[BadLine]]:
-    """All pairs in the file, and all lines that are none."""
+    """All pairs in the file, and all lines that are none.
+
+    An edit on the page makes several handlers read the same file, so the last few are kept in memory.
+    """
+    try:
+        stat = path.stat()
+    except OSError:
+        return _read_lines(path)
+    if stat.st_size > MAX_KEPT_BYTES:
+        return _read_lines(path)
+    pairs, bad = _read_unchanged(path, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    return list(pairs), list(bad)
+
+
+def _read_lines(path: Path) -> tuple[list[Pair], list[BadLine]]:
     pairs: list[Pair] = []
     bad: list[BadLine] = []
     for item in iter_pairs(path):
@@ -133,6 +154,11 @@ def scan_pairs(path: Path) -> tuple[list[Pair], list[BadLine]]:
         else:
             bad.append(item)
     return pairs, bad
+
+
+@lru_cache(maxsize=8)
+def _read_unchanged(path: Path, inode: int, mtime_ns: int, size: int) -> tuple[list[Pair], list[BadLine]]:
+    return _read_lines(path)
 
 
 def read_pairs(path: Path) -> list[Pair]:

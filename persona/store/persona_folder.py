@@ -181,6 +181,9 @@ def create_persona_at(path: Path, card: PersonaCard, pairs: list[Pair] | None = 
         raise InputError("{path}: already exists. Choose another name, or open it.", path=path)
     quotas.require_disk_quota()
     quotas.require_pair_quota(len(pairs or []))
+    quotas.require_characters_quota(sum(pair.characters for pair in pairs or []))
+    for row, pair in enumerate(pairs or [], 1):
+        quotas.require_pair_length_quota(row, pair.characters)
     persona = Persona(path.resolve())
     persona.save_card(card)
     write_pairs(persona.pairs_file, pairs or [])

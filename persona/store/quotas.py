@@ -1,6 +1,8 @@
 """Limits for visitors of a shared server, set by environment variables. The owner's own work has none.
 
     PERSONA_MAX_PAIRS      pairs of one persona                              2000
+    PERSONA_MAX_CHARS      characters of one persona's pairs            2,000,000
+    PERSONA_MAX_PAIR_CHARS characters of one pair                          20,000
     PERSONA_MAX_STEPS      optimizer steps of one run                        500
     PERSONA_MAX_DISK_MB    megabytes of a visitor's workspace                1000
     PERSONA_MAX_REQUESTS   requests of a visitor's page in a minute         1200
@@ -20,16 +22,22 @@ from persona.store import deployment, workspace
 
 @dataclass(frozen=True)
 class Quotas:
-    """0: no limit. disk_mb: of a workspace; requests: in a minute; keep_days: since the visitor was last seen."""
+    """0: no limit.
+
+    chars: of all pairs of a persona; pair_chars: of one pair; disk_mb: of a workspace; requests: in a minute;
+    keep_days: since the visitor was last seen.
+    """
 
     max_pairs: int = 2000
+    max_chars: int = 2_000_000
+    max_pair_chars: int = 20_000
     max_steps: int = 500
     max_disk_mb: int = 1000
     max_requests: int = 1200
     keep_days: int = 7
 
 
-UNLIMITED = Quotas(0, 0, 0, 0, 0)
+UNLIMITED = Quotas(**{field.name: 0 for field in fields(Quotas)})
 
 
 def read_quotas() -> Quotas:
@@ -70,6 +78,33 @@ def require_pair_quota(count: int) -> None:
         raise InputError(
             "{count:,} pairs: on this server a persona may have {limit:,}. Nothing was changed; take fewer. {instead}",
             count=count,
+            limit=limit,
+            instead=suggest_alternative(),
+        )
+
+
+def require_characters_quota(characters: int) -> None:
+    """Raises InputError when a persona's pairs would have more characters than a visitor's may."""
+    limit = current_quotas().max_chars
+    if limit and characters > limit:
+        raise InputError(
+            "{count:,} characters: on this server the pairs of a persona may have {limit:,} together. Nothing was "
+            "changed; take fewer, or shorten the longest. {instead}",
+            count=characters,
+            limit=limit,
+            instead=suggest_alternative(),
+        )
+
+
+def require_pair_length_quota(row: int, characters: int) -> None:
+    """Raises InputError when a pair (row from 1) would have more characters than a visitor's may."""
+    limit = current_quotas().max_pair_chars
+    if limit and characters > limit:
+        raise InputError(
+            "Pair {row} has {count:,} characters: on this server a pair may have {limit:,}, earlier turns included. It "
+            "is not saved. Split it. {instead}",
+            row=row,
+            count=characters,
             limit=limit,
             instead=suggest_alternative(),
         )
