@@ -328,6 +328,17 @@ def test_what_a_row_has_ended_with_stays(server):
     assert updates[-1] == [PartialReply("ab", 4, "stop"), PartialReply("ab", 2, "stop")] and len(updates) == 2
 
 
+def test_what_a_client_may_have_seen_stays(server):
+    """Else a stream's text would depend on how fast it is read: each piece is what follows the text that was sent."""
+    job = serve_http.prepare_request(server.models[0], requests.parse_chat_request({"model": "m", "messages": HI}, 0))
+    updates, b = [], Batcher()
+    job.on_update = updates.append
+    for text in ("on ke", "on keL", "on keL", "on ke\ufffd\ufffd\ufffdthe", "on ke\ufffd\ufffd\ufffdthese"):
+        b._report([(job, 0)], [Generation(text, 1)])
+    shown = [row.text for [row] in updates]
+    assert shown == ["on ke", "on keL", "on keL", "on keL\ufffd\ufffdthe", "on keL\ufffd\ufffdthese"]
+
+
 def test_generate(server, post):
     body = {"instruction": "Who are you?", "max_new_tokens": 24, "temperature": 0.9, "top_p": 0.95, "seed": 7}
     assert post(body, "/generate").json() == {"response": expected_reply(server)[1].text}, (

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from persona.compare import session
 from persona.compare.model_queue import MODEL_QUEUE, Ticket
@@ -190,9 +190,11 @@ class Batcher:
             if reply.error and not request.finished:
                 log.warning("%s", reply.error)
                 request.fail(unavailable("This model cannot speak now; the server's log says why."))
-            # what has ended stays as it was sent: bytes that are no text can change how those before them read
-            if not request.replies[n].finish:
-                request.replies[n] = visible_reply(reply, request.samplings[n], request.stops)
+            # bytes that are no text can change how those before them read, but what a client may have seen stays: so a
+            # stream's text is that of the whole reply, however fast the client reads
+            if not (old := request.replies[n]).finish:
+                new = visible_reply(reply, request.samplings[n], request.stops)
+                request.replies[n] = replace(new, text=old.text + new.text[len(old.text) :])
         for request in dict.fromkeys(request for request, _ in rows):
             if self.closing and not request.finished:
                 request.fail(unavailable("The server is stopping."))

@@ -251,7 +251,7 @@ class ChatCompletion:
         try:
             async for now in _prepend(first, updates):
                 for n, (old, new) in enumerate(zip(before, now, strict=True)):
-                    # by length: what has been sent is not taken back (see Batcher._report)
+                    # a reply begins with what has been sent of it (see Batcher._report)
                     if piece := new.text[len(old.text) :]:
                         yield self._chunk(n, {"content": piece})
                     if new.finish and not old.finish:
