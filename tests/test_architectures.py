@@ -16,7 +16,7 @@ import transformers as t
 from cases import check_each
 from conftest import family_tokenizer
 from tiny_models import PLAIN_CPU
-from training import Seen
+from training import CARD, Seen
 
 from persona.compare import session
 from persona.compare.session import NO_ADAPTER, Column
@@ -26,7 +26,7 @@ from persona.models.generate import DecodeLoop
 from persona.models.loss import nll_sum
 from persona.models.sampling import Sampling
 from persona.store.pairs import Pair
-from persona.store.persona_folder import PersonaCard, create_persona_at
+from persona.store.persona_folder import create_persona_at
 from persona.template.chat_template import read_template
 from persona.train import lora_config, prepare
 from persona.train import run as train_run
@@ -35,7 +35,6 @@ from persona.train.launcher import create_run
 
 pytestmark = pytest.mark.slow
 
-CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
 PAIRS = [Pair(f"{w}?", f"The {w} is lit.") for w in ("lamp", "log", "wind", "light")]
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
          "num_key_value_heads": 1, "max_position_embeddings": 512}  # fmt: skip

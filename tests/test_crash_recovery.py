@@ -11,39 +11,32 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 from cases import check_each
 from safetensors.torch import load_file
-from tiny_models import PLAIN_CPU, new_run
+from tiny_models import PLAIN_CPU
 
 from persona.models import adapter, hardware
 from persona.store import files
 from persona.store.files import fsync_folder
-from persona.store.pairs import Pair
-from persona.store.persona_folder import PersonaCard
 from persona.store.workspace import PROJECT_DIR
 from persona.train import checkpoints, run_folder
 from persona.train import run as train_run
 from persona.train.run_folder import Run
 
-CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
-WORDS = ["lamp", "log", "wind", "light", "kettle", "point", "sable", "north"] * 2
-PAIRS = [Pair(f"{word} {n}?", f"{word} is {n}. " + "It is lit. " * (n % 4)) for n, word in enumerate(WORDS)]
+pytest_plugins = "training"
 # two steps between evaluations, each with a checkpoint; three steps an epoch
-SETTINGS = {"dtype": "float32", "batch_size": 4, "eval_fraction": 0.25, "learning_rate": 1e-2, "max_steps": 12,
-            "lora_dropout": 0.2}  # fmt: skip
+SETTINGS = {"max_steps": 12, "lora_dropout": 0.2}
 WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
-def make(tmp_path, tiny_gemma):
-    def make(**changes) -> Run:
-        return new_run(tmp_path, CARD, PAIRS, **{"base": str(tiny_gemma), **SETTINGS, **changes})
-
-    return make
+def make(make):
+    return partial(make, **SETTINGS)
 
 
 @pytest.fixture

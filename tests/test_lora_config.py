@@ -2,35 +2,22 @@
 
 import contextlib
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import PLAIN_CPU, load, new_run
+from tiny_models import PLAIN_CPU, load
 from training import build
 
 from persona.errors import InputError
 from persona.models import adapter, attach, hardware, loss
 from persona.models.loss import nll_sum
-from persona.store.pairs import Pair
-from persona.store.persona_folder import PersonaCard
 from persona.train import cpu_kernels, lora_config
 from persona.train import run as train_run
 from persona.train.config import RunConfig
 
 pytest_plugins = "training"
-CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
-PAIRS = [
-    Pair(f"{w} {n}?", f"{w} is {n}. " + "It is lit. " * (n % 4)) for n, w in enumerate(["lamp", "log", "wind"] * 5)
-]
-SETTINGS = {
-    "dtype": "float32",
-    "batch_size": 4,
-    "eval_fraction": 0.25,
-    "learning_rate": 1e-2,
-    "max_steps": 6,
-    "lora_r": 4,
-}
 ATTENTION, MLP = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}
 
 
@@ -40,11 +27,8 @@ def machine(monkeypatch):
 
 
 @pytest.fixture
-def make(tmp_path, tiny_gemma):
-    def make(**changes):
-        return new_run(tmp_path, CARD, PAIRS, **{"base": str(tiny_gemma), **SETTINGS, **changes})
-
-    return make
+def make(make):
+    return partial(make, max_steps=6, lora_r=4)
 
 
 def chosen(folder, wanted: str) -> set[str]:

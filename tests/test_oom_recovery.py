@@ -3,41 +3,33 @@
 import os
 import signal
 import subprocess
+from functools import partial
 
 import pytest
 import torch
 from cases import check_each
-from tiny_models import PLAIN_CPU
 
 from persona.errors import BaseError, RunError
 from persona.models import hardware, loss
 from persona.models.base import Base, load_base_model
-from persona.store.pairs import Pair
-from persona.store.persona_folder import PersonaCard, create_persona_at
+from persona.store.persona_folder import Persona, open_persona
 from persona.train import launcher, oom_recovery
 from persona.train import run as train_run
 from persona.train.config import make_config
-from persona.train.launcher import create_run
-from persona.train.run_folder import list_runs, record_worker
+from persona.train.run_folder import Run, list_runs, record_worker
 
-CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
-PAIRS = [
-    Pair(f"{w} {n}?", f"{w} is {n}. " + "It is lit. " * (n % 4)) for n, w in enumerate(["lamp", "log", "wind"] * 7)
-]
-SETTINGS = {"dtype": "float32", "batch_size": 4, "eval_fraction": 0.2, "learning_rate": 1e-2, "epochs": 2}
+pytest_plugins = "training"
+
 HOST, GPU = MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")
 
 
 @pytest.fixture
-def make(tmp_path, tiny_gemma, monkeypatch):
-    monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
+def make(make, plain_cpu):
+    return partial(make, eval_fraction=0.2)  # 13 rows: an epoch's last batch has one row
 
-    def make(**changes):
-        folder = tmp_path / f"mags-{len(list(tmp_path.glob('mags-*')))}"
-        persona = create_persona_at(folder, CARD, PAIRS)
-        return persona, create_run(persona, make_config(**{"base": str(tiny_gemma), **SETTINGS, **changes}))
 
-    return make
+def persona_of(run: Run) -> Persona:
+    return open_persona(run.path.parents[1])
 
 
 def test_what_torch_says_when_a_cpu_has_no_memory_is_known():
@@ -96,13 +88,13 @@ def test_the_words_of_the_button(changed, button):
 )
 def test_a_run_without_memory_goes_on_with_less_as_if_nothing_had_been(make, monkeypatch, error):
     """Rows, order and steps stay the same: the curve is that of the run that had memory enough."""
-    _, whole = make()
+    whole = make()
     expected = train_run.train_run(whole)
-    persona, run = make()
+    run = make()
     real = loss.nll_sum
 
     def poor(model, ids, *more):
-        if len(run.progress().train) == 3 and len(ids) > 2:
+        if len(run.progress().train) == 2 and len(ids) > 2:
             raise HOST
         return real(model, ids, *more)
 
@@ -116,7 +108,7 @@ def test_a_run_without_memory_goes_on_with_less_as_if_nothing_had_been(make, mon
     )
     assert seen.smaller_settings == {"batch_size": 2, "gradient_accumulation_steps": 2}
     monkeypatch.setattr(launcher, "start_run", train_run.train_run)
-    assert launcher.retry_smaller(persona, run) == run
+    assert launcher.retry_smaller(persona_of(run), run) == run
     monkeypatch.undo()
     assert (run.config().batch_size, run.config().gradient_accumulation_steps) == (2, 2)
     seen = run.progress()
@@ -127,25 +119,25 @@ def test_a_run_without_memory_goes_on_with_less_as_if_nothing_had_been(make, mon
 
 
 def test_another_training_is_a_new_run(make, monkeypatch):
-    persona, run = make()
+    run = make()
     run.log("state", state="failed", message="Out of memory.", remedy={"quantization": "nf4"})
     monkeypatch.setattr(launcher, "start_run", lambda r: None)
-    other = launcher.retry_smaller(persona, run)
-    assert other != run and {r.name for r in list_runs(persona)} == {run.name, other.name}
+    other = launcher.retry_smaller(persona_of(run), run)
+    assert other != run and {r.name for r in list_runs(persona_of(run))} == {run.name, other.name}
     assert (run.config().quantization, other.config().quantization) == ("none", "nf4")
 
 
 def test_without_a_proposal_nothing_is_started(make):
-    persona, run = make()
+    run = make()
     run.log("state", state="failed", message="No.")
     with pytest.raises(RunError, match="proposes no smaller settings"):
-        launcher.retry_smaller(persona, run)
+        launcher.retry_smaller(persona_of(run), run)
 
 
 @pytest.mark.parametrize("how, status", [(signal.SIGKILL, "killed"), (signal.SIGTERM, "ended")])
 def test_a_training_that_the_system_killed_says_so(make, how, status):
     """What Linux does to a process when no memory is left: signal 9, and no word from the process itself."""
-    _, run = make()
+    run = make()
     run.log("state", state="running")
     child = subprocess.Popen(["sleep", "60"])
     record_worker(run, child.pid)
@@ -164,7 +156,7 @@ def test_a_training_that_the_system_killed_says_so(make, how, status):
 
 
 def test_a_run_that_was_done_before_it_was_killed_stays_done(make):
-    _, run = make()
+    run = make()
     child = subprocess.Popen(["sleep", "60"])
     record_worker(run, child.pid)
     run.log("state", state="done")

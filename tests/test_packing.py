@@ -4,12 +4,12 @@ import pytest
 import torch
 from tiny_models import PLAIN_CPU, lora_gradients, with_lora
 from tiny_models import load as open_base
+from training import CARD, PAIRS
 
 from persona.errors import InputError
 from persona.models import hardware, loss
 from persona.models.loss import nll_sum
-from persona.store.pairs import Pair
-from persona.store.persona_folder import PersonaCard, create_persona_at
+from persona.store.persona_folder import create_persona_at
 from persona.template.render import IGNORE_INDEX
 from persona.train import collator, prepare, validate
 from persona.train import run as train_run
@@ -92,12 +92,6 @@ def leaky(kind: str):
 def test_a_base_in_which_rows_would_see_each_other_is_refused(kind):
     with pytest.raises(InputError, match=f"packing: in {kind} packed rows would see each other. Set packing to false"):
         validate.check_packing(leaky(kind), kind)
-
-
-CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
-PAIRS = [
-    Pair(f"{w} {n}?", f"{w} is {n}. " + "It is lit. " * (n % 4)) for n, w in enumerate(["lamp", "log", "wind"] * 5)
-]
 
 
 @pytest.mark.slow

@@ -1,13 +1,14 @@
 """A quantized base: its gradients are those of its dequantized weights, and its adapter is an ordinary LoRA."""
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import lora_gradients, new_run, with_lora
-from training import build
+from tiny_models import lora_gradients, with_lora
+from training import CARD, PAIRS, build
 
 from persona.compare import session
 from persona.compare.session import NO_ADAPTER, Column
@@ -16,8 +17,7 @@ from persona.models import adapter, loss, quantization
 from persona.models.base import Base, load_base_model
 from persona.models.loss import mean_nll, nll_sum
 from persona.models.sampling import Sampling
-from persona.store.pairs import Pair
-from persona.store.persona_folder import PersonaCard, create_persona_at
+from persona.store.persona_folder import create_persona_at
 from persona.template.render import IGNORE_INDEX
 from persona.train import prepare
 from persona.train import run as train_run
@@ -26,14 +26,10 @@ from persona.train.config import make_config
 from persona.train.launcher import create_run
 from persona.train.run_folder import Run
 
+pytest_plugins = "training"
 pytestmark = pytest.mark.usefixtures("plain_cpu")
 needs_bnb = pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
 KINDS = ["nf4", "int8"]
-CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
-PAIRS = [
-    Pair(f"{w} {n}?", f"{w} is {n}. " + "It is lit. " * (n % 4)) for n, w in enumerate(["lamp", "log", "wind"] * 5)
-]
-SETTINGS = {"dtype": "float32", "batch_size": 4, "eval_fraction": 0.25, "learning_rate": 1e-2, "max_steps": 6}
 
 
 # ---- gradients
@@ -231,11 +227,8 @@ def test_a_base_stored_quantized_is_guarded_and_not_quantized_again(folders, tmp
 
 
 @pytest.fixture
-def make(tmp_path, folders):
-    def make(**changes) -> Run:
-        return new_run(tmp_path, CARD, PAIRS, **{"base": str(folders["gemma"]), **SETTINGS, **changes})
-
-    return make
+def make(make, folders):
+    return partial(make, base=str(folders["gemma"]), max_steps=6)
 
 
 def built(run: Run):

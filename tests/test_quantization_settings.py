@@ -3,19 +3,16 @@
 import importlib.util
 
 import pytest
+from training import CARD, PAIRS
 
 from persona.errors import InputError
 from persona.models import open_renderer, quantization
 from persona.models.hardware import DevicePlan
-from persona.store.pairs import Pair
-from persona.store.persona_folder import PersonaCard, create_persona_at
+from persona.store.persona_folder import create_persona_at
 from persona.train import prepare, run_folder, validate
 from persona.train.config import RunConfig
 from persona.train.launcher import create_run
 from persona.train.run_folder import Run
-
-CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
-PAIRS = [Pair(f"lamp {n}?", f"lamp is {n}.") for n in range(15)]
 
 
 def test_the_optimizers_are_those_that_transformers_takes_from_bitsandbytes():

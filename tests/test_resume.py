@@ -2,17 +2,16 @@
 
 import hashlib
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import PLAIN_CPU, new_run
+from tiny_models import PLAIN_CPU
 from training import Seen, build
 
 from persona.models import hardware, stop_token
 from persona.models.loss import NllScores
-from persona.store.pairs import Pair
-from persona.store.persona_folder import PersonaCard
 from persona.train import prepare, snapshots
 from persona.train import run as train_run
 from persona.train.evaluator import Evaluator
@@ -22,11 +21,8 @@ from persona.train.trainer import RunCallback, Trainer
 pytest_plugins = "training"
 pytestmark = pytest.mark.slow  # a trainer is built for nearly every test here
 
-CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
-WORDS = ["lamp", "log", "wind", "light", "kettle", "point", "sable", "north"] * 2
-PAIRS = [Pair(f"{word} {n}?", f"{word} is {n}. " + "It is lit. " * (n % 4)) for n, word in enumerate(WORDS)]
 # 12 rows to learn from: 4 steps an epoch, 24 in all, an evaluation and a checkpoint at every third
-SETTINGS = {"dtype": "float32", "batch_size": 3, "eval_fraction": 0.25, "learning_rate": 1e-2, "max_steps": 24}
+SETTINGS = {"batch_size": 3, "max_steps": 24}
 DICE = {"lora_dropout": 0.3, "neftune_noise_alpha": 5}
 
 
@@ -42,11 +38,8 @@ def machine():
 
 
 @pytest.fixture
-def make(tmp_path, tiny_gemma):
-    def make(pairs=PAIRS, **changes) -> Run:
-        return new_run(tmp_path, CARD, pairs, **{"base": str(tiny_gemma), **SETTINGS, **changes})
-
-    return make
+def make(make):
+    return partial(make, **SETTINGS)
 
 
 def sha(run: Run) -> str:

@@ -7,19 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from training import CARD, PAIRS
 
-from persona.store.pairs import Pair
-from persona.store.persona_folder import PersonaCard, create_persona_at
+from persona.store.persona_folder import create_persona_at
 from persona.train import prepare
 from persona.train import run as train_run
 from persona.train.config import make_config
 from persona.train.launcher import create_run
 
 PROJECT = Path(__file__).resolve().parent.parent
-CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
-PAIRS = [
-    Pair(f"{w} {n}?", f"{w} is {n}. " + "It is lit. " * (n % 4)) for n, w in enumerate(["lamp", "log", "wind"] * 3)
-]
 KEYS = {"HF_TOKEN": "hf_" + "k" * 34, "WANDB_API_KEY": "w" * 40, "SWANLAB_API_KEY": "s" * 21, "OPENAI_API_KEY": "sk-" + "o" * 30,
         "HUGGING_FACE_HUB_TOKEN": "hf_" + "g" * 34}  # fmt: skip
 

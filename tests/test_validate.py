@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 from tiny_models import PLAIN_CPU
+from training import CARD, PAIRS
 
 from persona.errors import InputError
 from persona.models import hardware, quantization
 from persona.models.hardware import DevicePlan
-from persona.store.pairs import Pair
-from persona.store.persona_folder import PersonaCard, create_persona_at
+from persona.store.persona_folder import create_persona_at
 from persona.train import gpu_kernels, validate
 from persona.train import run as train_run
 from persona.train.config import RunConfig, make_config
@@ -19,10 +19,6 @@ from persona.train.launcher import create_run
 
 pytest_plugins = "training"
 
-CARD = PersonaCard(name="Mags", system="Be dry.", language="en")
-PAIRS = [
-    Pair(f"{w} {n}?", f"{w} is {n}. " + "It is lit. " * (n % 4)) for n, w in enumerate(["lamp", "log", "wind"] * 5)
-]
 TRIED_ALWAYS = (
     "adamw_torch",
     "adafactor",
