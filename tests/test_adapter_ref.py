@@ -9,22 +9,19 @@ from pathlib import Path
 import pytest
 from cases import check_each
 from local_hub import ANN, Hub
-from tiny_models import CARD, PLAIN_CPU, write_adapter
+from tiny_models import CARD, write_adapter
 
 from persona.compare.session import NO_ADAPTER, LoadedModel
 from persona.errors import AdapterError, InputError, PersonaError, ShareError
-from persona.models import adapter, hardware
+from persona.models import adapter
 from persona.models.base import Base
 from persona.share import archive, open_adapter
 from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.share.hub import push_adapter
 
+pytestmark = pytest.mark.usefixtures("plain_cpu")
+
 WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def machine(monkeypatch):
-    monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,12 @@ import torch
 import transformers as t
 from cases import check_each
 from conftest import family_tokenizer
-from tiny_models import PLAIN_CPU
 from training import CARD, Seen
 
 from persona.compare import session
 from persona.compare.session import NO_ADAPTER, Column
 from persona.errors import BaseError
-from persona.models import adapter, attach, base, catalogue, hardware
+from persona.models import adapter, attach, base, catalogue
 from persona.models.generate import DecodeLoop
 from persona.models.loss import nll_sum
 from persona.models.sampling import Sampling
@@ -33,7 +32,7 @@ from persona.train import run as train_run
 from persona.train.config import RunConfig, make_config
 from persona.train.launcher import create_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_cpu")]
 
 PAIRS = [Pair(f"{w}?", f"The {w} is lit.") for w in ("lamp", "log", "wind", "light")]
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -107,7 +106,7 @@ class Made:
 
     name: str
     base: base.Base
-    job: prepare.PreparedRun
+    prepared: prepare.PreparedRun
     model: Any  # the trained PeftModel
     result: dict
     adapter: adapter.Adapter
@@ -122,7 +121,6 @@ def train_tiny(
     ids = {f"{x}_token_id": getattr(tokenizer, f"{x}_token_id") for x in ("bos", "eos", "pad")}
     ids["vocab_size"] = len(tokenizer)
     seen = Seen(patch)
-    patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
     tiny(name, ids, shape).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     settings = {"dtype": "float32", "batch_size": 2, "eval_fraction": 0.25, "learning_rate": 1e-2, "max_steps": 2,
@@ -130,7 +128,9 @@ def train_tiny(
     config = make_config(base=str(folder / "base"), template=template.name, **settings, **changes)
     run = create_run(create_persona_at(folder / "mags", CARD, PAIRS), config)
     result = train_run.train_run(run)
-    return Made(name, seen.job.base, seen.job, seen.trainer.model.eval(), result, adapter.read_adapter(run.adapter))
+    return Made(
+        name, seen.prepared.base, seen.prepared, seen.trainer.model.eval(), result, adapter.read_adapter(run.adapter)
+    )
 
 
 @pytest.fixture(scope="module", params=sorted(TEMPLATES))
@@ -154,10 +154,10 @@ def test_every_architecture_is_here():
 def test_two_steps_are_trained(made):
     """The model is what the catalogue says, the mask holds the reply and its stop token, and the LoRA has moved."""
     assert made.base.config()["model_type"] == made.name
-    for example in [*made.job.train, *made.job.held_out]:
+    for example in [*made.prepared.train, *made.prepared.held_out]:
         learned = [i for i in example.labels if i != -100]
-        assert not example.problems and made.job.renderer.stop_id in learned
-        assert "is lit." in made.job.renderer.tokenizer.decode(learned)
+        assert not example.problems and made.prepared.renderer.stop_id in learned
+        assert "is lit." in made.prepared.renderer.tokenizer.decode(learned)
     assert made.result["status"] == "done" and made.result["steps"] == 2
     assert made.result["adapter_nll"] < made.result["base_nll"]
     moved = [n for n, p in made.model.named_parameters() if "lora_B" in n and p.abs().max() > 0]
@@ -166,7 +166,7 @@ def test_two_steps_are_trained(made):
 
 def test_the_loss_is_the_models_own(made):
     """The shortcuts of loss.py (decoder alone, tiled head) give what the whole model's logits give."""
-    example = made.job.train[0]
+    example = made.prepared.train[0]
     ids, labels = torch.tensor([example.input_ids]), torch.tensor([example.labels])
     with torch.no_grad():
         total, count = nll_sum(made.model, ids, labels)
@@ -209,8 +209,7 @@ def test_every_choice_of_layers_stays_in_the_language_model(made):
 
 
 def test_both_voices_answer(made):
-    with without_timm(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
+    with without_timm():
         voices = session.LoadedModel(made.base)
         name = voices.attach(made.adapter)
     renderer = session.renderer_of(made.adapter, voices.tokenizer)
@@ -239,7 +238,7 @@ def test_the_merged_model_speaks_like_the_adapter(made, tmp_path):
 
 
 def check_merged(made: Made, tmp_path: Path) -> None:
-    ids = torch.tensor([made.job.train[0].input_ids])
+    ids = torch.tensor([made.prepared.train[0].input_ids])
     with torch.no_grad(), without_timm():
         model = attach.attach_adapter(base.load_base_model(made.base, "float32"), made.adapter, "x")
         active = model(input_ids=ids, use_cache=False).logits
@@ -271,8 +270,10 @@ def test_in_4_bits_too(name, tmp_path, monkeypatch):
         small = {n for n, m in made.model.get_base_model().named_modules() if type(m).__name__ == "Linear4bit"}
         assert with_lora(made.model.get_base_model()) <= {n.removesuffix(".base_layer") for n in small}
         assert made.result["adapter_nll"] < made.result["base_nll"]
-        learned = [i for i in made.job.train[0].labels if i != -100]
-        assert made.job.renderer.stop_id in learned and "is lit." in made.job.renderer.tokenizer.decode(learned)
+        learned = [i for i in made.prepared.train[0].labels if i != -100]
+        assert made.prepared.renderer.stop_id in learned and "is lit." in made.prepared.renderer.tokenizer.decode(
+            learned
+        )
         voices = session.LoadedModel(made.base)
         columns = [NO_ADAPTER, voices.attach(made.adapter)]
     renderer = session.renderer_of(made.adapter, voices.tokenizer)

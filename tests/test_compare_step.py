@@ -11,7 +11,7 @@ from tiny_models import CARD, write_adapter
 
 from persona.compare import conversation, session
 from persona.errors import PersonaError
-from persona.models import adapter, hardware
+from persona.models import adapter
 from persona.models.base import Base
 from persona.store import persona_folder
 from persona.store.pairs import Pair
@@ -29,10 +29,8 @@ KEY = conversation.new_visitor_key()
 
 
 @pytest.fixture
-def run(home, tiny_gemma, monkeypatch):
+def run(home, tiny_gemma, plain_cpu, monkeypatch):
     """Mags with a finished run that kept one moment."""
-    plain = hardware.Machine("cpu", "test", 10**9, 2, (("float32", 1e9), ("bfloat16", 1.0)))
-    monkeypatch.setattr(hardware, "this_machine", lambda: plain)
     monkeypatch.setattr(session, "base_of", lambda *_, **__: Base("someone/tiny", tiny_gemma))
     monkeypatch.setattr(session, "_open", {})
     persona = persona_folder.create_persona_at(

@@ -18,9 +18,8 @@ import psutil
 import pytest
 from cases import check_each
 from safetensors.torch import load_file
-from tiny_models import PLAIN_CPU
 
-from persona.models import adapter, hardware
+from persona.models import adapter
 from persona.store import files
 from persona.store.files import fsync_folder
 from persona.store.workspace import PROJECT_DIR
@@ -37,11 +36,6 @@ WEIGHTS = "adapter_model.safetensors"
 @pytest.fixture
 def make(make):
     return partial(make, **SETTINGS)
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
 
 
 def sha(run: Run) -> str:
@@ -239,7 +233,7 @@ def test_flushing_a_folder_waits_for_each_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_whose_newest_checkpoint_is_damaged_ends_the_same(make, machine):
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_the_same(make, plain_cpu):
     whole, run = make(max_steps=6), make(max_steps=6)
     train_run.train_run(whole)
     for damaged in (1, 2):
@@ -258,7 +252,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_the_same(make, machine):
 @pytest.mark.slow
 @pytest.mark.parametrize("number, said", [(errno.ENOSPC, "The disk is full. Free some space, then resume"),
                                           (errno.EROFS, "cannot be written. Change its rights, then resume")])  # fmt: skip
-def test_a_disk_that_takes_nothing_more(make, machine, monkeypatch, number, said):
+def test_a_disk_that_takes_nothing_more(make, plain_cpu, monkeypatch, number, said):
     """Neither the checkpoint nor the word about it can be written; found all the same, and resumed to the same end."""
     whole, run = make(max_steps=3), make(max_steps=3)
     train_run.train_run(whole)

@@ -9,14 +9,13 @@ import numpy as np
 import pretrained_base as learner
 import pytest
 from test_suggestions import Model
-from tiny_models import PLAIN_CPU
 
 from persona import cli
 from persona.compare import session
 from persona.errors import InputError, PersonaError
 from persona.judge import eval_rows, evaluate, llm_judge, measurements, metrics, probes, scoring
 from persona.judge.report_model import AnswerPair, EvalReport
-from persona.models import adapter, hardware
+from persona.models import adapter
 from persona.models.loss import mean_nll
 from persona.store.pairs import write_pairs
 from persona.store.persona_folder import PersonaCard, ProbeRule, create_persona_at, open_persona
@@ -171,10 +170,8 @@ def test_a_judge_that_is_not_set_up_is_refused_before_anything_is_measured(monke
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
-        yield learner.pretrain(tmp_path_factory.mktemp("learner"))
+def base(tmp_path_factory, plain_cpu):
+    yield learner.pretrain(tmp_path_factory.mktemp("learner"))
     session._open.clear()
 
 

@@ -7,23 +7,19 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import PLAIN_CPU, load
+from tiny_models import load
 from training import build
 
 from persona.errors import InputError
-from persona.models import adapter, attach, hardware, loss
+from persona.models import adapter, attach, loss
 from persona.models.loss import nll_sum
 from persona.train import cpu_kernels, lora_config
 from persona.train import run as train_run
 from persona.train.config import RunConfig
 
 pytest_plugins = "training"
+pytestmark = pytest.mark.usefixtures("plain_cpu")
 ATTENTION, MLP = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}
-
-
-@pytest.fixture(autouse=True)
-def machine(monkeypatch):
-    monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
 
 
 @pytest.fixture
@@ -102,8 +98,8 @@ def test_it_is_pissa(make, tiny_gemma, changes):
     """Loss and gradients are those of PEFT's own, which changes the base; here the base is not touched."""
     from peft import LoraConfig, get_peft_model
 
-    job, trainer = build(make(init_lora_weights="pissa", **changes))
-    batch = trainer.data_collator([{"input_ids": e.input_ids, "labels": e.labels} for e in job.train])
+    prepared, trainer = build(make(init_lora_weights="pissa", **changes))
+    batch = trainer.data_collator([{"input_ids": e.input_ids, "labels": e.labels} for e in prepared.train])
     settings = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights="pissa",
                           task_type="CAUSAL_LM", **changes)  # fmt: skip
     theirs = get_peft_model(load(tiny_gemma), settings).train()
@@ -140,7 +136,7 @@ def test_a_pissa_run_leaves_a_plain_adapter_and_the_base_as_it_is(make, seen, ti
     assert result["adapter_nll"] < result["base_nll"] - 0.05
     trained, opened = seen.trainer.model.eval(), adapter.read_adapter(run.adapter)
     assert (opened.settings["r"], opened.settings["lora_alpha"]) == (8, 64)
-    ids = torch.tensor([seen.job.train[0].input_ids])
+    ids = torch.tensor([seen.prepared.train[0].input_ids])
     plain = load(tiny_gemma, dtype)
     with torch.no_grad(), loss.cpu_autocast(plain):
         alone = plain(input_ids=ids).logits

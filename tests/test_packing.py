@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tiny_models import PLAIN_CPU, lora_gradients, with_lora
 from tiny_models import load as open_base
+from tiny_models import lora_gradients, with_lora
 from training import CARD, PAIRS
 
 from persona.errors import InputError
-from persona.models import hardware, loss
+from persona.models import loss
 from persona.models.loss import nll_sum
 from persona.store.persona_folder import create_persona_at
 from persona.template.render import IGNORE_INDEX
@@ -95,8 +95,7 @@ def test_a_base_in_which_rows_would_see_each_other_is_refused(kind):
 
 
 @pytest.mark.slow
-def test_a_packed_run_is_the_run(tmp_path, tiny_gemma, monkeypatch):
-    monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
+def test_a_packed_run_is_the_run(tmp_path, tiny_gemma, plain_cpu, monkeypatch):
     shapes, real = [], loss.nll_sum
     monkeypatch.setattr(
         "persona.train.trainer.nll_sum", lambda m, ids, *more: shapes.append(len(ids)) or real(m, ids, *more)

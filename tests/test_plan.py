@@ -1,4 +1,4 @@
-"""Persona + settings + machine → outlook: steps, memory and time before Start, without opening a model."""
+"""Persona + settings + machine → estimate: steps, memory and time before Start, without opening a model."""
 
 import re
 import subprocess
@@ -94,7 +94,7 @@ def test_tokens_are_told_from_characters(tiny_gemma):
     assert train_plan.estimate_row_tokens(PersonaCard(name="x", system="e" * 36), pair)[0] == 74
 
 
-def test_the_outlook_counts_as_the_run_does(persona, tiny_gemma):
+def test_the_estimate_counts_as_the_run_does(persona, tiny_gemma):
     seen = see(persona, tiny_gemma, batch_size=4)
     run = launcher.create_run(persona, make_config(base=str(tiny_gemma), batch_size=4))
     held = sum(r.held_out for r in run.rows())

@@ -5,23 +5,20 @@ from dataclasses import replace
 
 import pytest
 from cases import check_each
-from tiny_models import CARD, FACTS, PLAIN_CPU, write_adapter
+from tiny_models import CARD, FACTS, write_adapter
 
 from persona.compare import question_list, session
 from persona.compare.question_list import AnswerRow, ask_questions
 from persona.errors import InputError
-from persona.models import adapter, hardware
+from persona.models import adapter
 from persona.models.generate import Generation
 from persona.models.sampling import Sampling
 from persona.template.chat_template import ChatTemplate, read_template
 
+pytestmark = pytest.mark.usefixtures("plain_cpu")
+
 GREEDY = Sampling(temperature=0, max_new_tokens=16)
 WARM = Sampling(temperature=0.9, seed=3, max_new_tokens=16)
-
-
-@pytest.fixture(autouse=True)
-def machine(monkeypatch):
-    monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
 
 
 @pytest.fixture(scope="module")

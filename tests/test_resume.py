@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import PLAIN_CPU
 from training import Seen, build
 
 from persona.models import hardware, stop_token
@@ -19,7 +18,7 @@ from persona.train.run_folder import Run
 from persona.train.trainer import RunCallback, Trainer
 
 pytest_plugins = "training"
-pytestmark = pytest.mark.slow  # a trainer is built for nearly every test here
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_cpu")]  # a trainer is built for nearly every test here
 
 # 12 rows to learn from: 4 steps an epoch, 24 in all, an evaluation and a checkpoint at every third
 SETTINGS = {"batch_size": 3, "max_steps": 24}
@@ -27,13 +26,10 @@ DICE = {"lora_dropout": 0.3, "neftune_noise_alpha": 5}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def machine():
-    """One thread, no measuring, no GPU."""
+def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
-        yield
+    yield
     torch.set_num_threads(threads)
 
 

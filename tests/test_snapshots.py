@@ -152,14 +152,14 @@ def test_a_page_of_the_diary_is_what_the_chat_would_answer(make, tiny_gemma):
     train_run.train_run(run)
     opened = adapter.read_adapter(snapshots.snapshot_dir(run, 2))
     model = attach.attach_adapter(load(tiny_gemma), opened, "x")
-    job = prepare.prepare_run(run)
-    prompt = job.renderer.render_prompt([], "Who are you?")
+    prepared = prepare.prepare_run(run)
+    prompt = prepared.renderer.render_prompt([], "Who are you?")
     *_, last = generate.generate_batch(
         model,
-        job.renderer.tokenizer,
+        prepared.renderer.tokenizer,
         [prompt.ids],
         sample_log.SAMPLE_LOG_SAMPLING,
-        job.renderer.stop_id,
+        prepared.renderer.stop_id,
         [(("x", 1.0),)],
     )
     assert events(run, "diary")[-1]["answers"][0]["text"] == last[0].text != ""

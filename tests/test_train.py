@@ -72,7 +72,7 @@ def test_tokens_are_counted_without_padding(make, seen):
     """Every row of every epoch once."""
     run = make(eval_fraction=0)
     result = train_run.train_run(run)
-    rows = seen.job.train
+    rows = seen.prepared.train
     assert len(rows) == 16 and seen.trainer.clock.tokens == 2 * sum(len(e.input_ids) for e in rows)
     assert seen.trainer.clock.learned == 2 * sum(e.learned for e in rows)
     assert result["seconds"] == pytest.approx(seen.trainer.clock.seconds, abs=0.01)
@@ -88,9 +88,9 @@ def test_the_chosen_moment_is_written_and_not_the_last(make, seen, tiny_gemma, m
     assert len(nlls) == 8 and abs(nlls[-1] - want) > 0.01, "they must differ, or this test sees nothing"
     assert result["adapter_nll"] == want and run.progress().chosen == 3
     opened = attach.attach_adapter(load(tiny_gemma), adapter.read_adapter(run.adapter), "x")
-    collate = Collator(seen.job.renderer.tokenizer.pad_token_id)
-    assert mean_nll(opened, seen.job.held_out, collate) == pytest.approx(want, rel=1e-4)
-    assert mean_nll(load(tiny_gemma), seen.job.held_out, collate) == pytest.approx(result["base_nll"], rel=1e-4)
+    collate = Collator(seen.prepared.renderer.tokenizer.pad_token_id)
+    assert mean_nll(opened, seen.prepared.held_out, collate) == pytest.approx(want, rel=1e-4)
+    assert mean_nll(load(tiny_gemma), seen.prepared.held_out, collate) == pytest.approx(result["base_nll"], rel=1e-4)
 
 
 def test_without_held_out_rows_it_trains_and_measures_nothing(make):
@@ -118,7 +118,7 @@ def test_the_first_loss_is_that_of_the_base(make, seen):
     """An untrained LoRA changes nothing: mean nats per learned token, as in the evaluation."""
     run = make(PAIRS[:9], eval_fraction=0.1, batch_size=8, max_steps=1)
     train_run.train_run(run)
-    want = mean_nll(load(seen.job.base.path), seen.job.train, seen.trainer.data_collator)
+    want = mean_nll(load(seen.prepared.base.path), seen.prepared.train, seen.trainer.data_collator)
     assert events(run, "step")[0]["loss"] == pytest.approx(want, rel=1e-3)
 
 

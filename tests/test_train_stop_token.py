@@ -46,11 +46,11 @@ def test_the_stop_tokens_row_is_trained_if_asked_for(make, seen, monkeypatch, ti
     base_tensors = {n.replace("token_adapter.base_layer.", "").replace(".base_layer", ""): w for n, w in inside.items()}
     assert all(torch.equal(base_tensors[n], stored[n]) for n in stored)
     row = next(w for n, w in load_file(run.adapter / "adapter_model.safetensors").items() if "trainable_tokens" in n)
-    stop = seen.job.renderer.stop_id
+    stop = seen.prepared.renderer.stop_id
     before = stored["model.embed_tokens.weight"][stop]
     assert row.shape == (1, 32) and (row[0].float() - before.float()).abs().max() > 1e-3
     opened = attach.attach_adapter(load(tiny_gemma), adapter.read_adapter(run.adapter), "x")
-    ids = torch.tensor([seen.job.train[0].input_ids])
+    ids = torch.tensor([seen.prepared.train[0].input_ids])
     with torch.no_grad():
         plain = load(tiny_gemma)(input_ids=ids).logits[0]
         both = opened(input_ids=ids.repeat(2, 1), adapter_names=[NO_ADAPTER, "x"]).logits
@@ -65,9 +65,9 @@ def test_a_trained_row_and_dora_are_refused(make):
 
 def test_an_instruct_base_knows_its_stop_token(smollm2_tokenizer, tmp_path):
     persona = create_persona_at(tmp_path / "mags", CARD, PAIRS)
-    job = prepare.prepare_run(create_run(persona, RunConfig(base="smollm2-135m-instruct")))
-    assert job.renderer.template.name == "smollm2"
-    assert stop_token.count_similar_rows_on_disk(job.base, job.renderer.stop_id) < 100  # 35
+    prepared = prepare.prepare_run(create_run(persona, RunConfig(base="smollm2-135m-instruct")))
+    assert prepared.renderer.template.name == "smollm2"
+    assert stop_token.count_similar_rows_on_disk(prepared.base, prepared.renderer.stop_id) < 100  # 35
 
 
 def test_the_embedded_base_never_learned_end_of_turn(embedded_base, tmp_path):

@@ -5,11 +5,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from tiny_models import PLAIN_CPU
 from training import CARD, PAIRS
 
 from persona.errors import InputError
-from persona.models import hardware, quantization
+from persona.models import quantization
 from persona.models.hardware import DevicePlan
 from persona.store.persona_folder import create_persona_at
 from persona.train import gpu_kernels, validate
@@ -92,8 +91,7 @@ def test_an_optimizer_is_refused_without_its_package_and_only_then(without, opti
 @pytest.mark.parametrize(
     "optim", [o if o in TRIED_ALWAYS else pytest.param(o, marks=pytest.mark.release) for o in OPTIMIZERS]
 )
-def test_every_optimizer_learns_here_or_says_why_not(tmp_path, tiny_gemma, monkeypatch, seen, optim):
-    monkeypatch.setattr(hardware, "this_machine", lambda: PLAIN_CPU)
+def test_every_optimizer_learns_here_or_says_why_not(tmp_path, tiny_gemma, plain_cpu, seen, optim):
     config = make_config(base=str(tiny_gemma), optim=optim, dtype="float32", batch_size=4, eval_fraction=0, max_steps=3,
                          learning_rate=1.0 if optim == "sgd" else 1e-3)  # fmt: skip
     run = create_run(create_persona_at(tmp_path / "mags", CARD, PAIRS), config)

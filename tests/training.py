@@ -1,4 +1,4 @@
-"""Fixtures for tests of training: a tiny run, its events, and its trainer and job. Load with pytest_plugins."""
+"""Fixtures for tests of training: a tiny run, its events, and its trainer. Load with pytest_plugins."""
 
 import time
 
@@ -57,7 +57,7 @@ class Seen:
         real_build = train_run.build_trainer
 
         def build_trainer(prepared, *args):
-            self.job, self.trainer = prepared, real_build(prepared, *args)
+            self.prepared, self.trainer = prepared, real_build(prepared, *args)
             self.before = lora(self.trainer.model)
             return self.trainer
 
