@@ -8,7 +8,6 @@ be byte-identical to that of an undisturbed run. Disks: see disks.py. Exit statu
 """
 
 import argparse
-import hashlib
 import json
 import random
 import sys
@@ -25,12 +24,13 @@ import httpx
 
 from benchmarks.page import Page, kill_trainers, opened, pairs_on_disk, persona_folder, put_tiny_base
 from benchmarks.visitor import Refused, Visitor
+from persona.models.adapter import WEIGHTS_FILE
+from persona.store.files import hash_file
 from persona.train.progress import ACTIVE_STATUSES
 from persona.train.run_folder import Run
 
 SETTINGS = {"set-max-steps": 12, "set-batch-size": 4, "set-dtype": "float32", "set-lora-dropout": 0.2,
             "set-save-steps": 1, "set-diary-probes": 0}  # fmt: skip
-WEIGHTS = "adapter_model.safetensors"
 ENDS = 300  # seconds within which a run of SETTINGS must have ended
 
 
@@ -139,10 +139,6 @@ def ended(run: Run) -> bool:
     return run.progress().status not in ACTIVE_STATUSES and not run.alive()
 
 
-def sha(run: Run) -> str:
-    return hashlib.sha256((run.adapter / WEIGHTS).read_bytes()).hexdigest()
-
-
 # ---- kills
 
 
@@ -226,7 +222,8 @@ def differs(run: Run, whole: Run) -> list[str]:
     seen = run.progress()
     if seen.status != "done":
         return [f"{run.name}: {seen.status}, {seen.message}"]
-    return [] if sha(run) == sha(whole) else [f"{run.name}: its adapter is not that of a run without a kill"]
+    one, other = (hash_file(r.adapter / WEIGHTS_FILE) for r in (run, whole))
+    return [] if one == other else [f"{run.name}: its adapter is not that of a run without a kill"]
 
 
 # ---- two windows

@@ -1,7 +1,6 @@
 """Killed at any moment, short of disk, robbed of its files: a run goes on from what is whole, to the very same adapter."""
 
 import errno
-import hashlib
 import json
 import os
 import random
@@ -18,8 +17,10 @@ import psutil
 import pytest
 from cases import check_each
 from safetensors.torch import load_file
+from training import hash_weights
 
 from persona.models import adapter
+from persona.models.adapter import WEIGHTS_FILE
 from persona.store import files
 from persona.store.files import fsync_folder
 from persona.store.workspace import PROJECT_DIR
@@ -30,16 +31,11 @@ from persona.train.run_folder import Run
 pytest_plugins = "training"
 # two steps between evaluations, each with a checkpoint; three steps an epoch
 SETTINGS = {"max_steps": 12, "lora_dropout": 0.2}
-WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
 def make(make):
     return partial(make, **SETTINGS)
-
-
-def sha(run: Run) -> str:
-    return hashlib.sha256((run.adapter / WEIGHTS).read_bytes()).hexdigest()
 
 
 # ---- kill -9
@@ -137,7 +133,7 @@ def test_kill_at_any_moment(make, server, how):
         newest = checkpoints.find_last_checkpoint(run.checkpoints)
         reached.add(newest and newest.name)
         if run.progress().status == "done":
-            assert sha(run) == sha(whole)
+            assert hash_weights(run) == hash_weights(whole)
             run = make()
         else:
             kills += 1
@@ -145,7 +141,7 @@ def test_kill_at_any_moment(make, server, how):
         server.start(run)
         wait_for(lambda: not run.alive())
     assert run.progress().status == "done", (run.path / "log.txt").read_text()
-    assert sha(run) == sha(whole)
+    assert hash_weights(run) == hash_weights(whole)
     assert run.progress().held_out == whole.progress().held_out and run.progress().train == whole.progress().train
     assert len(reached) > 3, reached
 
@@ -162,8 +158,8 @@ def zeros(file: Path):
 
 
 DAMAGE = {
-    "weights-cut": (cut, WEIGHTS),
-    "weights-of-zeros": (zeros, WEIGHTS),
+    "weights-cut": (cut, WEIGHTS_FILE),
+    "weights-of-zeros": (zeros, WEIGHTS_FILE),
     "optimizer-cut": (cut, "optimizer.pt"),
     "no-schedule": (Path.unlink, "scheduler.pt"),
     "dice-of-zeros": (zeros, "rng_state.pth"),
@@ -180,7 +176,7 @@ def fake(folder: Path, step: int, best: int | None = None) -> Path:
     """A checkpoint of small files, sealed."""
     here = checkpoints.checkpoint_dir(folder, step)
     here.mkdir(parents=True)
-    for name in (WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+    for name in (WEIGHTS_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth"):
         (here / name).write_bytes(os.urandom(100))
     (here / "trainer_state.json").write_text(json.dumps({"best_global_step": best}))
     checkpoints.mark_complete(here, {"clock": {}, "misses": 0})
@@ -240,10 +236,10 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_the_same(make, plain_cpu)
         result = train_run.train_run(run, deadline=0.0)
         assert (result["status"], result["steps"]) == ("stopped", damaged)
         if damaged == 2:
-            zeros(run.checkpoints / "checkpoint-2" / WEIGHTS)
+            zeros(run.checkpoints / "checkpoint-2" / WEIGHTS_FILE)
     assert train_run.train_run(run)["steps"] == 6
     assert [e["step"] for e in run.events() if e["event"] == "step"][:3] == [1, 2, 2]
-    assert sha(run) == sha(whole)
+    assert hash_weights(run) == hash_weights(whole)
 
 
 # ---- a full disk, a folder that cannot be written
@@ -284,7 +280,7 @@ def test_a_disk_that_takes_nothing_more(make, plain_cpu, monkeypatch, number, sa
         == run_folder.explain_write_error(run.path, OSError(number, "x"))
         != ""
     )
-    assert train_run.train_run(run)["status"] == "done" and sha(run) == sha(whole)
+    assert train_run.train_run(run)["status"] == "done" and hash_weights(run) == hash_weights(whole)
 
 
 def test_what_is_wrong_with_the_disk_is_said():
@@ -346,6 +342,6 @@ def test_two_processes_train_the_very_run(make, server):
     for name in ("loss", "nll", "grad_norm"):
         figures = [[e[name] for e in each if name in e] for each in (one, two)]
         assert figures[1] == pytest.approx(figures[0], rel=1e-5), name  # 2e-7 measured
-    a, b = (load_file(r.adapter / WEIGHTS) for r in (whole, run))
+    a, b = (load_file(r.adapter / WEIGHTS_FILE) for r in (whole, run))
     apart = max(float((a[n] - b[n]).norm() / a[n].norm()) for n in a)
     assert apart < 1e-4, apart  # 4e-6 measured

@@ -7,6 +7,8 @@ import torch
 from tiny_models import new_run
 
 from persona.models import hardware
+from persona.models.adapter import WEIGHTS_FILE
+from persona.store.files import hash_file
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
 from persona.train import run as train_run
@@ -48,6 +50,10 @@ def build(run: Run) -> tuple[PreparedRun, Trainer]:
     prepared, clock = prepare_run(run), TrainingClock()
     callback = RunCallback(run, clock, prepared.config.early_stopping_patience)
     return prepared, train_run.build_trainer(prepared, clock, callback, Evaluator(prepared, clock))
+
+
+def hash_weights(run: Run) -> str:
+    return hash_file(run.adapter / WEIGHTS_FILE)
 
 
 class Seen:
