@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.faults import Trainer, differs, ended, wait_for
-from benchmarks.page import Page, drawn_adapter, opened, pairs_on_disk, persona_folder, put_tiny_base
+from benchmarks.faults import ENDS, Trainer, differs, ended, wait_for_end
+from benchmarks.page import Page, drawn_adapter, opened, pairs_on_disk, persona_folder, put_tiny_base, wait_for
 from benchmarks.visitor import Refused, Visitor
 
 SIZE = "48m"  # of the small disk: the tiny base, a persona and the checkpoints of a run
@@ -165,12 +165,12 @@ def run_through(page: Page, home: Path) -> list[str]:
     """The disk fills up under a run, which says so; resumed with space again, it ends with the undisturbed adapter."""
     trainer = Trainer(page, home)
     whole = trainer.start()
-    wait_for(lambda: ended(whole))
+    wait_for_end(whole)
     run = trainer.start()
     fill, free = filled(home)
-    wait_for(lambda: run.progress().step >= 2 or ended(run))
+    wait_for(lambda: run.progress().step >= 2 or ended(run), ENDS, "the second step")
     fill()
-    wait_for(lambda: ended(run))
+    wait_for_end(run)
     seen, broken = run.progress(), []
     if seen.status == "done" or "Free some space" not in seen.message:
         broken.append(f"a run on a full disk: {seen.status}, {seen.message}")
@@ -183,5 +183,5 @@ def run_through(page: Page, home: Path) -> list[str]:
                 broken.append(f"{FULL}: {what} was refused with {e}")
     free()
     trainer.resume()
-    wait_for(lambda: ended(run))
+    wait_for_end(run)
     return [*broken, *differs(run, whole)]

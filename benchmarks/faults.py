@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.page import Page, kill_trainers, opened, pairs_on_disk, persona_folder, put_tiny_base
+from benchmarks.page import Page, kill_trainers, opened, pairs_on_disk, persona_folder, put_tiny_base, wait_for
 from benchmarks.visitor import Refused, Visitor
 from persona.models.adapter import WEIGHTS_FILE
 from persona.store.files import hash_file
@@ -127,16 +127,12 @@ class Trainer:
         self.visitor.fire("resume-training", "click")
 
 
-def wait_for(true: Callable[[], Any], seconds: float = ENDS) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > until:
-            raise TimeoutError("timed out")
-        time.sleep(0.005)
-
-
 def ended(run: Run) -> bool:
     return run.progress().status not in ACTIVE_STATUSES and not run.alive()
+
+
+def wait_for_end(run: Run) -> None:
+    wait_for(lambda: ended(run), ENDS, f"the end of {run.name}")
 
 
 # ---- kills
@@ -151,7 +147,7 @@ def kills(home: Path, count: int, seed: int = 0) -> dict[str, Any]:
         trainer = Trainer(page, home)
         start = time.monotonic()
         whole = trainer.start()
-        wait_for(lambda: ended(whole))
+        wait_for_end(whole)
         lasts = time.monotonic() - start
         if whole.progress().status != "done":
             raise RuntimeError((whole.path / "log.txt").read_text()[-2000:])
@@ -164,7 +160,7 @@ def kills(home: Path, count: int, seed: int = 0) -> dict[str, Any]:
             victims[victim] += 1
             broken += kill(page, victim, run)
             if victim != "trainer":
-                wait_for(lambda: not writer.goes.is_set())
+                wait_for(lambda: not writer.goes.is_set(), ENDS, "the writer's error")
                 writer.check()
                 page.start()
                 trainer.visitor.open()
@@ -178,7 +174,7 @@ def kills(home: Path, count: int, seed: int = 0) -> dict[str, Any]:
                 run = trainer.start()
             done, seen = sum(victims.values()), [*broken, *writer.broken]
             print(f"{done} of {count}: {victim}, {writer.edits} edits, {len(seen)} broken", *seen, file=sys.stderr)
-        wait_for(lambda: ended(run))
+        wait_for_end(run)
         finished += 1
         broken += differs(run, whole)
         writer.pause()
@@ -197,7 +193,7 @@ def await_moment(run: Run, rng: random.Random, lasts: float) -> None:
     events = run.path / "events.jsonl"
     wanted = events.read_bytes().count(b"\n") + rng.randint(1, 30)
     with suppress(TimeoutError):
-        wait_for(lambda: events.read_bytes().count(b"\n") >= wanted or ended(run), 2 * lasts)
+        wait_for(lambda: events.read_bytes().count(b"\n") >= wanted or ended(run), 2 * lasts, f"event {wanted}")
     time.sleep(rng.random() * 0.03)
 
 
@@ -214,7 +210,7 @@ def kill(page: Page, victim: str, run: Run) -> list[str]:
             return [f"the page was killed, and the run ended with it: {run.progress()}"]
     status = run.progress().status
     if victim != "page" and status not in ("interrupted", "done"):
-        wait_for(lambda: run.progress().status in ("interrupted", "done"), 10)
+        wait_for(lambda: run.progress().status in ("interrupted", "done"), 10, "the status of a killed run")
     return []
 
 

@@ -14,8 +14,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -37,6 +38,15 @@ CORPUS = [
     "user\nmodel\n\n",
 ]
 START_SECONDS = 120
+
+
+def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> None:
+    """Poll until `condition()` is true. Raises TimeoutError after that many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what} did not come within {seconds} s")
+        time.sleep(0.005)
 
 
 class Page:
@@ -62,14 +72,16 @@ class Page:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen([*self.before, sys.executable, "app.py"], cwd=PROJECT_DIR, env=self.env,
                                             stdout=log, stderr=log)  # fmt: skip
-        until = time.monotonic() + START_SECONDS
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(self.url, timeout=10).close()
-                return
-            if self.process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"The page did not start: {self.log.read_text()[-2000:]}")
-            time.sleep(0.05)
+        wait_for(self._answers, START_SECONDS, "the page's first answer")
+
+    def _answers(self) -> bool:
+        """Whether the page answers. Raises RuntimeError when its process has ended."""
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(self.url, timeout=10).close()
+            return True
+        if self.process.poll() is not None:
+            raise RuntimeError(f"The page did not start: {self.log.read_text()[-2000:]}")
+        return False
 
     def kill(self) -> None:
         """SIGKILL to the page, but not to the processes it has started."""
@@ -124,10 +136,7 @@ def kill_trainers(home: Path) -> int:
     for process in found:
         with contextlib.suppress(psutil.Error):
             os.kill(process.pid, signal.SIGKILL)
-    for process in found:
-        until = time.monotonic() + 30
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
-            time.sleep(0.005)
+    wait_for(lambda: not trainers(home), 30, "the end of the runs")
     return len(found)
 
 

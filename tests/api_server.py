@@ -2,13 +2,13 @@
 
 import socket
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
 from tiny_models import PLAIN_CPU, write_adapter
+from waiting import wait_for
 
 from persona.compare import session
 from persona.compare.session import LoadedModel
@@ -29,14 +29,6 @@ class Running:
     models: list[model_list.ServedModel]
 
 
-def wait_until(true, seconds: float = 60) -> None:
-    """Wait for another thread; the limit is for a test that would hang."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.005)
-
-
 @contextmanager
 def listening(app: Any):
     """The URL of an ASGI app behind uvicorn."""
@@ -44,7 +36,7 @@ def listening(app: Any):
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
-    wait_until(lambda: server.started)
+    wait_for(lambda: server.started)
     try:
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
     finally:

@@ -6,7 +6,6 @@ Tests that need a separate process (to kill it, or to set other variables) use `
 import json
 import re
 import shutil
-import time
 
 import pytest
 from tiny_models import write_adapter
@@ -121,13 +120,6 @@ def fill(page, row: int, field: str, text: str) -> None:
     page.keyboard.press("Control+A")
     page.keyboard.type(text)
     page.keyboard.press("Escape")
-
-
-def wait_until(done, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.2)
 
 
 def joined(page, selector: str) -> str:

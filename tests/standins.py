@@ -8,9 +8,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+import waiting
 
 from persona.store import persona_folder
 from persona.store.pairs import Pair
@@ -88,13 +88,9 @@ def new(home):
     return new
 
 
-def wait_for(true, seconds: float = 90):
-    until = time.monotonic() + seconds
-    while not (found := true()):
-        launcher.reap_children()
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.02)
-    return found
+def wait_for(condition):
+    """waiting.wait_for, which notices runs that have ended, as the page's timer does."""
+    return waiting.wait_for(lambda: launcher.reap_children() or condition())
 
 
 def status(run: Run) -> str:

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from browsing import open_page, settle, to_compare, wait_until
+from browsing import open_page, settle, to_compare
+from waiting import wait_for
 
 pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -44,7 +45,7 @@ def test_compare_vote_and_correct(browser, page_server, trained_persona):
     page.locator("#chat-persona button[aria-label='Edit']").last.click()
     page.locator("#chat-persona textarea").last.fill("本宫甄嬛，莺声燕语里的一个。")
     page.locator("#chat-persona button[aria-label='Submit']").last.click()
-    wait_until(lambda: len(trained_persona.pairs()) == before + 1)
+    wait_for(lambda: len(trained_persona.pairs()) == before + 1)
     added = trained_persona.pairs()[-1]
     assert (added.instruction, added.output, added.source) == ("你是谁？", "本宫甄嬛，莺声燕语里的一个。", "correction")
 

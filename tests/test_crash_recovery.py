@@ -18,6 +18,7 @@ import pytest
 from cases import check_each
 from safetensors.torch import load_file
 from training import hash_weights
+from waiting import wait_for
 
 from persona.models import adapter
 from persona.models.adapter import WEIGHTS_FILE
@@ -71,21 +72,14 @@ def server():
     made.close()
 
 
-def wait_for(true, seconds: float = 300):
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "nothing came"
-        time.sleep(0.002)
-
-
 def wait_for_end(pid: int):
-    wait_for(lambda: not psutil.pid_exists(pid))
+    wait_for(lambda: not psutil.pid_exists(pid), what=f"the end of process {pid}", every=0.002)
 
 
 def kill_after(run: Run, pid: int, events: int, seconds: float):
     """kill -9, so many seconds after the run's next so many events; nothing if it ends before."""
     wanted = lines(run) + events
-    wait_for(lambda: lines(run) >= wanted or not psutil.pid_exists(pid))
+    wait_for(lambda: lines(run) >= wanted or not psutil.pid_exists(pid), every=0.002)
     time.sleep(seconds)
     if psutil.pid_exists(pid):
         os.kill(pid, signal.SIGKILL)

@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from api_server import wait_until
+from waiting import wait_for
 
 from persona.compare import model_queue
 from persona.compare.model_queue import ModelQueue, WaitEstimate
@@ -123,7 +123,7 @@ def test_threads_wait_for_their_turn_and_an_error_hands_it_on():
     with ThreadPoolExecutor(12) as pool:
         with queue.turn("first"):
             done = [pool.submit(work, n) for n in range(12)]
-            wait_until(lambda: len(queue.waiting_in_order()) == 12)
+            wait_for(lambda: len(queue.waiting_in_order()) == 12)
             assert not most
         failed = [n for n, f in enumerate(done) if f.exception(10)]
     assert failed == [0, 4, 8] and most == [1] * 12 and queue.active is None and not queue.waiting

@@ -10,8 +10,8 @@ import anyio
 import gradio as gr
 import httpx
 import pytest
-from api_server import wait_until
 from gradio.context import LocalContext
+from waiting import wait_for
 
 from persona.compare.model_queue import ModelQueue, WaitEstimate
 from persona.ui import model_queue, page
@@ -312,7 +312,7 @@ def test_what_is_asked_faster_than_it_is_done_is_done_in_order():
                 for window in "ab":
                     body = {"data": [n], "fn_index": 0, "session_hash": window, "trigger_id": asked._id}
                     http.post("/gradio_api/queue/join", json=body).raise_for_status()
-            wait_until(lambda: all(len(numbers) == 60 for numbers in done.values()))
+            wait_for(lambda: all(len(numbers) == 60 for numbers in done.values()))
     finally:
         demo.close()
     assert done == {"a": list(range(60)), "b": list(range(60))}

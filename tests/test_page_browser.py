@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from browsing import cell, fill, joined, open_page, settle, steps_done, wait_until
+from browsing import cell, fill, joined, open_page, settle, steps_done
+from waiting import wait_for
 
 pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -18,7 +19,7 @@ def test_the_whole_way(browser, page_server):
     # an edit is on disk when the page says saved, and its mask follows
     fill(page, 1, "output", "本宫甄嬛，今日改了一句。")
     file = page_server.home / "personas/zhen-huan/pairs.jsonl"
-    wait_until(lambda: json.loads(file.read_text().splitlines()[0])["output"] == "本宫甄嬛，今日改了一句。")
+    wait_for(lambda: json.loads(file.read_text().splitlines()[0])["output"] == "本宫甄嬛，今日改了一句。")
     page.wait_for_function("document.querySelector('#write-mask .mask')?.innerText.includes('今日改了一句')")
 
     # the mask shows the reply and its stop token as learned, the question as masked
@@ -36,7 +37,7 @@ def test_the_whole_way(browser, page_server):
     page.reload()
     page.wait_for_selector("#train-status:has-text('Training')")
     page.wait_for_selector("#train-status:has-text('/')")
-    wait_until(lambda: steps_done(page) >= 6, 300)
+    wait_for(lambda: steps_done(page) >= 6, 300, every=0.2)
     page.click("#stop-training")
     page.wait_for_selector("#train-status:has-text('Stopped')")
     page.wait_for_selector("#loss-plot .vega-embed")
@@ -72,7 +73,7 @@ def test_what_was_typed_survives_the_page_being_killed(browser, own_server):
     page.wait_for_selector("text=176 pairs")
     fill(page, 2, "instruction", "Who keeps this light?")
     file = own_server.home / "personas/lighthouse-keeper/pairs.jsonl"
-    wait_until(lambda: "Who keeps this light?" in file.read_text())
+    wait_for(lambda: "Who keeps this light?" in file.read_text())
     own_server.kill()
     own_server.start()
     page.goto(own_server.url)
@@ -132,18 +133,18 @@ def test_import_check_fix_undo_reload(browser, page_server, tmp_path):
     page.wait_for_function("document.querySelectorAll('#pairs [data-row]').length === 1")
     page.click("#pairs [data-row='3'] .mark [data-do=fix]")
     file = next((page_server.home / "personas").glob("*/pairs.jsonl"))
-    wait_until(lambda: len(file.read_text().splitlines()) == 2)
+    wait_for(lambda: len(file.read_text().splitlines()) == 2)
     page.wait_for_selector("#pairs-status >> text=2 pairs")
     page.wait_for_selector("#pairs .empty >> text=No pair matches")  # the filter still asks for repeats
     page.fill("#search input, #search textarea", "船")
     page.wait_for_function("!document.querySelector('#findings')?.innerText.toLowerCase().includes('duplicate')")
     page.click("#undo-edit")
-    wait_until(lambda: len(file.read_text().splitlines()) == 3)
+    wait_for(lambda: len(file.read_text().splitlines()) == 3)
     page.reload()
     page.wait_for_selector(cell(3, "output"))
     page.wait_for_selector("#redo-edit:has-text('Delete')")
     page.click("#redo-edit")
-    wait_until(lambda: len(file.read_text().splitlines()) == 2)
+    wait_for(lambda: len(file.read_text().splitlines()) == 2)
     source = json.loads(file.read_text().splitlines()[0])["source"]
     assert source == "play.txt:4"
     assert errors == [] and not page.locator(".toast-body.error").count()
@@ -164,7 +165,7 @@ def test_rows_are_added_searched_replaced_and_the_marks_follow(browser, page_ser
     fill(page, 2, "instruction", "What do you do?")
     fill(page, 2, "output", "As an AI language model, I count.")
     file = page_server.home / "personas/ada/pairs.jsonl"
-    wait_until(lambda: "I count." in file.read_text())
+    wait_for(lambda: "I count." in file.read_text())
     page.wait_for_selector("#pairs [data-row='2'] .mark:has-text('AI')")
     page.wait_for_function("!document.querySelector('#pairs .unsaved')")
 
@@ -172,7 +173,7 @@ def test_rows_are_added_searched_replaced_and_the_marks_follow(browser, page_ser
     page.fill("#find input, #find textarea", "As an AI language model, ")
     page.wait_for_selector("#replace-preview del")
     page.click("#replace-all")
-    wait_until(lambda: json.loads(file.read_text().splitlines()[1])["output"] == "I count.")
+    wait_for(lambda: json.loads(file.read_text().splitlines()[1])["output"] == "I count.")
     page.click("button[role=tab]:has-text('Pairs')")
     page.fill("#search input, #search textarea", "count")
     page.wait_for_function("document.querySelectorAll('#pairs [data-row]').length === 1")

@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import fsspec
 import psutil
 import pytest
+from standins import wait_for
 
 from persona import cli
 from persona.errors import RunError
@@ -70,15 +70,6 @@ def fails_at(monkeypatch):
         monkeypatch.setattr(ray_cluster, "copy_file", dying)
 
     return fail
-
-
-def wait_for(true, seconds: float = 200):
-    until = time.monotonic() + seconds
-    while not (found := true()):
-        launcher.reap_children()
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.05)
-    return found
 
 
 # ---- the copy on the storage

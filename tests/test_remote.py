@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
-from api_server import wait_until
 from cases import check_each
 from tiny_models import write_adapter
 from typer.testing import CliRunner
+from waiting import wait_for
 
 from persona import cli
 from persona.compare.remote import check_server_url, configured_server, stream_remote
@@ -147,7 +147,7 @@ def test_closing_hangs_up(scripted):
     next(steps)
     steps.close()
     assert broken.wait(60)
-    wait_until(lambda: not any(t.name == "persona-endpoint" for t in threading.enumerate()))
+    wait_for(lambda: not any(t.name == "persona-endpoint" for t in threading.enumerate()))
 
 
 def test_an_address_that_cannot_be_one_is_refused():

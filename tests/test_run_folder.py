@@ -12,6 +12,7 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import wait_for
 
 from persona.errors import InputError, RunError
 from persona.store.pairs import Pair, hash_pairs
@@ -283,9 +284,7 @@ def test_a_killed_process_that_nobody_has_collected_is_not_alive(run, child):
     """A zombie has the pid and the start time still."""
     run_folder.record_worker(run, child.pid)
     child.kill()
-    until = time.monotonic() + 10
-    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_for(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
     assert not run.alive()
 
 

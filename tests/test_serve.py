@@ -11,8 +11,9 @@ import httpx
 import openai
 import pytest
 from api_client import AS_SAMPLING, HI, WARM, ask, expected_reply, pieces
-from api_server import KEY, wait_until
+from api_server import KEY
 from speaking import is_busy, letters, script
+from waiting import wait_for
 
 from persona.compare import session
 from persona.compare.model_queue import MODEL_QUEUE
@@ -44,7 +45,7 @@ def seen(monkeypatch):
 
 
 def wait_for_waiting(count):
-    wait_until(lambda: len(MODEL_QUEUE.waiting_in_order()) == count)
+    wait_for(lambda: len(MODEL_QUEUE.waiting_in_order()) == count)
 
 
 def together(calls):
@@ -251,7 +252,7 @@ def test_who_hangs_up_leaves_the_batch_and_the_others_stay(server, client, seen,
     gone.join()
     other.join()
     assert kept[0].choices[0].message.content == alone
-    wait_until(lambda: not is_busy())
+    wait_for(lambda: not is_busy())
     assert seen[0]["columns"][0].adapter != NO_ADAPTER and seen[0]["steps"] < 3000
 
 
@@ -282,7 +283,7 @@ def test_a_stopping_server_says_so(server, waits):
     job.on_update = updates.append
     with MODEL_QUEUE.turn("someone else") if waits else nullcontext():
         b.submit(job)
-        wait_until(lambda: waits or updates)
+        wait_for(lambda: waits or updates)
         b.close()
     assert "stopping" in str(updates[-1]) and len(updates) < 3000 and not b.thread.is_alive()
     assert not is_busy() and not MODEL_QUEUE.waiting_in_order()
@@ -300,7 +301,7 @@ def test_one_who_hangs_up_before_the_turn_leaves_the_queue(server):
         server.batcher.submit(job)
         job.cancel()
         assert not MODEL_QUEUE.waiting_in_order()
-    wait_until(lambda: not is_busy())
+    wait_for(lambda: not is_busy())
     assert not updates
 
 

@@ -9,8 +9,9 @@ import gradio as gr
 import httpx
 import openai
 import pytest
-from api_server import KEY, running, wait_until
+from api_server import KEY, running
 from speaking import is_busy
+from waiting import wait_for
 
 from persona.compare import session
 from persona.serve import http, model_list
@@ -74,7 +75,7 @@ def test_a_stream_is_not_held_back_and_ends_with_its_client(page, monkeypatch, e
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=auth, timeout=120) as got:
         raw = got.iter_raw()
         next(raw), next(raw), next(raw)
-    wait_until(lambda: not is_busy())
+    wait_for(lambda: not is_busy())
     assert len(steps) < 3000
 
 
@@ -101,7 +102,7 @@ def test_the_project_s_own_page_has_it(home):
                 except httpx.TransportError:
                     return False
 
-            wait_until(up, 180)
+            wait_for(up)
             assert httpx.get(f"{url}/health").json() == {"status": "ok"}
             assert httpx.get(f"{url}/v1/models", timeout=60).json()["object"] == "list"
             assert httpx.get(f"{url}/v1/models", headers={"Origin": "https://evil.example"}).status_code == 403

@@ -9,7 +9,8 @@ import signal
 import pytest
 import torch
 from tiny_models import load
-from training import CARD, PAIRS, events, lora, wait_for
+from training import CARD, PAIRS, events, lora
+from waiting import wait_for
 
 from persona.models import adapter, attach, loss
 from persona.models.loss import mean_nll

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from browsing import cell, fill, open_page, wait_until
+from browsing import cell, fill, open_page
+from waiting import wait_for
 
 from persona.ui.middleware import workspaces
 
@@ -31,7 +32,7 @@ def test_two_visitors_work_side_by_side(browser, shared, own_server):
            for p, _ in opened]  # fmt: skip
     home = own_server.home / "visitors"
     file = home / ids[0] / "personas/zhen-huan/pairs.jsonl"
-    wait_until(lambda: json.loads(file.read_text().splitlines()[0])["output"] == "本宫甄嬛，今日改了一句。")
+    wait_for(lambda: json.loads(file.read_text().splitlines()[0])["output"] == "本宫甄嬛，今日改了一句。")
     assert sorted(p.relative_to(home).as_posix() for p in home.glob("*/personas/[!.]*")) == sorted(
         [f"{ids[0]}/personas/zhen-huan", f"{ids[1]}/personas/lighthouse-keeper"]
     )

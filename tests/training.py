@@ -1,7 +1,5 @@
 """Fixtures for tests of training: a tiny run, its events, and its trainer. Load with pytest_plugins."""
 
-import time
-
 import pytest
 import torch
 from tiny_models import new_run
@@ -73,13 +71,6 @@ class Seen:
 @pytest.fixture
 def seen(monkeypatch):
     return Seen(monkeypatch)
-
-
-def wait_for(true, seconds: float = 120):
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "nothing came"
-        time.sleep(0.05)
 
 
 def layers(trainer) -> set[str]:
