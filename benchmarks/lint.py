@@ -9,13 +9,12 @@ with one word changed, and a few rows have each of the usual defects. The number
 import argparse
 import json
 import random
-import resource
-import sys
 import tempfile
 import time
 import tracemalloc
 from pathlib import Path
 
+from persona.models.hardware import peak_resident_memory
 from persona.store import persona_folder
 from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona, PersonaCard
@@ -74,7 +73,7 @@ def made_up(count: int) -> list[Pair]:
     few = max(1, count // 100)
     for row in rng.sample(range(count // 2, count), 2 * few):  # copies of rows in the first half
         model = pairs[rng.randrange(count // 2)]
-        if few > 0 and row % 2:
+        if row % 2:
             pairs[row] = model
         else:
             at = rng.randrange(len(model.output) - 2)
@@ -105,11 +104,6 @@ def bring_in(folder_: Path, made: list[Pair]) -> tuple[Persona, float, float]:
     return persona, seconds, traced
 
 
-def peak() -> float:
-    """Peak memory of this process so far, in MB; ru_maxrss is in bytes on macOS, else in KB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lint")
     parser.add_argument("--pairs", type=int, default=100_000)
@@ -120,13 +114,14 @@ def main() -> None:
         start = time.perf_counter()
         pairs, card = persona.pairs(), persona.card()
         reading = time.perf_counter() - start
-    before = peak()
+    before = peak_resident_memory() / 1e6
     start = time.perf_counter()
     findings = lint.lint_pairs(pairs, card)
     checking = time.perf_counter() - start
     start = time.perf_counter()
     summary.summarize_dataset(pairs, card, findings)
     summing = time.perf_counter() - start
+    peak = peak_resident_memory() / 1e6
     value = {
         "pairs": len(pairs),
         "import_s": round(importing, 2),
@@ -135,14 +130,14 @@ def main() -> None:
         "lint_s": round(checking, 2),
         "summary_s": round(summing, 2),
         "pairs_per_s": round(len(pairs) / (importing + reading + checking)),
-        "peak_mb": round(peak()),
+        "peak_mb": round(peak),
         "peak_mb_before_lint": round(before),
         "found": finding.count_by_rule(findings),
     }
     words = (
         f"{len(pairs):,} pairs: imported in {importing:.2f} s ({traced:.1f} MB held), read in {reading:.2f} s, "
         f"checked in {checking:.2f} s, summary {summing:.2f} s, "
-        f"{value['pairs_per_s']:,} pairs/s, peak {peak():.0f} MB ({before:.0f} before the check)\n{value['found']}"
+        f"{value['pairs_per_s']:,} pairs/s, peak {peak:.0f} MB ({before:.0f} before the check)\n{value['found']}"
     )
     print(json.dumps(value) if given.json else words)
 

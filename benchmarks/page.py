@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from persona.store.workspace import PROJECT_DIR
 from persona.template.chat_template import read_template
 from persona.train import lora_config
 from persona.train.config import make_config
+from persona.train.run_folder import Run
 
 CONTROLS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 CORPUS = [
@@ -90,10 +90,9 @@ class Page:
 
     def close(self, home: Path | None = None) -> None:
         """Kill the page and every run that it has started. home: its home as seen from here, if different."""
-        for worker in trainers(home or self.home):
-            with contextlib.suppress(psutil.Error):
-                worker.kill()
-        if self.process.poll() is None:
+        try:
+            kill_trainers(home or self.home)
+        finally:
             self.kill()
 
     def rss(self) -> int:
@@ -120,24 +119,15 @@ def opened(home: Path, **env: str) -> Iterator[Page]:
 
 def trainers(home: Path) -> list[psutil.Process]:
     """The live processes that train, or wait to train, a run under `home`."""
-    found = []
-    for note in home.glob("**/runs/*/worker.json"):
-        with contextlib.suppress(OSError, ValueError, psutil.Error):
-            worker = json.loads(note.read_text())
-            process = psutil.Process(worker["pid"])
-            if abs(process.create_time() - worker["started"]) < 2 and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+    return [p for note in home.glob("**/runs/*/worker.json") if (p := Run(note.parent).process())]
 
 
-def kill_trainers(home: Path) -> int:
-    """SIGKILL to the process of every run; returns how many there were."""
-    found = trainers(home)
-    for process in found:
+def kill_trainers(home: Path) -> None:
+    """SIGKILL to the process of every run; returns when all have ended."""
+    for process in trainers(home):
         with contextlib.suppress(psutil.Error):
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
     wait_for(lambda: not trainers(home), 30, "the end of the runs")
-    return len(found)
 
 
 def persona_folder(home: Path, name: str) -> Path:

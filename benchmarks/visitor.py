@@ -35,8 +35,8 @@ class Refused(Exception):
 class Visitor:
     """One window of the page. `times` records what was done: (name of the handler, seconds)."""
 
-    def __init__(self, url: str, name: str = "Visitor"):
-        self.url, self.name = url, name
+    def __init__(self, url: str):
+        self.url = url
         self.http = httpx.Client(base_url=url, timeout=TIMEOUT, limits=LIMITS)
         self.times: list[tuple[str, float]] = []
         self.refusals: list[str] = []  # failures of chained events; an event's own failure is raised
