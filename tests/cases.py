@@ -1,5 +1,6 @@
 """Tables of cases inside one test: all are tried, and the failure names each case that fails."""
 
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,14 +17,9 @@ def check_each(cases: Iterable[Any] | Mapping[str, Any], check: Callable[..., No
         try:
             check(*values)
         except (Exception, pytest.fail.Exception) as e:
-            lines = [e.lineno for e in _frames(e) if e.filename == check.__code__.co_filename]
+            frames = traceback.extract_tb(e.__traceback__)
+            lines = [f.lineno for f in frames if f.filename == check.__code__.co_filename]
             failed.append(f"{name or repr(case):.300} {lines[-1:]}: {type(e).__name__}: {e}")
     assert count, "no cases"
     if failed:
         pytest.fail(f"{len(failed)} of {count} cases:\n" + "\n".join(failed), pytrace=False)
-
-
-def _frames(error: BaseException) -> list[Any]:
-    import traceback
-
-    return list(traceback.extract_tb(error.__traceback__))

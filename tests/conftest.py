@@ -105,6 +105,14 @@ def byte_tokenizer():
     return wrap(tokenizer, eos_token="<|im_end|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>")
 
 
+@pytest.fixture
+def byte_renderer(byte_tokenizer):
+    from persona.template.chat_template import shipped_templates
+    from persona.template.render import Renderer
+
+    return Renderer(byte_tokenizer, shipped_templates()["chatml"])
+
+
 def keeping_breaks():
     """The pre-tokenizer of Llama 3 and Qwen, which keeps line breaks together."""
     from tokenizers import Regex, pre_tokenizers

@@ -24,7 +24,8 @@ TINY = {
 }
 REAL = {"embedded_tokenizer": GEMMA_CONTROLS, "smollm2_tokenizer": SMOLLM2_CONTROLS}
 CORE = ("alpaca-en", "alpaca-zh", "chatml", "gemma", "gemma-base", "llama-3", "smollm2")
-TEMPLATES = {name: shipped_templates()[name] for name in CORE}
+SHIPPED = shipped_templates()
+TEMPLATES = {name: SHIPPED[name] for name in CORE}
 
 PAIRS = {
     "chinese": Pair("你是谁？", "本宫甄嬛，家父是大理寺少卿甄远道。"),
@@ -68,7 +69,6 @@ def learned_parts(example: TrainingExample) -> list[list[int]]:
 
 # ---- every shipped template, on a tokenizer of its family
 
-SHIPPED = shipped_templates()
 SYSTEM = "你是灯塔。\nBe dry."
 HISTORY = (("你好", "好。"), ("What ship?", "The Patience.\n\nShe sank."))
 TRL = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"  # read without importing it: 5 s

@@ -9,12 +9,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_models import CARD, FACTS, load, with_lora, write_adapter
+from tiny_models import CARD, FACTS, load, make_adapter, with_lora, write_adapter
 
 from persona.compare import session
 from persona.errors import AdapterError, InputError, PersonaError, ShareError
 from persona.models import adapter as adapters
-from persona.models import adapter as models_adapter
 from persona.models import attach, generate, trained_tokens
 from persona.models.base import Base, load_tokenizer
 from persona.models.sampling import Sampling
@@ -59,17 +58,12 @@ def plain_replies(folder: Path) -> list[str]:
     return said
 
 
-def given(folder: Path, target: Path, template: str = "chatml", **settings) -> tuple[adapters.Adapter, Base]:
-    write_adapter(folder, target, template=template, **settings)
-    return adapters.read_adapter(target), Base("someone/tiny", folder, "r1", "MIT", "https://example.org/mit")
-
-
 # ---- merged
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
 def test_merged_says_what_base_and_adapter_say(tiny_llama, tmp_path, settings):
-    adapter, base = given(tiny_llama, tmp_path / "a", **settings)
+    adapter, base = make_adapter(tiny_llama, tmp_path / "a", **settings)
     made = merged_model.export_merged_model(adapter, base, tmp_path / "out")
     renderer = session.renderer_of(adapter, load_tokenizer(base))
     alone = replies(load(tiny_llama), renderer)
@@ -80,7 +74,7 @@ def test_merged_says_what_base_and_adapter_say(tiny_llama, tmp_path, settings):
 
 @pytest.mark.parametrize("strength", [0.0, 0.5])
 def test_strength_of_the_merged_model(tiny_llama, tmp_path, strength):
-    adapter, base = given(tiny_llama, tmp_path / "a")
+    adapter, base = make_adapter(tiny_llama, tmp_path / "a")
     merged_model.export_merged_model(adapter, base, tmp_path / "out", strength)
     renderer = session.renderer_of(adapter, load_tokenizer(base))
     model = attach.attach_adapter(load(tiny_llama), adapter, "x")
@@ -90,7 +84,7 @@ def test_strength_of_the_merged_model(tiny_llama, tmp_path, strength):
 
 
 def test_strength_is_refused_where_there_is_none(tiny_llama, tmp_path):
-    adapter, base = given(tiny_llama, tmp_path / "a", use_dora=True)
+    adapter, base = make_adapter(tiny_llama, tmp_path / "a", use_dora=True)
     for strength, why in ((3, "from 0"), (0.5, "use_dora=True, which is all or nothing")):
         with pytest.raises(InputError, match=why):
             merged_model.export_merged_model(adapter, base, tmp_path / "out", strength)
@@ -120,7 +114,7 @@ def test_trained_rows_of_tokens_are_merged(tiny_gemma, tiny_llama, tmp_path, tie
 
 
 def test_a_lora_on_the_output_layer_leaves_the_embedding_as_it_was(tiny_gemma, tmp_path):
-    adapter, base = given(tiny_gemma, tmp_path / "a", "gemma-base", target_modules=["lm_head", "q_proj"])
+    adapter, base = make_adapter(tiny_gemma, tmp_path / "a", "gemma-base", target_modules=["lm_head", "q_proj"])
     made = merged_model.export_merged_model(adapter, base, tmp_path / "out")
     before, after = load(tiny_gemma), load(tmp_path / "out")
     assert made["difference"]["largest"] < 1e-4 and not after.config.tie_word_embeddings
@@ -132,7 +126,7 @@ def test_merged_keeps_the_number_format_of_the_base_and_measures_what_it_costs(t
     half = tmp_path / "half"
     load(tiny_llama, "bfloat16").save_pretrained(half)
     load_tokenizer(Base("tiny", tiny_llama)).save_pretrained(half)
-    adapter, _ = given(tiny_llama, tmp_path / "a")
+    adapter, _ = make_adapter(tiny_llama, tmp_path / "a")
     made = merged_model.export_merged_model(adapter, Base("someone/tiny", half), tmp_path / "out")
     assert load(tmp_path / "out", "auto" if False else "bfloat16").dtype == torch.bfloat16
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
@@ -142,7 +136,7 @@ def test_merged_keeps_the_number_format_of_the_base_and_measures_what_it_costs(t
 
 
 def test_merged_folder_describes_itself(tiny_llama, tmp_path):
-    adapter, base = given(tiny_llama, tmp_path / "a")
+    adapter, base = make_adapter(tiny_llama, tmp_path / "a")
     adapter.facts["config"]["quantization"] = "nf4"
     merged_model.export_merged_model(adapter, base, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
@@ -201,7 +195,7 @@ def test_local_paths_and_tokens_do_not_leave(tmp_path, home, text):
 
 
 def test_nothing_local_is_in_any_export(tiny_llama, tmp_path, persona_run):
-    adapter, base = given(tiny_llama, tmp_path / "a")
+    adapter, base = make_adapter(tiny_llama, tmp_path / "a")
     merged_model.export_merged_model(adapter, base, tmp_path / "out" / "merged")
     made = material.load_material(persona_run)
     trainer_configs.export_dataset(made, tmp_path / "out" / "data")
@@ -363,7 +357,7 @@ def test_pairs_go_out_before_there_is_a_run(tmp_path):
 
 
 def test_an_adapter_alone_has_no_pairs(tiny_llama, tmp_path):
-    given(tiny_llama, tmp_path / "a")
+    make_adapter(tiny_llama, tmp_path / "a")
     made = material.load_material(tmp_path / "a")
     with pytest.raises(InputError, match="the pairs are not here, only the adapter"):
         trainer_configs.export_dataset(made, tmp_path / "d")
@@ -373,7 +367,7 @@ def test_an_adapter_alone_has_no_pairs(tiny_llama, tmp_path):
 
 
 def test_a_broken_adapter_says_so(persona_run):
-    (models_adapter.locate_adapter(persona_run) / "chat_template.jinja").unlink()
+    (adapters.locate_adapter(persona_run) / "chat_template.jinja").unlink()
     with pytest.raises(AdapterError, match=r"no chat_template.jinja"):
         material.load_material(persona_run)
     assert open_persona(persona_run).pairs() == PAIRS

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases import check_each
 from conftest import family_tokenizer
-from tiny_models import CARD, FACTS, load, with_lora, write_adapter
+from tiny_models import CARD, FACTS, load, make_adapter, with_lora
 
 from persona.compare import session
 from persona.errors import AdapterError, BaseError, InputError, TemplateError
@@ -30,11 +30,6 @@ from persona.train.config import make_config
 from persona.train.lora_config import make_lora_config
 
 # ---- the adapter's file
-
-
-def given(folder: Path, target: Path, template: str = "chatml", **settings) -> tuple[adapters.Adapter, Base]:
-    write_adapter(folder, target, template=template, **settings)
-    return adapters.read_adapter(target), Base("someone/tiny", folder, "r1", "MIT", "https://example.org/mit")
 
 
 def updates(file: Path) -> dict[str, np.ndarray]:
@@ -63,7 +58,7 @@ def neighbours(rows: np.ndarray, heads: int) -> np.ndarray:
     ids=["lora", "rslora", "patterns"],
 )
 def test_an_adapters_file_holds_its_updates(tiny_llama, tmp_path, settings):
-    adapter, base = given(tiny_llama, tmp_path / "a", **settings)
+    adapter, base = make_adapter(tiny_llama, tmp_path / "a", **settings)
     gguf_files.write_adapter_gguf(adapter, base, tmp_path / "a.gguf")
     fields = gguf.GGUFReader(tmp_path / "a.gguf").fields
     kinds = [fields[k].contents() for k in ("general.architecture", "general.type", "adapter.type")]
@@ -83,7 +78,7 @@ def test_an_adapters_file_holds_its_updates(tiny_llama, tmp_path, settings):
 
 
 def test_other_families_keep_their_order(tiny_gemma, tmp_path):
-    adapter, base = given(tiny_gemma, tmp_path / "a", "gemma-base")
+    adapter, base = make_adapter(tiny_gemma, tmp_path / "a", "gemma-base")
     gguf_files.write_adapter_gguf(adapter, base, tmp_path / "a.gguf")
     model = attach.attach_adapter(load(tiny_gemma), adapter, "x").get_base_model()
     wanted = model.model.layers[1].self_attn.q_proj.get_delta_weight("x").numpy()
@@ -91,7 +86,7 @@ def test_other_families_keep_their_order(tiny_gemma, tmp_path):
 
 
 def test_what_llama_cpp_has_no_form_for(tiny_llama, tiny_gemma, tmp_path):
-    adapter, base = given(tiny_llama, tmp_path / "dora", use_dora=True)
+    adapter, base = make_adapter(tiny_llama, tmp_path / "dora", use_dora=True)
     with pytest.raises(
         AdapterError, match=r"no form for a DoRA adapter. Export the whole model instead: --as gguf --merge"
     ):
@@ -102,7 +97,7 @@ def test_what_llama_cpp_has_no_form_for(tiny_llama, tiny_gemma, tmp_path):
     adapters.save_adapter(model, tmp_path / "rows", base=base, template=read_template("chatml"), card=CARD, facts=FACTS)
     with pytest.raises(AdapterError, match="no form for trained rows of tokens"):
         gguf_files.write_adapter_gguf(adapters.read_adapter(tmp_path / "rows"), base, tmp_path / "x.gguf")
-    adapter, _ = given(tiny_llama, tmp_path / "a")
+    adapter, _ = make_adapter(tiny_llama, tmp_path / "a")
     with pytest.raises(AdapterError, match="does not fit this one"):
         gguf_files.write_adapter_gguf(adapter, Base("tiny-gemma", tiny_gemma), tmp_path / "x.gguf")
     other = tmp_path / "other"
@@ -114,7 +109,7 @@ def test_what_llama_cpp_has_no_form_for(tiny_llama, tiny_gemma, tmp_path):
 
 
 def test_a_folder_for_llama_cpp_says_what_is_missing(tiny_llama, tmp_path):
-    adapter, base = given(tiny_llama, tmp_path / "a")
+    adapter, base = make_adapter(tiny_llama, tmp_path / "a")
     made = gguf_folder.export_adapter_gguf(adapter, base, tmp_path / "zhen-huan")
     files = {f.name for f in (tmp_path / "zhen-huan").iterdir()}
     assert (

@@ -88,11 +88,6 @@ def fitted(request) -> Fitted:
     return made
 
 
-@pytest.fixture
-def byte_renderer(byte_tokenizer):
-    return Renderer(byte_tokenizer, TEMPLATES["chatml"])
-
-
 def as_written(renderer: Renderer, reply: str) -> str:
     """The reply as the template writes it: a template either trims every reply or none."""
     probe = renderer.tokenizer.apply_chat_template(

@@ -11,11 +11,6 @@ from persona.template.render import IGNORE_INDEX, Renderer, render_examples
 
 
 @pytest.fixture
-def byte_renderer(byte_tokenizer):
-    return Renderer(byte_tokenizer, TEMPLATES["chatml"])
-
-
-@pytest.fixture
 def gemma_renderer(sentencepiece_tokenizer):
     return Renderer(sentencepiece_tokenizer, TEMPLATES["gemma"])
 

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from persona.models import adapter
+from persona.models.adapter import Adapter
 from persona.models.base import Base, load_base_model
 from persona.models.hardware import Machine
 from persona.store.pairs import Pair
@@ -55,6 +56,12 @@ def write_adapter(folder: Path, target: Path, seed: int = 1, template: str | Cha
     base = Base("someone/tiny", folder, "r1", "MIT")
     adapter.save_adapter(model, target, base=base, template=chosen, card=card, facts=FACTS)
     return model
+
+
+def make_adapter(folder: Path, target: Path, template: str = "chatml", **settings: Any) -> tuple[Adapter, Base]:
+    """Write an adapter into `target` for the base in `folder`; returns both, opened."""
+    write_adapter(folder, target, template=template, **settings)
+    return adapter.read_adapter(target), Base("someone/tiny", folder, "r1", "MIT", "https://example.org/mit")
 
 
 def new_run(place: Path, card: PersonaCard, pairs: Sequence[Pair], **settings: Any) -> Run:
