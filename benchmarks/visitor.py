@@ -60,9 +60,8 @@ class Visitor:
         self.events: list[dict[str, Any]] = config["dependencies"]
         self.ids = {c["props"]["elem_id"]: c["id"] for c in config["components"] if c["props"].get("elem_id")}
         steps = [c["id"] for c in config["components"] if c["type"] == "walkthroughstep"]
-        self.ids |= {
-            f"step-{name}": i for name, i in zip(STEP_NAMES, steps, strict=True)
-        }  # the events are the steps' own
+        # a step's events are its own component's
+        self.ids |= {f"step-{name}": i for name, i in zip(STEP_NAMES, steps, strict=True)}
         self.values = {c["id"]: c["props"].get("value") for c in config["components"]}
         stored = [c for c in config["components"] if c["type"] == "browserstate"]
         self.kept = {c["id"]: self.kept.get(c["id"], c["props"]["default_value"]) for c in stored}

@@ -12,9 +12,8 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:  # two workers on two cores: one thread each, read when torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault(
-    "GOMP_SPINCOUNT", "2000"
-)  # as malloc.limit_openmp_spin(): spinning threads starve a child that trains
+# as malloc.limit_openmp_spin(): spinning threads starve a child that trains
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import importlib.util
 import json

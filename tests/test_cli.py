@@ -247,9 +247,8 @@ def test_export_and_chat_with_the_zip(value, ready, tiny_gemma, tmp_path):
     made = value("export", ready, out)
     assert made == {"file": str(out), "bytes": out.stat().st_size}
     with zipfile.ZipFile(out) as archive:
-        assert {Path(n).name for n in archive.namelist()} == set(adapter.ADAPTER_FILES) - {
-            "loss.png"
-        }  # no events here to draw it from
+        held = {Path(n).name for n in archive.namelist()}
+    assert held == set(adapter.ADAPTER_FILES) - {"loss.png"}, "no events here to draw it from"
     words = ["--prompt", "hi", "--temperature", 0, "--base", tiny_gemma, *SHORT]
     assert value("chat", out, *words)["turns"] == value("chat", ready, *words)["turns"]
 

@@ -34,9 +34,8 @@ def test_import_of_a_screenplay_wants_a_speaker_and_names_those_there_are(tmp_pa
     play = tmp_path / "play.txt"
     play.write_text("甲：谁？\n乙：我。\n甲：何事？\n乙：借个火。\n", encoding="gb18030")
     message = refused("import", play, tmp_path / "yi")
-    assert (
-        "乙 (2)" in message and "--speaker" in message and not (tmp_path / "yi").exists()
-    )  # refused: nothing is written
+    assert "乙 (2)" in message and "--speaker" in message
+    assert not (tmp_path / "yi").exists(), "refused: nothing is written"
     got = value("import", play, tmp_path / "yi", "--speaker", "乙", "--history", 1)
     assert got["pairs"] == 2 and got["encoding"] == "gb18030"
     assert persona_folder.open_persona(tmp_path / "yi").pairs()[1].history == (("谁？", "我。"),)

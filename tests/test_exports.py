@@ -348,9 +348,8 @@ def test_configurations_hold_the_settings_of_the_run(persona_run, tmp_path):
 
 def test_pairs_go_out_before_there_is_a_run(tmp_path):
     shipped = list_examples()[0]
-    example = create_persona_at(
-        tmp_path / "copy", shipped.card(), shipped.pairs()
-    )  # someone may have trained the shipped one
+    # a copy: someone may have trained the shipped one
+    example = create_persona_at(tmp_path / "copy", shipped.card(), shipped.pairs())
     made = trainer_configs.export_dataset(material.load_material(example.path), tmp_path / "d")
     assert made["pairs"] == len(example.pairs()) and made["held_out"] == 0
     assert "There is no run yet" in (tmp_path / "d" / "README.md").read_text()

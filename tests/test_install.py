@@ -87,9 +87,8 @@ def test_the_wheel_holds_code_data_and_examples(wheel):
     known = {f if f.startswith("persona/") else f"persona/_data/{f}" for f in listed.splitlines()
              if (PROJECT_DIR / f).is_file()}  # fmt: skip
     held = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
-    assert (
-        held == known
-    )  # so no runs of a persona either, and no package named `datasets`, which would shadow the library
+    # so no runs of a persona either, and no package named `datasets`, which would shadow the library
+    assert held == known
 
 
 @pytest.fixture(scope="module")

@@ -27,16 +27,8 @@ from persona.train.split import split_held_out
 
 CARD = PersonaCard(name="Mags", system="Be dry.")
 PAIRS = [Pair(f"question {n}", f"answer {n}") for n in range(20)]
-EVENT_KINDS = {
-    "state",
-    "plan",
-    "step",
-    "eval",
-    "diary",
-    "result",
-    "chosen",
-    "worker",
-}  # a table of their own in the docs
+# a table of their own in the docs
+EVENT_KINDS = {"state", "plan", "step", "eval", "diary", "result", "chosen", "worker"}
 
 
 @pytest.fixture

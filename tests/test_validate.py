@@ -18,12 +18,8 @@ from persona.train.launcher import create_run
 
 pytest_plugins = "training"
 
-TRIED_ALWAYS = (
-    "adamw_torch",
-    "adafactor",
-    "adamw_8bit",
-    "paged_adamw_8bit",
-)  # one of each kind; the others before a release
+# one of each kind; the others before a release
+TRIED_ALWAYS = ("adamw_torch", "adafactor", "adamw_8bit", "paged_adamw_8bit")
 OPTIMIZERS = RunConfig.model_fields["optim"].annotation.__args__
 CPU, GPU = DevicePlan("cpu", "float32", "float32", ""), DevicePlan("cuda", "bfloat16", "bfloat16", "")
 
