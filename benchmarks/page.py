@@ -72,15 +72,19 @@ class Page:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen([*self.before, sys.executable, "app.py"], cwd=PROJECT_DIR, env=self.env,
                                             stdout=log, stderr=log)  # fmt: skip
-        wait_for(self._answers, START_SECONDS, "the page's first answer")
+        try:
+            wait_for(self._answers, START_SECONDS, "the page's first answer")
+        except OSError as e:
+            self.kill()
+            raise RuntimeError(f"The page did not start ({e}): {self.log.read_text()[-2000:]}") from e
 
     def _answers(self) -> bool:
-        """Whether the page answers. Raises RuntimeError when its process has ended."""
+        """Whether the page answers. Raises ChildProcessError when its process has ended."""
         with contextlib.suppress(OSError):
             urllib.request.urlopen(self.url, timeout=10).close()
             return True
         if self.process.poll() is not None:
-            raise RuntimeError(f"The page did not start: {self.log.read_text()[-2000:]}")
+            raise ChildProcessError("its process has ended")
         return False
 
     def kill(self) -> None:
