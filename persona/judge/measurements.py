@@ -122,8 +122,9 @@ def count_work(session: EvalSession) -> dict[str, int]:
 
 
 def _renderable(renderer: Renderer, pairs: Sequence[Pair]) -> list[tuple[Pair, TrainingExample]]:
-    rendered = [(p, renderer.render_example(p)) for p in pairs]
-    return [(p, e) for p, e in rendered if e.learned and not e.problems]
+    return [
+        (p, e) for p, e in zip(pairs, renderer.iterate_examples(pairs), strict=True) if e.learned and not e.problems
+    ]
 
 
 def _paired_intervals(*columns: Sequence[float], examples: Sequence[TrainingExample]) -> list[Interval]:
@@ -242,7 +243,7 @@ def measure_drift(session: EvalSession) -> Drift | None:
     session.work.doing = Message("General questions")
     renderer = replace(session.renderer, system="")
     questions = scoring.read_general_questions()[: session.limits.general]
-    rendered = [(q, renderer.render_example(q.pair)) for q in questions]
+    rendered = list(zip(questions, renderer.iterate_examples(q.pair for q in questions), strict=True))
     usable = [(q, scoring.mask_stop_token(e, renderer.stop_id)) for q, e in rendered if e.learned and not e.problems]
     questions, examples = [q for q, _ in usable], [e for _, e in usable]
     if not questions:  # a tokenizer that can write none of them

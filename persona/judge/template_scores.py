@@ -21,7 +21,7 @@ def base_nll(model: LoadedModel, renderer: Renderer, pairs: Sequence[Pair]) -> f
 
     Raises TemplateError when none of the pairs can be trained on with this template.
     """
-    examples = [e for e in map(renderer.render_example, pairs) if e.learned and not e.problems]
+    examples = [e for e in renderer.iterate_examples(pairs) if e.learned and not e.problems]
     if not examples:
         raise TemplateError(
             "Template {template}: none of the pairs can be rendered with it.", template=renderer.template.name

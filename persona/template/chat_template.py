@@ -4,20 +4,21 @@ A template is Jinja text with {% generation %} around what the model learns. A .
 The tokenizer is passed in, so this module needs neither torch nor transformers.
 """
 
+import json
 import re
-import threading
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from persona.errors import TemplateError
 from persona.store.workspace import TEMPLATES_DIR, require_in_workspace
-from persona.template import sandbox
-
-_lock = threading.Lock()  # transformers keeps one generation-span tracker per template, without a lock of its own
+from persona.template.jinja_engine import RenderedChat, make_environment, render_chat
+from persona.template.worker_pool import render_in_worker
 
 
 @dataclass(frozen=True)
@@ -73,30 +74,96 @@ def build_messages(
     return turns if reply is None else [*turns, {"role": "assistant", "content": reply}]
 
 
-def apply_template(tokenizer: Any, template: ChatTemplate, chat: list[dict], **options: Any) -> Any:
-    """The only call of `apply_chat_template`. Raises TemplateError naming the template.
+def render_chats(
+    tokenizer: Any, template: ChatTemplate, chats: Sequence[list[dict]], **variables: Any
+) -> list[RenderedChat]:
+    """The only place where a chat template runs. Raises TemplateError naming the template.
 
-    A template that is not shipped with Persona is inspected before it runs and limited while it runs (sandbox.py).
+    A shipped template renders here, any other one in a process with limits of time and memory (worker_pool.py).
+    variables: what the template may read beside messages and special tokens, e.g. add_generation_prompt.
     """
+    variables = {**tokenizer.special_tokens_map, **variables}
+    with _naming(template):
+        if not _is_shipped(template.text):
+            return render_in_worker(template.text, chats, variables)
+        compiled = _compile_shipped(template.text)
+        return [render_chat(compiled, chat, variables) for chat in chats]
+
+
+def apply_template(
+    tokenizer: Any,
+    template: ChatTemplate,
+    chat: list[dict],
+    *,
+    tokenize: bool = True,
+    return_dict: bool = True,
+    return_assistant_tokens_mask: bool = False,
+    **variables: Any,
+) -> Any:
+    """tokenizer.apply_chat_template with these options, limited as render_chats() is. Raises TemplateError."""
+    rendered = render_chats(tokenizer, template, [chat], **variables)[0]
+    if not tokenize:
+        return rendered.text
+    encoded = encode_chat(tokenizer, template, rendered)
+    if return_assistant_tokens_mask:
+        encoded["assistant_masks"] = mask_learned(encoded, rendered)
+    return encoded if return_dict else encoded["input_ids"]
+
+
+def encode_chat(tokenizer: Any, template: ChatTemplate, rendered: RenderedChat, **options: Any) -> Any:
+    """The tokenizer's encoding of a rendered chat, whose special tokens the template has written."""
+    with _naming(template):
+        return tokenizer(rendered.text, add_special_tokens=False, **options)
+
+
+def mask_learned(encoded: Any, rendered: RenderedChat) -> list[int]:
+    """1 for each token that has characters of a {% generation %} block, as transformers masks them; else 0."""
+    mask = [0] * len(encoded["input_ids"])
+    for start, end in rendered.learned:
+        first, last = encoded.char_to_token(start), encoded.char_to_token(end - 1)
+        if first is None:
+            break
+        stop = last + 1 if last else len(mask)
+        mask[first:stop] = [1] * max(0, stop - first)
+    return mask
+
+
+def encode_sanitized(tokenizer: Any, template: ChatTemplate, chat: list[dict], **variables: Any) -> list[int]:
+    """Token ids of a chat in which the messages' control tokens are plain text: only the template writes real ones.
+
+    As tokenizer.apply_chat_template(sanitize_control_tokens=True) does, but the template is not read in this process:
+    its control tokens are those that stand in its source.
+    """
+    with _naming(template):
+        tokens = [t.content for t in tokenizer.added_tokens_decoder.values() if t.content in template.text]
+        source = "".join("{{ " + json.dumps(token, ensure_ascii=False) + " }}" for token in tokens)
+        marked = tokenizer._mark_chat_inputs(source, [chat], None, None, {}, True, False)[0]
+    rendered = render_chats(tokenizer, template, marked, **variables)[0]
+    encoded = encode_chat(tokenizer, template, rendered, sanitize_control_tokens=True)
+    return list(encoded["input_ids"])
+
+
+@contextmanager
+def _naming(template: ChatTemplate) -> Iterator[None]:
+    """Errors are TemplateErrors that name the template."""
     try:
-        untrusted = _is_untrusted(template.text)
-        with _lock, sandbox.limit_rendering() if untrusted else nullcontext():
-            return tokenizer.apply_chat_template(chat, chat_template=template.text, **options)
+        yield
     except TemplateError as e:
         raise TemplateError("Template {template}: {reason}", template=template.name, reason=e) from e
-    except Exception as e:  # Jinja, sandbox and raise_exception errors have no common base class
+    except Exception as e:  # Jinja, sandbox, raise_exception and tokenizer errors have no common base class
         raise TemplateError(
             "Template {template}: {kind}: {reason}", template=template.name, kind=type(e).__name__, reason=e
         ) from e
 
 
 @lru_cache(maxsize=256)
-def _is_untrusted(text: str) -> bool:
-    """Whether the text is not a shipped one. Raises TemplateError when it holds what no chat template needs."""
-    if text in {t.text for t in shipped_templates().values()}:
-        return False
-    sandbox.inspect_template(text)
-    return True
+def _is_shipped(text: str) -> bool:
+    return text in {t.text for t in shipped_templates().values()}
+
+
+@lru_cache
+def _compile_shipped(text: str) -> jinja2.Template:
+    return make_environment().from_string(text)
 
 
 # ---- the date

@@ -5,18 +5,27 @@ id, the beginning of a training example. The tokenizer is passed in: no torch, n
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from persona.errors import InputError, Message, TemplateError, join
 from persona.store.pairs import Pair, find_unfinished
-from persona.template.chat_template import ChatTemplate, apply_template, build_messages
+from persona.template.chat_template import (
+    ChatTemplate,
+    build_messages,
+    encode_chat,
+    encode_sanitized,
+    mask_learned,
+    render_chats,
+)  # fmt: skip
 from persona.template.compatibility import control_token_ids, find_incompatibilities, find_stop_token, marker_token_ids
+from persona.template.jinja_engine import RenderedChat
 
 MAX_LENGTH = 512  # tokens of one row by default
 MAX_LENGTH_RANGE = (8, 32_768)
+PAIRS_AT_ONCE = 64
 IGNORE_INDEX = -100  # the label that a cross-entropy loss skips (torch.nn.functional.cross_entropy, ignore_index)
 
 
@@ -69,32 +78,51 @@ class Renderer:
 
     def render_example(self, pair: Pair) -> TrainingExample:
         """Render, mask and check one pair; `problems` says what is wrong with it."""
-        empty = [why for _, why in find_unfinished([pair])]
-        if empty:
-            return TrainingExample([], [], "", [], tuple(empty))
-        chat = build_messages(self.system, pair.history, pair.instruction, pair.output)
-        encoded = self._apply(
-            chat,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"return_offsets_mapping": True},
+        return next(self.iterate_examples([pair]))
+
+    def iterate_examples(self, pairs: Iterable[Pair]) -> Iterator[TrainingExample]:
+        """Render, mask and check pairs, many at a time: a template that is not shipped renders in another process."""
+        rest = iter(pairs)
+        while batch := list(itertools.islice(rest, PAIRS_AT_ONCE)):
+            yield from self._render_batch(batch)
+
+    def _render_batch(self, pairs: list[Pair]) -> list[TrainingExample]:
+        unfinished = {n: tuple(why for _, why in find_unfinished([pair])) for n, pair in enumerate(pairs)}
+        whole = [n for n in unfinished if not unfinished[n]]
+        chats = [build_messages(self.system, pairs[n].history, pairs[n].instruction, pairs[n].output) for n in whole]
+        examples = [TrainingExample([], [], "", [], why) for why in unfinished.values()]
+        for n, rendered in zip(whole, self._render(chats), strict=True):
+            examples[n] = self._label(pairs[n], rendered)
+        sound = [n for n in whole if not examples[n].problems]
+        prompts = iter(
+            self._render([c for n in sound for c in self._prompt_chats(pairs[n])], add_generation_prompt=True)
         )
-        ids, mask = list(encoded["input_ids"]), list(encoded["assistant_masks"])
+        for n in sound:
+            asked = list(itertools.islice(prompts, len(self._prompt_chats(pairs[n]))))
+            if why := self._prompt_mismatch(pairs[n], examples[n], asked):
+                examples[n] = replace(examples[n], problems=(why,))
+        return examples
+
+    def _label(self, pair: Pair, rendered: RenderedChat) -> TrainingExample:
+        encoded = encode_chat(self.tokenizer, self.template, rendered, return_offsets_mapping=True)
+        ids, mask = list(encoded["input_ids"]), mask_learned(encoded, rendered)
         if not self.learn_history:
             mask = _last_run(mask)
         labels = [token if learned else IGNORE_INDEX for token, learned in zip(ids, mask, strict=True)]
-        text = self._apply(chat, tokenize=False)
-        problems = self._problems(pair, ids, labels, text)
-        return TrainingExample(ids, labels, text, [end for _, end in encoded["offset_mapping"]], tuple(problems))
+        problems = self._problems(pair, ids, labels)
+        return TrainingExample(
+            ids, labels, rendered.text, [end for _, end in encoded["offset_mapping"]], tuple(problems)
+        )
 
     def render_prompt(self, history: Iterable[Sequence[str]], instruction: str) -> ChatPrompt:
         """The prompt of a reply to `instruction`. Control tokens typed by a user are encoded as plain text."""
         chat = build_messages(self.system, history, instruction)
-        has_control_tokens = any(self.control_tokens(m["content"]) for m in chat)
-        ids = self._apply(
-            chat, return_dict=False, add_generation_prompt=True, sanitize_control_tokens=has_control_tokens
-        )
-        return ChatPrompt(self._apply(chat, tokenize=False, add_generation_prompt=True), list(ids))
+        prompt = self._render([chat], add_generation_prompt=True)[0]
+        if any(self.control_tokens(m["content"]) for m in chat):
+            ids = encode_sanitized(self.tokenizer, self.template, chat, add_generation_prompt=True)
+        else:
+            ids = self._encode(prompt)
+        return ChatPrompt(prompt.text, ids)
 
     def length(self, pair: Pair) -> int:
         """Tokens of the pair's row; 0, without encoding it, when it certainly fits into max_length.
@@ -149,7 +177,7 @@ class Renderer:
         assert stop is not None  # find_incompatibilities has looked
         return stop
 
-    def _problems(self, pair: Pair, ids: list[int], labels: list[int], rendered: str) -> list[str]:
+    def _problems(self, pair: Pair, ids: list[int], labels: list[int]) -> list[str]:
         problems: list[str] = []
         learned = [i for i in labels if i != IGNORE_INDEX]
         if not learned:
@@ -186,19 +214,23 @@ class Renderer:
                         token=self.tokenizer.unk_token,
                     )
                 )
-        if not problems and (why := self._prompt_mismatch(pair, ids, labels, rendered)):
-            problems.append(why)
         return problems
 
-    def _prompt_mismatch(self, pair: Pair, ids: list[int], labels: list[int], text: str) -> str:
-        """Why a learned reply does not start exactly where the prompt of a chat ends; "" where each does."""
+    def _prompt_chats(self, pair: Pair) -> list[list[dict]]:
+        """The chats that a learned reply of the pair answers."""
         turns = [*pair.history, (pair.instruction, pair.output)]
-        for n in range(0 if self.learn_history else len(pair.history), len(turns)):
-            prompt = self.render_prompt(turns[:n], turns[n][0])
-            end = len(prompt.ids)
-            if ids[:end] == prompt.ids and end < len(ids) and labels[end - 1] == IGNORE_INDEX != labels[end]:
+        first = 0 if self.learn_history else len(pair.history)
+        return [build_messages(self.system, turns[:n], turns[n][0]) for n in range(first, len(turns))]
+
+    def _prompt_mismatch(self, pair: Pair, example: TrainingExample, prompts: list[RenderedChat]) -> str:
+        """Why a learned reply does not start exactly where the prompt of a chat ends; "" where each does."""
+        ids, labels = example.input_ids, example.labels
+        for n, prompt in enumerate(prompts, 1):
+            asked = self._encode(prompt)
+            end = len(asked)
+            if ids[:end] == asked and end < len(ids) and labels[end - 1] == IGNORE_INDEX != labels[end]:
                 continue
-            if n < len(pair.history) and not text.startswith(prompt.text):
+            if n < len(prompts) and not example.text.startswith(prompt.text):
                 return Message(
                     "template {template} writes an earlier reply in another way than the last one, so it "
                     "cannot be learned as a chat would ask for it. Set learn_history to false",
@@ -222,8 +254,11 @@ class Renderer:
         turns = [("history", x) for turn in pair.history for x in turn]
         return [("system", self.system), *turns, ("instruction", pair.instruction), ("output", pair.output)]
 
-    def _apply(self, chat: list[dict], **options: Any) -> Any:
-        return apply_template(self.tokenizer, self.template, chat, **options)
+    def _render(self, chats: list[list[dict]], **variables: Any) -> list[RenderedChat]:
+        return render_chats(self.tokenizer, self.template, chats, **variables)
+
+    def _encode(self, rendered: RenderedChat) -> list[int]:
+        return list(encode_chat(self.tokenizer, self.template, rendered)["input_ids"])
 
 
 def _last_run(mask: list[int]) -> list[int]:
@@ -240,7 +275,7 @@ def _last_run(mask: list[int]) -> list[int]:
 def render_examples(renderer: Renderer, pairs: Sequence[Pair]) -> list[TrainingExample]:
     """Every pair rendered. Raises InputError naming each row (from 1) that cannot be trained on, and why."""
     _ = renderer.stop_id
-    examples = [renderer.render_example(p) for p in pairs]
+    examples = list(renderer.iterate_examples(pairs))
     wrong = [
         Message("pair {row}: {problem}.", row=row, problem=why)
         for row, e in enumerate(examples, 1)

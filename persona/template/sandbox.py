@@ -1,31 +1,18 @@
-"""Limits for chat templates of unknown origin: what they may contain, how long they run, how much they write.
+"""What a chat template of unknown origin may contain: an inexpensive first check, with a message that names the line.
 
-transformers renders every template in Jinja's immutable sandbox: no attribute that leads out, no file, no import. What
-that sandbox leaves open is closed here: endless loops, texts that double until the memory is full, single calls that
-make gigabytes. inspect_template() reads the template and refuses what it does not know; limit_rendering() watches it
-run. Shipped templates pass through neither.
+Nothing depends on it: such a template is read and rendered in a process with limits of time and memory (worker.py),
+in the immutable sandbox of Jinja: no attribute that leads out, no file, no import. Shipped templates do not pass here.
 """
 
 # ruff: noqa: SIM905  (lists of words read better as words)
 import math
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
-from jinja2 import TemplateSyntaxError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2 import Environment, TemplateSyntaxError, nodes
 
 from persona.errors import Message, TemplateError
 
 MAX_TEMPLATE = 64_000  # characters; the longest official ones have about 20,000
-MAX_VALUE = 500_000  # characters of one text, items of one list: five of the longest texts a pair may have
-MAX_OUTPUT = 2_000_000  # characters of the whole rendering
-MAX_SECONDS = 2.0  # a real template takes about a millisecond
 MAX_JOINED = 40  # texts joined in one expression
 
 FILTERS = frozenset(
@@ -41,25 +28,12 @@ GROWING = frozenset(("replace", "join", "tojson", "escape", "e"))  # each may ma
 MAX_GROWTH = 1_000  # times; by calls within each other, so that the longest text stays under a hundred megabytes
 
 
-class _Generation(Extension):
-    """Reads {% generation %} as transformers does; only the syntax matters here."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Any) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
-
-
-def inspect_template(text: str) -> None:
-    """Raises TemplateError naming the line when the template holds something that no chat template needs."""
+def inspect_template(environment: Environment, text: str) -> nodes.Template:
+    """Parse a template. Raises TemplateError naming the line where it holds something that no chat template needs."""
     if len(text) > MAX_TEMPLATE:
         raise TemplateError(
             "The template has {count:,} characters, more than {limit:,}.", count=len(text), limit=MAX_TEMPLATE
         )
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
     try:
         tree = environment.parse(text)
     except TemplateSyntaxError as e:
@@ -78,6 +52,7 @@ def inspect_template(text: str) -> None:
                 line=node.lineno,
                 reason=why,
             )
+    return tree
 
 
 def _refuse_node(node: nodes.Node, macros: set[str]) -> str:
@@ -101,6 +76,8 @@ def _refuse_node(node: nodes.Node, macros: set[str]) -> str:
         called = node.node
         if isinstance(called, nodes.Getattr):
             return _refuse_call(called.attr, node, METHODS, Message("method"))
+        if isinstance(called, nodes.ExtensionAttribute):  # {% generation %}
+            return ""
         if isinstance(called, nodes.Name):
             return "" if called.name in FUNCTIONS | macros else Message("calls {name}()", name=called.name)
         return Message("calls something that has no name")
@@ -145,45 +122,3 @@ def _call_name(node: Any) -> str:
     if isinstance(node, nodes.Filter):
         return node.name
     return node.node.attr if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr) else ""
-
-
-@contextmanager
-def limit_rendering(seconds: float = MAX_SECONDS) -> Iterator[None]:
-    """Raises TemplateError out of a template that runs longer than `seconds`, or whose texts outgrow the limits.
-
-    Seconds of CPU time of this thread, so that waiting on a busy machine does not count.
-    It follows the template's own lines (a compiled template is Python code named <template>), in this thread only.
-    """
-    end = time.thread_time() + seconds
-    written = 0
-
-    def watch(frame: FrameType, event: str, value: Any) -> Any:
-        nonlocal written
-        if not frame.f_code.co_filename.startswith("<template"):
-            return None
-        if time.thread_time() > end:
-            raise TemplateError(
-                "The template ran longer than {seconds:g} seconds. Is there a loop that never ends?", seconds=seconds
-            )
-        if event == "return" and isinstance(value, str):
-            written += len(value)
-        if written > MAX_OUTPUT or any(map(_too_large, frame.f_locals.values())):
-            raise TemplateError("The template makes texts without end. Is there a loop that doubles something?")
-        return watch
-
-    before = sys.gettrace()
-    sys.settrace(watch)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-
-
-def _too_large(value: Any) -> bool:
-    if isinstance(value, str | list | tuple | dict):
-        return len(value) > MAX_VALUE
-    if isinstance(value, int):
-        return abs(value) > 1 << 53
-    if isinstance(value, Namespace):  # {% set ns.text = … %}
-        return any(map(_too_large, object.__getattribute__(value, "_Namespace__attrs").values()))
-    return False  # nothing else is touched: an undefined value raises when it is looked into

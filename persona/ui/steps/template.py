@@ -241,7 +241,7 @@ def check_all_pairs(slug: str, *inputs: Any) -> str:
     """Render every pair: totals, and the rows that cannot be trained on. inputs: the RenderSettings."""
     pairs = open_current_persona(slug).pairs()
     _, renderer = open_page_renderer(slug, RenderSettings(*inputs))
-    examples = [renderer.render_example(pair) for pair in pairs]
+    examples = list(renderer.iterate_examples(pairs))
     tokens, learned = sum(len(e.input_ids) for e in examples), sum(e.learned for e in examples)
     problems = [
         Message("pair {row}: {why}", row=row, why=why) for row, e in enumerate(examples, 1) for why in e.problems
