@@ -75,19 +75,20 @@ def build_messages(
 
 
 def render_chats(
-    tokenizer: Any, template: ChatTemplate, chats: Sequence[list[dict]], **variables: Any
-) -> list[RenderedChat]:
-    """The only place where a chat template runs. Raises TemplateError naming the template.
+    tokenizer: Any, template: ChatTemplate, chats: Iterable[list[dict]], **variables: Any
+) -> Iterator[RenderedChat]:
+    """The only place where a chat template runs: chats → texts, one by one. Raises TemplateError naming the template.
 
     A shipped template renders here, any other one in a process with limits of time and memory (worker_pool.py).
     variables: what the template may read beside messages and special tokens, e.g. add_generation_prompt.
     """
     variables = {**tokenizer.special_tokens_map, **variables}
     with _naming(template):
-        if not _is_shipped(template.text):
-            return render_in_worker(template.text, chats, variables)
-        compiled = _compile_shipped(template.text)
-        return [render_chat(compiled, chat, variables) for chat in chats]
+        if _is_shipped(template.text):
+            compiled = _compile_shipped(template.text)
+            yield from (render_chat(compiled, chat, variables) for chat in chats)
+        else:
+            yield from render_in_worker(template.text, chats, variables)
 
 
 def apply_template(
@@ -101,7 +102,7 @@ def apply_template(
     **variables: Any,
 ) -> Any:
     """tokenizer.apply_chat_template with these options, limited as render_chats() is. Raises TemplateError."""
-    rendered = render_chats(tokenizer, template, [chat], **variables)[0]
+    rendered = next(render_chats(tokenizer, template, [chat], **variables))
     if not tokenize:
         return rendered.text
     encoded = encode_chat(tokenizer, template, rendered)
@@ -138,7 +139,7 @@ def encode_sanitized(tokenizer: Any, template: ChatTemplate, chat: list[dict], *
         tokens = [t.content for t in tokenizer.added_tokens_decoder.values() if t.content in template.text]
         source = "".join("{{ " + json.dumps(token, ensure_ascii=False) + " }}" for token in tokens)
         marked = tokenizer._mark_chat_inputs(source, [chat], None, None, {}, True, False)[0]
-    rendered = render_chats(tokenizer, template, marked, **variables)[0]
+    rendered = next(render_chats(tokenizer, template, marked, **variables))
     encoded = encode_chat(tokenizer, template, rendered, sanitize_control_tokens=True)
     return list(encoded["input_ids"])
 

@@ -94,12 +94,11 @@ class Renderer:
         for n, rendered in zip(whole, self._render(chats), strict=True):
             examples[n] = self._label(pairs[n], rendered)
         sound = [n for n in whole if not examples[n].problems]
-        prompts = iter(
-            self._render([c for n in sound for c in self._prompt_chats(pairs[n])], add_generation_prompt=True)
-        )
-        for n in sound:
-            asked = list(itertools.islice(prompts, len(self._prompt_chats(pairs[n]))))
-            if why := self._prompt_mismatch(pairs[n], examples[n], asked):
+        asked = [(n, turn) for n in sound for turn in self._learned_turns(pairs[n])]
+        prompts = self._render((self._prompt_chat(pairs[n], turn) for n, turn in asked), add_generation_prompt=True)
+        for (n, turn), prompt in zip(asked, prompts, strict=True):
+            is_earlier = turn < len(pairs[n].history)
+            if not examples[n].problems and (why := self._prompt_mismatch(examples[n], prompt, is_earlier)):
                 examples[n] = replace(examples[n], problems=(why,))
         return examples
 
@@ -117,7 +116,7 @@ class Renderer:
     def render_prompt(self, history: Iterable[Sequence[str]], instruction: str) -> ChatPrompt:
         """The prompt of a reply to `instruction`. Control tokens typed by a user are encoded as plain text."""
         chat = build_messages(self.system, history, instruction)
-        prompt = self._render([chat], add_generation_prompt=True)[0]
+        prompt = next(self._render([chat], add_generation_prompt=True))
         if any(self.control_tokens(m["content"]) for m in chat):
             ids = encode_sanitized(self.tokenizer, self.template, chat, add_generation_prompt=True)
         else:
@@ -216,31 +215,30 @@ class Renderer:
                 )
         return problems
 
-    def _prompt_chats(self, pair: Pair) -> list[list[dict]]:
-        """The chats that a learned reply of the pair answers."""
-        turns = [*pair.history, (pair.instruction, pair.output)]
-        first = 0 if self.learn_history else len(pair.history)
-        return [build_messages(self.system, turns[:n], turns[n][0]) for n in range(first, len(turns))]
+    def _learned_turns(self, pair: Pair) -> range:
+        return range(0 if self.learn_history else len(pair.history), len(pair.history) + 1)
 
-    def _prompt_mismatch(self, pair: Pair, example: TrainingExample, prompts: list[RenderedChat]) -> str:
-        """Why a learned reply does not start exactly where the prompt of a chat ends; "" where each does."""
-        ids, labels = example.input_ids, example.labels
-        for n, prompt in enumerate(prompts, 1):
-            asked = self._encode(prompt)
-            end = len(asked)
-            if ids[:end] == asked and end < len(ids) and labels[end - 1] == IGNORE_INDEX != labels[end]:
-                continue
-            if n < len(prompts) and not example.text.startswith(prompt.text):
-                return Message(
-                    "template {template} writes an earlier reply in another way than the last one, so it "
-                    "cannot be learned as a chat would ask for it. Set learn_history to false",
-                    template=self.template.name,
-                )
+    def _prompt_chat(self, pair: Pair, turn: int) -> list[dict]:
+        """The chat that is answered in this turn of the pair."""
+        turns = [*pair.history, (pair.instruction, pair.output)]
+        return build_messages(self.system, turns[:turn], turns[turn][0])
+
+    def _prompt_mismatch(self, example: TrainingExample, prompt: RenderedChat, is_earlier: bool) -> str:
+        """Why a learned reply, or an earlier one, does not start exactly where its prompt ends; "" where it does."""
+        ids, labels, asked = example.input_ids, example.labels, self._encode(prompt)
+        end = len(asked)
+        if ids[:end] == asked and end < len(ids) and labels[end - 1] == IGNORE_INDEX != labels[end]:
+            return ""
+        if is_earlier and not example.text.startswith(prompt.text):
             return Message(
-                "the chat prompt is not the beginning of the training text; the reply may start with white "
-                "space that melts into the template"
+                "template {template} writes an earlier reply in another way than the last one, so it "
+                "cannot be learned as a chat would ask for it. Set learn_history to false",
+                template=self.template.name,
             )
-        return ""
+        return Message(
+            "the chat prompt is not the beginning of the training text; the reply may start with white "
+            "space that melts into the template"
+        )
 
     def _unwritable(self, text: str) -> str:
         """The first characters of `text` without a token in this vocabulary; "" where there are none."""
@@ -254,7 +252,7 @@ class Renderer:
         turns = [("history", x) for turn in pair.history for x in turn]
         return [("system", self.system), *turns, ("instruction", pair.instruction), ("output", pair.output)]
 
-    def _render(self, chats: list[list[dict]], **variables: Any) -> list[RenderedChat]:
+    def _render(self, chats: Iterable[list[dict]], **variables: Any) -> Iterator[RenderedChat]:
         return render_chats(self.tokenizer, self.template, chats, **variables)
 
     def _encode(self, rendered: RenderedChat) -> list[int]:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from typing import Any
 import jinja2
 import markupsafe
 
-import persona
 from persona.errors import InputError, Message, TemplateError
 from persona.store.workspace import current_visitor
 from persona.template.jinja_engine import RenderedChat
@@ -60,9 +59,9 @@ class _Worker:
     """A worker process. Its pipes are unbuffered: a fork of this process can drop them without writing."""
 
     def __init__(self) -> None:
-        modules = [Path(str(module.__file__)).resolve().parents[1] for module in (persona, jinja2, markupsafe)]
+        found = [Path(__file__).parents[2], *(Path(str(m.__file__)).parents[1] for m in (jinja2, markupsafe))]
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", "-c", _START, *dict.fromkeys(map(str, modules))],
+            [sys.executable, "-I", "-S", "-B", "-c", _START, *dict.fromkeys(str(path.resolve()) for path in found)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
             cwd=Path(os.sep).resolve(),
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
@@ -239,21 +238,19 @@ def _identify_visitor() -> str:
         return ""
 
 
-def render_in_worker(text: str, chats: Sequence[list[dict]], variables: Mapping[str, Any]) -> list[RenderedChat]:
-    """Render conversations with a template of unknown origin. Raises TemplateError as the template itself does, too."""
-    rendered: list[RenderedChat] = []
+def render_in_worker(text: str, chats: Iterable[list[dict]], variables: Mapping[str, Any]) -> Iterator[RenderedChat]:
+    """Render conversations with a template of unknown origin. Raises TemplateError for what it raises, too."""
     for some in _split_chats(chats):
         request = json.dumps({"template": text, "chats": some, "variables": dict(variables)}).encode()
-        rendered += _read_answer(_pool.ask(text, request), len(some))
-    return rendered
+        yield from _read_answer(_pool.ask(text, request), len(some))
 
 
-def _split_chats(chats: Sequence[list[dict]]) -> Iterator[list[list[dict]]]:
+def _split_chats(chats: Iterable[list[dict]]) -> Iterator[list[list[dict]]]:
     """In requests that take about the same time; one long chat is one."""
     some: list[list[dict]] = []
     characters = 0
     for chat in chats:
-        size = sum(len(str(m.get("content"))) for m in chat)
+        size = sum(len(m["content"]) for m in chat)
         if some and (len(some) == CHATS_PER_REQUEST or characters + size > CHARACTERS_PER_REQUEST):
             yield some
             some, characters = [], 0
