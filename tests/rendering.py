@@ -14,7 +14,7 @@ from conftest import (
 )
 
 from persona.store.pairs import Pair
-from persona.template.chat_template import ChatTemplate, build_messages, pin_date, shipped_templates
+from persona.template.chat_template import ChatTemplate, apply_template, build_messages, pin_date, shipped_templates
 from persona.template.render import IGNORE_INDEX, Renderer, TrainingExample
 
 TINY = {
@@ -125,7 +125,7 @@ def trainable(renderer: Renderer):
 def trimming(renderer: Renderer):
     """How the template strips white space around a reply, and what it writes before one."""
     edged = "\n\n x \n"
-    text = renderer._apply(build_messages("", [], "q", edged), tokenize=False)
+    text = apply_template(renderer.tokenizer, renderer.template, build_messages("", [], "q", edged), tokenize=False)
     ways = [lambda s: s, lambda s: s.lstrip("\n"), str.strip]
     way = next(w for w in ways if w(edged) in text)
     lead = decode(renderer, [i for i in renderer.render_example(Pair("q", "x")).labels if i != IGNORE_INDEX]).partition(

@@ -235,6 +235,8 @@ TEMPLATES = [
     "{% set ns = namespace(s='aaaaaaaaaa') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
     "{{ range(99999)|list|tojson }}" * 30 + "{{ x() }}", "{% filter upper %}{{ lipsum(9) }}{% endfilter %}",
     "{{ caller() }}", "{% call f() %}{% endcall %}", "{% do messages.clear() %}", "{{ messages.append(1) }}", "{{ messages.pop() }}",
+    "{{ range(99999)|reject('in', range(99999)|list|reverse|list)|list|length }}",
+    "{{ range(99999)|map('string')|map('center',1000000)|join }}",
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from persona.models import catalogue, hardware
 from persona.store import edit_history, edits, files, pairs, persona_folder
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
-from persona.template import chat_template, sandbox
+from persona.template import chat_template, jinja_engine, sandbox
 from persona.train import config, oom_recovery, queue, run_folder
 from persona.ui import page as ui_page
 from persona.ui import widgets
@@ -181,8 +181,8 @@ def refusals(place) -> list[tuple[object, str]]:
         (lambda: config.make_config(rank=3), None),
         (lambda: config.make_config("slow"), "'slow'：没有这个预设。可选：quick, balanced, thorough。"),
         (lambda: chat_template.read_template("甲"), None),
-        (lambda: sandbox.inspect_template("{{ x | xmlattr }}"), "模板第 1 行：使用了过滤器 'xmlattr'，对话模板用不着这个。"),
-        (lambda: sandbox.inspect_template("{{ x.format_map() }}"), "模板第 1 行：使用了方法 'format_map'，对话模板用不着这个。"),
+        (lambda: sandbox.inspect_template(jinja_engine.make_environment(), "{{ x | xmlattr }}"), "模板第 1 行：使用了过滤器 'xmlattr'，对话模板用不着这个。"),
+        (lambda: sandbox.inspect_template(jinja_engine.make_environment(), "{{ x.format_map() }}"), "模板第 1 行：使用了方法 'format_map'，对话模板用不着这个。"),
         (lambda: registry.preview_import(open_source(place / "丙.csv"), "table", importers.ImportOptions({"output": "乙列", "instruction": ""})),
          "丙.csv：哪一列是 instruction？它有：'甲列', '乙列'。请选择：--column instruction=NAME"),
         (lambda: registry.preview_import(open_source(place / "丙.csv"), "table", importers.ImportOptions({"output": "", "instruction": ""})),

@@ -84,7 +84,7 @@ def render_chats(
     """
     variables = {**tokenizer.special_tokens_map, **variables}
     with _naming(template):
-        if _is_shipped(template.text):
+        if template.text in _shipped_texts():
             compiled = _compile_shipped(template.text)
             yield from (render_chat(compiled, chat, variables) for chat in chats)
         else:
@@ -157,9 +157,9 @@ def _naming(template: ChatTemplate) -> Iterator[None]:
         ) from e
 
 
-@lru_cache(maxsize=256)
-def _is_shipped(text: str) -> bool:
-    return text in {t.text for t in shipped_templates().values()}
+@lru_cache
+def _shipped_texts() -> frozenset[str]:
+    return frozenset(t.text for t in shipped_templates().values())
 
 
 @lru_cache
