@@ -15,6 +15,7 @@ from persona.models import adapter as adapters
 from persona.models import attach
 from persona.models import base as bases
 from persona.models.base import Base
+from persona.share import archive
 from persona.template.chat_template import ChatTemplate, apply_template, build_messages, read_template
 from persona.template.render import Renderer
 from persona.train.lora_config import select_target_modules
@@ -256,6 +257,17 @@ def test_a_template_gets_out_of_nothing_and_ends_soon(text, byte_tokenizer, plac
     speaker = session.Voice("x", "x", session.renderer_of(adapters.read_adapter(place), byte_tokenizer))
     assert speaker.render_column([], "hi").error
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.timeout(60)
+def test_an_adapter_whose_template_never_ends_is_opened_from_a_zip_and_says_so_in_the_chat(
+    place, byte_tokenizer, tmp_path
+):
+    (place / "chat_template.jinja").write_text(TEMPLATES[-1])
+    packed = archive.pack_adapter(place, tmp_path / "mags.zip")
+    opened = adapters.read_adapter(archive.unpack_adapter(packed, tmp_path / "opened"))
+    speaker = session.Voice("x", "x", session.renderer_of(opened, byte_tokenizer))
+    assert "without end" in speaker.render_column([], "hi").error
 
 
 @pytest.mark.timeout(60)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -236,6 +237,18 @@ def test_what_took_too_much_is_refused_at_once_for_a_while(pool, monkeypatch):
     assert not first.alive  # after that while it ran again
 
 
+def test_what_is_slow_each_time_is_refused_after_a_while(pool):
+    """A template that stays below the limit of one request would hold up a check of all pairs for an hour."""
+    slow = "{% for a in range(3000) %}{% for b in range(2000) %}{% endfor %}{% endfor %}"
+    for _ in range(100):
+        try:
+            render(slow)
+        except TemplateError as e:
+            assert "longer than" in str(e)
+            return
+    pytest.fail("rendered 100 times")
+
+
 def test_a_worker_that_was_killed_is_replaced(pool):
     assert render("a") == "a"
     first = next(iter(pool.workers)).process
@@ -306,7 +319,7 @@ def test_a_good_template_is_not_refused_for_having_waited(pool):
 
 def test_many_chats_are_a_few_requests(pool, monkeypatch):
     asked, ask = [], pool.ask
-    monkeypatch.setattr(pool, "ask", lambda text, request: asked.append(1) or ask(text, request))
+    monkeypatch.setattr(pool, "ask", lambda *args: asked.append(1) or ask(*args))
     chats = [build_messages("", [], f"question {n}") for n in range(1000)]
     assert [r.text for r in render_in_worker("{{ messages[0].content }}", chats, {})] == [
         c[0]["content"] for c in chats
@@ -334,6 +347,15 @@ def test_texts_of_every_kind_come_back_as_they_were():
         chat = [{"role": "user", "content": text}]
         assert render("{{ messages[0].content }}", chat) == text
         assert json.loads(render("{{ messages[0].content|tojson }}", chat)) == text
+
+
+def test_no_other_code_runs_a_chat_template():
+    root = TEMPLATES_DIR.parent / "persona"
+    calls = re.compile(r"\.apply_chat_template\(|render_jinja_template\(|SandboxedEnvironment\(")
+    found = {
+        f.name for f in root.rglob("*.py") if calls.search(re.sub('""".*?"""', "", f.read_text("utf-8"), flags=re.S))
+    }
+    assert found == {"jinja_engine.py"}
 
 
 def test_shipped_templates_render_in_this_process(byte_tokenizer, pool):

@@ -1,15 +1,17 @@
 """The process in which templates of unknown origin render: requests on stdin, answers on stdout, limits on itself.
 
-A message is its length (4 bytes, big-endian) and JSON. Request: {"template", "chats", "variables"}. Answer: {"chats":
-[[text, learned spans], …]}, {"message"} for a refused template, or {"kind", "reason"} for what the template raised.
-{} says that it is ready.
-Where time or memory runs out there is no answer: the process ends, and worker_pool.py starts another.
+A message is its length (4 bytes, big-endian) and JSON. Request: {"template", "chats", "variables"}. Reply: {"answer",
+"seconds"} of CPU, where the answer is {"chats": [[text, learned spans], …]}, {"message"} for a refused template, or
+{"kind", "reason"} for what the template raised. A first {} says that the process is ready.
+
+Where time or memory runs out there is no reply: the process ends, and worker_pool.py starts another.
 """
 
 import contextlib
 import json
 import signal
 import sys
+import time
 from functools import lru_cache
 from typing import Any
 
@@ -56,9 +58,10 @@ def serve_requests() -> None:
     while len(head := requests.read(4)) == 4:
         body = requests.read(int.from_bytes(head, "big"))
         _limit_cpu(MAX_SECONDS)
+        before = time.process_time()
         answered = answer(json.loads(body))
         _limit_cpu(0)
-        _send(answered)
+        _send({"answer": answered, "seconds": time.process_time() - before})
 
 
 def _send(answered: dict[str, Any]) -> None:

@@ -32,7 +32,8 @@ MAX_WAITING = 8  # requests of one visitor, waiting or rendering
 MAX_WAIT = 10.0  # seconds for an answer, and for a free worker: the limit of CPU time ends a worker before
 MAX_ANSWER = 32 << 20  # bytes
 REFUSED_SECONDS = 60.0  # a template that took too much is refused at once
-MAX_REFUSED = 1000
+SECONDS_PER_CHAT = 0.1  # are usual: a hundred times as long as a real one takes
+MAX_REMEMBERED = 1000  # templates
 CHATS_PER_REQUEST = 64
 CHARACTERS_PER_REQUEST = 250_000
 
@@ -79,9 +80,12 @@ class _Worker:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def ask(self, request: bytes) -> Any:
-        """The answer to a request. Raises _TookTooMuch where there is none; the process has then ended."""
-        return self._receive(len(request).to_bytes(4, "big") + request)
+    def ask(self, request: bytes) -> tuple[Any, float]:
+        """The answer to a request, and its CPU seconds. Raises _TookTooMuch where the process ended instead."""
+        match self._receive(len(request).to_bytes(4, "big") + request):
+            case {"answer": answer, "seconds": float(seconds)}:
+                return answer, seconds
+        return None, 0.0
 
     def _receive(self, request: bytes = b"") -> Any:
         timer = threading.Timer(MAX_WAIT, self._end_overdue)
@@ -142,26 +146,43 @@ class _Pool:
         self._rendering: Counter[str] = Counter()  # by visitor
         self._waiting: Counter[str] = Counter()
         self._refused: dict[str, tuple[float, _TookTooMuch]] = {}  # sha256 of a template → until when, and why
+        self._spent: dict[str, float] = {}  # sha256 of a template → seconds beyond the usual
 
-    def ask(self, text: str, request: bytes) -> Any:
+    def ask(self, text: str, request: bytes, chats: int) -> Any:
         """A worker's answer. Raises TemplateError where the template takes too much, or no worker becomes free."""
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         self._check_refused(digest)
         with self._turn(), self._lend() as worker:
             self._check_refused(digest)  # it may have taken too much while this waited
             try:
-                return worker.ask(request)
+                answer, seconds = worker.ask(request)
             except _TookTooMuch as e:
-                with self._changed:
-                    self._refused[digest] = time.monotonic() + REFUSED_SECONDS, e
-                    while len(self._refused) > MAX_REFUSED:
-                        del self._refused[next(iter(self._refused))]
+                self._refuse(digest, e)
                 raise e.explain() from e
+        self._charge(digest, seconds - SECONDS_PER_CHAT * chats)
+        return answer
 
     def _check_refused(self, digest: str) -> None:
         until, why = self._refused.get(digest, (0.0, None))
         if why and time.monotonic() < until:
             raise why.explain()
+
+    def _refuse(self, digest: str, why: _TookTooMuch) -> None:
+        with self._changed:
+            self._refused[digest] = time.monotonic() + REFUSED_SECONDS, why
+            _keep_newest(self._refused)
+
+    def _charge(self, digest: str, seconds: float) -> None:
+        """What a template takes beyond the usual adds up to the limit: many slow chats are no better than one."""
+        if seconds <= 0:
+            return
+        with self._changed:
+            self._spent[digest] = self._spent.pop(digest, 0.0) + seconds
+            _keep_newest(self._spent)
+            if self._spent[digest] < MAX_SECONDS:
+                return
+            del self._spent[digest]
+        self._refuse(digest, _TookTooMuch(time_ran_out=True))
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -209,6 +230,11 @@ class _Pool:
         worker.end()
 
 
+def _keep_newest(remembered: dict[str, Any]) -> None:
+    while len(remembered) > MAX_REMEMBERED:
+        del remembered[next(iter(remembered))]
+
+
 _pool = _Pool()
 
 
@@ -242,7 +268,7 @@ def render_in_worker(text: str, chats: Iterable[list[dict]], variables: Mapping[
     """Render conversations with a template of unknown origin. Raises TemplateError for what it raises, too."""
     for some in _split_chats(chats):
         request = json.dumps({"template": text, "chats": some, "variables": dict(variables)}).encode()
-        yield from _read_answer(_pool.ask(text, request), len(some))
+        yield from _read_answer(_pool.ask(text, request, len(some)), len(some))
 
 
 def _split_chats(chats: Iterable[list[dict]]) -> Iterator[list[list[dict]]]:
