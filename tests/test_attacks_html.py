@@ -25,7 +25,7 @@ from persona.train.run_folder import Run
 from persona.ui import page, widgets
 from persona.ui.steps import compare, share
 from persona.ui.steps import template as template_step
-from persona.ui.steps.compare import blind_vote_tab, chat_tab, questions_tab
+from persona.ui.steps.compare import blind_vote_tab, chat_tab, conversation_view, questions_tab
 from persona.ui.steps.train import run_view
 from persona.ui.steps.write import import_tab, lint_tab, pairs_status, pairs_table, suggest_tab
 from persona.write.importers import ImportReport, SkippedRow
@@ -111,6 +111,8 @@ def pieces(x: str) -> list[str]:
         widgets.facts_html([(x, x)]),
         chat_tab.reply_note(Generation(error=x), 3),
         str(page.error_notice(InputError("{text}", text=x)).message),
+        *(str(message["content"]) for message in conversation_view.exchange_messages(x, x)),
+        widgets.markdown_text(x),
     ]
 
 
@@ -120,6 +122,14 @@ def test_the_page_shows_hostile_text_as_text():
             assert_inert(html)
 
     check_each(HOSTILE, check)
+
+
+def test_a_message_is_edited_as_it_was_written():
+    def check(text):
+        assert conversation_view.read_chatbot_text(conversation_view.chatbot_text(text)) == text
+
+    check_each([*HOSTILE, "Tea & cake", "a < b", "&amp;", "&lt;b>", "x &copy; y"], check)
+    assert conversation_view.chatbot_text("Tea & cake < 3 €") == "Tea & cake < 3 €", "as it is copied"
 
 
 def test_the_mask_and_its_titles_show_hostile_text_as_text(byte_tokenizer):

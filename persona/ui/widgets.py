@@ -7,6 +7,12 @@ from persona.template.render import Renderer, TrainingExample
 from persona.ui.i18n import localized, t
 
 
+def markdown_text(text: str) -> str:
+    """Markdown that shows `text` as it is, without links, pictures or formulas: for what Gradio renders as Markdown."""
+    lines = (line.strip() for line in text.strip().splitlines())
+    return "<br>".join("".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in line) for line in lines)
+
+
 def legend_html() -> str:
     learned = t("<b>learned</b>: the model is trained to write this")
     masked = t("<b>masked</b>: it reads this, nothing is learned from it")

@@ -30,6 +30,7 @@ from persona.ui.steps.compare.conversation_view import (
     latest_conversation,
     load_conversation,
     open_conversation_store,
+    read_chatbot_text,
     require_turn,
     show_conversation,
 )
@@ -92,14 +93,15 @@ def edit_message(event: gr.EditData, column: int, *controls: Any) -> Steps:
     selection, settings = _read_controls(controls)
     index = event.index[0] if isinstance(event.index, list | tuple) else event.index
     number, is_answer = divmod(int(index), 2)
+    text = read_chatbot_text(str(event.value))
     if is_answer:
         voice = column_voices(selection)[column]
-        message = localized(correct_answer(number, voice, str(event.value), selection))
+        message = localized(correct_answer(number, voice, text, selection))
         gr.Info(escape(t("{message} Undo it in step 1.", message=message)))
         yield ChatUpdate(status=message, conversation_id=selection.conversation_id).flat()
         return
     store, chat = open_conversation_store(selection), require_turn(selection, number)
-    chat = conversation_store.edit_turn(store, chat, chat.turns[number].id, str(event.value))
+    chat = conversation_store.edit_turn(store, chat, chat.turns[number].id, text)
     yield from answer_last_turn(store, chat, selection, settings)
 
 
@@ -230,7 +232,7 @@ def _build_layout() -> _Controls:
                 columns.append(column)
                 chatbots.append(gr.Chatbot(
                     label=t("Persona") if n else t("Base"), elem_id=elem_id, height=380, buttons=["copy"],
-                    render_markdown=False, editable="all",
+                    render_markdown=False, latex_delimiters=[], editable="all",
                     placeholder=t("Train it first") if n == 1 else t("Say something to all"),
                 ))  # fmt: skip
                 notes.append(gr.HTML(elem_id=f"{elem_id}-note"))

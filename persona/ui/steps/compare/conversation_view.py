@@ -1,6 +1,7 @@
 """Step 4, tab Chat: the saved conversations, and their messages as the columns show them."""
 
 import contextlib
+import re
 import time
 from collections.abc import Sequence
 from html import escape
@@ -18,6 +19,7 @@ from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
 from persona.ui.page import download_path
 from persona.ui.steps.compare.controls import Selection
+from persona.ui.widgets import markdown_text
 
 Messages = list[dict[str, Any]]
 
@@ -64,7 +66,7 @@ def show_conversation(*inputs: Any) -> tuple:
         chatbots[n] = gr.Chatbot(chatbot_messages(chat, voice.column), label=localized(voice.label))
     if chat is None and not voice_picker.is_remote(selection.adapter_id):
         n = 1 if len(voices) > 1 else 0
-        greeting = escape(voice_picker.find_adapter(selection.adapter_id).card.greeting) or t("Say something")
+        greeting = markdown_text(voice_picker.find_adapter(selection.adapter_id).card.greeting) or t("Say something")
         chatbots[n] = gr.Chatbot([], label=localized(voices[n].label), placeholder=greeting)
     return ConversationView(_column_visibility(len(voices)), chatbots).flat()
 
@@ -89,7 +91,23 @@ def chatbot_messages(chat: Conversation | None, column: str) -> Messages:
 
 def exchange_messages(question: str, answer: str) -> Messages:
     """A question and its answer, for a Chatbot."""
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer or "…"}]
+    return [
+        {"role": "user", "content": chatbot_text(question)},
+        {"role": "assistant", "content": chatbot_text(answer or "…")},
+    ]
+
+
+def chatbot_text(text: str) -> str:
+    """For a Chatbot, which takes text for HTML even where it renders no Markdown: it shows `text` as it is."""
+    return _HTML.sub(lambda found: escape(found[0]), text)
+
+
+def read_chatbot_text(edited: str) -> str:
+    """The text of a message that was edited in a Chatbot, where it is the HTML of `chatbot_text`."""
+    return edited.replace("&lt;", "<").replace("&amp;", "&")
+
+
+_HTML = re.compile(r"<(?=[A-Za-z/!?])|&(?=#|\w+;)")  # no more than must be: the copy button copies it
 
 
 def conversation_dropdown(*inputs: Any) -> gr.Dropdown:
