@@ -92,11 +92,12 @@ def trained_persona(page_server, drawn_adapter, monkeypatch):
 
 
 def open_page(browser, url: str, **options):
-    """A new tab, and the list of its JavaScript errors."""
+    """A new tab, and the list of its JavaScript errors and of what the page's Content Security Policy refused."""
     page = browser.new_page(viewport={"width": 1440, "height": 1000}, **options)
     page.set_default_timeout(180_000)
     errors: list[str] = []
     page.on("pageerror", lambda e: errors.append(str(e)))
+    page.on("console", lambda m: errors.append(m.text) if "Content Security Policy" in m.text else None)
     page.goto(url)
     return page, errors
 

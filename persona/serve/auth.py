@@ -16,9 +16,9 @@ from persona.serve.api_errors import ApiError
 
 @dataclass(frozen=True)
 class ApiAuth:
-    """With keys: any client that sends one. Without: this machine's programs, and no web page from elsewhere.
+    """With keys: any client that sends one. Without: this machine's programs.
 
-    Host and Origin are checked because a page in a browser on this machine can reach the address, too.
+    Host is checked because a name of another site can lead to this machine's address; ApiOrigins checks the Origin.
     """
 
     keys: tuple[str, ...] = field(default=(), repr=False)
@@ -26,10 +26,7 @@ class ApiAuth:
     async def check(self, request: Request) -> None:
         """Raises ApiError, 401 or 403."""
         if not self.keys:
-            origin = request.headers.get("origin")
-            if not is_loopback_url(f"http://{request.headers.get('host', '')}") or (
-                origin and not is_loopback_url(origin)
-            ):
+            if not is_loopback_url(f"http://{request.headers.get('host', '')}"):
                 raise ApiError(403, "Without PERSONA_API_KEYS only programs on this machine are answered.")
         elif self._key_number(request) is None:
             raise ApiError(401, "Incorrect or missing API key. Send it as 'Authorization: Bearer KEY'.",

@@ -25,6 +25,7 @@ from persona.serve.api_errors import ApiError, internal_error
 from persona.serve.auth import ApiAuth, read_api_auth
 from persona.serve.batcher import Batcher, GenerationRequest, PartialReply
 from persona.serve.model_list import ServedModel
+from persona.serve.origins import ApiOrigins, read_api_origins
 from persona.serve.requests import ChatRequest
 from persona.store import deployment
 
@@ -36,6 +37,11 @@ _LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+
+def is_api_path(path: str) -> bool:
+    """Whether a path of the page's server is the API's."""
+    return path.startswith("/v1/") or path in ("/generate", "/health")
 
 
 def page_api_kwargs(host: str) -> dict[str, Any]:
@@ -55,7 +61,7 @@ def page_api_kwargs(host: str) -> dict[str, Any]:
 def build_api(
     list_served: Callable[[], Sequence[ServedModel]], auth: ApiAuth, batcher: Batcher | None = None
 ) -> FastAPI:
-    """The API as an ASGI app. list_served: called at every request."""
+    """The API as an ASGI app. list_served: called at every request. Raises InputError as read_api_origins() does."""
     answers = batcher or Batcher()
 
     @asynccontextmanager
@@ -64,6 +70,7 @@ def build_api(
         await asyncio.to_thread(answers.close)
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.add_middleware(ApiOrigins, origins=read_api_origins())
     allowed = [Depends(auth.check)]
 
     async def served() -> Sequence[ServedModel]:

@@ -41,6 +41,30 @@ def space_url() -> str:
     return f"https://{host}" if host else ""
 
 
+def proxy_hosts() -> tuple[str, ...]:
+    """Names under which a proxy serves this server: those of PERSONA_HOSTS, and of a Space its own (SPACE_HOST).
+
+    *.NAME stands for every name below NAME.
+    """
+    names = os.environ.get("PERSONA_HOSTS", "").split(",")
+    names += os.environ.get("SPACE_HOST", "").split(",") if is_hf_space() else []
+    return tuple(name.strip().lower() for name in names if name.strip())
+
+
+def has_proxy() -> bool:
+    """Whether a proxy is declared, whose X-Forwarded headers are believed: PERSONA_HOSTS, a Space, a public link."""
+    return bool(proxy_hosts()) or is_hf_space() or has_public_link()
+
+
+def is_proxy_host(name: str) -> bool:
+    """Whether a proxy serves this server under this name."""
+    name = name.lower()
+    return any(
+        name == known or (known.startswith("*.") and name.endswith(known[1:]) and len(name) >= len(known))
+        for known in proxy_hosts()
+    )
+
+
 def has_public_link() -> bool:
     """Whether Gradio gives the page a public address (app.py --share); GRADIO_SHARE as Gradio reads it."""
     return os.environ.get("GRADIO_SHARE", "").lower() == "true"

@@ -1,4 +1,4 @@
-"""Puts a script into the page that sets its language before Gradio reads the browser's."""
+"""The page's HTML: a script that sets its language before Gradio reads the browser's, and the nonce of its scripts."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,7 +20,10 @@ LANGUAGE_SCRIPT = f"""<script>
 
 
 class LanguageScriptMiddleware:
-    """ASGI: inserts LANGUAGE_SCRIPT at the start of the page's head. Gradio adds its own `head` by script, too late."""
+    """ASGI: inserts LANGUAGE_SCRIPT at the start of the page's head, and marks every script of the page as the server's.
+
+    Gradio adds its own `head` by script, too late. In what it writes into its scripts it escapes "<".
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -38,6 +41,7 @@ class LanguageScriptMiddleware:
                 return
             if start:
                 body = message.get("body", b"").replace(b"<head>", b"<head>" + LANGUAGE_SCRIPT.encode(), 1)
+                body = body.replace(b"<script", b'<script nonce="%s"' % scope.get("persona.nonce", "").encode())
                 message = {**message, "body": body}
                 headers = MutableHeaders(raw=start["headers"])
                 if "content-length" in headers:

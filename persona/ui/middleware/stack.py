@@ -3,11 +3,19 @@
 from starlette.middleware import Middleware
 
 from persona.store import deployment
-from persona.ui.middleware import language, visitors
-from persona.ui.middleware.trusted_hosts import trusted_host_middleware
+from persona.ui.middleware import language, origins, trusted_hosts, uploads, visitors
 
 
 def build_middleware(host: str) -> list[Middleware]:
-    """For Gradio's app_kwargs."""
+    """For Gradio's app_kwargs. Gradio's own CORS headers are switched off in this process."""
+    origins.disable_gradio_cors()
     isolation = [Middleware(visitors.VisitorIsolation)] if deployment.is_shared_server() else []
-    return [*trusted_host_middleware(host), *isolation, Middleware(language.LanguageScriptMiddleware)]
+    return [
+        Middleware(origins.SecurityHeaders),
+        Middleware(trusted_hosts.ProxyHeaders),
+        *trusted_hosts.trusted_host_middleware(host),
+        Middleware(origins.OriginCheck),
+        *isolation,
+        Middleware(uploads.UploadCheck),
+        Middleware(language.LanguageScriptMiddleware),
+    ]

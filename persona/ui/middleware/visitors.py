@@ -6,12 +6,15 @@ name of two visitors is two; a file is served to, and accepted from, only the vi
 page does not need are closed.
 """
 
+import asyncio
+import contextlib
 import json
 import os
-import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -21,31 +24,28 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from persona.serve.http import is_api_path
 from persona.store import deployment, quotas, workspace
 from persona.ui import i18n
 from persona.ui.i18n import localized, t
-from persona.ui.middleware import workspaces
+from persona.ui.middleware import visitor_cookie, workspaces
+from persona.ui.middleware.origins import is_static
+from persona.ui.middleware.refusal import RequestRefused
 
-COOKIE_SECONDS = 31_536_000  # a year
 MAX_EVENT_BYTES = 32_000_000  # of an event; files are uploaded by another route
 MAX_UPLOADS = 100_000  # whose owner is remembered; an older file has to be uploaded again
 API_PREFIX = "/gradio_api/"
 PUBLIC_PATHS = (
-    "/",
     "/config",
-    "/theme.css",
-    "/favicon.ico",
-    "/robots.txt",
-    "/manifest.json",
     "/logout",
+    "/login/huggingface",
+    "/login/callback",
     API_PREFIX + "info",
     API_PREFIX + "openapi.json",
     API_PREFIX + "startup-events",
     API_PREFIX + "app_id",
-    API_PREFIX + "theme.css",
     API_PREFIX + "queue/status",
 )
-PUBLIC_PREFIXES = ("/assets/", "/static/", "/svelte/", "/pwa_icon", "/login/")
 EVENT_PREFIXES = (
     API_PREFIX + "queue/join",
     API_PREFIX + "run/",
@@ -53,21 +53,12 @@ EVENT_PREFIXES = (
     API_PREFIX + "cancel",
     API_PREFIX + "reset",
 )
-API_SERVER_PREFIXES = ("/v1/", "/generate", "/health")  # the API beside the page checks its own keys
 
 
 def current_visitor() -> str | None:
     """The visitor whose event Gradio handles in this thread; for workspace.set_visitor_lookup."""
     request = getattr(LocalContext.request.get(None), "request", None)
     return request.scope.get("persona.visitor") if request is not None else None
-
-
-class RequestRefused(Exception):
-    """A request that is not passed on. status: of HTTP; text: for the user."""
-
-    def __init__(self, status: int, text: str):
-        super().__init__(text)
-        self.status, self.text = status, text
 
 
 class VisitorIsolation:
@@ -80,7 +71,8 @@ class VisitorIsolation:
         self.minute = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"].startswith(API_SERVER_PREFIXES)):
+        # the API beside the page checks its own keys
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and is_api_path(scope["path"])):
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
@@ -89,11 +81,11 @@ class VisitorIsolation:
         i18n.set_request_headers(Headers(scope=scope))
         visitor, guest = identify_visitor(scope)
         scope["persona.visitor"] = visitor
-        if visitor is None and scope["path"] == "/":
+        if scope["path"] == "/" and scope["method"] in ("GET", "HEAD"):
+            if visitor and guest and visitor != guest:
+                await asyncio.to_thread(workspaces.move_to_account, guest, visitor)
             await self.app(scope, receive, _with_cookie(scope, send))
             return
-        if visitor and guest and scope["path"] == "/":
-            workspaces.move_to_account(guest, visitor)
         try:
             receive, send = await self.check_request(scope, receive, send, visitor)
         except RequestRefused as e:
@@ -106,7 +98,7 @@ class VisitorIsolation:
     ) -> tuple[Receive, Send]:
         """(receive, send) to pass to the app. Raises RequestRefused."""
         path, method = scope["path"].rstrip("/") or "/", scope["method"]
-        if method in ("GET", "HEAD", "OPTIONS") and (path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIXES)):
+        if method in ("GET", "HEAD", "OPTIONS") and (path in PUBLIC_PATHS or is_static(path)):
             return receive, send
         if visitor is None:
             raise RequestRefused(403, localized(workspace.UNKNOWN_VISITOR))
@@ -130,7 +122,7 @@ class VisitorIsolation:
         self.count_request(visitor)
         workspaces.mark_seen(visitor)
         if path == API_PREFIX + "upload":
-            _require_size(Headers(scope=scope))
+            scope["persona.upload_room"] = partial(self.upload_room, visitor)
             _prefix_query_values(scope, "upload_id", prefix)
             return receive, self.record_uploads_from(visitor, send)
         return await self.check_event(scope, receive, visitor, prefix), send
@@ -182,6 +174,23 @@ class VisitorIsolation:
         while len(self.uploads) > MAX_UPLOADS:
             self.uploads.popitem(last=False)
 
+    def upload_room(self, visitor: str) -> int | None:
+        """Bytes that a visitor's uploads may still have: what the workspace, files to save and uploads leave of the quota.
+
+        The trash is not counted: it is emptied for what needs its room. None: no limit.
+        """
+        most = quotas.read_quotas().max_disk_mb * 1_000_000
+        if not most:
+            return None
+        home = workspace.workspace_of(visitor)
+        used = sum(map(quotas.folder_size, (home, Path(get_upload_folder()) / visitor)))
+        used -= quotas.folder_size(home / "trash")
+        for path, owners in list(self.uploads.items()):
+            if visitor in owners:
+                with contextlib.suppress(OSError):  # Gradio has deleted it
+                    used += Path(path).lstat().st_size
+        return most - used
+
     def count_request(self, visitor: str) -> None:
         """Raises RequestRefused when the visitor has sent too many requests in this minute."""
         most, minute = quotas.read_quotas().max_requests, int(self.clock() // 60)
@@ -197,8 +206,7 @@ class VisitorIsolation:
 
 def identify_visitor(scope: Scope) -> tuple[str | None, str | None]:
     """(visitor, the visitor before signing in): by the account on the Hub, else by the cookie; None for neither."""
-    cookie = re.search(rf"(?:^|; ?){workspaces.VISITOR_COOKIE}=([^;]*)", Headers(scope=scope).get("cookie", ""))
-    guest = workspaces.visitor_of_secret(cookie[1]) if cookie else None
+    guest = workspaces.visitor_of_secret(visitor_cookie.read_cookie(scope).secret)
     account = _signed_in_account(scope) if deployment.has_sign_in() else ""
     return (workspaces.visitor_of_account(account), guest) if account else (guest, None)
 
@@ -212,18 +220,15 @@ def _signed_in_account(scope: Scope) -> str:
 
 
 def _with_cookie(scope: Scope, send: Send) -> Send:
-    """`send` that also sets the cookie with a new visitor's secret."""
-    scheme = Headers(scope=scope).get("x-forwarded-proto", scope.get("scheme", "http")).split(",")[0].strip()
-    kind = i18n.CROSS_SITE_COOKIE if scheme == "https" else "SameSite=Lax"
-    cookie = (
-        f"{workspaces.VISITOR_COOKIE}={workspaces.new_secret()}; Path=/; Max-Age={COOKIE_SECONDS}; HttpOnly; {kind}"
-    )
+    """`send` that also sets the visitor's cookie, where the request has none that the server would make now."""
+    secret, is_current = visitor_cookie.read_cookie(scope)
+    if is_current or (scope["persona.visitor"] and not secret):  # who has signed in needs none
+        return send
+    cookie = visitor_cookie.make_cookie(scope, secret or workspaces.new_secret())
 
     async def send_with_cookie(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(raw=message["headers"])
-            headers.append("set-cookie", cookie)
-            headers["cache-control"] = "no-store"  # no cache may give this answer to anyone else
+            MutableHeaders(raw=message["headers"]).append("set-cookie", cookie)
         await send(message)
 
     return send_with_cookie
@@ -233,17 +238,6 @@ def _prefix_query_values(scope: Scope, key: str, prefix: str) -> None:
     """Put `prefix` before every value of a key of the query."""
     query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
     scope["query_string"] = urlencode([(k, prefix + v if k == key else v) for k, v in query]).encode()
-
-
-def _require_size(headers: Headers) -> None:
-    """Raises RequestRefused when an upload is larger than a visitor's disk quota, or of unknown size."""
-    most = quotas.read_quotas().max_disk_mb * 1_000_000
-    length = headers.get("content-length", "")
-    if most and not (length.isdigit() and int(length) <= most):
-        instead = localized(quotas.suggest_alternative())
-        raise RequestRefused(
-            413, t("A file can have at most {n} MB on this server. {instead}", n=f"{most / 1e6:,.0f}", instead=instead)
-        )
 
 
 async def _read_body(receive: Receive) -> bytes:
