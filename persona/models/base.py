@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from persona.errors import BaseError, Message
+from persona.errors import BaseError, InputError, Message
 from persona.models import bundled, download, gguf_import, hardware
 from persona.models.bundled import BUNDLED_MODELS, DEFAULT_BASE, BundledModel
 from persona.models.catalogue import load_catalogue
@@ -18,8 +18,10 @@ from persona.models.download import MODELSCOPE_PREFIX
 from persona.models.progress_callback import ProgressCallback, ignore_progress
 from persona.models.quantization import is_quantized, keep_training_arithmetic, make_quantization_kwargs
 from persona.models.quiet import quiet_transformers, silence_bitsandbytes
-from persona.store.files import hash_file, read_json
-from persona.store.workspace import require_in_workspace
+from persona.store.files import expand_home, hash_file, is_file, is_folder, read_json
+from persona.store.workspace import is_for_visitor
+
+MAX_SHOWN = 200  # characters of a name in a message
 
 
 @dataclass(frozen=True)
@@ -66,28 +68,43 @@ def resolve_base(name: str, progress: ProgressCallback = ignore_progress, revisi
     """Find the base model called `name`; convert or download it where needed.
 
     Tried in this order: the name or Hub id of a bundled model, modelscope:ORG/NAME, a .gguf file, a folder with
-    config.json, a Hub id. revision: the commit to take of a Hub id; "": its newest. Raises BaseError with what to do.
+    config.json, a Hub id; for a visitor neither file nor folder. revision: the commit to take of a Hub id; "": its
+    newest. Raises BaseError with what to do, InputError as require_open_name() does.
     """
     name = name.strip() or DEFAULT_BASE
+    require_open_name(name)
     model = bundled.find_bundled(name)
     if model and (name == model.name or not download.find_in_hub_cache(name)):
         return _resolve_bundled(model, progress)
     if name.startswith(MODELSCOPE_PREFIX):
         return Base(*download.download_from_modelscope(name, progress))
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf" or path.exists():
-        require_in_workspace(path)
-    if path.suffix == ".gguf":
-        return _resolve_gguf(name, path, progress)
-    if path.is_dir():
-        return _resolve_folder(name, path)
+    if not is_for_visitor():
+        path = expand_home(name)
+        if path.suffix == ".gguf":
+            return _resolve_gguf(name, path, progress)
+        if is_folder(path):
+            return _resolve_folder(name, path)
     if not download.is_hub_id(name):
         raise BaseError(
             "{name!r}: no such folder, GGUF file or Hub id (OWNER/NAME). The embedded base {default!r} always works.",
-            name=name,
+            name=name[:MAX_SHOWN],
             default=DEFAULT_BASE,
         )
     return Base(*download.download_from_hub(name, progress, revision))
+
+
+def require_open_name(name: str) -> None:
+    """Raises InputError when a visitor of a shared server names a base by anything but its name or id.
+
+    It is the same for every path: the disk is not looked at.
+    """
+    if not is_for_visitor() or bundled.find_bundled(name.strip() or DEFAULT_BASE):
+        return
+    if not download.is_hub_id(name.strip().removeprefix(MODELSCOPE_PREFIX)):
+        raise InputError(
+            "{path}: this server opens none of its own folders for visitors. Name a Hub id.",
+            path=f"{name[:MAX_SHOWN]!r}",
+        )
 
 
 def _resolve_bundled(model: BundledModel, progress: ProgressCallback) -> Base:
@@ -97,10 +114,10 @@ def _resolve_bundled(model: BundledModel, progress: ProgressCallback) -> Base:
 
 
 def _resolve_gguf(name: str, path: Path, progress: ProgressCallback) -> Base:
-    if not path.is_file():
+    if not is_file(path):
         raise BaseError(
             "{name}: no such file. Check the path, or use the embedded base {default!r}.",
-            name=name,
+            name=name[:MAX_SHOWN],
             default=DEFAULT_BASE,
         )
     digest = hash_file(path)
@@ -109,7 +126,7 @@ def _resolve_gguf(name: str, path: Path, progress: ProgressCallback) -> Base:
 
 
 def _resolve_folder(name: str, path: Path) -> Base:
-    if not (path / "config.json").is_file():
+    if not is_file(path / "config.json"):
         raise BaseError(
             "{name}: no config.json in this folder, so it is not a model in Hugging Face format.", name=name
         )
@@ -122,12 +139,12 @@ def _resolve_folder(name: str, path: Path) -> Base:
 def find_local_base(name: str, revision: str = "") -> Base | None:
     """The base called `name` if its checkpoint folder is on this disk already; nothing is converted or downloaded."""
     name = name.strip() or DEFAULT_BASE
+    require_open_name(name)
     if model := bundled.find_bundled(name):
         folder = bundled.find_converted(model)
         return Base(model.hub_id, folder) if folder else None
-    path = Path(name).expanduser()
-    if (path / "config.json").is_file():
-        require_in_workspace(path)
+    path = expand_home(name)
+    if not is_for_visitor() and is_file(path / "config.json"):
         return Base(path.resolve().name, path.resolve())
     if download.is_hub_id(name) and (cached := download.find_in_hub_cache(name, revision)):
         return Base(name, cached)

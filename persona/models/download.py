@@ -2,6 +2,7 @@
 
 import contextvars
 import importlib.util
+import re
 import shutil
 import threading
 import time
@@ -16,6 +17,8 @@ from persona.models.progress_callback import ProgressCallback, ProgressUpdate
 from persona.store.deployment import is_shared_server
 from persona.store.files import WRITE_ERRNOS, explain_disk_error
 
+_HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*/[A-Za-z0-9_-][A-Za-z0-9._-]*")
+MAX_HUB_ID = 96  # characters that the Hub allows
 MODELSCOPE_PREFIX = "modelscope:"  # of an ORG/NAME there
 ETA_MIN_SHARE = 0.02  # of a download, from which the time left is shown: the first bytes are slow
 PROGRESS_SECONDS = 1.0  # between two progress texts
@@ -34,14 +37,7 @@ class DownloadedBase(NamedTuple):
 
 def is_hub_id(name: str) -> bool:
     """Whether a name looks like OWNER/NAME."""
-    parts = name.split("/")
-    return len(parts) == 2 and all(
-        p
-        and not p.startswith(".")
-        and p.replace("_", "a").replace("-", "a").replace(".", "a").isalnum()
-        and p.isascii()
-        for p in parts
-    )
+    return len(name) <= MAX_HUB_ID and bool(_HUB_ID.fullmatch(name))
 
 
 def find_in_hub_cache(name: str, revision: str = "") -> Path | None:

@@ -61,7 +61,7 @@ def open_named_models(references: Sequence[str], base: str = "") -> list[ServedM
     opened = []
     for text in references:
         name, sign, rest = text.partition("=")
-        if not sign or Path(text).expanduser().exists():
+        if not sign or files.path_exists(files.expand_home(text)):
             name, rest = "", text
         adapter = open_adapter(AdapterRef.parse(rest))
         opened.append((name.strip(), adapter, base_of(adapter, base)))

@@ -12,7 +12,6 @@
 `parse_id` and `parse_link` read what a browser sends and never yield a path. `str(ref)` is the reference as text again.
 """
 
-import contextlib
 import re
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -23,7 +22,7 @@ from persona.errors import AdapterError, InputError, PersonaError, ShareError
 from persona.models.adapter import PICKLE_SUFFIXES
 from persona.share.hub import HubRef
 from persona.store import persona_folder
-from persona.store.files import is_plain_name
+from persona.store.files import expand_home, is_folder, is_plain_name, path_exists
 from persona.store.workspace import EXAMPLES_DIR
 
 _STEP = re.compile(r"(.+)@([0-9]{1,9})", re.DOTALL)
@@ -83,7 +82,7 @@ class AdapterRef:
     def parse(cls, text: str | Path) -> "AdapterRef":
         """One adapter as the user of this machine names it. Raises AdapterError or ShareError."""
         text = str(text).strip()
-        if _is_folder(text):
+        if is_folder(expand_home(text)):
             return cls(RefKind.FOLDER, text)
         path = Path(text)
         if path.suffix == ".zip":
@@ -100,7 +99,7 @@ class AdapterRef:
             )
         found = _STEP.fullmatch(text)
         name, step = (found[1], int(found[2])) if found else (text, None)
-        if step is not None and _is_folder(name):
+        if step is not None and is_folder(expand_home(name)):
             return cls(RefKind.FOLDER, name, step=step)
         if is_plain_name(name) and find_persona_folder(name):
             return cls(RefKind.PERSONA, name, step=step)
@@ -123,13 +122,13 @@ class AdapterRef:
         text = text.strip()
         if text in (RefKind.BASE, RefKind.BASE_WITH_PROMPT):
             return cls(RefKind(text))
-        parts = tuple(map(cls._parse_weighted, [text] if _exists(text) else text.split(" + ")))
+        parts = tuple(map(cls._parse_weighted, [text] if path_exists(expand_home(text)) else text.split(" + ")))
         return parts[0] if len(parts) == 1 else cls(RefKind.BLEND, parts=parts)
 
     @classmethod
     def _parse_weighted(cls, text: str) -> "AdapterRef":
         text = text.strip()
-        weighted = None if _exists(text) else _STRENGTH.fullmatch(text)
+        weighted = None if path_exists(expand_home(text)) else _STRENGTH.fullmatch(text)
         return replace(cls.parse(weighted[1]), strength=float(weighted[2])) if weighted else cls.parse(text)
 
     @classmethod
@@ -192,7 +191,7 @@ class AdapterRef:
     @property
     def path(self) -> Path:
         """Where a folder or zip lies."""
-        return _expand(self.name)
+        return expand_home(self.name)
 
     @property
     def model_name(self) -> str:
@@ -208,21 +207,3 @@ def find_persona_folder(name: str) -> Path | None:
 
 def _format_share(share: float) -> str:
     return f"{share:.2f}" if round(share, 2) == share else f"{share:.4f}"
-
-
-def _expand(text: str) -> Path:
-    with contextlib.suppress(RuntimeError):  # ~NAME of no user: stays as it is
-        return Path(text).expanduser()
-    return Path(text)
-
-
-def _exists(text: str) -> bool:
-    with contextlib.suppress(OSError):  # far too long for a path
-        return _expand(text).exists()
-    return False
-
-
-def _is_folder(text: str) -> bool:
-    with contextlib.suppress(OSError):
-        return _expand(text).is_dir()
-    return False

@@ -167,6 +167,31 @@ def slugify(name: str) -> str:
     return f"{made}-persona" if _WINDOWS_DEVICE.fullmatch(made) else made
 
 
+def expand_home(text: str | Path) -> Path:
+    """A path as someone typed it, with ~ and ~NAME replaced by the home folder; ~NAME of no user stays as it is."""
+    with contextlib.suppress(RuntimeError):
+        return Path(text).expanduser()
+    return Path(text)
+
+
+# pathlib's own raise for a name that is too long, and for what may not be looked at
+
+
+def path_exists(path: Path) -> bool:
+    """Whether there is anything at a path that someone typed, and this process may see it. Never raises."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_file(path: Path) -> bool:
+    """As path_exists(), for a file."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """As path_exists(), for a folder."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def is_plain_name(name: str) -> bool:
     """Whether `name` can only mean something directly inside a folder."""
     long = len(name.encode("utf-8", "surrogatepass")) > 255  # bytes; to ask a file system for more is an error

@@ -15,7 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from persona.errors import InputError, Message, invalid, join
 from persona.store import quotas
 from persona.store.cjk import HAN
-from persona.store.files import lock_folder, read_json, safe_join, slugify, to_json, write_atomic
+from persona.store.files import (
+    expand_home,
+    is_file,
+    lock_folder,
+    path_exists,
+    read_json,
+    safe_join,
+    slugify,
+    to_json,
+    write_atomic,
+)
 from persona.store.pairs import BadLine, Pair, read_pairs, scan_pairs, write_pairs
 from persona.store.workspace import EXAMPLES_DIR, current_workspace
 
@@ -150,8 +160,8 @@ def personas_dir() -> Path:
 
 def open_persona(path: Path | str) -> Persona:
     """Raises InputError when `path` is not a persona folder."""
-    path = Path(path).expanduser()
-    if not (path / "persona.json").is_file():
+    path = expand_home(path)
+    if not is_file(path / "persona.json"):
         raise InputError(
             "{path}: not a persona folder (no persona.json). Make one with: persona new {path} --name NAME",
             path=path,
@@ -165,7 +175,7 @@ def open_by_name(name: Path | str, note: Callable[[str], None] = lambda _: None)
     By an example's name it is the user's own copy of the example, which is made on first use; `note` says so. Raises
     InputError.
     """
-    if Path(name).exists():
+    if path_exists(Path(name)):
         return open_persona(name)
     if str(name) in {p.name for p in EXAMPLES_DIR.iterdir()}:
         persona = copy_example(str(name))

@@ -99,10 +99,14 @@ def owner_of(path: Path) -> str:
     return parts[1] if len(parts) > 2 and parts[0] == "visitors" else ""
 
 
-def require_in_workspace(path: Path) -> None:
-    """Raises InputError when a visitor names a path outside their own workspace."""
-    visitor = _identify_visitor() if is_shared_server() else ""
-    if visitor and not path.expanduser().resolve().is_relative_to(workspace_of(visitor).resolve()):
-        raise InputError(
-            "{path}: this server opens none of its own folders for visitors. Name a Hub id.", path=f"{str(path)!r:.200}"
-        )
+def is_for_visitor() -> bool:
+    """Whether a visitor of a shared server is served, who may name nothing of its disk but their own workspace."""
+    return is_shared_server() and bool(_identify_visitor())
+
+
+def may_name(path: Path) -> bool:
+    """Whether whoever is served may name this path. Outside a visitor's workspace the disk is not looked at."""
+    if not is_for_visitor():
+        return True
+    home = workspace_of(_identify_visitor() or "").resolve()
+    return Path(os.path.abspath(path)).is_relative_to(home) and path.resolve().is_relative_to(home)  # noqa: PTH100

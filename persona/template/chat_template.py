@@ -16,7 +16,8 @@ from typing import Any
 import jinja2
 
 from persona.errors import TemplateError
-from persona.store.workspace import TEMPLATES_DIR, require_in_workspace
+from persona.store.files import expand_home, is_file
+from persona.store.workspace import TEMPLATES_DIR, is_for_visitor, may_name
 from persona.template.jinja_engine import RenderedChat, make_environment, render_chat
 from persona.template.worker_pool import render_in_worker
 
@@ -52,13 +53,12 @@ def read_template(name: str) -> ChatTemplate:
     shipped = shipped_templates()
     if name in shipped:
         return shipped[name]
-    path = Path(name).expanduser()
-    if path.suffix == ".jinja" and path.is_file():
-        require_in_workspace(path)
+    path = Path(name) if is_for_visitor() else expand_home(name)
+    if path.suffix == ".jinja" and may_name(path) and is_file(path):
         return ChatTemplate(path.stem, path.read_text(encoding="utf-8"))
     raise TemplateError(
         "{name!r}: no such template. Choose one of {shipped}, or name a .jinja file.",
-        name=name,
+        name=name[:200],
         shipped=", ".join(shipped),
     )
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from persona.errors import InputError, Message, RunError, join
-from persona.models import malloc
+from persona.models import base, malloc
 from persona.store import deployment, quotas
 from persona.store.files import explain_disk_error, to_json, write_atomic
 from persona.store.pairs import Pair, find_unfinished, hash_pairs
 from persona.store.persona_folder import Persona
-from persona.store.workspace import IS_INSTALLED, PROJECT_DIR
+from persona.store.workspace import IS_INSTALLED, PROJECT_DIR, is_for_visitor
+from persona.template.chat_template import read_template
 from persona.train import oom_recovery, queue, validate
 from persona.train.config import RunConfig, count_steps
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
@@ -39,6 +40,7 @@ def create_run(persona: Persona, config: RunConfig, expected_seconds: float | No
     card, pairs = persona.card(), persona.pairs()
     _require_trainable_pairs(persona, pairs)
     validate.require_packages(config)
+    _require_open_names(config)
     quotas.require_disk_quota()
     rows = split_held_out(pairs, config.eval_fraction, config.seed)
     quotas.require_step_quota(count_steps(config, sum(not r.held_out for r in rows))[0])
@@ -60,6 +62,14 @@ def create_run(persona: Persona, config: RunConfig, expected_seconds: float | No
     write_atomic(run.path / "run.json", to_json(manifest))
     run.log("state", state="starting")
     return run
+
+
+def _require_open_names(config: RunConfig) -> None:
+    """Raises PersonaError for a path that a visitor may not name: the process that trains opens any, as the owner's."""
+    if is_for_visitor():
+        base.require_open_name(config.base)
+        if config.template != "auto":
+            read_template(config.template)
 
 
 def _require_trainable_pairs(persona: Persona, pairs: list[Pair]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from persona.models import adapter, base, hardware, open_renderer, quantization
+from persona.store.files import expand_home, path_exists
 from persona.template.render import Renderer, TrainingExample, render_examples
 from persona.train import distributed, validate
 from persona.train.config import RunConfig
@@ -58,7 +59,7 @@ def prepare_run(run: Run) -> PreparedRun:
 def save_run_adapter(prepared: PreparedRun, model: Any, target: Path, figures: dict[str, Any]) -> None:
     """Write the model's adapter to the folder `target`, with what it was trained from and its figures."""
     config = prepared.config.model_dump()
-    if Path(config["base"]).expanduser().exists():
+    if path_exists(expand_home(config["base"])):
         config["base"] = prepared.base.id  # a local path would tell where the author's files are
     config["template"] = prepared.renderer.template.name
     manifest = prepared.run.manifest()

@@ -16,6 +16,8 @@ from persona.models import adapter as adapters
 from persona.models import attach, bundled
 from persona.models.adapter import Adapter
 from persona.models.base import Base
+from persona.store.files import expand_home, is_file
+from persona.store.workspace import may_name
 
 # model_type → architecture, where each tensor of the one is a tensor of the other
 ARCHITECTURES = {
@@ -143,8 +145,8 @@ def find_source_gguf(base: Base, name: str, scratch: Path) -> Path | None:
             return bundled.find_packaged_gguf(model)
         bundled.assemble_gguf(scratch / f"{model.name}.gguf")
         return scratch / f"{model.name}.gguf"
-    path = Path(name).expanduser()
-    return path if path.suffix == ".gguf" and path.is_file() else None
+    path = expand_home(name)
+    return path if path.suffix == ".gguf" and may_name(path) and is_file(path) else None
 
 
 def write_model_gguf(

@@ -20,7 +20,7 @@ LANGUAGE_SCRIPT = f"""<script>
 
 
 class LanguageScriptMiddleware:
-    """ASGI: inserts LANGUAGE_SCRIPT at the start of the page's head, and marks every script of the page as the server's.
+    """ASGI: inserts LANGUAGE_SCRIPT at the start of the page's head, and marks the page's scripts as the server's.
 
     Gradio adds its own `head` by script, too late. In what it writes into its scripts it escapes "<".
     """

@@ -61,7 +61,7 @@ def _is_open(scope: Scope) -> bool:
 
 
 class SecurityHeaders:
-    """ASGI: tells browsers what the page may load and who may frame it, and caches that they may keep static files only.
+    """ASGI: tells browsers what the page may load, who may frame it, and that they may keep static files only.
 
     scope["persona.nonce"] is what the inline scripts of this answer must carry.
     """

@@ -60,7 +60,7 @@ class UploadCheck:
 
 
 class Arriving:
-    """A visitor's uploads that are under way. bytes: theirs, counted until all have ended, since then files hold them."""
+    """A visitor's uploads that are under way. bytes: of all of them, until the last one has ended."""
 
     def __init__(self) -> None:
         self.requests, self.bytes = 0, 0
@@ -84,8 +84,9 @@ class UploadBody:
             self._require_room(int(length) if length.isdecimal() and len(length) < 20 else 0)
         try:
             self.parser = MultipartParser(options[b"boundary"], {
-                "on_part_begin": self._begin_part, "on_header_field": self._read_name, "on_header_value": self._read_value,
-                "on_header_end": self._end_header, "on_headers_finished": self._check_part, "on_end": self._end,
+                "on_part_begin": self._begin_part, "on_header_field": self._read_name,
+                "on_header_value": self._read_value, "on_header_end": self._end_header,
+                "on_headers_finished": self._check_part, "on_end": self._end,
             })  # fmt: skip
         except FormParserError:
             raise RequestRefused(400, t("This upload cannot be read. Upload the file again.")) from None
@@ -120,8 +121,8 @@ class UploadBody:
             return
         most = quotas.read_quotas().max_disk_mb
         raise RequestRefused(413, t(
-            "Your files here would fill more than the {n} MB that this server has for each visitor; uploaded files count "
-            "for a day. Download what you want to keep, then delete a persona, or upload less. {instead}",
+            "Your files here would fill more than the {n} MB that this server has for each visitor; uploaded files "
+            "count for a day. Download what you want to keep, then delete a persona, or upload less. {instead}",
             n=f"{most:,}", instead=localized(quotas.suggest_alternative()),
         ))  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The cookie of a visitor who has not signed in: SECRET.SIGNATURE, where the server's own key makes the signature.
 
-A value that the server did not make is replaced. Of an earlier version it made a SECRET alone, which counts where it has
-a workspace. Over https the name begins with __Host-, so that no page of a neighbouring name or of plain http can set it.
+A value that the server did not make is replaced. Earlier versions made a SECRET alone, which counts where it has a
+workspace. Over https the name begins with __Host-, so that no neighbouring site and no plain http can set it.
 """
 
 import contextlib

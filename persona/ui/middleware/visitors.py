@@ -175,7 +175,7 @@ class VisitorIsolation:
             self.uploads.popitem(last=False)
 
     def upload_room(self, visitor: str) -> int | None:
-        """Bytes that a visitor's uploads may still have: what the workspace, files to save and uploads leave of the quota.
+        """Bytes that a visitor may still upload: what workspace, files to save and earlier uploads leave of the quota.
 
         The trash is not counted: it is emptied for what needs its room. None: no limit.
         """
