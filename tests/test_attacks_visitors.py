@@ -32,7 +32,8 @@ class Visitor:
     def __init__(self, url: str):
         self.http = httpx.Client(base_url=url, timeout=60)
         self.page = self.http.get("/")
-        self.id = workspaces.visitor_of_secret(self.http.cookies.get(workspaces.VISITOR_COOKIE) or "") or ""
+        secret = (self.http.cookies.get(workspaces.VISITOR_COOKIE) or "").partition(".")[0]
+        self.id = workspaces.visitor_of_secret(secret) or ""
 
     def call(self, number: int, data: list, session: str = "tab", event: object = None) -> dict:
         """A handler by its number, as the page's own script asks for it; the last message of the stream."""
