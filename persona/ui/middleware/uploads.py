@@ -60,7 +60,7 @@ class UploadCheck:
 
 
 class Arriving:
-    """A visitor's uploads that are under way. bytes: of all of them, until the last one has ended."""
+    """A visitor's uploads that are under way. bytes: also of those that have ended meanwhile."""
 
     def __init__(self) -> None:
         self.requests, self.bytes = 0, 0
@@ -78,7 +78,7 @@ class UploadBody:
             raise RequestRefused(400, t("This upload cannot be read. Upload the file again."))
         self.headers, self.app_receive, self.room, self.arriving = headers, receive, room, arriving
         self.refusal: RequestRefused | None = None
-        self.is_whole = False
+        self.is_whole, self.size = False, 0
         self.name, self.value, self.disposition = b"", b"", b""
         if length := headers.get("content-length", ""):
             self._require_room(int(length) if length.isdecimal() and len(length) < 20 else 0)
@@ -99,7 +99,7 @@ class UploadBody:
         try:
             self._check(message)
         except RequestRefused as e:
-            self.refusal = e
+            self.refusal, self.arriving.bytes = e, self.arriving.bytes - self.size
             raise MultiPartException(e.text) from None
         return message
 
@@ -107,6 +107,7 @@ class UploadBody:
         if message["type"] == "http.disconnect":
             raise RequestRefused(400, t("The upload ended early. Upload the file again."))
         data = message.get("body", b"")
+        self.size += len(data)
         self.arriving.bytes += len(data)
         self._require_room(0)
         try:
