@@ -18,6 +18,7 @@ from persona.store.cjk import HAN
 from persona.store.files import (
     expand_home,
     is_file,
+    is_folder,
     lock_folder,
     path_exists,
     read_json,
@@ -182,7 +183,7 @@ def open_by_name(name: Path | str, note: Callable[[str], None] = lambda _: None)
         note(f"{name}: your copy of the example, in {persona.path}")
         return persona
     named = personas_dir() / name
-    return open_persona(named if named.is_dir() else name)
+    return open_persona(named if is_folder(named) else name)
 
 
 def create_persona_at(path: Path, card: PersonaCard, pairs: list[Pair] | None = None) -> Persona:
