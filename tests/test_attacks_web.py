@@ -16,7 +16,9 @@ from persona.compare import conversation, conversation_store
 from persona.store import persona_folder
 from persona.store.persona_folder import PersonaCard
 from persona.ui import app
+from persona.ui.middleware.stack import build_middleware
 from persona.ui.middleware.trusted_hosts import trusted_host_middleware
+from tests.test_attacks_visitors import filled, routes_of
 
 PUBLIC: set[str] = set()  # names that clients and listings may show; an endpoint is added here on purpose or not at all
 
@@ -32,7 +34,7 @@ def served(tmp_path_factory):
         )
         demo = app.build_app()
         _, url, _ = demo.queue().launch(prevent_thread_lock=True, quiet=True, ssr_mode=False,
-                                        app_kwargs={"middleware": trusted_host_middleware("127.0.0.1")}, **app.LAUNCH_OPTIONS)  # fmt: skip
+                                        app_kwargs={"middleware": build_middleware("127.0.0.1")}, **app.LAUNCH_OPTIONS)  # fmt: skip
         with httpx.Client(base_url=url, timeout=30) as client:
             yield demo, client, mine
         demo.close()
@@ -162,12 +164,51 @@ def test_a_page_for_others_and_a_proxy_keep_their_names(monkeypatch):
     assert trusted_host_middleware("127.0.0.1")[0].kwargs["allowed_hosts"] == ["127.0.0.1", "localhost", "mags.example"]
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:3000", "http://127.0.0.1:1"])
+def test_no_route_answers_another_site_or_another_port(origin, served):
+    """On an own machine there is no cookie to be without: whatever a browser here opens can send requests."""
+    demo, client, mine = served
+
+    def check(path, method):
+        body = {"json": {"data": ["Eve"], "fn_index": numbered(demo, "start_persona"), "session_hash": "eve"}}
+        got = client.request(method, path.lstrip("/"), headers={"origin": origin}, **(body if method == "POST" else {}))
+        assert "SECRET-PROMPT" not in got.text
+        assert not [name for name in got.headers if name.startswith("access-control-")]
+        static = path.startswith(("/assets", "/static", "/svelte", "/pwa_icon")) or path.endswith(
+            (".css", ".ico", ".txt", "manifest.json")
+        )
+        assert got.status_code == 403 or (method == "GET" and static)
+
+    check_each([
+        (path, method) for route in routes_of(demo.app.routes) for path in filled(route.path, ["eve"])
+        for method in sorted((getattr(route, "methods", None) or {"GET", "POST"}) & {"GET", "POST"})
+    ], check)  # fmt: skip
+    form = client.post("gradio_api/upload", files={"files": ("x.txt", b"x")}, headers={"origin": origin})
+    assert form.status_code == 403
+    assert [p.name for p in mine.path.parent.iterdir() if not p.name.startswith(".")] == ["mags"]
+
+
+def test_an_upload_without_a_name_is_refused_and_leaves_nothing(served):
+    _, client, _ = served
+    for name in ("", "  ", ".."):
+        got = client.post("gradio_api/upload", files={"files": (name, b"x")})
+        assert got.status_code == 400 and "name" in got.json()["error"]
+
+
+def test_no_header_of_a_proxy_that_is_none_sets_the_pages_address(served):
+    _, client, _ = served
+    lies = {"x-forwarded-host": "evil.example", "x-forwarded-proto": "https", "x-gradio-server": "https://evil.example"}
+    assert client.get("config", headers=lies).json()["root"] == str(client.base_url).rstrip("/")
+    assert "evil.example" not in client.get("", headers=lies).text
+
+
 def test_another_site_is_not_told_that_it_may_ask(served):
     """A browser asks first (preflight) before it sends JSON elsewhere, and sends nothing unless it is allowed."""
     _, client, _ = served
     headers = {"origin": "https://evil.example", "access-control-request-method": "POST",
                "access-control-request-headers": "content-type"}  # fmt: skip
-    assert "access-control-allow-origin" not in client.options("gradio_api/queue/join", headers=headers).headers
+    asked = client.options("gradio_api/queue/join", headers=headers)
+    assert asked.status_code == 403 and "access-control-allow-origin" not in asked.headers
     body = json.dumps({"data": [""], "fn_index": 0, "session_hash": "x"})
     for kind in ("text/plain", "application/x-www-form-urlencoded"):  # what needs no asking
         sent = client.post("gradio_api/queue/join", content=body, headers={"content-type": kind})

@@ -17,11 +17,12 @@ settings only, finite numbers. Whether its shapes fit a base is checked when it 
 """
 
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from persona.errors import AdapterError, InputError, Message
 from persona.models import model_card, trained_tokens
@@ -198,12 +199,35 @@ def _refuse_links(path: Path) -> None:
 
     Links of the Hub's cache are allowed: snapshots/REVISION/FILE → ../../blobs/HASH.
     """
-    allowed = (path.resolve(), path.resolve().parent.parent / "blobs")
     for name in ADAPTER_FILES:
-        if (path / name).is_symlink() and (path / name).resolve().parent not in allowed:
-            raise AdapterError(
-                "{path}: {name} is a link to another place. Copy the file itself there.", path=path.name, name=name
-            )
+        if (path / name).is_symlink() and (path / name).resolve().parent not in _own_folders(path):
+            raise _link_error(path / name)
+
+
+def _own_folders(path: Path) -> tuple[Path, Path]:
+    return path.resolve(), path.resolve().parent.parent / "blobs"
+
+
+def _link_error(file: Path) -> AdapterError:
+    return AdapterError(
+        "{path}: {name} is a link to another place. Copy the file itself there.", path=file.parent.name, name=file.name
+    )
+
+
+def open_adapter_file(file: Path) -> BinaryIO:
+    """A file of an adapter, open for reading. Raises AdapterError where it has become a link out of its folder.
+
+    What has been opened is examined, and not the name again: that can be changed between a check and its use.
+    """
+    opened = file.open("rb")
+    try:
+        real = file.resolve()
+        if real.parent in _own_folders(file.parent) and os.path.samestat(os.fstat(opened.fileno()), real.lstat()):
+            return opened
+    except OSError:
+        pass
+    opened.close()
+    raise _link_error(file)
 
 
 def _check_settings(name: str, settings: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from persona.models.adapter import (
     PICKLE_SUFFIXES,
     WEIGHTS_FILE,
     Adapter,
+    open_adapter_file,
     read_adapter,
 )
 from persona.share.secrets import refuse_secrets
@@ -51,11 +52,13 @@ def pack_adapter(adapter: Path, out: Path) -> Path:
                 for file in list_adapter_files(adapter):
                     # stored, not deflated: another zlib would give other bytes, and weights hardly shrink
                     info = zipfile.ZipInfo(f"{top}/{file.name}")  # dated 1980
-                    info.file_size = file.stat().st_size  # above 2 GB, zipfile needs to know before it starts
                     info.external_attr = (stat.S_IFREG | 0o644) << 16
                     info.create_system = 3
-                    with file.open("rb") as source, archive.open(info, "w") as target:
-                        shutil.copyfileobj(source, target, 1 << 20)
+                    with open_adapter_file(file) as source:
+                        # above 2 GB, zipfile needs to know before it starts
+                        info.file_size = os.fstat(source.fileno()).st_size
+                        with archive.open(info, "w") as target:
+                            shutil.copyfileobj(source, target, 1 << 20)
             Path(temporary).replace(out)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -100,7 +103,8 @@ def copy_adapter(folder: Path, into: Path) -> Path:
             copy = Path(scratch) / folder.name
             copy.mkdir()
             for file in list_adapter_files(folder):
-                shutil.copyfile(file, copy / file.name)
+                with open_adapter_file(file) as source, (copy / file.name).open("xb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
             return _move_into_place(copy, into)
     except OSError as e:
         raise ShareError(explain_disk_error(into, e)) from e

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from persona.errors import Message, ShareError
 from persona.models import base as bases
 from persona.models import bundled, download, model_card
-from persona.models.adapter import ADAPTER_FILES, WEIGHTS_FILE, Adapter
+from persona.models.adapter import ADAPTER_FILES, WEIGHTS_FILE, Adapter, open_adapter_file
 from persona.share import archive
 from persona.share.archive import check_adapter_folder, list_adapter_files, refuse_secrets_in
 from persona.share.hub_errors import retry, translate_errors
@@ -168,7 +168,13 @@ def _commit_files(api: Any, repo: str, adapter: Path, message: str) -> str:
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    add = {file.name: CommitOperationAdd(file.name, file) for file in list_adapter_files(adapter)}
+    def content(file: Path) -> Path | bytes:
+        if file.name == WEIGHTS_FILE:  # too large to be read at once
+            return file
+        with open_adapter_file(file) as opened:
+            return opened.read()
+
+    add = {file.name: CommitOperationAdd(file.name, content(file)) for file in list_adapter_files(adapter)}
     readme = adapter / "README.md"
     if readme.is_file():
         text = model_card.adapt_card_for_hub(readme.read_text(encoding="utf-8"), repo)

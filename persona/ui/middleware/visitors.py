@@ -146,9 +146,11 @@ class VisitorIsolation:
 
     def require_file(self, path: str, visitor: str) -> None:
         """Raises RequestRefused unless the file was uploaded by this visitor, or made for them to download."""
-        file, folder = os.path.abspath(path), os.path.abspath(get_upload_folder())  # noqa: PTH100  (links stay)
+        file, folder = os.path.abspath(path), os.path.abspath(get_upload_folder())  # noqa: PTH100
         downloads = os.path.join(folder, visitor) + os.sep  # noqa: PTH118
-        if not file.startswith(downloads) and visitor not in self.uploads.get(file, ()):
+        is_own = file.startswith(downloads) or visitor in self.uploads.get(file, ())
+        # below the folder there are no links; one that somebody put there is not followed
+        if not is_own or os.path.realpath(file) != os.path.realpath(folder) + file.removeprefix(folder):
             raise RequestRefused(403, t("This file does not belong to you. Upload it again, or create it again."))
 
     def record_uploads_from(self, visitor: str, send: Send) -> Send:

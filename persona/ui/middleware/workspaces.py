@@ -109,7 +109,7 @@ def move_to_account(guest: str, account: str) -> None:
         return
     for name in ("personas", "adapters"):
         for item in sorted((old / name).glob("*")):
-            if has_active_run(item) or item.name.startswith("."):
+            if item.is_symlink() or item.name.startswith(".") or has_active_run(item):
                 continue
             with workspace.as_visitor(account):
                 target = persona_folder.free_path(item.name) if name == "personas" else new / name / item.name
