@@ -58,27 +58,3 @@ def test_two_visitors_work_side_by_side(browser, shared, own_server):
         listed = page.locator("[role=option]").all_inner_texts()
         assert any(name in x for x in listed) and not any(other in x for x in listed)
     assert [errors for _, errors in opened] == [[], []]
-
-
-@pytest.mark.parametrize("markup", [
-    "<img src=x onerror='window.hit = 1'>", "<svg onload='window.hit = 1'></svg>", "<img src='https://evil.example/x.png'>",
-    "<iframe srcdoc='<script>parent.hit = 1</script>'></iframe>", "<object data='https://evil.example/x'></object>",
-    "<script src='https://evil.example/x.js'></script>", "<form action='https://evil.example/'><button>x</button></form>",
-])  # fmt: skip
-def test_the_browser_refuses_what_a_text_of_somebody_else_could_bring(markup, browser, page_server):
-    """If some component ever showed a text as HTML: the policy of the page is behind it."""
-    page, errors = open_page(browser, page_server.url)
-    page.wait_for_selector("#brand")
-    assert errors == []
-    asked = []
-    page.on("request", lambda request: asked.append(request.url) if "evil.example" in request.url else None)
-    page.evaluate("""html => {
-        document.body.append(document.createRange().createContextualFragment(html));
-        document.querySelector("form[action*=evil] button")?.click();
-    }""", markup)  # fmt: skip
-    wait_until(lambda: bool(errors) or page.wait_for_timeout(100))
-    assert (
-        "Content Security Policy" in errors[0]
-        and page.evaluate("window.hit") is None
-        and page.url.startswith(page_server.url)
-    )
