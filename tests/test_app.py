@@ -30,6 +30,9 @@ runpy.run_path("app.py", run_name="__main__")
 """
 
 
+OUTER, INNER = ["SecurityHeaders", "ProxyHeaders"], ["UploadCheck", "LanguageScriptMiddleware"]
+
+
 def start(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
     own = {k: v for k, v in os.environ.items() if not k.startswith(("GRADIO", "SPACE", "PERSONA_"))}
     return subprocess.run(list(map(str, words)), env={**own, "PYTHONPATH": str(PROJECT_DIR), **env}, cwd=PROJECT_DIR,
@@ -63,7 +66,7 @@ def test_options_beat_variables(tmp_path):
     done = start(sys.executable, "-c", STARTED, *words, **env)
     assert json.loads(done.stdout.splitlines()[-1]) == {
         "host": "localhost", "port": 8123, "share": False, "api": True, "home": str(tmp_path / "option"),
-        "middleware": ["TrustedHostMiddleware", "LanguageScriptMiddleware"], "shared": False,
+        "middleware": [*OUTER, "TrustedHostMiddleware", "OriginCheck", *INNER], "shared": False,
     }, done.stderr  # fmt: skip
 
 
@@ -73,5 +76,5 @@ def test_a_public_link_makes_a_shared_server(tmp_path):
     done = start(sys.executable, "-c", STARTED, "--share", PORT="8123", PERSONA_HOME=str(tmp_path))
     assert json.loads(done.stdout.splitlines()[-1]) == {
         "host": "127.0.0.1", "port": 8123, "share": True, "api": False, "home": str(tmp_path),
-        "middleware": ["VisitorIsolation", "LanguageScriptMiddleware"], "shared": True,
+        "middleware": [*OUTER, "OriginCheck", "VisitorIsolation", *INNER], "shared": True,
     }, done.stderr  # fmt: skip

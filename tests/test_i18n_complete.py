@@ -95,15 +95,13 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
         "middleware/workspaces.py": {"%s: could not be removed (%s)", "The idle workspaces could not be swept"},
     },
     "a regular expression": {"middleware/workspaces.py": {"[A-Za-z0-9_-]{43}"}},
-    "header lines": {
-        "middleware/visitors.py": {"SameSite=Lax",
-                      f"{HOLE}={HOLE}; Path=/; Max-Age={HOLE}; HttpOnly; {HOLE}"},
-    },
 }  # fmt: skip
 CODE = {
     "i18n.py": "scripts for the browser",
     "theme.py": "names of fonts",
     "middleware/trusted_hosts.py": "header lines",
+    "middleware/origins.py": "header lines",
+    "middleware/visitor_cookie.py": "header lines",
     "middleware/language.py": "a script for the browser",
 }
 # arguments that hold no text for a reader

@@ -22,43 +22,6 @@ from persona.ui.middleware.refusal import RequestRefused
 UPLOAD_PATH = "/gradio_api/upload"
 
 
-class UploadCheck:
-    """ASGI. scope["persona.upload_room"]: a function that gives the bytes a visitor has left; missing: no limit."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-        self.arriving: dict[str, Arriving] = {}  # by visitor
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"].rstrip("/") != UPLOAD_PATH:
-            await self.app(scope, receive, send)
-            return
-        set_request_headers(Headers(scope=scope))
-        visitor = scope.get("persona.visitor") or ""
-        arriving = self.arriving.setdefault(visitor, Arriving())
-        arriving.requests += 1
-        try:
-            room = await asyncio.to_thread(scope["persona.upload_room"]) if "persona.upload_room" in scope else None
-            await self._pass_on(scope, UploadBody(Headers(scope=scope), receive, room, arriving), send)
-        except RequestRefused as e:
-            await JSONResponse({"detail": e.text, "error": e.text}, e.status)(scope, receive, send)
-        finally:
-            arriving.requests -= 1
-            if not arriving.requests:
-                self.arriving.pop(visitor, None)
-
-    async def _pass_on(self, scope: Scope, body: "UploadBody", send: Send) -> None:
-        """Raises RequestRefused in place of whatever the app answers to a body that is refused."""
-
-        async def send_unless_refused(message: Message) -> None:
-            if not body.refusal:
-                await send(message)
-
-        await self.app(scope, body.receive, send_unless_refused)
-        if body.refusal:
-            raise body.refusal
-
-
 class Arriving:
     """A visitor's uploads that are under way. bytes: also of those that have ended meanwhile."""
 
@@ -152,3 +115,40 @@ class UploadBody:
 
     def _end(self) -> None:
         self.is_whole = True
+
+
+class UploadCheck:
+    """ASGI. scope["persona.upload_room"]: a function that gives the bytes a visitor has left; missing: no limit."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.arriving: dict[str, Arriving] = {}  # by visitor
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"].rstrip("/") != UPLOAD_PATH:
+            await self.app(scope, receive, send)
+            return
+        set_request_headers(Headers(scope=scope))
+        visitor = scope.get("persona.visitor") or ""
+        arriving = self.arriving.setdefault(visitor, Arriving())
+        arriving.requests += 1
+        try:
+            room = await asyncio.to_thread(scope["persona.upload_room"]) if "persona.upload_room" in scope else None
+            await self._pass_on(scope, UploadBody(Headers(scope=scope), receive, room, arriving), send)
+        except RequestRefused as e:
+            await JSONResponse({"detail": e.text, "error": e.text}, e.status)(scope, receive, send)
+        finally:
+            arriving.requests -= 1
+            if not arriving.requests:
+                self.arriving.pop(visitor, None)
+
+    async def _pass_on(self, scope: Scope, body: UploadBody, send: Send) -> None:
+        """Raises RequestRefused in place of whatever the app answers to a body that is refused."""
+
+        async def send_unless_refused(message: Message) -> None:
+            if not body.refusal:
+                await send(message)
+
+        await self.app(scope, body.receive, send_unless_refused)
+        if body.refusal:
+            raise body.refusal
