@@ -39,9 +39,10 @@ class UploadBody:
         kind, options = parse_options_header(headers.get("content-type", ""))
         if kind != b"multipart/form-data" or b"boundary" not in options:
             raise RequestRefused(400, t("This upload cannot be read. Upload the file again."))
-        self.headers, self.app_receive, self.room, self.arriving = headers, receive, room, arriving
+        self.app_receive, self.room, self.arriving = receive, room, arriving
         self.refusal: RequestRefused | None = None
-        self.is_whole, self.size = False, 0
+        self.is_whole = self.is_over = False  # the last part has ended, the request has ended
+        self.size = 0
         self.name, self.value, self.disposition = b"", b"", b""
         if length := headers.get("content-length", ""):
             self._require_room(int(length) if length.isdecimal() and len(length) < 20 else 0)
@@ -57,7 +58,7 @@ class UploadBody:
     async def receive(self) -> Message:
         """The next message of the request. Raises MultiPartException, and sets `refusal`, when it is refused."""
         message = await self.app_receive()
-        if self.is_whole:
+        if self.is_over:
             return message  # the disconnect, when it comes
         try:
             self._check(message)
@@ -77,7 +78,8 @@ class UploadBody:
             self.parser.write(data)
         except FormParserError:
             raise RequestRefused(400, t("This upload cannot be read. Upload the file again.")) from None
-        if not message.get("more_body") and not self.is_whole:
+        self.is_over = not message.get("more_body")
+        if self.is_over and not self.is_whole:
             raise RequestRefused(400, t("The upload ended early. Upload the file again."))
 
     def _require_room(self, more: int) -> None:
