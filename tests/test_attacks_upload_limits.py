@@ -2,12 +2,12 @@
 
 import os
 import socket
-import time
 from pathlib import Path
 
 import httpx
 import pytest
 from cases import check_each
+from waiting import wait_for
 
 from persona.store import persona_folder, workspace
 from persona.store.persona_folder import PersonaCard
@@ -76,13 +76,6 @@ class OpenUpload:
         """What the server answers."""
         self.socket.sendall(b"%x\r\n%s\r\n0\r\n\r\n" % (len(TAIL), TAIL))
         return self.socket.recv(65_536)
-
-
-def wait_for(done) -> None:
-    end = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
 
 
 def test_bytes_are_counted_and_not_believed(server, visitor):

@@ -212,7 +212,7 @@ def test_the_browser_refuses_what_a_text_of_somebody_else_could_bring(markup, br
         document.body.append(document.createRange().createContextualFragment(html));
         document.querySelector("form[action*=evil] button")?.click();
     }""", markup)  # fmt: skip
-    wait_until(lambda: bool(errors) or page.wait_for_timeout(100))
+    wait_for(lambda: bool(errors) or page.wait_for_timeout(100))
     assert (
         "Content Security Policy" in errors[0]
         and page.evaluate("window.hit") is None
