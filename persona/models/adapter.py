@@ -200,7 +200,11 @@ def _refuse_links(path: Path) -> None:
     Links of the Hub's cache are allowed: snapshots/REVISION/FILE → ../../blobs/HASH.
     """
     for name in ADAPTER_FILES:
-        if (path / name).is_symlink() and (path / name).resolve().parent not in _own_folders(path):
+        try:
+            leads_out = (path / name).is_symlink() and (path / name).resolve().parent not in _own_folders(path)
+        except OSError:  # it is changed at this moment
+            leads_out = True
+        if leads_out:
             raise _link_error(path / name)
 
 
