@@ -222,7 +222,8 @@ def reap_children() -> None:
 
 def _log_killed(run: Run) -> None:
     """SIGKILL is most often Linux's out-of-memory killer; the process itself could log nothing."""
-    if run.progress().status != "interrupted":
+    waited = any(ticket.run == run for ticket in queue.list_tickets())
+    if waited or run.progress().status != "interrupted":
         return
     changes = oom_recovery.propose_changes(run.config(), MemoryError())
     message = Message(
