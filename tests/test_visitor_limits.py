@@ -1,11 +1,15 @@
 """What a visitor of a shared server may, and how long their work is kept there."""
 
 import os
+import threading
 import time
 from dataclasses import replace
 
+import gradio as gr
+import httpx
 import psutil
 import pytest
+from waiting import wait_for
 
 from persona.compare import conversation, conversation_store
 from persona.errors import InputError
@@ -19,6 +23,7 @@ from persona.ui import page
 from persona.ui.app import retention_notice
 from persona.ui.middleware import visitors as ui_middleware_visitors
 from persona.ui.middleware import workspaces
+from persona.ui.middleware.stack import build_middleware
 from tests.test_workspaces import ANN, BEN, PAIRS, persona_of, run_of
 
 DAY = 86_400.0
@@ -212,3 +217,30 @@ def test_the_page_says_until_when(language, day, shared, monkeypatch):
     monkeypatch.setenv("PERSONA_KEEP_DAYS", "0")
     with workspace.as_visitor(ANN):
         assert retention_notice() == ""
+
+
+def test_more_requests_at_a_time_than_a_visitor_may(shared, monkeypatch, tmp_path):
+    """Through Gradio's own queue: what waits counts until it is done, and other visitors are not counted."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    monkeypatch.setattr(ui_middleware_visitors, "MAX_EVENTS", 3)
+    release = threading.Event()
+    with gr.Blocks() as demo:
+        asked = gr.Number()
+        asked.input(lambda n: release.wait(30) and n, asked, None, trigger_mode="multiple", concurrency_limit=2)
+    _, url, _ = demo.queue().launch(prevent_thread_lock=True, quiet=True, ssr_mode=False,
+                                    app_kwargs={"middleware": build_middleware("127.0.0.1")})  # fmt: skip
+
+    def ask(visitor: httpx.Client, tab: str) -> httpx.Response:
+        return visitor.post("gradio_api/queue/join", json={"data": [1], "fn_index": 0, "session_hash": tab})
+
+    try:
+        ann, ben = httpx.Client(base_url=url), httpx.Client(base_url=url)
+        for visitor in (ann, ben):
+            visitor.get("/")
+        assert [ask(ann, tab).status_code for tab in ("one", "two", "one", "three")] == [200, 200, 200, 429]
+        assert "More than 3 requests of yours" in ask(ann, "one").text and ask(ben, "one").status_code == 200
+        release.set()
+        wait_for(lambda: ask(ann, "one").status_code == 200, what="a place for one more")
+    finally:
+        release.set()
+        demo.close()

@@ -33,6 +33,7 @@ from persona.ui.middleware.origins import is_static
 from persona.ui.middleware.refusal import RequestRefused
 
 MAX_EVENT_BYTES = 32_000_000  # of an event; files are uploaded by another route
+MAX_EVENTS = 50  # of a visitor that wait or are handled at a time: a switch of persona takes about ten
 MAX_UPLOADS = 100_000  # whose owner is remembered; an older file has to be uploaded again
 API_PREFIX = "/gradio_api/"
 PUBLIC_PATHS = (
@@ -125,6 +126,10 @@ class VisitorIsolation:
             scope["persona.upload_room"] = partial(self.upload_room, visitor)
             _prefix_query_values(scope, "upload_id", prefix)
             return receive, self.record_uploads_from(visitor, send)
+        if _count_events(scope, prefix) >= MAX_EVENTS:
+            raise RequestRefused(
+                429, t("More than {n} requests of yours are being handled. Wait until some are done.", n=MAX_EVENTS)
+            )
         return await self.check_event(scope, receive, visitor, prefix), send
 
     async def check_event(self, scope: Scope, receive: Receive, visitor: str, prefix: str) -> Receive:
@@ -234,6 +239,12 @@ def _with_cookie(scope: Scope, send: Send) -> Send:
         await send(message)
 
     return send_with_cookie
+
+
+def _count_events(scope: Scope, prefix: str) -> int:
+    """How many events wait or are handled, of the tabs whose names begin with `prefix`."""
+    blocks = scope["app"].get_blocks()
+    return sum(str(event.session_hash).startswith(prefix) for event in list(blocks._queue.event_ids_to_events.values()))
 
 
 def _prefix_query_values(scope: Scope, key: str, prefix: str) -> None:
