@@ -28,6 +28,7 @@ from persona.errors import AdapterError, InputError, Message
 from persona.models import model_card, trained_tokens
 from persona.models.base import Base
 from persona.models.model_card import LOSS_PICTURE
+from persona.models.safetensors_header import check_safetensors_header
 from persona.store.files import fsync_folder, read_json, replace_folder, require_regular_file, to_json, write_atomic
 from persona.store.persona_folder import PersonaCard, parse_card
 from persona.template.chat_template import ChatTemplate
@@ -44,6 +45,7 @@ ADAPTER_FILES = (
     LOSS_PICTURE,
 )
 MAX_ADAPTER_BYTES = 4_000_000_000
+MAX_PATTERNS = 500  # layers with a rank or alpha of their own; PEFT compares each with each layer, as an expression
 MAX_TEMPLATE_BYTES = 1_000_000  # the sandbox renders fewer characters still
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _DTYPES = ("torch.float32", "torch.bfloat16", "torch.float16")
@@ -250,9 +252,14 @@ def _check_settings(name: str, settings: dict[str, Any]) -> None:
     for key, is_valid in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
         pattern = settings.get(key, {})
         # PEFT matches the names as regular expressions, and a hostile one would run for years
-        if not isinstance(pattern, dict) or not all(_LAYER.fullmatch(k) and is_valid(v) for k, v in pattern.items()):
+        if (
+            not isinstance(pattern, dict)
+            or len(pattern) > MAX_PATTERNS
+            or not all(_LAYER.fullmatch(k) and is_valid(v) for k, v in pattern.items())
+        ):
             raise AdapterError(
-                "{name}/adapter_config.json: {key}={pattern} does not give layers a number each.",
+                "{name}/adapter_config.json: {key}={pattern} does not give up to {limit} layers a number each.",
+                limit=MAX_PATTERNS,
                 name=name,
                 key=key,
                 pattern=f"{pattern!r:.60}",
@@ -297,6 +304,7 @@ def _check_weights(file: Path) -> None:
 
     if file.stat().st_size > MAX_ADAPTER_BYTES:
         raise AdapterError("{file}: {size:.1f} GB is no LoRA adapter.", file=file.name, size=file.stat().st_size / 1e9)
+    check_safetensors_header(file)
     try:
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118  (not a dict)

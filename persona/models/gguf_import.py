@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from persona.errors import BaseError, Message
+from persona.models.gguf_header import check_gguf_header
 from persona.models.progress_callback import ProgressCallback
 from persona.models.quiet import quiet_transformers
 from persona.store.files import explain_disk_error, hash_file, to_json, write_atomic
@@ -31,6 +32,8 @@ def convert_gguf(source: Path | Callable[[Path], None], name: str, digest: str, 
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise BaseError(explain_disk_error(target.parent, e)) from e
+    if isinstance(source, Path):
+        check_gguf_header(source)
     with FileLock(f"{target}.lock"):
         if (target / "base.json").is_file():
             return target
@@ -80,7 +83,7 @@ def _dequantize(gguf: Path, out: Path, name: str, progress: ProgressCallback) ->
             gc.collect()
             progress(Message("Opening {name} for the first time: building its tokenizer …", name=name))
             AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
-    except (ValueError, KeyError, OSError, NotImplementedError) as e:
+    except Exception as e:  # damaged in any of a hundred ways, each with an exception of its own
         raise BaseError(
             "{gguf}: this GGUF cannot be opened ({kind}: {reason}).", gguf=gguf.name, kind=type(e).__name__, reason=e
         ) from e

@@ -22,6 +22,7 @@ TITLE = "Character card: V1, V2, V3 (JSON, PNG)"
 
 SPECS = ("chara_card_v2", "chara_card_v3")
 MAX_BYTES = 50_000_000
+MAX_TEXT = 10_000_000  # characters of a card's JSON; small lists in it take thirty times their text
 MAX_PIXELS = 25_000_000  # 5,000 × 5,000; Pillow decodes them all before it reads the text behind them
 FIELD_LIMITS = {"name": MAX_NAME, "system": MAX_SYSTEM, "greeting": MAX_GREETING}
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -78,11 +79,7 @@ def _load(source: SourceFile) -> dict[str, Any]:
     """The card's fields. Raises InputError."""
     try:
         if source.path.stat().st_size > MAX_BYTES:
-            raise InputError(
-                "{source}: more than {limit:,.0f} MB, which is no character card.",
-                source=source.name,
-                limit=MAX_BYTES / 1e6,
-            )
+            raise _too_large(source)
         if source.bytes(8) == PNG:
             chunks = _png_texts(source)
             if not chunks:
@@ -92,6 +89,13 @@ def _load(source: SourceFile) -> dict[str, Any]:
             text = base64.b64decode(chunks[min(chunks, key=PNG_TEXT_KEYS.index)]).decode("utf-8")
         else:
             text = source.path.read_text(encoding=source.encoding, errors="backslashreplace")
+        if len(text) > MAX_TEXT:
+            raise InputError(
+                "{source}: a card of {count:,} characters, where {limit:,} is the limit. Shorten it.",
+                source=source.name,
+                count=len(text),
+                limit=MAX_TEXT,
+            )
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()
     except InputError:
@@ -112,10 +116,18 @@ def _load(source: SourceFile) -> dict[str, Any]:
     return value["data"] if value.get("spec") in SPECS and isinstance(value.get("data"), dict) else value
 
 
+def _too_large(source: SourceFile) -> InputError:
+    return InputError(
+        "{source}: more than {limit:,.0f} MB, which is no character card.", source=source.name, limit=MAX_BYTES / 1e6
+    )
+
+
 def _png_texts(source: SourceFile) -> dict[str, str]:
     """The PNG's text chunks that hold a character. Raises InputError when it is damaged."""
     from PIL import Image
 
+    if source.path.stat().st_size > MAX_BYTES:
+        raise _too_large(source)
     width, height = struct.unpack(">II", source.bytes(24)[16:].ljust(8, b"\0"))
     if width * height > MAX_PIXELS:
         raise InputError(
@@ -151,7 +163,7 @@ def _card(data: dict[str, Any], source: SourceFile) -> tuple[PersonaCard, list[s
     language = (
         "zh" if _is_chinese("".join(_field(data, k) for k in ("description", "personality", "first_mes"))) else ""
     )
-    called = _field(data, "nickname") or full
+    called = _called(data, full)
     parts: list[str] = []
     for field, heading in HEADINGS[language].items():
         if text := _replace_placeholders(_field(data, field).replace("{{original}}", "").strip(), called, language):
@@ -171,6 +183,11 @@ def _card(data: dict[str, Any], source: SourceFile) -> tuple[PersonaCard, list[s
         source=f"character card {source.name}",
     )
     return card, notes
+
+
+def _called(data: dict[str, Any], name: str) -> str:
+    """What stands for {{char}}."""
+    return (_field(data, "nickname") or name)[:MAX_NAME]
 
 
 def _truncate(text: str, room: int, field: str, notes: list[str]) -> str:
@@ -205,20 +222,21 @@ def _replace_placeholders(text: str, name: str, language: str) -> str:
 
 def _blocks(text: str) -> Iterator[tuple[int, str]]:
     """(line, text) of each example between two <START>."""
-    at = 0
-    for end in [*(m for m in _START.finditer(text)), None]:
+    at, line = 0, 1
+    for end in [*_START.finditer(text), None]:
         block = text[at : end.start() if end else len(text)]
         if block.strip():
-            yield text.count("\n", 0, at) + 1, block
+            yield line, block
+        line += block.count("\n")
         at = end.end() if end else at
 
 
 def _dialogue_turns(line: int, block: str, data: dict[str, Any], card: PersonaCard) -> list[tuple[str, int, str]]:
     """(side, line, text) of each turn; a line without a speaker continues the turn before it."""
-    names = {re.escape(n) for n in (_field(data, "name"), _field(data, "nickname")) if n}
+    names = {re.escape(n[:MAX_NAME]) for n in (_field(data, "name"), _field(data, "nickname")) if n}
     user, char = rf"{_USER.pattern}|user|用户", rf"{_CHAR.pattern}|{'|'.join(names)}"
     begins = re.compile(rf"\s*(?:(?P<user>{user})|(?P<char>{char}))\s*[:：]\s*(?P<text>.*)", re.I)
-    called = _field(data, "nickname") or card.name
+    called = _called(data, card.name)
     said: list[tuple[str, int, list[str]]] = []
     for number, text in enumerate(block.split("\n"), line):
         if match := begins.match(text):

@@ -1,6 +1,7 @@
 """A conversation, a list of turns under whatever names, as one pair: its last reply, and what was said before it."""
 
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,4 @@ def _turn_text(value: Any, number: int) -> str:
 
 def _merge_turns(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Turns of one side that follow each other as one turn."""
-    merged: list[tuple[str, str]] = []
-    for side, text in turns:
-        if merged and merged[-1][0] == side:
-            merged[-1] = (side, f"{merged[-1][1]}\n{text}")
-        else:
-            merged.append((side, text))
-    return merged
+    return [(side, "\n".join(text for _, text in same)) for side, same in groupby(turns, key=lambda turn: turn[0])]

@@ -8,14 +8,13 @@ from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 
 from persona.errors import Message
-from persona.store.pairs import MAX_CHARACTERS
 from persona.write.importers import SkippedRow
 from persona.write.importers.speaker_turns import (
     NO_LINE_IN_SCENE,
+    GrowingSpeech,
     Speech,
     SpeechEvent,
     SpeechGap,
-    join_lines,
     normalize_name,
 )
 
@@ -28,13 +27,14 @@ TITLE_PAGE = re.compile(
 )
 NO_TEXT = re.compile(r"(?:\d{1,4}\.?|\(?CONTINUED\)?:?|\(MORE\))$")
 CHARACTER_CUE = re.compile(r"[^\W\d_a-z][^!?\"“”:;{}<>|=*_]{0,39}$")
+MAX_CUE = 200  # characters of a name with its remarks in brackets
 NOT_A_NAME = re.compile(r"(?:[.,…—–-]|\.{2,})$")
 ABBREVIATION = re.compile(r"\b(?:MR|MRS|MS|DR|ST|JR|SR|[A-Z])\.$")
 
 
 def parse_cue(line: str, following: str) -> str:
     """The character name in a line above a speech, else ""."""
-    if not following.strip():
+    if len(line) > MAX_CUE or not following.strip():
         return ""
     text = line.strip().removesuffix("^").rstrip()
     forced = text.startswith("@")
@@ -51,29 +51,30 @@ def parse_cue(line: str, following: str) -> str:
 
 def read_fountain_events(lines: Iterable[tuple[int, str]], known: Collection[str]) -> Iterator[SpeechEvent]:
     """known: normalized names; only such a name may stand directly below another line."""
-    at, who, dual, said = 0, "", False, ""
-    blank = True
+    held: GrowingSpeech | None = None
+    blank, said = True, False  # said: something stands under the name already
     for number, raw, following in _with_next_line(_without_comments(lines)):
         if isinstance(raw, SkippedRow):
             yield raw
             continue
         line = raw.strip()
-        name = parse_cue(line, following) if not who or said or blank else ""
+        name = parse_cue(line, following) if not held or said or blank else ""
         name = name if blank or normalize_name(name) in known or line.startswith("@") else ""
-        separator = None if name else _separator(number, line, bool(who))
-        if who and not name and not separator and (line or raw == "  "):  # two spaces: an empty line within a speech
-            if len(said) <= MAX_CHARACTERS and not NO_TEXT.match(line):
-                said = join_lines(said, line.removeprefix("~"))
+        separator = None if name else _separator(number, line, bool(held))
+        if held and not name and not separator and (line or raw == "  "):  # two spaces: an empty line within a speech
+            if not NO_TEXT.match(line):
+                held.add(line.removeprefix("~"))
+                said = said or bool(line.removeprefix("~"))
             blank = False
             continue
-        if who:
-            yield Speech(at, who, said, dual=dual)
-        at, who, dual, said = number, name, bool(name) and line.endswith("^"), ""
+        if held:
+            yield held.finish()
+        held, said = GrowingSpeech(Speech(number, name, "", dual=line.endswith("^"))) if name else None, False
         if separator:
             yield separator
         blank = not line
-    if who:
-        yield Speech(at, who, said, dual=dual)
+    if held:
+        yield held.finish()
 
 
 def _separator(number: int, line: str, within: bool) -> SpeechGap | None:

@@ -7,6 +7,7 @@ ends it, and the SkippedRow says where, and that nothing after it was read.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, groupby, islice
 from typing import Any, NoReturn
@@ -80,8 +81,7 @@ class _RejectedJson(InputError):
 def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(items)
     if len(made) != len(items):
-        keys = [k for k, _ in items]
-        twice = next(k for k in keys if keys.count(k) > 1)
+        twice = next(k for k, times in Counter(k for k, _ in items).items() if times > 1)
         raise _RejectedJson("key {key} stands there twice", key=f"{twice!r:.40}")
     return made
 

@@ -6,13 +6,13 @@ A file is read twice, because only a known name shows that 甄嬛低声道 is �
 """
 
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 from persona.errors import Message
-from persona.store.pairs import MAX_CHARACTERS
 from persona.write.importers import ImportItem, ImportOptions, SkippedRow, SourceSurvey
 from persona.write.importers.quote_attribution import (
     PRONOUN,
@@ -24,6 +24,7 @@ from persona.write.importers.quote_attribution import (
 )
 from persona.write.importers.screenplay import is_scene_break
 from persona.write.importers.speaker_turns import (
+    GrowingSpeech,
     SpeakerNames,
     Speech,
     SpeechEvent,
@@ -49,7 +50,7 @@ class Paragraph:
     starts: tuple[tuple[int, int], ...]
 
     def line(self, at: int) -> int:
-        return [number for start, number in self.starts if start <= at][-1]
+        return self.starts[bisect_right(self.starts, at, key=lambda start: start[0]) - 1][1]
 
 
 def sniff(source: SourceFile) -> float:
@@ -103,22 +104,21 @@ def _collect_names(source: SourceFile) -> KnownNames:
 
 def read_novel_events(rows: Iterable[Paragraph], known: KnownNames) -> Iterator[SpeechEvent]:
     silent = 0
-    held: Speech | None = None  # unclosed: goes on in the next paragraph if that begins with a quotation mark
+    held: GrowingSpeech | None = None  # unclosed: goes on in the next paragraph if that begins with a quotation mark
     for paragraph in rows:
         text = paragraph.text
         found = [q for q in find_quotations(text) if is_speech(text, q)]
         if held:
             first = found[0] if found and not text[: found[0].start - 1].strip() else None
             if not first:
-                yield SkippedRow(held.line, Message("its quotation mark is never closed"), held.text)
-                yield SpeechGap(held.line, Message("the line before it has no end"))
+                yield _never_closed(held)
+                yield SpeechGap(held.speech.line, Message("the line before it has no end"))
                 held = None
-            elif len(held.text) <= MAX_CHARACTERS:
-                held = replace(held, text=join_lines(held.text, text[first.start : first.end].strip()))
-            if held and first:
+            else:
+                held.add(text[first.start : first.end].strip())
                 found = found[1:]
                 if first.closed:
-                    yield held
+                    yield held.finish()
                     held = None
         if is_scene_break(text) or not found:
             silent += 1
@@ -133,11 +133,16 @@ def read_novel_events(rows: Iterable[Paragraph], known: KnownNames) -> Iterator[
         silent = 0
         for event, closed in _speeches(paragraph, found, known):
             if isinstance(event, Speech) and not closed:
-                held = event
+                held = GrowingSpeech(event)
             else:
                 yield event
     if held:
-        yield SkippedRow(held.line, Message("its quotation mark is never closed"), held.text)
+        yield _never_closed(held)
+
+
+def _never_closed(held: GrowingSpeech) -> SkippedRow:
+    speech = held.finish()
+    return SkippedRow(speech.line, Message("its quotation mark is never closed"), speech.text)
 
 
 def _speeches(paragraph: Paragraph, found: list[Quotation], known: KnownNames) -> Iterator[tuple[SpeechEvent, bool]]:

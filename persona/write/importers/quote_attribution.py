@@ -8,6 +8,7 @@ from persona.store.cjk import HAN
 from persona.write.importers.speaker_turns import UNSPACED_SCRIPT
 
 QUOTATION_MARKS = {"“": "”", "「": "」", "『": "』", '"': '"', "‘": "’"}
+CLOSING_NOT_APOSTROPHE = re.compile(r"(?<=[.!?,;…—。！？，；])’(?!\w)")
 MAX_DISTANCE = 80  # characters beside a quotation that are searched for its speaker
 PRONOUN = "?"  # the speaker is named by a pronoun only
 
@@ -54,14 +55,14 @@ class KnownNames:
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = frozenset(names)
-        self._firsts = frozenset(name[0] for name in self.names)
-        self._longest = max(map(len, self.names), default=0)
+        lengths: dict[str, set[int]] = {}
+        for name in self.names:
+            lengths.setdefault(name[0], set()).add(len(name))
+        self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
 
     def at(self, text: str, at: int = 0) -> str:
         """The longest name at this offset, or ""."""
-        if text[at : at + 1] not in self._firsts:
-            return ""
-        sizes = range(min(self._longest, len(text) - at), 0, -1)
+        sizes = self._lengths.get(text[at : at + 1], ())
         return next((text[at : at + n] for n in sizes if text[at : at + n] in self.names), "")
 
     def within(self, text: str) -> set[str]:
@@ -88,13 +89,14 @@ class Quotation:
 def find_quotations(text: str) -> list[Quotation]:
     """Outermost quotations in order. One without a closing mark ends with the paragraph or where the next begins."""
     found: list[Quotation] = []
+    closing = _ClosingMarks(text)
     at = 0
     while at < len(text):
         close = QUOTATION_MARKS.get(text[at])
         if not close or (text[at] == "‘" and at and text[at - 1].isalnum()):
             at += 1
             continue
-        end = _closing(text, at, close)
+        end = closing.after(at, close)
         again = text.find(text[at], at + 1) if close != text[at] else -1
         closed = end >= 0 and not (0 <= again < end)
         end = end if closed else again if again >= 0 else len(text)
@@ -103,17 +105,32 @@ def find_quotations(text: str) -> list[Quotation]:
     return found
 
 
-def _closing(text: str, at: int, close: str) -> int:
-    if close != "’":
-        return text.find(close, at + 1)
-    end = re.compile(r"(?<=[.!?,;…—。！？，；])’(?!\w)").search(text, at + 1)  # not an apostrophe
-    return end.start() if end else -1
+class _ClosingMarks:
+    """Where quotations end. Each place is searched for once, however many opening marks stand before it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._next: dict[str, int] = {}
+
+    def after(self, at: int, close: str) -> int:
+        """The offset of the first `close` after `at`, or -1. Offsets are asked for in ascending order."""
+        known = self._next.get(close, 0)
+        if 0 <= known <= at:
+            known = self._next[close] = self._find(at + 1, close)
+        return known
+
+    def _find(self, at: int, close: str) -> int:
+        if close != "’":
+            return self._text.find(close, at)
+        end = CLOSING_NOT_APOSTROPHE.search(self._text, at)
+        return end.start() if end else -1
 
 
 def is_speech(text: str, quote: Quotation) -> bool:
     """Whether a quotation is speech, not a title or a quoted word: a sentence, or announced by a colon."""
     inside = text[quote.start : quote.end].strip()
-    return bool(inside) and (inside[-1] in SENTENCE_END or text[: quote.start - 1].rstrip()[-1:] in tuple("：:"))
+    before = text[max(0, quote.start - 1 - MAX_DISTANCE) : quote.start - 1].rstrip()
+    return bool(inside) and (inside[-1] in SENTENCE_END or before[-1:] in tuple("：:"))
 
 
 def attribute_speakers(text: str, found: list[Quotation], known: KnownNames | None = None) -> list[str]:

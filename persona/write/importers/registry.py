@@ -27,11 +27,15 @@ from persona.write.importers import (
     sharegpt,
     spreadsheet,
 )
+from persona.write.importers.budget import Budget, OverBudgetError, over_budget
 from persona.write.importers.json_reader import find_first_problem
 from persona.write.importers.text_source import SourceFile
 
 # in the alphabetical order of their names; of equally likely ones the first is chosen
 FORMATS: tuple[ModuleType, ...] = (alpaca, character_card, messages, novel, screenplay, sharegpt, spreadsheet)
+
+
+MORE_NOTES = Message("more of other kinds")
 
 
 def import_formats() -> dict[str, ModuleType]:
@@ -79,8 +83,15 @@ def preview_import(source: SourceFile, format: str, options: ImportOptions, limi
 
 
 def read_source(source: SourceFile, format: str, options: ImportOptions) -> Iterator[ImportItem]:
-    """Every item of the file, streamed. Raises InputError when the file as a whole cannot be read."""
-    yield from get_importer(format).read(source, options)
+    """Every item of the file, streamed. Raises InputError when it cannot be read, or too much comes out of it."""
+    budget = Budget.for_file(source.path)
+    try:
+        for item in get_importer(format).read(source, options):
+            if isinstance(item, Pair):  # a placeholder, or earlier turns, may multiply the text of a file
+                budget.spend(len(item.instruction) + len(item.output) + sum(len(x) for t in item.history for x in t))
+            yield item
+    except OverBudgetError:
+        raise over_budget(source.name, budget.limit) from None
 
 
 def import_into(persona: Persona, source: SourceFile, format: str, options: ImportOptions) -> ImportReport:
@@ -98,7 +109,7 @@ def import_into(persona: Persona, source: SourceFile, format: str, options: Impo
             if isinstance(item, Pair):
                 yield item
             elif isinstance(item, ImportNote):
-                notes[item.what] += 1
+                notes[item.what if item.what in notes or len(notes) < MAX_LISTED else MORE_NOTES] += 1
             else:
                 left_out += 1
                 if len(skipped) < MAX_LISTED:

@@ -7,21 +7,20 @@ without a colon readable; a ； for ： is reported. Each pass goes line by line
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from persona.errors import Message
-from persona.store.pairs import MAX_CHARACTERS
 from persona.write.importers import ImportItem, ImportOptions, SkippedRow, SourceSurvey, chat_log, fountain
 from persona.write.importers.speaker_turns import (  # fmt: skip
     CLOSE_BRACKETS,
     NO_LINE_IN_SCENE,
     OPEN_BRACKETS,
     UNSPACED_SCRIPT,
+    GrowingSpeech,
     SpeakerNames,
     Speech,
     SpeechEvent,
     SpeechGap,
-    join_lines,
     merge_consecutive,
     normalize_name,
     pair_speeches,
@@ -207,7 +206,7 @@ def read_screenplay_events(
     """`name（lead）: text`; what stands directly below a speech goes on with it."""
     known = {normalize_name(n) for n, times in speakers.items() if times > 1} | chosen
     once = {normalize_name(n) for n in speakers}
-    held: Speech | None = None
+    held: GrowingSpeech | None = None
     open_direction = False
     last = ""
     for number, raw in lines:
@@ -218,15 +217,14 @@ def read_screenplay_events(
         goes_on = (
             line
             and not spoken
-            and (not _is_no_speech(line) or (held and not rewrite_directions(held.text) and not is_scene_break(line)))
+            and (not _is_no_speech(line) or (held and held.is_only_directions() and not is_scene_break(line)))
         )
         if held and goes_on:
-            if len(held.text) <= MAX_CHARACTERS:  # what is longer is refused as a pair anyway
-                held = replace(held, text=join_lines(held.text, line))
+            held.add(line)
             continue
         if held:
-            yield held
-        held = spoken if isinstance(spoken, Speech) else None
+            yield held.finish()
+        held = GrowingSpeech(spoken) if isinstance(spoken, Speech) else None
         if held:
             open_direction = False
         elif isinstance(spoken, SkippedRow):
@@ -253,7 +251,7 @@ def read_screenplay_events(
                 DIRECTION_BETWEEN if direction else UNREADABLE_LINE,
             )
     if held:
-        yield held
+        yield held.finish()
 
 
 def _parse_speech(

@@ -61,8 +61,8 @@ class SpeakerNames:
 
     def add(self, name: str) -> None:
         self.counts[self._spelling.setdefault(normalize_name(name), name)] += 1
-        if len(self._spelling) > MAX_NAMES:
-            self.counts = Counter({n: c for n, c in self.counts.items() if c > 1})
+        if len(self._spelling) > MAX_NAMES:  # to half of them, so that it is long until the next time
+            self.counts = Counter({n: c for n, c in self.counts.most_common(MAX_NAMES // 2) if c > 1})
             self._spelling = {normalize_name(n): n for n in self.counts}
 
     def repeated(self, times: int) -> Counter[str]:
@@ -196,23 +196,62 @@ def _pair_reply(
         yield ImportNote(reply.line, Message("stage direction"))
 
 
+class GrowingSpeech:
+    """A speech that goes on over several lines. What is longer than MAX_CHARACTERS grows no more: no pair can hold it."""
+
+    def __init__(self, speech: Speech) -> None:
+        self.speech = speech
+        self._pieces = [speech.text]
+        self._size, self._last = len(speech.text), speech.text[-1:]
+        self._depth, self._outside = 0, False
+        self._scan(speech.text)
+
+    def add(self, line: str, separator: str | None = None) -> None:
+        """Add a line after `separator`; None: as in join_lines()."""
+        if self._size > MAX_CHARACTERS:
+            return
+        if separator is None:
+            separator = _separator(self._last, line[:1])
+        self._pieces += separator, line
+        self._size += len(separator) + len(line)
+        self._last = line[-1:] or self._last
+        self._scan(line)
+
+    def is_only_directions(self) -> bool:
+        """Whether rewrite_directions() leaves nothing of it."""
+        return not self._outside and self._depth == 0
+
+    def finish(self) -> Speech:
+        return replace(self.speech, text="".join(self._pieces))
+
+    def _scan(self, text: str) -> None:
+        for c in text:
+            if self._outside:
+                return
+            if c in OPEN_BRACKETS:
+                self._depth += 1
+            elif c in CLOSE_BRACKETS and self._depth:
+                self._depth -= 1
+            elif self._depth == 0 and not c.isspace():
+                self._outside = True
+
+
 def merge_consecutive(events: Iterable[SpeechEvent]) -> Iterator[SpeechEvent]:
     """Consecutive messages of one sender as one turn, for chat logs."""
-    held: Speech | None = None
+    held: GrowingSpeech | None = None
     for event in events:
         if isinstance(event, SkippedRow):
             yield event
-        elif isinstance(event, Speech) and held and normalize_name(held.who) == normalize_name(event.who):
-            if len(held.text) <= MAX_CHARACTERS:  # what is longer is refused as a pair anyway
-                held = replace(held, text=f"{held.text}\n{event.text}")
+        elif isinstance(event, Speech) and held and normalize_name(held.speech.who) == normalize_name(event.who):
+            held.add(event.text, "\n")
         else:
             if held:
-                yield held
-            held = event if isinstance(event, Speech) else None
+                yield held.finish()
+            held = GrowingSpeech(event) if isinstance(event, Speech) else None
             if not held:
                 yield event
     if held:
-        yield held
+        yield held.finish()
 
 
 def rewrite_directions(text: str, keep: bool = False) -> str:
@@ -238,16 +277,22 @@ def rewrite_directions(text: str, keep: bool = False) -> str:
 
 
 def _join_pieces(pieces: list[str]) -> str:
-    out = ""
-    for piece in pieces:
-        if out[-1:].isspace() and piece[:1].isspace():
+    out: list[str] = []
+    for piece in filter(None, pieces):
+        if out and out[-1][-1].isspace() and piece[0].isspace():
             piece = piece.lstrip(" ")
-        out += piece
-    return out.strip()
+        if piece:
+            out.append(piece)
+    return "".join(out).strip()
 
 
 def join_lines(left: str, right: str) -> str:
     """Two lines of one speech joined by a space, or without one where the script has none."""
-    if not left or not right:
-        return left or right
-    return left + right if UNSPACED_SCRIPT.match(left[-1]) or UNSPACED_SCRIPT.match(right[0]) else f"{left} {right}"
+    return f"{left}{_separator(left[-1:], right[:1])}{right}"
+
+
+def _separator(before: str, after: str) -> str:
+    """What stands between two lines that end and begin with these characters."""
+    if not before or not after or UNSPACED_SCRIPT.match(before) or UNSPACED_SCRIPT.match(after):
+        return ""
+    return " "

@@ -4,8 +4,7 @@ import csv
 import io
 import json
 import re
-import zipfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from itertools import islice, zip_longest
 from typing import Any, TextIO
@@ -15,6 +14,8 @@ from persona.store.csv_safety import escape_formula, unescape_formula
 from persona.store.pairs import Pair
 from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey, messages, sharegpt
 from persona.write.importers.columns import assign_columns, guess_columns, resolve_columns, row_to_pair
+from persona.write.importers.decode_table import MAX_COLUMNS
+from persona.write.importers.packed_table import SIGNATURES, cell_text, read_parquet, read_sheet, too_many_columns
 from persona.write.importers.rows import MAX_ROW, MAX_SHOWN, SourceRow, convert_rows, truncate_text
 from persona.write.importers.text_source import SourceFile
 
@@ -24,14 +25,9 @@ SUFFIX = ".csv"
 
 CSV_COLUMNS = ("instruction", "output", "history", "source")
 DELIMITERS = ",\t;|"
-MAX_UNPACKED = 500_000_000  # bytes of an Excel file once unpacked; a zip bomb has more, a sheet of pairs far less
-MAX_RATIO = 200  # unpacked to packed; sheets of text reach 20, a bomb a thousand
-MAX_COLUMNS = 1_000
-MAX_ROWS = 1_048_576  # of an Excel sheet, by its own definition
-MAX_CELLS = 10_000_000  # of an Excel sheet; one cell far to the right makes its row that long
 MAX_COLUMN_NAME = 200  # characters of a column name; a longer one is text, or an unclosed quote
+MAX_READ_AGAIN, MAX_READ_AGAIN_START = 8, 4_000_000  # characters after broken records: so many times, and at first
 HEAD_ROWS = 20  # rows read to find out what a column holds
-PARQUET_BATCH = 256  # rows of a Parquet file in memory at a time
 _NUMBER = re.compile(r"[-+]?[\d.,:/ -]+%?")
 _CSV_ERRORS = {
     "unexpected end of data": Message("a quote is opened and never closed"),
@@ -44,6 +40,8 @@ def sniff(source: SourceFile) -> float:
         names, rows = _open_table(source)
         first_rows = list(islice(rows, HEAD_ROWS))
     except InputError:
+        if source.suffix in (".xlsx", ".parquet"):
+            raise  # no other format can be meant
         return 0.0
     if _table_kind(source) != "csv" or source.suffix in (".csv", ".tsv"):
         return (
@@ -84,7 +82,7 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     def to_pair(row: dict[str, Any], place: str) -> tuple[Pair, list[str]]:
         if has_conversations:
             return messages.row_to_pair(row, place)
-        fields = {name: _cell_text(value) for name, value in row.items()}
+        fields = {name: cell_text(value) for name, value in row.items()}
         history = columns.get("history", "")
         if history in row:
             fields[history] = _parse_history(row[history])
@@ -116,22 +114,16 @@ def _open_table(source: SourceFile) -> tuple[list[str], Iterator[SourceRow | Ski
     """Column names, and the rows as objects of them. Raises InputError when there is no table."""
     kind = _table_kind(source)
     if kind == "parquet":
-        return _read_parquet(source)
-    cells = _read_csv(source) if kind == "csv" else _read_sheet(source)
+        return read_parquet(source)
+    cells = _read_csv(source) if kind == "csv" else read_sheet(source)
     header = next(cells, None)
     if not isinstance(header, SourceRow) or len(header.value) < 2:
         raise InputError("{source}: no table: its first line does not name two columns or more.", source=source.name)
     if len(header.value) > MAX_COLUMNS:
-        raise InputError(
-            "{source}: {count:,} columns, where {limit:,} is the limit. Delete those that hold no "
-            "questions and answers.",
-            source=source.name,
-            count=len(header.value),
-            limit=MAX_COLUMNS,
-        )
+        raise too_many_columns(source, len(header.value))
     names: list[str] = []
     for number, cell in enumerate(header.value, 1):
-        name = _cell_text(cell).strip() or f"column {number}"
+        name = cell_text(cell).strip() or f"column {number}"
         names.append(f"{name} ({number})" if name in names else name)
         if len(name) > MAX_COLUMN_NAME or name.count("\n") > 2:
             raise InputError(
@@ -144,15 +136,14 @@ def _open_table(source: SourceFile) -> tuple[list[str], Iterator[SourceRow | Ski
 
 
 def _table_kind(source: SourceFile) -> str:
-    start = source.bytes(4)
-    return {b"PAR1": "parquet", b"PK\x03\x04": "xlsx"}.get(start, "csv")
+    return SIGNATURES.get(source.bytes(4), "csv")
 
 
 def _name_cells(names: list[str], cells: Iterator[SourceRow | SkippedRow]) -> Iterator[SourceRow | SkippedRow]:
     for row in cells:
         if not isinstance(row, SourceRow):
             yield row
-        elif any(_cell_text(cell) for cell in row.value[len(names) :]):
+        elif any(cell_text(cell) for cell in row.value[len(names) :]):
             yield SkippedRow(
                 row.line,
                 Message(
@@ -186,14 +177,6 @@ def _text_columns(names: list[str], head: list[SourceRow | SkippedRow | ImportNo
     return [n for n in names if any(isinstance(v := r.get(n), str) and v and not _NUMBER.fullmatch(v) for r in rows)]
 
 
-def _cell_text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # a sheet knows no whole numbers
-    return value if isinstance(value, str) else str(value)
-
-
 def _parse_history(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -207,12 +190,15 @@ def _parse_history(value: Any) -> Any:
 
 
 def _read_csv(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
-    """Each record that is not blank; after a broken one, reading goes on with its second line."""
+    """Each record that is not blank; after a broken one, reading goes on with its second line.
+
+    Unless that would read most lines many times over: then with the line after it.
+    """
     csv.field_size_limit(MAX_ROW)
     delimiter = _delimiter(source)
     with source.open_text(newline="") as file:
         waiting: deque[str] = deque()
-        line = 1
+        line, read, again = 1, 0, 0  # characters read, and read again
         while True:
             taken: list[str] = []
             try:
@@ -222,12 +208,19 @@ def _read_csv(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
             except csv.Error as e:
                 why = next((ours for theirs, ours in _CSV_ERRORS.items() if theirs in str(e)), e.args[0])
                 yield SkippedRow(line, why, taken[0].strip()[:MAX_SHOWN])
-                waiting.extendleft(reversed(taken[1:]))
-                line += 1
+                read += len(taken[0])
+                again += sum(map(len, taken[1:]))
+                if again <= MAX_READ_AGAIN * read + MAX_READ_AGAIN_START:
+                    waiting.extendleft(reversed(taken[1:]))
+                    line += 1
+                else:
+                    line += len(taken)
+                    read += sum(map(len, taken[1:]))
                 continue
             if any(cells):
                 yield SourceRow(line, cells, "".join(taken))
             line += len(taken)
+            read += sum(map(len, taken))
 
 
 def _feed(file: TextIO, waiting: deque[str], taken: list[str]) -> Iterator[str]:
@@ -243,7 +236,7 @@ def _feed(file: TextIO, waiting: deque[str], taken: list[str]) -> Iterator[str]:
 
 
 def _delimiter(source: SourceFile) -> str:
-    """The delimiter with which the first line names most fields of a pair; else csv.Sniffer's guess."""
+    """The delimiter with which the first line names most fields of a pair; else the one that cuts lines most evenly."""
     head = source.head()
     first = head.split("\n", 1)[0]
     named = {d: len(guess_columns(name.strip('" \t') for name in first.split(d))) for d in DELIMITERS if d in first}
@@ -251,92 +244,15 @@ def _delimiter(source: SourceFile) -> str:
         return max(named, key=lambda d: named[d])
     if source.suffix == ".tsv" and "\t" in first:
         return "\t"
+    lines = [line for line in head.split("\n")[:HEAD_ROWS] if line]
+    return max(DELIMITERS, key=lambda d: (_evenness(lines, d), first.count(d)))
+
+
+def _evenness(lines: list[str], delimiter: str) -> float:
+    """The share of rows that have as many cells as most rows do; 0 where that is one cell."""
     try:
-        return csv.Sniffer().sniff(head[:4_096], DELIMITERS).delimiter
+        widths = Counter(map(len, csv.reader(lines, delimiter=delimiter)))
     except csv.Error:
-        return max(DELIMITERS, key=first.count)
-
-
-# --- Excel, Parquet ----------------------------------------------------------------------------------------------
-
-
-def _read_sheet(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
-    """The rows of the first sheet that has any; of a formula, the value that was saved with it."""
-    from openpyxl import load_workbook
-
-    try:
-        with zipfile.ZipFile(source.path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        limit = min(MAX_UNPACKED, max(10_000_000, MAX_RATIO * source.path.stat().st_size))
-        if size > limit:
-            raise InputError(
-                "{source}: {size:,.0f} MB once unpacked, where {limit:,.0f} MB is the limit for it. Save "
-                "the sheet as CSV.",
-                source=source.name,
-                size=size / 1e6,
-                limit=limit / 1e6,
-            )
-        with source.path.open("rb") as file:
-            book = load_workbook(file, read_only=True, data_only=True)
-            for sheet in book.worksheets:
-                sheet.reset_dimensions()  # some programs write wrong ones
-                empty, count = True, 0
-                for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
-                    count += len(cells)
-                    if number > MAX_ROWS or count > MAX_CELLS:
-                        raise InputError(
-                            "{source}: its sheet claims more than {limit:,} rows or {limit2:,} cells. Save it as CSV.",
-                            source=source.name,
-                            limit=MAX_ROWS,
-                            limit2=MAX_CELLS,
-                        )
-                    if any(cell not in (None, "") for cell in cells):
-                        empty = False
-                        values = [c.replace("_x000D_", "\r") if isinstance(c, str) else c for c in cells]
-                        yield SourceRow(number, values, " | ".join(map(_cell_text, values)))
-                if not empty:
-                    return
-    except InputError:
-        raise
-    except Exception as e:  # damaged in any of a hundred ways, each with an exception of its own
-        raise InputError(
-            "{source}: no Excel file that can be read ({reason}). Save it as CSV.",
-            source=source.name,
-            reason=f"{e!r:.200}",
-        ) from e
-
-
-def _read_parquet(source: SourceFile) -> tuple[list[str], Iterator[SourceRow | SkippedRow | ImportNote]]:
-    import pyarrow as pa
-    from pyarrow.parquet import ParquetFile
-
-    def unfit(kind: pa.DataType) -> bool:  # pictures and sounds
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
-
-    def damaged(e: Exception) -> InputError:
-        return InputError(
-            "{source}: no Parquet file that can be read ({reason}). Download it again.",
-            source=source.name,
-            reason=f"{e!r:.200}",
-        )
-
-    try:
-        schema = ParquetFile(source.path).schema_arrow
-    except Exception as e:  # pyarrow's own, OSError, and more: damaged in any of a hundred ways
-        raise damaged(e) from e
-    names = [field.name for field in schema if not unfit(field.type)]
-
-    def found() -> Iterator[SourceRow | SkippedRow | ImportNote]:
-        for field in schema:
-            if unfit(field.type):
-                yield ImportNote(1, Message("column {field!r} left out: it holds no text", field=field.name))
-        number = 0
-        try:
-            for batch in ParquetFile(source.path).iter_batches(PARQUET_BATCH, columns=names):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield SourceRow(number, row, " | ".join(map(_cell_text, row.values())))
-        except Exception as e:
-            raise damaged(e) from e
-
-    return names, found()
+        return 0.0
+    most, rows = max(widths.items(), key=lambda found: found[1], default=(1, 0))
+    return rows / widths.total() if most > 1 else 0.0

@@ -19,7 +19,7 @@ from persona.write.lint.finding import (
     quote_text,
     quote_texts,
 )
-from persona.write.lint.near_duplicates import find_similar
+from persona.write.lint.near_duplicates import find_similar, measure_likeness
 from persona.write.lint.question_kinds import is_identity_question
 
 MIN_LIKENESS = 0.9  # of a whole pair: one word in ten differs
@@ -100,7 +100,7 @@ def find_near_duplicates(
 
 def _parts_alike(one: list[str], other: list[str]) -> bool:
     return len(one) == len(other) and all(
-        Indel.normalized_similarity(a, b) >= MIN_PART_LIKENESS for a, b in zip(one, other, strict=True)
+        measure_likeness(a, b, MIN_PART_LIKENESS) >= MIN_PART_LIKENESS for a, b in zip(one, other, strict=True)
     )
 
 
@@ -108,7 +108,7 @@ def _distinct_answers(answers: Iterable[tuple[int, str]], alike: float) -> list[
     """The rows of answers that are unlike each other, the first of each kind."""
     kept: list[tuple[int, str]] = []
     for row, answer in answers:
-        if len(kept) < MAX_ANSWERS and all(Indel.normalized_similarity(answer, k) < alike for _, k in kept):
+        if len(kept) < MAX_ANSWERS and all(measure_likeness(answer, k, alike) < alike for _, k in kept):
             kept.append((row, answer))
     return [row for row, _ in kept]
 

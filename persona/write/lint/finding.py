@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from persona.errors import Message, join
@@ -72,7 +73,24 @@ def normalize_text(text: str) -> str:
     words = _NO_WORD.sub("", text)
     if not words:
         return text.strip()
-    return words.casefold() if words.isascii() else unicodedata.normalize("NFKC", words).casefold()
+    return words.casefold() if words.isascii() else normalize_unicode("NFKC", words).casefold()
+
+
+MAX_MARKS = 30  # combining marks in a row, as in Unicode's Stream-Safe Text Format
+
+
+def normalize_unicode(form: Literal["NFC", "NFKC"], text: str) -> str:
+    """The text in that form; as it is where more than MAX_MARKS combining marks follow each other.
+
+    To sort n of them, unicodedata takes n² steps, and no language has as many.
+    """
+    return text if text.isascii() or _many_marks().search(text) else unicodedata.normalize(form, text)
+
+
+@cache
+def _many_marks() -> re.Pattern[str]:
+    marks = (chr(n) for n in range(0x300, 0x1F000) if unicodedata.combining(unicodedata.normalize("NFKD", chr(n))[0]))
+    return re.compile(f"[{''.join(marks)}]{{{MAX_MARKS + 1}}}")
 
 
 def count_words(text: str) -> int:

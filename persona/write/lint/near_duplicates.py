@@ -8,10 +8,10 @@ pieces in common meet in some band with 88 %, with two thirds in common with 99.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
 BANDS, BAND_ROWS = 16, 3
+MAX_COMPARED = 4_000  # characters of a text that are compared with another
 MAX_NEIGHBOURS = 3  # of a text in a crowded band, so that work stays linear; others meet in another band
 BLOCK_CHARACTERS = 2_000_000  # characters hashed at once, so that memory does not grow with the set
 _ALPHABETS_END = 0x2E80  # code points below are alphabets, above are Han, kana and the like
@@ -28,12 +28,25 @@ def find_similar(texts: Sequence[str], cutoff: float) -> list[tuple[int, int, fl
         i, j = left[at : at + 200_000], right[at : at + 200_000]
         agree = (signatures[i] == signatures[j]).mean(axis=1) > 0.2  # an estimate of J; below, `cutoff` is out of reach
         i, j = i[agree].tolist(), j[agree].tolist()
-        scores = process.cpdist(
-            [texts[x] for x in i], [texts[x] for x in j],
-            scorer=Indel.normalized_similarity, score_cutoff=cutoff, dtype=np.float32,
-        )  # fmt: skip
-        found += [(i[n], j[n], float(scores[n])) for n in np.flatnonzero(scores)]
+        scores = (measure_likeness(texts[a], texts[b], cutoff) for a, b in zip(i, j, strict=True))
+        found += [(a, b, likeness) for a, b, likeness in zip(i, j, scores, strict=True) if likeness]
     return found
+
+
+def measure_likeness(one: str, other: str, cutoff: float = 0.0) -> float:
+    """1 - normalised Indel distance; 0 below `cutoff`. Of texts longer than MAX_COMPARED, by their two ends.
+
+    The work for a whole text grows with the square of its length.
+    """
+    if max(len(one), len(other)) <= MAX_COMPARED:
+        return Indel.normalized_similarity(one, other, score_cutoff=cutoff)
+    end = MAX_COMPARED // 2
+    likeness = min(
+        min(len(one), len(other)) / max(len(one), len(other)),
+        Indel.normalized_similarity(one[:end], other[:end], score_cutoff=cutoff),
+        Indel.normalized_similarity(one[-end:], other[-end:], score_cutoff=cutoff),
+    )
+    return likeness if likeness >= cutoff else 0.0
 
 
 def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -115,9 +115,11 @@ def find_ai_leaks(pairs: Sequence[Pair], card: PersonaCard) -> Iterator[Finding]
     for row, pair in enumerate(pairs, 1):
         replies = "\n".join([*(reply for _, reply in pair.history), pair.output])
         claims = [m[0] for m in CLAIMS_TO_BE_AI.finditer(replies)]
-        asked = "\n".join([*(user for user, _ in pair.history), pair.instruction]).casefold()
+        brands = BRANDS.findall(replies)
+        asked = "\n".join([*(user for user, _ in pair.history), pair.instruction]).casefold() if brands else ""
         # asked "Are you ChatGPT?", the persona may name it
-        claims += [brand for brand in BRANDS.findall(replies) if brand.casefold() not in asked]
+        own = {brand for brand in {b.casefold() for b in brands} if brand not in asked}
+        claims += [brand for brand in brands if brand.casefold() in own]
         if claims:
             problem = Message(
                 "{what}: an assistant speaks here, not the persona. Rewrite the answer in the persona's voice, or "
@@ -183,11 +185,12 @@ NOT_SPEAKERS = {
     ),
     *("一", "二", "三", "结论", "答案", "步骤", "标题", "时间", "地点", "谜底", "谜面", "原因", "方法"),
 }
-SPEAKER_LABEL = re.compile(
-    r"^[ \t]*(?:\*\*)?([A-Z][\w'’.]*(?: [A-Z][\w'’.]*){0,2}|(?i:user|assistant|human|system)"
-    rf"|[{HAN}·]{{1,6}})(?:\*\*)?[ \t]*(?:：|:(?=\s|[{HAN}“\"「]))",
-    re.M,
+_LABEL = (
+    r"(?:\*\*)?([A-Z][\w'’.]*(?: [A-Z][\w'’.]*){0,2}|(?i:user|assistant|human|system)"
+    rf"|[{HAN}·]{{1,6}})(?:\*\*)?[ \t]*(?:：|:(?=\s|[{HAN}“\"「]))"
 )
+SPEAKER_LABEL = re.compile(rf"^[ \t]*{_LABEL}", re.M)
+_LABEL_HERE = re.compile(rf"\s*{_LABEL}")
 _SPEECH_VERB = re.compile(r".+(?:说|道|问|答|曰|云|想|是|有|话|下)$|.*(?:说|听|看|想)好$")  # 她说：, 听好：, 原来如下：
 
 
@@ -195,22 +198,20 @@ def find_speaker_labels(text: str) -> list[tuple[re.Match[str], str]]:
     """(where, name) of what looks like a speaker's name at the start of a line."""
     if ":" not in text and "：" not in text:
         return []
-    return [
-        (m, m[1])
-        for m in SPEAKER_LABEL.finditer(text)
-        if m[1].casefold() in ROLE_LABELS or not (m[1].casefold() in NOT_SPEAKERS or _SPEECH_VERB.match(m[1]))
-    ]
+    return [(m, m[1]) for m in SPEAKER_LABEL.finditer(text) if _is_label(m[1])]
+
+
+def _is_label(name: str) -> bool:
+    folded = name.casefold()
+    return folded in ROLE_LABELS or not (folded in NOT_SPEAKERS or _SPEECH_VERB.match(name))
 
 
 def remove_own_name(text: str, card: PersonaCard) -> str:
     """A reply that begins with the persona's name, or with the role of the one who replies, without that."""
-    while (
-        (first := find_speaker_labels(text))
-        and not text[: first[0][0].start()].strip()
-        and _is_persona_name(first[0][1], card)
-    ):
-        text = text[first[0][0].end() :].strip()
-    return text
+    at = 0
+    while (label := _LABEL_HERE.match(text, at)) and _is_label(label[1]) and _is_persona_name(label[1], card):
+        at = label.end()
+    return text[at:].strip() if at else text
 
 
 def _is_persona_name(name: str, card: PersonaCard) -> bool:
@@ -273,14 +274,16 @@ SMILEY = r"[:;=8xX][-'^o]?[()]+"
 
 def classify_ending(text: str) -> str:
     """ "final", "open" (stops in the middle of a sentence) or "bare" (no mark at all)."""
-    text = text.rstrip()
-    if re.search(rf"{SMILEY}$", text[-4:]):
+    if re.search(rf"{SMILEY}$", text.rstrip()[-4:]):
         return "final"
-    while text and (text[-1] in CLOSING_MARKS or unicodedata.category(text[-1]) in ("Sk", "Mn", "Cf", "Me")):
-        text = text[:-1].rstrip()
-    if not text or text[-1] in FINAL_MARKS or unicodedata.category(text[-1]) == "So":  # an emoji ends a sentence too
+    last = next((c for c in reversed(text) if not _is_passed_over(c)), "")
+    if not last or last in FINAL_MARKS or unicodedata.category(last) == "So":  # an emoji ends a sentence too
         return "final"
-    return "open" if text[-1] in "，、,：:；;(（“「『《【-" else "bare"
+    return "open" if last in "，、,：:；;(（“「『《【-" else "bare"
+
+
+def _is_passed_over(c: str) -> bool:
+    return c.isspace() or c in CLOSING_MARKS or unicodedata.category(c) in ("Sk", "Mn", "Cf", "Me")
 
 
 def find_unbalanced_mark(text: str) -> str:
@@ -363,6 +366,6 @@ def find_mixed_chinese(language: str, answers: Sequence[str]) -> list[tuple[int,
     for row, (simple, full) in enumerate(rows, 1):
         own, other = (full, simple) if wants_traditional else (simple, full)
         if other:
-            order = sorted(other, key=answers[row - 1].index)
+            order = [c for c in dict.fromkeys(answers[row - 1]) if c in other]
             found.append((row, "warning" if len(other) > len(own) else "hint", "".join(order[:8]), kind))
     return found

@@ -40,8 +40,8 @@ GREETING = re.compile(
 )
 REFUSAL = _keyword_pattern(
     "(?:帮我|教我|替我|给我|怎么|如何|告诉我).{0,12}(?:作弊|毒|偷|骗|害|杀|报复|骂|炸|黑客|入侵|代码|网页|密码|秘密) "
-    "系统提示 提示词 忽略(?:以上|之前|所有) 恢复正常 别演 露骨 股票 彩票 药.*吃多少 什么病 打官司 不想活 "
-    "活着.*没意思",
+    "系统提示 提示词 忽略(?:以上|之前|所有) 恢复正常 别演 露骨 股票 彩票 药.{0,20}吃多少 什么病 打官司 不想活 "
+    "活着.{0,20}没意思",
     "poison(?:ing)?, steal, cheat, trick, hack, kill, bomb, forge, scam, weapon, drugs?, suicide, "
     "end (?:it all|my life), hurt (?:someone|him|her|myself), (?:want|like) to (?:die|be dead), be alive, "
     "system prompt, ignore (?:all|your|previous|the), no rules, drop the (?:character|act), stop pretending, "

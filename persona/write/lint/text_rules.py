@@ -7,7 +7,6 @@ text without it), which is applied until the finder finds nothing.
 import html
 import ipaddress
 import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -17,7 +16,7 @@ from ftfy.badness import is_bad
 
 from persona.errors import Message
 from persona.store.cjk import HAN
-from persona.write.lint.finding import Severity
+from persona.write.lint.finding import Severity, normalize_unicode
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class TextRule:
 
 def _tidy(text: str) -> str:
     """The text without spaces and empty lines left by a removal."""
-    text = re.sub(r"[ \t]+(?=\n|$)|^[ \t]+", "", text)
+    text = re.sub(r"(?<![ \t])[ \t]+(?=\n|$)|^[ \t]+", "", text)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"(?<=\S)[ \t]{2,}", " ", text)).strip()
 
 
@@ -66,7 +65,8 @@ def find_control_tokens(text: str) -> list[str]:
 TAG = re.compile(
     r"</?(?:a|abbr|b|big|blockquote|body|br|center|code|dd|div|dl|dt|em|font|h[1-6]|head|hr|html|i|img|li|meta|ol|p|pre"
     r"|q|ruby|rt|rp|small|span|strike|strong|sub|sup|table|tbody|td|th|thead|tr|u|ul)"
-    r"""(?:\s+[\w:-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s<>"']+))*\s*/?>|<!--.*?-->""",
+    # no < in a value, none that opens another comment in a comment: so nothing is read twice
+    r"""(?:\s+[\w:-]+\s*=\s*(?:"[^"<]*"|'[^'<]*'|[^\s<>"']+))*\s*/?>|<!--(?:[^<]|<(?!!--))*?-->""",
     re.I | re.S,
 )
 ENTITY = re.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]{1,30}|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});")
@@ -133,9 +133,11 @@ def find_directions(text: str) -> list[str]:
 
 
 def remove_directions(text: str) -> str:
-    for m in reversed(_direction_matches(text)):
-        text = text[: m.start()] + text[m.end() :]
-    return _tidy(text)
+    kept, at = [], 0
+    for m in _direction_matches(text):
+        kept.append(text[at : m.start()])
+        at = m.end()
+    return _tidy("".join([*kept, text[at:]]))
 
 
 LOST_CHARACTERS = re.compile(r"\ufffd|锟斤拷|烫烫烫|屯屯屯")
@@ -176,12 +178,12 @@ HIDDEN_CHARACTER = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u200e\u200
 
 def find_hidden(text: str) -> list[str]:
     found = [f"U+{ord(c):04X}" for c in HIDDEN_CHARACTER.findall(text)]
-    return found if found or unicodedata.is_normalized("NFC", text) else ["letters in two parts"]
+    return found if found or normalize_unicode("NFC", text) == text else ["letters in two parts"]
 
 
 def remove_hidden(text: str) -> str:
     text = re.sub("\r\n?|[\u2028\u2029\x85\x0b\x0c]", "\n", text)
-    return unicodedata.normalize("NFC", HIDDEN_CHARACTER.sub("", text))
+    return normalize_unicode("NFC", HIDDEN_CHARACTER.sub("", text))
 
 
 def _passes_luhn(digits: str) -> bool:
@@ -221,9 +223,10 @@ def find_personal_data(text: str) -> list[str]:
 
     def take(kind: str, pattern: re.Pattern[str], holds: Callable[[str], bool]) -> None:
         nonlocal text
-        for value in [m for m in pattern.findall(text) if holds(m)]:
-            found.append(f"{kind} {value[:2]}…{value[-2:]}")
-            text = text.replace(value, " ")  # an ID is not a card number too
+        values = [value for value in pattern.findall(text) if holds(value)]
+        found.extend(f"{kind} {value[:2]}…{value[-2:]}" for value in values)
+        if values:
+            text = pattern.sub(lambda m: " " if holds(m[0]) else m[0], text)  # an ID is not a card number too
 
     take("e-mail", EMAIL, lambda v: True)
     take("Chinese ID", CHINESE_ID, _is_chinese_id)
