@@ -5,23 +5,28 @@ import io
 import json
 import resource
 import struct
+import subprocess
+import sys
 import tempfile
 import zipfile
 import zlib
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from cases import check_each
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from openpyxl import Workbook
+from pyarrow.parquet import write_table
 
 from persona.errors import InputError
 from persona.store import persona_folder
 from persona.store.csv_safety import escape_formula, unescape_formula
+from persona.store.limited_process import read_process_lines
 from persona.store.pairs import MAX_CHARACTERS, Pair
-from persona.store.persona_folder import PersonaCard
-from persona.write.importers import ImportNote, ImportOptions, SkippedRow, registry, spreadsheet
+from persona.store.persona_folder import MAX_NAME, PersonaCard
+from persona.write.importers import ImportNote, ImportOptions, SkippedRow, packed_table, registry, spreadsheet
 from persona.write.importers.text_source import open_source
 
 PAIRS = [Pair("Who are you?", "Mags. I keep the light."), Pair("你是谁？", "本宫甄嬛。", (("a", "b"),))]
@@ -97,9 +102,6 @@ def xlsx(change=lambda text: text, member: str = "xl/worksheets/sheet1.xml") -> 
 
 
 def parquet() -> bytes:
-    import pyarrow as pa
-    from pyarrow.parquet import write_table
-
     out = io.BytesIO()
     write_table(pa.table({"instruction": [p.instruction for p in PAIRS], "output": [p.output for p in PAIRS]}), out)
     return out.getvalue()
@@ -184,7 +186,33 @@ def rows(inner: str):
     return lambda text: text.replace("</sheetData>", inner + "</sheetData>")
 
 
+def repeated_parquet(cell, rows: int) -> bytes:
+    """Two columns of one cell again and again, however long, stored once."""
+    out, values = io.BytesIO(), pa.array([cell], pa.list_(pa.string()) if isinstance(cell, list) else pa.string())
+    if isinstance(cell, str):  # as it is in the file; else it would be repeated here
+        values = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), values)
+    elif cell is None:
+        values = pa.nulls(rows, pa.string())
+    table = pa.table({"instruction": values, "output": values})
+    write_table(table, out, compression="zstd", write_statistics=False, store_schema=False)
+    return out.getvalue()
+
+
+def shared_text_sheet() -> bytes:
+    """A sheet in which each of many cells is the same long text."""
+    book, out = Workbook(), io.BytesIO()
+    book.active.append(["instruction", "output"])
+    for _ in range(200):
+        book.active.append(["x" * 32_000] * 100)
+    book.save(out)
+    return out.getvalue()
+
+
 BOMBS = {
+    "dictionary.parquet": lambda: repeated_parquet("x" * 4_000_000, 256),
+    "nulls.parquet": lambda: repeated_parquet(None, 30_000_000),
+    "lists.parquet": lambda: repeated_parquet([None] * 5_000_000, 1),
+    "shared.xlsx": lambda: shared_text_sheet(),
     "laughs.xlsx": lambda: xlsx(with_entity(LAUGHS)),
     "file.xlsx": lambda: xlsx(with_entity('<!DOCTYPE x [<!ENTITY j SYSTEM "file:///etc/passwd">]>')),
     "row.xlsx": lambda: xlsx(lambda t: t.replace('<row r="2"', '<row r="99999999999"')),
@@ -213,18 +241,74 @@ BOMBS = {
 def test_a_bomb_ends_soon_in_little_memory(name, put):
     """Each of these took minutes, gigabytes or for ever before its limit was there, or would without it."""
     path = put(name, BOMBS[name]())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     said = outcome(path)
     assert "/root" not in said and "root:" not in said
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000  # kilobytes
+    after = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    assert after[0] - before[0] < 600_000 and after[1] <= max(*before, 600_000)  # kilobytes
 
 
-def test_a_sheet_that_claims_too_much_is_refused(put, monkeypatch):
-    monkeypatch.setattr(spreadsheet, "MAX_CELLS", 100_000)
-    with pytest.raises(InputError, match="claims more than"):
-        list(spreadsheet.read(open_source(put("right.xlsx", BOMBS["right.xlsx"]())), ImportOptions()))
-    with pytest.raises(InputError, match="claims more than"):
-        list(spreadsheet.read(open_source(put("row.xlsx", BOMBS["row.xlsx"]())), ImportOptions()))
+@pytest.mark.parametrize("name", ["right.xlsx", "row.xlsx", "shared.xlsx", "dictionary.parquet", "nulls.parquet"])
+def test_a_file_that_becomes_too_much_is_refused(name, put):
+    source = open_source(put(name, BOMBS[name]()))
+    with pytest.raises(InputError, match=rf"{name}: more than \d+ MB come out of it"):
+        list(spreadsheet.read(source, ImportOptions()))
+    with pytest.raises(InputError, match="come out of it"):
+        list(registry.read_source(source, "table", ImportOptions()))
+
+
+def test_a_value_that_is_meant_again_and_again_is_not_repeated_in_memory(put):
+    """900 bytes, in which a value of 4 MB stands once and is meant 512 times."""
+    path = put("dictionary.parquet", BOMBS["dictionary.parquet"]())
+    assert path.stat().st_size < 2_000
+    with pytest.raises(InputError, match="come out of it"):
+        registry.detect_format(open_source(path))
+
+
+def test_one_long_cell_skips_its_row_alone(put):
+    cells = ["Who are you?", "x" * 9_000_000, "And then?"]
+    out = io.BytesIO()
+    write_table(pa.table({"instruction": cells, "output": cells}), out)
+    source = open_source(put("long.parquet", out.getvalue()))
+    found = list(spreadsheet.read(source, ImportOptions()))
+    assert [f.instruction for f in found if isinstance(f, Pair)] == ["Who are you?", "And then?"]
+    assert [(f.line, str(f.why)) for f in found if isinstance(f, SkippedRow)] == [
+        (2, "longer than 2,000,000 characters")
+    ]
+
+
+def test_a_decoder_that_comes_to_its_limits_is_a_sentence(put, monkeypatch):
+    monkeypatch.setattr(packed_table, "SECONDS", 0)
+    with pytest.raises(InputError, match=r"x\.xlsx: reading it takes too much memory or time"):
+        list(spreadsheet.read(open_source(put("x.xlsx", xlsx())), ImportOptions()))
+
+
+@pytest.mark.parametrize("does", ["bytearray(2_000_000_000)", "[0 for _ in iter(int, 1)]"])
+def test_a_process_with_limits_ends_at_them(does):
+    program = f"from persona.store.limited_process import *; limit_process(MAX_MEMORY, 1); {does}"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60).returncode != 0
+
+
+def test_a_decoder_sees_no_keys(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    (tmp_path / "tell.py").write_text("import os; print([k for k in os.environ if 'TOKEN' in k])")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert b"".join(read_process_lines("tell", longest=1_000)) == b"[]\n"
+
+
+def test_a_placeholder_does_not_multiply_a_card(put):
+    """{{char}} stands for the nickname: of a million characters, it would be a thousand million."""
+    data = {**CARD["data"], "nickname": "N" * 1_000_000, "mes_example": "{{user}}: a\n{{char}}: " + "{{char}}" * 900}
+    source = open_source(put("card.json", json.dumps({**CARD, "data": data})))
+    pairs = [i for i in registry.read_source(source, "character", ImportOptions()) if isinstance(i, Pair)]
+    assert [len(p.output) for p in pairs] == [900 * MAX_NAME]
+
+
+def test_earlier_turns_do_not_multiply_a_chat(put, monkeypatch):
+    monkeypatch.setattr("persona.write.importers.budget.MIN_BYTES", 1_000_000)
+    source = open_source(put("chat.txt", "ANN: How are you?\nMAGS: Fine.\n" * 3_000))
+    with pytest.raises(InputError, match="come out of it"):
+        list(registry.read_source(source, "screenplay", ImportOptions(speakers=("Mags",), turns=10_000)))
 
 
 def test_too_many_columns_are_refused_in_words(put):

@@ -1,8 +1,8 @@
 """The header of a GGUF file, walked through before a reader that believes it opens the file.
 
-    "GGUF", version 2 or 3, count of tensors, count of values
-    values:  key, type, value (a number, a text, or an array: type, count, elements)
-    tensors: name, count of dimensions, dimensions, type, offset
+"GGUF", version 2 or 3, count of tensors, count of values
+values:  key, type, value (a number, a text, or an array: type, count, elements)
+tensors: name, count of dimensions, dimensions, type, offset
 """
 
 import mmap

@@ -1,17 +1,22 @@
 """The header of a safetensors file, checked before its tensors are looped over or made.
 
-    8 bytes: length of the header, little-endian; the header, JSON: {name: {"dtype", "shape", "data_offsets"}, …}; tensors
+8 bytes: length of the header, little-endian; the header, JSON: {name: {"dtype", "shape", "data_offsets"}, …}; tensors
 """
 
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 from persona.errors import AdapterError
 
 MAX_HEADER_BYTES = 20_000_000  # a LoRA with MAX_TENSORS has 15 million
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 8  # of a LoRA tensor: two, of a convolution four; torch takes d² steps for d of them
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object with every value of a key that stands there twice."""
 
 
 def check_safetensors_header(file: Path) -> None:
@@ -32,10 +37,10 @@ def check_safetensors_header(file: Path) -> None:
                 limit=MAX_HEADER_BYTES / 1e6,
             )
         try:
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length), object_pairs_hook=_Pairs)
         except (ValueError, RecursionError):
             return
-    if not isinstance(header, dict):
+    if not isinstance(header, _Pairs):
         return
     if len(header) > MAX_TENSORS:
         raise AdapterError(
@@ -44,9 +49,11 @@ def check_safetensors_header(file: Path) -> None:
             count=len(header),
             limit=MAX_TENSORS,
         )
-    for key, tensor in header.items():
-        shape = tensor.get("shape") if isinstance(tensor, dict) else None
-        if isinstance(shape, list) and len(shape) > MAX_DIMENSIONS:
+    for key, tensor in header:
+        facts = tensor if isinstance(tensor, _Pairs) else ()
+        for shape in (value for name, value in facts if name == "shape" and isinstance(value, list)):
+            if len(shape) <= MAX_DIMENSIONS:
+                continue
             raise AdapterError(
                 "{file}: {key} has {count:,} dimensions, where {limit} is the limit. This is no LoRA adapter.",
                 file=file.name,

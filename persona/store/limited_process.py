@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from persona.store.workspace import IS_INSTALLED, PROJECT_DIR
 
@@ -36,7 +36,7 @@ def limit_process(memory: int, seconds: int) -> None:
                 resource.setrlimit(what, (limit, limit))
 
 
-def read_process_lines(module: str, *arguments: str, longest: int) -> Iterator[bytes]:
+def read_process_lines(module: str, *arguments: str, longest: int) -> Generator[bytes, None, None]:
     """The lines that `python -m MODULE ARGUMENTS` writes; the process is killed when the reader stops early.
 
     The module calls limit_process() first. Its environment holds no keys. longest: bytes of a line.

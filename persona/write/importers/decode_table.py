@@ -2,8 +2,8 @@
 
     python -m persona.write.importers.decode_table KIND FILE LIMIT SECONDS
 
-Excel and Parquet files are packed several times over (zip, dictionaries, run lengths, pages), and what their headers say
-of it may be a lie: so the process has a limit of memory, and all that comes out is counted against LIMIT, a Budget.
+Excel and Parquet files are packed several times over (zip, dictionaries, run lengths, pages), and what their headers
+say of it may be a lie: so the process has a limit of memory, and all that comes out is counted against LIMIT, a Budget.
 
     {"columns": [name, …], "unfit": [name, …]}   Parquet only, first; unfit: pictures and sounds, left out
     [row, [cell, …]]                             row: its number from 1

@@ -23,6 +23,8 @@ JSONL_SUFFIXES = (".jsonl", ".ndjson")
 _KEY = r'"(?:[^"\\]|\\.)*"'
 _WRAPPERS = "data|dataset|train|validation|test|rows|items|examples|samples|instances|records|pairs"
 _WRAPPED = re.compile(rf'\s*\{{\s*(?:{_KEY}\s*:\s*(?:{_KEY}|[\w.+-]+)\s*,\s*)*"(?:{_WRAPPERS})"\s*:\s*\[')
+_MARK = re.compile(r'["{\[]|\\.')
+_CUT_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\$")  # at the end of a piece of a line
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -248,11 +250,21 @@ def _explain_stop(error: Exception | None, text: str, in_row: bool, after_list: 
 
 
 def _split_at_brackets(source: SourceFile) -> Iterator[tuple[int, str]]:
-    """(line, piece) so that a row, and whatever is open in it, begins with its piece."""
-    last = 1
-    for number, text in source.lines():
-        pieces = re.split(r"(?=[{\[])", text)
-        if number > last:  # else the line goes on
-            pieces[0] = "\n" + pieces[0]
-        last = number
-        yield from ((number, piece) for piece in pieces if piece)
+    """(line, piece) so that a row, and whatever is open in it, begins with its piece.
+
+    Not at brackets in a text: yajl, below ijson, begins a text that is not complete anew with each piece.
+    """
+    last, in_text, escaped = 1, False, False
+    for number, line in source.lines():
+        text = line if number == last else "\n" + line  # the same line goes on
+        last, start = number, 0
+        for mark in _MARK.finditer(text, int(escaped)):
+            if mark[0] == '"':
+                in_text = not in_text
+            elif mark[0] in "{[" and not in_text:
+                if mark.start() > start:
+                    yield number, text[start : mark.start()]
+                start = mark.start()
+        escaped = bool(_CUT_ESCAPE.search(text))
+        if start < len(text):
+            yield number, text[start:]

@@ -1,7 +1,7 @@
 """Excel and Parquet: the rows that decode_table.py reads in a process of its own. A helper of `spreadsheet`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -26,7 +26,7 @@ def read_sheet(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
 def read_parquet(source: SourceFile) -> tuple[list[str], Iterator[SourceRow | SkippedRow | ImportNote]]:
     """Column names, and the rows as objects of them. Raises InputError."""
     decoded = _decode(source, "parquet")
-    header = next(decoded, {})
+    header: dict[str, list[str]] = next(decoded, {})
     names = header.get("columns", [])
 
     def found() -> Iterator[SourceRow | SkippedRow | ImportNote]:
@@ -65,7 +65,7 @@ def _source_row(number: int, cells: list[Any] | None) -> SourceRow | SkippedRow:
     return SourceRow(number, cells, " | ".join(map(cell_text, cells)))
 
 
-def _decode(source: SourceFile, kind: str) -> Iterator[Any]:
+def _decode(source: SourceFile, kind: str) -> Generator[Any, None, None]:
     """What decode_table.py says, line by line. Raises InputError where it could not read all."""
     limit = Budget.for_file(source.path).limit
     seconds = SECONDS + SECONDS_PER_MB * source.path.stat().st_size // 1_000_000

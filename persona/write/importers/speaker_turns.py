@@ -197,7 +197,7 @@ def _pair_reply(
 
 
 class GrowingSpeech:
-    """A speech that goes on over several lines. What is longer than MAX_CHARACTERS grows no more: no pair can hold it."""
+    """A speech that goes on over several lines. Beyond MAX_CHARACTERS it does not: no pair can hold it."""
 
     def __init__(self, speech: Speech) -> None:
         self.speech = speech
