@@ -188,7 +188,7 @@ def test_bombs_are_refused(mine: Path, tmp_path: Path) -> None:
 def test_a_zip_of_countless_files_is_refused(mine: Path, tmp_path: Path) -> None:
     path = make_zip(tmp_path / "x.zip", {**under(mine), **{f"x/{n:060}": b"" for n in range(40_000)}})
     with pytest.raises(ShareError, match="its list of files is longer than 4,000,000 bytes"):
-        archive.unpack_adapter(path, tmp_path / "into")
+        share_archive.unpack_adapter(path, tmp_path / "in")
 
 
 def test_a_lie_about_the_size_is_refused_and_costs_no_disk(

@@ -85,8 +85,7 @@ def test_absurd_shapes_are_refused_before_torch_makes_them(place):
         (header("{}" + " " * 21_000_000), "a header of 21 MB, where 20 MB is the limit"),
     ]
 
-    def check(case):
-        data, words = case
+    def check(data, words):
         (place / WEIGHTS).write_bytes(data)
         with pytest.raises(AdapterError, match=words):
             adapters.read_adapter(place)

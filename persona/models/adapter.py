@@ -258,7 +258,7 @@ def _check_settings(name: str, settings: dict[str, Any]) -> None:
             or not all(_LAYER.fullmatch(k) and is_valid(v) for k, v in pattern.items())
         ):
             raise AdapterError(
-                "{name}/adapter_config.json: {key}={pattern} does not give up to {limit} layers a number each.",
+                "{name}/adapter_config.json: {key}={pattern} is not a number for each of up to {limit} layers.",
                 limit=MAX_PATTERNS,
                 name=name,
                 key=key,

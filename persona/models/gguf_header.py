@@ -50,7 +50,7 @@ class _Header:
         if version not in (2, 3):
             raise _InvalidHeaderError(Message("its version is {version}, not 2 or 3", version=version))
         tensors, values = self._number("<Q"), self._number("<Q")
-        for name, count, limit in (("tensors", tensors, MAX_TENSORS), ("values", values, MAX_VALUES)):
+        for name, count, limit in ((Message("tensors"), tensors, MAX_TENSORS), (Message("values"), values, MAX_VALUES)):
             if count > limit:
                 raise _InvalidHeaderError(
                     Message("its header claims {count:,} {name}, where {limit:,} is the limit",
