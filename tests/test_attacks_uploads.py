@@ -25,8 +25,9 @@ from persona.store import persona_folder
 from persona.store.csv_safety import escape_formula, unescape_formula
 from persona.store.limited_process import read_process_lines
 from persona.store.pairs import MAX_CHARACTERS, Pair
-from persona.store.persona_folder import MAX_NAME, PersonaCard
+from persona.store.persona_folder import PersonaCard
 from persona.write.importers import ImportNote, ImportOptions, SkippedRow, packed_table, registry, spreadsheet
+from persona.write.importers.character_card import MAX_CALLED
 from persona.write.importers.text_source import open_source
 
 PAIRS = [Pair("Who are you?", "Mags. I keep the light."), Pair("你是谁？", "本宫甄嬛。", (("a", "b"),))]
@@ -298,10 +299,10 @@ def test_a_decoder_sees_no_keys(monkeypatch, tmp_path):
 
 def test_a_placeholder_does_not_multiply_a_card(put):
     """{{char}} stands for the nickname: of a million characters, it would be a thousand million."""
-    data = {**CARD["data"], "nickname": "N" * 1_000_000, "mes_example": "{{user}}: a\n{{char}}: " + "{{char}}" * 900}
+    data = {**CARD["data"], "nickname": "N" * 1_000_000, "mes_example": "{{user}}: a\n{{char}}: " + "{{char}}" * 400}
     source = open_source(put("card.json", json.dumps({**CARD, "data": data})))
     pairs = [i for i in registry.read_source(source, "character", ImportOptions()) if isinstance(i, Pair)]
-    assert [len(p.output) for p in pairs] == [900 * MAX_NAME]
+    assert [len(p.output) for p in pairs] == [400 * MAX_CALLED]
 
 
 def test_earlier_turns_do_not_multiply_a_chat(put, monkeypatch):

@@ -254,7 +254,7 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     ):
         out.write(bytes(5_000_000))
     assert (tmp_path / "bomb.xlsx").stat().st_size < 10_000
-    with pytest.raises(InputError, match="more than 2 MB come out of it"):
+    with pytest.raises(InputError, match="more than 1 MB come out of it"):
         list(get_importer("table").read(open_source(tmp_path / "bomb.xlsx"), ImportOptions()))
 
 

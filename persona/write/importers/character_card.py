@@ -22,6 +22,7 @@ TITLE = "Character card: V1, V2, V3 (JSON, PNG)"
 
 SPECS = ("chara_card_v2", "chara_card_v3")
 MAX_BYTES = 50_000_000
+MAX_CALLED = 200  # characters of a name or nickname, which stands for each {{char}}
 MAX_TEXT = 10_000_000  # characters of a card's JSON; small lists in it take thirty times their text
 MAX_PIXELS = 25_000_000  # 5,000 × 5,000; Pillow decodes them all before it reads the text behind them
 FIELD_LIMITS = {"name": MAX_NAME, "system": MAX_SYSTEM, "greeting": MAX_GREETING}
@@ -187,7 +188,7 @@ def _card(data: dict[str, Any], source: SourceFile) -> tuple[PersonaCard, list[s
 
 def _called(data: dict[str, Any], name: str) -> str:
     """What stands for {{char}}."""
-    return (_field(data, "nickname") or name)[:MAX_NAME]
+    return (_field(data, "nickname") or name)[:MAX_CALLED]
 
 
 def _truncate(text: str, room: int, field: str, notes: list[str]) -> str:
@@ -233,7 +234,7 @@ def _blocks(text: str) -> Iterator[tuple[int, str]]:
 
 def _dialogue_turns(line: int, block: str, data: dict[str, Any], card: PersonaCard) -> list[tuple[str, int, str]]:
     """(side, line, text) of each turn; a line without a speaker continues the turn before it."""
-    names = {re.escape(n[:MAX_NAME]) for n in (_field(data, "name"), _field(data, "nickname")) if n}
+    names = {re.escape(n[:MAX_CALLED]) for n in (_field(data, "name"), _field(data, "nickname")) if n}
     user, char = rf"{_USER.pattern}|user|用户", rf"{_CHAR.pattern}|{'|'.join(names)}"
     begins = re.compile(rf"\s*(?:(?P<user>{user})|(?P<char>{char}))\s*[:：]\s*(?P<text>.*)", re.I)
     called = _called(data, card.name)
