@@ -79,6 +79,17 @@ def wheel(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_the_image_copies_and_starts_what_exists():
+    """The image itself is not built here."""
+    steps = dict(
+        line.split(" ", 1) for line in (PROJECT_DIR / "Dockerfile").read_text().splitlines() if line[:1].isupper()
+    )
+    assert all((PROJECT_DIR / name).exists() for name in steps["COPY"].split())
+    python, *start = json.loads(steps["CMD"])
+    assert python == "python" and steps["EXPOSE"] == "7860", "the default port"
+    subprocess.run([sys.executable, *start, "--help"], cwd=PROJECT_DIR, check=True, capture_output=True)
+
+
 def test_the_wheel_holds_code_data_and_examples(wheel):
     listed = subprocess.check_output(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "persona", "templates", "datasets"],
