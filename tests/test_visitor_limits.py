@@ -21,8 +21,8 @@ from persona.train import launcher, run_folder
 from persona.train.config import RunConfig
 from persona.ui import page
 from persona.ui.app import retention_notice
+from persona.ui.middleware import event_limits, workspaces
 from persona.ui.middleware import visitors as ui_middleware_visitors
-from persona.ui.middleware import workspaces
 from persona.ui.middleware.stack import build_middleware
 from tests.test_workspaces import ANN, BEN, PAIRS, persona_of, run_of
 
@@ -222,7 +222,7 @@ def test_the_page_says_until_when(language, day, shared, monkeypatch):
 def test_more_requests_at_a_time_than_a_visitor_may(shared, monkeypatch, tmp_path):
     """Through Gradio's own queue: what waits counts until it is done, and other visitors are not counted."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    monkeypatch.setattr(ui_middleware_visitors, "MAX_EVENTS", 3)
+    monkeypatch.setattr(event_limits, "MAX_EVENTS", 3)
     release = threading.Event()
     with gr.Blocks() as demo:
         asked = gr.Number()

@@ -30,6 +30,7 @@ LAUNCH_OPTIONS: dict[str, Any] = {
     "i18n": i18n.BROWSER_I18N,
     "footer_links": ["gradio"],
     "max_file_size": MAX_ADAPTER_BYTES,  # of an upload; else anyone who reaches the page could fill the disk
+    "state_session_capacity": 2000,  # tabs whose state is kept, 0.6 MB each; Gradio itself drops none when it is closed
 }
 CACHE_SECONDS = (3600, 86_400)  # on a shared server: how often Gradio's files are deleted, and from what age on
 

@@ -28,12 +28,10 @@ from persona.serve.http import is_api_path
 from persona.store import deployment, quotas, workspace
 from persona.ui import i18n
 from persona.ui.i18n import localized, t
-from persona.ui.middleware import visitor_cookie, workspaces
+from persona.ui.middleware import event_limits, visitor_cookie, workspaces
 from persona.ui.middleware.origins import is_static
 from persona.ui.middleware.refusal import RequestRefused
 
-MAX_EVENT_BYTES = 32_000_000  # of an event; files are uploaded by another route
-MAX_EVENTS = 50  # of a visitor that wait or are handled at a time: a switch of persona takes about ten
 MAX_UPLOADS = 100_000  # whose owner is remembered; an older file has to be uploaded again
 API_PREFIX = "/gradio_api/"
 PUBLIC_PATHS = (
@@ -68,6 +66,7 @@ class VisitorIsolation:
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.time) -> None:
         self.app, self.clock = app, clock
         self.uploads: OrderedDict[str, set[str]] = OrderedDict()  # path → the visitors who uploaded this file
+        self.events = event_limits.EventLimits()
         self.request_counts: dict[str, int] = {}  # of the present minute
         self.minute = 0
 
@@ -87,17 +86,18 @@ class VisitorIsolation:
                 await asyncio.to_thread(workspaces.move_to_account, guest, visitor)
             await self.app(scope, receive, _with_cookie(scope, send))
             return
-        try:
-            receive, send = await self.check_request(scope, receive, send, visitor)
-        except RequestRefused as e:
-            await JSONResponse({"detail": e.text, "error": e.text}, e.status)(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
+        with contextlib.ExitStack() as handled:
+            try:
+                receive, send = await self.check_request(scope, receive, send, visitor, handled)
+            except RequestRefused as e:
+                await JSONResponse({"detail": e.text, "error": e.text}, e.status)(scope, receive, send)
+                return
+            await self.app(scope, receive, send)
 
     async def check_request(
-        self, scope: Scope, receive: Receive, send: Send, visitor: str | None
+        self, scope: Scope, receive: Receive, send: Send, visitor: str | None, handled: contextlib.ExitStack
     ) -> tuple[Receive, Send]:
-        """(receive, send) to pass to the app. Raises RequestRefused."""
+        """(receive, send) to pass to the app. handled: ends when the app has answered. Raises RequestRefused."""
         path, method = scope["path"].rstrip("/") or "/", scope["method"]
         if method in ("GET", "HEAD", "OPTIONS") and (path in PUBLIC_PATHS or is_static(path)):
             return receive, send
@@ -126,15 +126,12 @@ class VisitorIsolation:
             scope["persona.upload_room"] = partial(self.upload_room, visitor)
             _prefix_query_values(scope, "upload_id", prefix)
             return receive, self.record_uploads_from(visitor, send)
-        if _count_events(scope, prefix) >= MAX_EVENTS:
-            raise RequestRefused(
-                429, t("More than {n} requests of yours are being handled. Wait until some are done.", n=MAX_EVENTS)
-            )
+        handled.enter_context(self.events.arriving(scope, visitor, prefix))
         return await self.check_event(scope, receive, visitor, prefix), send
 
     async def check_event(self, scope: Scope, receive: Receive, visitor: str, prefix: str) -> Receive:
         """Prefix the tab's name in an event. Raises RequestRefused when the event names a file of another visitor."""
-        raw = await _read_body(receive)
+        raw = await self.events.read_body(scope, receive, visitor, prefix)
         try:
             body = json.loads(raw)
             if not isinstance(body, dict):
@@ -144,7 +141,9 @@ class VisitorIsolation:
         for file in _file_paths(body):
             self.require_file(file, visitor)
         if isinstance(body.get("session_hash"), str):
-            body["session_hash"] = prefix + body["session_hash"]
+            tab = body["session_hash"] = prefix + body["session_hash"]
+            if self.events.use_tab(scope, visitor, tab):
+                self.count_request(visitor, event_limits.TAB_REQUESTS - 1)
         raw = json.dumps(body).encode()
         MutableHeaders(scope=scope)["content-length"] = str(len(raw))
         return _replay(raw, receive)
@@ -198,12 +197,12 @@ class VisitorIsolation:
                     used += Path(path).lstat().st_size
         return most - used
 
-    def count_request(self, visitor: str) -> None:
+    def count_request(self, visitor: str, weight: int = 1) -> None:
         """Raises RequestRefused when the visitor has sent too many requests in this minute."""
         most, minute = quotas.read_quotas().max_requests, int(self.clock() // 60)
         if minute != self.minute:
             self.request_counts, self.minute = {}, minute
-        self.request_counts[visitor] = self.request_counts.get(visitor, 0) + 1
+        self.request_counts[visitor] = self.request_counts.get(visitor, 0) + weight
         if most and self.request_counts[visitor] > most:
             raise RequestRefused(429, t(
                 "More than {n} requests in a minute, which is this server's limit for a visitor. Wait a minute, then "
@@ -241,32 +240,10 @@ def _with_cookie(scope: Scope, send: Send) -> Send:
     return send_with_cookie
 
 
-def _count_events(scope: Scope, prefix: str) -> int:
-    """How many events wait or are handled, of the tabs whose names begin with `prefix`."""
-    blocks = scope["app"].get_blocks()
-    return sum(str(event.session_hash).startswith(prefix) for event in list(blocks._queue.event_ids_to_events.values()))
-
-
 def _prefix_query_values(scope: Scope, key: str, prefix: str) -> None:
     """Put `prefix` before every value of a key of the query."""
     query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
     scope["query_string"] = urlencode([(k, prefix + v if k == key else v) for k, v in query]).encode()
-
-
-async def _read_body(receive: Receive) -> bytes:
-    raw = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise RequestRefused(400, "The request ended early.")
-        raw += message.get("body", b"")
-        if len(raw) > MAX_EVENT_BYTES:
-            raise RequestRefused(
-                413,
-                t("More than {n} MB at once. Upload it as a file, or paste less.", n=f"{MAX_EVENT_BYTES / 1e6:.0f}"),
-            )
-        if not message.get("more_body"):
-            return bytes(raw)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
