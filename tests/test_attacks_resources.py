@@ -1,4 +1,4 @@
-"""What one visitor can make a shared server hold: events that arrive slowly, large bodies, many tabs."""
+"""What one visitor can make a shared server hold: slow events, large bodies, many tabs, what has no limit of its own."""
 
 import json
 import socket
@@ -6,10 +6,16 @@ import socket
 import gradio as gr
 import httpx
 import pytest
+from waiting import wait_for
 
-from persona.store import workspace
+from persona.compare import blind_votes, conversation, conversation_store
+from persona.compare.blind_votes import VoteSide
+from persona.compare.conversation import VoiceRecord
+from persona.errors import InputError
+from persona.store import persona_folder, workspace
 from persona.ui.middleware import event_limits
 from persona.ui.middleware.stack import build_middleware
+from tests.test_workspaces import ANN, persona_of
 
 
 @pytest.fixture
@@ -50,9 +56,18 @@ def begin(visitor: httpx.Client, length: int, sent: bytes = b"") -> socket.socke
     connection = socket.create_connection((visitor.base_url.host, visitor.base_url.port))
     connection.settimeout(60)
     cookie = "; ".join(f"{name}={value}" for name, value in visitor.cookies.items())
-    head = f"POST /gradio_api/queue/join HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie}\r\nContent-Length: {length}\r\n"
+    head = (
+        f"POST /gradio_api/queue/join HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie}\r\nContent-Length: {length}\r\n"
+    )
     connection.sendall(f"{head}Connection: close\r\n\r\n".encode() + sent)
     return connection
+
+
+def end(connections: list[socket.socket], visitor: httpx.Client) -> None:
+    """Close them, and wait until the server has noticed."""
+    for connection in connections:
+        connection.close()
+    wait_for(lambda: ask(visitor, "tab").status_code == 200, what="a place for one more")
 
 
 def status_of(connection: socket.socket) -> int:
@@ -69,9 +84,7 @@ def test_events_that_arrive_slowly_are_counted(server, monkeypatch):
     with begin(ann, 2) as late:
         assert int(late.recv(100)[9:12]) == 429
     assert ask(ben, "tab").status_code == 200
-    for connection in started:
-        connection.close()
-    assert answer_of(ann, "tab") == "1"
+    end(started, ann)
 
 
 def test_bodies_that_are_held_open_are_summed(server, monkeypatch):
@@ -81,9 +94,7 @@ def test_bodies_that_are_held_open_are_summed(server, monkeypatch):
     held = [begin(ann, 200_000, b" " * 100_000) for _ in range(3)]
     assert status_of(begin(ann, 200_000, b" " * 100_000)) == 413
     assert ask(ben, "tab").status_code == 200
-    for connection in held:
-        connection.close()
-    assert answer_of(ann, "tab") == "1"
+    end(held, ann)
 
 
 def test_the_state_of_a_visitors_oldest_tab_is_forgotten_for_one_too_many(server, monkeypatch):
@@ -104,3 +115,35 @@ def test_a_new_tab_counts_as_many_requests(server, monkeypatch):
     ann = visitor_of(url)
     codes = [ask(ann, f"tab {n}").status_code for n in range(4)]
     assert codes[:2] == [200, 200] and codes[-1] == 429
+
+
+def test_nothing_that_is_kept_goes_past_the_disk_limit(monkeypatch, home):
+    """Cards, further turns of a conversation and blind votes are small, but there is no end of them."""
+    monkeypatch.setenv("PERSONA_SHARED", "1")
+    monkeypatch.setenv("PERSONA_MAX_DISK_MB", "1")
+    mine, owners = persona_of(ANN), persona_of("")
+    key = conversation.new_visitor_key()
+    store, votes = conversation_store.open_store(mine.path, key), blind_votes.open_vote_log(mine.path, key)
+    sides = [VoteSide(VoiceRecord("base", "Base")), VoteSide(VoiceRecord("prompt", "Base, with persona prompt"))]
+    with workspace.as_visitor(ANN):
+        talk = conversation_store.start_conversation(store, "hello")
+        with pytest.raises(
+            InputError, match=r"have 1,000,\d+ characters together: on this server they may have 200,000"
+        ):
+            persona_folder.update_card(mine, lambda _: {"source": "x" * 1_000_000})
+        (mine.path / "large").write_bytes(b"x" * 1_100_000)
+        for add in (
+            lambda: persona_folder.update_card(mine, lambda _: {"source": "a book"}),
+            lambda: conversation_store.add_turn(store, talk, "and?"),
+            lambda: blind_votes.draw_question(votes, "who?", sides, "", {}),
+        ):
+            with pytest.raises(InputError, match="fills 1 MB, where this server has 1 MB for each visitor"):
+                add()
+        assert not mine.card().source
+    with workspace.as_visitor(""):
+        persona_folder.update_card(owners, lambda _: {"source": "x" * 1_000_000})
+
+
+def test_a_name_too_long_is_refused_in_words():
+    with pytest.raises(InputError, match="'name'.*80"):
+        persona_folder.default_card("a" * 81)

@@ -89,7 +89,8 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
     "script": {"widgets.py": {widgets.FORWARD_CLICKS_JS}, "steps/write/pairs_tab.py": {pairs_tab.PAINT_MARKS_JS, pairs_tab.SAVED_JS, pairs_tab.REFUSED_JS},
                "navigation.py": {navigation.NAVIGATION_JS, navigation.FOCUS_STEP_JS}},
     "told to programs: no browser with the page open asks so": {
-        "middleware/visitors.py": {"Not found.", "The request is no JSON object.", "The request ended early."},
+        "middleware/event_limits.py": {"The request ended early."},
+        "middleware/visitors.py": {"Not found.", "The request is no JSON object."},
     },
     "for the log of the server": {
         "middleware/workspaces.py": {"%s: could not be removed (%s)", "The idle workspaces could not be swept"},

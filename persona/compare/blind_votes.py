@@ -26,7 +26,7 @@ from persona.compare.conversation import (
     voice_from_row,
 )
 from persona.errors import InputError, Message, join
-from persona.store import files, jsonl
+from persona.store import files, jsonl, quotas
 
 VOTE_CHOICES = ("left", "right", "tie", "bad")  # bad: both
 MAX_VOTE_BYTES = 50_000_000  # of one visitor's votes; evidence is never thrown away, so more is refused
@@ -130,6 +130,7 @@ def draw_question(
     check_message_text(text)
     if len(sides) != 2 or _is_same_voice(sides[0].voice, sides[1].voice):
         raise InputError("A blind vote is between two different voices. Choose two.")
+    quotas.require_disk_quota()
     seed = secrets.randbits(64)
     left, right = random.Random(seed).sample(list(sides), 2)
     question = BlindQuestion(secrets.token_hex(8), text, system, left, right, seed, time.time(), dict(sampling))

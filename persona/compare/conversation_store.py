@@ -137,6 +137,7 @@ def list_conversations(store: ConversationStore) -> list[Conversation]:
 
 def _append_turn(store: ConversationStore, talk: Conversation, parent: int, said: str) -> Conversation:
     check_message_text(said)
+    quotas.require_disk_quota()
     return _append_row(store, talk.id, lambda number: {"id": number, "parent": parent, "said": said})
 
 

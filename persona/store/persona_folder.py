@@ -120,7 +120,9 @@ class Persona:
         return parse_card(read_json(file, Message("a persona")), str(file))
 
     def save_card(self, card: PersonaCard) -> None:
-        write_atomic(self.path / "persona.json", to_json(card.model_dump(mode="json")))
+        text = to_json(card.model_dump(mode="json"))
+        quotas.require_card_quota(len(text))
+        write_atomic(self.path / "persona.json", text)
 
     def pairs(self) -> list[Pair]:
         """Strict: raises InputError listing every bad line."""
@@ -202,10 +204,10 @@ def create_persona_at(path: Path, card: PersonaCard, pairs: list[Pair] | None = 
 
 
 def default_card(name: str) -> PersonaCard:
-    """A card for a persona of which only the name is known, in the language of the name."""
+    """A card for a persona of which only the name is known, in the language of the name. Raises InputError."""
     chinese = re.search(f"[{HAN}]", name)
     system = f"你是{name}，以{name}的身份与口吻作答。" if chinese else f"You are {name}. Answer as {name} would."
-    return PersonaCard(name=name, system=system, language="zh" if chinese else "en")
+    return parse_card({"name": name, "system": system, "language": "zh" if chinese else "en"}, f"{name:.80}")
 
 
 def free_path(name: str) -> Path:
@@ -250,6 +252,7 @@ def update_card(persona: Persona, change: Callable[[PersonaCard], dict[str, Any]
     with persona.lock():
         card = persona.card()
         if fields := change(card):
+            quotas.require_disk_quota()
             persona.save_card(parse_card({**card.model_dump(), **fields}, where))
 
 

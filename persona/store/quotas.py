@@ -19,6 +19,8 @@ from pathlib import Path
 from persona.errors import InputError, Message, join
 from persona.store import deployment, workspace
 
+MAX_CARD = 200_000  # characters of a visitor's persona.json: the page reads all of them for its list
+
 
 @dataclass(frozen=True)
 class Quotas:
@@ -106,6 +108,18 @@ def require_pair_length_quota(row: int, characters: int) -> None:
             row=row,
             count=characters,
             limit=limit,
+            instead=suggest_alternative(),
+        )
+
+
+def require_card_quota(characters: int) -> None:
+    """Raises InputError when a card with everything in it would be longer than a visitor's may."""
+    if workspace.is_for_visitor() and characters > MAX_CARD:
+        raise InputError(
+            "Name, system prompt, source and all else that is known of a persona have {count:,} characters together: "
+            "on this server they may have {limit:,}. Shorten them. {instead}",
+            count=characters,
+            limit=MAX_CARD,
             instead=suggest_alternative(),
         )
 
