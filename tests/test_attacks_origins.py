@@ -210,6 +210,18 @@ def test_a_forwarded_host_is_believed_of_a_declared_proxy_alone(house, monkeypat
     assert "evil.example" not in page.text and "Secure" not in page.headers["set-cookie"]
 
 
+@pytest.mark.parametrize(
+    "host", ["{own}:80@evil.example", "{own}:/evil.example", "evil.example/.{own}", "{own}:", "{own}:1234567"]
+)
+def test_a_forwarded_host_is_a_name_and_nothing_more(host, house, monkeypatch):
+    """Gradio builds addresses of it, which lead elsewhere from a "/" or "@" on."""
+    monkeypatch.setenv("PERSONA_HOSTS", f"{OWN_NAME},*.{OWN_NAME}")
+    url = house[1]
+    assert httpx.get(f"{url}/config", headers={"x-forwarded-host": host.format(own=OWN_NAME)}).json()["root"] == url
+    port = {"x-forwarded-host": f"{OWN_NAME}:8443", "x-forwarded-proto": "https"}
+    assert httpx.get(f"{url}/config", headers=port).json()["root"] == f"https://{OWN_NAME}:8443"
+
+
 # --- cookies -----------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 On a user's own machine there are no accounts: anyone who reaches the page can do everything it offers.
 """
 
+import re
+
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -11,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from persona.store import deployment
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost")
+_HOST = re.compile(r"[a-z0-9._-]+(:[0-9]{1,5})?")
 PUBLIC_LINK_HOSTS = ".gradio.live"  # what Gradio's public links end with
 
 
@@ -57,5 +60,8 @@ def _keep_declared_headers(scope: Scope) -> None:
 
 
 def _is_declared_host(host: str) -> bool:
+    """Whether it is a name that is declared, with a port or without; what follows a "/" or "@" would lead elsewhere."""
+    if not _HOST.fullmatch(host):
+        return False
     name = host.partition(":")[0]
     return deployment.is_proxy_host(name) or (deployment.has_public_link() and name.endswith(PUBLIC_LINK_HOSTS))
