@@ -38,9 +38,11 @@ def serve_page(host: str, port: int) -> None:
     from persona.serve.http import page_api_kwargs
     from persona.store.deployment import has_public_link
     from persona.ui.app import LAUNCH_OPTIONS, warm_up
+    from persona.ui.error_log import shorten_tracebacks
     from persona.ui.middleware.stack import build_middleware
     from persona.ui.middleware.workspaces import start_retention_sweep
 
+    shorten_tracebacks()
     start_retention_sweep()
     warm_up()
     app_kwargs = {**page_api_kwargs(host), "middleware": build_middleware(host)}
