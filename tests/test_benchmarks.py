@@ -16,6 +16,7 @@ def bench(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_chat_trains_an_adapter_where_none_is_named(tiny_gemma):
     done = bench("benchmarks.chat", "--base", tiny_gemma, "--tokens", 4, "--json")
     assert done.returncode == 0, done.stderr

@@ -106,9 +106,15 @@ def assert_sound(run: Run):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("how", ["at-a-file", pytest.param("at-a-moment", marks=pytest.mark.release)])
-def test_kill_at_any_moment(make, server, how):
-    """Sixteen kills: at a file operation of the run's, or some milliseconds after one of its events."""
+@pytest.mark.parametrize(
+    "how, most", [
+        ("at-a-file", 6),
+        pytest.param("at-a-file", 16, marks=pytest.mark.release),
+        pytest.param("at-a-moment", 16, marks=pytest.mark.release),
+    ],
+)  # fmt: skip
+def test_kill_at_any_moment(make, server, how, most):
+    """Kills at a file operation of the run's, or some milliseconds after one of its events."""
     dice = random.Random(7)
     whole = make()
     server.start(whole)
@@ -118,7 +124,7 @@ def test_kill_at_any_moment(make, server, how):
     assert touched > 100
     kills, reached = 0, set()
     run = make()
-    while kills < 16:
+    while kills < most:
         if how == "at-a-file":
             wait_for_end(server.start(run, die=dice.randrange(1, touched)))
         else:
@@ -137,7 +143,7 @@ def test_kill_at_any_moment(make, server, how):
     assert run.progress().status == "done", (run.path / "log.txt").read_text()
     assert hash_weights(run) == hash_weights(whole)
     assert run.progress().held_out == whole.progress().held_out and run.progress().train == whole.progress().train
-    assert len(reached) > 3, reached
+    assert len(reached) > most // 4, reached
 
 
 # ---- what a lost power cable leaves behind

@@ -27,7 +27,7 @@ def installed(*modules: str) -> bool:
 TRACKERS = [
     pytest.param("none", marks=pytest.mark.release),
     pytest.param("tensorboard", marks=pytest.mark.skipif(not installed("tensorboard", "tensorboardX"), reason="not installed")),
-    pytest.param("trackio", marks=pytest.mark.skipif(not installed("trackio"), reason="not installed")),
+    pytest.param("trackio", marks=[pytest.mark.release, pytest.mark.skipif(not installed("trackio"), reason="not installed")]),
 ]  # fmt: skip
 
 
