@@ -46,6 +46,13 @@ def pair_from_vote(question: BlindQuestion, output: str = "") -> Pair:
     return Pair(question.said, better.text, side.history, "vote")
 
 
+def find_corrections(persona: Persona) -> dict[tuple[str, tuple[tuple[str, str], ...]], tuple[int, str]]:
+    """(message, history) → (row from 1, output) of the pairs that correct an answer; the last one of several."""
+    return {
+        (p.instruction, p.history): (n, p.output) for n, p in enumerate(persona.pairs(), 1) if p.source == "correction"
+    }
+
+
 def append_correction(persona: Persona, pair: Pair) -> AddedPair:
     """Append the pair to the persona's, as one edit that can be undone.
 

@@ -15,6 +15,7 @@ import gradio as gr
 
 from persona.compare import remote, session
 from persona.compare.conversation import VoiceRecord
+from persona.compare.repetition import is_repeating
 from persona.compare.session import MAX_COLUMNS, NO_ADAPTER, LoadedModel, Voice
 from persona.errors import InputError, Message, PersonaError
 from persona.models.adapter import Adapter
@@ -49,13 +50,28 @@ class Comparison:
     def answer(
         self, histories: Sequence[Sequence[tuple[str, str]]], question: str, sampling: Sampling
     ) -> Iterator[list[Generation]]:
-        """Stream the replies of all columns to the question, each after its own history."""
+        """Stream the replies of all columns to the question, each after its own history.
+
+        A base that goes round in circles (repetition.py) is stopped: a pretrained one would only reach the limit.
+        """
         if self.model is None:
             url, key = remote.configured_server() or ("", "")
             chats = [build_messages(r.system, h, question) for r, h in zip(self.records, histories, strict=True)]
-            return remote.stream_remote(url, key, self.voices, chats, sampling)
+            yield from remote.stream_remote(url, key, self.voices, chats, sampling)
+            return
         columns = [v.render_column(h, question) for v, h in zip(self.voices, histories, strict=True)]
-        return session.stream_replies(self.model, columns, sampling)
+        halted: set[int] = set()
+        for replies in session.stream_replies(self.model, columns, sampling, halted=halted):
+            halted.update(
+                n for n, (record, reply) in enumerate(zip(self.records, replies, strict=True))
+                if is_base_circling(record, reply.text, reply.ended)
+            )  # fmt: skip
+            yield replies
+
+
+def is_base_circling(record: VoiceRecord, text: str, ended: bool) -> bool:
+    """Whether this is the text of a base that went round in circles; an adapter's circles are its author's to see."""
+    return record.kind != "adapter" and not ended and is_repeating(text)
 
 
 # ---- choices

@@ -259,7 +259,8 @@ def check_all_pairs(slug: str, *inputs: Any) -> str:
         good = t("Every pair can be trained on: the reply and its stop token are learned, nothing is cut.")
         verdict = f'<div class="good">{good}</div>'
     lengths = length_histogram_html([len(e.input_ids) for e in examples], renderer.max_length)
-    return f"<div class='card'>{facts}{lengths}{verdict}</div>"
+    figures = f"<details><summary>{t('Figures')}</summary>{facts}{lengths}</details>"
+    return f"<div class='card'>{verdict}{figures}</div>"
 
 
 class _Controls(NamedTuple):
@@ -285,30 +286,32 @@ def build(page: Page, step: gr.Step) -> None:
 
 
 def _build_layout(settings: RenderSettings) -> _Controls:
-    gr.Markdown(t("### What the model will learn, token by token\nTraining and chat use the same rendering function."))
-    with gr.Row():
-        with gr.Column(min_width=260):
-            settings.base.render()
-            base_facts = gr.HTML()
-        with gr.Column(min_width=260):
-            settings.template.render()
-            template_facts = gr.HTML()
-    with gr.Accordion(t("More choices"), open=False), gr.Row():
-        settings.max_length.render()
-        settings.learn_history.render()
+    gr.Markdown(
+        t(
+            "### What the model will learn\nEvery pair becomes one text, in which the model reads the grey part and "
+            "learns to write the green part. Everything is chosen for you: have a look at a pair, then go on to Train."
+        )
+    )
+    settings.base.render()
     with gr.Row(elem_classes="slim"):
         number = gr.Number(1, label=t("Pair"), precision=0, minimum=1, elem_id="pair-number", scale=0, min_width=110)
         back = gr.Button(t("← Previous"), scale=0, min_width=150)
         forward = gr.Button(t("Next →"), scale=0, min_width=150)
     mask = gr.HTML(elem_id="mask")
-    with gr.Accordion(t("Raw text"), open=False):
-        raw = gr.Code(language=None, wrap_lines=True, interactive=False, label=t("Exactly what the tokenizer gets"))
     totals = gr.HTML(elem_id="totals")
-    with gr.Row():
+    with gr.Accordion(t("Details"), open=False, elem_id="template-details"):
+        base_facts = gr.HTML()
+        settings.template.render()
+        template_facts = gr.HTML()
+        with gr.Row():
+            settings.max_length.render()
+            settings.learn_history.render()
+        raw = gr.Code(language=None, wrap_lines=True, interactive=False, label=t("Exactly what the tokenizer gets"))
         score = gr.Button(t("Score it with the base"), scale=0, min_width=230, elem_id="score")
-    scores = gr.HTML(elem_id="scored")
+        scores = gr.HTML(elem_id="scored")
+        own_template = _build_own_template()
     view = PairView(base_facts, template_facts, mask, raw, number)
-    return _Controls(view, back, forward, totals, score, scores, *_build_own_template())
+    return _Controls(view, back, forward, totals, score, scores, *own_template)
 
 
 def _build_own_template() -> tuple[gr.Code, gr.Button, gr.UploadButton, gr.Button, gr.HTML]:

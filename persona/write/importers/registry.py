@@ -59,8 +59,8 @@ def detect_format(source: SourceFile) -> str:
         raise InputError("{source} line {line}: {problem}.", source=source.name, line=broken.line, problem=broken.why)
     if scores[best] <= 0:
         raise InputError(
-            "{source}: none of the formats fits ({formats}). Choose one by hand, or look into the file: it "
-            "needs questions and answers, a conversation, or named speakers.",
+            "{source}: none of the formats fits ({formats}). Choose one (tab Import, or --format), or look into "
+            "the file: it needs questions and answers, a conversation, or named speakers.",
             source=source.name,
             formats=", ".join(scores),
         )

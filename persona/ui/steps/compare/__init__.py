@@ -119,27 +119,28 @@ class _Adapters(NamedTuple):
 
 
 def build(page: Page, step: gr.Step, visitor_key: gr.BrowserState) -> None:
-    adapters = _build_adapters(page)
-    settings, save = _build_sampling()
-    save.click(show_errors(save_sampling), [page.slug, *settings.of_card()], None, **QUIET)
+    other_voices, about = _build_voices(page)
+    settings = _make_sampling_settings()
     page.adapter.change(show_errors(card_sampling), [page.adapter, *settings.of_card()], settings.of_card(), **QUIET)
     with gr.Tabs(elem_id="compare-tabs", overflow_behavior="wrap"):
         with gr.Tab(t("Chat"), id="chat"):
-            probes = build_chat_tab(page, step, visitor_key, adapters.other_voices, settings)
+            probes = build_chat_tab(page, step, visitor_key, other_voices, settings)
         with gr.Tab(t("Blind vote"), id="blind") as tab:
             blind_vote_tab.build(page, visitor_key, settings, [tab.select, page.adapter.change])
         with gr.Tab(t("A list of questions"), id="list"):
-            questions_tab.build(page, adapters.other_voices, settings)
+            questions_tab.build(page, other_voices, settings)
         with gr.Tab(t("Did it learn?"), id="judge") as tab:
             judge_tab.build(page, [tab.select, page.adapter.change])
+    # below the tabs, so that the answers come first
+    adapters = _build_adapters(other_voices, about)
+    save = _build_sampling(settings)
+    save.click(show_errors(save_sampling), [page.slug, *settings.of_card()], None, **QUIET)
     navigation.build_next_button(t("Next: Share →"), SHARE, page)
     _connect_adapters(page, step, adapters, probes)
 
 
-def _build_adapters(page: Page) -> _Adapters:
-    gr.Markdown(
-        t("### One question, several voices\nAll answers are generated in one batch, with the same random seed.")
-    )
+def _build_voices(page: Page) -> tuple[gr.Dropdown, gr.HTML]:
+    """The chosen adapter and the other voices; returns these, and what is known of the adapter."""
     with gr.Row(equal_height=True):
         page.adapter.render()
         other_voices = gr.Dropdown(
@@ -147,7 +148,10 @@ def _build_adapters(page: Page) -> _Adapters:
             value=[voice_picker.BASE_WITH_PROMPT], multiselect=True, max_choices=MAX_COLUMNS - 1, scale=4,
             elem_id="compare-with", min_width=300, label=t("Compare with (up to 3)"),
         )  # fmt: skip
-    about = gr.HTML()
+    return other_voices, gr.HTML()
+
+
+def _build_adapters(other_voices: gr.Dropdown, about: gr.HTML) -> _Adapters:
     with gr.Accordion(t("Open or blend adapters"), open=False, elem_id="open-adapters"), gr.Row(equal_height=True):
         zip_upload = gr.UploadButton(
             t("Open an adapter zip"), file_types=[".zip"], scale=0, min_width=190, elem_id="open-zip"
@@ -161,27 +165,33 @@ def _build_adapters(page: Page) -> _Adapters:
     return _Adapters(other_voices, about, zip_upload, address, open_address, blend_with, blend_weight, add_blend)
 
 
-def _build_sampling() -> tuple[SamplingSettings, gr.Button]:
-    """The sampling controls, and the button that saves them in the persona's card."""
+def _make_sampling_settings() -> SamplingSettings:
+    """The sampling controls, made before the tabs that read them and rendered after."""
     default = Sampling()
+    return SamplingSettings(
+        strength=gr.Slider(0, MAX_STRENGTH, 1.0, step=0.05, label=t("Strength"), elem_id="strength", min_width=200,
+                           info=t("0: the base, 1: as trained"), render=False),
+        temperature=gr.Slider(0, 1.5, default.temperature, step=0.05, label=t("Temperature"),
+                              info=t("0: the likeliest token"), min_width=200, render=False),
+        top_p=gr.Slider(0.1, 1, default.top_p, step=0.05, label="Top-p", min_width=200, render=False),
+        top_k=gr.Number(default.top_k, label="Top-k", info=t("0: all"), precision=0, minimum=0, min_width=120,
+                        render=False),
+        min_p=gr.Slider(0, 0.5, default.min_p, step=0.01, label="Min-p", info=t("0: off"), min_width=200, render=False),
+        repetition_penalty=gr.Slider(1, 2, default.repetition_penalty, step=0.05, label=t("Repetition penalty"),
+                                     info=t("1: none"), min_width=200, render=False),
+        max_new_tokens=gr.Slider(16, 512, default.max_new_tokens, step=16, label=t("Longest reply, in tokens"),
+                                 min_width=200, elem_id="longest", render=False),
+        seed=gr.Number(default.seed, label=t("Seed"), info=t("the same for all"), precision=0, minimum=0,
+                       min_width=120, elem_id="seed", render=False),
+    )  # fmt: skip
+
+
+def _build_sampling(settings: SamplingSettings) -> gr.Button:
+    """The sampling controls, and the button that saves them in the persona's card."""
     with gr.Accordion(t("Strength and sampling, the same for all"), open=False, elem_id="sampling"), gr.Row():
-        settings = SamplingSettings(
-            strength=gr.Slider(0, MAX_STRENGTH, 1.0, step=0.05, label=t("Strength"), elem_id="strength", min_width=200,
-                               info=t("0: the base, 1: as trained")),
-            temperature=gr.Slider(0, 1.5, default.temperature, step=0.05, label=t("Temperature"),
-                                  info=t("0: the likeliest token"), min_width=200),
-            top_p=gr.Slider(0.1, 1, default.top_p, step=0.05, label="Top-p", min_width=200),
-            top_k=gr.Number(default.top_k, label="Top-k", info=t("0: all"), precision=0, minimum=0, min_width=120),
-            min_p=gr.Slider(0, 0.5, default.min_p, step=0.01, label="Min-p", info=t("0: off"), min_width=200),
-            repetition_penalty=gr.Slider(1, 2, default.repetition_penalty, step=0.05, label=t("Repetition penalty"),
-                                         info=t("1: none"), min_width=200),
-            max_new_tokens=gr.Slider(16, 512, default.max_new_tokens, step=16, label=t("Longest reply, in tokens"),
-                                     min_width=200, elem_id="longest"),
-            seed=gr.Number(default.seed, label=t("Seed"), info=t("the same for all"), precision=0, minimum=0,
-                           min_width=120, elem_id="seed"),
-        )  # fmt: skip
-        save = gr.Button(t("Save this sampling in the card"), scale=0, min_width=260, elem_id="save-sampling")
-    return settings, save
+        for control in settings:
+            control.render()
+        return gr.Button(t("Save this sampling in the card"), scale=0, min_width=260, elem_id="save-sampling")
 
 
 def _connect_adapters(page: Page, step: gr.Step, c: _Adapters, probes: gr.Dataset) -> None:

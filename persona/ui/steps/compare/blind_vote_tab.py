@@ -1,5 +1,6 @@
 """Step 4, tab Blind vote: two answers without names, a vote, and how sure the count is."""
 
+import filecmp
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,10 +14,14 @@ from persona.compare import blind_votes, corrections, dpo_export
 from persona.compare.blind_votes import BlindQuestion, VoteLog, VoteSide
 from persona.compare.conversation import ConversationAnswer
 from persona.errors import Message, PersonaError
+from persona.models.adapter import WEIGHTS_FILE, Adapter
+from persona.share.adapter_ref import AdapterRef, RefKind
+from persona.share.open_adapter import open_adapter
 from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
 from persona.ui.page import QUIET, Page, download_path, open_current_persona, show_errors
+from persona.ui.steps.compare.base_note import is_chat_base
 from persona.ui.steps.compare.controls import SamplingSettings
 from persona.ui.steps.compare.loading import report_loading
 from persona.ui.widgets import bars_html
@@ -45,6 +50,46 @@ class VoteView(NamedTuple):
 
 def open_adapter_votes(slug: str, adapter_id: str, visitor_key: str) -> VoteLog:
     return blind_votes.open_vote_log(voice_picker.conversation_dir(slug, adapter_id), visitor_key)
+
+
+def list_rivals(slug: str, adapter_id: str) -> list[tuple[str, str]]:
+    """(label, id) of the voices that the chosen adapter can be compared with."""
+    return [v for v in voice_picker.list_other_voices(slug, adapter_id) if v[1] != adapter_id]
+
+
+def choose_rival(slug: str, adapter_id: str) -> str:
+    """The rival to begin with. A base that was never taught to answer gives itself away, so that against it the vote
+
+    would not be blind: then another run on the same base, else the earliest other snapshot, if there is one.
+    """
+    if not adapter_id or voice_picker.is_remote(adapter_id):
+        return next((voice for _, voice in list_rivals(slug, adapter_id)), "") if adapter_id else ""
+    main = voice_picker.find_adapter(adapter_id)
+    if is_chat_base(main):
+        return voice_picker.BASE_WITH_PROMPT
+    refs = [AdapterRef.parse_id(voice) for _, voice in list_rivals(slug, adapter_id)]
+    runs = [ref for ref in refs if ref.kind is RefKind.RUN and ref.step is None]
+    chosen = AdapterRef.parse_id(adapter_id)
+    snapshots = [ref for ref in refs if ref.step is not None and ref.run == chosen.run]
+    for ref in [*runs, *reversed(snapshots)]:
+        other = open_adapter(ref)
+        if other.base_id == main.base_id and not _has_same_weights(other, main):
+            return str(ref)
+    return voice_picker.BASE_WITH_PROMPT
+
+
+def _has_same_weights(one: Adapter, other: Adapter) -> bool:
+    return filecmp.cmp(one.path / WEIGHTS_FILE, other.path / WEIGHTS_FILE, shallow=False)
+
+
+def rival_note(slug: str, adapter_id: str, rival: str) -> str:
+    """Whether a vote against this rival is blind."""
+    bases = (voice_picker.BASE_ALONE, voice_picker.BASE_WITH_PROMPT)
+    if not adapter_id or rival not in bases or is_chat_base(voice_picker.find_adapter(adapter_id)):
+        return ""
+    text = t("This base was never taught to answer, so its answer gives itself away. Against another run or an "
+             "earlier step of this one the vote is blind.")  # fmt: skip
+    return f"<div class='hint'>{text}</div>"
 
 
 def draw_probe(adapter_id: str) -> str:
@@ -183,6 +228,7 @@ class _Controls(NamedTuple):
     question: gr.Textbox
     draw: gr.Button
     rival: gr.Dropdown
+    rival_note: gr.HTML
     ask: gr.Button
     view: VoteView
     correction: gr.Textbox
@@ -207,6 +253,7 @@ def _build_layout() -> _Controls:
             scale=2, min_width=200, label=t("Against"), elem_id="blind-rival",
         )  # fmt: skip
         ask = gr.Button(t("Ask both"), variant="primary", scale=1, min_width=120, elem_id="blind-ask")
+    rival_note = gr.HTML(elem_id="rival-note")
     status = gr.HTML(elem_classes="quiet status", elem_id="blind-status")
     with gr.Row():
         left = gr.HTML(elem_id="blind-left")
@@ -224,7 +271,7 @@ def _build_layout() -> _Controls:
         add = gr.Button(t("Add to the pairs"), scale=1, min_width=140, elem_id="vote-to-pairs")
     export = gr.DownloadButton(t("Export votes for DPO (JSON lines)"), size="sm", scale=0, elem_id="export-votes")
     view = VoteView(left, right, gr.State(""), status, vote_left, vote_tie, vote_bad, vote_right, reveal, row)
-    return _Controls(question, draw, rival, ask, view, correction, add, export)
+    return _Controls(question, draw, rival, rival_note, ask, view, correction, add, export)
 
 
 def _connect_events(
@@ -249,14 +296,23 @@ def _connect_events(
         show_errors(add_correction), [view.question_id, c.correction, visitor_key, slug, adapter], view.status, **QUIET
     )
     c.export.click(show_errors(export_votes), [visitor_key, slug, adapter], c.export, api_visibility="private")
+    rival_for = gr.State("")  # the adapter that the rival was offered for
     gr.on(
         opened,
-        show_errors(lambda slug, adapter, key: (tally_html(slug, adapter, key), _rival_dropdown(slug, adapter))),
-        [slug, adapter, visitor_key],
-        [view.reveal, c.rival],
+        show_errors(show_rivals),
+        [slug, adapter, visitor_key, c.rival, rival_for],
+        [view.reveal, c.rival, c.rival_note, rival_for],
         **QUIET,
     )
+    c.rival.input(show_errors(rival_note), [slug, adapter, c.rival], c.rival_note, **QUIET)
 
 
-def _rival_dropdown(slug: str, adapter_id: str) -> gr.Dropdown:
-    return gr.Dropdown([v for v in voice_picker.list_other_voices(slug, adapter_id) if v[1] != adapter_id])
+def show_rivals(
+    slug: str, adapter_id: str, visitor_key: str, rival: str, rival_for: str
+) -> tuple[str, gr.Dropdown, str, str]:
+    """The tally, the rivals there are, the note on the selected one, and the adapter: another one's rival goes."""
+    choices = list_rivals(slug, adapter_id)
+    if rival_for != adapter_id or rival not in {voice for _, voice in choices}:
+        rival = choose_rival(slug, adapter_id)
+    dropdown, note = gr.Dropdown(choices, value=rival or None), rival_note(slug, adapter_id, rival)
+    return tally_html(slug, adapter_id, visitor_key), dropdown, note, adapter_id

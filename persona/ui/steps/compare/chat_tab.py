@@ -18,9 +18,11 @@ from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
 from persona.ui.page import QUIET, Page, open_current_persona, show_errors
+from persona.ui.steps.compare.base_note import CHOOSE_BASE_JS, choose_base
 from persona.ui.steps.compare.controls import SamplingSettings, Selection
 from persona.ui.steps.compare.conversation_view import (
     ConversationView,
+    Messages,
     chatbot_messages,
     column_voices,
     conversation_dropdown,
@@ -29,6 +31,7 @@ from persona.ui.steps.compare.conversation_view import (
     export_conversation,
     latest_conversation,
     load_conversation,
+    load_corrections,
     open_conversation_store,
     read_chatbot_text,
     require_turn,
@@ -38,6 +41,14 @@ from persona.ui.steps.compare.loading import report_loading
 from persona.ui.widgets import problems_html
 
 CHATBOT_IDS = ("chat-base", "chat-persona", "chat-third", "chat-fourth")
+CHAT_HEIGHT = "var(--chat-height)"  # theme.css: what the window leaves beside the box to write in
+
+# on a phone the answers would come out of sight
+SHOW_ANSWERS_JS = """() => {
+  const columns = document.getElementById("columns"), box = document.getElementById("composer");
+  const { top, bottom } = columns.getBoundingClientRect();
+  if (top < 0 || bottom > box.getBoundingClientRect().top) columns.scrollIntoView({ block: "start" });
+}"""
 
 
 class ChatUpdate(NamedTuple):
@@ -46,12 +57,13 @@ class ChatUpdate(NamedTuple):
     chatbots: Sequence[Any] = (gr.skip(),) * MAX_COLUMNS
     notes: Sequence[Any] = (gr.skip(),) * MAX_COLUMNS  # under the columns
     question: Any = gr.skip()
+    stop: Any = gr.skip()
     status: Any = gr.skip()
     conversation_id: Any = gr.skip()
 
     def flat(self) -> tuple[Any, ...]:
         """As Gradio takes it."""
-        return *self.chatbots, *self.notes, self.question, self.status, self.conversation_id
+        return *self.chatbots, *self.notes, self.question, self.stop, self.status, self.conversation_id
 
 
 # ---- handlers that ask. controls: a Selection, then the SamplingSettings
@@ -98,7 +110,10 @@ def edit_message(event: gr.EditData, column: int, *controls: Any) -> Steps:
         voice = column_voices(selection)[column]
         message = localized(correct_answer(number, voice, text, selection))
         gr.Info(escape(t("{message} Undo it in step 1.", message=message)))
-        yield ChatUpdate(status=message, conversation_id=selection.conversation_id).flat()
+        chatbots = list(ChatUpdate().chatbots)
+        messages = chatbot_messages(load_conversation(selection), voice.column, load_corrections(selection.slug))
+        chatbots[column] = gr.Chatbot(messages)
+        yield ChatUpdate(chatbots, status=message, conversation_id=selection.conversation_id).flat()
         return
     store, chat = open_conversation_store(selection), require_turn(selection, number)
     chat = conversation_store.edit_turn(store, chat, chat.turns[number].id, text)
@@ -118,7 +133,7 @@ def answer_last_turn(
 ) -> Steps:
     """Answer the last turn, in a turn on the model; another server's answers need none."""
     for text in report_loading(selection.adapter_id):
-        yield ChatUpdate(question="", status=text, conversation_id=chat.id).flat()
+        yield ChatUpdate(question="", stop=gr.Button(interactive=True), status=text, conversation_id=chat.id).flat()
     work = (store, chat, selection, settings)
     if voice_picker.is_remote(selection.adapter_id):
         yield from stream_answers(*work)
@@ -138,11 +153,14 @@ def stream_answers(
     records = comparison.records
     histories = [conversation.column_history(chat, turn.id, record.column) for record in records]
     same_prompt = len({(r.system, h) for r, h in zip(records, histories, strict=True)}) == 1
-    before = replace(chat, turns=chat.turns[:-1])
+    earlier, corrected = replace(chat, turns=chat.turns[:-1]), load_corrections(selection.slug)
+    before = [chatbot_messages(earlier, record.column, corrected) for record in records]
     replies: list[Generation] = [Generation() for _ in records]
+    shown: list[Generation | None] = [None for _ in records]
     try:
         for replies in comparison.answer(histories, turn.said, sampling):
-            update = _stream_update(before, turn.said, records, replies, sampling.max_new_tokens)
+            update = _stream_update(before, turn.said, records, replies, shown, sampling.max_new_tokens)
+            shown = [*replies]
             status = _speed_status(replies, same_prompt, sampling)
             yield update._replace(question="", status=status, conversation_id=chat.id).flat()
     finally:
@@ -150,18 +168,20 @@ def stream_answers(
             answers = [ConversationAnswer(v, r.text, r.tokens, r.ended) for v, r in zip(records, replies, strict=True)]
             conversation_store.add_answers(store, chat, turn.id, answers, asdict(sampling))
     status = t("{status} · done", status=_speed_status(replies, same_prompt, sampling))
-    yield ChatUpdate(question="", status=status, conversation_id=chat.id).flat()
+    yield ChatUpdate(question="", stop=gr.Button(interactive=False), status=status, conversation_id=chat.id).flat()
 
 
 def _stream_update(
-    before: Conversation, question: str, records: Sequence[VoiceRecord], replies: Sequence[Generation], limit: int
-) -> ChatUpdate:
-    """The columns with the replies so far; unused ones stay as they are."""
-    chatbots, notes = list(ChatUpdate().chatbots), [""] * MAX_COLUMNS
+    before: Sequence[Messages], question: str, records: Sequence[VoiceRecord], replies: Sequence[Generation],
+    shown: Sequence[Generation | None], limit: int,
+) -> ChatUpdate:  # fmt: skip
+    """The columns with the replies so far; those that are as they were shown, having ended or not, are left alone."""
+    chatbots, notes = list(ChatUpdate().chatbots), list(ChatUpdate().notes)
     for n, (record, reply) in enumerate(zip(records, replies, strict=True)):
-        messages = [*chatbot_messages(before, record.column), *exchange_messages(question, reply.text)]
-        chatbots[n] = gr.Chatbot(messages, label=localized(record.label))
-        notes[n] = reply_note(reply, limit)
+        if reply != shown[n]:
+            messages = [*before[n], *exchange_messages(question, reply.text)]
+            chatbots[n] = gr.Chatbot(messages, label=localized(record.label))
+            notes[n] = reply_note(reply, limit, voice_picker.is_base_circling(record, reply.text, reply.ended))
     return ChatUpdate(chatbots, notes)
 
 
@@ -176,8 +196,8 @@ def _speed_status(replies: Sequence[Generation], same_prompt: bool, sampling: Sa
     )
 
 
-def reply_note(reply: Generation, limit: int) -> str:
-    """Under a column: how fast it is, and whether it reached the limit of tokens."""
+def reply_note(reply: Generation, limit: int, circling: bool = False) -> str:
+    """Under a column: how fast it is, whether it has ended (✓), and why. circling: it was stopped for that."""
     if reply.error:
         return problems_html([reply.error])
     if not reply.tokens:
@@ -186,7 +206,10 @@ def reply_note(reply: Generation, limit: int) -> str:
     text = t("{n} tokens, {pace}/s, first after {first} s", **figures)
     if not reply.ended and reply.tokens >= limit:
         text = t("{n} tokens, {pace}/s, first after {first} s · reached the limit of {limit}", **figures, limit=limit)
-    return f"<div class='quiet'>{text}</div>"
+    elif circling:
+        text = t("{n} tokens, {pace}/s, first after {first} s · stopped: it went round in circles", **figures)
+    finished = reply.ended or circling or reply.tokens >= limit
+    return f"<div class='quiet'>{'✓ ' if finished else ''}{text}</div>"
 
 
 # ---- layout and events
@@ -197,8 +220,8 @@ class _Controls(NamedTuple):
 
     columns: list[gr.Column]
     update: ChatUpdate
+    bases: list[gr.HTML]
     send: gr.Button
-    stop: gr.Button
     regenerate: gr.Button
     probes: gr.Dataset
     conversations: gr.Dropdown
@@ -221,38 +244,43 @@ def build_chat_tab(
     )
     _connect_questions(controls, selection, settings)
     _connect_conversations(controls, selection, step)
+    for note in controls.bases:
+        note.click(show_errors(choose_base), page.slug, [page.render_settings.base, page.steps], **QUIET)
     return controls.probes
 
 
 def _build_layout() -> _Controls:
-    columns, chatbots, notes = [], [], []
+    columns, chatbots, notes, bases = [], [], [], []
     with gr.Row(equal_height=True, elem_id="columns"):
         for n, elem_id in enumerate(CHATBOT_IDS):
             with gr.Column(min_width=250, visible=n < 2) as column:
                 columns.append(column)
                 chatbots.append(gr.Chatbot(
-                    label=t("Persona") if n else t("Base"), elem_id=elem_id, height=380, buttons=["copy"],
+                    label=t("Persona") if n else t("Base"), elem_id=elem_id, height=CHAT_HEIGHT, buttons=["copy"],
                     render_markdown=False, latex_delimiters=[], editable="all",
                     placeholder=t("Train it first") if n == 1 else t("Say something to all"),
                 ))  # fmt: skip
                 notes.append(gr.HTML(elem_id=f"{elem_id}-note"))
-    status = gr.HTML(elem_classes="quiet status", elem_id="chat-status")
-    with gr.Row(elem_classes="slim"):
-        question = gr.Textbox(show_label=False, placeholder=t("Say something to all"), scale=6, elem_id="say")
-        send = gr.Button(t("Send"), variant="primary", scale=1, min_width=80, elem_id="send")
-        stop = gr.Button(t("Stop"), variant="stop", scale=1, min_width=80, elem_id="stop-chat")
-        regenerate = gr.Button(t("Regenerate"), scale=1, min_width=110, elem_id="regenerate")
+                bases.append(gr.HTML(js_on_load=CHOOSE_BASE_JS))
+    with gr.Column(elem_id="composer"):  # stays in sight (theme.css)
+        status = gr.HTML(elem_classes="quiet status", elem_id="chat-status")
+        with gr.Row():
+            question = gr.Textbox(show_label=False, container=False, placeholder=t("Say something to all"), scale=6,
+                                  min_width=100, elem_id="say")  # fmt: skip
+            send = gr.Button(t("Send"), variant="primary", scale=1, min_width=70, elem_id="send")
+            stop = gr.Button(t("Stop"), variant="stop", scale=1, min_width=70, interactive=False, elem_id="stop-chat")
     probes = gr.Dataset(
         components=[question], samples=[], label=t("Questions kept out of the training"), elem_id="probes"
     )
     with gr.Row(elem_classes="slim"):
         conversations = gr.Dropdown([(t("New conversation"), "")], value="", scale=4, elem_id="conversations",
                                     label=t("Conversations (only you see them)"))  # fmt: skip
+        regenerate = gr.Button(t("Regenerate"), scale=0, min_width=110, elem_id="regenerate")
         new = gr.Button(t("New"), scale=0, min_width=80, elem_id="new-talk")
         export = gr.DownloadButton(t("Export"), scale=0, min_width=90, elem_id="export-talk")
         delete = gr.Button(t("Delete"), scale=0, min_width=80, elem_id="delete-talk")
-    update = ChatUpdate(chatbots, notes, question, status, gr.State(""))
-    return _Controls(columns, update, send, stop, regenerate, probes, conversations, new, export, delete)
+    update = ChatUpdate(chatbots, notes, question, stop, status, gr.State(""))
+    return _Controls(columns, update, bases, send, regenerate, probes, conversations, new, export, delete)
 
 
 def _connect_questions(c: _Controls, selection: Selection, settings: SamplingSettings) -> None:
@@ -269,7 +297,11 @@ def _connect_questions(c: _Controls, selection: Selection, settings: SamplingSet
     edit = wait_in_queue(edit_message, outputs, status)
     edited = [bot.edit(edit, [gr.State(n), *controls], **ask) for n, bot in enumerate(c.update.chatbots)]
     running = [answered, regenerated, *edited]
-    c.stop.click(lambda: t("Stopped. What was written so far is kept."), None, status, cancels=running, **QUIET)
+    c.update.stop.click(
+        lambda: (t("Stopped. What was written so far is kept."), gr.Button(interactive=False)),
+        None, [status, c.update.stop], cancels=running, **QUIET,
+    )  # fmt: skip
+    gr.on([c.send.click, question.submit], None, None, None, js=SHOW_ANSWERS_JS, **QUIET)
     c.probes.click(lambda row: row[0], c.probes, question, **QUIET)
     show: dict[str, Any] = _show_event(c, selection)
     gr.on([c.new.click, *(bot.clear for bot in c.update.chatbots)], lambda: ("", "", ""), None,
@@ -277,7 +309,7 @@ def _connect_questions(c: _Controls, selection: Selection, settings: SamplingSet
 
 
 def _show_event(c: _Controls, selection: Selection) -> dict[str, Any]:
-    outputs = ConversationView(c.columns, c.update.chatbots, c.update.notes).flat()
+    outputs = ConversationView(c.columns, c.update.chatbots, c.update.notes, c.bases).flat()
     return {"fn": show_errors(show_conversation), "inputs": [*selection], "outputs": outputs, **QUIET}
 
 

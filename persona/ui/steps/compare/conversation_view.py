@@ -3,25 +3,29 @@
 import contextlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
 import gradio as gr
 
-from persona.compare import conversation, conversation_store
-from persona.compare.conversation import Conversation, VoiceRecord
+from persona.compare import conversation, conversation_store, corrections
+from persona.compare.conversation import Conversation, Turn, VoiceRecord
 from persona.compare.conversation_store import ConversationStore
 from persona.compare.session import MAX_COLUMNS
 from persona.errors import InputError, PersonaError
-from persona.store import files
+from persona.store import files, persona_folder
 from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
 from persona.ui.page import download_path
+from persona.ui.steps.compare.base_note import base_note_html
 from persona.ui.steps.compare.controls import Selection
 from persona.ui.widgets import markdown_text
 
+CORRECTION_MARK = "\n\n✎ "  # between a correction and what is said of it
+
 Messages = list[dict[str, Any]]
+Corrections = Mapping[tuple[str, tuple[tuple[str, str], ...]], tuple[int, str]]  # as corrections.find_corrections
 
 
 class ConversationView(NamedTuple):
@@ -30,9 +34,10 @@ class ConversationView(NamedTuple):
     columns: Sequence[Any]
     chatbots: Sequence[Any]
     notes: Sequence[Any] = ("",) * MAX_COLUMNS
+    bases: Sequence[Any] = ("",) * MAX_COLUMNS  # what a base is, under its column
 
     def flat(self) -> tuple[Any, ...]:
-        return *self.columns, *self.chatbots, *self.notes
+        return *self.columns, *self.chatbots, *self.notes, *self.bases
 
 
 def open_conversation_store(selection: Selection) -> ConversationStore:
@@ -62,13 +67,28 @@ def show_conversation(*inputs: Any) -> tuple:
         return ConversationView(_column_visibility(2), [gr.Chatbot([]) for _ in range(MAX_COLUMNS)]).flat()
     chat, voices = load_conversation(selection), column_voices(selection)
     chatbots = [gr.Chatbot([]) for _ in range(MAX_COLUMNS)]
+    notes, bases, corrected = [""] * MAX_COLUMNS, [""] * MAX_COLUMNS, load_corrections(selection.slug)
     for n, voice in enumerate(voices):
-        chatbots[n] = gr.Chatbot(chatbot_messages(chat, voice.column), label=localized(voice.label))
+        chatbots[n] = gr.Chatbot(chatbot_messages(chat, voice.column, corrected), label=localized(voice.label))
+        notes[n] = _circles_note(chat.turns[-1], voice) if chat and chat.turns else ""
+        if voice.kind != "adapter":
+            bases[n] = base_note_html(voice_picker.find_adapter(selection.adapter_id))
     if chat is None and not voice_picker.is_remote(selection.adapter_id):
         n = 1 if len(voices) > 1 else 0
         greeting = markdown_text(voice_picker.find_adapter(selection.adapter_id).card.greeting) or t("Say something")
         chatbots[n] = gr.Chatbot([], label=localized(voices[n].label), placeholder=greeting)
-    return ConversationView(_column_visibility(len(voices)), chatbots).flat()
+    return ConversationView(_column_visibility(len(voices)), chatbots, notes, bases).flat()
+
+
+def _circles_note(turn: Turn, voice: VoiceRecord) -> str:
+    answer = next((a for a in turn.answers if a.voice.column == voice.column), None)
+    circling = answer and voice_picker.is_base_circling(voice, answer.text, answer.ended)
+    return f"<div class='quiet'>{t('stopped: it went round in circles')}</div>" if circling else ""
+
+
+def load_corrections(slug: str) -> Corrections:
+    """The answers of the open persona that its author has corrected."""
+    return corrections.find_corrections(persona_folder.find_persona(slug)) if slug else {}
 
 
 def _column_visibility(count: int) -> list[gr.Column]:
@@ -81,12 +101,26 @@ def column_voices(selection: Selection) -> list[VoiceRecord]:
     return [voice_picker.voice_record(voice, selection.adapter_id) for voice in ids]
 
 
-def chatbot_messages(chat: Conversation | None, column: str) -> Messages:
-    """One column of a conversation, for a Chatbot. A turn without an answer in this column shows three dots."""
+def chatbot_messages(chat: Conversation | None, column: str, corrected: Corrections) -> Messages:
+    """One column of a conversation, for a Chatbot: two messages a turn, whatever became of it."""
     messages: Messages = []
     for turn in chat.turns if chat else ():
-        messages += exchange_messages(turn.said, conversation.answer_text(turn, column))
+        history = conversation.column_history(chat, turn.id, column) if chat else ()
+        messages += exchange_messages(turn.said, _shown_answer(turn, column, corrected.get((turn.said, history))))
     return messages
+
+
+def _shown_answer(turn: Turn, column: str, correction: tuple[int, str] | None) -> str:
+    """The answer, or its correction with both told apart, or why there is none; "" where it may still come."""
+    text = conversation.answer_text(turn, column)
+    if correction:
+        row, output = correction
+        about = t("Your correction, pair {row}. The answer was: {answer}", row=row, answer=text.strip() or "…")
+        return f"{output}{CORRECTION_MARK}{about}"
+    if text or not turn.answers:
+        return text
+    asked = any(answer.voice.column == column for answer in turn.answers)
+    return t("(no answer)") if asked else t("(not asked: this voice was added later)")
 
 
 def exchange_messages(question: str, answer: str) -> Messages:
@@ -103,8 +137,8 @@ def chatbot_text(text: str) -> str:
 
 
 def read_chatbot_text(edited: str) -> str:
-    """The text of a message that was edited in a Chatbot, where it is the HTML of `chatbot_text`."""
-    return edited.replace("&lt;", "<").replace("&amp;", "&")
+    """The text of a message that was edited in a Chatbot, where it is the HTML of `chatbot_text`, without a mark."""
+    return edited.partition(CORRECTION_MARK)[0].replace("&lt;", "<").replace("&amp;", "&")
 
 
 _HTML = re.compile(r"<(?=[A-Za-z/!?])|&(?=#|\w+;)")  # no more than must be: the copy button copies it

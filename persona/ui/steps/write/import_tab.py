@@ -82,7 +82,12 @@ def survey_source(file: str | None, pasted: str, dataset: str, format: str = "")
     if not (file or pasted.strip() or dataset.strip()):
         return _empty_survey()
     with open_given_source(file, pasted, dataset) as source:
-        format = format or registry.detect_format(source)
+        try:
+            format = format or registry.detect_format(source)
+        except InputError as e:  # the choice is the reader's now
+            return _empty_survey()._replace(
+                found=problems_html([e.message]), format=gr.Dropdown(value=None, visible=True)
+            )
         importer = registry.get_importer(format)
         survey = importer.survey(source)
         guess = tuple(survey.mapping.get(f) for f in COLUMN_FIELDS)

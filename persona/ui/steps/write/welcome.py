@@ -8,8 +8,6 @@ from persona.errors import InputError
 from persona.store import persona_folder
 from persona.ui.i18n import t
 
-FIRST_EXAMPLE = "zhen-huan"  # shown first
-
 
 def open_example(name: str) -> str:
     return persona_folder.copy_example(name).slug
@@ -65,9 +63,10 @@ def build_welcome() -> Welcome:
 
 def _build_example_buttons() -> list[gr.Button]:
     buttons = []
-    for example in sorted(persona_folder.list_examples(), key=lambda example: example.slug != FIRST_EXAMPLE):
+    for example in persona_folder.list_examples():
         card, count = example.card(), len(example.scan()[0])
         label = t("Open {name} ({n} pairs, {language})", name=card.name, n=count, language=card.language)
-        variant = "primary" if example.slug == FIRST_EXAMPLE else "secondary"
-        buttons.append(gr.Button(label, variant=variant, elem_id=f"open-{example.slug}"))
+        # which is green and first depends on the visitor's language (theme.css), not known while the page is built
+        classes = ["example", f"example-{card.language[:2]}"]
+        buttons.append(gr.Button(label, variant="primary", elem_id=f"open-{example.slug}", elem_classes=classes))
     return buttons
