@@ -14,7 +14,7 @@ from persona.template import chat_template
 from persona.train.config import PRESETS
 from persona.ui import i18n, navigation, voice_picker, widgets
 from persona.ui.steps import share
-from persona.ui.steps.compare import blind_vote_tab
+from persona.ui.steps.compare import base_note, blind_vote_tab, chat_tab
 from persona.ui.steps.share import export_tab
 from persona.ui.steps.train import run_view, settings_form
 from persona.ui.steps.write import card_tab, import_tab, lint_tab, pairs_tab, pairs_table, suggest_tab
@@ -87,7 +87,8 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
         "steps/write/import_tab.py": {"the file's card"}, "steps/template.py": {"your own"},
     },
     "script": {"widgets.py": {widgets.FORWARD_CLICKS_JS}, "steps/write/pairs_tab.py": {pairs_tab.PAINT_MARKS_JS, pairs_tab.SAVED_JS, pairs_tab.REFUSED_JS},
-               "navigation.py": {navigation.NAVIGATION_JS, navigation.FOCUS_STEP_JS}},
+               "navigation.py": {navigation.NAVIGATION_JS, navigation.FOCUS_STEP_JS},
+               "steps/compare/base_note.py": {base_note.CHOOSE_BASE_JS}, "steps/compare/chat_tab.py": {chat_tab.SHOW_ANSWERS_JS}},
     "told to programs: no browser with the page open asks so": {
         "middleware/event_limits.py": {"The request ended early."},
         "middleware/visitors.py": {"Not found.", "The request is no JSON object."},

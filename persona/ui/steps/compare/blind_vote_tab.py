@@ -245,12 +245,12 @@ def _build_layout() -> _Controls:
     gr.Markdown(t("Two answers without names, on random sides. Vote, then see which voice wrote which."))
     with gr.Row(elem_classes="slim"):
         question = gr.Textbox(
-            label=t("Question"), placeholder=t("Ask both"), scale=5, min_width=260, elem_id="blind-question"
+            label=t("Question"), placeholder=t("Ask both"), scale=4, min_width=260, elem_id="blind-question"
         )
-        draw = gr.Button(t("Another question"), scale=1, min_width=150)
+        draw = gr.Button(t("Another question"), scale=0, min_width=180)
         rival = gr.Dropdown(
             voice_picker.list_bases()[:1], value=voice_picker.BASE_WITH_PROMPT,
-            scale=2, min_width=200, label=t("Against"), elem_id="blind-rival",
+            scale=2, min_width=280, label=t("Against"), elem_id="blind-rival",
         )  # fmt: skip
         ask = gr.Button(t("Ask both"), variant="primary", scale=1, min_width=120, elem_id="blind-ask")
     rival_note = gr.HTML(elem_id="rival-note")

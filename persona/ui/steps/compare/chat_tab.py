@@ -251,7 +251,7 @@ def build_chat_tab(
 
 def _build_layout() -> _Controls:
     columns, chatbots, notes, bases = [], [], [], []
-    with gr.Row(equal_height=True, elem_id="columns"):
+    with gr.Row(elem_id="columns"):
         for n, elem_id in enumerate(CHATBOT_IDS):
             with gr.Column(min_width=250, visible=n < 2) as column:
                 columns.append(column)
@@ -275,7 +275,7 @@ def _build_layout() -> _Controls:
     with gr.Row(elem_classes="slim"):
         conversations = gr.Dropdown([(t("New conversation"), "")], value="", scale=4, elem_id="conversations",
                                     label=t("Conversations (only you see them)"))  # fmt: skip
-        regenerate = gr.Button(t("Regenerate"), scale=0, min_width=110, elem_id="regenerate")
+        regenerate = gr.Button(t("Regenerate"), scale=0, min_width=130, elem_id="regenerate")
         new = gr.Button(t("New"), scale=0, min_width=80, elem_id="new-talk")
         export = gr.DownloadButton(t("Export"), scale=0, min_width=90, elem_id="export-talk")
         delete = gr.Button(t("Delete"), scale=0, min_width=80, elem_id="delete-talk")

@@ -42,7 +42,8 @@ def build_welcome() -> Welcome:
         with gr.Row(elem_classes="ways-to-start"):
             with gr.Column(elem_classes="card", min_width=280):
                 gr.Markdown(t("#### 1. Open an example\nReady to train: about ten minutes to the first answer."))
-                examples = _build_example_buttons()
+                with gr.Column(elem_classes="examples"):
+                    examples = _build_example_buttons()
                 gr.Markdown(t("You get your own copy."), elem_classes="quiet")
             with gr.Column(elem_classes="card", min_width=280):
                 gr.Markdown(
@@ -67,6 +68,6 @@ def _build_example_buttons() -> list[gr.Button]:
         card, count = example.card(), len(example.scan()[0])
         label = t("Open {name} ({n} pairs, {language})", name=card.name, n=count, language=card.language)
         # which is green and first depends on the visitor's language (theme.css), not known while the page is built
-        classes = ["example", f"example-{card.language[:2]}"]
+        classes = f"example-{card.language[:2]}"
         buttons.append(gr.Button(label, variant="primary", elem_id=f"open-{example.slug}", elem_classes=classes))
     return buttons
