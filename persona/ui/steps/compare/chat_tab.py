@@ -23,7 +23,7 @@ from persona.ui.steps.compare.controls import SamplingSettings, Selection
 from persona.ui.steps.compare.conversation_view import (
     ConversationView,
     Messages,
-    chatbot_messages,
+    column_messages,
     column_voices,
     conversation_dropdown,
     delete_chosen_conversation,
@@ -31,7 +31,6 @@ from persona.ui.steps.compare.conversation_view import (
     export_conversation,
     latest_conversation,
     load_conversation,
-    load_corrections,
     open_conversation_store,
     read_chatbot_text,
     require_turn,
@@ -45,9 +44,10 @@ CHAT_HEIGHT = "var(--chat-height)"  # theme.css: what the window leaves beside t
 
 # on a phone the answers would come out of sight
 SHOW_ANSWERS_JS = """() => {
-  const columns = document.getElementById("columns"), box = document.getElementById("composer");
-  const { top, bottom } = columns.getBoundingClientRect();
-  if (top < 0 || bottom > box.getBoundingClientRect().top) columns.scrollIntoView({ block: "start" });
+  const answers = document.getElementById("chat-persona"), box = document.getElementById("composer");
+  const { top, bottom } = answers.getBoundingClientRect();
+  if (top < 0 || bottom > box.getBoundingClientRect().top)
+    document.getElementById("columns").scrollIntoView({ block: "start" });
 }"""
 
 
@@ -111,8 +111,8 @@ def edit_message(event: gr.EditData, column: int, *controls: Any) -> Steps:
         message = localized(correct_answer(number, voice, text, selection))
         gr.Info(escape(t("{message} Undo it in step 1.", message=message)))
         chatbots = list(ChatUpdate().chatbots)
-        messages = chatbot_messages(load_conversation(selection), voice.column, load_corrections(selection.slug))
-        chatbots[column] = gr.Chatbot(messages)
+        voices = column_voices(selection)
+        chatbots[: len(voices)] = map(gr.Chatbot, column_messages(load_conversation(selection), voices, selection))
         yield ChatUpdate(chatbots, status=message, conversation_id=selection.conversation_id).flat()
         return
     store, chat = open_conversation_store(selection), require_turn(selection, number)
@@ -153,8 +153,7 @@ def stream_answers(
     records = comparison.records
     histories = [conversation.column_history(chat, turn.id, record.column) for record in records]
     same_prompt = len({(r.system, h) for r, h in zip(records, histories, strict=True)}) == 1
-    earlier, corrected = replace(chat, turns=chat.turns[:-1]), load_corrections(selection.slug)
-    before = [chatbot_messages(earlier, record.column, corrected) for record in records]
+    before = column_messages(replace(chat, turns=chat.turns[:-1]), records, selection)
     replies: list[Generation] = [Generation() for _ in records]
     shown: list[Generation | None] = [None for _ in records]
     try:

@@ -67,9 +67,9 @@ def show_conversation(*inputs: Any) -> tuple:
         return ConversationView(_column_visibility(2), [gr.Chatbot([]) for _ in range(MAX_COLUMNS)]).flat()
     chat, voices = load_conversation(selection), column_voices(selection)
     chatbots = [gr.Chatbot([]) for _ in range(MAX_COLUMNS)]
-    notes, bases, corrected = [""] * MAX_COLUMNS, [""] * MAX_COLUMNS, load_corrections(selection.slug)
-    for n, voice in enumerate(voices):
-        chatbots[n] = gr.Chatbot(chatbot_messages(chat, voice.column, corrected), label=localized(voice.label))
+    notes, bases = [""] * MAX_COLUMNS, [""] * MAX_COLUMNS
+    for n, (voice, messages) in enumerate(zip(voices, column_messages(chat, voices, selection), strict=True)):
+        chatbots[n] = gr.Chatbot(messages, label=localized(voice.label))
         notes[n] = _circles_note(chat.turns[-1], voice) if chat and chat.turns else ""
         if voice.kind != "adapter":
             bases[n] = base_note_html(voice_picker.find_adapter(selection.adapter_id))
@@ -86,9 +86,17 @@ def _circles_note(turn: Turn, voice: VoiceRecord) -> str:
     return f"<div class='quiet'>{t('stopped: it went round in circles')}</div>" if circling else ""
 
 
-def load_corrections(slug: str) -> Corrections:
-    """The answers of the open persona that its author has corrected."""
-    return corrections.find_corrections(persona_folder.find_persona(slug)) if slug else {}
+def column_messages(chat: Conversation | None, voices: Sequence[VoiceRecord], selection: Selection) -> list[Messages]:
+    """Every column of a conversation, for its Chatbot, with the answers marked that the author has corrected.
+
+    A pair does not say whose answer it corrects. That of a first turn, which is the same in all columns, is marked in
+    the chosen adapter's column.
+    """
+    persona = persona_folder.find_persona(selection.slug) if selection.slug else None
+    corrected = corrections.find_corrections(persona) if persona else {}
+    later = {(said, history): pair for (said, history), pair in corrected.items() if history}
+    chosen = voice_picker.voice_record(selection.adapter_id, selection.adapter_id).column
+    return [chatbot_messages(chat, voice.column, corrected if voice.column == chosen else later) for voice in voices]
 
 
 def _column_visibility(count: int) -> list[gr.Column]:
@@ -113,9 +121,9 @@ def chatbot_messages(chat: Conversation | None, column: str, corrected: Correcti
 def _shown_answer(turn: Turn, column: str, correction: tuple[int, str] | None) -> str:
     """The answer, or its correction with both told apart, or why there is none; "" where it may still come."""
     text = conversation.answer_text(turn, column)
-    if correction:
+    if text and correction:
         row, output = correction
-        about = t("Your correction, pair {row}. The answer was: {answer}", row=row, answer=text.strip() or "…")
+        about = t("Your correction, pair {row}. The answer was: {answer}", row=row, answer=text.strip())
         return f"{output}{CORRECTION_MARK}{about}"
     if text or not turn.answers:
         return text
