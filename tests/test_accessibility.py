@@ -97,7 +97,11 @@ def walk(page):
         page.click(f"#step-{step}-button")
         page.wait_for_selector(f"#step-{step}-button[aria-current]")
         page.wait_for_selector(ready)
-        for drawer in {"train": ["expert"], "compare": ["sampling", "open-adapters"]}.get(step, []):
+        for drawer in {
+            "template": ["template-details"],
+            "train": ["expert"],
+            "compare": ["sampling", "open-adapters"],
+        }.get(step, []):
             page.click(f"#{drawer} > button")
         yield step, "body"
         for tab in ("blind", "list", "judge") if step == "compare" else ():

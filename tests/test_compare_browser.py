@@ -17,15 +17,20 @@ def test_compare_vote_and_correct(browser, page_server, trained_persona):
     to_compare(page)
     page.wait_for_function("document.querySelector('#adapter input')?.value?.includes('甄嬛')")
 
-    # a third voice; the replies kept short
+    # the replies kept short
+    page.click("#sampling button")
+    page.fill("#longest input[type=number]", "16")
+    page.fill("#say textarea, #say input", "你是谁？")
+    page.click("#send")
+    settle(page)
+
+    # a third voice, which says why it has no answer yet, and then answers
     page.click("#compare-with input")
     page.click("[role=option]:has-text('Base alone')")
     page.keyboard.press("Escape")
-    page.wait_for_selector("#chat-third")
-    page.click("#sampling button")
-    page.fill("#longest input[type=number]", "16")
-    page.fill("#say textarea", "你是谁？")
-    page.click("#send")
+    page.wait_for_selector("#chat-third .bot.message:has-text('not asked')")
+    page.click("#regenerate")
+    page.wait_for_selector("#chat-third-note:has-text('✓')")
     settle(page)
     texts = [page.locator(f"#{c} .bot.message").last.inner_text() for c in ("chat-base", "chat-persona", "chat-third")]
     assert all(t.strip() for t in texts) and texts[0] != texts[1]
@@ -48,6 +53,15 @@ def test_compare_vote_and_correct(browser, page_server, trained_persona):
     wait_for(lambda: len(trained_persona.pairs()) == before + 1)
     added = trained_persona.pairs()[-1]
     assert (added.instruction, added.output, added.source) == ("你是谁？", "本宫甄嬛，莺声燕语里的一个。", "correction")
+
+    # it is marked in the chat, also after a reload
+    for reload in (False, True):
+        if reload:
+            page.reload()
+            to_compare(page)
+        page.wait_for_selector("#chat-persona .bot.message:has-text('✎ Your correction, pair')")
+        shown = page.locator("#chat-persona .bot.message").last.inner_text()
+        assert shown.startswith("本宫甄嬛，莺声燕语里的一个。") and texts[1].strip() in shown
 
     # a blind vote: no name before it, the count after it
     page.click("[role=tab]:has-text('Blind vote')")

@@ -17,11 +17,11 @@ from persona.store import persona_folder
 from persona.store.pairs import Pair
 from persona.train import launcher
 from persona.train.config import make_config
-from persona.ui import voice_picker
+from persona.ui import navigation, voice_picker
 from persona.ui.model_queue import ModelTurn
 from persona.ui.steps import compare
 from persona.ui.steps import share as share_step
-from persona.ui.steps.compare import blind_vote_tab, chat_tab, conversation_view, questions_tab
+from persona.ui.steps.compare import base_note, blind_vote_tab, chat_tab, conversation_view, questions_tab
 from persona.ui.steps.compare.controls import Selection
 
 KNOBS = (0.0, 0.9, 0, 0.0, 1.0, 6, 0)  # greedy, six tokens
@@ -263,3 +263,57 @@ def test_voices_of_another_server(run, chosen, monkeypatch, tmp_path, tiny_gemma
             last(say("Who?", "server/one", others=[voice_picker.BASE_WITH_PROMPT]))
     with pytest.raises(PersonaError, match="no adapter yet"):
         adapter.read_adapter(voice_picker.find_adapter("server/one").path)
+
+
+def test_a_base_in_circles_is_stopped_and_says_so(run, chosen):
+    frames = list(frames_of(say("Who are you?", chosen, knobs=(0.0, 0.9, 0, 0.0, 1.0, 200, 0))))
+    base, own = kept(chosen, frames[-1][-1]).turns[0].answers
+    assert base.tokens < 200 and not base.ended, "a random base, asked greedily, repeats itself"
+    notes = [frame[4] for frame in frames if isinstance(frame[4], str)]
+    assert "✓" in notes[-1] and "went round in circles" in notes[-1]
+    shown = [sum(isinstance(frame[n], gr.Chatbot) for frame in frames) for n in (0, 1)]
+    assert shown[0] <= base.tokens + 1 and shown[1] <= own.tokens + 1, "a column that has ended is left as it is"
+    talk = selection(chosen, frames[-1][-1], others=[voice_picker.BASE_WITH_PROMPT])
+    assert "went round in circles" in conversation_view.show_conversation(*talk)[8], "also after a reload"
+
+
+def test_a_correction_is_marked_where_it_belongs(run, chosen):
+    others = [voice_picker.BASE_WITH_PROMPT]
+    talk_id = last(say("Who are you?", chosen))[-1]
+    answer = kept(chosen, talk_id).turns[0].answers[1].text
+    event = SimpleNamespace(index=1, value="Mags. Wipe your boots.")
+    frame = last(chat_tab.edit_message(event, 1, KEY, "mags", chosen, others, talk_id, 1.0, *KNOBS))
+    base, own = (bot.value[1]["content"] for bot in frame[:2])
+    assert own.startswith("Mags. Wipe your boots.\n\n✎ Your correction, pair 3.") and answer.strip() in own
+    assert "✎" not in base
+    assert conversation_view.read_chatbot_text(own) == "Mags. Wipe your boots.", "the mark is no part of the answer"
+
+
+def test_a_voice_that_joined_later_says_so(run, chosen):
+    talk_id = last(say("Who are you?", chosen))[-1]
+    talk = kept(chosen, talk_id)
+    voices = conversation_view.column_voices(selection(chosen, others=[voice_picker.BASE_ALONE]))
+    alone, own = conversation_view.column_messages(talk, voices, selection(chosen))
+    assert alone[1]["content"] == "(not asked: this voice was added later)" and own[1]["content"] != "…"
+
+
+def test_what_the_base_is_stands_beside_it(run, chosen):
+    talk = selection(chosen, others=[voice_picker.BASE_WITH_PROMPT])
+    base, own, *_ = conversation_view.show_conversation(*talk)[12:]
+    assert "only learned to continue text" in base and own == ""
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in base and "270 MB" in base
+    found, step = base_note.choose_base("mags", SimpleNamespace(base="Qwen/Qwen3-0.6B"))
+    assert found.value == "Qwen/Qwen3-0.6B" and step.selected == navigation.TEMPLATE
+    assert base_note.choose_base("mags", SimpleNamespace(base="/etc"))[0] == gr.skip()
+
+
+def test_the_rival_of_a_pretrained_base_is_no_base(run, chosen):
+    _, rival, note, _ = blind_vote_tab.show_rivals("mags", chosen, KEY, voice_picker.BASE_WITH_PROMPT, "")
+    assert (rival.value, note) == (f"{chosen}@2", ""), "another checkpoint"
+    kept_rival = blind_vote_tab.show_rivals("mags", chosen, KEY, voice_picker.BASE_ALONE, chosen)
+    assert kept_rival[1].value == voice_picker.BASE_ALONE and "gives itself away" in kept_rival[2]
+    facts = run.adapter / "run.json"
+    row = json.loads(facts.read_text())
+    row["base"]["id"] = "Qwen/Qwen3-0.6B"
+    facts.write_text(json.dumps(row))
+    assert blind_vote_tab.choose_rival("mags", chosen) == voice_picker.BASE_WITH_PROMPT, "a chat base can be a rival"

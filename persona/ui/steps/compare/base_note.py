@@ -54,4 +54,4 @@ def choose_base(slug: str, event: gr.EventData) -> tuple[gr.Dropdown, gr.Walkthr
     """Select a chat base of the list in step 2, and open that step."""
     known = find_known_model(str(event.base))
     step = open_step(TEMPLATE, slug)
-    return (gr.Dropdown(value=known.id) if known else gr.skip()), step
+    return (gr.Dropdown(value=known.id, allow_custom_value=True) if known else gr.skip()), step

@@ -1,0 +1,98 @@
+"""What a newcomer sees first, on a wide screen and on a phone: the box to write in, both answers, plain words."""
+
+import pytest
+from browsing import open_page
+
+pytest_plugins = "browsing"
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+
+
+def to_step(page, step: str) -> None:
+    page.click("#persona-list input")
+    page.click("[role=option]:has-text('甄嬛')")
+    page.wait_for_selector("#write-mask .mask")
+    page.click(f"#step-{step}-button")
+    page.wait_for_selector(f"#step-{step}-button[aria-current]")
+
+
+def is_in_window(page, selector: str) -> bool:
+    box, size = page.locator(selector).bounding_box(), page.viewport_size
+    inside = box["x"] >= 0 and box["x"] + box["width"] <= size["width"]
+    return inside and box["y"] >= 0 and box["y"] + box["height"] <= size["height"]
+
+
+def test_the_box_to_write_in_is_always_in_sight(browser, page_server, trained_persona):
+    for size in (WIDE, PHONE):
+        page, errors = open_page(browser, page_server.url)
+        page.set_viewport_size(size)
+        to_step(page, "compare")
+        page.wait_for_selector("#columns .base-note")
+        for place in (0, "document.getElementById('columns').getBoundingClientRect().top + scrollY"):
+            page.evaluate(f"scrollTo(0, {place})")
+            assert is_in_window(page, "#say") and is_in_window(page, "#send"), (size, place)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), size
+        assert errors == []
+        page.close()
+
+
+def test_both_answers_are_a_swipe_apart_on_a_phone(browser, page_server, trained_persona):
+    page, _ = open_page(browser, page_server.url)
+    page.set_viewport_size(PHONE)
+    to_step(page, "compare")
+    page.wait_for_selector("#columns .base-note")
+    page.evaluate("document.getElementById('columns').scrollIntoView()")
+    base, own = (page.locator(s).bounding_box() for s in ("#chat-base", "#chat-persona"))
+    assert base["y"] == own["y"] and own["x"] > base["x"], "side by side"
+    page.evaluate("document.getElementById('columns').scrollLeft = 1000")
+    page.wait_for_function("document.getElementById('chat-persona').getBoundingClientRect().right <= innerWidth")
+
+
+def test_what_the_base_is_and_how_to_get_another(browser, page_server, trained_persona):
+    page, _ = open_page(browser, page_server.url)
+    to_step(page, "compare")
+    assert "only learned to continue text" in page.inner_text("#columns .base-note")
+    assert not page.locator("[data-base]").first.is_visible()
+    page.click(".base-note summary")
+    assert page.locator("li:has([data-base='HuggingFaceTB/SmolLM2-135M-Instruct']):has-text('270 MB')").is_visible()
+    page.click("[data-base='Qwen/Qwen3-0.6B']")
+    page.wait_for_selector("#step-template-button[aria-current]")
+    assert page.input_value("#base input").startswith("Qwen/Qwen3-0.6B")
+
+
+def test_the_green_example_speaks_the_visitors_language(browser, page_server):
+    for locale, first in (("en-US", "lighthouse-keeper"), ("zh-CN", "zhen-huan")):
+        page, _ = open_page(browser, page_server.url, locale=locale)
+        page.wait_for_selector("#open-zhen-huan")
+        page.wait_for_function(f"document.documentElement.lang.startsWith('{locale[:2]}')")
+        buttons = {s: page.locator(f"#open-{s}") for s in ("lighthouse-keeper", "zhen-huan")}
+        top = min(buttons, key=lambda s: buttons[s].bounding_box()["y"])
+        colours = {s: b.evaluate("e => getComputedStyle(e).backgroundColor") for s, b in buttons.items()}
+        red, green, blue = (int(x) for x in colours[first].removeprefix("rgb(").removesuffix(")").split(","))
+        assert top == first and green > red + 50 and green > blue, colours
+        assert len(set(colours.values())) == 2
+        page.close()
+
+
+def test_template_begins_with_plain_words(browser, page_server, trained_persona):
+    page, _ = open_page(browser, page_server.url)
+    to_step(page, "template")
+    page.wait_for_selector("#totals .good")
+    text = page.inner_text("#step-template")
+    assert text.index("Every pair becomes one text") < 60
+    assert not [word for word in ("Jinja", "vocabulary", "tokenizer", "bfloat16", "LoRA") if word in text]
+    assert page.locator("#template").count() == 0
+    page.click("#template-details > button")
+    page.wait_for_selector("#template")
+    assert "vocabulary" in page.inner_text("#step-template")
+
+
+def test_a_text_of_no_known_format_brings_the_choice(browser, page_server, trained_persona):
+    page, _ = open_page(browser, page_server.url)
+    to_step(page, "write")
+    page.click("#step-write button[data-tab-id='import']")
+    page.fill("#import-paste textarea", "just a line")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("#import-found .problem:has-text('Choose one')")
+    assert page.locator("#import-format").is_visible()
