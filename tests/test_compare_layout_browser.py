@@ -45,6 +45,7 @@ def test_both_answers_are_a_swipe_apart_on_a_phone(browser, page_server, trained
     page.evaluate("document.getElementById('columns').scrollIntoView()")
     base, own = (page.locator(s).bounding_box() for s in ("#chat-base", "#chat-persona"))
     assert base["y"] == own["y"] and own["x"] > base["x"], "side by side"
+    assert base["height"] > 400, "there is room for an answer"
     page.evaluate("document.getElementById('columns').scrollLeft = 1000")
     page.wait_for_function("document.getElementById('chat-persona').getBoundingClientRect().right <= innerWidth")
 
