@@ -283,7 +283,7 @@ def test_a_correction_is_marked_where_it_belongs(run, chosen):
     answer = kept(chosen, talk_id).turns[0].answers[1].text
     event = SimpleNamespace(index=1, value="Mags. Wipe your boots.")
     frame = last(chat_tab.edit_message(event, 1, KEY, "mags", chosen, others, talk_id, 1.0, *KNOBS))
-    base, own = (bot.value[1]["content"] for bot in frame[:2])
+    base, own = (bot.value[1]["content"][0]["text"] for bot in frame[:2])
     assert own.startswith("Mags. Wipe your boots.\n\n✎ Your correction, pair 3.") and answer.strip() in own
     assert "✎" not in base
     assert conversation_view.read_chatbot_text(own) == "Mags. Wipe your boots.", "the mark is no part of the answer"

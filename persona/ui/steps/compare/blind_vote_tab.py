@@ -58,12 +58,15 @@ def list_rivals(slug: str, adapter_id: str) -> list[tuple[str, str]]:
 
 
 def choose_rival(slug: str, adapter_id: str) -> str:
-    """The rival to begin with. A base that was never taught to answer gives itself away, so that against it the vote
+    """The rival to begin with; "" for none.
 
-    would not be blind: then another run on the same base, else the earliest other snapshot, if there is one.
+    A base that was never taught to answer gives itself away: against one, it is another run on the same base, else the
+    earliest other snapshot of this run, if there is one.
     """
-    if not adapter_id or voice_picker.is_remote(adapter_id):
-        return next((voice for _, voice in list_rivals(slug, adapter_id)), "") if adapter_id else ""
+    if not adapter_id:
+        return ""
+    if voice_picker.is_remote(adapter_id):
+        return next((voice for _, voice in list_rivals(slug, adapter_id)), "")
     main = voice_picker.find_adapter(adapter_id)
     if is_chat_base(main):
         return voice_picker.BASE_WITH_PROMPT
