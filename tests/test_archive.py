@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from persona.errors import AdapterError, PersonaError, ShareError
 from persona.models import adapter
 from persona.share import archive as share_archive
+from persona.share import loss_plot
 from persona.share.archive import WEIGHTS_FILE
 from persona.store.workspace import PROJECT_DIR
 from tests.hub_fixtures import SECRETS, allowed, contents, edit_card
@@ -63,6 +65,44 @@ def test_zip_is_deterministic_and_leaves_no_part_behind(mine: Path, tmp_path: Pa
     two = share_archive.pack_adapter(mine, tmp_path / "out" / "two.zip")
     assert one.read_bytes() == two.read_bytes()
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["one.zip", "two.zip"]
+
+
+def test_zip_is_of_one_moment(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card and the loss curve are rewritten while the zip is packed: once by a rename, once in place."""
+    copy, changes = (
+        shutil.copyfile,
+        [lambda: edit_card(mine, system="new"), lambda: (mine / "loss.png").write_bytes(b"")],
+    )
+
+    def copy_beside_a_writer(source: Path, target: Path, **options: Any) -> Any:
+        copied = copy(source, target, **options)
+        if changes and Path(source).name == "run.json":
+            changes.pop(0)()
+        return copied
+
+    monkeypatch.setattr("persona.share.archive.shutil.copyfile", copy_beside_a_writer)
+    packed = share_archive.pack_adapter(mine, tmp_path / "out" / "p.zip")
+    assert not changes and contents(share_archive.unpack_adapter(packed, tmp_path / "in")) == allowed(mine)
+    changes += [lambda: (mine / "loss.png").touch()] * 99
+    with pytest.raises(ShareError, match="being written all the time"):
+        share_archive.pack_adapter(mine, packed)
+    assert list(packed.parent.iterdir()) == [packed]
+
+
+def test_a_loss_curve_is_whole_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that opens the picture while another one is drawn sees the old one."""
+    picture = tmp_path / "loss.png"
+    loss_plot.draw_loss_plot([(1, 2.0), (2, 1.0)], [], picture)
+    old, seen, save = picture.read_bytes(), [], Image.Image.save
+
+    def look(self: Any, out: Any, *args: Any, **options: Any) -> None:
+        seen.append(picture.read_bytes())
+        save(self, out, *args, **options)
+        seen.append(picture.read_bytes())
+
+    monkeypatch.setattr(Image.Image, "save", look)
+    loss_plot.draw_loss_plot([(1, 2.0), (2, 1.5)], [], picture)
+    assert seen == [old, old] and picture.read_bytes() != old
 
 
 def test_failed_pack_keeps_the_old_zip(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

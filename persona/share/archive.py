@@ -1,7 +1,8 @@
 """An adapter as a zip, written and opened.
 
-Going out: only the files of ADAPTER_FILES, after a search for private folders and tokens. Coming in: nothing is
-trusted. Names in a zip never become paths, sizes are limited, pickles are refused, and a folder is checked before use.
+Going out: only the files of ADAPTER_FILES, from a sealed copy, after a search for private folders and tokens. Coming
+in: nothing is trusted. Names in a zip never become paths, sizes are limited, pickles are refused, and a folder is
+checked before use.
 """
 
 import errno
@@ -16,7 +17,8 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from persona.errors import AdapterError, Message, ShareError
@@ -31,10 +33,11 @@ from persona.models.adapter import (
 )
 from persona.share.secrets import refuse_secrets
 from persona.store import quotas
-from persona.store.files import explain_disk_error, hash_file, slugify
+from persona.store.files import explain_disk_error, hash_file, open_atomic, slugify
 
 MAX_TEXT_BYTES = 10_000_000
 MAX_READ = 4_000_000  # bytes; longer than the list of members of any adapter, and than a piece of a member
+SEAL_TRIES = 5  # a copy is made again when the adapter was changed meanwhile
 _MAX_RATIO = 100  # LoRA weights hardly compress, prose about fourfold; a bomb reaches a thousandfold
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, struct.error)
 
@@ -53,14 +56,13 @@ def pack_adapter(adapter: Path, out: Path) -> Path:
 
     Raises AdapterError, or ShareError for a secret in it or a disk that refuses.
     """
-    top = slugify(check_adapter_folder(adapter).card.name)
-    refuse_secrets_in(adapter)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as raw, zipfile.ZipFile(raw, "w") as archive:
-                for file in list_adapter_files(adapter):
+        with seal_adapter(adapter, out.parent) as sealed:
+            top = slugify(sealed.card.name)
+            refuse_secrets_in(sealed.path, adapter)
+            with open_atomic(out) as raw, zipfile.ZipFile(raw, "w") as archive:
+                for file in list_adapter_files(sealed.path):
                     # stored, not deflated: another zlib would give other bytes, and weights hardly shrink
                     info = zipfile.ZipInfo(f"{top}/{file.name}")  # dated 1980
                     info.external_attr = (stat.S_IFREG | 0o644) << 16
@@ -70,13 +72,49 @@ def pack_adapter(adapter: Path, out: Path) -> Path:
                         info.file_size = os.fstat(source.fileno()).st_size
                         with archive.open(info, "w") as target:
                             shutil.copyfileobj(source, target, 1 << 20)
-            Path(temporary).replace(out)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
     except OSError as e:
         raise ShareError(explain_disk_error(out, e)) from e
     return out
+
+
+@contextmanager
+def seal_adapter(adapter: Path, scratch: Path | None = None) -> Iterator[Adapter]:
+    """A checked copy of the adapter's files that nobody else writes to: what leaves this machine is read from it.
+
+    All its files are of one moment. scratch: the folder in which the copy lies for as long as the block runs.
+    Raises AdapterError, ShareError when the adapter keeps changing, or OSError.
+    """
+    check_adapter_folder(adapter)  # before the copy, which would turn a link into a file
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".sealed-") as folder:
+        copy = Path(folder) / adapter.name
+        for _ in range(SEAL_TRIES):
+            shutil.rmtree(copy, ignore_errors=True)
+            copy.mkdir()
+            before = _file_versions(adapter)
+            try:
+                for name in before:
+                    _copy_file(adapter / name, copy / name)
+            except (FileNotFoundError, AdapterError):
+                if _file_versions(adapter) == before:
+                    raise
+                continue  # replaced meanwhile
+            if _file_versions(adapter) == before:
+                yield check_adapter_folder(copy)
+                return
+        raise ShareError(
+            "{adapter}: its files are being written all the time. Wait until the training is done, then share it.",
+            adapter=adapter.name,
+        )
+
+
+def _copy_file(file: Path, target: Path) -> None:
+    with open_adapter_file(file) as source, target.open("xb") as out:
+        shutil.copyfileobj(source, out, 1 << 20)
+
+
+def _file_versions(adapter: Path) -> dict[str, tuple[int, int, int]]:
+    """File name → (inode, size, time of the last change): another one after every write."""
+    return {f.name: ((s := f.stat()).st_ino, s.st_size, s.st_mtime_ns) for f in list_adapter_files(adapter)}
 
 
 def unpack_adapter(archive: Path, into: Path) -> Path:
@@ -114,8 +152,7 @@ def copy_adapter(folder: Path, into: Path) -> Path:
             copy = Path(scratch) / folder.name
             copy.mkdir()
             for file in list_adapter_files(folder):
-                with open_adapter_file(file) as source, (copy / file.name).open("xb") as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
+                _copy_file(file, copy / file.name)
             return _move_into_place(copy, into)
     except OSError as e:
         raise ShareError(explain_disk_error(into, e)) from e
@@ -252,7 +289,10 @@ def check_adapter_folder(folder: Path) -> Adapter:
         ) from e
 
 
-def refuse_secrets_in(adapter: Path, token: str = "") -> None:
-    """Raises ShareError where a text file of the adapter names a private folder or holds a token (see secrets.py)."""
-    texts = (file for file in list_adapter_files(adapter) if file.name != WEIGHTS_FILE)
-    refuse_secrets({file: str(file) for file in texts}, Message("Remove it there."), token)
+def refuse_secrets_in(sealed: Path, adapter: Path, token: str = "") -> None:
+    """Raises ShareError where a text file of `sealed` names a private folder or holds a token (see secrets.py).
+
+    adapter: the folder that it is a copy of, which the error names.
+    """
+    texts = (file for file in list_adapter_files(sealed) if file.name != WEIGHTS_FILE)
+    refuse_secrets({file: str(adapter / file.name) for file in texts}, Message("Remove it there."), token)

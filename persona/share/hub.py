@@ -124,13 +124,14 @@ def push_adapter(
             "You are not logged in to the Hub. Log in on your own machine with: hf auth login (or set "
             "HF_TOKEN). On a shared Space, sign in there, or take the zip instead."
         )
-    refuse_secrets_in(adapter, token)
     api = HfApi(endpoint=deployment.hub_endpoint(), token=token)
-    with translate_errors(repo, token):
-        user = retry(api.whoami)["name"]
-        full_name = repo if "/" in repo else HubRef(f"{user}/{repo}").repo
-        _ensure_repo(api, full_name, public)
-        commit = retry(lambda: _commit_files(api, full_name, adapter, f"Persona adapter: {card.name}"))
+    with archive.seal_adapter(adapter) as sealed:
+        refuse_secrets_in(sealed.path, adapter, token)
+        with translate_errors(repo, token):
+            user = retry(api.whoami)["name"]
+            full_name = repo if "/" in repo else HubRef(f"{user}/{repo}").repo
+            _ensure_repo(api, full_name, public)
+            commit = retry(lambda: _commit_files(api, full_name, sealed.path, f"Persona adapter: {card.name}"))
     return {
         "url": f"{deployment.hub_endpoint()}/{full_name}",
         "link": share_url(app_url, full_name, commit),

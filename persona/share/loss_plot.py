@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from persona.judge.charts import Axis, axis_ticks
+from persona.store.files import open_atomic
 
 Points = list[tuple[int, float]]
 WIDTH, HEIGHT = 800, 400
@@ -49,5 +50,6 @@ def draw_loss_plot(train: Points, held_out: Points, target: Path) -> bool:
     for step, loss in held_out:
         x, y, radius = x_axis.position(step), y_axis.position(loss), 4 * SCALE
         pen.ellipse([x - radius, y - radius, x + radius, y + radius], HELD_OUT)
-    image.resize((WIDTH, HEIGHT), Image.Resampling.BOX).save(target, "PNG", optimize=True)
+    with open_atomic(target) as out:
+        image.resize((WIDTH, HEIGHT), Image.Resampling.BOX).save(out, "PNG", optimize=True)
     return True

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock
 
@@ -28,19 +28,8 @@ def write_atomic(path: Path, text: str | Iterable[str]) -> None:
     Raises InputError when the disk is full or the folder cannot be written; the old file is then untouched.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as out:
-                out.writelines([text] if isinstance(text, str) else text)
-                out.flush()
-                os.fsync(out.fileno())
-            Path(temporary).replace(path)
-            with contextlib.suppress(OSError):  # the new name, too, is on the disk; not every file system can say so
-                fsync_folder(path.parent, files=False)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with open_atomic(path) as out:
+            out.writelines(piece.encode() for piece in ([text] if isinstance(text, str) else text))
     except OSError as e:
         raise InputError(explain_disk_error(path, e)) from e
     except UnicodeEncodeError as e:
@@ -50,6 +39,27 @@ def write_atomic(path: Path, text: str | Iterable[str]) -> None:
             path=path,
             character=f"{e.object[e.start]!a}",
         ) from e
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file to write beside `path`, which replaces it when the block ends without an error: no reader sees a part.
+
+    Raises OSError; the old file is then untouched, and nothing is left beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        Path(temporary).replace(path)
+        with contextlib.suppress(OSError):  # the new name, too, is on the disk; not every file system can say so
+            fsync_folder(path.parent, files=False)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)

@@ -75,12 +75,13 @@ def _export_weights(
         packed = archive.pack_adapter(folder, out)
         return {"file": str(packed), "bytes": packed.stat().st_size}
     from persona.compare import session
+    from persona.share import archive
     from persona.share.exports import gguf_folder, merged_model
 
-    adapter = adapters.read_adapter(folder)
-    base = session.base_of(adapter, options.base, progress)
-    if form is ExportFormat.merged:
-        return merged_model.export_merged_model(adapter, base, out, options.strength, progress)
-    if options.merge:
-        return gguf_folder.export_merged_gguf(adapter, base, out, options.base, options.strength, progress)
-    return gguf_folder.export_adapter_gguf(adapter, base, out, options.base, progress)
+    with archive.seal_adapter(folder) as adapter:
+        base = session.base_of(adapter, options.base, progress)
+        if form is ExportFormat.merged:
+            return merged_model.export_merged_model(adapter, base, out, options.strength, progress)
+        if options.merge:
+            return gguf_folder.export_merged_gguf(adapter, base, out, options.base, options.strength, progress)
+        return gguf_folder.export_adapter_gguf(adapter, base, out, options.base, progress)
