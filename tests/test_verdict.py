@@ -103,3 +103,17 @@ def test_a_remark_does_not_repeat_the_main_verdict():
     said = verdict.decide_verdict(moved("drift", rise=interval(1.2, 0.1)))
     assert said.kind == "forgot" and "general questions" not in " ".join(said.remarks)
     assert "It also forgot" in remarks(moved("drift", rise=interval(1.2, 0.1)).model_copy(update={"ended": 0.1}))
+
+
+def test_too_few_held_out_pairs_tell_nothing():
+    """Not a single pair, whatever its gain; nor a dozen whose interval holds no gain at all."""
+    cases = [
+        (gain(1.1, 0.0, rows=1), True), (gain(0.001, 0.0, rows=1), True), (gain(-0.5, 0.0, rows=4, train=5.2), True),
+        (gain(0.3, 0.4, rows=12), True), (gain(0.3, 0.1, rows=12), False), (gain(0.3, 0.4, rows=20), False),
+    ]  # fmt: skip
+
+    def check(report, too_few):
+        said = verdict.decide_verdict(report)
+        assert (said.kind == "not measured" and said.said.startswith("Too few to tell")) == too_few
+
+    check_each(cases, check)

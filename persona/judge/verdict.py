@@ -5,7 +5,7 @@ mentioning. decide_verdict goes by importance: what makes the other figures mean
 """
 
 from persona.errors import Message, join
-from persona.judge.report_model import Drift, EvalReport, Likelihood, Memorisation, Verdict
+from persona.judge.report_model import Drift, EvalReport, Interval, Likelihood, Memorisation, Verdict
 
 # nats per learned token: 2 % more likely words. An adapter that was hardly trained stays below, whatever the interval
 NEGLIGIBLE_GAIN = 0.02
@@ -23,7 +23,8 @@ PAST_BEST = 0.1
 STRONG_DRIFT, MILD_DRIFT = 1.0, 0.3
 # of the questions that the base had right: losing half is forgetting too, with at least 4 lost so that it is not chance
 LOST_SHARE, LOST_ANSWERS = 0.5, 4
-FEW_ROWS = 20  # held-out pairs: below, one odd pair moves the figure
+# held-out pairs: below the first, one odd pair moves the figure; below the second, nothing can be told at all
+FEW_ROWS, MIN_ROWS = 20, 5
 FEW_STEPS, LOW_RATE, FEW_PAIRS = 20, 2e-5, 50  # steps, learning rate of a LoRA, training pairs
 GOOD_PROBES = 0.7  # share of the answers in character
 RECITED = 0.2  # of new questions answered with a training reply
@@ -33,7 +34,9 @@ LENGTH_RATIO = (0.5, 2.0)  # of the pairs' median
 
 def decide_verdict(r: EvalReport) -> Verdict:
     """The main verdict, its likely cause, what to do, and further remarks."""
-    finders = (_nothing_changed, _never_stops, _overfitted, _forgot, _not_learned, _learned, _not_measured)
+    finders = (
+        _nothing_changed, _never_stops, _overfitted, _forgot, _too_few, _not_learned, _learned, _not_measured,
+    )  # fmt: skip
     kind, said, cause, advice = next(parts for find in finders if (parts := find(r)))
     remarks = [text for about, text in _remarks(r) if text and about != kind]
     return Verdict(kind=kind, said=said, cause=cause, advice=advice, remarks=remarks)  # type: ignore[arg-type]
@@ -44,7 +47,12 @@ VerdictParts = tuple[str, str, str, str] | None
 
 def _nothing_changed(r: EvalReport) -> VerdictParts:
     likely = r.likelihood
-    if not likely or abs(likely.gain.value) >= NEGLIGIBLE_GAIN or max(-likely.gain.low, likely.gain.high) >= CLEAR_GAIN:
+    if (
+        not likely
+        or likely.rows < MIN_ROWS
+        or abs(likely.gain.value) >= NEGLIGIBLE_GAIN
+        or max(-likely.gain.low, likely.gain.high) >= CLEAR_GAIN
+    ):
         return None
     said = Message("Not learned: the adapter changes nothing. {figures}", figures=_nlls(likely))
     advice = Message("Train longer or with a higher learning rate: the preset quick, as it is, is a good start.")
@@ -79,8 +87,9 @@ def _overfitted(r: EvalReport) -> VerdictParts:
         return None
     gap = likely.adapter.value - likely.train if likely.train is not None else 0.0
     by_heart = memory is not None and _is_memorised(r)
-    worse = likely.gain.high < 0
-    past = likely.best is not None and likely.adapter.value > likely.best + PAST_BEST
+    enough = likely.rows >= MIN_ROWS
+    worse = enough and likely.gain.high < 0
+    past = enough and likely.best is not None and likely.adapter.value > likely.best + PAST_BEST
     # worse than the base on new pairs, and yet better on old ones: it did learn, the wrong thing
     gained = (likely.train_base or 0) - (likely.train or 0)
     if not ((worse and gained > CLEAR_GAIN) or (gap > OVERFIT_GAP and by_heart) or (past and gap > OVERFIT_GAP)):
@@ -121,6 +130,26 @@ def _forgot(r: EvalReport) -> VerdictParts:
         "Train with a third of the learning rate or fewer epochs, or mix in some plain questions and answers. In the "
         "chat, a strength below 1 brings part of it back at once."
     )  # fmt: skip
+
+
+def _too_few(r: EvalReport) -> VerdictParts:
+    likely = r.likelihood
+    if likely is None or not is_too_few(likely.rows, likely.gain):
+        return None
+    said = Message("Too few to tell: {figures}", figures=_nlls(likely))
+    return "not measured", said, "", TOO_FEW_ADVICE
+
+
+def is_too_few(rows: int, gain: Interval | None) -> bool:
+    """Whether so few held-out pairs leave open if anything was learned. gain: their mean gain in nats per token."""
+    open_interval = gain is not None and gain.low <= 0 < gain.high
+    return rows < MIN_ROWS or (rows < FEW_ROWS and open_interval)
+
+
+TOO_FEW_ADVICE = Message(
+    "Write more pairs: a tenth of them is held out, and about 200 make the figure steady. Until then, judge by "
+    "its answers."
+)
 
 
 def _not_learned(r: EvalReport) -> VerdictParts:

@@ -28,6 +28,7 @@ class RunProgress:
     train: list[tuple[int, float]] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
     base_nll: float | None = None
+    held_out_rows: dict[int, list[float]] = field(default_factory=dict)  # step → NLL of each held-out pair, in nats
     result: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     samples: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
@@ -57,9 +58,14 @@ def _is_valid_event(e: dict[str, Any]) -> bool:
         and isinstance(e.get("message", ""), str)
         and isinstance(e.get("remedy", {}), dict)
         and isinstance(e.get("answers", []), list)
+        and (e.get("event") != "eval" or _is_list_of_numbers(e.get("rows", [])))
         and all(isinstance(a, dict) and all(isinstance(a.get(k, ""), str) for k in ("probe", "text"))
                 for a in e.get("answers", []))
     )  # fmt: skip
+
+
+def _is_list_of_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
 
 
 def _is_number(value: Any) -> bool:
@@ -83,6 +89,7 @@ class EventReplay:
         self.plan: dict[str, Any] = {}
         self.train: dict[int, float] = {}
         self.held_out: dict[int, float] = {}
+        self.held_out_rows: dict[int, list[float]] = {}
         self.base_nll: float | None = None
         self.result: dict[str, Any] = {}
         self.smaller_settings: dict[str, Any] = {}
@@ -110,6 +117,8 @@ class EventReplay:
                 self.train[e["step"]] = e["loss"]
         elif kind == "eval":
             self.held_out[e["step"]] = e["nll"]
+            if "rows" in e:
+                self.held_out_rows[e["step"]] = e["rows"]
             if e["step"] == 0:
                 self.base_nll = e["nll"]
         elif kind == "diary":
@@ -135,7 +144,8 @@ class EventReplay:
             left = (self.time - self.first_step[1]) / (self.step - self.first_step[0]) * (self.steps - self.step)
         return RunProgress(
             self.status, self.message, self.step, self.steps, self.seconds, left, self.plan,
-            sorted(self.train.items()), sorted(self.held_out.items()), self.base_nll, self.result,
+            sorted(self.train.items()), sorted(self.held_out.items()), self.base_nll, self.held_out_rows,
+            self.result,
             {name: sorted(points.items()) for name, points in self.curves.items()}, sorted(self.samples.items()),
             self.chosen, self.smaller_settings,
         )  # fmt: skip

@@ -8,6 +8,7 @@ from html import escape
 
 import gradio as gr
 
+from persona.judge import verdict
 from persona.store import pairs
 from persona.train import launcher, queue, run_folder
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
@@ -120,6 +121,12 @@ def _write_hint(state: PersonaState) -> str:
             n=f"{state.pairs:,}",
             m=state.warnings,
         )
+    if state.pairs < verdict.FEW_PAIRS:
+        return t(
+            "Pairs: {n}. That is too few for a persona to show, which takes about 100: write or import more. To try "
+            "out how training works, go on to Template.",
+            n=f"{state.pairs:,}",
+        )
     return t("Pairs: {n}, all finished. Next: Template, where you see what the model will learn.", n=f"{state.pairs:,}")
 
 
@@ -141,7 +148,14 @@ def _train_hint(state: PersonaState) -> str:
     if run.status in ACTIVE_STATUSES:
         left = t(" About {time} left.", time=format_duration(run.left)) if run.left is not None else ""
         return t("Training.{left} You can close this page and come back.", left=left)
-    if run.status in ("done", "stopped") and state.adapter:
+    if run.status == "stopped" and state.adapter:
+        return t(
+            "The training was stopped at step {step} of {steps}. Resume goes on from there; what it has learned so far "
+            "can be tried out in Compare.",
+            step=run.step,
+            steps=run.steps,
+        )
+    if run.status == "done" and state.adapter:
         return t("Training is done. Next: Compare, where you can ask the persona something.")
     return t("The last run did not finish; the reason is shown below. Resume it, or start another.")
 
@@ -163,8 +177,8 @@ def _share_hint(state: PersonaState) -> str:
 
 def is_step_done(step: int, state: PersonaState) -> bool:
     """Whether the step has produced what the next one needs."""
-    trained = state.run is not None and state.run.status in ("done", "stopped") and state.adapter
-    return {WRITE: state.pairs >= launcher.MIN_PAIRS and not state.unfinished, TEMPLATE: trained, TRAIN: trained}.get(
+    trained = state.run is not None and state.run.status == "done" and state.adapter
+    return {WRITE: state.pairs >= verdict.FEW_PAIRS and not state.unfinished, TEMPLATE: trained, TRAIN: trained}.get(
         step, False
     )
 

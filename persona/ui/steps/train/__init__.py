@@ -144,7 +144,7 @@ def build(page: Page, step: gr.Step) -> gr.HTML:
 def _build_run_view() -> RunView:
     with gr.Row():
         start = gr.Button(t("Start training"), variant="primary", elem_id="start-training")
-        stop = gr.Button(t("Stop"), variant="stop", interactive=False, elem_id="stop-training")
+        stop = gr.Button(t("Stop"), interactive=False, elem_id="stop-training")
         resume = gr.Button(t("Resume"), visible=False, elem_id="resume-training")
         retry_smaller = gr.Button(t("Lower and resume"), variant="primary", visible=False, elem_id="lower-and-resume")
     runs = gr.Radio([], label=t("Active runs"), visible=False, elem_id="active-runs")

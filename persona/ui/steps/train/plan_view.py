@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from persona.errors import PersonaError
+from persona.judge import verdict
 from persona.models import hardware
 from persona.store.persona_folder import Persona
 from persona.train import launcher
@@ -41,7 +42,7 @@ def plan_html(slug: str, preset: str, *form: Any) -> str:
         return f'<div class="quiet">{about}<br>{unknown}</div>'
     return (
         f'<div class="quiet">{about}<br>{_steps_text(estimate)} {escape(localized(estimate.plan.reason))}<br>'
-        f"{_memory_text(estimate)}</div>"
+        f"{_memory_text(estimate)}</div>{_too_few_html(estimate)}"
         f"{_too_large_html(config, estimate)}"
     )
 
@@ -60,6 +61,20 @@ def _steps_text(estimate: TrainingEstimate) -> str:
                  "the speed of your last such run.", **rows, time=time)  # fmt: skip
     return t("{learn} pairs to learn from, {held} held out to measure on; {steps} steps, <b>about {time}</b> by a "
              "quick measurement of this machine.", **rows, time=time)  # fmt: skip
+
+
+def _too_few_html(estimate: TrainingEstimate) -> str:
+    """What a run of so few pairs cannot show, or how it will not be measured; "" when there are enough."""
+    texts = []
+    if estimate.train_rows < verdict.FEW_PAIRS:
+        texts.append(t("{n} pairs are too few for a persona to show; it takes about 100. Such a run is good for trying "
+                       "out how training works.", n=estimate.train_rows))  # fmt: skip
+    if not estimate.held_out:
+        texts.append(t("No pair is held out, so nobody will know whether it learned."))
+    elif estimate.held_out < verdict.MIN_ROWS:
+        texts.append(t("Held out to measure on: {n}. That is too few to tell afterwards whether it learned; the result "
+                       "will say so.", n=estimate.held_out))  # fmt: skip
+    return "".join(f'<div class="hint">{text}</div>' for text in texts)
 
 
 def _memory_text(estimate: TrainingEstimate) -> str:

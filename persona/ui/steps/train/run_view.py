@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Self
 import gradio as gr
 import pandas as pd
 
+from persona.judge import training_gain, verdict
+from persona.judge.report_model import Interval
 from persona.train import oom_recovery, snapshots
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
 from persona.train.run_folder import Run
@@ -65,8 +67,12 @@ def make_run_view(
         memory=memory,
         samples=samples_html(run, progress),
         start=gr.Button(t("Add to the queue") if is_training else t("Start training")),
-        stop=gr.Button(t("Cancel") if progress.status == "queued" else t("Stop"), interactive=active),
-        resume=gr.Button(visible=resumable),
+        stop=gr.Button(
+            t("Cancel") if progress.status == "queued" else t("Stop"),
+            interactive=active,
+            variant="stop" if active else "secondary",
+        ),
+        resume=gr.Button(visible=resumable, variant="primary" if progress.status == "stopped" else "secondary"),
         retry_smaller=gr.Button(changes, visible=bool(progress.smaller_settings)),
         runs=runs,
         timer=gr.Timer(active=active or is_training),
@@ -101,6 +107,8 @@ def run_status_html(run: Run | None, p: RunProgress) -> str:
         return f'<div class="card quiet">{t("No run yet. Choose a preset and press Start.")}</div>'
     state = t(STATUS_LABELS[p.status])
     text = escape(t("{state}: {message}", state=state, message=localized(p.message)) if p.message else state)
+    if p.status == "stopped" and p.step and not p.message:
+        text = t("Stopped at step {step} of {steps}. Resume goes on from there.", step=p.step, steps=p.steps)
     share = p.step / p.steps if p.steps else 0.0
     best = min((nll for step, nll in p.held_out if step), default=None)
     facts = [(t("step"), f"{p.step} / {p.steps}" if p.steps else "…")]
@@ -127,8 +135,10 @@ def training_verdict_html(p: RunProgress) -> str:
     """Whether it learned, by the loss on the held-out pairs; "" before the end."""
     if p.status not in ("done", "stopped") or p.base_nll is None or p.adapter_nll is None:
         return ""
-    gain = p.base_nll - p.adapter_nll
-    if gain < 0.05:
+    gain, interval, rows = p.base_nll - p.adapter_nll, training_gain.estimate_gain(p), training_gain.count_held_out(p)
+    if rows is not None and verdict.is_too_few(rows, interval):
+        return f'<div class="hint">{_too_few_text(rows, interval)}</div>'
+    if gain < 0.05 or (interval and interval.low <= 0):
         text = t(
             "Nothing measurable was learned: on the held-out pairs it is no better than the base. Train "
             "longer, raise the learning rate, or look at the mask in step 2."
@@ -136,11 +146,48 @@ def training_verdict_html(p: RunProgress) -> str:
         return f'<div class="problem">{text}</div>'
     text = t(
         "It learned: in the held-out replies, each token is on average {times} times as likely as under the base.",
-        times=f"{math.exp(min(gain, 99)):.1f}",
+        times=f"{_times(gain):.1f}",
     )
-    if p.chosen and p.chosen != p.step:
-        text += " " + t("The adapter is that of step {step}.", step=p.chosen)
-    return f'<div class="good">{text}</div>'
+    if rows is not None and rows < verdict.FEW_ROWS:
+        text += " " + t("Measured on {rows} held-out pairs only: take the figures as rough.", rows=rows)
+    return f'<div class="good">{text} {chosen_step_text(p)}</div>'
+
+
+def _too_few_text(rows: int, gain: Interval | None) -> str:
+    text = t("Too few to tell whether it learned: it was measured on {n} held-out pairs.", n=rows)
+    if rows == 1:
+        text = t("Too few to tell whether it learned: it was measured on a single held-out pair.")
+    elif gain and rows >= verdict.MIN_ROWS:
+        text = t(
+            "Too few to tell whether it learned: on {n} held-out pairs a token became between {low} and {high} times "
+            "as likely, and 1 is no gain.",
+            n=rows,
+            low=f"{_times(gain.low):.2f}",
+            high=f"{_times(gain.high):.2f}",
+        )
+    return f"{text} {escape(localized(verdict.TOO_FEW_ADVICE))}"
+
+
+def _times(gain: float) -> float:
+    return math.exp(min(gain, 99))
+
+
+def chosen_step_text(p: RunProgress) -> str:
+    """Which step's adapter is the run's, and why not that with the lowest loss; "" where it is simply the last."""
+    lowest = min(
+        (step for step, _ in p.held_out if step), key=lambda step: (dict(p.held_out)[step], step), default=None
+    )
+    if not p.chosen or p.chosen == p.step == (lowest or p.step):
+        return ""
+    text = t("The adapter is that of step {step}.", step=p.chosen)
+    if lowest and lowest < p.chosen:
+        why = t(
+            "Step {lowest} has a lower held-out loss, but by less than chance alone would make it: of steps that "
+            "cannot be told apart the latest is taken, since it has seen more of the pairs.",
+            lowest=lowest,
+        )
+        return f"{text} {why}"
+    return text
 
 
 def curve_plots(progress: RunProgress) -> list[gr.LinePlot]:

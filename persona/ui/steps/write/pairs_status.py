@@ -5,6 +5,7 @@ from html import escape
 
 import gradio as gr
 
+from persona.judge import verdict
 from persona.store import pairs
 from persona.store.pairs import BadLine, Pair
 from persona.ui.i18n import localized, t
@@ -44,7 +45,11 @@ def pairs_status_html(items: Sequence[Pair], bad_lines: Sequence[BadLine] = ()) 
         if len(unfinished) > MAX_SHOWN:
             text = t("Not ready to train: {rows} and {n} more.", rows=rows, n=len(unfinished) - MAX_SHOWN)
         lines.append(f'<div class="problem">{text}</div>')
-    if count < ENOUGH_PAIRS:
+    if count < verdict.FEW_PAIRS:
+        few = t("Too few to train on: a persona begins to show from about 100 pairs, and with fewer than 50 nobody can "
+                "measure whether it learned.")  # fmt: skip
+        lines.append(f'<div class="hint">{few}</div>')
+    elif count < ENOUGH_PAIRS:
         enough = t("A persona begins to show from about 100 pairs; 200 to 500 are better.")
         lines.append(f'<div class="hint">{enough}</div>')
     return " ".join(lines) + rejected_html(bad_lines)
