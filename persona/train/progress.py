@@ -23,7 +23,9 @@ class RunProgress:
     step: int = 0
     steps: int = 0
     seconds: float = 0.0  # of training
-    left: float | None = None
+    left: float | None = None  # seconds from the last event to the end
+    time: float = 0.0  # of the last event, in seconds since 1970
+    evaluation_seconds: float | None = None  # of one evaluation with its samples and what it saves
     plan: dict[str, Any] = field(default_factory=dict)
     train: list[tuple[int, float]] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
@@ -34,6 +36,11 @@ class RunProgress:
     samples: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
     chosen: int | None = None  # the step whose adapter is the run's
     smaller_settings: dict[str, Any] = field(default_factory=dict)  # that a failure proposes (oom_recovery.py)
+
+    @property
+    def ends(self) -> float | None:
+        """When the run will be done, in seconds since 1970: the one source of every time left that is shown."""
+        return None if self.left is None else self.time + self.left
 
     @property
     def adapter_nll(self) -> float | None:
@@ -73,15 +80,24 @@ def _is_number(value: Any) -> bool:
 
 
 class EventReplay:
-    """Events, one after the other → RunProgress."""
+    """Events, one after the other → RunProgress.
 
-    def __init__(self) -> None:
+    expected: seconds that the run was expected to take, which count until its own pace is known.
+    """
+
+    def __init__(self, expected: float | None = None) -> None:
+        self.expected = expected
         self.status: Any = "starting"
         self.message = ""
         self.time = 0.0
         self.step = self.steps = 0
         self.seconds = 0.0
-        self.first_step: tuple[int, float] | None = None  # step and time of the first step since the last start
+        # step, time and training seconds of the first step since the last start
+        self.first_step: tuple[int, float, float] | None = None
+        self.planned_at = 0.0  # time of the last plan
+        self.evaluations = 0  # since that first step
+        self.evaluation_seconds: float | None = None  # of one of them; before any, of the base's
+        self.started: float | None = None  # time of the last start
         self.last: tuple[float, int] = (0.0, 0)  # seconds and tokens up to the last step
         self.curves: dict[str, dict[int, float]] = {"learning_rate": {}, "tokens_per_s": {}, "memory": {}}
         self.samples: dict[int, list[dict[str, Any]]] = {}
@@ -103,20 +119,28 @@ class EventReplay:
         kind = e.get("event")
         self.time = e.get("time", self.time)
         if kind == "state":
-            self.status, self.smaller_settings = e["state"], e.get("remedy", {})
+            previous, self.status, self.smaller_settings = self.status, e["state"], e.get("remedy", {})
             self.message = Message.from_json(e.get("message", ""), e.get("message_template"))
             if e["state"] == "starting":
+                self.started = self.time if previous != "starting" or self.started is None else self.started
+                self.evaluations = 0
                 self.first_step, self.result, self.chosen, self.last = None, {}, None, (0.0, 0)
+            elif e["state"] == "running" and 0 in self.held_out and self.evaluation_seconds is None:
+                self.evaluation_seconds = self.time - self.planned_at  # what is between the two is that of the base
         elif kind == "plan":
-            self.plan, self.steps = e, e["steps"]
+            self.plan, self.steps, self.planned_at = e, e["steps"], self.time
         elif kind == "step":
             self.step, self.seconds = e["step"], e["seconds"]
-            self.first_step = self.first_step or (e["step"], self.time)
+            self.first_step = self.first_step or (e["step"], self.time, e["seconds"])
+            if self.evaluations:  # what the wall clock says beyond the training clock
+                _, time, seconds = self.first_step
+                self.evaluation_seconds = max(0.0, (self.time - time) - (e["seconds"] - seconds)) / self.evaluations
             self._add_to_curves(e)
             if e.get("loss") is not None and math.isfinite(e["loss"]):
                 self.train[e["step"]] = e["loss"]
         elif kind == "eval":
             self.held_out[e["step"]] = e["nll"]
+            self.evaluations += self.first_step is not None
             if "rows" in e:
                 self.held_out_rows[e["step"]] = e["rows"]
             if e["step"] == 0:
@@ -137,13 +161,29 @@ class EventReplay:
             self.curves["tokens_per_s"][e["step"]] = tokens / seconds
         self.last = e["seconds"], e.get("tokens", 0)
 
+    def _estimate_left(self) -> float | None:
+        """Seconds until the run is done: its steps at their mean pace, and the evaluations between them."""
+        if self.status != "running" or not self.first_step or self.step <= self.first_step[0]:
+            return self._expected_left()
+        first, _, seconds = self.first_step
+        pace = (self.seconds - seconds) / (self.step - first)
+        evaluated = [s for s in self.held_out if s]
+        between = min(evaluated, default=max(1, math.ceil(self.steps / 10)))
+        evaluations_left = math.ceil(self.steps / between) - len(evaluated) if self.held_out else 0
+        left = (self.steps - self.step) * pace + max(0, evaluations_left) * (self.evaluation_seconds or 0.0)
+        return max(0.0, left)
+
+    def _expected_left(self) -> float | None:
+        """Seconds by what was expected before the start; None where nothing was, or the run is not at work."""
+        if self.status not in ("starting", "running") or self.expected is None or self.started is None:
+            return None
+        share = 1 - self.step / self.steps if self.steps else 1.0  # of a resumed run
+        return max(0.0, self.expected * share - (self.time - self.started))
+
     def progress(self) -> RunProgress:
-        left = None
-        if self.status == "running" and self.first_step and self.step > self.first_step[0]:
-            # by wall-clock time, so that evaluations and samples count too
-            left = (self.time - self.first_step[1]) / (self.step - self.first_step[0]) * (self.steps - self.step)
         return RunProgress(
-            self.status, self.message, self.step, self.steps, self.seconds, left, self.plan,
+            self.status, self.message, self.step, self.steps, self.seconds, self._estimate_left(), self.time,
+            self.evaluation_seconds, self.plan,
             sorted(self.train.items()), sorted(self.held_out.items()), self.base_nll, self.held_out_rows,
             self.result,
             {name: sorted(points.items()) for name, points in self.curves.items()}, sorted(self.samples.items()),

@@ -141,21 +141,25 @@ def find_position(run: Run) -> QueuePosition | None:
     if run not in waiting:
         return None
     n = waiting.index(run)
-    left = training.progress().left if training else None
-    times_ahead = [*([left] if training else []), *(_read_expected_seconds(r) for r in waiting[:n])]
+    left = _left_now(training) if training else None
+    times_ahead = [*([left] if training else []), *(r.expected_seconds() for r in waiting[:n])]
     wait = math.fsum(s for s in times_ahead if s is not None) if times_ahead and None not in times_ahead else None
     after = waiting[n - 1] if n else training
     same_owner = after is not None and owner_of(after.path) == owner_of(run.path)
     return QueuePosition(n + 1, after if same_owner else None, left, wait)
 
 
-def _read_expected_seconds(run: Run) -> float | None:
-    """How long create_run was told that the run would take."""
-    try:
-        seconds = run.manifest().get("expected_seconds")
-    except PersonaError:  # a damaged folder: its own process reports it when its turn comes
-        return None
-    return float(seconds) if isinstance(seconds, int | float) else None
+def estimate_wait() -> float | None:
+    """Seconds until a run that was added now would start; 0 where none trains or waits, None where it is not known."""
+    training, waiting = find_training_run(), list_waiting_runs()
+    times = [*([_left_now(training)] if training else []), *(run.expected_seconds() for run in waiting)]
+    return None if None in times else math.fsum(t for t in times if t is not None)
+
+
+def _left_now(run: Run) -> float | None:
+    """Seconds until a run that trains will be done."""
+    ends = run.progress().ends
+    return None if ends is None else max(0.0, ends - time.time())
 
 
 def read_run_progress(run: Run) -> RunProgress:

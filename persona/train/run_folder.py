@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 from pydantic import ValidationError
 
-from persona.errors import Message, RunError, with_templates
+from persona.errors import Message, PersonaError, RunError, with_templates
 from persona.store import jsonl
 from persona.store.files import (
     DISK_FULL_ERRNOS,
@@ -124,7 +124,7 @@ class Run:
 
     def progress(self) -> RunProgress:
         """The progress that the events tell; an active run whose process is gone was interrupted."""
-        replay = EventReplay()
+        replay = EventReplay(self.expected_seconds())
         for event in self.events():
             replay.add(event)
         just_started = time.time() - replay.time < STARTING_SECONDS and not (self.path / "worker.json").exists()
@@ -139,6 +139,14 @@ class Run:
             )
             replay.status = "interrupted"
         return replay.progress()
+
+    def expected_seconds(self) -> float | None:
+        """How long create_run was told that the run would take."""
+        try:
+            seconds = self.manifest().get("expected_seconds")
+        except PersonaError:  # a damaged folder: its own process reports it when its turn comes
+            return None
+        return float(seconds) if isinstance(seconds, int | float) else None
 
     def process(self) -> psutil.Process | None:
         """This run's own process, if it is alive: pid and start time are those recorded, so a reused pid is not it."""
