@@ -49,7 +49,7 @@ def test_the_hint_says_what_is_done_and_what_is_next():
         (WRITE, PersonaState(open=True, pairs=1200, unfinished=3), "1,200, unfinished: 3"),
         (WRITE, PersonaState(open=True, pairs=314, warnings=2), "314, findings: 2"), (WRITE, FULL, "Next: Template"),
         (TEMPLATE, FULL, "Next: Train"), (TRAIN, FULL, "press Start"), (TRAIN, PersonaState(open=True, pairs=1), "too few"),
-        (TRAIN, PersonaState(True, 314, run=RunProgress(status="running", left=90)), "About 1 min 30 s left. You can close"),
+        (TRAIN, PersonaState(True, 314, run=RunProgress(status="running", left=90)), f"About {navigation.TIME_LEFT} left. You can close"),
         (TRAIN, PersonaState(True, 314, run=RunProgress(status="running")), "Training. You can close"),
         (TRAIN, PersonaState(True, 314, run=RunProgress(status="failed")), "did not finish"), (TRAIN, TRAINED, "Next: Compare"),
         (COMPARE, FULL, "no adapter yet"), (COMPARE, TRAINED, "press Send"),

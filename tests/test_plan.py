@@ -102,7 +102,8 @@ def test_the_estimate_counts_as_the_run_does(persona, tiny_gemma):
     assert seen.steps == count_steps(run.config(), 40 - held)[0] == 27
     assert seen.plan.fits and seen.seconds > train_plan.STARTUP_SECONDS and not seen.from_run
     longer = see(persona, tiny_gemma, batch_size=4, epochs=300)
-    assert longer.seconds - train_plan.STARTUP_SECONDS > 50 * (seen.seconds - train_plan.STARTUP_SECONDS)
+    # 301 evaluations for 10, which are most of the time with so small a base
+    assert longer.seconds - train_plan.STARTUP_SECONDS > 25 * (seen.seconds - train_plan.STARTUP_SECONDS)
     capped = see(persona, tiny_gemma, batch_size=4, max_steps=3)
     assert capped.steps == 3 and capped.seconds < seen.seconds
 

@@ -64,8 +64,19 @@ def free_memory(machine: Machine) -> int:
     return psutil.virtual_memory().available
 
 
-def _matmul_rate(dtype: str, device: str) -> float:
-    """FLOP/s of a matrix product, the best of six: (512, 640) × (640, 2048), the shape of a small model's layers.
+@lru_cache(maxsize=1)
+def _rates_at(minute: int) -> tuple[tuple[str, float], ...]:
+    machine = this_machine()
+    return tuple((dtype, _matmul_rate(dtype, machine.device, 12, best=False)) for dtype, _ in machine.rates)
+
+
+def rates_now() -> tuple[tuple[str, float], ...]:
+    """Matmul FLOP/s by dtype that this machine gives beside what else it does now, timed once a minute."""
+    return _rates_at(int(time.monotonic() / 60))
+
+
+def _matmul_rate(dtype: str, device: str, times: int = 6, best: bool = True) -> float:
+    """FLOP/s of a matrix product, best or mean: (512, 640) × (640, 2048), the shape of a small model's layers.
 
     On a GPU (2048, 4096) × (4096, 4096): with the small one, mostly the launch would be measured.
     """
@@ -75,14 +86,14 @@ def _matmul_rate(dtype: str, device: str) -> float:
     a = torch.randn(n, k, device=device).to(getattr(torch, dtype))
     b = torch.randn(m, k, device=device).to(getattr(torch, dtype))
     synchronize = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
-    best = float("inf")
-    for _ in range(6):
+    seconds = []
+    for _ in range(times):
         synchronize()
         start = time.perf_counter()
         torch.nn.functional.linear(a, b)
         synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * n * k * m / best
+        seconds.append(time.perf_counter() - start)
+    return 2 * n * k * m / (min(seconds) if best else sum(seconds) / times)
 
 
 def plan_device(machine: Machine, dtype: str = "auto") -> DevicePlan:

@@ -4,6 +4,7 @@ Nothing but headers is opened: the tokens of rows are estimated from their chara
 comparable run or of a short measurement.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,8 +16,9 @@ from persona.models.hardware import DevicePlan, Machine, plan_device
 from persona.models.memory import MemoryEstimate, ModelShape, StepShape
 from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona, PersonaCard
-from persona.train import run_folder, split
+from persona.train import run_folder, sample_log, split
 from persona.train.config import RunConfig, count_steps
+from persona.train.progress import RunProgress
 from persona.train.run_folder import Run
 
 # ---- memory: which batch, checkpointing, quantization and number format fit
@@ -169,26 +171,46 @@ def _warn_of_memory(config: RunConfig, plan: TrainingPlan) -> list[str]:
 # took 9.5 ms a token in float32, 3.8 in bfloat16 and 5.3 with checkpointing; this gives 8.9, 3.9 and 5.0.
 CPU_OVERHEAD = 0.6
 GPU_EFFICIENCY = 0.3  # the part of a GPU's matmul rate that training reaches; a usual figure, not measured by us
-STARTUP_SECONDS = 20.0  # until the first step: imports, tokenizer, weights
+STARTUP_SECONDS = 12.0  # of an idle machine until the base is measured: imports, tokenizer, weights
+STARTUP_FLOPS = 2e11  # what a CPU could compute meanwhile: with other programs beside it, the start is slower too
+SAVE_SECONDS = 1.0  # of an evaluation: the snapshot and the checkpoint
+PASS_SECONDS = 0.02  # the least that one token of a batch of samples takes, on a GPU too
 
 
-def estimate_seconds(machine: Machine, shape: ModelShape, plan: TrainingPlan, tokens: float, learned: float,
-                     evaluated: float, rate: float | None = None) -> float | None:  # fmt: skip
-    """Seconds from Start to the adapter; None where the machine's rate is not known.
+@dataclass(frozen=True)
+class TrainingWork:
+    """What a run computes. Tokens are those of all steps, or of one evaluation."""
 
-    tokens, learned: of all steps; evaluated: tokens of all evaluations, which are forward passes only. rate: tokens/s
-    of a comparable run on this machine, which says more than the measured matmuls.
+    tokens: float
+    learned: float
+    evaluations: int  # with that of the base
+    held_out: float  # tokens of the held-out rows
+    samples: int  # questions that are answered at each evaluation
+
+
+def estimate_seconds(machine: Machine, shape: ModelShape, plan: TrainingPlan, work: TrainingWork,
+                     last: RunProgress | None = None) -> float | None:  # fmt: skip
+    """Seconds from the first sign of life to the adapter; None where the machine's rate is not known.
+
+    last: a comparable run on this machine, which says more than the measured matmuls.
     """
-    if rate:
-        return STARTUP_SECONDS + tokens / rate + evaluated / rate / 2
+    sampled = work.samples * sample_log.SAMPLE_LOG_SAMPLING.max_new_tokens
+    forward = memory.step_flops(shape, work.held_out, work.held_out * work.learned / max(work.tokens, 1)) / 2
+    forward += memory.step_flops(shape, sampled, sampled) / 2
+    saving = SAVE_SECONDS + (sample_log.SAMPLE_LOG_SAMPLING.max_new_tokens * PASS_SECONDS if work.samples else 0.0)
+    training = memory.step_flops(shape, work.tokens, work.learned, plan.checkpointing)
+    if last:
+        seconds = work.tokens / last.result["tokens_per_s"]
+        evaluation = last.evaluation_seconds or forward / training * seconds + saving
+        return STARTUP_SECONDS + seconds + work.evaluations * evaluation
     rates = dict(machine.rates)
     if plan.train_dtype not in rates or "float32" not in rates:
         return None
-    flops = memory.step_flops(shape, tokens, learned, plan.checkpointing)
-    flops += memory.step_flops(shape, evaluated, evaluated * learned / max(tokens, 1)) / 2
+    rate = rates[plan.train_dtype] * GPU_EFFICIENCY
     if machine.device == "cpu":
-        return STARTUP_SECONDS + flops / rates[plan.train_dtype] + flops * CPU_OVERHEAD / rates["float32"]
-    return STARTUP_SECONDS + flops / (rates[plan.train_dtype] * GPU_EFFICIENCY)
+        rate = 1 / (1 / rates[plan.train_dtype] + CPU_OVERHEAD / rates["float32"])
+    flops = training + work.evaluations * forward + (STARTUP_FLOPS if machine.device == "cpu" else 0.0)
+    return STARTUP_SECONDS + flops / rate + work.evaluations * saving
 
 
 # ---- the whole estimate
@@ -216,7 +238,12 @@ class TrainingEstimate:
 def estimate_on_this_machine(persona: Persona, config: RunConfig, pairs: Sequence[Pair]) -> TrainingEstimate | None:
     """estimate_training() on this machine, with the memory that is free now."""
     machine = hardware.this_machine()
-    return estimate_training(persona, config, pairs, machine, hardware.free_memory(machine))
+    estimate = estimate_training(persona, config, pairs, machine, hardware.free_memory(machine))
+    if estimate is None or estimate.seconds is None or estimate.from_run or not machine.rates:
+        return estimate
+    # a plan follows from what the machine can do, its time from what it does now beside all else
+    busy = estimate_training(persona, config, pairs, replace(machine, rates=hardware.rates_now()))
+    return replace(estimate, seconds=max(estimate.seconds, busy.seconds or 0.0)) if busy else estimate
 
 
 def fit_to_machine(persona: Persona, config: RunConfig, given: Collection[str] = ()) -> tuple[RunConfig, list[str]]:
@@ -245,12 +272,15 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
     rows_seen: float = steps * config.batch_size * config.gradient_accumulation_steps
     if config.max_steps < 0:
         rows_seen = min(rows_seen, train_rows * config.epochs)
-    evaluated = (steps // steps_between + 2) * held_out * mean_tokens
+    work = TrainingWork(
+        tokens=rows_seen * mean_tokens,
+        learned=rows_seen * mean_learned,
+        evaluations=math.ceil(steps / steps_between) + 1 if held_out else 0,
+        held_out=held_out * mean_tokens,
+        samples=len(sample_log.choose_sample_questions(card, config.diary_probes)),
+    )
     comparable = find_comparable_run(persona, config, plan)
-    rate = comparable.progress().result["tokens_per_s"] if comparable else None
-    seconds = estimate_seconds(
-        machine, shape, plan, rows_seen * mean_tokens, rows_seen * mean_learned, evaluated, rate
-    )  # fmt: skip
+    seconds = estimate_seconds(machine, shape, plan, work, comparable.progress() if comparable else None)
     return TrainingEstimate(plan, shape, steps, train_rows, held_out, max(n for n, _ in rows), seconds,
                             comparable.name if comparable else "")  # fmt: skip
 

@@ -15,7 +15,7 @@ from persona.train.progress import ACTIVE_STATUSES, RunProgress
 from persona.ui import voice_picker
 from persona.ui.i18n import t
 from persona.ui.page import QUIET, Page, open_current_persona, show_errors
-from persona.ui.widgets import format_duration
+from persona.ui.widgets import COUNTDOWN_JS, countdown_html
 from persona.write.lint.finding import Finding
 
 WRITE, TEMPLATE, TRAIN, COMPARE, SHARE = range(5)  # ids of the steps in Gradio's walkthrough
@@ -23,7 +23,8 @@ STEP_NAMES = ("write", "template", "train", "compare", "share")  # in ids of ele
 
 # A click on a closed step is sent too, and answered with the reason. Gradio's buttons take no title, so the script puts
 # the reason there why a button is disabled. A chat's placeholder is no landmark: two would have the same name.
-NAVIGATION_JS = """
+NAVIGATION_JS = (
+    """
 element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-step]");
   if (button) trigger("click", { step: Number(button.dataset.step) });
@@ -44,6 +45,8 @@ new MutationObserver(() => {
 }).observe(document.body, { childList: true, subtree: true, attributeFilter: ["disabled"] });
 annotate();
 """
+    + COUNTDOWN_JS
+)
 
 # The focused element is hidden now: focus the name of the step, else the next Tab starts anywhere. If the focus has
 # moved on meanwhile, it stays there
@@ -56,7 +59,10 @@ FOCUS_STEP_JS = """() => {
 
 @dataclass(frozen=True)
 class PersonaState:
-    """What the navigation depends on. run: the active run, else the newest; adapter: one can be compared or shared."""
+    """What the navigation depends on. run: the active run, else the newest; adapter: one can be compared or shared.
+
+    run_name: of that run.
+    """
 
     open: bool = False
     pairs: int = 0
@@ -64,6 +70,7 @@ class PersonaState:
     warnings: int = 0
     run: RunProgress | None = None
     adapter: bool = False
+    run_name: str = ""
 
 
 def read_persona_state(slug: str, findings: list[Finding]) -> PersonaState:
@@ -77,7 +84,11 @@ def read_persona_state(slug: str, findings: list[Finding]) -> PersonaState:
     return PersonaState(
         True, len(items), len({row for row, _ in pairs.find_unfinished(items)}),
         sum(f.severity != "hint" for f in findings), queue.read_run_progress(run) if run else None, adapter,
+        run.name if run else "",
     )  # fmt: skip
+
+
+TIME_LEFT = "\0"  # in a hint: where navigation_html puts the time left, which counts down
 
 
 def closed_reason(step: int, state: PersonaState) -> str:
@@ -146,7 +157,7 @@ def _train_hint(state: PersonaState) -> str:
             "Quick is right for a first try: press Start training. How long it will take is shown below the presets."
         )
     if run.status in ACTIVE_STATUSES:
-        left = t(" About {time} left.", time=format_duration(run.left)) if run.left is not None else ""
+        left = t(" About {time} left.", time=TIME_LEFT) if run.left is not None else ""
         return t("Training.{left} You can close this page and come back.", left=left)
     if run.status == "stopped" and state.adapter:
         return t(
@@ -189,10 +200,13 @@ def navigation_html(slug: str, step: int, findings: list[Finding]) -> str:
     items = "".join(
         _step_html(n, name, n == step, closed_reason(n, state), is_step_done(n, state)) for n, name in enumerate(names)
     )
+    hint = escape(next_hint(step, state))
+    if state.run and TIME_LEFT in hint:
+        hint = hint.replace(TIME_LEFT, countdown_html(state.run_name, state.run.ends))
     reasons = escape(json.dumps(_disabled_reasons(), ensure_ascii=False))
     return (
         f'<nav aria-label="{t("The five steps")}" data-reasons="{reasons}"><ol>{items}</ol></nav>'
-        f'<div class="next-hint" role="status"><h2>{names[step]}</h2><p>{escape(next_hint(step, state))}</p></div>'
+        f'<div class="next-hint" role="status"><h2>{names[step]}</h2><p>{hint}</p></div>'
     )
 
 

@@ -1,7 +1,12 @@
 """Small pieces of HTML that several steps show: mask, problems, bars, figures, durations."""
 
+import json
+import time
 from html import escape
 from typing import Any
+
+import markupsafe
+from markupsafe import Markup
 
 from persona.template.render import Renderer, TrainingExample
 from persona.ui.i18n import localized, t
@@ -75,6 +80,44 @@ def format_duration(seconds: float | None) -> str:
     return t("{h} h {min} min", h=s // 3600, min=s % 3600 // 60)
 
 
+def countdown_html(run: str, ends: float | None) -> Markup:
+    """The time until `ends` (seconds since 1970), counted down by COUNTDOWN_JS. All of one `run` show the newest."""
+    now = time.time()
+    if ends is None:
+        return Markup("…")
+    forms = [
+        t("{s} s", s="{s}"),
+        t("{min} min {s} s", min="{min}", s="{s}"),
+        t("{h} h {min} min", h="{h}", min="{min}"),
+    ]
+    return Markup(
+        f'<span class="countdown" data-run="{escape(run)}" data-ends="{ends:.0f}" data-now="{now:.1f}" '
+        f'data-forms="{escape(json.dumps(forms, ensure_ascii=False))}">{format_duration(ends - now)}</span>'
+    )
+
+
+# The clock of the browser may differ from the server's: the smallest difference seen is the true one. The text node is
+# changed and not the element, so that observers of the page's elements sleep
+COUNTDOWN_JS = """
+let clockAhead = Infinity;
+setInterval(() => {
+  const shown = [...document.querySelectorAll(".countdown")];
+  const newest = {};
+  for (const node of shown) {
+    clockAhead = Math.min(clockAhead, Date.now() / 1000 - Number(node.dataset.now));
+    if (!(Number(newest[node.dataset.run]?.dataset.now) >= Number(node.dataset.now))) newest[node.dataset.run] = node;
+  }
+  for (const node of shown) {
+    const ends = Number(newest[node.dataset.run].dataset.ends);
+    const seconds = Math.max(0, Math.round(ends + clockAhead - Date.now() / 1000));
+    const [s, min, h] = [seconds % 60, Math.floor(seconds / 60), Math.floor(seconds / 3600)];
+    const form = JSON.parse(node.dataset.forms)[seconds < 60 ? 0 : seconds < 3600 ? 1 : 2];
+    const text = form.replace("{s}", s).replace("{h}", h).replace("{min}", h ? min % 60 : min);
+    if (node.firstChild && node.firstChild.data !== text) node.firstChild.data = text;
+  }
+}, 1000);
+"""
+
 # for a gr.HTML with buttons: a click on one sends its data-… attributes as the event's data
 FORWARD_CLICKS_JS = """
 element.addEventListener("click", (event) => {
@@ -96,6 +139,6 @@ def bars_html(rows: list[tuple[str, float, str]]) -> str:
 
 
 def facts_html(facts: list[tuple[str, str]]) -> str:
-    """(name, value) as figures with their names below."""
-    cells = (f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in facts)
+    """(name, value) as figures with their names below. value: a text, or Markup."""
+    cells = (f"<div><b>{markupsafe.escape(v)}</b><span>{escape(k)}</span></div>" for k, v in facts)
     return f'<div class="facts">{"".join(cells)}</div>'

@@ -8,7 +8,7 @@ from persona.errors import PersonaError
 from persona.judge import verdict
 from persona.models import hardware
 from persona.store.persona_folder import Persona
-from persona.train import launcher
+from persona.train import launcher, queue
 from persona.train import plan as train_plan
 from persona.train.config import PRESETS, RunConfig
 from persona.train.plan import TrainingEstimate
@@ -42,7 +42,7 @@ def plan_html(slug: str, preset: str, *form: Any) -> str:
         return f'<div class="quiet">{about}<br>{unknown}</div>'
     return (
         f'<div class="quiet">{about}<br>{_steps_text(estimate)} {escape(localized(estimate.plan.reason))}<br>'
-        f"{_memory_text(estimate)}</div>{_too_few_html(estimate)}"
+        f"{_memory_text(estimate)}</div>{_wait_html()}{_too_few_html(estimate)}"
         f"{_too_large_html(config, estimate)}"
     )
 
@@ -52,15 +52,30 @@ def _steps_text(estimate: TrainingEstimate) -> str:
     rows = {"learn": estimate.train_rows, "held": estimate.held_out, "steps": estimate.steps}
     if estimate.seconds is None:
         return t("{learn} pairs to learn from, {held} held out to measure on; {steps} steps.", **rows)
-    minutes = math.ceil(estimate.seconds / 60)
-    time = t("{n} hours", n=f"{estimate.seconds / 3600:.1f}")
-    if minutes < 90:
-        time = t("1 minute") if minutes == 1 else t("{n} minutes", n=minutes)
+    time = _about_text(estimate.seconds)
     if estimate.from_run:
         return t("{learn} pairs to learn from, {held} held out to measure on; {steps} steps, <b>about {time}</b> at "
                  "the speed of your last such run.", **rows, time=time)  # fmt: skip
     return t("{learn} pairs to learn from, {held} held out to measure on; {steps} steps, <b>about {time}</b> by a "
              "quick measurement of this machine.", **rows, time=time)  # fmt: skip
+
+
+def _about_text(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    if minutes >= 90:
+        return t("{n} hours", n=f"{seconds / 3600:.1f}")
+    return t("1 minute") if minutes == 1 else t("{n} minutes", n=minutes)
+
+
+def _wait_html() -> str:
+    """How long a run that is started now waits for its turn; "" where nothing trains."""
+    wait = queue.estimate_wait()
+    if wait == 0:
+        return ""
+    text = t("Another run trains now, so this one waits for its turn first.")
+    if wait is not None:
+        text = t("Another run trains now, so this one waits for its turn first: about {time}.", time=_about_text(wait))
+    return f'<div class="hint">{text}</div>'
 
 
 def _too_few_html(estimate: TrainingEstimate) -> str:

@@ -13,7 +13,7 @@ from persona.train import oom_recovery, snapshots
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
 from persona.train.run_folder import Run
 from persona.ui.i18n import localized, t
-from persona.ui.widgets import facts_html, format_duration
+from persona.ui.widgets import countdown_html, facts_html, format_duration
 
 LOSS_COLUMNS = ["step", "loss", "on"]
 STATUS_LABELS = {
@@ -113,7 +113,7 @@ def run_status_html(run: Run | None, p: RunProgress) -> str:
     best = min((nll for step, nll in p.held_out if step), default=None)
     facts = [(t("step"), f"{p.step} / {p.steps}" if p.steps else "…")]
     if p.status in ACTIVE_STATUSES:
-        facts.append((t("time left"), format_duration(p.left)))
+        facts.append((t("time left"), countdown_html(run.name, p.ends)))
     facts.append((t("trained for"), format_duration(p.seconds)))
     if p.base_nll is not None:
         facts.append((t("held-out loss, base"), f"{p.base_nll:.2f}"))
