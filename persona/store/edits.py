@@ -76,11 +76,16 @@ def _removed_pairs(before: Sequence[Pair], after: Sequence[Pair]) -> list[PairCh
     return taken if kept == len(after) else None
 
 
+def search_pattern(find: str, match_case: bool) -> re.Pattern[str]:
+    """What finds the text `find` as it stands."""
+    return re.compile(re.escape(find), 0 if match_case else re.IGNORECASE)
+
+
 def replace_in_pairs(pairs: Sequence[Pair], find: str, replacement: str, match_case: bool = True) -> list[PairChange]:
     """The changes of a find-and-replace over questions, answers and earlier turns. Raises InputError without `find`."""
     if not find:
         raise InputError("Find: write the text that is to be replaced.")
-    pattern = re.compile(re.escape(find), 0 if match_case else re.IGNORECASE)
+    pattern = search_pattern(find, match_case)
 
     def swap(text: str) -> str:
         return pattern.sub(lambda _: replacement, text)

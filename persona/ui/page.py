@@ -26,6 +26,9 @@ from persona.ui.middleware import workspaces
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # options of most events
 
 
+NOTICE_SECONDS, READ_CHARACTERS = 8, 15  # an error stays so long, and a second more for each so many characters
+
+
 class RenderSettings(NamedTuple):
     """How pairs are rendered: the components of step 2, or the values that Gradio hands a handler for them.
 
@@ -75,7 +78,8 @@ def show_errors(handler: Callable) -> Callable:
 
 def error_notice(e: PersonaError) -> gr.Error:
     text = escape(localized(e.message)).replace("\n", "<br>")
-    return gr.Error(text, duration=None, title=t("That did not work"), print_exception=False)
+    duration = NOTICE_SECONDS + len(text) / READ_CHARACTERS
+    return gr.Error(text, duration=duration, title=t("That did not work"), print_exception=False)
 
 
 def open_current_persona(slug: str) -> persona_folder.Persona:

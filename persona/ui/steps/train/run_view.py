@@ -28,6 +28,9 @@ CURVES = {
 }
 
 
+WHOLE_STEPS = 20  # on a shorter axis the browser also marks parts of a step
+
+
 class RunView(NamedTuple):
     """What the step shows of a run: its components, or what update_run_view gives each of them."""
 
@@ -89,8 +92,13 @@ def loss_plot(progress: RunProgress) -> gr.LinePlot:
         rows.insert(0, (0, math.nan, train))
     points = pd.DataFrame(rows, columns=LOSS_COLUMNS)
     return gr.LinePlot(points, visible=bool(rows), title=t("Loss: lower is better"), x_title=t("step"),
-                       y_title=t("loss (nats per token)"), color_title=t("pairs"),
+                       x_lim=step_axis(progress), y_title=t("loss (nats per token)"), color_title=t("pairs"),
                        color_map={train: "#a8a29e", held: "#059669"})  # fmt: skip
+
+
+def step_axis(progress: RunProgress) -> list[float | None]:
+    """The range of a chart's steps: so wide that its marks are whole steps, and not 0.1, 0.2."""
+    return [0, max(WHOLE_STEPS, progress.steps, progress.step)]
 
 
 def smooth(points: list[tuple[int, float]], window: int = 5) -> list[tuple[int, float]]:
@@ -197,7 +205,7 @@ def curve_plots(progress: RunProgress) -> list[gr.LinePlot]:
         points = progress.curves.get(name, [])
         values = smooth(points) if name == "tokens_per_s" else points
         frame = pd.DataFrame([(s, v / unit) for s, v in values], columns=["step", name])
-        plots.append(gr.LinePlot(frame, title=t(title), x_title=t("step"), y_title=t(title)))
+        plots.append(gr.LinePlot(frame, title=t(title), x_title=t("step"), x_lim=step_axis(progress), y_title=t(title)))
     return plots
 
 

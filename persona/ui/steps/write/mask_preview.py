@@ -28,7 +28,10 @@ def preview_typed(
     texts = {str(k): str(v) for k, v in dict(event.texts).items()}
     turns = sum(k.startswith("history.") for k in texts) // 2
     history = tuple((texts[f"history.{n}.0"], texts[f"history.{n}.1"]) for n in range(turns))
-    pair = Pair(texts["instruction"], texts["output"], history)
+    try:
+        pair = Pair(texts["instruction"], texts["output"], history)
+    except PersonaError as e:  # too long, for instance: the edit itself is refused with a notice
+        return f"<div class='hint'>{escape(localized(e.message))}</div>"
     return mask_card(slug, pair, int(event.row), RenderSettings(base, template, max_length, learn_history))
 
 

@@ -33,14 +33,18 @@ def pairs_status_html(items: Sequence[Pair], bad_lines: Sequence[BadLine] = ()) 
     count = len(items)
     if not count:
         return f'<div class="hint">{t("No pairs yet.")}</div>' + rejected_html(bad_lines)
-    # pairs_table.js shows one of these two texts while it saves
+    # pairs_table.js shows one of these texts while it saves
     saved = t("saved.")
-    state = f'<span class="saving" role="status" data-saving="{t("Saving …")}" data-saved="{saved}">{saved}</span>'
+    refused = t("not saved: change the marked text first.")
+    state = (
+        f'<span class="saving" role="status" data-saving="{t("Saving …")}" data-saved="{saved}" '
+        f'data-refused="{refused}">{saved}</span>'
+    )
     lines = [t("<b>{n} pairs</b>, {state}", n=f"{count:,}", state=state)]
     if count == 1:
         lines = [t("<b>1 pair</b>, {state}", state=state)]
     if unfinished := pairs.find_unfinished(items):
-        rows = ", ".join(f"#{row}: {escape(localized(why))}" for row, why in unfinished[:MAX_SHOWN])
+        rows = ", ".join(f"#{row}: {missing_text(why)}" for row, why in unfinished[:MAX_SHOWN])
         text = t("Not ready to train: {rows}.", rows=rows)
         if len(unfinished) > MAX_SHOWN:
             text = t("Not ready to train: {rows} and {n} more.", rows=rows, n=len(unfinished) - MAX_SHOWN)
@@ -53,6 +57,13 @@ def pairs_status_html(items: Sequence[Pair], bad_lines: Sequence[BadLine] = ()) 
         enough = t("A persona begins to show from about 100 pairs; 200 to 500 are better.")
         lines.append(f'<div class="hint">{enough}</div>')
     return " ".join(lines) + rejected_html(bad_lines)
+
+
+def missing_text(why: str) -> str:
+    """What a pair lacks, by the names of the table's columns. why: of pairs.find_unfinished, which names the fields."""
+    columns = {"instruction": t("“Someone says” is empty"), "output": t("“The persona answers” is empty"),
+               "history": t("an earlier turn is empty")}  # fmt: skip
+    return next((text for field, text in columns.items() if why.startswith(f"'{field}'")), escape(localized(why)))
 
 
 def rejected_html(bad_lines: Sequence[BadLine]) -> str:

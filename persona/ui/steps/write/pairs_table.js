@@ -15,7 +15,8 @@ const showState = (state) => {
 function send(cell) {
   clearTimeout(cell.saveTimer);
   const old = cell.dataset.saved ?? cell.defaultValue;
-  if (cell.value === old) return;
+  // a text that was refused is not sent again as it is: each time would be another notice
+  if (cell.value === old || cell.value === cell.refused) return;
   cell.dataset.saved = cell.value;
   cell.dataset.before = old;
   trigger("input", { do: "edit", row: number(rowOf(cell)), field: cell.dataset.field, old, text: cell.value });
@@ -25,22 +26,39 @@ const saw = (row) => [...(row?.querySelectorAll("textarea[data-field]") ?? [])].
   (cell) => cell.dataset.saved ?? cell.defaultValue);
 const sendAll = () => cells().forEach(send);
 
-// the server refused the edit: what is typed stays in its cell, and is sent again with the next key
-table.refused = () => cells().forEach((cell) => {
-  if (cell.dataset.before === undefined) return;
-  cell.dataset.saved = cell.dataset.before;
-  cell.classList.add("unsaved");
-});
+// the server refused the edit: what is typed stays in its cell, and is sent again once it is changed
+table.refused = () => {
+  cells().forEach((cell) => {
+    if (cell.dataset.before === undefined) return;
+    cell.refused = cell.dataset.saved;
+    cell.dataset.saved = cell.dataset.before;
+    delete cell.dataset.before;
+    cell.classList.add("unsaved", "refused");
+    showRefused(rowOf(cell));
+  });
+  if (element.querySelector(".refused")) showState("refused");
+};
+// what was found in the text on disk says nothing of the text that is shown
+function showRefused(row) {
+  const line = document.querySelector("#pairs-status .saving");
+  const note = Object.assign(document.createElement("div"), { className: "mark problem", textContent: line?.dataset.refused });
+  row.querySelector(".marks")?.replaceChildren(note);
+}
+function accept(cell) {
+  cell.classList.remove("unsaved", "refused");
+  delete cell.refused;
+}
 table.saved = () => {
   cells().forEach((cell) => {
     delete cell.dataset.before;
-    if (cell.value === (cell.dataset.saved ?? cell.defaultValue)) cell.classList.remove("unsaved");
+    if (cell.value === (cell.dataset.saved ?? cell.defaultValue)) accept(cell);
   });
   // the status that the server sends is often the same text as before, and then Gradio does not redraw it
   if (!element.querySelector(".unsaved")) showState("saved");
 };
 // findings are put into the existing rows: redrawing the table would take the focus from the cell being typed in
 table.paint = (marks) => element.querySelectorAll("[data-row]").forEach((row) => {
+  if (row.querySelector(".refused")) return;
   const place = row.querySelector(".marks");
   const html = marks[row.dataset.row] ?? "";
   if (place.innerHTML !== html) place.innerHTML = html;
@@ -123,7 +141,7 @@ function afterDrawing() {
       cell.value = cell.defaultValue;
       delete cell.dataset.saved;
       delete cell.dataset.before;
-      cell.classList.remove("unsaved");
+      accept(cell);
     });
   }
   cells().forEach(grow);

@@ -1,5 +1,6 @@
 """The table of pairs, for thousands of them: which rows a view shows, their HTML, and an edit from what was typed."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from persona.ui.i18n import t
 from persona.write.lint.finding import Finding, pair_texts
 
 TABLE_JS = (Path(__file__).parent / "pairs_table.js").read_text(encoding="utf-8")
+FOUND_CONTEXT, MAX_FOUND = 20, 4  # characters around what was searched for; places of one pair
 ROWS_PER_PAGE = 50  # on one page of the table
 SORT_ORDERS = ("In order", "Longest answers first", "Shortest answers first", "Most findings first", "Questions A–Z")
 PAIR_FILTERS = ("All pairs", "With findings", "Unfinished", "Conversations", "Synthetic")
@@ -102,7 +104,7 @@ def table_html(
         return f'<div class="empty"><p>{t("No pair matches. Clear the search, or choose “All pairs”.")}</p></div>'
     first = view.page * ROWS_PER_PAGE
     shown = rows[first : first + ROWS_PER_PAGE]
-    body = "".join(_row_html(n, items[n], n + 1 == selected, focus) for n in shown)
+    body = "".join(_row_html(n, items[n], n + 1 == selected, focus, view.query.strip()) for n in shown)
     heads = "".join(f"<span>{h}</span>" for h in ("#", t("Someone says"), t("The persona answers")))
     drawing = time.time_ns()  # with a new number, pairs_table.js forgets what the cells held before
     pager = _pager_html(view.page, len(rows), len(items))
@@ -111,7 +113,7 @@ def table_html(
     return f"{skip_link}<div class='heads' aria-hidden='true'>{heads}</div>{body}{pager}"
 
 
-def _row_html(n: int, pair: Pair, selected: bool, focus: bool) -> str:
+def _row_html(n: int, pair: Pair, selected: bool, focus: bool, query: str) -> str:
     turns = [(f"history.{t}.0", user, f"history.{t}.1", reply) for t, (user, reply) in enumerate(pair.history)] + [
         ("instruction", pair.instruction, "output", pair.output)
     ]
@@ -128,9 +130,28 @@ def _row_html(n: int, pair: Pair, selected: bool, focus: bool) -> str:
     classes = f"{' selected' if selected else ''}{' conversation' if pair.history else ''}"
     return (
         f'<div class="pair{classes}" role="listitem" data-row="{n + 1}"{" data-focus" if selected and focus else ""}>'
-        f'<span class="no">{n + 1}</span><div class="cells">{cells}</div>'
+        f'<span class="no">{n + 1}</span><div class="cells">{cells}</div>{found_html(pair, query)}'
         f'<div class="foot"><div class="marks"></div><div class="tools">{source}{tools}</div></div></div>'
     )
+
+
+def found_html(pair: Pair, query: str) -> str:
+    """Where the pair holds what was searched for, with a few words around it; "" where nothing was searched for.
+
+    A text box cannot mark a part of its text, so this stands below it.
+    """
+    if not query:
+        return ""
+    pattern = re.compile(re.escape(query), re.IGNORECASE)
+    places = [(text, match) for text in [*pair_texts(pair), pair.source] for match in pattern.finditer(text)]
+    shown = "".join(
+        f"<span>{'…' if m.start() > FOUND_CONTEXT else ''}{escape(text[max(0, m.start() - FOUND_CONTEXT) : m.start()])}"
+        f"<mark>{escape(m[0])}</mark>{escape(text[m.end() : m.end() + FOUND_CONTEXT])}"
+        f"{'…' if len(text) > m.end() + FOUND_CONTEXT else ''}</span>"
+        for text, m in places[:MAX_FOUND]
+    )
+    more = f"<span>{t('… and {n} more', n=len(places) - MAX_FOUND)}</span>" if len(places) > MAX_FOUND else ""
+    return f"<div class='found'>{shown}{more}</div>" if places else ""
 
 
 def _cell_html(field: str, text: str, label: str) -> str:

@@ -1,5 +1,7 @@
 """Write, tab Find & replace: in all pairs at once."""
 
+import re
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -8,7 +10,8 @@ from persona.errors import Message
 from persona.store import edit_history, edits
 from persona.ui.i18n import t
 from persona.ui.page import QUIET, Page, open_current_persona, show_errors
-from persona.ui.steps.write import pairs_tab, suggest_tab
+from persona.ui.steps.write import pairs_tab
+from persona.write.lint.finding import pair_texts
 
 
 def preview_replacement(slug: str, find: str, replacement: str, match_case: bool) -> tuple[str, Any]:
@@ -16,10 +19,11 @@ def preview_replacement(slug: str, find: str, replacement: str, match_case: bool
     if not find:
         return "", gr.Button(t("Replace"), interactive=False)
     changes = edits.replace_in_pairs(open_current_persona(slug).scan()[0], find, replacement, match_case)
+    pattern = edits.search_pattern(find, match_case)
     shown_rows = "".join(
-        f"<div><span class='no'>{c.at + 1}</span><span>{suggest_tab.difference_html(before, after)}</span></div>"
+        f"<div><span class='no'>{c.at + 1}</span><span>{_replacement_html(before, pattern, replacement)}</span></div>"
         for c in changes[:20]
-        for before, after in _changed_texts(c)
+        for before in _changed_texts(c)
     )
     more = ""
     if len(changes) > 20:
@@ -35,13 +39,21 @@ def _replace_label(count: int) -> str:
     return t("Replace in 1 pair") if count == 1 else t("Replace in {n} pairs", n=f"{count:,}")
 
 
-def _changed_texts(change: edits.PairChange) -> list[tuple[str, str]]:
-    """The texts of a pair that differ: (before, after)."""
+def _changed_texts(change: edits.PairChange) -> list[str]:
+    """The texts of a pair that change, as they are now."""
     assert change.old and change.new
-    sides = [
-        [p.instruction, p.output, *(text for turn in p.history for text in turn)] for p in (change.old, change.new)
-    ]
-    return [(a, b) for a, b in zip(*sides, strict=True) if a != b]
+    old, new = pair_texts(change.old), pair_texts(change.new)
+    return [a for a, b in zip(old, new, strict=True) if a != b]
+
+
+def _replacement_html(text: str, pattern: re.Pattern[str], replacement: str) -> str:
+    """The text with each place that is replaced: the old, whole and crossed out, an arrow, the new."""
+    new = f" → <ins>{escape(replacement)}</ins>" if replacement else ""
+    pieces, end = [], 0
+    for match in pattern.finditer(text):
+        pieces += [escape(text[end : match.start()]), f"<del>{escape(match[0])}</del>{new}"]
+        end = match.end()
+    return "".join([*pieces, escape(text[end:])])
 
 
 def replace_all(slug: str, find: str, replacement: str, match_case: bool) -> tuple[str, Any]:
