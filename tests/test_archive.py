@@ -69,18 +69,16 @@ def test_zip_is_deterministic_and_leaves_no_part_behind(mine: Path, tmp_path: Pa
 
 def test_zip_is_of_one_moment(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The card and the loss curve are rewritten while the zip is packed: once by a rename, once in place."""
-    copy, changes = (
-        shutil.copyfile,
-        [lambda: edit_card(mine, system="new"), lambda: (mine / "loss.png").write_bytes(b"")],
-    )
+    really_open = share_archive.open_adapter_file
+    changes = [lambda: edit_card(mine, system="new"), lambda: (mine / "loss.png").write_bytes(b"")]
 
-    def copy_beside_a_writer(source: Path, target: Path, **options: Any) -> Any:
-        copied = copy(source, target, **options)
-        if changes and Path(source).name == "run.json":
+    def open_beside_a_writer(file: Path) -> Any:
+        opened = really_open(file)
+        if changes and file.parent == mine and file.name == "run.json":
             changes.pop(0)()
-        return copied
+        return opened
 
-    monkeypatch.setattr("persona.share.archive.shutil.copyfile", copy_beside_a_writer)
+    monkeypatch.setattr("persona.share.archive.open_adapter_file", open_beside_a_writer)
     packed = share_archive.pack_adapter(mine, tmp_path / "out" / "p.zip")
     assert not changes and contents(share_archive.unpack_adapter(packed, tmp_path / "in")) == allowed(mine)
     changes += [lambda: (mine / "loss.png").touch()] * 99

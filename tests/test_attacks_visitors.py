@@ -138,7 +138,7 @@ def test_the_first_one_has_all_of_it(house):
     assert MARK in json.dumps(first.call(numbered(demo, "show_conversation"), selection))
     assert first.http.get(f"gradio_api/file={has['file']}").content[:2] == b"PK"
     assert MARK in words_of(first.http.get(f"gradio_api/file={has['upload']['path']}"))
-    assert first.call(numbered(demo, "start_from_file"), [has["upload"]])["success"]
+    assert first.call(numbered(demo, "ask_whose_voice"), [has["upload"]])["success"]
 
 
 def choosing(demo, elem_id: str) -> int:
@@ -292,7 +292,7 @@ def test_the_same_file_dropped_by_both_is_had_by_both(house):
 
 def test_a_file_of_another_is_not_read_in(house):
     demo, first, second, has = house
-    number = numbered(demo, "start_from_file")
+    number = numbered(demo, "ask_whose_voice")
     to_save = {**has["upload"], "path": has["file"]}
     for file in (has["upload"], to_save):
         said = second.call(number, [file])

@@ -102,7 +102,7 @@ def test_the_page_fetches_no_address_for_a_stranger(served):
     check_each(cases, check)
 
 
-@pytest.mark.parametrize("name", ["open_zip", "survey_source", "start_from_file"])
+@pytest.mark.parametrize("name", ["open_zip", "survey_source", "ask_whose_voice", "start_from_file"])
 def test_a_file_that_was_not_uploaded_is_not_read(name, served):
     """The page sends the path of an upload back to the server; a stranger can write any path there."""
     demo, client, mine = served
@@ -122,7 +122,7 @@ def test_a_file_that_was_uploaded_is_read(served):
         "gradio_api/upload", files={"files": ("x.jsonl", b'{"instruction": "a", "output": "b"}')}
     ).json()[0]
     file = {"path": place, "orig_name": "x.jsonl", "meta": {"_type": "gradio.FileData"}}
-    number = numbered(demo, "start_from_file")
+    number = numbered(demo, "ask_whose_voice")
     said = call(client, number, [file, *[None] * (len(demo.fns[number].inputs) - 1)], "uploaded")
     assert said["success"], said
 

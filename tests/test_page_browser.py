@@ -118,10 +118,13 @@ def test_import_check_fix_undo_reload(browser, page_server, tmp_path):
     play.write_text(SCRIPT, encoding="gb18030")
     page, errors = open_page(browser, page_server.url)
     page.set_input_files("#start-file input[type=file]", str(play))
+    page.wait_for_selector("#start-voice input")
+    assert not list((page_server.home / "personas").glob("*")), "nothing is made before it is said whose voice it is"
+    page.click("#start-voice input")
+    page.click("[role=option]:has-text('阿萝')")
+    page.click("#start-with-file")
     page.wait_for_selector("#import-found >> text=play.txt")
     assert "gb18030" in page.inner_text("#import-found")
-    page.click("#import-speaker input")
-    page.click("text=阿萝 (3)")
     page.wait_for_selector("#import-preview .persona")
     assert page.locator("#import-preview .persona").all_inner_texts()[0] == "要过。今夜风大，船可还稳？"
     page.click("#import-add")

@@ -19,7 +19,7 @@ from persona.ui import i18n, navigation
 from persona.ui.i18n import localized, t
 from persona.ui.middleware import visitors, workspaces
 from persona.ui.navigation import COMPARE, SHARE, TEMPLATE, TRAIN, WRITE
-from persona.ui.page import QUIET, Page, persona_dropdown, show_errors
+from persona.ui.page import QUIET, Page, persona_dropdown, remove_downloads, show_errors
 from persona.ui.steps import compare, share, template, train, write
 from persona.ui.steps.write.pairs_tab import PairsTab
 from persona.ui.theme import CSS, THEME
@@ -107,6 +107,7 @@ def build_app() -> gr.Blocks:
         slug.change(
             lambda slug: (slug, persona_dropdown(slug), 1), slug, [last_slug, persona_list, page.pair_number], **QUIET
         )
+        demo.unload(remove_downloads)
         persona_list.input(lambda slug: slug or "", persona_list, slug, **QUIET)
     return demo
 

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import inspect
+import shutil
 import tempfile
 import weakref
 from collections.abc import Callable
@@ -115,15 +116,28 @@ def open_page_renderer(
     )  # fmt: skip
 
 
-def download_path(name: str) -> Path:
-    """The path of a new file called `name` to download, in a temporary folder that the page may serve from.
+_downloads: dict[str, list[Path]] = {}  # browser window → folders of what it downloads
 
+
+def download_path(name: str) -> Path:
+    """The path of a new file called `name` to download, in a folder that lasts as long as the browser window.
+
+    It lies below the folder that Gradio serves from, so that no second copy is made.
     Raises InputError when a visitor's disk quota is used up.
     """
-    parent = workspaces.download_dir() if deployment.is_shared_server() else None
-    if parent:
+    parent = workspaces.download_dir()
+    if deployment.is_shared_server():
         quotas.require_disk_quota(parent)
-    return Path(tempfile.mkdtemp(prefix="persona-", dir=parent)) / name
+    folder = Path(tempfile.mkdtemp(prefix="persona-", dir=parent))
+    request = LocalContext.request.get(None)
+    _downloads.setdefault(str(getattr(request, "session_hash", "")), []).append(folder)
+    return folder / name
+
+
+def remove_downloads(request: gr.Request) -> None:
+    """Remove what a browser window that was closed has made to download."""
+    for folder in _downloads.pop(str(request.session_hash), []):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 _window_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()

@@ -34,7 +34,7 @@ from persona.write.importers.text_source import SourceFile
 # in the alphabetical order of their names; of equally likely ones the first is chosen
 FORMATS: tuple[ModuleType, ...] = (alpaca, character_card, messages, novel, screenplay, sharegpt, spreadsheet)
 
-
+MAX_COUNTED = 20_000  # items of a file that are counted before an import, which takes about a second
 MORE_NOTES = Message("more of other kinds")
 
 
@@ -80,6 +80,13 @@ def preview_import(source: SourceFile, format: str, options: ImportOptions, limi
         elif isinstance(item, SkippedRow):
             skipped.append(item)
     return ImportPreview(pairs, skipped, next(items, None) is not None)
+
+
+def count_pairs(source: SourceFile, format: str, options: ImportOptions, limit: int = MAX_COUNTED) -> tuple[int, bool]:
+    """How many pairs the file gives, and whether there are more: counting ends after `limit` items."""
+    items = read_source(source, format, options)
+    count = sum(isinstance(item, Pair) for item in islice(items, limit))
+    return count, next(items, None) is not None
 
 
 def read_source(source: SourceFile, format: str, options: ImportOptions) -> Iterator[ImportItem]:

@@ -105,9 +105,16 @@ def _connect_start(page: Page, welcome: Welcome, editor: _Editor) -> None:
         page.slug,
         api_visibility="private",
     )
-    welcome.file.upload(
-        show_errors(import_tab.start_from_file),
+    gr.on(
+        [welcome.file.upload, welcome.file.clear],
+        show_errors(import_tab.ask_whose_voice),
         welcome.file,
+        [welcome.voice, welcome.start_file],
+        **QUIET,
+    )
+    welcome.start_file.click(
+        show_errors(import_tab.start_from_file),
+        [welcome.file, welcome.voice],
         [page.slug, editor.import_file, welcome.file, editor.tabs],
         api_visibility="private",
     )

@@ -77,8 +77,11 @@ def import_options(
     )
 
 
-def survey_source(file: str | None, pasted: str, dataset: str, format: str = "") -> SurveyView:
-    """A new source: its format ("": detected), what can be chosen for it, and the first pairs."""
+def survey_source(file: str | None, pasted: str, dataset: str, format: str = "", slug: str = "") -> SurveyView:
+    """A new source: its format ("": detected), what can be chosen for it, and the first pairs.
+
+    slug: the open persona, who is chosen as the speaker where the source names them.
+    """
     if not (file or pasted.strip() or dataset.strip()):
         return _empty_survey()
     with open_given_source(file, pasted, dataset) as source:
@@ -94,9 +97,12 @@ def survey_source(file: str | None, pasted: str, dataset: str, format: str = "")
         found = t("<b>{file}</b>: {format}, {encoding}", file=escape(source.name), format=escape(t(importer.TITLE)),
                   encoding=escape(source.encoding))  # fmt: skip
         has_speakers = bool(survey.speakers)
+        name = open_current_persona(slug).card().name if slug else ""
+        chosen = [name] if name in survey.speakers else []
+        ready = bool(chosen) or not has_speakers
         preview = _choose_speaker_hint()
-        if not has_speakers:
-            preview = preview_html(source, format, import_options([], "drop", 0, guess))
+        if ready:
+            preview = preview_html(source, format, import_options(chosen, "drop", 0, guess))
     speakers = [(f"{name} ({count})", name) for name, count in list(survey.speakers.items())[:MAX_SPEAKERS]]
     columns = [(t(NO_COLUMN), NO_COLUMN), *((name, name) for name in survey.columns)]
     instruction, output, input, history = (
@@ -106,11 +112,16 @@ def survey_source(file: str | None, pasted: str, dataset: str, format: str = "")
     if survey.card:
         card = f"<div class='card'><b>{escape(survey.card.name)}</b><br>{escape(survey.card.system[:400])}</div>"
     return SurveyView(
-        found, gr.Dropdown(value=format, visible=True), gr.Dropdown(speakers, value=[], visible=has_speakers),
+        found, gr.Dropdown(value=format, visible=True), gr.Dropdown(speakers, value=chosen, visible=has_speakers),
         gr.Radio(visible=has_speakers), gr.Slider(visible=has_speakers), instruction, output, input, history, card,
         gr.Checkbox(value=bool(survey.card), visible=bool(survey.card)), preview,
-        gr.Button(interactive=not has_speakers),
+        gr.Button(interactive=ready),
     )  # fmt: skip
+
+
+def survey_for_persona(slug: str, file: str | None, pasted: str, dataset: str) -> SurveyView:
+    """A new source for the open persona."""
+    return survey_source(file, pasted, dataset, slug=slug)
 
 
 def _choose_speaker_hint() -> str:
@@ -142,6 +153,7 @@ def preview_html(source: SourceFile, format: str, options: ImportOptions) -> str
     """The first pairs and the first skipped rows; the reason in their place when the source is refused."""
     try:
         preview = registry.preview_import(source, format, options)
+        count, uncounted = registry.count_pairs(source, format, options)
     except InputError as e:
         return problems_html([e.message])
     rows = "".join(_pair_html(p) for p in preview.pairs)
@@ -149,7 +161,9 @@ def preview_html(source: SourceFile, format: str, options: ImportOptions) -> str
     skipped = skipped_html(preview.skipped[:5], len(preview.skipped))
     if not preview.pairs:
         return f"{more}<div class='problem'>{t('This gives no pairs. Try another format.')}</div>{skipped}"
-    head = t("The first {n} pairs:", n=len(preview.pairs))
+    counts = {"n": f"{count:,}", "shown": len(preview.pairs)}
+    head = t("More than {n} pairs. The first {shown}:", **counts) if uncounted else t(
+        "Pairs in all: {n}. The first {shown}:", **counts)  # fmt: skip
     return f"<div class='quiet'>{head}</div><div class='preview'>{rows}</div>{more}{skipped}"
 
 
@@ -181,11 +195,8 @@ def add_imported_pairs(
 ) -> tuple[str, gr.Button]:  # fmt: skip
     """Add the pairs to the open persona. Returns the report as HTML, and the button."""
     persona = open_current_persona(slug)
-    old_card = persona.card()
     with open_given_source(file, pasted, dataset) as source:
         card = registry.get_importer(format).survey(source).card if take_card else None
-        if speakers and old_card == card_named_after(source):  # named after the file until now
-            card = persona_folder.default_card(speakers[0])
         options = import_options(speakers, actions, history_turns, columns)
         report = registry.import_into(persona, source, format, options)
     if card:
@@ -205,19 +216,27 @@ def import_report_html(report: ImportReport) -> str:
     return f"<div class='good'>{' '.join(lines)}</div>{skipped_html(report.skipped[:50], report.left_out)}"
 
 
-def card_named_after(source: SourceFile) -> persona_folder.PersonaCard:
-    """The card of a persona that is started from a file without a card."""
-    return persona_folder.PersonaCard(name=Path(source.name).stem[:80] or "Persona")
+def ask_whose_voice(file: str | None) -> tuple[gr.Dropdown, gr.Button]:
+    """The question that a dropped file raises: who of it the persona is. Nothing is made yet."""
+    if not file:
+        return gr.Dropdown(visible=False), gr.Button(visible=False)
+    source = text_source.open_source(Path(file))
+    survey = registry.get_importer(registry.detect_format(source)).survey(source)
+    names = [survey.card.name] if survey.card else list(survey.speakers)[:MAX_SPEAKERS]
+    return gr.Dropdown(names, value=names[0] if survey.card else None, visible=True), gr.Button(visible=True)
 
 
-def start_from_file(file: str) -> tuple[str, str, None, Any]:
-    """A dropped file starts a persona, named after its card, else after the file; the tab Import then shows the file.
+def start_from_file(file: str, voice: str | None) -> tuple[str, str, None, Any]:
+    """Start a persona called `voice`, with the file's own card where it has one; the tab Import then shows the file.
 
     Returns folder name, file, the emptied drop zone, the tabs.
     """
+    if not (voice or "").strip():
+        raise InputError("Whose voice is in the file? Choose a name or type one, then press Start.")
     source = text_source.open_source(Path(file))
     card = registry.get_importer(registry.detect_format(source)).survey(source).card
-    card = card or card_named_after(source)
+    name = str(voice).strip()
+    card = card.model_copy(update={"name": name}) if card else persona_folder.default_card(name)
     return persona_folder.create_persona(card.name, card).slug, file, None, gr.Tabs(selected="import")
 
 
@@ -238,7 +257,13 @@ def build(page: Page) -> tuple[gr.File, Any]:
 
     source, options = [file, pasted, dataset], view.options()
     event: dict[str, Any] = {**QUIET, "show_progress": "minimal", "show_progress_on": view.preview}
-    gr.on([file.change, pasted.blur, dataset.submit], show_errors(survey_source), source, view, **event)
+    gr.on(
+        [file.change, pasted.blur, dataset.submit],
+        show_errors(survey_for_persona),
+        [page.slug, *source],
+        view,
+        **event,
+    )
     view.format.input(show_errors(survey_source), [*source, view.format], view, **event)
     gr.on(
         [option.input for option in options],

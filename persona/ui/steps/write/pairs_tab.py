@@ -111,7 +111,7 @@ def save_edit(
             undo=undo_button(undo),
             redo=redo_button(redo),
         )
-    focus = action in ("add", "duplicate", "split", "join")
+    focus = action in ("add", "starter", "duplicate", "split", "join")
     return draw_table(slug, query, order, row_filter, page, pair_number, findings, focus)
 
 

@@ -15,6 +15,7 @@ from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona
 from persona.ui.i18n import t
 from persona.write.lint.finding import Finding, pair_texts
+from persona.write.starter_questions import make_starter_pairs
 
 TABLE_JS = (Path(__file__).parent / "pairs_table.js").read_text(encoding="utf-8")
 FOUND_CONTEXT, MAX_FOUND = 20, 4  # characters around what was searched for; places of one pair
@@ -98,7 +99,8 @@ def table_html(
         hint = t("<b>No pairs yet.</b> Write the first one, or import text in the tab Import.")
         return (
             f'<div class="empty"><p>{hint}</p>'
-            f'<button data-do="add" class="tool wide">{t("＋ Write the first pair")}</button></div>'
+            f'<button data-do="add" class="tool wide">{t("＋ Write the first pair")}</button> '
+            f'<button data-do="starter" class="tool wide">{t("＋ Ten everyday questions to answer")}</button></div>'
         )
     if not rows:
         return f'<div class="empty"><p>{t("No pair matches. Clear the search, or choose “All pairs”.")}</p></div>'
@@ -190,8 +192,8 @@ def _pager_html(page: int, matching: int, total: int) -> str:
 def apply_edit(persona: Persona, event: Mapping[str, Any]) -> int:
     """Carry out an edit of the table. Returns the number of the pair to select now.
 
-    event: {"do": edit|add|duplicate|split|join|delete, "row": number from 1, for edit "field", "old", "text", for the
-    last four "saw": the pair's texts as the visitor's window shows them, cell by cell}.
+    event: {"do": edit|add|starter|duplicate|split|join|delete, "row": number from 1, for edit "field", "old", "text",
+    for the last four "saw": the pair's texts as the visitor's window shows them, cell by cell}.
     Raises InputError, with nothing written, when the pair is not what the visitor's window shows.
     """
     try:
@@ -208,6 +210,12 @@ def _apply_edit(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -
         at = min(max(row, 0), len(items)) if row else len(items)
         edit_history.commit(persona, Message("add a pair"), [PairChange(at, None, Pair("", ""))])
         return at + 1
+    if do == "starter":
+        made = [
+            PairChange(n, None, pair) for n, pair in enumerate(make_starter_pairs(persona.card().language), len(items))
+        ]
+        edit_history.commit(persona, Message("add of ten questions"), made)
+        return len(items) + 1
     if not 1 <= row <= len(items):
         raise InputError("There is no pair {row} any more. Press Reload.", row=row)
     at, pair = row - 1, items[row - 1]

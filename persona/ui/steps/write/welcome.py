@@ -25,6 +25,8 @@ class Welcome(NamedTuple):
     column: gr.Column
     examples: list[gr.Button]
     file: gr.File
+    voice: gr.Dropdown  # whose voice is in the file
+    start_file: gr.Button
     name: gr.Textbox
     start: gr.Button
 
@@ -53,13 +55,19 @@ def build_welcome() -> Welcome:
                     )
                 )
                 file = gr.File(label=t("A file"), type="filepath", height=130, elem_id="start-file")
+                voice = gr.Dropdown(
+                    [], label=t("Whose voice is in it?"), info=t("The persona's name: choose one, or type it."),
+                    allow_custom_value=True, visible=False, elem_id="start-voice",
+                )  # fmt: skip
+                start_file = gr.Button(t("Start with this file"), variant="primary", visible=False,
+                                       elem_id="start-with-file")  # fmt: skip
             with gr.Column(elem_classes="card", min_width=280):
                 gr.Markdown(
                     t("#### 3. Start from scratch\nA name is enough. The persona begins to show from about 100 pairs.")
                 )
                 name = gr.Textbox(label=t("Name of the persona"), placeholder=t("A name"), elem_id="new-name")
                 start = gr.Button(t("Start"), elem_id="start")
-    return Welcome(column, examples, file, name, start)
+    return Welcome(column, examples, file, voice, start_file, name, start)
 
 
 def _build_example_buttons() -> list[gr.Button]:
