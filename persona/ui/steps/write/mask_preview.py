@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from persona.errors import PersonaError
-from persona.store.pairs import Pair
+from persona.store.pairs import Pair, parse_pair
 from persona.ui.i18n import localized, t
 from persona.ui.page import RenderSettings, open_current_persona, open_page_renderer
 from persona.ui.widgets import mask_html
@@ -29,8 +29,8 @@ def preview_typed(
     turns = sum(k.startswith("history.") for k in texts) // 2
     history = tuple((texts[f"history.{n}.0"], texts[f"history.{n}.1"]) for n in range(turns))
     try:
-        pair = Pair(texts["instruction"], texts["output"], history)
-    except PersonaError as e:  # too long, for instance: the edit itself is refused with a notice
+        pair = parse_pair(Pair(texts["instruction"], texts["output"], history).to_dict())
+    except PersonaError as e:  # too long, for instance, to be tokenized; the edit itself is refused with a notice
         return f"<div class='hint'>{escape(localized(e.message))}</div>"
     return mask_card(slug, pair, int(event.row), RenderSettings(base, template, max_length, learn_history))
 

@@ -211,9 +211,7 @@ def _apply_edit(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -
         edit_history.commit(persona, Message("add a pair"), [PairChange(at, None, Pair("", ""))])
         return at + 1
     if do == "starter":
-        made = [
-            PairChange(n, None, pair) for n, pair in enumerate(make_starter_pairs(persona.card().language), len(items))
-        ]
+        made = [PairChange(len(items), None, pair) for pair in make_starter_pairs(persona.card().language)]
         edit_history.commit(persona, Message("add of ten questions"), made)
         return len(items) + 1
     if not 1 <= row <= len(items):
