@@ -82,7 +82,7 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
         "steps/compare/__init__.py": {"Top-p", "Top-k", "Min-p"},
     },
     "compared with what the page sends": {"steps/write/pairs_table.py": set(pairs_table.PAIR_FILTERS)},
-    "a card's name where no other is known, kept on disk": {"steps/write/import_tab.py": {"Persona"}, "voice_picker.py": {"Persona"}},
+    "a card's name where no other is known, kept on disk": {"voice_picker.py": {"Persona"}},
     "where a fault is, as the library says it": {
         "steps/write/import_tab.py": {"the file's card"}, "steps/template.py": {"your own"},
     },

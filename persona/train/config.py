@@ -24,6 +24,9 @@ def _setting(default: Any, group: SettingGroup, label: str, description: str, wh
     )
 
 
+SAMPLE_TOKENS = 48  # tokens of a sample during training
+
+
 class RunConfig(BaseModel):
     """Every setting of a run, named as in PEFT and TRL.
 

@@ -16,8 +16,8 @@ from persona.models.hardware import DevicePlan, Machine, plan_device
 from persona.models.memory import MemoryEstimate, ModelShape, StepShape
 from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona, PersonaCard
-from persona.train import run_folder, sample_log, split
-from persona.train.config import RunConfig, count_steps
+from persona.train import run_folder, split
+from persona.train.config import SAMPLE_TOKENS, RunConfig, count_steps
 from persona.train.progress import RunProgress
 from persona.train.run_folder import Run
 
@@ -194,10 +194,10 @@ def estimate_seconds(machine: Machine, shape: ModelShape, plan: TrainingPlan, wo
 
     last: a comparable run on this machine, which says more than the measured matmuls.
     """
-    sampled = work.samples * sample_log.SAMPLE_LOG_SAMPLING.max_new_tokens
+    sampled = work.samples * SAMPLE_TOKENS
     forward = memory.step_flops(shape, work.held_out, work.held_out * work.learned / max(work.tokens, 1)) / 2
     forward += memory.step_flops(shape, sampled, sampled) / 2
-    saving = SAVE_SECONDS + (sample_log.SAMPLE_LOG_SAMPLING.max_new_tokens * PASS_SECONDS if work.samples else 0.0)
+    saving = SAVE_SECONDS + (SAMPLE_TOKENS * PASS_SECONDS if work.samples else 0.0)
     training = memory.step_flops(shape, work.tokens, work.learned, plan.checkpointing)
     if last:
         seconds = work.tokens / last.result["tokens_per_s"]
@@ -277,7 +277,7 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
         learned=rows_seen * mean_learned,
         evaluations=math.ceil(steps / steps_between) + 1 if held_out else 0,
         held_out=held_out * mean_tokens,
-        samples=len(sample_log.choose_sample_questions(card, config.diary_probes)),
+        samples=min(config.diary_probes, len(card.probes) or 1),
     )
     comparable = find_comparable_run(persona, config, plan)
     seconds = estimate_seconds(machine, shape, plan, work, comparable.progress() if comparable else None)

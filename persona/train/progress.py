@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from persona.errors import Message
 
 RunStatus = Literal["queued", "starting", "running", "done", "stopped", "failed", "interrupted"]
+PACE_STEPS = 4  # steps after the first: fewer say less of a run's pace than what was expected before it
 ACTIVE_STATUSES = ("queued", "starting", "running")  # those of a run whose process waits for its turn, or trains
 
 
@@ -166,6 +167,8 @@ class EventReplay:
         if self.status != "running" or not self.first_step or self.step <= self.first_step[0]:
             return self._expected_left()
         first, _, seconds = self.first_step
+        if self.step - first < PACE_STEPS and (expected := self._expected_left()) is not None:
+            return expected
         pace = (self.seconds - seconds) / (self.step - first)
         evaluated = [s for s in self.held_out if s]
         between = min(evaluated, default=max(1, math.ceil(self.steps / 10)))

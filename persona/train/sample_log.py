@@ -11,9 +11,10 @@ from persona.models.generate import generate_batch
 from persona.models.sampling import Sampling
 from persona.store.persona_folder import PersonaCard
 from persona.template.render import Renderer
+from persona.train.config import SAMPLE_TOKENS
 from persona.train.run_folder import Run
 
-SAMPLE_LOG_SAMPLING = Sampling(max_new_tokens=48)  # else the page's defaults; a sample is short
+SAMPLE_LOG_SAMPLING = Sampling(max_new_tokens=SAMPLE_TOKENS)  # else the page's defaults; a sample is short
 
 
 def choose_sample_questions(card: PersonaCard, count: int) -> tuple[str, ...]:

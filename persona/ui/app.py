@@ -23,6 +23,7 @@ from persona.ui.page import QUIET, Page, persona_dropdown, remove_downloads, sho
 from persona.ui.steps import compare, share, template, train, write
 from persona.ui.steps.write.pairs_tab import PairsTab
 from persona.ui.theme import CSS, THEME
+from persona.ui.widgets import COUNTDOWN_JS
 
 LAUNCH_OPTIONS: dict[str, Any] = {
     "theme": THEME,
@@ -98,7 +99,7 @@ def build_app() -> gr.Blocks:
         persona_list, language_button = _build_header()
         if is_shared:
             demo.load(retention_notice, None, gr.HTML(elem_id="retention", elem_classes="quiet"), **QUIET)
-        bar = gr.HTML(elem_id="navigation", js_on_load=navigation.NAVIGATION_JS)
+        bar = gr.HTML(elem_id="navigation", js_on_load=navigation.NAVIGATION_JS + COUNTDOWN_JS)
         page, steps, pairs, run_status = _build_steps(slug, persona_list, visitor_key)
         _connect_navigation(demo, page, bar, shown_step, steps, pairs, run_status)
         language_button.click(None, None, None, js=i18n.SWITCH_LANGUAGE_JS, **QUIET)

@@ -15,7 +15,7 @@ from persona.train.progress import ACTIVE_STATUSES, RunProgress
 from persona.ui import voice_picker
 from persona.ui.i18n import t
 from persona.ui.page import QUIET, Page, open_current_persona, show_errors
-from persona.ui.widgets import COUNTDOWN_JS, countdown_html
+from persona.ui.widgets import countdown_html
 from persona.write.lint.finding import Finding
 
 WRITE, TEMPLATE, TRAIN, COMPARE, SHARE = range(5)  # ids of the steps in Gradio's walkthrough
@@ -23,8 +23,7 @@ STEP_NAMES = ("write", "template", "train", "compare", "share")  # in ids of ele
 
 # A click on a closed step is sent too, and answered with the reason. Gradio's buttons take no title, so the script puts
 # the reason there why a button is disabled. A chat's placeholder is no landmark: two would have the same name.
-NAVIGATION_JS = (
-    """
+NAVIGATION_JS = """
 element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-step]");
   if (button) trigger("click", { step: Number(button.dataset.step) });
@@ -45,8 +44,6 @@ new MutationObserver(() => {
 }).observe(document.body, { childList: true, subtree: true, attributeFilter: ["disabled"] });
 annotate();
 """
-    + COUNTDOWN_JS
-)
 
 # The focused element is hidden now: focus the name of the step, else the next Tab starts anywhere. If the focus has
 # moved on meanwhile, it stays there

@@ -41,7 +41,8 @@ table.refused = () => {
 // what was found in the text on disk says nothing of the text that is shown
 function showRefused(row) {
   const line = document.querySelector("#pairs-status .saving");
-  const note = Object.assign(document.createElement("div"), { className: "mark problem", textContent: line?.dataset.refused });
+  const note = Object.assign(document.createElement("div"), { textContent: line?.dataset.refused });
+  note.classList.add("mark", "problem");
   row.querySelector(".marks")?.replaceChildren(note);
 }
 function accept(cell) {
