@@ -62,28 +62,28 @@ def run_stock(side: str, base_path: str, rows_file: str, dtype: str, adapter: st
     return {"seconds": seconds, "tokens_per_s": sum(len(r["input_ids"]) for r in rows) / seconds}
 
 
-def recipe_trainer(model: Any, tokenizer: Any, rows: list[dict]) -> Any:
-    """The tutorials' trainer."""
+def recipe_trainer(model: Any, tokenizer: Any, rows: list[dict], lora: dict = LORA, **loop: Any) -> Any:
+    """The tutorials' trainer. loop: TrainingArguments in place of those of LOOP."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     model.enable_input_require_grads()
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.1, **LORA))
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.1, **lora))
     args = TrainingArguments(
         per_device_train_batch_size=1,
         gradient_accumulation_steps=4,
         gradient_checkpointing=True,
         use_cpu=not torch.cuda.is_available(),
-        **LOOP,
+        **{**LOOP, **loop},
         output_dir=tempfile.mkdtemp(),
     )
     masked = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
     return Trainer(model, args, DataCollatorForSeq2Seq(tokenizer, padding=True), train_dataset=masked)
 
 
-def trl_trainer(model: Any, tokenizer: Any, rows: list[dict]) -> Any:
-    """SFTTrainer at our batch size, with the same labels as ours."""
+def trl_trainer(model: Any, tokenizer: Any, rows: list[dict], lora: dict = LORA, **loop: Any) -> Any:
+    """SFTTrainer at our batch size, with the same labels as ours. loop: SFTConfig in place of LOOP."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -91,15 +91,14 @@ def trl_trainer(model: Any, tokenizer: Any, rows: list[dict]) -> Any:
 
     cuda = torch.cuda.is_available()
     args = SFTConfig(
-        per_device_train_batch_size=RunConfig().batch_size,
         bf16=cuda,  # its default refuses to start on a CPU; the weights are bfloat16 there
         use_cpu=not cuda,
         max_length=RunConfig().max_length,
-        **LOOP,
+        **{**LOOP, "per_device_train_batch_size": RunConfig().batch_size, **loop},
         output_dir=tempfile.mkdtemp(),
     )
-    lora = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, **LORA)
-    return SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora)
+    peft = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, **lora)
+    return SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=peft)
 
 
 def ours(base_name: str, persona: persona_folder.Persona, scratch: Path) -> dict:

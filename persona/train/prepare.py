@@ -1,7 +1,8 @@
 """A run made ready to train on this machine: base and template opened, rows rendered, checked and split."""
 
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,20 @@ def prepare_run(run: Run) -> PreparedRun:
         base=opened.to_dict(),
         dtype=plan.train_dtype,
         template={"name": renderer.template.name, "text": renderer.template.text},
-        versions={p: version(p) for p in packages},
+        versions=installed_versions(packages),
     )
     held_out = [e for e, r in zip(examples, rows, strict=True) if r.held_out]
     train = [e for e, r in zip(examples, rows, strict=True) if not r.held_out]
     return PreparedRun(run, config, opened, renderer, plan, train, held_out)
+
+
+def installed_versions(packages: list[str]) -> dict[str, str]:
+    """Package → version, of those that are installed: training does not need the page's."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def save_run_adapter(prepared: PreparedRun, model: Any, target: Path, figures: dict[str, Any]) -> None:
