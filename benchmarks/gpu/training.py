@@ -64,8 +64,8 @@ def train_ours(cell: Cell, persona: Persona, found: Base, rows: Sequence[Trainin
     steps = scale.warm + scale.steps
     config = make_config(
         "quick", base=str(found.path), template=bases.TEMPLATE, max_steps=steps, save_steps=steps,
-        batch_size=cell.batch, quantization=cell.quantization, gradient_checkpointing=cell.checkpointing, eval_fraction=0, diary_probes=0,
-        **LORAS[cell.lora],
+        batch_size=cell.batch, quantization=cell.quantization, gradient_checkpointing=cell.checkpointing,
+        eval_fraction=0, diary_probes=0, **LORAS[cell.lora],
     )  # fmt: skip
     run = launcher.create_run(persona, config)
     train_run(run)
