@@ -138,7 +138,7 @@ def test_a_pissa_run_leaves_a_plain_adapter_and_the_base_as_it_is(make, seen, ti
     assert (opened.settings["r"], opened.settings["lora_alpha"]) == (8, 64)
     ids = torch.tensor([seen.prepared.train[0].input_ids])
     plain = load(tiny_gemma, dtype)
-    with torch.no_grad(), loss.cpu_autocast(plain):
+    with torch.no_grad(), loss.lora_autocast(plain):
         alone = plain(input_ids=ids).logits
         with trained.disable_adapter():
             assert torch.equal(trained(input_ids=ids).logits, alone)

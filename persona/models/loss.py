@@ -41,7 +41,7 @@ def token_nll(
     if position_ids is not None:
         inputs["position_ids"] = position_ids
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    with cpu_autocast(causal):
+    with lora_autocast(causal):
         if _has_plain_head(causal):
             hidden = causal.base_model(**inputs).last_hidden_state[keep]
             return TiledNLL.apply(hidden, causal.get_output_embeddings().weight, target), rows
@@ -49,10 +49,14 @@ def token_nll(
     return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), target, reduction="none"), rows
 
 
-def cpu_autocast(model: Any) -> Any:
-    """Autocast for a bfloat16 base on a CPU: the float32 LoRA weights are cast once a step, not every activation."""
-    needed = model.device.type == "cpu" and model.dtype == torch.bfloat16
-    return torch.autocast("cpu", torch.bfloat16) if needed else contextlib.nullcontext()
+def lora_autocast(model: Any) -> Any:
+    """Autocast for a base in half precision: the float32 LoRA weights are cast once a step, not every activation.
+
+    A trainer on a GPU has it on already; with the activations cast to float32 instead, q, k and v would each keep a
+    copy of their input, a fifth of all that a layer keeps.
+    """
+    device, half = model.device.type, model.dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(device, model.dtype) if half and device != "mps" else contextlib.nullcontext()
 
 
 def _has_plain_head(model: Any) -> bool:

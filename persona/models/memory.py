@@ -1,7 +1,9 @@
 """Memory and FLOPs of a training step, from the shape of a base and of a batch. Arithmetic only.
 
 Activations kept for the backward pass were measured on the bundled Gemma 3 (saved_tensors_hooks): 40.1 KB a token and
-layer in bfloat16 and 64.1 KB in float32; the formulas here give 39.6 and 63.9.
+layer in bfloat16 and 64.1 KB in float32; the formulas here give 39.6 and 63.9. On small models of other families they
+are within a twentieth for Llama and Qwen, and within a quarter for Falcon, GPT-2, GPT-NeoX, OPT and Phi; BLOOM and MPT,
+whose attention is not fused, keep more with long rows than is counted here.
 """
 
 import math
@@ -21,6 +23,21 @@ VOCAB_TILE = 4096
 # rows are padded to a multiple of so many tokens: a CPU builds its kernels anew for each shape, in some 20 ms each.
 # A multiple of 16 would cost more in padding
 PAD_MULTIPLE = 8
+# how model families call the same setting of config.json
+SETTING_NAMES = {
+    "hidden": ("hidden_size", "n_embd", "n_embed", "d_model"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "keys": ("num_key_value_heads", "num_kv_heads"),
+    "inner": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
+}
+ACTIVATION_NAMES = ("hidden_act", "hidden_activation", "activation_function", "activation")
+# activation functions that transformers computes step by step, and what they keep more than a fused one: measured on
+# GPT-2 (5) and Phi (3)
+UNFUSED_ACTIVATIONS, UNFUSED_KEPT = ("gelu_new", "gelu_fast"), 4
+# STEM.NUMBER.NAME of a weight in a stack of layers: model.layers, transformer.h, transformer.blocks …
+STACK = re.compile(r"((?:.*?\.)?[A-Za-z_]\w*)\.(\d+)\.(.+)")
+FUSED_ATTENTION = re.compile(r"qkv|query_key_value|c_attn", re.IGNORECASE)  # one weight for queries, keys and values
+QUERY_NORMS = re.compile(r"(^|[._])(q|query|k|key)_?(layer_?)?norm\.")
 # settings of config.json by which a model changes its logits after the output layer, unless they are 1
 LOGIT_SCALE_SETTINGS = (
     "final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier",
@@ -47,29 +64,66 @@ class ModelShape:
     keys: int
     norms: int  # a layer, without those of queries and keys
     qk_norm: bool
+    mlp_kept: int  # activations of width `inner` that a token keeps for the backward pass
     vocab: int
     plain_head: bool  # logits without soft cap or scale, for the tiled loss of loss.py
 
 
 def infer_model_shape(config: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> ModelShape:
-    """config.json, and names and shapes of the weights → ModelShape. Raises KeyError for an unknown architecture."""
+    """config.json, and names and shapes of the weights → ModelShape. Raises KeyError for an unknown architecture.
+
+    Layers are recognized by their numbers and not by their names, which differ between model families.
+    """
     text = config.get("text_config", config)
     text_weights = {name: size for name, size in tensors.items() if not NON_TEXT_TOWERS.search(name)}
-    in_layers = {name: size for name, size in text_weights.items() if re.search(r"(^|\.)layers\.\d+\.", name)}
-    linear = [size for size in in_layers.values() if len(size) >= 2]
-    first = {name.partition("layers.0.")[2] for name in in_layers if "layers.0." in name}
-    heads = text["num_attention_heads"]
-    head = text.get("head_dim") or text["hidden_size"] // heads
+    layers = _find_layers(text_weights)
+    linear = [size for layer in layers for size in layer.values() if len(size) >= 2]
+    first = layers[0]
+    hidden, heads = _read_setting(text, "hidden"), _read_setting(text, "heads")
+    queries = heads * (text.get("head_dim") or hidden // heads)
+    keys = queries // heads * (_read_setting(text, "keys", 0) or heads)
+    for name, size in first.items():
+        if len(size) == 2 and FUSED_ATTENTION.search(name):
+            keys = (math.prod(size) // hidden - queries) // 2
+    mlp = sum(math.prod(size) for size in first.values() if len(size) >= 2) - 2 * hidden * (queries + keys)
+    inner = _read_setting(text, "inner", 0) or mlp // (2 * hidden)
+    inner = max(inner) if isinstance(inner, list) else inner  # Gemma 3n: one a layer
+    norms = [name for name, size in first.items() if len(size) == 1 and name.endswith(".weight")]
+    query_norms = [name for name in norms if QUERY_NORMS.search(name)]
+    unfused = any(text.get(name) in UNFUSED_ACTIVATIONS for name in ACTIVATION_NAMES)
+    gated = mlp > 2.5 * hidden * inner  # three matrices, not two
+    scaled = any(text.get(name) not in (None, 1, 1.0) for name in LOGIT_SCALE_SETTINGS)
+    vocab = text["vocab_size"]
     return ModelShape(
         parameters=sum(map(math.prod, text_weights.values())), linear=sum(map(math.prod, linear)),
         largest=max(map(math.prod, linear), default=0), lora=sum(sum(size[-2:]) for size in linear),
-        layers=text["num_hidden_layers"], hidden=text["hidden_size"],
-        inner=text.get("intermediate_size") or 4 * text["hidden_size"], queries=heads * head,
-        keys=(text.get("num_key_value_heads") or heads) * head,
-        norms=sum("norm" in name and "self_attn" not in name for name in first),
-        qk_norm=any(name.startswith("self_attn.q_norm") for name in first), vocab=text["vocab_size"],
-        plain_head=all(text.get(name) in (None, 1, 1.0) for name in LOGIT_SCALE_SETTINGS),
+        layers=len(layers), hidden=hidden, inner=inner, queries=queries, keys=keys,
+        norms=len(norms) - len(query_norms), qk_norm=bool(query_norms),
+        mlp_kept=(4 if gated else 2) + UNFUSED_KEPT * unfused, vocab=vocab,
+        plain_head=not scaled and (vocab,) not in text_weights.values(),  # a bias of the output layer
     )  # fmt: skip
+
+
+def _find_layers(weights: dict[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ...]]]:
+    """The weights of each layer, by their names inside it: of the largest stack of numbered modules."""
+    stacks: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
+    for name, size in weights.items():
+        if match := STACK.fullmatch(name):
+            stacks.setdefault(match[1], {}).setdefault(int(match[2]), {})[match[3]] = size
+    if not stacks:
+        raise KeyError("layers")
+    largest = max(
+        stacks.values(), key=lambda s: sum(math.prod(size) for layer in s.values() for size in layer.values())
+    )
+    return [largest[n] for n in sorted(largest)]
+
+
+def _read_setting(config: dict[str, Any], setting: str, *default: Any) -> Any:
+    """The first of its names that config.json gives a value. Raises KeyError where there is none and no default."""
+    found = [config[name] for name in SETTING_NAMES[setting] if config.get(name)]
+    if not (found or default):
+        raise KeyError(SETTING_NAMES[setting][0])
+    return [*found, *default][0]
 
 
 @dataclass(frozen=True)
@@ -127,10 +181,11 @@ def _activation_bytes(shape: ModelShape, rank: int, size: float) -> float:
 
     Counted as in Korthikanti et al. 2022, §4.1, for what PyTorch keeps here: base weights are frozen, so a linear
     layer keeps only the input of its LoRA (shared by q, k, v and by gate, up); fused attention keeps q, k, v and its
-    output, and nothing that grows with length²; norms compute in float32 and keep their input.
+    output, and nothing that grows with length²; an MLP keeps input and output of its activation, a gated one
+    the other factor and the product too; norms compute in float32 and keep their input.
     """
     attention = shape.hidden + 2 * shape.queries + 2 * shape.keys
-    mlp = shape.hidden + 4 * shape.inner
+    mlp = shape.hidden + shape.mlp_kept * shape.inner
     norms = shape.norms * shape.hidden + (shape.queries + shape.keys if shape.qk_norm else 0)
     return size * (attention + mlp + 7 * rank) + 4 * norms
 

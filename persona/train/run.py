@@ -137,7 +137,7 @@ def _set_layer_dtypes(model: Any, device: str) -> None:
         quantization.upcast_trainable_weights(model)
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
-            layer.cast_input_dtype_enabled = device != "cpu"  # autocast casts the few weights instead
+            layer.cast_input_dtype_enabled = device == "mps"  # elsewhere autocast casts the few weights instead
 
 
 def train_run(run: Run, deadline: float | None = None) -> dict[str, Any]:

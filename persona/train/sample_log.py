@@ -31,7 +31,7 @@ def log_samples(run: Run, model: Any, renderer: Renderer, questions: Sequence[st
     model.eval()
     prompts = [renderer.render_prompt([], question) for question in questions]
     try:
-        with loss.cpu_autocast(model):
+        with loss.lora_autocast(model):
             *_, last = generate_batch(
                 model, renderer.tokenizer, [p.ids for p in prompts], SAMPLE_LOG_SAMPLING, renderer.stop_id
             )
