@@ -53,6 +53,15 @@ CORPUS = [
 ]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked gpu where there is no NVIDIA GPU."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs an NVIDIA GPU")
+
+
 @pytest.fixture(scope="session")
 def bases_dir() -> Path:
     """The folder where converted bases are kept between sessions."""

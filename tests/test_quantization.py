@@ -58,15 +58,15 @@ def folders(tmp_path_factory, sentencepiece_tokenizer, byte_tokenizer) -> dict[s
     return made
 
 
-def quantized(folder: Path, kind: str, dtype: str = "float32"):
-    return load_base_model(Base(folder.name, folder), dtype, quantization=kind)
+def quantized(folder: Path, kind: str, dtype: str = "float32", device: str = "cpu"):
+    return load_base_model(Base(folder.name, folder), dtype, device, kind)
 
 
 def dense(folder: Path, model):
     """The base with the dequantized weights of `model`, as float32 matrices."""
     import bitsandbytes as bnb
 
-    plain = load_base_model(Base(folder.name, folder), "float32")
+    plain = load_base_model(Base(folder.name, folder), "float32", model.device.type)
     found = dict(plain.named_modules())
     for name, layer in model.named_modules():
         if isinstance(layer, bnb.nn.Linear4bit):
@@ -99,15 +99,20 @@ SHAPES = [(1, 5), (1, 17), (3, 31), (3, 16), (8, 64)]
 
 
 @needs_bnb
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("rows, length", SHAPES)
 @pytest.mark.parametrize("family", ["gemma", "llama"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_after_an_evaluation_are_those_of_the_dense_weights(folders, kind, family, rows, length):
-    """An evaluation first, as every run has one: on a CPU it is what spoils the gradients of bitsandbytes alone."""
-    small = quantized(folders[family], kind)
+def test_gradients_after_an_evaluation_are_those_of_the_dense_weights(folders, kind, family, rows, length, device):
+    """An evaluation first, as every run has one: on a CPU it is what spoils the gradients of bitsandbytes alone.
+
+    In 8 bits a GPU rounds the activations too (LLM.int8).
+    """
+    rounded = kind == "int8" and device == "cuda"
+    small = quantized(folders[family], kind, device=device)
     plain = with_lora(dense(folders[family], small), size=0.1)
     small = with_lora(small, size=0.1)
-    ids, labels = batch(rows, length)
+    ids, labels = (x.to(device) for x in batch(rows, length))
     found = []
     for model in (small, plain):
         with model.disable_adapter():
@@ -119,11 +124,12 @@ def test_gradients_after_an_evaluation_are_those_of_the_dense_weights(folders, k
         assert held_out == pytest.approx(value.item(), rel=1e-5), "what is measured is what is trained"
         found.append((value.item(), lora_gradients(model)))
     (got, mine), (want, theirs) = found
-    assert got == pytest.approx(want, rel=1e-3)
+    assert got == pytest.approx(want, rel=2e-2 if rounded else 1e-3)
     assert mine.keys() == theirs.keys() and len(mine) == 2 * 2 * 7
     for name, gradient in theirs.items():
-        assert F.cosine_similarity(mine[name].flatten(), gradient.flatten(), dim=0) > 0.99, name
-        assert mine[name].norm() / gradient.norm() == pytest.approx(1, abs=0.02), name
+        likeness = F.cosine_similarity(mine[name].flatten(), gradient.flatten(), dim=0)
+        assert likeness > (0.95 if rounded else 0.99), name
+        assert float(mine[name].norm() / gradient.norm()) == pytest.approx(1, abs=0.1 if rounded else 0.02), name
 
 
 @needs_bnb
