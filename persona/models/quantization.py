@@ -10,6 +10,7 @@ vocabulary of 262,144 takes more memory than the quantization saves. PEFT freeze
 from typing import Any
 
 from persona.errors import BaseError
+from persona.models.quiet import quiet_transformers
 
 NF4_BLOCK = 64  # weights that share a scale in 4 bits, the default of bitsandbytes
 # the names of optimizers for which transformers uses bitsandbytes
@@ -77,6 +78,25 @@ def keep_training_arithmetic(model: Any) -> None:
             layer.support_avx512bf16_for_cpu = False
         elif isinstance(layer, Linear8bitLt):
             layer.register_forward_pre_hook(_use_training_path)
+
+
+def dequantize_model(model: Any, dtype: str) -> Any:
+    """A quantized model with plain weights, which can be merged into and saved."""
+    import torch
+
+    with quiet_transformers(warnings=False):  # it warns that it computes in the number format of the quantization
+        model = model.dequantize().to(getattr(torch, dtype)).eval()
+    # how the file's tensors became the model's is reverted when it is saved, and unpacking 4 bits cannot be
+    model._weight_conversions = [c for c in getattr(model, "_weight_conversions", None) or [] if _is_reversible(c)]
+    return model
+
+
+def _is_reversible(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _use_training_path(layer: Any, _: Any) -> None:

@@ -99,7 +99,7 @@ def export_merged_gguf(
             )
         progress(Message("Comparing …"))
         facts = {"strength": strength, "difference": asdict(merged.difference(merged.model.to(arithmetic)))}
-        return _write_texts(adapter, base, merged.renderer, out, folder, file, "", []) | facts
+        return _write_texts(adapter, base, merged.renderer, out, folder, file, "", merged.notes) | facts
 
 
 def _write_texts(

@@ -18,7 +18,7 @@ from persona.models.base import Base
 from persona.models.progress_callback import ProgressCallback
 from persona.models.quiet import quiet_transformers
 from persona.models.sampling import Sampling
-from persona.share.exports import new_output
+from persona.share.exports import full_precision, new_output
 from persona.store.files import write_atomic
 from persona.template.chat_template import ChatTemplate
 from persona.template.render import Renderer
@@ -47,13 +47,16 @@ class MergeDifference:
 class MergedModel:
     """A merged model in memory, its renderer, and the answers of base + adapter before the merge.
 
-    rows: (prompt ids, reply ids) of each answer; before: its logits, (tokens, vocabulary).
+    rows: (prompt ids, reply ids) of each answer; before: its logits, (tokens, vocabulary). base: whose weights it has;
+    notes: what the user must know of them.
     """
 
     model: Any
     renderer: Renderer
     rows: list[tuple[list[int], list[int]]]
     before: list[torch.Tensor]
+    base: Base
+    notes: list[str]
 
     def difference(self, model: Any) -> MergeDifference:
         """The difference of `model`, the merged one as it was stored."""
@@ -79,21 +82,22 @@ def export_merged_model(
     """Write the adapter, merged into the full-precision base, as the new folder `out`.
 
     The folder holds weights in the base's dtype, tokenizer with the chat template, generation config and card.
-    strength: from 0 (the base) over 1 (as trained) to 2. Returns folder, bytes and the measured difference.
+    strength: from 0 (the base) over 1 (as trained) to 2. Returns folder, bytes, the measured difference, and
+    notes where there are any.
     """
     with new_output.create_output(out) as folder:
         merged = merge_adapter(adapter, base, strength, progress)
         progress(Message("Writing …"))
-        dtype = merged.model.dtype
-        save_checkpoint(merged.model.to(getattr(torch, stored_dtype(base))), merged.renderer, base, folder)
+        dtype, stored = merged.model.dtype, stored_dtype(merged.base)
+        save_checkpoint(merged.model.to(getattr(torch, stored)), merged.renderer, base, folder)
         merged.model = None
         gc.collect()
         progress(Message("Opening what was written, and comparing …"))
         again = bases.load_base_model(Base(base.id, folder), str(dtype).removeprefix("torch."))
-        facts = {"strength": strength, "difference": asdict(merged.difference(again))}
-        write_atomic(folder / "README.md", _card(adapter, base, facts, stored_dtype(base)))
+        facts: dict[str, Any] = {"strength": strength, "difference": asdict(merged.difference(again))}
+        write_atomic(folder / "README.md", _card(adapter, base, facts | {"notes": merged.notes}, stored))
         size = sum(f.stat().st_size for f in folder.iterdir())
-    return {"folder": str(out), "bytes": size, **facts}
+    return {"folder": str(out), "bytes": size, **facts, **({"notes": merged.notes} if merged.notes else {})}
 
 
 def merge_adapter(
@@ -112,7 +116,8 @@ def merge_adapter(
         )
     stored, usual = stored_dtype(base), hardware.plan_device(hardware.this_machine()).chat_dtype
     progress(Message("Opening {base} …", base=base.id))
-    model = bases.load_base_model(base, usual if usual in ("float32", stored) else stored)
+    dtype = usual if usual in ("float32", stored) else stored
+    model, weights_of, notes = full_precision.load_full_precision(base, dtype, progress)
     model = attach.attach_adapter(model, adapter, ADAPTER_NAME)
     attach.set_adapter_strength(model, ADAPTER_NAME, strength)
     renderer = session.renderer_of(adapter, bases.load_tokenizer(base))
@@ -120,7 +125,7 @@ def merge_adapter(
     rows = _greedy_answers(model, renderer, adapter.card.probes[:MAX_PROBES] or ("?",))
     before = [_logits(model, *row) for row in rows]
     progress(Message("Merging …"))
-    return MergedModel(_merge_layers(model), renderer, rows, before)
+    return MergedModel(_merge_layers(model), renderer, rows, before, weights_of, notes)
 
 
 def _merge_layers(model: Any) -> Any:
