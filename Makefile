@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # two workers; an idle one takes over tests of the other
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: run test test-all lint check coverage setup renew bench space-check clean
+.PHONY: run test test-all lint check coverage setup renew bench gpu-pack gpu-check space-check clean
 
 run: $(VENV)/.run
 	$(BIN)/python app.py
@@ -42,6 +42,14 @@ renew: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.chat
+
+# what only a GPU can show: tests marked gpu, and benchmarks.gpu (docs/gpu.md)
+gpu-check:
+	PYTHON="$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON))" sh scripts/gpu_check.sh
+
+# for a GPU machine without a network: what it lacks, in one archive
+gpu-pack: $(VENV)/.run
+	$(BIN)/python scripts/gpu_pack.py
 
 # check that the repository would start as a Hugging Face Space
 space-check: $(VENV)/.run

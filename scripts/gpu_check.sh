@@ -1,0 +1,25 @@
+#!/bin/sh
+# Everything that only a GPU can show, in one command of under nine minutes: the tests marked gpu, then benchmarks.gpu.
+# Results go to $OUT, else to gpu-results/. On a machine without a network, `make gpu-pack` has packed what it lacks.
+# GPU_MINUTES: of the benchmark. GPU_ARGS: more arguments of it, such as "--cpu --tiny" to try this script itself.
+set -eu
+cd "$(dirname "$0")/.."
+python="${PYTHON:-python3}"
+out="${OUT:-gpu-results}"
+mkdir -p "$out"
+unsloth=""
+if [ -f dist/gpu-packages.tgz ]; then
+    site="$(mktemp -d)"
+    tar xzf dist/gpu-packages.tgz -C "$site"
+    export PYTHONPATH="$site"
+    if [ -f dist/gpu-unsloth.tgz ]; then
+        unsloth="$(mktemp -d)"
+        tar xzf dist/gpu-unsloth.tgz -C "$unsloth"
+    fi
+fi
+export PYTHONDONTWRITEBYTECODE=1
+timeout 150 "$python" -m pytest -q -n 0 -m gpu -p no:cacheprovider --durations=5 \
+    tests/test_device_parity.py tests/test_quantization.py >"$out/tests.txt" 2>&1 || echo "tests: see $out/tests.txt"
+tail -n 15 "$out/tests.txt"
+# shellcheck disable=SC2086
+"$python" -m benchmarks.gpu --minutes "${GPU_MINUTES:-6}" --out "$out" ${unsloth:+--unsloth "$unsloth"} ${GPU_ARGS:-}

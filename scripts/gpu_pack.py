@@ -1,0 +1,71 @@
+"""Pack what a GPU machine without a network lacks: `python scripts/gpu_pack.py [--unsloth]` → dist/gpu-packages.tgz.
+
+Taken for granted there: Linux on x86-64 and Python with torch, transformers, accelerate, tokenizers, pandas, pyarrow and
+pytest. scripts/gpu_check.sh unpacks the archive. --unsloth packs dist/gpu-unsloth.tgz instead: Unsloth with the
+versions that it wants, for `benchmarks.gpu --unsloth`.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+PACKAGES = (
+    "transformers", "trl", "peft", "datasets", "bitsandbytes", "pydantic", "pydantic-core", "annotated-types",
+    "typing-inspection", "typing-extensions", "platformdirs", "dill<0.4.2", "multiprocess<0.70.20",
+)  # fmt: skip
+# beside those of PACKAGES, and before them on the path
+UNSLOTH_PACKAGES = (
+    "unsloth==2026.10.9", "unsloth_zoo==2026.10.9", "transformers<=5.17", "trl<=1.15", "datasets<5", "dill<0.4.1",
+    "multiprocess<0.70.19", "cut_cross_entropy", "torchao", "tyro", "docstring-parser", "typeguard", "msgspec",
+    "hf_transfer", "nest-asyncio", "diffusers", "json5", "structlog",
+)  # fmt: skip
+# what nothing here needs: libraries of bitsandbytes for other toolkits than CUDA 13, Unsloth's page
+LEFT_OUT = ("bitsandbytes/libbitsandbytes_cuda1[12]*", "bitsandbytes/libbitsandbytes_rocm*", "studio",
+            "bitsandbytes/libbitsandbytes_xpu*", "**/__pycache__", "unsloth/studio", "unsloth_cli", "bin")  # fmt: skip
+
+
+def pin(package: str) -> str:
+    """The package with the version that requirements.txt pins, if it does."""
+    pins = re.findall(rf"(?m)^{re.escape(package)}(==[\w.]+)", (PROJECT / "requirements.txt").read_text())
+    return package + (pins[0] if pins else "")
+
+
+def pack(packages: list[str], python: str, target: Path) -> int:
+    """Install the packages without their dependencies into an archive. python: its version. Returns its bytes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--target", scratch,
+             "--only-binary=:all:", "--implementation", "cp", "--python-version", python,
+             *(f"--platform={p}" for p in PLATFORMS), *packages],
+            check=True,
+        )  # fmt: skip
+        unwanted = {path for pattern in LEFT_OUT for path in folder.glob(pattern)}
+        target.parent.mkdir(exist_ok=True)
+        with tarfile.open(target, "w:gz") as archive:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and not unwanted & {path, *path.parents}:
+                    archive.add(path, path.relative_to(folder))
+    return target.stat().st_size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--python", default="3.12", help="the version of Python on that machine")
+    parser.add_argument("--unsloth", action="store_true")
+    given = parser.parse_args()
+    if given.unsloth:
+        packages, target = list(UNSLOTH_PACKAGES), PROJECT / "dist/gpu-unsloth.tgz"
+    else:
+        packages, target = [pin(p) for p in PACKAGES], PROJECT / "dist/gpu-packages.tgz"
+    print(f"{target}: {pack(packages, given.python, target) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
