@@ -1,7 +1,7 @@
-"""Pack what a GPU machine without a network lacks: `python scripts/gpu_pack.py [--unsloth]` → dist/gpu-packages.tgz.
+"""Pack what a GPU machine without a network lacks: `scripts/gpu_pack.py [--unsloth]` → dist/gpu-packages-3.12.tgz.
 
-Taken for granted there: Linux on x86-64 and Python with torch, transformers, accelerate, tokenizers, pandas, pyarrow and
-pytest. scripts/gpu_check.sh unpacks the archive. --unsloth packs dist/gpu-unsloth.tgz instead: Unsloth with the
+Taken for granted there: Linux on x86-64 and Python with torch, transformers, accelerate, tokenizers, pandas, pyarrow
+and pytest. scripts/gpu_check.sh unpacks the archive. --unsloth packs dist/gpu-unsloth-3.12.tgz instead: Unsloth with the
 versions that it wants, for `benchmarks.gpu --unsloth`.
 """
 
@@ -16,9 +16,9 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 PACKAGES = (
-    "transformers", "trl", "peft", "datasets", "bitsandbytes", "pydantic", "pydantic-core", "annotated-types",
-    "typing-inspection", "typing-extensions", "platformdirs", "dill<0.4.2", "multiprocess<0.70.20",
+    "transformers", "trl", "peft", "datasets", "bitsandbytes", "platformdirs", "dill<0.4.2", "multiprocess<0.70.20",
 )  # fmt: skip
+WITH_DEPENDENCIES = ("pydantic",)  # whose compiled part must be of the very version
 # beside those of PACKAGES, and before them on the path
 UNSLOTH_PACKAGES = (
     "unsloth==2026.10.9", "unsloth_zoo==2026.10.9", "transformers<=5.17", "trl<=1.15", "datasets<5", "dill<0.4.1",
@@ -37,15 +37,15 @@ def pin(package: str) -> str:
 
 
 def pack(packages: list[str], python: str, target: Path) -> int:
-    """Install the packages without their dependencies into an archive. python: its version. Returns its bytes."""
+    """Install the packages into an archive, without what they need. python: its version. Returns its bytes."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        subprocess.run(
-            [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--target", scratch,
-             "--only-binary=:all:", "--implementation", "cp", "--python-version", python,
-             *(f"--platform={p}" for p in PLATFORMS), *packages],
-            check=True,
-        )  # fmt: skip
+        command = [
+            sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--target", scratch, "--only-binary=:all:",
+            "--implementation", "cp", "--python-version", python, *(f"--platform={p}" for p in PLATFORMS),
+        ]  # fmt: skip
+        subprocess.run([*command, "--no-deps", *packages], check=True)
+        subprocess.run([*command, *map(pin, WITH_DEPENDENCIES)], check=True)
         unwanted = {path for pattern in LEFT_OUT for path in folder.glob(pattern)}
         target.parent.mkdir(exist_ok=True)
         with tarfile.open(target, "w:gz") as archive:
@@ -61,9 +61,10 @@ def main() -> None:
     parser.add_argument("--unsloth", action="store_true")
     given = parser.parse_args()
     if given.unsloth:
-        packages, target = list(UNSLOTH_PACKAGES), PROJECT / "dist/gpu-unsloth.tgz"
+        packages, name = list(UNSLOTH_PACKAGES), "gpu-unsloth"
     else:
-        packages, target = [pin(p) for p in PACKAGES], PROJECT / "dist/gpu-packages.tgz"
+        packages, name = [pin(p) for p in PACKAGES], "gpu-packages"
+    target = PROJECT / f"dist/{name}-{given.python}.tgz"
     print(f"{target}: {pack(packages, given.python, target) / 1e6:.1f} MB")
 
 

@@ -37,6 +37,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     results = given.out / "results.jsonl"
     results.write_text("")
+    (given.out / "log.txt").write_text("")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="persona-gpu-", dir=given.scratch) as scratch:
         try:
@@ -69,11 +70,11 @@ def run_sections(given: argparse.Namespace, scratch: Path, results: Path) -> Non
 
     names = [n.strip() for n in given.sections.split(",") if n.strip()]
     names = names or list(TINY_SECTIONS if given.tiny else SECTIONS)
+    if "unsloth" in names and not given.unsloth:
+        names.remove("unsloth")
+        append_record(results, {"section": "unsloth", "skipped": "--unsloth names no folder"})
     end = time.time() + 60 * given.minutes
     for number, name in enumerate(names):
-        if name == "unsloth" and not given.unsloth:
-            append_record(results, {"section": name, "skipped": "not measured: --unsloth names no folder"})
-            continue
         shares = [SECTIONS[n][0] for n in names[number:]]
         until = time.time() + (end - time.time()) * shares[0] / sum(shares)
         start_section(given, name, until, scratch, results)
