@@ -1,8 +1,8 @@
 """Pack what a GPU machine without a network lacks: `scripts/gpu_pack.py [--unsloth]` → dist/gpu-packages-3.12.tgz.
 
 Taken for granted there: Linux on x86-64 and Python with torch, transformers, accelerate, tokenizers, pandas, pyarrow
-and pytest. scripts/gpu_check.sh unpacks the archive. --unsloth packs dist/gpu-unsloth-3.12.tgz instead: Unsloth with the
-versions that it wants, for `benchmarks.gpu --unsloth`.
+and pytest. scripts/gpu_check.sh unpacks the archive. --unsloth packs dist/gpu-unsloth-3.12.tgz instead: Unsloth with
+the versions that it wants, for `benchmarks.gpu --unsloth`.
 """
 
 import argparse
