@@ -77,7 +77,7 @@ SECTIONS: dict[str, tuple[float, Callable[[Job], Iterator[Record]]]] = {
     "card": (0.08, measure_card),
     "training gemma-3-4b": (0.22, lambda job: measure_training("gemma-3-4b", job)),
     "chat": (0.13, lambda job: measure_chats("gemma-3-4b", job)),
-    "unsloth": (0.15, lambda job: measure_cells(unsloth_cells(), job)),
+    "unsloth": (0.15, lambda job: measure_cells(unsloth_cells()[: 2 if job.scale.tiny else None], job)),
     "training qwen3-4b": (0.22, lambda job: measure_training("qwen3-4b", job)),
     "estimates": (0.20, measure_estimates),
 }

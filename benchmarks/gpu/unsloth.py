@@ -1,6 +1,7 @@
 """Unsloth's trainer with the settings of its notebooks, for a process of its own: it patches what it imports.
 
-Its packages are in a folder that comes first on PYTHONPATH. Written from its notebooks; not run without a GPU.
+Its packages are in a folder that comes first on PYTHONPATH. Written from its notebooks, and tried on a CPU, where
+Unsloth takes another path than on a GPU.
 """
 
 import tempfile
