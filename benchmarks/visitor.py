@@ -191,7 +191,7 @@ class Visitor:
 
     def choose_persona(self, slug: str) -> None:
         self.fill("persona-list", slug)
-        self.fire("persona-list", "input")
+        self.fire("persona-list", "select")
 
     def go(self, step: str) -> None:
         """step: template, train, compare, share."""

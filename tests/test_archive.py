@@ -313,7 +313,10 @@ def test_importing_share_and_hub_is_cheap() -> None:
 
 def test_an_opened_zip_is_in_the_list_it_is_chosen_from(mine: Path, tmp_path: Path, home: Path) -> None:
     """The page refuses a value that its list lacks, so the list is read after the zip was unpacked."""
+    from persona.ui.chosen import Chosen
     from persona.ui.steps import compare
 
-    shown = compare.open_zip(str(share_archive.pack_adapter(mine, tmp_path / "p.zip")), "")
+    view = compare.open_zip(str(share_archive.pack_adapter(mine, tmp_path / "p.zip")), Chosen())
+    shown = view.adapter_list
     assert shown.value.startswith("opened/") and shown.value in [value for _, value in shown.choices]
+    assert view.adapter == view.chosen.adapter == shown.value

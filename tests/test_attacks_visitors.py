@@ -106,7 +106,9 @@ def belongings(first: Visitor, demo, base: Path) -> dict:
         key = conversation.new_visitor_key()
         talk = conversation_store.start_conversation(conversation_store.open_store(mine.path, key), MARK)
     upload = first.drop("ada.jsonl", json.dumps({"instruction": MARK, "output": MARK}))
-    made = first.call(numbered(demo, "make_zip"), [f"run/{mine.slug}/{run.name}"])
+    choose_adapter(first, demo, f"run/{mine.slug}/{run.name}")
+    assert first.call(numbered(demo, "offer_adapter"), [None, None])["success"]
+    made = first.call(numbered(demo, "make_zip"), [None])
     assert made["success"], made
     return {"home": workspace.data_root(), "persona": mine, "run": run, "key": key, "talk": talk, "upload": upload,
             "file": made["output"]["data"][0]["path"]}  # fmt: skip
@@ -132,7 +134,8 @@ def test_the_first_one_has_all_of_it(house):
     demo, first, _, has = house
     slug = has["persona"].slug
     assert MARK in json.dumps(first.call(numbered(demo, "restore_tab"), [slug]))
-    open_persona(first, demo, slug)
+    assert open_persona(first, demo, slug)
+    choose_adapter(first, demo, f"run/{slug}/{has['run'].name}")
     selection = [has["key"], None, f"run/{slug}/{has['run'].name}", [], None]
     first.call(choosing(demo, "conversations"), [has["talk"].id])
     assert MARK in json.dumps(first.call(numbered(demo, "show_conversation"), selection))
@@ -149,9 +152,20 @@ def choosing(demo, elem_id: str) -> int:
     )  # fmt: skip
 
 
-def open_persona(visitor: Visitor, demo, slug: str) -> None:
+def listening(demo, elem_id: str, event: str) -> int:
+    """The first handler of a component's event."""
+    block = next(b._id for b in demo.blocks.values() if getattr(b, "elem_id", None) == elem_id)
+    return next(n for n, fn in demo.fns.items() if (block, event) in fn.targets)
+
+
+def open_persona(visitor: Visitor, demo, slug: str) -> bool:
+    """Into the state of the visitor's tab, which takes none that is not the visitor's."""
+    return visitor.call(listening(demo, "persona-list", "select"), [slug, None])["success"]
+
+
+def choose_adapter(visitor: Visitor, demo, adapter_id: str) -> None:
     """Into the state of the visitor's tab: it takes any text."""
-    assert visitor.call(choosing(demo, "persona-list"), [slug])["success"]
+    assert visitor.call(listening(demo, "adapter", "input"), [adapter_id, None])["success"]
 
 
 # --- what the second one tries -----------------------------------------------------------------------------------
@@ -173,7 +187,8 @@ def test_no_handler_gives_the_second_one_anything(house):
     slug = has["persona"].slug
     before = tree(has["persona"].path)
     tried = 0
-    open_persona(second, demo, slug)
+    assert not open_persona(second, demo, slug)
+    choose_adapter(second, demo, f"run/{slug}/{has['run'].name}")
     second.call(choosing(demo, "conversations"), [has["talk"].id])
     for number, fn in demo.fns.items():
         if fn.fn is None or fn.name in TICKS or "train" in fn.name:

@@ -16,6 +16,7 @@ from persona.train import launcher, queue
 from persona.train.config import make_config
 from persona.train.progress import RunProgress
 from persona.ui import navigation, voice_picker
+from persona.ui.chosen import Chosen
 from persona.ui.navigation import COMPARE, SHARE, TEMPLATE, TRAIN, WRITE, PersonaState
 from persona.ui.steps.compare import blind_vote_tab, chat_tab, judge_tab, questions_tab
 from persona.ui.steps.compare.loading import report_loading
@@ -63,25 +64,25 @@ def test_the_hint_says_what_is_done_and_what_is_next():
 
 
 def test_what_is_seen_is_what_is_on_disk(ada, tmp_path, monkeypatch):
-    assert navigation.read_persona_state("", []) == PersonaState()
+    assert navigation.read_persona_state(Chosen(), []) == PersonaState()
     ada.save_pairs([Pair("Who?", "Ada."), Pair("What?", "")])
     warned = [Finding("short", "warning", (1,), "x"), Finding("short", "hint", (2,), "x")]
-    assert navigation.read_persona_state("ada", warned) == PersonaState(True, 2, 1, 1)
+    assert navigation.read_persona_state(Chosen("ada"), warned) == PersonaState(True, 2, 1, 1)
     ada.save_pairs([Pair("Who?", "Ada."), Pair("What?", "I count.")])
     run = launcher.create_run(ada, make_config("quick"))
     monkeypatch.setattr(
         queue, "read_run_progress", lambda r: RunProgress(status="done") if r.name == run.name else None
     )
     assert (
-        navigation.read_persona_state("ada", []).run == RunProgress(status="done")
-        and not navigation.read_persona_state("ada", []).adapter
+        navigation.read_persona_state(Chosen.newest_of("ada"), []).run == RunProgress(status="done")
+        and not navigation.read_persona_state(Chosen.newest_of("ada"), []).adapter
     )
     run.adapter.mkdir()
-    assert navigation.read_persona_state("ada", []).adapter
+    assert navigation.read_persona_state(Chosen.newest_of("ada"), []).adapter
 
 
 def test_the_way_marks_the_step_that_is_shown_and_says_why_others_are_closed(ada):
-    html = navigation.navigation_html("ada", WRITE, [])
+    html = navigation.navigation_html(Chosen("ada"), WRITE, [])
     buttons = dict(re.findall(r'<button id="step-(\w+)-button" ([^>]*)>', html))
     assert list(buttons) == list(navigation.STEP_NAMES)
     assert [name for name, rest in buttons.items() if "aria-current" in rest] == ["write"]
@@ -92,11 +93,11 @@ def test_the_way_marks_the_step_that_is_shown_and_says_why_others_are_closed(ada
 def test_a_closed_step_says_why_and_an_open_one_opens(ada, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(gr, "Info", said.append)
-    stays = navigation.open_step(TEMPLATE, "ada")
+    stays, _ = navigation.open_step(TEMPLATE, Chosen("ada"))
     assert not isinstance(stays, gr.Walkthrough) and "no pairs yet" in said[0]
     ada.save_pairs([Pair("Who?", "Ada.")])
-    assert navigation.open_step(TEMPLATE, "ada").selected == TEMPLATE
-    assert not isinstance(navigation.open_step(9, "ada"), gr.Walkthrough)
+    assert navigation.open_step(TEMPLATE, Chosen("ada"))[0].selected == TEMPLATE
+    assert not isinstance(navigation.open_step(9, Chosen("ada"))[0], gr.Walkthrough)
 
 
 @pytest.mark.parametrize("slug", ["", "ada"])

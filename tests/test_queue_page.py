@@ -185,5 +185,5 @@ def test_a_page_opens_where_the_line_cannot_be_written(new, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(queue, "lock_queue", full)
     monkeypatch.setattr(app.gr, "Warning", said.append)
-    slug, *_ = app.restore_tab("mags", SimpleNamespace(query_params={}))
-    assert slug == "mags" and said == ["queue: the disk is full. Free some space and try again."]
+    assert app.restore_tab("mags", SimpleNamespace(query_params={})).slug == "mags"
+    assert said == ["queue: the disk is full. Free some space and try again."]

@@ -38,7 +38,7 @@ def create_run(persona: Persona, config: RunConfig, expected_seconds: float | No
     expected_seconds: how long it is expected to take, for those who will wait for it.
     """
     card, pairs = persona.card(), persona.pairs()
-    _require_trainable_pairs(persona, pairs)
+    require_trainable_pairs(persona, pairs)
     validate.require_packages(config)
     _require_open_names(config)
     quotas.require_disk_quota()
@@ -72,7 +72,8 @@ def _require_open_names(config: RunConfig) -> None:
             read_template(config.template)
 
 
-def _require_trainable_pairs(persona: Persona, pairs: list[Pair]) -> None:
+def require_trainable_pairs(persona: Persona, pairs: list[Pair]) -> None:
+    """Raise InputError when there are too few pairs, or unfinished ones."""
     if len(pairs) < MIN_PAIRS:
         count = Message("no pairs") if not pairs else Message("one pair")
         raise InputError(

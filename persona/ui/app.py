@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from html import escape
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 import gradio as gr
 
@@ -15,11 +16,12 @@ from persona.errors import PersonaError
 from persona.models.adapter import MAX_ADAPTER_BYTES
 from persona.store import deployment, persona_folder, workspace
 from persona.train import launcher
-from persona.ui import i18n, navigation
+from persona.ui import chosen, i18n, navigation, voice_picker
+from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.i18n import localized, t
 from persona.ui.middleware import visitors, workspaces
 from persona.ui.navigation import COMPARE, SHARE, TEMPLATE, TRAIN, WRITE
-from persona.ui.page import QUIET, Page, persona_dropdown, remove_downloads, show_errors
+from persona.ui.page import QUIET, Page, remove_downloads, show_errors
 from persona.ui.steps import compare, share, template, train, write
 from persona.ui.steps.write.pairs_tab import PairsTab
 from persona.ui.theme import CSS, THEME
@@ -33,34 +35,70 @@ LAUNCH_OPTIONS: dict[str, Any] = {
     "max_file_size": MAX_ADAPTER_BYTES,  # of an upload; else anyone who reaches the page could fill the disk
     "state_session_capacity": 2000,  # tabs whose state is kept, 0.6 MB each; Gradio itself drops none when it is closed
 }
+# one after the other: each reads who is chosen and may choose someone else
+CHOOSING: dict[str, Any] = {**QUIET, "concurrency_id": "choosing", "concurrency_limit": 1}
+MAX_ADDRESS = 2000  # characters
 CACHE_SECONDS = (3600, 86_400)  # on a shared server: how often Gradio's files are deleted, and from what age on
 
 
 class RestoredTab(NamedTuple):
-    """What a new tab shows: components, or the values of restore_tab for them."""
+    """What a tab shows of an address: components, or the values for them."""
 
+    chosen: Any  # a ChosenView, and its fields
     slug: Any
-    steps: Any
     adapter: Any
     persona_list: Any
+    adapter_list: Any
+    steps: Any
+    shown_step: Any
+    asked: Any  # the address that this answers, for the navigation's script
 
 
 def restore_tab(saved: str, request: gr.Request) -> RestoredTab:
-    """A new tab opens the adapter of a shared link, else the run that is active, else the persona open before."""
+    """A new tab opens what its address names, else the persona open before, else the one that is trained.
+
+    saved: the persona open before.
+    """
     try:
         launcher.restart_waiting_runs()
     except PersonaError as e:  # a full disk, for instance: what is there can still be looked at
         gr.Warning(escape(localized(e.message)))
-    link = dict(request.query_params).get("persona", "")
+    query = dict(request.query_params)
+    if query.get("persona") or query.get("adapter"):
+        return show_address(query, "start")
     personas = persona_folder.list_personas()
-    running = launcher.find_active_run(personas)
-    slug = saved if saved in {p.slug for p in personas} else ""
-    step, adapter = WRITE, gr.skip()
-    if link:
-        step, adapter = COMPARE, show_errors(compare.open_shared_link)(link, slug)
-    elif running:
-        step, slug = TRAIN, running.persona_slug
-    return RestoredTab(slug, gr.Walkthrough(selected=step), adapter, persona_dropdown(slug))
+    slug, running = saved if saved in {p.slug for p in personas} else "", launcher.find_active_run(personas)
+    if running and slug in ("", running.persona_slug):
+        return _show_tab(Chosen.newest_of(running.persona_slug), TRAIN, "start")
+    return _show_tab(Chosen.newest_of(slug), WRITE, "start")
+
+
+def show_address(query: dict[str, str], asked: str) -> RestoredTab:
+    """Who and what an address of the page names. asked: the address as the browser has it, to be answered.
+
+    Raises gr.Error for a share link that cannot be opened.
+    """
+    if chosen.is_share_link(query):
+        link = query["persona"].strip()
+        who = Chosen(adapter=show_errors(voice_picker.add_hub_adapter)(link), by_hand=True, link=link)
+    else:
+        who = chosen.read_address(query)
+    step = COMPARE if who.link else WRITE
+    if (name := query.get("step", "")) in navigation.STEP_NAMES:
+        step = navigation.STEP_NAMES.index(name)
+    if navigation.closed_reason(step, navigation.read_persona_state(who, [])):
+        step = WRITE
+    return _show_tab(who, step, asked)
+
+
+def show_history_entry(event: gr.EventData) -> RestoredTab:
+    """What the address names that Back or Forward has led to."""
+    asked = str(event.address)[:MAX_ADDRESS]
+    return show_address(dict(parse_qsl(asked.removeprefix("?"))), asked)
+
+
+def _show_tab(who: Chosen, step: int, asked: str) -> RestoredTab:
+    return RestoredTab(*ChosenView.showing(who), gr.Walkthrough(selected=step), step, asked)
 
 
 def retention_notice() -> str:
@@ -95,22 +133,33 @@ def build_app() -> gr.Blocks:
         visitor_key = gr.BrowserState(
             "", storage_key="persona-visitor", secret="persona"
         )  # whose conversations to show
-        slug, shown_step = gr.State(""), gr.State(WRITE)
+        who, slug, asked = gr.State(Chosen()), gr.State(""), gr.State("")
         persona_list, language_button = _build_header()
         if is_shared:
             demo.load(retention_notice, None, gr.HTML(elem_id="retention", elem_classes="quiet"), **QUIET)
         bar = gr.HTML(elem_id="navigation", js_on_load=navigation.NAVIGATION_JS + COUNTDOWN_JS)
-        page, steps, pairs, run_status = _build_steps(slug, persona_list, visitor_key)
-        _connect_navigation(demo, page, bar, shown_step, steps, pairs, run_status)
+        page, steps, pairs, run_status = _build_steps(who, slug, persona_list, visitor_key)
+        navigated = _connect_navigation(page, _Navigation(bar, asked), steps, pairs, run_status)
         language_button.click(None, None, None, js=i18n.SWITCH_LANGUAGE_JS, **QUIET)
         demo.load(lambda key: key or conversation.new_visitor_key(), visitor_key, visitor_key, **QUIET)
-        demo.load(restore_tab, last_slug, RestoredTab(slug, page.steps, page.adapter, persona_list), **QUIET)
-        slug.change(
-            lambda slug: (slug, persona_dropdown(slug), 1), slug, [last_slug, persona_list, page.pair_number], **QUIET
-        )
+        tab = RestoredTab(*page.chosen_view(), page.steps, page.shown_step, asked)
+        demo.load(**navigated)
+        restored = demo.load(show_errors(restore_tab), last_slug, tab, **QUIET)
+        restored.success(**navigated)
+        restored.failure(lambda: "start", None, asked, **QUIET).then(**navigated)
+        bar.input(show_errors(show_history_entry), None, tab, trigger_mode="always_last", **CHOOSING).then(**navigated)
+        _connect_choices(page, last_slug)
         demo.unload(remove_downloads)
-        persona_list.input(lambda slug: slug or "", persona_list, slug, **QUIET)
     return demo
+
+
+def _connect_choices(page: Page, last_slug: gr.BrowserState) -> None:
+    """Who is chosen: in the header, by a step that opens a persona, or in the list of adapters."""
+    view, choose = page.chosen_view(), show_errors(chosen.choose_persona)
+    page.persona_list.select(choose, [page.persona_list, page.chosen], view, **CHOOSING)
+    page.slug.change(choose, [page.slug, page.chosen], view, **CHOOSING)
+    page.slug.change(lambda slug: (slug, 1), page.slug, [last_slug, page.pair_number], **QUIET)
+    page.adapter_list.input(show_errors(chosen.choose_adapter), [page.adapter_list, page.chosen], view, **CHOOSING)
 
 
 def _build_header() -> tuple[gr.Dropdown, gr.Button]:
@@ -123,52 +172,63 @@ def _build_header() -> tuple[gr.Dropdown, gr.Button]:
 
 
 def _build_steps(
-    slug: gr.State, persona_list: gr.Dropdown, visitor_key: gr.BrowserState
+    who: gr.State, slug: gr.State, persona_list: gr.Dropdown, visitor_key: gr.BrowserState
 ) -> tuple[Page, list[gr.Step], PairsTab, gr.HTML]:
     """The shared components, the five steps, and the two components that the navigation follows."""
     pair_number = gr.State(1)
     # its own buttons are hidden (theme.css): they would close every step after the selected one
     with gr.Walkthrough(selected=WRITE, elem_id="steps") as walkthrough:
-        adapter = gr.Dropdown([], label=t("Adapter"), elem_id="adapter", scale=3, min_width=260, render=False)
-        page = Page(slug, persona_list, walkthrough, pair_number, template.make_template_settings(), adapter)
+        adapter_list = gr.Dropdown([], label=t("Adapter"), elem_id="adapter", scale=3, min_width=260, render=False)
+        page = Page(
+            who,
+            slug,
+            persona_list,
+            walkthrough,
+            gr.State(WRITE),
+            pair_number,
+            template.make_template_settings(),
+            gr.State(""),
+            adapter_list,
+        )
         with gr.Step(t("Write"), id=WRITE) as first, gr.Column(elem_id="step-write"):
             pairs = write.build(page)
         with gr.Step(t("Template"), id=TEMPLATE) as second, gr.Column(elem_id="step-template"):
-            template.build(page, second)
+            template.build(page)
         with gr.Step(t("Train"), id=TRAIN) as third, gr.Column(elem_id="step-train"):
-            run_status = train.build(page, third)
+            run_status = train.build(page)
         with gr.Step(t("Compare"), id=COMPARE) as fourth, gr.Column(elem_id="step-compare"):
             compare.build(page, fourth, visitor_key)
         with gr.Step(t("Share"), id=SHARE) as fifth, gr.Column(elem_id="step-share"):
-            share.build(page, fifth)
+            share.build(page)
     return page, [first, second, third, fourth, fifth], pairs, run_status
 
 
+class _Navigation(NamedTuple):
+    bar: gr.HTML
+    asked: gr.State  # the address that was answered last
+
+
 def _connect_navigation(
-    demo: gr.Blocks,
-    page: Page,
-    bar: gr.HTML,
-    shown_step: gr.State,
-    steps: Sequence[gr.Step],
-    pairs: PairsTab,
-    run_status: gr.HTML,
-) -> None:
-    """The bar follows the selected step, and every change of what opens or finishes a step."""
-    for number, step in enumerate(steps):
-        step.select(
-            show_errors(partial(navigation.mark_step_shown, number)),
-            [page.slug, pairs.findings],
-            [shown_step, bar],
-            **QUIET,
-        )
-    shown_step.change(None, None, None, js=navigation.FOCUS_STEP_JS, **QUIET)
-    changes = [page.slug, page.adapter, pairs.status, pairs.findings, run_status]
-    gr.on(
-        [*(component.change for component in changes), demo.load],
-        show_errors(navigation.navigation_html),
-        [page.slug, shown_step, pairs.findings],
-        bar,
-        trigger_mode="always_last",
-        **QUIET,
+    page: Page, nav: _Navigation, steps: Sequence[gr.Step], pairs: PairsTab, run_status: gr.HTML
+) -> dict[str, Any]:
+    """The bar follows the selected step, and every change of what opens or finishes a step.
+
+    Returns the event that draws it.
+    """
+    for number, step in enumerate(steps):  # where a handler selects one; not every selection fires it
+        step.select(partial(int, number), None, page.shown_step, **QUIET)
+    page.shown_step.change(
+        show_errors(navigation.mark_step_shown),
+        [page.shown_step, page.chosen, pairs.findings, nav.asked],
+        [nav.bar, *page.chosen_view()],
+        **CHOOSING,
     )
-    bar.click(show_errors(navigation.handle_step_click), page.slug, page.steps, **QUIET)
+    page.shown_step.change(None, None, None, js=navigation.FOCUS_STEP_JS, **QUIET)
+    draw: dict[str, Any] = {
+        "fn": show_errors(navigation.navigation_html), "outputs": nav.bar,
+        "inputs": [page.chosen, page.shown_step, pairs.findings, nav.asked], "trigger_mode": "always_last", **QUIET,
+    }  # fmt: skip
+    changes = [page.chosen, pairs.status, pairs.findings, run_status]
+    gr.on([component.change for component in changes], **draw)
+    nav.bar.click(show_errors(navigation.handle_step_click), page.chosen, [page.steps, page.shown_step], **QUIET)
+    return draw

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from html import escape
+from typing import Any
 
 import gradio as gr
 
@@ -12,7 +12,7 @@ from persona.judge import verdict
 from persona.store import pairs
 from persona.train import launcher, queue, run_folder
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
-from persona.ui import voice_picker
+from persona.ui.chosen import Chosen, ChosenView, page_address
 from persona.ui.i18n import t
 from persona.ui.page import QUIET, Page, open_current_persona, show_errors
 from persona.ui.widgets import countdown_html
@@ -43,12 +43,43 @@ new MutationObserver(() => {
   planned = requestAnimationFrame(annotate);
 }).observe(document.body, { childList: true, subtree: true, attributeFilter: ["disabled"] });
 annotate();
+
+// a page that was just loaded takes no focus (FOCUS_STEP_JS)
+for (const used of ["pointerdown", "keydown"])
+  window.addEventListener(used, () => { document.documentElement.dataset.used = ""; }, { capture: true, once: true });
+
+// The address says who is chosen and which step is shown. While the page is asked to show an address (at the start, and
+// by Back and Forward), nothing is pushed until that is answered.
+let asked = "start";
+window.addEventListener("popstate", () => {
+  asked = location.search;
+  trigger("input", { address: asked });
+});
+function follow() {
+  const shown = element.querySelector("nav")?.dataset;
+  if (!shown?.asked || (asked && asked !== shown.asked)) return;
+  const url = new URL(location.href);
+  for (const [name, value] of Object.entries(JSON.parse(shown.address))) {
+    if (value) url.searchParams.set(name, value);
+    else url.searchParams.delete(name);
+  }
+  url.search = url.search.replaceAll("%2F", "/").replaceAll("%40", "@");
+  if (new URLSearchParams(location.search).toString() !== url.searchParams.toString()) {
+    if (asked) history.replaceState(history.state, "", url);
+    else history.pushState(history.state, "", url);
+  }
+  asked = "";
+}
+new MutationObserver(follow).observe(element, {
+  childList: true, subtree: true, attributeFilter: ["data-address", "data-asked"],
+});
+follow();
 """
 
 # The focused element is hidden now: focus the name of the step, else the next Tab starts anywhere. If the focus has
-# moved on meanwhile, it stays there
+# moved on meanwhile, it stays there; in a page that was just loaded there was none
 FOCUS_STEP_JS = """() => {
-  if (document.activeElement?.offsetParent) return;
+  if (document.documentElement.dataset.used === undefined || document.activeElement?.offsetParent) return;
   window.scrollTo({ top: 0 });
   document.querySelector("#navigation [aria-current]")?.focus({ preventScroll: true });
 }"""
@@ -70,11 +101,11 @@ class PersonaState:
     run_name: str = ""
 
 
-def read_persona_state(slug: str, findings: list[Finding]) -> PersonaState:
-    adapter = bool(voice_picker.list_adapters(slug))
-    if not slug:
+def read_persona_state(chosen: Chosen, findings: list[Finding]) -> PersonaState:
+    adapter = bool(chosen.adapter)
+    if not chosen.persona:
         return PersonaState(adapter=adapter)
-    persona = open_current_persona(slug)
+    persona = open_current_persona(chosen.persona)
     items, _ = persona.scan()
     runs = run_folder.list_runs(persona)
     run = launcher.find_active_run([persona]) or (runs[0] if runs else None)
@@ -191,8 +222,9 @@ def is_step_done(step: int, state: PersonaState) -> bool:
     )
 
 
-def navigation_html(slug: str, step: int, findings: list[Finding]) -> str:
-    state = read_persona_state(slug, findings)
+def navigation_html(chosen: Chosen, step: int, findings: list[Finding], asked: str = "") -> str:
+    """The bar and the hint. asked: the address that was answered last, "" before the page has shown who is chosen."""
+    state = read_persona_state(chosen, findings)
     names = (t("Write"), t("Template"), t("Train"), t("Compare"), t("Share"))
     items = "".join(
         _step_html(n, name, n == step, closed_reason(n, state), is_step_done(n, state)) for n, name in enumerate(names)
@@ -201,8 +233,10 @@ def navigation_html(slug: str, step: int, findings: list[Finding]) -> str:
     if state.run and TIME_LEFT in hint:
         hint = hint.replace(TIME_LEFT, countdown_html(state.run_name, state.run.ends))
     reasons = escape(json.dumps(_disabled_reasons(), ensure_ascii=False))
+    address = escape(json.dumps(page_address(chosen, STEP_NAMES[step])))
     return (
-        f'<nav aria-label="{t("The five steps")}" data-reasons="{reasons}"><ol>{items}</ol></nav>'
+        f'<nav aria-label="{t("The five steps")}" data-reasons="{reasons}" data-asked="{escape(asked)}" '
+        f'data-address="{address}"><ol>{items}</ol></nav>'
         f'<div class="next-hint" role="status"><h2>{names[step]}</h2><p>{hint}</p></div>'
     )
 
@@ -228,27 +262,34 @@ def _disabled_reasons() -> dict[str, str]:
     }  # fmt: skip
 
 
-def mark_step_shown(step: int, slug: str, findings: list[Finding]) -> tuple[int, str]:
-    """The step that is shown now, and the navigation that marks it."""
-    return step, navigation_html(slug, step, findings)
+def mark_step_shown(step: int, chosen: Chosen, findings: list[Finding], asked: str) -> tuple[Any, ...]:
+    """The navigation that marks the step, and a ChosenView with the adapters there are now."""
+    renewed = chosen.renewed() if step >= COMPARE else chosen
+    view = ChosenView.showing(renewed)._replace(persona_list=gr.skip()) if step >= COMPARE else ChosenView.unchanged()
+    return navigation_html(renewed, step, findings, asked), *view
 
 
-def open_step(step: int, slug: str) -> gr.Walkthrough:
-    """Select a step of the walkthrough, or show why it is closed."""
+def open_step(step: int, chosen: Chosen) -> tuple[Any, Any]:
+    """The walkthrough with a step selected, and its number; or show why it is closed."""
     if step not in range(len(STEP_NAMES)):
-        return gr.skip()
-    if reason := closed_reason(step, read_persona_state(slug, [])):
+        return gr.skip(), gr.skip()
+    if reason := closed_reason(step, read_persona_state(chosen, [])):
         gr.Info(reason)
-        return gr.skip()
-    return gr.Walkthrough(selected=step)
+        return gr.skip(), gr.skip()
+    return gr.Walkthrough(selected=step), step
 
 
-def handle_step_click(slug: str, event: gr.EventData) -> gr.Walkthrough:
-    return open_step(int(event.step), slug)
+def handle_step_click(chosen: Chosen, event: gr.EventData) -> tuple[Any, Any]:
+    return open_step(int(event.step), chosen.renewed())
 
 
 def build_next_button(label: str, step: int, page: Page) -> None:
     """The button at the end of a step that opens the next one."""
     name = STEP_NAMES[step]
     button = gr.Button(label, variant="primary", scale=0, min_width=190, elem_id=f"to-{name}")
-    button.click(show_errors(partial(open_step, step)), page.slug, page.steps, **QUIET)
+    button.click(
+        show_errors(lambda chosen: open_step(step, chosen.renewed())),
+        page.chosen,
+        [page.steps, page.shown_step],
+        **QUIET,
+    )

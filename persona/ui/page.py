@@ -21,6 +21,7 @@ from persona.models import open_renderer
 from persona.models.base import Base
 from persona.store import deployment, persona_folder, quotas
 from persona.template.render import MAX_LENGTH, Renderer
+from persona.ui.chosen import ChosenView
 from persona.ui.i18n import localized, t
 from persona.ui.middleware import workspaces
 
@@ -46,12 +47,19 @@ class RenderSettings(NamedTuple):
 class Page:
     """The components that more than one step reads."""
 
+    chosen: gr.State  # a Chosen (chosen.py): slug and adapter are its parts and change with it
     slug: gr.State  # folder name of the open persona, "" for none
     persona_list: gr.Dropdown
     steps: gr.Walkthrough
+    shown_step: gr.State  # number of the selected step
     pair_number: gr.State  # of the selected pair, from 1
     render_settings: RenderSettings
-    adapter: gr.Dropdown  # its values are the ids of voice_picker.py
+    adapter: gr.State  # an id of voice_picker.py, "" for none
+    adapter_list: gr.Dropdown
+
+    def chosen_view(self) -> ChosenView:
+        """The components that change together when another persona or adapter is chosen."""
+        return ChosenView(self.chosen, self.slug, self.adapter, self.persona_list, self.adapter_list)
 
 
 def show_errors(handler: Callable) -> Callable:
@@ -88,17 +96,6 @@ def open_current_persona(slug: str) -> persona_folder.Persona:
     if not slug:
         raise PersonaError("No persona is open. Open an example or start one in the first step, Write.")
     return persona_folder.find_persona(slug)
-
-
-def persona_dropdown(slug: str) -> gr.Dropdown:
-    """The user's personas by name, `slug` selected."""
-    named = []
-    for persona in persona_folder.list_personas():
-        try:
-            named.append((persona.card().name, persona.slug))
-        except PersonaError:  # a damaged card: opening the persona shows where
-            named.append((persona.slug, persona.slug))
-    return gr.Dropdown([(t("New or example …"), ""), *named], value=slug)
 
 
 def open_page_renderer(

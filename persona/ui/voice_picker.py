@@ -77,16 +77,22 @@ def is_base_circling(record: VoiceRecord, text: str, ended: bool) -> bool:
 # ---- choices
 
 
+def list_run_adapters(slug: str) -> list[tuple[str, str]]:
+    """(label, id) of the adapters that the persona's runs made, newest first."""
+    if not slug:
+        return []
+    persona = persona_folder.find_persona(slug)
+    name, choices = persona.card().name, []
+    for run in run_folder.list_runs(persona):
+        if run.adapter.is_dir():
+            label = t("{name}, {when}", name=name, when=localized(format_run_time(run.name)))
+            choices.append((label, str(AdapterRef(RefKind.RUN, slug, run.name))))
+    return choices
+
+
 def list_adapters(slug: str) -> list[tuple[str, str]]:
     """(label, id) of the adapters on this machine: the persona's runs, newest first, then opened ones."""
-    choices = []
-    if slug:
-        persona = persona_folder.find_persona(slug)
-        name = persona.card().name
-        for run in run_folder.list_runs(persona):
-            if run.adapter.is_dir():
-                label = t("{name}, {when}", name=name, when=localized(format_run_time(run.name)))
-                choices.append((label, str(AdapterRef(RefKind.RUN, slug, run.name))))
+    choices = list_run_adapters(slug)
     for path in sorted(opened_dir().glob("*/adapter_config.json")):
         name = path.parent.name
         choices.append((t("{name} (opened)", name=name), str(AdapterRef(RefKind.OPENED, name))))

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from persona.errors import Message, PersonaError, TemplateError, join
+from persona.errors import BaseError, Message, PersonaError, TemplateError, join
 from persona.models import base, bundled, catalogue, stop_token
 from persona.store import persona_folder
 from persona.store.files import write_atomic
 from persona.template import chat_template, compatibility, placeholders, render, sandbox, select
 from persona.ui import navigation
 from persona.ui.i18n import CHINESE, language, localize, localized, t
-from persona.ui.navigation import TRAIN
+from persona.ui.navigation import TEMPLATE, TRAIN
 from persona.ui.page import QUIET, Page, RenderSettings, open_current_persona, open_page_renderer, show_errors
 from persona.ui.widgets import bars_html, facts_html, mask_html, problems_html
 
@@ -31,6 +31,9 @@ class PairView(NamedTuple):
     mask: Any
     raw_text: Any
     number: Any
+
+
+NO_PAIR = PairView("", "", "", "", 1)
 
 
 def make_template_settings() -> RenderSettings:
@@ -91,6 +94,65 @@ def show_pair(slug: str, number: int, *inputs: Any, progress: gr.Progress = gr.P
     example = renderer.render_example(pairs[number - 1])
     mask = f"<div class='card'>{mask_html(renderer, example)}</div>"
     return PairView(base_html(model), template_html(model, renderer), mask, example.text, number)
+
+
+def turn_to_pair(slug: str, number: int, *inputs: Any) -> PairView:
+    """show_pair, or nothing while there is none."""
+    return show_pair(slug, number, *inputs) if slug and open_current_persona(slug).pairs() else NO_PAIR
+
+
+def show_step(
+    shown_step: int,
+    slug: str,
+    number: int,
+    accepted: RenderSettings,
+    *inputs: Any,
+    progress: gr.Progress = gr.Progress(),
+) -> tuple[Any, ...]:
+    """show_settings, unless another step is shown."""
+    if shown_step != TEMPLATE:
+        return *PairView(*[gr.skip() for _ in NO_PAIR]), *[gr.skip() for _ in inputs], accepted
+    return show_settings(slug, number, accepted, *inputs, progress=progress)
+
+
+def show_settings(
+    slug: str, number: int, accepted: RenderSettings, *inputs: Any, progress: gr.Progress = gr.Progress()
+) -> tuple[Any, ...]:
+    """A PairView, the RenderSettings and the accepted ones. Settings that are refused give way to those accepted last.
+
+    inputs: the RenderSettings as they are chosen now. Nothing is shown while there is no pair to show.
+    """
+    settings, unchanged = RenderSettings(*inputs), RenderSettings(*[gr.skip() for _ in inputs])
+    if not slug or not open_current_persona(slug).pairs():
+        return *NO_PAIR, *unchanged, accepted
+    try:
+        return *show_pair(slug, number, *settings, progress=progress), *unchanged, settings
+    except (BaseError, TemplateError) as e:
+        if settings == accepted:
+            raise
+        accepted = accepted._replace(template=find_template(slug, accepted.template))
+        shown = show_pair(slug, number, *accepted, progress=progress)
+        back = t("Nothing was changed: the base is still {base}, the template {template}.", base=accepted.base,
+                 template=Path(accepted.template).name)  # fmt: skip
+        problem = escape(localized(e.message)).replace("\n", "<br>")
+        gr.Warning(f"{problem}<br>{escape(back)}", title=t("That was refused"))
+        return *shown, *accepted._replace(template=template_dropdown(slug, accepted.template)), accepted
+
+
+def show_persona(
+    shown_step: int, slug: str, accepted: RenderSettings, *inputs: Any, progress: gr.Progress = gr.Progress()
+) -> tuple[Any, ...]:
+    """show_settings for a persona that was just opened, with its own template if it has one.
+
+    Nothing of the persona before stays, and nothing is rendered while another step is shown.
+    """
+    template = template_dropdown(slug, "own")
+    settings = RenderSettings(*inputs)._replace(template=find_template(slug, "own"))
+    if shown_step != TEMPLATE:
+        return *NO_PAIR, *RenderSettings(*[gr.skip() for _ in inputs])._replace(template=template), accepted
+    shown = show_settings(slug, 1, accepted, *settings, progress=progress)
+    view, chosen = PairView(*shown[: len(NO_PAIR)]), RenderSettings(*shown[len(NO_PAIR) : -1])
+    return *view, *chosen._replace(template=template), shown[-1]
 
 
 def base_html(model: base.Base) -> str:
@@ -227,19 +289,36 @@ def read_template_upload(file: str) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def template_dropdown(slug: str, chosen: str) -> gr.Dropdown:
-    """The templates to choose from, `chosen` selected ("own": the persona's own template)."""
-    own = persona_folder.find_persona(slug).path / OWN_TEMPLATE_FILE if slug else None
+def list_templates(slug: str) -> list[tuple[str, str]]:
+    """(label, value) of the templates to choose from; the persona's own is a path."""
     choices = [("auto", "auto"), *((name, name) for name in chat_template.shipped_templates())]
+    own = persona_folder.find_persona(slug).path / OWN_TEMPLATE_FILE if slug else None
     if own and own.is_file():
         choices.insert(1, (t("your own"), str(own)))
-    value = str(own) if chosen == "own" else chosen
-    return gr.Dropdown(choices, value=value if value in [v for _, v in choices] else "auto")
+    return choices
+
+
+def find_template(slug: str, chosen: str) -> str:
+    """`chosen` if it can be chosen for this persona, else "auto"; "own" is the persona's own template."""
+    own = str(persona_folder.find_persona(slug).path / OWN_TEMPLATE_FILE) if slug else ""
+    value = own if chosen == "own" else chosen
+    return value if value in [v for _, v in list_templates(slug)] else "auto"
+
+
+def template_dropdown(slug: str, chosen: str) -> gr.Dropdown:
+    """The templates to choose from, `chosen` selected ("own": the persona's own template)."""
+    return gr.Dropdown(list_templates(slug), value=find_template(slug, chosen))
+
+
+def check_shown_persona(shown_step: int, slug: str, *inputs: Any) -> str:
+    """check_all_pairs, unless another step is shown."""
+    return check_all_pairs(slug, *inputs) if shown_step == TEMPLATE else ""
 
 
 def check_all_pairs(slug: str, *inputs: Any) -> str:
     """Render every pair: totals, and the rows that cannot be trained on. inputs: the RenderSettings."""
-    pairs = open_current_persona(slug).pairs()
+    if not slug or not (pairs := open_current_persona(slug).pairs()):
+        return ""
     _, renderer = open_page_renderer(slug, RenderSettings(*inputs))
     examples = list(renderer.iterate_examples(pairs))
     tokens, learned = sum(len(e.input_ids) for e in examples), sum(e.learned for e in examples)
@@ -279,10 +358,10 @@ class _Controls(NamedTuple):
     use_result: gr.HTML
 
 
-def build(page: Page, step: gr.Step) -> None:
+def build(page: Page) -> None:
     controls = _build_layout(page.render_settings)
     navigation.build_next_button(t("Next: Train →"), TRAIN, page)
-    _connect_events(page, step, controls)
+    _connect_events(page, controls)
 
 
 def _build_layout(settings: RenderSettings) -> _Controls:
@@ -334,21 +413,31 @@ def _build_own_template() -> tuple[gr.Code, gr.Button, gr.UploadButton, gr.Butto
         return text, start_from_chosen, upload, use, gr.HTML()
 
 
-def _connect_events(page: Page, step: gr.Step, c: _Controls) -> None:
+def _connect_events(page: Page, c: _Controls) -> None:
     settings, number = page.render_settings, c.view.number
-    show: dict[str, Any] = {"fn": show_errors(show_pair), "inputs": [page.slug, number, *settings], "outputs": c.view,
-                            "api_visibility": "private"}  # fmt: skip
-    gr.on([step.select, *(setting.change for setting in settings)], **show, show_progress_on=[c.view.mask]).success(
-        show_errors(check_all_pairs), [page.slug, *settings], c.totals,
-        api_visibility="private", show_progress_on=[c.totals],
+    accepted = gr.State(RenderSettings(*(setting.value for setting in settings)))
+    outputs = [*c.view, *settings, accepted]
+    last: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private"}
+    gr.on(
+        [page.shown_step.change, *(setting.change for setting in settings)], show_errors(show_step),
+        [page.shown_step, page.slug, number, accepted, *settings], outputs, show_progress_on=[c.view.mask], **last,
+    ).success(
+        show_errors(check_shown_persona), [page.shown_step, page.slug, *settings], c.totals,
+        show_progress_on=[c.totals], **last,
     )  # fmt: skip
-    number.change(**show, show_progress="hidden")
+    page.slug.change(
+        show_errors(show_persona), [page.shown_step, page.slug, accepted, *settings], outputs,
+        show_progress_on=[c.view.mask], **last,
+    ).success(
+        show_errors(check_shown_persona), [page.shown_step, page.slug, *settings], c.totals,
+        show_progress_on=[c.totals], **last,
+    )  # fmt: skip
+    number.change(
+        show_errors(turn_to_pair), [page.slug, number, *settings], c.view, trigger_mode="always_last", **QUIET
+    )
     page.pair_number.change(lambda n: n, page.pair_number, number, **QUIET)
     c.back.click(lambda n: max(1, int(n or 1) - 1), number, number, **QUIET)
     c.forward.click(lambda n: int(n or 1) + 1, number, number, **QUIET)
-    page.slug.change(
-        lambda slug: template_dropdown(slug, "own" if slug else "auto"), page.slug, settings.template, **QUIET
-    )
     c.score.click(
         show_errors(score_with_base), [page.slug, *settings], c.scores,
         api_visibility="private", show_progress_on=c.scores,

@@ -11,6 +11,7 @@ from persona.models.sampling import Sampling
 from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.store import persona_folder
 from persona.ui import navigation, voice_picker
+from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.i18n import localized, t
 from persona.ui.navigation import SHARE
 from persona.ui.page import QUIET, Page, open_current_persona, show_errors
@@ -21,37 +22,42 @@ from persona.ui.steps.compare.controls import CARD_SAMPLING, SamplingSettings
 MAX_PROBES = 8  # shown as questions to click
 
 
-def open_zip(file: str | None, slug: str) -> gr.Dropdown:
+def open_zip(file: str | None, chosen: Chosen) -> ChosenView:
     if not file:
-        return gr.skip()
-    adapter_id = voice_picker.add_zip(file)  # before the choices are listed
-    return gr.Dropdown(voice_picker.list_choices(slug), value=adapter_id)
+        return ChosenView.unchanged()
+    return ChosenView.showing(Chosen(chosen.persona, voice_picker.add_zip(file), by_hand=True))
 
 
-def open_link(text: str, slug: str) -> gr.Dropdown:
+def open_link(text: str, chosen: Chosen) -> ChosenView:
     """Download and check an adapter from the Hub, then choose it."""
-    adapter_id = voice_picker.add_link(text.strip())
-    return gr.Dropdown(voice_picker.list_choices(slug), value=adapter_id)
+    return ChosenView.showing(Chosen(chosen.persona, voice_picker.add_link(text.strip()), by_hand=True))
 
 
-def open_shared_link(link: str, slug: str) -> gr.Dropdown:
-    """The same for the address that the page was opened with: from the Hub only, never from this machine's folders."""
-    adapter_id = voice_picker.add_hub_adapter(link.strip())
-    return gr.Dropdown(voice_picker.list_adapters(slug), value=adapter_id)
+class VoicesView(NamedTuple):
+    """The voices that can stand beside the chosen adapter: the components, or the values for them."""
+
+    other_voices: Any
+    blend_with: Any
 
 
-def refresh_adapters(slug: str, adapter_id: str, other_voices: list[str]) -> tuple[gr.Dropdown, gr.Dropdown]:
-    """The adapters and the other voices there are now; what was chosen stays if it still exists."""
-    adapters = voice_picker.list_choices(slug)
-    ids = [i for _, i in adapters]
-    selected = adapter_id if adapter_id in ids else (ids[0] if ids else None)
-    others = voice_picker.list_other_voices(slug, selected or "")
-    kept = [v for v in other_voices or [] if v in {i for _, i in others} or _is_blend(v)]
-    return gr.Dropdown(adapters, value=selected), _others_dropdown(others, selected, kept)
+def refresh_voices(slug: str, adapter_id: str | None, other_voices: list[str], blend_with: str | None) -> VoicesView:
+    """The voices there are now; what was selected stays if it still exists."""
+    others = voice_picker.list_other_voices(slug, adapter_id or "")
+    kept = [v for v in other_voices or [] if v in {i for _, i in others} or _is_blend_of(slug, v)]
+    blends = [v for v in voice_picker.list_adapters(slug) if v[1] != adapter_id]
+    blend = gr.Dropdown(blends, value=blend_with if blend_with in {i for _, i in blends} else None)
+    return VoicesView(_others_dropdown(others, adapter_id, kept), blend)
 
 
 def _is_blend(voice: str) -> bool:
     return AdapterRef.parse_id(voice).kind is RefKind.BLEND
+
+
+def _is_blend_of(slug: str, voice: str) -> bool:
+    """Whether it blends an adapter that is in the lists of this persona."""
+    return _is_blend(voice) and str(AdapterRef.parse_id(voice).parts[1]) in {
+        i for _, i in voice_picker.list_adapters(slug)
+    }
 
 
 def _others_dropdown(voices: list[tuple[str, str]], adapter_id: str | None, selected: list[str]) -> gr.Dropdown:
@@ -98,6 +104,18 @@ def card_sampling(adapter_id: str, *values: float) -> list[float]:
     return [card.get(name, value) for name, value in zip(CARD_SAMPLING, values, strict=True)]
 
 
+def show_adapter(
+    slug: str, adapter_id: str | None, other_voices: list[str], blend_with: str | None, *sampling: float
+) -> tuple[Any, ...]:
+    """The adapter, and what depends on it: a VoicesView, its probes and facts, and CARD_SAMPLING."""
+    return (
+        adapter_id or "",
+        *refresh_voices(slug, adapter_id, other_voices, blend_with),
+        *describe_adapter(adapter_id or ""),
+        *card_sampling(adapter_id or "", *sampling),
+    )
+
+
 def save_sampling(slug: str, *values: float) -> None:
     """Save the sampling in the persona's card: a shared link, a file and the page open with it."""
     sampling = dict(zip(CARD_SAMPLING, values, strict=True))
@@ -121,10 +139,10 @@ class _Adapters(NamedTuple):
 def build(page: Page, step: gr.Step, visitor_key: gr.BrowserState) -> None:
     other_voices, about = _build_voices(page)
     settings = _make_sampling_settings()
-    page.adapter.change(show_errors(card_sampling), [page.adapter, *settings.of_card()], settings.of_card(), **QUIET)
+    listed = gr.State("")  # the adapter whose other voices are listed
     with gr.Tabs(elem_id="compare-tabs", overflow_behavior="wrap"):
         with gr.Tab(t("Chat"), id="chat"):
-            probes = build_chat_tab(page, step, visitor_key, other_voices, settings)
+            probes = build_chat_tab(page, step, visitor_key, other_voices, settings, listed)
         with gr.Tab(t("Blind vote"), id="blind") as tab:
             blind_vote_tab.build(page, visitor_key, settings, [tab.select, page.adapter.change])
         with gr.Tab(t("A list of questions"), id="list"):
@@ -136,13 +154,13 @@ def build(page: Page, step: gr.Step, visitor_key: gr.BrowserState) -> None:
     save = _build_sampling(settings)
     save.click(show_errors(save_sampling), [page.slug, *settings.of_card()], None, **QUIET)
     navigation.build_next_button(t("Next: Share →"), SHARE, page)
-    _connect_adapters(page, step, adapters, probes)
+    _connect_adapters(page, step, adapters, probes, settings, listed)
 
 
 def _build_voices(page: Page) -> tuple[gr.Dropdown, gr.HTML]:
     """The chosen adapter and the other voices; returns these, and what is known of the adapter."""
     with gr.Row(equal_height=True):
-        page.adapter.render()
+        page.adapter_list.render()
         other_voices = gr.Dropdown(
             voice_picker.list_bases(),
             value=[voice_picker.BASE_WITH_PROMPT], multiselect=True, max_choices=MAX_COLUMNS - 1, scale=4,
@@ -194,29 +212,19 @@ def _build_sampling(settings: SamplingSettings) -> gr.Button:
         return gr.Button(t("Save this sampling in the card"), scale=0, min_width=260, elem_id="save-sampling")
 
 
-def _connect_adapters(page: Page, step: gr.Step, c: _Adapters, probes: gr.Dataset) -> None:
-    refresh: dict[str, Any] = {
-        "fn": show_errors(refresh_adapters), "inputs": [page.slug, page.adapter, c.other_voices],
-        "outputs": [page.adapter, c.other_voices], **QUIET,
-    }  # fmt: skip
-    gr.on([page.slug.change, step.select], **refresh)
-    page.adapter.change(show_errors(describe_adapter), page.adapter, [probes, c.about], **QUIET)
-    page.adapter.input(**refresh)
-    gr.on(
-        [page.adapter.change, step.select],
-        lambda slug, adapter_id: gr.Dropdown([v for v in voice_picker.list_adapters(slug) if v[1] != adapter_id]),
-        [page.slug, page.adapter],
-        c.blend_with,
-        **QUIET,
-    )
-    c.zip_upload.upload(show_errors(open_zip), [c.zip_upload, page.slug], page.adapter, api_visibility="private")
-    gr.on(
-        [c.open_address.click, c.address.submit],
-        show_errors(open_link),
-        [c.address, page.slug],
-        page.adapter,
-        api_visibility="private",
-    )
+def _connect_adapters(
+    page: Page, step: gr.Step, c: _Adapters, probes: gr.Dataset, settings: SamplingSettings, listed: gr.State
+) -> None:
+    voices = VoicesView(c.other_voices, c.blend_with)
+    inputs = [page.slug, page.adapter, *voices]
+    step.select(show_errors(refresh_voices), inputs, voices, **QUIET)
+    page.adapter.change(
+        show_errors(show_adapter), [*inputs, *settings.of_card()],
+        [listed, *voices, probes, c.about, *settings.of_card()], **QUIET,
+    )  # fmt: skip
+    opened: dict[str, Any] = {"outputs": page.chosen_view(), "api_visibility": "private"}
+    c.zip_upload.upload(show_errors(open_zip), [c.zip_upload, page.chosen], **opened)
+    gr.on([c.open_address.click, c.address.submit], show_errors(open_link), [c.address, page.chosen], **opened)
     c.add_blend.click(
         show_errors(add_blend),
         [page.slug, page.adapter, c.other_voices, c.blend_with, c.blend_weight],

@@ -1,11 +1,13 @@
 """Step 4: what a base is, so that nobody takes a pretrained base's babble for a mistake, and how to get a chat base."""
 
 from html import escape
+from typing import Any
 
 import gradio as gr
 
 from persona.models.adapter import Adapter
 from persona.models.catalogue import KnownModel, find_known_model, load_catalogue
+from persona.ui.chosen import Chosen
 from persona.ui.i18n import language, localized, t
 from persona.ui.navigation import TEMPLATE, open_step
 
@@ -50,8 +52,8 @@ def _chat_bases_html() -> str:
     return f"<details><summary>{t('Get a base that can chat')}</summary><p>{how}</p><ul>{rows}</ul></details>"
 
 
-def choose_base(slug: str, event: gr.EventData) -> tuple[gr.Dropdown, gr.Walkthrough]:
+def choose_base(chosen: Chosen, event: gr.EventData) -> tuple[Any, Any, Any]:
     """Select a chat base of the list in step 2, and open that step."""
     known = find_known_model(str(event.base))
-    step = open_step(TEMPLATE, slug)
-    return (gr.Dropdown(value=known.id, allow_custom_value=True) if known else gr.skip()), step
+    base = gr.Dropdown(value=known.id, allow_custom_value=True) if known else gr.skip()
+    return base, *open_step(TEMPLATE, chosen)

@@ -235,16 +235,22 @@ def build_chat_tab(
     visitor_key: gr.BrowserState,
     other_voices: gr.Dropdown,
     settings: SamplingSettings,
+    listed: gr.State,
 ) -> gr.Dataset:
-    """The tab. Returns the list of probes, which are questions to click."""
+    """The tab. Returns the list of probes, which are questions to click.
+
+    listed: the adapter whose voices `other_voices` lists; it changes after them.
+    """
     controls = _build_layout()
     selection = Selection(
         visitor_key, page.slug, page.adapter, other_voices, conversation_id=controls.update.conversation_id
     )
     _connect_questions(controls, selection, settings)
-    _connect_conversations(controls, selection, step)
+    _connect_conversations(controls, selection, step, listed)
     for note in controls.bases:
-        note.click(show_errors(choose_base), page.slug, [page.render_settings.base, page.steps], **QUIET)
+        note.click(
+            show_errors(choose_base), page.chosen, [page.render_settings.base, page.steps, page.shown_step], **QUIET
+        )
     return controls.probes
 
 
@@ -312,7 +318,7 @@ def _show_event(c: _Controls, selection: Selection) -> dict[str, Any]:
     return {"fn": show_errors(show_conversation), "inputs": [*selection], "outputs": outputs, **QUIET}
 
 
-def _connect_conversations(c: _Controls, selection: Selection, step: gr.Step) -> None:
+def _connect_conversations(c: _Controls, selection: Selection, step: gr.Step, listed: gr.State) -> None:
     inputs, show = [*selection], _show_event(c, selection)
     refresh: dict[str, Any] = {
         "fn": show_errors(conversation_dropdown), "inputs": inputs, "outputs": c.conversations, **QUIET,
@@ -322,12 +328,8 @@ def _connect_conversations(c: _Controls, selection: Selection, step: gr.Step) ->
         lambda: "", None, selection.conversation_id, **QUIET
     ).then(**refresh).then(**show)
     c.export.click(show_errors(export_conversation), inputs, c.export, api_visibility="private")
-    gr.on(
-        [selection.adapter_id.change, selection.slug.change],
-        show_errors(latest_conversation),
-        inputs,
-        selection.conversation_id,
-        **QUIET,
-    ).then(**refresh).then(**show)
+    listed.change(show_errors(latest_conversation), inputs, selection.conversation_id, **QUIET).then(**refresh).then(
+        **show
+    )
     selection.other_voices.change(**show)
     step.select(**refresh)

@@ -64,12 +64,14 @@ def show_conversation(*inputs: Any) -> tuple:
     """A ConversationView. A new conversation shows the persona's greeting; voices not chosen now are not shown."""
     selection = Selection(*inputs)
     if not selection.adapter_id:
-        return ConversationView(_column_visibility(2), [gr.Chatbot([]) for _ in range(MAX_COLUMNS)]).flat()
+        empty = [gr.Chatbot([], label=t("Persona") if n else t("Base"), placeholder=t("Train it first") if n else "")
+                 for n in range(MAX_COLUMNS)]  # fmt: skip
+        return ConversationView(_column_visibility(2), empty).flat()
     chat, voices = load_conversation(selection), column_voices(selection)
-    chatbots = [gr.Chatbot([]) for _ in range(MAX_COLUMNS)]
+    chatbots, say = [gr.Chatbot([]) for _ in range(MAX_COLUMNS)], t("Say something to all")
     notes, bases = [""] * MAX_COLUMNS, [""] * MAX_COLUMNS
     for n, (voice, messages) in enumerate(zip(voices, column_messages(chat, voices, selection), strict=True)):
-        chatbots[n] = gr.Chatbot(messages, label=localized(voice.label))
+        chatbots[n] = gr.Chatbot(messages, label=localized(voice.label), placeholder=say)
         notes[n] = _circles_note(chat.turns[-1], voice) if chat and chat.turns else ""
         if voice.kind != "adapter":
             bases[n] = base_note_html(voice_picker.find_adapter(selection.adapter_id))

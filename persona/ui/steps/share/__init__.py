@@ -1,6 +1,7 @@
 """Step 5, Share: the adapter as a zip, on the Hub, or as a link that opens the comparison."""
 
 from html import escape
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -9,10 +10,10 @@ from persona.share import archive, hub, refresh_card
 from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.store import deployment
 from persona.store.files import slugify
-from persona.ui.i18n import t
+from persona.ui.i18n import localized, t
 from persona.ui.page import QUIET, Page, download_path, show_errors
 from persona.ui.steps.share import export_tab
-from persona.ui.voice_picker import find_adapter, find_card
+from persona.ui.voice_picker import find_adapter, find_card, format_run_time, voice_label
 
 HOME_LINK = (
     "**As a link**\n\nUses your account on the Hugging Face Hub: log in once with `hf auth login`, "
@@ -30,6 +31,56 @@ def open_chosen_adapter(adapter_id: str) -> Adapter:
     if AdapterRef.parse_id(adapter_id).kind is RefKind.RUN:
         refresh_card.refresh_model_card(find_adapter(adapter_id).path, find_card(adapter_id))
     return find_adapter(adapter_id)
+
+
+class Offer(NamedTuple):
+    """What the step offers: the components, or the values for them. They change together: a button makes what it says.
+
+    offered: the id of the adapter whose name the buttons show.
+    """
+
+    offered: Any
+    about: Any
+    make: Any
+    push: Any
+    repo: Any
+    export: Any
+    made: Any  # of another adapter, so they go: a zip, an export and its notes, what was pushed and its link
+    exported: Any
+    export_notes: Any
+    pushed: Any
+    link: Any
+
+
+def offer_adapter(adapter_id: str | None, offered: str) -> Offer:
+    """Name the chosen adapter wherever something of it can leave this machine. offered: the one named so far."""
+    adapter_id = adapter_id or ""
+    made: list[Any] = [gr.skip()] * 5
+    if adapter_id != offered:
+        made = [gr.File(None, visible=False), gr.File(None, visible=False), "", "", ""]
+    if not adapter_id:
+        labels = (t("Make the zip"), t("Push to the Hub"), t("Make the export"))
+        buttons = [gr.Button(label, interactive=False) for label in labels]
+        repo = gr.Textbox(placeholder=t("you/name"))
+        return Offer("", contents_html(""), buttons[0], buttons[1], repo, buttons[2], *made)
+    name = adapter_title(adapter_id)
+    return Offer(
+        adapter_id,
+        contents_html(adapter_id),
+        gr.Button(t("Make the zip of {name}", name=name), interactive=True),
+        gr.Button(t("Push {name} to the Hub", name=name), interactive=True),
+        gr.Textbox(placeholder=t("you/{name}", name=slugify(find_adapter(adapter_id).card.name))),
+        gr.Button(t("Export {name}", name=name), interactive=True),
+        *made,
+    )
+
+
+def adapter_title(adapter_id: str) -> str:
+    """Whose adapter it is, and which one: "Otto, run of 26 Nov 12:40"."""
+    ref = AdapterRef.parse_id(adapter_id)
+    if ref.kind is not RefKind.RUN:
+        return localized(voice_label(adapter_id, adapter_id))
+    return t("{name}, run of {when}", name=find_card(adapter_id).name, when=localized(format_run_time(ref.run)))
 
 
 def make_zip(adapter_id: str) -> str:
@@ -80,46 +131,50 @@ def page_address(request: gr.Request) -> str:
     return deployment.space_url() or str(origin)
 
 
-def build(page: Page, step: gr.Step) -> None:
+def build(page: Page) -> None:
     gr.Markdown(
         t(
             "### Share the adapter\nIt is small: it holds the LoRA weights, the chat template and the "
             "name of its base model."
         )
     )
-    about = gr.HTML(elem_id="share-about")
-    gr.on([step.select, page.adapter.change], show_errors(contents_html), page.adapter, about, **QUIET)
+    about, offered = gr.HTML(elem_id="share-about"), gr.State("")
     with gr.Row():
         with gr.Column(elem_classes="card", min_width=280):
-            _build_zip(page, about)
+            make, file = _build_zip(offered, about)
         with gr.Column(elem_classes="card", min_width=280):
-            _build_hub(page)
+            push, repo, pushed, link = _build_hub(offered)
     with gr.Column(elem_classes="card"):
-        export_tab.build(page)
+        export, exported, notes = export_tab.build(offered)
+    offer = Offer(offered, about, make, push, repo, export, file, exported, notes, pushed, link)
+    gr.on([page.shown_step.change, page.adapter.change], show_errors(offer_adapter), [page.adapter, offered], offer,
+          trigger_mode="always_last", **QUIET)  # fmt: skip
     if deployment.is_hf_space():
         gr.Markdown(t("What you make on this Space is stored on its disk, which others use too. For your own work:"))
         gr.DuplicateButton(t("Duplicate this Space"), elem_id="duplicate")
 
 
-def _build_zip(page: Page, about: gr.HTML) -> None:
+def _build_zip(offered: gr.State, about: gr.HTML) -> tuple[gr.Button, gr.File]:
     gr.Markdown(t("**As a file**\n\nA zip that opens in anyone's Persona: step Compare, *Open an adapter zip*."))
-    make = gr.Button(t("Make the zip"), variant="primary", elem_id="make-zip")
+    make = gr.Button(t("Make the zip"), variant="primary", interactive=False, elem_id="make-zip")
     file = gr.File(label=t("The zip"), interactive=False, visible=False, elem_id="zip-file")
-    make.click(show_errors(make_zip), page.adapter, file, api_visibility="private", show_progress_on=about).success(
+    make.click(show_errors(make_zip), offered, file, api_visibility="private", show_progress_on=about).success(
         lambda: gr.File(visible=True), None, file, **QUIET
     )
+    return make, file
 
 
-def _build_hub(page: Page) -> None:
+def _build_hub(offered: gr.State) -> tuple[gr.Button, gr.Textbox, gr.HTML, gr.Textbox]:
     gr.Markdown(t(SPACE_LINK if deployment.has_sign_in() else HOME_LINK))
     if deployment.has_sign_in():
         gr.LoginButton(elem_id="sign-in")
-    repo = gr.Textbox(label=t("Name on the Hub"), placeholder=t("you/zhen-huan"), elem_id="repo")
+    repo = gr.Textbox(label=t("Name on the Hub"), placeholder=t("you/name"), elem_id="repo")
     public = gr.Checkbox(label=t("Public: anyone can open it"))
-    push = gr.Button(t("Push to the Hub"), elem_id="push")
+    push = gr.Button(t("Push to the Hub"), interactive=False, elem_id="push")
     status = gr.HTML(elem_id="push-status")
     link = gr.Textbox(label=t("Link"), interactive=False, buttons=["copy"], elem_id="share-link")
     address = gr.State("")  # of this page
     push.click(page_address, None, address, **QUIET).then(
-        show_errors(push_to_hub), [page.adapter, repo, public, address], [status, link], api_visibility="private"
+        show_errors(push_to_hub), [offered, repo, public, address], [status, link], api_visibility="private"
     )
+    return push, repo, status, link

@@ -11,7 +11,7 @@ from persona.share.exports.formats import ExportFormat, ExportOptions
 from persona.store.files import slugify
 from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
-from persona.ui.page import QUIET, Page, download_path, show_errors
+from persona.ui.page import QUIET, download_path, show_errors
 
 EXPORT_CHOICES = {
     "llama.cpp, Ollama, LM Studio: adapter as GGUF, with a Modelfile": (ExportFormat.gguf, ExportOptions(), ""),
@@ -47,7 +47,8 @@ def _difference_note(result: dict[str, Any]) -> list[str]:
     return [t("The likeliest token is the same as on this page in {share} of the cases.", share=share)]
 
 
-def build(page: Page) -> None:
+def build(offered: gr.State) -> tuple[gr.Button, gr.File, gr.HTML]:
+    """The card. offered: the adapter to export. Returns the button, the file it makes, and the notes on that."""
     gr.Markdown(t("**For other programs**\n\nThe adapter or the pairs, in formats that other programs read."))
     choice = gr.Dropdown(
         [(t(choice), choice) for choice in EXPORT_CHOICES],
@@ -57,11 +58,12 @@ def build(page: Page) -> None:
     )
     picture = gr.File(label=t("Picture for the card (if empty, one is drawn)"), file_types=["image"], height=110,
                       visible=False, elem_id="export-picture")  # fmt: skip
-    export = gr.Button(t("Make the export"), elem_id="export")
+    export = gr.Button(t("Make the export"), interactive=False, elem_id="export")
     file = gr.File(label=t("Ready to save"), interactive=False, visible=False, elem_id="share-export-file")
     status = gr.HTML(elem_classes="quiet", elem_id="export-status")
     choice.change(lambda c: gr.File(visible=EXPORT_CHOICES[c][2] == ".png"), choice, picture, **QUIET)
     export.click(
-        show_errors(make_export), [page.adapter, choice, picture], [file, status], api_visibility="private",
+        show_errors(make_export), [offered, choice, picture], [file, status], api_visibility="private",
         concurrency_id="export", concurrency_limit=1, show_progress_on=choice,
     ).success(lambda: gr.File(visible=True), None, file, **QUIET)  # fmt: skip
+    return export, file, status

@@ -6,32 +6,53 @@ from typing import Any, NamedTuple
 import gradio as gr
 import pandas as pd
 
-from persona.errors import RunError
+from persona.errors import InputError, Message, RunError, join
 from persona.store import deployment
 from persona.train import gpu_slices, launcher, queue, run_folder, snapshots
-from persona.train.config import PRESETS
+from persona.train.config import PRESETS, RunConfig
 from persona.train.progress import RunProgress
 from persona.train.run_folder import Run
 from persona.ui import navigation
 from persona.ui.i18n import t
 from persona.ui.navigation import COMPARE
-from persona.ui.page import QUIET, Page, open_current_persona, show_errors
+from persona.ui.page import QUIET, Page, RenderSettings, open_current_persona, open_page_renderer, show_errors
 from persona.ui.steps.train import run_view, settings_form
 from persona.ui.steps.train.plan_view import fit_settings, plan_html
 from persona.ui.steps.train.run_view import RunView
 from persona.ui.widgets import FORWARD_CLICKS_JS
 
+MAX_PROBLEMS = 5  # that a refusal names
+
 
 def on_start(slug: str, preset: str, *form: Any) -> str:
     """Create a run and queue it; it starts at once when nothing else trains. Returns the run's name.
 
-    form: the RenderSettings and the expert settings.
+    form: the RenderSettings and the expert settings. Raises PersonaError for what the steps before would refuse: a base
+    or template, or pairs that cannot be trained on.
     """
     persona = open_current_persona(slug)
-    config, seconds = fit_settings(persona, settings_form.form_to_config(preset, *form))
+    config = settings_form.form_to_config(preset, *form)
+    require_trainable(slug, config)
+    config, seconds = fit_settings(persona, config)
     run = launcher.create_run(persona, config, seconds)
     launcher.start_run(run)
     return run.name
+
+
+def require_trainable(slug: str, config: RunConfig) -> None:
+    """Check what Write and Template check. Raises PersonaError with what is wrong, for pairs with the first rows."""
+    items = open_current_persona(slug).pairs()
+    launcher.require_trainable_pairs(open_current_persona(slug), items)
+    settings = RenderSettings(config.base, config.template, config.max_length, config.learn_history)
+    _, renderer = open_page_renderer(slug, settings)
+    examples = enumerate(renderer.iterate_examples(items), 1)
+    wrong = [Message("pair {row}: {why}", row=row, why=why) for row, e in examples for why in e.problems]
+    if wrong:
+        raise InputError(
+            "{problems}\nThis cannot be trained on ({n} problems). Step 2 shows the rows.",
+            problems=join("\n", wrong[:MAX_PROBLEMS]),
+            n=f"{len(wrong):,}",
+        )
 
 
 def on_resume(slug: str, name: str) -> str:
@@ -126,7 +147,7 @@ class _Controls(NamedTuple):
     expert_settings: list[gr.components.Component]
 
 
-def build(page: Page, step: gr.Step) -> gr.HTML:
+def build(page: Page) -> gr.HTML:
     """The step. Returns the component that shows the state of the run."""
     gr.Markdown(
         t("### Train a LoRA on the pairs\nTraining runs in its own process: you can close or reload this page.")
@@ -137,7 +158,7 @@ def build(page: Page, step: gr.Step) -> gr.HTML:
         controls = _Controls(preset, plan, settings_form.build("quick"))
     view = _build_run_view()
     navigation.build_next_button(t("Next: Compare →"), COMPARE, page)
-    _connect_events(page, step, controls, view)
+    _connect_events(page, controls, view)
     return view.status
 
 
@@ -179,7 +200,7 @@ def _build_run_view() -> RunView:
     )
 
 
-def _connect_events(page: Page, step: gr.Step, c: _Controls, view: RunView) -> None:
+def _connect_events(page: Page, c: _Controls, view: RunView) -> None:
     slug, settings, name = page.slug, page.render_settings, view.name
     form = [slug, c.preset, *settings, *c.expert_settings]
     update: dict[str, Any] = {
@@ -196,8 +217,8 @@ def _connect_events(page: Page, step: gr.Step, c: _Controls, view: RunView) -> N
     view.runs.input(lambda name: name, view.runs, name, **QUIET).success(**update)
     view.samples.click(show_errors(use_snapshot), [slug, name], None, **QUIET).success(**update)
     view.timer.tick(**update, queue=False)
-    gr.on([slug.change, step.select], **update)
+    gr.on([slug.change, page.shown_step.change], **update)
     c.preset.change(settings_form.preset_values, c.preset, c.expert_settings, **QUIET)
-    changes = [c.preset.change, step.select, settings.base.change, settings.max_length.change]
+    changes = [c.preset.change, page.shown_step.change, slug.change, settings.base.change, settings.max_length.change]
     changes += [setting.change for setting in c.expert_settings]
     gr.on(changes, show_errors(plan_html), form, c.plan, trigger_mode="always_last", **QUIET)

@@ -5,15 +5,20 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from persona.ui import navigation
+from persona.ui.chosen import persona_dropdown
 from persona.ui.i18n import t
 from persona.ui.navigation import TEMPLATE
-from persona.ui.page import QUIET, Page, open_current_persona, persona_dropdown, show_errors
+from persona.ui.page import QUIET, Page, open_current_persona, show_errors
 from persona.ui.steps.write import import_tab, pairs_tab, suggest_tab
 from persona.ui.steps.write.card_tab import CARD_FIELDS, build_card_tab, delete_persona, restore_persona, save_card
 from persona.ui.steps.write.export_tab import build_export_tab
 from persona.ui.steps.write.pairs_tab import PairsTab
 from persona.ui.steps.write.replace_tab import build_replace_tab
 from persona.ui.steps.write.welcome import Welcome, build_welcome, open_example, start_persona
+
+FIRST_TAB_JS = (
+    "() => ({ selected: 'pairs', __type__: 'update' })"  # another persona is not opened on the last one's tab
+)
 
 
 class PersonaView(NamedTuple):
@@ -131,9 +136,13 @@ def _connect_editor(page: Page, pairs: PairsTab, editor: _Editor) -> None:
     view = editor.view
     load: dict[str, Any] = {"fn": show_errors(load_persona), "inputs": page.slug, "outputs": view, **QUIET}
     opened = page.slug.change(**load).success(
-        pairs_tab.reset_view, None, [pairs.view.query, pairs.view.row_filter, pairs.view.page, pairs.findings], **QUIET
+        lambda: (*pairs_tab.reset_view(), ""),
+        None,
+        [pairs.view.query, pairs.view.row_filter, pairs.view.page, pairs.findings, editor.card_notice],
+        **QUIET,
     )
     opened.then(None, None, None, js=navigation.FOCUS_STEP_JS, **QUIET)
+    page.persona_list.select(None, None, editor.tabs, js=FIRST_TAB_JS, **QUIET)
     renamed = editor.imported.success(**load).success(persona_dropdown, page.slug, page.persona_list, **QUIET)
     for event in (opened, editor.reload.click(**load), editor.suggestion_decided, renamed):
         pairs_tab.redraw_after(event, pairs, page)

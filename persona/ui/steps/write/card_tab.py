@@ -6,8 +6,9 @@ import gradio as gr
 
 from persona.errors import InputError, PersonaError
 from persona.store import files, persona_folder, workspace
+from persona.ui.chosen import persona_dropdown
 from persona.ui.i18n import t
-from persona.ui.page import open_current_persona, persona_dropdown
+from persona.ui.page import open_current_persona
 
 # field of the card → its label
 CARD_FIELDS = {

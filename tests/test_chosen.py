@@ -1,0 +1,95 @@
+"""Who is chosen, without a browser: one persona with its own adapter, its address, and what may be given away of it."""
+
+import gradio as gr
+import pytest
+from tiny_models import write_adapter
+
+from persona.errors import PersonaError
+from persona.store import persona_folder
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard
+from persona.train import launcher
+from persona.train.config import make_config
+from persona.ui import chosen
+from persona.ui.chosen import Chosen
+from persona.ui.steps import share, template
+from persona.ui.steps import train as train_step
+
+PAIRS = [Pair(f"Which clock is number {n}?", f"Otto's clock {n}.") for n in range(6)]
+
+
+@pytest.fixture
+def run(home, tiny_llama):
+    """The run of Otto, who has an adapter; Ada has none."""
+    otto = persona_folder.create_persona("otto", PersonaCard(name="Otto"))
+    otto.save_pairs(PAIRS)
+    persona_folder.create_persona("ada", PersonaCard(name="Ada")).save_pairs(PAIRS[:3])
+    run = launcher.create_run(otto, make_config("quick"))
+    write_adapter(tiny_llama, run.adapter, card=PersonaCard(name="Otto"))
+    return run
+
+
+def test_a_switch_never_keeps_the_adapter_of_another(run):
+    ottos = f"run/otto/{run.name}"
+    assert Chosen.newest_of("otto") == Chosen("otto", ottos)
+    opened = Chosen("otto", "opened/x", by_hand=True)
+    for before in (Chosen.newest_of("otto"), opened):
+        view = chosen.choose_persona("ada", before)
+        assert (view.chosen, view.slug, view.adapter, view.adapter_list.value) == (Chosen("ada"), "ada", "", None)
+    view = chosen.choose_persona("otto", Chosen("ada"))
+    assert view.adapter == view.adapter_list.value == ottos
+    assert ottos in [value for _, value in view.adapter_list.choices]
+    assert opened.renewed() == Chosen("otto", ottos), "what was opened is gone"
+    with pytest.raises(PersonaError):
+        chosen.choose_persona("nobody", Chosen("ada"))
+
+
+def test_an_address_leads_where_it_says(run, monkeypatch):
+    ottos = f"run/otto/{run.name}"
+    for who, step in ((Chosen(), "write"), (Chosen("ada"), "train"), (Chosen("otto", ottos), "share"),
+                      (Chosen("otto", ottos, by_hand=True), "compare")):  # fmt: skip
+        query = {name: value for name, value in chosen.page_address(who, step).items() if value}
+        assert chosen.read_address(query) == who and query.get("step", "write") == step
+    linked = Chosen(adapter="opened/zhen", by_hand=True, link="ann/zhen@0123abc")
+    assert chosen.page_address(linked, "compare") == {"persona": "ann/zhen@0123abc", "adapter": "", "step": ""}
+    assert chosen.is_share_link({"persona": linked.link}) and not chosen.is_share_link({"persona": "otto"})
+    said: list[str] = []
+    monkeypatch.setattr(gr, "Warning", said.append)
+    assert chosen.read_address({"persona": "<b>"}) == Chosen() and "&lt;b&gt;" in said[0]
+
+
+def test_personas_of_the_same_name_are_told_apart(run):
+    second = persona_folder.create_persona("otto", PersonaCard(name="Otto"))
+    labels = {value: label for label, value in chosen.persona_dropdown("").choices}
+    assert labels["ada"] == "Ada"
+    assert "6 pairs" in labels["otto"] and "0 pairs" in labels[second.slug] and labels["otto"].startswith("Otto · ")
+
+
+def test_what_leaves_is_named_by_its_button_and_goes_with_another(run):
+    offer = share.offer_adapter(f"run/otto/{run.name}", "")
+    assert all(button.value.count("Otto, run of ") for button in (offer.make, offer.push, offer.export))
+    assert offer.offered == f"run/otto/{run.name}" and offer.repo.placeholder == "you/otto"
+    gone = share.offer_adapter("", offer.offered)
+    assert (gone.offered, gone.made.visible, gone.exported.visible, gone.pushed, gone.link) == (
+        "",
+        False,
+        False,
+        "",
+        "",
+    )
+    assert not any(button.interactive for button in (gone.make, gone.push, gone.export))
+
+
+def test_a_refused_template_gives_way_and_start_refuses_it_too(run, tiny_llama, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(gr, "Warning", lambda text, **_: said.append(text))
+    accepted = template.RenderSettings(str(tiny_llama), "chatml", 512, False)
+    *_, settings_template, _, _, kept = template.show_settings(
+        "otto", 1, accepted, str(tiny_llama), "gemma", 512, False
+    )
+    assert kept == accepted and settings_template.value == "chatml" and "the template chatml" in said[0]
+    with pytest.raises(PersonaError):
+        train_step.require_trainable("otto", make_config("quick", base=str(tiny_llama), template="gemma"))
+    with pytest.raises(PersonaError):
+        train_step.require_trainable("otto", make_config("quick", base="ann/there-is-no-such-base"))
+    train_step.require_trainable("otto", make_config("quick", base=str(tiny_llama), template="chatml"))
