@@ -18,6 +18,7 @@ from persona.store.pairs import Pair
 from persona.train import launcher
 from persona.train.config import make_config
 from persona.ui import navigation, voice_picker
+from persona.ui.chosen import Chosen
 from persona.ui.model_queue import ModelTurn
 from persona.ui.steps import compare
 from persona.ui.steps import share as share_step
@@ -302,9 +303,9 @@ def test_what_the_base_is_stands_beside_it(run, chosen):
     base, own, *_ = conversation_view.show_conversation(*talk)[12:]
     assert "only learned to continue text" in base and own == ""
     assert "HuggingFaceTB/SmolLM2-135M-Instruct" in base and "270 MB" in base
-    found, step = base_note.choose_base("mags", SimpleNamespace(base="Qwen/Qwen3-0.6B"))
-    assert found.value == "Qwen/Qwen3-0.6B" and step.selected == navigation.TEMPLATE
-    assert base_note.choose_base("mags", SimpleNamespace(base="/etc"))[0] == gr.skip()
+    found, step, number = base_note.choose_base(Chosen("mags"), SimpleNamespace(base="Qwen/Qwen3-0.6B"))
+    assert found.value == "Qwen/Qwen3-0.6B" and step.selected == number == navigation.TEMPLATE
+    assert base_note.choose_base(Chosen("mags"), SimpleNamespace(base="/etc"))[0] == gr.skip()
 
 
 def test_the_rival_of_a_pretrained_base_is_no_base(run, chosen):
