@@ -24,8 +24,8 @@ from persona.train.progress import RunProgress
 from persona.train.run_folder import Run
 from persona.ui import page, widgets
 from persona.ui.steps import compare, share
-from persona.ui.steps import template as template_step
 from persona.ui.steps.compare import blind_vote_tab, chat_tab, conversation_view, questions_tab
+from persona.ui.steps.template import facts
 from persona.ui.steps.train import run_view
 from persona.ui.steps.write import import_tab, lint_tab, pairs_status, pairs_table, suggest_tab
 from persona.write.importers import ImportReport, SkippedRow
@@ -138,7 +138,7 @@ def test_the_mask_and_its_titles_show_hostile_text_as_text(byte_tokenizer):
         assert_inert(widgets.mask_html(renderer, renderer.render_example(Pair(text, text, ((text, text),)))))
         assert_inert(widgets.mask_html(renderer, renderer.render_example(Pair(text, ""))))
         named = Renderer(byte_tokenizer, ChatTemplate(text, "{# " + text + " #}" + read_template("chatml").text), text)
-        assert_inert(template_step.template_html(Base(text, Path("/nowhere")), named))
+        assert_inert(facts.template_html(Base(text, Path("/nowhere")), named))
 
     check_each(HOSTILE, check)
 
@@ -146,7 +146,7 @@ def test_the_mask_and_its_titles_show_hostile_text_as_text(byte_tokenizer):
 def test_a_base_says_of_itself_what_it_likes(tmp_path):
     def check(text):
         (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": text, "vocab_size": text}))
-        assert_inert(template_step.base_html(Base(text, tmp_path, text, text, "https://example.org/" + text)))
+        assert_inert(facts.base_html(Base(text, tmp_path, text, text, "https://example.org/" + text)))
 
     check_each(HOSTILE, check)
 
@@ -188,7 +188,7 @@ def test_the_cards_of_exports_hold_hostile_text_as_text():
         made = [
             new_output.render_template_file("gguf-card.md.jinja", **said, model="m.gguf", lora="a.gguf", licence="", notes=[]),
             new_output.render_template_file("merged-card.md.jinja", **said, dtype="bfloat16", strength=1, trained="none",
-                           difference=difference),
+                           difference=difference, notes=[many]),
             new_output.render_template_file("dataset-card.md.jinja", card=card, base=many, name="x", counts={"x": 1}, template="", same="",
                            about="", unverified=""),
         ]  # fmt: skip

@@ -114,13 +114,14 @@ def test_what_a_base_needs_is_asked_for_before_it_is_downloaded(monkeypatch):
 
 def test_the_page_says_what_a_known_base_is_good_at_and_needs(tiny_llama, monkeypatch):
     from persona.ui.steps import template
+    from persona.ui.steps.template import facts
 
-    shown = template.base_html(base.Base("Qwen/Qwen3-8B", tiny_llama, licence="Apache-2.0"))
+    shown = facts.base_html(base.Base("Qwen/Qwen3-8B", tiny_llama, licence="Apache-2.0"))
     known = find_known_model("Qwen/Qwen3-8B")
     assert known.en in shown and known.zh not in shown and "17 GB to chat, 24 GB to train" in shown
-    monkeypatch.setattr(template, "language", lambda: "zh")
-    assert known.zh in template.known_model_html(known) and known.en not in template.known_model_html(known)
-    assert "to train" not in template.base_html(base.Base("someone/else", tiny_llama))
+    monkeypatch.setattr(facts, "language", lambda: "zh")
+    assert known.zh in facts.known_model_html(known) and known.en not in facts.known_model_html(known)
+    assert "to train" not in facts.base_html(base.Base("someone/else", tiny_llama))
     listed = template.make_template_settings()[0]
     assert [value for _, value in listed.choices] == [name for name, _, _ in base.list_base_choices()]
     assert listed.allow_custom_value

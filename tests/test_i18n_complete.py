@@ -62,7 +62,9 @@ TABLES: dict[tuple[str, str], set[str]] = {
         share.HOME_LINK,
     },
     ("steps/write/suggest_tab.py", "NO_MODEL_NOTE"): {suggest_tab.NO_MODEL_NOTE},
-    ("steps/template.py", "renderer.template.about"): {x.about for x in chat_template.shipped_templates().values()},
+    ("steps/template/facts.py", "renderer.template.about"): {
+        x.about for x in chat_template.shipped_templates().values()
+    },
     ("steps/write/pairs_table.py", "label"): {label for *_, label in pairs_table.ROW_TOOLS},
     ("steps/write/pairs_table.py", "title"): {title for _, _, title, _ in pairs_table.ROW_TOOLS},
     ("steps/write/pairs_table.py", "word"): {word for _, word, _, _ in pairs_table.ROW_TOOLS},
@@ -84,7 +86,7 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
     "compared with what the page sends": {"steps/write/pairs_table.py": set(pairs_table.PAIR_FILTERS)},
     "a card's name where no other is known, kept on disk": {"voice_picker.py": {"Persona"}},
     "where a fault is, as the library says it": {
-        "steps/write/import_tab.py": {"the file's card"}, "steps/template.py": {"your own"},
+        "steps/write/import_tab.py": {"the file's card"}, "steps/template/own_template.py": {"your own"},
     },
     "script": {"widgets.py": {widgets.COUNTDOWN_JS, widgets.FORWARD_CLICKS_JS}, "steps/write/pairs_tab.py": {pairs_tab.PAINT_MARKS_JS, pairs_tab.SAVED_JS, pairs_tab.REFUSED_JS},
                "navigation.py": {navigation.NAVIGATION_JS, navigation.FOCUS_STEP_JS},

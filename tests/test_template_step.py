@@ -19,6 +19,7 @@ from persona.template.chat_template import ChatTemplate, shipped_templates
 from persona.template.render import Renderer
 from persona.ui import widgets
 from persona.ui.steps import template
+from persona.ui.steps.template import facts
 
 PAIRS = [Pair(f"Who are you, {n}?", f"Mags, keeper number {n}.") for n in range(6)]
 
@@ -47,11 +48,11 @@ def test_what_is_too_long_is_counted(byte_tokenizer):
 
 
 def test_the_histogram_counts_every_row_and_shows_the_limit():
-    html = template.length_histogram_html([10, 10, 50, 120], 100)
+    html = facts.length_histogram_html([10, 10, 50, 120], 100)
     counts = [int(n.replace(",", "")) for n in re.findall(r"tokens: ([\d,]+) pairs", html)]
     assert sum(counts) == 4 and 'class="limit"' in html and html.count('class="long"') == 1
-    assert 'class="limit"' not in template.length_histogram_html([10, 20], 512)
-    assert "up to 0 tokens" in template.length_histogram_html([], 512)
+    assert 'class="limit"' not in facts.length_histogram_html([10, 20], 512)
+    assert "up to 0 tokens" in facts.length_histogram_html([], 512)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +66,9 @@ def test_it_says_where_the_system_prompt_goes(byte_tokenizer, sentencepiece_toke
         else known[name].text
     )
     tokenizer = sentencepiece_tokenizer if name == "gemma-base" else byte_tokenizer
-    said = template.system_prompt_note(Renderer(tokenizer, ChatTemplate("t", text), "Be brief."))
+    said = facts.system_prompt_note(Renderer(tokenizer, ChatTemplate("t", text), "Be brief."))
     assert words in said if words else said == ""
-    assert template.system_prompt_note(Renderer(tokenizer, ChatTemplate("t", text), "")) == ""
+    assert facts.system_prompt_note(Renderer(tokenizer, ChatTemplate("t", text), "")) == ""
 
 
 def test_a_template_of_ones_own_is_checked_kept_and_chosen(persona, tiny_llama):
