@@ -67,12 +67,12 @@ class Watched:
 
 @pytest.fixture
 def personas(page_server, drawn_adapter, monkeypatch):
-    """Otto, with a run of his own; Ada, without one. Returns Otto's run."""
+    """Otto, with a run of his own; Edith, without one. Returns Otto's run."""
     monkeypatch.setenv("PERSONA_HOME", str(page_server.home))
     pairs = [Pair(f"Which clock is number {n}?", f"Otto's clock {n}.") for n in range(6)]
     otto = persona_folder.create_persona("otto", PersonaCard(name="Otto"))
     otto.save_pairs(pairs)
-    persona_folder.create_persona("ada", PersonaCard(name="Ada")).save_pairs(pairs[:3])
+    persona_folder.create_persona("edith", PersonaCard(name="Edith")).save_pairs(pairs[:3])
     run = launcher.create_run(otto, make_config("quick"))
     shutil.copytree(drawn_adapter, run.adapter)
     run.log("state", state="done")
@@ -91,11 +91,11 @@ def test_every_switch_shows_the_chosen_one_alone(browser, page_server, personas,
         watched.step(step)
         watched.events.clear()
         switches = 0
-        for name in ("Ada", "Otto"):
+        for name in ("Edith", "Otto"):
             watched.choose(name)
             switches += 1
             assert watched.shown() == (name, step)
-            others = {"Ada": "Otto", "Otto": "Ada"}[name]
+            others = {"Edith": "Otto", "Otto": "Edith"}[name]
             texts = page.locator("#step-compare, #step-share").all_inner_texts()  # not made before they are shown
             assert others not in "".join(texts), (step, name)
             assert page.locator(".toast-body.error").count() == 0, page.locator(".toast-body").all_inner_texts()
@@ -104,7 +104,7 @@ def test_every_switch_shows_the_chosen_one_alone(browser, page_server, personas,
         page.wait_for_timeout(LOOK_MS)
         assert not watched.events, ("idle", step, watched.events)
     assert "Otto" in page.inner_text("#make-zip") and "Otto" in page.inner_text("#push")
-    watched.choose("Ada")
+    watched.choose("Edith")
     assert page.is_disabled("#make-zip")
 
     # an opened zip is named where it can be given away, and goes with the switch
@@ -115,7 +115,7 @@ def test_every_switch_shows_the_chosen_one_alone(browser, page_server, personas,
     page.wait_for_function("new URLSearchParams(location.search).get('adapter')?.startsWith('opened/')")
     watched.step("share")
     page.wait_for_selector("#make-zip:has-text('甄嬛')")
-    watched.choose("Ada")
+    watched.choose("Edith")
     assert page.is_disabled("#make-zip") and "甄嬛" not in page.inner_text("#step-share")
     watched.choose(new)
     assert page.locator(".toast-body.error").count() == 0 and watched.errors == []
@@ -126,8 +126,8 @@ def test_back_forward_reload_and_a_copied_link_lead_where_they_say(browser, page
     page = watched.page
     watched.choose("Otto")
     watched.step("share")
-    watched.choose("Ada")
-    way = [("Otto", "write"), ("Otto", "share"), ("Ada", "share")]
+    watched.choose("Edith")
+    way = [("Otto", "write"), ("Otto", "share"), ("Edith", "share")]
     copied = page.url
     for who, step in reversed(way[:-1]):
         page.go_back(wait_until="commit")
@@ -142,7 +142,7 @@ def test_back_forward_reload_and_a_copied_link_lead_where_they_say(browser, page
     assert watched.shown() == ("Otto", "share")
     assert page.evaluate("document.activeElement.tagName") == "BODY", "no focus box"
     other = Watched(browser, copied)
-    assert other.shown() == ("Ada", "write"), "Share is closed to Ada, who has no adapter"
+    assert other.shown() == ("Edith", "write"), "Share is closed to Edith, who has no adapter"
     assert watched.errors == [] and other.errors == []
 
 
