@@ -6,6 +6,7 @@ from tiny_models import write_adapter
 
 from persona.errors import PersonaError
 from persona.store import persona_folder
+from persona.store.files import read_json, to_json, write_atomic
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
 from persona.train import launcher
@@ -69,6 +70,10 @@ def test_what_leaves_is_named_by_its_button_and_goes_with_another(run):
     offer = share.offer_adapter(f"run/otto/{run.name}", "")
     assert all(button.value.count("Otto, run of ") for button in (offer.make, offer.push, offer.export))
     assert offer.offered == f"run/otto/{run.name}" and offer.repo.placeholder == "you/otto"
+    card = read_json(run.adapter / "persona.json", "a card")
+    write_atomic(run.adapter / "persona.json", to_json({**card, "name": "甄嬛"}))
+    offer = share.offer_adapter(f"run/otto/{run.name}", "")
+    assert offer.repo.placeholder == "you/otto", "the Hub takes no Chinese in a name"
     gone = share.offer_adapter("", offer.offered)
     assert (gone.offered, gone.made.visible, gone.exported.visible, gone.pushed, gone.link) == (
         "",

@@ -69,10 +69,16 @@ def offer_adapter(adapter_id: str | None, offered: str) -> Offer:
         contents_html(adapter_id),
         gr.Button(t("Make the zip of {name}", name=name), interactive=True),
         gr.Button(t("Push {name} to the Hub", name=name), interactive=True),
-        gr.Textbox(placeholder=t("you/{name}", name=slugify(find_adapter(adapter_id).card.name))),
+        gr.Textbox(placeholder=t("you/{name}", name=_hub_name(adapter_id))),
         gr.Button(t("Export {name}", name=name), interactive=True),
         *made,
     )
+
+
+def _hub_name(adapter_id: str) -> str:
+    """A name for the repository: the persona's, or its folder's where the Hub would not take that."""
+    names = slugify(find_adapter(adapter_id).card.name), AdapterRef.parse_id(adapter_id).name
+    return next((name for name in names if name.isascii()), "persona")
 
 
 def adapter_title(adapter_id: str) -> str:
