@@ -40,7 +40,6 @@ def test_compare_vote_and_correct(browser, page_server, trained_persona):
     kept = list(trained_persona.path.glob("talks/*/*.jsonl"))
     assert len(kept) == 1 and "你是谁？" in kept[0].read_text()
     page.reload()
-    to_compare(page)
     page.wait_for_selector("#chat-persona .user.message:has-text('你是谁？')")
     assert page.locator("#chat-persona .bot.message").last.inner_text() == texts[1]
 
@@ -58,7 +57,6 @@ def test_compare_vote_and_correct(browser, page_server, trained_persona):
     for reload in (False, True):
         if reload:
             page.reload()
-            to_compare(page)
         page.wait_for_selector("#chat-persona .bot.message:has-text('✎ Your correction, pair')")
         shown = page.locator("#chat-persona .bot.message").last.inner_text()
         assert shown.startswith("本宫甄嬛，莺声燕语里的一个。") and texts[1].strip() in shown
