@@ -4,6 +4,7 @@ import asyncio
 import random
 import threading
 import time
+from contextvars import ContextVar
 from types import SimpleNamespace
 
 import anyio
@@ -289,7 +290,39 @@ def test_a_window_waits_for_itself_and_for_no_other(monkeypatch):
         assert await tasks[2] == "other" and done == ["other"]
         let.set()
         assert await asyncio.gather(*tasks) == ["first", "second", "other"]
-        assert done == ["other", "first", "second"] and not page._window_locks
+        assert done == ["other", "first", "second"] and not page._locks
+
+    asyncio.run(work())
+
+
+def test_a_visitor_s_heavy_work_is_done_one_at_a_time_and_keeps_no_other_waiting(monkeypatch):
+    """Whichever windows and handlers ask; another visitor's is done meanwhile."""
+    done, let = [], threading.Event()
+
+    def survey(name):
+        assert not name.startswith("slow") or let.wait(10)
+        done.append(name)
+
+    def preview(name):
+        done.append(name)
+
+    survey, preview = page.run_one_at_a_time(survey), page.run_one_at_a_time(preview)
+    visitor = ContextVar("visitor")
+    monkeypatch.setattr(page.workspace, "current_visitor", visitor.get)
+
+    def asks(who, handler, name):
+        visitor.set(who)
+        LocalContext.request.set(SimpleNamespace(session_hash=name))
+        return asyncio.ensure_future(handler(name))
+
+    async def work():
+        tasks = [asks("ann", survey, "slow 1"), asks("ann", preview, "2"), asks("ben", survey, "other")]
+        await tasks[2]
+        await asyncio.sleep(0.05)
+        assert done == ["other"]
+        let.set()
+        await asyncio.gather(*tasks)
+        assert done == ["other", "slow 1", "2"]
 
     asyncio.run(work())
 

@@ -9,28 +9,15 @@ from typing import Any
 
 import anyio.to_thread
 import gradio as gr
-from gradio.context import LocalContext
 
 from persona.compare.model_queue import MODEL_QUEUE, Ticket, WaitEstimate
-from persona.errors import InputError
 from persona.models import zerogpu
-from persona.store import workspace
 from persona.ui.i18n import t
-from persona.ui.page import show_errors
+from persona.ui.page import show_errors, visitor_key
 from persona.ui.widgets import format_duration
 
 GPU_SECONDS = 60  # seconds that an answer may have the GPU of ZeroGPU
 REPEAT_POSITION_SECONDS = 10.0  # until an unchanged place is shown again; a long queue costs the page time
-
-
-def visitor_key() -> str:
-    """Who asks, for the queue: the visitor of a shared server, else the browser window."""
-    request = LocalContext.request.get(None)
-    window = str(getattr(request, "session_hash", "") or "")
-    try:
-        return workspace.current_visitor() or window
-    except InputError:  # not known: the handler says so
-        return window
 
 
 def position_text(place: WaitEstimate) -> str:

@@ -16,10 +16,10 @@ import anyio.to_thread
 import gradio as gr
 from gradio.context import LocalContext
 
-from persona.errors import PersonaError
+from persona.errors import InputError, PersonaError
 from persona.models import open_renderer
 from persona.models.base import Base
-from persona.store import deployment, persona_folder, quotas
+from persona.store import deployment, persona_folder, quotas, workspace
 from persona.template.render import MAX_LENGTH, Renderer
 from persona.ui.chosen import ChosenView
 from persona.ui.i18n import localized, t
@@ -137,7 +137,7 @@ def remove_downloads(request: gr.Request) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-_window_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()  # by window, or by visitor
 
 
 # Gradio starts events in the order they came in, but prepares their values in threads, where one can overtake another
@@ -149,12 +149,36 @@ def run_in_order(handler: Callable) -> Callable:
 
     Its event needs ORDERED_EVENT: no event is dropped, and values arrive as the browser sent them.
     """
+    return _one_at_a_time(handler, _window_key)
 
+
+def run_one_at_a_time(handler: Callable) -> Callable:
+    """Make a handler wait while another one of its visitor works that is marked so: for what keeps a core busy.
+
+    Its event needs WAITING_EVENT, so that those who wait take no place of another visitor.
+    """
+    return _one_at_a_time(handler, visitor_key)
+
+
+WAITING_EVENT = {"concurrency_limit": None}
+
+
+def _window_key() -> str:
+    return str(getattr(LocalContext.request.get(None), "session_hash", "") or "")
+
+
+def visitor_key() -> str:
+    """Who asks: the visitor of a shared server, else the browser window."""
+    try:
+        return workspace.current_visitor() or _window_key()
+    except InputError:  # not known: the handler says so
+        return _window_key()
+
+
+def _one_at_a_time(handler: Callable, key: Callable[[], str]) -> Callable:
     @functools.wraps(handler)
     async def handled(*args: Any) -> Any:
-        request = LocalContext.request.get(None)
-        lock = _window_locks.setdefault(str(getattr(request, "session_hash", "")), asyncio.Lock())
-        async with lock:
+        async with _locks.setdefault(f"{key.__name__}:{key()}", asyncio.Lock()):
             return await anyio.to_thread.run_sync(functools.partial(handler, *args))
 
     return handled

@@ -19,8 +19,8 @@ from persona.store.files import slugify
 from persona.train import run_folder
 from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
-from persona.ui.model_queue import visitor_key, wait_in_queue
-from persona.ui.page import QUIET, Page, download_path, show_errors
+from persona.ui.model_queue import wait_in_queue
+from persona.ui.page import QUIET, Page, download_path, show_errors, visitor_key
 from persona.ui.widgets import format_duration
 from persona.write import llm_client
 

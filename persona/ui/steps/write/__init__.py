@@ -8,7 +8,7 @@ from persona.ui import navigation
 from persona.ui.chosen import persona_dropdown
 from persona.ui.i18n import t
 from persona.ui.navigation import TEMPLATE
-from persona.ui.page import QUIET, Page, open_current_persona, show_errors
+from persona.ui.page import QUIET, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
 from persona.ui.steps.write import import_tab, pairs_tab, suggest_tab
 from persona.ui.steps.write.card_tab import CARD_FIELDS, build_card_tab, delete_persona, restore_persona, save_card
 from persona.ui.steps.write.export_tab import build_export_tab
@@ -112,16 +112,18 @@ def _connect_start(page: Page, welcome: Welcome, editor: _Editor) -> None:
     )
     gr.on(
         [welcome.file.upload, welcome.file.clear],
-        show_errors(import_tab.ask_whose_voice),
+        run_one_at_a_time(show_errors(import_tab.ask_whose_voice)),
         welcome.file,
         [welcome.voice, welcome.start_file],
         **QUIET,
+        **WAITING_EVENT,
     )
     welcome.start_file.click(
-        show_errors(import_tab.start_from_file),
+        run_one_at_a_time(show_errors(import_tab.start_from_file)),
         [welcome.file, welcome.voice],
         [page.slug, editor.import_file, welcome.file, editor.tabs],
         api_visibility="private",
+        **WAITING_EVENT,
     )
     undo, trash_name = gr.Button(t("Undo delete"), size="sm", visible=False), gr.State("")
     editor.delete.click(

@@ -12,7 +12,7 @@ from persona.errors import InputError
 from persona.store import persona_folder
 from persona.store.pairs import Pair
 from persona.ui.i18n import localized, t
-from persona.ui.page import QUIET, Page, open_current_persona, show_errors
+from persona.ui.page import QUIET, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
 from persona.ui.widgets import problems_html
 from persona.write.importers import ImportOptions, ImportReport, SkippedRow, hub_dataset, registry, text_source
 from persona.write.importers.text_source import SourceFile
@@ -256,28 +256,29 @@ def build(page: Page) -> tuple[gr.File, Any]:
     report = gr.HTML(elem_id="import-report")
 
     source, options = [file, pasted, dataset], view.options()
-    event: dict[str, Any] = {**QUIET, "show_progress": "minimal", "show_progress_on": view.preview}
+    event: dict[str, Any] = {**QUIET, "show_progress": "minimal", "show_progress_on": view.preview, **WAITING_EVENT}
     gr.on(
         [file.change, pasted.blur, dataset.submit],
-        show_errors(survey_for_persona),
+        run_one_at_a_time(show_errors(survey_for_persona)),
         [page.slug, *source],
         view,
         **event,
     )
-    view.format.input(show_errors(survey_source), [*source, view.format], view, **event)
+    view.format.input(run_one_at_a_time(show_errors(survey_source)), [*source, view.format], view, **event)
     gr.on(
         [option.input for option in options],
-        show_errors(update_preview),
+        run_one_at_a_time(show_errors(update_preview)),
         [*source, view.format, *options],
         [view.preview, view.add],
         **event,
     )
     added = view.add.click(
-        show_errors(add_imported_pairs),
+        run_one_at_a_time(show_errors(add_imported_pairs)),
         [page.slug, *source, view.format, view.take_card, *options],
         [report, view.add],
         show_progress_on=report,
         api_visibility="private",
+        **WAITING_EVENT,
     )
     return file, added
 
