@@ -28,8 +28,7 @@ def walk(page) -> dict[str, list[str]]:
     """Every step → its lines."""
     seen = {}
     for step, drawn in STEPS.items():
-        if step != "write":
-            page.click(f"#to-{step}")
+        page.click("#step-write-button" if step == "write" else f"#to-{step}")
         page.wait_for_selector(drawn)
         page.evaluate(f"document.querySelectorAll('#step-{step} button.label-wrap:not(.open)').forEach(e => e.click())")
         seen[step] = page.evaluate(SEEN)
