@@ -93,7 +93,8 @@ def plan_run(
     step = train_plan.find_heaviest_step(config, lengths)
     plan = train_plan.plan_training(machine, shape, step, 1, dtype)
     learned = tokens * sum(n for _, n in lengths) / sum(n for n, _ in lengths)
-    seconds = train_plan.estimate_seconds(machine, shape, plan, tokens, learned, 0)
+    work = train_plan.TrainingWork(tokens, learned, evaluations=0, held_out=0, samples=0)
+    seconds = train_plan.estimate_seconds(machine, shape, plan, work)
     return plan.memory, None if seconds is None else round(seconds - train_plan.STARTUP_SECONDS, 2)
 
 
