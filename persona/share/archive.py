@@ -9,7 +9,6 @@ import errno
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 import stat
@@ -67,11 +66,9 @@ def pack_adapter(adapter: Path, out: Path) -> Path:
                     info = zipfile.ZipInfo(f"{top}/{file.name}")  # dated 1980
                     info.external_attr = (stat.S_IFREG | 0o644) << 16
                     info.create_system = 3
-                    with open_adapter_file(file) as source:
-                        # above 2 GB, zipfile needs to know before it starts
-                        info.file_size = os.fstat(source.fileno()).st_size
-                        with archive.open(info, "w") as target:
-                            shutil.copyfileobj(source, target, 1 << 20)
+                    info.file_size = file.stat().st_size  # above 2 GB, zipfile needs to know before it starts
+                    with file.open("rb") as source, archive.open(info, "w") as target:
+                        shutil.copyfileobj(source, target, 1 << 20)
     except OSError as e:
         raise ShareError(explain_disk_error(out, e)) from e
     return out

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from persona.errors import Message, ShareError
 from persona.models import base as bases
 from persona.models import bundled, download, model_card
-from persona.models.adapter import ADAPTER_FILES, WEIGHTS_FILE, Adapter, open_adapter_file
+from persona.models.adapter import ADAPTER_FILES, WEIGHTS_FILE, Adapter
 from persona.share import archive
 from persona.share.archive import check_adapter_folder, list_adapter_files, refuse_secrets_in
 from persona.share.hub_errors import retry, translate_errors
@@ -163,19 +163,13 @@ def _ensure_repo(api: Any, repo: str, public: bool) -> None:
 
 
 def _commit_files(api: Any, repo: str, adapter: Path, message: str) -> str:
-    """Send the files as one commit and return its id. A second call sends only what has not arrived.
+    """Send a sealed adapter's files as one commit; returns its id. A second call sends only what has not arrived.
 
     Not upload_folder, which may make several commits: a link could then pin half an adapter.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    def content(file: Path) -> Path | bytes:
-        if file.name == WEIGHTS_FILE:  # too large to be read at once
-            return file
-        with open_adapter_file(file) as opened:
-            return opened.read()
-
-    add = {file.name: CommitOperationAdd(file.name, content(file)) for file in list_adapter_files(adapter)}
+    add = {file.name: CommitOperationAdd(file.name, file) for file in list_adapter_files(adapter)}
     readme = adapter / "README.md"
     if readme.is_file():
         text = model_card.adapt_card_for_hub(readme.read_text(encoding="utf-8"), repo)
