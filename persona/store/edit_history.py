@@ -19,7 +19,7 @@ from persona.errors import InputError, Message, with_templates
 from persona.store import quotas
 from persona.store.edits import PairChange, apply_changes, invert_changes
 from persona.store.files import write_atomic
-from persona.store.pairs import Pair, dump_pair, iter_pairs, parse_pair
+from persona.store.pairs import Pair, count_characters, dump_pair, iter_pairs, parse_pair
 from persona.store.persona_folder import Persona
 
 MAX_UNDO = 200  # edits that can be undone
@@ -49,8 +49,8 @@ def commit(persona: Persona, label: str, changes: Sequence[PairChange], merge: s
         after = apply_changes(pairs, changes)
         if len(after) > len(pairs):
             quotas.require_pair_quota(len(after))
-        if (characters := _count_characters(after)) > _count_characters(pairs):
-            quotas.require_characters_quota(characters)
+        if _count_growth(changes) > 0:
+            quotas.require_characters_quota(count_characters(after))
         # of a process that was killed while saving
         for temporary in persona.path.glob(f".{persona.pairs_file.name}.*.tmp"):
             temporary.unlink(missing_ok=True)
@@ -60,8 +60,9 @@ def commit(persona: Persona, label: str, changes: Sequence[PairChange], merge: s
     return after
 
 
-def _count_characters(pairs: Iterable[Pair]) -> int:
-    return sum(pair.characters for pair in pairs)
+def _count_growth(changes: Sequence[PairChange]) -> int:
+    """The characters that the changes add; below 0 when they take more away."""
+    return count_characters(c.new for c in changes if c.new) - count_characters(c.old for c in changes if c.old)
 
 
 def _check_change(change: PairChange) -> None:

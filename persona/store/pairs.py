@@ -41,6 +41,10 @@ class Pair:
         return row
 
 
+def count_characters(pairs: Iterable[Pair]) -> int:
+    return sum(pair.characters for pair in pairs)
+
+
 @dataclass(frozen=True)
 class BadLine:
     """A line that is not a pair: its number (from 1), why, and its text, so that nothing is lost."""

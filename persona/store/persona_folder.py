@@ -27,7 +27,7 @@ from persona.store.files import (
     to_json,
     write_atomic,
 )
-from persona.store.pairs import BadLine, Pair, read_pairs, scan_pairs, write_pairs
+from persona.store.pairs import BadLine, Pair, count_characters, read_pairs, scan_pairs, write_pairs
 from persona.store.workspace import EXAMPLES_DIR, current_workspace
 
 MAX_NAME, MAX_SYSTEM, MAX_GREETING = 80, 4_000, 2_000  # characters
@@ -194,7 +194,7 @@ def create_persona_at(path: Path, card: PersonaCard, pairs: list[Pair] | None = 
         raise InputError("{path}: already exists. Choose another name, or open it.", path=path)
     quotas.require_disk_quota()
     quotas.require_pair_quota(len(pairs or []))
-    quotas.require_characters_quota(sum(pair.characters for pair in pairs or []))
+    quotas.require_characters_quota(count_characters(pairs or []))
     for row, pair in enumerate(pairs or [], 1):
         quotas.require_pair_length_quota(row, pair.characters)
     persona = Persona(path.resolve())
