@@ -4,13 +4,12 @@ The limits are the operating system's (`resource`): on Windows there are none, o
 """
 
 import contextlib
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Generator
 
-from persona.store.workspace import IS_INSTALLED, PROJECT_DIR
+from persona.store.workspace import child_environment
 
 MAX_MEMORY = 1_500_000_000  # bytes of address space; 300 million of them are Python and its libraries
 _SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD", re.I)
@@ -42,9 +41,7 @@ def read_process_lines(module: str, *arguments: str, longest: int) -> Generator[
     The module calls limit_process() first. Its environment holds no keys. longest: bytes of a line.
     Raises LimitedProcessError.
     """
-    env = {name: value for name, value in os.environ.items() if not _SECRET.search(name)} | _ONE_THREAD
-    if not IS_INSTALLED:
-        env["PYTHONPATH"] = os.pathsep.join([str(PROJECT_DIR), os.environ.get("PYTHONPATH", "")])
+    env = {name: value for name, value in child_environment().items() if not _SECRET.search(name)} | _ONE_THREAD
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", module, *arguments],
         env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

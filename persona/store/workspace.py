@@ -27,6 +27,15 @@ def shipped_dir(folder: str) -> Path:
     return (_INSTALLED_DATA if IS_INSTALLED else PROJECT_DIR) / folder
 
 
+def child_environment() -> dict[str, str]:
+    """This process's environment, in which `python -m persona.…` finds the code from any folder."""
+    environment = dict(os.environ)
+    # an installed copy is found anyway, and site-packages must not come before the standard library
+    if not IS_INSTALLED:
+        environment["PYTHONPATH"] = os.pathsep.join([str(PROJECT_DIR), os.environ.get("PYTHONPATH", "")])
+    return environment
+
+
 EXAMPLES_DIR = shipped_dir("datasets")
 TEMPLATES_DIR = shipped_dir("templates")
 

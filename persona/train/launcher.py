@@ -5,7 +5,6 @@ create_run() writes the run folder; start_run() takes a ticket in the queue (que
 """
 
 import json
-import os
 import secrets
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from persona.store import deployment, quotas
 from persona.store.files import explain_disk_error, to_json, write_atomic
 from persona.store.pairs import Pair, find_unfinished, hash_pairs
 from persona.store.persona_folder import Persona
-from persona.store.workspace import IS_INSTALLED, PROJECT_DIR, is_for_visitor
+from persona.store.workspace import child_environment, is_for_visitor
 from persona.template.chat_template import read_template
 from persona.train import oom_recovery, queue, validate
 from persona.train.config import RunConfig, count_steps
@@ -152,14 +151,11 @@ def _spawn(run: Run, state: str, module: str, *arguments: str) -> None:
     """Start `python -m MODULE RUN ARGUMENTS` as the run's process."""
     run.log("state", state=state)
     malloc.limit_openmp_spin()
-    env = dict(os.environ)
-    # an installed copy is found anyway, and site-packages must not come before the standard library
-    if not IS_INSTALLED:
-        env["PYTHONPATH"] = os.pathsep.join([str(PROJECT_DIR), os.environ.get("PYTHONPATH", "")])
     with (run.path / "log.txt").open("ab") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", module, str(run.path), *arguments],
-            cwd=run.path, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+            cwd=run.path, env=child_environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )  # fmt: skip
     try:
         record_worker(run, child.pid)
