@@ -143,7 +143,7 @@ def find_position(run: Run) -> QueuePosition | None:
     n = waiting.index(run)
     left = _left_now(training) if training else None
     times_ahead = [*([left] if training else []), *(r.expected_seconds() for r in waiting[:n])]
-    wait = math.fsum(s for s in times_ahead if s is not None) if times_ahead and None not in times_ahead else None
+    wait = _add_times(times_ahead) if times_ahead else None
     after = waiting[n - 1] if n else training
     same_owner = after is not None and owner_of(after.path) == owner_of(run.path)
     return QueuePosition(n + 1, after if same_owner else None, left, wait)
@@ -152,8 +152,13 @@ def find_position(run: Run) -> QueuePosition | None:
 def estimate_wait() -> float | None:
     """Seconds until a run that was added now would start; 0 where none trains or waits, None where it is not known."""
     training, waiting = find_training_run(), list_waiting_runs()
-    times = [*([_left_now(training)] if training else []), *(run.expected_seconds() for run in waiting)]
-    return None if None in times else math.fsum(t for t in times if t is not None)
+    return _add_times([*([_left_now(training)] if training else []), *(run.expected_seconds() for run in waiting)])
+
+
+def _add_times(times: list[float | None]) -> float | None:
+    """Their sum in seconds; None where one of them is not known."""
+    known = [seconds for seconds in times if seconds is not None]
+    return math.fsum(known) if len(known) == len(times) else None
 
 
 def _left_now(run: Run) -> float | None:
