@@ -295,4 +295,4 @@ def _read_answer(answer: Any, count: int) -> list[RenderedChat]:
             raise TemplateError(Message.of(Message.from_json(said, message)))
         case {"kind": str(kind), "reason": str(reason)}:
             raise TemplateError("{kind}: {reason}", kind=kind, reason=reason)
-    raise TemplateError("The template makes texts without end. Is there a loop that doubles something?")
+    raise _TookTooMuch(time_ran_out=False).explain()

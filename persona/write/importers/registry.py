@@ -95,7 +95,7 @@ def read_source(source: SourceFile, format: str, options: ImportOptions) -> Iter
     try:
         for item in get_importer(format).read(source, options):
             if isinstance(item, Pair):  # a placeholder, or earlier turns, may multiply the text of a file
-                budget.spend(len(item.instruction) + len(item.output) + sum(len(x) for t in item.history for x in t))
+                budget.spend(item.characters - len(item.source))
             yield item
     except OverBudgetError:
         raise over_budget(source.name, budget.limit) from None

@@ -1,6 +1,5 @@
 """The table of pairs, for thousands of them: which rows a view shows, their HTML, and an edit from what was typed."""
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 from persona.errors import InputError, Message
 from persona.store import edit_history, edits, pairs
-from persona.store.edits import PairChange
+from persona.store.edits import PairChange, search_pattern
 from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona
 from persona.ui.i18n import t
@@ -144,7 +143,7 @@ def found_html(pair: Pair, query: str) -> str:
     """
     if not query:
         return ""
-    pattern = re.compile(re.escape(query), re.IGNORECASE)
+    pattern = search_pattern(query, match_case=False)
     places = [(text, match) for text in [*pair_texts(pair), pair.source] for match in pattern.finditer(text)]
     shown = "".join(
         f"<span>{'…' if m.start() > FOUND_CONTEXT else ''}{escape(text[max(0, m.start() - FOUND_CONTEXT) : m.start()])}"
