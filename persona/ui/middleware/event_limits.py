@@ -16,7 +16,7 @@ from persona.ui.middleware.refusal import RequestRefused
 
 MAX_EVENT_BYTES = 32_000_000  # of an event; files are uploaded by another route
 MAX_EVENTS_BYTES = 64_000_000  # of a visitor's events that arrive, wait or are handled
-MAX_EVENTS = 50  # of those, at a time: a switch of persona takes about ten
+MAX_EVENTS = 50  # of those, at a time: a switch of persona takes some twenty
 MAX_TABS = 50  # of a visitor whose state is kept: the one used longest ago is forgotten for another
 TAB_REQUESTS = 20  # that a new tab counts for in PERSONA_MAX_REQUESTS
 
@@ -78,7 +78,7 @@ class EventLimits:
         tabs.move_to_end(tab)
         if len(tabs) > MAX_TABS:
             blocks = scope["app"].get_blocks()
-            busy = {event.session_hash for event in list(blocks._queue.event_ids_to_events.values())}
+            busy = {event.session_hash for event in _queued_events(scope, "")}
             if idle := next((name for name in tabs if name not in busy and name != tab), None):
                 del tabs[idle]
                 for kept in (blocks.state_holder.session_data, blocks.state_holder.time_last_used):

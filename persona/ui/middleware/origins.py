@@ -8,13 +8,13 @@ import secrets
 
 from gradio import routes
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from persona.serve.http import is_api_path
 from persona.serve.origins import is_from_elsewhere
 from persona.store import deployment
 from persona.ui.i18n import set_request_headers, t
+from persona.ui.middleware.refusal import RequestRefused
 
 STATIC_PREFIXES = ("/assets/", "/static/", "/svelte/", "/pwa_icon")
 STATIC_PATHS = ("/theme.css", "/gradio_api/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json")
@@ -48,7 +48,7 @@ class OriginCheck:
             return
         set_request_headers(Headers(scope=scope))
         text = t("This request comes from another website. Open the page itself to use it.")
-        await JSONResponse({"detail": text, "error": text}, 403)(scope, receive, send)
+        await RequestRefused(403, text).response()(scope, receive, send)
 
 
 def _is_open(scope: Scope) -> bool:

@@ -12,7 +12,6 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from persona.store import quotas
@@ -138,7 +137,7 @@ class UploadCheck:
             room = await asyncio.to_thread(scope["persona.upload_room"]) if "persona.upload_room" in scope else None
             await self._pass_on(scope, UploadBody(Headers(scope=scope), receive, room, arriving), send)
         except RequestRefused as e:
-            await JSONResponse({"detail": e.text, "error": e.text}, e.status)(scope, receive, send)
+            await e.response()(scope, receive, send)
         finally:
             arriving.requests -= 1
             if not arriving.requests:

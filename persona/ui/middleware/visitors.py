@@ -21,7 +21,6 @@ from urllib.parse import parse_qsl, urlencode
 from gradio.context import LocalContext
 from gradio.utils import get_upload_folder
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from persona.serve.http import is_api_path
@@ -90,7 +89,7 @@ class VisitorIsolation:
             try:
                 receive, send = await self.check_request(scope, receive, send, visitor, handled)
             except RequestRefused as e:
-                await JSONResponse({"detail": e.text, "error": e.text}, e.status)(scope, receive, send)
+                await e.response()(scope, receive, send)
                 return
             await self.app(scope, receive, send)
 
