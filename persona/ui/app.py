@@ -130,9 +130,8 @@ def build_app() -> gr.Blocks:
     with i18n.building_page(), gr.Blocks(title="Persona", fill_width=False, analytics_enabled=False, **options) as demo:
         # a fixed secret, so that a restarted server can read it again; it protects nothing, only a folder name
         last_slug = gr.BrowserState("", storage_key="persona-open", secret="persona")
-        visitor_key = gr.BrowserState(
-            "", storage_key="persona-visitor", secret="persona"
-        )  # whose conversations to show
+        # whose conversations to show
+        visitor_key = gr.BrowserState("", storage_key="persona-visitor", secret="persona")
         who, slug, asked = gr.State(Chosen()), gr.State(""), gr.State("")
         persona_list, language_button = _build_header()
         if is_shared:
@@ -180,15 +179,15 @@ def _build_steps(
     with gr.Walkthrough(selected=WRITE, elem_id="steps") as walkthrough:
         adapter_list = gr.Dropdown([], label=t("Adapter"), elem_id="adapter", scale=3, min_width=260, render=False)
         page = Page(
-            who,
-            slug,
-            persona_list,
-            walkthrough,
-            gr.State(WRITE),
-            pair_number,
-            template.make_template_settings(),
-            gr.State(""),
-            adapter_list,
+            chosen=who,
+            slug=slug,
+            persona_list=persona_list,
+            steps=walkthrough,
+            shown_step=gr.State(WRITE),
+            pair_number=pair_number,
+            render_settings=template.make_template_settings(),
+            adapter=gr.State(""),
+            adapter_list=adapter_list,
         )
         with gr.Step(t("Write"), id=WRITE) as first, gr.Column(elem_id="step-write"):
             pairs = write.build(page)

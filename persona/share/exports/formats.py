@@ -59,6 +59,7 @@ def _export_weights(
     path: Path, out: Path, form: ExportFormat, options: ExportOptions, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     from persona.models import adapter as adapters
+    from persona.share import archive
 
     if options.strength != 1 and (form is ExportFormat.zip or (form is ExportFormat.gguf and not options.merge)):
         raise InputError(
@@ -67,7 +68,7 @@ def _export_weights(
         )
     folder = adapters.locate_adapter(path)
     if form is ExportFormat.zip:
-        from persona.share import archive, refresh_card
+        from persona.share import refresh_card
         from persona.share.exports import new_output
 
         new_output.require_new(out)
@@ -75,7 +76,6 @@ def _export_weights(
         packed = archive.pack_adapter(folder, out)
         return {"file": str(packed), "bytes": packed.stat().st_size}
     from persona.compare import session
-    from persona.share import archive
     from persona.share.exports import gguf_folder, merged_model
 
     with archive.seal_adapter(folder) as adapter:

@@ -36,9 +36,8 @@ class ImportNote:
     what: str
 
 
-MAX_LISTED = (
-    10_000  # skipped rows, and kinds of notes, kept for the report, so that a file of garbage does not fill the memory
-)
+# skipped rows, and kinds of notes, kept for the report, so that a file of garbage does not fill the memory
+MAX_LISTED = 10_000
 
 ImportItem = Pair | SkippedRow | ImportNote
 

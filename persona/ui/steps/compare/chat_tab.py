@@ -107,11 +107,10 @@ def edit_message(event: gr.EditData, column: int, *controls: Any) -> Steps:
     number, is_answer = divmod(int(index), 2)
     text = read_chatbot_text(str(event.value))
     if is_answer:
-        voice = column_voices(selection)[column]
-        message = localized(correct_answer(number, voice, text, selection))
+        voices = column_voices(selection)
+        message = localized(correct_answer(number, voices[column], text, selection))
         gr.Info(escape(t("{message} Undo it in step 1.", message=message)))
         chatbots = list(ChatUpdate().chatbots)
-        voices = column_voices(selection)
         chatbots[: len(voices)] = map(gr.Chatbot, column_messages(load_conversation(selection), voices, selection))
         yield ChatUpdate(chatbots, status=message, conversation_id=selection.conversation_id).flat()
         return

@@ -41,8 +41,9 @@ def on_start(slug: str, preset: str, *form: Any) -> str:
 
 def require_trainable(slug: str, config: RunConfig) -> None:
     """Check what Write and Template check. Raises PersonaError with what is wrong, for pairs with the first rows."""
-    items = open_current_persona(slug).pairs()
-    launcher.require_trainable_pairs(open_current_persona(slug), items)
+    persona = open_current_persona(slug)
+    items = persona.pairs()
+    launcher.require_trainable_pairs(persona, items)
     settings = RenderSettings(config.base, config.template, config.max_length, config.learn_history)
     _, renderer = open_page_renderer(slug, settings)
     examples = enumerate(renderer.iterate_examples(items), 1)

@@ -16,9 +16,8 @@ from persona.ui.steps.write.pairs_tab import PairsTab
 from persona.ui.steps.write.replace_tab import build_replace_tab
 from persona.ui.steps.write.welcome import Welcome, build_welcome, open_example, start_persona
 
-FIRST_TAB_JS = (
-    "() => ({ selected: 'pairs', __type__: 'update' })"  # another persona is not opened on the last one's tab
-)
+# another persona is not opened on the last one's tab
+FIRST_TAB_JS = "() => ({ selected: 'pairs', __type__: 'update' })"
 
 
 class PersonaView(NamedTuple):
