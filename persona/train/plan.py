@@ -231,6 +231,7 @@ class TrainingEstimate:
     train_rows: int
     held_out: int
     longest: int  # tokens of the longest row, about
+    work: TrainingWork
     seconds: float | None  # None where the machine's speed is not known
     from_run: str  # the run whose speed was taken, "" where none was
 
@@ -242,8 +243,9 @@ def estimate_on_this_machine(persona: Persona, config: RunConfig, pairs: Sequenc
     if estimate is None or estimate.seconds is None or estimate.from_run or not machine.rates:
         return estimate
     # a plan follows from what the machine can do, its time from what it does now beside all else
-    busy = estimate_training(persona, config, pairs, replace(machine, rates=hardware.rates_now()))
-    return replace(estimate, seconds=max(estimate.seconds, busy.seconds or 0.0)) if busy else estimate
+    busy = replace(machine, rates=hardware.rates_now())
+    seconds = estimate_seconds(busy, estimate.shape, estimate.plan, estimate.work)
+    return replace(estimate, seconds=max(estimate.seconds, seconds or 0.0))
 
 
 def fit_to_machine(persona: Persona, config: RunConfig, given: Collection[str] = ()) -> tuple[RunConfig, list[str]]:
@@ -281,7 +283,7 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
     )
     comparable = find_comparable_run(persona, config, plan)
     seconds = estimate_seconds(machine, shape, plan, work, comparable.progress() if comparable else None)
-    return TrainingEstimate(plan, shape, steps, train_rows, held_out, max(n for n, _ in rows), seconds,
+    return TrainingEstimate(plan, shape, steps, train_rows, held_out, max(n for n, _ in rows), work, seconds,
                             comparable.name if comparable else "")  # fmt: skip
 
 
