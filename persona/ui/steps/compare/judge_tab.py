@@ -1,11 +1,8 @@
 """Step 4, tab Did it learn?: evaluate the adapter, and show the report with its verdict."""
 
-import contextvars
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from html import escape
-from queue import SimpleQueue
 from typing import Any
 
 import gradio as gr
@@ -18,6 +15,7 @@ from persona.store import deployment
 from persona.store.files import slugify
 from persona.train import run_folder
 from persona.ui import voice_picker
+from persona.ui.background import start_in_thread
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import wait_in_queue
 from persona.ui.page import QUIET, Page, download_path, show_errors, visitor_key
@@ -49,15 +47,13 @@ def measure_adapter(adapter_id: str, judge: bool) -> Iterator[tuple[str, Any]]:
     adapter, visitor, stop = voice_picker.find_adapter(adapter_id), visitor_key(), threading.Event()
     if _stops.setdefault(visitor, stop) is not stop:
         raise PersonaError("A measurement of yours is running. Wait until it has ended, or stop it.")
-    steps: SimpleQueue[scoring.EvalProgress | None] = SimpleQueue()
-    measured: Future[Any] = Future()
 
-    def report_progress(step: scoring.EvalProgress) -> None:
-        if stop.is_set():
-            raise evaluate.EvaluationStopped
-        steps.put(step)
+    def measure(report_step: Callable[[scoring.EvalProgress], None]) -> Any:
+        def report_progress(step: scoring.EvalProgress) -> None:
+            if stop.is_set():
+                raise evaluate.EvaluationStopped
+            report_step(step)
 
-    def measure() -> None:
         try:
             run, begun = evaluate.run_of(adapter), _stopped_report(adapter)
             report = evaluate.evaluate_adapter(
@@ -65,16 +61,13 @@ def measure_adapter(adapter_id: str, judge: bool) -> Iterator[tuple[str, Any]]:
             )
             if run:
                 evaluate.save_report(report, run)
-            measured.set_result(report)
-        except BaseException as e:
-            measured.set_exception(e)
+            return report
         finally:
             del _stops[visitor]
-            steps.put(None)
 
-    threading.Thread(target=contextvars.copy_context().run, args=(measure,), daemon=True).start()
+    steps, measured = start_in_thread(measure)
     try:
-        for step in iter(steps.get, None):
+        for step in steps:
             yield _progress_html(step), gr.skip()
     finally:  # also when the window is closed: the model's work ends with the step that is computed
         stop.set()
