@@ -43,8 +43,10 @@ class VoicesView(NamedTuple):
 def refresh_voices(slug: str, adapter_id: str | None, other_voices: list[str], blend_with: str | None) -> VoicesView:
     """The voices there are now; what was selected stays if it still exists."""
     others = voice_picker.list_other_voices(slug, adapter_id or "")
-    kept = [v for v in other_voices or [] if v in {i for _, i in others} or _is_blend_of(slug, v)]
-    blends = [v for v in voice_picker.list_adapters(slug) if v[1] != adapter_id]
+    adapters = voice_picker.list_adapters(slug)
+    known = {i for _, i in others}
+    kept = [v for v in other_voices or [] if v in known or _is_blend_of(adapters, v)]
+    blends = [v for v in adapters if v[1] != adapter_id]
     blend = gr.Dropdown(blends, value=blend_with if blend_with in {i for _, i in blends} else None)
     return VoicesView(_others_dropdown(others, adapter_id, kept), blend)
 
@@ -53,11 +55,9 @@ def _is_blend(voice: str) -> bool:
     return AdapterRef.parse_id(voice).kind is RefKind.BLEND
 
 
-def _is_blend_of(slug: str, voice: str) -> bool:
-    """Whether it blends an adapter that is in the lists of this persona."""
-    return _is_blend(voice) and str(AdapterRef.parse_id(voice).parts[1]) in {
-        i for _, i in voice_picker.list_adapters(slug)
-    }
+def _is_blend_of(adapters: list[tuple[str, str]], voice: str) -> bool:
+    """Whether it blends one of these adapters, given as (label, id)."""
+    return _is_blend(voice) and str(AdapterRef.parse_id(voice).parts[1]) in {i for _, i in adapters}
 
 
 def _others_dropdown(voices: list[tuple[str, str]], adapter_id: str | None, selected: list[str]) -> gr.Dropdown:
