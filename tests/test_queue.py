@@ -161,6 +161,15 @@ def test_cancel_trains_nothing_and_can_be_taken_back_at_once(new):
     wait_for(lambda: status(b) == "running")
 
 
+def test_cancel_is_said_however_quick_the_process_that_waits_is(new, monkeypatch):
+    """It may find the stop file, and leave the queue, before the one who cancels has looked there."""
+    a, b = new(), new()
+    started(a, b)
+    touch = type(b).stop
+    monkeypatch.setattr(type(b), "stop", lambda run: (touch(run), wait_for(lambda: status(run) == "stopped")))
+    assert launcher.stop_run(b) is True and status(b) == "stopped"
+
+
 def test_cancel_works_when_the_process_that_waited_is_gone(new):
     a, b = new(), new()
     started(a, b)

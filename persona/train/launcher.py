@@ -186,8 +186,10 @@ def require_success(run: Run, progress: RunProgress) -> None:
 
 def stop_run(run: Run) -> bool:
     """Cancel a run that waits (returns True), or ask one that trains to stop at its next step."""
+    if queue.cancel_waiting_run(run):  # first: its process, asked to stop, would take itself out of the queue
+        return True
     run.stop()
-    return queue.cancel_waiting_run(run)
+    return False
 
 
 def retry_smaller(persona: Persona, run: Run) -> Run:
