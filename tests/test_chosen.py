@@ -55,7 +55,7 @@ def test_an_address_leads_where_it_says(run, monkeypatch):
     assert chosen.page_address(linked, "compare") == {"persona": "ann/zhen@0123abc", "adapter": "", "step": ""}
     assert chosen.is_share_link({"persona": linked.link}) and not chosen.is_share_link({"persona": "otto"})
     said: list[str] = []
-    monkeypatch.setattr(gr, "Warning", said.append)
+    monkeypatch.setattr(gr, "Warning", lambda text, **_: said.append(text))
     assert chosen.read_address({"persona": "<b>"}) == Chosen() and "&lt;b&gt;" in said[0]
 
 

@@ -166,7 +166,7 @@ def test_another_wording_and_another_take(run, chosen):
 
 def test_a_corrected_answer_becomes_a_pair(run, chosen, monkeypatch):
     told = []
-    monkeypatch.setattr(compare.gr, "Info", told.append)
+    monkeypatch.setattr(compare.gr, "Info", lambda text, **_: told.append(text))
     talk_id = last(say("Who are you?", chosen))[-1]
     event = SimpleNamespace(index=1, value="Mags Tolliver. Wipe your boots.")
     last(chat_tab.edit_message(event, 1, KEY, "mags", chosen, [voice_picker.BASE_WITH_PROMPT], talk_id, 1.0, *KNOBS))

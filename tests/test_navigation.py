@@ -92,7 +92,7 @@ def test_the_way_marks_the_step_that_is_shown_and_says_why_others_are_closed(ada
 
 def test_a_closed_step_says_why_and_an_open_one_opens(ada, monkeypatch):
     said: list[str] = []
-    monkeypatch.setattr(gr, "Info", said.append)
+    monkeypatch.setattr(gr, "Info", lambda text, **_: said.append(text))
     stays, _ = navigation.open_step(TEMPLATE, Chosen("ada"))
     assert not isinstance(stays, gr.Walkthrough) and "no pairs yet" in said[0]
     ada.save_pairs([Pair("Who?", "Ada.")])

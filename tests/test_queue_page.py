@@ -136,7 +136,7 @@ def test_the_page_puts_in_line_shows_cancel_and_switches(new, monkeypatch):
     assert all(x == {"__type__": "update"} for x in page.update_run_view(slug, b, mark)), "nothing new"
     assert page.update_run_view(slug, "", "")[-2] == a, "a reloaded page shows what trains, and stays with it"
 
-    monkeypatch.setattr(page.gr, "Info", lambda text: None)
+    monkeypatch.setattr(page.gr, "Info", lambda text, **_: None)
     assert page.on_stop(slug, b) == b
     status_, *_, halt, again, _, which, _, _, _ = page.update_run_view(slug, b, mark)
     assert "Stopped" in status_ and again.visible and not halt.interactive and which.visible, "back to the other one"
@@ -184,6 +184,6 @@ def test_a_page_opens_where_the_line_cannot_be_written(new, monkeypatch):
 
     said: list[str] = []
     monkeypatch.setattr(queue, "lock_queue", full)
-    monkeypatch.setattr(app.gr, "Warning", said.append)
+    monkeypatch.setattr(app.gr, "Warning", lambda text, **_: said.append(text))
     assert app.restore_tab("mags", SimpleNamespace(query_params={})).slug == "mags"
     assert said == ["queue: the disk is full. Free some space and try again."]

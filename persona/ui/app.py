@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import partial
-from html import escape
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -21,6 +20,7 @@ from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.i18n import localized, t
 from persona.ui.middleware import visitors, workspaces
 from persona.ui.navigation import COMPARE, SHARE, TEMPLATE, TRAIN, WRITE
+from persona.ui.notices import show_warning
 from persona.ui.page import QUIET, Page, remove_downloads, show_errors
 from persona.ui.steps import compare, share, template, train, write
 from persona.ui.steps.write.pairs_tab import PairsTab
@@ -62,7 +62,7 @@ def restore_tab(saved: str, request: gr.Request) -> RestoredTab:
     try:
         launcher.restart_waiting_runs()
     except PersonaError as e:  # a full disk, for instance: what is there can still be looked at
-        gr.Warning(escape(localized(e.message)))
+        show_warning(localized(e.message))
     query = dict(request.query_params)
     if query.get("persona") or query.get("adapter"):
         return show_address(query, "start")

@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 def start_in_thread(
     work: Callable[[Callable[[Progress], None]], Result],
-) -> tuple[Iterator[Progress], "Future[Result]"]:
+) -> tuple[Iterator[Progress], Future[Result]]:
     """Start `work(report)` for this request's visitor. Returns what it reports until it ends, and its result."""
     reported: SimpleQueue[tuple[Progress] | None] = SimpleQueue()
     future: Future[Result] = Future()

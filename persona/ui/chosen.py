@@ -1,7 +1,6 @@
 """Who is chosen: a persona and an adapter, one value for all steps, and its place in the page's address."""
 
 import time
-from html import escape
 from typing import Any, NamedTuple, Self
 
 import gradio as gr
@@ -11,6 +10,7 @@ from persona.store import persona_folder
 from persona.store.persona_folder import Persona
 from persona.ui import voice_picker
 from persona.ui.i18n import t
+from persona.ui.notices import show_warning
 
 
 class Chosen(NamedTuple):
@@ -106,7 +106,7 @@ def read_address(query: dict[str, str]) -> Chosen:
     """
     slug, adapter = query.get("persona", ""), query.get("adapter", "")
     if slug and slug not in {p.slug for p in persona_folder.list_personas()}:
-        gr.Warning(t("There is no persona called “{name}” here.", name=escape(slug[:80])))
+        show_warning(t("There is no persona called “{name}” here.", name=slug[:80]))
         return Chosen()
     if adapter and adapter in {value for _, value in voice_picker.list_choices(slug)}:
         return Chosen(slug, adapter, by_hand=True)

@@ -14,6 +14,7 @@ from persona.train import launcher, queue, run_folder
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
 from persona.ui.chosen import Chosen, ChosenView, page_address
 from persona.ui.i18n import t
+from persona.ui.notices import show_info
 from persona.ui.page import QUIET, Page, open_current_persona, show_errors
 from persona.ui.widgets import countdown_html
 from persona.write.lint.finding import Finding
@@ -274,7 +275,7 @@ def open_step(step: int, chosen: Chosen) -> tuple[Any, Any]:
     if step not in range(len(STEP_NAMES)):
         return gr.skip(), gr.skip()
     if reason := closed_reason(step, read_persona_state(chosen, [])):
-        gr.Info(reason)
+        show_info(reason)
         return gr.skip(), gr.skip()
     return gr.Walkthrough(selected=step), step
 

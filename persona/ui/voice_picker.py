@@ -7,11 +7,8 @@ in the visitor's language.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
-
-import gradio as gr
 
 from persona.compare import remote, session
 from persona.compare.conversation import VoiceRecord
@@ -29,6 +26,7 @@ from persona.store.persona_folder import PersonaCard
 from persona.template.chat_template import build_messages
 from persona.train import run_folder, snapshots
 from persona.ui.i18n import localized, t
+from persona.ui.notices import show_info, show_warning
 
 BASE_ALONE, BASE_WITH_PROMPT = str(RefKind.BASE), str(RefKind.BASE_WITH_PROMPT)
 MONTHS = (
@@ -109,7 +107,7 @@ def list_remote_models() -> list[tuple[str, str]]:
     try:
         names = remote.fetch_model_names()
     except InputError as e:
-        gr.Warning(escape(localized(e.message)))
+        show_warning(localized(e.message))
         return []
     return [(t("{name} (another server)", name=n), str(AdapterRef(RefKind.SERVER, n))) for n in names]
 
@@ -201,7 +199,7 @@ def _add(ref: AdapterRef) -> str:
     if adapter.path.parent != opened_dir():
         return _opened_id(archive.copy_adapter(adapter.path, opened_dir()))
     if ref.kind is RefKind.HUB and (note := hub.describe_download(adapter)):
-        gr.Info(escape(localized(note)), duration=None)
+        show_info(localized(note), duration=None)
     return _opened_id(adapter.path)
 
 

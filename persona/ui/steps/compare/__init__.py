@@ -14,6 +14,7 @@ from persona.ui import navigation, voice_picker
 from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.i18n import localized, t
 from persona.ui.navigation import SHARE
+from persona.ui.notices import show_info
 from persona.ui.page import QUIET, Page, open_current_persona, show_errors
 from persona.ui.steps.compare import blind_vote_tab, judge_tab, questions_tab
 from persona.ui.steps.compare.chat_tab import build_chat_tab
@@ -120,7 +121,7 @@ def save_sampling(slug: str, *values: float) -> None:
     """Save the sampling in the persona's card: a shared link, a file and the page open with it."""
     sampling = dict(zip(CARD_SAMPLING, values, strict=True))
     persona_folder.update_card(open_current_persona(slug), lambda _: {"sampling": sampling})
-    gr.Info(t("Saved in the persona's card, which opens with this sampling, here and from what you share."))
+    show_info(t("Saved in the persona's card, which opens with this sampling, here and from what you share."))
 
 
 class _Adapters(NamedTuple):

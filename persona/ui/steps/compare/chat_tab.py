@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from html import escape
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -17,6 +16,7 @@ from persona.models.sampling import Sampling
 from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
+from persona.ui.notices import show_info
 from persona.ui.page import QUIET, Page, open_current_persona, show_errors
 from persona.ui.steps.compare.base_note import CHOOSE_BASE_JS, choose_base
 from persona.ui.steps.compare.controls import SamplingSettings, Selection
@@ -109,7 +109,7 @@ def edit_message(event: gr.EditData, column: int, *controls: Any) -> Steps:
     if is_answer:
         voices = column_voices(selection)
         message = localized(correct_answer(number, voices[column], text, selection))
-        gr.Info(escape(t("{message} Undo it in step 1.", message=message)))
+        show_info(t("{message} Undo it in step 1.", message=message))
         chatbots = list(ChatUpdate().chatbots)
         chatbots[: len(voices)] = map(gr.Chatbot, column_messages(load_conversation(selection), voices, selection))
         yield ChatUpdate(chatbots, status=message, conversation_id=selection.conversation_id).flat()

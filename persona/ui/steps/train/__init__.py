@@ -15,6 +15,7 @@ from persona.train.run_folder import Run
 from persona.ui import navigation
 from persona.ui.i18n import t
 from persona.ui.navigation import COMPARE
+from persona.ui.notices import show_info
 from persona.ui.page import QUIET, Page, RenderSettings, open_current_persona, open_page_renderer, show_errors
 from persona.ui.steps.train import run_view, settings_form
 from persona.ui.steps.train.plan_view import fit_settings, plan_html
@@ -74,9 +75,9 @@ def on_stop(slug: str, name: str) -> str:
     if run is None:
         return ""
     if launcher.stop_run(run):
-        gr.Info(t("Removed from the queue; Resume puts it back."))
+        show_info(t("Removed from the queue; Resume puts it back."))
     else:
-        gr.Info(t("Stopping after this step; the best adapter so far is kept."))
+        show_info(t("Stopping after this step; the best adapter so far is kept."))
     return run.name
 
 
@@ -90,7 +91,7 @@ def use_snapshot(slug: str, name: str, event: gr.EventData) -> None:
     if run := find_run(slug, name):
         step = int(event._data["step"])
         snapshots.select_snapshot(run, step)
-        gr.Info(t("The adapter of step {step} is this run's adapter now.", step=step))
+        show_info(t("The adapter of step {step} is this run's adapter now.", step=step))
 
 
 def find_run(slug: str, name: str) -> Run | None:

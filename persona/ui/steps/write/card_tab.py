@@ -8,6 +8,7 @@ from persona.errors import InputError, PersonaError
 from persona.store import files, persona_folder, workspace
 from persona.ui.chosen import persona_dropdown
 from persona.ui.i18n import t
+from persona.ui.notices import show_info
 from persona.ui.page import open_current_persona
 
 # field of the card → its label
@@ -45,7 +46,7 @@ def save_card(slug: str, loaded: tuple[str, ...], *fields: str) -> tuple[str, gr
 def delete_persona(slug: str) -> tuple[str, str]:
     """Move the persona to the trash. Returns the slug that is open now (none), and what restore_persona needs."""
     trash_path = persona_folder.trash_persona(open_current_persona(slug))
-    gr.Info(t("Moved to the trash. Undo brings it back."))
+    show_info(t("Moved to the trash. Undo brings it back."))
     return "", trash_path.name
 
 

@@ -1,7 +1,6 @@
 """Write, tab Pairs: the table with search, order, filter and pages; every change of pairs and what follows from it."""
 
 from dataclasses import dataclass
-from html import escape
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -9,6 +8,7 @@ import gradio as gr
 from persona.errors import InputError
 from persona.store import edit_history
 from persona.ui.i18n import localized, t
+from persona.ui.notices import show_info
 from persona.ui.page import ORDERED_EVENT, QUIET, Page, open_current_persona, run_in_order, show_errors
 from persona.ui.steps.write import lint_tab, pairs_table
 from persona.ui.steps.write.lint_tab import LintUpdate
@@ -124,12 +124,12 @@ def turn_page(
 
 def undo_edit(slug: str, *inputs: Any) -> TableUpdate:
     """inputs: those of draw_table."""
-    gr.Info(escape(t("Undone: {edit}", edit=localized(edit_history.undo(open_current_persona(slug))))), duration=4)
+    show_info(t("Undone: {edit}", edit=localized(edit_history.undo(open_current_persona(slug)))), duration=4)
     return draw_table(slug, *inputs)
 
 
 def redo_edit(slug: str, *inputs: Any) -> TableUpdate:
-    gr.Info(escape(t("Redone: {edit}", edit=localized(edit_history.redo(open_current_persona(slug))))), duration=4)
+    show_info(t("Redone: {edit}", edit=localized(edit_history.redo(open_current_persona(slug)))), duration=4)
     return draw_table(slug, *inputs)
 
 
