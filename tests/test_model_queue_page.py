@@ -17,6 +17,7 @@ from waiting import wait_for
 from persona.compare.model_queue import ModelQueue, WaitEstimate
 from persona.ui import model_queue, page
 from persona.ui.model_queue import ModelTurn, wait_in_queue
+from persona.ui.steps.share import export_tab
 
 
 @pytest.fixture
@@ -349,3 +350,41 @@ def test_what_is_asked_faster_than_it_is_done_is_done_in_order():
     finally:
         demo.close()
     assert done == {"a": list(range(60)), "b": list(range(60))}
+
+
+def test_exports_have_a_queue_of_their_own_in_which_visitors_take_turns(free, monkeypatch, tmp_path):
+    """Ten merges of one visitor keep another waiting for one of them, and nobody's question waits for a merge."""
+    visitor: ContextVar[str] = ContextVar("visitor")
+    written, let = [], threading.Event()
+
+    def write_export(source, out, *_):
+        written.append(source)
+        assert let.wait(10)
+        out.write_text("made")
+        return {}
+
+    monkeypatch.setattr(model_queue, "EXPORT_QUEUE", ModelQueue())
+    monkeypatch.setattr(model_queue, "visitor_key", visitor.get)
+    monkeypatch.setattr(model_queue, "REPEAT_POSITION_SECONDS", 0.01)
+    monkeypatch.setattr(export_tab.formats, "write_export", write_export)
+    monkeypatch.setattr(export_tab, "download_path", lambda name: tmp_path / name)
+    card = SimpleNamespace(name="Otto")
+    monkeypatch.setattr(export_tab.voice_picker, "find_adapter", lambda x: SimpleNamespace(path=x, card=card))
+    choice = next(c for c, (*_, suffix) in export_tab.EXPORT_CHOICES.items() if suffix == ".json")
+
+    async def work():
+        status, shown = object(), {name: [] for name in ("a1", "a2", "b1")}
+        handler = wait_in_queue(export_tab.make_export, ["file", status], status)
+        streams = []
+        for name in shown:
+            visitor.set(name[0])
+            streams.append(asyncio.ensure_future(all_of(handler(name, choice, None, None), shown[name])))
+            await until(lambda: len(model_queue.EXPORT_QUEUE.waiting_in_order()) + 1 >= len(streams))
+        await until(lambda: shown["a2"] and shown["a2"][-1] == (False, "2 exports are before yours."))
+        assert shown["b1"][-1] == (False, "1 export is before yours.") and free.active is None
+        let.set()
+        await asyncio.gather(*streams)
+        assert written == ["a1", "b1", "a2"]
+        assert [steps[-1] for steps in shown.values()] == [(True, "")] * 3
+
+    asyncio.run(work())

@@ -1,7 +1,8 @@
 """The one queue before the model: questions of the page, requests of the API, evaluations, the command line.
 
 One turn at a time runs on the model. Visitors with waiting work take turns (round robin), and the work of one visitor
-is done first come, first served: whoever asks for much waits for it, and the others do not.
+is done first come, first served: whoever asks for much waits for it, and the others do not. Exports, which merge a
+model of their own in memory, wait in a second queue of the same kind.
 """
 
 import asyncio
@@ -207,3 +208,4 @@ class ModelQueue:
 
 
 MODEL_QUEUE = ModelQueue()
+EXPORT_QUEUE = ModelQueue()

@@ -10,7 +10,7 @@ from typing import Any
 import anyio.to_thread
 import gradio as gr
 
-from persona.compare.model_queue import MODEL_QUEUE, Ticket, WaitEstimate
+from persona.compare.model_queue import EXPORT_QUEUE, MODEL_QUEUE, ModelQueue, Ticket, WaitEstimate
 from persona.models import zerogpu
 from persona.ui.i18n import t
 from persona.ui.page import show_errors, visitor_key
@@ -20,10 +20,13 @@ GPU_SECONDS = 60  # seconds that an answer may have the GPU of ZeroGPU
 REPEAT_POSITION_SECONDS = 10.0  # until an unchanged place is shown again; a long queue costs the page time
 
 
-def position_text(place: WaitEstimate) -> str:
-    """How many questions are before this one, and about how long they take."""
+def position_text(place: WaitEstimate, of_export: bool = False) -> str:
+    """How many questions, or exports, are before this one, and about how long they take."""
     n = place.before
-    text = t("1 question is before yours.") if n == 1 else t("{n} questions are before yours.", n=n)
+    if of_export:
+        text = t("1 export is before yours.") if n == 1 else t("{n} exports are before yours.", n=n)
+    else:
+        text = t("1 question is before yours.") if n == 1 else t("{n} questions are before yours.", n=n)
     if place.seconds is None:
         return text
     return text + t(" About {time} left.", time=format_duration(max(1, place.seconds)))
@@ -42,12 +45,17 @@ class ModelTurn:
     """What a handler yields to have work(*args), a `model_work`, done in a turn on the model.
 
     Everything else that the handler does, a download for example, keeps nobody waiting. show: makes what the page
-    shows of what the work yields.
+    shows of what the work yields. of_export: the turn is one in the queue of exports.
     """
 
     work: Callable[..., Generator]
     args: tuple
     show: Callable[[Any], tuple] = lambda values: values
+    of_export: bool = False
+
+    @property
+    def queue(self) -> ModelQueue:
+        return EXPORT_QUEUE if self.of_export else MODEL_QUEUE
 
 
 def wait_in_queue(stream: Callable[..., Iterator], outputs: Sequence[Any], status: gr.HTML) -> Callable:
@@ -70,23 +78,27 @@ def wait_in_queue(stream: Callable[..., Iterator], outputs: Sequence[Any], statu
                     continue
                 async with aclosing(_take_turn(step)) as values:
                     async for value in values:
-                        yield show_status(position_text(value)) if isinstance(value, WaitEstimate) else step.show(value)
+                        if isinstance(value, WaitEstimate):
+                            yield show_status(position_text(value, step.of_export))
+                        else:
+                            yield step.show(value)
 
     return handle
 
 
 async def _take_turn(turn: ModelTurn) -> AsyncGenerator:
     """The places of the turn while it waits, then the values of its work."""
-    ticket = MODEL_QUEUE.join(visitor_key(), "question")
+    queue = turn.queue
+    ticket = queue.join(visitor_key(), "export" if turn.of_export else "question")
     try:
-        async with aclosing(MODEL_QUEUE.wait_for_turn(ticket, REPEAT_POSITION_SECONDS)) as places:
+        async with aclosing(queue.wait_for_turn(ticket, REPEAT_POSITION_SECONDS)) as places:
             async for place in places:
                 yield place
         async with aclosing(_in_threads(turn.work(*turn.args), ticket)) as values:
             async for value in values:
                 yield value
     finally:  # done, stopped, or the visitor has gone
-        MODEL_QUEUE.leave(ticket)
+        queue.leave(ticket)
 
 
 async def _in_threads(steps: Generator, ticket: Ticket | None = None) -> AsyncGenerator:

@@ -1,6 +1,7 @@
 """Step 5, for other programs: merged model, GGUF, character card, data sets."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from persona.share.exports.formats import ExportFormat, ExportOptions
 from persona.store.files import slugify
 from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
-from persona.ui.page import QUIET, download_path, show_errors
+from persona.ui.model_queue import ModelTurn, wait_in_queue
+from persona.ui.page import QUIET, WAITING_EVENT, download_path, show_errors
 
 EXPORT_CHOICES = {
     "llama.cpp, Ollama, LM Studio: adapter as GGUF, with a Modelfile": (ExportFormat.gguf, ExportOptions(), ""),
@@ -25,8 +27,17 @@ EXPORT_CHOICES = {
 
 def make_export(
     adapter_id: str, choice: str, picture: str | None, progress: gr.Progress = gr.Progress()
-) -> tuple[str, str]:
-    """Write one of EXPORT_CHOICES. Returns the path of a file (of a folder, its zip), and notes on it."""
+) -> Iterator[ModelTurn]:
+    """Write one of EXPORT_CHOICES when its turn has come: one at a time, since a merge takes a model's memory."""
+    yield ModelTurn(_write_export, (adapter_id, choice, picture, progress), of_export=True)
+
+
+@show_errors
+def _write_export(
+    adapter_id: str, choice: str, picture: str | None, progress: gr.Progress
+) -> Iterator[tuple[str | None, str]]:
+    """Yields the path of a file (of a folder, its zip), and notes on it."""
+    yield None, ""  # in place of what the page said while it waited
     adapter = voice_picker.find_adapter(adapter_id)
     format, options, suffix = EXPORT_CHOICES[choice]
     if picture and format is ExportFormat.card:
@@ -36,7 +47,7 @@ def make_export(
     if out.is_dir():
         progress(None, desc=t("Packing …"))
         out = Path(shutil.make_archive(str(out), "zip", out.parent, out.name))
-    return str(out), " ".join([*map(localized, result.get("notes", [])), *_difference_note(result)])
+    yield str(out), " ".join([*map(localized, result.get("notes", [])), *_difference_note(result)])
 
 
 def _difference_note(result: dict[str, Any]) -> list[str]:
@@ -63,7 +74,7 @@ def build(offered: gr.State) -> tuple[gr.Button, gr.File, gr.HTML]:
     status = gr.HTML(elem_classes="quiet", elem_id="export-status")
     choice.change(lambda c: gr.File(visible=EXPORT_CHOICES[c][2] == ".png"), choice, picture, **QUIET)
     export.click(
-        show_errors(make_export), [offered, choice, picture], [file, status], api_visibility="private",
-        concurrency_id="export", concurrency_limit=1, show_progress_on=choice,
+        wait_in_queue(make_export, [file, status], status), [offered, choice, picture], [file, status],
+        api_visibility="private", show_progress_on=choice, **WAITING_EVENT,
     ).success(lambda: gr.File(visible=True), None, file, **QUIET)  # fmt: skip
     return export, file, status
