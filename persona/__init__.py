@@ -56,11 +56,10 @@ def train_persona(persona: "Persona", preset: str = "quick", **settings: Any) ->
     is not given is fitted to this machine. The adapter is in `run.adapter`, figures in `run.progress().result`.
     Raises InputError for settings or pairs that cannot work, RunError when the run failed.
     """
-    from persona.train import launcher, plan
+    from persona.train import launcher
     from persona.train.config import make_config
 
-    config, _ = plan.fit_to_machine(persona, make_config(preset, **settings), settings)
-    run = launcher.create_run(persona, config)
+    run, _ = launcher.create_fitted_run(persona, make_config(preset, **settings), settings)
     launcher.start_run(run)
     launcher.wait_for_run(run)
     return run

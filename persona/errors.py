@@ -159,7 +159,7 @@ class ShareError(PersonaError):
     """A zip, link or Hub transfer failed."""
 
 
-def invalid(error: Any) -> Message:
+def describe_validation_error(error: Any) -> Message:
     """A pydantic error about one value, as a message that can be translated."""
     text = str(error["msg"])
     last = text.rpartition(" ")[2]

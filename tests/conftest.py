@@ -154,7 +154,9 @@ def family_tokenizer(*templates: str, extra: str = ""):
     found: dict[str, None] = {}
     for text in templates:
         code = re.sub(r"\{#.*?#\}", "", text, flags=re.DOTALL)
-        found |= dict.fromkeys(m for m in MARKER_PATTERN.findall(code) if m not in ChatTemplate("", text).plain)
+        found |= dict.fromkeys(
+            m for m in MARKER_PATTERN.findall(code) if m not in ChatTemplate("", text).plain_text_markers
+        )
         if "'<|' ~" in code:  # the role's name is inserted when rendering
             found |= dict.fromkeys(["<|system|>", "<|user|>", "<|assistant|>"])
     words = [*found, *extra.split()]

@@ -30,7 +30,7 @@ runpy.run_path("app.py", run_name="__main__")
 """
 
 
-OUTER, INNER = ["SecurityHeaders", "ProxyHeaders"], ["UploadCheck", "LanguageScriptMiddleware"]
+OUTER, INNER = ["SecurityHeaders", "ProxyHeaders"], ["UploadCheck", "HeadScriptsMiddleware"]
 
 
 def start(*words: object, **env: str) -> subprocess.CompletedProcess[str]:

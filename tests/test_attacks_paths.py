@@ -302,7 +302,7 @@ def test_a_ticket_of_anything_is_passed_over(ticket, run):
 
 
 def test_nobody_reads_changes_or_deletes_what_another_visitor_said(mine):
-    ann, ben = (conversation_store.open_store(mine.path, conversation.new_visitor_key()) for _ in range(2))
+    ann, ben = (conversation_store.open_store(mine.path, conversation.new_browser_key()) for _ in range(2))
     talk = conversation_store.start_conversation(ann, "Between us.")
     for n in (f"../{ann.path.name}/{talk.id}", talk.id, "*", f"{talk.id}\0", "", "../" * 9 + "etc/passwd"):
         for act in (conversation_store.read_conversation, conversation_store.delete_conversation):
@@ -327,11 +327,11 @@ def test_a_key_is_long_and_plain_and_never_told(mine):
 
 
 def test_the_place_on_disk_tells_no_key(mine):
-    key = conversation.new_visitor_key()
+    key = conversation.new_browser_key()
     conversation_store.start_conversation(conversation_store.open_store(mine.path, key), "Hello")
     written = list((mine.path / "talks").rglob("*"))
     assert written and not any(key in str(p) or (p.is_file() and key in p.read_text()) for p in written)
-    assert len({conversation.new_visitor_key() for _ in range(100)}) == 100
+    assert len({conversation.new_browser_key() for _ in range(100)}) == 100
 
 
 def test_a_space_opens_no_folder_of_the_server(tiny_llama, tmp_path, monkeypatch):

@@ -122,7 +122,7 @@ def test_nothing_that_is_kept_goes_past_the_disk_limit(monkeypatch, home):
     monkeypatch.setenv("PERSONA_SHARED", "1")
     monkeypatch.setenv("PERSONA_MAX_DISK_MB", "1")
     mine, owners = persona_of(ANN), persona_of("")
-    key = conversation.new_visitor_key()
+    key = conversation.new_browser_key()
     store, votes = conversation_store.open_store(mine.path, key), blind_votes.open_vote_log(mine.path, key)
     sides = [VoteSide(VoiceRecord("base", "Base")), VoteSide(VoiceRecord("prompt", "Base, with persona prompt"))]
     with workspace.as_visitor(ANN):

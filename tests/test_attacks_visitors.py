@@ -103,7 +103,7 @@ def belongings(first: Visitor, demo, base: Path) -> dict:
         run = launcher.create_run(mine, RunConfig())
         write_adapter(base, run.adapter, card=PersonaCard(name=f"Ada {MARK}", probes=(MARK,)))
         run.log("state", state="done", message=MARK)
-        key = conversation.new_visitor_key()
+        key = conversation.new_browser_key()
         talk = conversation_store.start_conversation(conversation_store.open_store(mine.path, key), MARK)
     upload = first.drop("ada.jsonl", json.dumps({"instruction": MARK, "output": MARK}))
     choose_adapter(first, demo, f"run/{mine.slug}/{run.name}")

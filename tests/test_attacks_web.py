@@ -130,15 +130,15 @@ def test_a_file_that_was_uploaded_is_read(served):
 def test_a_made_up_key_shows_nobody_elses_conversations(served):
     demo, client, mine = served
     talk = conversation_store.start_conversation(
-        conversation_store.open_store(mine.path, conversation.new_visitor_key()), "BETWEEN-US"
+        conversation_store.open_store(mine.path, conversation.new_browser_key()), "BETWEEN-US"
     )
     number = numbered(demo, "show_conversation")
     for key in (
         "",
         "x",
         "../" * 9,
-        conversation.new_visitor_key(),
-        conversation_store.open_store(mine.path, conversation.new_visitor_key()).path.name,
+        conversation.new_browser_key(),
+        conversation_store.open_store(mine.path, conversation.new_browser_key()).path.name,
     ):
         data = [key, "mags", "run/mags/x", [], talk.id]
         assert "BETWEEN-US" not in json.dumps(call(client, number, data, f"k{hash(key)}"))

@@ -27,7 +27,7 @@ BASE = VoiceRecord("base", "Base", system="你是甄嬛。")
 HER = VoiceRecord("adapter", "甄嬛", "run/zhen-huan/20261122-031500-a1b2", 1.0, "你是甄嬛。")
 TEXTS = {"base": "I am a model.", "adapter": "本宫乏了。"}
 DICE = {"temperature": 0.4, "seed": 7}
-KEY = conversation.new_visitor_key()
+KEY = conversation.new_browser_key()
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_the_draw_can_be_checked_afterwards(book):
         (lambda b, q: blind_votes.record_vote(b, q.id, "both"), "not a vote"),
         (lambda b, q: blind_votes.record_vote(b, "../x", "left"), "no such question"),
         (lambda b, q: blind_votes.record_vote(b, "x" * 10_000 + "\0", "left"), "no such question"),
-        (lambda b, q: blind_votes.record_vote(blind_votes.open_vote_log(b.path.parent.parent, conversation.new_visitor_key()), q.id, "left"), "no such question"),
+        (lambda b, q: blind_votes.record_vote(blind_votes.open_vote_log(b.path.parent.parent, conversation.new_browser_key()), q.id, "left"), "no such question"),
         (lambda b, q: (blind_votes.record_vote(b, q.id, "tie"), blind_votes.record_vote(b, q.id, "left")), "seen who is who"),
         (lambda b, q: blind_votes.record_answers(b, q.id, q.answers), "answers already"),
         (lambda b, q: blind_votes.record_vote(b, blind_votes.draw_question(b, "q", [q.left, q.right], "", {}).id, "left"), "not complete"),
@@ -179,7 +179,7 @@ def test_limits(tmp_path, book, monkeypatch):
     vote(book, "tie")
     monkeypatch.setattr(blind_votes, "MAX_VISITORS", 1)
     with pytest.raises(InputError, match="no more votes are kept"):
-        asked(blind_votes.open_vote_log(tmp_path / "p", conversation.new_visitor_key()))
+        asked(blind_votes.open_vote_log(tmp_path / "p", conversation.new_browser_key()))
     monkeypatch.setattr(blind_votes, "MAX_VOTE_BYTES", book.path.stat().st_size + 10)
     with pytest.raises(InputError, match="Export them"):
         asked(book)
@@ -198,7 +198,7 @@ def test_a_tally_counts_votes_for_the_voice_and_not_for_the_side(tmp_path, book)
     turned = blind_votes.tally_votes(blind_votes.read_blind_questions(book), BASE, HER)
     assert (turned.wins, turned.losses, turned.first_left) == (2, 7, 13 - t.first_left)
     assert f"left in {t.first_left} of 13" in t.side_bias and f"preferred in {t.left_wins} of 9" in t.side_bias
-    other = blind_votes.open_vote_log(tmp_path / "p", conversation.new_visitor_key())
+    other = blind_votes.open_vote_log(tmp_path / "p", conversation.new_browser_key())
     vote(other, "adapter")
     assert blind_votes.tally_all(blind_votes.read_all_visitors(tmp_path / "p"))[0].wins == 8
     assert blind_votes.tally_all(blind_votes.read_blind_questions(other))[0].wins == 1
@@ -225,7 +225,7 @@ def test_always_the_same_side_is_remarked_on(book, monkeypatch, side, warned):
     for _ in range(12):
         vote(book, side)
     (t,) = blind_votes.tally_all(blind_votes.read_blind_questions(book))
-    assert t.first_left == 6 and (f"So often {side} is hardly chance" in t.side_bias) == warned
+    assert t.first_left == 6 and (f"You may be favouring the {side} side" in t.side_bias) == warned
 
 
 # Newcombe (1998), Statistics in Medicine 17:857-872, table I, method 5; and the zero rule 1 - (α/2)^(1/n)
@@ -289,8 +289,8 @@ def test_how_many_more_is_said_in_words_that_make_sense():
         (1, 1, 1, "About 5 more votes"),
         (1, 1, 3, "About 15 more votes"),
         (5, 5, 5, "About 1 more vote if"),
-        (6, 6, 9, "Settled"),
-        (0, 6, 6, "Settled"),
+        (6, 6, 9, "Statistically significant"),
+        (0, 6, 6, "Statistically significant"),
         (51, 100, 100, "more than 1,000 more votes"),
         (1, 3, 900, "more than 1,000 more votes"),
     ]

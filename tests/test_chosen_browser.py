@@ -21,6 +21,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 MOST_EVENTS = 25  # of one switch: the header, the five steps, the bar after each change of these
 STEPS = ("write", "template", "train", "compare", "share")
 LOOK_MS = 2500  # nothing is asked for that long: the page has settled
+MOST_FRAMES = 25  # asked for by an idle page meanwhile; a clock that runs on asks for 60 a second
+COUNT_FRAMES_JS = """window.frames = 0; const frame = window.requestAnimationFrame;
+    window.requestAnimationFrame = (callback) => { window.frames++; return frame.call(window, callback); };"""
 
 
 class Watched:
@@ -30,6 +33,7 @@ class Watched:
         config = json.load(urllib.request.urlopen(url.split("/?")[0] + "/config"))
         names = {d["id"]: d["api_name"] for d in config["dependencies"]}
         self.page, self.errors = open_page(browser, "about:blank", **options)
+        self.page.add_init_script(COUNT_FRAMES_JS)
         self.events: Counter[str] = Counter()
 
         def count(request) -> None:
@@ -101,8 +105,10 @@ def test_every_switch_shows_the_chosen_one_alone(browser, page_server, personas,
             assert page.locator(".toast-body.error").count() == 0, page.locator(".toast-body").all_inner_texts()
         assert watched.events.total() <= MOST_EVENTS * switches, watched.events
         watched.events.clear()
+        frames = page.evaluate("frames")
         page.wait_for_timeout(LOOK_MS)
         assert not watched.events, ("idle", step, watched.events)
+        assert page.evaluate("frames") - frames < MOST_FRAMES, ("drawn while idle", step)
     assert "Otto" in page.inner_text("#make-zip") and "Otto" in page.inner_text("#push")
     watched.choose("Edith")
     assert page.is_disabled("#make-zip")

@@ -26,7 +26,7 @@ from persona.ui.steps.compare import base_note, blind_vote_tab, chat_tab, conver
 from persona.ui.steps.compare.controls import Selection
 
 KNOBS = (0.0, 0.9, 0, 0.0, 1.0, 6, 0)  # greedy, six tokens
-KEY = conversation.new_visitor_key()
+KEY = conversation.new_browser_key()
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_a_corrected_answer_becomes_a_pair(run, chosen, monkeypatch):
 
 def test_a_visitor_sees_no_other_visitors_conversation(run, chosen):
     talk_id = last(say("A secret", chosen))[-1]
-    stranger = conversation.new_visitor_key()
+    stranger = conversation.new_browser_key()
     with pytest.raises(PersonaError):
         kept(chosen, talk_id, key=stranger)
     assert conversation_view.conversation_dropdown(*selection(chosen, key=stranger)).choices == [

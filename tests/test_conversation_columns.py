@@ -17,7 +17,7 @@ DICE = {"temperature": 0.4, "seed": 7}
 
 @pytest.fixture
 def mine(tmp_path):
-    return conversation_store.open_store(tmp_path, conversation.new_visitor_key())
+    return conversation_store.open_store(tmp_path, conversation.new_browser_key())
 
 
 def talk_of(mine, *said, her=HER):

@@ -24,7 +24,7 @@ from persona.store.workspace import PROJECT_DIR
 
 BASE = VoiceRecord("base", "Base")
 HER = VoiceRecord("adapter", "甄嬛", "run/zhen-huan/20261122-031500-a1b2", 0.8, "你是甄嬛。")
-KEY = conversation.new_visitor_key()
+KEY = conversation.new_browser_key()
 DICE = {"temperature": 0.4, "seed": 7}
 
 
@@ -73,7 +73,7 @@ def test_it_is_on_disk_when_it_is_shown_as_saved(mine, monkeypatch):
 
 def test_two_visitors_see_nothing_of_each_other(tmp_path, mine):
     talk = spoken(mine, "a secret")
-    other = conversation_store.open_store(tmp_path / "p", conversation.new_visitor_key())
+    other = conversation_store.open_store(tmp_path / "p", conversation.new_browser_key())
     assert conversation_store.list_conversations(other) == [] and not other.path.exists()
     for use in (conversation_store.read_conversation, conversation_store.delete_conversation):
         with pytest.raises(InputError, match="no such conversation of yours"):
@@ -321,8 +321,8 @@ def test_a_full_store_deletes_the_oldest_and_says_so(mine, monkeypatch):
 def test_a_visitor_too_many_is_told_and_takes_from_nobody(tmp_path, mine, monkeypatch):
     monkeypatch.setattr(conversation_store, "MAX_VISITORS", 2)
     spoken(mine, "a")
-    spoken(conversation_store.open_store(tmp_path / "p", conversation.new_visitor_key()), "b")
-    third = conversation_store.open_store(tmp_path / "p", conversation.new_visitor_key())
+    spoken(conversation_store.open_store(tmp_path / "p", conversation.new_browser_key()), "b")
+    third = conversation_store.open_store(tmp_path / "p", conversation.new_browser_key())
     with pytest.raises(InputError, match="this one is not kept"):
         conversation_store.start_conversation(third, "c")
     assert not third.path.exists() and spoken(mine, "more").turns

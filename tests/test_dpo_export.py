@@ -22,7 +22,7 @@ from persona.store.workspace import PROJECT_DIR
 
 BASE = VoiceRecord("base", "Base")
 HER = VoiceRecord("adapter", "甄嬛", "run/zhen-huan/20261122-031500-a1b2")
-KEY = conversation.new_visitor_key()
+KEY = conversation.new_browser_key()
 EARLIER = (("hi", "hello\u2028there"),)
 
 

@@ -16,7 +16,7 @@ from persona.compare.conversation import VoiceRecord
 from persona.errors import Message
 from persona.ui import i18n, voice_picker
 from persona.ui.i18n import localized, t
-from persona.ui.middleware import language
+from persona.ui.middleware import head_scripts
 from persona.ui.steps.compare import conversation_view
 from tests.test_compare_step import KEY, chosen, last, run, say  # noqa: F401  (fixtures)
 
@@ -144,10 +144,10 @@ def test_a_voice_on_disk_is_told_in_chinese_while_it_is_there(visitor, run, chos
 def test_the_script_stands_first_in_the_page_and_nowhere_else():
     page = HTMLResponse("<html><head><meta></head><body><head></body></html>")
     app = Starlette(routes=[Route("/", lambda r: page), Route("/other", lambda r: PlainTextResponse("<head>"))],
-                    middleware=[Middleware(language.LanguageScriptMiddleware)])  # fmt: skip
+                    middleware=[Middleware(head_scripts.HeadScriptsMiddleware)])  # fmt: skip
     client = TestClient(app)
     answer = client.get("/")
-    script = language.LANGUAGE_SCRIPT.replace("<script", '<script nonce=""')
-    assert answer.text.startswith(f"<html><head>{script}<meta>") and answer.text.count("<script") == 1
+    script = head_scripts.SCRIPTS.decode().replace("<script", '<script nonce=""')
+    assert answer.text.startswith(f"<html><head>{script}<meta>") and answer.text.count("<script") == 2
     assert int(answer.headers["content-length"]) == len(answer.content)
     assert client.get("/other").text == "<head>"

@@ -106,7 +106,7 @@ CODE = {
     "middleware/trusted_hosts.py": "header lines",
     "middleware/origins.py": "header lines",
     "middleware/visitor_cookie.py": "header lines",
-    "middleware/language.py": "a script for the browser",
+    "middleware/head_scripts.py": "a script for the browser",
 }
 # arguments that hold no text for a reader
 NO_TEXT = {"elem_classes", "elem_id", "js", "js_on_load", "secret", "storage_key", "id", "selected", "concurrency_id",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from persona.errors import InputError, Message, PersonaError, invalid, join, with_templates
+from persona.errors import InputError, Message, PersonaError, describe_validation_error, join, with_templates
 
 ZH = {
     "{path}: no such file.": "{path}：没有这个文件。",
@@ -106,4 +106,4 @@ def test_replaced_values():
 
 @pytest.mark.parametrize("text", ["Input should be a valid string", "Value error, {x} is odd"])
 def test_a_fault_that_pydantic_names_otherwise_is_said_as_it_is(text):
-    assert invalid({"type": "string_type", "msg": text}) == text
+    assert describe_validation_error({"type": "string_type", "msg": text}) == text

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from persona.errors import BaseError
+from persona.errors import BaseError, InputError
 from persona.models import base, hardware, memory
 from persona.models.hardware import Machine
 from persona.store.pairs import Pair
@@ -233,7 +233,7 @@ def test_start_runs_what_the_page_said(persona, tiny_gemma, plain_machine, monke
     shape = train_plan.read_base_shape(base.find_local_base(str(tiny_gemma)))
     need = memory.estimate_memory(shape, replace(work, batch=4, dtype="bfloat16")).total
     monkeypatch.setattr(hardware, "free_memory", lambda _: need)
-    assert "4 at a time, 2 times" in page.plan_html("mags", "quick", str(tiny_gemma), *FORM)
+    assert "split into 2 of 4 rows" in page.plan_html("mags", "quick", str(tiny_gemma), *FORM)
     page.on_start("mags", "quick", str(tiny_gemma), *FORM)
     got = started[0].config()
     assert (got.batch_size, got.gradient_accumulation_steps) == (4, 2)
@@ -243,6 +243,17 @@ def test_start_runs_what_the_page_said(persona, tiny_gemma, plain_machine, monke
 
 
 @pytest.mark.release
+def test_settings_that_cannot_work_make_no_run(persona, tiny_gemma, plain_machine, monkeypatch):
+    """Page, command line and Python make a run by one function, which refuses before anything is queued."""
+    monkeypatch.setattr(hardware, "this_machine", lambda: plain_machine)
+    config = make_config(base=str(tiny_gemma), packing=True, neftune_noise_alpha=5)
+    with pytest.raises(InputError, match="packing and neftune_noise_alpha do not go together"):
+        launcher.create_fitted_run(persona, config)
+    assert not persona.runs_dir.exists()
+    run, notes = launcher.create_fitted_run(persona, make_config(base=str(tiny_gemma)))
+    assert run.expected_seconds() > 0 and notes == [], "who waits behind it is told how long"
+
+
 @pytest.mark.slow
 def test_the_estimate_is_near_the_peak_of_a_real_run(embedded_base, home, tmp_path):
     """Three steps of the embedded base in a process of its own: estimate and peak differ by less than a fifth.

@@ -116,7 +116,7 @@ def test_a_full_workspace_takes_nothing_more_until_something_is_deleted(shared, 
         lambda: persona_of(ANN, "Third"), lambda: edit_history.append(mine, [Pair("a", "b")], "x"),
         lambda: edit_history.commit(mine, "x", [PairChange(0, None, Pair("a", "b"))]),
         lambda: launcher.create_run(mine, RunConfig()), lambda: page.download_path("x.zip"),
-        lambda: conversation_store.start_conversation(conversation_store.open_store(mine.path, conversation.new_visitor_key()), "hello"),
+        lambda: conversation_store.start_conversation(conversation_store.open_store(mine.path, conversation.new_browser_key()), "hello"),
     ]  # fmt: skip
     with workspace.as_visitor(ANN):
         for add in adds:

@@ -125,7 +125,7 @@ def lint(
     length = None
     if max_length or base:
         _, renderer = open_renderer.open_renderer(card, base, "auto", progress=print_note)
-        length = replace(renderer, max_length=max_length or MAX_LENGTH).length
+        length = replace(renderer, max_length=max_length or MAX_LENGTH).length_if_near_limit
     findings = linting.lint_pairs(pairs, card, length, max_length or MAX_LENGTH, linting.read_ignored(persona))
     summary = summarize_dataset(pairs, card, findings)
     value = {

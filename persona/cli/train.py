@@ -56,7 +56,7 @@ def train(
         from persona.train import ray_cluster
 
         ray_cluster.open_storage(storage)
-    run = _open_run(persona, resume) if resume else _create_run(persona, base, preset, changes or [])
+    run = _open_run(persona, resume) if resume else _create_run(persona, base, preset, changes or [], launcher)
     if resume and smaller:
         run = train_launcher.retry_smaller(persona, run)
     elif launcher == "ray":
@@ -74,16 +74,18 @@ def _open_run(persona: Any, resume: Path) -> Any:
     return run_folder.open_run(inside if inside.is_dir() else resume)
 
 
-def _create_run(persona: Any, base: str, preset: str, changes: list[str]) -> Any:
+def _create_run(persona: Any, base: str, preset: str, changes: list[str], launcher: str) -> Any:
     from persona.train import launcher as train_launcher
-    from persona.train import plan
     from persona.train.config import make_config
 
     settings = dict(split_key_value(x, "--set") for x in changes) | ({"base": base} if base else {})
-    config, notes = plan.fit_to_machine(persona, make_config(preset, **settings), settings)
+    config = make_config(preset, **settings)
+    if launcher == "ray":  # the machines of a cluster are others than this one
+        return train_launcher.create_run(persona, config)
+    run, notes = train_launcher.create_fitted_run(persona, config, settings)
     for text in notes:
         print_note(text)
-    return train_launcher.create_run(persona, config)
+    return run
 
 
 def _print_outcome(run: Any, progress: Any, as_json: bool) -> None:

@@ -108,9 +108,13 @@ class Tally:
         if win_rate.sign_test(self.left_wins, decisive) >= win_rate.ALPHA:
             return text
         often = (
-            Message("So often left is hardly chance: read both answers before you vote.")
+            Message(
+                "You may be favouring the left side: this is unlikely to be chance. Read both answers before you vote."
+            )
             if 2 * self.left_wins > decisive
-            else Message("So often right is hardly chance: read both answers before you vote.")
+            else Message(
+                "You may be favouring the right side: this is unlikely to be chance. Read both answers before you vote."
+            )
         )
         return join(" ", [text, often])
 

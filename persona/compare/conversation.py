@@ -93,7 +93,7 @@ class _Node:
     sampling: Mapping[str, float] = field(default_factory=dict)
 
 
-def new_visitor_key() -> str:
+def new_browser_key() -> str:
     """A key for a new visitor: 256 random bits, which the browser keeps and this machine never writes."""
     return secrets.token_urlsafe(32)
 

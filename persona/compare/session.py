@@ -24,7 +24,7 @@ from persona.models.sampling import MAX_CONTEXT_TOKENS, Sampling
 from persona.template.render import ChatPrompt, Renderer
 
 NO_ADAPTER = "__base__"  # the column of no adapter
-MAX_STRENGTH = 1.5
+MAX_STRENGTH = 2.0
 MAX_COLUMNS = 4  # that people compare at once
 MAX_ATTACHED = 8  # adapters attached at a time, some 15 MB each on a 270M base; more than the columns of any page
 
@@ -134,6 +134,7 @@ class LoadedModel:
 
 
 def check_strength(strength: float) -> None:
+    """Raises InputError for a strength of an adapter that is out of range."""
     if not 0 <= strength <= MAX_STRENGTH:
         raise InputError(
             "strength={strength}: from 0 (the base) over 1 (as trained) to {limit}.",

@@ -3,7 +3,7 @@
 The win rate is that of the *decisive* votes: ties are left out, as in the sign test (Dixon & Mood 1946), and shown
 beside it. Its interval is the exact one of Clopper & Pearson (1934), which holds 95 % whatever the number of votes.
 Wilson's is narrower, but after 4 wins of 4 it would call settled what a fair coin does one time in eight; the page
-shows the count after every vote, so the conservative one is used. "Settled" means the same: the interval excludes 50 %.
+shows the count after every vote, so the conservative one is used. "Significant" means that it excludes 50 %.
 Stopping at the first "settled" is still wrong more often than one time in 20: a number of votes decided on beforehand
 is the better evidence.
 """
@@ -101,7 +101,9 @@ def describe_evidence(wins: int, decisive: int, votes: int) -> str:
     if not decisive:
         return Message("No answer was preferred yet: ties and “both bad” do not tell the two apart.")
     if sign_test(wins, decisive) < ALPHA:
-        return Message("Settled: chance alone would be this far from half less than one time in 20.")
+        return Message(
+            "Statistically significant (p < 0.05): chance alone would be this far from half less than one time in 20."
+        )
     if 2 * wins == decisive:
         return Message("Level so far: if it goes on like this, no number of votes will settle it.")
     decisive_more = votes_needed(wins, decisive)

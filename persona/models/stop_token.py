@@ -88,7 +88,7 @@ def find_templates_with_trained_stop(base: Base, tokenizer: Any) -> list[str]:
     """
     names = []
     for name, template in shipped_templates().items():
-        if template.plain or find_incompatibilities(tokenizer, template):
+        if template.plain_text_markers or find_incompatibilities(tokenizer, template):
             continue
         stop = find_stop_token(tokenizer, template)
         if stop is not None and (count_similar_rows_on_disk(base, stop) or 0) < UNTRAINED_TWINS:

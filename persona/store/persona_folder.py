@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 
-from persona.errors import InputError, Message, invalid, join
+from persona.errors import InputError, Message, describe_validation_error, join
 from persona.store import quotas
 from persona.store.cjk import HAN
 from persona.store.files import (
@@ -41,7 +41,7 @@ class SamplingDefaults(BaseModel):
     temperature: float | None = Field(default=None, ge=0, le=5)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
-    min_p: float | None = Field(default=None, ge=0, lt=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, ge=1, le=2)
 
     @model_serializer
@@ -152,8 +152,10 @@ def parse_card(value: dict[str, Any], place: str) -> PersonaCard:
     try:
         return PersonaCard.model_validate(value)
     except ValidationError as e:
-        wrong = [Message("'{field}': {problem}", field=".".join(map(str, x["loc"])), problem=invalid(x))
-                 for x in e.errors()]  # fmt: skip
+        wrong = [
+            Message("'{field}': {problem}", field=".".join(map(str, x["loc"])), problem=describe_validation_error(x))
+            for x in e.errors()
+        ]
         raise InputError("{place}: {problems}. Correct it there.", place=place, problems=join("; ", wrong)) from e
 
 

@@ -36,7 +36,7 @@ class ChatTemplate:
         return " ".join(found[1].split()) if found else ""
 
     @property
-    def plain(self) -> frozenset[str]:
+    def plain_text_markers(self) -> frozenset[str]:
         """Markers that are plain text in this family, as its header says: 'Plain text: [INST] [/INST]'."""
         found = re.search(r"Plain text:\s*((?:[<\[]\S+[>\]][\s,]*)+)", self.about)
         return frozenset(re.findall(r"[<\[]\S+[>\]]", found[1])) if found else frozenset()

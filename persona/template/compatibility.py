@@ -117,7 +117,9 @@ def _find_split_markers(tokenizer: Any, template: ChatTemplate, texts: list[str]
     split = {}
     for marker in dict.fromkeys(m for text in texts for m in MARKER_PATTERN.findall(text)):
         ids = tokenizer(marker, add_special_tokens=False)["input_ids"]
-        if marker not in template.plain and (len(ids) != 1 or tokenizer.convert_ids_to_tokens(ids[0]) != marker):
+        if marker not in template.plain_text_markers and (
+            len(ids) != 1 or tokenizer.convert_ids_to_tokens(ids[0]) != marker
+        ):
             split[marker] = len(ids)
     if not split:
         return []

@@ -123,7 +123,7 @@ class Renderer:
             ids = self._encode(prompt)
         return ChatPrompt(prompt.text, ids)
 
-    def length(self, pair: Pair) -> int:
+    def length_if_near_limit(self, pair: Pair) -> int:
         """Tokens of the pair's row; 0, without encoding it, when it certainly fits into max_length.
 
         A text has at most one token per byte.

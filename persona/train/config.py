@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from persona.errors import InputError, Message, invalid, join
+from persona.errors import InputError, Message, describe_validation_error, join
 from persona.models import bundled
 from persona.template.render import MAX_LENGTH, MAX_LENGTH_RANGE
 
@@ -75,7 +75,7 @@ class RunConfig(BaseModel):
     )  # fmt: skip
     batch_size: int = _setting(
         8, "Pace", "Batch size", "rows per forward pass",
-        "Lower it first when memory runs out; higher is calmer, and slower per step.",
+        "Lower it first when memory runs out; a higher one is more stable, and slower per step.",
         ge=1, le=1024,
     )  # fmt: skip
     gradient_accumulation_steps: int = _setting(
@@ -138,8 +138,10 @@ class RunConfig(BaseModel):
         "Only with a rank of 64 and more.",
     )  # fmt: skip
     use_dora: bool = _setting(
-        False, "Adapter", "DoRA", "weight-decomposed LoRA; cannot share a batch with the base in a chat",
-        "Leave it off where you want to compare side by side quickly.",
+        False, "Adapter", "DoRA",
+        "weight-decomposed LoRA (Liu et al. 2024): learns the length of each weight row apart from its direction; "
+        "slower",
+        "When the adapter learns too little and time matters less.",
     )  # fmt: skip
     train_stop_token: bool = _setting(
         False, "Adapter", "Train the stop token's row",
@@ -218,11 +220,12 @@ PRESETS: dict[str, tuple[dict[str, Any], str]] = {
     "quick": ({"epochs": 3.0}, "Three passes. A first answer in minutes; enough to hear whether the persona is there."),
     "balanced": (
         {"epochs": 6.0, "learning_rate": 2e-4, "early_stopping_patience": 4},
-        "Up to six calmer passes, ended early when the held-out pairs stop getting better.",
+        "Up to six passes at a lower learning rate, ended early when the held-out pairs stop getting better.",
     ),
     "thorough": (
         {"epochs": 12.0, "learning_rate": 1e-4, "lora_r": 32, "lora_alpha": 64, "early_stopping_patience": 6},
-        "A larger adapter and up to twelve slow passes, ended early likewise. For several hundred pairs and more.",
+        "A larger adapter and up to twelve passes at a low learning rate, ended early likewise. For several hundred "
+        "pairs and more.",
     ),
 }
 
@@ -238,7 +241,7 @@ def make_config(preset: str = "quick", /, **changes: Any) -> RunConfig:
     except ValidationError as e:
         wrong = join("; ", [
             Message("{setting}={value}: {problem}", setting=".".join(map(str, x["loc"])), value=repr(x.get("input")),
-                    problem=invalid(x)) for x in e.errors()
+                    problem=describe_validation_error(x)) for x in e.errors()
         ])  # fmt: skip
         if not any(x["type"] == "extra_forbidden" for x in e.errors()):
             raise InputError("{problems}.", problems=wrong) from e

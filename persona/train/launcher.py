@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from persona.store.pairs import Pair, find_unfinished, hash_pairs
 from persona.store.persona_folder import Persona
 from persona.store.workspace import child_environment, is_for_visitor
 from persona.template.chat_template import read_template
-from persona.train import oom_recovery, queue, validate
+from persona.train import oom_recovery, plan, queue, validate
 from persona.train.config import RunConfig, count_steps
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
 from persona.train.run_folder import Run, list_runs, record_worker
@@ -61,6 +62,15 @@ def create_run(persona: Persona, config: RunConfig, expected_seconds: float | No
     write_atomic(run.path / "run.json", to_json(manifest))
     run.log("state", state="starting")
     return run
+
+
+def create_fitted_run(persona: Persona, config: RunConfig, given: Collection[str] = ()) -> tuple[Run, list[str]]:
+    """create_run() with the settings checked on this machine and fitted to its memory, and notes on what was changed.
+
+    Settings named in `given` stay as they are. Raises InputError.
+    """
+    fitted, seconds, notes = plan.fit_to_machine(persona, config, given)
+    return create_run(persona, fitted, seconds), notes
 
 
 def _require_open_names(config: RunConfig) -> None:

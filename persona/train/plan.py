@@ -16,7 +16,7 @@ from persona.models.hardware import DevicePlan, Machine, plan_device
 from persona.models.memory import MemoryEstimate, ModelShape, StepShape
 from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona, PersonaCard
-from persona.train import run_folder, split
+from persona.train import run_folder, split, validate
 from persona.train.config import SAMPLE_TOKENS, RunConfig, count_steps
 from persona.train.progress import RunProgress
 from persona.train.run_folder import Run
@@ -96,8 +96,8 @@ def _describe_plan_changes(asked: StepShape, chosen: StepShape, batches: int, lo
         notes.append(Message("float32 would not fit."))
     if chosen.batch != asked.batch:
         notes.append(
-            Message("To fit, a step's rows go through {batch} at a time, {steps} times.", batch=chosen.batch,
-                    steps=batches)
+            Message("To fit, each batch is split into {steps} of {batch} rows (gradient accumulation).", steps=batches,
+                    batch=chosen.batch)
         )  # fmt: skip
     if chosen.checkpointing and not asked.checkpointing:
         notes.append(Message("To fit, activations are recomputed instead of kept (gradient checkpointing): slower."))
@@ -248,12 +248,20 @@ def estimate_on_this_machine(persona: Persona, config: RunConfig, pairs: Sequenc
     return replace(estimate, seconds=max(estimate.seconds, seconds or 0.0))
 
 
-def fit_to_machine(persona: Persona, config: RunConfig, given: Collection[str] = ()) -> tuple[RunConfig, list[str]]:
-    """The settings fitted to this machine's memory, and notes on what was changed; those named in `given` stay."""
+def fit_to_machine(
+    persona: Persona, config: RunConfig, given: Collection[str] = ()
+) -> tuple[RunConfig, float | None, list[str]]:
+    """The settings fitted to this machine's memory, the seconds that they take, and notes on what was changed.
+
+    Settings named in `given` stay. The seconds are None where they are not known. Raises InputError for settings that
+    do not go together or do not work on this machine.
+    """
+    validate.check_config(config, plan_device(hardware.this_machine(), config.dtype))
     estimate = estimate_on_this_machine(persona, config, persona.pairs())
     if estimate is None:  # the base is not on this machine yet, so nothing is known of it
-        return config, []
-    return fit_config(config, estimate.plan, given)
+        return config, None, []
+    fitted, notes = fit_config(config, estimate.plan, given)
+    return fitted, estimate.seconds, notes
 
 
 def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair], machine: Machine,

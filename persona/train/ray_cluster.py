@@ -216,7 +216,7 @@ def run_on_cluster(run: Run, url: str, address: str) -> None:
         print(e, file=sys.stderr)  # into log.txt
         if run.progress().status in ACTIVE_STATUSES:
             message = Message(
-                "The cluster gave the run up ({kind}, see log.txt). It can be resumed.", kind=type(e).__name__
+                "The cluster stopped the run ({kind}, see log.txt). It can be resumed.", kind=type(e).__name__
             )
             run.log("state", state="failed", message=message)
 

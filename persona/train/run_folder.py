@@ -132,7 +132,7 @@ class Run:
             replay.message = (
                 Message(
                     "The process that waited for its turn is gone (killed, or the machine was restarted). Resume "
-                    "lets the run wait on, and so does opening the page; its place in line is kept."
+                    "puts it back in the queue, and so does opening the page; its place is kept."
                 )
                 if replay.status == "queued"
                 else explain_exit(self.path)

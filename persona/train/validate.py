@@ -1,4 +1,4 @@
-"""Every check of a run's settings: against each other, this machine, its packages, and the base.
+"""Checks of a run's settings: against each other, this machine, its packages, and the base's behaviour.
 
 Importing it loads no torch, so that page and command line can check settings before a run is created. Each check raises
 InputError, naming the setting and what to set instead.

@@ -131,16 +131,16 @@ def build_app() -> gr.Blocks:
         # a fixed secret, so that a restarted server can read it again; it protects nothing, only a folder name
         last_slug = gr.BrowserState("", storage_key="persona-open", secret="persona")
         # whose conversations to show
-        visitor_key = gr.BrowserState("", storage_key="persona-visitor", secret="persona")
+        browser_key = gr.BrowserState("", storage_key="persona-visitor", secret="persona")
         who, slug, asked = gr.State(Chosen()), gr.State(""), gr.State("")
         persona_list, language_button = _build_header()
         if is_shared:
             demo.load(retention_notice, None, gr.HTML(elem_id="retention", elem_classes="quiet"), **QUIET)
         bar = gr.HTML(elem_id="navigation", js_on_load=navigation.NAVIGATION_JS + COUNTDOWN_JS)
-        page, steps, pairs, run_status = _build_steps(who, slug, persona_list, visitor_key)
+        page, steps, pairs, run_status = _build_steps(who, slug, persona_list, browser_key)
         navigated = _connect_navigation(page, _Navigation(bar, asked), steps, pairs, run_status)
         language_button.click(None, None, None, js=i18n.SWITCH_LANGUAGE_JS, **QUIET)
-        demo.load(lambda key: key or conversation.new_visitor_key(), visitor_key, visitor_key, **QUIET)
+        demo.load(lambda key: key or conversation.new_browser_key(), browser_key, browser_key, **QUIET)
         tab = RestoredTab(*page.chosen_view(), page.steps, page.shown_step, asked)
         demo.load(**navigated)
         restored = demo.load(show_errors(restore_tab), last_slug, tab, **QUIET)
@@ -171,7 +171,7 @@ def _build_header() -> tuple[gr.Dropdown, gr.Button]:
 
 
 def _build_steps(
-    who: gr.State, slug: gr.State, persona_list: gr.Dropdown, visitor_key: gr.BrowserState
+    who: gr.State, slug: gr.State, persona_list: gr.Dropdown, browser_key: gr.BrowserState
 ) -> tuple[Page, list[gr.Step], PairsTab, gr.HTML]:
     """The shared components, the five steps, and the two components that the navigation follows."""
     pair_number = gr.State(1)
@@ -196,7 +196,7 @@ def _build_steps(
         with gr.Step(t("Train"), id=TRAIN) as third, gr.Column(elem_id="step-train"):
             run_status = train.build(page)
         with gr.Step(t("Compare"), id=COMPARE) as fourth, gr.Column(elem_id="step-compare"):
-            compare.build(page, fourth, visitor_key)
+            compare.build(page, fourth, browser_key)
         with gr.Step(t("Share"), id=SHARE) as fifth, gr.Column(elem_id="step-share"):
             share.build(page)
     return page, [first, second, third, fourth, fifth], pairs, run_status

@@ -25,7 +25,9 @@ from persona.ui.chosen import ChosenView
 from persona.ui.i18n import localized, t
 from persona.ui.middleware import workspaces
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}  # options of most events
+# Options of most events. Progress is shown on no component: a component that is hidden while an event of its own is
+# pending animates a hidden clock for ever (Gradio 6.31), which keeps the browser busy on an idle page.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 
 
 NOTICE_SECONDS, READ_CHARACTERS = 8, 15  # an error stays so long, and a second more for each so many characters

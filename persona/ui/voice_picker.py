@@ -288,7 +288,9 @@ def open_comparison(slug: str, chosen: str, others: Sequence[str], strength: flo
 def _open_remote_comparison(slug: str, refs: Sequence[AdapterRef]) -> Comparison:
     """Every column is a model of the other server, given the persona's prompt."""
     if any(ref.kind is not RefKind.SERVER for ref in refs):
-        raise PersonaError("Voices of another server answer beside each other only. Choose them all from that server.")
+        raise PersonaError(
+            "Models on another server can only be compared with each other. Choose them all from that server."
+        )
     card = persona_folder.find_persona(slug).card() if slug else PersonaCard(name="Persona")
     records = [VoiceRecord("adapter", ref.name, str(ref), 1.0, card.system) for ref in refs]
     return Comparison(card, None, tuple(ref.name for ref in refs), tuple(records))

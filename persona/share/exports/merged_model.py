@@ -82,8 +82,8 @@ def export_merged_model(
     """Write the adapter, merged into the full-precision base, as the new folder `out`.
 
     The folder holds weights in the base's dtype, tokenizer with the chat template, generation config and card.
-    strength: from 0 (the base) over 1 (as trained) to 2. Returns folder, bytes, the measured difference, and
-    notes where there are any.
+    strength: 0 is the base, 1 as trained, at most session.MAX_STRENGTH. Returns folder, bytes, the measured difference,
+    and notes where there are any.
     """
     with new_output.create_output(out) as folder:
         merged = merge_adapter(adapter, base, strength, progress)
@@ -107,8 +107,7 @@ def merge_adapter(
 
     Raises InputError for a strength out of range, AdapterError when the adapter does not fit the base.
     """
-    if not 0 <= strength <= 2:
-        raise InputError("strength={strength}: from 0 (the base) over 1 (as trained) to 2.", strength=strength)
+    session.check_strength(strength)
     if strength != 1 and adapter.settings.get("use_dora"):
         raise InputError(
             "strength={strength}: the adapter was trained with use_dora=True, which is all or nothing.",

@@ -3,7 +3,7 @@
 from starlette.middleware import Middleware
 
 from persona.store import deployment
-from persona.ui.middleware import language, origins, trusted_hosts, uploads, visitors
+from persona.ui.middleware import head_scripts, origins, trusted_hosts, uploads, visitors
 
 
 def build_middleware(host: str) -> list[Middleware]:
@@ -17,5 +17,5 @@ def build_middleware(host: str) -> list[Middleware]:
         Middleware(origins.OriginCheck),
         *isolation,
         Middleware(uploads.UploadCheck),
-        Middleware(language.LanguageScriptMiddleware),
+        Middleware(head_scripts.HeadScriptsMiddleware),
     ]

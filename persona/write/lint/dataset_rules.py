@@ -190,9 +190,9 @@ def find_probes_in_pairs(pairs: Sequence[Pair], card: PersonaCard) -> Iterator[F
             best[asked[at][0]] = max(best.get(asked[at][0], (0.0, "")), (likeness, probe))
     for row, (likeness, probe) in sorted(best.items()):
         message = Message(
-            "Pair {row} asks the probe {probe}, so hearing it measures memory. Change one of the two."
+            "Pair {row} repeats the probe {probe}, so that probe tests memorization. Change one of the two."
             if likeness == 1 else
-            "Pair {row} asks nearly the probe {probe}, so hearing it measures memory. Change one of the two.",
+            "Pair {row} nearly repeats the probe {probe}, so that probe tests memorization. Change one of the two.",
             row=row, probe=quote_text(probe),
         )  # fmt: skip
         severity, key = (

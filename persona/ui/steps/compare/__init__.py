@@ -137,15 +137,15 @@ class _Adapters(NamedTuple):
     add_blend: gr.Button
 
 
-def build(page: Page, step: gr.Step, visitor_key: gr.BrowserState) -> None:
+def build(page: Page, step: gr.Step, browser_key: gr.BrowserState) -> None:
     other_voices, about = _build_voices(page)
     settings = _make_sampling_settings()
     listed = gr.State("")  # the adapter whose other voices are listed
     with gr.Tabs(elem_id="compare-tabs", overflow_behavior="wrap"):
         with gr.Tab(t("Chat"), id="chat"):
-            probes = build_chat_tab(page, step, visitor_key, other_voices, settings, listed)
+            probes = build_chat_tab(page, step, browser_key, other_voices, settings, listed)
         with gr.Tab(t("Blind vote"), id="blind") as tab:
-            blind_vote_tab.build(page, visitor_key, settings, [tab.select, page.adapter.change])
+            blind_vote_tab.build(page, browser_key, settings, [tab.select, page.adapter.change])
         with gr.Tab(t("A list of questions"), id="list"):
             questions_tab.build(page, other_voices, settings)
         with gr.Tab(t("Did it learn?"), id="judge") as tab:

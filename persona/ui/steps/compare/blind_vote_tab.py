@@ -48,8 +48,8 @@ class VoteView(NamedTuple):
         return self._replace(vote_left=left, vote_tie=tie, vote_bad=bad, vote_right=right)
 
 
-def open_adapter_votes(slug: str, adapter_id: str, visitor_key: str) -> VoteLog:
-    return blind_votes.open_vote_log(voice_picker.conversation_dir(slug, adapter_id), visitor_key)
+def open_adapter_votes(slug: str, adapter_id: str, browser_key: str) -> VoteLog:
+    return blind_votes.open_vote_log(voice_picker.conversation_dir(slug, adapter_id), browser_key)
 
 
 def list_rivals(slug: str, adapter_id: str) -> list[tuple[str, str]]:
@@ -102,13 +102,13 @@ def draw_probe(adapter_id: str) -> str:
 
 
 def ask_both(
-    question: str, visitor_key: str, slug: str, adapter_id: str, rival: str, *settings: Any
+    question: str, browser_key: str, slug: str, adapter_id: str, rival: str, *settings: Any
 ) -> Iterator[VoteView | ModelTurn]:
     """Stream both answers, on random sides. settings: the SamplingSettings."""
     SamplingSettings(*settings).to_sampling()  # a value out of range is refused first
     for text in report_loading(adapter_id):
         yield _answers_update("", "", "", text, False)
-    work = (question, visitor_key, slug, adapter_id, rival, *settings)
+    work = (question, browser_key, slug, adapter_id, rival, *settings)
     if voice_picker.is_remote(adapter_id):
         yield from answer_both(*work)
     else:
@@ -117,11 +117,11 @@ def ask_both(
 
 @model_work
 def answer_both(
-    question: str, visitor_key: str, slug: str, adapter_id: str, rival: str, *settings: Any
+    question: str, browser_key: str, slug: str, adapter_id: str, rival: str, *settings: Any
 ) -> Iterator[VoteView]:
     """Nothing is shown before both answers are complete: which one ends first would give away who is who."""
     sampling_settings = SamplingSettings(*settings)
-    sampling, votes = sampling_settings.to_sampling(), open_adapter_votes(slug, adapter_id, visitor_key)
+    sampling, votes = sampling_settings.to_sampling(), open_adapter_votes(slug, adapter_id, browser_key)
     comparison = voice_picker.open_comparison(slug, adapter_id, [rival], sampling_settings.strength)
     sides = [VoteSide(record) for record in comparison.records]
     drawn = blind_votes.draw_question(votes, question, sides, comparison.card.system, {"seed": sampling.seed})
@@ -154,23 +154,23 @@ def _answer_html(text: str) -> str:
     return f"<div class='card answer'>{escape(text.strip()) or '<span class=quiet>…</span>'}</div>"
 
 
-def cast_vote(choice: str, question_id: str, visitor_key: str, slug: str, adapter_id: str) -> VoteView:
+def cast_vote(choice: str, question_id: str, browser_key: str, slug: str, adapter_id: str) -> VoteView:
     """Save the vote, and show which voice wrote which answer."""
-    voted = blind_votes.record_vote(open_adapter_votes(slug, adapter_id, visitor_key), question_id, choice)
+    voted = blind_votes.record_vote(open_adapter_votes(slug, adapter_id, browser_key), question_id, choice)
     names = "".join(
         f"<div><span class='quiet'>{side}</span> <b>{escape(voice_picker.record_label(s.voice))}</b></div>"
         for side, s in ((t("left"), voted.left), (t("right"), voted.right))
     )
-    reveal = f"<div class='reveal'>{names}</div>{tally_html(slug, adapter_id, visitor_key)}"
+    reveal = f"<div class='reveal'>{names}</div>{tally_html(slug, adapter_id, browser_key)}"
     view = VoteView(status=t("Voted."), reveal=reveal, correction=gr.Row(visible=bool(slug)))
     return view.with_buttons(interactive=False)
 
 
-def tally_html(slug: str, adapter_id: str, visitor_key: str) -> str:
+def tally_html(slug: str, adapter_id: str, browser_key: str) -> str:
     """For every two voices with votes: the win rate with its interval, and how many more votes would settle it."""
     tallies = []
-    if adapter_id and visitor_key:
-        votes = open_adapter_votes(slug, adapter_id, visitor_key)
+    if adapter_id and browser_key:
+        votes = open_adapter_votes(slug, adapter_id, browser_key)
         tallies = blind_votes.tally_all(blind_votes.read_blind_questions(votes))
     if not tallies:
         return f"<div class='quiet'>{t('No votes yet. Ask a question; the names are shown after the vote.')}</div>"
@@ -200,23 +200,23 @@ def _win_rate_text(tally: blind_votes.Tally, first: str) -> str:
     return f"{text} "
 
 
-def add_correction(question_id: str, correction: str, visitor_key: str, slug: str, adapter_id: str) -> str:
+def add_correction(question_id: str, correction: str, browser_key: str, slug: str, adapter_id: str) -> str:
     """Add a pair with the better answer, or with the correction if one is given. Returns a message."""
     persona = open_current_persona(slug)
-    pair = corrections.pair_from_vote(_find_voted(question_id, visitor_key, slug, adapter_id), correction.strip())
+    pair = corrections.pair_from_vote(_find_voted(question_id, browser_key, slug, adapter_id), correction.strip())
     return localized(corrections.append_correction(persona, pair).message)
 
 
-def _find_voted(question_id: str, visitor_key: str, slug: str, adapter_id: str) -> BlindQuestion:
-    for question in blind_votes.read_blind_questions(open_adapter_votes(slug, adapter_id, visitor_key)):
+def _find_voted(question_id: str, browser_key: str, slug: str, adapter_id: str) -> BlindQuestion:
+    for question in blind_votes.read_blind_questions(open_adapter_votes(slug, adapter_id, browser_key)):
         if question.id == question_id and question.choice:
             return question
     raise PersonaError("Vote first: then the answer can go to the pairs.")
 
 
-def export_votes(visitor_key: str, slug: str, adapter_id: str) -> str:
+def export_votes(browser_key: str, slug: str, adapter_id: str) -> str:
     """The votes as preference rows for TRL's DPOTrainer. Returns the file's path."""
-    questions = blind_votes.read_blind_questions(open_adapter_votes(slug, adapter_id, visitor_key))
+    questions = blind_votes.read_blind_questions(open_adapter_votes(slug, adapter_id, browser_key))
     preferences = dpo_export.collect_preferences(questions)
     if not preferences.rows:
         raise PersonaError("No vote prefers one answer yet, so there is nothing to export. Vote left or right first.")
@@ -239,9 +239,9 @@ class _Controls(NamedTuple):
     export: gr.DownloadButton
 
 
-def build(page: Page, visitor_key: gr.BrowserState, settings: SamplingSettings, opened: Sequence[Any]) -> None:
+def build(page: Page, browser_key: gr.BrowserState, settings: SamplingSettings, opened: Sequence[Any]) -> None:
     """The tab. opened: events on which the tally is shown anew."""
-    _connect_events(page, visitor_key, settings, opened, _build_layout())
+    _connect_events(page, browser_key, settings, opened, _build_layout())
 
 
 def _build_layout() -> _Controls:
@@ -278,14 +278,14 @@ def _build_layout() -> _Controls:
 
 
 def _connect_events(
-    page: Page, visitor_key: gr.BrowserState, settings: SamplingSettings, opened: Sequence[Any], c: _Controls
+    page: Page, browser_key: gr.BrowserState, settings: SamplingSettings, opened: Sequence[Any], c: _Controls
 ) -> None:
     view, slug, adapter = c.view, page.slug, page.adapter
     c.draw.click(show_errors(draw_probe), adapter, c.question, **QUIET)
     gr.on(
         [c.ask.click, c.question.submit],
         wait_in_queue(ask_both, view, view.status),
-        [c.question, visitor_key, slug, adapter, c.rival, *settings],
+        [c.question, browser_key, slug, adapter, c.rival, *settings],
         view,
         concurrency_limit=None,
         **QUIET,
@@ -293,17 +293,17 @@ def _connect_events(
     buttons = (view.vote_left, view.vote_tie, view.vote_bad, view.vote_right)
     for choice, button in zip(VOTE_CHOICES, buttons, strict=True):
         button.click(
-            show_errors(partial(cast_vote, choice)), [view.question_id, visitor_key, slug, adapter], view, **QUIET
+            show_errors(partial(cast_vote, choice)), [view.question_id, browser_key, slug, adapter], view, **QUIET
         )
     c.add.click(
-        show_errors(add_correction), [view.question_id, c.correction, visitor_key, slug, adapter], view.status, **QUIET
+        show_errors(add_correction), [view.question_id, c.correction, browser_key, slug, adapter], view.status, **QUIET
     )
-    c.export.click(show_errors(export_votes), [visitor_key, slug, adapter], c.export, api_visibility="private")
+    c.export.click(show_errors(export_votes), [browser_key, slug, adapter], c.export, api_visibility="private")
     rival_for = gr.State("")  # the adapter that the rival was offered for
     gr.on(
         opened,
         show_errors(show_rivals),
-        [slug, adapter, visitor_key, c.rival, rival_for],
+        [slug, adapter, browser_key, c.rival, rival_for],
         [view.reveal, c.rival, c.rival_note, rival_for],
         **QUIET,
     )
@@ -311,11 +311,11 @@ def _connect_events(
 
 
 def show_rivals(
-    slug: str, adapter_id: str, visitor_key: str, rival: str, rival_for: str
+    slug: str, adapter_id: str, browser_key: str, rival: str, rival_for: str
 ) -> tuple[str, gr.Dropdown, str, str]:
     """The tally, the rivals there are, the note on the selected one, and the adapter: another one's rival goes."""
     choices = list_rivals(slug, adapter_id)
     if rival_for != adapter_id or rival not in {voice for _, voice in choices}:
         rival = choose_rival(slug, adapter_id)
     dropdown, note = gr.Dropdown(choices, value=rival or None), rival_note(slug, adapter_id, rival)
-    return tally_html(slug, adapter_id, visitor_key), dropdown, note, adapter_id
+    return tally_html(slug, adapter_id, browser_key), dropdown, note, adapter_id

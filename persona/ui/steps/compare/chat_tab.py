@@ -231,7 +231,7 @@ class _Controls(NamedTuple):
 def build_chat_tab(
     page: Page,
     step: gr.Step,
-    visitor_key: gr.BrowserState,
+    browser_key: gr.BrowserState,
     other_voices: gr.Dropdown,
     settings: SamplingSettings,
     listed: gr.State,
@@ -242,7 +242,7 @@ def build_chat_tab(
     """
     controls = _build_layout()
     selection = Selection(
-        visitor_key, page.slug, page.adapter, other_voices, conversation_id=controls.update.conversation_id
+        browser_key, page.slug, page.adapter, other_voices, conversation_id=controls.update.conversation_id
     )
     _connect_questions(controls, selection, settings)
     _connect_conversations(controls, selection, step, listed)

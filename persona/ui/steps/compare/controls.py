@@ -10,7 +10,7 @@ CARD_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 class Selection(NamedTuple):
     """Who answers whom, in which conversation: the components, or their values in a handler."""
 
-    visitor_key: Any  # whose conversations these are
+    browser_key: Any  # whose conversations these are
     slug: Any  # of the open persona, "" for none
     adapter_id: Any  # of the chosen adapter, see voice_picker.py
     other_voices: Any  # ids of the voices beside it

@@ -42,7 +42,7 @@ class ConversationView(NamedTuple):
 
 def open_conversation_store(selection: Selection) -> ConversationStore:
     folder = voice_picker.conversation_dir(selection.slug, selection.adapter_id)
-    return conversation_store.open_store(folder, selection.visitor_key)
+    return conversation_store.open_store(folder, selection.browser_key)
 
 
 def load_conversation(selection: Selection) -> Conversation | None:
@@ -157,7 +157,7 @@ _HTML = re.compile(r"<(?=[A-Za-z/!?])|&(?=#|\w+;)")  # no more than must be: the
 def conversation_dropdown(*inputs: Any) -> gr.Dropdown:
     """This visitor's conversations, newest first."""
     selection, stored = Selection(*inputs), []
-    if selection.visitor_key and selection.adapter_id:
+    if selection.browser_key and selection.adapter_id:
         with contextlib.suppress(InputError):  # a key from an older browser: it has no conversations
             stored = conversation_store.list_conversations(open_conversation_store(selection))
     choices = [(f"{chat.title or t('Untitled')} · {_format_day(chat.changed)}", chat.id) for chat in stored]
@@ -168,7 +168,7 @@ def conversation_dropdown(*inputs: Any) -> gr.Dropdown:
 def latest_conversation(*inputs: Any) -> str:
     """The id of the newest conversation that the chosen adapter took part in; "" for a new one."""
     selection = Selection(*inputs)
-    if not (selection.visitor_key and selection.adapter_id):
+    if not (selection.browser_key and selection.adapter_id):
         return ""
     column = voice_picker.voice_record(selection.adapter_id, selection.adapter_id).column
     for chat in conversation_store.list_conversations(open_conversation_store(selection)):

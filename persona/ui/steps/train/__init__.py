@@ -18,7 +18,7 @@ from persona.ui.navigation import COMPARE
 from persona.ui.notices import show_info
 from persona.ui.page import QUIET, Page, RenderSettings, open_current_persona, open_page_renderer, show_errors
 from persona.ui.steps.train import run_view, settings_form
-from persona.ui.steps.train.plan_view import fit_settings, plan_html
+from persona.ui.steps.train.plan_view import plan_html
 from persona.ui.steps.train.run_view import RunView
 from persona.ui.widgets import FORWARD_CLICKS_JS
 
@@ -34,8 +34,7 @@ def on_start(slug: str, preset: str, *form: Any) -> str:
     persona = open_current_persona(slug)
     config = settings_form.form_to_config(preset, *form)
     require_trainable(slug, config)
-    config, seconds = fit_settings(persona, config)
-    run = launcher.create_run(persona, config, seconds)
+    run, _ = launcher.create_fitted_run(persona, config)
     launcher.start_run(run)
     return run.name
 

@@ -7,7 +7,6 @@ from typing import Any
 from persona.errors import PersonaError
 from persona.judge import verdict
 from persona.models import hardware
-from persona.store.persona_folder import Persona
 from persona.train import launcher, queue
 from persona.train import plan as train_plan
 from persona.train.config import PRESETS, RunConfig
@@ -127,9 +126,3 @@ def _too_large_html(config: RunConfig, estimate: TrainingEstimate) -> str:
             free=free,
         )
     return f'<div class="problem">{words} {others}</div>'
-
-
-def fit_settings(persona: Persona, config: RunConfig) -> tuple[RunConfig, float | None]:
-    """The settings with what the plan on the page changes in them, and the seconds it expects (None: not known)."""
-    estimate = train_plan.estimate_on_this_machine(persona, config, persona.pairs())
-    return (train_plan.apply_plan(config, estimate.plan), estimate.seconds) if estimate else (config, None)

@@ -62,7 +62,7 @@ def _token_counter(persona: Persona, settings: RenderSettings) -> Callable[[Pair
         _, renderer = open_page_renderer(persona.slug, settings)
     except PersonaError:
         return None
-    return renderer.length
+    return renderer.length_if_near_limit
 
 
 def apply_fix(persona: Persona, findings: Sequence[Finding], which: str) -> None:

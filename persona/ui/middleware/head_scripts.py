@@ -1,4 +1,9 @@
-"""The page's HTML: a script that sets its language before Gradio reads the browser's, and the nonce of its scripts."""
+"""The page's HTML: scripts that run before Gradio's, and the nonce of all scripts.
+
+One sets the language before Gradio reads the browser's. The other calms Gradio's clocks of pending events: Gradio 6.31
+redraws each at every frame, hidden ones too, and that of a component that is removed meanwhile (its own loading screen
+is one) for ever, which keeps the browser of an idle page busy.
+"""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,8 +24,23 @@ LANGUAGE_SCRIPT = f"""<script>
 </script>"""
 
 
-class LanguageScriptMiddleware:
-    """ASGI: inserts LANGUAGE_SCRIPT at the start of the page's head, and marks the page's scripts as the server's.
+# the clock shows tenths of a second; while none is to be seen, it is enough to look now and then
+CLOCK_SCRIPT = r"""<script>
+(() => {
+  const frame = window.requestAnimationFrame.bind(window);
+  const clock = /^\(\)=>\{\w+\(\w+,\(performance\.now\(\)-\w+\(\w+\)\)\/1e3\)/;
+  window.requestAnimationFrame = (callback) => {
+    if (!clock.test(callback)) return frame(callback);
+    const shown = document.querySelector("[data-testid='status-tracker']:not(.hide)");
+    return setTimeout(() => frame(callback), shown ? 100 : 1000);
+  };
+})();
+</script>"""
+SCRIPTS = (LANGUAGE_SCRIPT + CLOCK_SCRIPT).encode()
+
+
+class HeadScriptsMiddleware:
+    """ASGI: inserts SCRIPTS at the start of the page's head, and marks the page's scripts as the server's.
 
     Gradio adds its own `head` by script, too late. In what it writes into its scripts it escapes "<".
     """
@@ -40,7 +60,7 @@ class LanguageScriptMiddleware:
                 start = message
                 return
             if start:
-                body = message.get("body", b"").replace(b"<head>", b"<head>" + LANGUAGE_SCRIPT.encode(), 1)
+                body = message.get("body", b"").replace(b"<head>", b"<head>" + SCRIPTS, 1)
                 body = body.replace(b"<script", b'<script nonce="%s"' % scope.get("persona.nonce", "").encode())
                 message = {**message, "body": body}
                 headers = MutableHeaders(raw=start["headers"])
