@@ -106,7 +106,7 @@ def test_another_quantization_is_another_model(full, adapters, monkeypatch):
     small = session.open_model(base, "nf4")
     assert list(session._open) == [(str(full), "nf4")] and small.quantization == "nf4" and is_quantized(small.model)
     assert gone() is None, "the other one was let go first"
-    monkeypatch.setattr(hardware, "free_memory", lambda _: -10**9)
+    monkeypatch.setattr(hardware, "free_memory", lambda _: -(10**9))
     assert session.open_model(base, "auto", "nf4") is small, "where full precision does not fit, it is as trained"
     with pytest.raises(BaseError, match="does not fit"):
         session.open_model(base)

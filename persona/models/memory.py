@@ -187,8 +187,9 @@ def estimate_chat_memory(shape: ModelShape, dtype: str, quantization: str = "non
     """Bytes that opening a base and asking CHAT_TOKENS take, beside what the program holds already.
 
     The weights, an adapter of rank 16, keys and values, and the widest activations of one layer. Measured on a CPU
-    with a random Llama of 300 million parameters: 1.19 GB in float32 and 0.21 in nf4; this gives 1.32 and 0.35 for
-    its longer conversation. Loading takes up to 0.9 GB more for a moment there, mostly the file's pages.
+    with a random Llama of 300 million parameters and 400 tokens: 1.19 GB in float32 and 0.21 in nf4; this gives 1.49
+    and 0.52, 0.26 of it for the longer conversation. While it loads, up to 1 GB more was resident there, half of it
+    pages of the file.
     """
     size = DTYPE_BYTES[dtype]
     activations = CHAT_TOKENS * size * (2 * shape.layers * shape.keys + 2 * (shape.hidden + shape.inner))
