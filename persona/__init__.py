@@ -65,12 +65,15 @@ def train_persona(persona: "Persona", preset: str = "quick", **settings: Any) ->
     return run
 
 
-def chat(adapter: "str | Path", prompts: Sequence[str], base: str = "", **sampling: Any) -> list[dict[str, Any]]:
+def chat(
+    adapter: "str | Path", prompts: Sequence[str], base: str = "", quantization: str = "auto", **sampling: Any
+) -> list[dict[str, Any]]:
     """Ask base and persona the same questions in one batch. Each prompt is a conversation of its own.
 
-    adapter: a folder, run, zip, USER/NAME on the Hub or the name of a persona. base: if not its own. sampling: fields
-    of Sampling, e.g. temperature=0, max_new_tokens=64. Returns {"prompt", "base", "adapter"} for each prompt. Raises
-    PersonaError.
+    adapter: a folder, run, zip, USER/NAME on the Hub or the name of a persona. base: if not its own.
+    quantization: of the base in memory: auto (as the adapter was trained; on a CPU in full precision if that fits),
+    none, nf4 or int8. sampling: fields of Sampling, e.g. temperature=0, max_new_tokens=64. Returns {"prompt", "base",
+    "adapter"} for each prompt. Raises PersonaError.
     """
     from persona.compare import question_list, session
     from persona.models.sampling import Sampling
@@ -78,7 +81,7 @@ def chat(adapter: "str | Path", prompts: Sequence[str], base: str = "", **sampli
     from persona.share.open_adapter import open_adapter
 
     opened = open_adapter(AdapterRef.parse(adapter))
-    model = session.open_model(session.base_of(opened, base))
+    model = session.open_model(session.base_of(opened, base), quantization, opened.quantization)
     voices = session.default_voices(model, opened)
     rows = question_list.ask_questions(model, voices, list(prompts), Sampling(**sampling))
     return [{"prompt": r.question, "base": r.replies[0].text, "adapter": r.replies[1].text} for r in rows]

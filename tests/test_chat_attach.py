@@ -102,7 +102,7 @@ def test_the_last_base_is_kept_in_memory(tiny_gemma, tiny_llama, monkeypatch):
     first = session.open_model(gemma)
     assert session.open_model(gemma) is first
     session.open_model(llama)
-    assert list(session._open) == [str(tiny_llama)] and session.open_model(gemma) is not first
+    assert list(session._open) == [(str(tiny_llama), "none")] and session.open_model(gemma) is not first
 
 
 # ---- what goes wrong

@@ -1,5 +1,6 @@
 """`persona`: one JSON object on the last line, messages on stderr, exit status 0, 1 or 2."""
 
+import importlib.util
 import json
 import os
 import re
@@ -213,8 +214,18 @@ def test_chat_with_more_columns(value, refused, ready, tiny_gemma, tmp_path):
 
 
 def test_chat_for_people(call, ready, tiny_gemma):
-    status, out, _ = call("chat", ready, "--prompt", "Who are you?", "--base", tiny_gemma, *SHORT)
+    status, out, notes = call("chat", ready, "--prompt", "Who are you?", "--base", tiny_gemma, *SHORT)
     assert status == 0 and out.startswith("> Who are you?\nbase:    ") and "\npersona: " in out
+    assert f"{tiny_gemma.name} in float32: about 0.0 GB of memory, " in notes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
+def test_chat_on_a_quantized_base(call, value, ready, tiny_gemma):
+    words = ["chat", ready, "--prompt", "hi", "--base", tiny_gemma, "--temperature", 0, *SHORT]
+    status, out, notes = call(*words, "--quantization", "int8", "--json")
+    assert status == 0 and f"{tiny_gemma.name} in 8 bits (int8): about" in notes
+    assert json.loads(out.splitlines()[-1])["turns"] != value(*words)["turns"]
 
 
 @pytest.mark.parametrize(
@@ -227,8 +238,9 @@ def test_chat_for_people(call, ready, tiny_gemma):
         (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens=0: from 1"),
         (["--prompt", "a " * 5000], "tokens and no room for a reply"),
         (["--prompt", "a", "--base", "/nowhere"], "'/nowhere': no such folder"),
+        (["--prompt", "a", "--quantization", "int4"], "quantization=int4: is not auto, none, nf4 or int8"),
     ],
-    ids=["empty", "temperature", "strength", "seed", "limit", "long", "base"],
+    ids=["empty", "temperature", "strength", "seed", "limit", "long", "base", "quantization"],
 )
 def test_chat_refuses(refused, ready, tiny_gemma, words, why):
     assert why in refused("chat", ready, *([] if "--base" in words else ["--base", tiny_gemma]), *words)

@@ -1,6 +1,7 @@
 """The Compare step without a browser: who speaks, what is kept, what is refused."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from cases import check_each
 from tiny_models import CARD, write_adapter
 
 from persona.compare import conversation, session
-from persona.errors import PersonaError
+from persona.errors import BaseError, PersonaError
 from persona.models import adapter
 from persona.models.base import Base
 from persona.store import persona_folder
@@ -22,7 +23,7 @@ from persona.ui.chosen import Chosen
 from persona.ui.model_queue import ModelTurn
 from persona.ui.steps import compare
 from persona.ui.steps import share as share_step
-from persona.ui.steps.compare import base_note, blind_vote_tab, chat_tab, conversation_view, questions_tab
+from persona.ui.steps.compare import base_note, blind_vote_tab, chat_tab, conversation_view, loading, questions_tab
 from persona.ui.steps.compare.controls import Selection
 
 KNOBS = (0.0, 0.9, 0, 0.0, 1.0, 6, 0)  # greedy, six tokens
@@ -115,6 +116,29 @@ def test_columns_stand_where_they_are_expected(run, chosen):
     assert (own.strength, early.strength, mixed.strength) == (0.5, 0.5, 0.5)
     parts = dict(cast.model.adapter_weights(mixed.adapter))
     assert parts == {own.adapter: 0.25, early.adapter: 0.75}
+
+
+def test_the_base_in_memory_is_said_and_can_be_chosen(run, chosen, tiny_gemma, monkeypatch):
+    """Choosing it reaches the model, through the settings that every tab passes on."""
+    monkeypatch.setattr(loading.bases, "find_local_base", lambda *_: Base("someone/tiny", tiny_gemma))
+    assert loading.describe_opening(None) == loading.describe_opening("server/x") == ""
+    assert "someone/tiny in float32: about 0.0 GB" in loading.describe_opening(chosen)
+    assert "class='quiet'" in loading.describe_opening(chosen, "int8")
+    assert "is not auto" in loading.describe_opening(chosen, "int4")
+    asked = []
+
+    def open_model(base, *how):
+        asked.append(how)
+        raise BaseError("enough")
+
+    monkeypatch.setattr(session, "open_model", open_model)
+    settings = (1.0, *KNOBS, "int8")
+    for ask in (chat_tab.send_message("Hi", KEY, "mags", chosen, [], "", *settings),
+                blind_vote_tab.ask_both("Hi", KEY, "mags", chosen, "base", *settings),
+                questions_tab.answer_questions("Hi", "mags", chosen, [], *settings)):  # fmt: skip
+        with suppress(PersonaError, gr.Error):
+            list(frames_of(ask))
+    assert asked == [("int8", "none")] * 3
 
 
 # ---- talk

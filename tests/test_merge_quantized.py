@@ -2,10 +2,10 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from quantized_base import store_quantized
 from tiny_models import load, make_adapter
 
 from persona.models import base as bases
@@ -13,37 +13,12 @@ from persona.models import quantization
 from persona.models.base import Base
 from persona.share.exports import full_precision, merged_model
 
+pytest_plugins = "quantized_base"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("plain_cpu"),
     pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed"),
 ]
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory, byte_tokenizer) -> Path:
-    """A tiny Llama whose layers have a multiple of 64 inputs, as 4 bits want it on a CPU."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("quantized") / "tiny"
-    config = LlamaConfig(
-        vocab_size=len(byte_tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=1, intermediate_size=192, initializer_range=0.15,
-    )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    byte_tokenizer.save_pretrained(folder)
-    return folder
-
-
-def store_quantized(full: Path, target: Path, kind: str) -> Base:
-    """The base as the Hub's …-bnb-4bit repositories store it."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    options = quantization.make_quantization_kwargs(kind, "bfloat16", "cpu")
-    AutoModelForCausalLM.from_pretrained(full, dtype=torch.bfloat16, **options).save_pretrained(target)
-    AutoTokenizer.from_pretrained(full).save_pretrained(target)
-    return Base("someone/tiny-unsloth-bnb-4bit", target)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

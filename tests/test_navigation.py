@@ -7,7 +7,8 @@ import gradio as gr
 import pytest
 from cases import check_each
 
-from persona.errors import BaseError, PersonaError
+from persona.compare import session
+from persona.errors import BaseError, Message, PersonaError
 from persona.models import base
 from persona.models.progress_callback import ProgressUpdate
 from persona.store import persona_folder, workspace
@@ -123,11 +124,13 @@ def test_every_setting_says_when_to_touch_it():
 
 def test_what_is_waited_for_is_said_before_the_first_word(monkeypatch):
     """A base that must be made ready first takes a minute, one that is ready some seconds."""
-    wanted = SimpleNamespace(base_id="<b>/base", base_revision="")
+    wanted = SimpleNamespace(base_id="<b>/base", base_revision="", quantization="nf4")
+    asked, plan = [], SimpleNamespace(fits=True, describe=lambda: Message("<b>/base in 4 bits: 9 GB"))
     monkeypatch.setattr(voice_picker, "find_adapter", lambda chosen: wanted)
+    monkeypatch.setattr(session, "plan_opening", lambda *how: asked.append(how[1:]) or plan)
     monkeypatch.setattr(base, "find_local_base", lambda name, revision: object())
-    (words,) = report_loading("run/a/b")
-    assert "a few seconds" in words
+    (words,) = report_loading("run/a/b", "int8")
+    assert "a few seconds" in words and "&lt;b&gt;/base in 4 bits: 9 GB" in words and asked == [("int8", "nf4")]
     (words,) = report_loading("server/x")
     assert "server" in words
     monkeypatch.setattr(base, "find_local_base", lambda name, revision: None)

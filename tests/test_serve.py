@@ -207,15 +207,17 @@ def test_requests_that_wait_share_a_batch_and_say_what_they_say_alone(server, cl
 def test_a_batch_takes_what_fits_in_order_and_one_base_at_a_time(server):
     from persona.models.base import Base
 
-    def generation(rows, base=server.models[0].base):
+    def generation(rows, opening=server.models[0].opening):
         made = serve_http.prepare_request(
             server.models[0], requests.parse_chat_request({"model": "m", "messages": HI, "n": rows}, 0)
         )
-        return replace(made, base=base)
+        return replace(made, opening=opening)
 
-    other, b = Base("other", server.models[0].base.path / "x"), Batcher(max_rows=4)
+    base = server.models[0].base
+    other, b = (Base("other", base.path / "x"), "auto", "none"), Batcher(max_rows=4)
     b.thread = threading.current_thread()  # no other thread takes them
-    asked = [generation(3), generation(2), generation(1, other), generation(1), generation(1)]
+    small = (base, "nf4", "none")
+    asked = [generation(n, *how) for n, how in ((3, []), (2, []), (1, [other]), (1, []), (1, []), (1, [small]))]
     taken = []
     with MODEL_QUEUE.turn("someone else"):
         for request in asked:
@@ -223,7 +225,7 @@ def test_a_batch_takes_what_fits_in_order_and_one_base_at_a_time(server):
     while ticket := b._ticket_with_turn():
         taken.append([asked.index(request) for request in b._take_batch(ticket)])
         MODEL_QUEUE.leave(ticket)
-    assert taken == [[0, 3], [1, 4], [2]] and not b.waiting and not is_busy()
+    assert taken == [[0, 3], [1, 4], [2], [5]] and not b.waiting and not is_busy()
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -303,6 +303,18 @@ def test_adapters_are_named_on_the_command_line(at_home, tiny_gemma, tmp_path):
     assert bare.system == "" and bare.stop_id and bare.template == choose_template(bare.tokenizer)
 
 
+def test_a_base_is_opened_once_as_its_first_adapter_was_trained(at_home, tiny_gemma):
+    first, second = at_home / "20261121-r1", at_home / "20261122-r2"
+    file = first / "adapter" / "run.json"
+    file.write_text(file.read_text().replace('"config": {', '"config": {"quantization": "nf4", '))
+    base = Base("someone/tiny", tiny_gemma)
+    for order, trained in (((first, second), "nf4"), ((second, first), "none")):
+        listed = model_list.open_named_models([str(run) for run in order], str(tiny_gemma))
+        assert {s.opening[1:] for s in listed} == {("auto", trained)} and len(listed) == 3
+    assert {s.opening[1] for s in model_list.open_named_models([], quantization="int8")} == {"int8"}
+    assert model_list.ServedModel("x", base).opening == (base, "auto", "none")
+
+
 def test_models_have_names_of_their_own(tiny_gemma, tmp_path):
     places = [
         "mags/runs/20261122-r1/adapter",

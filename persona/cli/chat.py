@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from persona.cli.output import ADAPTER_BASE_HELP, ADAPTER_HELP, AsJson, print_note, print_result
+from persona.cli.output import ADAPTER_BASE_HELP, ADAPTER_HELP, AsJson, Quantization, print_note, print_result
 from persona.errors import InputError
 from persona.models.sampling import Sampling
 
@@ -42,6 +42,7 @@ def chat(
         int, typer.Option(help="Longest reply, in tokens, if it does not end before.")
     ] = Sampling.max_new_tokens,
     base: Annotated[str, typer.Option(help=ADAPTER_BASE_HELP)] = "",
+    quantization: Quantization = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Compare base and persona: both answer the same questions, in one batch and with the same seed."""
@@ -54,7 +55,7 @@ def chat(
         question_list.require_table_format(save)
     sampling = Sampling(temperature=temperature, min_p=min_p, seed=seed, max_new_tokens=max_new_tokens)
     session.check_strength(strength)
-    model, voices = _open_voices(adapter, others or [], base, strength)
+    model, voices = _open_voices(adapter, others or [], base, strength, quantization)
     start, rows = time.perf_counter(), []
     for row in question_list.ask_questions(model, voices, asked, sampling):
         rows.append(row)
@@ -69,7 +70,9 @@ def chat(
     print_result({"turns": [_turn_json(labels, row) for row in rows], "tokens_per_s": round(rate, 2)}, text, as_json)
 
 
-def _open_voices(adapter: str, others: list[str], base: str, strength: float) -> tuple[Any, list[Any]]:
+def _open_voices(
+    adapter: str, others: list[str], base: str, strength: float, quantization: str
+) -> tuple[Any, list[Any]]:
     """The model and its columns: base, persona, then `others`. base: "" for the adapter's own."""
     from persona.compare import session
     from persona.share.adapter_ref import AdapterRef
@@ -82,7 +85,9 @@ def _open_voices(adapter: str, others: list[str], base: str, strength: float) ->
             limit=session.MAX_COLUMNS - 2,
         )
     main = open_adapter(AdapterRef.parse(adapter))
-    model = session.open_model(session.base_of(main, base, print_note))
+    how = session.base_of(main, base, print_note), quantization, main.quantization
+    print_note(session.plan_opening(*how).describe())
+    model = session.open_model(*how)
     voices = session.default_voices(model, main, strength)
     for text in others:
         voice = open_voice(model, text, main, any_base=bool(base))

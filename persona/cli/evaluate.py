@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from persona.cli.output import ADAPTER_BASE_HELP, ADAPTER_HELP, AsJson, print_note, print_result
+from persona.cli.output import ADAPTER_BASE_HELP, ADAPTER_HELP, AsJson, Quantization, print_note, print_result
 
 
 def eval_(
@@ -18,6 +18,7 @@ def eval_(
         bool, typer.Option("--judge", help="Also let the model at PERSONA_LLM_URL compare the answers, blindly.")
     ] = False,
     base: Annotated[str, typer.Option(help=ADAPTER_BASE_HELP)] = "",
+    quantization: Quantization = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Did it learn? Measure the adapter against its base. A run's folder gets report.json and report.html."""
@@ -27,7 +28,9 @@ def eval_(
 
     opened = open_adapter(AdapterRef.parse(adapter))
     with _ProgressBar() as bar:
-        report = evaluate.evaluate_adapter(opened, data=data, base=base, judge=judge, progress=bar.show)
+        report = evaluate.evaluate_adapter(
+            opened, data=data, base=base, judge=judge, quantization=quantization, progress=bar.show
+        )
     if run := evaluate.run_of(opened):
         print_note(f"Report: {evaluate.save_report(report, run)}")
     print_result(report.model_dump(mode="json"), _format_report(report), as_json)

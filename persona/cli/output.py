@@ -18,6 +18,13 @@ ADAPTER_HELP = (
     "The adapter: a persona's name, a folder (adapter, run or persona: its newest run), RUN@STEP for a snapshot, "
     "a zip, or USER/NAME@REVISION on the Hub."
 )
+Quantization = Annotated[
+    str,
+    typer.Option(
+        help="Of the base in memory: auto (as the adapter was trained; without a GPU in full precision if that fits), "
+        "none (full precision), nf4 or int8."
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object, the last line. Default: text.")
 ]

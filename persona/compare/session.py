@@ -4,12 +4,14 @@ Each column is a row of the batch, with its own prompt, stop token, adapters and
 command line and the evaluation all stream through `stream_replies`.
 """
 
+import gc
 import threading
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from persona.compare.chat_plan import ChatPlan, plan_chat
 from persona.compare.model_queue import MODEL_QUEUE
 from persona.errors import AdapterError, InputError, Message, PersonaError
 from persona.models import attach as models_attach
@@ -64,14 +66,14 @@ class Voice:
 class LoadedModel:
     """A base in memory with the adapters attached to it. What runs on it, or changes it, takes a turn in MODEL_QUEUE.
 
-    model: the torch model, PEFT's as soon as an adapter is attached.
+    model: the torch model, PEFT's as soon as an adapter is attached. quantization: none, nf4 or int8.
     """
 
-    def __init__(self, base: Base):
-        self.base = base
+    def __init__(self, base: Base, quantization: str = "none"):
+        self.base, self.quantization = base, quantization
         self.plan = hardware.plan_device(hardware.this_machine())
         self.tokenizer = bases.load_tokenizer(base)
-        self.model = bases.load_base_model(base, self.plan.chat_dtype, self.plan.device)
+        self.model = bases.load_base_model(base, self.plan.chat_dtype, self.plan.device, quantization)
         self.attached: dict[str, tuple[Adapter, float]] = {}  # the one used longest ago first
         self.blends: dict[str, AdapterWeights] = {}
 
@@ -143,17 +145,31 @@ def check_strength(strength: float) -> None:
         )
 
 
-_open: dict[str, LoadedModel] = {}
+_open: dict[tuple[str, str], LoadedModel] = {}  # at most one, by folder and quantization
 _opening = threading.Lock()
 
 
-def open_model(base: Base) -> LoadedModel:
-    """The base in memory; the last one is kept, an earlier one let go."""
+def plan_opening(base: Base, quantization: str = "auto", trained: str = "none") -> ChatPlan:
+    """How open_model() would open the base now: plan_chat() on this machine, once the model that is open has gone."""
+    machine = hardware.this_machine()
+    held = sum(m.model.get_memory_footprint() for m in list(_open.values()))
+    return plan_chat(base, machine, hardware.free_memory(machine) + held, quantization, trained)
+
+
+def open_model(base: Base, quantization: str = "auto", trained: str = "none") -> LoadedModel:
+    """The base in memory; the last one is kept, an earlier one, or this one in another quantization, let go first.
+
+    quantization, trained: as for plan_chat(). Raises what it raises, and BaseError where the base does not fit.
+    """
     with _opening:
-        if str(base.path) not in _open:
+        plan = plan_opening(base, quantization, trained)
+        key = str(base.path), plan.quantization
+        if key not in _open:
+            plan.require_room()
             _open.clear()
-            _open[str(base.path)] = LoadedModel(base)
-        return _open[str(base.path)]
+            gc.collect()  # a model refers to itself
+            _open[key] = LoadedModel(base, plan.quantization)
+        return _open[key]
 
 
 def base_of(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from persona.compare import session as compare_session
+from persona.compare.chat_plan import FORMS
 from persona.errors import Message
 from persona.judge import llm_judge, measurements, report_html, verdict
 from persona.judge.eval_rows import EvalRows, read_eval_rows
@@ -53,14 +54,16 @@ class EvaluationStopped(Exception):
 
 def evaluate_adapter(
     adapter: Adapter, *, data: Path | None = None, base: str = "", judge: bool = False, visitor: str = "",
-    progress: Callable[[EvalProgress], None] = lambda _: None, limits: EvalBudget = EvalBudget(),
-    begun: EvalReport | None = None,
+    quantization: str = "auto", progress: Callable[[EvalProgress], None] = lambda _: None,
+    limits: EvalBudget = EvalBudget(), begun: EvalReport | None = None,
 ) -> EvalReport:  # fmt: skip
     """Measure what can be measured, and decide the verdict.
 
     data: pairs to measure on, in any form that import reads; without it the run's own held-out pairs.
     judge: ask the LLM endpoint (PERSONA_LLM_URL), too. visitor: whose work it is in the queue before the model.
-    begun: the report of an evaluation of this adapter that was stopped; only what it lacks is measured.
+    quantization: of the base in memory, a ChatQuantization; its memory is the first progress.
+    begun: the report of an evaluation of this adapter that was stopped; only what it lacks is measured, unless the base
+    was in another precision.
     Raises InputError for data that cannot be used, AdapterError for an adapter that does not fit its base, PersonaError
     when the judge fails, EvaluationStopped when it is stopped before anything was measured.
     """
@@ -73,7 +76,11 @@ def evaluate_adapter(
         progress(EvalProgress(0.0, text, None))
 
     report_opening(Message("Opening the base …"))
-    model = compare_session.open_model(compare_session.base_of(adapter, base, report_opening))
+    opening = compare_session.base_of(adapter, base, report_opening), quantization, adapter.quantization
+    report_opening(compare_session.plan_opening(*opening).describe())
+    model = compare_session.open_model(*opening)
+    if begun and begun.quantization != model.quantization:
+        begun = None
     renderer = compare_session.renderer_of(adapter, model.tokenizer)
     session = measurements.start_session(model, adapter, renderer, rows, limits, progress, visitor)
     parts = _measure_parts(session, adapter.card, rows, run, endpoint, begun)
@@ -85,13 +92,14 @@ def evaluate_adapter(
         template=adapter.template.name,
         created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         seconds=round(time.monotonic() - start + (begun.seconds if begun else 0.0), 1),
+        quantization=model.quantization,
         sampling=_describe_sampling(session.sampling),
         **_training_facts(adapter),
         **{**parts, "probes": probes},
         ended=_ended_share(parts.get("answers"), probes, of_base=False),
         base_ended=_ended_share(parts.get("answers"), probes, of_base=True),
         missing=[part for part in wanted if part not in parts],
-        notes=[*rows.notes, *session.notes],
+        notes=[*rows.notes, *_quantization_notes(model.quantization), *session.notes],
     )
     return report.model_copy(update={"verdict": verdict.decide_verdict(report)})
 
@@ -124,6 +132,12 @@ def _measure_parts(
             raise
         session.notes.append(Message("Stopped: not everything is measured yet. Measure goes on where it stopped."))
     return parts
+
+
+def _quantization_notes(quantization: str) -> list[str]:
+    if quantization == "none":
+        return []
+    return [Message("Measured with the base in {form}.", form=FORMS[quantization])]
 
 
 def _describe_sampling(s: Sampling) -> str:

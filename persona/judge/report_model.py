@@ -152,7 +152,8 @@ class Verdict(FrozenModel):
 class EvalReport(FrozenModel):
     """The whole report. A part that could not be measured is None, and `notes` says why.
 
-    missing: the parts that are left to measure, where the evaluation was stopped.
+    missing: the parts that are left to measure, where the evaluation was stopped. quantization: of the base: nf4, int8
+    or none.
     """
 
     persona: str
@@ -172,6 +173,7 @@ class EvalReport(FrozenModel):
     ended: float | None = None
     base_ended: float | None = None
     judged: JudgeTally | None = None
+    quantization: str = "none"
     notes: list[Text] = []
     missing: list[str] = []
     verdict: Verdict | None = None

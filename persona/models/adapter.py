@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 from persona.errors import AdapterError, InputError, Message
 from persona.models import model_card, trained_tokens
 from persona.models.base import Base
+from persona.models.memory import QUANTIZED_WEIGHT_BYTES
 from persona.models.model_card import LOSS_PICTURE
 from persona.models.safetensors_header import check_safetensors_header
 from persona.store.files import fsync_folder, read_json, replace_folder, require_regular_file, to_json, write_atomic
@@ -74,6 +75,13 @@ class Adapter:
         base = self.facts.get("base")
         value = str(base.get("revision") or "") if isinstance(base, dict) else ""
         return value if re.fullmatch("[0-9a-f]{40}", value) else ""
+
+    @property
+    def quantization(self) -> str:
+        """How its base was quantized in training: nf4, int8 or none; none where run.json does not say."""
+        config = self.facts.get("config")
+        value = config.get("quantization") if isinstance(config, dict) else None
+        return value if isinstance(value, str) and value in QUANTIZED_WEIGHT_BYTES else "none"
 
     @property
     def max_length(self) -> int:

@@ -20,6 +20,7 @@ def attach_adapter(model: Any, adapter: Adapter, name: str) -> Any:
 
     state = load_file(adapter.path / WEIGHTS_FILE)
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    _refuse_dora_in_8_bits(adapter, inner)
     # all checks come first: a later failure would leave half an adapter attached
     token_rows = trained_tokens.take_token_rows(state, adapter.settings.get("trainable_token_indices", {}), inner)
     layers = check_adapter_fits(adapter, state, inner)
@@ -37,6 +38,16 @@ def attach_adapter(model: Any, adapter: Adapter, name: str) -> Any:
     set_peft_model_state_dict(model, state, adapter_name=name)
     trained_tokens.set_token_rows(model.get_base_model(), name, token_rows)
     return model.eval()
+
+
+def _refuse_dora_in_8_bits(adapter: Adapter, model: Any) -> None:
+    """On a CPU, PEFT 0.21 replaces a weight in 8 bits by a copy without its scales as it measures it for DoRA."""
+    if adapter.settings.get("use_dora") and model.device.type == "cpu" and getattr(model, "is_loaded_in_8bit", False):
+        raise AdapterError(
+            "{adapter}: was trained with use_dora, which does not go with a base in 8 bits on a CPU. Set quantization "
+            "to nf4 or none.",
+            adapter=adapter.card.name,
+        )
 
 
 def check_adapter_fits(adapter: Adapter, state: dict[str, Any], model: Any) -> list[str]:

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from persona.errors import BaseError, InputError, Message
 from persona.models import bundled, download, gguf_import, hardware
@@ -22,6 +22,8 @@ from persona.store.files import expand_home, hash_file, is_file, is_folder, read
 from persona.store.workspace import is_for_visitor
 
 MAX_SHOWN = 200  # characters of a name in a message
+QUANT_STATE = ".quant_state.bitsandbytes__"  # in the name of the tensor by which bitsandbytes unpacks a weight
+MAX_QUANT_STATE = 10_000  # bytes of it
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,16 @@ class Base:
         return read_json(self.path / "config.json", Message("a base model"))
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Name → shape of every weight, from the files' headers alone. Raises BaseError where one is damaged."""
+        """Name → shape of every weight, from the files' headers alone. Raises BaseError where one is damaged.
+
+        A weight that is stored in 4 bits has the shape of its matrix, and what unpacks it is left out.
+        """
         shapes: dict[str, tuple[int, ...]] = {}
         for file in sorted(self.path.glob("*.safetensors")):
             try:
                 with file.open("rb") as f:
                     header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
-                shapes |= {name: tuple(t["shape"]) for name, t in header.items() if name != "__metadata__"}
+                    shapes |= _read_shapes(f, header)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as e:
                 raise BaseError("{file}: its header cannot be read. Download the base again.", file=file) from e
         return shapes
@@ -62,6 +67,20 @@ class Base:
     def to_dict(self) -> dict[str, str]:
         """What run.json of an adapter stores of its base."""
         return {"id": self.id, "revision": self.revision, "licence": self.licence, "licence_url": self.licence_url}
+
+
+def _read_shapes(file: BinaryIO, header: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Of one safetensors file, which has been read up to the end of its header."""
+    data = file.tell()
+    shapes = {name: tuple(t["shape"]) for name, t in header.items() if name != "__metadata__"}
+    packed = {}
+    for name in [n for n in shapes if QUANT_STATE in n]:  # a small JSON text beside each weight in 4 bits
+        begin, end = header[name]["data_offsets"]
+        file.seek(data + begin)
+        state = json.loads(file.read(min(end - begin, MAX_QUANT_STATE)))
+        packed[name.partition(QUANT_STATE)[0]] = tuple(state["shape"])
+    parts = {n for n in shapes if (place := n.rfind(".weight.")) >= 0 and n[: place + len(".weight")] in packed}
+    return {n: shape for n, shape in shapes.items() if n not in parts} | packed
 
 
 def resolve_base(name: str, progress: ProgressCallback = ignore_progress, revision: str = "") -> Base:
@@ -187,6 +206,14 @@ def load_tokenizer(base: Base) -> Any:
     return tokenizer
 
 
+def require_unquantized(base: Base, quantization: str) -> None:
+    """Raise BaseError where a base that is stored in 4 or 8 bits should be quantized again."""
+    if quantization != "none" and base.config().get("quantization_config"):
+        raise BaseError(
+            "{base}: its weights are quantized already. Set quantization to none for this base.", base=base.id
+        )
+
+
 def load_base_model(base: Base, dtype: str, device: str = "cpu", quantization: str = "none") -> Any:
     """The causal language model in evaluation mode.
 
@@ -197,10 +224,7 @@ def load_base_model(base: Base, dtype: str, device: str = "cpu", quantization: s
     from transformers import AutoModelForCausalLM
 
     silence_bitsandbytes()
-    if quantization != "none" and base.config().get("quantization_config"):
-        raise BaseError(
-            "{base}: its weights are quantized already. Set quantization to none for this base.", base=base.id
-        )
+    require_unquantized(base, quantization)
     try:
         with quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(

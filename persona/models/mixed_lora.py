@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.nn.functional import embedding
 
+from persona.models.quantization import dequantize_weight
+
 AdapterWeights = tuple[tuple[str, float], ...]  # adapters by name, each with its weight; (): the base alone
 
 
@@ -84,7 +86,7 @@ def _lora_factors(layer: Any, name: str) -> tuple[torch.Tensor, torch.Tensor, to
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight * layer.scaling[name]
     if name not in layer.lora_magnitude_vector:
         return a.T, b.T, 0.0
-    weight = layer.get_base_layer().weight.to(b.dtype)
+    weight = dequantize_weight(layer.get_base_layer()).to(b.dtype)
     gain = layer.lora_magnitude_vector[name].weight / torch.linalg.norm(weight + b @ a, dim=1)
     return a.T, b.T * gain, gain - 1
 

@@ -1,7 +1,8 @@
-"""The frozen base in 4 or 8 bits while its LoRA is trained (QLoRA, Dettmers et al. 2023), through bitsandbytes.
+"""The frozen base in 4 or 8 bits, through bitsandbytes: while its LoRA is trained (QLoRA, Dettmers et al. 2023), and
+in chat and evaluation.
 
-nf4 with double quantization, or int8. Embedding and output layer are not quantized. The adapter is an ordinary LoRA:
-chat opens it on the base in full precision.
+nf4 with double quantization, or int8. Embedding and output layer are not quantized. The adapter is an ordinary LoRA,
+which opens on the base in any precision (compare/chat_plan.py decides in which).
 
 PEFT's prepare_model_for_kbit_training is not used: it casts every weight that is not quantized to float32, which for a
 vocabulary of 262,144 takes more memory than the quantization saves. PEFT freezes the base without it.
@@ -43,6 +44,14 @@ def make_quantization_kwargs(quantization: str, dtype: str, device: str) -> dict
     return {"quantization_config": config, "device_map": {"": device}}
 
 
+def stored_quantization(config: dict[str, Any]) -> str:
+    """How bitsandbytes has quantized the weights on disk, by their config.json: nf4 (any 4 bits), int8 or none."""
+    stored = config.get("quantization_config")
+    if not isinstance(stored, dict):
+        return "none"
+    return "nf4" if stored.get("load_in_4bit") else "int8" if stored.get("load_in_8bit") else "none"
+
+
 def is_quantized(model: Any) -> bool:
     """Whether its linear weights are in 4 or 8 bits, by us or as stored."""
     return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
@@ -78,6 +87,22 @@ def keep_training_arithmetic(model: Any) -> None:
             layer.support_avx512bf16_for_cpu = False
         elif isinstance(layer, Linear8bitLt):
             layer.register_forward_pre_hook(_use_training_path)
+
+
+def dequantize_weight(layer: Any) -> Any:
+    """The weight of a linear layer as a matrix (out, in); of one that is not quantized, the weight itself.
+
+    The layer stays as it is; PEFT's dequantize_module_weight loses the scales of 8 bits on a CPU.
+    """
+    weight = layer.weight
+    if (state := getattr(weight, "quant_state", None)) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, state)
+    if type(weight).__name__ == "Int8Params":
+        scales = layer.state.SCB if weight.SCB is None else weight.SCB  # its first pass moves them
+        return weight.data * scales[:, None] / 127
+    return weight
 
 
 def dequantize_model(model: Any, dtype: str) -> Any:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from persona.compare import session
 from persona.compare.model_queue import MODEL_QUEUE, Ticket
 from persona.compare.session import NO_ADAPTER, Column
-from persona.errors import AdapterError
+from persona.errors import AdapterError, PersonaError
 from persona.models.adapter import Adapter
 from persona.models.base import Base
 from persona.models.generate import Generation
@@ -62,11 +62,12 @@ def _partial_stop_length(text: str, stops: Sequence[str]) -> int:
 class GenerationRequest:
     """One request: a prompt with a row for each of its samplings.
 
+    opening: the base and how it is opened, the arguments of session.open_model().
     on_update: called in the worker's thread with the replies so far of all rows, after each token, or with an exception
     at the end. client: whose request it is, a visitor of the queue before the model.
     """
 
-    base: Base
+    opening: tuple[Base, str, str]
     adapter: Adapter | None
     prompt: ChatPrompt
     stop_id: int
@@ -114,7 +115,7 @@ class Batcher:
                 raise ApiError(429, "Too many requests are waiting for the model. Try again in a few seconds.",
                               code="rate_limit_exceeded", retry_after=RETRY_AFTER)  # fmt: skip
             request.ticket = MODEL_QUEUE.join(
-                request.client, "api", self.changed.set, batch_key=request.base, rows=len(request.samplings)
+                request.client, "api", self.changed.set, batch_key=request.opening, rows=len(request.samplings)
             )
             self.waiting.append(request)
             if self.thread is None:
@@ -167,7 +168,13 @@ class Batcher:
     def _answer(self, requests: Sequence[GenerationRequest]) -> None:
         if not requests:
             return
-        model = session.open_model(requests[0].base)
+        try:
+            model = session.open_model(*requests[0].opening)
+        except PersonaError as e:
+            log.warning("%s", e)
+            for request in requests:
+                request.fail(unavailable("This model cannot be opened; the server's log says why."))
+            return
         columns: list[Column] = []
         rows: list[tuple[GenerationRequest, int]] = []
         for request in requests:

@@ -174,7 +174,7 @@ def prepare_request(served: ServedModel, chat: ChatRequest, client: str = "api")
         raise ApiError(400, f"The chat template of '{served.id}' cannot write this conversation. Try it without a "
                       "system message.", param="messages", code="invalid_value") from None  # fmt: skip
     samplings = chat.samplings(len(prompt.ids))
-    return GenerationRequest(served.base, served.adapter, prompt, stop_id, samplings, chat.stop, client)
+    return GenerationRequest(served.opening, served.adapter, prompt, stop_id, samplings, chat.stop, client)
 
 
 async def stream_generation(batcher: Batcher, generation: GenerationRequest) -> AsyncIterator[list[PartialReply]]:

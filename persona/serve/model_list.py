@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,12 +25,23 @@ from persona.train import run_folder
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model by its name in the API. adapter: None for the base alone, which is then asked with `template`."""
+    """A model by its name in the API. adapter: None for the base alone, which is then asked with `template`.
+
+    quantization: as the server was asked for it, a ChatQuantization. trained: how the base was quantized while its
+    first adapter was trained, so that all models of a base are answered by one in memory.
+    """
 
     id: str
     base: Base
     adapter: Adapter | None = None
     template: ChatTemplate | None = None
+    quantization: str = "auto"
+    trained: str = "none"
+
+    @property
+    def opening(self) -> tuple[Base, str, str]:
+        """The arguments of session.open_model()."""
+        return self.base, self.quantization, self.trained
 
     @property
     def created(self) -> int:
@@ -51,13 +62,15 @@ def _template_of(base: Base) -> ChatTemplate:
     return choose_template(bases.load_tokenizer(base))
 
 
-def open_named_models(references: Sequence[str], base: str = "") -> list[ServedModel]:
+def open_named_models(references: Sequence[str], base: str = "", quantization: str = "auto") -> list[ServedModel]:
     """The models named on the command line, ADAPTER (see AdapterRef.parse) or NAME=ADAPTER, and their bases.
 
-    base: instead of the adapters' own. Without adapters: this base alone, or list_home_models().
+    base: instead of the adapters' own. Without adapters: this base alone, or list_home_models(). quantization: of the
+    bases in memory, a ChatQuantization.
     """
     if not references and not base:
-        return list_home_models() or list_models([], [bases.resolve_base("")])
+        home = list_home_models() or list_models([], [bases.resolve_base("")])
+        return [replace(one, quantization=quantization) for one in home]
     opened = []
     for text in references:
         name, sign, rest = text.partition("=")
@@ -65,7 +78,8 @@ def open_named_models(references: Sequence[str], base: str = "") -> list[ServedM
             name, rest = "", text
         adapter = open_adapter(AdapterRef.parse(rest))
         opened.append((name.strip(), adapter, base_of(adapter, base)))
-    return list_models(opened, [bases.resolve_base(base)] if base else [])
+    named = list_models(opened, [bases.resolve_base(base)] if base else [])
+    return [replace(one, quantization=quantization) for one in named]
 
 
 def list_home_models() -> list[ServedModel]:
@@ -109,17 +123,19 @@ def list_models(found: Iterable[tuple[str, Adapter, Base]], more: Iterable[Base]
     """
     listed = list(found)
     templates: dict[Base, ChatTemplate | None] = {}
+    trained: dict[Base, str] = {}
     for _, adapter, base in listed:
         templates.setdefault(base, adapter.template)
+        trained.setdefault(base, adapter.quantization)
     for base in more:
         templates.setdefault(base, None)
     served: dict[str, ServedModel] = {}
     for base, template in templates.items():
         name = _free_name(base.id, served)
-        served[name] = ServedModel(name, base, None, template)
+        served[name] = ServedModel(name, base, None, template, trained=trained.get(base, "none"))
     for given, adapter, base in listed:
         name = _free_name(given or model_name(adapter), served)
-        served[name] = ServedModel(name, base, adapter)
+        served[name] = ServedModel(name, base, adapter, trained=trained[base])
     return list(served.values())
 
 

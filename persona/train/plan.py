@@ -59,7 +59,7 @@ def plan_training(machine: Machine, shape: ModelShape, step: StepShape, accumula
     if dtype == "auto" and device_plan.train_dtype == "float32" and machine.bf16:
         dtypes.append("bfloat16")  # slower here, but half the size
     quantizations = [step.quantization]
-    if step.quantization == "none" and machine.device in BITSANDBYTES_DEVICES:
+    if step.quantization == shape.stored == "none" and machine.device in BITSANDBYTES_DEVICES:
         quantizations += ["int8", "nf4"]
     options = [
         (option, memory.estimate_memory(shape, option))

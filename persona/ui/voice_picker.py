@@ -270,8 +270,10 @@ def column_order(chosen: str, others: Sequence[str] | None) -> list[str]:
     return voices
 
 
-def open_comparison(slug: str, chosen: str, others: Sequence[str], strength: float) -> Comparison:
-    """The columns in `column_order`. Opens the model if need be.
+def open_comparison(
+    slug: str, chosen: str, others: Sequence[str], strength: float, quantization: str = "auto"
+) -> Comparison:
+    """The columns in `column_order`. Opens the model if need be; quantization: of its base, a ChatQuantization.
 
     Raises AdapterError for an adapter of another base: one batch is one model.
     """
@@ -280,7 +282,7 @@ def open_comparison(slug: str, chosen: str, others: Sequence[str], strength: flo
     if main_ref.kind is RefKind.SERVER:
         return _open_remote_comparison(slug, refs)
     main = open_adapter(main_ref)
-    model = session.open_model(session.base_of(main))
+    model = session.open_model(session.base_of(main), quantization, main.quantization)
     columns = [_open_column(model, main, ref, main_ref, strength) for ref in refs]
     return Comparison(main.card, model, tuple(v for v, _ in columns), tuple(r for _, r in columns))
 

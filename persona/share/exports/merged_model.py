@@ -201,8 +201,6 @@ def strip_generation_tags(template: ChatTemplate) -> ChatTemplate:
 
 
 def _card(adapter: Adapter, base: Base, facts: dict[str, Any], dtype: str) -> str:
-    config = adapter.facts.get("config")
-    trained = config.get("quantization", "none") if isinstance(config, dict) else "none"
     return new_output.render_template_file(
-        "merged-card.md.jinja", card=adapter.card, base=base, dtype=dtype, trained=trained, **facts
+        "merged-card.md.jinja", card=adapter.card, base=base, dtype=dtype, trained=adapter.quantization, **facts
     )

@@ -19,6 +19,7 @@ from persona.ui.page import QUIET, Page, open_current_persona, show_errors
 from persona.ui.steps.compare import blind_vote_tab, judge_tab, questions_tab
 from persona.ui.steps.compare.chat_tab import build_chat_tab
 from persona.ui.steps.compare.controls import CARD_SAMPLING, SamplingSettings
+from persona.ui.steps.compare.loading import describe_opening
 
 MAX_PROBES = 8  # shown as questions to click
 
@@ -149,10 +150,14 @@ def build(page: Page, step: gr.Step, browser_key: gr.BrowserState) -> None:
         with gr.Tab(t("A list of questions"), id="list"):
             questions_tab.build(page, other_voices, settings)
         with gr.Tab(t("Did it learn?"), id="judge") as tab:
-            judge_tab.build(page, [tab.select, page.adapter.change])
+            judge_tab.build(page, settings.quantization, [tab.select, page.adapter.change])
     # below the tabs, so that the answers come first
     adapters = _build_adapters(other_voices, about)
-    save = _build_sampling(settings)
+    save, opening = _build_sampling(settings)
+    gr.on(
+        [page.adapter.change, settings.quantization.change, step.select], show_errors(describe_opening),
+        [page.adapter, settings.quantization], opening, **QUIET,
+    )  # fmt: skip
     save.click(show_errors(save_sampling), [page.slug, *settings.of_card()], None, **QUIET)
     navigation.build_next_button(t("Next: Share →"), SHARE, page)
     _connect_adapters(page, step, adapters, probes, settings, listed)
@@ -202,15 +207,23 @@ def _make_sampling_settings() -> SamplingSettings:
                                  min_width=200, elem_id="longest", render=False),
         seed=gr.Number(default.seed, label=t("Seed"), info=t("the same for all"), precision=0, minimum=0,
                        min_width=120, elem_id="seed", render=False),
+        quantization=gr.Dropdown(
+            [(t("Automatic"), "auto"), (t("Full precision"), "none"), (t("4 bits (nf4)"), "nf4"),
+             (t("8 bits (int8)"), "int8")],
+            value="auto", label=t("Quantization"), min_width=200, elem_id="quantization", render=False,
+            info=t("Of the base in memory. Automatic: as trained; without a GPU in full precision, if that fits"),
+        ),
     )  # fmt: skip
 
 
-def _build_sampling(settings: SamplingSettings) -> gr.Button:
-    """The sampling controls, and the button that saves them in the persona's card."""
-    with gr.Accordion(t("Strength and sampling, the same for all"), open=False, elem_id="sampling"), gr.Row():
-        for control in settings:
-            control.render()
-        return gr.Button(t("Save this sampling in the card"), scale=0, min_width=260, elem_id="save-sampling")
+def _build_sampling(settings: SamplingSettings) -> tuple[gr.Button, gr.HTML]:
+    """The sampling controls; returns the button that saves them in the persona's card, and how the base is opened."""
+    with gr.Accordion(t("Strength and sampling, the same for all"), open=False, elem_id="sampling"):
+        with gr.Row():
+            for control in settings:
+                control.render()
+            save = gr.Button(t("Save this sampling in the card"), scale=0, min_width=260, elem_id="save-sampling")
+        return save, gr.HTML(elem_id="opening")
 
 
 def _connect_adapters(

@@ -105,8 +105,9 @@ def ask_both(
     question: str, browser_key: str, slug: str, adapter_id: str, rival: str, *settings: Any
 ) -> Iterator[VoteView | ModelTurn]:
     """Stream both answers, on random sides. settings: the SamplingSettings."""
-    SamplingSettings(*settings).to_sampling()  # a value out of range is refused first
-    for text in report_loading(adapter_id):
+    sampling_settings = SamplingSettings(*settings)
+    sampling_settings.to_sampling()  # a value out of range is refused first
+    for text in report_loading(adapter_id, sampling_settings.quantization):
         yield _answers_update("", "", "", text, False)
     work = (question, browser_key, slug, adapter_id, rival, *settings)
     if voice_picker.is_remote(adapter_id):
@@ -122,7 +123,9 @@ def answer_both(
     """Nothing is shown before both answers are complete: which one ends first would give away who is who."""
     sampling_settings = SamplingSettings(*settings)
     sampling, votes = sampling_settings.to_sampling(), open_adapter_votes(slug, adapter_id, browser_key)
-    comparison = voice_picker.open_comparison(slug, adapter_id, [rival], sampling_settings.strength)
+    comparison = voice_picker.open_comparison(
+        slug, adapter_id, [rival], sampling_settings.strength, sampling_settings.quantization
+    )
     sides = [VoteSide(record) for record in comparison.records]
     drawn = blind_votes.draw_question(votes, question, sides, comparison.card.system, {"seed": sampling.seed})
     order = [comparison.records.index(side.voice) for side in (drawn.left, drawn.right)]

@@ -131,7 +131,7 @@ def answer_last_turn(
     store: ConversationStore, chat: Conversation, selection: Selection, settings: SamplingSettings
 ) -> Steps:
     """Answer the last turn, in a turn on the model; another server's answers need none."""
-    for text in report_loading(selection.adapter_id):
+    for text in report_loading(selection.adapter_id, settings.quantization):
         yield ChatUpdate(question="", stop=gr.Button(interactive=True), status=text, conversation_id=chat.id).flat()
     work = (store, chat, selection, settings)
     if voice_picker.is_remote(selection.adapter_id):
@@ -147,7 +147,7 @@ def stream_answers(
     """Stream the answers to the last turn as ChatUpdates, and save them, also those that Stop cuts off."""
     sampling, turn = settings.to_sampling(), chat.turns[-1]
     comparison = voice_picker.open_comparison(
-        selection.slug, selection.adapter_id, selection.other_voices, settings.strength
+        selection.slug, selection.adapter_id, selection.other_voices, settings.strength, settings.quantization
     )
     records = comparison.records
     histories = [conversation.column_history(chat, turn.id, record.column) for record in records]

@@ -18,7 +18,7 @@ class Selection(NamedTuple):
 
 
 class SamplingSettings(NamedTuple):
-    """How replies are sampled, the same for all voices: the components in the page's order, or their values."""
+    """How replies are made, the same for all voices: the components in the page's order, or their values."""
 
     strength: Any  # of the adapters: 0 is the base, 1 as trained
     temperature: Any
@@ -28,6 +28,7 @@ class SamplingSettings(NamedTuple):
     repetition_penalty: Any
     max_new_tokens: Any
     seed: Any
+    quantization: Any = "auto"  # of the base in memory, a ChatQuantization
 
     def of_card(self) -> list[Any]:
         """Those of CARD_SAMPLING."""

@@ -36,11 +36,11 @@ def not_measured_html() -> str:
 _stops: dict[str, threading.Event] = {}  # of the measurements that run, by visitor
 
 
-def measure_adapter(adapter_id: str, judge: bool) -> Iterator[tuple[str, Any]]:
+def measure_adapter(adapter_id: str, judge: bool, quantization: str = "auto") -> Iterator[tuple[str, Any]]:
     """Evaluate the adapter. Yields the progress, then the report, as HTML, and the path of the report's file.
 
-    judge: ask another model too. A measurement that was stopped goes on. Raises PersonaError while another one of the
-    same visitor runs.
+    judge: ask another model too. quantization: of the base in memory, a ChatQuantization. A measurement that
+    was stopped goes on. Raises PersonaError while another one of the same visitor runs.
     """
     from persona.judge import evaluate, report_html, scoring  # with it comes torch
 
@@ -57,7 +57,7 @@ def measure_adapter(adapter_id: str, judge: bool) -> Iterator[tuple[str, Any]]:
         try:
             run, begun = evaluate.run_of(adapter), _stopped_report(adapter)
             report = evaluate.evaluate_adapter(
-                adapter, judge=judge, visitor=visitor, progress=report_progress, begun=begun
+                adapter, judge=judge, visitor=visitor, quantization=quantization, progress=report_progress, begun=begun
             )
             if run:
                 evaluate.save_report(report, run)
@@ -131,8 +131,8 @@ def _report_file(report: Any) -> str:
     return str(path)
 
 
-def build(page: Page, opened: list[Any]) -> None:
-    """The tab. opened: events on which the last report is shown."""
+def build(page: Page, quantization: gr.Dropdown, opened: list[Any]) -> None:
+    """The tab. quantization: of the base in memory. opened: events on which the last report is shown."""
     gr.Markdown(t("Measured on what was left out of the training: did it learn, did it forget, does it stop?"))
     with gr.Row(elem_classes="slim"):
         measure = gr.Button(t("Measure"), variant="primary", scale=0, min_width=130, elem_id="measure")
@@ -147,8 +147,8 @@ def build(page: Page, opened: list[Any]) -> None:
     report = gr.HTML(not_measured_html(), elem_id="report")
     outputs = [report, save]
     running = measure.click(
-        wait_in_queue(zerogpu.request_gpu(300)(measure_adapter), outputs, report), [page.adapter, judge], outputs,
-        concurrency_limit=MAX_MEASUREMENTS, **QUIET,
+        wait_in_queue(zerogpu.request_gpu(300)(measure_adapter), outputs, report),
+        [page.adapter, judge, quantization], outputs, concurrency_limit=MAX_MEASUREMENTS, **QUIET,
     )  # fmt: skip
     # a process of ZeroGPU cannot be asked to stop
     stop.click(stop_measuring, None, None, cancels=[running] if deployment.has_zerogpu() else None, **QUIET)

@@ -4,13 +4,31 @@ from collections.abc import Callable, Iterator
 from html import escape
 
 from persona.compare import session
+from persona.errors import PersonaError
 from persona.models import base as bases
 from persona.ui import voice_picker
 from persona.ui.background import start_in_thread
 from persona.ui.i18n import localized, t
+from persona.ui.widgets import problems_html
 
 
-def report_loading(adapter_id: str) -> Iterator[str]:
+def describe_opening(adapter_id: str | None, quantization: str = "auto") -> str:
+    """HTML that says how the base of an adapter is opened, and what memory it needs; "" where that is not known yet."""
+    if not adapter_id or voice_picker.is_remote(adapter_id):
+        return ""
+    main = voice_picker.find_adapter(adapter_id)
+    base = bases.find_local_base(main.base_id, main.base_revision) if main.base_id else None
+    if base is None:
+        return ""
+    try:
+        plan = session.plan_opening(base, quantization, main.quantization)
+    except PersonaError as e:
+        return problems_html([e.message])
+    kind = "quiet" if plan.fits else "hint"
+    return f"<div class='{kind}'>{escape(localized(plan.describe()))}</div>"
+
+
+def report_loading(adapter_id: str, quantization: str = "auto") -> Iterator[str]:
     """HTML to show until the model answers. The adapter's base is on this machine afterwards.
 
     Raises BaseError when the base cannot be downloaded.
@@ -20,7 +38,8 @@ def report_loading(adapter_id: str) -> Iterator[str]:
         return
     main = voice_picker.find_adapter(adapter_id)
     if bases.find_local_base(main.base_id, main.base_revision) is not None:
-        yield t("Loading the model: a few seconds, for the first question only …")
+        loading = t("Loading the model: a few seconds, for the first question only …")
+        yield loading + describe_opening(adapter_id, quantization)
         return
     yield t("Preparing the base model, once: about a minute if it is installed, longer if it has to be downloaded …")
 

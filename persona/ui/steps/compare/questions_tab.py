@@ -54,8 +54,9 @@ def answer_questions(
     Every batch of questions takes a turn of its own, so that a list keeps nobody waiting for long.
     """
     questions = _read_questions(text)
-    SamplingSettings(*settings).to_sampling()  # a value out of range is refused first
-    for loading in report_loading(adapter_id):
+    sampling_settings = SamplingSettings(*settings)
+    sampling_settings.to_sampling()  # a value out of range is refused first
+    for loading in report_loading(adapter_id, sampling_settings.quantization):
         yield AnswersView(status=loading)
     if voice_picker.is_remote(adapter_id):
         raise PersonaError("A list of questions needs an adapter on this page. Choose one here, not on another server.")
@@ -103,7 +104,9 @@ def ask_batch(
 ) -> Iterator[question_list.AnswerRow]:
     """The answers of all voices to these questions."""
     sampling_settings = SamplingSettings(*settings)
-    comparison = voice_picker.open_comparison(slug, adapter_id, other_voices, sampling_settings.strength)
+    comparison = voice_picker.open_comparison(
+        slug, adapter_id, other_voices, sampling_settings.strength, sampling_settings.quantization
+    )
     assert comparison.model is not None  # answer_questions refuses another server's voices
     yield from question_list.ask_questions(
         comparison.model, comparison.voices, questions, sampling_settings.to_sampling()
