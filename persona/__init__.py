@@ -59,8 +59,8 @@ def train_persona(persona: "Persona", preset: str = "quick", **settings: Any) ->
     from persona.train import launcher, plan
     from persona.train.config import make_config
 
-    config, _ = plan.fit_to_machine(persona, make_config(preset, **settings), settings)
-    run = launcher.create_run(persona, config)
+    config, _, estimate = plan.fit_to_machine(persona, make_config(preset, **settings), settings)
+    run = launcher.create_run(persona, config, estimate)
     launcher.start_run(run)
     launcher.wait_for_run(run)
     return run

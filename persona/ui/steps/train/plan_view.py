@@ -129,7 +129,7 @@ def _too_large_html(config: RunConfig, estimate: TrainingEstimate) -> str:
     return f'<div class="problem">{words} {others}</div>'
 
 
-def fit_settings(persona: Persona, config: RunConfig) -> tuple[RunConfig, float | None]:
-    """The settings with what the plan on the page changes in them, and the seconds it expects (None: not known)."""
+def fit_settings(persona: Persona, config: RunConfig) -> tuple[RunConfig, TrainingEstimate | None]:
+    """The settings with what the plan on the page changes in them, and the estimate (None: not known)."""
     estimate = train_plan.estimate_on_this_machine(persona, config, persona.pairs())
-    return (train_plan.apply_plan(config, estimate.plan), estimate.seconds) if estimate else (config, None)
+    return (train_plan.apply_plan(config, estimate.plan) if estimate else config), estimate
