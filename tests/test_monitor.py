@@ -180,21 +180,21 @@ def test_charts_show_the_run_beside_the_plan():
     plan = {"seconds": 60.0, "memory": 4e9, "tokens_per_s": 250.0}
     seen = lines(RunProgress(step=2, steps=40, curves=CPU_CURVES, expected=plan))
     assert seen == {
-        "tokens_per_s": {"this run": [(2, 300.0)], "planned": [(0, 250.0), (40, 250.0)]},
-        "memory": {"this run": [(1, 2.0), (2, 3.0)], "this run, peak": [(1, 3.0), (2, 3.0)],
-                   "planned": [(0, 4.0), (40, 4.0)]},
-        "load": {"this run, CPU": [(1, 80.0), (2, 85.0)], "all programs, CPU": [(1, 99.0), (2, 99.0)]},
+        "tokens_per_s": {"this run": [(2, 300.0)], "plan": [(0, 250.0), (40, 250.0)]},
+        "memory": {"now": [(1, 2.0), (2, 3.0)], "peak": [(1, 3.0), (2, 3.0)],
+                   "plan": [(0, 4.0), (40, 4.0)]},
+        "load": {"this run": [(1, 80.0), (2, 85.0)], "whole CPU": [(1, 99.0), (2, 99.0)]},
     }  # fmt: skip
 
 
 def test_a_gpu_has_its_lines_and_its_temperature():
     curves = CPU_CURVES | {name: [(1, value)] for name, value in GPU_FIGURES.items()}
     seen = lines(RunProgress(step=2, steps=40, curves=curves))
-    assert seen["memory"]["GPU, all programs"] == [(1, 9.0)] and seen["load"]["GPU, all programs"] == [(1, 87.0)]
+    assert seen["memory"]["whole GPU"] == [(1, 9.0)] and seen["load"]["whole GPU"] == [(1, 87.0)]
     assert seen["temperature"] == {"GPU": [(1, 61.0)]}
 
 
 def test_an_older_run_has_the_charts_that_it_had():
     seen = lines(RunProgress(step=2, steps=40, curves={"memory": [(2, 3e9)], "learning_rate": [(2, 1e-4)]}))
-    assert seen == {"memory": {"this run": [(2, 3.0)]}, "learning_rate": {"this run": [(2, 1e-4)]}}
+    assert seen == {"memory": {"now": [(2, 3.0)]}, "learning_rate": {"this run": [(2, 1e-4)]}}
     assert lines(RunProgress(expected={"memory": 4e9})) == {}, "nothing is measured yet"

@@ -37,19 +37,15 @@ class Chart(NamedTuple):
 CHARTS = {
     "learning_rate": Chart("Learning rate", {"learning_rate": "this run"}),
     "tokens_per_s": Chart("Tokens per second", {"tokens_per_s": "this run"}, expected="tokens_per_s"),
-    "memory": Chart(
-        "Memory, GB", {"memory": "this run", "peak_memory": "this run, peak", "gpu_memory": "GPU, all programs"},
-        1e9, "memory",
-    ),
-    "load": Chart(
-        "Load, %", {"cpu_load": "this run, CPU", "machine_load": "all programs, CPU", "gpu_load": "GPU, all programs"}
-    ),
+    "memory": Chart("Memory, GB", {"memory": "now", "peak_memory": "peak", "gpu_memory": "whole GPU"}, 1e9, "memory"),
+    "load": Chart("Load, %", {"cpu_load": "this run", "machine_load": "whole CPU", "gpu_load": "whole GPU"}),
     "temperature": Chart("Temperature, °C", {"gpu_temperature": "GPU"}),
-}  # fmt: skip
+}
 CHART_COLUMNS = ["step", "value", "line"]
 SMOOTHED_CURVES = ("tokens_per_s", "cpu_load", "machine_load", "gpu_load")
-LINE_COLORS = {"this run": "#059669", "this run, CPU": "#059669", "this run, peak": "#0284c7", "GPU": "#9333ea",
-               "GPU, all programs": "#9333ea", "all programs, CPU": "#d97706", "planned": "#a8a29e"}  # fmt: skip
+# short names: a phone's legend has room for four
+LINE_COLORS = {"this run": "#059669", "now": "#059669", "peak": "#0284c7", "whole CPU": "#d97706",
+               "whole GPU": "#9333ea", "GPU": "#9333ea", "plan": "#a8a29e"}  # fmt: skip
 WHOLE_STEPS = 20  # on a shorter axis the browser also marks parts of a step
 
 
@@ -241,7 +237,7 @@ def _chart_plot(chart: Chart, progress: RunProgress) -> gr.LinePlot:
     is_measured = bool(rows)
     if is_measured and chart.expected in progress.expected:
         planned = progress.expected[chart.expected] / chart.unit
-        rows += [(step, planned, "planned") for step in axis]
+        rows += [(step, planned, "plan") for step in axis]
     # gradio draws no line that was not among a chart's first points, so a chart is first drawn with all its lines
     frame = pd.DataFrame([(step, value, t(label)) for step, value, label in rows], columns=CHART_COLUMNS)
     colors = {t(label): LINE_COLORS[label] for label in dict.fromkeys(label for _, _, label in rows)}
