@@ -17,6 +17,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 PACKAGES = (
     "transformers", "trl", "peft", "datasets", "bitsandbytes", "platformdirs", "dill<0.4.2", "multiprocess<0.70.20",
+    "nvidia-ml-py",
 )  # fmt: skip
 WITH_DEPENDENCIES = ("pydantic",)  # whose compiled part must be of the very version
 # beside those of PACKAGES, and before them on the path

@@ -21,7 +21,7 @@ from persona.compare import session
 from persona.compare.session import NO_ADAPTER, Column
 from persona.errors import BaseError
 from persona.models import adapter, attach, base, catalogue
-from persona.models.generate import DecodeLoop
+from persona.models.decode_loop import DecodeLoop
 from persona.models.loss import nll_sum
 from persona.models.sampling import Sampling
 from persona.store.pairs import Pair

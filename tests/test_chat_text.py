@@ -11,7 +11,7 @@ from tiny_models import load, with_lora
 
 from persona.compare.session import NO_ADAPTER, Column, stream_replies
 from persona.errors import InputError
-from persona.models import generate
+from persona.models import decode_loop, generate
 from persona.models.sampling import MAX_CONTEXT_TOKENS, Sampling
 from persona.template.render import ChatPrompt
 
@@ -148,7 +148,7 @@ def test_a_bad_setting_is_refused_by_name():
 def test_a_base_in_half_precision_is_sampled_in_full(tiny_gemma):
     """Scores in bfloat16 have ties; they are made float32 before they are drawn from."""
     model = with_lora(load(tiny_gemma, "bfloat16"), size=0.1)
-    with generate.DecodeLoop(model, [SHORT.ids], [()], 0) as steps:
+    with decode_loop.DecodeLoop(model, [SHORT.ids], [()], 0) as steps:
         assert steps.logits().dtype == torch.float32
 
 
@@ -156,7 +156,7 @@ def test_the_output_layer_gets_the_last_positions_side_by_side(tiny_gemma):
     """As a slice of all positions, a bfloat16 product on a CPU copies its weights for each row."""
     model, seen = load(tiny_gemma, "bfloat16"), []
     model.get_output_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    with generate.DecodeLoop(model, [SHORT.ids, [*SHORT.ids, 5]], None, 0) as steps:
+    with decode_loop.DecodeLoop(model, [SHORT.ids, [*SHORT.ids, 5]], None, 0) as steps:
         steps.logits()
     assert seen[0].shape[:2] == (2, 1) and seen[0].is_contiguous()
 

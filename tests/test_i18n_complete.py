@@ -71,7 +71,8 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("steps/train/plan_view.py", "PRESETS[preset][1]"): {about for _, about in PRESETS.values()},
     ("steps/train/__init__.py", "p.capitalize()"): {p.capitalize() for p in PRESETS},
     ("steps/train/run_view.py", "STATUS_LABELS[p.status]"): set(run_view.STATUS_LABELS.values()),
-    ("steps/train/run_view.py", "title"): {title for title, _ in run_view.CURVES.values()},
+    ("steps/train/run_view.py", "chart.title"): {chart.title for chart in run_view.CHARTS.values()},
+    ("steps/train/run_view.py", "label"): set(run_view.LINE_COLORS),
     ("steps/write/export_tab.py", "m.TITLE"): {
         m.TITLE for m in registry.import_formats().values() if hasattr(m, "dump")
     },

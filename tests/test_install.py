@@ -21,7 +21,11 @@ from persona.train import validate
 
 OURS = {"persona", "app", "tests", "scripts", "benchmarks", *(f.stem for f in (PROJECT_DIR / "tests").glob("*.py"))}
 EXTRAS = tomllib.loads((PROJECT_DIR / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-OTHERWISE = {"PIL": "pillow", "yaml": "pyyaml"}  # modules that are not named as their distribution
+OTHERWISE = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "pynvml": "nvidia-ml-py",
+}  # modules that are not named as their distribution
 # of requirements-dev.txt: programs and plugins, not imported
 TOOLS = {"pytest-timeout", "pytest-xdist", "pytest-cov", "ruff", "mypy", "import-linter", "axe-playwright-python", "tensorboardx",
          "hatchling", "hatch-requirements-txt"}  # fmt: skip

@@ -13,6 +13,7 @@ from persona.models.loss import NllScores
 from persona.train import prepare, snapshots
 from persona.train import run as train_run
 from persona.train.evaluator import Evaluator
+from persona.train.monitor import ResourceMonitor
 from persona.train.run_folder import Run
 from persona.train.trainer import RunCallback, Trainer
 
@@ -40,7 +41,7 @@ def make(make):
 def taken(run: Run) -> list[dict]:
     """The steps and evaluations in the order in which they were made, without the times."""
     return [
-        {k: v for k, v in e.items() if k not in ("time", "seconds", "memory")}
+        {k: v for k, v in e.items() if k not in ("time", "seconds", *ResourceMonitor().sample())}
         for e in run.events()
         if e["event"] in ("step", "eval")
     ]

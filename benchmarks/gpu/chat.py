@@ -1,9 +1,12 @@
 """Side by side in one batch, against plain `generate` one reply after the other, and against the bandwidth limit.
 
+In one batch it is measured as it is by default, and on a GPU with CUDA graphs too (PERSONA_CUDA_GRAPHS).
+
 Each side writes a fixed number of tokens greedily, after a round that warms up; the median of three rounds counts. The
 limit: the weights are read once a step, so no column can have more tokens/s than bandwidth / bytes of the weights.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from persona.compare import session
-from persona.models import adapter
+from persona.models import adapter, decode_loop
 from persona.models.sampling import Sampling
 
 QUESTIONS = ("你是谁？", "外头冷吗？", "令尊在朝中担任何职？", "今天被领导骂哭了，心里委屈。")
@@ -33,15 +36,15 @@ def measure_chat(adapter_folder: Path, base_folder: Path, columns: int, tokens: 
     names = [session.NO_ADAPTER if n % 2 == 0 else name for n in range(columns)]
     chosen = [session.Column(n, p) for n, p in zip(names, prompts, strict=True)]
     sampling = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=tokens)
-    together, apart = [], []
-    for number in range(ROUNDS + 1):
-        ours, plain = (
-            ask_together(voices, chosen, sampling),
-            [generate_plain(voices, n, p.ids, tokens) for n, p in zip(names, prompts, strict=True)],
-        )
-        if number:
-            together.append(ours)
-            apart.append(plain)
+    together: list[dict] = []
+    graphs: list[dict] = []
+    apart: list[list[dict]] = []
+    for _ in range(ROUNDS + 1):
+        together.append(ask_together(voices, chosen, sampling))
+        if torch.cuda.is_available():
+            graphs.append(ask_with_graphs(voices, chosen, sampling))
+        apart.append([generate_plain(voices, n, p.ids, tokens) for n, p in zip(names, prompts, strict=True)])
+    del together[:1], graphs[:1], apart[:1]  # they warmed up
     weights = sum(p.numel() * p.element_size() for n, p in voices.model.named_parameters() if "lora_" not in n)
     rate = statistics.median(r["rate"] for r in together)
     plain_rate = statistics.median(sum(x["tokens"] for x in r) / sum(x["seconds"] for x in r) for r in apart)
@@ -57,6 +60,32 @@ def measure_chat(adapter_folder: Path, base_folder: Path, columns: int, tokens: 
         "limit_tokens_per_s": round(limit, 1),
         "limit_share": round(rate / limit, 3),
         "same_texts": sum(a == x["text"] for a, x in zip(together[-1]["texts"], apart[-1], strict=True)),
+        **(describe_graphs(graphs, together, plain_rate) if graphs else {}),
+    }
+
+
+def ask_with_graphs(voices: session.LoadedModel, columns: Sequence[session.Column], sampling: Sampling) -> dict:
+    """ask_together() with a CUDA graph; `captured` is false where none could be made."""
+    captured = []
+    real = decode_loop.capture_graph
+    os.environ["PERSONA_CUDA_GRAPHS"] = "1"
+    try:
+        decode_loop.capture_graph = lambda forward: captured.append(real(forward)) or captured[-1]
+        return ask_together(voices, columns, sampling) | {"captured": bool(captured)}
+    finally:
+        decode_loop.capture_graph = real
+        del os.environ["PERSONA_CUDA_GRAPHS"]
+
+
+def describe_graphs(graphs: list[dict], together: list[dict], plain_rate: float) -> dict:
+    """What CUDA graphs change: whether they may become the default."""
+    rate = statistics.median(r["rate"] for r in graphs)
+    return {
+        "graph_captured": all(r["captured"] for r in graphs),
+        "graph_tokens_per_s": round(rate, 2),
+        "graph_first_token_s": round(statistics.median(r["first"] for r in graphs), 4),
+        "graph_ratio": round(rate * len(graphs[0]["texts"]) / plain_rate, 2),
+        "graph_same_texts": sum(a == b for a, b in zip(graphs[-1]["texts"], together[-1]["texts"], strict=True)),
     }
 
 

@@ -104,10 +104,12 @@ def _training_table(records: list[Record]) -> list[str]:
 
 def _chat_table(records: list[Record]) -> list[str]:
     head = ["base", "columns", "tokens/s a column", "first token s", "plain generate tokens/s", "its first token s",
-            "ratio", "limit tokens/s", "of the limit", "same texts"]  # fmt: skip
+            "ratio", "limit tokens/s", "of the limit", "same texts", "with CUDA graphs: tokens/s a column", "ratio",
+            "same texts", "captured"]  # fmt: skip
     keys = ("base", "columns", "column_tokens_per_s", "first_token_s", "plain_tokens_per_s", "plain_first_token_s",
-            "ratio", "limit_tokens_per_s", "limit_share", "same_texts")  # fmt: skip
-    return _table("Side by side", head, [[r[k] for k in keys] for r in records if "column_tokens_per_s" in r])
+            "ratio", "limit_tokens_per_s", "limit_share", "same_texts", "graph_tokens_per_s", "graph_ratio",
+            "graph_same_texts", "graph_captured")  # fmt: skip
+    return _table("Side by side", head, [[r.get(k) for k in keys] for r in records if "column_tokens_per_s" in r])
 
 
 def _memory_table(records: list[Record]) -> list[str]:

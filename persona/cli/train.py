@@ -99,7 +99,11 @@ def _print_outcome(run: Any, progress: Any, as_json: bool) -> None:
         if as_json:
             print_result(value, "", as_json)
         launcher.require_success(run, progress)
-    text = _summary(value) if progress.result else f"{progress.status}: {progress.message or 'nothing was trained.'}"
+    text = (
+        _summary(value, progress.expected)
+        if progress.result
+        else f"{progress.status}: {progress.message or 'nothing was trained.'}"
+    )
     print_result(value, text, as_json)
 
 
@@ -146,11 +150,13 @@ def _status_line(progress: Any) -> str:
     return "  ".join([progress.message or progress.status, *losses])
 
 
-def _summary(value: dict[str, Any]) -> str:
+def _summary(value: dict[str, Any], expected: dict[str, float]) -> str:
+    """value: the result; expected: as in Run.expected()."""
     nll = ""
+    planned = f" ({expected['memory'] / 1e9:.1f} GB planned)" if "memory" in expected else ""
     if value["base_nll"] is not None:
         nll = f"Held-out NLL: base {value['base_nll']:.3f}, adapter {value['adapter_nll']:.3f} nats per learned token\n"
     return (
         f"{value['status']}: {value['steps']} steps in {value['seconds']:.0f} s, {value['tokens_per_s']:.0f} tokens/s, "
-        f"peak memory {value['peak_memory_bytes'] / 1e9:.1f} GB\n{nll}Adapter: {value['adapter']}"
+        f"peak memory {value['peak_memory_bytes'] / 1e9:.1f} GB{planned}\n{nll}Adapter: {value['adapter']}"
     )

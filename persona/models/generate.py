@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 from transformers.generation.logits_process import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -23,8 +22,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from persona.models.malloc import trim_malloc
-from persona.models.mixed_lora import AdapterWeights, MixedLora
+from persona.models.decode_loop import open_decode_loop
+from persona.models.mixed_lora import AdapterWeights
 from persona.models.sampling import Sampling
 
 TOP_P_CANDIDATES = 1024  # likeliest tokens that top_p sorts first; the whole vocabulary only where they do not suffice
@@ -73,7 +72,8 @@ def generate_batch(
     samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
     samplers, texts = {s: Sampler(s) for s in samplings}, [_StreamedText(tokenizer) for _ in prompts]
     replies = [Generation() for _ in prompts]
-    with DecodeLoop(model, prompts, mixes, tokenizer.pad_token_id) as step:
+    longest = max(s.max_new_tokens for s in samplings)
+    with open_decode_loop(model, prompts, mixes, tokenizer.pad_token_id, longest) as step:
         rows = list(range(len(prompts)))  # those still in the batch
         while True:
             generated = [texts[row].ids for row in rows]
@@ -117,60 +117,6 @@ def _is_finished(reply: Generation, sampling: Sampling) -> bool:
     return reply.ended or reply.tokens >= sampling.max_new_tokens
 
 
-class DecodeLoop:
-    """A context manager: the forward passes of one left-padded batch, with a key-value cache."""
-
-    def __init__(self, model: Any, prompts: Sequence[list[int]], mixes: Sequence[AdapterWeights] | None, pad_id: int):
-        device = next(model.parameters()).device
-        longest = max(map(len, prompts))
-        padded = [[pad_id] * (longest - len(p)) + p for p in prompts]
-        self.model, self.ids = model, torch.tensor(padded, device=device)
-        lengths = torch.tensor([[len(p)] for p in prompts], device=device)
-        offsets = torch.arange(longest, device=device) - (longest - lengths)
-        self.positions = offsets.clamp(min=0)
-        # rows of equal length need no mask, and attention without one is faster
-        self.mask = (offsets >= 0).long() if len({len(p) for p in prompts}) > 1 else None
-        self.cache = DynamicCache(config=model.config)
-        self.mixed = MixedLora(model, mixes) if mixes is not None else None
-
-    def __enter__(self) -> "DecodeLoop":
-        if self.mixed:
-            self.mixed.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.mixed:
-            self.mixed.__exit__()
-        del self.cache
-        trim_malloc()  # every conversation has other shapes
-
-    @torch.inference_mode()
-    def logits(self) -> torch.Tensor:
-        """The scores of each row's next token, (rows, vocabulary) float32."""
-        # an index copies the last positions into one tensor. With logits_to_keep=1, a slice, the CPU copies the output
-        # layer's weights for each row: 335 MB and seconds a row with Gemma's
-        last = torch.tensor([-1], device=self.ids.device)
-        out = self.model(
-            input_ids=self.ids, attention_mask=self.mask, position_ids=self.positions, past_key_values=self.cache,
-            use_cache=True, logits_to_keep=last,
-        )  # fmt: skip
-        return out.logits[:, -1].float()
-
-    def append(self, tokens: list[int], active: list[int]) -> None:
-        """Add the new token of each row. Rows that are not `active` leave the batch, which makes it faster."""
-        if len(active) < len(tokens):
-            rows = torch.tensor(active, device=self.ids.device)
-            self.cache.batch_select_indices(rows)
-            self.positions = self.positions[rows]
-            self.mask = None if self.mask is None else self.mask[rows]
-            if self.mixed:
-                self.mixed.keep_rows(active)
-        self.ids = torch.tensor([[tokens[n]] for n in active], device=self.ids.device)
-        self.positions = self.positions[:, -1:] + 1
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(active), 1)], dim=1)
-
-
 class Sampler:
     """Scores → one token a row, with the same random numbers for every row."""
 
@@ -199,6 +145,8 @@ class Sampler:
         scores = self.warp(None, logits)
         # float64: the smallest uniform number must not round to 0, whose noise is minus infinity
         uniform = torch.rand(logits.shape[-1], generator=self.generator, dtype=torch.float64).clamp_(min=1e-300)
+        if logits.is_cuda:  # where 262,144 logarithms take no time
+            uniform = uniform.to(logits.device)
         gumbel = -torch.log(-torch.log(uniform))
         return (scores + gumbel.to(scores)).argmax(-1)
 

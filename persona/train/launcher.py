@@ -24,6 +24,7 @@ from persona.store.workspace import child_environment, is_for_visitor
 from persona.template.chat_template import read_template
 from persona.train import oom_recovery, plan, queue, validate
 from persona.train.config import RunConfig, count_steps
+from persona.train.plan import TrainingEstimate
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
 from persona.train.run_folder import Run, list_runs, record_worker
 from persona.train.split import split_held_out
@@ -32,10 +33,10 @@ MIN_PAIRS = 2  # one to learn from, one to measure on
 WAIT_SECONDS = 0.3  # between two looks at a run
 
 
-def create_run(persona: Persona, config: RunConfig, expected_seconds: float | None = None) -> Run:
+def create_run(persona: Persona, config: RunConfig, estimate: TrainingEstimate | None = None) -> Run:
     """A run folder, ready to start. Raises InputError when the pairs cannot make a run.
 
-    expected_seconds: how long it is expected to take, for those who will wait for it.
+    estimate: what is expected of it, for those who wait for it and those who watch it.
     """
     card, pairs = persona.card(), persona.pairs()
     require_trainable_pairs(persona, pairs)
@@ -57,8 +58,8 @@ def create_run(persona: Persona, config: RunConfig, expected_seconds: float | No
         "data_sha256": hash_pairs(pairs),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    if expected_seconds is not None:
-        manifest["expected_seconds"] = expected_seconds
+    if estimate:
+        manifest |= {f"expected_{name}": value for name, value in estimate.expected_figures(config).items()}
     write_atomic(run.path / "run.json", to_json(manifest))
     run.log("state", state="starting")
     return run
@@ -69,8 +70,8 @@ def create_fitted_run(persona: Persona, config: RunConfig, given: Collection[str
 
     Settings named in `given` stay as they are. Raises InputError.
     """
-    fitted, seconds, notes = plan.fit_to_machine(persona, config, given)
-    return create_run(persona, fitted, seconds), notes
+    fitted, estimate, notes = plan.fit_to_machine(persona, config, given)
+    return create_run(persona, fitted, estimate), notes
 
 
 def _require_open_names(config: RunConfig) -> None:

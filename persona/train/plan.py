@@ -188,29 +188,40 @@ class TrainingWork:
     samples: int  # questions that are answered at each evaluation
 
 
-def estimate_seconds(machine: Machine, shape: ModelShape, plan: TrainingPlan, work: TrainingWork,
-                     last: RunProgress | None = None) -> float | None:  # fmt: skip
-    """Seconds from the first sign of life to the adapter; None where the machine's rate is not known.
+def estimate_speed(machine: Machine, shape: ModelShape, plan: TrainingPlan, work: TrainingWork,
+                   last: RunProgress | None = None) -> float | None:  # fmt: skip
+    """Tokens/s of the training loop; None where the machine's rate is not known.
 
     last: a comparable run on this machine, which says more than the measured matmuls.
     """
-    sampled = work.samples * SAMPLE_TOKENS
-    forward = memory.step_flops(shape, work.held_out, work.held_out * work.learned / max(work.tokens, 1)) / 2
-    forward += memory.step_flops(shape, sampled, sampled) / 2
-    saving = SAVE_SECONDS + (SAMPLE_TOKENS * PASS_SECONDS if work.samples else 0.0)
-    training = memory.step_flops(shape, work.tokens, work.learned, plan.checkpointing)
     if last:
-        seconds = work.tokens / last.result["tokens_per_s"]
-        evaluation = last.evaluation_seconds or forward / training * seconds + saving
-        return STARTUP_SECONDS + seconds + work.evaluations * evaluation
+        return last.result["tokens_per_s"]
     rates = dict(machine.rates)
     if plan.train_dtype not in rates or "float32" not in rates:
         return None
     rate = rates[plan.train_dtype] * GPU_EFFICIENCY
     if machine.device == "cpu":
         rate = 1 / (1 / rates[plan.train_dtype] + CPU_OVERHEAD / rates["float32"])
-    flops = training + work.evaluations * forward + (STARTUP_FLOPS if machine.device == "cpu" else 0.0)
-    return STARTUP_SECONDS + flops / rate + work.evaluations * saving
+    return rate * work.tokens / memory.step_flops(shape, work.tokens, work.learned, plan.checkpointing)
+
+
+def estimate_seconds(machine: Machine, shape: ModelShape, plan: TrainingPlan, work: TrainingWork,
+                     last: RunProgress | None = None) -> float | None:  # fmt: skip
+    """Seconds from the first sign of life to the adapter; None where the speed is not known. last: a comparable run."""
+    speed = estimate_speed(machine, shape, plan, work, last)
+    if speed is None:
+        return None
+    seconds, sampled = work.tokens / speed, work.samples * SAMPLE_TOKENS
+    forward = memory.step_flops(shape, work.held_out, work.held_out * work.learned / max(work.tokens, 1)) / 2
+    forward += memory.step_flops(shape, sampled, sampled) / 2
+    seconds_per_flop = seconds / memory.step_flops(shape, work.tokens, work.learned, plan.checkpointing)
+    evaluation = forward * seconds_per_flop + SAVE_SECONDS + (SAMPLE_TOKENS * PASS_SECONDS if work.samples else 0.0)
+    if last and last.evaluation_seconds:
+        evaluation = last.evaluation_seconds
+    startup = STARTUP_SECONDS
+    if machine.device == "cpu" and not last:
+        startup += STARTUP_FLOPS * seconds_per_flop
+    return startup + seconds + work.evaluations * evaluation
 
 
 # ---- the whole estimate
@@ -232,8 +243,21 @@ class TrainingEstimate:
     held_out: int
     longest: int  # tokens of the longest row, about
     work: TrainingWork
-    seconds: float | None  # None where the machine's speed is not known
+    tokens_per_s: float | None  # of the training loop; None where the machine's speed is not known
+    seconds: float | None  # until the adapter; None likewise
     from_run: str  # the run whose speed was taken, "" where none was
+
+    def expected_figures(self, config: RunConfig) -> dict[str, float]:
+        """What to expect of a run with these settings, as far as known, by the names of Run.expected().
+
+        Memory and speed only where the settings are the plan's own, which may be a smaller way than was chosen.
+        """
+        plan = self.plan
+        as_planned = plan.fits and plan.quantization == config.quantization and apply_plan(config, plan) == config
+        figures = {"seconds": self.seconds}
+        if as_planned:
+            figures |= {"memory": plan.memory.total, "tokens_per_s": self.tokens_per_s}
+        return {name: value for name, value in figures.items() if value is not None}
 
 
 def estimate_on_this_machine(persona: Persona, config: RunConfig, pairs: Sequence[Pair]) -> TrainingEstimate | None:
@@ -244,24 +268,26 @@ def estimate_on_this_machine(persona: Persona, config: RunConfig, pairs: Sequenc
         return estimate
     # a plan follows from what the machine can do, its time from what it does now beside all else
     busy = replace(machine, rates=hardware.rates_now())
-    seconds = estimate_seconds(busy, estimate.shape, estimate.plan, estimate.work)
-    return replace(estimate, seconds=max(estimate.seconds, seconds or 0.0))
+    now = busy, estimate.shape, estimate.plan, estimate.work
+    seconds, speed = estimate_seconds(*now), estimate_speed(*now)
+    slower = seconds is not None and seconds > estimate.seconds
+    return replace(estimate, seconds=seconds, tokens_per_s=speed) if slower else estimate
 
 
 def fit_to_machine(
     persona: Persona, config: RunConfig, given: Collection[str] = ()
-) -> tuple[RunConfig, float | None, list[str]]:
-    """The settings fitted to this machine's memory, the seconds that they take, and notes on what was changed.
+) -> tuple[RunConfig, TrainingEstimate | None, list[str]]:
+    """The settings fitted to this machine's memory, the estimate of the run, and notes on what was changed.
 
-    Settings named in `given` stay. The seconds are None where they are not known. Raises InputError for settings that
-    do not go together or do not work on this machine.
+    Settings named in `given` stay. No estimate where the base is not on this machine yet. Raises InputError for
+    settings that do not go together or do not work on this machine.
     """
     validate.check_config(config, plan_device(hardware.this_machine(), config.dtype))
     estimate = estimate_on_this_machine(persona, config, persona.pairs())
-    if estimate is None:  # the base is not on this machine yet, so nothing is known of it
+    if estimate is None:
         return config, None, []
     fitted, notes = fit_config(config, estimate.plan, given)
-    return fitted, estimate.seconds, notes
+    return fitted, estimate, notes
 
 
 def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair], machine: Machine,
@@ -290,9 +316,12 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
         samples=min(config.diary_probes, len(card.probes) or 1),
     )
     comparable = find_comparable_run(persona, config, plan)
-    seconds = estimate_seconds(machine, shape, plan, work, comparable.progress() if comparable else None)
-    return TrainingEstimate(plan, shape, steps, train_rows, held_out, max(n for n, _ in rows), work, seconds,
-                            comparable.name if comparable else "")  # fmt: skip
+    known = machine, shape, plan, work, comparable.progress() if comparable else None
+    return TrainingEstimate(
+        plan, shape, steps, train_rows, held_out, longest=max(n for n, _ in rows), work=work,
+        tokens_per_s=estimate_speed(*known), seconds=estimate_seconds(*known),
+        from_run=comparable.name if comparable else "",
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=8)

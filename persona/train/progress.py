@@ -1,6 +1,7 @@
 """The events of a run → its progress: what page and command line show."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -15,7 +16,8 @@ ACTIVE_STATUSES = ("queued", "starting", "running")  # those of a run whose proc
 class RunProgress:
     """What the events of a run say so far. Losses are nats per learned token, times are seconds.
 
-    curves: learning_rate, tokens_per_s (of unpadded tokens, step by step) and memory (bytes) as (step, value).
+    curves: name → (step, value): tokens_per_s (of unpadded tokens, step by step), and of CURVES those that were logged.
+    expected: what the plan said, as in Run.expected().
     samples: (step, answers to the probes), an answer being {"probe", "text", "ended"}.
     """
 
@@ -37,6 +39,7 @@ class RunProgress:
     samples: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
     chosen: int | None = None  # the step whose adapter is the run's
     smaller_settings: dict[str, Any] = field(default_factory=dict)  # that a failure proposes (oom_recovery.py)
+    expected: dict[str, float] = field(default_factory=dict)
 
     @property
     def ends(self) -> float | None:
@@ -52,8 +55,11 @@ class RunProgress:
 
 _REQUIRED_KEYS = {"state": ("state",), "plan": ("steps",), "step": ("step", "seconds"), "eval": ("step", "nll"),
           "diary": ("step", "answers"), "chosen": ("step",)}  # fmt: skip
+# fields of a step that are drawn: its rate, and the figures of monitor.py
+CURVES = ("learning_rate", "memory", "peak_memory", "cpu_load", "machine_load", "gpu_memory", "gpu_load",
+          "gpu_temperature")  # fmt: skip
 _INTEGERS = ("step", "steps", "tokens")
-_NUMBERS = ("time", "seconds", "nll", "loss", "learning_rate", "memory", "tokens_per_s", "adapter_nll")
+_NUMBERS = ("time", "seconds", "nll", "loss", "tokens_per_s", "adapter_nll", *CURVES)
 
 
 def _is_valid_event(e: dict[str, Any]) -> bool:
@@ -61,7 +67,7 @@ def _is_valid_event(e: dict[str, Any]) -> bool:
     return (
         all(name in e for name in _REQUIRED_KEYS.get(str(e.get("event")), ()))
         and all(type(e[n]) is int and 0 <= e[n] < 1 << 53 for n in _INTEGERS if n in e)
-        and all(e[n] is None or _is_number(e[n]) for n in _NUMBERS if n in e)
+        and all(e[n] is None or is_number(e[n]) for n in _NUMBERS if n in e)
         and e.get("state", "done") in get_args(RunStatus)
         and isinstance(e.get("message", ""), str)
         and isinstance(e.get("remedy", {}), dict)
@@ -73,21 +79,22 @@ def _is_valid_event(e: dict[str, Any]) -> bool:
 
 
 def _is_list_of_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_number, value))
+    return isinstance(value, list) and all(map(is_number, value))
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value from a file is a number of a size that can be shown."""
     return type(value) in (int, float) and not abs(value) > 1e18  # NaN passes: a run that diverged logs it
 
 
 class EventReplay:
     """Events, one after the other → RunProgress.
 
-    expected: seconds that the run was expected to take, which count until its own pace is known.
+    expected: as in Run.expected(); its seconds count until the run's own pace is known.
     """
 
-    def __init__(self, expected: float | None = None) -> None:
-        self.expected = expected
+    def __init__(self, expected: dict[str, float] | None = None) -> None:
+        self.expected = expected or {}
         self.status: Any = "starting"
         self.message = ""
         self.time = 0.0
@@ -100,7 +107,7 @@ class EventReplay:
         self.evaluation_seconds: float | None = None  # of one of them; before any, of the base's
         self.started: float | None = None  # time of the last start
         self.last: tuple[float, int] = (0.0, 0)  # seconds and tokens up to the last step
-        self.curves: dict[str, dict[int, float]] = {"learning_rate": {}, "tokens_per_s": {}, "memory": {}}
+        self.curves: defaultdict[str, dict[int, float]] = defaultdict(dict)
         self.samples: dict[int, list[dict[str, Any]]] = {}
         self.chosen: int | None = None
         self.plan: dict[str, Any] = {}
@@ -154,7 +161,7 @@ class EventReplay:
             self.result = e
 
     def _add_to_curves(self, e: dict[str, Any]) -> None:
-        for name in ("learning_rate", "memory"):
+        for name in CURVES:
             if isinstance(e.get(name), int | float):
                 self.curves[name][e["step"]] = e[name]
         seconds, tokens = e["seconds"] - self.last[0], e.get("tokens", 0) - self.last[1]
@@ -178,10 +185,11 @@ class EventReplay:
 
     def _expected_left(self) -> float | None:
         """Seconds by what was expected before the start; None where nothing was, or the run is not at work."""
-        if self.status not in ("starting", "running") or self.expected is None or self.started is None:
+        seconds = self.expected.get("seconds")
+        if self.status not in ("starting", "running") or seconds is None or self.started is None:
             return None
         share = 1 - self.step / self.steps if self.steps else 1.0  # of a resumed run
-        return max(0.0, self.expected * share - (self.time - self.started))
+        return max(0.0, seconds * share - (self.time - self.started))
 
     def progress(self) -> RunProgress:
         return RunProgress(
@@ -190,5 +198,5 @@ class EventReplay:
             sorted(self.train.items()), sorted(self.held_out.items()), self.base_nll, self.held_out_rows,
             self.result,
             {name: sorted(points.items()) for name, points in self.curves.items()}, sorted(self.samples.items()),
-            self.chosen, self.smaller_settings,
+            self.chosen, self.smaller_settings, self.expected,
         )  # fmt: skip

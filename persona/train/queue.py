@@ -142,7 +142,7 @@ def find_position(run: Run) -> QueuePosition | None:
         return None
     n = waiting.index(run)
     left = _left_now(training) if training else None
-    times_ahead = [*([left] if training else []), *(r.expected_seconds() for r in waiting[:n])]
+    times_ahead = [*([left] if training else []), *(r.expected().get("seconds") for r in waiting[:n])]
     wait = _add_times(times_ahead) if times_ahead else None
     after = waiting[n - 1] if n else training
     same_owner = after is not None and owner_of(after.path) == owner_of(run.path)
@@ -152,7 +152,9 @@ def find_position(run: Run) -> QueuePosition | None:
 def estimate_wait() -> float | None:
     """Seconds until a run that was added now would start; 0 where none trains or waits, None where it is not known."""
     training, waiting = find_training_run(), list_waiting_runs()
-    return _add_times([*([_left_now(training)] if training else []), *(run.expected_seconds() for run in waiting)])
+    return _add_times(
+        [*([_left_now(training)] if training else []), *(run.expected().get("seconds") for run in waiting)]
+    )
 
 
 def _add_times(times: list[float | None]) -> float | None:

@@ -33,6 +33,7 @@ from persona.train import (
     distributed,
     gpu_kernels,
     lora_config,
+    monitor,
     oom_recovery,
     run_folder,
     snapshots,
@@ -271,7 +272,7 @@ def finish_run(model: Any, state: TrainerState, callback: RunCallback, evaluator
     step, nll = saved
     status = "failed" if callback.diverged else "done" if callback.is_finished(state) else "stopped"
     figures = evaluator.figures(state.global_step)
-    figures |= {"status": status, "adapter_nll": nll, "peak_memory_bytes": peak_memory()}
+    figures |= {"status": status, "adapter_nll": nll, "peak_memory_bytes": monitor.peak_memory()}
     result = {"run": str(run.path), "adapter": str(run.adapter), **figures}
     run.log("result", **result)
     run.log("chosen", step=step, nll=nll)
@@ -281,13 +282,6 @@ def finish_run(model: Any, state: TrainerState, callback: RunCallback, evaluator
     if status == "done":
         distributed.run_on_main(lambda: shutil.rmtree(run.checkpoints, ignore_errors=True))
     return result
-
-
-def peak_memory() -> int:
-    """The most bytes that this process has held: of GPU memory where there is a GPU, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return hardware.peak_resident_memory()
 
 
 def describe_failure(run: Run, e: BaseException) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from persona.store.pairs import Pair, parse_pair
 from persona.store.persona_folder import Persona, PersonaCard, parse_card
 from persona.train import distributed
 from persona.train.config import RunConfig
-from persona.train.progress import ACTIVE_STATUSES, EventReplay, RunProgress
+from persona.train.progress import ACTIVE_STATUSES, EventReplay, RunProgress, is_number
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class RunRow:
     held_out: bool
 
 
+EXPECTED_FIGURES = ("seconds", "memory", "tokens_per_s")  # in run.json with expected_ before the name
 STARTING_SECONDS = 3.0  # at most, between a run's first event and its worker.json
 
 
@@ -124,7 +125,7 @@ class Run:
 
     def progress(self) -> RunProgress:
         """The progress that the events tell; an active run whose process is gone was interrupted."""
-        replay = EventReplay(self.expected_seconds())
+        replay = EventReplay(self.expected())
         for event in self.events():
             replay.add(event)
         just_started = time.time() - replay.time < STARTING_SECONDS and not (self.path / "worker.json").exists()
@@ -140,13 +141,14 @@ class Run:
             replay.status = "interrupted"
         return replay.progress()
 
-    def expected_seconds(self) -> float | None:
-        """How long create_run was told that the run would take."""
+    def expected(self) -> dict[str, float]:
+        """What create_run was told to expect, as far as known: `seconds`, `memory` in bytes, `tokens_per_s`."""
         try:
-            seconds = self.manifest().get("expected_seconds")
+            manifest = self.manifest()
         except PersonaError:  # a damaged folder: its own process reports it when its turn comes
-            return None
-        return float(seconds) if isinstance(seconds, int | float) else None
+            return {}
+        values = {name: manifest.get(f"expected_{name}", -1) for name in EXPECTED_FIGURES}
+        return {name: value for name, value in values.items() if is_number(value) and value >= 0}
 
     def process(self) -> psutil.Process | None:
         """This run's own process, if it is alive: pid and start time are those recorded, so a reused pid is not it."""

@@ -5,14 +5,13 @@ import math
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # else TRL reports each trainer that is built
 
-import psutil
 import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -24,6 +23,7 @@ from persona.train import checkpoints, distributed
 from persona.train.clock import TrainingClock
 from persona.train.collator import collate_own_rows
 from persona.train.evaluator import Evaluator
+from persona.train.monitor import ResourceMonitor
 from persona.train.run_folder import Run
 from persona.train.sampler import LengthGroupedBatchSampler
 
@@ -119,6 +119,7 @@ class RunCallback(TrainerCallback):
     misses: int = 0  # evaluations in a row without gain so far
     stop_requested: bool = False  # a signal handler may set it
     diverged: bool = False
+    monitor: ResourceMonitor = field(default_factory=ResourceMonitor)
 
     def on_step_end(self, args, state, control, **_):
         stop = self.stop_requested or time.monotonic() > self.deadline or (self.run.path / "stop").exists()
@@ -147,7 +148,7 @@ class RunCallback(TrainerCallback):
         norm = logs.get("grad_norm")
         self.run.log(
             "step", step=state.global_step, loss=loss, learning_rate=logs.get("learning_rate"), grad_norm=norm,
-            seconds=round(self.clock.elapsed(), 3), tokens=self.clock.tokens, memory=current_memory(),
+            seconds=round(self.clock.elapsed(), 3), tokens=self.clock.tokens, **self.monitor.sample(),
         )  # fmt: skip
         # this step's update is made already: with a gradient that is not finite, the weights are not either. In
         # float16 such gradients are expected, and the scaler skips their steps.
@@ -155,8 +156,3 @@ class RunCallback(TrainerCallback):
             self.diverged = True
             control.should_training_stop = True
             control.should_save = control.should_evaluate = False  # the last checkpoint stays a good one
-
-
-def current_memory() -> int:
-    """Bytes that this process holds: of GPU memory where there is a GPU, else resident."""
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss

@@ -175,20 +175,24 @@ def _build_run_view() -> RunView:
         pd.DataFrame(columns=run_view.LOSS_COLUMNS), x="step", y="loss", color="on", height=280, elem_id="loss-plot",
         visible=False,
     )  # fmt: skip
-    with gr.Accordion(t("Learning rate, speed, memory"), open=False, elem_id="curves"), gr.Row():
-        learning_rate, tokens_per_second, memory = (
-            gr.LinePlot(pd.DataFrame(columns=["step", name]), x="step", y=name, height=170, min_width=240,
-                        elem_id=f"curve-{name.replace('_', '-')}")
-            for name in run_view.CURVES
+    title = t("Learning rate, speed, memory, load")
+    with gr.Accordion(title, open=False, visible=False, elem_id="curves") as curves, gr.Row():
+        learning_rate, tokens_per_second, memory, load, temperature = (
+            gr.LinePlot(pd.DataFrame(columns=run_view.CHART_COLUMNS), x="step", y="value", color="line", height=200,
+                        min_width=400, visible=False, elem_id=f"curve-{name.replace('_', '-')}")
+            for name in run_view.CHARTS
         )  # fmt: skip
     samples = gr.HTML(elem_id="samples", js_on_load=FORWARD_CLICKS_JS)
     timer = gr.Timer(1.0, active=False)
     return RunView(
         status,
         loss,
+        curves,
         learning_rate,
         tokens_per_second,
         memory,
+        load,
+        temperature,
         samples,
         start,
         stop,

@@ -20,14 +20,32 @@ STATUS_LABELS = {
     "queued": "Waiting", "starting": "Getting ready", "running": "Training", "done": "Done", "stopped": "Stopped",
     "failed": "Failed", "interrupted": "Interrupted",
 }  # fmt: skip
-# name in RunProgress.curves → title, and what one unit of the chart stands for
-CURVES = {
-    "learning_rate": ("Learning rate", 1.0),
-    "tokens_per_s": ("Tokens per second", 1.0),
-    "memory": ("Memory, GB", 1e9),
+
+
+class Chart(NamedTuple):
+    """A small chart: its title, its lines by their names in RunProgress.curves, and what one unit of it stands for.
+
+    expected: the name of a planned value in RunProgress.expected, which is a line too.
+    """
+
+    title: str
+    lines: dict[str, str]
+    unit: float = 1.0
+    expected: str = ""
+
+
+CHARTS = {
+    "learning_rate": Chart("Learning rate", {"learning_rate": "this run"}),
+    "tokens_per_s": Chart("Tokens per second", {"tokens_per_s": "this run"}, expected="tokens_per_s"),
+    "memory": Chart("Memory, GB", {"memory": "now", "peak_memory": "peak", "gpu_memory": "whole GPU"}, 1e9, "memory"),
+    "load": Chart("Load, %", {"cpu_load": "this run", "machine_load": "whole CPU", "gpu_load": "whole GPU"}),
+    "temperature": Chart("Temperature, °C", {"gpu_temperature": "GPU"}),
 }
-
-
+CHART_COLUMNS = ["step", "value", "line"]
+SMOOTHED_CURVES = ("tokens_per_s", "cpu_load", "machine_load", "gpu_load")
+# short names: a phone's legend has room for four
+LINE_COLORS = {"this run": "#059669", "now": "#059669", "peak": "#0284c7", "whole CPU": "#d97706",
+               "whole GPU": "#9333ea", "GPU": "#9333ea", "plan": "#a8a29e"}  # fmt: skip
 WHOLE_STEPS = 20  # on a shorter axis the browser also marks parts of a step
 
 
@@ -36,9 +54,12 @@ class RunView(NamedTuple):
 
     status: Any
     loss: Any
+    curves: Any
     learning_rate: Any
     tokens_per_second: Any
     memory: Any
+    load: Any
+    temperature: Any
     samples: Any
     start: Any
     stop: Any
@@ -58,16 +79,19 @@ def make_run_view(
     run: Run | None, progress: RunProgress, runs: gr.Radio, is_training: bool, name: Any, mark: str
 ) -> RunView:
     """The values of the view. is_training: this run or another one trains now."""
-    learning_rate, tokens_per_second, memory = curve_plots(progress)
+    learning_rate, tokens_per_second, memory, load, temperature = chart_plots(progress)
     active = run is not None and progress.status in ACTIVE_STATUSES
     resumable = run is not None and progress.status in ("stopped", "failed", "interrupted")
     changes = localized(oom_recovery.describe_changes(progress.smaller_settings))
     return RunView(
         status=run_status_html(run, progress),
         loss=loss_plot(progress),
+        curves=gr.Accordion(visible=bool(progress.curves)),
         learning_rate=learning_rate,
         tokens_per_second=tokens_per_second,
         memory=memory,
+        load=load,
+        temperature=temperature,
         samples=samples_html(run, progress),
         start=gr.Button(t("Add to the queue") if is_training else t("Start training")),
         stop=gr.Button(
@@ -198,15 +222,28 @@ def chosen_step_text(p: RunProgress) -> str:
     return text
 
 
-def curve_plots(progress: RunProgress) -> list[gr.LinePlot]:
-    """The small charts: learning rate, speed, memory."""
-    plots = []
-    for name, (title, unit) in CURVES.items():
-        points = progress.curves.get(name, [])
-        values = smooth(points) if name == "tokens_per_s" else points
-        frame = pd.DataFrame([(s, v / unit) for s, v in values], columns=["step", name])
-        plots.append(gr.LinePlot(frame, title=t(title), x_title=t("step"), x_lim=step_axis(progress), y_title=t(title)))
-    return plots
+def chart_plots(progress: RunProgress) -> list[gr.LinePlot]:
+    """The small charts, as in CHARTS; those of a run that has no points for them are hidden."""
+    return [_chart_plot(chart, progress) for chart in CHARTS.values()]
+
+
+def _chart_plot(chart: Chart, progress: RunProgress) -> gr.LinePlot:
+    axis = step_axis(progress)
+    rows: list[tuple[float | None, float, str]] = []
+    for curve, label in chart.lines.items():
+        if points := progress.curves.get(curve):
+            points = smooth(points) if curve in SMOOTHED_CURVES else points
+            rows += [(step, value / chart.unit, label) for step, value in points]
+    is_measured = bool(rows)
+    if is_measured and chart.expected in progress.expected:
+        planned = progress.expected[chart.expected] / chart.unit
+        rows += [(step, planned, "plan") for step in axis]
+    # gradio draws no line that was not among a chart's first points, so a chart is first drawn with all its lines
+    frame = pd.DataFrame([(step, value, t(label)) for step, value, label in rows], columns=CHART_COLUMNS)
+    colors = {t(label): LINE_COLORS[label] for label in dict.fromkeys(label for _, _, label in rows)}
+    return gr.LinePlot(frame, visible=is_measured, title=t(chart.title), x_title=t("step"), x_lim=axis,
+                       y_title=" ", color_title=" ", color_map=colors,
+                       colors_in_legend=list(colors) if len(colors) > 1 else [])  # fmt: skip
 
 
 def samples_html(run: Run | None, p: RunProgress) -> str:
