@@ -17,6 +17,8 @@ from persona.store.workspace import PROJECT_DIR, data_root
 from persona.train import distributed
 from persona.train.config import RunConfig
 
+# the packages of each, whose versions a run writes down
+PACKAGES = {"none": [], "liger": ["liger-kernel"], "unsloth": ["unsloth", "unsloth_zoo"]}
 # settings that the lane for Unsloth leaves out, with the value to set instead
 WITHOUT_UNSLOTH = {"use_dora": False, "packing": False, "train_stop_token": False}
 
