@@ -19,8 +19,8 @@ from persona.train.config import RunConfig
 
 # the packages of each, whose versions a run writes down
 PACKAGES = {"none": [], "liger": ["liger-kernel"], "unsloth": ["unsloth", "unsloth_zoo"]}
-# settings that the lane for Unsloth leaves out, with the value to set instead
-WITHOUT_UNSLOTH = {"use_dora": False, "packing": False, "train_stop_token": False}
+# settings that a run with Unsloth leaves out, PiSSA beside them: each changes the layers in a way of its own
+WITHOUT_UNSLOTH = ("use_dora", "packing", "train_stop_token")
 
 
 def unsloth_python() -> Path | None:
@@ -52,15 +52,14 @@ def require_engine(c: RunConfig) -> None:
             "engine=unsloth: it needs an environment of its own, and there is none. Make it: make unsloth. Or name its "
             "Python in PERSONA_UNSLOTH_PYTHON, or set engine to none."
         )
+    unusable = dict.fromkeys((s for s in WITHOUT_UNSLOTH if getattr(c, s)), "false")
     if c.is_pissa:
-        raise InputError("engine=unsloth and init_lora_weights={init} do not go together. Set the latter to default.",
-                         init=c.init_lora_weights)  # fmt: skip
-    for setting, instead in WITHOUT_UNSLOTH.items():
-        if getattr(c, setting) != instead:
-            raise InputError(
-                "engine=unsloth and {setting} do not go together. Set {setting} to false, or engine to none.",
-                setting=setting,
-            )
+        unusable["init_lora_weights"] = "default"
+    for setting, instead in unusable.items():
+        raise InputError(
+            "engine=unsloth and {setting}={value} do not go together. Set {setting} to {instead}, or engine to none.",
+            setting=setting, value=getattr(c, setting), instead=instead,
+        )  # fmt: skip
     if distributed.process_count() > 1:
         raise InputError("engine=unsloth: trains in one process only. Start it without accelerate or torchrun.")
 
