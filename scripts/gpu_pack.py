@@ -22,8 +22,8 @@ PACKAGES = (
 WITH_DEPENDENCIES = ("pydantic",)  # whose compiled part must be of the very version
 # beside those of PACKAGES, and before them on the path
 UNSLOTH_PACKAGES = (
-    "unsloth==2026.10.9", "unsloth_zoo==2026.10.9", "transformers<=5.17", "trl<=1.15", "datasets<5", "dill<0.4.1",
-    "multiprocess<0.70.19", "cut_cross_entropy", "torchao", "tyro", "docstring-parser", "typeguard", "msgspec",
+    "unsloth", "unsloth_zoo", "transformers", "trl", "datasets", "huggingface_hub", "fsspec", "dill<0.4.2",
+    "multiprocess<0.70.20", "cut_cross_entropy", "torchao", "tyro", "docstring-parser", "typeguard", "msgspec",
     "hf_transfer", "nest-asyncio", "diffusers", "json5", "structlog",
 )  # fmt: skip
 # what nothing here needs: libraries of bitsandbytes for other toolkits than CUDA 13, Unsloth's page
@@ -31,9 +31,9 @@ LEFT_OUT = ("bitsandbytes/libbitsandbytes_cuda1[12]*", "bitsandbytes/libbitsandb
             "bitsandbytes/libbitsandbytes_xpu*", "**/__pycache__", "unsloth/studio", "unsloth_cli", "bin")  # fmt: skip
 
 
-def pin(package: str) -> str:
-    """The package with the version that requirements.txt pins, if it does."""
-    pins = re.findall(rf"(?m)^{re.escape(package)}(==[\w.]+)", (PROJECT / "requirements.txt").read_text())
+def pin(package: str, file: str = "requirements.txt") -> str:
+    """The package with the version that the file pins, if it does."""
+    pins = re.findall(rf"(?m)^{re.escape(package)}(==[\w.]+)", (PROJECT / file).read_text())
     return package + (pins[0] if pins else "")
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--unsloth", action="store_true")
     given = parser.parse_args()
     if given.unsloth:
-        packages, name = list(UNSLOTH_PACKAGES), "gpu-unsloth"
+        packages, name = [pin(p, "requirements-unsloth.txt") for p in UNSLOTH_PACKAGES], "gpu-unsloth"
     else:
         packages, name = [pin(p) for p in PACKAGES], "gpu-packages"
     target = PROJECT / f"dist/{name}-{given.python}.tgz"

@@ -77,7 +77,7 @@ WHERE = {
     "optim": (lambda t, j: t.args.optim, "adamw_torch", "adafactor"),
     "batch_size": (lambda t, j: (t.args.train_batch_size, t.args.eval_batch_size), (8, 8), (3, 3)),
     "gradient_accumulation_steps": (lambda t, j: t.args.gradient_accumulation_steps, 1, 2),
-    "gradient_checkpointing": (lambda t, j: t.args.activation_checkpointing, False, True),
+    "gradient_checkpointing": (lambda t, j: t.args.gradient_checkpointing, False, True),
     "dtype": (lambda t, j: t.model.dtype, torch.float32, torch.bfloat16),
     "packing": (lambda t, j: t.data_collator.pack, 0, 300),
     "save_steps": (lambda t, j: t.args.save_steps, 1, 4),

@@ -1,8 +1,6 @@
 """What settings ask for that is not here, or that do not go together: one sentence each, before anything is trained."""
 
 import importlib.util
-import sys
-from types import SimpleNamespace
 
 import pytest
 from training import CARD, PAIRS
@@ -11,8 +9,8 @@ from persona.errors import InputError
 from persona.models import quantization
 from persona.models.hardware import DevicePlan
 from persona.store.persona_folder import create_persona_at
-from persona.train import gpu_kernels, validate
 from persona.train import run as train_run
+from persona.train import validate
 from persona.train.config import RunConfig, make_config
 from persona.train.launcher import create_run
 
@@ -98,40 +96,3 @@ def test_every_optimizer_learns_here_or_says_why_not(tmp_path, tiny_gemma, plain
     assert train_run.train_run(run)["status"] == "done"
     moved = {n: p.abs().max().item() for n, p in seen.trainer.model.named_parameters() if "lora_B" in n}
     assert len(moved) == 14 and min(moved.values()) > 0
-
-
-# ---- fast kernels: what can be told without a GPU
-
-
-def test_liger_wants_its_package_and_a_gpu(monkeypatch, without):
-    without("liger_kernel")
-    with pytest.raises(InputError, match="engine=liger: its package is not installed.*pip install liger-kernel"):
-        validate.check_config(RunConfig(engine="liger"), GPU)
-    with pytest.raises(InputError, match="engine=liger: its kernels are for an NVIDIA GPU; there is none here"):
-        validate.check_config(RunConfig(engine="liger"), CPU)
-    validate.check_config(RunConfig(), CPU)
-
-
-@pytest.mark.parametrize("machine", [GPU, CPU])
-def test_unsloth_is_refused_with_the_versions_that_keep_it_out(machine):
-    with pytest.raises(InputError, match="engine=unsloth: .*transformers up to 5.17 and TRL up to 1.15.*--as dataset"):
-        validate.check_config(RunConfig(engine="unsloth"), machine)
-
-
-def test_liger_is_given_the_model_without_its_losses(monkeypatch):
-    called = []
-    patch = SimpleNamespace(
-        MODEL_TYPE_TO_APPLY_LIGER_FN={"llama": None},
-        _apply_liger_kernel_to_instance=lambda m, **more: called.append((m, more)),
-    )
-    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", patch)
-    model = SimpleNamespace(config=SimpleNamespace(model_type="llama"))
-    gpu_kernels.apply_liger_kernels(model, RunConfig())
-    assert not called
-    gpu_kernels.apply_liger_kernels(model, RunConfig(engine="liger"))
-    assert called == [(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})]
-    model.config.model_type = "nope"
-    with pytest.raises(InputError, match=r"engine=liger: has no kernels for this base \(nope\)"):
-        gpu_kernels.apply_liger_kernels(model, RunConfig(engine="liger"))

@@ -45,8 +45,20 @@ def token_nll(
         if _has_plain_head(causal):
             hidden = causal.base_model(**inputs).last_hidden_state[keep]
             return TiledNLL.apply(hidden, causal.get_output_embeddings().weight, target), rows
-        logits = model(**inputs, logits_to_keep=keep).logits
+        logits = _logits_at(model, causal.get_output_embeddings(), keep, inputs)
     return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), target, reduction="none"), rows
+
+
+def _logits_at(model: Any, head: Any, keep: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+    """The model's own logits at the positions `keep` alone, (1, n, vocabulary). head: its output layer.
+
+    logits_to_keep takes such a mask in the newest transformers only.
+    """
+    hook = head.register_forward_pre_hook(lambda _, hidden: hidden[0][keep][None])
+    try:
+        return model(**inputs).logits
+    finally:
+        hook.remove()
 
 
 def lora_autocast(model: Any) -> Any:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from persona.errors import PersonaError
-from persona.train import queue, run_folder
+from persona.train import engines, queue, run_folder
 
 
 def main() -> int:
@@ -24,6 +24,11 @@ def main() -> int:
         lock = queue.wait_for_turn(run)  # held for as long as this process lives
         if lock is None:
             return 0
+    try:
+        engines.import_unsloth(run.config())
+    except PersonaError as e:
+        run.log("state", state="failed", message=e.message)
+        return 1
     from persona.train.run import train_run  # imports torch: not while waiting
 
     try:

@@ -172,8 +172,8 @@ class RunConfig(BaseModel):
     )  # fmt: skip
     engine: Literal["none", "liger", "unsloth"] = _setting(
         "none", "Memory and speed", "Fast kernels",
-        "faster kernels of an NVIDIA GPU, by the package liger-kernel; not verified by us. Unsloth cannot "
-        "share an environment with this app yet and is refused",
+        "faster kernels of an NVIDIA GPU: Liger's, or the base as Unsloth loads it, which has an environment of its "
+        "own (make unsloth). Neither is verified by us",
         "Leave it on a CPU.",
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from persona.errors import InputError, Message, RunError, join
+from persona.errors import InputError, Message, PersonaError, RunError, join
 from persona.models import base, malloc
 from persona.store import deployment, quotas
 from persona.store.files import explain_disk_error, to_json, write_atomic
@@ -22,7 +22,7 @@ from persona.store.pairs import Pair, find_unfinished, hash_pairs
 from persona.store.persona_folder import Persona
 from persona.store.workspace import child_environment, is_for_visitor
 from persona.template.chat_template import read_template
-from persona.train import oom_recovery, plan, queue, validate
+from persona.train import engines, oom_recovery, plan, queue, validate
 from persona.train.config import RunConfig, count_steps
 from persona.train.plan import TrainingEstimate
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
@@ -152,19 +152,27 @@ def _spawn_waiting_runs() -> None:
     for n, ticket in enumerate(queue.list_tickets()):
         if not ticket.run.alive():
             is_next = n == 0 and queue.find_training_run() is None
-            _spawn(ticket.run, "starting" if is_next else "queued", "persona.train", "--wait")
+            state = "starting" if is_next else "queued"
+            _spawn(ticket.run, state, "persona.train", "--wait", python=_training_python(ticket.run))
+
+
+def _training_python(run: Run) -> str:
+    try:
+        return engines.training_python(run.config())
+    except PersonaError:  # damaged settings: the process logs what is wrong with them
+        return sys.executable
 
 
 _children: dict[Path, subprocess.Popen] = {}  # run folder → its process, kept so that poll() reaps it when it ends
 
 
-def _spawn(run: Run, state: str, module: str, *arguments: str) -> None:
+def _spawn(run: Run, state: str, module: str, *arguments: str, python: str = sys.executable) -> None:
     """Start `python -m MODULE RUN ARGUMENTS` as the run's process."""
     run.log("state", state=state)
     malloc.limit_openmp_spin()
     with (run.path / "log.txt").open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", module, str(run.path), *arguments],
+            [python, "-m", module, str(run.path), *arguments],
             cwd=run.path, env=child_environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip

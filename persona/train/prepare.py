@@ -9,7 +9,7 @@ from typing import Any
 from persona.models import adapter, base, hardware, open_renderer, quantization
 from persona.store.files import expand_home, path_exists
 from persona.template.render import Renderer, TrainingExample, render_examples
-from persona.train import distributed, validate
+from persona.train import distributed, engines, validate
 from persona.train.config import RunConfig
 from persona.train.run_folder import Run
 
@@ -46,6 +46,7 @@ def prepare_run(run: Run) -> PreparedRun:
     examples = render_examples(renderer, [r.pair for r in rows])
     packages = ["torch", "transformers", "trl", "peft", "accelerate", "gradio"]
     packages += ["bitsandbytes"] * quantization.needs_bitsandbytes(config.quantization, config.optim)
+    packages += engines.PACKAGES[config.engine]
     run.update_manifest(
         base=opened.to_dict(),
         dtype=plan.train_dtype,

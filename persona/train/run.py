@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import TrainerState
 from transformers.integrations import TensorBoardCallback
@@ -31,7 +32,7 @@ from persona.train import (
     checkpoints,
     cpu_kernels,
     distributed,
-    gpu_kernels,
+    engines,
     lora_config,
     monitor,
     oom_recovery,
@@ -47,6 +48,9 @@ from persona.train.prepare import PreparedRun, prepare_run
 from persona.train.run_folder import Run
 from persona.train.trainer import RunCallback, Trainer
 
+# the same setting; transformers 5.17, which Unsloth needs, knows only the second name
+CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(SFTConfig, n))
+
 
 def make_sft_config(prepared: PreparedRun, output: Path) -> SFTConfig:
     """RunConfig → SFTConfig. output: the folder of the checkpoints."""
@@ -57,7 +61,6 @@ def make_sft_config(prepared: PreparedRun, output: Path) -> SFTConfig:
         use_cpu=cpu,
         bf16=not cpu and prepared.plan.train_dtype == "bfloat16",
         fp16=not cpu and prepared.plan.train_dtype == "float16",
-        activation_checkpointing=c.gradient_checkpointing,
         max_length=None,  # rendering has checked every row; none may be cut here
         num_train_epochs=c.epochs,
         max_steps=c.max_steps,
@@ -87,6 +90,7 @@ def make_sft_config(prepared: PreparedRun, output: Path) -> SFTConfig:
         seed=c.seed,
         data_seed=c.seed,
         disable_tqdm=True,
+        **{CHECKPOINTING: c.gradient_checkpointing},
     )
 
 
@@ -94,9 +98,7 @@ def build_trainer(prepared: PreparedRun, clock: TrainingClock, callback: RunCall
     """The base with a new LoRA, and the trainer around them."""
     config, renderer = prepared.config, prepared.renderer
     torch.manual_seed(config.seed)  # LoRA's A is drawn from it
-    model = base.load_base_model(prepared.base, prepared.plan.train_dtype, prepared.plan.device, config.quantization)
-    gpu_kernels.apply_liger_kernels(model, config)
-    token_rows = trained_tokens.select_trainable_tokens(model, renderer.stop_id) if config.train_stop_token else None
+    model, lora = _load_model(prepared)
     if config.packing:
         validate.check_packing(model, prepared.base.id)
     pack = config.max_length if config.packing else 0
@@ -106,7 +108,7 @@ def build_trainer(prepared: PreparedRun, clock: TrainingClock, callback: RunCall
             train_dataset=_to_dataset(prepared.train),
             eval_dataset=_to_dataset(prepared.held_out) if prepared.held_out else None,
             data_collator=Collator(renderer.tokenizer.pad_token_id, pack=pack),
-            processing_class=renderer.tokenizer, peft_config=lora_config.make_lora_config(config, model, token_rows),
+            processing_class=renderer.tokenizer, peft_config=lora,
             clock=clock, callback=callback, evaluator=evaluator,
         )  # fmt: skip
     except (ValueError, ImportError, RuntimeError) as e:  # RuntimeError: a tracker that is not installed
@@ -118,6 +120,19 @@ def build_trainer(prepared: PreparedRun, clock: TrainingClock, callback: RunCall
     _set_up_callbacks(trainer, prepared.run)
     _set_layer_dtypes(trainer.model, prepared.plan.device)
     return trainer
+
+
+def _load_model(prepared: PreparedRun) -> tuple[Any, LoraConfig | None]:
+    """The base, and the LoRA that TRL is to add; Unsloth has added its own, and there is none to add."""
+    config = prepared.config
+    if config.engine == "unsloth":
+        return engines.load_unsloth_model(prepared), None
+    model = base.load_base_model(prepared.base, prepared.plan.train_dtype, prepared.plan.device, config.quantization)
+    if config.engine == "liger":
+        engines.apply_liger_kernels(model)
+    stop_id = prepared.renderer.stop_id
+    token_rows = trained_tokens.select_trainable_tokens(model, stop_id) if config.train_stop_token else None
+    return model, lora_config.make_lora_config(config, model, token_rows)
 
 
 def _to_dataset(examples: Sequence[TrainingExample]) -> Dataset:

@@ -13,6 +13,7 @@ from persona.models.base import Base
 from persona.models.hardware import DevicePlan
 from persona.models.quantization import BITSANDBYTES_OPTIMIZERS, needs_bitsandbytes
 from persona.template.render import Renderer
+from persona.train import engines
 from persona.train.config import RunConfig
 
 PROBE_TOKENS = 24  # tokens of each row that packing is tried with: more than a convolution's kernel spans
@@ -41,21 +42,12 @@ def require_packages(c: RunConfig) -> None:
                 report_to=c.report_to,
                 package=package,
             )
-    if c.engine == "unsloth":  # as its wheel's metadata says; this app needs transformers 5.23 and TRL 1.16
-        raise InputError(
-            "engine=unsloth: Unsloth (2026.10) asks for transformers up to 5.17 and TRL up to 1.15, older "
-            "than this app's, so both cannot be in one environment. Set engine to liger or none; or export "
-            "the pairs with a script for Unsloth: persona export ADAPTER OUT --as dataset."
-        )
-    if c.engine == "liger" and not _installed("liger_kernel"):
-        raise InputError(
-            "engine=liger: its package is not installed. Install it: pip install liger-kernel. Or set engine to none."
-        )
+    engines.require_engine(c)
 
 
 def check_config(c: RunConfig, plan: DevicePlan) -> None:
     """Raise InputError for settings that do not go together or do not work on this machine. Loads nothing."""
-    if c.engine == "liger" and plan.device != "cuda":
+    if c.engine != "none" and plan.device != "cuda":
         raise InputError(
             "engine={engine}: its kernels are for an NVIDIA GPU; there is none here. Set it to none.", engine=c.engine
         )
