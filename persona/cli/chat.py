@@ -83,6 +83,8 @@ def _open_voices(adapter: str, others: list[str], base: str, strength: float) ->
         )
     main = open_adapter(AdapterRef.parse(adapter))
     model = session.open_model(session.base_of(main, base, print_note))
+    if model.placement.reason:
+        print_note(model.placement.reason)
     voices = session.default_voices(model, main, strength)
     for text in others:
         voice = open_voice(model, text, main, any_base=bool(base))

@@ -14,11 +14,12 @@ from persona.compare.model_queue import MODEL_QUEUE
 from persona.errors import AdapterError, InputError, Message, PersonaError
 from persona.models import attach as models_attach
 from persona.models import base as bases
-from persona.models import hardware, progress_callback
+from persona.models import hardware, placement, progress_callback
 from persona.models.adapter import WEIGHTS_FILE, Adapter
 from persona.models.base import Base
 from persona.models.generate import Generation, generate_batch
 from persona.models.mixed_lora import AdapterWeights
+from persona.models.placement import Placement
 from persona.models.progress_callback import ProgressCallback
 from persona.models.sampling import MAX_CONTEXT_TOKENS, Sampling
 from persona.template.render import ChatPrompt, Renderer
@@ -71,7 +72,8 @@ class LoadedModel:
         self.base = base
         self.plan = hardware.plan_device(hardware.this_machine())
         self.tokenizer = bases.load_tokenizer(base)
-        self.model = bases.load_base_model(base, self.plan.chat_dtype, self.plan.device)
+        self.placement = place_base(base)
+        self.model = bases.load_base_model(base, self.plan.chat_dtype, self.plan.device, placed=self.placement.kwargs)
         self.attached: dict[str, tuple[Adapter, float]] = {}  # the one used longest ago first
         self.blends: dict[str, AdapterWeights] = {}
 
@@ -131,6 +133,13 @@ class LoadedModel:
     def without_adapters(self) -> AbstractContextManager:
         """The plain base for as long as the block lasts; only within a turn."""
         return self.model.disable_adapter() if self.attached else nullcontext()
+
+
+def place_base(base: Base) -> Placement:
+    """Where the base's weights go for chat, by the memory that is free now."""
+    machine = hardware.this_machine()
+    weights = base.loaded_size(hardware.plan_device(machine).chat_dtype) if machine.device == "cuda" else 0
+    return placement.place_for_chat(weights, hardware.free_gpu_memory(machine))
 
 
 def check_strength(strength: float) -> None:

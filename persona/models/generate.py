@@ -25,6 +25,7 @@ from transformers.generation.logits_process import (
 
 from persona.models.malloc import trim_malloc
 from persona.models.mixed_lora import AdapterWeights, MixedLora
+from persona.models.placement import input_device, is_divided
 from persona.models.sampling import Sampling
 
 TOP_P_CANDIDATES = 1024  # likeliest tokens that top_p sorts first; the whole vocabulary only where they do not suffice
@@ -121,7 +122,7 @@ class DecodeLoop:
     """A context manager: the forward passes of one left-padded batch, with a key-value cache."""
 
     def __init__(self, model: Any, prompts: Sequence[list[int]], mixes: Sequence[AdapterWeights] | None, pad_id: int):
-        device = next(model.parameters()).device
+        device = input_device(model)
         longest = max(map(len, prompts))
         padded = [[pad_id] * (longest - len(p)) + p for p in prompts]
         self.model, self.ids = model, torch.tensor(padded, device=device)
@@ -148,8 +149,9 @@ class DecodeLoop:
     def logits(self) -> torch.Tensor:
         """The scores of each row's next token, (rows, vocabulary) float32."""
         # an index copies the last positions into one tensor. With logits_to_keep=1, a slice, the CPU copies the output
-        # layer's weights for each row: 335 MB and seconds a row with Gemma's
-        last = torch.tensor([-1], device=self.ids.device)
+        # layer's weights for each row: 335 MB and seconds a row with Gemma's. It would have to be on the device of the
+        # last layer, though, which of a divided model is another one
+        last = 1 if is_divided(self.model) else torch.tensor([-1], device=self.ids.device)
         out = self.model(
             input_ids=self.ids, attention_mask=self.mask, position_ids=self.positions, past_key_values=self.cache,
             use_cache=True, logits_to_keep=last,
@@ -159,7 +161,7 @@ class DecodeLoop:
     def append(self, tokens: list[int], active: list[int]) -> None:
         """Add the new token of each row. Rows that are not `active` leave the batch, which makes it faster."""
         if len(active) < len(tokens):
-            rows = torch.tensor(active, device=self.ids.device)
+            rows = torch.tensor(active)  # on the CPU: it indexes tensors of any device
             self.cache.batch_select_indices(rows)
             self.positions = self.positions[rows]
             self.mask = None if self.mask is None else self.mask[rows]

@@ -51,7 +51,7 @@ def make_sft_config(prepared: PreparedRun, output: Path) -> SFTConfig:
     """RunConfig → SFTConfig. output: the folder of the checkpoints."""
     c, cpu = prepared.config, prepared.plan.device == "cpu"
     _, steps_between = count_steps(c, len(prepared.train))
-    return SFTConfig(
+    args = SFTConfig(
         output_dir=str(output),
         use_cpu=cpu,
         bf16=not cpu and prepared.plan.train_dtype == "bfloat16",
@@ -87,13 +87,19 @@ def make_sft_config(prepared: PreparedRun, output: Path) -> SFTConfig:
         data_seed=c.seed,
         disable_tqdm=True,
     )
+    # else, on a machine with several GPUs, transformers wraps the model in nn.DataParallel and multiplies the batch
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
 
 
 def build_trainer(prepared: PreparedRun, clock: TrainingClock, callback: RunCallback, evaluator: Evaluator) -> Trainer:
     """The base with a new LoRA, and the trainer around them."""
     config, renderer = prepared.config, prepared.renderer
     torch.manual_seed(config.seed)  # LoRA's A is drawn from it
-    model = base.load_base_model(prepared.base, prepared.plan.train_dtype, prepared.plan.device, config.quantization)
+    placed = {"device_map": "auto"} if config.spread_layers else None
+    model = base.load_base_model(
+        prepared.base, prepared.plan.train_dtype, prepared.plan.device, config.quantization, placed
+    )
     gpu_kernels.apply_liger_kernels(model, config)
     token_rows = trained_tokens.select_trainable_tokens(model, renderer.stop_id) if config.train_stop_token else None
     if config.packing:
