@@ -25,7 +25,7 @@ from persona.ui.widgets import format_duration
 from persona.write import llm_client
 
 MAX_MEASUREMENTS = 4  # of all visitors at once; their steps take turns on the model
-SLICE_SECONDS = 80.0  # of a GPU of ZeroGPU for measuring; the rest of what it grants is for opening the base
+SLICE_SECONDS = 80.0  # of a GPU of ZeroGPU, with the opening of the base; the rest of what it grants is a margin
 
 
 def not_measured_html() -> str:
