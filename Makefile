@@ -54,7 +54,7 @@ gpu-check:
 gpu-pack: $(VENV)/.run
 	$(BIN)/python scripts/gpu_pack.py
 
-# check that the repository would start as a Hugging Face Space
+# check that the repository would start as a Hugging Face Space: builds one in a temporary folder, which takes minutes
 space-check: $(VENV)/.run
 	$(BIN)/python scripts/space_check.py
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 FILES = ("requirements.txt", "requirements-dev.txt")
+SPACE = "gradio[oauth,mcp]"  # a Space's builder installs it with requirements.txt: the pins have to go with it
 PIN = re.compile(r"^(?P<name>[\w.-]+)(?P<extras>\[[\w,.-]+\])?==(?P<version>[^\s;]+)", re.M)
 
 
@@ -26,7 +27,7 @@ def plain(name: str) -> str:
 
 def newest(texts: list[str], options: list[str]) -> dict[str, str]:
     """Normalised name → version of all that pip would install. Raises CalledProcessError if there is no solution."""
-    wanted = [f"{m['name']}{m['extras'] or ''}" for text in texts for m in PIN.finditer(text)]
+    wanted = [SPACE, *(f"{m['name']}{m['extras'] or ''}" for text in texts for m in PIN.finditer(text))]
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed", "--report", report]

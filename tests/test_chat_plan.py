@@ -49,7 +49,7 @@ def test_auto_is_as_trained_and_on_a_cpu_full_precision_where_that_fits(base):
     ]
 
     def check(machine, free, asked, trained, want, fits, words):
-        plan = plan_chat(base, machine, free * 10**9, asked, trained)
+        plan = plan_chat(base, machine, [free * 10**9], asked, trained)
         assert (plan.quantization, plan.fits) == (want, fits) and words in plan.describe()
         if fits or asked != "auto":
             plan.require_room()
@@ -62,17 +62,17 @@ def test_auto_is_as_trained_and_on_a_cpu_full_precision_where_that_fits(base):
 
 def test_what_cannot_be_is_refused(base, monkeypatch):
     with pytest.raises(InputError, match="quantization=int4: is not auto, none, nf4 or int8"):
-        plan_chat(base, GPU, 10**11, "int4")
+        plan_chat(base, GPU, [10**11], "int4")
     with pytest.raises(InputError, match="needs a CUDA GPU or a CPU"):
-        plan_chat(base, MAC, 10**11, "nf4")
+        plan_chat(base, MAC, [10**11], "nf4")
     monkeypatch.setattr(validate, "_installed", lambda _: False)
     with pytest.raises(InputError, match="needs bitsandbytes, which is not installed"):
-        plan_chat(base, GPU, 10**11, "nf4")
+        plan_chat(base, GPU, [10**11], "nf4")
 
 
 def test_a_base_of_an_unknown_kind_is_tried(base, monkeypatch):
     monkeypatch.setattr(chat_plan, "read_base_shape", lambda _: None)
-    plan = plan_chat(base, PLAIN_CPU, 0)
+    plan = plan_chat(base, PLAIN_CPU, [0])
     plan.require_room()
     assert plan.describe() == "qwen/large in float32." and plan.need is None
 
@@ -80,10 +80,10 @@ def test_a_base_of_an_unknown_kind_is_tried(base, monkeypatch):
 def test_a_base_that_is_stored_in_4_bits_is_opened_as_it_is(base):
     (base.path / "config.json").write_text('{"quantization_config": {"load_in_4bit": true}}')
     for asked in ("auto", "none", "nf4"):
-        plan = plan_chat(base, GPU, 10**11, asked)
+        plan = plan_chat(base, GPU, [10**11], asked)
         assert plan.quantization == "none" and "It is stored in 4 bits (nf4)." in plan.describe()
     with pytest.raises(BaseError, match="quantized already"):
-        plan_chat(base, GPU, 10**11, "int8")
+        plan_chat(base, GPU, [10**11], "int8")
 
 
 def test_what_an_adapter_says_of_its_training_is_not_trusted():

@@ -141,7 +141,7 @@ def test_graphs_are_used_where_they_were_asked_for_and_fit(tiny_gemma, monkeypat
     def kind(device="cuda", asked="1", room=decode_loop.MAX_STATIC_TOKENS, **other):
         with monkeypatch.context() as patch:
             patch.setenv("PERSONA_CUDA_GRAPHS", asked)
-            weights = [SimpleNamespace(device=torch.device(device))]
+            weights = [SimpleNamespace(device=torch.device(device), is_meta=False)]
             for name, value in {"parameters": lambda _: iter(weights), **other}.items():
                 patch.setattr(type(model), name, value)
             wanted = decode_loop.wants_cuda_graph(model)

@@ -30,7 +30,7 @@ OTHER = {"epochs": 2.5, "max_steps": 9, "learning_rate": 1e-3, "lr_scheduler_typ
          "batch_size": 3, "gradient_accumulation_steps": 2, "optim": "adafactor", "weight_decay": 0.1,
          "neftune_noise_alpha": 5.0, "lora_r": 4, "lora_alpha": 9, "lora_dropout": 0.1, "target_modules": "attention",
          "init_lora_weights": "gaussian", "use_rslora": True, "use_dora": True, "train_stop_token": True,
-         "quantization": "nf4", "dtype": "float32", "gradient_checkpointing": True, "packing": True,
+         "quantization": "nf4", "dtype": "float32", "gradient_checkpointing": True, "spread_layers": True, "packing": True,
          "engine": "liger", "save_steps": 7, "eval_fraction": 0.2, "diary_probes": 1,
          "early_stopping_patience": 3, "seed": 5, "report_to": "tensorboard"}  # fmt: skip
 

@@ -41,14 +41,50 @@ def run(tmp_path: Path, tiny_gemma: Path) -> Run:
 
 
 def test_a_function_stays_itself_off_zerogpu_and_is_marked_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    def work() -> None: ...
+    def work(tokens: int) -> str:
+        return f"{tokens} tokens"
 
-    marked = []
-    fake = SimpleNamespace(GPU=lambda function, duration: marked.append((function, duration)) or "marked")
+    durations: list[Any] = []
+    fake = SimpleNamespace(GPU=lambda function, duration: durations.append(duration) or function)
     monkeypatch.setitem(sys.modules, "spaces", fake)
-    assert zerogpu.request_gpu(60)(work) is work and not marked
+    assert zerogpu.request_gpu(60)(work) is work and not durations
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    assert zerogpu.request_gpu(60)(work) == "marked" and marked == [(work, 60)]
+    for seconds in (60, 300, lambda tokens: tokens / 4):
+        assert zerogpu.request_gpu(seconds)(work)(9) == "9 tokens"
+    # of the same arguments after the visitor's, whole seconds, and no more than anyone may have
+    assert [d("", 9) for d in durations] == [60, zerogpu.GRANTED_SECONDS, 3]
+
+
+def test_a_slice_asks_for_less_of_the_gpu_where_the_run_ends_in_it(run: Run) -> None:
+    asked = []
+    for seconds, n in ((0.0, 0), (60.0, 30), (170.0, 85), (196.0, 98)):
+        run.log("plan", steps=100, rows=6)
+        run.log("step", step=n, loss=1.0, seconds=seconds)
+        run.log("state", state="starting")
+        asked.append(gpu_slices.slice_seconds(str(run.path)))
+    assert asked == [zerogpu.GRANTED_SECONDS, zerogpu.GRANTED_SECONDS, 90.0, 64.0]
+
+
+def test_measuring_takes_one_gpu_after_the_other_while_it_gets_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    from persona.ui.steps.compare import judge_tab
+
+    for reports, slices in (([["b", "c"], ["c"], None], 3), ([["b"], ["b"], None], 2), ([None], 1)):
+        left = iter(reports)
+        monkeypatch.setattr(judge_tab, "_measure_slice", lambda *_: iter(["a slice"]))
+        monkeypatch.setattr(judge_tab.voice_picker, "find_adapter", lambda _: None)
+        monkeypatch.setattr(
+            judge_tab, "_stopped_report", lambda _, left=left: (m := next(left)) and SimpleNamespace(missing=m)
+        )
+        assert list(judge_tab.measure_in_slices("run/a/b", False)) == ["a slice"] * slices
+
+
+def test_the_api_refuses_on_zerogpu_before_it_opens_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from persona.serve.batcher import Batcher
+
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    with pytest.raises(Exception, match="a GPU of its own") as refused:
+        Batcher().submit(SimpleNamespace())  # type: ignore[arg-type]
+    assert refused.value.status == 503
 
 
 def test_spaces_comes_before_torch_and_only_on_zerogpu(tmp_path: Path) -> None:
@@ -235,6 +271,9 @@ def test_front_matter_that_the_hub_would_refuse_is_found(check: ModuleType) -> N
     ]:  # fmt: skip
         assert old in readme
         assert any(why in w for w in check.front_matter(readme.replace(old, new, 1), requirements)), why
+    assert check.conflicts(requirements) == []
+    found = check.conflicts(requirements.replace("pydantic==", "pydantic==99."))
+    assert found and "pydantic==99." in found[0] and "builder" in found[0]
     assert len(check.loose_requirements("a==1\nb>=2\n./c\n# d\n\ne[f]==1.0\n")) == 2
 
 
@@ -251,6 +290,32 @@ def test_files_that_the_hub_would_refuse_are_found(check: ModuleType, tmp_path: 
     assert [w.split(":")[0] for w in check.too_large(tmp_path)] == ["big.bin"]
     monkeypatch.setattr(check, "MAX_ALL", 200)
     assert len(check.too_large(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(("app", "wrong"), [
+    ("def send(self): self.send_response(200); self.end_headers()", []),
+    ("def send(self): self.send_response(200 if self.path == '/' else 500); self.end_headers()", ["/config: 500"]),
+    ("1 / 0", ["/: no answer", "/config: no answer", "ZeroDivisionError"]),
+])  # fmt: skip
+def test_a_page_that_does_not_answer_is_found(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, app: str, wrong: list[str]
+) -> None:
+    serve = (
+        "import http.server, os\nclass Page(http.server.BaseHTTPRequestHandler): do_GET = send\n"
+        "at = os.environ['GRADIO_SERVER_NAME'], int(os.environ['GRADIO_SERVER_PORT'])\n"
+        "http.server.HTTPServer(at, Page).serve_forever()\n"
+    )
+    (tmp_path / "app.py").write_text(f"{app}\n{serve}")
+    monkeypatch.setattr(check, "PROJECT", tmp_path)
+    monkeypatch.setattr(check, "SETTLE_SECONDS", 0.0)
+    found = check.answers(sys.executable)
+    assert all(any(why in text for text in found) for why in wrong) and bool(found) == bool(wrong), found
+
+
+@pytest.mark.release
+@pytest.mark.slow
+def test_the_page_answers_as_a_space(check: ModuleType) -> None:
+    assert check.answers(sys.executable) == []
 
 
 @pytest.mark.slow

@@ -3,13 +3,15 @@
 Page, command line, API and Python functions all ask `plan_chat`, and say what it says before the base is opened.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from persona.errors import BaseError, InputError, Message, join
-from persona.models import memory
+from persona.models import memory, placement
 from persona.models.base import Base, require_unquantized
 from persona.models.hardware import DevicePlan, Machine, plan_device
+from persona.models.placement import ONE_DEVICE, Placement
 from persona.train.plan import BITSANDBYTES_DEVICES, read_base_shape
 from persona.train.validate import check_quantization, require_bitsandbytes
 
@@ -22,8 +24,9 @@ FORMS = {"nf4": Message("4 bits (nf4)"), "int8": Message("8 bits (int8)")}
 class ChatPlan:
     """How a base is opened. quantization, dtype, device: as load_base_model takes them; reason: why, for people.
 
-    need: bytes of memory, about; None where the base's shape is not known. free: bytes that it may use. in_4_bits:
-    what it would need in nf4; None where that is not possible, or what it is already. chosen: by the user.
+    need: bytes of memory, about; None where the base's shape is not known. free: bytes that it may use on the device.
+    in_4_bits: what it would need in nf4; None where that is not possible, or what it is already. chosen: by the user.
+    placement: where the weights go that do not fit there.
     """
 
     base: Base
@@ -35,10 +38,11 @@ class ChatPlan:
     free: int
     in_4_bits: int | None = None
     chosen: bool = False
+    placement: Placement = ONE_DEVICE
 
     @property
     def fits(self) -> bool:
-        return self.need is None or self.need <= self.free
+        return self.need is None or self.need <= self.free or bool(self.placement.kwargs)
 
     def describe(self) -> Message:
         """The form of the base and its memory, for people."""
@@ -47,8 +51,12 @@ class ChatPlan:
             return join(" ", [Message("{base} in {form}.", base=self.base.id, form=form), self.reason])
         need = Message("{base} in {form}: about {need} GB of memory, {free} GB are free.", base=self.base.id, form=form,
                        need=_gb(self.need), free=_gb(self.free))  # fmt: skip
-        warning = [] if self.fits else [Message("It may run out of memory."), self._way_on()]
-        return join(" ", [need, self.reason, *warning])
+        notes = [need, self.reason, self.placement.reason]
+        if not self.fits:
+            notes.append(Message("It may run out of memory."))
+        if not self.fits or self.placement.kwargs:
+            notes.append(self._way_on())
+        return join(" ", [note for note in notes if note])
 
     def require_room(self) -> None:
         """Raises BaseError where the base does not fit; not where the user chose this form, and it is tried."""
@@ -68,12 +76,14 @@ class ChatPlan:
         return Message("Close other programs, or choose a smaller base.")
 
 
-def plan_chat(base: Base, machine: Machine, free: int, quantization: str = "auto", trained: str = "none") -> ChatPlan:
+def plan_chat(
+    base: Base, machine: Machine, free: Sequence[int], quantization: str = "auto", trained: str = "none"
+) -> ChatPlan:
     """The plan for a base on this disk.
 
-    free: bytes of the device's memory that it may use. quantization: as the user asks, a ChatQuantization. trained: how
-    the base was quantized while the adapter was trained (Adapter.quantization). Raises InputError for what this machine
-    cannot do, BaseError for a base that is stored quantized otherwise.
+    free: bytes of memory that it may use, on the device and on each further GPU. quantization: as the user asks, a
+    ChatQuantization. trained: how the base was quantized while the adapter was trained (Adapter.quantization). Raises
+    InputError for what this machine cannot do, BaseError for a base that is stored quantized otherwise.
     """
     if quantization not in get_args(ChatQuantization):
         raise InputError("quantization={quantization}: is not auto, none, nf4 or int8.", quantization=quantization)
@@ -82,14 +92,17 @@ def plan_chat(base: Base, machine: Machine, free: int, quantization: str = "auto
         name: memory.estimate_chat_memory(shape, device.chat_dtype, name) for name in ("none", "int8", "nf4")
     }  # fmt: skip
     stored = memory.stored_quantization(base.config())
-    fits_whole = needs.get("none", 0) <= free
+    fits_whole = needs.get("none", 0) <= free[0]
     chosen, reason = _choose(quantization, trained, stored, device, fits_whole)
     require_unquantized(base, chosen)
     require_bitsandbytes(chosen, "")
     check_quantization(chosen, "", False, device)
     smaller = stored == "none" and chosen != "nf4" and device.device in BITSANDBYTES_DEVICES
-    return ChatPlan(base, device.device, device.chat_dtype, chosen, reason, needs.get(chosen), free,
-                    needs.get("nf4") if smaller else None, quantization != "auto")  # fmt: skip
+    placed = ONE_DEVICE
+    if device.device == "cuda" and chosen == "none" and not fits_whole:
+        placed = placement.place_for_chat(base.loaded_size(device.chat_dtype), free)
+    return ChatPlan(base, device.device, device.chat_dtype, chosen, reason, needs.get(chosen), free[0],
+                    needs.get("nf4") if smaller else None, quantization != "auto", placed)  # fmt: skip
 
 
 def _choose(

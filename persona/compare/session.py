@@ -21,6 +21,7 @@ from persona.models.adapter import WEIGHTS_FILE, Adapter
 from persona.models.base import Base
 from persona.models.generate import Generation, generate_batch
 from persona.models.mixed_lora import AdapterWeights
+from persona.models.placement import ONE_DEVICE, Placement
 from persona.models.progress_callback import ProgressCallback
 from persona.models.sampling import MAX_CONTEXT_TOKENS, Sampling
 from persona.template.render import ChatPrompt, Renderer
@@ -66,14 +67,17 @@ class Voice:
 class LoadedModel:
     """A base in memory with the adapters attached to it. What runs on it, or changes it, takes a turn in MODEL_QUEUE.
 
-    model: the torch model, PEFT's as soon as an adapter is attached. quantization: none, nf4 or int8.
+    model: the torch model, PEFT's as soon as an adapter is attached. quantization: none, nf4 or int8. placed: where
+    the weights go.
     """
 
-    def __init__(self, base: Base, quantization: str = "none"):
-        self.base, self.quantization = base, quantization
+    def __init__(self, base: Base, quantization: str = "none", placed: Placement = ONE_DEVICE):
+        self.base, self.quantization, self.placed = base, quantization, placed
         self.plan = hardware.plan_device(hardware.this_machine())
         self.tokenizer = bases.load_tokenizer(base)
-        self.model = bases.load_base_model(base, self.plan.chat_dtype, self.plan.device, quantization)
+        self.model = bases.load_base_model(
+            base, self.plan.chat_dtype, self.plan.device, quantization, placed=placed.kwargs
+        )
         self.attached: dict[str, tuple[Adapter, float]] = {}  # the one used longest ago first
         self.blends: dict[str, AdapterWeights] = {}
 
@@ -153,7 +157,8 @@ def plan_opening(base: Base, quantization: str = "auto", trained: str = "none") 
     """How open_model() would open the base now: plan_chat() on this machine, once the model that is open has gone."""
     machine = hardware.this_machine()
     held = sum(m.model.get_memory_footprint() for m in list(_open.values()))
-    return plan_chat(base, machine, hardware.free_memory(machine) + held, quantization, trained)
+    first, *others = hardware.free_gpu_memory(machine) or [hardware.free_memory(machine)]
+    return plan_chat(base, machine, [first + held, *others], quantization, trained)
 
 
 def open_model(base: Base, quantization: str = "auto", trained: str = "none") -> LoadedModel:
@@ -168,7 +173,7 @@ def open_model(base: Base, quantization: str = "auto", trained: str = "none") ->
             plan.require_room()
             _open.clear()
             gc.collect()  # a model refers to itself
-            _open[key] = LoadedModel(base, plan.quantization)
+            _open[key] = LoadedModel(base, plan.quantization, plan.placement)
         return _open[key]
 
 

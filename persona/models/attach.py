@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 from persona.errors import AdapterError, Message, join
-from persona.models import trained_tokens
+from persona.models import placement, trained_tokens
 from persona.models.adapter import WEIGHTS_FILE, Adapter
 
 _PREFIX = "base_model.model."
@@ -24,6 +24,12 @@ def attach_adapter(model: Any, adapter: Adapter, name: str) -> Any:
     # all checks come first: a later failure would leave half an adapter attached
     token_rows = trained_tokens.take_token_rows(state, adapter.settings.get("trainable_token_indices", {}), inner)
     layers = check_adapter_fits(adapter, state, inner)
+    if adapter.settings.get("use_dora") and placement.has_waiting_weights(inner):
+        raise AdapterError(
+            "The adapter {adapter} is a DoRA, which needs the base's weights at hand, and this base does not fit on "
+            "the GPU. Use a larger GPU.",
+            adapter=adapter.card.name,
+        )
     # built from the known settings: a config file from outside can name things to import
     settings = {**adapter.settings, "target_modules": [*layers, *token_rows], "trainable_token_indices": None}
     for key, pattern in trained_tokens.make_token_row_settings(token_rows, bool(settings.get("use_rslora"))).items():
@@ -35,6 +41,7 @@ def attach_adapter(model: Any, adapter: Adapter, name: str) -> Any:
             model.add_adapter(name, config)
         else:
             model = get_peft_model(model, config, adapter_name=name)
+    placement.materialize_adapters(model)
     set_peft_model_state_dict(model, state, adapter_name=name)
     trained_tokens.set_token_rows(model.get_base_model(), name, token_rows)
     return model.eval()

@@ -5,6 +5,8 @@ transformers are imported inside functions, so that resolving a name stays fast.
 """
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +17,7 @@ from persona.models import bundled, download, gguf_import, hardware
 from persona.models.bundled import BUNDLED_MODELS, DEFAULT_BASE, BundledModel
 from persona.models.catalogue import load_catalogue
 from persona.models.download import MODELSCOPE_PREFIX
+from persona.models.memory import DTYPE_BYTES
 from persona.models.progress_callback import ProgressCallback, ignore_progress
 from persona.models.quantization import is_quantized, keep_training_arithmetic, make_quantization_kwargs
 from persona.models.quiet import quiet_transformers, silence_bitsandbytes
@@ -63,6 +66,12 @@ class Base:
             except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as e:
                 raise BaseError("{file}: its header cannot be read. Download the base again.", file=file) from e
         return shapes
+
+    def loaded_size(self, dtype: str) -> int:
+        """Bytes of its weights in memory in this number format; of one that is stored in fewer bits, as they are."""
+        if self.config().get("quantization_config"):
+            return self.size
+        return int(sum(map(math.prod, self.tensors().values())) * DTYPE_BYTES[dtype])
 
     def to_dict(self) -> dict[str, str]:
         """What run.json of an adapter stores of its base."""
@@ -214,10 +223,13 @@ def require_unquantized(base: Base, quantization: str) -> None:
         )
 
 
-def load_base_model(base: Base, dtype: str, device: str = "cpu", quantization: str = "none") -> Any:
+def load_base_model(
+    base: Base, dtype: str, device: str = "cpu", quantization: str = "none", placed: Mapping[str, Any] | None = None
+) -> Any:
     """The causal language model in evaluation mode.
 
     dtype: float32, bfloat16 or float16. quantization: none, nf4 or int8, of all linear layers but the output layer.
+    placed: arguments of from_pretrained that place the weights elsewhere than on `device` (placement.py).
     Raises BaseError.
     """
     import torch
@@ -229,7 +241,7 @@ def load_base_model(base: Base, dtype: str, device: str = "cpu", quantization: s
         with quiet_transformers():
             model = AutoModelForCausalLM.from_pretrained(
                 base.path, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True,
-                **make_quantization_kwargs(quantization, dtype, device),
+                **{**make_quantization_kwargs(quantization, dtype, device), **(placed or {})},
             )  # fmt: skip
     except _load_errors() as e:
         if hardware.is_out_of_memory(e):
@@ -239,6 +251,6 @@ def load_base_model(base: Base, dtype: str, device: str = "cpu", quantization: s
         ) from e
     if is_quantized(model):  # here, or as stored
         keep_training_arithmetic(model)
-    if quantization == "none":  # a quantized one is on its device already
+    if quantization == "none" and not placed:  # a quantized one is on its device already
         model = model.to(device)
     return model.eval()

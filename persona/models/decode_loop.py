@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache, StaticLayer, get_layer
 from persona.models.malloc import trim_malloc
 from persona.models.memory import padded_length
 from persona.models.mixed_lora import AdapterWeights, MixedLora
+from persona.models.placement import input_device, is_divided
 
 EAGER_STEPS = 3  # before the capture, which no lazy initialization of a library may fall into: the prompt's is another
 LENGTH_MULTIPLE = 64  # of a static cache, in tokens: aligned for every attention kernel
@@ -26,7 +27,7 @@ class DecodeLoop:
     """A context manager: the forward passes of one left-padded batch, with a key-value cache."""
 
     def __init__(self, model: Any, prompts: Sequence[list[int]], mixes: Sequence[AdapterWeights] | None, pad_id: int):
-        device = next(model.parameters()).device
+        device = input_device(model)
         longest = max(map(len, prompts))
         padded = [[pad_id] * (longest - len(p)) + p for p in prompts]
         self.model, self.ids = model, torch.tensor(padded, device=device)
@@ -36,8 +37,9 @@ class DecodeLoop:
         # rows of equal length need no mask, and attention without one is faster
         self.mask = (offsets >= 0).long() if len({len(p) for p in prompts}) > 1 else None
         # an index copies the last positions into one tensor. With logits_to_keep=1, a slice, the CPU copies the output
-        # layer's weights for each row: 335 MB and seconds a row with Gemma's
-        self.last = torch.tensor([-1], device=device)
+        # layer's weights for each row: 335 MB and seconds a row with Gemma's. It would have to be on the device of the
+        # last layer, though, which of a divided model is another one
+        self.last = 1 if is_divided(model) else torch.tensor([-1], device=device)
         self.cache: Any = DynamicCache(config=model.config)
         self.mixed = MixedLora(model, mixes) if mixes is not None else None
 
@@ -67,7 +69,7 @@ class DecodeLoop:
     def append(self, tokens: list[int], active: list[int]) -> None:
         """Add the new token of each row. Rows that are not `active` leave the batch, which makes it faster."""
         if len(active) < len(tokens):
-            rows = torch.tensor(active, device=self.ids.device)
+            rows = torch.tensor(active)  # on the CPU: it indexes tensors of any device
             self.cache.batch_select_indices(rows)
             self.positions = self.positions[rows]
             self.mask = None if self.mask is None else self.mask[rows]
@@ -146,7 +148,8 @@ def wants_cuda_graph(model: Any) -> bool:
     """Whether CUDA graphs are asked for, and a step of this model can be one: on a GPU, attention full or sliding."""
     return bool(
         os.environ.get("PERSONA_CUDA_GRAPHS") == "1"
-        and next(model.parameters()).device.type == "cuda"
+        and not is_divided(model)
+        and input_device(model).type == "cuda"
         and model._can_compile_fullgraph
         and set(_layer_types(model)) <= {"full_attention", "sliding_attention"}
     )

@@ -1,6 +1,7 @@
 """This machine's device, memory and speed, and the plan for it: the device and number formats to compute with."""
 
 import contextlib
+import gc
 import os
 import platform
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from persona.errors import Message
+from persona.store import deployment
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Machine:
     cores: int
     rates: tuple[tuple[str, float], ...] = ()
     bf16: bool = True  # whether the device supports bfloat16
+    gpus: int = 1  # of this kind; `memory` is that of one
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,19 @@ class DevicePlan:
 
 @lru_cache(maxsize=1)
 def this_machine() -> Machine:
-    """This machine, cached. A few milliseconds of matmul are timed: a CPU's name says little about its bfloat16."""
+    """This machine, cached. A few milliseconds of matmul are timed: a CPU's name says little about its bfloat16.
+
+    On ZeroGPU nothing is: this may be asked where there is no GPU yet, only its properties.
+    """
     import torch
 
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
         # with emulation every GPU has it: a T4 then computes bfloat16 many times slower than float16
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        rates = tuple((d, _matmul_rate(d, "cuda")) for d in ("float32", "bfloat16" if bf16 else "float16"))
-        return Machine("cuda", gpu.name, gpu.total_memory, os.cpu_count() or 1, rates, bf16)
+        timed = () if deployment.has_zerogpu() else ("float32", "bfloat16" if bf16 else "float16")
+        rates = tuple((d, _matmul_rate(d, "cuda")) for d in timed)
+        return Machine("cuda", gpu.name, gpu.total_memory, os.cpu_count() or 1, rates, bf16, torch.cuda.device_count())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     total = psutil.virtual_memory().total
     device = "mps" if torch.backends.mps.is_available() else "cpu"
@@ -62,6 +69,17 @@ def free_memory(machine: Machine) -> int:
 
         return torch.cuda.mem_get_info()[0]
     return psutil.virtual_memory().available
+
+
+def free_gpu_memory(machine: Machine) -> list[int]:
+    """Bytes that are free now on each GPU, with what torch keeps of models that are gone; [] without a GPU."""
+    if machine.device != "cuda":
+        return []
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    return [torch.cuda.mem_get_info(n)[0] for n in range(machine.gpus)]
 
 
 @lru_cache(maxsize=1)

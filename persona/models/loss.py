@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from persona.models import memory
+from persona.models.placement import input_device
 from persona.template.render import IGNORE_INDEX, TrainingExample
 
 # rows with input_ids and labels → one batch of tensors, such as train.collator.Collator
@@ -43,10 +44,12 @@ def token_nll(
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     with lora_autocast(causal):
         if _has_plain_head(causal):
-            hidden = causal.base_model(**inputs).last_hidden_state[keep]
-            return TiledNLL.apply(hidden, causal.get_output_embeddings().weight, target), rows
+            hidden, weight = causal.base_model(**inputs).last_hidden_state, causal.get_output_embeddings().weight
+            hidden = hidden[keep.to(hidden.device)].to(weight.device)
+            return TiledNLL.apply(hidden, weight, target.to(weight.device)), rows.to(weight.device)
         logits = _logits_at(model, causal.get_output_embeddings(), keep, inputs)
-    return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), target, reduction="none"), rows
+    scores = logits.float().view(-1, logits.shape[-1])
+    return F.cross_entropy(scores, target.to(scores.device), reduction="none"), rows.to(scores.device)
 
 
 def _logits_at(model: Any, head: Any, keep: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
@@ -54,7 +57,7 @@ def _logits_at(model: Any, head: Any, keep: torch.Tensor, inputs: dict[str, Any]
 
     logits_to_keep takes such a mask in the newest transformers only.
     """
-    hook = head.register_forward_pre_hook(lambda _, hidden: hidden[0][keep][None])
+    hook = head.register_forward_pre_hook(lambda _, hidden: hidden[0][keep.to(hidden[0].device)][None])
     try:
         return model(**inputs).logits
     finally:
@@ -67,7 +70,7 @@ def lora_autocast(model: Any) -> Any:
     A trainer on a GPU has it on already; with the activations cast to float32 instead, q, k and v would each keep a
     copy of their input, a fifth of all that a layer keeps.
     """
-    device, half = model.device.type, model.dtype in (torch.bfloat16, torch.float16)
+    device, half = input_device(model).type, model.dtype in (torch.bfloat16, torch.float16)
     return torch.autocast(device, model.dtype) if half and device != "mps" else contextlib.nullcontext()
 
 
@@ -75,7 +78,8 @@ def _has_plain_head(model: Any) -> bool:
     """Whether the logits are one frozen matrix times the hidden states, and nothing else."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in memory.LOGIT_SCALE_SETTINGS)
-    return type(head) is torch.nn.Linear and head.bias is None and not head.weight.requires_grad and not scaled
+    frozen = not head.weight.requires_grad and not head.weight.is_meta  # it may wait elsewhere (placement.py)
+    return type(head) is torch.nn.Linear and head.bias is None and frozen and not scaled
 
 
 class TiledNLL(torch.autograd.Function):
@@ -130,7 +134,7 @@ class NllScores:
 @torch.no_grad()
 def score_examples(model: Any, examples: Sequence[TrainingExample], collate: Collate, batch_size: int = 8) -> NllScores:
     """The NLL of each example. The model is left in the mode (training or evaluation) that it was in."""
-    device = next(model.parameters()).device
+    device = input_device(model)
     order = sorted(range(len(examples)), key=lambda n: len(examples[n].input_ids))
     was_training = model.training
     model.eval()

@@ -160,8 +160,11 @@ class MemoryEstimate:
         return sum(getattr(self, f.name) for f in fields(self))
 
 
-def estimate_memory(shape: ModelShape, step: StepShape) -> MemoryEstimate:
-    """The peak of the forward and backward pass of one micro batch, with everything that stays in memory."""
+def estimate_memory(shape: ModelShape, step: StepShape, gpus: int = 1) -> MemoryEstimate:
+    """The peak of the forward and backward pass of one micro batch, with everything that stays in memory.
+
+    gpus: over which the layers are spread; the peak is that of one, with a layer more than its share.
+    """
     size, tokens = DTYPE_BYTES[step.dtype], step.batch * step.length
     activations = _activation_bytes(shape, step.rank, size) * tokens * shape.layers
     if step.checkpointing:  # the layers' inputs, and one layer that is recomputed (Chen et al. 2016)
@@ -169,8 +172,9 @@ def estimate_memory(shape: ModelShape, step: StepShape) -> MemoryEstimate:
     training = shape.lora * step.rank * ADAM_BYTES
     logits = _logit_bytes(shape, step)
     runtime = _runtime_bytes(step.device, activations + logits)
-    weights = weight_bytes(shape, step.dtype, step.quantization)
-    return MemoryEstimate(int(weights), int(training), int(activations), int(logits), int(runtime))
+    share = 1.0 if gpus == 1 else 1 / gpus + 1 / shape.layers
+    weights = weight_bytes(shape, step.dtype, step.quantization) * share
+    return MemoryEstimate(int(weights), int(training * share), int(activations * share), int(logits), int(runtime))
 
 
 def weight_bytes(shape: ModelShape, dtype: str, quantization: str = "none") -> float:

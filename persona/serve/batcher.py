@@ -21,6 +21,7 @@ from persona.models.base import Base
 from persona.models.generate import Generation
 from persona.models.sampling import Sampling
 from persona.serve.api_errors import ApiError, internal_error, unavailable
+from persona.store import deployment
 from persona.template.render import ChatPrompt
 
 BATCH_ROWS = 8  # of a batch; on two cores eight cost about twice as much as two
@@ -106,7 +107,9 @@ class Batcher:
         self.closing = False
 
     def submit(self, request: GenerationRequest) -> None:
-        """Raises ApiError (429) when too many rows wait already, and (503) when the server is stopping."""
+        """Raises ApiError (429) when too many rows wait already, (503) when the server is stopping, and on ZeroGPU."""
+        if deployment.has_zerogpu():
+            raise unavailable("ZeroGPU lends its GPU to the page alone. The API needs a Space with a GPU of its own.")
         with self.mutex:
             if self.closing:
                 raise unavailable("The server is stopping.")

@@ -164,6 +164,11 @@ class RunConfig(BaseModel):
         False, "Memory and speed", "Gradient checkpointing", "less memory for a third more work",
         "When memory runs out and a smaller batch is not enough.",
     )  # fmt: skip
+    spread_layers: bool = _setting(
+        False, "Memory and speed", "Spread layers over GPUs",
+        "put the base's layers on several GPUs, which work one after the other; not verified by us",
+        "When the base does not fit on one of your GPUs.",
+    )  # fmt: skip
     packing: bool = _setting(
         False, "Memory and speed", "Packing",
         "put a batch's rows end to end, up to max_length, none attending to another; the training is the same. "

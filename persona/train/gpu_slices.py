@@ -4,6 +4,7 @@ No child process outlives a request there, so an event of the page trains, while
 usual. When the slices end early (a closed tab), the last one has left a checkpoint from which the run can be resumed.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,19 @@ from persona.errors import Message, PersonaError, RunError
 from persona.models import zerogpu
 from persona.train.run_folder import Run, open_run, record_worker
 
-SLICE_SECONDS = 120  # that a slice asks for: ZeroGPU grants this to anyone
-TRAINING_SECONDS = 60.0  # of them for steps; the rest is for opening the base, measuring and saving
+TRAINING_SECONDS = 60.0  # of a slice, for steps
+OVERHEAD_SECONDS = 60.0  # of a slice: opening the base, measuring and saving
 MAX_IDLE_SLICES = 3  # slices in a row without a step, after which the run fails: it would never end
 
 
-@zerogpu.request_gpu(SLICE_SECONDS)
+def slice_seconds(folder: str) -> float:
+    """Seconds of the GPU for the next slice: less than a whole one where the run is known to end in it."""
+    progress = open_run(Path(folder)).progress()
+    pace = progress.seconds / progress.step if progress.step else math.inf
+    return OVERHEAD_SECONDS + min(TRAINING_SECONDS, (progress.steps - progress.step) * pace)
+
+
+@zerogpu.request_gpu(slice_seconds)
 def train_slice(folder: str) -> None:
     """Train one slice of the run in `folder`."""
     from persona.train.run import train_run

@@ -36,6 +36,7 @@ class TrainingPlan(DevicePlan):
     limit: int  # bytes that the run may use
     fits: bool
     lower_dtype: bool  # bfloat16 only because float32 does not fit
+    spread_layers: bool = False  # over the machine's GPUs; `memory` and `limit` are those of one
 
 
 # Of all memory: the system needs some, a GPU's allocator leaves gaps, Apple lets a program have about 70 % (Metal's
@@ -50,6 +51,8 @@ def plan_training(machine: Machine, shape: ModelShape, step: StepShape, accumula
                   free: int | None = None) -> TrainingPlan:  # fmt: skip
     """The fastest way to compute `step` that fits into the machine; quantizing the base is the last resort.
 
+    Before it, layers are spread over several GPUs, which is slower than a base that fits on each of them.
+
     step: as the settings ask; its checkpointing and quantization are kept when they are on, its dtype and device are
     not read. free: bytes that are free now, where known. Where nothing fits, the plan is the smallest way.
     """
@@ -62,19 +65,21 @@ def plan_training(machine: Machine, shape: ModelShape, step: StepShape, accumula
     if step.quantization == shape.stored == "none" and machine.device in BITSANDBYTES_DEVICES:
         quantizations += ["int8", "nf4"]
     options = [
-        (option, memory.estimate_memory(shape, option))
+        (option, gpus, memory.estimate_memory(shape, option, gpus))
         for quantization in quantizations
+        for gpus in sorted({1, machine.gpus})
         for name in dtypes
         for option in _list_batch_options(replace(step, device=machine.device, dtype=name, quantization=quantization))
     ]
-    fitting = next(((option, need) for option, need in options if need.total <= limit), None)
-    chosen, need = fitting or min(options, key=lambda x: x[1].total)
+    fitting = next((option for option in options if option[2].total <= limit), None)
+    chosen, gpus, need = fitting or min(options, key=lambda x: x[2].total)
     lower_dtype = chosen.dtype != dtypes[0]
     batches = step.batch * accumulation // chosen.batch
     device_plan = plan_device(machine, chosen.dtype if lower_dtype else dtype)
-    reason = join(" ", [device_plan.reason, *_describe_plan_changes(step, chosen, batches, lower_dtype)])
+    reason = join(" ", [device_plan.reason, *_describe_plan_changes(step, chosen, batches, lower_dtype, gpus)])
     return TrainingPlan(machine.device, chosen.dtype, device_plan.chat_dtype, reason, chosen.quantization, chosen.batch,
-                        batches, chosen.checkpointing, need, limit, fitting is not None, lower_dtype)  # fmt: skip
+                        batches, chosen.checkpointing, need, limit, fitting is not None, lower_dtype,
+                        gpus > 1)  # fmt: skip
 
 
 def _list_batch_options(step: StepShape) -> list[StepShape]:
@@ -90,7 +95,9 @@ def _relative_cost(step: StepShape) -> float:
     return (1 + WEIGHT_READ_TOKENS / (step.batch * step.length)) * recompute
 
 
-def _describe_plan_changes(asked: StepShape, chosen: StepShape, batches: int, lower_dtype: bool) -> list[str]:
+def _describe_plan_changes(
+    asked: StepShape, chosen: StepShape, batches: int, lower_dtype: bool, gpus: int
+) -> list[str]:
     notes: list[str] = []
     if lower_dtype:
         notes.append(Message("float32 would not fit."))
@@ -101,6 +108,11 @@ def _describe_plan_changes(asked: StepShape, chosen: StepShape, batches: int, lo
         )  # fmt: skip
     if chosen.checkpointing and not asked.checkpointing:
         notes.append(Message("To fit, activations are recomputed instead of kept (gradient checkpointing): slower."))
+    if gpus > 1:
+        notes.append(
+            Message("It does not fit on one GPU: the base's layers are spread over {n}, which work one after the "
+                    "other.", n=gpus)
+        )  # fmt: skip
     if chosen.quantization != asked.quantization:
         bits = 4 if chosen.quantization == "nf4" else 8
         notes.append(Message("It fits only with the base's weights in {bits} bits.", bits=bits))
@@ -116,6 +128,8 @@ def apply_plan(config: RunConfig, plan: TrainingPlan) -> RunConfig:
         return config
     changes: dict[str, Any] = {"batch_size": plan.batch_size, "gradient_accumulation_steps": plan.accumulation,
                "gradient_checkpointing": plan.checkpointing}  # fmt: skip
+    if plan.spread_layers:
+        changes["spread_layers"] = True
     if config.dtype == "auto" and plan.lower_dtype:
         changes["dtype"] = plan.train_dtype
     return config.model_copy(update=changes)
@@ -282,7 +296,8 @@ def fit_to_machine(
     Settings named in `given` stay. No estimate where the base is not on this machine yet. Raises InputError for
     settings that do not go together or do not work on this machine.
     """
-    validate.check_config(config, plan_device(hardware.this_machine(), config.dtype))
+    machine = hardware.this_machine()
+    validate.check_config(config, plan_device(machine, config.dtype), machine.gpus)
     estimate = estimate_on_this_machine(persona, config, persona.pairs())
     if estimate is None:
         return config, None, []

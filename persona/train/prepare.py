@@ -36,7 +36,7 @@ def prepare_run(run: Run) -> PreparedRun:
     # a resumed run keeps its number format, even where a new measurement would choose another
     dtype = run.manifest().get("dtype", "auto") if config.dtype == "auto" else config.dtype
     plan = distributed.run_on_main(lambda: hardware.plan_device(hardware.this_machine(), dtype))
-    validate.check_config(config, plan)
+    validate.check_config(config, plan, hardware.this_machine().gpus)
     opened, renderer = open_renderer.open_renderer(
         card, config.base, config.template, config.max_length, config.learn_history,
         progress=lambda text: run.log("state", state="starting", message=text),

@@ -56,7 +56,7 @@ def make_sft_config(prepared: PreparedRun, output: Path) -> SFTConfig:
     """RunConfig → SFTConfig. output: the folder of the checkpoints."""
     c, cpu = prepared.config, prepared.plan.device == "cpu"
     _, steps_between = count_steps(c, len(prepared.train))
-    return SFTConfig(
+    args = SFTConfig(
         output_dir=str(output),
         use_cpu=cpu,
         bf16=not cpu and prepared.plan.train_dtype == "bfloat16",
@@ -92,6 +92,9 @@ def make_sft_config(prepared: PreparedRun, output: Path) -> SFTConfig:
         disable_tqdm=True,
         **{CHECKPOINTING: c.gradient_checkpointing},
     )
+    # else, on a machine with several GPUs, transformers wraps the model in nn.DataParallel and multiplies the batch
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
 
 
 def build_trainer(prepared: PreparedRun, clock: TrainingClock, callback: RunCallback, evaluator: Evaluator) -> Trainer:
@@ -127,7 +130,10 @@ def _load_model(prepared: PreparedRun) -> tuple[Any, LoraConfig | None]:
     config = prepared.config
     if config.engine == "unsloth":
         return engines.load_unsloth_model(prepared), None
-    model = base.load_base_model(prepared.base, prepared.plan.train_dtype, prepared.plan.device, config.quantization)
+    placed = {"device_map": "auto"} if config.spread_layers else None
+    model = base.load_base_model(
+        prepared.base, prepared.plan.train_dtype, prepared.plan.device, config.quantization, placed
+    )
     if config.engine == "liger":
         engines.apply_liger_kernels(model)
     stop_id = prepared.renderer.stop_id

@@ -15,6 +15,7 @@ from persona.models.quantization import BITSANDBYTES_OPTIMIZERS, needs_bitsandby
 from persona.template.render import Renderer
 from persona.train import engines
 from persona.train.config import RunConfig
+from persona.train.distributed import process_count
 
 PROBE_TOKENS = 24  # tokens of each row that packing is tried with: more than a convolution's kernel spans
 # report_to → (modules, of which one is enough; what to install). Any version will do; requirements.txt has none of them
@@ -45,11 +46,21 @@ def require_packages(c: RunConfig) -> None:
     engines.require_engine(c)
 
 
-def check_config(c: RunConfig, plan: DevicePlan) -> None:
-    """Raise InputError for settings that do not go together or do not work on this machine. Loads nothing."""
+def check_config(c: RunConfig, plan: DevicePlan, gpus: int = 1) -> None:
+    """Raise InputError for settings that do not go together or do not work on this machine. Loads nothing.
+
+    gpus: of this machine.
+    """
     if c.engine != "none" and plan.device != "cuda":
         raise InputError(
             "engine={engine}: its kernels are for an NVIDIA GPU; there is none here. Set it to none.", engine=c.engine
+        )
+    if c.spread_layers and (plan.device != "cuda" or gpus < 2 or process_count() > 1):
+        raise InputError(
+            "spread_layers: needs several GPUs in one process; here are {gpus}, and {processes} processes train. "
+            "Set it to false.",
+            gpus=gpus if plan.device == "cuda" else 0,
+            processes=process_count(),
         )
     require_packages(c)
     check_quantization(c.quantization, c.optim, c.use_dora, plan)

@@ -16,7 +16,6 @@ from persona.ui.i18n import t
 from persona.ui.page import show_errors, visitor_key
 from persona.ui.widgets import format_duration
 
-GPU_SECONDS = 60  # seconds that an answer may have the GPU of ZeroGPU
 REPEAT_POSITION_SECONDS = 10.0  # until an unchanged place is shown again; a long queue costs the page time
 
 
@@ -32,12 +31,12 @@ def position_text(place: WaitEstimate, of_export: bool = False) -> str:
     return text + t(" About {time} left.", time=format_duration(max(1, place.seconds)))
 
 
-def model_work(stream: Callable[..., Iterator]) -> Callable[..., Generator]:
+def model_work(seconds: float | Callable[..., float]) -> Callable[[Callable[..., Iterator]], Callable[..., Generator]]:
     """Mark a generator that works on the model: its errors are shown on the page, and it gets the GPU on ZeroGPU.
 
-    A handler yields it in a ModelTurn.
+    A handler yields it in a ModelTurn. seconds: of the GPU, at most, or a function of the same arguments.
     """
-    return zerogpu.request_gpu(GPU_SECONDS)(show_errors(stream))
+    return lambda stream: zerogpu.request_gpu(seconds)(show_errors(stream))
 
 
 @dataclass(frozen=True)

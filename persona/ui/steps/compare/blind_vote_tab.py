@@ -116,7 +116,7 @@ def ask_both(
         yield ModelTurn(answer_both, work)
 
 
-@model_work
+@model_work(lambda *work: SamplingSettings(*work[5:]).gpu_seconds(2))
 def answer_both(
     question: str, browser_key: str, slug: str, adapter_id: str, rival: str, *settings: Any
 ) -> Iterator[VoteView]:

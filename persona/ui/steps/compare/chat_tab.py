@@ -140,7 +140,11 @@ def answer_last_turn(
         yield ModelTurn(stream_answers, work)
 
 
-@model_work
+def _answer_seconds(_: Any, __: Any, selection: Selection, settings: SamplingSettings) -> float:
+    return settings.gpu_seconds(1 + len(selection.other_voices or ()))
+
+
+@model_work(_answer_seconds)
 def stream_answers(
     store: ConversationStore, chat: Conversation, selection: Selection, settings: SamplingSettings
 ) -> Iterator[tuple]:
@@ -166,6 +170,8 @@ def stream_answers(
             answers = [ConversationAnswer(v, r.text, r.tokens, r.ended) for v, r in zip(records, replies, strict=True)]
             conversation_store.add_answers(store, chat, turn.id, answers, asdict(sampling))
     status = t("{status} · done", status=_speed_status(replies, same_prompt, sampling))
+    if comparison.model and comparison.model.placed.reason:
+        status += f" · {localized(comparison.model.placed.reason)}"
     yield ChatUpdate(question="", stop=gr.Button(interactive=False), status=status, conversation_id=chat.id).flat()
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from persona.models import zerogpu
 from persona.models.sampling import Sampling
 
 CARD_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # what a persona's card can hold
@@ -45,3 +46,7 @@ class SamplingSettings(NamedTuple):
             seed=int(self.seed or 0),
             max_new_tokens=int(self.max_new_tokens),
         )
+
+    def gpu_seconds(self, rows: int) -> float:
+        """Seconds of the GPU for a batch of answers, on ZeroGPU."""
+        return zerogpu.answer_seconds(int(self.max_new_tokens), rows)

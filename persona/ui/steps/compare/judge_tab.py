@@ -1,6 +1,8 @@
 """Step 4, tab Did it learn?: evaluate the adapter, and show the report with its verdict."""
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
@@ -23,6 +25,7 @@ from persona.ui.widgets import format_duration
 from persona.write import llm_client
 
 MAX_MEASUREMENTS = 4  # of all visitors at once; their steps take turns on the model
+SLICE_SECONDS = 80.0  # of a GPU of ZeroGPU, with the opening of the base; the rest of what it grants is a margin
 
 
 def not_measured_html() -> str:
@@ -45,12 +48,13 @@ def measure_adapter(adapter_id: str, judge: bool, quantization: str = "auto") ->
     from persona.judge import evaluate, report_html, scoring  # with it comes torch
 
     adapter, visitor, stop = voice_picker.find_adapter(adapter_id), visitor_key(), threading.Event()
+    end = time.monotonic() + SLICE_SECONDS if deployment.has_zerogpu() else math.inf
     if _stops.setdefault(visitor, stop) is not stop:
         raise PersonaError("A measurement of yours is running. Wait until it has ended, or stop it.")
 
     def measure(report_step: Callable[[scoring.EvalProgress], None]) -> Any:
         def report_progress(step: scoring.EvalProgress) -> None:
-            if stop.is_set():
+            if stop.is_set() or time.monotonic() > end:
                 raise evaluate.EvaluationStopped
             report_step(step)
 
@@ -77,6 +81,20 @@ def measure_adapter(adapter_id: str, judge: bool, quantization: str = "auto") ->
         yield last_report(adapter_id)
         return
     yield report_html.render_fragment(report, localized), _report_file(report)
+
+
+_measure_slice = zerogpu.request_gpu(zerogpu.GRANTED_SECONDS)(show_errors(measure_adapter))
+
+
+def measure_in_slices(adapter_id: str, judge: bool, quantization: str = "auto") -> Iterator[tuple[str, Any]]:
+    """measure_adapter with one GPU of ZeroGPU after the other, as long as each of them gets further."""
+    missing = None
+    while missing is None or missing:
+        yield from _measure_slice(adapter_id, judge, quantization)
+        before, report = missing, _stopped_report(voice_picker.find_adapter(adapter_id))
+        missing = report.missing if report else []
+        if missing == before:
+            return
 
 
 def stop_measuring() -> None:
@@ -147,7 +165,7 @@ def build(page: Page, quantization: gr.Dropdown, opened: list[Any]) -> None:
     report = gr.HTML(not_measured_html(), elem_id="report")
     outputs = [report, save]
     running = measure.click(
-        wait_in_queue(zerogpu.request_gpu(300)(measure_adapter), outputs, report),
+        wait_in_queue(measure_in_slices if deployment.has_zerogpu() else measure_adapter, outputs, report),
         [page.adapter, judge, quantization], outputs, concurrency_limit=MAX_MEASUREMENTS, **QUIET,
     )  # fmt: skip
     # a process of ZeroGPU cannot be asked to stop

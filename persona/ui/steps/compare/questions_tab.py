@@ -98,7 +98,13 @@ def _read_questions(text: str) -> list[str]:
     return questions
 
 
-@model_work
+def _batch_seconds(
+    questions: Sequence[str], _: Any, __: Any, other_voices: Sequence[str] | None, *settings: Any
+) -> float:
+    return SamplingSettings(*settings).gpu_seconds(len(questions) * (1 + len(other_voices or ())))
+
+
+@model_work(_batch_seconds)
 def ask_batch(
     questions: Sequence[str], slug: str, adapter_id: str, other_voices: Sequence[str], *settings: Any
 ) -> Iterator[question_list.AnswerRow]:

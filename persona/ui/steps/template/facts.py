@@ -6,10 +6,10 @@ from typing import Any
 
 import gradio as gr
 
-from persona.models import base, catalogue, stop_token
+from persona.models import base, catalogue, stop_token, zerogpu
 from persona.template import placeholders, render, select
 from persona.ui.i18n import language, t
-from persona.ui.page import RenderSettings, open_current_persona, open_page_renderer
+from persona.ui.page import RenderSettings, open_current_persona, open_page_renderer, show_errors
 from persona.ui.widgets import bars_html, problems_html
 
 HISTOGRAM_BARS = 28
@@ -92,15 +92,9 @@ def length_histogram_html(lengths: list[int], limit: int) -> str:
 
 def score_with_base(slug: str, *inputs: Any, progress: gr.Progress = gr.Progress()) -> str:
     """The untrained base's loss on the replies under the chosen template and under others. inputs: RenderSettings."""
-    from persona.compare import session
-    from persona.judge import template_scores
-
-    persona = open_current_persona(slug)
     progress(None, desc=t("Loading the base and scoring some of your pairs …"))
-    model, renderer = open_page_renderer(slug, RenderSettings(*inputs), progress)
-    own = select.choose_template(renderer.tokenizer, persona.card().language)
-    scored = template_scores.score_templates(session.open_model(model), renderer, own, persona.pairs())
-    chosen = renderer.template.name
+    open_page_renderer(slug, RenderSettings(*inputs), progress)  # a download takes no time of a GPU
+    chosen, scored = _score_templates(slug, RenderSettings(*inputs))
     bars = bars_html(
         [(t("{name} (chosen)", name=name) if name == chosen else name, nll, f"{nll:.2f}") for name, nll in scored]
     )
@@ -117,3 +111,18 @@ def score_with_base(slug: str, *inputs: Any, progress: gr.Progress = gr.Progress
         )
     unit = t("Loss of the untrained base in nats per learned token; lower is better.")
     return f"<div class='card'><div>{words}</div>{bars}<div class='quiet'>{unit}</div></div>"
+
+
+@zerogpu.request_gpu(zerogpu.GRANTED_SECONDS)
+@show_errors
+def _score_templates(slug: str, settings: RenderSettings) -> tuple[str, list[tuple[str, float]]]:
+    """The name of the chosen template; (name, nats per learned token) of each template, the best first."""
+    from persona.compare import session
+    from persona.judge import template_scores
+
+    persona = open_current_persona(slug)
+    model, renderer = open_page_renderer(slug, settings)
+    own = select.choose_template(renderer.tokenizer, persona.card().language)
+    return renderer.template.name, template_scores.score_templates(
+        session.open_model(model), renderer, own, persona.pairs()
+    )
