@@ -114,9 +114,9 @@ def test_a_chat_places_the_base_by_the_memory_of_the_gpus(tiny_gemma: Path, monk
     monkeypatch.setattr(memory, "estimate_chat_memory", lambda *_: free + 1)
     loaded: list[Any] = []
     monkeypatch.setattr(session.bases, "load_base_model", lambda *_, placed, **__: loaded.append(placed))
-    placed = session.plan_opening(base).placement
-    assert session.open_model(base).placed == placed and loaded == [placed.kwargs]
-    assert "spread over 2" in placed.reason and placed.reason in session.plan_opening(base).describe()
+    plan = session.plan_opening(base)
+    assert "spread over 2" in plan.placement.reason and plan.placement.reason in plan.describe()
+    assert session.open_model(base).placed == plan.placement and loaded == [plan.placement.kwargs]
     session._open.clear()
 
 
