@@ -4,7 +4,6 @@ import gc
 import os
 import shutil
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,6 @@ from speaking import GREEDY, LONG, NEVER, SHORT, WARM, changed, is_busy, quiet, 
 from tiny_models import write_adapter
 
 from persona.compare import session
-from persona.compare.model_queue import MODEL_QUEUE
 from persona.compare.session import NO_ADAPTER, Column, LoadedModel, stream_replies
 from persona.errors import AdapterError
 from persona.models import adapter, attach
@@ -175,51 +173,6 @@ def test_two_at_once_each_get_their_own_answer(model, adapters):
         thread.join(60)
     assert got == {n: want[n % 3] for n in range(6)}
     assert len({r[0].text for r in want}) == 3
-
-
-def test_turns_are_given_in_the_order_of_asking(model):
-    """One that asks again and again does not keep the others waiting."""
-    order, columns = [], [Column(NO_ADAPTER, SHORT)]
-    first = stream_replies(model, columns, GREEDY, NEVER)
-    next(first)
-
-    def run(name):
-        order.append((name, [r.tokens for r in say(model, columns)]))
-
-    threads = []
-    for n in range(4):
-        threads.append(threading.Thread(target=run, args=(n,)))
-        threads[-1].start()
-        while len(MODEL_QUEUE.waiting_in_order()) < n + 1:
-            time.sleep(0.001)
-    first.close()
-    run("late")
-    for thread in threads:
-        thread.join(60)
-    assert order == [(n, [24]) for n in (0, 1, 2, 3, "late")] and not is_busy()
-
-
-def test_one_that_gives_up_waiting_is_passed_over(model, monkeypatch):
-    """Ctrl-C while waiting for a turn: the next in the queue gets it."""
-
-    def wait():
-        raise KeyboardInterrupt
-
-    def join(*args):
-        ticket = real(*args)
-        ticket.turn.wait = wait
-        return ticket
-
-    real = MODEL_QUEUE.join
-    first = stream_replies(model, [Column(NO_ADAPTER, SHORT)], GREEDY, NEVER)
-    next(first)
-    with monkeypatch.context() as patch:
-        patch.setattr(MODEL_QUEUE, "join", join)
-        with pytest.raises(KeyboardInterrupt):
-            say(model, [Column(NO_ADAPTER, SHORT)])
-    assert is_busy() and not MODEL_QUEUE.waiting_in_order()
-    first.close()
-    assert not is_busy() and say(model, [Column(NO_ADAPTER, SHORT)])[0].tokens == 24
 
 
 @pytest.mark.release

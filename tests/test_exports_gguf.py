@@ -305,4 +305,3 @@ def test_llama_cpp_says_what_our_chat_says(request, base_home, tmp_path, base_na
     assert alike(wanted, llama_cpp(tmp_path / "base.gguf", prompts, lora)) >= 0.9
     text = (tmp_path / "lora" / "Modelfile").read_text()
     assert f"FROM ./{stored.name}\nADAPTER ./lora.gguf\nTEMPLATE" in text and "<bos>" not in text
-    print("on the Q4 file:", alike(wanted, llama_cpp(stored, prompts, lora)))
