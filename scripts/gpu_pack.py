@@ -17,8 +17,10 @@ PROJECT = Path(__file__).resolve().parent.parent
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 PACKAGES = (
     "transformers", "trl", "peft", "datasets", "bitsandbytes", "platformdirs", "dill<0.4.2", "multiprocess<0.70.20",
-    "nvidia-ml-py",
+    "nvidia-ml-py", "xxhash",
 )  # fmt: skip
+# what the tests need beside pytest
+TEST_PACKAGES = ("hypothesis", "sortedcontainers", "pytest-xdist", "execnet", "pytest-timeout")
 WITH_DEPENDENCIES = ("pydantic",)  # whose compiled part must be of the very version
 # beside those of PACKAGES, and before them on the path
 UNSLOTH_PACKAGES = (
@@ -64,7 +66,8 @@ def main() -> None:
     if given.unsloth:
         packages, name = [pin(p, "requirements-unsloth.txt") for p in UNSLOTH_PACKAGES], "gpu-unsloth"
     else:
-        packages, name = [pin(p) for p in PACKAGES], "gpu-packages"
+        tests = [pin(p, "requirements-dev.txt") for p in TEST_PACKAGES]
+        packages, name = [*map(pin, PACKAGES), *tests], "gpu-packages"
     target = PROJECT / f"dist/{name}-{given.python}.tgz"
     print(f"{target}: {pack(packages, given.python, target) / 1e6:.1f} MB")
 
