@@ -5,9 +5,9 @@ from typing import Any
 
 from persona.store.pairs import PAIR_KEYS, Pair, dump_pair
 from persona.write.importers import ImportItem, ImportOptions, SourceSurvey
-from persona.write.importers.columns import FIELDS, guess_columns, resolve_columns, row_to_pair
+from persona.write.importers.columns import FIELDS, guess_columns, resolve_columns, row_to_pairs
 from persona.write.importers.json_reader import read_first_rows, read_json_rows, score_first_rows
-from persona.write.importers.rows import convert_rows
+from persona.write.importers.rows import RowPairs, convert_rows
 from persona.write.importers.text_source import SourceFile
 
 NAME = "alpaca"
@@ -34,11 +34,11 @@ def survey(source: SourceFile) -> SourceSurvey:
 def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     columns = resolve_columns(_names(source) or FIELDS, options, source.name)
 
-    def to_pair(row: Any, place: str) -> tuple[Pair, list[str]]:
+    def to_pairs(row: Any, place: str) -> RowPairs:
         is_pair_row = isinstance(row, dict) and row.keys() <= set(PAIR_KEYS)  # keeps its source, even an empty one
-        return row_to_pair(row, columns, "" if is_pair_row else place)
+        return row_to_pairs(row, columns, "" if is_pair_row else place)
 
-    yield from convert_rows(read_json_rows(source), source, to_pair)
+    yield from convert_rows(read_json_rows(source), source, to_pairs)
 
 
 def dump(pairs: Iterable[Pair]) -> Iterator[str]:

@@ -70,7 +70,7 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     card, notes = _card(data, source)
     yield from (ImportNote(1, what) for what in notes)
     for line, block in _blocks(_field(data, "mes_example")):
-        yield from _pairs(_dialogue_turns(line, block, data, card), source, options.turns)
+        yield from _pairs(_dialogue_turns(line, block, data, card), source, options.turns or 0)
 
 
 # --- the card ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 MAX_MARK = 240  # characters of a line that can be a mark
 LEFT_TO_RIGHT = "\u200e"  # WhatsApp on iOS writes one before each text of its own
@@ -25,7 +24,7 @@ class CleanedMessage:
     """A message without marks. kind: what it was where no text is left. removed: what was taken out of it."""
 
     text: str
-    kind: Literal["", "notice", "media", "sticker"] = ""
+    kind: str = ""  # "notice", "media" or "sticker"
     removed: tuple[str, ...] = ()
 
 
@@ -44,9 +43,8 @@ class ChatMarks:
         text, mark = _split_ios_mark(text.strip(), self)
         removed += [mark] * bool(mark)
         if not text or XML_CARD.match(text):
-            return CleanedMessage(
-                "", self._kind(mark) or "notice" if mark else "media" if text else "", (mark or text,)
-            )
+            kind = "media" if text else (self._kind(mark) or "notice") if mark else ""
+            return CleanedMessage("", kind, (mark or text,))
         if kind := self._kind(text):
             return CleanedMessage("", kind, (text,))
         if quoted := QUOTATION.match(text):
@@ -70,10 +68,10 @@ class ChatMarks:
             return CleanedMessage(text, "", tuple(removed))
         return CleanedMessage("", "sticker" if "sticker" in kinds else "media", tuple(removed))
 
-    def _kind(self, text: str) -> Literal["", "notice", "media", "sticker"]:
+    def _kind(self, text: str) -> str:
         if len(text) > MAX_MARK or "\n" in text:
             return ""
-        return next((kind for kind, pattern in self.whole.items() if pattern.fullmatch(text)), "")  # type: ignore[return-value]
+        return next((kind for kind, pattern in self.whole.items() if pattern.fullmatch(text)), "")
 
     def _line_kind(self, line: str) -> str:
         """The kind of a line that is a mark as a whole, "" for a line of the message."""

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from persona.errors import InputError, Message, join
-from persona.store.pairs import Pair
 from persona.write.importers import ImportOptions
-from persona.write.importers.rows import note_unused_keys, parse_complete_pair
+from persona.write.importers.rows import RowPairs, note_unused_keys, parse_complete_pair
 
 FIELDS = ("instruction", "input", "output", "history", "source")
 COLUMN_NAMES = {  # in order of preference; compared without regard to case
@@ -87,10 +86,10 @@ def resolve_columns(
     return {field: name for field, name in mapping.items() if name}
 
 
-def row_to_pair(row: Any, columns: Mapping[str, str], place: str) -> tuple[Pair, list[str]]:
+def row_to_pairs(row: Any, columns: Mapping[str, str], place: str) -> RowPairs:
     """Raises InputError. place: the pair's source when the row names none."""
     if not isinstance(row, dict):
-        return parse_complete_pair(row), []  # says what it is
+        return [parse_complete_pair(row)], []  # says what it is
     fields = {field: row.get(columns.get(field, "")) for field in ("instruction", "output", "history")}
     extra_input, source = row.get(columns.get("input", "")), row.get(columns.get("source", ""))
     if not isinstance(extra_input, str | None):
@@ -100,4 +99,4 @@ def row_to_pair(row: Any, columns: Mapping[str, str], place: str) -> tuple[Pair,
     notes = note_unused_keys(row, columns.values())
     if not isinstance(source, str | None):
         notes.append(Message("a source that is not text left out"))
-    return parse_complete_pair({**fields, "source": source if isinstance(source, str) else place}), notes
+    return [parse_complete_pair({**fields, "source": source if isinstance(source, str) else place})], notes

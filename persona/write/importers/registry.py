@@ -13,6 +13,7 @@ from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona
 from persona.write.importers import (
     MAX_LISTED,
+    ImportCount,
     ImportItem,
     ImportNote,
     ImportOptions,
@@ -35,6 +36,7 @@ from persona.write.importers.text_source import SourceFile
 FORMATS: tuple[ModuleType, ...] = (alpaca, character_card, messages, novel, screenplay, sharegpt, spreadsheet)
 
 MAX_COUNTED = 20_000  # items of a file that are counted before an import, which takes about a second
+HISTORY_LOOKED_AT = 8  # the last turns of a pair's history, among which the pair before it is looked for
 MORE_NOTES = Message("more of other kinds")
 
 
@@ -82,11 +84,25 @@ def preview_import(source: SourceFile, format: str, options: ImportOptions, limi
     return ImportPreview(pairs, skipped, next(items, None) is not None)
 
 
-def count_pairs(source: SourceFile, format: str, options: ImportOptions, limit: int = MAX_COUNTED) -> tuple[int, bool]:
-    """How many pairs the file gives, and whether there are more: counting ends after `limit` items."""
+def count_pairs(source: SourceFile, format: str, options: ImportOptions, limit: int = MAX_COUNTED) -> ImportCount:
+    """How many pairs the file gives; counting ends after `limit` items."""
     items = read_source(source, format, options)
-    count = sum(isinstance(item, Pair) for item in islice(items, limit))
-    return count, next(items, None) is not None
+    counter = ConversationCounter()
+    count = sum(1 for item in islice(items, limit) if isinstance(item, Pair) and counter.add(item))
+    return ImportCount(count, counter.conversations, next(items, None) is not None)
+
+
+class ConversationCounter:
+    """Counts the conversations that pairs come from, by their order: a pair goes on with the one in its history."""
+
+    def __init__(self) -> None:
+        self.conversations = 0
+        self._last = ("", "")
+
+    def add(self, pair: Pair) -> bool:
+        self.conversations += self._last not in pair.history[-HISTORY_LOOKED_AT:]
+        self._last = pair.instruction, pair.output
+        return True
 
 
 def read_source(source: SourceFile, format: str, options: ImportOptions) -> Iterator[ImportItem]:
@@ -109,11 +125,13 @@ def import_into(persona: Persona, source: SourceFile, format: str, options: Impo
     skipped: list[SkippedRow] = []
     notes: Counter[str] = Counter()
     left_out = 0
+    counter = ConversationCounter()
 
     def pairs() -> Iterator[Pair]:
         nonlocal left_out
         for item in read_source(source, format, options):
             if isinstance(item, Pair):
+                counter.add(item)
                 yield item
             elif isinstance(item, ImportNote):
                 notes[item.what if item.what in notes or len(notes) < MAX_LISTED else MORE_NOTES] += 1
@@ -130,6 +148,7 @@ def import_into(persona: Persona, source: SourceFile, format: str, options: Impo
         left_out,
         skipped,
         dict(notes),
+        counter.conversations,
     )
 
 

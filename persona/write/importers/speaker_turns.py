@@ -133,7 +133,7 @@ def pair_speeches(
     brackets: bool = True,
 ) -> Iterator[ImportItem]:
     """Each speech of the persona as a Pair or a SkippedRow. brackets: they hold stage directions."""
-    history: deque[tuple[str, str]] = deque(maxlen=max(0, options.turns))
+    history: deque[tuple[str, str]] = deque(maxlen=max(0, options.turns or 0))
     previous: Speech | None = None
     gap_reason: str = NO_LINE_IN_SCENE
     for event in events:

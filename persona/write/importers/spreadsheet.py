@@ -13,10 +13,10 @@ from persona.errors import InputError, Message
 from persona.store.csv_safety import escape_formula, unescape_formula
 from persona.store.pairs import Pair
 from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey, messages, sharegpt
-from persona.write.importers.columns import assign_columns, guess_columns, resolve_columns, row_to_pair
+from persona.write.importers.columns import assign_columns, guess_columns, resolve_columns, row_to_pairs
 from persona.write.importers.decode_table import MAX_COLUMNS
 from persona.write.importers.packed_table import SIGNATURES, cell_text, read_parquet, read_sheet, too_many_columns
-from persona.write.importers.rows import MAX_ROW, MAX_SHOWN, SourceRow, convert_rows, truncate_text
+from persona.write.importers.rows import MAX_ROW, MAX_SHOWN, RowPairs, SourceRow, convert_rows, truncate_text
 from persona.write.importers.text_source import SourceFile
 
 NAME = "table"
@@ -79,17 +79,17 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
             ),
         )
 
-    def to_pair(row: dict[str, Any], place: str) -> tuple[Pair, list[str]]:
+    def to_pairs(row: dict[str, Any], place: str) -> RowPairs:
         if has_conversations:
-            return messages.row_to_pair(row, place)
+            return messages.row_to_pairs(row, place, options)
         fields = {name: cell_text(value) for name, value in row.items()}
         history = columns.get("history", "")
         if history in row:
             fields[history] = _parse_history(row[history])
-        return row_to_pair(fields, columns, place)
+        return row_to_pairs(fields, columns, place)
 
-    yield from convert_rows(first_rows, source, to_pair)
-    yield from convert_rows(rows, source, to_pair)
+    yield from convert_rows(first_rows, source, to_pairs)
+    yield from convert_rows(rows, source, to_pairs)
 
 
 def dump(pairs: Iterable[Pair]) -> Iterator[str]:
