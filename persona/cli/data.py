@@ -38,7 +38,7 @@ def import_(
     format: Annotated[
         str,
         typer.Option(
-            help="Format of the file: alpaca, character, messages, prose, screenplay, sharegpt or table. Default: "
+            help="Format of the file: alpaca, character, chat, messages, prose, screenplay, sharegpt or table. Default: "
             "detected."
         ),
     ] = "",
@@ -78,6 +78,9 @@ def import_(
         persona = _open_or_create(directory, opened, chosen_format, options)
         try:
             report = registry.import_into(persona, opened, chosen_format, options)
+            if not report.replies:
+                _print_import(opened, chosen_format, report, as_json)
+                raise InputError(registry.explain_empty_import(opened, chosen_format, report))
         except PersonaError:
             if not existed:
                 shutil.rmtree(persona.path)

@@ -3,6 +3,7 @@
 An importer is a module with
 
     NAME, TITLE               the format on the command line, and for the page
+    OPTIONS                   the fields of ImportOptions that it reads; any other that is given is noted
     sniff(source)             how likely the file is of this format, 0 … 1; reads the beginning only
     survey(source)            what the user can choose before the import: columns, speakers, a persona's card
     read(source, options)     Pair | SkippedRow | ImportNote, streamed: memory does not grow with the file

@@ -12,6 +12,7 @@ from persona.write.importers.text_source import SourceFile
 
 NAME = "alpaca"
 TITLE = "Alpaca: instruction, input, output (JSON, JSONL)"
+OPTIONS = frozenset({"columns"})
 SUFFIX = ".jsonl"
 
 

@@ -6,7 +6,7 @@ from persona.errors import Message
 from persona.store.pairs import MAX_CHARACTERS
 from persona.write.importers import ImportNote, SkippedRow
 from persona.write.importers.chat_layouts import ACTION, DAY_SEPARATOR, MAX_PREFIX, ChatLayout
-from persona.write.importers.chat_marks import ChatMarks, load_marks
+from persona.write.importers.chat_marks import ChatMarks, CleanedMessage, load_marks
 from persona.write.importers.speaker_turns import Speech, SpeechEvent, SpeechGap
 
 # WhatsApp puts them in; its left-to-right mark stays, for it tells what it wrote itself
@@ -66,13 +66,20 @@ def _separator(number: int, line: str, layout: ChatLayout) -> SpeechEvent | None
     return None
 
 
-def clean_message(line: int, who: str, text: str, marks: ChatMarks) -> Iterator[SpeechEvent]:
-    """The message as a speech; what the program wrote in it is listed, and is no speech of anybody's."""
-    cleaned = marks.clean(text)
+def clean_message(
+    line: int, who: str, text: str, marks: ChatMarks | None, answers: Speech | None = None
+) -> Iterator[SpeechEvent]:
+    """The message as a speech; what the program wrote in it is listed, and is no speech of anybody's.
+
+    marks: None where the program writes none.
+    """
+    cleaned = marks.clean(text) if marks else CleanedMessage(text.strip())
     if not cleaned.text and cleaned.kind:
         why = PROGRAM_TEXT if cleaned.kind == "notice" else NO_TEXT
         yield SkippedRow(line, why, f"{who}: {cleaned.removed[0]}")
+    elif not cleaned.text:
+        yield SkippedRow(line, NO_TEXT, who)
     elif cleaned.removed:
         yield ImportNote(line, Message("what the chat program wrote into a message left out"))
     # it separates the messages around it also where it has no text
-    yield Speech(line, who, cleaned.text, stands_for=STICKER if cleaned.kind == "sticker" else "")
+    yield Speech(line, who, cleaned.text, stands_for=STICKER if cleaned.kind == "sticker" else "", answers=answers)

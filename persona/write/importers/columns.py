@@ -15,7 +15,7 @@ COLUMN_NAMES = {  # in order of preference; compared without regard to case
     ),
     "output": (
         "output", "answer", "response", "reply", "completion", "solution", "a", "assistant", "bot", "gpt", "target",
-        "输出", "回答", "答案", "答复", "回复", "回应", "答", "答句", "下文",
+        "generated", "输出", "回答", "答案", "答复", "回复", "回应", "答", "答句", "下文",
     ),
     "input": ("input", "输入", "context"),
     "history": ("history", "历史", "对话历史", "历史对话"),

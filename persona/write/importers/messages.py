@@ -17,6 +17,7 @@ from persona.write.importers.turns import find_turns, has_roles, has_turn_keys
 
 NAME = "messages"
 TITLE = "Messages: role and content, or prompt and completion (JSON, JSONL)"
+OPTIONS = frozenset({"turns"})
 SUFFIX = ".jsonl"
 
 

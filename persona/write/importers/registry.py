@@ -22,6 +22,7 @@ from persona.write.importers import (
     SkippedRow,
     alpaca,
     character_card,
+    chat_data,
     messages,
     novel,
     screenplay,
@@ -29,13 +30,24 @@ from persona.write.importers import (
     spreadsheet,
 )
 from persona.write.importers.budget import Budget, OverBudgetError, over_budget
+from persona.write.importers.file_kinds import refuse_unreadable
 from persona.write.importers.json_reader import find_first_problem
 from persona.write.importers.text_source import SourceFile
 
 # in the alphabetical order of their names; of equally likely ones the first is chosen
-FORMATS: tuple[ModuleType, ...] = (alpaca, character_card, messages, novel, screenplay, sharegpt, spreadsheet)
+FORMATS: tuple[ModuleType, ...] = (
+    alpaca,
+    character_card,
+    chat_data,
+    messages,
+    novel,
+    screenplay,
+    sharegpt,
+    spreadsheet,
+)
 
 MAX_COUNTED = 20_000  # items of a file that are counted before an import, which takes about a second
+OPTION_NAMES = {"columns": "--column", "speakers": "--speaker", "actions": "--actions", "turns": "--history"}
 HISTORY_LOOKED_AT = 8  # the last turns of a pair's history, among which the pair before it is looked for
 MORE_NOTES = Message("more of other kinds")
 
@@ -55,6 +67,7 @@ def get_importer(name: str) -> ModuleType:
 
 def detect_format(source: SourceFile) -> str:
     """The most likely format of the file. Raises InputError when none fits."""
+    refuse_unreadable(source)
     scores = {name: module.sniff(source) for name, module in import_formats().items()}
     best = max(scores, key=lambda name: scores[name])
     if scores[best] <= 0 and source.head().lstrip()[:1] in tuple("[{") and (broken := find_first_problem(source)):
@@ -107,6 +120,13 @@ class ConversationCounter:
 
 def read_source(source: SourceFile, format: str, options: ImportOptions) -> Iterator[ImportItem]:
     """Every item of the file, streamed. Raises InputError when it cannot be read, or too much comes out of it."""
+    refuse_unreadable(source)
+    yield from _note_unused_options(format, options)
+    if count := source.count_undecoded():
+        what = Message(
+            "{count:,} bytes are no {encoding} text, and show as \\xNN", count=count, encoding=source.encoding
+        )
+        yield ImportNote(1, what)
     budget = Budget.for_file(source.path)
     try:
         for item in get_importer(format).read(source, options):
@@ -115,6 +135,33 @@ def read_source(source: SourceFile, format: str, options: ImportOptions) -> Iter
             yield item
     except OverBudgetError:
         raise over_budget(source.name, budget.limit) from None
+
+
+def _note_unused_options(format: str, options: ImportOptions) -> Iterator[ImportNote]:
+    given = {
+        "columns": bool(options.columns),
+        "speakers": bool(options.speakers),
+        "actions": options.actions != "drop",
+        "turns": options.turns is not None,
+    }
+    for option in (name for name, chosen in given.items() if chosen and name not in get_importer(format).OPTIONS):
+        yield ImportNote(
+            1, Message("{option} has no effect on the format {format}", option=OPTION_NAMES[option], format=format)
+        )
+
+
+def explain_empty_import(source: SourceFile, format: str, report: ImportReport) -> str:
+    """Why an import gave no pair: what the file was read as, the most frequent reason, and the next step."""
+    reasons = Counter(skipped.why for skipped in report.skipped).most_common(1)
+    why = (
+        Message("{count:,} times: {why}", count=reasons[0][1], why=reasons[0][0]) if reasons else Message("it is empty")
+    )
+    return Message(
+        "{source}: no pair in it. It was read as {format} ({why}). Choose another --format, --speaker or --column.",
+        source=source.name,
+        format=format,
+        why=why,
+    )
 
 
 def import_into(persona: Persona, source: SourceFile, format: str, options: ImportOptions) -> ImportReport:

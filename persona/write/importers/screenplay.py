@@ -26,12 +26,12 @@ from persona.write.importers.speaker_turns import (  # fmt: skip
     CLOSE_BRACKETS,
     NO_LINE_IN_SCENE,
     OPEN_BRACKETS,
-    UNSPACED_SCRIPT,
     GrowingSpeech,
     SpeakerNames,
     Speech,
     SpeechEvent,
     SpeechGap,
+    is_like_name,
     merge_consecutive,
     normalize_name,
     pair_speeches,
@@ -44,6 +44,7 @@ ScreenplayKind = ChatLayout | Literal["cues", "colons"]
 
 NAME = "screenplay"
 TITLE = "Screenplay or chat log"
+OPTIONS = frozenset({"speakers", "actions", "turns"})
 SPEAKER_NAME = re.compile(r"[^：:︰∶；;（）()\[\]【】{}<>\"“”「」『』=|，,。！？!?…~`\\\n]{1,40}")
 COLONS, COLON_TYPOS = "：:︰∶", "；;"
 SCENE_LINE = re.compile(
@@ -62,7 +63,6 @@ VOICE_REMARK = re.compile(
     r"(?:v\.? ?o\.?|o\.? ?s\.?|o\.? ?c\.?|cont[’'`]?d?\.?|continued|画外音|画外|旁白|续|独白|内心独白|内心|心声)$", re.I
 )
 MAX_DIRECTION = 300  # characters of a direction between name and colon
-PARTICLES = {"of", "the", "de", "da", "di", "du", "la", "le", "van", "von", "der", "and", "&", "bin", "al"}
 SENTENCE_ENDS = '。！？…”」』）)—.!?"~～'
 
 
@@ -167,7 +167,7 @@ def detect_layout(lines: Iterable[tuple[int, str]], head: str = "") -> Screenpla
         lines_explained["cues"] += in_cue
         named = None if stamped else parse_named_line(raw)
         if named and named.mark in tuple(COLONS) and not _is_no_speech(raw):
-            (sure_names if _like_a_name(named.who) else possible_names)["colons"].add(named.who)
+            (sure_names if is_like_name(named.who) else possible_names)["colons"].add(named.who)
             lines_explained["colons"] += 1 if named.text else 2
             spoken += 1
             after_blank += blank
@@ -195,7 +195,7 @@ def _subtitle_layout(lines: Iterable[tuple[int, str]]) -> ScreenplayLayout:
 def split_name(line: str) -> tuple[str, str] | None:
     """(name, text) of a line that begins with a name and a colon."""
     named = parse_named_line(line)
-    if not named or named.mark not in tuple(COLONS) or not _like_a_name(named.who) or not named.text:
+    if not named or named.mark not in tuple(COLONS) or not is_like_name(named.who) or not named.text:
         return None
     return named.who, f"({named.lead}) {named.text}" if named.lead else named.text
 
@@ -225,14 +225,6 @@ def parse_named_line(raw: str) -> NamedLine | None:
         return None
     lead = "，".join(x for x in leads if x and not VOICE_REMARK.match(x) and not x.isdigit() and not BARE_TIME.match(x))
     return NamedLine(who, lead, mark, text)
-
-
-def _like_a_name(who: str) -> bool:
-    """甄嬛, 太监甲, ann, Old Woman #2, Mr. Reed of Hull; not: he said to them."""
-    if UNSPACED_SCRIPT.search(who):
-        return len(who) <= 12
-    words = [w for w in who.split() if w not in PARTICLES]
-    return len(words) == 1 or (len(words) <= 4 and not any(w[0].islower() for w in words))
 
 
 def _is_no_speech(line: str) -> bool:
@@ -315,7 +307,7 @@ def _parse_speech(
         return None
     name = normalize_name(found.who)
     if found.mark in tuple(COLONS):
-        sure = name in known or name in once or _like_a_name(found.who)
+        sure = name in known or name in once or is_like_name(found.who)
     elif found.mark == "，":  # in speech that goes on, a name and a comma call somebody; so only after a full stop
         sure = name in known and (not last or last[-1] in SENTENCE_ENDS)
     else:

@@ -13,6 +13,7 @@ from persona.write.importers.turns import find_side, find_turns, has_turn_keys
 
 NAME = "sharegpt"
 TITLE = "ShareGPT: conversations of from and value (JSON, JSONL)"
+OPTIONS = frozenset({"turns"})
 SUFFIX = ".json"
 
 

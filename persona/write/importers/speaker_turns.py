@@ -22,6 +22,7 @@ MAX_NAMES = 20_000  # different names counted at a time; in a file of another ki
 NAME_SEPARATOR = re.compile(r"\s*[、，,&＆+＋/／]\s*")
 NAME_CONJUNCTION = re.compile(r"\s+(?:and|und|et|y|AND|And)\s+|[和与與及跟]")
 NO_LINE_IN_SCENE = Message("no line before it in this scene")
+PARTICLES = {"of", "the", "de", "da", "di", "du", "la", "le", "van", "von", "der", "and", "&", "bin", "al"}
 UNSPACED_SCRIPT = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uff60]")  # scripts that put no space between words
 
 
@@ -57,6 +58,14 @@ SpeechEvent = Speech | SpeechGap | SkippedRow | ImportNote
 def normalize_name(name: str) -> str:
     """The form in which names are compared: ANN, Ann and Ａｎｎ are one."""
     return " ".join(normalize("NFKC", name).casefold().split())
+
+
+def is_like_name(who: str) -> bool:
+    """甄嬛, 太监甲, ann, Old Woman #2, Mr. Reed of Hull; not: he said to them."""
+    if UNSPACED_SCRIPT.search(who):
+        return len(who) <= 12
+    words = [w for w in who.split() if w not in PARTICLES]
+    return len(words) == 1 or (len(words) <= 4 and not any(w[0].islower() for w in words))
 
 
 class SpeakerNames:

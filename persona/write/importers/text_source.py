@@ -24,7 +24,18 @@ BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-GUESSED_ENCODINGS = ("gb18030", "big5", "utf_16_le", "utf_16_be", "shift_jis", "euc_kr", "cp1251", "cp1252")
+GUESSED_ENCODINGS = (
+    "gb18030",
+    "big5",
+    "utf_16_le",
+    "utf_16_be",
+    "shift_jis",
+    "euc_kr",
+    "cp1251",
+    "cp1252",
+    "mac_roman",
+)
+BINARY = (b"PK\x03\x04", b"PAR1", b"\x89PNG")  # files that are read by their own decoders
 HEAD_BYTES = 65_536  # bytes that sniffing and guessing look at
 SHORT_BYTES = 1_000  # bytes; on fewer, charset-normalizer is wrong about Chinese more often than right
 MAX_SOURCE_BYTES = 2_000_000_000  # of a file to import; 100,000 pairs have some 50 million
@@ -55,6 +66,14 @@ class SourceFile:
         """The beginning as text, without a character that is cut at its end."""
         decoder = codecs.getincrementaldecoder(self.encoding)("backslashreplace")
         return decoder.decode(self.bytes(count)).replace("\r\n", "\n").replace("\r", "\n")
+
+    def count_undecoded(self) -> int:
+        """Places in the file that are no text in its encoding, and show as \\xNN. Reads all of it."""
+        if self.encoding == "utf-8" or self.bytes(8).startswith(BINARY):
+            return 0
+        decoder = codecs.getincrementaldecoder(self.encoding)("replace")
+        with self.path.open("rb") as f:
+            return sum(decoder.decode(chunk).count("\ufffd") for chunk in iter(lambda: f.read(1 << 20), b""))
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """(number from 1, text without its line break). Raises InputError when the file cannot be read."""
