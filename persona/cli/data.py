@@ -38,8 +38,8 @@ def import_(
     format: Annotated[
         str,
         typer.Option(
-            help="Format of the file: alpaca, character, chat, messages, prose, screenplay, sharegpt or table. Default: "
-            "detected."
+            help="Format of the file: alpaca, character, chat, messages, prose, screenplay, sharegpt or table. "
+            "Default: detected."
         ),
     ] = "",
     speaker: Annotated[

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from persona.errors import InputError, Message
-from persona.write.importers import ImportItem, ImportOptions, SkippedRow, SourceSurvey, spreadsheet
+from persona.write.importers import ImportItem, ImportOptions, SkippedRow, SourceSurvey, messages, spreadsheet
 from persona.write.importers.chat_log import clean_message
 from persona.write.importers.chat_marks import load_marks
 from persona.write.importers.chat_shapes import ChatKeys, ChatMessage, find_keys, find_message_lists, read_message
@@ -29,7 +29,6 @@ from persona.write.importers.speaker_turns import (
     select_speaker,
 )
 from persona.write.importers.text_source import SourceFile
-from persona.write.importers.turns import find_turns, has_roles
 
 NAME = "chat"
 TITLE = "Chat as data: SillyTavern, Telegram, Discord, Messenger, WeChat … (JSON, JSONL, CSV)"
@@ -46,10 +45,10 @@ Found = tuple[int, ChatMessage, ChatKeys] | SkippedRow | SpeechGap
 
 def sniff(source: SourceFile) -> float:
     try:
-        messages = [x for x in islice(_read_messages(source), HEAD_ROWS) if isinstance(x, tuple)][:HEAD_MESSAGES]
+        first = [x for x in islice(_read_messages(source), HEAD_ROWS) if isinstance(x, tuple)][:HEAD_MESSAGES]
     except InputError:
         return 0.0
-    names = Counter(message.who for _, message, _ in messages)
+    names = Counter(message.who for _, message, _ in first)
     if len(names) < 2 or max(names.values()) < 2:
         return 0.0
     return 0.96 if _is_table(source) else 0.9
@@ -148,7 +147,7 @@ def _read_json(source: SourceFile) -> Iterator[Found]:
             yield row
         elif isinstance(row.value, dict) and (keys := find_keys(row.value)):
             yield _read_row(row.line, row.value, keys)
-        elif has_roles(find_turns(row.value)) or not (found := list(find_message_lists(row.value))):
+        elif messages.is_messages_row(row.value) or not (found := list(find_message_lists(row.value))):
             yield SkippedRow(row.line, NO_MESSAGE, truncate_text(row.text))
         else:
             for conversation in found:

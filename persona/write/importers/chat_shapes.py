@@ -97,7 +97,8 @@ def read_message(row: Mapping[str, Any], keys: ChatKeys) -> ChatMessage | None:
     reply = row.get(keys.reply) if keys.reply else None
     if isinstance(reply, dict):
         reply = reply.get("messageId") or reply.get("message_id") or reply.get("id")
-    return ChatMessage(who, text, *(str(row.get(k, "") or "") for k in (keys.time, keys.id)), str(reply or ""))
+    time, own_id = (str(row.get(key) or "") if key else "" for key in (keys.time, keys.id))
+    return ChatMessage(who, text, time, own_id, str(reply or ""))
 
 
 def _is_message(row: Mapping[str, Any]) -> bool:
@@ -125,7 +126,8 @@ def _text(value: Any) -> str | None:
         value = value.get("text", value.get("body"))
     if isinstance(value, list):
         parts = [part.get("text") if isinstance(part, dict) else part for part in value]
-        return "".join(parts) if all(isinstance(part, str) for part in parts) else None
+        texts = [part for part in parts if isinstance(part, str)]
+        return "".join(texts) if len(texts) == len(parts) else None
     return value if isinstance(value, str) else "" if value is None else None
 
 

@@ -13,7 +13,7 @@ SIGNATURES: tuple[tuple[bytes, str, Message], ...] = (
     (b"%PDF", "PDF", COPY_TEXT),
     (rb"{\rtf", "RTF", COPY_TEXT),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "DOC, XLS", Message("Save it as .txt, or a sheet as .xlsx or .csv.")),
-    (b"SQLite format 3\0", "SQLite", Message("Export the chat from the program whose database it is: as text, JSON or CSV.")),
+    (b"SQLite format 3\0", "SQLite", Message("Export the chat from its program instead: as text, JSON or CSV.")),
     (b"\x1f\x8b", "GZIP", UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "7z", UNPACK),
     (b"Rar!\x1a\x07", "RAR", UNPACK),

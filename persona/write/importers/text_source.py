@@ -69,11 +69,14 @@ class SourceFile:
 
     def count_undecoded(self) -> int:
         """Places in the file that are no text in its encoding, and show as \\xNN. Reads all of it."""
-        if self.encoding == "utf-8" or self.bytes(8).startswith(BINARY):
+        if self.bytes(8).startswith(BINARY):
             return 0
-        decoder = codecs.getincrementaldecoder(self.encoding)("replace")
+        decoder, count = codecs.getincrementaldecoder(self.encoding)("replace"), 0
         with self.path.open("rb") as f:
-            return sum(decoder.decode(chunk).count("\ufffd") for chunk in iter(lambda: f.read(1 << 20), b""))
+            while line := f.readline(1 << 20):  # by lines, so that none of those that are really there is cut
+                own = line.count("\ufffd".encode()) if self.encoding.startswith("utf-8") else 0
+                count += decoder.decode(line).count("\ufffd") - own
+        return max(0, count)
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """(number from 1, text without its line break). Raises InputError when the file cannot be read."""
