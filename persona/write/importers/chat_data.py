@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from persona.errors import InputError, Message
-from persona.write.importers import ImportItem, ImportOptions, SkippedRow, SourceSurvey, messages, spreadsheet
+from persona.write.importers import ImportItem, ImportOptions, SkippedRow, SourceSurvey, messages, sharegpt, spreadsheet
 from persona.write.importers.chat_log import clean_message
 from persona.write.importers.chat_marks import load_marks
 from persona.write.importers.chat_shapes import ChatKeys, ChatMessage, find_keys, find_message_lists, read_message
@@ -147,13 +147,18 @@ def _read_json(source: SourceFile) -> Iterator[Found]:
             yield row
         elif isinstance(row.value, dict) and (keys := find_keys(row.value)):
             yield _read_row(row.line, row.value, keys)
-        elif messages.is_messages_row(row.value) or not (found := list(find_message_lists(row.value))):
+        elif _says_its_roles(row.value) or not (found := list(find_message_lists(row.value))):
             yield SkippedRow(row.line, NO_MESSAGE, truncate_text(row.text))
         else:
             for conversation in found:
                 yield SpeechGap(row.line, NO_LINE_IN_SCENE, scene=True)
                 for value in conversation:
                     yield _read_row(row.line, value, find_keys(value))
+
+
+def _says_its_roles(row: Any) -> bool:
+    """Whether the row is a conversation of another format, which needs no choice of a speaker."""
+    return messages.is_messages_row(row) or sharegpt.is_sharegpt_row(row)
 
 
 def _read_row(line: int, value: dict[str, Any], keys: ChatKeys | None) -> Found:
