@@ -261,8 +261,8 @@ def start_from_file(file: str, voice: str | None) -> tuple[str, str, None, Any]:
 def build(page: Page) -> tuple[gr.File, Any]:
     """The tab. Returns where a file is dropped, and the event of pairs that were added."""
     gr.Markdown(
-        t("Screenplays, novels and chat logs; Alpaca, ShareGPT and OpenAI/TRL files; CSV, Excel and Parquet; character "
-          "cards. Nothing is written before you press *Add*."),
+        t("Screenplays, novels, subtitles and chats of any program; Alpaca, ShareGPT and OpenAI/TRL files; CSV, Excel "
+          "and Parquet; character cards. Nothing is written before you press *Add*."),
         elem_classes="quiet",
     )  # fmt: skip
     with gr.Row(equal_height=True):
