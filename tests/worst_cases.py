@@ -96,6 +96,8 @@ FILES: dict[str, Callable[[int], str]] = {
     "heads.jsonl": after('{"text":"', "### Human: a### Assistant: b", '"}\n'),
     "half heads.jsonl": after('{"text":"', "### Human <|im_start|> [INST USER", '"}\n'),
     "a conversation as text.jsonl": after('{"messages":"[', "{},", '"}\n'),
+    "open tags.html": after("<html><body>", "<div>a"),
+    "half tags.html": after("<html><body>", '<a b="'),
     "senders.csv": after("name,text\n", "Ann,hi\nBob,a\n"),
     "names without a header.csv": fill("Ann,hi{n}.\n"),
     "combining marks.txt": after("ANN: a\nBob: b\nANN: a", "\u0301\u0327"),

@@ -1,6 +1,5 @@
 """What a file that is not imported seems to be, by its first bytes, and the way on."""
 
-import re
 import zipfile
 
 from persona.errors import InputError, Message
@@ -24,13 +23,9 @@ SIGNATURES: tuple[tuple[bytes, str, Message], ...] = (
     (b"OggS", "Ogg", MEDIA),
 )  # fmt: skip
 ZIP_KINDS: tuple[tuple[str, str, Message], ...] = (
-    ("word/document.xml", "Word", COPY_TEXT),
-    ("META-INF/container.xml", "EPUB", COPY_TEXT),
     ("content.xml", "OpenDocument", Message("Save it as .txt, or a sheet as .xlsx or .csv.")),
     ("ppt/presentation.xml", "PowerPoint", COPY_TEXT),
 )
-HTML = re.compile(rb"\s{0,200}(?:<!doctype html|<html\b|<head\b|<body\b)", re.I)
-HTML_WAY = Message("Of a chat, export it as JSON instead; of a page, save its text as .txt.")
 
 
 def refuse_unreadable(source: SourceFile) -> None:
@@ -39,8 +34,6 @@ def refuse_unreadable(source: SourceFile) -> None:
     found = next(((kind, way) for sign, kind, way in SIGNATURES if start.startswith(sign)), None)
     if start.startswith(b"PK\x03\x04"):
         found = _zip_kind(source)
-    elif HTML.match(start.removeprefix(b"\xef\xbb\xbf")):
-        found = "HTML", HTML_WAY
     if found:
         raise InputError(
             "{source}: it seems to be {kind}, which is not read. {way}", source=source.name, kind=found[0], way=found[1]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from persona.errors import InputError
 from persona.store.files import require_regular_file
@@ -44,11 +44,15 @@ MAX_LINE = 4 * MAX_CHARACTERS  # characters; a longer line is read in pieces, so
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to import. name: its name for the user, part of each pair's `source`."""
+    """A file to import. name: its name for the user, part of each pair's `source`.
+
+    holds: a temporary folder that `path` is in, which lasts as long as this.
+    """
 
     path: Path
     name: str
     encoding: str
+    holds: Any = None
 
     @property
     def suffix(self) -> str:
@@ -104,7 +108,12 @@ class SourceFile:
 
 
 def open_source(path: Path, name: str = "") -> SourceFile:
-    """Detect the encoding of `path`. Raises InputError when there is no readable file, or it is empty."""
+    """The file with its encoding detected, a document as its text.
+
+    Raises InputError when there is no readable file, or it is empty.
+    """
+    from persona.write.importers import documents
+
     name = re.sub(r"[\x00-\x1f]", "", Path(name or path.name).name) or "file"
     require_regular_file(path, MAX_SOURCE_BYTES)
     try:
@@ -113,9 +122,12 @@ def open_source(path: Path, name: str = "") -> SourceFile:
             if not start:
                 raise InputError("{name}: the file is empty.", name=name)
             f.seek(0)
-            return SourceFile(path, name, _encoding_by_bom(start) or _encoding_if_utf8(f) or _guess_encoding(start))
+            encoding = _encoding_by_bom(start) or _encoding_if_utf8(f) or _guess_encoding(start)
     except OSError as e:
         raise InputError("{name}: cannot be read ({reason}).", name=name, reason=e.strerror or e) from e
+    source = SourceFile(path, name, encoding)
+    kind = documents.document_kind(source)
+    return documents.open_document(source, kind) if kind else source
 
 
 def _encoding_by_bom(start: bytes) -> str:
