@@ -73,6 +73,8 @@ FILES = {
     "matrix.json": json.dumps({"messages": rows(sender=who, type="m.room.message", content=lambda n, w, t: {"msgtype": "m.text", "body": t})}),
     "coser.json": json.dumps([{"book": "x", "plots": [{"conversation": [{"scenario": "x", "dialogues": rows(character=who, message=said)}]}]}]),
     "speakers.jsonl": line(dialogue=rows(speaker=who, text=said)),
+    "soda.jsonl": line(dialogue=[t for _, t in TALK], speakers=[w for w, _ in TALK]),
+    "lines in a text.json": json.dumps([{"role": "Ann", "context": "\n".join(f"{w}：{t}" for w, t in TALK)}]),
     "flat.jsonl": "".join(line(**r) for r in rows(speaker=who, utterance=said)),
     "wechat.json": json.dumps(rows(talker=who, msg=said, is_sender=0, type_name="文本")),
     "discord.csv": table("AuthorID", "1", "Author", who, "Date", "2026-05-01T10:02:00", "Content", said, "Attachments", "", "Reactions", "👍 (1)"),

@@ -33,6 +33,9 @@ FORMATS = {
     "kakao phone": "2024. 3. 12. 오후 1:{0}, {n} : {m}",
     "kakao phone 2": "2024년 3월 12일 오후 1:{0}, {n} : {m}",
     "kakao desktop": "[{n}] [오후 1:{0}] {m}",
+    "whatsapp ar": "12/3/2024، 10:{0} ص - {n}: {m}",
+    "zoom": "10:15:{0}\t From {n} to Everyone:\n\t{m}",
+    "zoom saved": "10:15:{0}\t{n}:\t{m}",
     "line": "10:{0}\t{n}\t{m}",
     "irc": "10:{0} <{n}> {m}",
     "irc dated": "2024-03-12 10:{0}:02 <{n}> {m}",
@@ -194,6 +197,13 @@ def test_words_of_people_are_no_marks():
 def test_what_whatsapp_writes_on_ios_is_known_in_any_language(source):
     said = [("Bob", "How?"), ("Ann", "So. \u200e<Ezt az üzenetet szerkesztették>"), ("Bob", "\u200ekép kihagyva"), ("Bob", "When?"), ("Ann", "Now.")]  # fmt: skip
     assert replies(source(write("whatsapp ios", said)), "Ann") == [("How?", "So."), ("When?", "Now.")]
+
+
+def test_line_quotes_a_message_of_several_lines(source):
+    log = 'LINE\n\n2024/03/12(火)\n10:15\tBob\tHow?\n10:16\tAnn\t"So ""there"".\nNow."\n10:17\t☎ 通話時間 1:23\n10:18\tBob\tAnd?\n10:19\tAnn\t"No"\n'
+    assert replies(source(log), "Ann") == [("How?", 'So "there".\nNow.'), ("And?", '"No"')]
+    quoted = [("Bob", "How?"), ("Ann", '"So\nthere"')]
+    assert replies(source(write("telegram", quoted)), "Ann") == [("How?", '"So\nthere"')]
 
 
 def test_a_sticker_is_answered_and_never_said(source):

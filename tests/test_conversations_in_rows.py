@@ -28,6 +28,13 @@ SHAPES = {
     "pippa": {"bot_name": "Mags", "conversation": [{"message": t, "is_human": w == "user"} for w, t in TURNS]},
     "xtuner": {"conversation": [{"system": "Be.", "input": "a", "output": "b"}, {"input": "c", "output": "d"}]},
     "json text": {"id": "7", "conversation": json.dumps(turns("role", "content", "user", "assistant"))},
+    "dpo": {"chosen": turns("role", "content", "user", "assistant"), "rejected": []},
+    "dpo prompt": {"prompt": turns("role", "content", "user", "assistant")[:3], "chosen": [{"role": "assistant", "content": "d"}]},
+    "chatgpt": {"title": "x", "current_node": "4", "mapping": {
+        "0": {"parent": None, "message": None},
+        **{str(n): {"parent": str(n - 1), "message": {"author": {"role": w}, "content": {"content_type": "text", "parts": [t]}}} for n, (w, t) in enumerate(TURNS, 1)},
+        "5": {"parent": "3", "message": {"author": {"role": "assistant"}, "content": {"parts": ["another"]}}},
+    }},
     "guanaco": {"text": "### Human: a### Assistant: b### Human: c### Assistant: d"},
     "llama 2": {"text": "<s>[INST] <<SYS>>\nBe.\n<</SYS>>\n\na [/INST] b </s><s>[INST] c [/INST] d </s>".replace("<<SYS>>\nBe.\n<</SYS>>\n\n", "")},
     "chatml": {"text": "".join(f"<|im_start|>{w}\n{t}<|im_end|>\n" for w, t in TURNS)},
@@ -63,6 +70,11 @@ def test_a_reply_that_is_not_to_be_learned_is_context(tmp_path):
         assert [what for _, what in notes] == ["reply of weight 0 kept as context, not learned"]
 
     check_each([("weight", 0), ("weight", 0.0), ("train", False), ("loss", False)], check)
+
+
+def test_several_answers_are_several_pairs(tmp_path):
+    found = items(tmp_path, "x.jsonl", line(role="Ann", question="a", generated=["b", "c"], type="x"))[0]
+    assert found == [AB, Pair("a", "c")]
 
 
 def test_a_last_reply_that_is_not_learned_leaves_the_others(tmp_path):

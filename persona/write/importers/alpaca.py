@@ -5,7 +5,7 @@ from typing import Any
 
 from persona.store.pairs import PAIR_KEYS, Pair, dump_pair
 from persona.write.importers import ImportItem, ImportOptions, SourceSurvey
-from persona.write.importers.columns import FIELDS, guess_columns, resolve_columns, row_to_pairs
+from persona.write.importers.columns import FIELDS, guess_columns, is_texts, resolve_columns, row_to_pairs
 from persona.write.importers.json_reader import read_first_rows, read_json_rows, score_first_rows
 from persona.write.importers.rows import RowPairs, convert_rows
 from persona.write.importers.text_source import SourceFile
@@ -23,7 +23,8 @@ def sniff(source: SourceFile) -> float:
 def is_alpaca_row(row: dict[str, Any]) -> bool:
     mapping = guess_columns(row)
     trl = {"prompt", "completion"} <= row.keys()  # the messages format's other form
-    texts = all(isinstance(row.get(mapping.get(name, "")), str) for name in ("instruction", "output"))
+    asked, answer = (row.get(mapping.get(name, "")) for name in ("instruction", "output"))
+    texts = isinstance(asked, str) and (isinstance(answer, str) or is_texts(answer))
     return texts and not trl
 
 

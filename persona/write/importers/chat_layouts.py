@@ -20,10 +20,10 @@ _DATE = (
 )
 _DAY = r"(?:[Tt]oday|[Yy]esterday|今天|昨天|前天|(?:星期|周)[一二三四五六日天])"
 _HALF = r"(?:[上下中]午|凌晨|晚上|早上|오전|오후|午前|午後)"
-_AFTER = r"(?: ?[AaPp]\.? ?[Mm]\.?| Uhr)?Z?"
+_AFTER = r"(?: ?(?:[AaPp]\.? ?[Mm]\.?|Uhr|[صم]|[πμ]\.?μ\.?|SA|CH|Ö[ÖS]|d[eu]\.))?Z?"
 _TIME = r"\d{1,2}:\d{2}(?::\d{2})?(?:[.,]\d{1,6})?"
 _CLOCK = rf"(?:{_HALF} ?)?{_TIME}{_AFTER}"
-_FULL = rf"(?:{_DATE}|{_DAY})(?:,|T|,? ?at)? ?(?:{_CLOCK}|\d{{1,2}}\.\d{{2}}(?:\.\d{{2}})?)"
+_FULL = rf"(?:{_DATE}|{_DAY})(?:[,،]|T|,? ?at)? ?(?:{_CLOCK}|\d{{1,2}}\.\d{{2}}(?:\.\d{{2}})?)"
 _RANGE = rf"{_TIME} ?(?:-->|[-–—~]) ?{_TIME}"
 _NAME = r"(?P<name>[^\s:：<>\[\]][^:：<>\[\]\n\t]{0,59}?)"
 _ID = r"(?: ?[(（<][^\s()（）<>]{1,60}[)）>])?"
@@ -87,6 +87,7 @@ LAYOUTS = (
     _inline(rf"{_CLOCK} {{1,4}}(?:[-–—|] )?{_NAME}{_ID} ?[:：] ?", rf"{_CLOCK} {{1,4}}[-–—] "),
     _inline(rf"\[{_NAME}\] \[{_CLOCK}\] ?", "", "kakaotalk"),
     _inline(rf"{_CLOCK}\t{_NAME}\t", rf"{_CLOCK}\t", "line"),
+    _inline(rf"{_CLOCK}\t ?(?:From )?{_NAME}(?: to [^:\n]{{1,40}})? ?:[ \t]?"),
     # name and time above the message: Telegram, Discord, Slack, WeChat, QQ, Teams, transcripts
     _above(rf"{_NAME}, \[{_FULL}\]$", "telegram"),
     _above(rf"\[(?:{_FULL}|{_SHORT_DATE})\] {{0,4}}{_NAME}{_ID}(?:#\d{{4}})?$", "discord"),

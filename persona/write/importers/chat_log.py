@@ -1,5 +1,6 @@
 """Chat logs as programs export them: senders and messages. A helper of `screenplay`, which pairs them."""
 
+import re
 from collections.abc import Iterable, Iterator
 
 from persona.errors import Message
@@ -13,6 +14,7 @@ from persona.write.importers.speaker_turns import Speech, SpeechEvent, SpeechGap
 INVISIBLE_MARKS = dict.fromkeys(map(ord, "\u200f\u202a\u202b\u202c\u202d\u202e\u2068\u2069\ufeff"))
 SPACES = str.maketrans("\u202f\u00a0\u2007", "   ")
 STICKER = "[sticker]"  # stands for one that somebody else sends, since the persona may reply to it
+QUOTED = re.compile(r'"(?:[^"]|"")*"\s*')
 PROGRAM_TEXT = Message("written by the chat program")
 NO_TEXT = Message("no text: a picture, a sticker or the like")
 
@@ -36,6 +38,7 @@ def with_next_line(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str,
 def read_chat_events(lines: Iterable[tuple[int, str]], layout: ChatLayout) -> Iterator[SpeechEvent]:
     """Every message that begins in this layout, without the marks of the program that wrote it."""
     marks = load_marks(*layout.programs)
+    unquote = _unquote if "line" in layout.programs else str
     start, who, said, size = 0, "", [""], 0
     for number, line, following in with_next_line(lines):
         message = layout.parse_start(line, following)
@@ -48,12 +51,17 @@ def read_chat_events(lines: Iterable[tuple[int, str]], layout: ChatLayout) -> It
                 yield SkippedRow(number, Message("nobody is named as its sender"), line)
             continue
         if who:
-            yield from clean_message(start, who, "\n".join(said), marks)
+            yield from clean_message(start, who, unquote("\n".join(said)), marks)
         start, who, said, size = (number, message[0], [message[1] or ""], 0) if message else (0, "", [""], 0)
         if separator:
             yield separator
     if who:
-        yield from clean_message(start, who, "\n".join(said), marks)
+        yield from clean_message(start, who, unquote("\n".join(said)), marks)
+
+
+def _unquote(text: str) -> str:
+    """A message of several lines, which LINE writes in quotes."""
+    return text.strip()[1:-1].replace('""', '"') if "\n" in text.strip() and QUOTED.fullmatch(text) else text
 
 
 def _separator(number: int, line: str, layout: ChatLayout) -> SpeechEvent | None:

@@ -36,6 +36,7 @@ class ChatMarks:
     line: re.Pattern[str]
     block: re.Pattern[str]
     end: re.Pattern[str]
+    inline: re.Pattern[str]
 
     def clean(self, text: str) -> CleanedMessage:
         """The message without the marks; lines are otherwise kept as they are. Takes time by its length."""
@@ -61,6 +62,9 @@ class ChatMarks:
             else:
                 kept.append(line)
         text = "\n".join(kept).strip()
+        if "[" in text:
+            removed += self.inline.findall(text)
+            text = self.inline.sub("", text).strip()
         if ended := self._match_end(text):
             removed.append(ended[0].strip())
             text = text[: ended.start()].rstrip()
@@ -113,8 +117,12 @@ def read_table() -> dict[str, dict[str, dict[str, list[str]]]]:
 def load_marks(*programs: str) -> ChatMarks:
     """The marks of these programs, in every language; without any: of all programs."""
     tables = [table for name, found in read_table().items() for table in found.values() if name in (programs or [name])]
-    phrases = {k: [p for t in tables for p in t.get(k, [])] for k in (*WHOLE_KINDS, "line", "block", "end")}
+    phrases = {k: [p for t in tables for p in t.get(k, [])] for k in (*WHOLE_KINDS, "line", "block", "end", "inline")}
     whole = {kind: _pattern(phrases[kind]) for kind in WHOLE_KINDS}
     return ChatMarks(
-        whole, _pattern(phrases["line"]), _pattern(phrases["block"]), _pattern(phrases["end"], r"\s*", r"\.?\s*$")
+        whole,
+        _pattern(phrases["line"]),
+        _pattern(phrases["block"]),
+        _pattern(phrases["end"], r"\s*", r"\.?\s*$"),
+        _pattern(phrases["inline"], suffix=""),
     )

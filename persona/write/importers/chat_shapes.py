@@ -1,5 +1,6 @@
 """A message in data of a chat program: who, text, time, what it replies to, under the names that programs give them."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ PROGRAMS = {  # a key of a message → the programs that write it
     "timestampedited": ("discord",), "is_sender": ("wechat", "qq"), "issender": ("wechat", "qq"),
     "msgsvrid": ("wechat", "qq"), "user_profile": ("slack",),
 }  # fmt: skip
+_NAMED_LINES = re.compile(r"^([^\s:：][^:：\n]{0,39})[:：][ \t]*(\S[^\n]*)$", re.M)
 MAX_NAME = 80  # characters of a sender's name
 MAX_DEPTH = 6  # of lists and objects around messages
 
@@ -140,7 +142,17 @@ def _undo_latin1(text: str) -> str:
 
 def find_message_lists(value: Any, depth: int = 0) -> Iterator[list[dict[str, Any]]]:
     """The lists of messages in a value, however deep: conversations."""
-    if depth > MAX_DEPTH or not isinstance(value, dict | list):
+    if depth > MAX_DEPTH:
+        return
+    if isinstance(value, str) and len(named := _NAMED_LINES.findall(value)) > 1 and len(named) == value.count("\n") + 1:
+        yield [{"name": name, "text": text} for name, text in named]
+    if not isinstance(value, dict | list):
+        return
+    if isinstance(value, dict) and isinstance(names := value.get("speakers"), list):  # SODA: names beside the texts
+        said = next(
+            (x for k, x in value.items() if k != "speakers" and isinstance(x, list) and len(x) == len(names)), []
+        )
+        yield [{"name": name, "text": text} for name, text in zip(names, said, strict=False)]
         return
     if isinstance(value, list):
         objects = [x for x in value if isinstance(x, dict)]

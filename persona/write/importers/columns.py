@@ -15,7 +15,7 @@ COLUMN_NAMES = {  # in order of preference; compared without regard to case
     ),
     "output": (
         "output", "answer", "response", "reply", "completion", "solution", "a", "assistant", "bot", "gpt", "target",
-        "generated", "输出", "回答", "答案", "答复", "回复", "回应", "答", "答句", "下文",
+        "generated", "chosen", "输出", "回答", "答案", "答复", "回复", "回应", "答", "答句", "下文",
     ),
     "input": ("input", "输入", "context"),
     "history": ("history", "历史", "对话历史", "历史对话"),
@@ -96,7 +96,15 @@ def row_to_pairs(row: Any, columns: Mapping[str, str], place: str) -> RowPairs:
         raise InputError("'input' is not text: {more}", more=f"{extra_input!r:.40}")
     if extra_input and isinstance(fields["instruction"], str | None):
         fields["instruction"] = "\n".join(filter(None, (fields["instruction"], extra_input)))
+    output = fields["output"]
+    answers: list[Any] = output if isinstance(output, list) and is_texts(output) else [output]
     notes = note_unused_keys(row, columns.values())
     if not isinstance(source, str | None):
         notes.append(Message("a source that is not text left out"))
-    return [parse_complete_pair({**fields, "source": source if isinstance(source, str) else place})], notes
+    fields["source"] = source if isinstance(source, str) else place
+    return [parse_complete_pair({**fields, "output": answer}) for answer in answers], notes
+
+
+def is_texts(value: Any) -> bool:
+    """Whether a row has several answers, as RoleBench's have."""
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)

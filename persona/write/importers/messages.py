@@ -40,19 +40,26 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
 
 def row_to_pairs(row: Any, place: str, options: ImportOptions = ImportOptions()) -> RowPairs:
     """Raises InputError."""
-    used = ("prompt", "completion") if _is_prompt_row(row) else ()
+    used = ("prompt", _answer_key(row)) if _is_prompt_row(row) else ()
     return conversation_rows.conversation_to_pairs(row, place, _turns(row), used, options.turns)
 
 
 def _is_prompt_row(row: Any) -> bool:
-    return isinstance(row, dict) and all(isinstance(row.get(key), str | list) for key in ("prompt", "completion"))
+    """TRL's rows: a completion of a prompt, or the chosen one of two."""
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str | list):
+        return False
+    return isinstance(row.get("completion"), str | list) or isinstance(row.get("chosen"), list)
+
+
+def _answer_key(row: dict[str, Any]) -> str:
+    return "completion" if row.get("completion") else "chosen"
 
 
 def _turns(row: Any) -> list[Any]:
     if not _is_prompt_row(row):
         return find_turns(row)
     found: list[Any] = []
-    sides = (("prompt", "user"), ("completion", "assistant"))
+    sides = (("prompt", "user"), (_answer_key(row), "assistant"))
     for key, role in sides:
         found = [*found, *(row[key] if isinstance(row[key], list) else [{"role": role, "content": row[key]}])]
     return found

@@ -2,12 +2,13 @@
 
 import json
 import re
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from persona.errors import InputError
 
-CONVERSATION_KEYS = ("conversations", "conversation", "messages", "dialogue", "dialog", "dialogues", "turns")
+CONVERSATION_KEYS = ("conversations", "conversation", "messages", "dialogue", "dialog", "dialogues", "turns", "chosen")
 RENDERED_KEYS = ("text", "conversation", "conversations", "chat", "chosen", "content", "prompt")
 ROLE_KEYS = ("from", "role", "speaker", "author", "sender", "name", "character", "user")
 CONTENT_KEYS = ("value", "content", "text", "message", "utterance", "line")
@@ -52,6 +53,8 @@ def find_turns(row: Any) -> list[Any]:
     """The turns of a row as objects with a side and a text; none when it holds no conversation."""
     if not isinstance(row, dict):
         return []
+    if isinstance(row.get("mapping"), dict):
+        return list(_walk_mapping(row))
     listed = next((found for key in CONVERSATION_KEYS if (found := _as_list(row.get(key)))), [])
     if listed:
         return _expand_exchanges(listed)
@@ -59,8 +62,25 @@ def find_turns(row: Any) -> list[Any]:
     return next(filter(None, rendered), [])
 
 
+def _walk_mapping(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The texts of ChatGPT's export: its nodes from the current one back to the first, the other way round."""
+    nodes, at, path = row["mapping"], row.get("current_node"), list[Any]()
+    while isinstance(at, str) and isinstance(nodes.get(at), dict) and len(path) <= len(nodes):
+        path.append(nodes[at])
+        at = nodes[at].get("parent")
+    for node in reversed(path) if path else nodes.values():
+        message = node.get("message") if isinstance(node, dict) else None
+        author, content = (message.get(k) for k in ("author", "content")) if isinstance(message, dict) else (None, None)
+        if isinstance(author, dict) and isinstance(content, dict) and isinstance(content.get("parts"), list):
+            text = "\n".join(part for part in content["parts"] if isinstance(part, str))
+            if text.strip() and author.get("role") in ROLES:
+                yield {"role": author["role"], "content": text}
+
+
 def find_used_keys(row: dict[str, Any]) -> tuple[str, ...]:
     """The keys of the row that find_turns() reads."""
+    if isinstance(row.get("mapping"), dict):
+        return ("mapping", "current_node")
     listed = tuple(key for key in CONVERSATION_KEYS if _as_list(row.get(key)))[:1]
     rendered = (key for key in RENDERED_KEYS if isinstance(row.get(key), str) and split_rendered(row[key]))
     return listed or (*rendered,)[:1]
