@@ -168,6 +168,7 @@ def test_a_first_row_that_is_a_pair_is_no_header(tmp_path):
 
 def test_where_the_columns_are_not_sure_it_asks(tmp_path):
     cases = [
+        ("x.csv", "Character,Line\nTom,Hi.\nAnn,Hello.\n"),
         ("x.parquet", parquet([{"a": '{"k": 1}', "b": "x"}, {"a": '{"k": 2}', "b": "y"}])),
         ("x.csv", "甲,乙,丙\na,b,c\nd,e,f\n"),
         ("x.csv", "label,note\nbad,one\nbad,two\nbad,three\ngood,four\n"),

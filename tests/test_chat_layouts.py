@@ -27,6 +27,7 @@ FORMATS = {
     "whatsapp android": "12/03/2024, 10:{0} - {n}: {m}",
     "whatsapp android es": "12/3/24 10:{0} p.\u00a0m. - {n}: {m}",
     "whatsapp android it": "12/03/24 10.{0} - {n}: {m}",
+    "whatsapp android fr": "12/03/2024 à 10:{0} - {n}: {m}",
     "whatsapp zh": "2024/3/12 下午1:{0} - {n}: {m}",
     "whatsapp ja": "2024/03/12 10:{0} - {n}: {m}",
     "whatsapp ko": "2024. 3. 12. 오후 1:{0} - {n}: {m}",

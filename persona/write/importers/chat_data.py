@@ -49,7 +49,7 @@ def sniff(source: SourceFile) -> float:
     except InputError:
         return 0.0
     names = Counter(message.who for _, message, _ in first)
-    if len(names) < 2 or max(names.values()) < 2:
+    if len(names) < 2 or (max(names.values()) < 2 and not _is_table(source)):
         return 0.0
     return 0.96 if _is_table(source) else 0.9
 

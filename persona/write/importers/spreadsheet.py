@@ -189,9 +189,9 @@ def _guess_mapping(names: list[str], found: Iterator[SourceRow | SkippedRow | Im
 
 
 def _text_columns(names: list[str], head: list[SourceRow | SkippedRow | ImportNote]) -> list[str]:
-    """The columns that hold text; none where one of them holds names or data, so that their order says nothing."""
+    """The columns that hold text; none where one is of names or data, so that their order says nothing."""
     rows = _row_values(head)
-    texts = find_text_columns(names, rows)
+    texts = find_text_columns(names, rows) if not find_keys(dict.fromkeys(names)) else []
     unsure = (holds_names(n, rows) or any(str(r.get(n)).lstrip()[:2] in ("[{", '{"') for r in rows) for n in texts)
     return [] if any(unsure) else texts
 

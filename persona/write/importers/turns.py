@@ -133,8 +133,12 @@ def has_turn_keys(turns: list[Any], who: str, what: str) -> bool:
 
 
 def has_roles(turns: list[Any]) -> bool:
-    """Whether the first turns say themselves which of them are the persona's."""
-    return bool(turns) and all(isinstance(t, dict) and find_side(t) and _find(t, CONTENT_KEYS) for t in turns[:4])
+    """Whether the first turns say themselves which of them are the persona's; some may be a tool's."""
+    first = turns[:4]
+    if not first or not all(isinstance(t, dict) and any(key in t for key in CONTENT_KEYS) for t in first):
+        return False
+    sides = {find_side(turn) for turn in first}
+    return "" not in sides or {USER, PERSONA} <= sides
 
 
 def find_side(turn: dict[str, Any]) -> str:
