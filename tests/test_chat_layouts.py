@@ -1,5 +1,7 @@
 """One talk in every layout that programs write: the same pairs come back, whatever a message holds."""
 
+import re
+
 import pytest
 from cases import check_each
 from plays import pairs, skips
@@ -154,13 +156,25 @@ def phrases(*kinds):
 def test_no_mark_of_a_program_is_learned(source):
     """Each whole-message mark stands between two messages of the persona, and once for one of somebody else."""
 
-    def check(program, language, mark):
-        said = [("Bob", "How?"), ("Ann", "So."), ("Bob", mark), ("Bob", "When?"), ("Ann", mark), ("Ann", "Now.")]
-        log = source(write(PROGRAM_FORMAT[program], said))
-        assert replies(log, "Ann") == [("How?", "So."), ("When?", "Now.")]
-        assert len(skips(screenplay, log, "Ann")) == 2, "both are listed"
+    def check(program):
+        marks = [mark for name, _, mark in phrases("notice", "media", "sticker") if name == program]
+        said = [
+            turn
+            for n, mark in enumerate(marks)
+            for turn in (
+                *(("Bob", f"How {n}?"), ("Ann", f"So {n}."), ("Bob", mark)),
+                *(("Bob", f"When {n}?"), ("Ann", mark), ("Ann", f"Now {n}.")),
+            )
+        ]
+        log = source("".join(write(PROGRAM_FORMAT[program], [turn], 10 + n % 50) for n, turn in enumerate(said)))
+        wanted = [pair for n in range(len(marks)) for pair in ((f"How {n}?", f"So {n}."), (f"When {n}?", f"Now {n}."))]
+        found = replies(log, "Ann")
+        assert set(found) ^ set(wanted) == set(), [
+            marks[int(re.findall(r"\d+", p[0])[-1])] for p in found if p not in wanted
+        ]
+        assert len(skips(screenplay, log, "Ann")) == 2 * len(marks), "each is listed"
 
-    check_each(phrases("notice", "media", "sticker"), check)
+    check_each([(program,) for program in PROGRAM_FORMAT], check)
 
 
 def test_a_mark_within_a_message_leaves_its_text(source):

@@ -12,6 +12,8 @@ from persona.store.pairs import Pair
 from persona.write.importers import ImportOptions, registry
 from persona.write.importers.text_source import open_source
 
+pytestmark = pytest.mark.slow  # each file starts a process
+
 TALK = ["Bob: What is under the bridge?", "Ann: Water & mud,\nmostly.", "Bob: And the rest?", "Ann: Trolls."]
 WANTED = [("What is under the bridge?", "Water & mud, mostly."), ("And the rest?", "Trolls.")]
 

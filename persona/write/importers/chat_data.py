@@ -95,6 +95,9 @@ def _events(source: SourceFile) -> Iterator[SpeechEvent]:
 
 def _in_order(source: SourceFile) -> Iterator[Found]:
     """The messages, oldest first: Meta's files begin with the newest."""
+    if _is_table(source):
+        yield from _read_table(source)
+        return
     first = [x[1].time for x in islice(_read_messages(source), HEAD_ROWS) if isinstance(x, tuple)]
     times = [int(time) for time in first if time.isdecimal()]
     if len(times) < 2 or times != sorted(times, reverse=True) or times[0] == times[-1]:
