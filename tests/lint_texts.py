@@ -74,6 +74,12 @@ ANSWERS = {
         ["Done.", "好。", "“Yes,” he said. “No.”", "「你来了！」「嗯。」", "嘘——", "Well…", "Good :)", "Yes 👍", "1) one. 2) two.", "Just 5'10\" tall.",
          "“A long speech.\n\n“And its second part.”", "„Ja“, sagte er.", "*It rains.*", "(She left.)", "好~", "It's the boys' boat."],
     ),
+    "chat-mark": (
+        ["Every ship. <This message was edited>", "This message was deleted", "IMG-1234.jpg (file attached)\nPage nine.", "Seite neun. <Diese Nachricht wurde bearbeitet.>",
+         "<省略多媒体文件>", "你撤回了一条消息", "[语音] 12秒", "Page nine.\n{Attachments}\nhttps://x.y/z.jpg", "☎ 通話時間 1:23", "삭제된 메시지입니다."],
+        ["I deleted this message, and I am sorry.", "This message was deleted by the sea, like the others.", "第九页。[捂脸]", "<grins> Bold, always.",
+         "Missed you.", "She sent a photo of the harbour, (attached) I think."],
+    ),
     "personal-data": (
         ["Call 13812345678.", "Write to mags@sable.org.", "身份证11010519491231002X。", "Card 4111 1111 1111 1111.", "From 8.8.8.8 it came.", "+86 138-1234-5678",
          "Ring +44 20 7946 0958.", "(212) 555-0142", "电话010-62345678。", "At 2001:4860:4860::8888 it is."],

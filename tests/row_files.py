@@ -99,17 +99,17 @@ GOOD = [
     ("qa.jsonl", '{"q": "a", "a": "b"}', "alpaca", [AB]),
     ("escaped.json", '[{"instruction": "\\ud83d\\ude00", "output": "b"}]', "alpaca", [Pair("😀", "b")]),
     # --- sharegpt
-    ("talk.json", json.dumps([talk("a", "b"), talk("a", "b", "c", "d")]), "sharegpt", [AB, HISTORY]),
+    ("talk.json", json.dumps([talk("a", "b"), talk("a", "b", "c", "d")]), "sharegpt", [AB, AB, HISTORY]),
     ("talk.jsonl", line(**talk("a", "b", sides=("user", "assistant"))), "sharegpt", [AB]),
     ("bot.jsonl", line(conversation=talk("a", "b", sides=("Human", "bot"))["conversations"]), "sharegpt", [AB]),
     ("named-messages.jsonl", line(messages=talk("a", "b")["conversations"]), "sharegpt", [AB]),
     ("joined.jsonl", line(conversations=[{"from": w, "value": v} for w, v in zip(("human", "human", "gpt", "gpt"), "abcd", strict=True)]),
      "sharegpt", [Pair("a\nb", "c\nd")]),
     # --- messages
-    ("chat.jsonl", line(**chat("a", "b")) + line(**chat("a", "b", "c", "d")), "messages", [AB, HISTORY]),
+    ("chat.jsonl", line(**chat("a", "b")) + line(**chat("a", "b", "c", "d")), "messages", [AB, AB, HISTORY]),
     ("role.json", json.dumps([talk("a", "b", who="role", what="content")]), "messages", [AB]),
     ("trl.jsonl", line(prompt="a", completion="b"), "messages", [AB]),
-    ("trl-chat.jsonl", line(prompt=chat("a", "b", "c")["messages"], completion=[{"role": "assistant", "content": "d"}]), "messages", [HISTORY]),
+    ("trl-chat.jsonl", line(prompt=chat("a", "b", "c")["messages"], completion=[{"role": "assistant", "content": "d"}]), "messages", [AB, HISTORY]),
     ("parts.jsonl", line(messages=[{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "x"}]},
                                    {"role": "assistant", "content": "b"}]), "messages", [Pair("a\nx", "b")]),
     # --- table
@@ -130,7 +130,7 @@ GOOD = [
     ("numbers.xlsx", sheet(("question", "answer"), (1, 2.5), (3.0, "x")), "table", [Pair("1", "2.5"), Pair("3", "x")]),
     ("t.parquet", parquet([{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}]), "table", [AB, CD]),
     ("texts.parquet", parquet([{"id": 1, "x": "a", "score": 0.5, "y": "b"}]), "table", [AB]),
-    ("talk.parquet", parquet([talk("a", "b", "c", "d", id=1)]), "table", [HISTORY]),
+    ("talk.parquet", parquet([talk("a", "b", "c", "d", id=1)]), "table", [AB, HISTORY]),
     ("chat.parquet", parquet([chat("a", "b")]), "table", [AB]),
 ]  # fmt: skip
 
@@ -168,7 +168,7 @@ SKIPPED = [
     ("s-alone.json", json.dumps([talk("a", "b"), talk("x"), talk("x", "y", sides=("gpt", "gpt"))]), [AB], [(1, "no reply to anything"), (1, "no reply")]),
     ("s-empty.jsonl", line(**talk("a", "b")) + line(conversations=[]), [AB], [(2, "no conversation")]),
     ("s-blank.jsonl", line(**talk("a", "b")) + line(**talk("a", " ")), [AB], [(2, "'output' is empty")]),
-    ("s-blank-history.jsonl", line(**talk("a", "b")) + line(**talk("a", "", "c", "d")), [AB], [(2, "'history' has an empty turn")]),
+    ("s-blank-history.jsonl", line(**talk("a", "b")) + line(**talk("a", "", "c", "d")), [AB, CD], [(2, "'output' is empty")]),
     ("s-tool.jsonl", line(**talk("a", "b")) + line(**talk("a", "b", "c", sides=("human", "tool"))), [AB], [(2, "turn 2 is from 'tool'")]),
     ("s-number.jsonl", line(**talk("a", "b")) + line(conversations=[{"from": 1, "value": "x"}]), [AB], [(2, "turn 1 is from 1")]),
     ("s-text.jsonl", line(**talk("a", "b")) + line(conversations=["x"]), [AB], [(2, "turn 1 is a str")]),

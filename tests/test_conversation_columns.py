@@ -47,8 +47,9 @@ def test_an_export_has_a_line_for_each_column_and_comes_back_as_pairs(mine):
         ("a", "base 0"),
         ("b", "base 1"),
     )
-    pair, _ = messages.row_to_pair(rows[1], "talk.jsonl:2")
-    assert pair == Pair("c", "only she", (("a", "她 0"), ("b", "她 1")), "talk.jsonl:2")
+    found, _ = messages.row_to_pairs(rows[1], "talk.jsonl:2")
+    assert [p.output for p in found] == ["她 0", "她 1", "only she"]
+    assert found[-1] == Pair("c", "only she", (("a", "她 0"), ("b", "她 1")), "talk.jsonl:2")
 
 
 def test_a_column_is_known_by_its_voice_and_not_by_its_label(mine):

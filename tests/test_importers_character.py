@@ -166,6 +166,27 @@ EXAMPLES = [
     ("<START>\n<START>\n\n<START>", [], []),
     ("", [], []),
     ("User: Hi.\r\nMAGS : Yes.\r\nMagsy: no.", [Pair("Hi.", "Yes.\nMagsy: no.")], []),
+    (
+        "{{user}}: Who?\n{{char}}: I.\n{{random_user_1}}: And he?\n{{char}}: Nobody.",
+        [Pair("Who?", "I."), Pair("And he?", "Nobody.")],
+        [],
+    ),
+    (
+        "You: Hi.\nMags: Yes.\nEND_OF_DIALOG\nYou: Bye.\nMags: Go.\n<END>",
+        [Pair("Hi.", "Yes."), Pair("Bye.", "Go.")],
+        [],
+    ),
+    (
+        "{{char}}: Sit.\nGuard: Halt!\n{{char}}: Halt yourself.",
+        [Pair("Halt!", "Halt yourself.")],
+        [(1, "a reply to nothing")],
+    ),
+    ("{{user}}: Hi.\nGuard: Halt!\n{{char}}: Who?", [Pair("Halt!", "Who?")], [(1, "nobody replies to this")]),
+    (
+        "{{user}}: How?\n{{char}}: So.\nMood: grim\n{{user}}: And?\n{{char}}: No.",
+        [Pair("How?", "So.\nMood: grim"), Pair("And?", "No.")],
+        [],
+    ),
     ("{{user}}: Look: a lamp.\n{{char}}: Mine: yes.", [Pair("Look: a lamp.", "Mine: yes.")], []),
 ]
 

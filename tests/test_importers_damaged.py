@@ -89,7 +89,8 @@ def is_pair(text: str) -> bool:
 @pytest.mark.parametrize("format", ["alpaca", "sharegpt", "messages"])
 def test_no_row_of_a_damaged_file_is_lost(tmp_path, format, count):
     """Each line that is not blank is a pair or is skipped, whatever happened to it."""
-    pairs = [Pair(f"你是谁？{n}", f'本宫"甄嬛"。\n{n}', (("a", "b"),) * (n % 3), "s") for n in range(8)]
+    history = (("a", "b"),) if format == "alpaca" else ()  # elsewhere each reply of it may become a pair
+    pairs = [Pair(f"你是谁？{n}", f'本宫"甄嬛"。\n{n}', history * (n % 3), "s") for n in range(8)]
     module, chance = import_formats()[format], random.Random(count)
     data = "".join(module.dump(pairs))
     data = data if module.SUFFIX == ".jsonl" else data[1:-2].strip().replace(",\n", "\n")

@@ -28,6 +28,7 @@ FIXES = [
     ("other-speaker", "甄嬛：你来了，坐。", "你来了，坐。"),
     ("other-speaker", "皇帝：你来了，坐。", None),
     ("stage-direction", "（笑）", None),
+    ("chat-mark", "Page nine. <This message was edited>", "Page nine."),
     ("personal-data", "Call 13812345678.", None),
 ]
 
@@ -101,7 +102,7 @@ def test_a_broken_list_of_ignored_findings_is_named(persona, text):
     assert (persona.path / "ignored.json").read_text() == text
 
 
-ROW_WISE = {"control-token", "markup", "stage-direction", "mojibake", "hidden-character", "personal-data", "ai-leak",
+ROW_WISE = {"control-token", "chat-mark", "markup", "stage-direction", "mojibake", "hidden-character", "personal-data", "ai-leak",
             "other-speaker", "cut-off", "language", "mixed-script", "unfinished", "too-long"}  # fmt: skip
 SNIPPETS = [t for both in ANSWERS.values() for texts in both for t in texts]
 wild = st.text(max_size=30) | st.lists(

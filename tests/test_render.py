@@ -185,6 +185,21 @@ def test_learn_history_learns_every_reply(fitted):
     check_each(cases, check)
 
 
+def test_an_earlier_reply_that_another_row_ends_with_is_learned_there_only(fitted):
+    cases = {n: c for n, c in fitted.trainable().items() if len(c.pair.history) > 1 and not c.example.problems}
+
+    def check(renderer, pair, last, _):
+        every = replace(renderer, learn_history=True)
+        once = replace(every, learned_elsewhere=frozenset(pair.history[:1]))
+        if every.render_example(pair).problems:
+            return
+        assert learned_parts(once.render_example(pair)) == learned_parts(every.render_example(pair))[1:]
+        nothing = replace(every, learned_elsewhere=frozenset(pair.history)).render_example(pair)
+        assert nothing.labels == last.labels
+
+    check_each(cases, check)
+
+
 def test_rendering_is_deterministic(fitted):
     """By a new renderer, in another order."""
 

@@ -38,8 +38,8 @@ def import_(
     format: Annotated[
         str,
         typer.Option(
-            help="Format of the file: alpaca, character, messages, prose, screenplay, sharegpt or table. Default: "
-            "detected."
+            help="Format of the file: alpaca, character, chat, messages, prose, screenplay, sharegpt or table. "
+            "Default: detected."
         ),
     ] = "",
     speaker: Annotated[
@@ -50,7 +50,14 @@ def import_(
         typer.Option(metavar="FIELD=NAME", help="The column of a field, e.g. instruction=Question. Repeat for more."),
     ] = None,
     actions: Annotated[str, typer.Option(help="Stage directions in a reply: drop, or keep as *action*.")] = "drop",
-    history: Annotated[int, typer.Option(help="Earlier exchanges of the scene to keep with each pair.", min=0)] = 0,
+    history: Annotated[
+        int | None,
+        typer.Option(
+            help="Earlier exchanges to keep with each pair. Default: all those of a conversation in a row of data, "
+            "none of a scene or a chat log.",
+            min=0,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add pairs from a file of another format. Rows that are no pair are listed."""
@@ -71,6 +78,9 @@ def import_(
         persona = _open_or_create(directory, opened, chosen_format, options)
         try:
             report = registry.import_into(persona, opened, chosen_format, options)
+            if not report.replies:
+                _print_import(opened, chosen_format, report, as_json)
+                raise InputError(registry.explain_empty_import(opened, chosen_format, report))
         except PersonaError:
             if not existed:
                 shutil.rmtree(persona.path)
@@ -82,8 +92,11 @@ def _print_import(source: Any, format: str, report: Any, as_json: bool) -> None:
     """source: a SourceFile, report: an ImportReport."""
     skipped = [{"line": s.line, "why": s.why} for s in report.skipped]
     value = {"read": report.read, "pairs": report.added, "known": report.known, "left_out": report.left_out,
+             "replies": report.replies, "conversations": report.conversations,
              "skipped": skipped, "notes": report.notes, "format": format, "encoding": source.encoding}  # fmt: skip
     lines = [f"{source.name} ({format}, {source.encoding}): {report.read:,} read, {report.added:,} pairs added"]
+    if report.conversations < report.replies:
+        lines.append(f"{report.replies:,} replies in {report.conversations:,} conversations")
     lines += [f"{report.known:,} were there already"] * bool(report.known)
     lines += [f"{source.name} line {s.line}: skipped, {s.why}" for s in report.skipped[:MAX_PRINTED]]
     more = report.left_out - MAX_PRINTED

@@ -41,6 +41,11 @@ class Pair:
         return row
 
 
+def own_exchanges(pairs: Iterable[Pair]) -> frozenset[tuple[str, str]]:
+    """(user message, reply) of each pair, without its history: what is learned from it in any case."""
+    return frozenset((pair.instruction, pair.output) for pair in pairs)
+
+
 def count_characters(pairs: Iterable[Pair]) -> int:
     return sum(pair.characters for pair in pairs)
 

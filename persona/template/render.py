@@ -5,7 +5,7 @@ id, the beginning of a training example. The tokenizer is passed in: no torch, n
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -68,6 +68,7 @@ class Renderer:
 
     max_length: tokens; a longer example is reported as a problem, never cut.
     learn_history: earlier replies are learned too, not only the last one.
+    learned_elsewhere: (user message, reply) of the other rows: an earlier reply among them is not learned twice.
     """
 
     tokenizer: Any
@@ -75,6 +76,7 @@ class Renderer:
     system: str = ""
     max_length: int = MAX_LENGTH
     learn_history: bool = False
+    learned_elsewhere: frozenset[tuple[str, str]] = frozenset()
 
     def render_example(self, pair: Pair) -> TrainingExample:
         """Render, mask and check one pair; `problems` says what is wrong with it."""
@@ -105,8 +107,7 @@ class Renderer:
     def _label(self, pair: Pair, rendered: RenderedChat) -> TrainingExample:
         encoded = encode_chat(self.tokenizer, self.template, rendered, return_offsets_mapping=True)
         ids, mask = list(encoded["input_ids"]), mask_learned(encoded, rendered)
-        if not self.learn_history:
-            mask = _last_run(mask)
+        mask = _keep_runs(mask, self._learned_turns(pair), len(pair.history) + 1)
         labels = [token if learned else IGNORE_INDEX for token, learned in zip(ids, mask, strict=True)]
         problems = self._problems(pair, ids, labels)
         return TrainingExample(
@@ -215,8 +216,9 @@ class Renderer:
                 )
         return problems
 
-    def _learned_turns(self, pair: Pair) -> range:
-        return range(0 if self.learn_history else len(pair.history), len(pair.history) + 1)
+    def _learned_turns(self, pair: Pair) -> list[int]:
+        earlier = [n for n, turn in enumerate(pair.history) if turn not in self.learned_elsewhere]
+        return [*(earlier if self.learn_history else []), len(pair.history)]
 
     def _prompt_chat(self, pair: Pair, turn: int) -> list[dict]:
         """The chat that is answered in this turn of the pair."""
@@ -259,15 +261,14 @@ class Renderer:
         return list(encode_chat(self.tokenizer, self.template, rendered)["input_ids"])
 
 
-def _last_run(mask: list[int]) -> list[int]:
-    """`mask` with only its last run of ones."""
-    end = len(mask)
-    while end and not mask[end - 1]:
-        end -= 1
-    start = end
-    while start and mask[start - 1]:
-        start -= 1
-    return [int(start <= n < end) for n in range(len(mask))]
+def _keep_runs(mask: list[int], turns: Collection[int], count: int) -> list[int]:
+    """`mask` with only the runs of ones of these `turns`, of `count` in all; the last run is the last turn's."""
+    runs = sum(learned > before for before, learned in itertools.pairwise([0, *mask]))
+    number, kept = count - 1 - runs, list[int]()
+    for before, learned in itertools.pairwise([0, *mask]):
+        number += learned > before
+        kept.append(int(learned and number in turns))
+    return kept
 
 
 def render_examples(renderer: Renderer, pairs: Sequence[Pair]) -> list[TrainingExample]:

@@ -14,7 +14,7 @@ from persona.errors import Message, join
 from persona.models import base, hardware, memory
 from persona.models.hardware import DevicePlan, Machine, plan_device
 from persona.models.memory import MemoryEstimate, ModelShape, StepShape
-from persona.store.pairs import Pair
+from persona.store.pairs import Pair, own_exchanges
 from persona.store.persona_folder import Persona, PersonaCard
 from persona.train import run_folder, split, validate
 from persona.train.config import SAMPLE_TOKENS, RunConfig, count_steps
@@ -313,7 +313,8 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
     if shape is None or not pairs:
         return None
     card = persona.card()
-    rows = [estimate_row_tokens(card, p, config.learn_history) for p in pairs]
+    elsewhere = own_exchanges(pairs) if config.learn_history else frozenset()
+    rows = [estimate_row_tokens(card, p, config.learn_history, elsewhere) for p in pairs]
     plan = plan_training(machine, shape, find_heaviest_step(config, rows), config.gradient_accumulation_steps,
                          config.dtype, free)  # fmt: skip
     held_out = sum(row.held_out for row in split.split_held_out(list(pairs), config.eval_fraction, config.seed))
@@ -348,9 +349,11 @@ def read_base_shape(local_base: base.Base) -> ModelShape | None:
         return None
 
 
-def estimate_row_tokens(card: PersonaCard, pair: Pair, learn_history: bool = False) -> tuple[int, int]:
-    """(tokens, learned tokens) of a pair's row, about."""
-    replies = [pair.output, *(reply for _, reply in pair.history if learn_history)]
+def estimate_row_tokens(
+    card: PersonaCard, pair: Pair, learn_history: bool = False, learned_elsewhere: Collection[tuple[str, str]] = ()
+) -> tuple[int, int]:
+    """(tokens, learned tokens) of a pair's row, about. learned_elsewhere: as in Renderer."""
+    replies = [pair.output, *(turn[1] for turn in pair.history if learn_history and turn not in learned_elsewhere)]
     texts = [card.system, pair.instruction, pair.output, *(text for turn in pair.history for text in turn)]
     tokens = _estimate_tokens(texts) + TEMPLATE_TOKENS * (1 + len(pair.history))
     return tokens, _estimate_tokens(replies) + len(replies)

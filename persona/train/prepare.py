@@ -1,13 +1,14 @@
 """A run made ready to train on this machine: base and template opened, rows rendered, checked and split."""
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from persona.models import adapter, base, hardware, open_renderer, quantization
 from persona.store.files import expand_home, path_exists
+from persona.store.pairs import own_exchanges
 from persona.template.render import Renderer, TrainingExample, render_examples
 from persona.train import distributed, engines, validate
 from persona.train.config import RunConfig
@@ -41,6 +42,8 @@ def prepare_run(run: Run) -> PreparedRun:
         card, config.base, config.template, config.max_length, config.learn_history,
         progress=lambda text: run.log("state", state="starting", message=text),
     )  # fmt: skip
+    if config.learn_history:
+        renderer = replace(renderer, learned_elsewhere=own_exchanges(r.pair for r in rows))
     if not config.train_stop_token:
         validate.check_stop_token(opened, renderer)
     examples = render_examples(renderer, [r.pair for r in rows])

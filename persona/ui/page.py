@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from persona.errors import InputError, PersonaError
 from persona.models import open_renderer
 from persona.models.base import Base
 from persona.store import deployment, persona_folder, quotas, workspace
+from persona.store.pairs import own_exchanges
 from persona.template.render import MAX_LENGTH, Renderer
 from persona.ui.chosen import ChosenView
 from persona.ui.i18n import localized, t
@@ -109,10 +110,14 @@ def open_page_renderer(
         if progress:
             progress(None, desc=localized(text))
 
-    return open_renderer.open_renderer(
-        open_current_persona(slug).card(), settings.base, settings.template or "auto",
+    persona = open_current_persona(slug)
+    base, renderer = open_renderer.open_renderer(
+        persona.card(), settings.base, settings.template or "auto",
         int(settings.max_length or MAX_LENGTH), bool(settings.learn_history), show_progress,
     )  # fmt: skip
+    if renderer.learn_history:
+        renderer = replace(renderer, learned_elsewhere=own_exchanges(persona.scan()[0]))
+    return base, renderer
 
 
 _downloads: dict[str, list[Path]] = {}  # browser window → folders of what it downloads

@@ -3,6 +3,7 @@
 An importer is a module with
 
     NAME, TITLE               the format on the command line, and for the page
+    OPTIONS                   the fields of ImportOptions that it reads; any other that is given is noted
     sniff(source)             how likely the file is of this format, 0 … 1; reads the beginning only
     survey(source)            what the user can choose before the import: columns, speakers, a persona's card
     read(source, options)     Pair | SkippedRow | ImportNote, streamed: memory does not grow with the file
@@ -49,13 +50,14 @@ class ImportOptions:
     columns: field of a pair ("instruction", "input", "output", "history", "source") → column or key of the file.
     speakers: the persona's names in the file.
     actions: stage directions inside a reply are dropped, or kept as *action* text.
-    turns: how many earlier exchanges of the scene go with each pair as history.
+    turns: how many earlier exchanges go with each pair as history. None: all those of a conversation in a row of
+    data, none of a scene or a chat log.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     speakers: tuple[str, ...] = ()
     actions: Literal["drop", "keep"] = "drop"
-    turns: int = 0
+    turns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class ImportPreview:
 class ImportReport:
     """What an import did: rows read = pairs added + pairs already there (known) + rows left out.
 
+    conversations: of pairs, added and known together: those whose history holds the pair before them are of one.
     skipped: the rows left out, at most MAX_LISTED of them. notes: what was left out of pairs, and how often.
     """
 
@@ -94,3 +97,18 @@ class ImportReport:
     left_out: int
     skipped: list[SkippedRow]
     notes: dict[str, int]
+    conversations: int = 0
+
+    @property
+    def replies(self) -> int:
+        """Pairs that the file gave: each is one reply of the persona."""
+        return self.added + self.known
+
+
+@dataclass(frozen=True)
+class ImportCount:
+    """What a file gives. more: counting ended before the file did."""
+
+    replies: int
+    conversations: int
+    more: bool

@@ -5,13 +5,14 @@ from typing import Any
 
 from persona.store.pairs import PAIR_KEYS, Pair, dump_pair
 from persona.write.importers import ImportItem, ImportOptions, SourceSurvey
-from persona.write.importers.columns import FIELDS, guess_columns, resolve_columns, row_to_pair
+from persona.write.importers.columns import FIELDS, guess_columns, is_texts, resolve_columns, row_to_pairs
 from persona.write.importers.json_reader import read_first_rows, read_json_rows, score_first_rows
-from persona.write.importers.rows import convert_rows
+from persona.write.importers.rows import RowPairs, convert_rows
 from persona.write.importers.text_source import SourceFile
 
 NAME = "alpaca"
 TITLE = "Alpaca: instruction, input, output (JSON, JSONL)"
+OPTIONS = frozenset({"columns"})
 SUFFIX = ".jsonl"
 
 
@@ -22,7 +23,8 @@ def sniff(source: SourceFile) -> float:
 def is_alpaca_row(row: dict[str, Any]) -> bool:
     mapping = guess_columns(row)
     trl = {"prompt", "completion"} <= row.keys()  # the messages format's other form
-    texts = all(isinstance(row.get(mapping.get(name, "")), str) for name in ("instruction", "output"))
+    asked, answer = (row.get(mapping.get(name, "")) for name in ("instruction", "output"))
+    texts = isinstance(asked, str) and (isinstance(answer, str) or is_texts(answer))
     return texts and not trl
 
 
@@ -34,11 +36,11 @@ def survey(source: SourceFile) -> SourceSurvey:
 def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     columns = resolve_columns(_names(source) or FIELDS, options, source.name)
 
-    def to_pair(row: Any, place: str) -> tuple[Pair, list[str]]:
+    def to_pairs(row: Any, place: str) -> RowPairs:
         is_pair_row = isinstance(row, dict) and row.keys() <= set(PAIR_KEYS)  # keeps its source, even an empty one
-        return row_to_pair(row, columns, "" if is_pair_row else place)
+        return row_to_pairs(row, columns, "" if is_pair_row else place)
 
-    yield from convert_rows(read_json_rows(source), source, to_pair)
+    yield from convert_rows(read_json_rows(source), source, to_pairs)
 
 
 def dump(pairs: Iterable[Pair]) -> Iterator[str]:

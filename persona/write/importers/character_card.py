@@ -15,10 +15,12 @@ from persona.store.persona_folder import MAX_GREETING, MAX_NAME, MAX_SYSTEM, Per
 from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey
 from persona.write.importers.json_reader import read_first_rows
 from persona.write.importers.rows import MAX_SHOWN, parse_complete_pair
+from persona.write.importers.speaker_turns import is_like_name
 from persona.write.importers.text_source import SourceFile
 
 NAME = "character"
 TITLE = "Character card: V1, V2, V3 (JSON, PNG)"
+OPTIONS = frozenset({"turns"})
 
 SPECS = ("chara_card_v2", "chara_card_v3")
 MAX_BYTES = 50_000_000
@@ -39,9 +41,11 @@ HEADINGS = {  # the fields that make up a system prompt, in this order
     "zh": {"system_prompt": "", "description": "", "personality": "性格：", "scenario": "场景："},
     "": {"system_prompt": "", "description": "", "personality": "Personality: ", "scenario": "Scenario: "},
 }
-_START = re.compile(r"<START>", re.I)
+_START = re.compile(r"<START>|^[ \t]*(?:<END>|END_OF_DIALOG(?:UE)?)[ \t]*$", re.I | re.M)
 _CHAR = re.compile(r"\{\{char\}\}|<(?:char|bot)>", re.I)
 _USER = re.compile(r"\{\{user\}\}|<user>", re.I)
+_SOMEONE = re.compile(r"\{\{random_user_\d{1,3}\}\}|<random_user_\d{1,3}>", re.I)
+_NAMED_LINE = re.compile(r"\s*(?P<name>[^\s:：{}<>*\"“(\[][^:：{}<>\n]{0,39}?)\s*[:：]\s*(?P<text>.*)")
 
 
 def sniff(source: SourceFile) -> float:
@@ -70,7 +74,7 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     card, notes = _card(data, source)
     yield from (ImportNote(1, what) for what in notes)
     for line, block in _blocks(_field(data, "mes_example")):
-        yield from _pairs(_dialogue_turns(line, block, data, card), source, options.turns)
+        yield from _pairs(_dialogue_turns(line, block, data, card), source, options.turns or 0)
 
 
 # --- the card ----------------------------------------------------------------------------------------------------
@@ -215,6 +219,7 @@ def _is_chinese(text: str) -> bool:
 
 def _replace_placeholders(text: str, name: str, language: str) -> str:
     text = _CHAR.sub(lambda _: name, text)
+    text = _SOMEONE.sub("某人" if language == "zh" else "someone", text)
     return _USER.sub("你" if language == "zh" else "you", text)
 
 
@@ -233,19 +238,30 @@ def _blocks(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _dialogue_turns(line: int, block: str, data: dict[str, Any], card: PersonaCard) -> list[tuple[str, int, str]]:
-    """(side, line, text) of each turn; a line without a speaker continues the turn before it."""
+    """(side, line, text) of each turn; a line without a speaker continues the turn before it.
+
+    Somebody else speaks as a user does: {{random_user_1}}, and a name whose line the persona answers.
+    """
     names = {re.escape(n[:MAX_CALLED]) for n in (_field(data, "name"), _field(data, "nickname")) if n}
-    user, char = rf"{_USER.pattern}|user|用户", rf"{_CHAR.pattern}|{'|'.join(names)}"
+    user = rf"{_USER.pattern}|{_SOMEONE.pattern}|you|user|用户|你"
+    char = rf"{_CHAR.pattern}|{'|'.join(names)}"
     begins = re.compile(rf"\s*(?:(?P<user>{user})|(?P<char>{char}))\s*[:：]\s*(?P<text>.*)", re.I)
+    lines = block.split("\n")
+    others = _find_others(lines, begins)
     called = _called(data, card.name)
     said: list[tuple[str, int, list[str]]] = []
-    for number, text in enumerate(block.split("\n"), line):
-        if match := begins.match(text):
-            side = "user" if match["user"] else "char"
-            if said and said[-1][0] == side:
-                said[-1][2].append(match["text"])
+    last = ""  # who spoke
+    for number, text in enumerate(lines, line):
+        match = begins.match(text)
+        named = None if match else _other_speaker(text)
+        if match or (named and named[0] in others):
+            side = "char" if match and match["char"] else "user"
+            who, spoken = ((match["user"] or "", match["text"]) if match else named) or ("", "")
+            if said and said[-1][0] == side and (side == "char" or who == last):
+                said[-1][2].append(spoken)
             else:
-                said.append((side, number, [match["text"]]))
+                said.append((side, number, [spoken]))
+            last = who
         elif said:
             said[-1][2].append(text)
         elif text.strip():
@@ -255,12 +271,35 @@ def _dialogue_turns(line: int, block: str, data: dict[str, Any], card: PersonaCa
     ]
 
 
+def _find_others(lines: list[str], begins: re.Pattern[str]) -> set[str]:
+    """Names before a colon that are speakers, since the persona speaks next; others are a list within a reply."""
+    others, waiting = set[str](), ""
+    for text in lines:
+        if match := begins.match(text):
+            others |= {waiting} - {""} if match["char"] else set()
+            waiting = ""
+        elif named := _other_speaker(text):
+            waiting = named[0]
+    return others
+
+
+def _other_speaker(text: str) -> tuple[str, str] | None:
+    """(name, text) of a line that may be somebody else's."""
+    found = _NAMED_LINE.match(text)
+    return (found["name"], found["text"]) if found and is_like_name(found["name"]) else None
+
+
+UNANSWERED = Message("mes_example: nobody replies to this")
+
+
 def _pairs(said: list[tuple[str, int, str]], source: SourceFile, turns: int) -> Iterator[Pair | SkippedRow]:
     reasons = {"": Message("mes_example: nobody says this"), "char": Message("mes_example: a reply to nothing")}
     history: list[list[str]] = []
     asked: tuple[int, str] | None = None
     for side, line, text in said:
         if side == "user":
+            if asked:
+                yield SkippedRow(asked[0], UNANSWERED, asked[1])
             asked = (line, text)
         elif side == "" or asked is None:
             yield SkippedRow(line, reasons[side], text)
@@ -276,4 +315,4 @@ def _pairs(said: list[tuple[str, int, str]], source: SourceFile, turns: int) -> 
                 )
             asked = None
     if asked:
-        yield SkippedRow(asked[0], Message("mes_example: nobody replies to this"), asked[1])
+        yield SkippedRow(asked[0], UNANSWERED, asked[1])

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from persona.errors import InputError, Message, join
-from persona.store.pairs import Pair
 from persona.write.importers import ImportOptions
-from persona.write.importers.rows import note_unused_keys, parse_complete_pair
+from persona.write.importers.rows import RowPairs, note_unused_keys, parse_complete_pair
 
 FIELDS = ("instruction", "input", "output", "history", "source")
 COLUMN_NAMES = {  # in order of preference; compared without regard to case
@@ -16,7 +15,7 @@ COLUMN_NAMES = {  # in order of preference; compared without regard to case
     ),
     "output": (
         "output", "answer", "response", "reply", "completion", "solution", "a", "assistant", "bot", "gpt", "target",
-        "输出", "回答", "答案", "答复", "回复", "回应", "答", "答句", "下文",
+        "generated", "chosen", "输出", "回答", "答案", "答复", "回复", "回应", "答", "答句", "下文",
     ),
     "input": ("input", "输入", "context"),
     "history": ("history", "历史", "对话历史", "历史对话"),
@@ -87,17 +86,25 @@ def resolve_columns(
     return {field: name for field, name in mapping.items() if name}
 
 
-def row_to_pair(row: Any, columns: Mapping[str, str], place: str) -> tuple[Pair, list[str]]:
+def row_to_pairs(row: Any, columns: Mapping[str, str], place: str) -> RowPairs:
     """Raises InputError. place: the pair's source when the row names none."""
     if not isinstance(row, dict):
-        return parse_complete_pair(row), []  # says what it is
+        return [parse_complete_pair(row)], []  # says what it is
     fields = {field: row.get(columns.get(field, "")) for field in ("instruction", "output", "history")}
     extra_input, source = row.get(columns.get("input", "")), row.get(columns.get("source", ""))
     if not isinstance(extra_input, str | None):
         raise InputError("'input' is not text: {more}", more=f"{extra_input!r:.40}")
     if extra_input and isinstance(fields["instruction"], str | None):
         fields["instruction"] = "\n".join(filter(None, (fields["instruction"], extra_input)))
+    output = fields["output"]
+    answers: list[Any] = output if isinstance(output, list) and is_texts(output) else [output]
     notes = note_unused_keys(row, columns.values())
     if not isinstance(source, str | None):
         notes.append(Message("a source that is not text left out"))
-    return parse_complete_pair({**fields, "source": source if isinstance(source, str) else place}), notes
+    fields["source"] = source if isinstance(source, str) else place
+    return [parse_complete_pair({**fields, "output": answer}) for answer in answers], notes
+
+
+def is_texts(value: Any) -> bool:
+    """Whether a row has several answers, as RoleBench's have."""
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)

@@ -1,7 +1,6 @@
-"""A conversation, a list of turns under whatever names, as one pair: its last reply, and what was said before it."""
+"""A conversation of a row as pairs: one for each reply of the persona, with what was said before it as history."""
 
-from collections.abc import Callable
-from itertools import groupby
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +9,23 @@ from persona.store.pairs import Pair
 from persona.store.persona_folder import MAX_NAME, MAX_SYSTEM, PersonaCard
 from persona.write.importers import SourceSurvey
 from persona.write.importers.json_reader import read_first_rows
-from persona.write.importers.rows import note_unused_keys, parse_complete_pair
+from persona.write.importers.rows import RowPairs, note_unused_keys, parse_complete_pair
 from persona.write.importers.text_source import SourceFile
+from persona.write.importers.turns import (
+    CONVERSATION_KEYS,
+    PERSONA,
+    SYSTEM,
+    USER,
+    Turn,
+    find_turns,
+    find_used_keys,
+    merge_turns,
+    parse_turns,
+    used_turn_keys,
+)
 
-CONVERSATION_KEYS = ("conversations", "conversation", "messages", "dialogue", "dialog")
-USER, PERSONA, SYSTEM = "user", "persona", "system"
-ROLES = {
-    **dict.fromkeys(("human", "user", "prompter"), USER),
-    **dict.fromkeys(("gpt", "assistant", "bot", "model", "chatgpt", "ai", "char", "character"), PERSONA),
-    **dict.fromkeys(("system", "developer"), SYSTEM),
-}
-ROLE_KEYS, CONTENT_KEYS = ("from", "role"), ("value", "content")
-
-
-def find_turns(row: Any) -> list[Any]:
-    """The turns of a row; none when it holds no conversation."""
-    if not isinstance(row, dict):
-        return []
-    return next((row[k] for k in CONVERSATION_KEYS if isinstance(row.get(k), list) and row[k]), [])
-
-
-def has_turn_keys(turns: list[Any], who: str, what: str) -> bool:
-    """Whether the turns are objects with these two keys."""
-    return bool(turns) and all(isinstance(t, dict) and who in t and what in t for t in turns[:4])
+# exchanges that go with a reply as history; with all of a long conversation, its pairs would grow with its square
+MAX_HISTORY = 50
 
 
 def survey_conversations(source: SourceFile, turns: Callable[[Any], list[Any]] = find_turns) -> SourceSurvey:
@@ -40,7 +33,7 @@ def survey_conversations(source: SourceFile, turns: Callable[[Any], list[Any]] =
     prompts = set[str]()
     for row in read_first_rows(source, 20):
         try:
-            prompts.add(find_system_prompt(row, _parse_turns(turns(row))))
+            prompts.add(find_system_prompt(row, parse_turns(turns(row))))
         except InputError:
             continue  # a row that will be skipped
     system = prompts.pop() if len(prompts) == 1 else ""
@@ -49,80 +42,66 @@ def survey_conversations(source: SourceFile, turns: Callable[[Any], list[Any]] =
     return SourceSurvey(card=PersonaCard(name=Path(source.name).stem[:MAX_NAME] or "persona", system=system))
 
 
-def find_system_prompt(row: dict[str, Any], sides: list[tuple[str, str]]) -> str:
+def find_system_prompt(row: dict[str, Any], turns: list[Turn]) -> str:
     """The row's system message: a turn of it, or a key beside the turns."""
     beside = row.get("system")
-    messages = [text for side, text in sides if side == SYSTEM]
+    messages = [turn.text for turn in turns if turn.side == SYSTEM]
     return "\n".join(filter(None, [beside if isinstance(beside, str) else "", *messages]))
 
 
-def conversation_to_pair(row: Any, place: str, turns: list[Any], used: tuple[str, ...] = ()) -> tuple[Pair, list[str]]:
-    """One conversation as one pair, and notes on what is left out. Raises InputError.
+def conversation_to_pairs(
+    row: Any, place: str, turns: list[Any], used: tuple[str, ...] = (), history: int | None = None
+) -> RowPairs:
+    """The replies of one conversation as pairs, and notes on what is left out. Raises InputError when it has none.
 
-    used: the keys that held the turns, else CONVERSATION_KEYS.
+    used: the keys that held the turns, else found. history: at most so many exchanges with each pair; None: all since
+    the beginning, which after MAX_HISTORY exchanges is made anew.
     """
     if not turns:
         raise InputError("no conversation: no list of turns under {keys}", keys=", ".join(CONVERSATION_KEYS[:3]))
-    sides = _parse_turns(turns)
+    parsed = parse_turns(turns)
     notes: list[str] = []
-    if find_system_prompt(row, sides):
+    if find_system_prompt(row, parsed):
         notes.append(Message("system message left out: a persona's own is part of every pair"))
-    merged = _merge_turns([(side, text) for side, text in sides if side != SYSTEM])
-    if merged and merged[0][0] == PERSONA:
+    merged = merge_turns([turn for turn in parsed if turn.side != SYSTEM])
+    if merged and merged[0].side == PERSONA:
         notes.append(Message("greeting left out: nobody had spoken before it"))
         merged = merged[1:]
-    if len(merged) > 1 and merged[-1][0] == USER:
+    if len(merged) > 1 and merged[-1].side == USER:
         notes.append(Message("last message left out: it has no reply"))
         merged = merged[:-1]
     if len(merged) < 2:
         raise InputError("no reply to anything said")
-    exchanges = [[merged[n][1], merged[n + 1][1]] for n in range(0, len(merged), 2)]
+    exchanges = list(zip(merged[::2], merged[1::2], strict=True))
+    if not any(reply.learned for _, reply in exchanges):
+        raise InputError("no reply of it is to be learned: each has the weight 0")
+    notes += [Message("reply of weight 0 kept as context, not learned") for _, r in exchanges if not r.learned]
     source = row.get("source")
-    fields = {"instruction": exchanges[-1][0], "output": exchanges[-1][1], "history": exchanges[:-1]}
-    pair = parse_complete_pair({**fields, "source": source if isinstance(source, str) else place})
+    pairs = list(_pair_replies(exchanges, source if isinstance(source, str) else place, history, notes))
     notes += note_unused_keys(
-        row, (*(used or CONVERSATION_KEYS), "source" if isinstance(source, str) else "", "system")
+        row, (*(used or find_used_keys(row)), "source" if isinstance(source, str) else "", "system")
     )
     extra = dict.fromkeys(
-        note for t in turns for note in note_unused_keys(t, (*ROLE_KEYS, *CONTENT_KEYS), Message("key of a turn"))
+        note for turn in turns for note in note_unused_keys(turn, used_turn_keys(turn), Message("key of a turn"))
     )
-    return pair, [*notes, *extra]
+    return pairs, [*notes, *extra]
 
 
-def _parse_turns(turns: list[Any]) -> list[tuple[str, str]]:
-    parsed = []
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict):
-            raise InputError("turn {number} is a {kind}, not an object", number=number, kind=type(turn).__name__)
-        who, text = (
-            next((turn[k] for k in keys if turn.get(k) is not None), None) for keys in (ROLE_KEYS, CONTENT_KEYS)
-        )
-        side = ROLES.get(who.strip().lower()) if isinstance(who, str) else None
-        if side is None:
-            raise InputError(
-                "turn {number} is from {who}, who is neither user, persona nor system",
-                number=number,
-                who=f"{who!r:.40}",
-            )
-        parsed.append((side, _turn_text(text, number)))
-    return parsed
-
-
-def _turn_text(value: Any, number: int) -> str:
-    """The text of a turn: a string, or OpenAI's list of text parts."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value:
-        for part in value:
-            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                kind = part.get("type") if isinstance(part, dict) else part
-                raise InputError(
-                    "turn {number} has a part that is not text: {kind}", number=number, kind=f"{kind!r:.40}"
-                )
-        return "\n".join(part["text"] for part in value)
-    raise InputError("turn {number} has no text", number=number)
-
-
-def _merge_turns(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Turns of one side that follow each other as one turn."""
-    return [(side, "\n".join(text for _, text in same)) for side, same in groupby(turns, key=lambda turn: turn[0])]
+def _pair_replies(
+    exchanges: list[tuple[Turn, Turn]], source: str, history: int | None, notes: list[str]
+) -> Iterator[Pair | InputError]:
+    earlier: list[list[str]] = []
+    for asked, reply in exchanges:
+        if history is None and len(earlier) == MAX_HISTORY:
+            notes.append(Message("history begun anew after {count} exchanges", count=MAX_HISTORY))
+            earlier = []
+        shown = earlier if history is None else earlier[len(earlier) - history :] if history else []
+        row = {"instruction": asked.text, "output": reply.text, "history": shown, "source": source}
+        if reply.learned:
+            try:
+                yield parse_complete_pair(row)
+            except InputError as e:
+                yield e
+        # what no pair can hold is no history of another either
+        whole = asked.text.strip() and reply.text.strip()
+        earlier = [*earlier[-MAX_HISTORY:], [asked.text, reply.text]] if whole else []

@@ -1,4 +1,4 @@
-"""Decode an Excel sheet or a Parquet file to lines of JSON. Run by packed_table.py in a process with limits:
+"""Decode an Excel sheet, a Parquet file or a document to lines of JSON. packed_table.py runs it with limits:
 
     python -m persona.write.importers.decode_table KIND FILE LIMIT SECONDS
 
@@ -8,18 +8,21 @@ say of it may be a lie: so the process has a limit of memory, and all that comes
     {"columns": [name, …], "unfit": [name, …]}   Parquet only, first; unfit: pictures and sounds, left out
     [row, [cell, …]]                             row: its number from 1
     [row, null]                                  of more than MAX_ROW characters
+    text                                         a paragraph of a document
     {"stop": reason, …}                          last, where not all was read: columns, budget, damaged
 """
 
 import json
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from persona.store.limited_process import MAX_MEMORY, limit_process
 from persona.write.importers.budget import CELL_BYTES, ROW_BYTES, Budget, OverBudgetError
+from persona.write.importers.decode_document import decode_docx, decode_epub, decode_html
 from persona.write.importers.rows import MAX_ROW
 
 MAX_COLUMNS = 1_000
@@ -88,9 +91,16 @@ def _row_if_it_fits(columns: list[Any], at: int) -> list[Any] | None:
 
 def main(kind: str, file: str, limit: str, seconds: str) -> None:
     limit_process(MAX_MEMORY, int(seconds))
-    decode = {"xlsx": decode_sheet, "parquet": decode_parquet}[kind]
+    kind, _, encoding = kind.partition(":")
+    decode: dict[str, Callable[[Path, Budget], Iterator[Any]]] = {
+        "xlsx": decode_sheet,
+        "parquet": decode_parquet,
+        "docx": decode_docx,
+        "epub": decode_epub,
+        "html": partial(decode_html, encoding=encoding),
+    }
     try:
-        for found in decode(Path(file), Budget(int(limit))):
+        for found in decode[kind](Path(file), Budget(int(limit))):
             line = json.dumps(found, default=str)
             print(line if len(line) < MAX_LINE_BYTES else json.dumps([found[0], None]), flush=isinstance(found, dict))
     except OverBudgetError:

@@ -45,6 +45,14 @@ def read_json_rows(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
         )
 
 
+def read_object_parts(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
+    """read_json_rows(); of a file that is one object, the objects and the elements of the lists in it."""
+    head = source.head()
+    if head.lstrip()[:1] == "{" and not _is_jsonl(source.suffix, head):
+        return _read_elements(source, wrapped=True)
+    return read_json_rows(source)
+
+
 def read_first_rows(source: SourceFile, limit: int = 5) -> list[dict[str, Any]]:
     """The objects among the first rows, to tell formats apart; none when the file is no JSON."""
     try:

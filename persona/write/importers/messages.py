@@ -1,4 +1,8 @@
-"""OpenAI's and TRL's rows: {"messages": [{"role": …, "content": …}]}, or {"prompt": …, "completion": …}."""
+"""Conversations whose turns say who is the persona: {"messages": [{"role": …, "content": …}]}, OpenAI's and TRL's.
+
+Also {"prompt": …, "completion": …}, turns under other names (from and content, PIPPA, XTuner), and a conversation that
+stands there as one text with the marks of a chat template.
+"""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -7,11 +11,13 @@ from typing import Any
 from persona.store.pairs import Pair
 from persona.write.importers import ImportItem, ImportOptions, SourceSurvey, conversation_rows
 from persona.write.importers.json_reader import read_json_rows, score_first_rows
-from persona.write.importers.rows import convert_rows
+from persona.write.importers.rows import RowPairs, convert_rows
 from persona.write.importers.text_source import SourceFile
+from persona.write.importers.turns import find_turns, has_roles, has_turn_keys
 
 NAME = "messages"
 TITLE = "Messages: role and content, or prompt and completion (JSON, JSONL)"
+OPTIONS = frozenset({"turns"})
 SUFFIX = ".jsonl"
 
 
@@ -20,7 +26,8 @@ def sniff(source: SourceFile) -> float:
 
 
 def is_messages_row(row: dict[str, Any]) -> bool:
-    return conversation_rows.has_turn_keys(_turns(row), "role", "content")
+    found = _turns(row)
+    return has_roles(found) and not has_turn_keys(found, "from", "value")
 
 
 def survey(source: SourceFile) -> SourceSurvey:
@@ -28,23 +35,31 @@ def survey(source: SourceFile) -> SourceSurvey:
 
 
 def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
-    yield from convert_rows(read_json_rows(source), source, row_to_pair)
+    yield from convert_rows(read_json_rows(source), source, lambda row, place: row_to_pairs(row, place, options))
 
 
-def row_to_pair(row: Any, place: str) -> tuple[Pair, list[str]]:
+def row_to_pairs(row: Any, place: str, options: ImportOptions = ImportOptions()) -> RowPairs:
     """Raises InputError."""
-    found = _turns(row)
-    used = ("prompt", "completion") if found and not conversation_rows.find_turns(row) else ()
-    return conversation_rows.conversation_to_pair(row, place, found, used)
+    used = ("prompt", _answer_key(row)) if _is_prompt_row(row) else ()
+    return conversation_rows.conversation_to_pairs(row, place, _turns(row), used, options.turns)
+
+
+def _is_prompt_row(row: Any) -> bool:
+    """TRL's rows: a completion of a prompt, or the chosen one of two."""
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str | list):
+        return False
+    return isinstance(row.get("completion"), str | list) or isinstance(row.get("chosen"), list)
+
+
+def _answer_key(row: dict[str, Any]) -> str:
+    return "completion" if row.get("completion") else "chosen"
 
 
 def _turns(row: Any) -> list[Any]:
-    found = conversation_rows.find_turns(row)
-    if found or not isinstance(row, dict):
-        return found
-    sides = (("prompt", "user"), ("completion", "assistant"))
-    if not all(isinstance(row.get(key), str | list) for key, _ in sides):
-        return []
+    if not _is_prompt_row(row):
+        return find_turns(row)
+    found: list[Any] = []
+    sides = (("prompt", "user"), (_answer_key(row), "assistant"))
     for key, role in sides:
         found = [*found, *(row[key] if isinstance(row[key], list) else [{"role": role, "content": row[key]}])]
     return found
@@ -53,7 +68,8 @@ def _turns(row: Any) -> list[Any]:
 def dump(pairs: Iterable[Pair]) -> Iterator[str]:
     """JSONL; `source` is written even when empty, so that reading it does not make one up."""
     for pair in pairs:
-        talk = []
-        for user, reply in [*pair.history, (pair.instruction, pair.output)]:
-            talk += [{"role": "user", "content": user}, {"role": "assistant", "content": reply}]
+        talk: list[dict[str, Any]] = []
+        for user, reply in pair.history:  # of weight 0: each of them is learned, if at all, with a pair of its own
+            talk += [{"role": "user", "content": user}, {"role": "assistant", "content": reply, "weight": 0}]
+        talk += [{"role": "user", "content": pair.instruction}, {"role": "assistant", "content": pair.output}]
         yield json.dumps({"messages": talk, "source": pair.source}, ensure_ascii=False) + "\n"

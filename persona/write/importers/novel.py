@@ -37,6 +37,7 @@ from persona.write.importers.text_source import SourceFile
 
 NAME = "prose"
 TITLE = "Novel or story"
+OPTIONS = frozenset({"speakers", "actions", "turns"})
 MAX_SILENT_PARAGRAPHS = 3  # without speech between a line and its answer; after more it answers something else
 MAX_PARAGRAPH = 20_000  # characters; a longer paragraph is read in pieces
 SENTENCE_ENDS = '。！？…”」』）.!?"’)：:—*'

@@ -1,4 +1,4 @@
-"""Excel and Parquet: the rows that decode_table.py reads in a process of its own. A helper of `spreadsheet`."""
+"""Excel and Parquet: the rows that decode_table.py reads in a process of its own; documents: their paragraphs."""
 
 import json
 from collections.abc import Generator, Iterator
@@ -19,13 +19,13 @@ SECONDS, SECONDS_PER_MB = 30, 30  # of CPU time
 
 def read_sheet(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
     """The rows of an Excel file, each a list of cells. Raises InputError."""
-    for row in _decode(source, "xlsx"):
+    for row in decode_file(source, "xlsx"):
         yield _source_row(row[0], row[1])
 
 
 def read_parquet(source: SourceFile) -> tuple[list[str], Iterator[SourceRow | SkippedRow | ImportNote]]:
     """Column names, and the rows as objects of them. Raises InputError."""
-    decoded = _decode(source, "parquet")
+    decoded = decode_file(source, "parquet")
     header: dict[str, list[str]] = next(decoded, {})
     names = header.get("columns", [])
 
@@ -65,7 +65,7 @@ def _source_row(number: int, cells: list[Any] | None) -> SourceRow | SkippedRow:
     return SourceRow(number, cells, " | ".join(map(cell_text, cells)))
 
 
-def _decode(source: SourceFile, kind: str) -> Generator[Any, None, None]:
+def decode_file(source: SourceFile, kind: str) -> Generator[Any, None, None]:
     """What decode_table.py says, line by line. Raises InputError where it could not read all."""
     limit = Budget.for_file(source.path).limit
     seconds = SECONDS + SECONDS_PER_MB * source.path.stat().st_size // 1_000_000
@@ -91,6 +91,13 @@ def _explain_stop(source: SourceFile, kind: str, limit: int, found: dict[str, An
         return too_many_columns(source, found["count"])
     if found["stop"] == "budget":
         return over_budget(source.name, limit)
+    if kind not in ("xlsx", "parquet"):
+        return InputError(
+            "{source}: no {kind} file that can be read ({reason}). Save its text as .txt.",
+            source=source.name,
+            kind=kind.partition(":")[0],
+            reason=found["reason"],
+        )
     if kind == "xlsx":
         return InputError(
             "{source}: no Excel file that can be read ({reason}). Save it as CSV.",

@@ -13,6 +13,7 @@ from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona
 from persona.write.importers import (
     MAX_LISTED,
+    ImportCount,
     ImportItem,
     ImportNote,
     ImportOptions,
@@ -21,6 +22,7 @@ from persona.write.importers import (
     SkippedRow,
     alpaca,
     character_card,
+    chat_data,
     messages,
     novel,
     screenplay,
@@ -28,13 +30,25 @@ from persona.write.importers import (
     spreadsheet,
 )
 from persona.write.importers.budget import Budget, OverBudgetError, over_budget
+from persona.write.importers.file_kinds import refuse_unreadable
 from persona.write.importers.json_reader import find_first_problem
 from persona.write.importers.text_source import SourceFile
 
 # in the alphabetical order of their names; of equally likely ones the first is chosen
-FORMATS: tuple[ModuleType, ...] = (alpaca, character_card, messages, novel, screenplay, sharegpt, spreadsheet)
+FORMATS: tuple[ModuleType, ...] = (
+    alpaca,
+    character_card,
+    chat_data,
+    messages,
+    novel,
+    screenplay,
+    sharegpt,
+    spreadsheet,
+)
 
 MAX_COUNTED = 20_000  # items of a file that are counted before an import, which takes about a second
+OPTION_NAMES = {"columns": "--column", "speakers": "--speaker", "actions": "--actions", "turns": "--history"}
+HISTORY_LOOKED_AT = 8  # the last turns of a pair's history, among which the pair before it is looked for
 MORE_NOTES = Message("more of other kinds")
 
 
@@ -53,6 +67,7 @@ def get_importer(name: str) -> ModuleType:
 
 def detect_format(source: SourceFile) -> str:
     """The most likely format of the file. Raises InputError when none fits."""
+    refuse_unreadable(source)
     scores = {name: module.sniff(source) for name, module in import_formats().items()}
     best = max(scores, key=lambda name: scores[name])
     if scores[best] <= 0 and source.head().lstrip()[:1] in tuple("[{") and (broken := find_first_problem(source)):
@@ -82,15 +97,36 @@ def preview_import(source: SourceFile, format: str, options: ImportOptions, limi
     return ImportPreview(pairs, skipped, next(items, None) is not None)
 
 
-def count_pairs(source: SourceFile, format: str, options: ImportOptions, limit: int = MAX_COUNTED) -> tuple[int, bool]:
-    """How many pairs the file gives, and whether there are more: counting ends after `limit` items."""
+def count_pairs(source: SourceFile, format: str, options: ImportOptions, limit: int = MAX_COUNTED) -> ImportCount:
+    """How many pairs the file gives; counting ends after `limit` items."""
     items = read_source(source, format, options)
-    count = sum(isinstance(item, Pair) for item in islice(items, limit))
-    return count, next(items, None) is not None
+    counter = ConversationCounter()
+    count = sum(1 for item in islice(items, limit) if isinstance(item, Pair) and counter.add(item))
+    return ImportCount(count, counter.conversations, next(items, None) is not None)
+
+
+class ConversationCounter:
+    """Counts the conversations that pairs come from, by their order: a pair goes on with the one in its history."""
+
+    def __init__(self) -> None:
+        self.conversations = 0
+        self._last = ("", "")
+
+    def add(self, pair: Pair) -> bool:
+        self.conversations += self._last not in pair.history[-HISTORY_LOOKED_AT:]
+        self._last = pair.instruction, pair.output
+        return True
 
 
 def read_source(source: SourceFile, format: str, options: ImportOptions) -> Iterator[ImportItem]:
     """Every item of the file, streamed. Raises InputError when it cannot be read, or too much comes out of it."""
+    refuse_unreadable(source)
+    yield from _note_unused_options(format, options)
+    if count := source.count_undecoded():
+        what = Message(
+            "{count:,} bytes are no {encoding} text, and show as \\xNN", count=count, encoding=source.encoding
+        )
+        yield ImportNote(1, what)
     budget = Budget.for_file(source.path)
     try:
         for item in get_importer(format).read(source, options):
@@ -101,6 +137,33 @@ def read_source(source: SourceFile, format: str, options: ImportOptions) -> Iter
         raise over_budget(source.name, budget.limit) from None
 
 
+def _note_unused_options(format: str, options: ImportOptions) -> Iterator[ImportNote]:
+    given = {
+        "columns": bool(options.columns),
+        "speakers": bool(options.speakers),
+        "actions": options.actions != "drop",
+        "turns": options.turns is not None,
+    }
+    for option in (name for name, chosen in given.items() if chosen and name not in get_importer(format).OPTIONS):
+        yield ImportNote(
+            1, Message("{option} has no effect on the format {format}", option=OPTION_NAMES[option], format=format)
+        )
+
+
+def explain_empty_import(source: SourceFile, format: str, report: ImportReport) -> str:
+    """Why an import gave no pair: what the file was read as, the most frequent reason, and the next step."""
+    reasons = Counter(skipped.why for skipped in report.skipped).most_common(1)
+    why = (
+        Message("{count:,} times: {why}", count=reasons[0][1], why=reasons[0][0]) if reasons else Message("it is empty")
+    )
+    return Message(
+        "{source}: no pair in it. It was read as {format} ({why}). Choose another --format, --speaker or --column.",
+        source=source.name,
+        format=format,
+        why=why,
+    )
+
+
 def import_into(persona: Persona, source: SourceFile, format: str, options: ImportOptions) -> ImportReport:
     """Add the file's pairs to the persona, streamed; undo takes them back in one step.
 
@@ -109,11 +172,13 @@ def import_into(persona: Persona, source: SourceFile, format: str, options: Impo
     skipped: list[SkippedRow] = []
     notes: Counter[str] = Counter()
     left_out = 0
+    counter = ConversationCounter()
 
     def pairs() -> Iterator[Pair]:
         nonlocal left_out
         for item in read_source(source, format, options):
             if isinstance(item, Pair):
+                counter.add(item)
                 yield item
             elif isinstance(item, ImportNote):
                 notes[item.what if item.what in notes or len(notes) < MAX_LISTED else MORE_NOTES] += 1
@@ -130,6 +195,7 @@ def import_into(persona: Persona, source: SourceFile, format: str, options: Impo
         left_out,
         skipped,
         dict(notes),
+        counter.conversations,
     )
 
 

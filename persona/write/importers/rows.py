@@ -1,6 +1,6 @@
 """Rows of a file, whatever its format, and how each becomes a pair."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from persona.errors import InputError, Message
@@ -20,22 +20,26 @@ class SourceRow(NamedTuple):
     text: str
 
 
+RowPairs = tuple[Sequence[Pair | InputError], list[str]]  # a row's pairs, or why one is none, and notes
+
+
 def convert_rows(
     rows: Iterable[SourceRow | SkippedRow | ImportNote],
     source: SourceFile,
-    to_pair: Callable[[Any, str], tuple[Pair, list[str]]],
+    to_pairs: Callable[[Any, str], RowPairs],
 ) -> Iterator[ImportItem]:
-    """Each row as a pair with its notes, or as a SkippedRow. to_pair takes a value and its place in the file."""
+    """Each row as pairs with notes, or as a SkippedRow. to_pairs takes a value and its place in the file."""
     for row in rows:
         if not isinstance(row, SourceRow):
             yield row
             continue
         try:
-            pair, notes = to_pair(row.value, source.location(row.line))
+            pairs, notes = to_pairs(row.value, source.location(row.line))
         except InputError as e:
             yield SkippedRow(row.line, e.message, truncate_text(row.text))
         else:
-            yield pair
+            for pair in pairs:
+                yield pair if isinstance(pair, Pair) else SkippedRow(row.line, pair.message, truncate_text(row.text))
             yield from (ImportNote(row.line, what) for what in notes)
 
 

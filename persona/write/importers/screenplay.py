@@ -8,19 +8,30 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from persona.errors import Message
-from persona.write.importers import ImportItem, ImportOptions, SkippedRow, SourceSurvey, chat_log, fountain
+from persona.write.importers import (
+    ImportItem,
+    ImportNote,
+    ImportOptions,
+    SkippedRow,
+    SourceSurvey,
+    chat_log,
+    fountain,
+    subtitles,
+)
+from persona.write.importers.chat_layouts import BARE_TIME, LAYOUTS, MAY_BEGIN, ChatLayout
 from persona.write.importers.speaker_turns import (  # fmt: skip
     CLOSE_BRACKETS,
     NO_LINE_IN_SCENE,
     OPEN_BRACKETS,
-    UNSPACED_SCRIPT,
     GrowingSpeech,
     SpeakerNames,
     Speech,
     SpeechEvent,
     SpeechGap,
+    is_like_name,
     merge_consecutive,
     normalize_name,
     pair_speeches,
@@ -29,8 +40,11 @@ from persona.write.importers.speaker_turns import (  # fmt: skip
 )
 from persona.write.importers.text_source import SourceFile
 
+ScreenplayKind = ChatLayout | Literal["cues", "colons"]
+
 NAME = "screenplay"
 TITLE = "Screenplay or chat log"
+OPTIONS = frozenset({"speakers", "actions", "turns"})
 SPEAKER_NAME = re.compile(r"[^：:︰∶；;（）()\[\]【】{}<>\"“”「」『』=|，,。！？!?…~`\\\n]{1,40}")
 COLONS, COLON_TYPOS = "：:︰∶", "；;"
 SCENE_LINE = re.compile(
@@ -43,23 +57,28 @@ SCENE_LINE = re.compile(
 )
 SEPARATOR_LINE = re.compile(r"(?:[*＊\-—–=_~#·•◇◆☆★※○●]\s?){3,80}$")
 DIRECTION_BETWEEN = Message("a stage direction stands between it and the line before")
+PARAGRAPH = Message("paragraph without a name taken as part of the speech before it")
 UNREADABLE_LINE = Message("the line before it cannot be read")
 VOICE_REMARK = re.compile(
     r"(?:v\.? ?o\.?|o\.? ?s\.?|o\.? ?c\.?|cont[’'`]?d?\.?|continued|画外音|画外|旁白|续|独白|内心独白|内心|心声)$", re.I
 )
 MAX_DIRECTION = 300  # characters of a direction between name and colon
-PARTICLES = {"of", "the", "de", "da", "di", "du", "la", "le", "van", "von", "der", "and", "&", "bin", "al"}
 SENTENCE_ENDS = '。！？…”」』）)—.!?"~～'
 
 
 @dataclass(frozen=True)
 class ScreenplayLayout:
-    """The result of the first pass. blank_breaks: an empty line ends the scene, else it only separates speeches."""
+    """The result of the first pass. blank_breaks: an empty line ends the scene, else it only separates speeches.
+
+    paragraphs: of a speech stand after empty lines: nothing in the file marks scenes or directions.
+    """
 
     kind: str
     speakers: Counter[str]
     blank_breaks: bool
     share: float  # of the lines that this layout explains
+    chat: ChatLayout | None = None  # of the kind "chat"
+    paragraphs: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +96,7 @@ def sniff(source: SourceFile) -> float:
     start = text.lstrip("\ufeff \n\t")
     if not start or "\0" in text or re.match(r"\{|\[\s{0,9}[\[{\"\]]|<[!?/]|<(?:html|body|div|p|table)\b", start, re.I):
         return 0.0
-    layout = detect_layout(enumerate(text.split("\n"), 1))
+    layout = detect_layout(enumerate(text.split("\n"), 1), text)
     often = [n for n in layout.speakers.values() if n > 1]
     if len(layout.speakers) < 2 or layout.share < 0.25:
         return 0.0
@@ -87,12 +106,13 @@ def sniff(source: SourceFile) -> float:
 
 
 def survey(source: SourceFile) -> SourceSurvey:
-    return SourceSurvey(speakers=dict(_count_speakers(source, detect_layout(source.lines())).most_common()))
+    layout = detect_layout(source.lines(), source.head())
+    return SourceSurvey(speakers=dict(_count_speakers(source, layout).most_common()))
 
 
 def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     """Raises InputError listing the most frequent speakers when the persona is not among them, or is not chosen."""
-    layout = detect_layout(source.lines())
+    layout = detect_layout(source.lines(), source.head())
     persona = select_speaker(source, options, _count_speakers(source, layout))
     events = _events(source, layout, persona.names)
     chat = layout.kind == "chat"
@@ -110,45 +130,74 @@ def _count_speakers(source: SourceFile, layout: ScreenplayLayout) -> Counter[str
 def _events(
     source: SourceFile, layout: ScreenplayLayout, chosen: frozenset[str] = frozenset()
 ) -> Iterator[SpeechEvent]:
-    if layout.kind == "chat":
-        return chat_log.read_chat_events(source.lines())
+    if layout.chat:
+        return chat_log.read_chat_events(source.lines(), layout.chat)
     if layout.kind == "cues":
         return fountain.read_fountain_events(source.lines(), {normalize_name(n) for n in layout.speakers} | chosen)
-    return read_screenplay_events(source.lines(), layout.speakers, chosen, layout.blank_breaks)
+    if layout.kind == "subtitles":
+        return subtitles.read_subtitle_events(source.lines(), split_name)
+    return read_screenplay_events(source.lines(), layout, chosen)
 
 
-def detect_layout(lines: Iterable[tuple[int, str]]) -> ScreenplayLayout:
-    """The layout that explains most of the lines, and its speakers."""
-    sure_names = {kind: SpeakerNames() for kind in ("chat", "cues", "colons")}
-    possible_names = {kind: SpeakerNames() for kind in sure_names}  # a name only if it comes again
-    lines_explained: Counter[str] = Counter()
-    spoken = after_blank = text_lines = 0
+def detect_layout(lines: Iterable[tuple[int, str]], head: str = "") -> ScreenplayLayout:
+    """The layout that explains most of the lines, and its speakers. head: the beginning of the file."""
+    if subtitles.is_subtitles(head):
+        return _subtitle_layout(lines)
+    kinds: tuple[ScreenplayKind, ...] = (*LAYOUTS, "cues", "colons")
+    sure_names = {kind: SpeakerNames() for kind in kinds}
+    possible_names = {kind: SpeakerNames() for kind in ("cues", "colons")}  # a name only if it comes again
+    lines_explained: Counter[ScreenplayKind] = Counter()
+    spoken = after_blank = text_lines = signs = 0
     blank, in_cue = False, False
     for _, raw, below in chat_log.with_next_line(lines):
         if not raw:
             blank, in_cue = True, False
             continue
         text_lines += not _is_no_speech(raw)
-        if message := chat_log.parse_message_start(raw, below):
-            sure_names["chat"].add(message.who)
-            lines_explained["chat"] += 1 if message.text is not None else 2
+        signs += _is_no_speech(raw)
+        stamped = False
+        for layout in LAYOUTS if MAY_BEGIN.match(raw) else ():
+            if message := layout.parse_start(raw, below):
+                stamped = True
+                sure_names[layout].add(message[0])
+                lines_explained[layout] += 1 if message[1] is not None else 2
         if name := fountain.parse_cue(raw, below):
             (sure_names if blank or text_lines == 1 else possible_names)["cues"].add(name)
             in_cue = True
         lines_explained["cues"] += in_cue
-        if (named := parse_named_line(raw)) and named.mark in tuple(COLONS) and not _is_no_speech(raw):
-            (sure_names if _like_a_name(named.who) else possible_names)["colons"].add(named.who)
+        named = None if stamped else parse_named_line(raw)
+        if named and named.mark in tuple(COLONS) and not _is_no_speech(raw):
+            (sure_names if is_like_name(named.who) else possible_names)["colons"].add(named.who)
             lines_explained["colons"] += 1 if named.text else 2
             spoken += 1
             after_blank += blank
         blank = False
-    kind = max(lines_explained, key=lambda k: lines_explained[k], default="colons")
+    kind = max(kinds, key=lambda k: lines_explained[k]) if lines_explained else "colons"
     speakers = sure_names[kind].counts
-    for name, times in possible_names[kind].repeated(2).items():
+    for name, times in possible_names[kind].repeated(2).items() if isinstance(kind, str) else ():
         speakers[name] += times
-    return ScreenplayLayout(
-        kind, speakers, after_blank < 0.7 * spoken, min(1.0, lines_explained[kind] / max(1, text_lines))
-    )
+    share = min(1.0, lines_explained[kind] / max(1, text_lines))
+    chat = kind if isinstance(kind, ChatLayout) else None
+    breaks = after_blank < 0.7 * spoken
+    return ScreenplayLayout("chat" if chat else str(kind), speakers, breaks, share, chat, not (breaks or signs))
+
+
+def _subtitle_layout(lines: Iterable[tuple[int, str]]) -> ScreenplayLayout:
+    names, speeches, cues = SpeakerNames(), 0, 0
+    for event in subtitles.read_subtitle_events(lines, split_name):
+        cues += isinstance(event, Speech | SkippedRow)
+        if isinstance(event, Speech):
+            names.add(event.who)
+            speeches += 1
+    return ScreenplayLayout("subtitles", names.counts, False, speeches / max(1, cues))
+
+
+def split_name(line: str) -> tuple[str, str] | None:
+    """(name, text) of a line that begins with a name and a colon."""
+    named = parse_named_line(line)
+    if not named or named.mark not in tuple(COLONS) or not is_like_name(named.who) or not named.text:
+        return None
+    return named.who, f"({named.lead}) {named.text}" if named.lead else named.text
 
 
 def parse_named_line(raw: str) -> NamedLine | None:
@@ -174,16 +223,8 @@ def parse_named_line(raw: str) -> NamedLine | None:
     clock = mark and who[-1:].isdigit() and re.match(r"\d\d", text)
     if not who or (not mark and not leads) or text.startswith("//") or clock:
         return None
-    lead = "，".join(x for x in leads if x and not VOICE_REMARK.match(x) and not x.isdigit())
+    lead = "，".join(x for x in leads if x and not VOICE_REMARK.match(x) and not x.isdigit() and not BARE_TIME.match(x))
     return NamedLine(who, lead, mark, text)
-
-
-def _like_a_name(who: str) -> bool:
-    """甄嬛, 太监甲, ann, Old Woman #2, Mr. Reed of Hull; not: he said to them."""
-    if UNSPACED_SCRIPT.search(who):
-        return len(who) <= 12
-    words = [w for w in who.split() if w not in PARTICLES]
-    return len(words) == 1 or (len(words) <= 4 and not any(w[0].islower() for w in words))
 
 
 def _is_no_speech(line: str) -> bool:
@@ -201,26 +242,30 @@ def is_scene_break(line: str) -> bool:
 
 
 def read_screenplay_events(
-    lines: Iterable[tuple[int, str]], speakers: Counter[str], chosen: frozenset[str], blank_breaks: bool
+    lines: Iterable[tuple[int, str]], layout: ScreenplayLayout, chosen: frozenset[str]
 ) -> Iterator[SpeechEvent]:
-    """`name（lead）: text`; what stands directly below a speech goes on with it."""
-    known = {normalize_name(n) for n, times in speakers.items() if times > 1} | chosen
-    once = {normalize_name(n) for n in speakers}
+    """`name（lead）: text`; what stands directly below a speech goes on with it, and so may further paragraphs."""
+    known = {normalize_name(n) for n, times in layout.speakers.items() if times > 1} | chosen
+    once = {normalize_name(n) for n in layout.speakers}
     held: GrowingSpeech | None = None
     open_direction = False
     last = ""
     for number, raw in lines:
         line = chat_log.clean_line(raw)
         spoken = _parse_speech(number, line, known, once, last) if line and not is_scene_break(line) else None
-        last = line
+        blank, last = not last, line
         # a direction directly below a name that stands alone belongs to the speech that follows it
         goes_on = (
             line
             and not spoken
             and (not _is_no_speech(line) or (held and held.is_only_directions() and not is_scene_break(line)))
         )
+        if held and not line and layout.paragraphs:
+            continue
         if held and goes_on:
-            held.add(line)
+            if blank and layout.paragraphs:
+                yield ImportNote(number, PARAGRAPH)
+            held.add(line, "\n\n" if blank and layout.paragraphs else None)
             continue
         if held:
             yield held.finish()
@@ -233,7 +278,7 @@ def read_screenplay_events(
             yield SpeechGap(number, UNREADABLE_LINE)
         elif not line:
             open_direction = False
-            if blank_breaks:
+            if layout.blank_breaks:
                 yield SpeechGap(number, NO_LINE_IN_SCENE, scene=True)
         elif is_scene_break(line):
             open_direction = False
@@ -262,7 +307,7 @@ def _parse_speech(
         return None
     name = normalize_name(found.who)
     if found.mark in tuple(COLONS):
-        sure = name in known or name in once or _like_a_name(found.who)
+        sure = name in known or name in once or is_like_name(found.who)
     elif found.mark == "，":  # in speech that goes on, a name and a comma call somebody; so only after a full stop
         sure = name in known and (not last or last[-1] in SENTENCE_ENDS)
     else:

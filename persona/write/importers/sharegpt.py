@@ -7,11 +7,13 @@ from typing import Any
 from persona.store.pairs import Pair
 from persona.write.importers import ImportItem, ImportOptions, SourceSurvey, conversation_rows
 from persona.write.importers.json_reader import read_json_rows, score_first_rows
-from persona.write.importers.rows import convert_rows
+from persona.write.importers.rows import RowPairs, convert_rows
 from persona.write.importers.text_source import SourceFile
+from persona.write.importers.turns import find_side, find_turns, has_turn_keys
 
 NAME = "sharegpt"
 TITLE = "ShareGPT: conversations of from and value (JSON, JSONL)"
+OPTIONS = frozenset({"turns"})
 SUFFIX = ".json"
 
 
@@ -20,7 +22,8 @@ def sniff(source: SourceFile) -> float:
 
 
 def is_sharegpt_row(row: dict[str, Any]) -> bool:
-    return conversation_rows.has_turn_keys(conversation_rows.find_turns(row), "from", "value")
+    found = find_turns(row)
+    return has_turn_keys(found, "from", "value") and any(find_side(turn) for turn in found[:4])
 
 
 def survey(source: SourceFile) -> SourceSurvey:
@@ -28,19 +31,20 @@ def survey(source: SourceFile) -> SourceSurvey:
 
 
 def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
-    yield from convert_rows(
-        read_json_rows(source),
-        source,
-        lambda row, place: conversation_rows.conversation_to_pair(row, place, conversation_rows.find_turns(row)),
-    )
+    def to_pairs(row: Any, place: str) -> RowPairs:
+        return conversation_rows.conversation_to_pairs(row, place, find_turns(row), history=options.turns)
+
+    yield from convert_rows(read_json_rows(source), source, to_pairs)
 
 
 def dump(pairs: Iterable[Pair]) -> Iterator[str]:
     """One JSON list; `source` is written even when empty, so that reading it does not make one up."""
     before = "[\n"
     for pair in pairs:
-        said = [*pair.history, (pair.instruction, pair.output)]
-        talk = [{"from": who, "value": text} for turn in said for who, text in zip(("human", "gpt"), turn, strict=True)]
+        talk: list[dict[str, Any]] = []
+        for user, reply in pair.history:  # of weight 0: each of them is learned, if at all, with a pair of its own
+            talk += [{"from": "human", "value": user}, {"from": "gpt", "value": reply, "weight": 0}]
+        talk += [{"from": "human", "value": pair.instruction}, {"from": "gpt", "value": pair.output}]
         yield before + json.dumps({"conversations": talk, "source": pair.source}, ensure_ascii=False)
         before = ",\n"
     yield "[]\n" if before == "[\n" else "\n]\n"

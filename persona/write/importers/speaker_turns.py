@@ -13,6 +13,7 @@ from unicodedata import normalize
 from persona.errors import InputError, Message
 from persona.store.pairs import MAX_CHARACTERS, Pair
 from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow
+from persona.write.importers.chat_layouts import BARE_TIME
 from persona.write.importers.text_source import SourceFile
 
 OPEN_BRACKETS, CLOSE_BRACKETS = "（([【", "）)]】"
@@ -21,18 +22,25 @@ MAX_NAMES = 20_000  # different names counted at a time; in a file of another ki
 NAME_SEPARATOR = re.compile(r"\s*[、，,&＆+＋/／]\s*")
 NAME_CONJUNCTION = re.compile(r"\s+(?:and|und|et|y|AND|And)\s+|[和与與及跟]")
 NO_LINE_IN_SCENE = Message("no line before it in this scene")
+PARTICLES = {"of", "the", "de", "da", "di", "du", "la", "le", "van", "von", "der", "and", "&", "bin", "al"}
 UNSPACED_SCRIPT = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uff60]")  # scripts that put no space between words
 
 
 @dataclass(frozen=True)
 class Speech:
-    """One speech. lead: the stage direction between name and colon. dual: spoken while another speaks."""
+    """One speech. lead: the stage direction between name and colon. dual: spoken while another speaks.
+
+    stands_for: in place of a text, what somebody replies to; it is never learned.
+    answers: the speech that it says it replies to, where that is not the one before it.
+    """
 
     line: int
     who: str
     text: str
     lead: str = ""
     dual: bool = False
+    stands_for: str = ""
+    answers: "Speech | None" = None
 
 
 @dataclass(frozen=True)
@@ -44,12 +52,20 @@ class SpeechGap:
     scene: bool = False
 
 
-SpeechEvent = Speech | SpeechGap | SkippedRow
+SpeechEvent = Speech | SpeechGap | SkippedRow | ImportNote
 
 
 def normalize_name(name: str) -> str:
     """The form in which names are compared: ANN, Ann and Ａｎｎ are one."""
     return " ".join(normalize("NFKC", name).casefold().split())
+
+
+def is_like_name(who: str) -> bool:
+    """甄嬛, 太监甲, ann, Old Woman #2, Mr. Reed of Hull; not: he said to them."""
+    if UNSPACED_SCRIPT.search(who):
+        return len(who) <= 12
+    words = [w for w in who.split() if w not in PARTICLES]
+    return len(words) == 1 or (len(words) <= 4 and not any(w[0].islower() for w in words))
 
 
 class SpeakerNames:
@@ -126,11 +142,11 @@ def pair_speeches(
     brackets: bool = True,
 ) -> Iterator[ImportItem]:
     """Each speech of the persona as a Pair or a SkippedRow. brackets: they hold stage directions."""
-    history: deque[tuple[str, str]] = deque(maxlen=max(0, options.turns))
+    history: deque[tuple[str, str]] = deque(maxlen=max(0, options.turns or 0))
     previous: Speech | None = None
     gap_reason: str = NO_LINE_IN_SCENE
     for event in events:
-        if isinstance(event, SkippedRow):
+        if isinstance(event, SkippedRow | ImportNote):
             yield event
         elif isinstance(event, SpeechGap):
             if event.scene:
@@ -139,9 +155,8 @@ def pair_speeches(
                 previous, gap_reason = None, event.why
         else:
             if persona.speaks(event.who) or persona.speaks_with_others(event.who):
-                for item in _pair_reply(
-                    event, previous, gap_reason, persona, source, options, brackets, tuple(history)
-                ):
+                asked = event.answers or previous
+                for item in _pair_reply(event, asked, gap_reason, persona, source, options, brackets, tuple(history)):
                     if isinstance(item, Pair):
                         history.append((item.instruction, item.output))
                     yield item
@@ -161,6 +176,9 @@ def _pair_reply(
     keep = options.actions == "keep"
     text = rewrite_directions(reply.text, keep) if brackets else reply.text.strip()
     asked = (rewrite_directions(previous.text) if brackets else previous.text.strip()) if previous else ""
+    asked = asked or (previous.stands_for if previous else "")
+    if not brackets and not text:
+        return  # a message without text is listed already
     problem = ""
     if not (rewrite_directions(reply.text) if brackets else text):
         problem = (
@@ -180,7 +198,7 @@ def _pair_reply(
     elif persona.speaks(previous.who) or persona.speaks_with_others(previous.who):
         problem = Message("the line before it is the persona's own")
     elif not asked:
-        problem = Message("the line before it is only a stage direction")
+        problem = Message("the line before it is only a stage direction") if brackets else Message("it answers no text")
     elif reply.lead and not keep:
         # how a line is spoken is part of the answer, as in the pairs that this rule was measured against
         problem = Message("said with a stage direction before it; keep stage directions to import it")
@@ -192,7 +210,7 @@ def _pair_reply(
     if keep and reply.lead:
         text = f"*{reply.lead}* {text}"
     yield Pair(asked, text, history, source.location(reply.line))
-    if brackets and (asked != previous.text.strip() or (not keep and text != reply.text.strip())):  # type: ignore[union-attr]
+    if brackets and previous and (asked != previous.text.strip() or (not keep and text != reply.text.strip())):
         yield ImportNote(reply.line, Message("stage direction"))
 
 
@@ -217,6 +235,14 @@ class GrowingSpeech:
         self._last = line[-1:] or self._last
         self._scan(line)
 
+    def goes_on_with(self, message: Speech) -> bool:
+        """Whether a message is of the same sender, and replies to nothing else."""
+        return normalize_name(self.speech.who) == normalize_name(message.who) and not message.answers
+
+    def ending(self) -> str:
+        """The last line, or the last part of it."""
+        return self._pieces[-1]
+
     def is_only_directions(self) -> bool:
         """Whether rewrite_directions() leaves nothing of it."""
         return not self._outside and self._depth == 0
@@ -240,10 +266,11 @@ def merge_consecutive(events: Iterable[SpeechEvent]) -> Iterator[SpeechEvent]:
     """Consecutive messages of one sender as one turn, for chat logs."""
     held: GrowingSpeech | None = None
     for event in events:
-        if isinstance(event, SkippedRow):
+        if isinstance(event, SkippedRow | ImportNote):
             yield event
-        elif isinstance(event, Speech) and held and normalize_name(held.speech.who) == normalize_name(event.who):
-            held.add(event.text, "\n")
+        elif isinstance(event, Speech) and held and held.goes_on_with(event):
+            if event.text:
+                held.add(event.text, "\n")
         else:
             if held:
                 yield held.finish()
@@ -270,7 +297,7 @@ def rewrite_directions(text: str, keep: bool = False) -> str:
             if depth == 0:
                 pieces.append(text[start:opened])
                 inside = text[opened + 1 : at].strip()
-                pieces.append(f" *{inside}* " if keep and inside else "")
+                pieces.append(f" *{inside}* " if keep and inside and not BARE_TIME.match(inside) else "")
                 start = at + 1
     pieces.append(text[start:])
     return _join_pieces(pieces)

@@ -6,28 +6,35 @@ import json
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from itertools import islice, zip_longest
+from itertools import chain, islice, zip_longest
 from typing import Any, TextIO
 
 from persona.errors import InputError, Message
 from persona.store.csv_safety import escape_formula, unescape_formula
 from persona.store.pairs import Pair
-from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey, messages, sharegpt
-from persona.write.importers.columns import assign_columns, guess_columns, resolve_columns, row_to_pair
+from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey, messages
+from persona.write.importers.chat_shapes import find_keys
+from persona.write.importers.columns import assign_columns, guess_columns, resolve_columns, row_to_pairs
 from persona.write.importers.decode_table import MAX_COLUMNS
 from persona.write.importers.packed_table import SIGNATURES, cell_text, read_parquet, read_sheet, too_many_columns
-from persona.write.importers.rows import MAX_ROW, MAX_SHOWN, SourceRow, convert_rows, truncate_text
+from persona.write.importers.rows import MAX_ROW, MAX_SHOWN, RowPairs, SourceRow, convert_rows, truncate_text
 from persona.write.importers.text_source import SourceFile
+from persona.write.importers.turns import find_turns, has_roles
 
 NAME = "table"
 TITLE = "Table: CSV, TSV, Excel, Parquet"
+OPTIONS = frozenset({"columns", "turns"})
 SUFFIX = ".csv"
 
 CSV_COLUMNS = ("instruction", "output", "history", "source")
 DELIMITERS = ",\t;|"
 MAX_COLUMN_NAME = 200  # characters of a column name; a longer one is text, or an unclosed quote
 MAX_READ_AGAIN, MAX_READ_AGAIN_START = 8, 4_000_000  # characters after broken records: so many times, and at first
+SUFFIXES = (".csv", ".tsv", ".xlsx", ".parquet")
 HEAD_ROWS = 20  # rows read to find out what a column holds
+MAX_HEADING = 60  # characters of a column's name in words, and of a name in a column of names
+MIN_NAMED_ROWS = 4  # with fewer rows, a value that comes again says nothing
+SENTENCE_ENDS = ("?", "!", ".", "。", "？", "！", "…")
 _NUMBER = re.compile(r"[-+]?[\d.,:/ -]+%?")
 _CSV_ERRORS = {
     "unexpected end of data": Message("a quote is opened and never closed"),
@@ -37,7 +44,7 @@ _CSV_ERRORS = {
 
 def sniff(source: SourceFile) -> float:
     try:
-        names, rows = _open_table(source)
+        names, rows = open_table(source)
         first_rows = list(islice(rows, HEAD_ROWS))
     except InputError:
         if source.suffix in (".xlsx", ".parquet"):
@@ -57,13 +64,13 @@ def sniff(source: SourceFile) -> float:
 
 
 def survey(source: SourceFile) -> SourceSurvey:
-    names, rows = _open_table(source)
+    names, rows = open_table(source)
     return SourceSurvey(columns=tuple(names), mapping=_guess_mapping(names, rows))
 
 
 def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     """Raises InputError when the file is damaged, or holds no columns for question and answer."""
-    names, rows = _open_table(source)
+    names, rows = open_table(source)
     first_rows = list(islice(rows, HEAD_ROWS))
     has_conversations = not options.columns and _has_conversations(first_rows)
     columns = (
@@ -79,17 +86,17 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
             ),
         )
 
-    def to_pair(row: dict[str, Any], place: str) -> tuple[Pair, list[str]]:
+    def to_pairs(row: dict[str, Any], place: str) -> RowPairs:
         if has_conversations:
-            return messages.row_to_pair(row, place)
+            return messages.row_to_pairs(row, place, options)
         fields = {name: cell_text(value) for name, value in row.items()}
         history = columns.get("history", "")
         if history in row:
             fields[history] = _parse_history(row[history])
-        return row_to_pair(fields, columns, place)
+        return row_to_pairs(fields, columns, place)
 
-    yield from convert_rows(first_rows, source, to_pair)
-    yield from convert_rows(rows, source, to_pair)
+    yield from convert_rows(first_rows, source, to_pairs)
+    yield from convert_rows(rows, source, to_pairs)
 
 
 def dump(pairs: Iterable[Pair]) -> Iterator[str]:
@@ -110,17 +117,20 @@ def dump(pairs: Iterable[Pair]) -> Iterator[str]:
 # --- columns -----------------------------------------------------------------------------------------------------
 
 
-def _open_table(source: SourceFile) -> tuple[list[str], Iterator[SourceRow | SkippedRow | ImportNote]]:
+def open_table(source: SourceFile) -> tuple[list[str], Iterator[SourceRow | SkippedRow | ImportNote]]:
     """Column names, and the rows as objects of them. Raises InputError when there is no table."""
     kind = _table_kind(source)
     if kind == "parquet":
         return read_parquet(source)
-    cells = _read_csv(source) if kind == "csv" else read_sheet(source)
+    cells: Iterator[SourceRow | SkippedRow] = _read_csv(source) if kind == "csv" else read_sheet(source)
     header = next(cells, None)
     if not isinstance(header, SourceRow) or len(header.value) < 2:
         raise InputError("{source}: no table: its first line does not name two columns or more.", source=source.name)
     if len(header.value) > MAX_COLUMNS:
         raise too_many_columns(source, len(header.value))
+    if _is_data(header.value):
+        cells = chain([header], cells)
+        header = header._replace(value=[""] * len(header.value))
     names: list[str] = []
     for number, cell in enumerate(header.value, 1):
         name = cell_text(cell).strip() or f"column {number}"
@@ -133,6 +143,14 @@ def _open_table(source: SourceFile) -> tuple[list[str], Iterator[SourceRow | Ski
                 name=name[:40],
             )
     return names, _name_cells(names, cells)
+
+
+def _is_data(cells: list[Any]) -> bool:
+    """Whether a first row is no header: none of its cells names a column that is known, and one is a sentence."""
+    texts = [cell_text(cell).strip() for cell in cells]
+    if guess_columns(texts) or find_keys(dict.fromkeys(texts)):
+        return False
+    return any(len(t) > MAX_HEADING or t.endswith(SENTENCE_ENDS) or t[:2] in ("[{", '{"') for t in texts)
 
 
 def _table_kind(source: SourceFile) -> str:
@@ -161,9 +179,8 @@ def _row_values(found: Iterable[SourceRow | SkippedRow | ImportNote]) -> list[di
 
 
 def _has_conversations(head: list[SourceRow | SkippedRow | ImportNote]) -> bool:
-    """Whether a column holds whole conversations, as a Parquet file can."""
-    nested = (row for row in _row_values(head) if any(isinstance(value, list) for value in row.values()))
-    return any(sharegpt.is_sharegpt_row(row) or messages.is_messages_row(row) for row in nested)
+    """Whether a column holds whole conversations, as lists, as JSON or with the marks of a chat template."""
+    return any(has_roles(find_turns(row)) for row in _row_values(head))
 
 
 def _guess_mapping(names: list[str], found: Iterator[SourceRow | SkippedRow | ImportNote]) -> dict[str, str]:
@@ -172,9 +189,22 @@ def _guess_mapping(names: list[str], found: Iterator[SourceRow | SkippedRow | Im
 
 
 def _text_columns(names: list[str], head: list[SourceRow | SkippedRow | ImportNote]) -> list[str]:
-    """The columns that hold text."""
+    """The columns that hold text; none where one is of names or data, so that their order says nothing."""
     rows = _row_values(head)
+    texts = find_text_columns(names, rows) if not find_keys(dict.fromkeys(names)) else []
+    unsure = (holds_names(n, rows) or any(str(r.get(n)).lstrip()[:2] in ("[{", '{"') for r in rows) for n in texts)
+    return [] if any(unsure) else texts
+
+
+def find_text_columns(names: list[str], rows: list[dict[str, Any]]) -> list[str]:
     return [n for n in names if any(isinstance(v := r.get(n), str) and v and not _NUMBER.fullmatch(v) for r in rows)]
+
+
+def holds_names(name: str, rows: list[dict[str, Any]]) -> bool:
+    """Whether a few short values come again and again in a column: who speaks, or a label."""
+    values = [str(v) for row in rows if (v := row.get(name))]
+    few = 2 * len(set(values)) <= len(values)
+    return len(values) >= MIN_NAMED_ROWS and few and all(len(v) <= MAX_HEADING for v in values)
 
 
 def _parse_history(value: Any) -> Any:

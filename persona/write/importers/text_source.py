@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from persona.errors import InputError
 from persona.store.files import require_regular_file
@@ -24,7 +24,18 @@ BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-GUESSED_ENCODINGS = ("gb18030", "big5", "utf_16_le", "utf_16_be", "shift_jis", "euc_kr", "cp1251", "cp1252")
+GUESSED_ENCODINGS = (
+    "gb18030",
+    "big5",
+    "utf_16_le",
+    "utf_16_be",
+    "shift_jis",
+    "euc_kr",
+    "cp1251",
+    "cp1252",
+    "mac_roman",
+)
+BINARY = (b"PK\x03\x04", b"PAR1", b"\x89PNG")  # files that are read by their own decoders
 HEAD_BYTES = 65_536  # bytes that sniffing and guessing look at
 SHORT_BYTES = 1_000  # bytes; on fewer, charset-normalizer is wrong about Chinese more often than right
 MAX_SOURCE_BYTES = 2_000_000_000  # of a file to import; 100,000 pairs have some 50 million
@@ -33,11 +44,15 @@ MAX_LINE = 4 * MAX_CHARACTERS  # characters; a longer line is read in pieces, so
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to import. name: its name for the user, part of each pair's `source`."""
+    """A file to import. name: its name for the user, part of each pair's `source`.
+
+    holds: a temporary folder that `path` is in, which lasts as long as this.
+    """
 
     path: Path
     name: str
     encoding: str
+    holds: Any = None
 
     @property
     def suffix(self) -> str:
@@ -55,6 +70,17 @@ class SourceFile:
         """The beginning as text, without a character that is cut at its end."""
         decoder = codecs.getincrementaldecoder(self.encoding)("backslashreplace")
         return decoder.decode(self.bytes(count)).replace("\r\n", "\n").replace("\r", "\n")
+
+    def count_undecoded(self) -> int:
+        """Places in the file that are no text in its encoding, and show as \\xNN. Reads all of it."""
+        if self.bytes(8).startswith(BINARY):
+            return 0
+        decoder, count = codecs.getincrementaldecoder(self.encoding)("replace"), 0
+        with self.path.open("rb") as f:
+            while line := f.readline(1 << 20):  # by lines, so that none of those that are really there is cut
+                own = line.count("\ufffd".encode()) if self.encoding.startswith("utf-8") else 0
+                count += decoder.decode(line).count("\ufffd") - own
+        return max(0, count)
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """(number from 1, text without its line break). Raises InputError when the file cannot be read."""
@@ -82,7 +108,12 @@ class SourceFile:
 
 
 def open_source(path: Path, name: str = "") -> SourceFile:
-    """Detect the encoding of `path`. Raises InputError when there is no readable file, or it is empty."""
+    """The file with its encoding detected, a document as its text.
+
+    Raises InputError when there is no readable file, or it is empty.
+    """
+    from persona.write.importers import documents
+
     name = re.sub(r"[\x00-\x1f]", "", Path(name or path.name).name) or "file"
     require_regular_file(path, MAX_SOURCE_BYTES)
     try:
@@ -91,9 +122,12 @@ def open_source(path: Path, name: str = "") -> SourceFile:
             if not start:
                 raise InputError("{name}: the file is empty.", name=name)
             f.seek(0)
-            return SourceFile(path, name, _encoding_by_bom(start) or _encoding_if_utf8(f) or _guess_encoding(start))
+            encoding = _encoding_by_bom(start) or _encoding_if_utf8(f) or _guess_encoding(start)
     except OSError as e:
         raise InputError("{name}: cannot be read ({reason}).", name=name, reason=e.strerror or e) from e
+    source = SourceFile(path, name, encoding)
+    kind = documents.document_kind(source)
+    return documents.open_document(source, kind) if kind else source
 
 
 def _encoding_by_bom(start: bytes) -> str:

@@ -16,6 +16,7 @@ from ftfy.badness import is_bad
 
 from persona.errors import Message
 from persona.store.cjk import HAN
+from persona.write.importers.chat_marks import load_marks
 from persona.write.lint.finding import Severity, normalize_unicode
 
 
@@ -140,6 +141,15 @@ def remove_directions(text: str) -> str:
     return _tidy("".join([*kept, text[at:]]))
 
 
+def find_chat_marks(text: str) -> list[str]:
+    """What a chat program wrote: deleted, edited, attachments, calls; by the table that imports use."""
+    return list(load_marks().clean(text).removed)
+
+
+def remove_chat_marks(text: str) -> str:
+    return load_marks().clean(text).text
+
+
 LOST_CHARACTERS = re.compile(r"\ufffd|锟斤拷|烫烫烫|屯屯屯")
 UNDECODED = re.compile(r"(?:\\x[0-9a-f]{2}){2,}")  # what an import leaves of bytes that fit no encoding
 
@@ -261,6 +271,11 @@ TEXT_RULES = (
         Message("left over from a page or a chat log, and would be learned. Take it out, unless the persona is to "
                 "write it"),
         find_markup, remove_markup, lambda _: Message("Take the markup out, keep its words"), frozenset("<&*_#`["),
+    ),
+    TextRule(
+        "chat-mark", "warning",
+        Message("a chat program wrote this, not a person. Take it out, or delete the pair"),
+        find_chat_marks, remove_chat_marks, lambda what: Message("Take out {what}", what=what),
     ),
     TextRule(
         "stage-direction", "hint",

@@ -14,7 +14,15 @@ from persona.store.pairs import Pair
 from persona.ui.i18n import localized, t
 from persona.ui.page import QUIET, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
 from persona.ui.widgets import problems_html
-from persona.write.importers import ImportOptions, ImportReport, SkippedRow, hub_dataset, registry, text_source
+from persona.write.importers import (
+    ImportCount,
+    ImportOptions,
+    ImportReport,
+    SkippedRow,
+    hub_dataset,
+    registry,
+    text_source,
+)
 from persona.write.importers.text_source import SourceFile
 
 COLUMN_FIELDS = ("instruction", "output", "input", "history")
@@ -73,7 +81,7 @@ def import_options(
 ) -> ImportOptions:
     mapping = {f: c for f, c in zip(COLUMN_FIELDS, columns, strict=True) if c and c != NO_COLUMN}
     return ImportOptions(
-        mapping, tuple(speakers or ()), "keep" if actions == "keep" else "drop", int(history_turns or 0)
+        mapping, tuple(speakers or ()), "keep" if actions == "keep" else "drop", int(history_turns or 0) or None
     )
 
 
@@ -153,7 +161,7 @@ def preview_html(source: SourceFile, format: str, options: ImportOptions) -> str
     """The first pairs and the first skipped rows; the reason in their place when the source is refused."""
     try:
         preview = registry.preview_import(source, format, options)
-        count, uncounted = registry.count_pairs(source, format, options)
+        count = registry.count_pairs(source, format, options)
     except InputError as e:
         return problems_html([e.message])
     rows = "".join(_pair_html(p) for p in preview.pairs)
@@ -161,10 +169,19 @@ def preview_html(source: SourceFile, format: str, options: ImportOptions) -> str
     skipped = skipped_html(preview.skipped[:5], len(preview.skipped))
     if not preview.pairs:
         return f"{more}<div class='problem'>{t('This gives no pairs. Try another format.')}</div>{skipped}"
-    counts = {"n": f"{count:,}", "shown": len(preview.pairs)}
-    head = t("More than {n} pairs. The first {shown}:", **counts) if uncounted else t(
+    counts = {"n": f"{count.replies:,}", "shown": len(preview.pairs)}
+    head = t("More than {n} pairs. The first {shown}:", **counts) if count.more else t(
         "Pairs in all: {n}. The first {shown}:", **counts)  # fmt: skip
+    head = f"{_replies_text(count)} {head}"
     return f"<div class='quiet'>{head}</div><div class='preview'>{rows}</div>{more}{skipped}"
+
+
+def _replies_text(count: ImportCount | ImportReport) -> str:
+    """Of how many conversations the replies are, where these have several."""
+    if count.conversations >= count.replies:
+        return ""
+    counts = {"n": f"{count.replies:,}", "conversations": f"{count.conversations:,}"}
+    return t("{n} replies in {conversations} conversations.", **counts)
 
 
 def _pair_html(pair: Pair) -> str:
@@ -208,6 +225,7 @@ def add_imported_pairs(
 def import_report_html(report: ImportReport) -> str:
     lines = [t("<b>{n} pairs added</b> of {read} read. Undo takes them back.", n=f"{report.added:,}",
                read=f"{report.read:,}")]  # fmt: skip
+    lines += filter(None, [_replies_text(report)])
     if report.known:
         lines.append(t("{n} were already there.", n=f"{report.known:,}"))
     lines += [
@@ -243,8 +261,8 @@ def start_from_file(file: str, voice: str | None) -> tuple[str, str, None, Any]:
 def build(page: Page) -> tuple[gr.File, Any]:
     """The tab. Returns where a file is dropped, and the event of pairs that were added."""
     gr.Markdown(
-        t("Screenplays, novels and chat logs; Alpaca, ShareGPT and OpenAI/TRL files; CSV, Excel and Parquet; character "
-          "cards. Nothing is written before you press *Add*."),
+        t("Screenplays, novels, subtitles and chats of any program; Alpaca, ShareGPT and OpenAI/TRL files; CSV, Excel "
+          "and Parquet; character cards. Nothing is written before you press *Add*."),
         elem_classes="quiet",
     )  # fmt: skip
     with gr.Row(equal_height=True):

@@ -1,0 +1,163 @@
+"""Decode a document to paragraphs of text: Word, EPUB, HTML. Runs in the process of decode_table.py, with its limits.
+
+A chat that Telegram exported as HTML comes out as its chat log: `Name, [date]`, then the message.
+"""
+
+import html
+import posixpath
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+from persona.write.importers.budget import Budget
+
+WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+OPF = "{http://www.idpf.org/2007/opf}"
+CONTAINER = "{urn:oasis:names:tc:opendocument:xmlns:container}"
+MAX_MEMBERS = 5_000  # files in an EPUB
+TAG = re.compile(r"(<[^<>]{1,4000}>)")
+TAG_NAME = re.compile(r"<(?P<close>/?)(?P<name>[A-Za-z][A-Za-z0-9:-]{0,30})(?=[\s/>])")
+ATTRIBUTE = re.compile(r"""\s([\w-]{1,40})\s{0,9}=\s{0,9}["']([^"'<>]{0,2000})["']""")
+BLOCKS = frozenset(
+    (
+        *("address", "article", "aside", "blockquote", "body", "br", "dd", "div", "dl", "dt", "figcaption", "figure"),
+        *("footer", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "li", "main", "nav", "ol", "p", "pre"),
+        *("section", "table", "td", "th", "tr", "ul"),
+    )
+)
+LEFT_OUT = ("date", "initials", "service", "reply_to")  # classes of Telegram
+HIDDEN = frozenset(("script", "style", "head", "title", "template", "noscript", "svg"))
+
+
+def decode_docx(path: Path, budget: Budget) -> Iterator[str]:
+    """The paragraphs of a Word file, in their order; deleted text is none."""
+    with zipfile.ZipFile(path) as archive:
+        Budget(budget.limit).spend(archive.getinfo("word/document.xml").file_size)
+        with archive.open("word/document.xml") as file:
+            text: list[str] = []
+            for _, element in ElementTree.iterparse(file):
+                if element.tag == f"{WORD}t":
+                    text.append(element.text or "")
+                elif element.tag in (f"{WORD}br", f"{WORD}cr"):
+                    text.append("\n")
+                elif element.tag == f"{WORD}tab":
+                    text.append("\t")
+                elif element.tag == f"{WORD}p":
+                    yield _spend("".join(text), budget)
+                    text = []
+                    element.clear()
+
+
+def decode_epub(path: Path, budget: Budget) -> Iterator[str]:
+    """The paragraphs of the book's chapters, in the order in which they are read."""
+    with zipfile.ZipFile(path) as archive:
+        Budget(budget.limit).spend(sum(member.file_size for member in archive.infolist()))
+        root = ElementTree.fromstring(archive.read("META-INF/container.xml"))
+        package = next(e.attrib["full-path"] for e in root.iter(f"{CONTAINER}rootfile"))
+        book = ElementTree.fromstring(archive.read(package))
+        files = {e.attrib["id"]: e.attrib["href"] for e in book.iter(f"{OPF}item")}
+        for item in list(book.iter(f"{OPF}itemref"))[:MAX_MEMBERS]:
+            name = posixpath.normpath(posixpath.join(posixpath.dirname(package), unquote(files[item.attrib["idref"]])))
+            yield from _html_paragraphs(archive.read(name).decode("utf-8", "backslashreplace"), budget)
+            yield ""
+
+
+def decode_html(path: Path, budget: Budget, encoding: str = "utf-8") -> Iterator[str]:
+    yield from _html_paragraphs(path.read_text(encoding, "backslashreplace"), budget)
+
+
+def _html_paragraphs(text: str, budget: Budget) -> Iterator[str]:
+    parser = _Paragraphs()
+    for piece in TAG.split(_without_comments(text)):
+        parser.feed(piece)
+        for paragraph in parser.take():
+            yield _spend(paragraph, budget)
+    parser.end_paragraph()
+    for paragraph in parser.take():
+        yield _spend(paragraph, budget)
+
+
+def _without_comments(text: str) -> str:
+    kept, at = [], 0
+    while (start := text.find("<!--", at)) >= 0 and (end := text.find("-->", start)) >= 0:
+        kept.append(text[at:start])
+        at = end + 3
+    return "".join([*kept, text[at:]])
+
+
+def _spend(text: str, budget: Budget) -> str:
+    budget.spend(len(text) + 1)
+    return text
+
+
+class _Paragraphs:
+    """Collects the text between tags that begin a block; of Telegram's chats only names, dates and texts.
+
+    The standard library's parser takes time by the square of the length on tags that are never closed.
+    """
+
+    def __init__(self) -> None:
+        self._done: list[str] = []
+        self._text: list[str] = []
+        self._hidden = ""  # the open tag whose text is not shown
+        self._open: list[str] = []  # Telegram's class of each open div
+        self._left_out = 0  # open divs of which nothing is said
+        self._who = self._when = ""
+
+    def feed(self, piece: str) -> None:
+        """A tag, or the text between two tags."""
+        tag = TAG_NAME.match(piece)
+        name = tag["name"].lower() if tag else ""
+        if self._hidden:
+            if tag and tag["close"] and name == self._hidden:
+                self._hidden = ""
+        elif not tag:
+            if not piece.startswith(("<!", "<?")) and not self._left_out:
+                self._text.append(html.unescape(piece))
+        elif tag["close"]:
+            self._end(name)
+        elif name in HIDDEN:
+            self._hidden = "" if piece.endswith("/>") else name
+        else:
+            self._start(name, piece)
+
+    def take(self) -> list[str]:
+        done, self._done = self._done, []
+        return done
+
+    def end_paragraph(self) -> None:
+        lines = (" ".join(line.split()) for line in "".join(self._text).split("\0"))
+        paragraph = "\n".join(line for line in lines if line)
+        if paragraph:
+            self._done.append(paragraph)
+        self._text = []
+
+    def _start(self, name: str, tag: str) -> None:
+        if name == "br":
+            self._text.append("\0")
+        elif name in BLOCKS:
+            self.end_paragraph()
+            if name == "div" and not tag.endswith("/>"):
+                self._open_div({key.lower(): html.unescape(value) for key, value in ATTRIBUTE.findall(tag)})
+
+    def _open_div(self, attributes: dict[str, str]) -> None:
+        classes = attributes.get("class", "").split()
+        kind = next((c for c in ("from_name", "text", *LEFT_OUT) if c in classes), "")
+        if kind == "date" and re.match(r"\d", attributes.get("title", "")):
+            self._when = " ".join(attributes["title"].split()[:2])
+        self._open.append(kind if self._when or kind == "service" else "")
+        self._left_out += self._open[-1] in LEFT_OUT
+
+    def _end(self, name: str) -> None:
+        if name not in BLOCKS or name == "br":
+            return
+        kind = self._open.pop() if name == "div" and self._open else ""
+        if kind == "from_name":
+            self._who, self._text = " ".join("".join(self._text).split()), []
+        elif kind == "text" and self._who:
+            self._done.append(f"{self._who}, [{self._when}]")
+        self._left_out -= kind in LEFT_OUT
+        self.end_paragraph()

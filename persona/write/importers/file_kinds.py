@@ -1,0 +1,51 @@
+"""What a file that is not imported seems to be, by its first bytes, and the way on."""
+
+import zipfile
+
+from persona.errors import InputError, Message
+from persona.write.importers.text_source import SourceFile
+
+COPY_TEXT = Message("Save its text as .txt, then import that.")
+UNPACK = Message("Unpack it, then import a file of it.")
+MEDIA = Message("Only text can be imported.")
+SIGNATURES: tuple[tuple[bytes, str, Message], ...] = (
+    (b"%PDF", "PDF", COPY_TEXT),
+    (rb"{\rtf", "RTF", COPY_TEXT),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "DOC, XLS", Message("Save it as .txt, or a sheet as .xlsx or .csv.")),
+    (b"SQLite format 3\0", "SQLite", Message("Export the chat from its program instead: as text, JSON or CSV.")),
+    (b"\x1f\x8b", "GZIP", UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "7z", UNPACK),
+    (b"Rar!\x1a\x07", "RAR", UNPACK),
+    (b"\xff\xd8\xff", "JPEG", MEDIA),
+    (b"GIF8", "GIF", MEDIA),
+    (b"RIFF", "WebP, WAV", MEDIA),
+    (b"ID3", "MP3", MEDIA),
+    (b"OggS", "Ogg", MEDIA),
+)  # fmt: skip
+ZIP_KINDS: tuple[tuple[str, str, Message], ...] = (
+    ("content.xml", "OpenDocument", Message("Save it as .txt, or a sheet as .xlsx or .csv.")),
+    ("ppt/presentation.xml", "PowerPoint", COPY_TEXT),
+)
+
+
+def refuse_unreadable(source: SourceFile) -> None:
+    """Raises InputError for a file of a kind that no format reads, naming the kind and the way on."""
+    start = source.bytes(400)
+    found = next(((kind, way) for sign, kind, way in SIGNATURES if start.startswith(sign)), None)
+    if start.startswith(b"PK\x03\x04"):
+        found = _zip_kind(source)
+    if found:
+        raise InputError(
+            "{source}: it seems to be {kind}, which is not read. {way}", source=source.name, kind=found[0], way=found[1]
+        )
+
+
+def _zip_kind(source: SourceFile) -> tuple[str, Message] | None:
+    try:
+        with zipfile.ZipFile(source.path) as archive:
+            names = set(archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return None  # the reader of sheets says what is wrong with it
+    if any(name.startswith("xl/") for name in names) or source.suffix == ".xlsx":
+        return None
+    return next(((kind, way) for member, kind, way in ZIP_KINDS if member in names), ("ZIP", UNPACK))

@@ -1,0 +1,197 @@
+"""The turns of a conversation in a row of data, under whatever names: who, text, and whether the reply is learned."""
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from persona.errors import InputError
+
+CONVERSATION_KEYS = ("conversations", "conversation", "messages", "dialogue", "dialog", "dialogues", "turns", "chosen")
+RENDERED_KEYS = ("text", "conversation", "conversations", "chat", "chosen", "content", "prompt")
+ROLE_KEYS = ("from", "role", "speaker", "author", "sender", "name", "character", "user")
+CONTENT_KEYS = ("value", "content", "text", "message", "utterance", "line")
+USER_FLAGS = ("is_human", "is_user")  # PIPPA's and others' way to name the sides
+NOT_LEARNED = {"weight": 0, "train": False, "loss": False}  # OpenAI's, Axolotl's and ms-swift's: kept as context only
+USER, PERSONA, SYSTEM = "user", "persona", "system"
+ROLES = {
+    **dict.fromkeys(("human", "user", "prompter", "instruction", "{{user}}"), USER),
+    **dict.fromkeys(
+        ("gpt", "assistant", "bot", "model", "chatgpt", "ai", "char", "character", "response", "{{char}}"), PERSONA
+    ),
+    **dict.fromkeys(("system", "developer"), SYSTEM),
+}
+MAX_JSON_TEXT = 2_000_000  # characters of a conversation that stands in a row as a text
+
+# a conversation as one text: the marks of Guanaco, Vicuna, ChatML, Llama, Gemma, Zephyr and Alpaca
+_HEADS = re.compile(
+    r"### ?(?P<hash>Human|User|Instruction|Assistant|Response|System) ?:[ \n]?"
+    r"|<\|im_start\|>(?P<chatml>\w{1,20})\n?"
+    r"|<\|start_header_id\|>(?P<llama>\w{1,20})<\|end_header_id\|>\n{0,2}"
+    r"|<start_of_turn>(?P<gemma>\w{1,20})\n?"
+    r"|<\|(?P<zephyr>user|assistant|system)\|>\n?"
+    r"|(?P<inst>\[/?INST\]) ?"
+    r"|(?:^|(?<=[\n >]))(?P<vicuna>USER|ASSISTANT|SYSTEM): ?"
+    r"|^(?P<hh>Human|Assistant): ?",
+    re.M,
+)
+_ENDS = re.compile(
+    r"<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|endoftext\|>|<\|begin_of_text\|>|</?s>|<[be]os>|<</?SYS>>"
+)
+
+
+class Turn(NamedTuple):
+    """learned: False where the row says that this reply is context only."""
+
+    side: str
+    text: str
+    learned: bool = True
+
+
+def find_turns(row: Any) -> list[Any]:
+    """The turns of a row as objects with a side and a text; none when it holds no conversation."""
+    if not isinstance(row, dict):
+        return []
+    if isinstance(row.get("mapping"), dict):
+        return list(_walk_mapping(row))
+    listed = next((found for key in CONVERSATION_KEYS if (found := _as_list(row.get(key)))), [])
+    if listed:
+        return _expand_exchanges(listed)
+    rendered = (split_rendered(value) for key in RENDERED_KEYS if isinstance(value := row.get(key), str))
+    return next(filter(None, rendered), [])
+
+
+def _walk_mapping(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The texts of ChatGPT's export: its nodes from the current one back to the first, the other way round."""
+    nodes, at, path = row["mapping"], row.get("current_node"), list[Any]()
+    while isinstance(at, str) and isinstance(nodes.get(at), dict) and len(path) <= len(nodes):
+        path.append(nodes[at])
+        at = nodes[at].get("parent")
+    for node in reversed(path) if path else nodes.values():
+        message = node.get("message") if isinstance(node, dict) else None
+        author, content = (message.get(k) for k in ("author", "content")) if isinstance(message, dict) else (None, None)
+        if isinstance(author, dict) and isinstance(content, dict) and isinstance(content.get("parts"), list):
+            text = "\n".join(part for part in content["parts"] if isinstance(part, str))
+            if text.strip() and author.get("role") in ROLES:
+                yield {"role": author["role"], "content": text}
+
+
+def find_used_keys(row: dict[str, Any]) -> tuple[str, ...]:
+    """The keys of the row that find_turns() reads."""
+    if isinstance(row.get("mapping"), dict):
+        return ("mapping", "current_node")
+    listed = tuple(key for key in CONVERSATION_KEYS if _as_list(row.get(key)))[:1]
+    rendered = (key for key in RENDERED_KEYS if isinstance(row.get(key), str) and split_rendered(row[key]))
+    return listed or (*rendered,)[:1]
+
+
+def _as_list(value: Any) -> list[Any]:
+    """A list that is not empty, also where it stands in the row as JSON text."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[" and len(value) <= MAX_JSON_TEXT:
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return []
+    return value if isinstance(value, list) and value else []
+
+
+def _expand_exchanges(turns: list[Any]) -> list[Any]:
+    """XTuner's objects of system, input and output as turns; others as they are."""
+    if not all(isinstance(t, dict) and isinstance(t.get("output"), str) and "input" in t for t in turns):
+        return turns
+    expanded: list[Any] = []
+    for exchange in turns:
+        sides = (("system", "system"), ("input", "user"), ("output", "assistant"))
+        said = [{"role": role, "content": exchange[key]} for key, role in sides if exchange.get(key)]
+        if exchange.get("output_with_loss") is False and said:
+            said[-1]["weight"] = 0
+        expanded += said
+    return expanded
+
+
+def split_rendered(text: str) -> list[Any]:
+    """The turns of a conversation that stands there as one text; none where its marks are not known."""
+    if not (heads := list(_HEADS.finditer(text))):
+        return []
+    turns: list[Any] = []
+    if before := _ENDS.sub("", text[: heads[0].start()]).strip():
+        turns.append({"role": "system", "content": before})
+    for head, following in zip(heads, [*heads[1:], None], strict=True):
+        said = _ENDS.sub("", text[head.end() : following.start() if following else len(text)]).strip()
+        who = next(filter(None, head.groupdict().values()))
+        who = {"[INST]": "user", "[/INST]": "assistant"}.get(who, who.lower())
+        if said:
+            turns.append({"role": who, "content": said})
+    sides = {ROLES.get(turn["role"]) for turn in turns}
+    return turns if {USER, PERSONA} <= sides and None not in sides else []
+
+
+def has_turn_keys(turns: list[Any], who: str, what: str) -> bool:
+    """Whether the turns are objects with these two keys."""
+    return bool(turns) and all(isinstance(t, dict) and who in t and what in t for t in turns[:4])
+
+
+def has_roles(turns: list[Any]) -> bool:
+    """Whether the first turns say themselves which of them are the persona's; some may be a tool's."""
+    first = turns[:4]
+    if not first or not all(isinstance(t, dict) and any(key in t for key in CONTENT_KEYS) for t in first):
+        return False
+    sides = {find_side(turn) for turn in first}
+    return "" not in sides or {USER, PERSONA} <= sides
+
+
+def find_side(turn: dict[str, Any]) -> str:
+    """USER, PERSONA or SYSTEM, "" where the turn does not say."""
+    for flag in USER_FLAGS:
+        if isinstance(turn.get(flag), bool):
+            return USER if turn[flag] else PERSONA
+    who = turn.get(_find(turn, ROLE_KEYS))
+    return ROLES.get(who.strip().lower(), "") if isinstance(who, str) else ""
+
+
+def _find(turn: dict[str, Any], keys: tuple[str, ...]) -> str:
+    return next((key for key in keys if turn.get(key) is not None), "")
+
+
+def used_turn_keys(turn: dict[str, Any]) -> tuple[str, ...]:
+    """The keys of a turn that parse_turns() reads."""
+    return (_find(turn, ROLE_KEYS), _find(turn, CONTENT_KEYS), *USER_FLAGS, *NOT_LEARNED)
+
+
+def parse_turns(turns: list[Any]) -> list[Turn]:
+    """Raises InputError naming the turn that is none."""
+    parsed = []
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, dict):
+            raise InputError("turn {number} is a {kind}, not an object", number=number, kind=type(turn).__name__)
+        if not (side := find_side(turn)):
+            raise InputError(
+                "turn {number} is from {who}, who is neither user, persona nor system",
+                number=number,
+                who=f"{turn.get(_find(turn, ROLE_KEYS))!r:.40}",
+            )
+        learned = all(turn.get(key) is None or turn[key] != off for key, off in NOT_LEARNED.items())
+        parsed.append(Turn(side, turn_text(turn.get(_find(turn, CONTENT_KEYS)), number), learned))
+    return parsed
+
+
+def turn_text(value: Any, number: int) -> str:
+    """The text of a turn: a string, or OpenAI's list of text parts. Raises InputError."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value:
+        for part in value:
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                kind = part.get("type") if isinstance(part, dict) else part
+                raise InputError(
+                    "turn {number} has a part that is not text: {kind}", number=number, kind=f"{kind!r:.40}"
+                )
+        return "\n".join(part["text"] for part in value)
+    raise InputError("turn {number} has no text", number=number)
+
+
+def merge_turns(turns: list[Turn]) -> list[Turn]:
+    """Turns of one side that follow each other as one turn, learned where all of them are."""
+    groups = (list(same) for _, same in groupby(turns, key=lambda turn: turn.side))
+    return [Turn(t[0].side, "\n".join(x.text for x in t), all(x.learned for x in t)) for t in groups]
