@@ -62,6 +62,22 @@ def test_split(pairs, fraction, seed):
     assert held or len({p.instruction.strip() for p in pairs}) == 1, "nothing is held out"
 
 
+def test_replies_of_one_conversation_are_held_out_together():
+    """Else a held-out reply stands in the history of a row that is learned from."""
+
+    def talk(name: str, length: int) -> list[Pair]:
+        said = [(f"{name} asks {n}", f"reply {n} to {name}") for n in range(length)]
+        return [Pair(*said[n], history=tuple(said[:n])) for n in range(length)]
+
+    pairs = [pair for name in "abcdefgh" for pair in talk(name, 4)]
+    for seed in range(5):
+        rows = split_held_out(pairs, 0.25, seed)
+        held = {r.pair.instruction[0] for r in rows if r.held_out}
+        assert sum(r.held_out for r in rows) == 8 and not held & {r.pair.instruction[0] for r in rows if not r.held_out}
+    parted = split_held_out(talk("a", 20), 0.1, 0)
+    assert sum(r.held_out for r in parted) == 2, "a single conversation is parted"
+
+
 @pytest.mark.parametrize("count, fraction, held", [(20, 0.1, 2), (314, 0.1, 31), (2, 0.5, 1), (2, 0.01, 1), (9, 0, 0)])
 def test_split_holds_out_the_share_asked_for(count, fraction, held):
     rows = split_held_out([Pair(str(n), "x") for n in range(count)], fraction, 0)
@@ -273,7 +289,7 @@ def test_a_run_whose_process_is_gone_was_interrupted(run, child, state):
     child.kill()
     child.wait()
     seen = run.progress()
-    says = "its place in line is kept" if state == "queued" else "can be resumed"
+    says = "its place is kept" if state == "queued" else "can be resumed"
     assert seen.status == "interrupted" and says in seen.message and seen.left is None
 
 
