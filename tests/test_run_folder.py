@@ -212,30 +212,6 @@ def test_what_was_expected_counts_until_a_pace_is_known(run):
     assert seen.ends == 1100.0
 
 
-def test_no_time_is_said_to_be_left_that_has_passed(run):
-    """While there is work: the longer of plan and own pace, and none where the plan has run out before a pace is known."""
-    run.update_manifest(expected_seconds=60.0)
-    start = (("state", {"state": "queued", "time": 90.0}), ("state", {"state": "starting", "time": 100.0}),
-             ("plan", {"steps": 6, "time": 200.0}), ("state", {"state": "running", "time": 210.0}))  # fmt: skip
-    assert replay(alive(run), *start).left is None
-    assert replay(run, ("step", {"step": 1, "seconds": 20.0, "time": 230.0})).left is None
-    for step in range(2, 6):
-        seen = replay(run, ("step", {"step": step, "seconds": step * 20.0, "time": 210.0 + step * 20}))
-        assert seen.left == pytest.approx((6 - step) * 20.0)
-    run.update_manifest(expected_seconds=6000.0)
-    assert replay(run).left == pytest.approx(20.0), "after some steps its own pace alone"
-
-
-def test_the_time_of_a_run_is_that_of_its_starts(run):
-    started = (("state", {"state": "queued", "time": 50.0}), ("state", {"state": "starting", "time": 100.0}),
-               ("state", {"state": "starting", "message": "Loading …", "time": 110.0}),
-               ("state", {"state": "running", "time": 130.0}), ("step", {"step": 1, "seconds": 5.0, "time": 140.0}))  # fmt: skip
-    assert replay(alive(run), *started).elapsed == 40.0
-    resumed = (("state", {"state": "starting", "time": 900.0}), ("state", {"state": "running", "time": 910.0}),
-               ("state", {"state": "done", "time": 925.0}))  # fmt: skip
-    assert replay(run, *resumed).elapsed == 65.0
-
-
 def test_a_finished_run_says_so_without_a_process(run):
     seen = replay(run, *RUNNING, ("result", {"adapter_nll": 1.5}), ("state", {"state": "done"}))
     assert (seen.status, seen.left) == ("done", None)
