@@ -106,6 +106,8 @@ def test_the_estimate_counts_as_the_run_does(persona, tiny_gemma):
     assert longer.seconds - train_plan.STARTUP_SECONDS > 25 * (seen.seconds - train_plan.STARTUP_SECONDS)
     capped = see(persona, tiny_gemma, batch_size=4, max_steps=3)
     assert capped.steps == 3 and capped.seconds < seen.seconds
+    as_many = see(persona, tiny_gemma, batch_size=32, max_steps=6)  # two steps a pass, the second of 4 rows
+    assert as_many.work.tokens == pytest.approx(see(persona, tiny_gemma, batch_size=32, epochs=3).work.tokens)
 
 
 def finish(persona, config, rate=50.0, steps=27, device="cpu", dtype="bfloat16", state="done"):

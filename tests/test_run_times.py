@@ -28,9 +28,11 @@ def steps(count: int) -> list:
 
 def test_no_time_is_left_only_when_nothing_is_left_to_do():
     """The longer of plan and own pace counts, and none where the plan has run out before a pace is known."""
-    assert replay(STARTED).left is None and replay([*STARTED, *steps(1)]).left is None
-    for count in range(2, 7):
+    assert replay(STARTED).left is None
+    for count in range(1, 7):
         assert replay([*STARTED, *steps(count)]).left == pytest.approx((6 - count) * 20.0)
+    measured = [*STARTED[:2], ("eval", 205, {"step": 0, "nll": 4.0}), STARTED[2]]
+    assert replay(measured, 130.0).left == 6 * 10.0, "six evaluations as long as the base's, for 20 s by the plan"
     assert replay([*STARTED, *steps(2)], 600.0).left == pytest.approx(600 * 4 / 6 - 150)
     assert replay([*STARTED, *steps(5)], 600.0).left == pytest.approx(20.0), "after some steps its own pace alone"
 

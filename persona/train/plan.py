@@ -313,9 +313,8 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
     train_rows = len(rows) - held_out
     steps, steps_between = count_steps(config, train_rows)
     mean_tokens, mean_learned = (sum(r[n] for r in rows) / len(rows) for n in (0, 1))
-    rows_seen: float = steps * config.batch_size * config.gradient_accumulation_steps
-    if config.max_steps < 0:
-        rows_seen = min(rows_seen, train_rows * config.epochs)
+    steps_per_epoch = math.ceil(train_rows / (config.batch_size * config.gradient_accumulation_steps))
+    rows_seen = train_rows * steps / max(1, steps_per_epoch)  # the last step of an epoch has fewer rows
     work = TrainingWork(
         tokens=rows_seen * mean_tokens,
         learned=rows_seen * mean_learned,

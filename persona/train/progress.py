@@ -175,22 +175,25 @@ class EventReplay:
         self.last = e["seconds"], e.get("tokens", 0)
 
     def _estimate_left(self) -> float | None:
-        """Seconds until the run is done: by its own pace, or while few steps say little of it, also by the plan.
+        """Seconds until the run is done: by its own pace, and while few steps say little of it, also by the plan.
 
-        The longer of the two counts then, and None where neither is known.
+        The longer of the two counts then. None before the first step where the plan's time is not known, or has passed.
         """
         measured, expected = self._measured_left(), self._expected_left()
+        if expected is None:
+            return measured if self.first_step else None
         is_steady = self.first_step is not None and self.step - self.first_step[0] >= PACE_STEPS
-        if measured is None or expected is None:
-            return expected if measured is None else measured
-        return measured if is_steady else max(measured, expected)
+        return measured if is_steady and measured is not None else max(measured or 0.0, expected)
 
     def _measured_left(self) -> float | None:
-        """By the steps at their mean pace, and the evaluations between them; None before the second step."""
-        if self.status != "running" or not self.first_step or self.step <= self.first_step[0]:
+        """By the steps at their mean pace, and the evaluations between them; before any step by the latter alone."""
+        if self.status != "running":
             return None
-        first, _, seconds = self.first_step
-        pace = (self.seconds - seconds) / (self.step - first)
+        pace = 0.0
+        if self.first_step and self.step > self.first_step[0]:  # the first one is slow
+            pace = (self.seconds - self.first_step[2]) / (self.step - self.first_step[0])
+        elif self.first_step:
+            pace = self.seconds / max(1, self.step)
         evaluated = [s for s in self.held_out if s]
         between = min(evaluated, default=max(1, math.ceil(self.steps / 10)))
         evaluations_left = math.ceil(self.steps / between) - len(evaluated) if self.held_out else 0

@@ -160,8 +160,9 @@ def run_status_html(run: Run, p: RunProgress) -> str:
     facts = [(t("step"), f"{p.step} / {p.steps}" if p.steps else "…")]
     if p.status in ACTIVE_STATUSES:
         facts.append((t("time left"), countdown_html(run.name, p.ends)))
-    facts.append((t("time so far") if p.status in ACTIVE_STATUSES else t("time taken"), format_duration(p.elapsed)))
-    facts.append((t("of it in training steps"), format_duration(p.seconds)))
+    else:
+        facts.append((t("time taken"), format_duration(p.elapsed)))
+    facts.append((t("in training steps"), format_duration(p.seconds)))
     if p.base_nll is not None:
         facts.append((t("held-out loss, base"), f"{p.base_nll:.2f}"))
     if best is not None:
