@@ -250,7 +250,7 @@ def _build_layout(settings: RenderSettings) -> _Controls:
     settings.base.render()
     with gr.Row(elem_classes="slim turn"):
         number = gr.Number(1, label=t("Pair"), precision=0, minimum=1, elem_id="pair-number", scale=0, min_width=80)
-        back = gr.Button(t("← Previous"), scale=0, min_width=90)
+        back = gr.Button(t("← Previous"), scale=0, min_width=120)
         forward = gr.Button(t("Next →"), scale=0, min_width=90)
     mask = gr.HTML(elem_id="mask")
     totals = gr.HTML(elem_id="totals", js_on_load=FORWARD_CLICKS_JS)
