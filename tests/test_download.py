@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from huggingface_hub import errors
 
 from persona.errors import BaseError
 from persona.models import adapter, base, download
@@ -106,6 +108,23 @@ def test_a_base_that_cannot_be_had_is_said_in_words(hub: Hub, tmp_path: Path, mo
     assert said == [f"Downloading ann/{x} from the Hub …" for x in ("gone", "base")] + [
         "Downloading ann/base from the Hub (1.5 GB) …"
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (errors.LocalEntryNotFoundError("no"), "not on this machine, and the Hub cannot be reached. Check the name"),
+        (ConnectionError("no"), "not on this machine, and the Hub cannot be reached. Check the name"),
+        (
+            errors.HfHubHTTPError("no", response=httpx.Response(503, request=httpx.Request("GET", "https://hub.test"))),
+            "the Hub answers with an error (503). Try again",
+        ),
+    ],
+)
+def test_what_the_hub_refuses_is_a_sentence(error: Exception, words: str) -> None:
+    """Without the name of an exception, and with what to do."""
+    said = download._explain_hub_error("ann/typo", "", error).message
+    assert words in said and "ann/typo" in said and "Error" not in said and "embedded base" in said
 
 
 def test_a_long_download_says_how_far_it_is(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,6 +223,9 @@ def test_a_good_adapter_has_learned(good, base, tmp_path):
     assert all(len(p.replies) == 2 and p.ruled for p in found.probes)
     shares = [p.share for p in seen]
     assert shares == sorted(shares) and shares[-1] == 1.0, "all planned work was counted, and no more"
+    left = [p.seconds_left for p in seen if p.seconds_left is not None]
+    assert left == sorted(left, reverse=True), "it counts down"
+    assert {p.parts for p in seen if p.part} == {5} and sorted({p.part for p in seen}) == [0, 1, 2, 3, 4, 5]
     assert seen[-1].seconds_left == 0 and {"General questions", "Answers to held-out questions"} <= {
         p.doing for p in seen
     }
@@ -270,7 +273,7 @@ def test_rows_are_measured_as_training_measures_them(good, base):
     name = model.attach(opened)
     renderer = Renderer(model.tokenizer, read_template("chatml"), "You are Mags.")
     examples = [renderer.render_example(p) for p in PAIRS[:5]]
-    work = scoring.EvalWork(lambda _: None, planned=10)
+    work = scoring.EvalWork(lambda _: None)
     by_base = scoring.score_rows(model, session.NO_ADAPTER, examples, work)
     own = scoring.score_rows(model, name, examples, work)
     weights = [e.learned for e in examples]
@@ -324,7 +327,7 @@ def test_the_page_stops_a_measurement_and_shows_what_it_has(good, base, monkeypa
             next(judge_tab.measure_adapter(chosen, False))
         if "Answers to held-out questions" in html:
             break
-    assert "<progress" in html
+    assert 'role="progressbar"' in html and "Part 2 of 5: Answers" in html
     judge_tab.stop_measuring()
     *_, (shown, file) = steps
     assert "Stopped" in shown and file.endswith("report.html")

@@ -13,7 +13,7 @@ from messages_in_source import MAKERS, made
 from persona.template import chat_template
 from persona.train.config import PRESETS
 from persona.ui import i18n, navigation, voice_picker, widgets
-from persona.ui.steps import share
+from persona.ui.steps import share, template
 from persona.ui.steps.compare import base_note, blind_vote_tab, chat_tab
 from persona.ui.steps.share import export_tab
 from persona.ui.steps.train import run_view, settings_form
@@ -91,7 +91,8 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
     },
     "script": {"widgets.py": {widgets.COUNTDOWN_JS, widgets.FORWARD_CLICKS_JS}, "steps/write/pairs_tab.py": {pairs_tab.PAINT_MARKS_JS, pairs_tab.SAVED_JS, pairs_tab.REFUSED_JS},
                "navigation.py": {navigation.NAVIGATION_JS, navigation.FOCUS_STEP_JS},
-               "steps/compare/base_note.py": {base_note.CHOOSE_BASE_JS}, "steps/compare/chat_tab.py": {chat_tab.SHOW_ANSWERS_JS}},
+               "steps/compare/base_note.py": {base_note.CHOOSE_BASE_JS}, "steps/compare/chat_tab.py": {chat_tab.SHOW_ANSWERS_JS},
+               "steps/template/__init__.py": {template.SHOW_REFUSED_JS}, "steps/train/run_view.py": {run_view.WHOLE_STEPS_JS}},
     "told to programs: no browser with the page open asks so": {
         "middleware/event_limits.py": {"The request ended early."},
         "middleware/visitors.py": {"Not found.", "The request is no JSON object."},

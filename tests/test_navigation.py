@@ -1,7 +1,9 @@
 """The first five minutes: what the page says is done and next, which steps open, and what is said where none does."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import get_args
 
 import gradio as gr
 import pytest
@@ -15,9 +17,10 @@ from persona.store import persona_folder, workspace
 from persona.store.pairs import Pair
 from persona.train import launcher, queue
 from persona.train.config import make_config
-from persona.train.progress import RunProgress
+from persona.train.progress import RunProgress, RunStatus
 from persona.ui import navigation, voice_picker
-from persona.ui.chosen import Chosen
+from persona.ui.app import choose_in_list
+from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.navigation import COMPARE, SHARE, TEMPLATE, TRAIN, WRITE, PersonaState
 from persona.ui.steps.compare import blind_vote_tab, chat_tab, judge_tab, questions_tab
 from persona.ui.steps.compare.loading import report_loading
@@ -25,7 +28,7 @@ from persona.ui.steps.train import settings_form
 from persona.write.lint.finding import Finding
 
 FULL = PersonaState(open=True, pairs=314)
-TRAINED = PersonaState(open=True, pairs=314, run=RunProgress(status="done"), adapter=True)
+TRAINED = PersonaState(open=True, pairs=314, run=RunProgress(status="done"), adapter=True, run_has_adapter=True)
 
 
 @pytest.fixture
@@ -50,10 +53,12 @@ def test_the_hint_says_what_is_done_and_what_is_next():
         (WRITE, PersonaState(), "three ways"), (WRITE, PersonaState(open=True), "first pair"),
         (WRITE, PersonaState(open=True, pairs=1200, unfinished=3), "1,200, unfinished: 3"),
         (WRITE, PersonaState(open=True, pairs=314, warnings=2), "314, findings: 2"), (WRITE, FULL, "Next: Template"),
-        (TEMPLATE, FULL, "Next: Train"), (TRAIN, FULL, "press Start"), (TRAIN, PersonaState(open=True, pairs=1), "too few"),
+        (TEMPLATE, FULL, "Next: Train"), (TRAIN, FULL, "press Start training"),
+        (TRAIN, replace(FULL, waits=True), "press Add to the queue"), (TEMPLATE, replace(FULL, untrainable=2), "cannot be trained on: 2."),
+        (TRAIN, PersonaState(open=True, pairs=1), "too few"),
         (TRAIN, PersonaState(True, 314, run=RunProgress(status="running", left=90)), f"About {navigation.TIME_LEFT} left. You can close"),
         (TRAIN, PersonaState(True, 314, run=RunProgress(status="running")), "Training. You can close"),
-        (TRAIN, PersonaState(True, 314, run=RunProgress(status="failed")), "did not finish"), (TRAIN, TRAINED, "Next: Compare"),
+        (TRAIN, TRAINED, "Next: Compare"),
         (COMPARE, FULL, "no adapter yet"), (COMPARE, TRAINED, "press Send"),
         (SHARE, FULL, "nothing to share"), (SHARE, TRAINED, "zip needs no account"),
     ]  # fmt: skip
@@ -62,6 +67,71 @@ def test_the_hint_says_what_is_done_and_what_is_next():
         assert words in navigation.next_hint(step, seen)
 
     check_each(cases, check)
+
+
+RUN_HINTS = {  # status → what is said without and with an adapter of that run
+    "queued": ("waits for its turn", "waits for its turn"),
+    "starting": ("Training. You can close", "Training. You can close"),
+    "running": ("Training. You can close", "Training. You can close"),
+    "done": ("its adapter was deleted", "Training is done. Next: Compare"),
+    "stopped": ("left no adapter. Resume it", "was stopped at step"),
+    "failed": ("did not finish", "did not finish"),
+    "interrupted": ("did not finish", "did not finish"),
+}
+
+
+def test_each_status_of_a_run_has_its_own_words():
+    """Whatever adapter is chosen beside it: an older run's, one from elsewhere, or none."""
+    assert set(RUN_HINTS) == set(get_args(RunStatus))
+    cases = [(status, has, chosen) for status in RUN_HINTS for has in (False, True) for chosen in (False, True)]
+
+    def check(status, has_adapter, chosen):
+        seen = PersonaState(
+            True, 314, run=RunProgress(status=status, left=0.0), adapter=chosen, run_has_adapter=has_adapter
+        )
+        hint = navigation.next_hint(TRAIN, seen)
+        assert RUN_HINTS[status][has_adapter] in hint and navigation.TIME_LEFT not in hint
+        assert navigation.is_step_done(TRAIN, seen) == (status == "done" and has_adapter)
+
+    check_each(cases, check)
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_the_page_follows_the_end_of_a_run_that_it_has_watched(ada, step):
+    """The adapter is there only now: the window had none when it was opened, and has not been reloaded."""
+    ada.save_pairs([Pair("Who?", "Ada."), Pair("What?", "I count.")])
+    run = launcher.create_run(ada, make_config("quick"))
+    opened = Chosen.newest_of("ada")
+    assert not opened.adapter
+    run.adapter.mkdir()
+    run.log("state", state="done")
+    html, *view = navigation.follow_run(opened, step, [], "")
+    assert ChosenView(*view).chosen.adapter == f"run/ada/{run.name}" == ChosenView(*view).adapter_list.value
+    assert 'id="step-share-button" data-step="4" aria-disabled' not in html and html.count('class="done"') == 2
+    hints = {TRAIN: "Training is done", COMPARE: "Ask something", SHARE: "A zip needs no account"}
+    assert hints.get(step, "") in html and "did not finish" not in html
+
+
+def test_an_adapter_in_use_stays_when_another_run_ends(ada):
+    ada.save_pairs([Pair("Who?", "Ada."), Pair("What?", "I count.")])
+    runs = [launcher.create_run(ada, make_config("quick")) for _ in range(2)]
+    older, newer = sorted(runs, key=lambda run: run.name)
+    older.adapter.mkdir()
+    in_use = Chosen.newest_of("ada")
+    newer.adapter.mkdir()
+    for step in (COMPARE, SHARE):
+        assert navigation.follow_run(in_use, step, [], "")[1:] == ChosenView.unchanged()
+    _, *view = navigation.follow_run(in_use, TRAIN, [], "")
+    assert ChosenView(*view).adapter == f"run/ada/{newer.name}"
+
+
+def test_new_or_example_leads_to_the_start_page(ada):
+    *view, steps, step = choose_in_list("", Chosen("ada"))
+    assert ChosenView(*view).slug == "" and (steps.selected, step) == (WRITE, WRITE)
+    *view, steps, step = choose_in_list("", Chosen(adapter="opened/x", by_hand=True))
+    assert (steps.selected, step) == (WRITE, WRITE), "beside an adapter from elsewhere too"
+    *view, steps, step = choose_in_list("ada", Chosen())
+    assert ChosenView(*view).slug == "ada" and not isinstance(steps, gr.Walkthrough)
 
 
 def test_what_is_seen_is_what_is_on_disk(ada, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from persona.models.hardware import Machine
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard, create_persona_at, open_persona
 from persona.store.workspace import EXAMPLES_DIR
-from persona.train import launcher
+from persona.train import launcher, queue
 from persona.train import plan as train_plan
 from persona.train.collator import Collator
 from persona.train.config import count_steps, make_config
@@ -106,6 +106,8 @@ def test_the_estimate_counts_as_the_run_does(persona, tiny_gemma):
     assert longer.seconds - train_plan.STARTUP_SECONDS > 25 * (seen.seconds - train_plan.STARTUP_SECONDS)
     capped = see(persona, tiny_gemma, batch_size=4, max_steps=3)
     assert capped.steps == 3 and capped.seconds < seen.seconds
+    as_many = see(persona, tiny_gemma, batch_size=32, max_steps=6)  # two steps a pass, the second of 4 rows
+    assert as_many.work.tokens == pytest.approx(see(persona, tiny_gemma, batch_size=32, epochs=3).work.tokens)
 
 
 def finish(persona, config, rate=50.0, steps=27, device="cpu", dtype="bfloat16", state="done"):
@@ -206,6 +208,20 @@ def test_the_page_tells_memory_and_time(persona, tiny_gemma, plain_machine, monk
     assert "GB</b> of" in text and "problem" not in text
     finish(persona, make_config(base=str(tiny_gemma)), rate=5.0)
     assert "at the speed of your last such run" in page.plan_html("mags", "quick", str(tiny_gemma), *FORM)
+
+
+def test_the_page_says_when_other_programs_make_it_slower(persona, tiny_gemma, plain_machine, monkeypatch):
+    def plan_beside(share: float) -> str:
+        monkeypatch.setattr(hardware, "rates_now", lambda: tuple((d, share * rate) for d, rate in MACHINE.rates))
+        return page.plan_html("mags", "quick", str(tiny_gemma), *FORM)
+
+    assert "using this machine now" not in plan_beside(0.8), "so much a measurement alone varies"
+    busy = plan_beside(1e-4)
+    assert "Other programs are using this machine now; without them it would take about 1 minute." in busy
+    assert "about 1 minute</b>" not in busy, "the time beside them"
+    monkeypatch.setattr(queue, "find_training_run", lambda: object())
+    monkeypatch.setattr(queue, "estimate_wait", lambda: None)
+    assert "A run is using this machine now" in plan_beside(1e-4)
 
 
 def test_the_page_says_what_to_choose_when_it_will_not_fit(persona, tiny_gemma, plain_machine, monkeypatch):

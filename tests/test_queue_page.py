@@ -128,22 +128,23 @@ def test_the_page_puts_in_line_shows_cancel_and_switches(new, monkeypatch):
     a = page.on_start(slug, "quick")
     wait_for(lambda: status(page.find_run(slug, a)) == "running")
     b = page.on_start(slug, "quick")
-    status_, *_, begin, halt, again, _, which, timer, _, mark = page.update_run_view(slug, b, "")
+    status_, *_, begin, halt, again, _, which, timer, _, mark, training = page.update_run_view(slug, b, "")
     assert f"Waiting: 1st in line, after {a} of Mags" in status_
     assert (halt.value, halt.interactive, begin.value, begin.interactive) == ("Cancel", True, "Add to the queue", True)
     assert which.visible and which.choices == [(f"{a}: training", a), (f"{b}: waiting", b)] and which.value == b
-    assert timer.active and not again.visible
+    assert timer.active and not again.visible and training.endswith(a)
     assert all(x == {"__type__": "update"} for x in page.update_run_view(slug, b, mark)), "nothing new"
-    assert page.update_run_view(slug, "", "")[-2] == a, "a reloaded page shows what trains, and stays with it"
+    assert page.update_run_view(slug, "", "").name == a, "a reloaded page shows what trains, and stays with it"
 
     monkeypatch.setattr(page.gr, "Info", lambda text, **_: None)
     assert page.on_stop(slug, b) == b
-    status_, *_, halt, again, _, which, _, _, _ = page.update_run_view(slug, b, mark)
+    status_, *_, halt, again, _, which, _, _, _, _ = page.update_run_view(slug, b, mark)
     assert "Stopped" in status_ and again.visible and not halt.interactive and which.visible, "back to the other one"
     page.on_stop(slug, a)
     wait_for(lambda: not queue.find_training_run())
-    *_, begin, halt, again, _, which, timer, _, _ = page.update_run_view(slug, a, "")
+    *_, begin, halt, again, _, which, timer, _, _, training = page.update_run_view(slug, a, mark)
     assert (begin.value, halt.value, which.visible, timer.active) == ("Start training", "Stop", False, False)
+    assert training == "", "what Start would do is worked out anew"
 
 
 def test_a_process_that_cannot_be_noted_is_not_left_behind(new, monkeypatch):

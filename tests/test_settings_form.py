@@ -55,6 +55,30 @@ def test_each_control_is_of_its_fields_kind_and_says_why():
     assert [c.value for c in made] == settings_form.preset_values("balanced")
 
 
+def test_the_form_belongs_to_its_persona():
+    """Of whichever persona was shown before: its own last settings, else the defaults."""
+    default = [settings_form.FIRST_PRESET, *settings_form.preset_values(settings_form.FIRST_PRESET)]
+    mags = ["thorough", *settings_form.preset_values("thorough")]
+    mags[1 + settings_form.EXPERT_FIELDS.index("max_steps")] = 10
+    kept, *form = settings_form.restore_form("mags", settings_form.PersonaForms(), *default)
+    assert form == default
+    for slug, form_left, expected in [
+        ("otto", mags, default), ("mags", default, mags), ("", mags, default), ("otto", default, default), ("mags", default, mags),
+    ]:  # fmt: skip
+        kept, *form = settings_form.restore_form(slug, kept, *form_left)
+        assert form == expected, slug
+    assert settings_form.restore_form("mags", kept, *mags) == [kept, *mags], "the same persona again"
+
+
+def test_what_deviates_from_the_preset_is_said_beside_it():
+    assert settings_form.describe_deviations(make_config("balanced"), "balanced") == ""
+    changed = settings_form.describe_deviations(make_config("quick", max_steps=10, lora_r=8), "quick")
+    assert changed == "Max steps: 10 (preset: -1); LoRA rank (r): 8 (preset: 16)"
+    assert not any(word in about for _, about in PRESETS.values() for word in ("minute", "hour", "second")), (
+        "no promise"
+    )
+
+
 def test_every_wrong_field_is_named():
     with pytest.raises(InputError, match=r"learning_rate=-1.*lora_r=0"):
         page(learning_rate=-1, lora_r=0)

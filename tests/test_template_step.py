@@ -102,10 +102,23 @@ def test_a_template_that_cannot_be_right_is_refused_and_not_kept(persona, tiny_l
 def test_a_pair_that_cannot_be_trained_on_is_explained_in_the_visitors_language(persona, tiny_llama):
     LocalContext.request.set(SimpleNamespace(headers={"accept-language": "zh-CN"}))
     try:
-        html = template.check_all_pairs("mags", str(tiny_llama), "chatml", 10, False)
+        html, _ = template.check_all_pairs("mags", str(tiny_llama), "chatml", 10, False)
     finally:
         LocalContext.request.set(None)
     assert "第 1 条对话对：回复会被截断" in html and "would be cut" not in html
+
+
+def test_the_check_counts_what_cannot_be_trained_on_and_leads_to_the_pair_and_the_setting(persona, tiny_llama):
+    """The hint above follows this count (test_navigation.py): the two cannot contradict each other."""
+    persona.save_pairs([*PAIRS[:2], Pair("Tell me all.", "word " * 200), *PAIRS[3:]])
+    html, refused = template.check_shown_persona(template.TEMPLATE, "mags", str(tiny_llama), "chatml", 300, False)
+    assert refused == 1 and "pair 3: the reply would be cut" in html and html.count("data-do='pair'") == 1
+    data = dict(re.findall(r"data-(do|row)='(\w+)'", re.search(r"<button[^>]*data-do='pair'[^>]*>", html)[0]))
+    assert template.show_refused(SimpleNamespace(_data=data))[0] == 3
+    assert "data-do='setting'" in html and template.show_refused(SimpleNamespace(_data={"do": "setting"}))[1].open
+    html, refused = template.check_shown_persona(template.TEMPLATE, "mags", str(tiny_llama), "chatml", 4096, False)
+    assert refused == 0 and "data-do" not in html and "Every pair can be trained on" in html
+    assert template.check_shown_persona(template.TRAIN, "mags", str(tiny_llama), "chatml", 300, False) == ("", 0)
 
 
 NOISE = """

@@ -1,4 +1,4 @@
-"""In a real browser: a refused text, a stopped run, and a time left that is the same everywhere and counts down."""
+"""In a real browser: a refused text, a stopped run, a run that is watched until it ends."""
 
 import subprocess
 import sys
@@ -54,8 +54,10 @@ def test_a_stopped_run_says_so_and_offers_to_resume(browser, page_server, traine
     assert errors == []
 
 
-def test_the_time_left_is_one_and_counts_down(browser, page_server, trained_persona):
+def test_a_run_that_is_watched_counts_down_and_its_end_is_seen(browser, page_server, trained_persona):
+    """The time left is one everywhere; with the end come the adapter, the hint and the steps, without a reload."""
     (run,) = run_folder.list_runs(trained_persona)
+    run.adapter.rename(run.path / "not-yet")
     worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)  # ended by page_server
     run_folder.record_worker(run, worker.pid)
     run.log("state", state="starting")
@@ -72,6 +74,15 @@ def test_the_time_left_is_one_and_counts_down(browser, page_server, trained_pers
     page.wait_for_function(
         f"(first) => ({shown})().every((text, _, all) => text === all[0] && text !== first)", arg=first
     )
+    assert page.get_attribute("#step-share-button", "aria-disabled") == "true"
+    (run.path / "not-yet").rename(run.adapter)
     run.log("state", state="done")
-    page.wait_for_function("() => !document.querySelector('.countdown')")
+    page.wait_for_selector("#navigation .next-hint >> text=Training is done. Next: Compare")
+    assert page.locator("#navigation li.done").count() == 3 and page.locator(".countdown").count() == 0
+    page.click("#step-share-button")
+    page.wait_for_selector("#navigation .next-hint >> text=A zip needs no account")
+    page.click("#step-train-button")
+    page.click("#persona-list input")
+    page.click("#persona-list [role=option] >> text=New or example")
+    page.wait_for_selector("#navigation .next-hint >> text=three ways")
     assert errors == []

@@ -1,7 +1,9 @@
 """Did it learn? Base and adapter on held-out pairs, probes, trained pairs and general questions, as one report."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,14 +121,18 @@ def _measure_parts(
     parts = {part: getattr(begun, part) for part in measure if part not in begun.missing} if begun else {}
     planned = {part: work for part, work in measurements.count_work(session).items() if part not in parts}
     judged_answers = min(session.limits.answers, len(session.held)) if endpoint else 0
-    session.work.planned = sum(planned.values()) + judged_answers
+    work = session.work
+    work.planned, work.parts = sum(planned.values(), Counter(judging=judged_answers)), len(planned) + bool(endpoint)
     try:
         for part in planned:
+            work.part += 1
             parts[part] = measure[part]()
         if endpoint:
-            session.work.doing = Message("{model} judges", model=endpoint.model)
+            work.part += 1
+            work.doing = Message("{model} judges", model=endpoint.model)
             answers = parts["answers"].rows if parts["answers"] else []
-            parts["judged"] = llm_judge.judge_answers(endpoint, card, answers, session.work.tick) if answers else None
+            tick = partial(work.tick, "judging")
+            parts["judged"] = llm_judge.judge_answers(endpoint, card, answers, tick) if answers else None
     except EvaluationStopped:
         if not parts:
             raise

@@ -1,5 +1,6 @@
 """One evaluation, part by part, on a base with the adapter attached."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -107,17 +108,18 @@ def start_session(
     )  # fmt: skip
 
 
-def count_work(session: EvalSession) -> dict[str, int]:
-    """The forward passes of each part of the report, at most."""
+def count_work(session: EvalSession) -> dict[str, Counter[str]]:
+    """The passes of each part of the report, at most."""
     limits, limit, rules = session.limits, session.sampling.max_new_tokens, len(session.rules)
     held, trained = len(session.held), len(session.trained)
     general = scoring.count_passes(2 * limits.general, scoring.GENERAL_REPLY_TOKENS)
+    probe_passes = sum(scoring.count_passes((2 if n == 0 else 1) * rules, limit) for n in range(limits.seeds))
     return {
-        "likelihood": 2 * (min(limits.likelihoods, held) + min(limits.trained, trained)),
-        "answers": scoring.count_passes(2 * min(limits.answers, held), limit),
-        "probes": sum(scoring.count_passes((2 if n == 0 else 1) * rules, limit) for n in range(limits.seeds)),
-        "memory": scoring.count_passes(min(limits.remembered, trained), limit),
-        "drift": general + 2 * limits.general,
+        "likelihood": Counter(scoring=2 * (min(limits.likelihoods, held) + min(limits.trained, trained))),
+        "answers": Counter(answering=scoring.count_passes(2 * min(limits.answers, held), limit)),
+        "probes": Counter(answering=probe_passes),
+        "memory": Counter(answering=scoring.count_passes(min(limits.remembered, trained), limit)),
+        "drift": Counter(answering=general, scoring=2 * limits.general),
     }
 
 

@@ -5,8 +5,9 @@ Each row and each batch of answers takes a turn of its own, so that a chat besid
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from persona.compare.model_queue import MODEL_QUEUE
 from persona.compare.session import Column, LoadedModel, stream_replies
@@ -28,36 +29,63 @@ GENERAL_REPLY_TOKENS = 32  # tokens of an answer to a general question: enough t
 
 @dataclass(frozen=True)
 class EvalProgress:
-    """How far an evaluation is: share done (0 … 1), what it does, and seconds left where they can be estimated."""
+    """How far an evaluation is: share done (0 … 1), what it does, and seconds left where they can be estimated.
+
+    seconds_left: of the whole evaluation, never more than before. part: the number of what it does, of `parts`; 0
+    before the first.
+    """
 
     share: float
     doing: str
     seconds_left: float | None
+    part: int = 0
+    parts: int = 0
+
+
+PACE_PASSES = 3  # of a kind, before its pace is known: the first ones are slow
 
 
 @dataclass
 class EvalWork:
-    """Counts what is done against what is planned; a forward pass is 1, of whichever kind.
+    """Counts what is done against what is planned, in passes, and estimates the time left: each kind has its own pace.
 
+    Kinds: "scoring" (a row), "answering" (a token of a batch of answers), "judging" (an answer, by another model).
     visitor: whose evaluation it is, for the queue before the model.
     """
 
     report: Callable[[EvalProgress], None]
     visitor: str = ""
-    planned: int = 0
+    planned: Counter[str] = field(default_factory=Counter)
+    parts: int = 0
+    part: int = 0
     doing: str = ""
-    done: int = 0
-    started: float = 0.0
+    done: Counter[str] = field(default_factory=Counter)
+    left: float | None = None
+    _timed: Counter[str] = field(default_factory=Counter)  # passes that were computed, and their seconds
+    _seconds: dict[str, float] = field(default_factory=dict)
+    _last: float = 0.0
 
     def __post_init__(self) -> None:
-        self.started = time.monotonic()
+        self._last = time.monotonic()
 
-    def tick(self, steps: int = 1) -> None:
-        self.done += steps
-        share = min(1.0, self.done / max(1, self.planned))
-        elapsed = time.monotonic() - self.started
-        left = elapsed * (1 - share) / share if share > 0.02 else None  # the first passes are slow and say little
-        self.report(EvalProgress(share, self.doing, left))
+    def tick(self, kind: str, saved: int = 0) -> None:
+        """One pass is done, or `saved` passes turned out not to be needed."""
+        now = time.monotonic()
+        self.done[kind] += saved or 1
+        if not saved:
+            self._timed[kind] += 1
+            self._seconds[kind] = self._seconds.get(kind, 0.0) + now - self._last
+        planned, self._last = max(1, self.planned.total()), now
+        self.left = self._estimate_left()
+        self.report(EvalProgress(min(1.0, self.done.total() / planned), self.doing, self.left, self.part, self.parts))
+
+    def _estimate_left(self) -> float | None:
+        """Seconds for all passes that are left, each kind at its pace; None until all of these are known."""
+        left = {kind: n - self.done[kind] for kind, n in self.planned.items() if n > self.done[kind]}
+        if any(self._timed[kind] < PACE_PASSES for kind in left):
+            return self.left
+        seconds = sum(n * self._seconds[kind] / self._timed[kind] for kind, n in left.items())
+        return seconds if self.left is None else min(self.left, seconds)
 
 
 @dataclass(frozen=True)
@@ -89,7 +117,7 @@ def score_rows(model: LoadedModel, name: str, examples: Sequence[TrainingExample
             MixedLora(model.model, [model.adapter_weights(name)]),
         ):
             nlls.append(mean_nll(model.model, [example], collate))
-        work.tick()
+        work.tick("scoring")
     return nlls
 
 
@@ -124,8 +152,9 @@ def ask_columns(
         with MODEL_QUEUE.turn(work.visitor, "evaluation") as ticket, ticket.held():
             for step in stream_replies(model, [columns[n] for n in batch], sampling, stop_id):
                 steps.append(step)
-                work.tick()
-        work.tick(sampling.max_new_tokens + 1 - len(steps))  # passes that an early end has saved
+                work.tick("answering")
+        if saved := sampling.max_new_tokens + 1 - len(steps):  # passes that an early end has saved
+            work.tick("answering", saved)
         for n, reply in zip(batch, steps[-1], strict=True):
             replies[n] = reply
     return replies

@@ -169,8 +169,18 @@ def _explain_hub_error(name: str, revision: str, e: Exception) -> BaseError:
             where=where,
             instead=instead,
         )
-    reason = Message("is not on this machine and the Hub cannot be reached ({kind})", kind=type(e).__name__)
-    return BaseError("{name} {reason}. {instead}", name=name, reason=reason, instead=instead)
+    if status:
+        return BaseError(
+            "{name}: the Hub answers with an error ({status}). Try again later. {instead}",
+            name=name,
+            status=status,
+            instead=instead,
+        )
+    return BaseError(
+        "{name}: not on this machine, and the Hub cannot be reached. Check the name and the connection. {instead}",
+        name=name,
+        instead=instead,
+    )
 
 
 def _fetch_licence(name: str) -> str:

@@ -222,7 +222,7 @@ class RunConfig(BaseModel):
 
 
 PRESETS: dict[str, tuple[dict[str, Any], str]] = {
-    "quick": ({"epochs": 3.0}, "Three passes. A first answer in minutes; enough to hear whether the persona is there."),
+    "quick": ({"epochs": 3.0}, "Three passes over the pairs: enough to hear whether the persona is there."),
     "balanced": (
         {"epochs": 6.0, "learning_rate": 2e-4, "early_stopping_patience": 4},
         "Up to six passes at a lower learning rate, ended early when the held-out pairs stop getting better.",

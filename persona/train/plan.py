@@ -187,6 +187,7 @@ CPU_OVERHEAD = 0.6
 GPU_EFFICIENCY = 0.3  # the part of a GPU's matmul rate that training reaches; a usual figure, not measured by us
 STARTUP_SECONDS = 12.0  # of an idle machine until the base is measured: imports, tokenizer, weights
 STARTUP_FLOPS = 2e11  # what a CPU could compute meanwhile: with other programs beside it, the start is slower too
+BUSY_SPEED = 0.6  # of a machine's own speed: with less, other programs take the rest; a measurement alone varies less
 SAVE_SECONDS = 1.0  # of an evaluation: the snapshot and the checkpoint
 PASS_SECONDS = 0.02  # the least that one token of a batch of samples takes, on a GPU too
 
@@ -260,6 +261,8 @@ class TrainingEstimate:
     tokens_per_s: float | None  # of the training loop; None where the machine's speed is not known
     seconds: float | None  # until the adapter; None likewise
     from_run: str  # the run whose speed was taken, "" where none was
+    is_slowed_down: bool = False  # other programs use the machine now
+    idle_seconds: float | None = None  # `seconds` without them, where `seconds` counts them
 
     def expected_figures(self, config: RunConfig) -> dict[str, float]:
         """What to expect of a run with these settings, as far as known, by the names of Run.expected().
@@ -278,14 +281,19 @@ def estimate_on_this_machine(persona: Persona, config: RunConfig, pairs: Sequenc
     """estimate_training() on this machine, with the memory that is free now."""
     machine = hardware.this_machine()
     estimate = estimate_training(persona, config, pairs, machine, hardware.free_memory(machine))
-    if estimate is None or estimate.seconds is None or estimate.from_run or not machine.rates:
+    if estimate is None or not machine.rates:
         return estimate
     # a plan follows from what the machine can do, its time from what it does now beside all else
-    busy = replace(machine, rates=hardware.rates_now())
-    now = busy, estimate.shape, estimate.plan, estimate.work
-    seconds, speed = estimate_seconds(*now), estimate_speed(*now)
-    slower = seconds is not None and seconds > estimate.seconds
-    return replace(estimate, seconds=seconds, tokens_per_s=speed) if slower else estimate
+    rates = hardware.rates_now()
+    dtype = estimate.plan.train_dtype
+    is_slowed_down = dict(rates).get(dtype, math.inf) < BUSY_SPEED * dict(machine.rates).get(dtype, 0.0)
+    estimate = replace(estimate, is_slowed_down=is_slowed_down)
+    if not is_slowed_down or estimate.seconds is None or estimate.from_run:
+        return estimate
+    now = replace(machine, rates=rates), estimate.shape, estimate.plan, estimate.work
+    return replace(
+        estimate, seconds=estimate_seconds(*now), tokens_per_s=estimate_speed(*now), idle_seconds=estimate.seconds
+    )
 
 
 def fit_to_machine(
@@ -321,9 +329,8 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
     train_rows = len(rows) - held_out
     steps, steps_between = count_steps(config, train_rows)
     mean_tokens, mean_learned = (sum(r[n] for r in rows) / len(rows) for n in (0, 1))
-    rows_seen: float = steps * config.batch_size * config.gradient_accumulation_steps
-    if config.max_steps < 0:
-        rows_seen = min(rows_seen, train_rows * config.epochs)
+    steps_per_epoch = math.ceil(train_rows / (config.batch_size * config.gradient_accumulation_steps))
+    rows_seen = train_rows * steps / max(1, steps_per_epoch)  # the last step of an epoch has fewer rows
     work = TrainingWork(
         tokens=rows_seen * mean_tokens,
         learned=rows_seen * mean_learned,

@@ -26,7 +26,8 @@ class RunProgress:
     step: int = 0
     steps: int = 0
     seconds: float = 0.0  # of training
-    left: float | None = None  # seconds from the last event to the end
+    elapsed: float = 0.0  # from its starts to its ends or now, with what is not training: loading, evaluations, samples
+    left: float | None = None  # seconds from the last event to the end; 0 only when nothing is left to do
     time: float = 0.0  # of the last event, in seconds since 1970
     evaluation_seconds: float | None = None  # of one evaluation with its samples and what it saves
     plan: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +101,7 @@ class EventReplay:
         self.time = 0.0
         self.step = self.steps = 0
         self.seconds = 0.0
+        self.elapsed = 0.0
         # step, time and training seconds of the first step since the last start
         self.first_step: tuple[int, float, float] | None = None
         self.planned_at = 0.0  # time of the last plan
@@ -124,8 +126,11 @@ class EventReplay:
             self._add(e)
 
     def _add(self, e: dict[str, Any]) -> None:
-        kind = e.get("event")
+        kind, before = e.get("event"), self.time
         self.time = e.get("time", self.time)
+        is_new_start = e.get("state") == "queued" or (e.get("state") == "starting" and self.status != "starting")
+        if self.status in ("starting", "running") and before and not is_new_start:  # between two starts nothing ran
+            self.elapsed += max(0.0, self.time - before)
         if kind == "state":
             previous, self.status, self.smaller_settings = self.status, e["state"], e.get("remedy", {})
             self.message = Message.from_json(e.get("message", ""), e.get("message_template"))
@@ -170,13 +175,25 @@ class EventReplay:
         self.last = e["seconds"], e.get("tokens", 0)
 
     def _estimate_left(self) -> float | None:
-        """Seconds until the run is done: its steps at their mean pace, and the evaluations between them."""
-        if self.status != "running" or not self.first_step or self.step <= self.first_step[0]:
-            return self._expected_left()
-        first, _, seconds = self.first_step
-        if self.step - first < PACE_STEPS and (expected := self._expected_left()) is not None:
-            return expected
-        pace = (self.seconds - seconds) / (self.step - first)
+        """Seconds until the run is done: by its own pace, and while few steps say little of it, also by the plan.
+
+        The longer of the two counts then. None before the first step where the plan's time is not known, or has passed.
+        """
+        measured, expected = self._measured_left(), self._expected_left()
+        if expected is None:
+            return measured if self.first_step else None
+        is_steady = self.first_step is not None and self.step - self.first_step[0] >= PACE_STEPS
+        return measured if is_steady and measured is not None else max(measured or 0.0, expected)
+
+    def _measured_left(self) -> float | None:
+        """By the steps at their mean pace, and the evaluations between them; before any step by the latter alone."""
+        if self.status != "running":
+            return None
+        pace = 0.0
+        if self.first_step and self.step > self.first_step[0]:  # the first one is slow
+            pace = (self.seconds - self.first_step[2]) / (self.step - self.first_step[0])
+        elif self.first_step:
+            pace = self.seconds / max(1, self.step)
         evaluated = [s for s in self.held_out if s]
         between = min(evaluated, default=max(1, math.ceil(self.steps / 10)))
         evaluations_left = math.ceil(self.steps / between) - len(evaluated) if self.held_out else 0
@@ -184,17 +201,18 @@ class EventReplay:
         return max(0.0, left)
 
     def _expected_left(self) -> float | None:
-        """Seconds by what was expected before the start; None where nothing was, or the run is not at work."""
+        """By what was expected before the start; None where nothing was, it has passed, or the run is not at work."""
         seconds = self.expected.get("seconds")
         if self.status not in ("starting", "running") or seconds is None or self.started is None:
             return None
         share = 1 - self.step / self.steps if self.steps else 1.0  # of a resumed run
-        return max(0.0, seconds * share - (self.time - self.started))
+        left = seconds * share - (self.time - self.started)
+        return left if left > 0 else None
 
     def progress(self) -> RunProgress:
         return RunProgress(
-            self.status, self.message, self.step, self.steps, self.seconds, self._estimate_left(), self.time,
-            self.evaluation_seconds, self.plan,
+            self.status, self.message, self.step, self.steps, self.seconds, self.elapsed,
+            self._estimate_left(), self.time, self.evaluation_seconds, self.plan,
             sorted(self.train.items()), sorted(self.held_out.items()), self.base_nll, self.held_out_rows,
             self.result,
             {name: sorted(points.items()) for name, points in self.curves.items()}, sorted(self.samples.items()),

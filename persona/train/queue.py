@@ -164,9 +164,9 @@ def _add_times(times: list[float | None]) -> float | None:
 
 
 def _left_now(run: Run) -> float | None:
-    """Seconds until a run that trains will be done."""
+    """Seconds until a run that trains will be done; None where that is not known, or should have been by now."""
     ends = run.progress().ends
-    return None if ends is None else max(0.0, ends - time.time())
+    return None if ends is None or ends <= time.time() else ends - time.time()
 
 
 def read_run_progress(run: Run) -> RunProgress:

@@ -152,10 +152,18 @@ def build_app() -> gr.Blocks:
     return demo
 
 
+def choose_in_list(slug: str | None, who: Chosen) -> tuple[Any, ...]:
+    """choose_persona; "New or example …" also opens the start page."""
+    start = (gr.skip(), gr.skip()) if slug else (gr.Walkthrough(selected=WRITE), WRITE)
+    return *chosen.choose_persona(slug, who), *start
+
+
 def _connect_choices(page: Page, last_slug: gr.BrowserState) -> None:
     """Who is chosen: in the header, by a step that opens a persona, or in the list of adapters."""
     view, choose = page.chosen_view(), show_errors(chosen.choose_persona)
-    page.persona_list.select(choose, [page.persona_list, page.chosen], view, **CHOOSING)
+    page.persona_list.select(
+        show_errors(choose_in_list), [page.persona_list, page.chosen], [*view, page.steps, page.shown_step], **CHOOSING
+    )
     page.slug.change(choose, [page.slug, page.chosen], view, **CHOOSING)
     page.slug.change(lambda slug: (slug, 1), page.slug, [last_slug, page.pair_number], **QUIET)
     page.adapter_list.input(show_errors(chosen.choose_adapter), [page.adapter_list, page.chosen], view, **CHOOSING)
@@ -185,6 +193,7 @@ def _build_steps(
             steps=walkthrough,
             shown_step=gr.State(WRITE),
             pair_number=pair_number,
+            untrainable=gr.State(0),
             render_settings=template.make_template_settings(),
             adapter=gr.State(""),
             adapter_list=adapter_list,
@@ -216,18 +225,18 @@ def _connect_navigation(
     """
     for number, step in enumerate(steps):  # where a handler selects one; not every selection fires it
         step.select(partial(int, number), None, page.shown_step, **QUIET)
-    page.shown_step.change(
-        show_errors(navigation.mark_step_shown),
-        [page.shown_step, page.chosen, pairs.findings, nav.asked],
-        [nav.bar, *page.chosen_view()],
-        **CHOOSING,
-    )
+    inputs = [page.chosen, page.shown_step, pairs.findings, nav.asked, page.untrainable]
+    renewing: dict[str, Any] = {
+        "inputs": inputs, "outputs": [nav.bar, *page.chosen_view()], "trigger_mode": "always_last", **CHOOSING,
+    }  # fmt: skip
+    page.shown_step.change(show_errors(navigation.mark_step_shown), **renewing)
+    run_status.change(show_errors(navigation.follow_run), **renewing)
     page.shown_step.change(None, None, None, js=navigation.FOCUS_STEP_JS, **QUIET)
     draw: dict[str, Any] = {
         "fn": show_errors(navigation.navigation_html), "outputs": nav.bar,
-        "inputs": [page.chosen, page.shown_step, pairs.findings, nav.asked], "trigger_mode": "always_last", **QUIET,
+        "inputs": inputs, "trigger_mode": "always_last", **QUIET,
     }  # fmt: skip
-    changes = [page.chosen, pairs.status, pairs.findings, run_status]
+    changes = [page.chosen, page.untrainable, pairs.status, pairs.findings]
     gr.on([component.change for component in changes], **draw)
     nav.bar.click(show_errors(navigation.handle_step_click), page.chosen, [page.steps, page.shown_step], **QUIET)
     return draw

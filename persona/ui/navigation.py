@@ -90,7 +90,8 @@ FOCUS_STEP_JS = """() => {
 class PersonaState:
     """What the navigation depends on. run: the active run, else the newest; adapter: one can be compared or shared.
 
-    run_name: of that run.
+    run_name, run_has_adapter: of that run. untrainable: pairs that step 2 has found. waits: a run that is started now
+    waits for its turn.
     """
 
     open: bool = False
@@ -100,9 +101,12 @@ class PersonaState:
     run: RunProgress | None = None
     adapter: bool = False
     run_name: str = ""
+    run_has_adapter: bool = False
+    untrainable: int = 0
+    waits: bool = False
 
 
-def read_persona_state(chosen: Chosen, findings: list[Finding]) -> PersonaState:
+def read_persona_state(chosen: Chosen, findings: list[Finding], untrainable: int = 0) -> PersonaState:
     adapter = bool(chosen.adapter)
     if not chosen.persona:
         return PersonaState(adapter=adapter)
@@ -113,7 +117,8 @@ def read_persona_state(chosen: Chosen, findings: list[Finding]) -> PersonaState:
     return PersonaState(
         True, len(items), len({row for row, _ in pairs.find_unfinished(items)}),
         sum(f.severity != "hint" for f in findings), queue.read_run_progress(run) if run else None, adapter,
-        run.name if run else "",
+        run.name if run else "", run is not None and run.adapter.is_dir(), untrainable,
+        queue.find_training_run() is not None,
     )  # fmt: skip
 
 
@@ -171,33 +176,53 @@ def _write_hint(state: PersonaState) -> str:
 
 
 def _template_hint(state: PersonaState) -> str:
-    return closed_reason(TEMPLATE, state) or t(
+    if reason := closed_reason(TEMPLATE, state):
+        return reason
+    if state.untrainable:
+        return t("Pairs that cannot be trained on: {n}. What to change is said below the pair.", n=state.untrainable)
+    return t(
         "Green is what the model learns to write, grey is what it only reads. Nothing needs changing "
         "here for a first try. Next: Train."
     )
 
 
+def start_label(waits: bool) -> str:
+    """What the button that starts a run is called. waits: another run trains now."""
+    return t("Add to the queue") if waits else t("Start training")
+
+
 def _train_hint(state: PersonaState) -> str:
     if reason := closed_reason(TRAIN, state):
         return reason
-    run = state.run
-    if run is None:
+    if state.run is None:
         return t(
-            "Quick is right for a first try: press Start training. How long it will take is shown below the presets."
+            "Quick is right for a first try: press {button}. How long it will take is shown below the presets.",
+            button=start_label(state.waits),
         )
+    return _run_hint(state.run, state.run_has_adapter)
+
+
+def _run_hint(run: RunProgress, has_adapter: bool) -> str:
+    """What a run does or has come to, and what to do next."""
+    if run.status == "queued":
+        return t("The run waits for its turn and then starts by itself. You can close this page and come back.")
     if run.status in ACTIVE_STATUSES:
-        left = t(" About {time} left.", time=TIME_LEFT) if run.left is not None else ""
+        left = t(" About {time} left.", time=TIME_LEFT) if run.left else ""
         return t("Training.{left} You can close this page and come back.", left=left)
-    if run.status == "stopped" and state.adapter:
+    if run.status in ("failed", "interrupted"):
+        return t("The last run did not finish; the reason is shown below. Resume it, or start another.")
+    if not has_adapter:
+        return t("The last run has left no adapter. Resume it, or start another.") if run.status == "stopped" else t(
+            "The last run is done, but its adapter was deleted. Start another."
+        )  # fmt: skip
+    if run.status == "stopped":
         return t(
             "The training was stopped at step {step} of {steps}. Resume goes on from there; what it has learned so far "
             "can be tried out in Compare.",
             step=run.step,
             steps=run.steps,
         )
-    if run.status == "done" and state.adapter:
-        return t("Training is done. Next: Compare, where you can ask the persona something.")
-    return t("The last run did not finish; the reason is shown below. Resume it, or start another.")
+    return t("Training is done. Next: Compare, where you can ask the persona something.")
 
 
 def _compare_hint(state: PersonaState) -> str:
@@ -217,15 +242,15 @@ def _share_hint(state: PersonaState) -> str:
 
 def is_step_done(step: int, state: PersonaState) -> bool:
     """Whether the step has produced what the next one needs."""
-    trained = state.run is not None and state.run.status == "done" and state.adapter
+    trained = state.run is not None and state.run.status == "done" and state.run_has_adapter
     return {WRITE: state.pairs >= verdict.FEW_PAIRS and not state.unfinished, TEMPLATE: trained, TRAIN: trained}.get(
         step, False
     )
 
 
-def navigation_html(chosen: Chosen, step: int, findings: list[Finding], asked: str = "") -> str:
+def navigation_html(chosen: Chosen, step: int, findings: list[Finding], asked: str = "", untrainable: int = 0) -> str:
     """The bar and the hint. asked: the address that was answered last, "" before the page has shown who is chosen."""
-    state = read_persona_state(chosen, findings)
+    state = read_persona_state(chosen, findings, untrainable)
     names = (t("Write"), t("Template"), t("Train"), t("Compare"), t("Share"))
     items = "".join(
         _step_html(n, name, n == step, closed_reason(n, state), is_step_done(n, state)) for n, name in enumerate(names)
@@ -263,11 +288,22 @@ def _disabled_reasons() -> dict[str, str]:
     }  # fmt: skip
 
 
-def mark_step_shown(step: int, chosen: Chosen, findings: list[Finding], asked: str) -> tuple[Any, ...]:
+def mark_step_shown(
+    chosen: Chosen, step: int, findings: list[Finding], asked: str, untrainable: int = 0
+) -> tuple[Any, ...]:
     """The navigation that marks the step, and a ChosenView with the adapters there are now."""
-    renewed = chosen.renewed() if step >= COMPARE else chosen
-    view = ChosenView.showing(renewed)._replace(persona_list=gr.skip()) if step >= COMPARE else ChosenView.unchanged()
-    return navigation_html(renewed, step, findings, asked), *view
+    renewed = chosen.renewed()
+    view = ChosenView.unchanged()
+    if step >= COMPARE or renewed != chosen:
+        view = ChosenView.showing(renewed)._replace(persona_list=gr.skip())
+    return navigation_html(renewed, step, findings, asked, untrainable), *view
+
+
+def follow_run(chosen: Chosen, step: int, findings: list[Finding], asked: str, untrainable: int = 0) -> tuple[Any, ...]:
+    """mark_step_shown when a run goes on or ends; the adapter that is being compared or shared stays."""
+    if step >= COMPARE and chosen.adapter:
+        return navigation_html(chosen, step, findings, asked, untrainable), *ChosenView.unchanged()
+    return mark_step_shown(chosen, step, findings, asked, untrainable)
 
 
 def open_step(step: int, chosen: Chosen) -> tuple[Any, Any]:

@@ -56,6 +56,7 @@ class Page:
     steps: gr.Walkthrough
     shown_step: gr.State  # number of the selected step
     pair_number: gr.State  # of the selected pair, from 1
+    untrainable: gr.State  # how many pairs step 2 has found that cannot be trained on
     render_settings: RenderSettings
     adapter: gr.State  # an id of voice_picker.py, "" for none
     adapter_list: gr.Dropdown

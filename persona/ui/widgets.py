@@ -69,7 +69,7 @@ def problems_html(problems: Any) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """90 → '1 min 30 s'."""
+    """90 → '1 min 30 s', None (not known) → '…'."""
     if seconds is None:
         return "…"
     s = max(0, round(seconds))
@@ -81,7 +81,10 @@ def format_duration(seconds: float | None) -> str:
 
 
 def countdown_html(run: str, ends: float | None) -> Markup:
-    """The time until `ends` (seconds since 1970), counted down by COUNTDOWN_JS. All of one `run` show the newest."""
+    """The time until `ends` (seconds since 1970), counted down by COUNTDOWN_JS. All of one `run` show the newest.
+
+    "…" once it has passed: what takes longer than was estimated is not known to end now.
+    """
     now = time.time()
     if ends is None:
         return Markup("…")
@@ -90,9 +93,10 @@ def countdown_html(run: str, ends: float | None) -> Markup:
         t("{min} min {s} s", min="{min}", s="{s}"),
         t("{h} h {min} min", h="{h}", min="{min}"),
     ]
+    left = format_duration(ends - now if ends > now else None)
     return Markup(
         f'<span class="countdown" data-run="{escape(run)}" data-ends="{ends:.0f}" data-now="{now:.1f}" '
-        f'data-forms="{escape(json.dumps(forms, ensure_ascii=False))}">{format_duration(ends - now)}</span>'
+        f'data-forms="{escape(json.dumps(forms, ensure_ascii=False))}">{left}</span>'
     )
 
 
@@ -112,7 +116,7 @@ setInterval(() => {
     const seconds = Math.max(0, Math.round(ends + clockAhead - Date.now() / 1000));
     const [s, min, h] = [seconds % 60, Math.floor(seconds / 60), Math.floor(seconds / 3600)];
     const form = JSON.parse(node.dataset.forms)[seconds < 60 ? 0 : seconds < 3600 ? 1 : 2];
-    const text = form.replace("{s}", s).replace("{h}", h).replace("{min}", h ? min % 60 : min);
+    const text = !seconds ? "…" : form.replace("{s}", s).replace("{h}", h).replace("{min}", h ? min % 60 : min);
     if (node.firstChild && node.firstChild.data !== text) node.firstChild.data = text;
   }
 }, 1000);
@@ -136,6 +140,14 @@ def bars_html(rows: list[tuple[str, float, str]]) -> str:
         for name, value, text in rows
     )
     return f"<div class='coverage'>{bars}</div>"
+
+
+def progress_bar_html(share: float) -> str:
+    """share: 0 … 1."""
+    return (
+        f'<div class="bar" role="progressbar" aria-label="{t("Progress")}" aria-valuenow="{share * 100:.0f}">'
+        f'<div style="width:{share:.1%}"></div></div>'
+    )
 
 
 def facts_html(facts: list[tuple[str, str]]) -> str:

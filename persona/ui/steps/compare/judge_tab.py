@@ -21,7 +21,7 @@ from persona.ui.background import start_in_thread
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import wait_in_queue
 from persona.ui.page import QUIET, Page, download_path, show_errors, visitor_key
-from persona.ui.widgets import format_duration
+from persona.ui.widgets import format_duration, progress_bar_html
 from persona.write import llm_client
 
 MAX_MEASUREMENTS = 4  # of all visitors at once; their steps take turns on the model
@@ -105,9 +105,12 @@ def stop_measuring() -> None:
 def _progress_html(step: Any) -> str:
     """step: an EvalProgress."""
     text = localized(step.doing)
-    if step.seconds_left is not None:
-        text = t("{doing}, {time} left", doing=text, time=format_duration(step.seconds_left))
-    return f"<progress max='1' value='{step.share:.3f}'></progress><div class='quiet'>{escape(text)}</div>"
+    if step.parts:
+        text = t("Part {part} of {parts}: {doing}", part=step.part, parts=step.parts, doing=text)
+    if step.seconds_left is not None and step.seconds_left >= 1:
+        left = t("About {time} left for the whole measurement.", time=format_duration(step.seconds_left))
+        text += f" · {left}"
+    return f"{progress_bar_html(step.share)}<div class='quiet'>{escape(text)}</div>"
 
 
 def _stopped_report(adapter: Adapter) -> Any:

@@ -1,12 +1,13 @@
 """Step 2, Template: which base, which chat template, and what exactly is learned."""
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 
-from persona.errors import BaseError, Message, PersonaError, TemplateError
+from persona.errors import BaseError, Message, PersonaError, TemplateError, join
 from persona.models import base, bundled, catalogue
 from persona.template import chat_template, render
 from persona.ui import navigation
@@ -22,7 +23,7 @@ from persona.ui.steps.template.own_template import (
     read_template_upload,
     template_dropdown,
 )
-from persona.ui.widgets import facts_html, mask_html, problems_html
+from persona.ui.widgets import FORWARD_CLICKS_JS, facts_html, mask_html, problems_html
 
 
 class PairView(NamedTuple):
@@ -36,6 +37,7 @@ class PairView(NamedTuple):
 
 
 NO_PAIR = PairView("", "", "", "", 1)
+MAX_REFUSED_PAIRS = 10  # that are named
 
 
 def make_template_settings() -> RenderSettings:
@@ -60,12 +62,13 @@ def make_template_settings() -> RenderSettings:
         ),
         gr.Number(
             render.MAX_LENGTH,
-            label=t("Longest row, in tokens"),
+            label=t("Longest row, in tokens (max_length)"),
             precision=0,
             render=False,
             minimum=render.MAX_LENGTH_RANGE[0],
             maximum=render.MAX_LENGTH_RANGE[1],
             info=t("Longer rows are refused, never cut"),
+            elem_id="max-length",
         ),
         gr.Checkbox(False, label=t("Learn the replies of earlier turns too"), render=False),
     )
@@ -157,36 +160,61 @@ def show_persona(
     return *view, *chosen._replace(template=template), shown[-1]
 
 
-def check_shown_persona(shown_step: int, slug: str, *inputs: Any) -> str:
+def check_shown_persona(shown_step: int, slug: str, *inputs: Any) -> tuple[str, int]:
     """check_all_pairs, unless another step is shown."""
-    return check_all_pairs(slug, *inputs) if shown_step == TEMPLATE else ""
+    return check_all_pairs(slug, *inputs) if shown_step == TEMPLATE else ("", 0)
 
 
-def check_all_pairs(slug: str, *inputs: Any) -> str:
-    """Render every pair: totals, and the rows that cannot be trained on. inputs: the RenderSettings."""
+def check_all_pairs(slug: str, *inputs: Any) -> tuple[str, int]:
+    """Render every pair: totals and the rows that cannot be trained on, as HTML, and how many those are.
+
+    inputs: the RenderSettings.
+    """
     if not slug or not (pairs := open_current_persona(slug).pairs()):
-        return ""
+        return "", 0
     _, renderer = open_page_renderer(slug, RenderSettings(*inputs))
     examples = list(renderer.iterate_examples(pairs))
     tokens, learned = sum(len(e.input_ids) for e in examples), sum(e.learned for e in examples)
-    problems = [
-        Message("pair {row}: {why}", row=row, why=why) for row, e in enumerate(examples, 1) for why in e.problems
-    ]
+    refused = {row: e.problems for row, e in enumerate(examples, 1) if e.problems}
     facts = facts_html([
         (t("pairs"), f"{len(pairs):,}"),
         (t("tokens"), f"{tokens:,}"),
         (t("learned"), f"{learned / max(1, tokens):.0%}"),
         (t("longest row"), f"{max((len(e.input_ids) for e in examples), default=0):,}"),
     ])  # fmt: skip
-    if problems:
-        more = [t("… and {n} more", n=len(problems) - 10)] if len(problems) > 10 else []
-        verdict = problems_html(problems[:10] + more)
+    if refused:
+        verdict = "".join(_refused_pair_html(row, why) for row, why in list(refused.items())[:MAX_REFUSED_PAIRS])
+        if (more := len(refused) - MAX_REFUSED_PAIRS) > 0:
+            verdict += problems_html([t("… and {n} more", n=more)])
+        if any(len(e.input_ids) > renderer.max_length for e in examples):
+            verdict += f"<button class='tool' data-do='setting'>{t('Change the longest row')}</button>"
     else:
         good = t("Every pair can be trained on: the reply and its stop token are learned, nothing is cut.")
         verdict = f'<div class="good">{good}</div>'
     lengths = length_histogram_html([len(e.input_ids) for e in examples], renderer.max_length)
     figures = f"<details><summary>{t('Figures')}</summary>{facts}{lengths}</details>"
-    return f"<div class='card'>{verdict}{figures}</div>"
+    return f"<div class='card'>{verdict}{figures}</div>", len(refused)
+
+
+def _refused_pair_html(row: int, why: Sequence[str]) -> str:
+    """What is wrong with a pair, and a button that shows the pair."""
+    problems = problems_html([join("\n", [Message("pair {row}: {why}", row=row, why=w) for w in why])])
+    return f"{problems}<button class='tool' data-do='pair' data-row='{row}'>{t('Show pair {n}', n=row)}</button>"
+
+
+def show_refused(event: gr.EventData) -> tuple[Any, Any]:
+    """The number of the clicked pair, or the opened details for the clicked setting."""
+    if event._data["do"] == "pair":
+        return int(event._data["row"]), gr.skip()
+    return gr.skip(), gr.Accordion(open=True)
+
+
+# once the details are open, or the pair is asked for
+SHOW_REFUSED_JS = """() => requestAnimationFrame(() => {
+  const setting = document.querySelector("#max-length input");
+  if (setting?.offsetParent) setting.focus();
+  else document.querySelector("#pair-number")?.scrollIntoView({ block: "center" });
+})"""
 
 
 class _Controls(NamedTuple):
@@ -196,6 +224,7 @@ class _Controls(NamedTuple):
     back: gr.Button
     forward: gr.Button
     totals: gr.HTML
+    details: gr.Accordion
     score: gr.Button
     scores: gr.HTML
     own_template: gr.Code
@@ -219,13 +248,13 @@ def _build_layout(settings: RenderSettings) -> _Controls:
         )
     )
     settings.base.render()
-    with gr.Row(elem_classes="slim"):
-        number = gr.Number(1, label=t("Pair"), precision=0, minimum=1, elem_id="pair-number", scale=0, min_width=110)
-        back = gr.Button(t("← Previous"), scale=0, min_width=150)
-        forward = gr.Button(t("Next →"), scale=0, min_width=150)
+    with gr.Row(elem_classes="slim turn"):
+        number = gr.Number(1, label=t("Pair"), precision=0, minimum=1, elem_id="pair-number", scale=0, min_width=80)
+        back = gr.Button(t("← Previous"), scale=0, min_width=120)
+        forward = gr.Button(t("Next →"), scale=0, min_width=90)
     mask = gr.HTML(elem_id="mask")
-    totals = gr.HTML(elem_id="totals")
-    with gr.Accordion(t("Details"), open=False, elem_id="template-details"):
+    totals = gr.HTML(elem_id="totals", js_on_load=FORWARD_CLICKS_JS)
+    with gr.Accordion(t("Details"), open=False, elem_id="template-details") as details:
         base_facts = gr.HTML()
         settings.template.render()
         template_facts = gr.HTML()
@@ -237,7 +266,7 @@ def _build_layout(settings: RenderSettings) -> _Controls:
         scores = gr.HTML(elem_id="scored")
         own_template = build_own_template()
     view = PairView(base_facts, template_facts, mask, raw, number)
-    return _Controls(view, back, forward, totals, score, scores, *own_template)
+    return _Controls(view, back, forward, totals, details, score, scores, *own_template)
 
 
 def _connect_events(page: Page, c: _Controls) -> None:
@@ -249,14 +278,14 @@ def _connect_events(page: Page, c: _Controls) -> None:
         [page.shown_step.change, *(setting.change for setting in settings)], show_errors(show_step),
         [page.shown_step, page.slug, number, accepted, *settings], outputs, show_progress_on=[c.view.mask], **last,
     ).success(
-        show_errors(check_shown_persona), [page.shown_step, page.slug, *settings], c.totals,
+        show_errors(check_shown_persona), [page.shown_step, page.slug, *settings], [c.totals, page.untrainable],
         show_progress_on=[c.totals], **last,
     )  # fmt: skip
     page.slug.change(
         show_errors(show_persona), [page.shown_step, page.slug, accepted, *settings], outputs,
         show_progress_on=[c.view.mask], **last,
     ).success(
-        show_errors(check_shown_persona), [page.shown_step, page.slug, *settings], c.totals,
+        show_errors(check_shown_persona), [page.shown_step, page.slug, *settings], [c.totals, page.untrainable],
         show_progress_on=[c.totals], **last,
     )  # fmt: skip
     number.change(
@@ -265,6 +294,8 @@ def _connect_events(page: Page, c: _Controls) -> None:
     page.pair_number.change(lambda n: n, page.pair_number, number, **QUIET)
     c.back.click(lambda n: max(1, int(n or 1) - 1), number, number, **QUIET)
     c.forward.click(lambda n: int(n or 1) + 1, number, number, **QUIET)
+    refused = c.totals.click(show_refused, None, [number, c.details], **QUIET)
+    refused.then(None, None, None, js=SHOW_REFUSED_JS, **QUIET)
     c.score.click(
         show_errors(score_with_base), [page.slug, *settings], c.scores,
         api_visibility="private", show_progress_on=c.scores,

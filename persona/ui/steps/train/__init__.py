@@ -129,15 +129,15 @@ def update_run_view(slug: str, name: str, shown_mark: str) -> RunView:
     launcher.reap_children()
     run = find_run(slug, name)
     progress = queue.read_run_progress(run) if run else RunProgress(status="done")
-    runs, is_training = active_runs_radio(run), queue.find_training_run() is not None
+    runs, training = active_runs_radio(run), queue.find_training_run()
     mark = (
         f"{slug} {run and run.name} {progress.status} {progress.message} {progress.step} {len(progress.samples)} "
-        f"{progress.chosen} {runs.choices} {is_training}"
+        f"{progress.chosen} {runs.choices} {training and training.path}"
     )
     if mark == shown_mark:
         return RunView.unchanged()
     shown_name = gr.skip() if run is None or run.name == name else run.name  # stays when the next run starts
-    return run_view.make_run_view(run, progress, runs, is_training, shown_name, mark)
+    return run_view.make_run_view(run, progress, runs, training, shown_name, mark)
 
 
 class _Controls(NamedTuple):
@@ -145,6 +145,7 @@ class _Controls(NamedTuple):
 
     preset: gr.Radio
     plan: gr.HTML
+    forms: gr.State  # a settings_form.PersonaForms
     expert_settings: list[gr.components.Component]
 
 
@@ -153,10 +154,14 @@ def build(page: Page) -> gr.HTML:
     gr.Markdown(
         t("### Train a LoRA on the pairs\nTraining runs in its own process: you can close or reload this page.")
     )
-    preset = gr.Radio([(t(p.capitalize()), p) for p in PRESETS], value="quick", label=t("Preset"), elem_id="preset")
+    preset = gr.Radio(
+        [(t(p.capitalize()), p) for p in PRESETS], value=settings_form.FIRST_PRESET, label=t("Preset"), elem_id="preset"
+    )
     plan = gr.HTML(elem_id="plan")
     with gr.Accordion(t("Expert settings"), open=False, elem_id="expert"):
-        controls = _Controls(preset, plan, settings_form.build("quick"))
+        controls = _Controls(
+            preset, plan, gr.State(settings_form.PersonaForms()), settings_form.build(settings_form.FIRST_PRESET)
+        )
     view = _build_run_view()
     navigation.build_next_button(t("Next: Compare →"), COMPARE, page)
     _connect_events(page, controls, view)
@@ -170,7 +175,7 @@ def _build_run_view() -> RunView:
         resume = gr.Button(t("Resume"), visible=False, elem_id="resume-training")
         retry_smaller = gr.Button(t("Lower and resume"), variant="primary", visible=False, elem_id="lower-and-resume")
     runs = gr.Radio([], label=t("Active runs"), visible=False, elem_id="active-runs")
-    status = gr.HTML(elem_id="train-status")
+    status = gr.HTML(elem_id="train-status", js_on_load=run_view.WHOLE_STEPS_JS)
     loss = gr.LinePlot(
         pd.DataFrame(columns=run_view.LOSS_COLUMNS), x="step", y="loss", color="on", height=280, elem_id="loss-plot",
         visible=False,
@@ -202,6 +207,7 @@ def _build_run_view() -> RunView:
         timer,
         gr.State(""),
         gr.State(""),
+        gr.State(""),
     )
 
 
@@ -223,7 +229,13 @@ def _connect_events(page: Page, c: _Controls, view: RunView) -> None:
     view.samples.click(show_errors(use_snapshot), [slug, name], None, **QUIET).success(**update)
     view.timer.tick(**update, queue=False)
     gr.on([slug.change, page.shown_step.change], **update)
-    c.preset.change(settings_form.preset_values, c.preset, c.expert_settings, **QUIET)
-    changes = [c.preset.change, page.shown_step.change, slug.change, settings.base.change, settings.max_length.change]
-    changes += [setting.change for setting in c.expert_settings]
-    gr.on(changes, show_errors(plan_html), form, c.plan, trigger_mode="always_last", **QUIET)
+    c.preset.input(settings_form.preset_values, c.preset, c.expert_settings, **QUIET)
+    kept = [c.forms, c.preset, *c.expert_settings]
+    restored = slug.change(settings_form.restore_form, [slug, *kept], kept, **QUIET)
+    plan: dict[str, Any] = {
+        "fn": show_errors(plan_html), "inputs": form, "outputs": c.plan, "trigger_mode": "always_last", **QUIET,
+    }  # fmt: skip
+    restored.success(**plan)
+    changes = [c.preset.change, page.shown_step.change, settings.base.change, settings.max_length.change]
+    changes += [view.training.change, *(setting.change for setting in c.expert_settings)]
+    gr.on(changes, **plan)

@@ -31,6 +31,8 @@ def plan_html(slug: str, preset: str, *form: Any) -> str:
     except PersonaError as e:
         return problems_html([e.message])
     about = escape(t(PRESETS[preset][1]))
+    if changed := settings_form.describe_deviations(config, preset):
+        about += f"<br><b>{escape(t('Changed in the expert settings: {changes}.', changes=changed))}</b>"
     if estimate is None:
         reason = localized(hardware.plan_device(hardware.this_machine(), config.dtype).reason)
         unknown = t(
@@ -41,7 +43,7 @@ def plan_html(slug: str, preset: str, *form: Any) -> str:
         return f'<div class="quiet">{about}<br>{unknown}</div>'
     return (
         f'<div class="quiet">{about}<br>{_steps_text(estimate)} {escape(localized(estimate.plan.reason))}<br>'
-        f"{_memory_text(estimate)}</div>{_wait_html()}{_too_few_html(estimate)}"
+        f"{_memory_text(estimate)}</div>{_busy_html(estimate)}{_wait_html()}{_too_few_html(estimate)}"
         f"{_too_large_html(config, estimate)}"
     )
 
@@ -64,6 +66,19 @@ def _about_text(seconds: float) -> str:
     if minutes >= 90:
         return t("{n} hours", n=f"{seconds / 3600:.1f}")
     return t("1 minute") if minutes == 1 else t("{n} minutes", n=minutes)
+
+
+def _busy_html(estimate: TrainingEstimate) -> str:
+    """That other programs make the run slower; "" where they do not."""
+    if not estimate.is_slowed_down:
+        return ""
+    text = t("Other programs are using this machine now: it may take longer.")
+    if estimate.idle_seconds is not None:
+        idle = _about_text(estimate.idle_seconds)
+        text = t("Other programs are using this machine now; without them it would take about {time}.", time=idle)
+        if queue.find_training_run():
+            text = t("A run is using this machine now; on an idle one it would take about {time}.", time=idle)
+    return f'<div class="hint">{text}</div>'
 
 
 def _wait_html() -> str:

@@ -13,7 +13,8 @@ from persona.train import oom_recovery, snapshots
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
 from persona.train.run_folder import Run
 from persona.ui.i18n import localized, t
-from persona.ui.widgets import countdown_html, facts_html, format_duration
+from persona.ui.navigation import start_label
+from persona.ui.widgets import countdown_html, facts_html, format_duration, progress_bar_html
 
 LOSS_COLUMNS = ["step", "loss", "on"]
 STATUS_LABELS = {
@@ -41,12 +42,20 @@ CHARTS = {
     "load": Chart("Load, %", {"cpu_load": "this run", "machine_load": "whole CPU", "gpu_load": "whole GPU"}),
     "temperature": Chart("Temperature, °C", {"gpu_temperature": "GPU"}),
 }
+STEP_FORMAT = ",~r"  # 1,000, and 1 where the default is 1.0
 CHART_COLUMNS = ["step", "value", "line"]
 SMOOTHED_CURVES = ("tokens_per_s", "cpu_load", "machine_load", "gpu_load")
 # short names: a phone's legend has room for four
 LINE_COLORS = {"this run": "#059669", "now": "#059669", "peak": "#0284c7", "whole CPU": "#d97706",
                "whole GPU": "#9333ea", "GPU": "#9333ea", "plan": "#a8a29e"}  # fmt: skip
-WHOLE_STEPS = 20  # on a shorter axis the browser also marks parts of a step
+# On a short axis the chart also marks parts of a step, and has no option against it. For the run's state, once
+WHOLE_STEPS_JS = """
+const step = element.closest("#step-train");
+new MutationObserver(() => {
+  for (const mark of step.querySelectorAll("[aria-label^='X-axis'] .role-axis-label text"))
+    mark.style.visibility = Number.isInteger(Number(mark.textContent.replaceAll(",", ""))) ? "" : "hidden";
+}).observe(step, { childList: true, subtree: true });
+"""
 
 
 class RunView(NamedTuple):
@@ -69,6 +78,7 @@ class RunView(NamedTuple):
     timer: Any
     name: Any  # of the run that is shown
     mark: Any  # what is shown: an update with the same mark would change nothing
+    training: Any  # the folder of the run that trains now, "" for none: whether a run that is started now waits
 
     @classmethod
     def unchanged(cls) -> Self:
@@ -76,15 +86,16 @@ class RunView(NamedTuple):
 
 
 def make_run_view(
-    run: Run | None, progress: RunProgress, runs: gr.Radio, is_training: bool, name: Any, mark: str
+    run: Run | None, progress: RunProgress, runs: gr.Radio, training: Run | None, name: Any, mark: str
 ) -> RunView:
-    """The values of the view. is_training: this run or another one trains now."""
+    """The values of the view. training: the run that trains now, be it this one or another."""
     learning_rate, tokens_per_second, memory, load, temperature = chart_plots(progress)
     active = run is not None and progress.status in ACTIVE_STATUSES
     resumable = run is not None and progress.status in ("stopped", "failed", "interrupted")
+    start = start_label(waits=training is not None)
     changes = localized(oom_recovery.describe_changes(progress.smaller_settings))
     return RunView(
-        status=run_status_html(run, progress),
+        status=run_status_html(run, progress) if run else no_run_html(start),
         loss=loss_plot(progress),
         curves=gr.Accordion(visible=bool(progress.curves)),
         learning_rate=learning_rate,
@@ -93,7 +104,7 @@ def make_run_view(
         load=load,
         temperature=temperature,
         samples=samples_html(run, progress),
-        start=gr.Button(t("Add to the queue") if is_training else t("Start training")),
+        start=gr.Button(start),
         stop=gr.Button(
             t("Cancel") if progress.status == "queued" else t("Stop"),
             interactive=active,
@@ -102,9 +113,10 @@ def make_run_view(
         resume=gr.Button(visible=resumable, variant="primary" if progress.status == "stopped" else "secondary"),
         retry_smaller=gr.Button(changes, visible=bool(progress.smaller_settings)),
         runs=runs,
-        timer=gr.Timer(active=active or is_training),
+        timer=gr.Timer(active=active or training is not None),
         name=name,
         mark=mark,
+        training=str(training.path) if training else "",
     )
 
 
@@ -116,13 +128,13 @@ def loss_plot(progress: RunProgress) -> gr.LinePlot:
         rows.insert(0, (0, math.nan, train))
     points = pd.DataFrame(rows, columns=LOSS_COLUMNS)
     return gr.LinePlot(points, visible=bool(rows), title=t("Loss: lower is better"), x_title=t("step"),
-                       x_lim=step_axis(progress), y_title=t("loss (nats per token)"), color_title=t("pairs"),
-                       color_map={train: "#a8a29e", held: "#059669"})  # fmt: skip
+                       x_lim=step_axis(progress), x_axis_format=STEP_FORMAT, y_title=t("loss (nats per token)"),
+                       color_title=t("pairs"), color_map={train: "#a8a29e", held: "#059669"})  # fmt: skip
 
 
 def step_axis(progress: RunProgress) -> list[float | None]:
-    """The range of a chart's steps: so wide that its marks are whole steps, and not 0.1, 0.2."""
-    return [0, max(WHOLE_STEPS, progress.steps, progress.step)]
+    """The range of a chart's steps: those of the run."""
+    return [0, max(1, progress.steps, progress.step)]
 
 
 def smooth(points: list[tuple[int, float]], window: int = 5) -> list[tuple[int, float]]:
@@ -133,20 +145,24 @@ def smooth(points: list[tuple[int, float]], window: int = 5) -> list[tuple[int, 
     ]
 
 
-def run_status_html(run: Run | None, p: RunProgress) -> str:
+def no_run_html(start: str) -> str:
+    """What stands in the place of a run's state. start: the button that starts one."""
+    return f'<div class="card quiet">{t("No run yet. Choose a preset and press {button}.", button=start)}</div>'
+
+
+def run_status_html(run: Run, p: RunProgress) -> str:
     """State, progress bar, figures and verdict of a run."""
-    if run is None:
-        return f'<div class="card quiet">{t("No run yet. Choose a preset and press Start.")}</div>'
     state = t(STATUS_LABELS[p.status])
     text = escape(t("{state}: {message}", state=state, message=localized(p.message)) if p.message else state)
     if p.status == "stopped" and p.step and not p.message:
         text = t("Stopped at step {step} of {steps}. Resume goes on from there.", step=p.step, steps=p.steps)
-    share = p.step / p.steps if p.steps else 0.0
     best = min((nll for step, nll in p.held_out if step), default=None)
     facts = [(t("step"), f"{p.step} / {p.steps}" if p.steps else "…")]
     if p.status in ACTIVE_STATUSES:
         facts.append((t("time left"), countdown_html(run.name, p.ends)))
-    facts.append((t("trained for"), format_duration(p.seconds)))
+    else:
+        facts.append((t("time taken"), format_duration(p.elapsed)))
+    facts.append((t("in training steps"), format_duration(p.seconds)))
     if p.base_nll is not None:
         facts.append((t("held-out loss, base"), f"{p.base_nll:.2f}"))
     if best is not None:
@@ -156,8 +172,7 @@ def run_status_html(run: Run | None, p: RunProgress) -> str:
     kind = {"done": "good", "failed": "problem", "interrupted": "problem"}.get(p.status, "hint")
     return (
         f'<div class="card"><div class="{kind}" role="status">{text}</div>'
-        f'<div class="bar" role="progressbar" aria-label="{t("Progress")}" aria-valuenow="{share * 100:.0f}">'
-        f'<div style="width:{share:.1%}"></div></div>'
+        f"{progress_bar_html(p.step / p.steps if p.steps else 0.0)}"
         f"{facts_html(facts)}{training_verdict_html(p)}"
         f'<div class="quiet">{t("Run {name}", name=escape(run.name))}</div></div>'
     )
@@ -242,7 +257,7 @@ def _chart_plot(chart: Chart, progress: RunProgress) -> gr.LinePlot:
     frame = pd.DataFrame([(step, value, t(label)) for step, value, label in rows], columns=CHART_COLUMNS)
     colors = {t(label): LINE_COLORS[label] for label in dict.fromkeys(label for _, _, label in rows)}
     return gr.LinePlot(frame, visible=is_measured, title=t(chart.title), x_title=t("step"), x_lim=axis,
-                       y_title=" ", color_title=" ", color_map=colors,
+                       x_axis_format=STEP_FORMAT, y_title=" ", color_title=" ", color_map=colors,
                        colors_in_legend=list(colors) if len(colors) > 1 else [])  # fmt: skip
 
 

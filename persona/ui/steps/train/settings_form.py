@@ -1,5 +1,6 @@
 """Step 3, the expert settings: a control for each field of RunConfig, with the label and help that the field gives."""
 
+from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, cast, get_args, get_origin
 
@@ -9,7 +10,8 @@ from persona.template.render import MAX_LENGTH
 from persona.train.config import RunConfig, make_config
 from persona.ui.i18n import t
 
-EXPERT_FIELDS = tuple(name for name, field in RunConfig.model_fields.items() if field.json_schema_extra)
+EXPERT_FIELDS = tuple(name for name, setting in RunConfig.model_fields.items() if setting.json_schema_extra)
+FIRST_PRESET = "quick"
 TEMPLATE_STEP_FIELDS = ("base", "template", "max_length", "learn_history")  # chosen there
 
 
@@ -36,8 +38,8 @@ SETTING_GROUPS = tuple(dict.fromkeys(setting_group(name) for name in EXPERT_FIEL
 
 def make_control(name: str, value: Any) -> gr.components.Component:
     """The control of one field, by its type. Its help is the field's description, and when to change it."""
-    field = RunConfig.model_fields[name]
-    kind = field.annotation
+    definition = RunConfig.model_fields[name]
+    kind = definition.annotation
     shared: dict[str, Any] = {
         "label": t(setting_label(name)),
         "info": t(setting_help(name)),
@@ -48,7 +50,7 @@ def make_control(name: str, value: Any) -> gr.components.Component:
     if get_origin(kind) is Literal:
         return gr.Dropdown(list(get_args(kind)), value=value, **shared)
     if kind is str:
-        return gr.Dropdown(field.examples, value=value, allow_custom_value=True, **shared)
+        return gr.Dropdown(definition.examples, value=value, allow_custom_value=True, **shared)
     assert kind in (int, float) and not isinstance(kind, UnionType), name
     return gr.Number(value, precision=0 if kind is int else None, **shared)
 
@@ -68,6 +70,39 @@ def preset_values(preset: str) -> list[Any]:
     """The values of the drawer for a preset."""
     config = make_config(preset)
     return [getattr(config, name) for name in EXPERT_FIELDS]
+
+
+@dataclass(frozen=True)
+class PersonaForms:
+    """What the form says of each persona in this window. shown: whose it shows now.
+
+    forms: slug → the preset, and the values in the order of EXPERT_FIELDS.
+    """
+
+    shown: str = ""
+    forms: dict[str, tuple[str, list[Any]]] = field(default_factory=dict)
+
+
+def restore_form(slug: str, kept: PersonaForms, preset: str, *values: Any) -> list[Any]:
+    """The form of the persona `slug`: its last one, or the first preset; that of the persona before is kept.
+
+    Returns the PersonaForms, the preset and its values, as they are given.
+    """
+    if slug == kept.shown:
+        return [kept, preset, *values]
+    forms = {**kept.forms, kept.shown: (preset, list(values))}
+    preset, restored = forms.get(slug, (FIRST_PRESET, preset_values(FIRST_PRESET)))
+    return [PersonaForms(slug, forms), preset, *restored]
+
+
+def describe_deviations(config: RunConfig, preset: str) -> str:
+    """The expert settings that are not the preset's, as "label: value (preset's value)"; "" for none."""
+    own = make_config(preset)
+    return "; ".join(
+        t("{setting}: {value} (preset: {own})", setting=t(setting_label(name)), value=getattr(config, name),
+          own=getattr(own, name))
+        for name in EXPERT_FIELDS if getattr(config, name) != getattr(own, name)
+    )  # fmt: skip
 
 
 def form_to_config(
