@@ -136,7 +136,7 @@ def test_each_step_has_the_figures_and_the_run_shows_them(persona, gpu):
 
 
 def test_a_run_remembers_what_was_planned(persona, tiny_gemma):
-    config, _, estimate = train_plan.fit_to_machine(persona, make_config(base=str(tiny_gemma)))
+    config, estimate, _ = train_plan.fit_to_machine(persona, make_config(base=str(tiny_gemma)))
     expected = launcher.create_run(persona, config, estimate).expected()
     assert expected == {"seconds": estimate.seconds, "memory": estimate.plan.memory.total,
                         "tokens_per_s": estimate.tokens_per_s}  # fmt: skip
