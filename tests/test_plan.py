@@ -17,6 +17,7 @@ from persona.train import launcher
 from persona.train import plan as train_plan
 from persona.train.collator import Collator
 from persona.train.config import count_steps, make_config
+from persona.train.duration import STARTUP_SECONDS
 from persona.ui.steps import train as page
 from persona.ui.steps.train import settings_form
 
@@ -100,10 +101,10 @@ def test_the_estimate_counts_as_the_run_does(persona, tiny_gemma):
     held = sum(r.held_out for r in run.rows())
     assert (seen.train_rows, seen.held_out) == (40 - held, held)
     assert seen.steps == count_steps(run.config(), 40 - held)[0] == 27
-    assert seen.plan.fits and seen.seconds > train_plan.STARTUP_SECONDS and not seen.from_run
+    assert seen.plan.fits and seen.seconds > STARTUP_SECONDS and not seen.from_run
     longer = see(persona, tiny_gemma, batch_size=4, epochs=300)
     # 301 evaluations for 10, which are most of the time with so small a base
-    assert longer.seconds - train_plan.STARTUP_SECONDS > 25 * (seen.seconds - train_plan.STARTUP_SECONDS)
+    assert longer.seconds - STARTUP_SECONDS > 25 * (seen.seconds - STARTUP_SECONDS)
     capped = see(persona, tiny_gemma, batch_size=4, max_steps=3)
     assert capped.steps == 3 and capped.seconds < seen.seconds
 
