@@ -109,6 +109,23 @@ def test_the_estimate_counts_as_the_run_does(persona, tiny_gemma):
     assert capped.steps == 3 and capped.seconds < seen.seconds
 
 
+def test_evaluation_that_takes_most_of_the_time_is_said(persona, tiny_gemma):
+    """A few steps on many rows, as when something is tried out; and evaluation is bounded."""
+    many = [Pair(f"question {n}?", "An answer of some length. " * 8) for n in range(5000)]
+    slow = Machine("cuda", "test", 10**11, 2, (("float32", 1e8), ("bfloat16", 1e8)))
+
+    def plan(**settings):
+        config = make_config(base=str(tiny_gemma), max_steps=60, **settings)
+        return train_plan.estimate_training(persona, config, many, slow)
+
+    seen = plan()
+    assert (seen.held_out, seen.train_rows) == (300, 4700) and plan(max_eval_rows=0).held_out == 500
+    (note,) = seen.warn_of_evaluation()
+    assert "11 times 300 held-out pairs and 1 samples" in note and "raise eval_steps" in note
+    assert plan(eval_steps=60, max_eval_rows=10).warn_of_evaluation() == []
+    assert see(persona, tiny_gemma).warn_of_evaluation() == [], "seconds are not worth a sentence"
+
+
 def finish(persona, config, rate=50.0, steps=27, device="cpu", dtype="bfloat16", state="done"):
     run = launcher.create_run(persona, config)
     run.log("plan", steps=steps, device=device, dtype=dtype)
