@@ -57,9 +57,10 @@ def train_persona(persona: "Persona", preset: str = "quick", **settings: Any) ->
     Raises InputError for settings or pairs that cannot work, RunError when the run failed.
     """
     from persona.train import launcher
+    from persona.train.aliases import resolve_aliases
     from persona.train.config import make_config
 
-    run, _ = launcher.create_fitted_run(persona, make_config(preset, **settings), settings)
+    run, _ = launcher.create_fitted_run(persona, make_config(preset, **settings), resolve_aliases(settings))
     launcher.start_run(run)
     launcher.wait_for_run(run)
     return run

@@ -62,15 +62,30 @@ def test_render_names_the_line_too(refused, persona, tiny_gemma, command, damage
     "words, why",
     [
         (["--preset", "fast"], "'fast': no such preset. Choose one of quick"),
-        (["--set", "learning_rat=1"], "learning_rat='1': Extra inputs are not permitted"),
-        (["--set", "preset=quick"], "preset='quick': Extra inputs are not permitted"),
+        (["--set", "learning_rat=1"], "learning_rat='1': no such setting (did you mean learning_rate?)"),
+        (["--set", "preset=quick"], "preset='quick': no such setting"),
         (["--set", "lora_r=many"], "lora_r='many': "),
         (["--set", "lora_r=0", "--set", "seed=-1"], "lora_r='0': "),
         (["--set", "epochs"], "--set epochs: write it as name=value, e.g. --set epochs=2."),
         (["--set", "quantization=int4"], "quantization='int4': Input should be 'none', 'nf4' or 'int8'"),
         (["--resume", "nowhere"], "nowhere: not a training run (no run.json)"),
+        (["--resume", "nowhere", "--base", "x", "--preset", "quick"], "--base, --preset with --resume: a run keeps"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["--set", "r=4", "--set", "lora_r=8"], "r=4 and lora_r=8 contradict each other"),
     ],
-    ids=["preset", "unknown", "not-a-setting", "text", "two", "no-value", "quantization", "resume"],
+    ids=[
+        "preset",
+        "unknown",
+        "not-a-setting",
+        "text",
+        "two",
+        "no-value",
+        "quantization",
+        "resume",
+        "resume-base",
+        "config",
+        "contradiction",
+    ],
 )
 def test_train_refuses_settings(refused, persona, words, why):
     assert why in refused("train", persona.path, *words)
@@ -100,6 +115,59 @@ def test_settings_from_the_command_line(call, persona, tiny_gemma, monkeypatch):
     want = RunConfig(base=str(tiny_gemma), epochs=2, target_modules="q_proj, up_proj", use_rslora=True,
                      template="a=b.jinja", learning_rate=1e-3, early_stopping_patience=4)  # fmt: skip
     assert config == want
+
+
+def test_a_file_of_settings_or_a_run_to_repeat(call, persona, tiny_gemma, tmp_path, monkeypatch):
+    """--set is on top of the file, --base on top of both; a run is repeated by its name, its folder or its run.json."""
+    refuse_to_start(monkeypatch)
+
+    def started(*words) -> RunConfig:
+        with pytest.raises(Started) as e:
+            call("train", persona.path, *words)
+        return e.value.args[0].config()
+
+    file = tmp_path / "settings.yml"
+    file.write_text("model_name_or_path: elsewhere\nr: 4\nnum_train_epochs: 2\n")
+    config = started("--config", file, "--set", "lora_r=8", "--base", tiny_gemma)
+    assert config == RunConfig(base=str(tiny_gemma), lora_r=8, epochs=2)
+    (run,) = list_runs(persona)
+    for same in (run.name, run.path, run.path / "run.json"):
+        assert started("--config", same) == config
+    assert started("--config", run.name, "--set", "seed=3").seed == 3
+
+
+def test_relative_paths_name_the_same_base_and_template(call, persona, tiny_gemma, tmp_path, monkeypatch):
+    """The process that trains works in the folder of its run."""
+    refuse_to_start(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(tiny_gemma)
+    (tmp_path / "own.jinja").write_text("{{ messages }}")
+    with pytest.raises(Started) as e:
+        call("train", persona.path, "--base", "./model", "--set", "template=own.jinja")
+    config = e.value.args[0].config()
+    assert (config.base, config.template) == (str(tmp_path / "model"), str(tmp_path / "own.jinja"))
+    (tmp_path / "gemma-3-270m").mkdir()
+    with pytest.raises(Started) as e:
+        call("train", persona.path)
+    assert e.value.args[0].config().base == "gemma-3-270m", "a name is a name"
+
+
+def test_settings_are_listed(call):
+    status, out, _ = call("train", "--settings")
+    assert status == 0
+    assert all(f"{name}=" in out for name in RunConfig.model_fields)
+    assert "how much the adapter can hold" in out and "Also: r." in out and "bnb_4bit_quant_type" in out
+
+
+def test_resume_with_other_settings(call, persona, tiny_gemma, monkeypatch):
+    run = launcher.create_run(persona, make_config(base=str(tiny_gemma)))
+    run.log("state", state="stopped")
+    status, _, err = call("train", persona.path, "--resume", run.name, "--set", "r=4")
+    assert status == 1 and "r=4: cannot change once a run has begun" in err
+    refuse_to_start(monkeypatch)
+    with pytest.raises(Started):
+        call("train", persona.path, "--resume", run.name, "--set", "num_train_epochs=5")
+    assert run.config().epochs == 5 and run.manifest()["changes"][0]["settings"] == {"epochs": [3.0, 5.0]}
 
 
 @pytest.mark.parametrize(

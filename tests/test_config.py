@@ -34,6 +34,11 @@ def test_a_bad_setting_is_named_with_its_value():
         ("eval_fraction", -0.1),
         ("early_stopping_patience", -1),
         ("seed", -1),
+        ("max_grad_norm", -1),
+        ("adam_beta2", 1.0),
+        ("max_eval_rows", -1),
+        ("eval_steps", -1),
+        ("save_total_limit", 0),
         ("seed", 2**32),
         ("base", None),
         ("learn_history", "perhaps"),
@@ -53,7 +58,7 @@ def test_all_bad_settings_are_named_at_once():
 
 
 def test_an_unknown_setting_is_refused_and_the_known_ones_listed():
-    with pytest.raises(InputError, match=r"learning_rat=1: .*Settings are: base, template, .*learning_rate"):
+    with pytest.raises(InputError, match=r"learning_rat=1: .*mean learning_rate\?\)\. Settings are: base, template, "):
         make_config(learning_rat=1)
 
 

@@ -201,6 +201,15 @@ def test_two_checkpoints_are_kept(tmp_path, there, newest, kept):
     assert set(checkpoints.list_checkpoint_steps(tmp_path)) == kept
 
 
+def test_as_many_checkpoints_are_kept_as_asked_for(tmp_path):
+    for step in range(1, 6):
+        fake(tmp_path, step)
+    checkpoints.prune_checkpoints(tmp_path, 5, keep=3)
+    assert checkpoints.list_checkpoint_steps(tmp_path) == [5, 4, 3]
+    checkpoints.prune_checkpoints(tmp_path, 5, keep=1)
+    assert checkpoints.list_checkpoint_steps(tmp_path) == [5]
+
+
 def test_everything_is_on_the_disk_before_the_mark(tmp_path, monkeypatch):
     order, flush, write = [], files.fsync_folder, files.write_atomic
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from persona.models.hardware import Machine, plan_device, this_machine
 from persona.models.memory import StepShape, estimate_memory, infer_model_shape
 from persona.store.workspace import PROJECT_DIR
-from persona.train import plan as train_plan
-from persona.train.plan import STARTUP_SECONDS, TrainingWork, estimate_seconds, plan_training
+from persona.train.duration import STARTUP_SECONDS, TrainingWork, estimate_seconds, estimate_speed
+from persona.train.plan import plan_training
 from persona.train.progress import RunProgress
 
 
@@ -311,7 +311,7 @@ def test_time_grows_with_work_and_falls_with_speed():
     busy = replace(machine, rates=(("float32", 1.3e11 / 4), ("bfloat16", 1.5e12 / 4)))
     assert seconds(busy) > 3 * seconds(), "other programs compute beside it"
     assert seconds(replace(machine, rates=())) is None
-    speed = train_plan.estimate_speed(machine, shape, plan, WORK)
+    speed = estimate_speed(machine, shape, plan, WORK)
     assert seconds(evaluations=0) == pytest.approx(STARTUP_SECONDS + WORK.tokens / speed, rel=0.02)
 
 
@@ -319,7 +319,7 @@ def test_a_finished_run_knows_better_than_the_matmuls():
     machine, shape = MACHINES["AMX"], BASES["270M"]
     plan = plan_training(machine, shape, ROWS)
     last = RunProgress(result={"tokens_per_s": 100}, evaluation_seconds=7.0)
-    assert train_plan.estimate_speed(machine, shape, plan, WORK, last) == 100
+    assert estimate_speed(machine, shape, plan, WORK, last) == 100
     assert estimate_seconds(machine, shape, plan, WORK, last) == STARTUP_SECONDS + 550 + 12 * 7
 
 

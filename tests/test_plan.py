@@ -17,6 +17,7 @@ from persona.train import launcher, queue
 from persona.train import plan as train_plan
 from persona.train.collator import Collator
 from persona.train.config import count_steps, make_config
+from persona.train.duration import STARTUP_SECONDS
 from persona.ui.steps import train as page
 from persona.ui.steps.train import settings_form
 
@@ -100,14 +101,31 @@ def test_the_estimate_counts_as_the_run_does(persona, tiny_gemma):
     held = sum(r.held_out for r in run.rows())
     assert (seen.train_rows, seen.held_out) == (40 - held, held)
     assert seen.steps == count_steps(run.config(), 40 - held)[0] == 27
-    assert seen.plan.fits and seen.seconds > train_plan.STARTUP_SECONDS and not seen.from_run
+    assert seen.plan.fits and seen.seconds > STARTUP_SECONDS and not seen.from_run
     longer = see(persona, tiny_gemma, batch_size=4, epochs=300)
     # 301 evaluations for 10, which are most of the time with so small a base
-    assert longer.seconds - train_plan.STARTUP_SECONDS > 25 * (seen.seconds - train_plan.STARTUP_SECONDS)
+    assert longer.seconds - STARTUP_SECONDS > 25 * (seen.seconds - STARTUP_SECONDS)
     capped = see(persona, tiny_gemma, batch_size=4, max_steps=3)
     assert capped.steps == 3 and capped.seconds < seen.seconds
     as_many = see(persona, tiny_gemma, batch_size=32, max_steps=6)  # two steps a pass, the second of 4 rows
     assert as_many.work.tokens == pytest.approx(see(persona, tiny_gemma, batch_size=32, epochs=3).work.tokens)
+
+
+def test_evaluation_that_takes_most_of_the_time_is_said(persona, tiny_gemma):
+    """A few steps on many rows, as when something is tried out; and evaluation is bounded."""
+    many = [Pair(f"question {n}?", "An answer of some length. " * 8) for n in range(5000)]
+    slow = Machine("cuda", "test", 10**11, 2, (("float32", 1e8), ("bfloat16", 1e8)))
+
+    def plan(**settings):
+        config = make_config(base=str(tiny_gemma), max_steps=60, **settings)
+        return train_plan.estimate_training(persona, config, many, slow)
+
+    seen = plan()
+    assert (seen.held_out, seen.train_rows) == (300, 4700) and plan(max_eval_rows=0).held_out == 500
+    (note,) = seen.warn_of_evaluation()
+    assert "11 times 300 held-out pairs and 1 samples" in note and "raise eval_steps" in note
+    assert plan(eval_steps=60, max_eval_rows=10).warn_of_evaluation() == []
+    assert see(persona, tiny_gemma).warn_of_evaluation() == [], "seconds are not worth a sentence"
 
 
 def finish(persona, config, rate=50.0, steps=27, device="cpu", dtype="bfloat16", state="done"):

@@ -38,8 +38,6 @@ def run(persona):
     return create_run(persona, RunConfig())
 
 
-# ---- held-out rows
-
 # ---- a new run
 
 

@@ -50,6 +50,8 @@ def test_replies_of_one_conversation_are_held_out_together():
 def test_split_holds_out_the_share_asked_for(count, fraction, held):
     rows = split_held_out([Pair(str(n), "x") for n in range(count)], fraction, 0)
     assert sum(r.held_out for r in rows) == held
+    limited = split_held_out([r.pair for r in rows], fraction, 0, limit=20)
+    assert sum(r.held_out for r in limited) == min(held, 20)
 
 
 def test_split_depends_on_the_seed_and_on_nothing_global():

@@ -26,6 +26,10 @@ CHANGED = {
     "lr_scheduler_type": "linear",
     "warmup": 3,
     "weight_decay": 0.1,
+    "max_grad_norm": 0.3,
+    "adam_beta1": 0.8,
+    "adam_beta2": 0.95,
+    "eval_steps": 5,
     "init_lora_weights": "gaussian",
     "lora_r": 3,
     "lora_alpha": 5,
@@ -67,6 +71,10 @@ WHERE = {
     "lr_scheduler_type": (lambda t, j: t.args.lr_scheduler_type.value, "cosine", "linear"),
     "warmup": (lambda t, j: t.args.warmup_steps, 0.05, 3),
     "weight_decay": (lambda t, j: t.args.weight_decay, 0.0, 0.1),
+    "max_grad_norm": (lambda t, j: t.args.max_grad_norm, 1.0, 0.3),
+    "adam_beta1": (lambda t, j: t.args.adam_beta1, 0.9, 0.8),
+    "adam_beta2": (lambda t, j: t.args.adam_beta2, 0.999, 0.95),
+    "eval_steps": (lambda t, j: t.args.eval_steps, 1, 5),
     "init_lora_weights": (lambda t, j: lora_of(t).init_lora_weights, True, "gaussian"),
     "lora_r": (lambda t, j: lora_of(t).r, 16, 3),
     "lora_alpha": (lambda t, j: lora_of(t).lora_alpha, 32, 5),
@@ -93,6 +101,9 @@ ELSEWHERE = {
     "neftune_noise_alpha": "tested below; not with packing",
     "report_to": "tested in test_trackers.py",
     "engine": "tested in test_validate.py: it wants a GPU",
+    "spread_layers": "tested in test_placement.py: it wants several GPUs",
+    "max_eval_rows": "tested in test_run_folder.py and test_plan.py",
+    "save_total_limit": "tested in test_crash_recovery.py",
 }
 
 

@@ -24,7 +24,7 @@ from persona.models import hardware, memory, open_renderer, quantization
 from persona.models.base import Base
 from persona.store.persona_folder import Persona
 from persona.template.render import TrainingExample, render_examples
-from persona.train import launcher
+from persona.train import duration, launcher
 from persona.train import plan as train_plan
 from persona.train.config import RunConfig, make_config
 from persona.train.run import train_run
@@ -93,9 +93,9 @@ def plan_run(
     step = train_plan.find_heaviest_step(config, lengths)
     plan = train_plan.plan_training(machine, shape, step, 1, dtype)
     learned = tokens * sum(n for _, n in lengths) / sum(n for n, _ in lengths)
-    work = train_plan.TrainingWork(tokens, learned, evaluations=0, held_out=0, samples=0)
-    seconds = train_plan.estimate_seconds(machine, shape, plan, work)
-    return plan.memory, None if seconds is None else round(seconds - train_plan.STARTUP_SECONDS, 2)
+    work = duration.TrainingWork(tokens, learned, evaluations=0, held_out=0, samples=0)
+    seconds = duration.estimate_seconds(machine, shape, plan, work)
+    return plan.memory, None if seconds is None else round(seconds - duration.STARTUP_SECONDS, 2)
 
 
 def train_stock(cell: Cell, found: Base, tokenizer: Any, rows: list[dict], scale: Scale) -> dict:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from persona.cli.output import BASE_HELP, AsJson, PersonaDir, open_persona, print_note, print_result, split_key_value
+from persona.cli.settings_list import print_settings
+from persona.errors import InputError
 
 RESULT_KEYS = ("run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
           "adapter_nll", "peak_memory_bytes")  # fmt: skip
@@ -17,14 +19,38 @@ def train(
     directory: PersonaDir,
     base: Annotated[str, typer.Option(help=BASE_HELP)] = "",
     preset: Annotated[
-        str, typer.Option(help="How long and how large: quick (3 epochs), balanced (up to 6) or thorough (up to 12).")
-    ] = "quick",
+        str,
+        typer.Option(
+            help="How long and how large: quick (3 epochs), balanced (up to 6) or thorough (up to 12). Default: quick."
+        ),
+    ] = "",
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any setting of a run, e.g. epochs=2. Repeat for more."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any setting of a run, e.g. epochs=2, also by its name in PEFT, TRL or transformers. Repeat for more. "
+            "--settings lists them.",
+        ),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Settings from a YAML or JSON file, or those of a run, by its folder or name. --base and --set come "
+            "on top. Default: the preset's.",
+        ),
+    ] = None,
+    settings: Annotated[
+        bool,
+        typer.Option("--settings", callback=print_settings, is_eager=True, help="List every setting, and exit."),
+    ] = False,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Continue this run, by its folder or name. Default: a new run.")
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Continue this run, by its folder or name; --set changes what can still change. Default: a new run.",
+        ),
     ] = None,
     launcher: Annotated[
         Literal["here", "ray"], typer.Option(help="here: on this machine. ray: on a Ray cluster.")
@@ -56,7 +82,12 @@ def train(
         from persona.train import ray_cluster
 
         ray_cluster.open_storage(storage)
-    run = _open_run(persona, resume) if resume else _create_run(persona, base, preset, changes or [], launcher)
+    given = dict(split_key_value(x, "--set") for x in changes or [])
+    if resume:
+        _refuse_with_resume({"--base": base, "--preset": preset, "--config": config})
+        run = _open_run(persona, resume, given)
+    else:
+        run = _create_run(persona, preset or "quick", _merge_settings(persona, base, config, given), launcher)
     if resume and smaller:
         run = train_launcher.retry_smaller(persona, run)
     elif launcher == "ray":
@@ -67,18 +98,46 @@ def train(
     _print_outcome(run, _follow(run), as_json)
 
 
-def _open_run(persona: Any, resume: Path) -> Any:
-    from persona.train import run_folder
+def _refuse_with_resume(options: dict[str, Any]) -> None:
+    if given := [name for name, value in options.items() if value]:
+        raise InputError(
+            "{options} with --resume: a run keeps its base and settings. Leave it out, or start a new run with "
+            "--config RUN. --set changes what can still change.",
+            options=", ".join(given),
+        )
 
-    inside = persona.runs_dir / resume
-    return run_folder.open_run(inside if inside.is_dir() else resume)
+
+def _find_run_path(persona: Any, name: Path) -> Path:
+    """The folder of a run of the persona, which may be given by its name; any other path as it is."""
+    inside: Path = persona.runs_dir / name
+    return inside if inside.is_dir() else name
 
 
-def _create_run(persona: Any, base: str, preset: str, changes: list[str], launcher: str) -> Any:
+def _open_run(persona: Any, resume: Path, changes: dict[str, str]) -> Any:
+    """The run to resume, with its settings changed."""
+    from persona.train import launcher, run_folder
+
+    run = run_folder.open_run(_find_run_path(persona, resume))
+    for text in launcher.change_run(run, changes) if changes else []:
+        print_note(text)
+    return run
+
+
+def _merge_settings(persona: Any, base: str, config: Path | None, changes: dict[str, str]) -> dict[str, Any]:
+    """Settings by the names of RunConfig: of the file, with --set on top, and --base on top of both."""
+    from persona.train.aliases import resolve_aliases
+    from persona.train.config import make_config
+    from persona.train.settings_file import read_settings
+
+    make_config(**changes)  # names what is wrong as it was written
+    from_file = read_settings(_find_run_path(persona, config)) if config else {}
+    return from_file | resolve_aliases(changes) | ({"base": base} if base else {})
+
+
+def _create_run(persona: Any, preset: str, settings: dict[str, Any], launcher: str) -> Any:
     from persona.train import launcher as train_launcher
     from persona.train.config import make_config
 
-    settings = dict(split_key_value(x, "--set") for x in changes) | ({"base": base} if base else {})
     config = make_config(preset, **settings)
     if launcher == "ray":  # the machines of a cluster are others than this one
         return train_launcher.create_run(persona, config)

@@ -73,12 +73,12 @@ def read_session(folder: Path) -> dict[str, Any]:
     return read_json(folder / SESSION_FILE, Message("a checkpoint"))
 
 
-def prune_checkpoints(checkpoints: Path, newest: int) -> None:
-    """Keep two: the newest, and the one before it in case the newest gets damaged."""
+def prune_checkpoints(checkpoints: Path, newest: int, keep: int = 2) -> None:
+    """Keep the newest, and those before it, `keep` in all, in case the newest gets damaged."""
     steps = list_checkpoint_steps(checkpoints)
     earlier = [s for s in steps if s < newest]
     for step in steps:
-        if step not in (newest, *earlier[:1]):
+        if step not in (newest, *earlier[: keep - 1]):
             (checkpoint_dir(checkpoints, step) / COMPLETE_MARKER).unlink(missing_ok=True)
             shutil.rmtree(checkpoint_dir(checkpoints, step), ignore_errors=True)
 

@@ -3,13 +3,15 @@
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from persona.errors import InputError, Message, describe_validation_error, join
 from persona.models import bundled
 from persona.template.render import MAX_LENGTH, MAX_LENGTH_RANGE
+from persona.train.aliases import ALIASES, describe_problem, resolve_aliases, written_name
 
 MAX_ACCUMULATION = 1024  # batches an optimizer step
+MIN_SIMILARITY = 65.0  # of an unknown setting's name to a known one that is proposed, in percent
 
 SettingGroup = Literal["Pace", "Adapter", "Memory and speed", "Measuring"]
 
@@ -28,13 +30,18 @@ SAMPLE_TOKENS = 48  # tokens of a sample during training
 
 
 class RunConfig(BaseModel):
-    """Every setting of a run, named as in PEFT and TRL.
+    """Every setting of a run, named as in PEFT and TRL; the other names of these libraries (aliases.py) are taken too.
 
     make_sft_config (run.py) hands TRL its part, make_lora_config (lora_config.py) hands PEFT its own. A new setting is
     a new field here; what it needs is checked in validate.py.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_aliases(cls, data: Any) -> Any:
+        return resolve_aliases(data) if isinstance(data, dict) else data
 
     # ---- chosen in step 2, Template
 
@@ -89,6 +96,21 @@ class RunConfig(BaseModel):
     ] = _setting(
         "adamw_torch", "Pace", "Optimizer", "8-bit optimizers and lion need bitsandbytes, paged ones a GPU",
         "Leave it on a CPU; 8 bits save memory on a GPU.",
+    )  # fmt: skip
+    adam_beta1: float = _setting(
+        0.9, "Pace", "Adam beta1", "decay of the mean of the gradients; of AdamW, Lion and AdEMAMix",
+        "Leave it.",
+        ge=0, lt=1,
+    )  # fmt: skip
+    adam_beta2: float = _setting(
+        0.999, "Pace", "Adam beta2", "decay of the mean of their squares; of AdamW, Lion and AdEMAMix",
+        "0.95 to 0.99 when the loss jumps in a long run.",
+        ge=0, lt=1,
+    )  # fmt: skip
+    max_grad_norm: float = _setting(
+        1.0, "Pace", "Largest gradient norm", "a longer gradient is scaled down to this norm; 0: never",
+        "0.3 when single steps make the loss jump.",
+        ge=0,
     )  # fmt: skip
     weight_decay: float = _setting(
         0.0, "Pace", "Weight decay", "of the LoRA weights; a small adapter needs none",
@@ -189,6 +211,18 @@ class RunConfig(BaseModel):
         "0 only when every pair counts: then nothing can show whether the persona was learned.",
         ge=0, le=0.5,
     )  # fmt: skip
+    max_eval_rows: int = _setting(
+        300, "Measuring", "Held out at most", "pairs; the rest of that share is learned from; 0: no limit",
+        "More to tell runs apart that differ by little; each evaluation takes longer.",
+        ge=0,
+    )  # fmt: skip
+    eval_steps: int = _setting(
+        0, "Measuring", "Evaluate every so many steps",
+        "steps between evaluations, each with samples and a snapshot; 0: about ten evaluations a run, at least one an "
+        "epoch",
+        "Set it when evaluation takes too much of the time.",
+        ge=0,
+    )  # fmt: skip
     diary_probes: int = _setting(
         3, "Measuring", "Samples during training", "how many probes are answered at each evaluation",
         "0 makes a run a little faster; more shows more of the persona.",
@@ -204,6 +238,11 @@ class RunConfig(BaseModel):
         "steps between checkpoints to resume from; 0: at each evaluation",
         "Set it when a run takes hours and the power may fail.",
         ge=0,
+    )  # fmt: skip
+    save_total_limit: int = _setting(
+        2, "Measuring", "Checkpoints to keep", "the newest ones; all are deleted once the run is done",
+        "1 when the disk is small; a second one helps when the newest is damaged.",
+        ge=1,
     )  # fmt: skip
     seed: int = _setting(
         0, "Measuring", "Seed", "of the LoRA's initial weights, the order of rows, and the choice of held-out pairs",
@@ -236,26 +275,44 @@ PRESETS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def make_config(preset: str = "quick", /, **changes: Any) -> RunConfig:
-    """The preset with `changes` on top. Raises InputError naming every setting that is wrong."""
+    """The preset with `changes` on top, under any name that RunConfig takes.
+
+    Raises InputError naming every setting that is wrong.
+    """
     if preset not in PRESETS:
         raise InputError(
             "{preset!r}: no such preset. Choose one of {presets}.", preset=preset, presets=", ".join(PRESETS)
         )
     try:
-        return RunConfig(**{**PRESETS[preset][0], **changes})
+        return RunConfig(**{**PRESETS[preset][0], **resolve_aliases(changes)})
     except ValidationError as e:
-        wrong = join("; ", [
-            Message("{setting}={value}: {problem}", setting=".".join(map(str, x["loc"])), value=repr(x.get("input")),
-                    problem=describe_validation_error(x)) for x in e.errors()
-        ])  # fmt: skip
+        wrong = join("; ", [_describe_error(x, changes) for x in e.errors()])
         if not any(x["type"] == "extra_forbidden" for x in e.errors()):
             raise InputError("{problems}.", problems=wrong) from e
         known = ", ".join(RunConfig.model_fields)
         raise InputError("{problems}. Settings are: {known}.", problems=wrong, known=known) from e
 
 
+def _describe_error(error: Any, changes: dict[str, Any]) -> Message:
+    """A pydantic error about one of `changes`, under the name that it was given by."""
+    name = written_name(changes, ".".join(map(str, error["loc"])))
+    problem = describe_validation_error(error)
+    if error["type"] == "extra_forbidden":
+        from rapidfuzz import fuzz, process
+
+        known = [*RunConfig.model_fields, *ALIASES]
+        nearest = process.extractOne(name, known, scorer=fuzz.ratio, score_cutoff=MIN_SIMILARITY)
+        problem = Message("no such setting")
+        if nearest:
+            problem = Message("no such setting (did you mean {nearest}?)", nearest=nearest[0])
+    return describe_problem(name, changes.get(name, error.get("input")), problem)
+
+
 def count_steps(config: RunConfig, rows: int) -> tuple[int, int]:
-    """(optimizer steps in all, steps between evaluations): about ten evaluations a run, at least one an epoch."""
+    """(optimizer steps in all, steps between evaluations).
+
+    Where eval_steps is 0 there are about ten evaluations a run, at least one an epoch.
+    """
     per_epoch = math.ceil(rows / (config.batch_size * config.gradient_accumulation_steps))
     total = config.max_steps if config.max_steps > 0 else math.ceil(per_epoch * config.epochs)
-    return total, max(1, min(per_epoch, math.ceil(total / 10)))
+    return total, config.eval_steps or max(1, min(per_epoch, math.ceil(total / 10)))

@@ -48,7 +48,7 @@ class Evaluator:
         return scores.mean
 
     def score_held_out(self, model: Any) -> NllScores:
-        """By this process alone: it is a tenth of the pairs, and the figure is the same on any number of processes."""
+        """By this process alone: it is a few hundred pairs, and the figure is the same on any number of processes."""
         collate = Collator(self.prepared.renderer.tokenizer.pad_token_id)  # never packed
         return score_examples(model, self.prepared.held_out, collate, self.prepared.config.batch_size)
 

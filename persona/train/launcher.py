@@ -10,19 +10,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from persona.errors import InputError, Message, PersonaError, RunError, join
-from persona.models import base, malloc
+from persona.models import base, bundled, malloc
 from persona.store import deployment, quotas
-from persona.store.files import explain_disk_error, to_json, write_atomic
+from persona.store.files import expand_home, explain_disk_error, path_exists, to_json, write_atomic
 from persona.store.pairs import Pair, find_unfinished, hash_pairs
 from persona.store.persona_folder import Persona
 from persona.store.workspace import child_environment, is_for_visitor
-from persona.template.chat_template import read_template
-from persona.train import engines, oom_recovery, plan, queue, validate
+from persona.template.chat_template import read_template, shipped_templates
+from persona.train import change_settings, engines, oom_recovery, plan, queue, validate
 from persona.train.config import RunConfig, count_steps
 from persona.train.plan import TrainingEstimate
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
@@ -38,12 +38,13 @@ def create_run(persona: Persona, config: RunConfig, estimate: TrainingEstimate |
 
     estimate: what is expected of it, for those who wait for it and those who watch it.
     """
+    config = _with_absolute_paths(config)
     card, pairs = persona.card(), persona.pairs()
     require_trainable_pairs(persona, pairs)
     validate.require_packages(config)
     _require_open_names(config)
     quotas.require_disk_quota()
-    rows = split_held_out(pairs, config.eval_fraction, config.seed)
+    rows = split_held_out(pairs, config.eval_fraction, config.seed, config.max_eval_rows)
     quotas.require_step_quota(count_steps(config, sum(not r.held_out for r in rows))[0])
     run = Run(persona.runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     try:
@@ -70,8 +71,24 @@ def create_fitted_run(persona: Persona, config: RunConfig, given: Collection[str
 
     Settings named in `given` stay as they are. Raises InputError.
     """
-    fitted, estimate, notes = plan.fit_to_machine(persona, config, given)
+    fitted, estimate, notes = plan.fit_to_machine(persona, _with_absolute_paths(config), given)
     return create_run(persona, fitted, estimate), notes
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """A base or template that is named by a relative path, by its absolute one: the run's process has another folder.
+
+    A name that is no path here is left as it is, and so is each of a visitor, who may name none.
+    """
+    if is_for_visitor():
+        return config
+    is_path = {
+        "base": not bundled.find_bundled(config.base),
+        "template": config.template not in shipped_templates(),
+    }
+    paths = {name: expand_home(getattr(config, name)) for name, possible in is_path.items() if possible}
+    changes = {name: str(path.absolute()) for name, path in paths.items() if path.name and path_exists(path)}
+    return config.model_copy(update=changes)
 
 
 def _require_open_names(config: RunConfig) -> None:
@@ -124,8 +141,23 @@ def start_on_cluster(run: Run, storage: str, address: str) -> None:
     _spawn(run, "starting", "persona.train.ray_cluster", storage, address)
 
 
+def change_run(run: Run, settings: Mapping[str, Any]) -> list[str]:
+    """Change settings of a run before it is resumed (change_settings.py). Returns notes on what they change.
+
+    Raises RunError when the run is active, or done, and InputError for settings that cannot change.
+    """
+    _require_resumable(run)
+    return change_settings.change_settings(run, settings)
+
+
 def _prepare_start(run: Run) -> None:
     """Remove what is left of the run's last process. Raises RunError when the run is active already, or done."""
+    _require_resumable(run)
+    (run.path / "stop").unlink(missing_ok=True)
+    (run.path / "worker.json").unlink(missing_ok=True)
+
+
+def _require_resumable(run: Run) -> None:
     progress = run.progress()
     if run.alive() and progress.status in ACTIVE_STATUSES:  # a process whose run has ended may still be exiting
         raise RunError(
@@ -136,8 +168,6 @@ def _prepare_start(run: Run) -> None:
         raise RunError(
             "{run} is done; there is nothing to resume. Its adapter is {adapter}.", run=run.name, adapter=run.adapter
         )
-    (run.path / "stop").unlink(missing_ok=True)
-    (run.path / "worker.json").unlink(missing_ok=True)
 
 
 def restart_waiting_runs() -> None:

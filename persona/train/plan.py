@@ -1,4 +1,4 @@
-"""A persona, its settings and this machine → how a run would go: fitted into memory, and about how long it takes.
+"""A persona, its settings and this machine → how a run would go: fitted into memory; how long it takes is duration.py.
 
 Nothing but headers is opened: the tokens of rows are estimated from their characters, the speed is that of the last
 comparable run or of a short measurement.
@@ -17,8 +17,8 @@ from persona.models.memory import MemoryEstimate, ModelShape, StepShape
 from persona.store.pairs import Pair, own_exchanges
 from persona.store.persona_folder import Persona, PersonaCard
 from persona.train import run_folder, split, validate
-from persona.train.config import SAMPLE_TOKENS, RunConfig, count_steps
-from persona.train.progress import RunProgress
+from persona.train.config import RunConfig, count_steps
+from persona.train.duration import TrainingWork, estimate_evaluation_seconds, estimate_seconds, estimate_speed
 from persona.train.run_folder import Run
 
 # ---- memory: which batch, checkpointing, quantization and number format fit
@@ -178,72 +178,13 @@ def _warn_of_memory(config: RunConfig, plan: TrainingPlan) -> list[str]:
     return []
 
 
-# ---- time
-
-# Besides its matmuls a step has norms, attention, activations and the optimizer, in float32 and bound by memory. On a
-# CPU they cost 0.6 of what the matmuls would in float32, whatever the matmuls' own format: three runs in the tests
-# took 9.5 ms a token in float32, 3.8 in bfloat16 and 5.3 with checkpointing; this gives 8.9, 3.9 and 5.0.
-CPU_OVERHEAD = 0.6
-GPU_EFFICIENCY = 0.3  # the part of a GPU's matmul rate that training reaches; a usual figure, not measured by us
-STARTUP_SECONDS = 12.0  # of an idle machine until the base is measured: imports, tokenizer, weights
-STARTUP_FLOPS = 2e11  # what a CPU could compute meanwhile: with other programs beside it, the start is slower too
-BUSY_SPEED = 0.6  # of a machine's own speed: with less, other programs take the rest; a measurement alone varies less
-SAVE_SECONDS = 1.0  # of an evaluation: the snapshot and the checkpoint
-PASS_SECONDS = 0.02  # the least that one token of a batch of samples takes, on a GPU too
-
-
-@dataclass(frozen=True)
-class TrainingWork:
-    """What a run computes. Tokens are those of all steps, or of one evaluation."""
-
-    tokens: float
-    learned: float
-    evaluations: int  # with that of the base
-    held_out: float  # tokens of the held-out rows
-    samples: int  # questions that are answered at each evaluation
-
-
-def estimate_speed(machine: Machine, shape: ModelShape, plan: TrainingPlan, work: TrainingWork,
-                   last: RunProgress | None = None) -> float | None:  # fmt: skip
-    """Tokens/s of the training loop; None where the machine's rate is not known.
-
-    last: a comparable run on this machine, which says more than the measured matmuls.
-    """
-    if last:
-        return last.result["tokens_per_s"]
-    rates = dict(machine.rates)
-    if plan.train_dtype not in rates or "float32" not in rates:
-        return None
-    rate = rates[plan.train_dtype] * GPU_EFFICIENCY
-    if machine.device == "cpu":
-        rate = 1 / (1 / rates[plan.train_dtype] + CPU_OVERHEAD / rates["float32"])
-    return rate * work.tokens / memory.step_flops(shape, work.tokens, work.learned, plan.checkpointing)
-
-
-def estimate_seconds(machine: Machine, shape: ModelShape, plan: TrainingPlan, work: TrainingWork,
-                     last: RunProgress | None = None) -> float | None:  # fmt: skip
-    """Seconds from the first sign of life to the adapter; None where the speed is not known. last: a comparable run."""
-    speed = estimate_speed(machine, shape, plan, work, last)
-    if speed is None:
-        return None
-    seconds, sampled = work.tokens / speed, work.samples * SAMPLE_TOKENS
-    forward = memory.step_flops(shape, work.held_out, work.held_out * work.learned / max(work.tokens, 1)) / 2
-    forward += memory.step_flops(shape, sampled, sampled) / 2
-    seconds_per_flop = seconds / memory.step_flops(shape, work.tokens, work.learned, plan.checkpointing)
-    evaluation = forward * seconds_per_flop + SAVE_SECONDS + (SAMPLE_TOKENS * PASS_SECONDS if work.samples else 0.0)
-    if last and last.evaluation_seconds:
-        evaluation = last.evaluation_seconds
-    startup = STARTUP_SECONDS
-    if machine.device == "cpu" and not last:
-        startup += STARTUP_FLOPS * seconds_per_flop
-    return startup + seconds + work.evaluations * evaluation
-
-
 # ---- the whole estimate
 
+BUSY_SPEED = 0.6  # of a machine's own speed: with less, other programs take the rest; a measurement alone varies less
 BYTES_PER_TOKEN = 3.6  # of UTF-8: 3.57 Chinese and 3.76 English in the shipped personas, by Gemma's tokenizer
 TEMPLATE_TOKENS = 12  # a template's own around a turn
 MIN_STEADY_STEPS = 10  # the first few steps of a run are slow, so a shorter run says nothing about speed
+MIN_NOTED_SECONDS = 60.0  # of evaluation: less is not worth a sentence
 MAX_COMPARED_RUNS = 5  # the newest ones that are looked at for a comparable one
 
 
@@ -261,8 +202,25 @@ class TrainingEstimate:
     tokens_per_s: float | None  # of the training loop; None where the machine's speed is not known
     seconds: float | None  # until the adapter; None likewise
     from_run: str  # the run whose speed was taken, "" where none was
+    evaluation_seconds: float | None = None  # of `seconds`
     is_slowed_down: bool = False  # other programs use the machine now
     idle_seconds: float | None = None  # `seconds` without them, where `seconds` counts them
+
+    def warn_of_evaluation(self) -> list[str]:
+        """A sentence for the user where evaluation takes more than a third of the time; none for a run of a minute."""
+        evaluation, seconds = self.evaluation_seconds, self.seconds
+        if not evaluation or not seconds or evaluation < MIN_NOTED_SECONDS or evaluation <= seconds / 3:
+            return []
+        return [
+            Message(
+                "Evaluation takes about {percent} % of the time: {n} times {held_out} held-out pairs and {samples} "
+                "samples. To shorten it, raise eval_steps, or lower max_eval_rows or diary_probes.",
+                percent=round(100 * evaluation / seconds),
+                n=self.work.evaluations,
+                held_out=self.held_out,
+                samples=self.work.samples,
+            )
+        ]
 
     def expected_figures(self, config: RunConfig) -> dict[str, float]:
         """What to expect of a run with these settings, as far as known, by the names of Run.expected().
@@ -292,8 +250,9 @@ def estimate_on_this_machine(persona: Persona, config: RunConfig, pairs: Sequenc
         return estimate
     now = replace(machine, rates=rates), estimate.shape, estimate.plan, estimate.work
     return replace(
-        estimate, seconds=estimate_seconds(*now), tokens_per_s=estimate_speed(*now), idle_seconds=estimate.seconds
-    )
+        estimate, seconds=estimate_seconds(*now), tokens_per_s=estimate_speed(*now), idle_seconds=estimate.seconds,
+        evaluation_seconds=estimate_evaluation_seconds(*now),
+    )  # fmt: skip
 
 
 def fit_to_machine(
@@ -310,7 +269,7 @@ def fit_to_machine(
     if estimate is None:
         return config, None, []
     fitted, notes = fit_config(config, estimate.plan, given)
-    return fitted, estimate, notes
+    return fitted, estimate, notes + estimate.warn_of_evaluation()
 
 
 def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair], machine: Machine,
@@ -325,7 +284,8 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
     rows = [estimate_row_tokens(card, p, config.learn_history, elsewhere) for p in pairs]
     plan = plan_training(machine, shape, find_heaviest_step(config, rows), config.gradient_accumulation_steps,
                          config.dtype, free)  # fmt: skip
-    held_out = sum(row.held_out for row in split.split_held_out(list(pairs), config.eval_fraction, config.seed))
+    rows_of_run = split.split_held_out(list(pairs), config.eval_fraction, config.seed, config.max_eval_rows)
+    held_out = sum(row.held_out for row in rows_of_run)
     train_rows = len(rows) - held_out
     steps, steps_between = count_steps(config, train_rows)
     mean_tokens, mean_learned = (sum(r[n] for r in rows) / len(rows) for n in (0, 1))
@@ -343,7 +303,7 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
     return TrainingEstimate(
         plan, shape, steps, train_rows, held_out, longest=max(n for n, _ in rows), work=work,
         tokens_per_s=estimate_speed(*known), seconds=estimate_seconds(*known),
-        from_run=comparable.name if comparable else "",
+        from_run=comparable.name if comparable else "", evaluation_seconds=estimate_evaluation_seconds(*known),
     )  # fmt: skip
 
 

@@ -67,6 +67,9 @@ def make_sft_config(prepared: PreparedRun, output: Path) -> SFTConfig:
         learning_rate=c.learning_rate,
         lr_scheduler_type=c.lr_scheduler_type,
         warmup_steps=c.warmup,
+        max_grad_norm=c.max_grad_norm,
+        adam_beta1=c.adam_beta1,
+        adam_beta2=c.adam_beta2,
         weight_decay=c.weight_decay,
         neftune_noise_alpha=c.neftune_noise_alpha or None,
         optim=c.optim,
@@ -237,6 +240,8 @@ def start_or_resume(trainer: Trainer, clock: TrainingClock, callback: RunCallbac
         clock.seconds, clock.tokens, clock.learned = (session["clock"][k] for k in ("seconds", "tokens", "learned"))
         callback.misses = session["misses"]
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        prepared = trainer.evaluator.prepared
+        state.max_steps, _ = count_steps(prepared.config, len(prepared.train))  # may have been changed since
         if callback.is_finished(state):  # killed between its last step and its adapter: train() would take another step
             trainer.state = state
             checkpoints.load_weights(trainer.model, checkpoint)

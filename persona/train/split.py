@@ -6,14 +6,15 @@ from persona.store.pairs import Pair
 from persona.train.run_folder import RunRow
 
 
-def split_held_out(pairs: list[Pair], fraction: float, seed: int) -> list[RunRow]:
+def split_held_out(pairs: list[Pair], fraction: float, seed: int, limit: int = 0) -> list[RunRow]:
     """Hold out `fraction` of the pairs, at least one, drawn by `seed`.
 
     Pairs of one instruction stay together, and so do the replies of one conversation: each stands in the history of
     the next. Where that would leave nothing to hold out, or far too much, as with a single long conversation, its
-    replies are parted.
+    replies are parted. limit: pairs to hold out at most, as far as those that stay together allow it; 0: no limit.
     """
     count = max(1, round(len(pairs) * fraction)) if fraction else 0
+    count = min(count, limit or count)
     held_out: set[int] = set()
     if any(pair.history for pair in pairs):
         held_out = _draw_groups(_group_pairs(pairs, by_conversation=True), count, 2 * count, seed)

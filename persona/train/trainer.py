@@ -100,8 +100,9 @@ class Trainer(SFTTrainer):
         super()._save_checkpoint(model, trial)
         distributed.wait_for_all()
         session = {"clock": asdict(self.clock), "misses": self.callback.misses}
+        keep = self.evaluator.prepared.config.save_total_limit
         distributed.run_on_main(lambda: checkpoints.mark_complete(checkpoint, session))
-        distributed.run_on_main(lambda: checkpoints.prune_checkpoints(folder, step))
+        distributed.run_on_main(lambda: checkpoints.prune_checkpoints(folder, step, keep))
         self.clock.resume()
 
 
@@ -120,6 +121,15 @@ class RunCallback(TrainerCallback):
     stop_requested: bool = False  # a signal handler may set it
     diverged: bool = False
     monitor: ResourceMonitor = field(default_factory=ResourceMonitor)
+
+    def on_train_begin(self, args, state, control, optimizer, lr_scheduler, **_):
+        """Set what a checkpoint brings of the settings that it was made with: the run's may have changed since."""
+        state.compute_steps(args, state.max_steps)
+        lr_scheduler.base_lrs = [args.learning_rate] * len(lr_scheduler.base_lrs)
+        for group, schedule in zip(optimizer.param_groups, lr_scheduler.lr_lambdas, strict=True):
+            group["initial_lr"] = args.learning_rate
+            group["lr"] = args.learning_rate * schedule(lr_scheduler.last_epoch)
+        lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # which is what is logged
 
     def on_step_end(self, args, state, control, **_):
         stop = self.stop_requested or time.monotonic() > self.deadline or (self.run.path / "stop").exists()

@@ -44,7 +44,7 @@ def plan_html(slug: str, preset: str, *form: Any) -> str:
     return (
         f'<div class="quiet">{about}<br>{_steps_text(estimate)} {escape(localized(estimate.plan.reason))}<br>'
         f"{_memory_text(estimate)}</div>{_busy_html(estimate)}{_wait_html()}{_too_few_html(estimate)}"
-        f"{_too_large_html(config, estimate)}"
+        f"{_too_large_html(config, estimate)}{_notes_html(estimate.warn_of_evaluation())}"
     )
 
 
@@ -104,6 +104,10 @@ def _too_few_html(estimate: TrainingEstimate) -> str:
         texts.append(t("Held out to measure on: {n}. That is too few to tell afterwards whether it learned; the result "
                        "will say so.", n=estimate.held_out))  # fmt: skip
     return "".join(f'<div class="hint">{text}</div>' for text in texts)
+
+
+def _notes_html(notes: list[str]) -> str:
+    return "".join(f'<div class="hint">{escape(localized(note))}</div>' for note in notes)
 
 
 def _memory_text(estimate: TrainingEstimate) -> str:

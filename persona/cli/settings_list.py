@@ -1,0 +1,45 @@
+"""`persona train --settings`: every setting of a run, as the page's expert form describes it, with its other names."""
+
+import textwrap
+from typing import Any, Literal, get_args, get_origin
+
+import typer
+
+WIDTH = 100
+FIRST_GROUP = "Base and template"  # of the settings that the page has in step 2
+
+
+def print_settings(wanted: bool) -> None:
+    """Print the list and exit; for an option that is read before all else."""
+    if wanted:
+        typer.echo(_list_settings())
+        raise typer.Exit
+
+
+def _list_settings() -> str:
+    from persona.train.aliases import FIXED, SAME_AS
+    from persona.train.config import RunConfig
+
+    lines, last = [], ""
+    for name, field in RunConfig.model_fields.items():
+        metadata: Any = field.json_schema_extra or {}
+        if (group := metadata.get("group", FIRST_GROUP)) != last:
+            lines += ["", typer.style(group, bold=True)]
+            last = group
+        lines += _describe(name, field, metadata.get("when", ""))
+    taken = ", ".join([*FIXED, *SAME_AS])
+    lines += ["", *textwrap.wrap(f"Taken with the one value that holds here, refused with any other: {taken}.", WIDTH)]
+    return "\n".join(["NAME=VALUE for --set and the names in a file for --config.", *lines])
+
+
+def _describe(name: str, field: Any, when: str) -> list[str]:
+    from persona.train.aliases import list_aliases
+
+    default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+    texts = [f"{field.description}. {when}".strip()]
+    if get_origin(field.annotation) is Literal:
+        texts.append(f"One of {', '.join(get_args(field.annotation))}.")
+    if aliases := list_aliases(name):
+        texts.append(f"Also: {', '.join(aliases)}.")
+    wrapped = textwrap.wrap(" ".join(texts), WIDTH, initial_indent="    ", subsequent_indent="    ")
+    return [f"  {typer.style(name, fg='green')}={default}", *wrapped]
