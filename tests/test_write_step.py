@@ -64,7 +64,7 @@ def test_a_pair_that_the_table_shows_already_is_added_without_drawing_the_table(
 
 def test_why_an_edit_is_refused_is_returned_to_the_table(ada, monkeypatch):
     said = []
-    monkeypatch.setattr(pairs_tab, "show_warning", said.append)
+    monkeypatch.setattr(pairs_tab, "error_notice", said.append)
     refused = {"do": "edit", "row": 2, "field": "output", "old": "No.", "text": "Maybe."}
     assert "changed elsewhere" in save_edit("ada", **refused).refusal and len(said) == 1
     assert save_edit("ada", **refused | {"old": "Yes."}).refusal == "" and ada.pairs()[1].output == "Maybe."
@@ -112,6 +112,20 @@ def test_an_error_leaves_again_once_it_can_have_been_read():
     assert page.NOTICE_SECONDS < short < long and long - short > 30
 
 
+def test_a_notice_of_an_error_has_a_title_in_the_visitors_language():
+    said = []
+    queue = SimpleNamespace(log_message=lambda **message: said.append(message))
+    tokens = [
+        (LocalContext.blocks, LocalContext.blocks.set(SimpleNamespace(_queue=queue))),
+        (LocalContext.event_id, LocalContext.event_id.set("1")),
+        (LocalContext.request, LocalContext.request.set(SimpleNamespace(headers={"accept-language": "zh-CN"}))),
+    ]
+    error = page.error_notice(InputError("There is nothing to undo."))
+    for variable, token in tokens:
+        variable.reset(token)
+    assert not error.visible and [(m["title"], m["level"]) for m in said] == [("没有成功", "error")]
+
+
 def test_the_axis_of_steps_has_no_parts_of_a_step():
     assert run_view.step_axis(RunProgress(step=1, steps=2)) == [0, run_view.WHOLE_STEPS]
     assert run_view.loss_plot(RunProgress(step=9, steps=60, train=[(1, 2.0)])).x_lim == [0, 60]
@@ -134,6 +148,25 @@ def test_whose_voice_a_file_is_is_asked_before_a_persona_is_made(home, tmp_path)
     assert seen.speakers.value == ["ADA"] and seen.add.interactive and "Pairs in all:" in seen.preview
     hidden, _ = import_tab.ask_whose_voice(None)
     assert not hidden.visible
+
+
+def test_a_table_says_how_many_pairs_it_has_and_offers_the_one_speaker_it_names(home, tmp_path):
+    file = tmp_path / "answers.csv"
+    file.write_text("question,answer,speaker\nTea?,Yes.,Zosia\nRain?,Only sideways.,Zosia\nNo answer,,Zosia\n")
+    voice, _ = import_tab.ask_whose_voice(str(file))
+    assert voice.value == "Zosia" and "Pairs in all: 2." in voice.info
+    file.write_text("question,answer,speaker\nTea?,Yes.,Zosia\nRain?,Only sideways.,Tom\n")
+    voice, button = import_tab.ask_whose_voice(str(file))
+    assert voice.value is None and not voice.choices and "Pairs in all: 2." in voice.info and button.visible
+
+
+def test_what_was_skipped_is_listed_once_after_the_import(ada, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"instruction": "q", "output": "a"}\n{"instruction": "no answer"}\n')
+    report, _, preview = import_tab.add_imported_pairs(
+        "ada", str(file), "", "", "alpaca", False, [], "drop", 0, "instruction", "output", "", ""
+    )
+    assert "<b>1 pairs added</b>. Undo" in report and "1 skipped:" in report and preview == ""
 
 
 def test_how_many_pairs_a_file_gives_is_said_before_the_import(ada, tmp_path, monkeypatch):
