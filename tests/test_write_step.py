@@ -64,7 +64,7 @@ def test_a_pair_that_the_table_shows_already_is_added_without_drawing_the_table(
 
 def test_why_an_edit_is_refused_is_returned_to_the_table(ada, monkeypatch):
     said = []
-    monkeypatch.setattr(pairs_tab, "error_notice", said.append)
+    monkeypatch.setattr(pairs_tab, "show_warning", said.append)
     refused = {"do": "edit", "row": 2, "field": "output", "old": "No.", "text": "Maybe."}
     assert "changed elsewhere" in save_edit("ada", **refused).refusal and len(said) == 1
     assert save_edit("ada", **refused | {"old": "Yes."}).refusal == "" and ada.pairs()[1].output == "Maybe."
@@ -110,20 +110,6 @@ def test_a_text_that_is_too_long_is_said_in_the_preview_and_not_as_an_error(ada,
 def test_an_error_leaves_again_once_it_can_have_been_read():
     short, long = (page.error_notice(InputError(text)).duration for text in ("x", "x" * 600))
     assert page.NOTICE_SECONDS < short < long and long - short > 30
-
-
-def test_a_notice_of_an_error_has_a_title_in_the_visitors_language():
-    said = []
-    queue = SimpleNamespace(log_message=lambda **message: said.append(message))
-    tokens = [
-        (LocalContext.blocks, LocalContext.blocks.set(SimpleNamespace(_queue=queue))),
-        (LocalContext.event_id, LocalContext.event_id.set("1")),
-        (LocalContext.request, LocalContext.request.set(SimpleNamespace(headers={"accept-language": "zh-CN"}))),
-    ]
-    error = page.error_notice(InputError("There is nothing to undo."))
-    for variable, token in tokens:
-        variable.reset(token)
-    assert not error.visible and [(m["title"], m["level"]) for m in said] == [("没有成功", "error")]
 
 
 def test_the_axis_of_steps_has_no_parts_of_a_step():

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import anyio.to_thread
 import gradio as gr
 from gradio.context import LocalContext
-from gradio.helpers import log_message
 
 from persona.errors import InputError, PersonaError
 from persona.models import open_renderer
@@ -90,14 +89,9 @@ def show_errors(handler: Callable) -> Callable:
 
 
 def error_notice(e: PersonaError) -> gr.Error:
-    """Show the error as a notice. Returns what ends the event as failed.
-
-    Gradio (6.31) shows an error that is raised under the title "Error" in every language: its page drops the title.
-    """
-    text, title = escape(localized(e.message)).replace("\n", "<br>"), t("That did not work")
+    text = escape(localized(e.message)).replace("\n", "<br>")
     duration = NOTICE_SECONDS + len(text) / READ_CHARACTERS
-    log_message(text, title, "error", duration)  # type: ignore[arg-type]  # its queue takes "error" too
-    return gr.Error(text, duration=duration, title=title, visible=False, print_exception=False)
+    return gr.Error(text, duration=duration, title=t("That did not work"), print_exception=False)
 
 
 def open_current_persona(slug: str) -> persona_folder.Persona:

@@ -9,8 +9,8 @@ import gradio as gr
 from persona.errors import InputError, PersonaError
 from persona.store import edit_history
 from persona.ui.i18n import localized, t
-from persona.ui.notices import show_info
-from persona.ui.page import ORDERED_EVENT, QUIET, Page, error_notice, open_current_persona, run_in_order, show_errors
+from persona.ui.notices import show_info, show_warning
+from persona.ui.page import ORDERED_EVENT, QUIET, Page, open_current_persona, run_in_order, show_errors
 from persona.ui.steps.write import lint_tab, pairs_table
 from persona.ui.steps.write.lint_tab import LintUpdate
 from persona.ui.steps.write.mask_preview import preview_mask, preview_typed
@@ -105,7 +105,7 @@ def save_edit(
     try:
         update = _carry_out(edited, query, order, row_filter, page, findings, data)
     except PersonaError as e:
-        error_notice(e)
+        show_warning(localized(e.message))
         return TableUpdate(refusal=localized(e.message))
     return (update if edited == slug else TableUpdate())._replace(refusal="")
 
@@ -264,9 +264,9 @@ def connect_events(tab: PairsTab, page: Page, tabs: gr.Tabs, check_again: gr.But
     edited.failure(None, None, None, js=ANSWERED_JS, trigger_mode="multiple", **QUIET)
     answered = edited.success(None, tab.refusal, None, js=ANSWERED_JS, trigger_mode="multiple", **QUIET)
     follow_change(answered, tab, page)
-    tab.table.key_up(show_errors(preview_typed), [page.slug, *settings], tab.mask, **QUIET).then(
-        None, None, None, js=PREVIEWED_JS, **QUIET
-    )
+    typed = tab.table.key_up(show_errors(preview_typed), [page.slug, *settings], tab.mask, **QUIET)
+    for end in (typed.success, typed.failure):
+        end(None, None, None, js=PREVIEWED_JS, **QUIET)
     turned = tab.table.click(
         show_errors(turn_page),
         [page.slug, view.query, view.order, view.row_filter, page.pair_number, tab.findings],

@@ -16,6 +16,7 @@ const showState = (state, why = "") => {
 
 const waiting = []; // {edit: the event's data, node: its cell or row, drawing: the table that it was made in}
 let sent = null;
+const pending = () => (sent ? [sent, ...waiting] : waiting);
 let outdated = false; // the table was drawn while an edit was on its way
 
 function submit(edit, node = null) {
@@ -56,7 +57,8 @@ function send(cell) {
   clearTimeout(cell.saveTimer);
   const old = cell.dataset.saved ?? cell.defaultValue;
   if (cell.value === old) {
-    if (cell.classList.contains("unsaved")) accept(cell);
+    if (!cell.classList.contains("unsaved") || pending().some((item) => item.node === cell)) return;
+    accept(cell); // typed, and taken back
     settle();
     return;
   }
@@ -84,7 +86,7 @@ function refuse({ edit, node, drawing }, why) {
   const line = document.querySelector("#pairs-status .saving");
   const note = document.createElement("div");
   note.textContent = why || line?.dataset.refused;
-  note.classList.add("mark", "problem");
+  note.classList.add("mark", "error");
   rowOf(node).querySelector(".marks")?.replaceChildren(note);
   send(node); // if it was changed since
 }
@@ -98,7 +100,7 @@ function addBelow(row) {
   if (!number(row)) return;
   sendAll();
   const edit = { do: "add", row: number(row), key: "", shown: true };
-  if ([sent, ...waiting].some((item) => item && item.edit.do !== "edit" && !item.edit.shown)) {
+  if (pending().some(({ edit }) => edit.do !== "edit" && !edit.shown)) {
     submit({ ...edit, shown: false }); // the table is about to be drawn again, without this row
     return;
   }
