@@ -198,8 +198,10 @@ class Visitor:
         self.fire(f"step-{step}", "select")
 
     def act(self, **done: Any) -> None:
-        """An action in the table of pairs: do, row, and for an edit also field, old, text."""
-        self.fire(PAIRS, "input", done)
+        """An action in the table of pairs: do, row, and for an edit also field, old, text. Raises Refused."""
+        *_, refusal = self.fire(PAIRS, "input", done)
+        if refusal:
+            raise Refused(refusal)
 
     def mask(self, row: int, instruction: str, output: str) -> str:
         """The label mask of the text typed so far, as HTML."""

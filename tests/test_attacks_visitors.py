@@ -198,7 +198,16 @@ def test_no_handler_gives_the_second_one_anything(house):
         filled = [guesses(has, block) for block in fn.inputs]
         for n in range(max(map(len, filled), default=1)):
             data = [options[n % len(options)] for options in filled]
-            event = {"index": 0, "value": MARK[:3], "do": "show", "key": slug, "step": 1, "row": 1, "page": 0}
+            event = {
+                "index": 0,
+                "value": MARK[:3],
+                "do": "show",
+                "key": slug,
+                "step": 1,
+                "row": 1,
+                "page": 0,
+                "persona": slug,
+            }
             said = second.call(number, data, "tab", event)
             tried += 1
             assert MARK not in json.dumps(said), (fn.name, data, said)

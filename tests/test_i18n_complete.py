@@ -89,7 +89,7 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
     "where a fault is, as the library says it": {
         "steps/write/import_tab.py": {"the file's card"}, "steps/template/own_template.py": {"your own"},
     },
-    "script": {"widgets.py": {widgets.COUNTDOWN_JS, widgets.FORWARD_CLICKS_JS}, "steps/write/pairs_tab.py": {pairs_tab.PAINT_MARKS_JS, pairs_tab.SAVED_JS, pairs_tab.REFUSED_JS},
+    "script": {"widgets.py": {widgets.COUNTDOWN_JS, widgets.FORWARD_CLICKS_JS}, "steps/write/pairs_tab.py": {pairs_tab.PAINT_MARKS_JS, pairs_tab.ANSWERED_JS, pairs_tab.PREVIEWED_JS},
                "navigation.py": {navigation.NAVIGATION_JS, navigation.FOCUS_STEP_JS},
                "steps/compare/base_note.py": {base_note.CHOOSE_BASE_JS}, "steps/compare/chat_tab.py": {chat_tab.SHOW_ANSWERS_JS},
                "steps/template/__init__.py": {template.SHOW_REFUSED_JS}, "steps/train/run_view.py": {run_view.WHOLE_STEPS_JS}},

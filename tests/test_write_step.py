@@ -13,9 +13,11 @@ from persona.store.pairs import Pair, find_unfinished
 from persona.store.persona_folder import create_persona_at, default_card, find_persona, free_path, list_personas
 from persona.train.progress import RunProgress
 from persona.ui import page
+from persona.ui.app import build_app
 from persona.ui.steps.train import run_view
-from persona.ui.steps.write import import_tab, mask_preview, pairs_table, replace_tab
+from persona.ui.steps.write import import_tab, lint_tab, mask_preview, pairs_tab, pairs_table, replace_tab
 from persona.ui.steps.write.pairs_status import pairs_status_html
+from persona.write.lint.finding import Finding
 
 
 @pytest.fixture
@@ -48,7 +50,59 @@ def test_a_replacement_shows_the_old_whole_and_then_the_new(ada):
     assert "<del>kettle</del>&#x27;s on" in said and "→" not in said and "KETTLE" in said
 
 
-def test_a_text_that_is_too_long_is_said_in_the_preview_and_not_as_an_error(ada):
+def save_edit(slug, **data):
+    event = gr.EventData(None, data)
+    return pairs_tab.save_edit(slug, "", pairs_table.SORT_ORDERS[0], "", 0, [], event)
+
+
+def test_a_pair_that_the_table_shows_already_is_added_without_drawing_the_table(ada):
+    update = save_edit("ada", do="add", row=1, shown=True)
+    assert [p.instruction for p in ada.pairs()] == ["The kettle?", "", "Tea?"]
+    assert update.pair_number == 2 and "3 pairs" in update.status and update.refusal == ""
+    assert update.table == gr.skip() and 'data-row="4"' in save_edit("ada", do="add", row=3).table
+
+
+def test_why_an_edit_is_refused_is_returned_to_the_table(ada, monkeypatch):
+    said = []
+    monkeypatch.setattr(pairs_tab, "show_warning", said.append)
+    refused = {"do": "edit", "row": 2, "field": "output", "old": "No.", "text": "Maybe."}
+    assert "changed elsewhere" in save_edit("ada", **refused).refusal and len(said) == 1
+    assert save_edit("ada", **refused | {"old": "Yes."}).refusal == "" and ada.pairs()[1].output == "Maybe."
+
+
+def test_an_edit_is_of_the_persona_whose_table_it_was_made_in(ada, home):
+    other = create_persona_at(free_path("ben"), default_card("Ben"), [Pair("Tea?", "Yes.")])
+    update = save_edit("ben", do="add", row=1, shown=True, persona="ada")
+    assert update == pairs_tab.TableUpdate(refusal="") and (len(ada.pairs()), len(other.pairs())) == (3, 1)
+
+
+def test_an_empty_pair_is_not_complained_of_three_times(ada):
+    finding = Finding("unfinished", "error", (3,), "nothing is written", "Delete the empty pair", "unfinished:")
+    assert "nothing is written" in lint_tab.marks_html([finding])["3"]
+    assert "Delete" not in lint_tab.marks_html([finding])["3"]  # the row has a button for it
+    assert mask_preview.mask_card("ada", Pair("", " "), 3, page.RenderSettings("", "auto", 512, False)) == ""
+
+
+def test_the_preview_says_that_it_waits_for_the_base(ada, monkeypatch):
+    """And shows the pair as it is then: it may have been edited meanwhile."""
+    settings = ("new-base", "auto", 512, False)
+
+    def convert(*_):
+        ada.save_pairs([Pair("Since?", "Now.")])
+
+    monkeypatch.setattr(mask_preview, "_opened", set())
+    monkeypatch.setattr(mask_preview, "open_page_renderer", convert)
+    monkeypatch.setattr(mask_preview, "mask_card", lambda slug, pair, *_: pair.output)
+    shown = list(mask_preview.preview_mask("ada", 1, *settings))
+    assert "Preparing the base model" in shown[0] and shown[1:] == ["Now."]
+    event = gr.EventData(None, {"row": 1, "texts": {"instruction": "a", "output": "b"}})
+    assert mask_preview.preview_typed("ada", *settings, event) == "b"
+    assert mask_preview.preview_typed("ada", "another", *settings[1:], event) == gr.skip()
+    assert list(mask_preview.preview_mask("ada", 1, *settings)) == ["Now."]
+
+
+def test_a_text_that_is_too_long_is_said_in_the_preview_and_not_as_an_error(ada, monkeypatch):
+    monkeypatch.setattr(mask_preview, "_opened", {""})
     event = gr.EventData(None, {"row": 1, "texts": {"instruction": "a", "output": "x" * 5_000_000}})
     assert "more than 100,000" in mask_preview.preview_typed("ada", "", "auto", 512, False, event)
 
@@ -82,6 +136,25 @@ def test_whose_voice_a_file_is_is_asked_before_a_persona_is_made(home, tmp_path)
     assert not hidden.visible
 
 
+def test_a_table_says_how_many_pairs_it_has_and_offers_the_one_speaker_it_names(home, tmp_path):
+    file = tmp_path / "answers.csv"
+    file.write_text("question,answer,speaker\nTea?,Yes.,Zosia\nRain?,Only sideways.,Zosia\nNo answer,,Zosia\n")
+    voice, _ = import_tab.ask_whose_voice(str(file))
+    assert voice.value == "Zosia" and "Pairs in all: 2." in voice.info
+    file.write_text("question,answer,speaker\nTea?,Yes.,Zosia\nRain?,Only sideways.,Tom\n")
+    voice, button = import_tab.ask_whose_voice(str(file))
+    assert voice.value is None and not voice.choices and "Pairs in all: 2." in voice.info and button.visible
+
+
+def test_what_was_skipped_is_listed_once_after_the_import(ada, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"instruction": "q", "output": "a"}\n{"instruction": "no answer"}\n')
+    report, _, preview = import_tab.add_imported_pairs(
+        "ada", str(file), "", "", "alpaca", False, [], "drop", 0, "instruction", "output", "", ""
+    )
+    assert "<b>1 pairs added</b>. Undo" in report and "1 skipped:" in report and preview == ""
+
+
 def test_how_many_pairs_a_file_gives_is_said_before_the_import(ada, tmp_path, monkeypatch):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"instruction": f"q{n}", "output": "a"}) + "\n" for n in range(1234)))
@@ -112,3 +185,16 @@ def test_what_a_closed_window_has_made_to_download_is_removed(home):
     page.remove_downloads(SimpleNamespace(session_hash="two"))
     page.remove_downloads(SimpleNamespace(session_hash="never seen"))
     assert not made[1].parent.exists()
+
+
+def test_an_event_that_fails_covers_no_field_of_the_page():
+    """Gradio covers each progress target of a failed event with "Error"; only an HTML view may be one."""
+    config = build_app().config
+    types = {component["id"]: component["type"] for component in config["components"]}
+    covered = {
+        (event["api_name"], types[target])
+        for event in config["dependencies"]
+        if event["show_progress"] != "hidden"
+        for target in (event["outputs"] if event.get("show_progress_on") is None else event["show_progress_on"])
+    }
+    assert covered and {kind for _, kind in covered} == {"html"}, covered

@@ -26,8 +26,9 @@ from persona.ui.chosen import ChosenView
 from persona.ui.i18n import localized, t
 from persona.ui.middleware import workspaces
 
-# Options of most events. Progress is shown on no component: a component that is hidden while an event of its own is
-# pending animates a hidden clock for ever (Gradio 6.31), which keeps the browser busy on an idle page.
+# Options of most events. Progress is shown on no component: Gradio 6.31 covers every target of it with "Error" when the
+# event fails, and the outputs are the targets unless others are named. An event that takes long names a gr.HTML.
+# Besides, a component that is hidden while an event of its own is pending animates a hidden clock for ever.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 
 

@@ -236,7 +236,9 @@ def _connect_adapters(
         show_errors(show_adapter), [*inputs, *settings.of_card()],
         [listed, *voices, probes, c.about, *settings.of_card()], **QUIET,
     )  # fmt: skip
-    opened: dict[str, Any] = {"outputs": page.chosen_view(), "api_visibility": "private"}
+    opened: dict[str, Any] = {
+        "outputs": page.chosen_view(), "api_visibility": "private", "show_progress_on": c.about,
+    }  # fmt: skip
     c.zip_upload.upload(show_errors(open_zip), [c.zip_upload, page.chosen], **opened)
     gr.on([c.open_address.click, c.address.submit], show_errors(open_link), [c.address, page.chosen], **opened)
     c.add_blend.click(

@@ -301,7 +301,7 @@ def _connect_events(
     c.add.click(
         show_errors(add_correction), [view.question_id, c.correction, browser_key, slug, adapter], view.status, **QUIET
     )
-    c.export.click(show_errors(export_votes), [browser_key, slug, adapter], c.export, api_visibility="private")
+    c.export.click(show_errors(export_votes), [browser_key, slug, adapter], c.export, **QUIET)
     rival_for = gr.State("")  # the adapter that the rival was offered for
     gr.on(
         opened,

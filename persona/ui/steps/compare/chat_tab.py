@@ -332,7 +332,7 @@ def _connect_conversations(c: _Controls, selection: Selection, step: gr.Step, li
     c.delete.click(show_errors(delete_chosen_conversation), inputs, None, **QUIET).success(
         lambda: "", None, selection.conversation_id, **QUIET
     ).then(**refresh).then(**show)
-    c.export.click(show_errors(export_conversation), inputs, c.export, api_visibility="private")
+    c.export.click(show_errors(export_conversation), inputs, c.export, **QUIET)
     listed.change(show_errors(latest_conversation), inputs, selection.conversation_id, **QUIET).then(**refresh).then(
         **show
     )

@@ -181,6 +181,10 @@ def _build_hub(offered: gr.State) -> tuple[gr.Button, gr.Textbox, gr.HTML, gr.Te
     link = gr.Textbox(label=t("Link"), interactive=False, buttons=["copy"], elem_id="share-link")
     address = gr.State("")  # of this page
     push.click(page_address, None, address, **QUIET).then(
-        show_errors(push_to_hub), [offered, repo, public, address], [status, link], api_visibility="private"
+        show_errors(push_to_hub),
+        [offered, repo, public, address],
+        [status, link],
+        api_visibility="private",
+        show_progress_on=status,
     )
     return push, repo, status, link

@@ -75,6 +75,6 @@ def build(offered: gr.State) -> tuple[gr.Button, gr.File, gr.HTML]:
     choice.change(lambda c: gr.File(visible=EXPORT_CHOICES[c][2] == ".png"), choice, picture, **QUIET)
     export.click(
         wait_in_queue(make_export, [file, status], status), [offered, choice, picture], [file, status],
-        api_visibility="private", show_progress_on=choice, **WAITING_EVENT,
+        api_visibility="private", show_progress_on=status, **WAITING_EVENT,
     ).success(lambda: gr.File(visible=True), None, file, **QUIET)  # fmt: skip
     return export, file, status

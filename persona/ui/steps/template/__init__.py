@@ -304,5 +304,5 @@ def _connect_events(page: Page, c: _Controls) -> None:
     c.upload.upload(show_errors(read_template_upload), c.upload, c.own_template, **QUIET)
     c.use.click(
         show_errors(adopt_template), [page.slug, c.own_template, *settings], [settings.template, c.use_result],
-        api_visibility="private",
+        **QUIET,
     )  # fmt: skip

@@ -101,13 +101,13 @@ def _connect_start(page: Page, welcome: Welcome, editor: _Editor) -> None:
     """The three ways to start, and deleting the persona."""
     for button in welcome.examples:
         name = gr.State(button.elem_id.removeprefix("open-"))
-        button.click(show_errors(open_example), name, page.slug, api_visibility="private")
+        button.click(show_errors(open_example), name, page.slug, **QUIET)
     gr.on(
         [welcome.start.click, welcome.name.submit],
         show_errors(start_persona),
         welcome.name,
         page.slug,
-        api_visibility="private",
+        **QUIET,
     )
     gr.on(
         [welcome.file.upload, welcome.file.clear],
@@ -121,14 +121,14 @@ def _connect_start(page: Page, welcome: Welcome, editor: _Editor) -> None:
         run_one_at_a_time(show_errors(import_tab.start_from_file)),
         [welcome.file, welcome.voice],
         [page.slug, editor.import_file, welcome.file, editor.tabs],
-        api_visibility="private",
+        **QUIET,
         **WAITING_EVENT,
     )
     undo, trash_name = gr.Button(t("Undo delete"), size="sm", visible=False), gr.State("")
-    editor.delete.click(
-        show_errors(delete_persona), page.slug, [page.slug, trash_name], api_visibility="private"
-    ).success(lambda: gr.Button(visible=True), None, undo, **QUIET)
-    undo.click(show_errors(restore_persona), trash_name, page.slug, api_visibility="private").success(
+    editor.delete.click(show_errors(delete_persona), page.slug, [page.slug, trash_name], **QUIET).success(
+        lambda: gr.Button(visible=True), None, undo, **QUIET
+    )
+    undo.click(show_errors(restore_persona), trash_name, page.slug, **QUIET).success(
         lambda: gr.Button(visible=False), None, undo, **QUIET
     )
 

@@ -3,7 +3,7 @@
 import gradio as gr
 
 from persona.ui.i18n import t
-from persona.ui.page import Page, download_path, open_current_persona, show_errors
+from persona.ui.page import QUIET, Page, download_path, open_current_persona, show_errors
 from persona.write.importers import registry
 
 
@@ -23,4 +23,4 @@ def build_export_tab(page: Page) -> None:
         format = gr.Dropdown(formats, value=formats[0][1], label=t("Format"), elem_id="export-format")
         make = gr.Button(t("Make the file"), scale=0, min_width=200, elem_id="export-pairs")
     file = gr.File(label=t("Ready"), visible=False, interactive=False, elem_id="export-file")
-    make.click(show_errors(export_pairs), [page.slug, format], file, api_visibility="private", show_progress_on=format)
+    make.click(show_errors(export_pairs), [page.slug, format], file, **QUIET)

@@ -19,6 +19,7 @@ from persona.write.importers import (
     ImportOptions,
     ImportReport,
     SkippedRow,
+    SourceSurvey,
     hub_dataset,
     registry,
     text_source,
@@ -30,6 +31,7 @@ COLUMN_LABELS = ("Column with what someone says", "Column with the persona's ans
           "Column with earlier turns")  # fmt: skip
 NO_COLUMN = "(none)"
 MAX_SPEAKERS = 200  # to choose from, the most frequent first
+SPEAKER_COLUMNS = ("speaker", "character", "persona", "name", "说话人", "角色", "人物", "姓名")  # of a table
 
 
 class SurveyView(NamedTuple):
@@ -209,8 +211,8 @@ def skipped_html(skipped: list[SkippedRow], total: int) -> str:
 def add_imported_pairs(
     slug: str, file: str | None, pasted: str, dataset: str, format: str, take_card: bool, speakers: list[str],
     actions: str, history_turns: float, *columns: str,
-) -> tuple[str, gr.Button]:  # fmt: skip
-    """Add the pairs to the open persona. Returns the report as HTML, and the button."""
+) -> tuple[str, gr.Button, str]:  # fmt: skip
+    """Add the pairs to the open persona. Returns the report as HTML, the button, and the preview, now empty."""
     persona = open_current_persona(slug)
     with open_given_source(file, pasted, dataset) as source:
         card = registry.get_importer(format).survey(source).card if take_card else None
@@ -219,12 +221,11 @@ def add_imported_pairs(
     if card:
         changes = {k: v for k, v in card.model_dump().items() if v and k != "probes"}
         persona_folder.update_card(persona, lambda _: changes, "the file's card")
-    return import_report_html(report), gr.Button(interactive=False)
+    return import_report_html(report), gr.Button(interactive=False), ""
 
 
 def import_report_html(report: ImportReport) -> str:
-    lines = [t("<b>{n} pairs added</b> of {read} read. Undo takes them back.", n=f"{report.added:,}",
-               read=f"{report.read:,}")]  # fmt: skip
+    lines = [t("<b>{n} pairs added</b>. Undo takes them back.", n=f"{report.added:,}")]
     lines += filter(None, [_replies_text(report)])
     if report.known:
         lines.append(t("{n} were already there.", n=f"{report.known:,}"))
@@ -239,9 +240,30 @@ def ask_whose_voice(file: str | None) -> tuple[gr.Dropdown, gr.Button]:
     if not file:
         return gr.Dropdown(visible=False), gr.Button(visible=False)
     source = text_source.open_source(Path(file))
-    survey = registry.get_importer(registry.detect_format(source)).survey(source)
-    names = [survey.card.name] if survey.card else list(survey.speakers)[:MAX_SPEAKERS]
-    return gr.Dropdown(names, value=names[0] if survey.card else None, visible=True), gr.Button(visible=True)
+    format = registry.detect_format(source)
+    survey = registry.get_importer(format).survey(source)
+    info, names = t("The persona's name: choose one, or type it."), list(survey.speakers)[:MAX_SPEAKERS]
+    if survey.card:
+        names = [survey.card.name]
+    elif not names:
+        with contextlib.suppress(InputError):  # its columns are chosen in the tab Import
+            names = _name_in_table(source, format, survey)
+            count, uncounted = registry.count_pairs(source, format, ImportOptions(survey.mapping))
+            pairs = t("More than {n} pairs.", n=f"{count:,}") if uncounted else t("Pairs in all: {n}.", n=f"{count:,}")
+            info = f"{pairs} {info}"
+    known = names[0] if names and not survey.speakers else None
+    return gr.Dropdown(names, value=known, info=info, visible=True), gr.Button(visible=True)
+
+
+def _name_in_table(source: SourceFile, format: str, survey: SourceSurvey) -> list[str]:
+    """The name in a table's column of speakers, if it is one: every row becomes a pair, whoever speaks in it."""
+    column = next((name for name in survey.columns if name.strip().lower() in SPEAKER_COLUMNS), None)
+    if not column or "output" not in survey.mapping:
+        return []
+    columns = {"instruction": column, "output": survey.mapping["output"]}
+    rows = registry.preview_import(source, format, ImportOptions(columns), MAX_SPEAKERS).pairs
+    names = {row.instruction.strip() for row in rows}
+    return list(names) if len(names) == 1 else []
 
 
 def start_from_file(file: str, voice: str | None) -> tuple[str, str, None, Any]:
@@ -293,7 +315,7 @@ def build(page: Page) -> tuple[gr.File, Any]:
     added = view.add.click(
         run_one_at_a_time(show_errors(add_imported_pairs)),
         [page.slug, *source, view.format, view.take_card, *options],
-        [report, view.add],
+        [report, view.add, view.preview],
         show_progress_on=report,
         api_visibility="private",
         **WAITING_EVENT,

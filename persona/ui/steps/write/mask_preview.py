@@ -1,5 +1,7 @@
 """Write, below the table: the selected pair as the model will see it, also while it is typed."""
 
+import contextlib
+from collections.abc import Iterator
 from html import escape
 from typing import Any
 
@@ -10,21 +12,36 @@ from persona.store.pairs import Pair, parse_pair
 from persona.ui.i18n import localized, t
 from persona.ui.page import RenderSettings, open_current_persona, open_page_renderer
 from persona.ui.widgets import mask_html
+from persona.write.lint.pair_rules import is_blank
+
+_opened: set[str] = set()  # the bases that a preview was made with; to convert or download another takes minutes
 
 
-def preview_mask(slug: str, number: int, *inputs: Any) -> str:
+def preview_mask(slug: str, number: int, *inputs: Any) -> Iterator[str]:
     """The mask of a saved pair; number: from 1, the nearest that exists. inputs: the RenderSettings."""
-    items = open_current_persona(slug).scan()[0] if slug else []
+    settings = RenderSettings(*inputs)
+    if slug and settings.base not in _opened:
+        opening = t(
+            "Preparing the base model, once: about a minute if it is installed, longer if it has to be downloaded …"
+        )
+        yield f"<div class='hint'>{opening}</div>"
+        with contextlib.suppress(PersonaError):  # the card below shows the error
+            open_page_renderer(slug, settings)
+            _opened.add(settings.base)
+    items = open_current_persona(slug).scan()[0] if slug else []  # not before: the pair may have been edited meanwhile
     if not items:
-        return ""
+        yield ""
+        return
     number = min(max(1, number), len(items))
-    return mask_card(slug, items[number - 1], number, RenderSettings(*inputs))
+    yield mask_card(slug, items[number - 1], number, settings)
 
 
 def preview_typed(
     slug: str, base: str, template: str, max_length: float, learn_history: bool, event: gr.EventData
-) -> str:
-    """The mask of what is typed so far, before it is saved."""
+) -> Any:
+    """The mask of what is typed so far, before it is saved. Until the base is open, preview_mask alone draws it."""
+    if base not in _opened:
+        return gr.skip()
     texts = {str(k): str(v) for k, v in dict(event.texts).items()}
     turns = sum(k.startswith("history.") for k in texts) // 2
     history = tuple((texts[f"history.{n}.0"], texts[f"history.{n}.1"]) for n in range(turns))
@@ -36,6 +53,8 @@ def preview_typed(
 
 
 def mask_card(slug: str, pair: Pair, number: int, settings: RenderSettings) -> str:
+    if is_blank(pair):  # the line above the table says so
+        return ""
     try:
         _, renderer = open_page_renderer(slug, settings)
     except PersonaError as e:

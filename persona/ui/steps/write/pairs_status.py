@@ -33,9 +33,9 @@ def pairs_status_html(items: Sequence[Pair], bad_lines: Sequence[BadLine] = ()) 
     count = len(items)
     if not count:
         return f'<div class="hint">{t("No pairs yet.")}</div>' + rejected_html(bad_lines)
-    # pairs_table.js shows one of these texts while it saves
+    # pairs_table.js shows one of these texts while it saves, and after the third the reason
     saved = t("saved.")
-    refused = t("not saved: change the marked text first.")
+    refused = t("not saved.")
     state = (
         f'<span class="saving" role="status" data-saving="{t("Saving …")}" data-saved="{saved}" '
         f'data-refused="{refused}">{saved}</span>'

@@ -1,14 +1,15 @@
 """Write, tab Pairs: the table with search, order, filter and pages; every change of pairs and what follows from it."""
 
 from dataclasses import dataclass
+from html import escape
 from typing import Any, NamedTuple
 
 import gradio as gr
 
-from persona.errors import InputError
+from persona.errors import InputError, PersonaError
 from persona.store import edit_history
 from persona.ui.i18n import localized, t
-from persona.ui.notices import show_info
+from persona.ui.notices import show_info, show_warning
 from persona.ui.page import ORDERED_EVENT, QUIET, Page, open_current_persona, run_in_order, show_errors
 from persona.ui.steps.write import lint_tab, pairs_table
 from persona.ui.steps.write.lint_tab import LintUpdate
@@ -20,8 +21,8 @@ from persona.write import lint
 from persona.write.lint.finding import Finding
 
 PAINT_MARKS_JS = "(marks) => document.querySelector('#pairs')?.paint?.(marks)"
-SAVED_JS = "() => document.querySelector('#pairs')?.saved?.()"
-REFUSED_JS = "() => document.querySelector('#pairs')?.refused?.()"
+ANSWERED_JS = "(why) => document.querySelector('#pairs')?.answered?.(why)"
+PREVIEWED_JS = "() => document.querySelector('#pairs')?.previewed?.()"
 
 
 class TableUpdate(NamedTuple):
@@ -35,6 +36,7 @@ class TableUpdate(NamedTuple):
     status: Any = gr.skip()
     undo: Any = gr.skip()
     redo: Any = gr.skip()
+    refusal: Any = gr.skip()  # why the last edit of the table was not saved, "" if it was
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,16 @@ class PairsTab:
     status: gr.HTML
     undo: gr.Button
     redo: gr.Button
+    refusal: gr.Textbox
     mask: gr.HTML
     lint_panel: gr.HTML  # of the tab Check
 
     def table_outputs(self, page: Page) -> TableUpdate:
         view = self.view
         return TableUpdate(
-            self.table, view.query, view.row_filter, view.page, page.pair_number, self.status, self.undo, self.redo
-        )
+            self.table, view.query, view.row_filter, view.page, page.pair_number, self.status, self.undo, self.redo,
+            self.refusal,
+        )  # fmt: skip
 
     def lint_outputs(self) -> LintUpdate:
         return LintUpdate(self.findings, self.marks, self.lint_panel, self.view.row_filter)
@@ -82,8 +86,9 @@ def draw_table(
     view = view._replace(page=max(0, min(page, (len(rows) - 1) // ROWS_PER_PAGE)))
     pair_number = max(1, min(pair_number, len(items)))
     undo, redo = edit_history.undo_redo_labels(persona)
+    table = pairs_table.table_html(items, rows, view, pair_number, focus)
     return TableUpdate(
-        pairs_table.table_html(items, rows, view, pair_number, focus), view.query, view.row_filter, view.page,
+        f"<div data-persona='{escape(slug)}'>{table}</div>", view.query, view.row_filter, view.page,
         pair_number, pairs_status_html(items, bad_lines), undo_button(undo), redo_button(redo),
     )  # fmt: skip
 
@@ -91,9 +96,24 @@ def draw_table(
 def save_edit(
     slug: str, query: str, order: str, row_filter: str, page: int, findings: list[Finding], event: gr.EventData
 ) -> TableUpdate:
-    """Carry out one action of the table; it is on disk when this returns."""
-    persona = open_current_persona(slug)
+    """Carry out one action of the table; it is on disk when this returns, or the reason is in `refusal`.
+
+    The action is of the persona whose table it was made in: another one may have been opened since.
+    """
     data: dict[str, Any] = dict(event._data or {})
+    edited = str(data.get("persona") or slug)
+    try:
+        update = _carry_out(edited, query, order, row_filter, page, findings, data)
+    except PersonaError as e:
+        show_warning(localized(e.message))
+        return TableUpdate(refusal=localized(e.message))
+    return (update if edited == slug else TableUpdate())._replace(refusal="")
+
+
+def _carry_out(
+    slug: str, query: str, order: str, row_filter: str, page: int, findings: list[Finding], data: dict[str, Any]
+) -> TableUpdate:
+    persona = open_current_persona(slug)
     action = data.get("do")
     if action == "fix":
         lint_tab.apply_fix(persona, findings, str(data.get("key")))
@@ -103,7 +123,7 @@ def save_edit(
         return TableUpdate()
     else:
         pair_number = pairs_table.apply_edit(persona, data)
-    if action == "edit":  # the cells show it already, and redrawing them would take the cursor away
+    if action == "edit" or data.get("shown"):  # the table shows it; drawn again, it would lose what is typed meanwhile
         undo, redo = edit_history.undo_redo_labels(persona)
         return TableUpdate(
             pair_number=pair_number,
@@ -189,6 +209,7 @@ def make_pairs_tab() -> PairsTab:
         status=gr.HTML(elem_classes="status", elem_id="pairs-status", render=False),
         undo=gr.Button(t("Undo"), elem_id="undo-edit", min_width=250, **buttons),
         redo=gr.Button(t("Redo"), elem_id="redo-edit", min_width=90, **buttons),
+        refusal=gr.Textbox(visible=False),
         mask=gr.HTML(elem_id="write-mask", render=False),
         lint_panel=gr.HTML(elem_id="findings", js_on_load=FORWARD_CLICKS_JS, render=False),
     )
@@ -240,9 +261,12 @@ def connect_events(tab: PairsTab, page: Page, tabs: gr.Tabs, check_again: gr.But
     edited = tab.table.input(
         run_in_order(show_errors(save_edit)), [page.slug, *view, tab.findings], outputs, **ORDERED_EVENT, **QUIET
     )
-    edited.failure(None, None, None, js=REFUSED_JS, trigger_mode="multiple", **QUIET)
-    follow_change(edited.success(None, None, None, js=SAVED_JS, trigger_mode="multiple", **QUIET), tab, page)
-    tab.table.key_up(show_errors(preview_typed), [page.slug, *settings], tab.mask, trigger_mode="always_last", **QUIET)
+    edited.failure(None, None, None, js=ANSWERED_JS, trigger_mode="multiple", **QUIET)
+    answered = edited.success(None, tab.refusal, None, js=ANSWERED_JS, trigger_mode="multiple", **QUIET)
+    follow_change(answered, tab, page)
+    typed = tab.table.key_up(show_errors(preview_typed), [page.slug, *settings], tab.mask, **QUIET)
+    for end in (typed.success, typed.failure):
+        end(None, None, None, js=PREVIEWED_JS, **QUIET)
     turned = tab.table.click(
         show_errors(turn_page),
         [page.slug, view.query, view.order, view.row_filter, page.pair_number, tab.findings],
@@ -257,7 +281,11 @@ def connect_events(tab: PairsTab, page: Page, tabs: gr.Tabs, check_again: gr.But
     for event in (turned, view_changed):
         event.then(None, tab.marks, None, js=PAINT_MARKS_JS, **QUIET)
     tab.table.select(selected_pair, None, page.pair_number, **QUIET).then(
-        show_errors(preview_mask), [page.slug, page.pair_number, *settings], tab.mask, **QUIET
+        show_errors(preview_mask),
+        [page.slug, page.pair_number, *settings],
+        tab.mask,
+        trigger_mode="always_last",
+        **QUIET,
     )
     _connect_undo(tab, page)
     _connect_check(tab, page, tabs, check_again)

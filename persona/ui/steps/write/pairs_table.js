@@ -1,62 +1,148 @@
 // The table of pairs. Every cell is a text box; what is typed is sent after a short pause, when the cell is left, and
-// before any other action. One event ("input") carries all that changes pairs, so that the server sees it in order.
+// before any other action. One event ("input") carries all that changes pairs, and the next is sent when it is answered:
+// neither edits nor their answers can overtake each other on the way.
 const SAVE_DELAY = 500; // milliseconds without a key before a cell is sent to be saved
 const PREVIEW_DELAY = 40; // and before the mask is drawn from what is typed so far
 
-const table = element.closest("#pairs") ?? element; // where the page calls refused, saved and paint
+const table = element.closest("#pairs") ?? element; // where the page calls answered, previewed and paint
 const cells = () => element.querySelectorAll("textarea[data-field]");
 const rowOf = (node) => node.closest("[data-row]");
 const number = (row) => Number(row.dataset.row);
-const showState = (state) => {
+const showState = (state, why = "") => {
   const line = document.querySelector("#pairs-status .saving");
-  if (line) line.textContent = line.dataset[state]; // in the visitor's language
+  const text = `${line?.dataset[state]} ${why}`.trim(); // in the visitor's language
+  if (line && line.textContent !== text) line.textContent = text;
 };
+
+const waiting = []; // {edit: the event's data, node: its cell or row, drawing: the table that it was made in}
+let sent = null;
+const pending = () => (sent ? [sent, ...waiting] : waiting);
+let outdated = false; // the table was drawn while an edit was on its way
+
+function submit(edit, node = null) {
+  const last = waiting.at(-1);
+  if (edit.do === "edit" && last?.node === node && last.drawing === table.drawing) last.edit.text = edit.text;
+  else {
+    const persona = element.querySelector("[data-persona]")?.dataset.persona; // another may be open when this arrives
+    waiting.push({ edit: { ...edit, persona }, node, drawing: table.drawing });
+  }
+  sendNext();
+}
+function sendNext() {
+  if (sent || !waiting.length) return;
+  sent = waiting.shift();
+  trigger("input", sent.edit);
+}
+// why: "" when the edit is on disk, else the reason why it is not
+table.answered = (why) => {
+  const done = sent;
+  sent = null;
+  if (!done) return;
+  const { edit, node, drawing } = done;
+  if (why !== "") refuse(done, why);
+  else if (drawing !== table.drawing) outdated ||= edit.do === "edit" || edit.shown;
+  else if (edit.do === "edit" && node.value === edit.text) accept(node);
+  sendNext();
+  if (sent) return;
+  if (why === "") settle();
+  if (outdated) document.querySelector("#reload")?.click();
+  outdated = false;
+};
+// the status that the server sends is often the same text as before, and then Gradio does not redraw it
+function settle() {
+  if (!sent && !element.querySelector(".unsaved")) showState("saved");
+}
 
 function send(cell) {
   clearTimeout(cell.saveTimer);
   const old = cell.dataset.saved ?? cell.defaultValue;
+  if (cell.value === old) {
+    if (!cell.classList.contains("unsaved") || pending().some((item) => item.node === cell)) return;
+    accept(cell); // typed, and taken back
+    settle();
+    return;
+  }
   // a text that was refused is not sent again as it is: each time would be another notice
-  if (cell.value === old || cell.value === cell.refused) return;
+  if (cell.value === cell.refused) return;
   cell.dataset.saved = cell.value;
-  cell.dataset.before = old;
-  trigger("input", { do: "edit", row: number(rowOf(cell)), field: cell.dataset.field, old, text: cell.value });
+  submit({ do: "edit", row: number(rowOf(cell)), field: cell.dataset.field, old, text: cell.value }, cell);
 }
 // an action on a whole pair sends the pair's texts: another window may have put another pair into this row
 const saw = (row) => [...(row?.querySelectorAll("textarea[data-field]") ?? [])].map(
   (cell) => cell.dataset.saved ?? cell.defaultValue);
 const sendAll = () => cells().forEach(send);
 
-// the server refused the edit: what is typed stays in its cell, and is sent again once it is changed
-table.refused = () => {
-  cells().forEach((cell) => {
-    if (cell.dataset.before === undefined) return;
-    cell.refused = cell.dataset.saved;
-    cell.dataset.saved = cell.dataset.before;
-    delete cell.dataset.before;
-    cell.classList.add("unsaved", "refused");
-    showRefused(rowOf(cell));
-  });
-  if (element.querySelector(".refused")) showState("refused");
-};
-// what was found in the text on disk says nothing of the text that is shown
-function showRefused(row) {
+// what is typed stays in its cell, and is sent again once it is changed
+function refuse({ edit, node, drawing }, why) {
+  showState("refused", why);
+  if (!node || drawing !== table.drawing) return;
+  if (edit.do === "add") withdraw(node);
+  if (edit.do !== "edit") return;
+  for (const item of waiting.splice(0)) if (item.node !== node) waiting.push(item);
+  node.refused = edit.text;
+  node.dataset.saved = edit.old;
+  node.classList.add("unsaved", "refused");
+  // what was found in the text on disk says nothing of the text that is shown
   const line = document.querySelector("#pairs-status .saving");
-  const note = Object.assign(document.createElement("div"), { textContent: line?.dataset.refused });
-  note.classList.add("mark", "problem");
-  row.querySelector(".marks")?.replaceChildren(note);
+  const note = document.createElement("div");
+  note.textContent = why || line?.dataset.refused;
+  note.classList.add("mark", "error");
+  rowOf(node).querySelector(".marks")?.replaceChildren(note);
+  send(node); // if it was changed since
 }
 function accept(cell) {
   cell.classList.remove("unsaved", "refused");
   delete cell.refused;
 }
-table.saved = () => {
-  cells().forEach((cell) => {
-    delete cell.dataset.before;
-    if (cell.value === (cell.dataset.saved ?? cell.defaultValue)) accept(cell);
+
+// A new pair is typed into at once: its row is made here, and the server need not draw the table for it.
+function addBelow(row) {
+  if (!number(row)) return;
+  sendAll();
+  const edit = { do: "add", row: number(row), key: "", shown: true };
+  if (pending().some(({ edit }) => edit.do !== "edit" && !edit.shown)) {
+    submit({ ...edit, shown: false }); // the table is about to be drawn again, without this row
+    return;
+  }
+  const added = row.cloneNode(true);
+  added.classList.remove("conversation", "selected");
+  added.querySelectorAll("[data-field^=history], .source, .found, .mark").forEach((node) => node.remove());
+  added.querySelectorAll("textarea").forEach((cell) => {
+    cell.value = cell.defaultValue = "";
+    delete cell.dataset.saved;
+    accept(cell);
   });
-  // the status that the server sends is often the same text as before, and then Gradio does not redraw it
-  if (!element.querySelector(".unsaved")) showState("saved");
-};
+  shiftAfter(edit.row, 1);
+  setNumber(added, edit.row + 1);
+  row.after(added);
+  submit(edit, added);
+  added.querySelector("[data-field=instruction]").focus();
+}
+// the new pair is refused: what was typed into it can still be copied, and the others have their numbers again
+function withdraw(row) {
+  const at = number(row);
+  setNumber(row, 0);
+  shiftAfter(at, -1);
+  for (const item of waiting.splice(0)) {
+    if (row.contains(item.node)) continue;
+    if (item.edit.row >= at) item.edit.row -= 1;
+    waiting.push(item);
+  }
+}
+function shiftAfter(at, by) {
+  element.querySelectorAll("[data-row]").forEach((row) => number(row) > at && setNumber(row, number(row) + by));
+  element.querySelectorAll("[data-count]").forEach((node) => {
+    node.textContent = (Number(node.textContent.replaceAll(",", "")) + by).toLocaleString("en-US");
+  });
+}
+function setNumber(row, n) {
+  row.dataset.row = n;
+  row.querySelector(".no").textContent = n;
+  row.querySelectorAll("[aria-label]").forEach((node) => {
+    node.setAttribute("aria-label", node.getAttribute("aria-label").replace(/\d+/, n));
+  });
+}
+
 // findings are put into the existing rows: redrawing the table would take the focus from the cell being typed in
 table.paint = (marks) => element.querySelectorAll("[data-row]").forEach((row) => {
   if (row.querySelector(".refused")) return;
@@ -72,11 +158,24 @@ function select(row) {
   trigger("select", { row: number(row) });
 }
 
+// one at a time: of the events that it defers, Gradio (6.31) sends the data of the first again instead of the last's
+let previewing = false;
+let previewNext = null; // a row
 function preview(row) {
+  if (previewing) {
+    previewNext = row;
+    return;
+  }
+  previewing = true;
+  previewNext = null;
   const texts = {};
   row.querySelectorAll("textarea[data-field]").forEach((cell) => (texts[cell.dataset.field] = cell.value));
   trigger("key_up", { row: number(row), texts });
 }
+table.previewed = () => {
+  previewing = false;
+  if (previewNext) preview(previewNext);
+};
 
 function grow(cell) {
   if (CSS.supports("field-sizing", "content")) return;
@@ -105,15 +204,14 @@ element.addEventListener("click", (event) => {
   sendAll();
   const row = rowOf(button);
   if (button.dataset.do === "page") trigger("click", { page: Number(button.dataset.page) });
-  else trigger("input", { do: button.dataset.do, row: row ? number(row) : 0, key: button.dataset.key ?? "",
-    saw: saw(row) });
+  else if (button.dataset.do === "add" && row) addBelow(row);
+  else submit({ do: button.dataset.do, row: row ? number(row) : 0, key: button.dataset.key ?? "", saw: saw(row) }, row);
 });
 element.addEventListener("keydown", (event) => {
   const row = rowOf(event.target);
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && row) {
     event.preventDefault();
-    sendAll();
-    trigger("input", { do: "add", row: number(row), key: "" });
+    addBelow(row);
   } else if (event.altKey && ["ArrowUp", "ArrowDown"].includes(event.key) && row) {
     event.preventDefault();
     const next = event.key === "ArrowUp" ? row.previousElementSibling : row.nextElementSibling;
@@ -129,7 +227,10 @@ document.addEventListener("keydown", (event) => {
   const redo = event.shiftKey || event.key.toLowerCase() === "y";
   document.querySelector(redo ? "#redo-edit" : "#undo-edit")?.click();
 });
-window.addEventListener("beforeunload", sendAll);
+window.addEventListener("beforeunload", () => {
+  sendAll();
+  waiting.splice(0).forEach((item) => trigger("input", item.edit));
+});
 
 // Gradio patches the page instead of replacing it: a text box that was typed in keeps what it shows, even when it now
 // stands for another pair. So each drawing has a number, and a new number resets every cell.
@@ -141,9 +242,9 @@ function afterDrawing() {
       clearTimeout(cell.saveTimer);
       cell.value = cell.defaultValue;
       delete cell.dataset.saved;
-      delete cell.dataset.before;
       accept(cell);
     });
+    showState(sent ? "saving" : "saved");
   }
   cells().forEach(grow);
   const focused = element.querySelector("[data-focus]");

@@ -164,14 +164,15 @@ def _cell_html(field: str, text: str, label: str) -> str:
 
 def _pager_html(page: int, matching: int, total: int) -> str:
     last = (matching - 1) // ROWS_PER_PAGE
+    last_row = min(matching, (page + 1) * ROWS_PER_PAGE)
+    # pairs_table.js counts a pair that is added in the browser
     figures = {
-        "first": f"{page * ROWS_PER_PAGE + 1:,}",
-        "last": f"{min(matching, (page + 1) * ROWS_PER_PAGE):,}",
-        "all": f"{total:,}",
+        name: f"<span data-count>{n:,}</span>" for name, n in (("last", last_row), ("found", matching), ("all", total))
     }
+    figures["first"] = f"{page * ROWS_PER_PAGE + 1:,}"
     words = t("{first}–{last} of {all} pairs", **figures)
     if matching != total:
-        words = t("{first}–{last} of {found} of {all} pairs", **figures, found=f"{matching:,}")
+        words = t("{first}–{last} of {found} of {all} pairs", **figures)
     if not last:
         return f"<div class='pager'><span>{words}</span></div>"
     jumps = (

@@ -81,5 +81,5 @@ def build_replace_tab(page: Page, tab: pairs_tab.PairsTab) -> None:
         trigger_mode="always_last",
         **QUIET,
     )
-    replaced = button.click(show_errors(replace_all), inputs, [result, button], api_visibility="private")
+    replaced = button.click(show_errors(replace_all), inputs, [result, button], **QUIET)
     pairs_tab.redraw_after(replaced, tab, page)

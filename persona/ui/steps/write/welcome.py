@@ -51,7 +51,7 @@ def build_welcome() -> Welcome:
                 gr.Markdown(
                     t(
                         "#### 2. Import your own text\nA screenplay, novel, chat log, table or character card. You "
-                        "see a preview before anything is saved."
+                        "see a preview before any pair is added."
                     )
                 )
                 file = gr.File(label=t("A file"), type="filepath", height=130, elem_id="start-file")
