@@ -32,6 +32,14 @@ def run_with_stop(
     return running
 
 
+def cancel_then(cancel: Callable, running: Sequence[Any], show: Callable, outputs: Any) -> None:
+    """On an event listener, such as stop.click, cancel what runs, then set the outputs to show().
+
+    In two steps, since a frame that was under way when it was cancelled is still shown.
+    """
+    cancel(lambda: None, None, None, cancels=running, **QUIET).then(show, None, outputs, **QUIET)
+
+
 def disable_after(running: Any, stop: gr.Button) -> None:
     """Disable the button when the event has ended, failed or was cancelled."""
     for ended in (running.then, running.failure):  # Gradio calls the first only where nothing failed

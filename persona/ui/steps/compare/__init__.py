@@ -176,12 +176,11 @@ def _build_voices(page: Page) -> tuple[gr.Dropdown, gr.HTML]:
             value=[voice_picker.BASE_WITH_PROMPT], multiselect=True, max_choices=MAX_COLUMNS - 1, scale=4,
             elem_id="compare-with", min_width=300, label=t("Compare with (up to 3)"),
         )  # fmt: skip
-    return other_voices, gr.HTML()
+    return other_voices, gr.HTML(elem_id="about-adapter")
 
 
 def _build_adapters(other_voices: gr.Dropdown, about: gr.HTML) -> _Adapters:
     with gr.Accordion(t("Open or blend adapters"), open=False, elem_id="open-adapters"):
-        opening = gr.HTML(elem_classes="quiet", elem_id="adapter-opening", padding=False)
         with gr.Row(equal_height=True):
             zip_upload = gr.UploadButton(
                 t("Open an adapter zip"), file_types=[".zip"], scale=0, min_width=190, elem_id="open-zip"
@@ -192,6 +191,7 @@ def _build_adapters(other_voices: gr.Dropdown, about: gr.HTML) -> _Adapters:
             blend_with = gr.Dropdown([], label=t("Blend with"), scale=2, elem_id="blend-with")
             blend_weight = gr.Slider(0, 1, 0.5, step=0.05, label=t("Blend weight"), scale=2)
             add_blend = gr.Button(t("Add the blend"), scale=0, min_width=130, elem_id="add-blend")
+        opening = gr.HTML(elem_classes="quiet", elem_id="adapter-opening", padding=False)
     return _Adapters(
         other_voices, about, zip_upload, address, open_address, blend_with, blend_weight, add_blend, opening
     )

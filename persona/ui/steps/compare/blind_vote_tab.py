@@ -18,7 +18,7 @@ from persona.models.adapter import WEIGHTS_FILE, Adapter
 from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.share.open_adapter import open_adapter
 from persona.ui import voice_picker
-from persona.ui.buttons import download_on_click, run_with_stop
+from persona.ui.buttons import cancel_then, download_on_click, run_with_stop
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
 from persona.ui.page import QUIET, Page, download_path, open_current_persona, show_errors
@@ -226,7 +226,10 @@ def export_votes(browser_key: str, slug: str, adapter_id: str) -> str:
     questions = blind_votes.read_blind_questions(open_adapter_votes(slug, adapter_id, browser_key))
     preferences = dpo_export.collect_preferences(questions)
     if not preferences.rows:
-        raise PersonaError("No vote prefers one answer yet, so there is nothing to export. Vote left or right first.")
+        raise PersonaError(
+            "There is nothing to export yet. It takes a vote for left or right where the two answers differ and the "
+            "better one was not cut off."
+        )
     path = download_path(f"{voice_picker.file_stem(adapter_id)}-preferences.jsonl")
     path.write_text("".join(dpo_export.dump_rows(preferences.rows)), encoding="utf-8")
     return str(path)
@@ -295,9 +298,9 @@ def _connect_events(
         [c.ask.click, c.question.submit], c.stop, wait_in_queue(ask_both, view, view.status),
         [c.question, browser_key, slug, adapter, c.rival, *settings], view, concurrency_limit=None,
     )  # fmt: skip
-    c.stop.click(lambda: _answers_update("", "", "", t("Stopped"), False), None, view, cancels=[running], **QUIET)
-    adapter.change(lambda: _answers_update("", "", "", "", False)._replace(reveal=gr.skip()), None, view,
-                   cancels=[running], **QUIET)  # fmt: skip
+    cancel_then(c.stop.click, [running], lambda: _answers_update("", "", "", t("Stopped"), False), view)
+    unasked = _answers_update("", "", "", "", False)._replace(reveal=gr.skip())
+    cancel_then(adapter.change, [running], lambda: unasked, view)
     buttons = (view.vote_left, view.vote_tie, view.vote_bad, view.vote_right)
     for choice, button in zip(VOTE_CHOICES, buttons, strict=True):
         button.click(

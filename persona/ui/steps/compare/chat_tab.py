@@ -14,7 +14,7 @@ from persona.errors import PersonaError
 from persona.models.generate import Generation
 from persona.models.sampling import Sampling
 from persona.ui import voice_picker
-from persona.ui.buttons import disable_after, download_on_click
+from persona.ui.buttons import cancel_then, disable_after, download_on_click
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
 from persona.ui.notices import show_info
@@ -300,11 +300,13 @@ def _connect_questions(c: _Controls, selection: Selection, settings: SamplingSet
     edit = wait_in_queue(edit_message, outputs, status)
     edited = [bot.edit(edit, [gr.State(n), *controls], **ask) for n, bot in enumerate(c.update.chatbots)]
     running = [answered, regenerated, *edited]
-    c.update.stop.click(lambda: t("Stopped. What was written so far is kept."), None, status, cancels=running, **QUIET)
+    cancel_then(c.update.stop.click, running, lambda: t("Stopped. What was written so far is kept."), status)
     for event in running:
         disable_after(event, c.update.stop)
-    # the columns are another adapter's now: what is written goes on in no other conversation (its saved part is kept)
-    selection.adapter_id.change(lambda: ("", ""), None, [selection.conversation_id, status], cancels=running, **QUIET)
+    # the columns are another adapter's now: what was written so far is saved, and no other conversation shows it
+    selection.adapter_id.change(lambda: "", None, selection.conversation_id, cancels=running, **QUIET).then(
+        lambda: "", None, status, **QUIET
+    )
     gr.on([c.send.click, question.submit], None, None, None, js=SHOW_ANSWERS_JS, **QUIET)
     c.probes.click(lambda row: row[0], c.probes, question, **QUIET)
     show: dict[str, Any] = _show_event(c, selection)

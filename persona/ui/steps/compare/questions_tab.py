@@ -10,7 +10,7 @@ import gradio as gr
 from persona.compare import question_list
 from persona.errors import PersonaError
 from persona.ui import voice_picker
-from persona.ui.buttons import run_with_stop
+from persona.ui.buttons import cancel_then, run_with_stop
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
 from persona.ui.page import QUIET, Page, download_path, show_errors
@@ -157,5 +157,5 @@ def build(page: Page, other_voices: gr.Dropdown, settings: SamplingSettings) -> 
         [ask.click], stop, wait_in_queue(answer_questions, view, status),
         [text, page.slug, page.adapter, other_voices, *settings], view, concurrency_limit=None,
     )  # fmt: skip
-    stop.click(lambda: t("Stopped. What was written so far is kept."), None, status, cancels=[running], **QUIET)
-    page.adapter.change(empty_answers, None, view, cancels=[running], **QUIET)
+    cancel_then(stop.click, [running], lambda: t("Stopped. What was written so far is kept."), status)
+    cancel_then(page.adapter.change, [running], empty_answers, view)
