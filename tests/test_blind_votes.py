@@ -204,6 +204,17 @@ def test_a_tally_counts_votes_for_the_voice_and_not_for_the_side(tmp_path, book)
     assert blind_votes.tally_all(blind_votes.read_blind_questions(other))[0].wins == 1
 
 
+def test_the_votes_are_told_from_the_chosen_adapters_side(book):
+    own, early = VoiceRecord("adapter", "Mags", "run/m/r"), VoiceRecord("adapter", "Mags, step 1", "run/m/r@1")
+    q = blind_votes.draw_question(book, "q", [VoteSide(own), VoteSide(early)], "", {})
+    blind_votes.record_answers(book, q.id, [ConversationAnswer(s.voice, "x") for s in (q.left, q.right)])
+    blind_votes.record_vote(book, q.id, "left" if q.left.voice == own else "right")
+    questions = blind_votes.read_blind_questions(book)
+    for chosen, wins in ((own.adapter, 1), (early.adapter, 0)):
+        (tally,) = blind_votes.tally_all(questions, chosen)
+        assert (tally.first.adapter, tally.wins) == (chosen, wins)
+
+
 def test_voices_are_told_apart_by_what_they_are_and_not_by_their_label(book):
     for label, strength in [("甄嬛", 1.0), ("Zhen Huan", 1.0), ("甄嬛", 0.5)]:
         q = blind_votes.draw_question(

@@ -164,12 +164,13 @@ def test_the_second_turn_follows_each_columns_own_first(run, chosen, monkeypatch
 
 def test_what_was_said_before_a_stop_is_kept(run, chosen):
     frames = frames_of(say("Who are you?", chosen, knobs=(0.0, 0.9, 0, 0.0, 1.0, 40, 0)))
-    for _ in range(5):
-        frame = next(frames)
+    talk_id = next(frames)[-1]
+    seen = [next(frames) for _ in range(4)]
     frames.close()
-    answer = kept(chosen, frame[-1]).turns[0].answers[1]
+    answer = kept(chosen, talk_id).turns[0].answers[1]
     assert 0 < answer.tokens < 40 and not answer.ended
-    assert last(say("Go on", chosen, talk_id=frame[-1])), "the model is free for the next"
+    assert {str(frame[-1]) for frame in seen} == {str(gr.skip())}, "a late frame chooses no conversation again"
+    assert last(say("Go on", chosen, talk_id=talk_id)), "the model is free for the next"
 
 
 def test_another_wording_and_another_take(run, chosen):
@@ -222,6 +223,7 @@ def test_an_export_holds_every_column(run, chosen):
         json.loads(x)
         for x in Path(conversation_view.export_conversation(*selection(chosen, talk_id))).read_text().splitlines()
     ]
+    assert run.name in Path(conversation_view.export_conversation(*selection(chosen, talk_id))).name
     assert [r["messages"][-2] for r in rows] == [{"role": "user", "content": "Who are you?"}] * 2
     assert rows[1]["adapter"] == chosen
 
@@ -242,14 +244,24 @@ def test_a_vote_is_blind_until_it_is_given(run, chosen):
 
 
 def test_a_list_of_questions_becomes_files(run, chosen):
-    frame = last(
-        questions_tab.answer_questions("Who?\n\n Where? ", "mags", chosen, [voice_picker.BASE_WITH_PROMPT], 1.0, *KNOBS)
-    )
-    assert frame[1] == "2 questions, 2 voices" and [f.rpartition(".")[2] for f in frame[2:]] == ["csv", "md", "html"]
-    assert "Where?" in Path(frame[3]).read_text()
-    assert questions_tab.held_out_questions("mags", chosen).splitlines() == [
-        r.pair.instruction for r in run.rows() if r.held_out
-    ]
+    others = [voice_picker.BASE_WITH_PROMPT]
+    frames = list(frames_of(questions_tab.answer_questions("Who?\n\n Where? ", "mags", chosen, others, 1.0, *KNOBS)))
+    assert frames[-1].status == "2 questions, 2 voices"
+    first, done = frames[0], frames[-2]
+    assert "0 of 2 questions answered" in first.status and first.table.count("<td>…</td>") == 4, "no old answers"
+    assert not first.csv.interactive and "1 of 2 questions answered" in frames[1].status
+    stem = f"mags-{run.name}-answers"
+    assert [Path(b.value["path"]).name for b in done[2:]] == [f"{stem}.csv", f"{stem}.md", f"{stem}.html"]
+    assert done.md.interactive and "Where?" in Path(done.md.value["path"]).read_text()
+    unseen = [r.pair.instruction for r in run.rows() if r.held_out]
+    assert questions_tab.held_out_questions(chosen).splitlines() == unseen
+    assert blind_vote_tab.draw_probe(chosen) in unseen
+    offered = compare.describe_adapter(chosen)[0]
+    assert offered.visible and offered.label == "Questions kept out of the training"
+    (run.path / "pairs.jsonl").unlink()
+    with pytest.raises(PersonaError, match="no probes and no held-out"):
+        questions_tab.held_out_questions(chosen)
+    assert not compare.describe_adapter(chosen)[0].visible, "no empty heading"
     with pytest.raises(PersonaError, match="no questions yet"):
         next(questions_tab.answer_questions(" \n ", "mags", chosen, [], 1.0, *KNOBS))
 
@@ -330,6 +342,40 @@ def test_what_the_base_is_stands_beside_it(run, chosen):
     found, step, number = base_note.choose_base(Chosen("mags"), SimpleNamespace(base="Qwen/Qwen3-0.6B"))
     assert found.value == "Qwen/Qwen3-0.6B" and step.selected == number == navigation.TEMPLATE
     assert base_note.choose_base(Chosen("mags"), SimpleNamespace(base="/etc"))[0] == gr.skip()
+
+
+def test_a_rival_is_no_early_step(run, chosen, tiny_gemma):
+    """An early step equals the base and gives itself away as the base does."""
+    for step in (1, 40):
+        write_adapter(
+            tiny_gemma, run.path / f"moments/step-{step:06}", seed=1 if step == 40 else 3, template="gemma-base"
+        )
+    assert blind_vote_tab.choose_rival("mags", chosen) == voice_picker.BASE_WITH_PROMPT, "step 40 is the adapter itself"
+    write_adapter(tiny_gemma, run.path / "moments/step-000030", seed=4, template="gemma-base")
+    write_adapter(tiny_gemma, run.path / "moments/step-000020", seed=5, template="gemma-base")
+    assert blind_vote_tab.choose_rival("mags", chosen) == f"{chosen}@20"
+
+
+def test_files_are_named_after_persona_and_run(run, chosen):
+    assert voice_picker.file_stem(chosen) == f"mags-{run.name}"
+    assert voice_picker.file_stem(f"{chosen}@2") == f"mags-{run.name}-step-2"
+    assert voice_picker.file_stem("opened/mags-0a1b") == "mags-0a1b"
+
+
+def test_questions_to_try_were_not_trained_on(run, chosen):
+    """A probe that is a training pair is left out, whatever its capitals."""
+    (trained,) = [r.pair.instruction for r in run.rows() if not r.held_out]
+    card = run.adapter / "persona.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "probes": [trained.upper(), "Is it late?"]}))
+    unseen = [r.pair.instruction for r in run.rows() if r.held_out]
+    assert voice_picker.unseen_questions(chosen) == ["Is it late?", *unseen]
+
+
+def test_a_loaded_model_is_not_said_to_load(run, chosen, tiny_gemma, monkeypatch):
+    monkeypatch.setattr(loading.bases, "find_local_base", lambda *_: Base("someone/tiny", tiny_gemma))
+    assert "Loading the model" in next(loading.report_loading(chosen))
+    last(say("Who are you?", chosen))
+    assert list(loading.report_loading(chosen)) == ["Writing …"]
 
 
 def test_the_rival_of_a_pretrained_base_is_no_base(run, chosen):

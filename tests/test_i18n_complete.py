@@ -84,6 +84,7 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
         "app.py": {"Persona", f"<h1>Persona</h1><p>{HOLE}</p>"},
         "steps/compare/__init__.py": {"Top-p", "Top-k", "Min-p"},
     },
+    "labels of Gradio's own buttons": {"navigation.py": {"Edit"}},
     "compared with what the page sends": {"steps/write/pairs_table.py": set(pairs_table.PAIR_FILTERS)},
     "a card's name where no other is known, kept on disk": {"voice_picker.py": {"Persona"}},
     "where a fault is, as the library says it": {

@@ -135,6 +135,32 @@ def report(**changes: Any) -> str:
     return json.dumps({**whole, **changes})
 
 
+def test_only_questions_outside_the_training_data_are_called_so(mags: Run) -> None:
+    """By the run's own rows, whatever the capitals and the punctuation; without rows, nothing is claimed."""
+    unseen, trained, unknown = (
+        "To questions that were not in",
+        "To questions that it was trained on",
+        "that may have been",
+    )
+    assert unknown in readme(mags) and unseen not in readme(mags)
+    rows = [{"instruction": "who are YOU", "output": "Mags."}, {"instruction": "x", "output": "y", "held_out": True}]
+    (mags.path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = readme(mags)
+    places = [said.index(x) for x in (unseen, "**Is it", trained, "**Who are you?**", "## Limits")]
+    assert places == sorted(places) and unknown not in said
+    rows[0]["held_out"] = True
+    (mags.path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = readme(mags)
+    assert unseen in said and trained not in said
+
+
+def test_one_is_singular() -> None:
+    figures = {**FACTS["figures"], "train_rows": 1, "held_out_rows": 1, "steps": 1}
+    said = model_card.render_model_card(CARD, {**FACTS, "base": BASE.to_dict(), "figures": figures})
+    assert "- 1 pair, 1 held out; 1 step\n" in said and "from 1 held-out pair by" in said
+    assert "1 pairs" not in said and "1 held-out pairs" not in said
+
+
 def test_a_report_speaks_for_the_adapter_that_it_is_about(mags: Run) -> None:
     (mags.path / "report.json").write_text(report())
     said = readme(mags)

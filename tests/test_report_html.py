@@ -78,6 +78,19 @@ class Seen(HTMLParser):
         assert self.open.pop() == tag
 
 
+def test_the_answers_are_there_to_judge_by():
+    """Open where the figures say nothing."""
+    assert "<details><summary>The answers" in reports.render_fragment(made("Wipe your boots."))
+    likely = made().likelihood.model_copy(update={"rows": 1, "wins": 1.0, "gains": [1.1], "gain": interval(1.1, 0.0),
+                                                  "base": interval(5.2, 0.0), "adapter": interval(4.1, 0.0)})  # fmt: skip
+    few = made("Wipe your boots.", likelihood=likely)
+    shown, file = reports.render_fragment(few), reports.render_html(few)
+    assert "<details open>" in shown and shown.count('<td dir="auto">Wipe your boots.</td>') == 3 * 4
+    assert "<b>1</b> of 1" in shown and "intervals:" not in file and "The paired gain is 1.10." in file
+    whiskers = charts.interval_bars([("base", likely.base)], "x").count('stroke-width="2"')
+    assert whiskers == 0 and charts.interval_bars([("base", interval(1, 0.1))], "x").count('stroke-width="2"') == 3
+
+
 @pytest.mark.parametrize("show", [reports.render_html, reports.render_fragment])
 def test_nothing_from_outside_becomes_markup(show):
     html = show(made(EVIL))

@@ -105,6 +105,14 @@ def test_a_remark_does_not_repeat_the_main_verdict():
     assert "It also forgot" in remarks(moved("drift", rise=interval(1.2, 0.1)).model_copy(update={"ended": 0.1}))
 
 
+def test_one_held_out_pair_has_no_interval():
+    said = verdict.decide_verdict(gain(1.1, 0.0, rows=1))
+    assert "(gain +1.10, 1 pair, so no interval)" in said.said and "95 %" not in said.paragraph
+    endless = gain(1.1, 0.0, rows=1).model_copy(update={"ended": 0.1})
+    assert "Measured on 1 held-out pair only" in remarks(endless)
+    assert "95 % interval" in verdict.decide_verdict(gain(1.1, 0.1, rows=30)).said
+
+
 def test_too_few_held_out_pairs_tell_nothing():
     """Not a single pair, whatever its gain; nor a dozen whose interval holds no gain at all."""
     cases = [

@@ -215,14 +215,19 @@ def read_all_visitors(folder: Path) -> list[BlindQuestion]:
     return [q for file in sorted((folder / "votes").glob("*.jsonl")) for q in read_blind_questions(VoteLog(file))]
 
 
-def tally_all(asked: Sequence[BlindQuestion]) -> list[Tally]:
+def tally_all(asked: Sequence[BlindQuestion], chosen: str = "") -> list[Tally]:
     """A tally for every two voices that were voted on, the pair with most votes first.
 
-    `first` is the more trained of the two, so that the rate reads as "how often the persona wins".
+    `first` is the adapter called `chosen`, else the more trained of the two, so that the rate reads as "how often the
+    persona wins".
     """
     pairs: dict[tuple[VoiceRecord, VoiceRecord], None] = {}
     for q in asked:
-        first, second = sorted((q.left.voice, q.right.voice), key=_training_rank, reverse=True)
+        first, second = sorted(
+            (q.left.voice, q.right.voice),
+            key=lambda v: (bool(chosen) and v.adapter == chosen, _training_rank(v)),
+            reverse=True,
+        )
         if not any(_is_same_voice(first, a) and _is_same_voice(second, b) for a, b in pairs):
             pairs[first, second] = None
     tallies = [tally_votes(asked, first, second) for first, second in pairs]

@@ -161,6 +161,11 @@ def plan_opening(base: Base, quantization: str = "auto", trained: str = "none") 
     return plan_chat(base, machine, [first + held, *others], quantization, trained)
 
 
+def is_open(base: Base, quantization: str = "auto", trained: str = "none") -> bool:
+    """Whether open_model() would return at once. Raises what plan_opening() raises."""
+    return (str(base.path), plan_opening(base, quantization, trained).quantization) in _open
+
+
 def open_model(base: Base, quantization: str = "auto", trained: str = "none") -> LoadedModel:
     """The base in memory; the last one is kept, an earlier one, or this one in another quantization, let go first.
 

@@ -85,15 +85,16 @@ class _XAxis(Axis):
 
 
 def interval_bars(rows: Sequence[tuple[str, Interval]], title: str) -> Markup:
-    """A horizontal bar for each row, with its 95 % confidence interval."""
+    """A horizontal bar for each row, with its 95 % confidence interval where there is one: not of one value."""
     axis = _XAxis(0.0, max(i.high for _, i in rows))
     bottom = ROW * len(rows)
     parts = axis.draw(bottom)
     for n, (name, i) in enumerate(rows):
         y, colour = ROW * n + 7, (BASE, ADAPTER)[n % 2]
         parts += [_text(0, y + 14, name), _rect(axis.x(0), y, axis.x(i.value) - axis.x(0), 20, colour, 0.75)]
-        parts += [_line(axis.x(i.low), y + 10, axis.x(i.high), y + 10, width=2)]
-        parts += [_line(axis.x(v), y + 5, axis.x(v), y + 15, width=2) for v in (i.low, i.high)]
+        if i.low < i.high:
+            parts += [_line(axis.x(i.low), y + 10, axis.x(i.high), y + 10, width=2)]
+            parts += [_line(axis.x(v), y + 5, axis.x(v), y + 15, width=2) for v in (i.low, i.high)]
         parts += [_text(axis.x(0) + 5, y + 14, f"{i.value:.2f}")]
     return _svg(bottom + 20, title, parts)
 

@@ -192,6 +192,11 @@ def _not_measured(r: EvalReport) -> VerdictParts:
 
 def _nlls(likely: Likelihood) -> str:
     g = likely.gain
+    if likely.rows == 1:  # of one row there is no interval
+        return Message(
+            "Held-out NLL {base:.2f} → {adapter:.2f} nats per token (gain {gain:+.2f}, 1 pair, so no interval).",
+            base=likely.base.value, adapter=likely.adapter.value, gain=g.value,
+        )  # fmt: skip
     return Message(
         "Held-out NLL {base:.2f} → {adapter:.2f} nats per token (gain {gain:+.2f}, 95 % interval {low:+.2f} to "
         "{high:+.2f}, {rows} pairs).",
@@ -296,14 +301,17 @@ def _about_manner(r: EvalReport) -> str:
         remarks.append(Message("The answers repeat themselves (distinct-2 {own:.2f}, in the pairs {pairs:.2f}).",
                             own=adapter.distinct_2, pairs=pairs.distinct_2))  # fmt: skip
     if not LENGTH_RATIO[0] <= adapter.length[2] / max(1.0, pairs.length[2]) <= LENGTH_RATIO[1]:
-        remarks.append(Message("Their length differs from the pairs': a median of {own:.0f} words, in the pairs "
-                            "{pairs:.0f}.", own=adapter.length[2], pairs=pairs.length[2]))  # fmt: skip
+        remarks.append(Message("The persona's answers differ in length from the pairs: a median of "
+                            "{own:.0f} words, in the pairs {pairs:.0f}.",
+                            own=adapter.length[2], pairs=pairs.length[2]))  # fmt: skip
     return join(" ", remarks)
 
 
 def _about_rows(r: EvalReport) -> str:
     if r.likelihood is None or r.likelihood.rows >= FEW_ROWS:
         return ""
+    if r.likelihood.rows == 1:
+        return Message("Measured on 1 held-out pair only: take the figures as rough.")
     return Message("Measured on {rows} held-out pairs only: take the figures as rough.", rows=r.likelihood.rows)
 
 

@@ -24,11 +24,15 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 @dataclass(frozen=True)
 class SampleAnswers:
-    """A question with the answers of base and adapter; base: "" where only the adapter was asked."""
+    """A question with the answers of base and adapter; base: "" where only the adapter was asked.
+
+    trained_on: whether the question is in the training data; None where that is not known.
+    """
 
     question: str
     base: str
     adapter: str
+    trained_on: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def render_model_card(card: PersonaCard, run: dict[str, Any], evidence: CardEvid
     env = jinja2.Environment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
     )
-    env.filters |= {"json": _json, "plain": escape_markdown, "line": escape_line}
+    env.filters |= {"json": _json, "plain": escape_markdown, "line": escape_line, "count": _count}
     base = run["base"]
     revision = str(base.get("revision") or "")
     language = card.language.split("-")[0].lower()
@@ -76,6 +80,10 @@ def _generate_arguments(card: PersonaCard) -> str:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def escape_line(text: Any) -> str:

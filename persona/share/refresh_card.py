@@ -1,14 +1,16 @@
 """Updates an adapter's model card from its run: figures, answers, the loss curve, the persona's rights."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from persona.errors import InputError, Message
+from persona.errors import InputError, Message, PersonaError
 from persona.models.model_card import LOSS_PICTURE, CardEvidence, SampleAnswers, render_model_card
 from persona.share.loss_plot import draw_loss_plot
 from persona.store.files import read_json, to_json, write_atomic
 from persona.store.persona_folder import PersonaCard, parse_card
 from persona.train.run_folder import Run
+from persona.write.lint.finding import normalize_text
 
 MAX_SAMPLES = 6
 
@@ -57,8 +59,9 @@ def collect_evidence(run: Run, facts: dict[str, Any], picture: Path) -> CardEvid
     trained = samples.get(progress.chosen if progress.chosen is not None else step, [])
     untrained = {a["probe"]: a["text"] for a in samples.get(0, [])}
     from_training = [SampleAnswers(a["probe"], untrained.get(a["probe"], ""), a["text"]) for a in trained]
+    told = [s for s in _samples_of_report(report) or from_training if s.adapter.strip()]
     return CardEvidence(
-        tuple(s for s in _samples_of_report(report) or from_training if s.adapter.strip())[:MAX_SAMPLES],
+        tuple(_mark_trained_on(told[:MAX_SAMPLES], run)),
         str((report.get("verdict") or {}).get("said") or ""),
         draw_loss_plot(progress.train, progress.held_out, picture),
     )
@@ -71,6 +74,15 @@ def _read_matching_report(file: Path, step: Any) -> dict[str, Any]:
     except InputError:
         return {}
     return report if report.get("steps") in (None, step) else {}
+
+
+def _mark_trained_on(samples: list[SampleAnswers], run: Run) -> list[SampleAnswers]:
+    """The samples with `trained_on`, by the run's own rows; not known where these are gone or damaged."""
+    try:
+        trained = run.trained_questions()
+    except (OSError, PersonaError):
+        return samples
+    return [replace(s, trained_on=normalize_text(s.question) in trained) for s in samples]
 
 
 def _samples_of_report(report: dict[str, Any]) -> list[SampleAnswers]:

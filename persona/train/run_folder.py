@@ -43,6 +43,7 @@ from persona.store.persona_folder import Persona, PersonaCard, parse_card
 from persona.train import distributed
 from persona.train.config import RunConfig
 from persona.train.progress import ACTIVE_STATUSES, EventReplay, RunProgress, is_number
+from persona.write.lint.finding import normalize_text
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ class Run:
             return [RunRow(parse_pair(v), held) for v, held in zip(values, held_out, strict=True)]
         except (ValueError, AttributeError, TypeError, RecursionError) as e:
             raise RunError("{file}: damaged ({reason}). Start a new run.", file=file, reason=f"{e!s:.200}") from e
+
+    def trained_questions(self) -> frozenset[str]:
+        """Every question that the run trains on, as normalize_text() has it. Raises what rows() raises."""
+        pairs = [row.pair for row in self.rows() if not row.held_out]
+        return frozenset(normalize_text(q) for p in pairs for q in (p.instruction, *(user for user, _ in p.history)))
 
     def update_manifest(self, **facts: Any) -> None:
         if distributed.is_main_process():

@@ -36,6 +36,9 @@ function annotate() {
     const title = button?.disabled ? reason : "";
     if (button && button.title !== title) button.title = title;
   }
+  const titles = JSON.parse(element.querySelector("[data-titles]")?.dataset.titles ?? "{}");
+  for (const [selector, title] of Object.entries(titles))
+    for (const button of document.querySelectorAll(selector)) if (button.title !== title) button.title = title;
   document.querySelectorAll(".placeholder-content[role=complementary]").forEach((node) => node.removeAttribute("role"));
 }
 let planned;
@@ -259,10 +262,11 @@ def navigation_html(chosen: Chosen, step: int, findings: list[Finding], asked: s
     if state.run and TIME_LEFT in hint:
         hint = hint.replace(TIME_LEFT, countdown_html(state.run_name, state.run.ends))
     reasons = escape(json.dumps(_disabled_reasons(), ensure_ascii=False))
+    titles = escape(json.dumps(_button_titles(), ensure_ascii=False))
     address = escape(json.dumps(page_address(chosen, STEP_NAMES[step])))
     return (
-        f'<nav aria-label="{t("The five steps")}" data-reasons="{reasons}" data-asked="{escape(asked)}" '
-        f'data-address="{address}"><ol>{items}</ol></nav>'
+        f'<nav aria-label="{t("The five steps")}" data-reasons="{reasons}" data-titles="{titles}" '
+        f'data-asked="{escape(asked)}" data-address="{address}"><ol>{items}</ol></nav>'
         f'<div class="next-hint" role="status"><h2>{names[step]}</h2><p>{hint}</p></div>'
     )
 
@@ -280,11 +284,24 @@ def _step_html(n: int, name: str, current: bool, reason: str, done: bool) -> str
 def _disabled_reasons() -> dict[str, str]:
     """Id of a button → why it is disabled."""
     vote = t("Ask a question first: you vote on its two answers")
+    unanswered, idle = t("No question is answered yet"), t("Nothing is running")
     return {
         "undo-edit": t("Nothing to undo"), "redo-edit": t("Nothing to redo"),
         "replace-all": t("Enter the text to find first"),
         "import-add": t("Choose a file or paste text, and choose who the persona is"),
         "stop-training": t("No run is training"), **{f"vote-{v}": vote for v in ("left", "tie", "bad", "right")},
+        "save-report": t("Not measured yet"), **{f"save-{form}": unanswered for form in ("csv", "md", "html")},
+        **{f"stop-{name}": idle for name in ("chat", "blind", "list", "measure")},
+    }  # fmt: skip
+
+
+def _button_titles() -> dict[str, str]:
+    """CSS selector of a button of Gradio's own, whose label says less → what it does here."""
+    buttons = {"bot": t("Correct this answer: it becomes a pair"), "user": t("Change this message and ask again")}
+    sides = {"bot": "left", "user": "right"}
+    return {
+        f"#columns .message-buttons-{sides[who]} [aria-label='{label}']": title
+        for who, title in buttons.items() for label in ("Edit", "编辑", "編輯")
     }  # fmt: skip
 
 

@@ -27,12 +27,14 @@ from persona.template.chat_template import build_messages
 from persona.train import run_folder, snapshots
 from persona.ui.i18n import localized, t
 from persona.ui.notices import show_info, show_warning
+from persona.write.lint.finding import normalize_text
 
 BASE_ALONE, BASE_WITH_PROMPT = str(RefKind.BASE), str(RefKind.BASE_WITH_PROMPT)
 MONTHS = (
     Message("Jan"), Message("Feb"), Message("Mar"), Message("Apr"), Message("May"), Message("Jun"),
     Message("Jul"), Message("Aug"), Message("Sep"), Message("Oct"), Message("Nov"), Message("Dec"),
 )  # fmt: skip
+MAX_STEM = 30  # characters of the persona's name in a file's name
 SNAPSHOT_RUNS = 3  # runs, newest first, whose snapshots can be chosen too
 
 
@@ -156,6 +158,33 @@ def find_card(chosen: str) -> PersonaCard:
     """The card of the chosen adapter; of a run of the user's, the persona's as it is now, which may say more."""
     ref = AdapterRef.parse_id(chosen)
     return persona_folder.find_persona(ref.name).card() if ref.kind is RefKind.RUN else open_adapter(ref).card
+
+
+def unseen_questions(chosen: str) -> list[str]:
+    """Questions that the adapter was not trained on, one line each: its probes, then held-out ones of its run.
+
+    Of an adapter from elsewhere, whose pairs are not known: its probes. None where the run's own pairs cannot be read.
+    Raises PersonaError when nothing is chosen.
+    """
+    ref, questions = AdapterRef.parse_id(chosen), list(find_adapter(chosen).card.probes)
+    if ref.kind is RefKind.RUN:
+        run = run_folder.Run(persona_folder.find_persona(ref.name).path / "runs" / ref.run)
+        try:
+            trained, rows = run.trained_questions(), run.rows()
+        except (OSError, PersonaError):  # its pairs are gone or damaged
+            return []
+        held_out = [r.pair.instruction for r in rows if r.held_out and not r.pair.history]
+        questions = [q for q in [*questions, *held_out] if normalize_text(q) not in trained]
+    return list(dict.fromkeys(" ".join(question.split()) for question in questions))
+
+
+def file_stem(chosen: str) -> str:
+    """How the names of files about the chosen adapter begin: its persona and its run, or what else it is called."""
+    ref = AdapterRef.parse_id(chosen)
+    if ref.kind is not RefKind.RUN:
+        return files.slugify(ref.name)
+    step = "" if ref.step is None else f"-step-{ref.step}"
+    return f"{files.slugify(find_card(chosen).name)[:MAX_STEM]}-{ref.run}{step}"
 
 
 def conversation_dir(slug: str, chosen: str) -> Path:

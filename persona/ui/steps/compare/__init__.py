@@ -80,11 +80,11 @@ def add_blend(slug: str, adapter_id: str, other_voices: list[str], blend_with: s
 
 
 def describe_adapter(adapter_id: str) -> tuple[gr.Dataset, str]:
-    """The persona's probes as questions to click, and what is known of the adapter."""
+    """Questions to click, those that it was not trained on, and what is known of the adapter."""
     if not adapter_id:
-        return gr.Dataset(samples=[]), ""
+        return gr.Dataset(samples=[], visible=False), ""
     if voice_picker.is_remote(adapter_id):
-        return gr.Dataset(samples=[]), f"<div class='quiet'>{t('A model on another server.')}</div>"
+        return gr.Dataset(samples=[], visible=False), f"<div class='quiet'>{t('A model on another server.')}</div>"
     adapter = voice_picker.find_adapter(adapter_id)
     facts = {
         "name": escape(adapter.card.name), "base": escape(adapter.base_id), "template": escape(adapter.template.name),
@@ -93,10 +93,13 @@ def describe_adapter(adapter_id: str) -> tuple[gr.Dataset, str]:
     figures = adapter.facts.get("figures")
     if isinstance(figures, dict) and all(isinstance(figures.get(k), float) for k in ("base_nll", "adapter_nll")):
         before, after = (f"{figures[k]:.2f}" for k in ("base_nll", "adapter_nll"))
-        about = t("{name} on {base}, template {template} · held-out loss {before} → {after}", **facts, before=before,
-                  after=after)  # fmt: skip
-    probes = [[probe] for probe in adapter.card.probes[:MAX_PROBES]]
-    return gr.Dataset(samples=probes), f"<div class='quiet'>{about}</div>"
+        about = t("{name} on {base}, template {template} · held-out loss during training {before} → {after}", **facts,
+                  before=before, after=after)  # fmt: skip
+    questions = voice_picker.unseen_questions(adapter_id)[:MAX_PROBES]
+    of_run = AdapterRef.parse_id(adapter_id).kind is RefKind.RUN
+    label = t("Questions kept out of the training") if of_run else t("Questions to try")
+    offered = gr.Dataset(samples=[[question] for question in questions], label=label, visible=bool(questions))
+    return offered, f"<div class='quiet'>{about}</div>"
 
 
 def card_sampling(adapter_id: str, *values: float) -> list[float]:
@@ -136,6 +139,7 @@ class _Adapters(NamedTuple):
     blend_with: gr.Dropdown
     blend_weight: gr.Slider
     add_blend: gr.Button
+    opening: gr.HTML  # says that an adapter is being opened
 
 
 def build(page: Page, step: gr.Step, browser_key: gr.BrowserState) -> None:
@@ -172,21 +176,25 @@ def _build_voices(page: Page) -> tuple[gr.Dropdown, gr.HTML]:
             value=[voice_picker.BASE_WITH_PROMPT], multiselect=True, max_choices=MAX_COLUMNS - 1, scale=4,
             elem_id="compare-with", min_width=300, label=t("Compare with (up to 3)"),
         )  # fmt: skip
-    return other_voices, gr.HTML()
+    return other_voices, gr.HTML(elem_id="about-adapter")
 
 
 def _build_adapters(other_voices: gr.Dropdown, about: gr.HTML) -> _Adapters:
-    with gr.Accordion(t("Open or blend adapters"), open=False, elem_id="open-adapters"), gr.Row(equal_height=True):
-        zip_upload = gr.UploadButton(
-            t("Open an adapter zip"), file_types=[".zip"], scale=0, min_width=190, elem_id="open-zip"
-        )
-        address = gr.Textbox(show_label=False, scale=3, elem_id="open-link",
-                             placeholder=t("USER/NAME on the Hub, a share link, or a folder"))  # fmt: skip
-        open_address = gr.Button(t("Open"), scale=0, min_width=90)
-        blend_with = gr.Dropdown([], label=t("Blend with"), scale=2, elem_id="blend-with")
-        blend_weight = gr.Slider(0, 1, 0.5, step=0.05, label=t("Blend weight"), scale=2)
-        add_blend = gr.Button(t("Add the blend"), scale=0, min_width=130, elem_id="add-blend")
-    return _Adapters(other_voices, about, zip_upload, address, open_address, blend_with, blend_weight, add_blend)
+    with gr.Accordion(t("Open or blend adapters"), open=False, elem_id="open-adapters"):
+        with gr.Row(equal_height=True):
+            zip_upload = gr.UploadButton(
+                t("Open an adapter zip"), file_types=[".zip"], scale=0, min_width=190, elem_id="open-zip"
+            )
+            address = gr.Textbox(show_label=False, scale=3, elem_id="open-link",
+                                 placeholder=t("USER/NAME on the Hub, a share link, or a folder"))  # fmt: skip
+            open_address = gr.Button(t("Open"), scale=0, min_width=90)
+            blend_with = gr.Dropdown([], label=t("Blend with"), scale=2, elem_id="blend-with")
+            blend_weight = gr.Slider(0, 1, 0.5, step=0.05, label=t("Blend weight"), scale=2)
+            add_blend = gr.Button(t("Add the blend"), scale=0, min_width=130, elem_id="add-blend")
+        opening = gr.HTML(elem_classes="quiet", elem_id="adapter-opening", padding=False)
+    return _Adapters(
+        other_voices, about, zip_upload, address, open_address, blend_with, blend_weight, add_blend, opening
+    )
 
 
 def _make_sampling_settings() -> SamplingSettings:
@@ -236,11 +244,18 @@ def _connect_adapters(
         show_errors(show_adapter), [*inputs, *settings.of_card()],
         [listed, *voices, probes, c.about, *settings.of_card()], **QUIET,
     )  # fmt: skip
-    opened: dict[str, Any] = {
-        "outputs": page.chosen_view(), "api_visibility": "private", "show_progress_on": c.about,
-    }  # fmt: skip
-    c.zip_upload.upload(show_errors(open_zip), [c.zip_upload, page.chosen], **opened)
-    gr.on([c.open_address.click, c.address.submit], show_errors(open_link), [c.address, page.chosen], **opened)
+    opening: dict[str, Any] = {"fn": lambda: t("Opening …"), "inputs": None, "outputs": c.opening, **QUIET}
+    opened: list[Any] = [
+        c.zip_upload.upload(**opening).then(
+            show_errors(open_zip), [c.zip_upload, page.chosen], page.chosen_view(), **QUIET
+        ),
+        gr.on([c.open_address.click, c.address.submit], **opening).then(
+            show_errors(open_link), [c.address, page.chosen], page.chosen_view(), **QUIET
+        ),
+    ]
+    for event in opened:
+        for ended in (event.then, event.failure):  # which leaves persona and adapter as they were
+            ended(lambda: "", None, c.opening, **QUIET)
     c.add_blend.click(
         show_errors(add_blend),
         [page.slug, page.adapter, c.other_voices, c.blend_with, c.blend_weight],

@@ -18,11 +18,12 @@ from persona.models.adapter import WEIGHTS_FILE, Adapter
 from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.share.open_adapter import open_adapter
 from persona.ui import voice_picker
+from persona.ui.buttons import cancel_then, download_on_click, run_with_stop
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
 from persona.ui.page import QUIET, Page, download_path, open_current_persona, show_errors
 from persona.ui.steps.compare.base_note import is_chat_base
-from persona.ui.steps.compare.controls import SamplingSettings
+from persona.ui.steps.compare.controls import NO_UNSEEN_QUESTIONS, SamplingSettings
 from persona.ui.steps.compare.loading import report_loading
 from persona.ui.widgets import bars_html
 
@@ -60,8 +61,8 @@ def list_rivals(slug: str, adapter_id: str) -> list[tuple[str, str]]:
 def choose_rival(slug: str, adapter_id: str) -> str:
     """The rival to begin with; "" for none.
 
-    A base that was never taught to answer gives itself away: against one, it is another run on the same base, else the
-    earliest other snapshot of this run, if there is one.
+    A base that was never taught to answer gives itself away, and so does a first step, which is hardly more than the
+    base: against such a base, it is another run on it, else the earliest snapshot from the second half of this run.
     """
     if not adapter_id:
         return ""
@@ -73,8 +74,9 @@ def choose_rival(slug: str, adapter_id: str) -> str:
     refs = [AdapterRef.parse_id(voice) for _, voice in list_rivals(slug, adapter_id)]
     runs = [ref for ref in refs if ref.kind is RefKind.RUN and ref.step is None]
     chosen = AdapterRef.parse_id(adapter_id)
-    snapshots = [ref for ref in refs if ref.step is not None and ref.run == chosen.run]
-    for ref in [*runs, *reversed(snapshots)]:
+    snapshots = {ref.step: ref for ref in refs if ref.step is not None and ref.run == chosen.run}
+    late = [snapshots[step] for step in sorted(snapshots) if 2 * step >= max(snapshots)]
+    for ref in [*runs, *late]:
         other = open_adapter(ref)
         if other.base_id == main.base_id and not _has_same_weights(other, main):
             return str(ref)
@@ -90,15 +92,17 @@ def rival_note(slug: str, adapter_id: str, rival: str) -> str:
     bases = (voice_picker.BASE_ALONE, voice_picker.BASE_WITH_PROMPT)
     if not adapter_id or rival not in bases or is_chat_base(voice_picker.find_adapter(adapter_id)):
         return ""
-    text = t("This base was never taught to answer, so its answer gives itself away. Against another run or an "
-             "earlier step of this one the vote is blind.")  # fmt: skip
+    text = t("This base was never taught to answer, so its answer gives itself away. Against another run or a "
+             "late step of this one the vote is blind.")  # fmt: skip
     return f"<div class='hint'>{text}</div>"
 
 
 def draw_probe(adapter_id: str) -> str:
-    """One of the persona's probes at random; "" where there is none."""
-    probes = () if voice_picker.is_remote(adapter_id) else voice_picker.find_adapter(adapter_id).card.probes
-    return random.choice(probes) if probes else ""
+    """One of the questions that the adapter was not trained on, at random. Raises PersonaError where there is none."""
+    questions = [] if voice_picker.is_remote(adapter_id) else voice_picker.unseen_questions(adapter_id)
+    if not questions:
+        raise PersonaError(NO_UNSEEN_QUESTIONS)
+    return random.choice(questions)
 
 
 def ask_both(
@@ -174,7 +178,7 @@ def tally_html(slug: str, adapter_id: str, browser_key: str) -> str:
     tallies = []
     if adapter_id and browser_key:
         votes = open_adapter_votes(slug, adapter_id, browser_key)
-        tallies = blind_votes.tally_all(blind_votes.read_blind_questions(votes))
+        tallies = blind_votes.tally_all(blind_votes.read_blind_questions(votes), chosen=adapter_id)
     if not tallies:
         return f"<div class='quiet'>{t('No votes yet. Ask a question; the names are shown after the vote.')}</div>"
     return "".join(map(_tally_card, tallies))
@@ -222,8 +226,11 @@ def export_votes(browser_key: str, slug: str, adapter_id: str) -> str:
     questions = blind_votes.read_blind_questions(open_adapter_votes(slug, adapter_id, browser_key))
     preferences = dpo_export.collect_preferences(questions)
     if not preferences.rows:
-        raise PersonaError("No vote prefers one answer yet, so there is nothing to export. Vote left or right first.")
-    path = download_path("preferences.jsonl")
+        raise PersonaError(
+            "There is nothing to export yet. It takes a vote for left or right where the two answers differ and the "
+            "better one was not cut off."
+        )
+    path = download_path(f"{voice_picker.file_stem(adapter_id)}-preferences.jsonl")
     path.write_text("".join(dpo_export.dump_rows(preferences.rows)), encoding="utf-8")
     return str(path)
 
@@ -236,10 +243,11 @@ class _Controls(NamedTuple):
     rival: gr.Dropdown
     rival_note: gr.HTML
     ask: gr.Button
+    stop: gr.Button
     view: VoteView
     correction: gr.Textbox
     add: gr.Button
-    export: gr.DownloadButton
+    export: gr.Button
 
 
 def build(page: Page, browser_key: gr.BrowserState, settings: SamplingSettings, opened: Sequence[Any]) -> None:
@@ -259,6 +267,7 @@ def _build_layout() -> _Controls:
             scale=2, min_width=280, label=t("Against"), elem_id="blind-rival",
         )  # fmt: skip
         ask = gr.Button(t("Ask both"), variant="primary", scale=1, min_width=120, elem_id="blind-ask")
+        stop = gr.Button(t("Stop"), variant="stop", scale=0, min_width=90, interactive=False, elem_id="stop-blind")
     rival_note = gr.HTML(elem_id="rival-note")
     status = gr.HTML(elem_classes="quiet status", elem_id="blind-status")
     with gr.Row():
@@ -275,9 +284,9 @@ def _build_layout() -> _Controls:
             label=t("What the persona should have said (empty: the better answer as it is)"), scale=4
         )
         add = gr.Button(t("Add to the pairs"), scale=1, min_width=140, elem_id="vote-to-pairs")
-    export = gr.DownloadButton(t("Export votes for DPO (JSON lines)"), size="sm", scale=0, elem_id="export-votes")
+    export = gr.Button(t("Export votes for DPO (JSON lines)"), size="sm", scale=0, elem_id="export-votes")
     view = VoteView(left, right, gr.State(""), status, vote_left, vote_tie, vote_bad, vote_right, reveal, row)
-    return _Controls(question, draw, rival, rival_note, ask, view, correction, add, export)
+    return _Controls(question, draw, rival, rival_note, ask, stop, view, correction, add, export)
 
 
 def _connect_events(
@@ -285,14 +294,13 @@ def _connect_events(
 ) -> None:
     view, slug, adapter = c.view, page.slug, page.adapter
     c.draw.click(show_errors(draw_probe), adapter, c.question, **QUIET)
-    gr.on(
-        [c.ask.click, c.question.submit],
-        wait_in_queue(ask_both, view, view.status),
-        [c.question, browser_key, slug, adapter, c.rival, *settings],
-        view,
-        concurrency_limit=None,
-        **QUIET,
-    )
+    running = run_with_stop(
+        [c.ask.click, c.question.submit], c.stop, wait_in_queue(ask_both, view, view.status),
+        [c.question, browser_key, slug, adapter, c.rival, *settings], view, concurrency_limit=None,
+    )  # fmt: skip
+    cancel_then(c.stop.click, [running], lambda: _answers_update("", "", "", t("Stopped"), False), view)
+    unasked = _answers_update("", "", "", "", False)._replace(reveal=gr.skip())
+    cancel_then(adapter.change, [running], lambda: unasked, view)
     buttons = (view.vote_left, view.vote_tie, view.vote_bad, view.vote_right)
     for choice, button in zip(VOTE_CHOICES, buttons, strict=True):
         button.click(
@@ -301,7 +309,7 @@ def _connect_events(
     c.add.click(
         show_errors(add_correction), [view.question_id, c.correction, browser_key, slug, adapter], view.status, **QUIET
     )
-    c.export.click(show_errors(export_votes), [browser_key, slug, adapter], c.export, **QUIET)
+    download_on_click(c.export, export_votes, [browser_key, slug, adapter])
     rival_for = gr.State("")  # the adapter that the rival was offered for
     gr.on(
         opened,

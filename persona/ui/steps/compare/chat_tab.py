@@ -14,6 +14,7 @@ from persona.errors import PersonaError
 from persona.models.generate import Generation
 from persona.models.sampling import Sampling
 from persona.ui import voice_picker
+from persona.ui.buttons import cancel_then, disable_after, download_on_click
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
 from persona.ui.notices import show_info
@@ -164,7 +165,7 @@ def stream_answers(
             update = _stream_update(before, turn.said, records, replies, shown, sampling.max_new_tokens)
             shown = [*replies]
             status = _speed_status(replies, same_prompt, sampling)
-            yield update._replace(question="", status=status, conversation_id=chat.id).flat()
+            yield update._replace(question="", status=status).flat()
     finally:
         if any(reply.text for reply in replies):
             answers = [ConversationAnswer(v, r.text, r.tokens, r.ended) for v, r in zip(records, replies, strict=True)]
@@ -172,7 +173,7 @@ def stream_answers(
     status = t("{status} · done", status=_speed_status(replies, same_prompt, sampling))
     if comparison.model and comparison.model.placed.reason:
         status += f" · {localized(comparison.model.placed.reason)}"
-    yield ChatUpdate(question="", stop=gr.Button(interactive=False), status=status, conversation_id=chat.id).flat()
+    yield ChatUpdate(question="", status=status, conversation_id=chat.id).flat()
 
 
 def _stream_update(
@@ -230,7 +231,7 @@ class _Controls(NamedTuple):
     probes: gr.Dataset
     conversations: gr.Dropdown
     new: gr.Button
-    export: gr.DownloadButton
+    export: gr.Button
     delete: gr.Button
 
 
@@ -279,15 +280,13 @@ def _build_layout() -> _Controls:
                                   min_width=100, elem_id="say")  # fmt: skip
             send = gr.Button(t("Send"), variant="primary", scale=1, min_width=70, elem_id="send")
             stop = gr.Button(t("Stop"), variant="stop", scale=1, min_width=70, interactive=False, elem_id="stop-chat")
-    probes = gr.Dataset(
-        components=[question], samples=[], label=t("Questions kept out of the training"), elem_id="probes"
-    )
+    probes = gr.Dataset(components=[question], samples=[], label=t("Questions to try"), visible=False, elem_id="probes")
     with gr.Row(elem_classes="slim"):
         conversations = gr.Dropdown([(t("New conversation"), "")], value="", scale=4, elem_id="conversations",
                                     label=t("Conversations (only you see them)"))  # fmt: skip
         regenerate = gr.Button(t("Regenerate"), scale=0, min_width=130, elem_id="regenerate")
         new = gr.Button(t("New"), scale=0, min_width=80, elem_id="new-talk")
-        export = gr.DownloadButton(t("Export"), scale=0, min_width=90, elem_id="export-talk")
+        export = gr.Button(t("Export"), scale=0, min_width=90, elem_id="export-talk")
         delete = gr.Button(t("Delete"), scale=0, min_width=80, elem_id="delete-talk")
     update = ChatUpdate(chatbots, notes, question, stop, status, gr.State(""))
     return _Controls(columns, update, bases, send, regenerate, probes, conversations, new, export, delete)
@@ -307,10 +306,13 @@ def _connect_questions(c: _Controls, selection: Selection, settings: SamplingSet
     edit = wait_in_queue(edit_message, outputs, status)
     edited = [bot.edit(edit, [gr.State(n), *controls], **ask) for n, bot in enumerate(c.update.chatbots)]
     running = [answered, regenerated, *edited]
-    c.update.stop.click(
-        lambda: (t("Stopped. What was written so far is kept."), gr.Button(interactive=False)),
-        None, [status, c.update.stop], cancels=running, **QUIET,
-    )  # fmt: skip
+    cancel_then(c.update.stop.click, running, lambda: t("Stopped. What was written so far is kept."), status)
+    for event in running:
+        disable_after(event, c.update.stop)
+    # the columns are another adapter's now: what was written so far is saved, and no other conversation shows it
+    selection.adapter_id.change(lambda: "", None, selection.conversation_id, cancels=running, **QUIET).then(
+        lambda: "", None, status, **QUIET
+    )
     gr.on([c.send.click, question.submit], None, None, None, js=SHOW_ANSWERS_JS, **QUIET)
     c.probes.click(lambda row: row[0], c.probes, question, **QUIET)
     show: dict[str, Any] = _show_event(c, selection)
@@ -332,7 +334,7 @@ def _connect_conversations(c: _Controls, selection: Selection, step: gr.Step, li
     c.delete.click(show_errors(delete_chosen_conversation), inputs, None, **QUIET).success(
         lambda: "", None, selection.conversation_id, **QUIET
     ).then(**refresh).then(**show)
-    c.export.click(show_errors(export_conversation), inputs, c.export, **QUIET)
+    download_on_click(c.export, export_conversation, inputs)
     listed.change(show_errors(latest_conversation), inputs, selection.conversation_id, **QUIET).then(**refresh).then(
         **show
     )

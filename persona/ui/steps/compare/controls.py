@@ -2,10 +2,17 @@
 
 from typing import Any, NamedTuple
 
+from persona.errors import Message
 from persona.models import zerogpu
 from persona.models.sampling import Sampling
 
 CARD_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # what a persona's card can hold
+
+
+NO_UNSEEN_QUESTIONS = Message(
+    "There are no probes and no held-out questions that this adapter was not trained on. Write questions of your own, "
+    "or add probes in step 1, tab Who it is."
+)
 
 
 class Selection(NamedTuple):

@@ -183,15 +183,18 @@ def _format_day(seconds: float) -> str:
 
 def export_conversation(*inputs: Any) -> str:
     """The conversation as JSON lines of OpenAI messages, one line for each column. Returns the file's path."""
-    chat = load_conversation(Selection(*inputs))
+    selection = Selection(*inputs)
+    chat = load_conversation(selection)
     if chat is None:
         raise PersonaError("There is no conversation to export yet. Say something first.")
-    path = download_path(f"{files.slugify(chat.title)[:40] or 'conversation'}.jsonl")
+    stem = voice_picker.file_stem(selection.adapter_id)
+    path = download_path(f"{stem}-{files.slugify(chat.title)[:20] or 'conversation'}.jsonl")
     path.write_text("".join(conversation.export_messages(chat)), encoding="utf-8")
     return str(path)
 
 
 def delete_chosen_conversation(*inputs: Any) -> None:
     selection = Selection(*inputs)
-    if selection.conversation_id:
-        conversation_store.delete_conversation(open_conversation_store(selection), selection.conversation_id)
+    if not selection.conversation_id:
+        raise PersonaError("There is no conversation to delete: this one is new. Choose one first.")
+    conversation_store.delete_conversation(open_conversation_store(selection), selection.conversation_id)

@@ -14,10 +14,10 @@ from persona.models import zerogpu
 from persona.models.adapter import Adapter
 from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.store import deployment
-from persona.store.files import slugify
 from persona.train import run_folder
 from persona.ui import voice_picker
 from persona.ui.background import start_in_thread
+from persona.ui.buttons import run_with_stop
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import wait_in_queue
 from persona.ui.page import QUIET, Page, download_path, show_errors, visitor_key
@@ -40,7 +40,7 @@ _stops: dict[str, threading.Event] = {}  # of the measurements that run, by visi
 
 
 def measure_adapter(adapter_id: str, judge: bool, quantization: str = "auto") -> Iterator[tuple[str, Any]]:
-    """Evaluate the adapter. Yields the progress, then the report, as HTML, and the path of the report's file.
+    """Evaluate the adapter. Yields the progress, then the report, as HTML, and the button that saves the report.
 
     judge: ask another model too. quantization: of the base in memory, a ChatQuantization. A measurement that
     was stopped goes on. Raises PersonaError while another one of the same visitor runs.
@@ -80,7 +80,7 @@ def measure_adapter(adapter_id: str, judge: bool, quantization: str = "auto") ->
     except evaluate.EvaluationStopped:
         yield last_report(adapter_id)
         return
-    yield report_html.render_fragment(report, localized), _report_file(report)
+    yield report_html.render_fragment(report, localized), _report_file(report, adapter_id)
 
 
 _measure_slice = zerogpu.request_gpu(zerogpu.GRANTED_SECONDS)(show_errors(measure_adapter))
@@ -129,10 +129,10 @@ def last_report(adapter_id: str) -> tuple[str, Any]:
     """The saved report of the adapter's run, or a note that there is none."""
     ref = AdapterRef.parse_id(adapter_id) if adapter_id else None
     if ref is None or ref.kind is not RefKind.RUN or ref.step is not None:
-        return not_measured_html(), gr.skip()
+        return not_measured_html(), gr.DownloadButton(value=None, interactive=False)
     file = voice_picker.find_adapter(adapter_id).path.parent / "report.json"
     if not file.is_file() or not (file.parent / "run.json").is_file():
-        return not_measured_html(), gr.skip()
+        return not_measured_html(), gr.DownloadButton(value=None, interactive=False)
     from persona.judge import evaluate, report_html
 
     report = evaluate.load_report(file)
@@ -141,35 +141,43 @@ def last_report(adapter_id: str) -> tuple[str, Any]:
         chosen_step = run_folder.Run(file.parent).progress().chosen
         outdated = t("Measured before step {step} became the adapter: measure again.", step=chosen_step)
         note = f"<div class='hint'>{outdated}</div>"
-    return note + report_html.render_fragment(report, localized), _report_file(report)
+    return note + report_html.render_fragment(report, localized), _report_file(report, adapter_id)
 
 
-def _report_file(report: Any) -> str:
+def _report_file(report: Any, adapter_id: str) -> gr.DownloadButton:
+    """The button that saves the report."""
     from persona.judge import report_html
 
-    path = download_path(f"{slugify(report.persona)}-report.html")
+    path = download_path(f"{voice_picker.file_stem(adapter_id)}-report.html")
     path.write_text(report_html.render_html(report), encoding="utf-8")
-    return str(path)
+    return gr.DownloadButton(value=str(path), interactive=True)
 
 
 def build(page: Page, quantization: gr.Dropdown, opened: list[Any]) -> None:
     """The tab. quantization: of the base in memory. opened: events on which the last report is shown."""
-    gr.Markdown(t("Measured on what was left out of the training: did it learn, did it forget, does it stop?"))
+    gr.Markdown(
+        t(
+            "Measured on what was left out of the training: did it learn, did it forget, does it stop? The model is "
+            "opened as for the chat, so a loss may differ a little from the one above, which the training measured."
+        )
+    )
     with gr.Row(elem_classes="slim"):
         measure = gr.Button(t("Measure"), variant="primary", scale=0, min_width=130, elem_id="measure")
-        stop = gr.Button(t("Stop"), variant="stop", scale=0, min_width=90)
+        stop = gr.Button(t("Stop"), variant="stop", scale=0, min_width=90, interactive=False, elem_id="stop-measure")
         judge = gr.Checkbox(
             label=t("Ask another model to judge too (blindly)"),
             visible=llm_client.endpoint_from_env() is not None,
             scale=2,
             min_width=220,
         )
-        save = gr.DownloadButton(t("Save the report"), scale=0, min_width=190, elem_id="save-report")
+        save = gr.DownloadButton(t("Save the report"), scale=0, min_width=190, interactive=False,
+                                 elem_id="save-report")  # fmt: skip
     report = gr.HTML(not_measured_html(), elem_id="report")
     outputs = [report, save]
-    running = measure.click(
+    running = run_with_stop(
+        [measure.click], stop,
         wait_in_queue(measure_in_slices if deployment.has_zerogpu() else measure_adapter, outputs, report),
-        [page.adapter, judge, quantization], outputs, concurrency_limit=MAX_MEASUREMENTS, **QUIET,
+        [page.adapter, judge, quantization], outputs, concurrency_limit=MAX_MEASUREMENTS,
     )  # fmt: skip
     # a process of ZeroGPU cannot be asked to stop
     stop.click(stop_measuring, None, None, cancels=[running] if deployment.has_zerogpu() else None, **QUIET)

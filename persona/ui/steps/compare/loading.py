@@ -37,7 +37,10 @@ def report_loading(adapter_id: str, quantization: str = "auto") -> Iterator[str]
         yield t("Asking the other server …")
         return
     main = voice_picker.find_adapter(adapter_id)
-    if bases.find_local_base(main.base_id, main.base_revision) is not None:
+    if (local := bases.find_local_base(main.base_id, main.base_revision)) is not None:
+        if session.is_open(local, quantization, main.quantization):
+            yield t("Writing …")
+            return
         loading = t("Loading the model: a few seconds, for the first question only …")
         yield loading + describe_opening(adapter_id, quantization)
         return

@@ -9,20 +9,17 @@ import gradio as gr
 
 from persona.compare import question_list
 from persona.errors import PersonaError
-from persona.share.adapter_ref import AdapterRef, RefKind
-from persona.store import persona_folder
-from persona.store.files import slugify
-from persona.train import run_folder
 from persona.ui import voice_picker
+from persona.ui.buttons import cancel_then, run_with_stop
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
 from persona.ui.page import QUIET, Page, download_path, show_errors
-from persona.ui.steps.compare.controls import SamplingSettings
+from persona.ui.steps.compare.controls import NO_UNSEEN_QUESTIONS, SamplingSettings
 from persona.ui.steps.compare.loading import report_loading
 from persona.ui.widgets import format_duration
 
 MAX_QUESTIONS = 200  # of one list: about half an hour on two cores
-MAX_HELD_OUT = 20  # held-out questions that are offered
+MAX_OFFERED = 20  # probes and held-out questions
 
 
 class AnswersView(NamedTuple):
@@ -35,54 +32,58 @@ class AnswersView(NamedTuple):
     html: Any = gr.skip()
 
 
-def held_out_questions(slug: str, adapter_id: str) -> str:
-    """Questions that the adapter was not trained on: its probes, and held-out pairs of its run. One per line."""
-    questions = list(voice_picker.find_adapter(adapter_id).card.probes)
-    ref = AdapterRef.parse_id(adapter_id)
-    if ref.kind is RefKind.RUN:
-        run = next((r for r in run_folder.list_runs(persona_folder.find_persona(slug)) if r.name == ref.run), None)
-        rows = [row for row in run.rows() if row.held_out and not row.pair.history] if run else []
-        questions += [row.pair.instruction for row in rows[:MAX_HELD_OUT]]
-    return "\n".join(dict.fromkeys(" ".join(question.split()) for question in questions))
+def held_out_questions(adapter_id: str) -> str:
+    """The first MAX_OFFERED questions that the adapter was not trained on, one per line."""
+    questions = voice_picker.unseen_questions(adapter_id)[:MAX_OFFERED]
+    if not questions:
+        raise PersonaError(NO_UNSEEN_QUESTIONS)
+    return "\n".join(questions)
 
 
 def answer_questions(
     text: str, slug: str, adapter_id: str, other_voices: Sequence[str], *settings: Any
 ) -> Iterator[AnswersView | ModelTurn]:
-    """Stream the table of answers, then save it in every format. settings: the SamplingSettings.
+    """Stream the table of answers, and save it in every format after each batch. settings: the SamplingSettings.
 
     Every batch of questions takes a turn of its own, so that a list keeps nobody waiting for long.
     """
     questions = _read_questions(text)
     sampling_settings = SamplingSettings(*settings)
     sampling_settings.to_sampling()  # a value out of range is refused first
-    for loading in report_loading(adapter_id, sampling_settings.quantization):
-        yield AnswersView(status=loading)
     if voice_picker.is_remote(adapter_id):
         raise PersonaError("A list of questions needs an adapter on this page. Choose one here, not on another server.")
     labels = [
         voice_picker.voice_label(voice, adapter_id) for voice in voice_picker.column_order(adapter_id, other_voices)
     ]
     rows: list[question_list.AnswerRow] = []
+    paths = [download_path(f"{voice_picker.file_stem(adapter_id)}-answers{s}") for s in question_list.TABLE_FORMATS]
+    none_yet = t("{n} of {all} questions answered", n=0, all=len(questions))
+    for text in report_loading(adapter_id, sampling_settings.quantization):
+        yield empty_answers()._replace(table=answers_html(labels, [], questions), status=f"{text} {none_yet}")
     start = time.monotonic()
 
     def show_row(row: question_list.AnswerRow) -> AnswersView:
         rows.append(row)
         left = (time.monotonic() - start) / len(rows) * (len(questions) - len(rows))
-        status = t("{n} of {all}, {time} left", n=len(rows), all=len(questions), time=format_duration(left))
-        return AnswersView(answers_html(labels, rows), status)
+        status = t("{n} of {all} questions answered, about {time} left", n=len(rows), all=len(questions),
+                   time=format_duration(left))  # fmt: skip
+        return AnswersView(answers_html(labels, rows, questions[len(rows) :]), status)
 
     at_once = question_list.questions_at_once(len(labels))
     for first in range(0, len(questions), at_once):
         yield ModelTurn(
             ask_batch, (questions[first : first + at_once], slug, adapter_id, other_voices, *settings), show_row
         )
-    name = f"{slugify(voice_picker.find_adapter(adapter_id).card.name)}-answers"
-    csv, md, html = (download_path(name + suffix) for suffix in question_list.TABLE_FORMATS)
-    for path in (csv, md, html):
-        question_list.save_table(path, labels, rows)
-    status = t("{n} questions, {m} voices", n=len(rows), m=len(labels))
-    yield AnswersView(status=status, csv=str(csv), md=str(md), html=str(html))
+        for path in paths:
+            question_list.save_table(path, labels, rows)
+        csv, md, html = (gr.DownloadButton(value=str(path), interactive=True) for path in paths)
+        yield AnswersView(csv=csv, md=md, html=html)
+    yield AnswersView(status=t("{n} questions, {m} voices", n=len(rows), m=len(labels)))
+
+
+def empty_answers() -> AnswersView:
+    """No table and nothing to save."""
+    return AnswersView("", "", *(gr.DownloadButton(value=None, interactive=False) for _ in question_list.TABLE_FORMATS))
 
 
 def _read_questions(text: str) -> list[str]:
@@ -119,8 +120,8 @@ def ask_batch(
     )
 
 
-def answers_html(labels: Sequence[str], rows: Sequence[question_list.AnswerRow]) -> str:
-    """A row for each question, a column for each voice."""
+def answers_html(labels: Sequence[str], rows: Sequence[question_list.AnswerRow], waiting: Sequence[str] = ()) -> str:
+    """A row for each question, a column for each voice. waiting: the questions that have no answer yet."""
     heads = [t("Question"), *map(localized, labels)]
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "".join(
@@ -132,6 +133,7 @@ def answers_html(labels: Sequence[str], rows: Sequence[question_list.AnswerRow])
         + "</tr>"
         for row in rows
     )
+    body += "".join(f"<tr><td>{escape(q)}</td>{'<td>…</td>' * len(labels)}</tr>" for q in waiting)
     return f"<div class='answers'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
@@ -146,19 +148,20 @@ def build(page: Page, other_voices: gr.Dropdown, settings: SamplingSettings) -> 
     with gr.Row():
         fill = gr.Button(t("Use the probes and held-out questions"), min_width=200)
         ask = gr.Button(t("Ask all"), variant="primary", min_width=120, elem_id="ask-all")
-        stop = gr.Button(t("Stop"), variant="stop", min_width=90)
+        stop = gr.Button(t("Stop"), variant="stop", min_width=90, interactive=False, elem_id="stop-list")
     status = gr.HTML(elem_classes="quiet status", elem_id="ask-status")
     table = gr.HTML(elem_id="answers")
     with gr.Row():
         csv, md, html = (
             gr.DownloadButton(t("Save as {form}", form=suffix[1:].upper()), size="sm", min_width=120,
-                              elem_id=f"save-{suffix[1:]}")
+                              interactive=False, elem_id=f"save-{suffix[1:]}")
             for suffix in question_list.TABLE_FORMATS
         )  # fmt: skip
     view = AnswersView(table, status, csv, md, html)
-    fill.click(show_errors(held_out_questions), [page.slug, page.adapter], text, **QUIET)
-    running = ask.click(
-        wait_in_queue(answer_questions, view, status), [text, page.slug, page.adapter, other_voices, *settings], view,
-        concurrency_limit=None, **QUIET,
+    fill.click(show_errors(held_out_questions), page.adapter, text, **QUIET)
+    running = run_with_stop(
+        [ask.click], stop, wait_in_queue(answer_questions, view, status),
+        [text, page.slug, page.adapter, other_voices, *settings], view, concurrency_limit=None,
     )  # fmt: skip
-    stop.click(lambda: t("Stopped"), None, status, cancels=[running], **QUIET)
+    cancel_then(stop.click, [running], lambda: t("Stopped. What was written so far is kept."), status)
+    cancel_then(page.adapter.change, [running], empty_answers, view)

@@ -105,8 +105,11 @@ def contents_html(adapter_id: str) -> str:
     rights = t("Rights: not stated. Fill them in in step 1, tab Who it is, before you publish")
     if adapter.card.rights:
         rights = t("Rights: {rights}", rights=escape(adapter.card.rights))
-    head = t("<b>{name}</b>, {size} MB. These files and no others leave this machine:", name=escape(adapter.card.name),
-             size=f"{size / 1e6:.1f}")  # fmt: skip
+    head = t(
+        "<b>{name}</b>, {size} MB. The zip and the Hub get these files and no others:",
+        name=escape(adapter.card.name),
+        size=f"{size / 1e6:.1f}",
+    )
     return (
         f"<div class='card'>{head}<br><code>{'</code> <code>'.join(f.name for f in files)}</code>"
         f"<div class='quiet'>{rights}</div></div>"

@@ -248,8 +248,9 @@ def ask_whose_voice(file: str | None) -> tuple[gr.Dropdown, gr.Button]:
     elif not names:
         with contextlib.suppress(InputError):  # its columns are chosen in the tab Import
             names = _name_in_table(source, format, survey)
-            count, uncounted = registry.count_pairs(source, format, ImportOptions(survey.mapping))
-            pairs = t("More than {n} pairs.", n=f"{count:,}") if uncounted else t("Pairs in all: {n}.", n=f"{count:,}")
+            count = registry.count_pairs(source, format, ImportOptions(survey.mapping))
+            n = f"{count.replies:,}"
+            pairs = t("More than {n} pairs.", n=n) if count.more else t("Pairs in all: {n}.", n=n)
             info = f"{pairs} {info}"
     known = names[0] if names and not survey.speakers else None
     return gr.Dropdown(names, value=known, info=info, visible=True), gr.Button(visible=True)
