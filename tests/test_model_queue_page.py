@@ -363,7 +363,8 @@ def test_exports_have_a_queue_of_their_own_in_which_visitors_take_turns(free, mo
         out.write_text("made")
         return {}
 
-    monkeypatch.setattr(model_queue, "EXPORT_QUEUE", ModelQueue())
+    queue = ModelQueue()
+    monkeypatch.setattr(model_queue, "EXPORT_QUEUE", queue)
     monkeypatch.setattr(model_queue, "visitor_key", visitor.get)
     monkeypatch.setattr(model_queue, "REPEAT_POSITION_SECONDS", 0.01)
     monkeypatch.setattr(export_tab.formats, "write_export", write_export)
@@ -379,7 +380,7 @@ def test_exports_have_a_queue_of_their_own_in_which_visitors_take_turns(free, mo
         for name in shown:
             visitor.set(name[0])
             streams.append(asyncio.ensure_future(all_of(handler(name, choice, None, None), shown[name])))
-            await until(lambda: len(model_queue.EXPORT_QUEUE.waiting_in_order()) + 1 >= len(streams))
+            await until(lambda: len(queue.waiting_in_order()) + (queue.active is not None) == len(streams))
         await until(lambda: shown["a2"] and shown["a2"][-1] == (False, "2 exports are before yours."))
         assert shown["b1"][-1] == (False, "1 export is before yours.") and free.active is None
         let.set()
