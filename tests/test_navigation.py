@@ -129,6 +129,7 @@ def test_what_is_waited_for_is_said_before_the_first_word(monkeypatch):
     monkeypatch.setattr(voice_picker, "find_adapter", lambda chosen: wanted)
     monkeypatch.setattr(session, "plan_opening", lambda *how: asked.append(how[1:]) or plan)
     monkeypatch.setattr(base, "find_local_base", lambda name, revision: object())
+    monkeypatch.setattr(session, "is_open", lambda *how: False)
     (words,) = report_loading("run/a/b", "int8")
     assert "a few seconds" in words and "&lt;b&gt;/base in 4 bits: 9 GB" in words and asked == [("int8", "nf4")]
     (words,) = report_loading("server/x")
