@@ -329,8 +329,8 @@ def test_the_page_stops_a_measurement_and_shows_what_it_has(good, base, monkeypa
             break
     assert 'role="progressbar"' in html and "Part 2 of 5: Answers" in html
     judge_tab.stop_measuring()
-    *_, (shown, file) = steps
-    assert "Stopped" in shown and file.endswith("report.html")
+    *_, (shown, save) = steps
+    assert "Stopped" in shown and save.interactive and save.value["path"].endswith("report.html")
     *_, (shown, _) = judge_tab.measure_adapter(chosen, False)
     assert "Stopped" not in shown and not evaluate.load_report(good.path / "report.json").missing
 

@@ -184,7 +184,7 @@ def file_stem(chosen: str) -> str:
     if ref.kind is not RefKind.RUN:
         return files.slugify(ref.name)
     step = "" if ref.step is None else f"-step-{ref.step}"
-    return f"{files.slugify(find_card(chosen).name)[:MAX_STEM]}-{ref.run}{step}"
+    return f"{files.slugify(find_adapter(chosen).card.name)[:MAX_STEM]}-{ref.run}{step}"
 
 
 def conversation_dir(slug: str, chosen: str) -> Path:
