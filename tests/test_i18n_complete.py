@@ -285,16 +285,3 @@ def page_config() -> dict:
     from persona.ui.app import build_app
 
     return build_app().config
-
-
-def test_every_notice_has_a_translated_title():
-    """Gradio's own titles, "Info" and "Warning", are English in every language."""
-    calls = [
-        (name, call)
-        for name, file in FILES.items()
-        if file.suffix == ".py"
-        for call in ast.walk(ast.parse(file.read_text("utf-8")))
-        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("gr.Info", "gr.Warning", "gr.Error")
-    ]
-    assert len(calls) >= 3
-    assert [name for name, call in calls if "title" not in {k.arg for k in call.keywords}] == []

@@ -1,17 +1,15 @@
-"""Notices that fade: Gradio's own titles are English, and its texts are HTML."""
+"""Notices that fade. Gradio takes their texts as HTML. Its own titles, in English, cannot be changed (theme.css)."""
 
 from html import escape
 
 import gradio as gr
 
-from persona.ui.i18n import t
-
 
 def show_info(text: str, duration: float | None = 10) -> None:
     """Show plain text as a notice. duration: seconds; None: until it is closed."""
-    gr.Info(escape(text), duration=duration, title=t("Note"))
+    gr.Info(escape(text), duration=duration)
 
 
 def show_warning(text: str) -> None:
     """Show plain text as a warning."""
-    gr.Warning(escape(text), title=t("Please note"))
+    gr.Warning(escape(text))

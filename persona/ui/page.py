@@ -23,7 +23,7 @@ from persona.store import deployment, persona_folder, quotas, workspace
 from persona.store.pairs import own_exchanges
 from persona.template.render import MAX_LENGTH, Renderer
 from persona.ui.chosen import ChosenView
-from persona.ui.i18n import localized, t
+from persona.ui.i18n import localized
 from persona.ui.middleware import workspaces
 
 # Options of most events. Progress is shown on no component: Gradio 6.31 covers every target of it with "Error" when the
@@ -93,7 +93,7 @@ def show_errors(handler: Callable) -> Callable:
 def error_notice(e: PersonaError) -> gr.Error:
     text = escape(localized(e.message)).replace("\n", "<br>")
     duration = NOTICE_SECONDS + len(text) / READ_CHARACTERS
-    return gr.Error(text, duration=duration, title=t("That did not work"), print_exception=False)
+    return gr.Error(text, duration=duration, print_exception=False)
 
 
 def open_current_persona(slug: str) -> persona_folder.Persona:

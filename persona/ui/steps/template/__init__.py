@@ -140,7 +140,7 @@ def show_settings(
         back = t("Nothing was changed: the base is still {base}, the template {template}.", base=accepted.base,
                  template=Path(accepted.template).name)  # fmt: skip
         problem = escape(localized(e.message)).replace("\n", "<br>")
-        gr.Warning(f"{problem}<br>{escape(back)}", title=t("That was refused"))
+        gr.Warning(f"{problem}<br>{escape(back)}")
         return *shown, *accepted._replace(template=template_dropdown(slug, accepted.template)), accepted
 
 
