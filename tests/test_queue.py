@@ -80,7 +80,7 @@ def test_who_is_killed_while_it_waits_blocks_nobody_and_keeps_its_place(new):
     started(a, b, c)
     kill(b)
     assert (status(b), queue.list_waiting_runs()) == ("interrupted", [c])
-    assert "its place in line is kept" in b.progress().message
+    assert "its place is kept" in b.progress().message
     launcher.start_run(d)
     assert (status(b), queue.list_waiting_runs()) == ("queued", [b, c, d])
     kill(b)
