@@ -58,7 +58,7 @@ def running(patch: Any, folder: Any, base_folder: Any):
         write_adapter(base_folder, folder / name, seed=seed, template="gemma-base")
         found.append(("", adapter.read_adapter(folder / name), base))
     model = LoadedModel(base)
-    patch.setattr(session, "_open", {str(base.path): model})
+    patch.setattr(session, "_open", {(str(base.path), "none"): model})
     tokenizer = model.tokenizer
     mute = [i for word, i in tokenizer.get_vocab().items() if word.startswith("<0x") or i == tokenizer.eos_token_id]
     head = model.model.get_output_embeddings()

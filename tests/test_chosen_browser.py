@@ -18,7 +18,7 @@ from persona.train.config import make_config
 pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
-MOST_EVENTS = 25  # of one switch: the header, the five steps, the bar after each change of these
+MOST_EVENTS = 33  # of one switch: each step shows the other persona, and what runs for the first one is stopped
 STEPS = ("write", "template", "train", "compare", "share")
 LOOK_MS = 2500  # nothing is asked for that long: the page has settled
 MOST_FRAMES = 25  # asked for by an idle page meanwhile; a clock that runs on asks for 60 a second

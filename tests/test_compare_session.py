@@ -184,8 +184,8 @@ def test_a_blend_speaks_beside_its_parts(model, adapters):
     assert whole == parts and half.text not in [r.text for r in parts]
     assert say(model, [Column(names[2], SHORT, 0)])[0] == say(model, [Column(NO_ADAPTER, SHORT)])[0]
     assert model.adapter_weights(names[2], 0.5) == ((a, 0.25), (b, 0.25))
-    with pytest.raises(InputError, match="strength=2: from 0"):
-        model.blend({a: 2, b: 1})
+    with pytest.raises(InputError, match="strength=2.5: from 0"):
+        model.blend({a: 2.5, b: 1})
     with pytest.raises(AdapterError, match="not open"):
         model.blend({a: 1, "gone": 1})
 
