@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 MOST_EVENTS = 33  # of one switch: each step shows the other persona, and what runs for the first one is stopped
 STEPS = ("write", "template", "train", "compare", "share")
 LOOK_MS = 2500  # nothing is asked for that long: the page has settled
-MOST_FRAMES = 25  # asked for by an idle page meanwhile; a clock that runs on asks for 60 a second
+MOST_FRAMES = 60  # asked for by an idle page meanwhile; a single clock that runs on asks for 150
 COUNT_FRAMES_JS = """window.frames = 0; const frame = window.requestAnimationFrame;
     window.requestAnimationFrame = (callback) => { window.frames++; return frame.call(window, callback); };"""
 

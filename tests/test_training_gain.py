@@ -61,7 +61,7 @@ def test_the_interval_is_that_of_the_chosen_step():
 
 def test_a_stopped_run_says_so_and_offers_to_resume(tmp_path):
     run = trained([50.0] * 30, [44.0] * 30, status="stopped", steps=60, last=14)
-    said = navigation.next_hint(TRAIN, PersonaState(True, 314, run=run, adapter=True))
+    said = navigation.next_hint(TRAIN, PersonaState(True, 314, run=run, adapter=True, run_has_adapter=True))
     assert "stopped at step 14 of 60" in said and "Resume" in said and "done" not in said
     assert not navigation.is_step_done(TRAIN, PersonaState(True, 314, run=run, adapter=True))
     assert "Stopped at step 14 of 60. Resume goes on from there." in run_view.run_status_html(Run(tmp_path), run)

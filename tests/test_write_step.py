@@ -112,8 +112,8 @@ def test_an_error_leaves_again_once_it_can_have_been_read():
     assert page.NOTICE_SECONDS < short < long and long - short > 30
 
 
-def test_the_axis_of_steps_has_no_parts_of_a_step():
-    assert run_view.step_axis(RunProgress(step=1, steps=2)) == [0, run_view.WHOLE_STEPS]
+def test_the_axis_of_steps_ends_with_the_run():
+    assert run_view.step_axis(RunProgress(step=1, steps=2)) == [0, 2] and run_view.step_axis(RunProgress()) == [0, 1]
     assert run_view.loss_plot(RunProgress(step=9, steps=60, train=[(1, 2.0)])).x_lim == [0, 60]
 
 

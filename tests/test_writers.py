@@ -35,6 +35,7 @@ ALLOWED = {
     ("share/exports/gguf_folder.py", "export_adapter_gguf"): "inside create_output, which renames",
     ("share/exports/merged_model.py", "save_checkpoint"): "inside create_output, which renames",
     ("write/importers/text_source.py", "save_pasted"): "a temporary folder of this process",
+    ("write/importers/documents.py", "open_document"): "a temporary folder of this process",
     ("ui/steps/share/export_tab.py", "_write_export"): "a new folder for one download, offered when it is whole",
     ("ui/steps/compare/blind_vote_tab.py", "export_votes"): "a new folder for one download, offered when it is whole",
     (

@@ -141,7 +141,7 @@ def _use_page(scheduler: Scheduler) -> Iterator[tuple[str, Any]]:
 
     def ask(handler: Callable[..., Iterator], *inputs: Any) -> Any:
         shown = [v for step in handler(*inputs)
-                 for v in (step.work(*step.args) if isinstance(step, ModelTurn) else [step])]  # fmt: skip
+                 for v in (map(step.show, step.work(*step.args)) if isinstance(step, ModelTurn) else [step])]  # fmt: skip
         return str(shown[-1])
 
     selection = Selection("k" * 32, "mags", adapter, ["base"], "")

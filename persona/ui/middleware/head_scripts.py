@@ -31,7 +31,8 @@ CLOCK_SCRIPT = r"""<script>
   const clock = /^\(\)=>\{\w+\(\w+,\(performance\.now\(\)-\w+\(\w+\)\)\/1e3\)/;
   window.requestAnimationFrame = (callback) => {
     if (!clock.test(callback)) return frame(callback);
-    const shown = document.querySelector("[data-testid='status-tracker']:not(.hide)");
+    const clocks = [...document.querySelectorAll("[data-testid='status-tracker']:not(.hide)")];
+    const shown = clocks.some((tracker) => tracker.offsetParent);
     return setTimeout(() => frame(callback), shown ? 100 : 1000);
   };
 })();
