@@ -142,7 +142,7 @@ def _use_page(scheduler: Scheduler) -> Iterator[tuple[str, Any]]:
     def ask(handler: Callable[..., Iterator], *inputs: Any) -> Any:
         shown = [v for step in handler(*inputs)
                  for v in (map(step.show, step.work(*step.args)) if isinstance(step, ModelTurn) else [step])]  # fmt: skip
-        return str(shown[-1])
+        return str(shown[-2:])
 
     selection = Selection("k" * 32, "mags", adapter, ["base"], "")
     yield "chat", _in_thread(lambda: ask(chat_tab.send_message, "Who?", *selection, *sampling))
