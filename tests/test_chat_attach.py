@@ -103,6 +103,15 @@ def test_the_last_base_is_kept_in_memory(tiny_gemma, tiny_llama, monkeypatch):
     assert list(session._open) == [(str(tiny_llama), "none")] and session.open_model(gemma) is not first
 
 
+def test_an_open_base_is_not_planned_again(tiny_gemma, monkeypatch):
+    monkeypatch.setattr(session, "_open", {})
+    base, planned = Base(tiny_gemma.name, tiny_gemma), []
+    plan = session.plan_opening
+    monkeypatch.setattr(session, "plan_opening", lambda *how: planned.append(how) or plan(*how))
+    model = session.open_model(base)
+    assert session.open_model(base) is model and session.is_open(base) and len(planned) == 1
+
+
 # ---- what goes wrong
 
 

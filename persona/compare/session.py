@@ -150,6 +150,9 @@ def check_strength(strength: float) -> None:
 
 
 _open: dict[tuple[str, str], LoadedModel] = {}  # at most one, by folder and quantization
+# folder, quantization and trained, as they were asked for → the quantization that was opened: the plan follows from the
+# memory that is free, and an open model is not planned again with each question
+_planned: dict[tuple[str, str, str], str] = {}
 _opening = threading.Lock()
 
 
@@ -163,7 +166,15 @@ def plan_opening(base: Base, quantization: str = "auto", trained: str = "none") 
 
 def is_open(base: Base, quantization: str = "auto", trained: str = "none") -> bool:
     """Whether open_model() would return at once. Raises what plan_opening() raises."""
+    if _find_open(base, quantization, trained):
+        return True
     return (str(base.path), plan_opening(base, quantization, trained).quantization) in _open
+
+
+def _find_open(base: Base, quantization: str, trained: str) -> LoadedModel | None:
+    """The open model that was opened for the same request, or one that came out the same."""
+    folder = str(base.path)
+    return _open.get((folder, _planned.get((folder, quantization, trained), "")))
 
 
 def open_model(base: Base, quantization: str = "auto", trained: str = "none") -> LoadedModel:
@@ -172,6 +183,8 @@ def open_model(base: Base, quantization: str = "auto", trained: str = "none") ->
     quantization, trained: as for plan_chat(). Raises what it raises, and BaseError where the base does not fit.
     """
     with _opening:
+        if model := _find_open(base, quantization, trained):
+            return model
         plan = plan_opening(base, quantization, trained)
         key = str(base.path), plan.quantization
         if key not in _open:
@@ -179,6 +192,7 @@ def open_model(base: Base, quantization: str = "auto", trained: str = "none") ->
             _open.clear()
             gc.collect()  # a model refers to itself
             _open[key] = LoadedModel(base, plan.quantization, plan.placement)
+        _planned[str(base.path), quantization, trained] = plan.quantization
         return _open[key]
 
 
