@@ -18,10 +18,12 @@ def describe_opening(adapter_id: str | None, quantization: str = "auto") -> str:
         return ""
     main = voice_picker.find_adapter(adapter_id)
     base = bases.find_local_base(main.base_id, main.base_revision) if main.base_id else None
-    if base is None:
-        return ""
+    return _describe_plan(base, quantization, main.quantization) if base else ""
+
+
+def _describe_plan(base: bases.Base, quantization: str, trained: str) -> str:
     try:
-        plan = session.plan_opening(base, quantization, main.quantization)
+        plan = session.plan_opening(base, quantization, trained)
     except PersonaError as e:
         return problems_html([e.message])
     kind = "quiet" if plan.fits else "hint"
@@ -42,7 +44,7 @@ def report_loading(adapter_id: str, quantization: str = "auto") -> Iterator[str]
             yield t("Writing …")
             return
         loading = t("Loading the model: a few seconds, for the first question only …")
-        yield loading + describe_opening(adapter_id, quantization)
+        yield loading + _describe_plan(local, quantization, main.quantization)
         return
     yield t("Preparing the base model, once: about a minute if it is installed, longer if it has to be downloaded …")
 
