@@ -9,7 +9,7 @@ from persona.models.model_card import LOSS_PICTURE, CardEvidence, SampleAnswers,
 from persona.share.loss_plot import draw_loss_plot
 from persona.store.files import read_json, to_json, write_atomic
 from persona.store.persona_folder import PersonaCard, parse_card
-from persona.train.run_folder import Run
+from persona.train.run_folder import Run, trained_questions
 from persona.write.lint.finding import normalize_text
 
 MAX_SAMPLES = 6
@@ -79,7 +79,7 @@ def _read_matching_report(file: Path, step: Any) -> dict[str, Any]:
 def _mark_trained_on(samples: list[SampleAnswers], run: Run) -> list[SampleAnswers]:
     """The samples with `trained_on`, by the run's own rows; not known where these are gone or damaged."""
     try:
-        trained = run.trained_questions()
+        trained = trained_questions(run.rows())
     except (OSError, PersonaError):
         return samples
     return [replace(s, trained_on=normalize_text(s.question) in trained) for s in samples]

@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,12 @@ from persona.write.lint.finding import normalize_text
 class RunRow:
     pair: Pair
     held_out: bool
+
+
+def trained_questions(rows: Iterable[RunRow]) -> frozenset[str]:
+    """Every question that a run trains on, as normalize_text() has it."""
+    pairs = [row.pair for row in rows if not row.held_out]
+    return frozenset(normalize_text(q) for p in pairs for q in (p.instruction, *(user for user, _ in p.history)))
 
 
 EXPECTED_FIGURES = ("seconds", "memory", "tokens_per_s")  # in run.json with expected_ before the name
@@ -103,11 +110,6 @@ class Run:
             return [RunRow(parse_pair(v), held) for v, held in zip(values, held_out, strict=True)]
         except (ValueError, AttributeError, TypeError, RecursionError) as e:
             raise RunError("{file}: damaged ({reason}). Start a new run.", file=file, reason=f"{e!s:.200}") from e
-
-    def trained_questions(self) -> frozenset[str]:
-        """Every question that the run trains on, as normalize_text() has it. Raises what rows() raises."""
-        pairs = [row.pair for row in self.rows() if not row.held_out]
-        return frozenset(normalize_text(q) for p in pairs for q in (p.instruction, *(user for user, _ in p.history)))
 
     def update_manifest(self, **facts: Any) -> None:
         if distributed.is_main_process():

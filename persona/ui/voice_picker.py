@@ -170,9 +170,10 @@ def unseen_questions(chosen: str) -> list[str]:
     if ref.kind is RefKind.RUN:
         run = run_folder.Run(persona_folder.find_persona(ref.name).path / "runs" / ref.run)
         try:
-            trained, rows = run.trained_questions(), run.rows()
+            rows = run.rows()
         except (OSError, PersonaError):  # its pairs are gone or damaged
             return []
+        trained = run_folder.trained_questions(rows)
         held_out = [r.pair.instruction for r in rows if r.held_out and not r.pair.history]
         questions = [q for q in [*questions, *held_out] if normalize_text(q) not in trained]
     return list(dict.fromkeys(" ".join(question.split()) for question in questions))
