@@ -36,6 +36,15 @@ def test_bytes_that_are_no_text_are_counted(tmp_path):
     assert not [w for w in notes(source(tmp_path, "x.tsv", f"question\tanswer\n{good}"), "table") if "bytes" in w]
 
 
+def test_a_preview_does_not_read_on_for_bytes_that_are_no_text(tmp_path, monkeypatch):
+    opened = source(tmp_path, "x.tsv", "question\tanswer\n" + "".join(f"Who {n}?\tI am.\n" for n in range(20)))
+    read = []
+    monkeypatch.setattr(type(opened), "count_undecoded", lambda _: read.append(1) or 5)
+    assert registry.preview_import(opened, "table", ImportOptions(), limit=19).more and not read
+    assert not registry.preview_import(opened, "table", ImportOptions(), limit=20).more, "a note is no pair"
+    assert any("bytes are no" in what for what in notes(opened, "table"))
+
+
 def test_an_option_without_effect_is_noted(tmp_path):
     rows = {
         "alpaca": line(instruction="a", output="b"),

@@ -2,7 +2,6 @@
 
 import re
 import tempfile
-import zipfile
 from pathlib import Path
 
 from persona.write.importers.text_source import SourceFile
@@ -17,13 +16,7 @@ def document_kind(source: SourceFile) -> str:
     """docx, epub or html; "" for a file that is read as it is."""
     if HTML.match(source.head(2_000)):
         return "html"
-    if not source.bytes(4).startswith(b"PK\x03\x04"):
-        return ""
-    try:
-        with zipfile.ZipFile(source.path) as archive:
-            names = set(archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return ""
+    names = source.zip_members() or ()
     return next((kind for member, kind in MEMBERS.items() if member in names), "")
 
 

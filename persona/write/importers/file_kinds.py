@@ -1,7 +1,5 @@
 """What a file that is not imported seems to be, by its first bytes, and the way on."""
 
-import zipfile
-
 from persona.errors import InputError, Message
 from persona.write.importers.text_source import SourceFile
 
@@ -32,20 +30,15 @@ def refuse_unreadable(source: SourceFile) -> None:
     """Raises InputError for a file of a kind that no format reads, naming the kind and the way on."""
     start = source.bytes(400)
     found = next(((kind, way) for sign, kind, way in SIGNATURES if start.startswith(sign)), None)
-    if start.startswith(b"PK\x03\x04"):
-        found = _zip_kind(source)
+    if (names := source.zip_members()) is not None:  # of a damaged one, the reader of sheets says what is wrong
+        found = _zip_kind(source, names)
     if found:
         raise InputError(
             "{source}: it seems to be {kind}, which is not read. {way}", source=source.name, kind=found[0], way=found[1]
         )
 
 
-def _zip_kind(source: SourceFile) -> tuple[str, Message] | None:
-    try:
-        with zipfile.ZipFile(source.path) as archive:
-            names = set(archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return None  # the reader of sheets says what is wrong with it
+def _zip_kind(source: SourceFile, names: set[str]) -> tuple[str, Message] | None:
     if any(name.startswith("xl/") for name in names) or source.suffix == ".xlsx":
         return None
     return next(((kind, way) for member, kind, way in ZIP_KINDS if member in names), ("ZIP", UNPACK))

@@ -88,45 +88,48 @@ def preview_import(source: SourceFile, format: str, options: ImportOptions, limi
     pairs: list[Pair] = []
     skipped: list[SkippedRow] = []
     for item in islice(items, 100 * limit):
+        if isinstance(item, ImportNote):
+            continue
         if len(pairs) == limit:
             return ImportPreview(pairs, skipped, True)
         if isinstance(item, Pair):
             pairs.append(item)
-        elif isinstance(item, SkippedRow):
+        else:
             skipped.append(item)
-    return ImportPreview(pairs, skipped, next(items, None) is not None)
+    return ImportPreview(pairs, skipped, _has_more(items))
 
 
 def count_pairs(source: SourceFile, format: str, options: ImportOptions, limit: int = MAX_COUNTED) -> ImportCount:
     """How many pairs the file gives; counting ends after `limit` items."""
     items = read_source(source, format, options)
     counter = ConversationCounter()
-    count = sum(1 for item in islice(items, limit) if isinstance(item, Pair) and counter.add(item))
-    return ImportCount(count, counter.conversations, next(items, None) is not None)
+    for item in islice(items, limit):
+        if isinstance(item, Pair):
+            counter.add(item)
+    return ImportCount(counter.pairs, counter.conversations, _has_more(items))
+
+
+def _has_more(items: Iterator[ImportItem]) -> bool:
+    return any(not isinstance(item, ImportNote) for item in items)
 
 
 class ConversationCounter:
-    """Counts the conversations that pairs come from, by their order: a pair goes on with the one in its history."""
+    """Counts pairs, and their conversations by the pairs' order: a pair goes on with the one in its history."""
 
     def __init__(self) -> None:
-        self.conversations = 0
+        self.pairs = self.conversations = 0
         self._last = ("", "")
 
-    def add(self, pair: Pair) -> bool:
+    def add(self, pair: Pair) -> None:
+        self.pairs += 1
         self.conversations += self._last not in pair.history[-HISTORY_LOOKED_AT:]
         self._last = pair.instruction, pair.output
-        return True
 
 
 def read_source(source: SourceFile, format: str, options: ImportOptions) -> Iterator[ImportItem]:
     """Every item of the file, streamed. Raises InputError when it cannot be read, or too much comes out of it."""
     refuse_unreadable(source)
     yield from _note_unused_options(format, options)
-    if count := source.count_undecoded():
-        what = Message(
-            "{count:,} bytes are no {encoding} text, and show as \\xNN", count=count, encoding=source.encoding
-        )
-        yield ImportNote(1, what)
     budget = Budget.for_file(source.path)
     try:
         for item in get_importer(format).read(source, options):
@@ -135,6 +138,11 @@ def read_source(source: SourceFile, format: str, options: ImportOptions) -> Iter
             yield item
     except OverBudgetError:
         raise over_budget(source.name, budget.limit) from None
+    if count := source.count_undecoded():  # at the end: it reads the whole file, and a preview stops long before
+        what = Message(
+            "{count:,} bytes are no {encoding} text, and show as \\xNN", count=count, encoding=source.encoding
+        )
+        yield ImportNote(1, what)
 
 
 def _note_unused_options(format: str, options: ImportOptions) -> Iterator[ImportNote]:

@@ -7,6 +7,7 @@ the beginning. A byte that does not fit that encoding shows as \\xNN.
 import codecs
 import re
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ GUESSED_ENCODINGS = (
     "cp1252",
     "mac_roman",
 )
-BINARY = (b"PK\x03\x04", b"PAR1", b"\x89PNG")  # files that are read by their own decoders
+ZIP = b"PK\x03\x04"
+BINARY = (ZIP, b"PAR1", b"\x89PNG")  # files that are read by their own decoders
 HEAD_BYTES = 65_536  # bytes that sniffing and guessing look at
 SHORT_BYTES = 1_000  # bytes; on fewer, charset-normalizer is wrong about Chinese more often than right
 MAX_SOURCE_BYTES = 2_000_000_000  # of a file to import; 100,000 pairs have some 50 million
@@ -65,6 +67,16 @@ class SourceFile:
     def bytes(self, count: int = HEAD_BYTES) -> bytes:
         with self.path.open("rb") as f:
             return f.read(count)
+
+    def zip_members(self) -> set[str] | None:
+        """The names in a zip file; None where it is none, or is damaged."""
+        if not self.bytes(4).startswith(ZIP):
+            return None
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return set(archive.namelist())
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+            return None
 
     def head(self, count: int = HEAD_BYTES) -> str:
         """The beginning as text, without a character that is cut at its end."""

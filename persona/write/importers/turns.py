@@ -51,15 +51,25 @@ class Turn(NamedTuple):
 
 def find_turns(row: Any) -> list[Any]:
     """The turns of a row as objects with a side and a text; none when it holds no conversation."""
-    if not isinstance(row, dict):
-        return []
+    return _locate_turns(row)[1] if isinstance(row, dict) else []
+
+
+def find_used_keys(row: dict[str, Any]) -> tuple[str, ...]:
+    """The keys of the row that find_turns() reads."""
+    return _locate_turns(row)[0]
+
+
+def _locate_turns(row: dict[str, Any]) -> tuple[tuple[str, ...], list[Any]]:
+    """The keys that hold the conversation, and its turns; both empty when there is none."""
     if isinstance(row.get("mapping"), dict):
-        return list(_walk_mapping(row))
-    listed = next((found for key in CONVERSATION_KEYS if (found := _as_list(row.get(key)))), [])
-    if listed:
-        return _expand_exchanges(listed)
-    rendered = (split_rendered(value) for key in RENDERED_KEYS if isinstance(value := row.get(key), str))
-    return next(filter(None, rendered), [])
+        return ("mapping", "current_node"), list(_walk_mapping(row))
+    for key in CONVERSATION_KEYS:
+        if listed := _as_list(row.get(key)):
+            return (key,), _expand_exchanges(listed)
+    for key in RENDERED_KEYS:
+        if isinstance(value := row.get(key), str) and (rendered := split_rendered(value)):
+            return (key,), rendered
+    return (), []
 
 
 def _walk_mapping(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -75,15 +85,6 @@ def _walk_mapping(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
             text = "\n".join(part for part in content["parts"] if isinstance(part, str))
             if text.strip() and author.get("role") in ROLES:
                 yield {"role": author["role"], "content": text}
-
-
-def find_used_keys(row: dict[str, Any]) -> tuple[str, ...]:
-    """The keys of the row that find_turns() reads."""
-    if isinstance(row.get("mapping"), dict):
-        return ("mapping", "current_node")
-    listed = tuple(key for key in CONVERSATION_KEYS if _as_list(row.get(key)))[:1]
-    rendered = (key for key in RENDERED_KEYS if isinstance(row.get(key), str) and split_rendered(row[key]))
-    return listed or (*rendered,)[:1]
 
 
 def _as_list(value: Any) -> list[Any]:
