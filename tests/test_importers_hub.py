@@ -43,6 +43,24 @@ def test_the_data_file_of_a_data_set_is_downloaded(hub, names, chosen, home):
     assert fetched and all(r.endswith(chosen) for r in fetched), "nothing else is fetched"
 
 
+SPLITS = [
+    (["train.jsonl", "test.jsonl"], "test", "test.jsonl"),
+    (["data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"], "validation",
+     "data/validation-00000-of-00001.parquet"),
+    (["train.csv", "dev.csv"], "validation", "dev.csv"),
+    (["alpaca_data.json", "alpaca_eval.json"], "train", "alpaca_data.json"),
+    (["train_sft.jsonl", "train_gen.jsonl"], "train_gen", "train_gen.jsonl"),
+]  # fmt: skip
+
+
+def test_the_file_of_a_split_is_downloaded(hub, home):
+    for n, (names, split, chosen) in enumerate(SPLITS):
+        hub.add(f"ann/s{n}", {name: name.encode() for name in names})
+        assert datasets_hub.download_dataset(f"ann/s{n}", split=split).read_text() == chosen
+    with pytest.raises(InputError, match=r"no file of the split 'test'. It has: train\.csv, dev\.csv"):
+        datasets_hub.download_dataset("ann/s2", split="test")
+
+
 def test_a_file_and_a_revision_can_be_named(hub):
     old = hub.add("ann/zhen", {"a.jsonl": b"old", "b.jsonl": b"b"})
     hub.add("ann/zhen", {"a.jsonl": b"new", "b.jsonl": b"b"})

@@ -198,3 +198,25 @@ def test_an_event_that_fails_covers_no_field_of_the_page():
         for target in (event["outputs"] if event.get("show_progress_on") is None else event["show_progress_on"])
     }
     assert covered and {kind for _, kind in covered} == {"html"}, covered
+
+
+def test_the_import_shows_and_adds_the_chosen_rows_only(ada, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"instruction": f"q{n}", "input": "in", "output": "a" * n} for n in range(1, 41)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = "train[:20]", 5, 3, "len(output)>9"
+    assert "Pairs in all: 5." in import_tab.survey_source(str(file), "", "", "", *chosen).preview
+    columns = "instruction", "output", "input", ""
+    preview, add = import_tab.update_preview(str(file), "", "", "alpaca", [], "drop", 0, *columns, "alpaca-zh", *chosen)
+    assert "### 输入:\nin" in preview and add.interactive
+    import_tab.add_imported_pairs(
+        "ada", str(file), "", "", "alpaca", False, [], "drop", 0, *columns, "alpaca-zh", *chosen
+    )
+    added = [pair for pair in find_persona("ada").pairs() if pair.source.startswith("rows.jsonl")]
+    assert len(added) == 5 and all(10 <= len(pair.output) <= 20 for pair in added)
+    assert all(pair.instruction.endswith("\n\n### 输入:\nin") for pair in added)
+    with pytest.raises(InputError, match="no split"):
+        import_tab.survey_source(str(file), "", "", "", "train+test")
+    with pytest.raises(InputError, match="no split 'test'"):
+        import_tab.survey_source(str(file), "", "", "", "test")
+    assert import_tab.update_preview(None, "", "", "", [], "drop", 0, *columns, "line", *chosen)[0] == ""

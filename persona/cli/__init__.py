@@ -40,6 +40,7 @@ def _options(
 app.command()(page.page)
 app.command()(data.new)
 app.command("import")(data.import_)
+app.command("filter")(data.filter_)
 app.command()(data.lint)
 app.command()(data.render)
 app.command()(train.train)

@@ -1,4 +1,4 @@
-"""`persona new`, `import`, `lint` and `render`: the pairs and how the model reads them."""
+"""`persona new`, `import`, `filter`, `lint` and `render`: the pairs and how the model reads them."""
 
 import shutil
 import sys
@@ -31,7 +31,13 @@ def new(
 
 
 def import_(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A file, '-' for standard input, or a Hub dataset id.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="A file, '-' for standard input, or a Hub dataset id; with a slice 'FILE[:1000]' only these rows.",
+        ),
+    ],
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="The persona's folder. A new one becomes a new persona.")
     ],
@@ -58,20 +64,52 @@ def import_(
             min=0,
         ),
     ] = None,
+    join_input: Annotated[
+        str,
+        typer.Option(
+            help="Between an instruction and its input: line, paragraph, none, or Alpaca's own block, alpaca-zh "
+            "(### 输入:) or alpaca-en (### Input:)."
+        ),
+    ] = "line",
+    split: Annotated[
+        str, typer.Option(help="Split of a Hub dataset, a slice of the rows, or both: 'train[:1000]'. Default: train.")
+    ] = "",
+    rows: Annotated[int | None, typer.Option(help="At most so many rows, of the slice. Default: all.")] = None,
+    shuffle: Annotated[
+        int | None,
+        typer.Option(metavar="SEED", help="Pick the --rows at random with this seed. Default: the first ones."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Only rows with mood=sad, score>3, 'len(output)>50'. Repeat for more conditions."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add pairs from a file of another format. Rows that are no pair are listed."""
     from persona.write import importers
-    from persona.write.importers import hub_dataset, registry, text_source
+    from persona.write.importers import hub_dataset, registry, row_selection, text_source
+    from persona.write.importers.columns import INPUT_JOINS
 
+    if join_input not in INPUT_JOINS:
+        raise InputError("--join-input {join}: choose one of {known}.", join=join_input, known=", ".join(INPUT_JOINS))
+    if source != "-" and not Path(source).expanduser().exists():
+        source, piece = row_selection.split_source_slice(source)
+        if piece and "[" in split:
+            raise InputError("{source}: the slice is given twice, here and with --split.", source=source + piece)
+        split += piece
+    selection = row_selection.parse_selection(split, where or (), rows, shuffle)
     if actions not in ("drop", "keep"):
         raise InputError("--actions {actions}: write drop or keep.", actions=actions)
     columns = dict(split_key_value(x, "--column") for x in column or [])
-    options = importers.ImportOptions(columns, tuple(speaker or ()), "keep" if actions == "keep" else "drop", history)
+    options = importers.ImportOptions(
+        columns, tuple(speaker or ()), "keep" if actions == "keep" else "drop", history, join_input, selection
+    )
     pasted = source == "-"
     with text_source.save_pasted(sys.stdin.buffer.read()) if pasted else nullcontext(Path(source).expanduser()) as path:
         if not path.exists() and "/" in source and not path.is_absolute() and not path.parent.is_dir():
-            path = hub_dataset.download_dataset(source)
+            path = hub_dataset.download_dataset(source, split=selection.split)
+        else:
+            row_selection.require_file_split(path.name, selection)
         opened = text_source.open_source(path)
         chosen_format = format or registry.detect_format(opened)
         existed = directory.expanduser().exists()
@@ -118,6 +156,31 @@ def _open_or_create(directory: Path, source: Any, format: str, options: Any) -> 
     return persona_folder.create_persona_at(
         directory, card or persona_folder.parse_card({"name": name}, str(directory))
     )
+
+
+def filter_(
+    directory: PersonaDir,
+    min_answer: Annotated[int, typer.Option(help="Drop pairs with a shorter answer, in characters.", min=0)] = 0,
+    max_answer: Annotated[int, typer.Option(help="Drop pairs with a longer answer; 0: no limit.", min=0)] = 0,
+    min_question: Annotated[int, typer.Option(help="Drop pairs with a shorter question.", min=0)] = 0,
+    max_question: Annotated[int, typer.Option(help="Drop pairs with a longer question; 0: no limit.", min=0)] = 0,
+    apply: Annotated[bool, typer.Option("--apply", help="Drop them. Default: only show which.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Drop pairs by length, in bulk: shows which, and drops them with --apply. The page can undo it."""
+    from persona.write import length_filter
+
+    persona = open_persona(directory)
+    limits = length_filter.LengthLimits(min_answer, max_answer, min_question, max_question)
+    pairs, _ = persona.scan()
+    dropped = length_filter.find_outside(pairs, limits)
+    if apply:
+        length_filter.drop_outside(persona, limits)
+    value = {"pairs": len(pairs), "dropped": len(dropped), "rows": [d.at + 1 for d in dropped], "applied": apply}
+    lines = [f"pair {d.at + 1}: {length_filter.describe(d)}" for d in dropped[:MAX_PRINTED]]
+    lines += [f"… and {len(dropped) - MAX_PRINTED:,} more (--json lists them)"] * (len(dropped) > MAX_PRINTED)
+    done = "dropped" if apply else "would be dropped; --apply drops them"
+    print_result(value, "\n".join([*lines, f"{len(dropped):,} of {len(pairs):,} pairs {done}"]), as_json)
 
 
 def lint(

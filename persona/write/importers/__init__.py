@@ -18,6 +18,7 @@ from typing import Literal
 
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
+from persona.write.importers.row_selection import ALL_ROWS, RowSelection
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,16 @@ class ImportOptions:
     actions: stage directions inside a reply are dropped, or kept as *action* text.
     turns: how many earlier exchanges go with each pair as history. None: all those of a conversation in a row of
     data, none of a scene or a chat log.
+    join_input: how an input is joined to its instruction, a key of columns.INPUT_JOINS.
+    selection: the rows that are read; of a format without rows (a scene, a chat), the pairs.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     speakers: tuple[str, ...] = ()
     actions: Literal["drop", "keep"] = "drop"
     turns: int | None = None
+    join_input: str = "line"
+    selection: RowSelection = ALL_ROWS
 
 
 @dataclass(frozen=True)

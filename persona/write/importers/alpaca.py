@@ -7,12 +7,12 @@ from persona.store.pairs import PAIR_KEYS, Pair, dump_pair
 from persona.write.importers import ImportItem, ImportOptions, SourceSurvey
 from persona.write.importers.columns import FIELDS, guess_columns, is_texts, resolve_columns, row_to_pairs
 from persona.write.importers.json_reader import read_first_rows, read_json_rows, score_first_rows
-from persona.write.importers.rows import RowPairs, convert_rows
+from persona.write.importers.rows import RowPairs, convert_rows, select_rows
 from persona.write.importers.text_source import SourceFile
 
 NAME = "alpaca"
 TITLE = "Alpaca: instruction, input, output (JSON, JSONL)"
-OPTIONS = frozenset({"columns"})
+OPTIONS = frozenset({"columns", "join_input", "selection"})
 SUFFIX = ".jsonl"
 
 
@@ -38,9 +38,10 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
 
     def to_pairs(row: Any, place: str) -> RowPairs:
         is_pair_row = isinstance(row, dict) and row.keys() <= set(PAIR_KEYS)  # keeps its source, even an empty one
-        return row_to_pairs(row, columns, "" if is_pair_row else place)
+        return row_to_pairs(row, columns, "" if is_pair_row else place, options.join_input)
 
-    yield from convert_rows(read_json_rows(source), source, to_pairs)
+    rows = select_rows(lambda: read_json_rows(source), options.selection, source.name)
+    yield from convert_rows(rows, source, to_pairs)
 
 
 def dump(pairs: Iterable[Pair]) -> Iterator[str]:

@@ -22,6 +22,12 @@ COLUMN_NAMES = {  # in order of preference; compared without regard to case
     "source": ("source", "来源", "出处"),
 }  # fmt: skip
 
+# how the input of a row is joined to its instruction, by name; the last two are Alpaca's block, whole once the template
+# alpaca-zh or alpaca-en has written its own marks around both
+INPUT_JOINS = {
+    "line": "\n", "paragraph": "\n\n", "none": "", "alpaca-zh": "\n\n### 输入:\n", "alpaca-en": "\n\n### Input:\n",
+}  # fmt: skip
+
 
 def guess_columns(names: Iterable[str]) -> dict[str, str]:
     """Field of a pair → the name that means it, each name used once."""
@@ -86,8 +92,8 @@ def resolve_columns(
     return {field: name for field, name in mapping.items() if name}
 
 
-def row_to_pairs(row: Any, columns: Mapping[str, str], place: str) -> RowPairs:
-    """Raises InputError. place: the pair's source when the row names none."""
+def row_to_pairs(row: Any, columns: Mapping[str, str], place: str, join_input: str = "line") -> RowPairs:
+    """Raises InputError. place: the pair's source when the row names none. join_input: a key of INPUT_JOINS."""
     if not isinstance(row, dict):
         return [parse_complete_pair(row)], []  # says what it is
     fields = {field: row.get(columns.get(field, "")) for field in ("instruction", "output", "history")}
@@ -95,7 +101,7 @@ def row_to_pairs(row: Any, columns: Mapping[str, str], place: str) -> RowPairs:
     if not isinstance(extra_input, str | None):
         raise InputError("'input' is not text: {more}", more=f"{extra_input!r:.40}")
     if extra_input and isinstance(fields["instruction"], str | None):
-        fields["instruction"] = "\n".join(filter(None, (fields["instruction"], extra_input)))
+        fields["instruction"] = INPUT_JOINS[join_input].join(filter(None, (fields["instruction"], extra_input)))
     output = fields["output"]
     answers: list[Any] = output if isinstance(output, list) and is_texts(output) else [output]
     notes = note_unused_keys(row, columns.values())

@@ -12,13 +12,19 @@ from persona.store.workspace import data_root
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xlsx")  # that can be imported, preferred first
 METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 MAX_BYTES = 200_000_000
+# how files are called after their split, as the datasets library reads them; a file called after none is of train
+SPLIT_WORDS = {
+    "train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}  # fmt: skip
 
 
-def download_dataset(dataset_id: str, revision: str | None = None) -> Path:
+def download_dataset(dataset_id: str, revision: str | None = None, split: str = "") -> Path:
     """The data file of USER/NAME, or the one that USER/NAME/FILE names; in the Hub's cache under PERSONA_HOME.
 
-    Of several files, the one of the training split at the root or in data/ is taken. Raises InputError when there is no
-    such data set, none of its files can be imported, several could be meant, or it is larger than MAX_BYTES.
+    Of several files, the one of the split (default: train) at the root or in data/ is taken. Raises InputError when
+    there is no such data set, none of its files can be imported, several could be meant, or it is larger than
+    MAX_BYTES.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -28,7 +34,7 @@ def download_dataset(dataset_id: str, revision: str | None = None) -> Path:
     try:
         info = HfApi(endpoint=endpoint, token=token).dataset_info(repo, revision=revision, files_metadata=True)
         sizes = {f.rfilename: f.size for f in info.siblings or []}
-        file = _choose_file(repo, list(sizes), wanted)
+        file = _choose_file(repo, list(sizes), wanted, split)
         size = sizes[file]
         if size is None or size > MAX_BYTES:
             large = Message("of unknown size") if size is None else f"{size / 1e6:,.0f} MB"
@@ -58,7 +64,13 @@ def _parse_dataset_id(text: str) -> tuple[str, str]:
     return "/".join(parts[:2]), "/".join(parts[2:])
 
 
-def _choose_file(repo: str, names: list[str], wanted: str) -> str:
+def _split_of(name: str) -> str:
+    """The split that a file of a data set holds, by its name or its folder's."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return next((split for split, known in SPLIT_WORDS.items() if any(w in words for w in known)), "train")
+
+
+def _choose_file(repo: str, names: list[str], wanted: str, split: str = "") -> str:
     """The file to download. Raises InputError naming the files there are."""
     usable = [n for n in names if n.lower().endswith(SUFFIXES) and PurePosixPath(n).name.lower() not in METADATA_FILES]
     if wanted:
@@ -77,6 +89,18 @@ def _choose_file(repo: str, names: list[str], wanted: str) -> str:
             names=_list(names),
             suffixes=", ".join(SUFFIXES),
         )
+
+    if split:
+        canonical = next((name for name, known in SPLIT_WORDS.items() if split in known), "")
+        found = [n for n in usable if _split_of(n) == canonical or split in PurePosixPath(n).stem]
+        if not found:
+            raise InputError(
+                "{repo}: no file of the split {split!r}. It has: {usable}.",
+                repo=repo,
+                split=split,
+                usable=_list(usable),
+            )
+        usable = found
 
     def rank(name: str) -> tuple[bool, bool, bool, int]:
         path = PurePosixPath(name.lower())

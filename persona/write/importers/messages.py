@@ -11,13 +11,13 @@ from typing import Any
 from persona.store.pairs import Pair
 from persona.write.importers import ImportItem, ImportOptions, SourceSurvey, conversation_rows
 from persona.write.importers.json_reader import read_json_rows, score_first_rows
-from persona.write.importers.rows import RowPairs, convert_rows
+from persona.write.importers.rows import RowPairs, convert_rows, select_rows
 from persona.write.importers.text_source import SourceFile
 from persona.write.importers.turns import find_turns, has_roles, has_turn_keys
 
 NAME = "messages"
 TITLE = "Messages: role and content, or prompt and completion (JSON, JSONL)"
-OPTIONS = frozenset({"turns"})
+OPTIONS = frozenset({"turns", "selection"})
 SUFFIX = ".jsonl"
 
 
@@ -35,7 +35,8 @@ def survey(source: SourceFile) -> SourceSurvey:
 
 
 def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
-    yield from convert_rows(read_json_rows(source), source, lambda row, place: row_to_pairs(row, place, options))
+    rows = select_rows(lambda: read_json_rows(source), options.selection, source.name)
+    yield from convert_rows(rows, source, lambda row, place: row_to_pairs(row, place, options))
 
 
 def row_to_pairs(row: Any, place: str, options: ImportOptions = ImportOptions()) -> RowPairs:

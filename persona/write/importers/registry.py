@@ -31,8 +31,10 @@ from persona.write.importers import (
 )
 from persona.write.importers.budget import Budget, OverBudgetError, over_budget
 from persona.write.importers.file_kinds import refuse_unreadable
-from persona.write.importers.json_reader import find_first_problem
+from persona.write.importers.json_reader import find_first_problem, read_first_rows
+from persona.write.importers.rows import select_rows
 from persona.write.importers.text_source import SourceFile
+from persona.write.importers.turns import explain_unmarked_text
 
 # in the alphabetical order of their names; of equally likely ones the first is chosen
 FORMATS: tuple[ModuleType, ...] = (
@@ -47,7 +49,8 @@ FORMATS: tuple[ModuleType, ...] = (
 )
 
 MAX_COUNTED = 20_000  # items of a file that are counted before an import, which takes about a second
-OPTION_NAMES = {"columns": "--column", "speakers": "--speaker", "actions": "--actions", "turns": "--history"}
+OPTION_NAMES = {"columns": "--column", "speakers": "--speaker", "actions": "--actions", "turns": "--history",
+                "join_input": "--join-input"}  # fmt: skip
 HISTORY_LOOKED_AT = 8  # the last turns of a pair's history, among which the pair before it is looked for
 MORE_NOTES = Message("more of other kinds")
 
@@ -72,6 +75,8 @@ def detect_format(source: SourceFile) -> str:
     best = max(scores, key=lambda name: scores[name])
     if scores[best] <= 0 and source.head().lstrip()[:1] in tuple("[{") and (broken := find_first_problem(source)):
         raise InputError("{source} line {line}: {problem}.", source=source.name, line=broken.line, problem=broken.why)
+    if scores[best] <= 0 and (unmarked := explain_unmarked_text(source.name, read_first_rows(source))):
+        raise unmarked
     if scores[best] <= 0:
         raise InputError(
             "{source}: none of the formats fits ({formats}). Choose one (tab Import, or --format), or look into "
@@ -131,8 +136,12 @@ def read_source(source: SourceFile, format: str, options: ImportOptions) -> Iter
     refuse_unreadable(source)
     yield from _note_unused_options(format, options)
     budget = Budget.for_file(source.path)
+    importer = get_importer(format)
+    items = importer.read(source, options)
+    if "selection" not in importer.OPTIONS:
+        items = select_rows(lambda: importer.read(source, options), options.selection, source.name)
     try:
-        for item in get_importer(format).read(source, options):
+        for item in items:
             if isinstance(item, Pair):  # a placeholder, or earlier turns, may multiply the text of a file
                 budget.spend(item.characters - len(item.source))
             yield item
@@ -151,6 +160,7 @@ def _note_unused_options(format: str, options: ImportOptions) -> Iterator[Import
         "speakers": bool(options.speakers),
         "actions": options.actions != "drop",
         "turns": options.turns is not None,
+        "join_input": options.join_input != ImportOptions.join_input,
     }
     for option in (name for name, chosen in given.items() if chosen and name not in get_importer(format).OPTIONS):
         yield ImportNote(

@@ -7,13 +7,13 @@ from typing import Any
 from persona.store.pairs import Pair
 from persona.write.importers import ImportItem, ImportOptions, SourceSurvey, conversation_rows
 from persona.write.importers.json_reader import read_json_rows, score_first_rows
-from persona.write.importers.rows import RowPairs, convert_rows
+from persona.write.importers.rows import RowPairs, convert_rows, select_rows
 from persona.write.importers.text_source import SourceFile
 from persona.write.importers.turns import find_side, find_turns, has_turn_keys
 
 NAME = "sharegpt"
 TITLE = "ShareGPT: conversations of from and value (JSON, JSONL)"
-OPTIONS = frozenset({"turns"})
+OPTIONS = frozenset({"turns", "selection"})
 SUFFIX = ".json"
 
 
@@ -34,7 +34,8 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     def to_pairs(row: Any, place: str) -> RowPairs:
         return conversation_rows.conversation_to_pairs(row, place, find_turns(row), history=options.turns)
 
-    yield from convert_rows(read_json_rows(source), source, to_pairs)
+    rows = select_rows(lambda: read_json_rows(source), options.selection, source.name)
+    yield from convert_rows(rows, source, to_pairs)
 
 
 def dump(pairs: Iterable[Pair]) -> Iterator[str]:

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice, zip_longest
+from itertools import chain, islice, repeat, zip_longest
 from typing import Any, TextIO
 
 from persona.errors import InputError, Message
@@ -17,13 +17,27 @@ from persona.write.importers.chat_shapes import find_keys
 from persona.write.importers.columns import assign_columns, guess_columns, resolve_columns, row_to_pairs
 from persona.write.importers.decode_table import MAX_COLUMNS
 from persona.write.importers.packed_table import SIGNATURES, cell_text, read_parquet, read_sheet, too_many_columns
-from persona.write.importers.rows import MAX_ROW, MAX_SHOWN, RowPairs, SourceRow, convert_rows, truncate_text
+from persona.write.importers.rows import (
+    MAX_ROW,
+    MAX_SHOWN,
+    RowPairs,
+    SourceRow,
+    convert_rows,
+    select_rows,
+    truncate_text,
+)
 from persona.write.importers.text_source import SourceFile
-from persona.write.importers.turns import find_turns, has_roles
+from persona.write.importers.turns import (
+    RENDERED_KEYS,
+    explain_unmarked_text,
+    find_turns,
+    find_used_keys,
+    has_roles,
+)
 
 NAME = "table"
 TITLE = "Table: CSV, TSV, Excel, Parquet"
-OPTIONS = frozenset({"columns", "turns"})
+OPTIONS = frozenset({"columns", "turns", "join_input", "selection"})
 SUFFIX = ".csv"
 
 CSV_COLUMNS = ("instruction", "output", "history", "source")
@@ -73,6 +87,8 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     names, rows = open_table(source)
     first_rows = list(islice(rows, HEAD_ROWS))
     has_conversations = not options.columns and _has_conversations(first_rows)
+    if not has_conversations and (unmarked := explain_unmarked_text(source.name, _row_values(first_rows))):
+        raise unmarked
     columns = (
         {} if has_conversations else resolve_columns(names, options, source.name, _text_columns(names, first_rows))
     )
@@ -93,10 +109,11 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
         history = columns.get("history", "")
         if history in row:
             fields[history] = _parse_history(row[history])
-        return row_to_pairs(fields, columns, place)
+        return row_to_pairs(fields, columns, place, options.join_input)
 
-    yield from convert_rows(first_rows, source, to_pairs)
-    yield from convert_rows(rows, source, to_pairs)
+    # the first pass goes on where the first rows were read; another one opens the file anew
+    passes = chain([chain(first_rows, rows)], (open_table(source)[1] for _ in repeat(None)))
+    yield from convert_rows(select_rows(lambda: next(passes), options.selection, source.name), source, to_pairs)
 
 
 def dump(pairs: Iterable[Pair]) -> Iterator[str]:
@@ -124,7 +141,7 @@ def open_table(source: SourceFile) -> tuple[list[str], Iterator[SourceRow | Skip
         return read_parquet(source)
     cells: Iterator[SourceRow | SkippedRow] = _read_csv(source) if kind == "csv" else read_sheet(source)
     header = next(cells, None)
-    if not isinstance(header, SourceRow) or len(header.value) < 2:
+    if not isinstance(header, SourceRow) or (len(header.value) < 2 and not _is_text_header(header.value)):
         raise InputError("{source}: no table: its first line does not name two columns or more.", source=source.name)
     if len(header.value) > MAX_COLUMNS:
         raise too_many_columns(source, len(header.value))
@@ -143,6 +160,11 @@ def open_table(source: SourceFile) -> tuple[list[str], Iterator[SourceRow | Skip
                 name=name[:40],
             )
     return names, _name_cells(names, cells)
+
+
+def _is_text_header(cells: list[Any]) -> bool:
+    """Whether a table's one column is of whole texts."""
+    return [cell_text(cell).strip() for cell in cells] in ([name] for name in RENDERED_KEYS)
 
 
 def _is_data(cells: list[Any]) -> bool:
@@ -179,8 +201,17 @@ def _row_values(found: Iterable[SourceRow | SkippedRow | ImportNote]) -> list[di
 
 
 def _has_conversations(head: list[SourceRow | SkippedRow | ImportNote]) -> bool:
-    """Whether a column holds whole conversations, as lists, as JSON or with the marks of a chat template."""
-    return any(has_roles(find_turns(row)) for row in _row_values(head))
+    """Whether a column holds whole conversations, as lists, as JSON or with the marks of a chat template.
+
+    Not where question and answer have columns of their own beside such a text, as in tatsu-lab/alpaca.
+    """
+    return any(has_roles(find_turns(row)) and not _has_own_columns(row) for row in _row_values(head))
+
+
+def _has_own_columns(row: dict[str, Any]) -> bool:
+    mapping, (used, *others) = guess_columns(row), find_used_keys(row)
+    asked, answer = mapping.get("instruction"), mapping.get("output")
+    return not others and isinstance(row[used], str) and bool(asked and answer) and used not in (asked, answer)
 
 
 def _guess_mapping(names: list[str], found: Iterator[SourceRow | SkippedRow | ImportNote]) -> dict[str, str]:
@@ -269,6 +300,8 @@ def _delimiter(source: SourceFile) -> str:
     """The delimiter with which the first line names most fields of a pair; else the one that cuts lines most evenly."""
     head = source.head()
     first = head.split("\n", 1)[0]
+    if _is_text_header([first]):
+        return ","
     named = {d: len(guess_columns(name.strip('" \t') for name in first.split(d))) for d in DELIMITERS if d in first}
     if any(named.values()):
         return max(named, key=lambda d: named[d])

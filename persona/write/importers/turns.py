@@ -16,17 +16,19 @@ USER_FLAGS = ("is_human", "is_user")  # PIPPA's and others' way to name the side
 NOT_LEARNED = {"weight": 0, "train": False, "loss": False}  # OpenAI's, Axolotl's and ms-swift's: kept as context only
 USER, PERSONA, SYSTEM = "user", "persona", "system"
 ROLES = {
-    **dict.fromkeys(("human", "user", "prompter", "instruction", "{{user}}"), USER),
+    **dict.fromkeys(("human", "user", "prompter", "instruction", "{{user}}", "指令", "问题", "用户"), USER),
     **dict.fromkeys(
-        ("gpt", "assistant", "bot", "model", "chatgpt", "ai", "char", "character", "response", "{{char}}"), PERSONA
+        ("gpt", "assistant", "bot", "model", "chatgpt", "ai", "char", "character", "response", "{{char}}",
+         "回答", "回复", "助手"), PERSONA
     ),
-    **dict.fromkeys(("system", "developer"), SYSTEM),
-}
+    **dict.fromkeys(("system", "developer", "系统"), SYSTEM),
+}  # fmt: skip
 MAX_JSON_TEXT = 2_000_000  # characters of a conversation that stands in a row as a text
 
-# a conversation as one text: the marks of Guanaco, Vicuna, ChatML, Llama, Gemma, Zephyr and Alpaca
+# a conversation as one text: the marks of Guanaco, Vicuna, ChatML, Llama, Gemma, Zephyr and Alpaca, in Chinese too;
+# Alpaca's "### Input:" is no turn: it stays with what is asked
 _HEADS = re.compile(
-    r"### ?(?P<hash>Human|User|Instruction|Assistant|Response|System) ?:[ \n]?"
+    r"### ?(?P<hash>Human|User|Instruction|Assistant|Response|System|指令|问题|用户|回答|回复|助手|系统) ?[:：][ \n]?"
     r"|<\|im_start\|>(?P<chatml>\w{1,20})\n?"
     r"|<\|start_header_id\|>(?P<llama>\w{1,20})<\|end_header_id\|>\n{0,2}"
     r"|<start_of_turn>(?P<gemma>\w{1,20})\n?"
@@ -126,6 +128,20 @@ def split_rendered(text: str) -> list[Any]:
             turns.append({"role": who, "content": said})
     sides = {ROLES.get(turn["role"]) for turn in turns}
     return turns if {USER, PERSONA} <= sides and None not in sides else []
+
+
+def explain_unmarked_text(place: str, rows: list[dict[str, Any]]) -> InputError | None:
+    """Why rows with one column of whole texts give no pairs; None where they have other columns of text, or marks."""
+    columns = {name for row in rows for name, value in row.items() if isinstance(value, str) and value.strip()}
+    if len(columns) != 1 or not columns <= {*RENDERED_KEYS} or any(map(find_turns, rows)):
+        return None
+    return InputError(
+        "{place}: its only column of text, {column!r}, holds whole texts without marks that say what is asked and what "
+        "is answered. Known are {marks}. Write one of them into the texts, or make two columns of them.",
+        place=place,
+        column=columns.pop(),
+        marks="### Instruction: … ### Response:, ### 指令: … ### 回答:, <|im_start|>user, <start_of_turn>user, [INST]",
+    )
 
 
 def has_turn_keys(turns: list[Any], who: str, what: str) -> bool:

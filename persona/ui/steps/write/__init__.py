@@ -12,6 +12,7 @@ from persona.ui.page import QUIET, WAITING_EVENT, Page, open_current_persona, ru
 from persona.ui.steps.write import import_tab, pairs_tab, suggest_tab
 from persona.ui.steps.write.card_tab import CARD_FIELDS, build_card_tab, delete_persona, restore_persona, save_card
 from persona.ui.steps.write.export_tab import build_export_tab
+from persona.ui.steps.write.length_tab import build_length_tab
 from persona.ui.steps.write.pairs_tab import PairsTab
 from persona.ui.steps.write.replace_tab import build_replace_tab
 from persona.ui.steps.write.welcome import Welcome, build_welcome, open_example, start_persona
@@ -88,6 +89,8 @@ def _build_editor(page: Page, welcome: Welcome, pairs: PairsTab) -> _Editor:
                 check_again = gr.Button(t("Check again"), size="sm", scale=0, min_width=150, elem_id="check-again")
             with gr.Tab(t("Find & replace"), id="replace"):
                 build_replace_tab(page, pairs)
+            with gr.Tab(t("Filter by length"), id="length"):
+                build_length_tab(page, pairs)
             with gr.Tab(t("Suggest"), id="suggest"):
                 suggestion_decided = suggest_tab.build(page)
             with gr.Tab(t("Export"), id="export"):

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gradio as gr
 
@@ -13,6 +13,7 @@ from persona.store import persona_folder
 from persona.store.pairs import Pair
 from persona.ui.i18n import localized, t
 from persona.ui.page import QUIET, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
+from persona.ui.steps.write.row_choice import RowChoice, build_row_choice
 from persona.ui.widgets import problems_html
 from persona.write.importers import (
     ImportCount,
@@ -22,14 +23,20 @@ from persona.write.importers import (
     SourceSurvey,
     hub_dataset,
     registry,
+    row_selection,
     text_source,
 )
+from persona.write.importers.row_selection import ALL_ROWS, RowSelection
 from persona.write.importers.text_source import SourceFile
 
 COLUMN_FIELDS = ("instruction", "output", "input", "history")
 COLUMN_LABELS = ("Column with what someone says", "Column with the persona's answer", "Column added to it (input)",
           "Column with earlier turns")  # fmt: skip
 NO_COLUMN = "(none)"
+INPUT_JOINS = {
+    "line": "on a new line", "paragraph": "after an empty line", "none": "directly", "alpaca-zh": "under ### 输入:",
+    "alpaca-en": "under ### Input:",
+}  # fmt: skip
 MAX_SPEAKERS = 200  # to choose from, the most frequent first
 SPEAKER_COLUMNS = ("speaker", "character", "persona", "name", "说话人", "角色", "人物", "姓名")  # of a table
 
@@ -46,6 +53,7 @@ class SurveyView(NamedTuple):
     output: Any
     input: Any
     history: Any
+    join_input: Any
     card: Any
     take_card: Any
     preview: Any
@@ -53,48 +61,58 @@ class SurveyView(NamedTuple):
 
     def options(self) -> list[Any]:
         """The components that correct the guess: inputs of update_preview and add_imported_pairs."""
-        return [
-            self.speakers,
-            self.actions,
-            self.history_turns,
-            self.instruction,
-            self.output,
-            self.input,
-            self.history,
-        ]
+        return [*self[self._fields.index("speakers") : self._fields.index("card")]]
 
 
 @contextlib.contextmanager
-def open_given_source(file: str | None, pasted: str, dataset: str) -> Iterator[SourceFile]:
-    """The file, the pasted text or the Hub dataset, whichever is given first. Raises InputError when none is."""
+def open_given_source(
+    file: str | None, pasted: str, dataset: str, selection: RowSelection = ALL_ROWS
+) -> Iterator[SourceFile]:
+    """The file, the pasted text or the split of a Hub dataset, whichever is given first.
+
+    Raises InputError when none is.
+    """
     if file:
+        row_selection.require_file_split(Path(file).name, selection)
         yield text_source.open_source(Path(file))
     elif pasted.strip():
         with text_source.save_pasted(pasted) as path:
             yield text_source.open_source(path)
     elif dataset.strip():
-        yield text_source.open_source(hub_dataset.download_dataset(dataset.strip()))
+        yield text_source.open_source(hub_dataset.download_dataset(dataset.strip(), split=selection.split))
     else:
         raise InputError("Drop a file, paste some text, or name a Hub dataset first.")
 
 
 def import_options(
-    speakers: list[str] | None, actions: str, history_turns: float, columns: tuple[str | None, ...]
-) -> ImportOptions:
+    speakers: list[str] | None, actions: str, history_turns: float, columns: tuple[str | None, ...],
+    selection: RowSelection, join_input: str = "line",
+) -> ImportOptions:  # fmt: skip
     mapping = {f: c for f, c in zip(COLUMN_FIELDS, columns, strict=True) if c and c != NO_COLUMN}
-    return ImportOptions(
-        mapping, tuple(speakers or ()), "keep" if actions == "keep" else "drop", int(history_turns or 0) or None
-    )
+    turns = int(history_turns or 0) or None
+    keep: Literal["drop", "keep"] = "keep" if actions == "keep" else "drop"
+    return ImportOptions(mapping, tuple(speakers or ()), keep, turns, join_input, selection)
 
 
-def survey_source(file: str | None, pasted: str, dataset: str, format: str = "", slug: str = "") -> SurveyView:
+def _read_options(
+    speakers: list[str] | None, actions: str, history_turns: float, choices: tuple[Any, ...]
+) -> ImportOptions:
+    """choices: the columns in the order of COLUMN_FIELDS, how an input is joined, and a RowChoice's values."""
+    columns, (join_input, *rows) = choices[: len(COLUMN_FIELDS)], choices[len(COLUMN_FIELDS) :] or ("line",)
+    return import_options(speakers, actions, history_turns, columns, RowChoice(*rows).selection(), join_input)
+
+
+def survey_source(
+    file: str | None, pasted: str, dataset: str, format: str = "", *rows: Any, slug: str = ""
+) -> SurveyView:
     """A new source: its format ("": detected), what can be chosen for it, and the first pairs.
 
-    slug: the open persona, who is chosen as the speaker where the source names them.
+    rows: the values of a RowChoice. slug: the open persona, who is chosen as the speaker where the source names them.
     """
     if not (file or pasted.strip() or dataset.strip()):
         return _empty_survey()
-    with open_given_source(file, pasted, dataset) as source:
+    selection = RowChoice(*rows).selection()
+    with open_given_source(file, pasted, dataset, selection) as source:
         try:
             format = format or registry.detect_format(source)
         except InputError as e:  # the choice is the reader's now
@@ -112,7 +130,7 @@ def survey_source(file: str | None, pasted: str, dataset: str, format: str = "",
         ready = bool(chosen) or not has_speakers
         preview = _choose_speaker_hint()
         if ready:
-            preview = preview_html(source, format, import_options(chosen, "drop", 0, guess))
+            preview = preview_html(source, format, import_options(chosen, "drop", 0, guess, selection))
     speakers = [(f"{name} ({count})", name) for name, count in list(survey.speakers.items())[:MAX_SPEAKERS]]
     columns = [(t(NO_COLUMN), NO_COLUMN), *((name, name) for name in survey.columns)]
     instruction, output, input, history = (
@@ -123,15 +141,16 @@ def survey_source(file: str | None, pasted: str, dataset: str, format: str = "",
         card = f"<div class='card'><b>{escape(survey.card.name)}</b><br>{escape(survey.card.system[:400])}</div>"
     return SurveyView(
         found, gr.Dropdown(value=format, visible=True), gr.Dropdown(speakers, value=chosen, visible=has_speakers),
-        gr.Radio(visible=has_speakers), gr.Slider(visible=has_speakers), instruction, output, input, history, card,
+        gr.Radio(visible=has_speakers), gr.Slider(visible=has_speakers), instruction, output, input, history,
+        gr.Dropdown(value="line", visible=len(columns) > 1), card,
         gr.Checkbox(value=bool(survey.card), visible=bool(survey.card)), preview,
         gr.Button(interactive=ready),
     )  # fmt: skip
 
 
-def survey_for_persona(slug: str, file: str | None, pasted: str, dataset: str) -> SurveyView:
+def survey_for_persona(slug: str, file: str | None, pasted: str, dataset: str, *rows: Any) -> SurveyView:
     """A new source for the open persona."""
-    return survey_source(file, pasted, dataset, slug=slug)
+    return survey_source(file, pasted, dataset, "", *rows, slug=slug)
 
 
 def _choose_speaker_hint() -> str:
@@ -142,20 +161,23 @@ def _empty_survey() -> SurveyView:
     instruction, output, input, history = (gr.Dropdown(visible=False) for _ in COLUMN_FIELDS)
     return SurveyView(
         "", gr.Dropdown(value=None, visible=False), gr.Dropdown(visible=False), gr.Radio(visible=False),
-        gr.Slider(visible=False), instruction, output, input, history, "", gr.Checkbox(visible=False), "",
-        gr.Button(interactive=False),
+        gr.Slider(visible=False), instruction, output, input, history, gr.Dropdown(visible=False), "",
+        gr.Checkbox(visible=False), "", gr.Button(interactive=False),
     )  # fmt: skip
 
 
 def update_preview(
     file: str | None, pasted: str, dataset: str, format: str, speakers: list[str], actions: str, history_turns: float,
-    *columns: str,
+    *choices: Any,
 ) -> tuple[str, gr.Button]:  # fmt: skip
-    """The first pairs after a choice was changed, and the button that adds them."""
-    with open_given_source(file, pasted, dataset) as source:
+    """The first pairs after a choice was changed, and the button that adds them. choices: see _read_options()."""
+    if not format:  # rows are chosen before there is a file
+        return "", gr.Button(interactive=False)
+    options = _read_options(speakers, actions, history_turns, choices)
+    with open_given_source(file, pasted, dataset, options.selection) as source:
         if registry.get_importer(format).survey(source).speakers and not speakers:
             return _choose_speaker_hint(), gr.Button(interactive=False)
-        preview = preview_html(source, format, import_options(speakers, actions, history_turns, columns))
+        preview = preview_html(source, format, options)
     return preview, gr.Button(interactive=True)
 
 
@@ -210,13 +232,13 @@ def skipped_html(skipped: list[SkippedRow], total: int) -> str:
 
 def add_imported_pairs(
     slug: str, file: str | None, pasted: str, dataset: str, format: str, take_card: bool, speakers: list[str],
-    actions: str, history_turns: float, *columns: str,
+    actions: str, history_turns: float, *choices: Any,
 ) -> tuple[str, gr.Button, str]:  # fmt: skip
     """Add the pairs to the open persona. Returns the report as HTML, the button, and the preview, now empty."""
     persona = open_current_persona(slug)
-    with open_given_source(file, pasted, dataset) as source:
+    options = _read_options(speakers, actions, history_turns, choices)
+    with open_given_source(file, pasted, dataset, options.selection) as source:
         card = registry.get_importer(format).survey(source).card if take_card else None
-        options = import_options(speakers, actions, history_turns, columns)
         report = registry.import_into(persona, source, format, options)
     if card:
         changes = {k: v for k, v in card.model_dump().items() if v and k != "probes"}
@@ -293,21 +315,27 @@ def build(page: Page) -> tuple[gr.File, Any]:
         with gr.Column():
             pasted = gr.Textbox(label=t("or paste text"), lines=3, max_lines=8, elem_id="import-paste")
             dataset = gr.Textbox(label=t("or a Hub dataset"), placeholder="USER/NAME", elem_id="import-hub")
+    rows = build_row_choice()
     view = _build_survey()
     report = gr.HTML(elem_id="import-report")
 
-    source, options = [file, pasted, dataset], view.options()
+    source, options = [file, pasted, dataset], [*view.options(), *rows]
     event: dict[str, Any] = {**QUIET, "show_progress": "minimal", "show_progress_on": view.preview, **WAITING_EVENT}
     gr.on(
         [file.change, pasted.blur, dataset.submit],
         run_one_at_a_time(show_errors(survey_for_persona)),
-        [page.slug, *source],
+        [page.slug, *source, *rows],
         view,
         **event,
     )
-    view.format.input(run_one_at_a_time(show_errors(survey_source)), [*source, view.format], view, **event)
+    view.format.input(run_one_at_a_time(show_errors(survey_source)), [*source, view.format, *rows], view, **event)
+    typed = (rows.split, rows.where)  # texts are read when they are complete
     gr.on(
-        [option.input for option in options],
+        [
+            *(text.blur for text in typed),
+            *(text.submit for text in typed),
+            *(option.input for option in options if option not in typed),
+        ],
         run_one_at_a_time(show_errors(update_preview)),
         [*source, view.format, *options],
         [view.preview, view.add],
@@ -344,22 +372,13 @@ def _build_survey() -> SurveyView:
             gr.Dropdown([(t(NO_COLUMN), NO_COLUMN)], value=NO_COLUMN, label=t(label), visible=False)
             for label in COLUMN_LABELS
         )
+        join_input = gr.Dropdown([(t(label), name) for name, label in INPUT_JOINS.items()], value="line", visible=False,
+                                 label=t("The input is added"), elem_id="import-join")  # fmt: skip
     card = gr.HTML()
     take_card = gr.Checkbox(label=t("Take name, system prompt and greeting from the file"), visible=False)
     preview = gr.HTML(elem_id="import-preview")
     add = gr.Button(t("Add these pairs"), variant="primary", interactive=False, elem_id="import-add")
     return SurveyView(
-        found,
-        format,
-        speakers,
-        actions,
-        history_turns,
-        instruction,
-        output,
-        input,
-        history,
-        card,
-        take_card,
-        preview,
-        add,
-    )
+        found, format, speakers, actions, history_turns, instruction, output, input, history, join_input, card,
+        take_card, preview, add,
+    )  # fmt: skip
