@@ -344,8 +344,24 @@ def test_what_a_client_may_have_seen_stays(server):
 
 def test_generate(server, post):
     body = {"instruction": "Who are you?", "max_new_tokens": 24, "temperature": 0.9, "top_p": 0.95, "seed": 7}
-    assert post(body, "/generate").json() == {"response": expected_reply(server)[1].text}, (
-        "the first adapter, unless named"
-    )
-    assert post(body | {"model": "tiny"}, "/generate").json() == {"response": expected_reply(server, "tiny")[1].text}
+
+    def texts(body):
+        got = post(body, "/generate").json()
+        assert got["generated_text"] == got["response"] and set(got) > {"model", "finish_reason", "usage"}
+        return got["generated_text"]
+
+    assert texts(body) == expected_reply(server)[1].text, "the first adapter, unless named"
+    assert texts(body | {"model": "tiny"}) == expected_reply(server, "tiny")[1].text
     assert post({}, "/generate").status_code == 400
+
+
+def test_generate_counts_as_transformers_does(server, post):
+    """What the server of a tutorial takes: a prompt in the template's form, and a length that the prompt is part of."""
+    plain = {"prompt": "Who are you?", "system": "", "do_sample": False}
+    bare = post(plain | {"max_new_tokens": 9}, "/generate").json()
+    length = bare["usage"]["prompt_tokens"] + 9
+    assert post(plain | {"max_length": length}, "/generate").json() == bare
+    wrapped = server.models[1].renderer("").render_prompt([], "Who are you?").text
+    assert post({"prompt": wrapped, "max_length": length, "top_k": 1}, "/generate").json() == bare
+    short = post(plain | {"max_length": 3}, "/generate")
+    assert short.status_code == 400 and "max_length is 3, the prompt included" in short.json()["error"]["message"]

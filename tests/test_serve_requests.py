@@ -27,8 +27,11 @@ from persona.serve.requests import (
     parse_chat_request,
     parse_generate_request,
     split_messages,
+    unwrap_prompt,
 )
 from persona.store import persona_folder
+from persona.template.chat_template import shipped_templates
+from persona.template.render import Renderer
 from persona.template.select import choose_template
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -167,6 +170,34 @@ def test_generate_is_a_chat_of_one_turn():
         {"prompt": "a", "x": 1},
     ):
         assert refused(parse_generate_request, wrong, "m", 0).status == 400
+
+
+def test_generate_takes_the_names_of_transformers():
+    asked = parse_generate_request({"prompt": "Hi", "max_length": 256, "do_sample": True, "temperature": 0.7}, "m", 0)
+    assert asked.total == 256 and asked.sampling.temperature == 0.7
+    assert [s.max_new_tokens for s in asked.samplings(56)] == [200]
+    assert parse_generate_request({"prompt": "Hi", "do_sample": False}, "m", 0).sampling.temperature == 0
+    far = parse_generate_request({"prompt": "Hi", "max_length": 10**6}, "m", 0)
+    assert [s.max_new_tokens for s in far.samplings(96)] == [MAX_CONTEXT_TOKENS - 96]
+    assert refused(asked.samplings, 256).param == "max_length"
+    wrong = [{"max_length": 0}, {"max_length": "9"}, {"max_length": 9, "max_new_tokens": 9}, {"do_sample": "no"}]
+    check_each(wrong, lambda body: refused(parse_generate_request, {"prompt": "Hi", **body}, "m", 0))
+
+
+def test_a_prompt_that_has_the_marks_already_gets_them_once(byte_tokenizer):
+    cases = {
+        "Chinese": ("alpaca-zh", "### 指令:\n什么是AI\n\n### 回答:\n", "", "什么是AI"),
+        "system": ("alpaca-en", "Below.\n\n### Instruction:\nHi\n\n### Response:", "Below.", "Hi"),
+        "plain": ("alpaca-zh", "什么是AI", None, "什么是AI"),
+        "half": ("alpaca-zh", "### 指令:\n什么是AI", None, "### 指令:\n什么是AI"),
+    }
+
+    def check(template, prompt, system, text):
+        renderer = Renderer(byte_tokenizer, shipped_templates()[template])
+        asked = unwrap_prompt(parse_generate_request({"prompt": prompt}, "m", 0), renderer)
+        assert (asked.system, asked.text) == (system, text)
+
+    check_each(cases, check)
 
 
 # ---- stop strings

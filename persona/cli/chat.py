@@ -6,7 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from persona.cli.output import ADAPTER_BASE_HELP, ADAPTER_HELP, AsJson, Quantization, print_note, print_result
+from persona.cli.output import (
+    ADAPTER_BASE_HELP,
+    ADAPTER_HELP,
+    AdapterTemplate,
+    AsJson,
+    Quantization,
+    print_note,
+    print_result,
+)
 from persona.errors import InputError
 from persona.models.sampling import Sampling
 
@@ -37,11 +45,24 @@ def chat(
     min_p: Annotated[
         float, typer.Option(help="Leave out tokens less likely than this share of the likeliest one; 0: off.")
     ] = Sampling.min_p,
+    top_k: Annotated[
+        int, typer.Option(help="Choose among so many of the likeliest tokens; 0: all, 1: always the likeliest.")
+    ] = Sampling.top_k,
+    top_p: Annotated[
+        float, typer.Option(help="Choose among the likeliest tokens that together have this probability; 1: all.")
+    ] = Sampling.top_p,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Makes tokens that the reply has already less likely; 1: off.")
+    ] = Sampling.repetition_penalty,
+    system: Annotated[
+        str | None, typer.Option(help="System prompt instead of the persona's own; '': none. Default: its own.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the sampling, the same for all columns.")] = Sampling.seed,
     max_new_tokens: Annotated[
         int, typer.Option(help="Longest reply, in tokens, if it does not end before.")
     ] = Sampling.max_new_tokens,
     base: Annotated[str, typer.Option(help=ADAPTER_BASE_HELP)] = "",
+    template: AdapterTemplate = "",
     quantization: Quantization = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -53,9 +74,9 @@ def chat(
         raise typer.BadParameter("Nothing to ask. Give --prompt TEXT or --questions FILE.", param_hint="--prompt")
     if save:
         question_list.require_table_format(save)
-    sampling = Sampling(temperature=temperature, min_p=min_p, seed=seed, max_new_tokens=max_new_tokens)
+    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed, max_new_tokens)
     session.check_strength(strength)
-    model, voices = _open_voices(adapter, others or [], base, strength, quantization)
+    model, voices = _open_voices(adapter, others or [], base, strength, quantization, system, template)
     start, rows = time.perf_counter(), []
     for row in question_list.ask_questions(model, voices, asked, sampling):
         rows.append(row)
@@ -71,12 +92,12 @@ def chat(
 
 
 def _open_voices(
-    adapter: str, others: list[str], base: str, strength: float, quantization: str
+    adapter: str, others: list[str], base: str, strength: float, quantization: str, system: str | None, template: str
 ) -> tuple[Any, list[Any]]:
-    """The model and its columns: base, persona, then `others`. base: "" for the adapter's own."""
+    """The model and its columns: base, persona, then `others`. base, template: "" for the adapter's own."""
     from persona.compare import session
     from persona.share.adapter_ref import AdapterRef
-    from persona.share.open_adapter import open_adapter, open_voice
+    from persona.share.open_adapter import open_adapter, open_voice, read_supplement
 
     if len(others) > session.MAX_COLUMNS - 2:
         raise InputError(
@@ -84,13 +105,14 @@ def _open_voices(
             count=len(others) + 2,
             limit=session.MAX_COLUMNS - 2,
         )
-    main = open_adapter(AdapterRef.parse(adapter))
+    told = read_supplement(template)
+    main = open_adapter(AdapterRef.parse(adapter), told)
     how = session.base_of(main, base, print_note), quantization, main.quantization
     print_note(session.plan_opening(*how).describe())
     model = session.open_model(*how)
-    voices = session.default_voices(model, main, strength)
+    voices = session.default_voices(model, main, strength, system)
     for text in others:
-        voice = open_voice(model, text, main, any_base=bool(base))
+        voice = open_voice(model, text, main, any_base=bool(base), system=system, supplement=told)
         if any(voice.label == v.label for v in voices):
             raise InputError(
                 "--with {text}: there is a column {label} already. Name each column once.",

@@ -5,7 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from persona.cli.output import ADAPTER_BASE_HELP, ADAPTER_HELP, AsJson, Quantization, print_note, print_result
+from persona.cli.output import (
+    ADAPTER_BASE_HELP,
+    ADAPTER_HELP,
+    AdapterTemplate,
+    AsJson,
+    Quantization,
+    print_note,
+    print_result,
+)
 
 
 def eval_(
@@ -18,15 +26,16 @@ def eval_(
         bool, typer.Option("--judge", help="Also let the model at PERSONA_LLM_URL compare the answers, blindly.")
     ] = False,
     base: Annotated[str, typer.Option(help=ADAPTER_BASE_HELP)] = "",
+    template: AdapterTemplate = "",
     quantization: Quantization = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Did it learn? Measure the adapter against its base. A run's folder gets report.json and report.html."""
     from persona.judge import evaluate
     from persona.share.adapter_ref import AdapterRef
-    from persona.share.open_adapter import open_adapter
+    from persona.share.open_adapter import open_adapter, read_supplement
 
-    opened = open_adapter(AdapterRef.parse(adapter))
+    opened = open_adapter(AdapterRef.parse(adapter), read_supplement(template))
     with _ProgressBar() as bar:
         report = evaluate.evaluate_adapter(
             opened, data=data, base=base, judge=judge, quantization=quantization, progress=bar.show

@@ -25,6 +25,14 @@ Quantization = Annotated[
         "none (full precision), nf4 or int8."
     ),
 ]
+AdapterTemplate = Annotated[
+    str,
+    typer.Option(
+        "--template",
+        help="Chat template that the adapter was trained with, where it brings none: a name from templates/chat, or a "
+        ".jinja file. A copy of the adapter keeps it. Default: the adapter's own.",
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object, the last line. Default: text.")
 ]

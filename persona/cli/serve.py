@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from persona.cli.output import ADAPTER_HELP, Quantization, print_note
+from persona.cli.output import ADAPTER_HELP, AdapterTemplate, Quantization, print_note
 from persona.errors import InputError
 
 
@@ -25,6 +25,7 @@ def serve(
         str, typer.Option(help="Address to listen on. Any other than this machine's own needs PERSONA_API_KEYS.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
+    template: AdapterTemplate = "",
     quantization: Quantization = "auto",
 ) -> None:
     """Serve base and adapters at http://HOST:PORT/v1, for any program that speaks OpenAI's chat completions."""
@@ -38,7 +39,7 @@ def serve(
     from persona.compare import session
     from persona.serve import model_list
 
-    served = model_list.open_named_models(adapter or [], base, quantization)
+    served = model_list.open_named_models(adapter or [], base, quantization, template)
     how = served[0].opening
     print_note(session.plan_opening(*how).describe())
     model = session.open_model(*how)

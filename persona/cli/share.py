@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from persona.cli.output import ADAPTER_HELP, AsJson, print_note, print_result
+from persona.cli.output import ADAPTER_HELP, AdapterTemplate, AsJson, print_note, print_result
 from persona.share.exports import formats
 from persona.share.exports.formats import ExportFormat
 
@@ -43,14 +43,16 @@ def export(
     picture: Annotated[
         Path | None, typer.Option(help="For a card in a .png file: an image file. Default: the initials, drawn.")
     ] = None,
+    template: AdapterTemplate = "",
     as_json: AsJson = False,
 ) -> None:
     """Write the persona as a file or folder, for this app or for other programs."""
     from persona.share.adapter_ref import AdapterRef
-    from persona.share.open_adapter import locate_folder
+    from persona.share.open_adapter import locate_folder, read_supplement
 
     options = formats.ExportOptions(base, strength, merge, version, picture)
-    result = formats.write_export(locate_folder(AdapterRef.parse(adapter)), out.expanduser(), form, options, print_note)
+    folder = locate_folder(AdapterRef.parse(adapter), read_supplement(template))
+    result = formats.write_export(folder, out.expanduser(), form, options, print_note)
     print_result(result, "\n".join([str(result.get("folder") or result["file"]), *_format_notes(result)]), as_json)
 
 
@@ -73,15 +75,16 @@ def push(
         bool,
         typer.Option("--public", help="Visible to everyone; needs 'rights' in persona.json. Default: private."),
     ] = False,
+    template: AdapterTemplate = "",
     as_json: AsJson = False,
 ) -> None:
     """Upload the adapter to the Hugging Face Hub, private unless --public. Needs `hf auth login` or HF_TOKEN."""
     from persona.models import adapter as adapters
     from persona.share import hub, refresh_card
     from persona.share.adapter_ref import AdapterRef
-    from persona.share.open_adapter import locate_folder
+    from persona.share.open_adapter import locate_folder, read_supplement
 
-    folder = adapters.locate_adapter(locate_folder(AdapterRef.parse(adapter)))
+    folder = adapters.locate_adapter(locate_folder(AdapterRef.parse(adapter), read_supplement(template)))
     refresh_card.refresh_model_card(folder, refresh_card.find_persona_card(folder))
     result = hub.push_adapter(folder, repo, public=public)
     print_result({"url": result["url"], "link": result["link"]}, f"{result['url']}\n{result['link']}", as_json)

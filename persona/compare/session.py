@@ -265,8 +265,13 @@ def _require_room(column: Column, sampling: Sampling) -> None:
         )
 
 
-def default_voices(model: LoadedModel, adapter: Adapter, strength: float = 1.0) -> list[Voice]:
-    """The two that are always compared: the base, given the persona's very prompt, and the persona."""
-    renderer = renderer_of(adapter, model.tokenizer)
+def default_voices(
+    model: LoadedModel, adapter: Adapter, strength: float = 1.0, system: str | None = None
+) -> list[Voice]:
+    """The two that are always compared: the base, given the persona's very prompt, and the persona.
+
+    system: instead of the persona's own prompt.
+    """
+    renderer = renderer_of(adapter, model.tokenizer, system)
     name = model.attach(adapter)
     return [Voice("base", NO_ADAPTER, renderer), Voice("persona", name, renderer, strength)]

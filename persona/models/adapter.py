@@ -32,7 +32,7 @@ from persona.models.model_card import LOSS_PICTURE
 from persona.models.safetensors_header import check_safetensors_header
 from persona.store.files import fsync_folder, read_json, replace_folder, require_regular_file, to_json, write_atomic
 from persona.store.persona_folder import PersonaCard, parse_card
-from persona.template.chat_template import ChatTemplate
+from persona.template.chat_template import ChatTemplate, shipped_templates
 from persona.template.render import MAX_LENGTH, MAX_LENGTH_RANGE
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -143,8 +143,11 @@ def locate_adapter(path: Path) -> Path:
     return adapters[-1]
 
 
-def read_adapter(path: Path) -> Adapter:
-    """Read and validate an adapter folder from anyone. Raises AdapterError: which file is wrong, and why."""
+def read_adapter(path: Path, template: ChatTemplate | None = None) -> Adapter:
+    """Read and validate an adapter folder from anyone. Raises AdapterError: which file is wrong, and why.
+
+    template: instead of the folder's own.
+    """
     if not path.is_dir():
         raise AdapterError("{path}: no such adapter folder.", path=path)
     _refuse_links(path)
@@ -164,7 +167,7 @@ def read_adapter(path: Path) -> Adapter:
     settings = {k: config[k] for k in _SETTINGS if config.get(k) is not None}
     _check_settings(path.name, settings)
     _check_weights(weights)
-    template = ChatTemplate(str(run.get("template") or "own"), _read_template_text(path))
+    template = template or ChatTemplate(str(run.get("template") or "own"), _read_template_text(path))
     base = run.get("base") if isinstance(run.get("base"), dict) else {}
     base_id = str((base or {}).get("id") or config.get("base_model_name_or_path") or "")
     return Adapter(path, card, template, base_id, settings, run)
@@ -192,7 +195,13 @@ def _read_card(path: Path) -> PersonaCard:
 def _read_template_text(path: Path) -> str:
     file = path / "chat_template.jinja"
     if not file.is_file():
-        raise AdapterError("{path}: no chat_template.jinja, so its chat format is unknown.", path=path.name)
+        raise AdapterError(
+            "{path}: no chat_template.jinja, so its chat format is unknown. Say with which template it was trained: "
+            "--template NAME, or Chat template beside the button that opens it. There are {known}; a .jinja file of "
+            "your own will do too.",
+            path=path.name,
+            known=", ".join(shipped_templates()),
+        )
     try:
         require_regular_file(file, MAX_TEMPLATE_BYTES)
         return file.read_text(encoding="utf-8")

@@ -121,7 +121,7 @@ class Sampler:
     """Scores → one token a row, with the same random numbers for every row."""
 
     def __init__(self, sampling: Sampling):
-        self.greedy = sampling.temperature == 0
+        self.greedy = sampling.temperature == 0 or sampling.top_k == 1
         self.generator = torch.Generator(device="cpu").manual_seed(sampling.seed)
         penalty = float(sampling.repetition_penalty)
         self.penalty = RepetitionPenaltyLogitsProcessor(penalty) if penalty != 1 else None

@@ -108,8 +108,12 @@ def build_api(
         body, models = await read_body(request), await served()
         default = next((s.id for s in models if s.adapter), models[0].id if models else "")
         chat = requests.parse_generate_request(body, default, secrets.randbits(31))
-        updates = stream_generation(answers, await prepare(models, chat, request))
-        return JSONResponse({"response": (await cancel_on_disconnect(request, _last(updates)))[0].text})
+        chat = await asyncio.to_thread(unwrap_chat, model_list.find_model(models, chat.model), chat)
+        generation = await prepare(models, chat, request)
+        (row,) = await cancel_on_disconnect(request, _last(stream_generation(answers, generation)))
+        usage = {"prompt_tokens": len(generation.prompt.ids), "completion_tokens": row.tokens}
+        return JSONResponse({"generated_text": row.text, "response": row.text, "model": chat.model,
+                             "finish_reason": row.finish, "usage": usage})  # fmt: skip
 
     _add_error_handlers(app)
     return app
@@ -175,6 +179,14 @@ def prepare_request(served: ServedModel, chat: ChatRequest, client: str = "api")
                       "system message.", param="messages", code="invalid_value") from None  # fmt: skip
     samplings = chat.samplings(len(prompt.ids))
     return GenerationRequest(served.opening, served.adapter, prompt, stop_id, samplings, chat.stop, client)
+
+
+def unwrap_chat(served: ServedModel, chat: ChatRequest) -> ChatRequest:
+    """unwrap_prompt() with the model's template; the request as it is where that cannot write a prompt at all."""
+    try:
+        return requests.unwrap_prompt(chat, served.renderer(""))
+    except PersonaError:
+        return chat  # prepare_request says why
 
 
 async def stream_generation(batcher: Batcher, generation: GenerationRequest) -> AsyncIterator[list[PartialReply]]:

@@ -15,7 +15,7 @@ from persona.models.adapter import Adapter
 from persona.models.base import Base
 from persona.serve.api_errors import ApiError
 from persona.share.adapter_ref import AdapterRef
-from persona.share.open_adapter import open_adapter, opened_dir
+from persona.share.open_adapter import open_adapter, opened_dir, read_supplement
 from persona.store import files, persona_folder, workspace
 from persona.template.chat_template import ChatTemplate
 from persona.template.render import Renderer
@@ -62,12 +62,15 @@ def _template_of(base: Base) -> ChatTemplate:
     return choose_template(bases.load_tokenizer(base))
 
 
-def open_named_models(references: Sequence[str], base: str = "", quantization: str = "auto") -> list[ServedModel]:
+def open_named_models(
+    references: Sequence[str], base: str = "", quantization: str = "auto", template: str = ""
+) -> list[ServedModel]:
     """The models named on the command line, ADAPTER (see AdapterRef.parse) or NAME=ADAPTER, and their bases.
 
     base: instead of the adapters' own. Without adapters: this base alone, or list_home_models(). quantization: of the
-    bases in memory, a ChatQuantization.
+    bases in memory, a ChatQuantization. template: with which the adapters were trained, "" for their own.
     """
+    told = read_supplement(template)
     if not references and not base:
         home = list_home_models() or list_models([], [bases.resolve_base("")])
         return [replace(one, quantization=quantization) for one in home]
@@ -76,7 +79,7 @@ def open_named_models(references: Sequence[str], base: str = "", quantization: s
         name, sign, rest = text.partition("=")
         if not sign or files.path_exists(files.expand_home(text)):
             name, rest = "", text
-        adapter = open_adapter(AdapterRef.parse(rest))
+        adapter = open_adapter(AdapterRef.parse(rest), told)
         opened.append((name.strip(), adapter, base_of(adapter, base)))
     named = list_models(opened, [bases.resolve_base(base)] if base else [])
     return [replace(one, quantization=quantization) for one in named]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from persona.errors import InputError
 from persona.models.sampling import MAX_CONTEXT_TOKENS, Sampling
 from persona.serve.api_errors import ApiError
+from persona.template.render import Renderer
 
 MAX_CHOICES = 8  # n at most: the rows of one batch
 MAX_STOPS, MAX_STOP_LENGTH = 4, 200  # stop strings at most, characters of each
@@ -31,7 +32,10 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A checked request. system: its own prompt, None for the persona's; limit: max_tokens, None for the default."""
+    """A checked request. system: its own prompt, None for the persona's; limit: max_tokens, None for the default.
+
+    total: at most so many tokens of prompt and reply together, transformers' max_length; instead of limit.
+    """
 
     model: str
     system: str | None
@@ -40,6 +44,7 @@ class ChatRequest:
     sampling: Sampling
     choices: int = 1
     limit: int | None = None
+    total: int | None = None
     stop: tuple[str, ...] = ()
     stream: bool = False
     include_usage: bool = False
@@ -47,7 +52,15 @@ class ChatRequest:
     def samplings(self, prompt_tokens: int) -> list[Sampling]:
         """One for each choice, with seeds seed, seed + 1, … Raises ApiError where prompt and reply do not fit."""
         room = MAX_CONTEXT_TOKENS - prompt_tokens
+        if self.total is not None and self.total <= prompt_tokens:
+            raise ApiError(
+                400, f"The prompt has {prompt_tokens:,} tokens and max_length is {self.total:,}, the prompt included. "
+                "Raise it, or give max_new_tokens, which counts the reply alone.",
+                param="max_length", code="context_length_exceeded",
+            )  # fmt: skip
         limit = min(DEFAULT_REPLY_TOKENS, room) if self.limit is None else self.limit
+        if self.total is not None:
+            limit = min(self.total - prompt_tokens, room)
         if not 1 <= limit <= room:
             raise ApiError(
                 400, f"The prompt has {prompt_tokens:,} tokens and max_tokens is {max(limit, 1):,}; together they may "
@@ -113,20 +126,31 @@ def parse_chat_request(body: Any, default_seed: int) -> ChatRequest:
         raise ApiError(400, e.message, param=field, code="invalid_value") from None
     return ChatRequest(
         asked.model, system, history, text, sampling, asked.n or 1, asked.max_completion_tokens or asked.max_tokens,
-        _stops(asked.stop), bool(asked.stream), bool(asked.stream_options and asked.stream_options.include_usage),
+        None, _stops(asked.stop), bool(asked.stream), bool(asked.stream_options and asked.stream_options.include_usage),
     )  # fmt: skip
 
 
 def parse_generate_request(body: Any, model: str, default_seed: int) -> ChatRequest:
     """The body of POST /generate: {"prompt" or "instruction", "max_new_tokens", …}; the rest as in a chat, no stream.
 
+    As in transformers' generate(), max_length counts the prompt too, and do_sample false is greedy.
     model: where the request names none. Raises ApiError with the field.
     """
     if not isinstance(body, dict):
         raise ApiError(400, f"The body is a JSON {type(body).__name__}; it must be an object.")
-    rest: dict[str, Any] = {k: v for k, v in body.items() if k not in ("prompt", "instruction", "system")}
+    own = ("prompt", "instruction", "system", "max_length", "do_sample")
+    rest: dict[str, Any] = {k: v for k, v in body.items() if k not in own}
     if "max_new_tokens" in rest:
         rest["max_tokens"] = rest.pop("max_new_tokens")
+    total = body.get("max_length")
+    if total is not None and (type(total) is not int or total < 1):
+        raise ApiError(400, "'max_length' is a number of tokens, at least 1.", param="max_length", code="invalid_value")
+    if total is not None and rest.get("max_tokens") is not None:
+        raise ApiError(400, "Give either 'max_length' or 'max_new_tokens'.", param="max_length")
+    if body.get("do_sample") not in (None, True, False):
+        raise ApiError(400, "'do_sample' is true or false.", param="do_sample", code="invalid_type")
+    if body.get("do_sample") is False:
+        rest["temperature"] = 0.0
     texts = [body[k] for k in ("prompt", "instruction") if body.get(k) is not None]
     if len(texts) != 1:
         raise ApiError(400, "Give either 'prompt' or 'instruction', with the text to answer.", param="prompt")
@@ -134,7 +158,25 @@ def parse_generate_request(body: Any, model: str, default_seed: int) -> ChatRequ
         raise ApiError(400, f"'{chat_only[0]}' is for /v1/chat/completions.", param=chat_only[0])
     system = [] if body.get("system") is None else [{"role": "system", "content": body["system"]}]
     messages = [*system, {"role": "user", "content": texts[0]}]
-    return parse_chat_request({"model": model, **rest, "messages": messages}, default_seed)
+    chat = parse_chat_request({"model": model, **rest, "messages": messages}, default_seed)
+    return replace(chat, total=total)
+
+
+def unwrap_prompt(chat: ChatRequest, renderer: Renderer) -> ChatRequest:
+    """The request with the question alone, where its text is a prompt in the template's own form already.
+
+    So a client that writes the template's marks itself, as "### 指令:\\n…\\n\\n### 回答:\\n", has them once and not
+    twice. What it wrote before the first mark is its system prompt; none is added. renderer: without a system prompt.
+    """
+    mark = "\x00"
+    before, _, after = renderer.render_prompt([], mark).text.partition(mark)
+    before = before.removeprefix(renderer.tokenizer.bos_token or "")
+    system, found, question = chat.text.partition(before)
+    if not (before and after and found) or not question.rstrip().endswith(after.rstrip()):
+        return chat
+    question = question.rstrip()[: -len(after.rstrip())]
+    written = system.removeprefix(renderer.tokenizer.bos_token or "").strip()
+    return replace(chat, system=written or chat.system or "", text=question)
 
 
 def _check_other_fields(extra: dict[str, Any]) -> None:

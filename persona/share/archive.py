@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from persona.errors import AdapterError, Message, ShareError
@@ -32,13 +33,49 @@ from persona.models.adapter import (
 )
 from persona.share.secrets import refuse_secrets
 from persona.store import quotas
-from persona.store.files import explain_disk_error, hash_file, open_atomic, slugify
+from persona.store.files import (
+    explain_disk_error,
+    hash_file,
+    open_atomic,
+    read_json,
+    slugify,
+    to_json,
+    write_atomic,
+)
+from persona.template.chat_template import ChatTemplate
 
 MAX_TEXT_BYTES = 10_000_000
 MAX_READ = 4_000_000  # bytes; longer than the list of members of any adapter, and than a piece of a member
 SEAL_TRIES = 5  # a copy is made again when the adapter was changed meanwhile
 _MAX_RATIO = 100  # LoRA weights hardly compress, prose about fourfold; a bomb reaches a thousandfold
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, struct.error)
+
+
+@dataclass(frozen=True)
+class Supplement:
+    """What the user says of an adapter that does not say it itself, as one trained by another program.
+
+    template: it was trained with. base_id: its base, where the folder names none or a path of another machine.
+    """
+
+    template: ChatTemplate | None = None
+    base_id: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Add it to a copy of the adapter."""
+        if self == Supplement():
+            return
+        file = folder / "run.json"
+        run = read_json(file, Message("a run")) if file.is_file() else {}
+        if self.template:
+            run["template"] = self.template.name
+            write_atomic(folder / "chat_template.jinja", self.template.text)
+        if self.base_id:
+            run["base"] = {"id": self.base_id}
+        write_atomic(file, to_json(run))
+
+
+NO_SUPPLEMENT = Supplement()
 
 
 class _ShortReads(io.FileIO):
@@ -114,7 +151,7 @@ def _file_versions(adapter: Path) -> dict[str, tuple[int, int, int]]:
     return {f.name: ((s := f.stat()).st_ino, s.st_size, s.st_mtime_ns) for f in list_adapter_files(adapter)}
 
 
-def unpack_adapter(archive: Path, into: Path) -> Path:
+def unpack_adapter(archive: Path, into: Path, supplement: Supplement = NO_SUPPLEMENT) -> Path:
     """Unpack an untrusted zip into a folder of `into` and return that folder; the same zip gives the same folder.
 
     Raises ShareError or AdapterError.
@@ -130,6 +167,7 @@ def unpack_adapter(archive: Path, into: Path) -> Path:
             with _ShortReads(archive) as raw, zipfile.ZipFile(raw) as opened:
                 for name, info in _find_members(opened, archive.name).items():
                     _extract(opened, info, folder / name)
+            supplement.write(folder)
             return _move_into_place(folder, into)
     except (*_DAMAGED, OSError) as e:
         if isinstance(e, OSError) and e.errno != errno.EINVAL:  # EINVAL: a damaged zip seeks before its start
@@ -139,10 +177,10 @@ def unpack_adapter(archive: Path, into: Path) -> Path:
         ) from e
 
 
-def copy_adapter(folder: Path, into: Path) -> Path:
+def copy_adapter(folder: Path, into: Path, supplement: Supplement = NO_SUPPLEMENT) -> Path:
     """Copy the adapter's files to a folder in `into`, named as by `unpack_adapter`; returns an equal one there."""
     quotas.require_disk_quota()
-    check_adapter_folder(folder)  # before the copy, which would turn a link into a file
+    check_adapter_folder(folder, supplement.template)  # before the copy, which would turn a link into a file
     try:
         into.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=into, prefix=".open-") as scratch:
@@ -150,6 +188,7 @@ def copy_adapter(folder: Path, into: Path) -> Path:
             copy.mkdir()
             for file in list_adapter_files(folder):
                 _copy_file(file, copy / file.name)
+            supplement.write(copy)
             return _move_into_place(copy, into)
     except OSError as e:
         raise ShareError(explain_disk_error(into, e)) from e
@@ -273,10 +312,10 @@ def no_weights_error(place: str, names: Iterable[str]) -> AdapterError:
     )
 
 
-def check_adapter_folder(folder: Path) -> Adapter:
-    """The checked adapter; errors of damaged files become an AdapterError too."""
+def check_adapter_folder(folder: Path, template: ChatTemplate | None = None) -> Adapter:
+    """The checked adapter; errors of damaged files become an AdapterError too. template: as for read_adapter()."""
     try:
-        return read_adapter(folder)
+        return read_adapter(folder, template)
     except (ValueError, RuntimeError) as e:  # text that is not UTF-8, brackets nested too deep, odd number formats
         raise AdapterError(
             "{folder}: one of its files cannot be read ({kind}: {reason}).",

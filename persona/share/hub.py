@@ -20,6 +20,7 @@ from persona.share.archive import check_adapter_folder, list_adapter_files, refu
 from persona.share.hub_errors import retry, translate_errors
 from persona.store import deployment
 from persona.store.workspace import data_root
+from persona.template.chat_template import ChatTemplate
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -181,11 +182,11 @@ def _commit_files(api: Any, repo: str, adapter: Path, message: str) -> str:
     return str(api.create_commit(repo, [*delete, *add.values()], commit_message=message).oid)
 
 
-def pull_adapter(source: HubRef, token: str | None = None) -> Path:
+def pull_adapter(source: HubRef, token: str | None = None, template: ChatTemplate | None = None) -> Path:
     """Download a persona from the Hub into PERSONA_HOME/hub and return its checked folder.
 
     A commit that is here already is opened without the network. token: default: that of this machine's login; on a
-    shared server none. Raises ShareError or AdapterError.
+    shared server none. template: as for read_adapter(). Raises ShareError or AdapterError.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -199,7 +200,8 @@ def pull_adapter(source: HubRef, token: str | None = None) -> Path:
     if _COMMIT.fullmatch(source.revision):
         try:
             return check_adapter_folder(
-                Path(snapshot_download(source.repo, revision=source.revision, local_files_only=True, **options))
+                Path(snapshot_download(source.repo, revision=source.revision, local_files_only=True, **options)),
+                template,
             ).path
         except LocalEntryNotFoundError:
             pass
@@ -219,7 +221,7 @@ def pull_adapter(source: HubRef, token: str | None = None) -> Path:
                 big=", ".join(too_large),
             )
         folder = retry(lambda: snapshot_download(source.repo, revision=info.sha, token=token or False, **options))
-    return check_adapter_folder(Path(folder)).path
+    return check_adapter_folder(Path(folder), template).path
 
 
 def describe_download(adapter: Adapter) -> str:

@@ -9,9 +9,11 @@ from persona.models.adapter import Adapter
 from persona.models.download import MODELSCOPE_PREFIX
 from persona.share import archive, hub
 from persona.share.adapter_ref import AdapterRef, RefKind, find_persona_folder
+from persona.share.archive import NO_SUPPLEMENT, Supplement
 from persona.store import persona_folder
 from persona.store.files import safe_join
 from persona.store.workspace import current_workspace
+from persona.template.chat_template import read_template
 from persona.train import run_folder, snapshots
 from persona.train.run_folder import Run
 
@@ -23,20 +25,31 @@ def opened_dir() -> Path:
     return current_workspace() / "adapters"
 
 
-def locate_folder(ref: AdapterRef) -> Path:
+def locate_folder(ref: AdapterRef, supplement: Supplement = NO_SUPPLEMENT) -> Path:
     """The folder that `ref` names: an adapter's, a run's or a persona's.
 
-    A zip is unpacked, an adapter on the Hub is downloaded. Raises PersonaError.
+    A zip is unpacked, an adapter on the Hub is downloaded. supplement: what the adapter does not say itself; it is
+    added to a copy, whose folder is returned. Raises PersonaError.
     """
+    match ref.kind:
+        case RefKind.ZIP:
+            return archive.unpack_adapter(ref.path, opened_dir(), supplement)
+        case RefKind.HUB:  # one commit, kept on this machine
+            source, template = hub.HubRef.parse(ref.name), supplement.template
+            pulled = hub.pull_adapter(source, template=template) if template else hub.pull_adapter(source)
+            return archive.copy_adapter(pulled, opened_dir(), supplement)
+    folder = _locate_local(ref)
+    if supplement == NO_SUPPLEMENT:
+        return folder
+    return archive.copy_adapter(adapters.locate_adapter(folder), opened_dir(), supplement)
+
+
+def _locate_local(ref: AdapterRef) -> Path:
     match ref.kind:
         case RefKind.FOLDER:
             return ref.path if ref.step is None else find_snapshot(ref.path, ref.step)
         case RefKind.PERSONA if folder := find_persona_folder(ref.name):
             return folder if ref.step is None else find_snapshot(folder, ref.step)
-        case RefKind.ZIP:
-            return archive.unpack_adapter(ref.path, opened_dir())
-        case RefKind.HUB:  # one commit, kept on this machine
-            return archive.copy_adapter(hub.pull_adapter(hub.HubRef.parse(ref.name)), opened_dir())
         case RefKind.RUN:
             run = run_folder.open_run(safe_join(persona_folder.find_persona(ref.name).runs_dir, ref.run))
             return run.adapter if ref.step is None else snapshots.snapshot_dir(run, ref.step)
@@ -45,12 +58,17 @@ def locate_folder(ref: AdapterRef) -> Path:
     raise PersonaError("There is no adapter yet. Train one in the step before, or open one here.")
 
 
-def open_adapter(ref: AdapterRef) -> Adapter:
-    """The checked adapter that `ref` names; of a persona, its newest run's.
+def read_supplement(template: str = "", base_id: str = "") -> Supplement:
+    """template: the name of a shipped one or a .jinja file, "" for the adapter's own. Raises TemplateError."""
+    return Supplement(read_template(template) if template else None, base_id)
+
+
+def open_adapter(ref: AdapterRef, supplement: Supplement = NO_SUPPLEMENT) -> Adapter:
+    """The checked adapter that `ref` names; of a persona, its newest run's. supplement: as for locate_folder().
 
     Raises PersonaError saying what is wrong with it.
     """
-    folder = locate_folder(ref)
+    folder = locate_folder(ref, supplement)
     try:
         return adapters.read_adapter(adapters.locate_adapter(folder) if ref.kind in _PARENT_KINDS else folder)
     except AdapterError as e:
@@ -95,31 +113,37 @@ def require_same_base(adapter: Adapter, model: LoadedModel) -> None:
         )
 
 
-def attach(model: LoadedModel, ref: AdapterRef, *, any_base: bool = False) -> tuple[Adapter, str]:
+def attach(
+    model: LoadedModel, ref: AdapterRef, *, any_base: bool = False, supplement: Supplement = NO_SUPPLEMENT
+) -> tuple[Adapter, str]:
     """The adapter, and its name in the model. Raises AdapterError when it is of another base, unless `any_base`."""
-    adapter = open_adapter(ref)
+    adapter = open_adapter(ref, supplement)
     if not any_base:
         require_same_base(adapter, model)
     return adapter, model.attach(adapter)
 
 
-def open_voice(model: LoadedModel, text: str, main: Adapter, *, any_base: bool = False) -> Voice:
+def open_voice(
+    model: LoadedModel, text: str, main: Adapter, *, any_base: bool = False, system: str | None = None,
+    supplement: Supplement = NO_SUPPLEMENT,
+) -> Voice:  # fmt: skip
     """The voice that `text` names (see AdapterRef.parse_voice), labelled with it.
 
     base: no adapter and no system prompt. base+prompt: no adapter, the main adapter's system prompt (is training better
     than prompting?). A blend is asked with its first adapter's template and prompt.
-    any_base: the user named the base, so the bases that adapters name do not count.
+    any_base: the user named the base, so the bases that adapters name do not count. system: instead of the prompts of
+    the adapters. supplement: as for locate_folder().
     """
     ref, label = AdapterRef.parse_voice(text), text.strip()
     if ref.kind is RefKind.BASE:  # "base" is the first column's label
         return Voice("base without prompt", NO_ADAPTER, renderer_of(main, model.tokenizer, ""))
     if ref.kind is RefKind.BASE_WITH_PROMPT:
-        return Voice(label, NO_ADAPTER, renderer_of(main, model.tokenizer))
+        return Voice(label, NO_ADAPTER, renderer_of(main, model.tokenizer, system))
     opened = []
     for part in ref.parts or (ref,):
-        opened.append((*attach(model, part, any_base=any_base), part.strength))
+        opened.append((*attach(model, part, any_base=any_base, supplement=supplement), part.strength))
     adapter, name, strength = opened[0]
-    renderer = renderer_of(adapter, model.tokenizer)
+    renderer = renderer_of(adapter, model.tokenizer, system)
     if len(opened) == 1:
         return Voice(label, name, renderer, strength)
     weights = {name: weight for _, name, weight in opened}

@@ -20,6 +20,7 @@ from persona.models.generate import Generation
 from persona.models.sampling import Sampling
 from persona.share import archive, hub
 from persona.share.adapter_ref import AdapterRef, RefKind
+from persona.share.archive import NO_SUPPLEMENT, Supplement
 from persona.share.open_adapter import attach, open_adapter, opened_dir
 from persona.store import deployment, files, persona_folder, workspace
 from persona.store.persona_folder import PersonaCard
@@ -204,19 +205,19 @@ def conversation_dir(slug: str, chosen: str) -> Path:
 # ---- adapters from elsewhere
 
 
-def add_zip(file: str) -> str:
-    """The id of the adapter in a zip."""
-    return _opened_id(archive.unpack_adapter(Path(file), opened_dir()))
+def add_zip(file: str, supplement: Supplement = NO_SUPPLEMENT) -> str:
+    """The id of the adapter in a zip. supplement: what it does not say itself."""
+    return _opened_id(archive.unpack_adapter(Path(file), opened_dir(), supplement))
 
 
-def add_link(text: str) -> str:
+def add_link(text: str, supplement: Supplement = NO_SUPPLEMENT) -> str:
     """The id of an adapter on the Hub (USER/NAME, USER/NAME@REVISION, a share link), checked and kept here.
 
     Where the page is on the user's own machine, also of anything that `AdapterRef.parse` takes: a folder, a zip.
     """
     if deployment.is_shared_server() or deployment.is_hf_space():
-        return add_hub_adapter(text)
-    return _add(AdapterRef.parse(text))
+        return _add(AdapterRef.parse_link(text), supplement)
+    return _add(AdapterRef.parse(text), supplement)
 
 
 def add_hub_adapter(text: str) -> str:
@@ -224,8 +225,8 @@ def add_hub_adapter(text: str) -> str:
     return _add(AdapterRef.parse_link(text))
 
 
-def _add(ref: AdapterRef) -> str:
-    adapter = open_adapter(ref)
+def _add(ref: AdapterRef, supplement: Supplement = NO_SUPPLEMENT) -> str:
+    adapter = open_adapter(ref, supplement)
     if adapter.path.parent != opened_dir():
         return _opened_id(archive.copy_adapter(adapter.path, opened_dir()))
     if ref.kind is RefKind.HUB and (note := hub.describe_download(adapter)):

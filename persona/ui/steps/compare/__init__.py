@@ -9,7 +9,9 @@ from persona.compare.session import MAX_COLUMNS, MAX_STRENGTH
 from persona.errors import PersonaError
 from persona.models.sampling import Sampling
 from persona.share.adapter_ref import AdapterRef, RefKind
+from persona.share.open_adapter import read_supplement
 from persona.store import persona_folder
+from persona.template.chat_template import shipped_templates
 from persona.ui import navigation, voice_picker
 from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.i18n import localized, t
@@ -24,15 +26,18 @@ from persona.ui.steps.compare.loading import describe_opening
 MAX_PROBES = 8  # shown as questions to click
 
 
-def open_zip(file: str | None, chosen: Chosen) -> ChosenView:
+def open_zip(file: str | None, chosen: Chosen, template: str | None = "", base: str = "") -> ChosenView:
+    """template, base: of an adapter that does not say them itself."""
     if not file:
         return ChosenView.unchanged()
-    return ChosenView.showing(Chosen(chosen.persona, voice_picker.add_zip(file), by_hand=True))
+    opened = voice_picker.add_zip(file, read_supplement(template or "", base.strip()))
+    return ChosenView.showing(Chosen(chosen.persona, opened, by_hand=True))
 
 
-def open_link(text: str, chosen: Chosen) -> ChosenView:
-    """Download and check an adapter from the Hub, then choose it."""
-    return ChosenView.showing(Chosen(chosen.persona, voice_picker.add_link(text.strip()), by_hand=True))
+def open_link(text: str, chosen: Chosen, template: str | None = "", base: str = "") -> ChosenView:
+    """Download and check an adapter from the Hub, then choose it. template, base: as for open_zip()."""
+    opened = voice_picker.add_link(text.strip(), read_supplement(template or "", base.strip()))
+    return ChosenView.showing(Chosen(chosen.persona, opened, by_hand=True))
 
 
 class VoicesView(NamedTuple):
@@ -136,6 +141,8 @@ class _Adapters(NamedTuple):
     zip_upload: gr.UploadButton
     address: gr.Textbox
     open_address: gr.Button
+    template: gr.Dropdown  # of an adapter that does not say it itself
+    base: gr.Textbox
     blend_with: gr.Dropdown
     blend_weight: gr.Slider
     add_blend: gr.Button
@@ -188,13 +195,21 @@ def _build_adapters(other_voices: gr.Dropdown, about: gr.HTML) -> _Adapters:
             address = gr.Textbox(show_label=False, scale=3, elem_id="open-link",
                                  placeholder=t("USER/NAME on the Hub, a share link, or a folder"))  # fmt: skip
             open_address = gr.Button(t("Open"), scale=0, min_width=90)
+        with gr.Row(equal_height=True):
+            templates = [(t("its own"), ""), *((name, name) for name in shipped_templates())]
+            template = gr.Dropdown(templates, value="", label=t("Chat template"), scale=2, elem_id="open-template",
+                                   info=t("that it was trained with, if it brings none"))  # fmt: skip
+            base = gr.Textbox(label=t("Base"), scale=2, elem_id="open-base", placeholder=t("its own"),
+                              info=t("if it names none, or a folder of another machine"))  # fmt: skip
+        with gr.Row(equal_height=True):
             blend_with = gr.Dropdown([], label=t("Blend with"), scale=2, elem_id="blend-with")
             blend_weight = gr.Slider(0, 1, 0.5, step=0.05, label=t("Blend weight"), scale=2)
             add_blend = gr.Button(t("Add the blend"), scale=0, min_width=130, elem_id="add-blend")
         opening = gr.HTML(elem_classes="quiet", elem_id="adapter-opening", padding=False)
     return _Adapters(
-        other_voices, about, zip_upload, address, open_address, blend_with, blend_weight, add_blend, opening
-    )
+        other_voices, about, zip_upload, address, open_address, template, base, blend_with, blend_weight, add_blend,
+        opening,
+    )  # fmt: skip
 
 
 def _make_sampling_settings() -> SamplingSettings:
@@ -247,10 +262,10 @@ def _connect_adapters(
     opening: dict[str, Any] = {"fn": lambda: t("Opening …"), "inputs": None, "outputs": c.opening, **QUIET}
     opened: list[Any] = [
         c.zip_upload.upload(**opening).then(
-            show_errors(open_zip), [c.zip_upload, page.chosen], page.chosen_view(), **QUIET
+            show_errors(open_zip), [c.zip_upload, page.chosen, c.template, c.base], page.chosen_view(), **QUIET
         ),
         gr.on([c.open_address.click, c.address.submit], **opening).then(
-            show_errors(open_link), [c.address, page.chosen], page.chosen_view(), **QUIET
+            show_errors(open_link), [c.address, page.chosen, c.template, c.base], page.chosen_view(), **QUIET
         ),
     ]
     for event in opened:
