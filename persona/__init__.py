@@ -67,23 +67,25 @@ def train_persona(persona: "Persona", preset: str = "quick", **settings: Any) ->
 
 
 def chat(
-    adapter: "str | Path", prompts: Sequence[str], base: str = "", quantization: str = "auto", **sampling: Any
-) -> list[dict[str, Any]]:
+    adapter: "str | Path", prompts: Sequence[str], base: str = "", quantization: str = "auto", template: str = "",
+    system: str | None = None, **sampling: Any,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Ask base and persona the same questions in one batch. Each prompt is a conversation of its own.
 
     adapter: a folder, run, zip, USER/NAME on the Hub or the name of a persona. base: if not its own.
     quantization: of the base in memory: auto (as the adapter was trained; on a CPU in full precision if that fits),
-    none, nf4 or int8. sampling: fields of Sampling, e.g. temperature=0, max_new_tokens=64. Returns {"prompt", "base",
-    "adapter"} for each prompt. Raises PersonaError.
+    none, nf4 or int8. template: that an adapter without one was trained with. system: instead of the persona's own
+    prompt. sampling: fields of Sampling, e.g. temperature=0, max_new_tokens=64. Returns {"prompt", "base", "adapter"}
+    for each prompt. Raises PersonaError.
     """
     from persona.compare import question_list, session
     from persona.models.sampling import Sampling
     from persona.share.adapter_ref import AdapterRef
-    from persona.share.open_adapter import open_adapter
+    from persona.share.open_adapter import open_adapter, read_supplement
 
-    opened = open_adapter(AdapterRef.parse(adapter))
+    opened = open_adapter(AdapterRef.parse(adapter), read_supplement(template))
     model = session.open_model(session.base_of(opened, base), quantization, opened.quantization)
-    voices = session.default_voices(model, opened)
+    voices = session.default_voices(model, opened, system=system)
     rows = question_list.ask_questions(model, voices, list(prompts), Sampling(**sampling))
     return [{"prompt": r.question, "base": r.replies[0].text, "adapter": r.replies[1].text} for r in rows]
 

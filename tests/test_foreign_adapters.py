@@ -41,6 +41,18 @@ def test_the_template_is_asked_for_and_kept_in_a_copy(home, peft_folder, tiny_ll
     assert len(list(opened_dir().iterdir())) == 1, "opened again it is the same copy"
 
 
+def test_from_python(home, peft_folder, tiny_llama, value):
+    import persona
+
+    options = {"template": "alpaca-zh", "temperature": 0, "max_new_tokens": 8}
+    (turn,) = persona.chat(peft_folder, ["hi"], str(tiny_llama), **options)
+    words = ["chat", peft_folder, "--prompt", "hi", "--base", tiny_llama, "--template", "alpaca-zh", *SHORT]
+    (same,) = value(*words)["turns"]
+    assert turn == {k: same[k] for k in ("prompt", "base", "adapter")}
+    (other,) = persona.chat(peft_folder, ["hi"], str(tiny_llama), system="Be loud.", **options)
+    assert other["adapter"] == value(*words, "--system", "Be loud.")["turns"][0]["adapter"] != turn["adapter"]
+
+
 def test_a_template_of_the_tokenizer_is_overruled(home, peft_folder, tiny_llama, value):
     """Trainer saves the tokenizer's template beside the adapter, whatever form the rows had."""
     (peft_folder / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
