@@ -110,7 +110,7 @@ def test_its_commands_run(tmp_path, home, tiny_gemma, call, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bases.load_tokenizer.cache_clear()
     for words in commands():
-        status, out, err = call(*adapt(words, tiny_gemma)[1:])
+        status, _, err = call(*adapt(words, tiny_gemma)[1:])
         assert status == 0, f"{shlex.join(words)}\n{err}"
     assert (tmp_path / "merged_lora_model" / "config.json").is_file()
     pairs = [json.loads(line) for line in (tmp_path / "assistant/pairs.jsonl").read_text().splitlines()]

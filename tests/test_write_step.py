@@ -204,7 +204,7 @@ def test_the_import_shows_and_adds_the_chosen_rows_only(ada, tmp_path):
     file = tmp_path / "rows.jsonl"
     rows = [{"instruction": f"q{n}", "input": "in", "output": "a" * n} for n in range(1, 41)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    chosen = "train[:20]", 5, 3, "len(output)>9"
+    chosen = "train[:20]", 5, "3", "len(output)>9"
     assert "Pairs in all: 5." in import_tab.survey_source(str(file), "", "", "", *chosen).preview
     columns = "instruction", "output", "input", ""
     preview, add = import_tab.update_preview(str(file), "", "", "alpaca", [], "drop", 0, *columns, "alpaca-zh", *chosen)
@@ -215,6 +215,9 @@ def test_the_import_shows_and_adds_the_chosen_rows_only(ada, tmp_path):
     added = [pair for pair in find_persona("ada").pairs() if pair.source.startswith("rows.jsonl")]
     assert len(added) == 5 and all(10 <= len(pair.output) <= 20 for pair in added)
     assert all(pair.instruction.endswith("\n\n### 输入:\nin") for pair in added)
+    with pytest.raises(InputError, match="Seed 'x'"):
+        import_tab.survey_source(str(file), "", "", "", "", 5, "x")
+    assert "Pairs in all: 40." in import_tab.survey_source(str(file), "", "", "", "", 0, "", "").preview
     with pytest.raises(InputError, match="no split"):
         import_tab.survey_source(str(file), "", "", "", "train+test")
     with pytest.raises(InputError, match="no split 'test'"):

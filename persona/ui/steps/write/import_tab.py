@@ -329,7 +329,7 @@ def build(page: Page) -> tuple[gr.File, Any]:
         **event,
     )
     view.format.input(run_one_at_a_time(show_errors(survey_source)), [*source, view.format, *rows], view, **event)
-    typed = (rows.split, rows.where)  # texts are read when they are complete
+    typed = rows.typed()
     gr.on(
         [
             *(text.blur for text in typed),

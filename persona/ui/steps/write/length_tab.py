@@ -31,12 +31,14 @@ def preview_filter(slug: str, *values: float | None) -> tuple[str, gr.Button]:
     more = t("… and {n} more pairs", n=f"{len(dropped) - SHOWN:,}") if len(dropped) > SHOWN else ""
     counts = t("{n} of {total} pairs are outside.", n=f"{len(dropped):,}", total=f"{len(pairs):,}")
     html = f"<div class='quiet'>{counts}</div><div class='preview'>{rows}</div><div class='quiet'>{more}</div>"
-    return html, gr.Button(t("Drop {n} pairs", n=f"{len(dropped):,}"), interactive=bool(dropped))
+    label = t("Drop 1 pair") if len(dropped) == 1 else t("Drop {n} pairs", n=f"{len(dropped):,}")
+    return html, gr.Button(label, interactive=bool(dropped))
 
 
 def drop_pairs(slug: str, *values: float | None) -> tuple[str, gr.Button]:
     count = drop_outside(open_current_persona(slug), _limits(values))
-    done = t("Dropped {n} pairs. Undo takes it back.", n=f"{count:,}")
+    one = t("Dropped 1 pair. Undo takes it back.")
+    done = one if count == 1 else t("Dropped {n} pairs. Undo takes it back.", n=f"{count:,}")
     return f"<div class='good'>{done}</div>", gr.Button(t("Drop"), interactive=False)
 
 
@@ -44,7 +46,7 @@ def build_length_tab(page: Page, tab: pairs_tab.PairsTab) -> None:
     labels = (t("Shortest answer"), t("Longest answer"), t("Shortest question"), t("Longest question"))
     with gr.Row(elem_classes="slim"):
         limits = [
-            gr.Number(None, label=label, precision=0, minimum=0, min_width=140, info=t("in characters; empty: any"))
+            gr.Number(0, label=label, precision=0, minimum=0, min_width=140, info=t("in characters; 0: any"))
             for label in labels
         ]
         button = gr.Button(t("Drop"), interactive=False, scale=0, min_width=200, elem_id="drop-by-length")

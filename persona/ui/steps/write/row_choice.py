@@ -1,9 +1,11 @@
 """Write, tab Import: which rows of a file are imported, as components and as a RowSelection."""
 
+import re
 from typing import Any, NamedTuple
 
 import gradio as gr
 
+from persona.errors import InputError
 from persona.ui.i18n import t
 from persona.write.importers.row_selection import RowSelection, parse_selection
 
@@ -12,15 +14,21 @@ class RowChoice(NamedTuple):
     """The components, or their values."""
 
     split: Any = ""
-    rows: Any = None
-    seed: Any = None
+    rows: Any = 0  # 0: all; Gradio shows an empty number as 0
+    seed: Any = ""
     where: Any = ""
 
     def selection(self) -> RowSelection:
         """Raises InputError for a value that cannot be read. where: conditions, one a line."""
         conditions = [line for line in (self.where or "").splitlines() if line.strip()]
-        rows, seed = (None if value is None else int(value) for value in (self.rows, self.seed))
-        return parse_selection(self.split or "", conditions, rows, seed)
+        seed = (self.seed or "").strip()
+        if seed and not re.fullmatch(r"\d{1,9}", seed):
+            raise InputError("Seed {seed!r}: a whole number, or empty for the first rows.", seed=seed)
+        return parse_selection(self.split or "", conditions, int(self.rows or 0) or None, int(seed) if seed else None)
+
+    def typed(self) -> tuple[Any, ...]:
+        """The components whose text is read when it is complete."""
+        return self.split, self.seed, self.where
 
 
 def build_row_choice() -> RowChoice:
@@ -28,10 +36,10 @@ def build_row_choice() -> RowChoice:
         return RowChoice(
             gr.Textbox(label=t("Split or slice"), placeholder="train[:1000]", elem_id="import-split", min_width=150,
                        info=t("[:1000] the first thousand, [10%:20%] a tenth")),
-            gr.Number(None, label=t("Rows"), precision=0, minimum=1, min_width=110, elem_id="import-row-count",
-                      info=t("at most; empty: all")),
-            gr.Number(None, label=t("Seed"), precision=0, minimum=0, min_width=110, elem_id="import-seed",
-                      info=t("picks them at random; empty: the first")),
+            gr.Number(0, label=t("Rows"), precision=0, minimum=0, min_width=110, elem_id="import-row-count",
+                      info=t("at most; 0: all")),
+            gr.Textbox(label=t("Seed"), min_width=110, elem_id="import-seed", placeholder="42",
+                       info=t("picks them at random; empty: the first")),
             gr.Textbox(label=t("Only rows where"), placeholder="len(output)>50", lines=1, max_lines=4, scale=2,
                        elem_id="import-where", info=t("mood=sad, score>3 or len(output)>50; one condition a line")),
         )  # fmt: skip
