@@ -77,7 +77,7 @@ def test_it_is_exported_and_measured_with_the_template(home, peft_folder, tiny_l
 
 
 def test_the_page_asks_for_template_and_base(home, peft_folder):
-    with pytest.raises(AdapterError, match="Chat template beside the button"):
+    with pytest.raises(AdapterError, match="Chat template below the button"):
         compare.open_link(str(peft_folder), Chosen())
     view = compare.open_link(str(peft_folder), Chosen(), "alpaca-zh", "someone/tiny")
     opened = open_adapter(AdapterRef.parse_id(view.adapter))

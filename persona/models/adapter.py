@@ -197,7 +197,7 @@ def _read_template_text(path: Path) -> str:
     if not file.is_file():
         raise AdapterError(
             "{path}: no chat_template.jinja, so its chat format is unknown. Say with which template it was trained: "
-            "--template NAME, or Chat template beside the button that opens it. There are {known}; a .jinja file of "
+            "--template NAME, or Chat template below the button that opens it. There are {known}; a .jinja file of "
             "your own will do too.",
             path=path.name,
             known=", ".join(shipped_templates()),
