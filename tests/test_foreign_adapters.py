@@ -62,6 +62,7 @@ def test_a_template_of_the_tokenizer_is_overruled(home, peft_folder, tiny_llama,
     assert turn["rendered"].endswith("### Instruction:\nhi\n\n### Response:\n")
 
 
+@pytest.mark.slow
 def test_it_is_exported_and_measured_with_the_template(home, peft_folder, tiny_llama, value, tmp_path):
     made = value("export", peft_folder, tmp_path / "lora.zip", "--template", "alpaca-zh")
     assert Path(made["file"]).is_file()

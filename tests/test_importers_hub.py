@@ -6,8 +6,11 @@ import pytest
 from row_files import A
 
 from persona.errors import InputError
+from persona.store.persona_folder import open_persona
 from persona.write.importers import hub_dataset as datasets_hub
 from tests.local_hub import Hub
+
+pytest_plugins = "tests.cli_fixtures"
 
 
 @pytest.fixture
@@ -59,6 +62,21 @@ def test_the_file_of_a_split_is_downloaded(hub, home):
         assert datasets_hub.download_dataset(f"ann/s{n}", split=split).read_text() == chosen
     with pytest.raises(InputError, match=r"no file of the split 'test'. It has: train\.csv, dev\.csv"):
         datasets_hub.download_dataset("ann/s2", split="test")
+
+
+def test_some_rows_of_a_split_are_imported(hub, home, tmp_path, value):
+    rows = {split: "".join(f'{{"instruction": "{split} {n}", "output": "a"}}\n' for n in range(9)).encode()
+            for split in ("train", "test")}  # fmt: skip
+    hub.add("ann/zhen", {f"{split}.jsonl": data for split, data in rows.items()})
+
+    def imported(*words) -> list[str]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        value("import", words[0], folder, *words[1:])
+        return [pair.instruction for pair in open_persona(folder).pairs()]
+
+    assert imported("ann/zhen[:2]") == ["train 0", "train 1"]
+    assert imported("ann/zhen", "--split", "test[-3:]", "--rows", 2) == ["test 6", "test 7"]
+    assert imported("ann/zhen/test.jsonl[:1]") == ["test 0"]
 
 
 def test_a_file_and_a_revision_can_be_named(hub):

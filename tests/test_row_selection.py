@@ -147,7 +147,6 @@ def test_one_column_of_text_is_split_by_its_marks(tmp_path):
         cases = {
             "jsonl": ("t.jsonl", "".join(json.dumps({"text": one}, ensure_ascii=False) + "\n" for one in texts)),
             "csv": ("t.csv", quoted),
-            "parquet": ("t.parquet", parquet([{"text": one} for one in texts])),
         }
 
         def check(name, data, asked=asked, answer=answer):
@@ -163,7 +162,6 @@ def test_one_column_of_text_without_marks_is_refused_by_name(tmp_path):
     cases = {
         "jsonl": ("t.jsonl", "".join(json.dumps({"text": one}) + "\n" for one in texts)),
         "csv": ("t.csv", "text\n" + "".join(f'"{one}"\n' for one in texts)),
-        "parquet": ("t.parquet", parquet([{"text": one} for one in texts])),
     }
 
     def check(name, data):
@@ -175,10 +173,20 @@ def test_one_column_of_text_without_marks_is_refused_by_name(tmp_path):
 
 
 def test_columns_of_question_and_answer_win_over_a_text_of_both(tmp_path):
-    row = {"instruction": "Ask", "input": "3", "output": "Answer", "text": EN.format(n=0)}
-    file = source(tmp_path, "alpaca.parquet", parquet([row]))
+    file = source(tmp_path, "alpaca.csv", f'instruction,input,output,text\nAsk,3,Answer,"{EN.format(n=0)}"\n')
     (pair,) = (x for x in items(file) if isinstance(x, Pair))
     assert (pair.instruction, pair.output) == ("Ask\n3", "Answer")
+
+
+@pytest.mark.slow
+def test_texts_and_slices_in_parquet(tmp_path):
+    file = source(tmp_path, "t.parquet", parquet([{"text": ZH.format(n=n)} for n in range(4)]))
+    assert questions(file, ImportOptions(selection=parse_selection("train[-2:]"))) == [
+        "问2\n\n### 输入:\n数2", "问3\n\n### 输入:\n数3"
+    ]  # fmt: skip
+    plain = source(tmp_path, "p.parquet", parquet([{"text": "Some words."}]))
+    with pytest.raises(InputError, match="its only column of text, 'text'"):
+        items(plain)
 
 
 def test_an_input_is_joined_as_the_tutorials_template_writes_it(tmp_path, byte_tokenizer):
