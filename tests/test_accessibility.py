@@ -89,8 +89,10 @@ def walk(page):
     page.click("#open-zhen-huan")
     page.wait_for_selector("#write-mask .mask")
     yield "write", "body"
-    for tab in ("who", "import", "check", "replace", "suggest", "export"):
+    for tab in ("who", "import", "check", "replace", "length", "suggest", "export"):
         page.click(f"#step-write button[data-tab-id='{tab}']")
+        if tab == "import":
+            page.click("#import-rows > button")
         yield f"write, {tab}", "#step-write"
     for step, ready in (("template", "#totals .good"), ("train", "#train-status .card"), ("compare", "#probes button"),
                         ("share", "#share-about .card")):  # fmt: skip
