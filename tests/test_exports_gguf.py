@@ -284,7 +284,11 @@ def test_llama_cpp_says_what_our_chat_says(request, base_home, tmp_path, base_na
     del model
     if base_name == "smollm2-135m-instruct":  # opening Gemma's own file takes nine seconds each time
         whole = gguf_folder.export_merged_gguf(adapter, base, tmp_path / "whole")
-        assert whole["difference"]["kl"] < 1e-4 and whole["notes"] == []
+        assert whole["difference"]["kl"] < 1e-4
+        check = whole["check"]
+        assert check["prompt_ids_equal"] and check["stops"] and check["tokens"] > 50
+        assert check["tokens_equal"] >= 0.95 and abs(check["nll_difference"]) < 0.01
+        assert [note[:22] for note in whole["notes"]] == ["Checked in llama.cpp: "]
         assert alike(wanted, llama_cpp(tmp_path / "whole" / "whole.gguf", prompts)) >= 0.9
         reader = gguf.GGUFReader(tmp_path / "whole" / "whole.gguf")
         assert reader.fields["general.name"].contents() == adapter.card.name
@@ -295,7 +299,8 @@ def test_llama_cpp_says_what_our_chat_says(request, base_home, tmp_path, base_na
         assert reader.fields["tokenizer.ggml.eot_token_id"].contents() == made.stop_id
         del reader
     made_folder = gguf_folder.export_adapter_gguf(adapter, base, tmp_path / "lora")
-    assert made_folder["notes"] == []
+    assert made_folder["check"]["prompt_ids_equal"] and made_folder["check"]["stops"]
+    assert made_folder["check"]["nll_difference"] < 0.1
     lora = tmp_path / "lora" / "lora.gguf"
     with pytest.raises(InputError, match="is there already"):
         gguf_folder.export_adapter_gguf(adapter, base, tmp_path / "lora")

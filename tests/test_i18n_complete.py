@@ -46,6 +46,7 @@ TABLES: dict[tuple[str, str], set[str]] = {
     },
     ("steps/write/pairs_table.py", "name"): {*pairs_table.PAIR_FILTERS, *pairs_table.SORT_ORDERS},
     ("steps/share/export_tab.py", "choice"): set(export_tab.EXPORT_CHOICES),
+    ("steps/share/export_tab.py", "name"): set(export_tab.QUANTIZATIONS.values()),
     ("steps/write/import_tab.py", "NO_COLUMN"): {import_tab.NO_COLUMN},
     ("steps/write/import_tab.py", "label"): {*import_tab.COLUMN_LABELS, *import_tab.INPUT_JOINS.values()},
     ("steps/write/import_tab.py", "module.TITLE"): {m.TITLE for m in registry.import_formats().values()},

@@ -15,7 +15,8 @@ def doctor(as_json: AsJson = False) -> None:
 
     machine = hardware.this_machine()
     plan = hardware.plan_device(machine)
-    names = ("torch", "transformers", "trl", "peft", "gradio", "bitsandbytes", "liger-kernel", "spaces")
+    names = ("torch", "transformers", "trl", "peft", "gradio", "bitsandbytes", "liger-kernel", "libgguf", "xllamacpp",
+             "spaces")  # fmt: skip
     models = {e.name: bundled.is_installed(e) for e in bundled.BUNDLED_MODELS.values()}
     packages = {p: _version(p) for p in names}
     value = {

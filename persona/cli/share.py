@@ -7,7 +7,7 @@ import typer
 
 from persona.cli.output import ADAPTER_HELP, AdapterTemplate, AsJson, print_note, print_result
 from persona.share.exports import formats
-from persona.share.exports.formats import ExportFormat
+from persona.share.exports.formats import ExportFormat, Quantization
 
 
 def export(
@@ -39,6 +39,9 @@ def export(
     merge: Annotated[
         bool, typer.Option("--merge", help="For gguf: one whole model instead of an adapter beside its base.")
     ] = False,
+    quantize: Annotated[
+        Quantization, typer.Option(help="For gguf --merge: bits of the weights; none is 16 bits.", show_choices=True)
+    ] = Quantization.none,
     version: Annotated[int, typer.Option(help="For a card in a .json file: version 2 or 3 of its format.")] = 3,
     picture: Annotated[
         Path | None, typer.Option(help="For a card in a .png file: an image file. Default: the initials, drawn.")
@@ -50,7 +53,7 @@ def export(
     from persona.share.adapter_ref import AdapterRef
     from persona.share.open_adapter import locate_folder, read_supplement
 
-    options = formats.ExportOptions(base, strength, merge, version, picture)
+    options = formats.ExportOptions(base, strength, merge, quantize, version, picture)
     folder = locate_folder(AdapterRef.parse(adapter), read_supplement(template))
     result = formats.write_export(folder, out.expanduser(), form, options, print_note)
     print_result(result, "\n".join([str(result.get("folder") or result["file"]), *_format_notes(result)]), as_json)

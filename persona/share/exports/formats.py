@@ -19,16 +19,30 @@ class ExportFormat(StrEnum):
     dataset = "dataset"
 
 
+class Quantization(StrEnum):
+    """Bits of the weights in a merged GGUF file; `none` is 16 bits."""
+
+    none = "none"
+    q8_0 = "q8_0"
+    q6_k = "q6_k"
+    q5_k_m = "q5_k_m"
+    q5_0 = "q5_0"
+    q4_k_m = "q4_k_m"
+    q4_0 = "q4_0"
+
+
 @dataclass(frozen=True)
 class ExportOptions:
     """Options of some formats. strength: of a merged model; 0 is the base, 1 the adapter as trained.
 
-    base: a name, "" for the adapter's own. merge: GGUF of the whole model. version, picture: of a character card.
+    base: a name, "" for the adapter's own. merge: GGUF of the whole model; quantize: bits of its weights.
+    version, picture: of a character card.
     """
 
     base: str = ""
     strength: float = 1.0
     merge: bool = False
+    quantize: Quantization = Quantization.none
     version: int = 3
     picture: Path | None = None
 
@@ -66,6 +80,11 @@ def _export_weights(
             "strength={strength}: an adapter goes out as it was trained; only a merged model has one.",
             strength=options.strength,
         )
+    if options.quantize is not Quantization.none and not (form is ExportFormat.gguf and options.merge):
+        raise InputError(
+            "quantize={quantize}: only a merged GGUF file is quantized. Add --as gguf --merge.",
+            quantize=options.quantize.value,
+        )
     folder = adapters.locate_adapter(path)
     if form is ExportFormat.zip:
         from persona.share import refresh_card
@@ -83,5 +102,7 @@ def _export_weights(
         if form is ExportFormat.merged:
             return merged_model.export_merged_model(adapter, base, out, options.strength, progress)
         if options.merge:
-            return gguf_folder.export_merged_gguf(adapter, base, out, options.base, options.strength, progress)
+            return gguf_folder.export_merged_gguf(
+                adapter, base, out, options.base, options.strength, options.quantize, progress
+            )
         return gguf_folder.export_adapter_gguf(adapter, base, out, options.base, progress)

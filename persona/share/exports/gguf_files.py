@@ -16,6 +16,8 @@ from persona.models import adapter as adapters
 from persona.models import attach, bundled
 from persona.models.adapter import Adapter
 from persona.models.base import Base
+from persona.share.exports.formats import Quantization
+from persona.share.exports.gguf_types import FILE_TYPES, choose_type, estimate_bytes, quantize_rows
 from persona.store.files import expand_home, is_file
 from persona.store.workspace import may_name
 
@@ -54,7 +56,8 @@ class TensorNames:
         arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture)
         # not read from the file, which may leave out defaults
         config = AutoConfig.from_pretrained(base.path, trust_remote_code=False).get_text_config()
-        self._map = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+        self.layers = config.num_hidden_layers
+        self._map = gguf.get_tensor_name_map(arch, self.layers)
         self._heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
 
     def gguf_name(self, name: str) -> str:
@@ -149,8 +152,22 @@ def find_source_gguf(base: Base, name: str, scratch: Path) -> Path | None:
     return path if path.suffix == ".gguf" and may_name(path) and is_file(path) else None
 
 
+def estimate_model_gguf(base: Base, quantization: Quantization) -> int:
+    """Bytes of the weights of a merged file. Raises BaseError for an architecture that cannot be written."""
+    names = TensorNames(base)
+    found = {names.gguf_name(name): shape for name, shape in base.tensors().items()}
+    return estimate_bytes({name: shape for name, shape in found.items() if name}, names.layers, quantization)
+
+
 def write_model_gguf(
-    source: Path, state: dict[str, Any], base: Base, out: Path, name: str, template: str, stop_id: int
+    source: Path,
+    state: dict[str, Any],
+    base: Base,
+    out: Path,
+    name: str,
+    template: str,
+    stop_id: int,
+    quantization: Quantization = Quantization.none,
 ) -> None:
     """Write a copy of the GGUF file `source` with the weights `state`, a model's state_dict in float16 or bfloat16.
 
@@ -158,7 +175,8 @@ def write_model_gguf(
     name: of the model; template: its chat template, in Jinja; stop_id: the token that ends a reply.
     """
     reader, names = gguf.GGUFReader(source), TensorNames(base)
-    kind, file_type = SIXTEEN_BIT_TYPES[str(next(iter(state.values())).dtype)]
+    sixteen_bits, file_type = SIXTEEN_BIT_TYPES[str(next(iter(state.values())).dtype)]
+    file_type = FILE_TYPES.get(quantization, file_type)
     changed: dict[str, Any] = {
         "general.name": name, "general.file_type": int(file_type), "tokenizer.chat_template": template,
         "tokenizer.ggml.eot_token_id": stop_id,
@@ -187,7 +205,10 @@ def write_model_gguf(
             writer.add_tensor(tensor, old.data, raw_dtype=old.tensor_type)
             continue
         rows = names.permute_rows(tensor, weights[tensor].detach().float().cpu().numpy())
-        writer.add_tensor(tensor, gguf.quants.quantize(rows, kind), raw_dtype=kind)
+        kind = sixteen_bits
+        if quantization is not Quantization.none:
+            kind = choose_type(tensor, rows.shape[-1], names.layers, bool(more), quantization)
+        writer.add_tensor(tensor, quantize_rows(rows, kind), raw_dtype=kind)
     _close(writer)
 
 

@@ -2,7 +2,6 @@
 
 import gc
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from persona.compare import session
 from persona.errors import InputError, Message
-from persona.models import attach, generate, hardware, progress_callback
+from persona.models import attach, hardware, progress_callback
 from persona.models import base as bases
 from persona.models.adapter import Adapter
 from persona.models.base import Base
@@ -19,57 +18,26 @@ from persona.models.progress_callback import ProgressCallback
 from persona.models.quiet import quiet_transformers
 from persona.models.sampling import Sampling
 from persona.share.exports import full_precision, new_output
+from persona.share.exports.probe_answers import ProbeAnswers, answer_probes
 from persona.store.files import write_atomic
 from persona.template.chat_template import ChatTemplate
 from persona.template.render import Renderer
 
 ADAPTER_NAME = "persona"  # of the adapter inside the model
-REPLY_TOKENS = 16  # tokens of each answer on which the merged model is compared with base + adapter
-MAX_PROBES = 10
-
-
-@dataclass(frozen=True)
-class MergeDifference:
-    """Merged model compared with base + adapter, over the first tokens of greedy answers to the probes.
-
-    largest: difference of any logit; kl: mean KL(base + adapter ‖ merged) in nats per token; same: share of tokens with
-    the same argmax; dtype: of the arithmetic on both sides.
-    """
-
-    tokens: int
-    largest: float
-    kl: float
-    same: float
-    dtype: str
 
 
 @dataclass
 class MergedModel:
     """A merged model in memory, its renderer, and the answers of base + adapter before the merge.
 
-    rows: (prompt ids, reply ids) of each answer; before: its logits, (tokens, vocabulary). base: whose weights it has;
-    notes: what the user must know of them.
+    base: whose weights it has; notes: what the user must know of them.
     """
 
     model: Any
     renderer: Renderer
-    rows: list[tuple[list[int], list[int]]]
-    before: list[torch.Tensor]
+    answers: ProbeAnswers
     base: Base
     notes: list[str]
-
-    def difference(self, model: Any) -> MergeDifference:
-        """The difference of `model`, the merged one as it was stored."""
-        pairs = [(b, _logits(model, *row)) for b, row in zip(self.before, self.rows, strict=True)]
-        old, new = (torch.cat(x) for x in zip(*pairs, strict=True))
-        p, q = old.log_softmax(-1), new.log_softmax(-1)
-        return MergeDifference(
-            tokens=len(old),
-            largest=float((old - new).abs().max()),
-            kl=float((p.exp() * (p - q)).sum(-1).mean()),
-            same=float((old.argmax(-1) == new.argmax(-1)).float().mean()),
-            dtype=str(model.dtype).removeprefix("torch."),
-        )
 
 
 def export_merged_model(
@@ -94,7 +62,7 @@ def export_merged_model(
         gc.collect()
         progress(Message("Opening what was written, and comparing …"))
         again = bases.load_base_model(Base(base.id, folder), str(dtype).removeprefix("torch."))
-        facts: dict[str, Any] = {"strength": strength, "difference": asdict(merged.difference(again))}
+        facts: dict[str, Any] = {"strength": strength, "difference": asdict(merged.answers.compare(again))}
         write_atomic(folder / "README.md", _card(adapter, base, facts | {"notes": merged.notes}, stored))
         size = sum(f.stat().st_size for f in folder.iterdir())
     return {"folder": str(out), "bytes": size, **facts, **({"notes": merged.notes} if merged.notes else {})}
@@ -121,10 +89,9 @@ def merge_adapter(
     attach.set_adapter_strength(model, ADAPTER_NAME, strength)
     renderer = session.renderer_of(adapter, bases.load_tokenizer(base))
     progress(Message("Asking base and adapter the probes …"))
-    rows = _greedy_answers(model, renderer, adapter.card.probes[:MAX_PROBES] or ("?",))
-    before = [_logits(model, *row) for row in rows]
+    answers = answer_probes(model, renderer, adapter.card.probes)
     progress(Message("Merging …"))
-    return MergedModel(_merge_layers(model), renderer, rows, before, weights_of, notes)
+    return MergedModel(_merge_layers(model), renderer, answers, weights_of, notes)
 
 
 def _merge_layers(model: Any) -> Any:
@@ -157,23 +124,6 @@ def stored_dtype(base: Base) -> str:
     inner = config.get("text_config")
     stored = [c.get("dtype") or c.get("torch_dtype") for c in (config, inner) if isinstance(c, dict)]
     return str(next(filter(None, stored), "bfloat16"))
-
-
-@torch.inference_mode()
-def _greedy_answers(model: Any, renderer: Renderer, questions: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-    """(prompt ids, first ids of the greedy answer) for each question."""
-    prompts = [renderer.render_prompt([], q).ids for q in questions]
-    greedy = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=REPLY_TOKENS)
-    *_, replies = generate.generate_batch(model, renderer.tokenizer, prompts, greedy, renderer.stop_id)
-    answers = [renderer.tokenizer(r.text, add_special_tokens=False)["input_ids"][:REPLY_TOKENS] for r in replies]
-    return list(zip(prompts, answers, strict=True))
-
-
-@torch.inference_mode()
-def _logits(model: Any, prompt: list[int], reply: list[int]) -> torch.Tensor:
-    """(tokens + 1, vocabulary), float32: the logits for each token of the reply and for the one after it."""
-    ids = torch.tensor([prompt + reply], device=model.device)
-    return model(input_ids=ids, use_cache=False, logits_to_keep=len(reply) + 1).logits[0].float().cpu()
 
 
 def save_checkpoint(model: Any, renderer: Renderer, base: Base, folder: Path) -> None:
