@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 from persona.errors import AdapterError, Message, join
-from persona.models import placement, trained_tokens
+from persona.models import placement, quantization, trained_tokens
 from persona.models.adapter import WEIGHTS_FILE, Adapter
 
 _PREFIX = "base_model.model."
@@ -34,6 +34,7 @@ def attach_adapter(model: Any, adapter: Adapter, name: str) -> Any:
     settings = {**adapter.settings, "target_modules": [*layers, *token_rows], "trainable_token_indices": None}
     for key, pattern in trained_tokens.make_token_row_settings(token_rows, bool(settings.get("use_rslora"))).items():
         settings[key] = pattern | settings.get(key, {})
+    settings["fan_in_fan_out"] = quantization.has_transposed_weights(inner)
     config = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, inference_mode=True, **settings)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # both get the same rows
@@ -70,9 +71,13 @@ def check_adapter_fits(adapter: Adapter, state: dict[str, Any], model: Any) -> l
     problems = []
     for key, tensor in state.items():
         layer, _, part = key.removeprefix(_PREFIX).rpartition(".lora_")
-        module = modules.get(layer)
+        module: Any = modules.get(layer)
         module = getattr(module, "base_layer", module)
-        in_features, out_features = getattr(module, "in_features", None), getattr(module, "out_features", None)
+        in_features, out_features = (
+            module.weight.shape
+            if quantization.is_transposed(module)
+            else (getattr(module, "in_features", None), getattr(module, "out_features", None))
+        )
         if in_features is None or not key.startswith(_PREFIX):
             problems.append(Message("  {layer}: this base has no such layer", layer=layer or key))
             continue

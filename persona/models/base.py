@@ -19,7 +19,12 @@ from persona.models.catalogue import load_catalogue
 from persona.models.download import MODELSCOPE_PREFIX
 from persona.models.memory import DTYPE_BYTES
 from persona.models.progress_callback import ProgressCallback, ignore_progress
-from persona.models.quantization import is_quantized, keep_training_arithmetic, make_quantization_kwargs
+from persona.models.quantization import (
+    is_quantized,
+    keep_training_arithmetic,
+    make_quantization_kwargs,
+    require_quantized_layers,
+)
 from persona.models.quiet import quiet_transformers, silence_bitsandbytes
 from persona.store.files import expand_home, hash_file, is_file, is_folder, read_json
 from persona.store.workspace import is_for_visitor
@@ -249,6 +254,8 @@ def load_base_model(
         raise BaseError(
             "{base}: cannot be opened ({kind}: {reason}).", base=base.id, kind=type(e).__name__, reason=e
         ) from e
+    if quantization != "none":
+        require_quantized_layers(model, base.id)
     if is_quantized(model):  # here, or as stored
         keep_training_arithmetic(model)
     if quantization == "none" and not placed:  # a quantized one is on its device already

@@ -7,13 +7,15 @@ import regex  # unlike re it has a timeout; a dependency of transformers
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
+from transformers.pytorch_utils import Conv1D
 
 from persona.errors import InputError
+from persona.models import quantization
 from persona.train.config import RunConfig
 
 # what model families call the two halves of a layer
-ATTENTION_PARENTS = ("self_attn", "attn", "attention")
-MLP_PARENTS = ("mlp", "feed_forward")
+ATTENTION_PARENTS = ("self_attn", "attn", "attention", "self_attention", "linear_attn")
+MLP_PARENTS = ("mlp", "feed_forward", "ffn")
 LAYER_GROUPS = {"attention": ATTENTION_PARENTS, "mlp": MLP_PARENTS, "attention+mlp": ATTENTION_PARENTS + MLP_PARENTS}
 MAX_SHOWN_NAMES = 12  # layer names that an error lists
 
@@ -33,7 +35,8 @@ def select_target_modules(model: Any, wanted: str) -> str | list[str]:
     if has_towers:
         language = model.get_decoder()
         inside = next(name for name, module in model.named_modules() if module is language) + ".layers."
-    layers = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.startswith(inside)]
+    linear = (torch.nn.Linear, Conv1D)  # GPT-2's are Conv1D
+    layers = [n for n, m in model.named_modules() if isinstance(m, linear) and n.startswith(inside)]
     if wanted.startswith("re:"):
         return _match_pattern(layers, wanted.removeprefix("re:").strip())
     if wanted == "all-linear":
@@ -115,6 +118,7 @@ def make_lora_config(c: RunConfig, model: Any, token_rows: dict[str, list[int]] 
         init_lora_weights=init if init in ("gaussian", "orthogonal") else True,
         use_rslora=c.use_rslora,
         use_dora=c.use_dora,
+        fan_in_fan_out=quantization.has_transposed_weights(model),
         trainable_token_indices=token_rows,
     )
 
@@ -138,7 +142,7 @@ def initialize_pissa(model: torch.nn.Module, init: str, rank: int) -> None:
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer) or "default" not in layer.lora_A:
             continue
-        weight = layer.get_base_layer().weight.float()
+        weight = quantization.dequantize_weight(layer.get_base_layer()).float()
         if rank > min(weight.shape):
             raise InputError(
                 "lora_r={rank} with {init}: {layer} has only {directions} directions. Lower lora_r.",
