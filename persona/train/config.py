@@ -11,6 +11,7 @@ from persona.template.render import MAX_LENGTH, MAX_LENGTH_RANGE
 from persona.train.aliases import ALIASES, describe_problem, resolve_aliases, written_name
 
 MAX_ACCUMULATION = 1024  # batches an optimizer step
+PATTERN_PREFIX = "re:"  # of target_modules that are a regular expression
 MIN_SIMILARITY = 65.0  # of an unknown setting's name to a known one that is proposed, in percent
 
 SettingGroup = Literal["Pace", "Adapter", "Memory and speed", "Measuring"]

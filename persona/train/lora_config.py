@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from persona.errors import InputError
 from persona.models import quantization
-from persona.train.config import RunConfig
+from persona.train.config import PATTERN_PREFIX, RunConfig
 
 # what model families call the two halves of a layer
 ATTENTION_PARENTS = ("self_attn", "attn", "attention", "self_attention", "linear_attn")
@@ -37,8 +37,8 @@ def select_target_modules(model: Any, wanted: str) -> str | list[str]:
         inside = next(name for name, module in model.named_modules() if module is language) + ".layers."
     linear = (torch.nn.Linear, Conv1D)  # GPT-2's are Conv1D
     layers = [n for n, m in model.named_modules() if isinstance(m, linear) and n.startswith(inside)]
-    if wanted.startswith("re:"):
-        return _match_pattern(layers, wanted.removeprefix("re:").strip())
+    if wanted.startswith(PATTERN_PREFIX):
+        return _match_pattern(layers, wanted.removeprefix(PATTERN_PREFIX).strip())
     if wanted == "all-linear":
         wanted = "attention+mlp"  # adapters between tower and language model are linear layers too
     if wanted in LAYER_GROUPS:
