@@ -101,8 +101,8 @@ def resolve_base(name: str, progress: ProgressCallback = ignore_progress, revisi
     """Find the base model called `name`; convert or download it where needed.
 
     Tried in this order: the name or Hub id of a bundled model, modelscope:ORG/NAME or …@REVISION, a .gguf file, a
-    folder with config.json, a Hub id; for a visitor neither file nor folder. revision: the commit to take of a Hub id; "": its
-    newest. Raises BaseError with what to do, InputError as require_open_name() does.
+    folder with config.json, a Hub id; for a visitor neither file nor folder. revision: the commit to take of a Hub id;
+    "": its newest. Raises BaseError with what to do, InputError as require_open_name() does.
     """
     name = name.strip() or DEFAULT_BASE
     require_open_name(name)

@@ -198,6 +198,16 @@ class RunConfig(BaseModel):
         "For rows of very different lengths on a GPU",
         "Leave it on a CPU.",
     )  # fmt: skip
+    group_by_length: bool = _setting(
+        True, "Memory and speed", "Group rows by length",
+        "rows of similar length share a batch, so that little of it is padding",
+        "Turn it off to compare with a run made elsewhere, where rows come in random order.",
+    )  # fmt: skip
+    tf32: bool = _setting(
+        False, "Memory and speed", "TF32",
+        "products of float32 weights in 19 bits: faster on an NVIDIA GPU of Ampere or newer; not verified by us",
+        "With dtype=float32 on such a GPU.",
+    )  # fmt: skip
     engine: Literal["none", "liger", "unsloth"] = _setting(
         "none", "Memory and speed", "Fast kernels",
         "faster kernels of an NVIDIA GPU: Liger's, or the base as Unsloth loads it, which has an environment of its "

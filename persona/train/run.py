@@ -61,6 +61,7 @@ def make_sft_config(prepared: PreparedRun, output: Path) -> SFTConfig:
         use_cpu=cpu,
         bf16=not cpu and prepared.plan.train_dtype == "bfloat16",
         fp16=not cpu and prepared.plan.train_dtype == "float16",
+        tf32=True if c.tf32 else None,  # None: as PyTorch has it
         max_length=None,  # rendering has checked every row; none may be cut here
         num_train_epochs=c.epochs,
         max_steps=c.max_steps,

@@ -62,6 +62,8 @@ def check_config(c: RunConfig, plan: DevicePlan, gpus: int = 1) -> None:
             gpus=gpus if plan.device == "cuda" else 0,
             processes=process_count(),
         )
+    if c.tf32 and plan.device != "cuda":
+        raise InputError("tf32: is a number format of NVIDIA GPUs; there is none here. Set it to false.")
     require_packages(c)
     check_quantization(c.quantization, c.optim, c.use_dora, plan)
     _check_pissa(c)

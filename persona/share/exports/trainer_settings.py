@@ -56,7 +56,7 @@ def training_arguments(c: RunConfig) -> dict[str, Any]:
         "adam_beta2": c.adam_beta2, "max_grad_norm": c.max_grad_norm, "weight_decay": c.weight_decay,
         **({"neftune_noise_alpha": c.neftune_noise_alpha} if c.neftune_noise_alpha else {}), **_number_format(c),
         **({"save_steps": c.save_steps} if c.save_steps else {}), "save_total_limit": c.save_total_limit,
-        "seed": c.seed, "logging_steps": 1, "report_to": c.report_to,
+        **({"tf32": True} if c.tf32 else {}), "seed": c.seed, "logging_steps": 1, "report_to": c.report_to,
     }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def llama_factory_config(c: RunConfig, base: str, sets: Sequence[str], template:
         **({"template": known_template} if known_template else {}),
         "cutoff_len": c.max_length, "mask_history": not c.learn_history,
         **({"packing": True, "neat_packing": True} if c.packing else {}),
-        "disable_gradient_checkpointing": not c.gradient_checkpointing,
+        "group_by_length": c.group_by_length, "disable_gradient_checkpointing": not c.gradient_checkpointing,
         "output_dir": f"output/{sets[0]}", **training_arguments(c), **_warmup(c),
     }  # fmt: skip
 
@@ -116,6 +116,7 @@ def axolotl_config(c: RunConfig, base: str, sets: Sequence[str], template: ChatT
         "optimizer": c.optim, "adam_beta1": c.adam_beta1, "adam_beta2": c.adam_beta2, "max_grad_norm": c.max_grad_norm,
         "lr_scheduler": c.lr_scheduler_type, **_warmup(c), "weight_decay": c.weight_decay,
         **({"neftune_noise_alpha": c.neftune_noise_alpha} if c.neftune_noise_alpha else {}), **_number_format(c),
+        **({"tf32": True} if c.tf32 else {}), "group_by_length": c.group_by_length,
         "gradient_checkpointing": c.gradient_checkpointing,
         **({"eval_steps": c.eval_steps} if c.eval_steps else {}),
         **({"save_steps": c.save_steps} if c.save_steps else {}), "save_total_limit": c.save_total_limit,
