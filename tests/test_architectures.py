@@ -29,7 +29,7 @@ from persona.models.sampling import Sampling
 from persona.store.pairs import Pair
 from persona.store.persona_folder import create_persona_at
 from persona.template.chat_template import read_template
-from persona.train import lora_config, prepare
+from persona.train import lora_config, prepare, target_modules
 from persona.train import run as train_run
 from persona.train.config import RunConfig, make_config
 from persona.train.launcher import create_run
@@ -193,7 +193,7 @@ def test_the_language_layers_and_no_tower_have_a_lora(made):
     decoder = next(n for n, m in inside.named_modules() if m is inside.get_decoder())
     language = {n for n in names if n.startswith(f"{decoder}.{LAYERS.get(made.name, 'layers')}.")}
     found = with_lora(inside)
-    parents = lora_config.LAYER_GROUPS["attention+mlp"]
+    parents = target_modules.LAYER_GROUPS["attention+mlp"]
     assert found and {n for n in language if is_in(n, parents)} <= found
     assert all(n.startswith(f"{decoder}.") for n in found)
     if made.name in ("gemma3", "gemma3n"):
@@ -216,7 +216,7 @@ def test_every_choice_of_layers_stays_in_the_language_model(made):
         if wanted == out_projection:
             assert found == {f"{decoder}.{stack}.{n}.{out_projection}" for n in range(layers)}
         if wanted == "attention":
-            assert found == {f"{decoder}.{stack}.{n}" for n in inside if is_in(n, lora_config.ATTENTION_PARENTS)}
+            assert found == {f"{decoder}.{stack}.{n}" for n in inside if is_in(n, target_modules.ATTENTION_PARENTS)}
 
     stack, out_projection = LAYERS.get(made.name, "layers"), OUT_PROJECTION.get(made.name, "self_attn.o_proj")
     check_each(["all-linear", "attention", out_projection], check)

@@ -1,9 +1,7 @@
 """RunConfig → PEFT's LoraConfig: the layers a LoRA goes on, its rank and scale, and how it is initialized."""
 
-import re
 from typing import Any
 
-import regex  # unlike re it has a timeout; a dependency of transformers
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -11,13 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from persona.errors import InputError
 from persona.models import quantization
-from persona.train.config import PATTERN_PREFIX, RunConfig
-
-# what model families call the two halves of a layer
-ATTENTION_PARENTS = ("self_attn", "attn", "attention", "self_attention", "linear_attn")
-MLP_PARENTS = ("mlp", "feed_forward", "ffn")
-LAYER_GROUPS = {"attention": ATTENTION_PARENTS, "mlp": MLP_PARENTS, "attention+mlp": ATTENTION_PARENTS + MLP_PARENTS}
-MAX_SHOWN_NAMES = 12  # layer names that an error lists
+from persona.train.config import RunConfig
+from persona.train.target_modules import match_layers
 
 
 def select_target_modules(model: Any, wanted: str) -> str | list[str]:
@@ -37,71 +30,8 @@ def select_target_modules(model: Any, wanted: str) -> str | list[str]:
         inside = next(name for name, module in model.named_modules() if module is language) + ".layers."
     linear = (torch.nn.Linear, Conv1D)  # GPT-2's are Conv1D
     layers = [n for n, m in model.named_modules() if isinstance(m, linear) and n.startswith(inside)]
-    if wanted.startswith(PATTERN_PREFIX):
-        return _match_pattern(layers, wanted.removeprefix(PATTERN_PREFIX).strip())
-    if wanted == "all-linear":
-        wanted = "attention+mlp"  # adapters between tower and language model are linear layers too
-    if wanted in LAYER_GROUPS:
-        return _match_group(layers, wanted)
-    return _match_names(layers, wanted)
-
-
-def _match_group(layers: list[str], group: str) -> list[str]:
-    """By the module that they are in: q_proj is called qkv_proj, q_a_proj … in other families."""
-    matches = [n for n in layers if len(parts := n.split(".")) > 1 and parts[-2] in LAYER_GROUPS[group]]
-    if not matches:
-        raise InputError(
-            "target_modules={wanted}: not known for this base. Name its layers: {layers}.",
-            wanted=group,
-            layers=_list_layer_names(layers),
-        )
-    return matches
-
-
-def _match_names(layers: list[str], wanted: str) -> list[str]:
-    """wanted: endings of names, separated by commas, each of which must be there."""
-    names = [n.strip() for n in wanted.split(",") if n.strip()]
-    unknown = [n for n in names if not any(_ends_with_name(layer, n) for layer in layers)]
-    if unknown or not names:
-        raise InputError(
-            "target_modules: this base has no layer {names!r}. It has {layers}.",
-            names=", ".join(unknown) or wanted,
-            layers=_list_layer_names(layers),
-        )
-    return [layer for layer in layers if any(_ends_with_name(layer, n) for n in names)]
-
-
-def _ends_with_name(layer: str, name: str) -> bool:
-    return f".{layer}".endswith(f".{name}")
-
-
-def _match_pattern(layers: list[str], pattern: str) -> list[str]:
-    try:
-        matches = [n for n in layers if regex.fullmatch(pattern, n, timeout=1.0)]  # some patterns would run for years
-    except TimeoutError:
-        raise InputError(
-            "target_modules=re:{pattern}: takes too long. Write it without nested repeats.", pattern=f"{pattern:.100}"
-        ) from None
-    except regex.error as e:
-        raise InputError(
-            "target_modules=re:{pattern}: not a regular expression ({reason}).", pattern=pattern, reason=e
-        ) from e
-    if not matches:
-        raise InputError(
-            "target_modules=re:{pattern}: matches no linear layer. It must match a whole name, such as "
-            "{first} or {last}; e.g. re:.*{ending}.",
-            pattern=pattern,
-            first=layers[0],
-            last=layers[-1],
-            ending=re.escape(layers[0].rpartition(".")[2]),
-        )
-    return matches
-
-
-def _list_layer_names(layers: list[str]) -> str:
-    """The last parts of the layers' names, each once; the first few of them."""
-    names = list(dict.fromkeys(n.rpartition(".")[2] for n in layers))
-    return ", ".join(names[:MAX_SHOWN_NAMES]) + (", …" if len(names) > MAX_SHOWN_NAMES else "")
+    # adapters between tower and language model are linear layers too
+    return match_layers(layers, "attention+mlp" if wanted == "all-linear" else wanted)
 
 
 def make_lora_config(c: RunConfig, model: Any, token_rows: dict[str, list[int]] | None = None) -> LoraConfig:

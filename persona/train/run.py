@@ -299,7 +299,9 @@ def finish_run(model: Any, state: TrainerState, callback: RunCallback, evaluator
     step, nll = saved
     status = "failed" if callback.diverged else "done" if callback.is_finished(state) else "stopped"
     figures = evaluator.figures(state.global_step)
-    figures |= {"status": status, "adapter_nll": nll, "peak_memory_bytes": monitor.peak_memory()}
+    trained, total = model.get_nb_trainable_parameters()
+    figures |= {"status": status, "adapter_nll": nll, "peak_memory_bytes": monitor.peak_memory(),
+                "trainable_parameters": trained, "total_parameters": total}  # fmt: skip
     result = {"run": str(run.path), "adapter": str(run.adapter), **figures}
     run.log("result", **result)
     run.log("chosen", step=step, nll=nll)
