@@ -149,6 +149,7 @@ class StepShape:
     length: int
     learned: int  # positions of a row that are learned
     rank: int = 16
+    trained: int = 0  # parameters that are trained beside the LoRA
     dtype: str = "float32"
     quantization: str = "none"
     checkpointing: bool = False
@@ -176,7 +177,7 @@ def estimate_memory(shape: ModelShape, step: StepShape, gpus: int = 1) -> Memory
     gpus: over which the layers are spread; the peak is that of one, with a layer more than its share.
     """
     activations = _kept_activations(shape, step)
-    training = shape.lora * step.rank * ADAM_BYTES
+    training = (shape.lora * step.rank + step.trained) * ADAM_BYTES
     logits = _logit_bytes(shape, step)
     runtime = _runtime_bytes(step.device, activations + logits)
     share = 1.0 if gpus == 1 else 1 / gpus + 1 / shape.layers

@@ -149,10 +149,15 @@ def _use_training_path(layer: Any, _: Any) -> None:
 
 
 def upcast_trainable_weights(model: Any) -> None:
-    """Cast the LoRA of a quantized base to float32: TRL makes it bfloat16, whose 8 bits lose small updates.
+    """Cast what is trained to float32: bfloat16, whose 8 bits lose small updates, is what TRL makes of the LoRA of a
+    quantized base, and what layers of the base that are trained too (bias, modules_to_save) may be stored in.
 
     Call it before the optimizer is created. Matrix products still run in the dtype of the plan.
     """
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
+    for layer in model.modules():
+        weights = list(layer.parameters(recurse=False))
+        if any(weight.requires_grad for weight in weights):
+            is_norm = all(weight.dim() == 1 for weight in weights)  # whose weight and bias must be of one dtype
+            for weight in weights:
+                if is_norm or weight.requires_grad:
+                    weight.data = weight.data.float()

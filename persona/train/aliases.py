@@ -93,6 +93,7 @@ ALIASES: dict[str, Alias] = {
     # PEFT: LoraConfig
     "r": Alias("lora_r"),
     "target_modules": Alias("target_modules", _join_names),
+    "modules_to_save": Alias("modules_to_save", lambda value: "" if value is None else _join_names(value)),
     "init_lora_weights": Alias("init_lora_weights", _initialization),
     # transformers: TrainingArguments, BitsAndBytesConfig, from_pretrained, its example scripts
     "num_train_epochs": Alias("epochs"),
@@ -136,17 +137,11 @@ _STEPWISE = Message("a run is evaluated every eval_steps steps; eval_fraction=0 
 _OWN_FOLDER = Message("a run lies in its persona's folder, under a name of its own; leave it out")
 _BEST = Message("the best adapter by held-out loss is always the one that is kept")
 _PAIRS = Message("rows are made from the persona's pairs by the template; leave it out")
-_NO_BIAS = Message("biases are not trained")
 
 # name → the values that are meant here anyway, in lower case, and why there are no others
 FIXED: dict[str, tuple[frozenset[str], Message]] = {
-    "bias": (frozenset({"none"}), _NO_BIAS),
-    "lora_bias": (_OFF, _NO_BIAS),
+    "lora_bias": (_OFF, Message("B has no bias here; bias=lora_only trains those of the layers themselves")),
     "task_type": (frozenset({"causal_lm", "tasktype.causal_lm"}), Message("a persona is a causal language model")),
-    "modules_to_save": (
-        frozenset({"none", "[]"}),
-        Message("no layer of the base is trained whole; train_stop_token trains one row of it"),
-    ),
     "bnb_4bit_quant_type": (frozenset({"nf4"}), Message("4 bits are always nf4 here")),
     "bnb_4bit_use_double_quant": (_ON, Message("4 bits always have double quantization here")),
     "bnb_4bit_quant_storage": (frozenset({"uint8", "torch.uint8"}), Message("4 bits are always stored as uint8 here")),

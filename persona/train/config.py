@@ -166,6 +166,17 @@ class RunConfig(BaseModel):
         "slower",
         "When the adapter learns too little and time matters less.",
     )  # fmt: skip
+    bias: Literal["none", "all", "lora_only"] = _setting(
+        "none", "Adapter", "Biases",
+        "train the base's biases too: all, or those of the layers with a LoRA; many bases have none",
+        "Leave it, unless you repeat a run made elsewhere.",
+    )  # fmt: skip
+    modules_to_save: str = _setting(
+        "", "Adapter", "Layers trained whole",
+        "names joined by commas of layers that are trained whole and saved with the adapter, such as embed_tokens, "
+        "lm_head or norm; takes 16 bytes a parameter",
+        "When a base must learn tokens or a script that it hardly knows.",
+    )  # fmt: skip
     train_stop_token: bool = _setting(
         False, "Adapter", "Train the stop token's row",
         "train the stop token's own row: for a base that never learned it",

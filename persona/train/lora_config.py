@@ -8,9 +8,9 @@ from peft.tuners.lora import LoraLayer
 from transformers.pytorch_utils import Conv1D
 
 from persona.errors import InputError
-from persona.models import quantization
+from persona.models import quantization, trained_modules
 from persona.train.config import RunConfig
-from persona.train.target_modules import match_layers
+from persona.train.target_modules import list_layer_names, match_layers
 
 
 def select_target_modules(model: Any, wanted: str) -> str | list[str]:
@@ -39,18 +39,50 @@ def make_lora_config(c: RunConfig, model: Any, token_rows: dict[str, list[int]] 
     rank, alpha, init = c.lora_r, float(c.lora_alpha), c.init_lora_weights
     if c.is_pissa:
         rank, alpha = double_rank_for_pissa(rank, alpha, c.use_rslora)
+    targets = select_target_modules(model, c.target_modules)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,
         lora_dropout=c.lora_dropout,
-        target_modules=select_target_modules(model, c.target_modules),
+        target_modules=targets,
         init_lora_weights=init if init in ("gaussian", "orthogonal") else True,
         use_rslora=c.use_rslora,
         use_dora=c.use_dora,
+        bias=c.bias,
+        modules_to_save=select_modules_to_save(model, c.modules_to_save, targets),
         fan_in_fan_out=quantization.has_transposed_weights(model),
         trainable_token_indices=token_rows,
     )
+
+
+def select_modules_to_save(model: Any, wanted: str, targets: str | list[str]) -> list[str] | None:
+    """The modules_to_save of a LoraConfig. wanted: endings of names, separated by commas; targets: of the LoRA.
+
+    Raises InputError for a name that is not there, or is not one plain layer that no LoRA is on.
+    """
+    layers = {n: m for n, m in model.named_modules() if trained_modules.is_plain_layer(m)}
+    names = [n.strip() for n in wanted.split(",") if n.strip()]
+    found = []
+    for name in names:
+        matches = [layer for layer in layers if f".{layer}".endswith(f".{name}")]
+        if not matches:
+            others = [n for n, m in layers.items() if not isinstance(m, torch.nn.Linear) or "." not in n]
+            raise InputError(
+                "modules_to_save: this base has no layer {name!r} that can be trained whole. It has {layers}.",
+                name=name,
+                layers=list_layer_names(others),
+            )
+        head = model.get_output_embeddings()
+        with_lora = targets == "all-linear" and any(
+            isinstance(layers[n], torch.nn.Linear | Conv1D) and layers[n] is not head for n in matches
+        )
+        if with_lora or (isinstance(targets, list) and set(matches) & set(targets)):
+            raise InputError(
+                "modules_to_save: {name} has a LoRA already. Leave it out there, or out of target_modules.", name=name
+            )
+        found += matches
+    return found or None
 
 
 def double_rank_for_pissa(rank: int, alpha: float, rslora: bool) -> tuple[int, float]:

@@ -159,8 +159,7 @@ def _set_up_callbacks(trainer: Trainer, run: Run) -> None:
 
 def _set_layer_dtypes(model: Any, device: str) -> None:
     """The number formats in which the layers of a PeftModel compute."""
-    if quantization.is_quantized(model):
-        quantization.upcast_trainable_weights(model)
+    quantization.upcast_trainable_weights(model)
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.cast_input_dtype_enabled = device == "mps"  # elsewhere autocast casts the few weights instead

@@ -41,7 +41,7 @@ def _match_group(layers: list[str], group: str) -> list[str]:
         raise InputError(
             "target_modules={wanted}: not known for this base. Name its layers: {layers}.",
             wanted=group,
-            layers=_list_layer_names(layers),
+            layers=list_layer_names(layers),
         )
     return matches
 
@@ -54,7 +54,7 @@ def _match_names(layers: list[str], wanted: str) -> list[str]:
         raise InputError(
             "target_modules: this base has no layer {names!r}. It has {layers}.",
             names=", ".join(unknown) or wanted,
-            layers=_list_layer_names(layers),
+            layers=list_layer_names(layers),
         )
     return [layer for layer in layers if any(_ends_with_name(layer, n) for n in names)]
 
@@ -86,7 +86,7 @@ def _match_pattern(layers: list[str], pattern: str) -> list[str]:
     return matches
 
 
-def _list_layer_names(layers: list[str]) -> str:
+def list_layer_names(layers: list[str]) -> str:
     """The last parts of the layers' names, each once; the first few of them."""
     names = list(dict.fromkeys(n.rpartition(".")[2] for n in layers))
     return ", ".join(names[:MAX_SHOWN_NAMES]) + (", …" if len(names) > MAX_SHOWN_NAMES else "")

@@ -25,8 +25,8 @@ TARGET_LAYERS = {
 IN_THE_DATA = ("base", "template", "eval_fraction", "max_eval_rows", "learn_history")
 _ONLY_HERE = ("train_stop_token", "spread_layers", "diary_probes")
 NOT_CARRIED = {
-    "LLaMA-Factory": (*_ONLY_HERE, "early_stopping_patience"),
-    "Axolotl": (*_ONLY_HERE, "engine", "report_to"),
+    "LLaMA-Factory": (*_ONLY_HERE, "bias", "early_stopping_patience"),
+    "Axolotl": (*_ONLY_HERE, "bias", "engine", "report_to"),
     "Unsloth": (*_ONLY_HERE, "early_stopping_patience", "eval_steps", "use_dora", "init_lora_weights", "engine"),
 }
 
@@ -45,6 +45,11 @@ def peft_targets(c: RunConfig) -> list[str] | str:
     if c.target_modules.startswith(PATTERN_PREFIX):
         return c.target_modules.removeprefix(PATTERN_PREFIX).strip()
     return TARGET_LAYERS.get(c.target_modules) or [m.strip() for m in c.target_modules.split(",")]
+
+
+def modules_to_save(c: RunConfig) -> list[str]:
+    """PEFT's modules_to_save."""
+    return [name.strip() for name in c.modules_to_save.split(",") if name.strip()]
 
 
 def training_arguments(c: RunConfig) -> dict[str, Any]:
@@ -72,6 +77,7 @@ def llama_factory_config(c: RunConfig, base: str, sets: Sequence[str], template:
         "stage": "sft", "do_train": True, "finetuning_type": "lora",
         "lora_rank": c.lora_r, "lora_alpha": c.lora_alpha, "lora_dropout": c.lora_dropout, "lora_target": targets,
         "use_rslora": c.use_rslora, "use_dora": c.use_dora,
+        **({"additional_target": ",".join(modules_to_save(c))} if modules_to_save(c) else {}),
         **({"pissa_init": True, "pissa_iter": int(rounds or -1), "pissa_convert": True} if c.is_pissa else {}),
         **({"quantization_bit": 4 if c.quantization == "nf4" else 8} if c.quantization != "none" else {}),
         **({"enable_liger_kernel": True} if c.engine == "liger" else {}),
@@ -106,6 +112,7 @@ def axolotl_config(c: RunConfig, base: str, sets: Sequence[str], template: ChatT
            else {"lora_target_modules": peft_targets(c)}),
         "peft_use_rslora": c.use_rslora, "peft_use_dora": c.use_dora,
         **({} if c.init_lora_weights == "default" else {"peft_init_lora_weights": c.init_lora_weights}),
+        **({"lora_modules_to_save": modules_to_save(c)} if modules_to_save(c) else {}),
         "chat_template": "jinja", "chat_template_jinja": template.text,
         "datasets": [data(sets[0])],
         **({"test_datasets": [data(sets[1]) | {"split": "train"}]} if len(sets) > 1 else {}),
