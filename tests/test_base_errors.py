@@ -34,6 +34,7 @@ CASES = {
     "gated, not logged in": ("ben/gated", "", r"ben/gated is gated: accept its licence on https://huggingface\.co/ben/gated, then log in"),
     "gated, not let in": ("ben/gated", ANN, r"ben/gated is gated, and your account has no access yet\. Ask for it on"),
     "not there, not logged in": ("ben/nothing", "", r"ben/nothing: not on the Hub, or private: not seen without logging in \(hf auth login\)\. Check the name"),
+    "another name": ("google/gemma-3n-4b-it", ANN, r"google/gemma-3n-4b-it: not on .*\. Did you mean google/gemma-3n-E4B-it\? Without"),
     "not there": ("ben/nothing", ANN, r"ben/nothing: not on the Hub, or private: not seen with your account\. Check"),
     "private": ("ben/private", ANN, r"ben/private: not on the Hub, or private"),
     "a token that has expired": ("ben/open", OLD, r"ben/open: the Hub refuses your token\. Log in again: hf auth login"),

@@ -162,9 +162,16 @@ def test_modelscope_through_its_package(monkeypatch, tiny_llama):
 
     monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(snapshot_download=snapshot_download))
     found = base.resolve_base("modelscope:Qwen/Qwen3-0.6B")
-    assert asked == [(("Qwen/Qwen3-0.6B",), {"allow_patterns": list(download.DOWNLOAD_PATTERNS)})]
+    assert asked == [(("Qwen/Qwen3-0.6B", None), {"allow_patterns": list(download.DOWNLOAD_PATTERNS)})]
     assert (found.id, found.path, found.licence) == ("modelscope:Qwen/Qwen3-0.6B", tiny_llama, "Apache-2.0")
     assert not any(p.endswith((".bin", ".py")) for p in asked[0][1]["allow_patterns"])
+    exact = base.resolve_base("modelscope:Qwen/Qwen3-0.6B@v1.0")
+    assert asked[1][0] == ("Qwen/Qwen3-0.6B", "v1.0")
+    assert (exact.id, exact.revision, exact.licence) == ("modelscope:Qwen/Qwen3-0.6B@v1.0", "v1.0", "Apache-2.0")
+    assert base.is_portable_base_name(exact.id) and not base.is_portable_base_name("modelscope:a/b@../x")
+    cached = base.find_local_base("modelscope:Qwen/Qwen3-0.6B@v1.0")
+    assert asked[2] == (("Qwen/Qwen3-0.6B", "v1.0"), {"local_files_only": True})
+    assert cached is not None and (cached.id, cached.path) == (exact.id, tiny_llama)
 
 
 def test_modelscope_refuses(monkeypatch, tmp_path):
@@ -174,6 +181,9 @@ def test_modelscope_refuses(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(snapshot_download=fail))
     with pytest.raises(BaseError, match="not a model of ModelScope. It is modelscope:ORG/NAME"):
         base.resolve_base("modelscope:../etc")
+    with pytest.raises(BaseError, match="not a model of ModelScope"):
+        base.resolve_base("modelscope:Qwen/Qwen3-0.6B@../../etc")
+    assert base.find_local_base("modelscope:Qwen/Qwen3-0.6B") is None
     with pytest.raises(BaseError, match=r"ConnectionError: no route"):
         base.resolve_base("modelscope:Qwen/Qwen3-0.6B")
     monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(snapshot_download=lambda *_, **__: str(tmp_path)))

@@ -16,7 +16,7 @@ from tests.cli_fixtures import CARD, PAIRS, shell
 
 pytest_plugins = "tests.cli_fixtures"
 TRAINED = {"run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
-           "adapter_nll", "peak_memory_bytes"}  # fmt: skip
+           "adapter_nll", "peak_memory_bytes", "trainable_parameters", "total_parameters"}  # fmt: skip
 
 
 # ---- pairs and settings that cannot make a run

@@ -279,6 +279,15 @@ def test_rows_of_like_length_share_a_batch_and_who_does_changes(joined):
     assert order(lengths, 1, joined) == order(lengths, 1, joined)
 
 
+def test_ungrouped_rows_come_in_random_order():
+    lengths = list(range(20, 81))
+    batches = list(LengthGroupedBatchSampler(lengths, 4, 1, 7, lambda: 0, group=False))
+    assert sorted(n for batch in batches for n in batch) == list(range(61))
+    spread = [max(batch) - min(batch) for batch in batches if len(batch) == 4]
+    assert min(spread) > 6, "no batch is of similar lengths"
+    assert 60 in batches[0], "short memory must show at the first step"
+
+
 def test_more_rows_than_one_pool(monkeypatch):
     monkeypatch.setattr(LengthGroupedBatchSampler, "POOL", 2)
     batches = order(list(range(1, 31)), 0)

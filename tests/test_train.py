@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_cpu")]  # a train
 
 
 RESULT = {"run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
-          "adapter_nll", "peak_memory_bytes"}  # fmt: skip
+          "adapter_nll", "peak_memory_bytes", "trainable_parameters", "total_parameters"}  # fmt: skip
 
 
 # ---- what is learned

@@ -42,6 +42,14 @@ def test_a_tracker_that_is_not_installed_is_named_before_a_run_is_made(without, 
     assert not persona.runs_dir.exists() or not list(persona.runs_dir.iterdir())
 
 
+def test_tf32_is_for_an_nvidia_gpu():
+    validate.check_config(make_config(tf32=True), GPU)
+    with pytest.raises(
+        InputError, match=r"tf32: is a number format of NVIDIA GPUs; there is none here\. Set it to false"
+    ):
+        validate.check_config(make_config(tf32=True), CPU)
+
+
 def test_every_tracker_of_the_settings_is_known():
     assert {"none", *validate.TRACKER_PACKAGES} == set(RunConfig.model_fields["report_to"].annotation.__args__)
 

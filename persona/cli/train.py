@@ -12,7 +12,7 @@ from persona.cli.settings_list import print_settings
 from persona.errors import InputError
 
 RESULT_KEYS = ("run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
-          "adapter_nll", "peak_memory_bytes")  # fmt: skip
+          "adapter_nll", "peak_memory_bytes", "trainable_parameters", "total_parameters")  # fmt: skip
 
 
 def train(
@@ -215,6 +215,8 @@ def _summary(value: dict[str, Any], expected: dict[str, float]) -> str:
     planned = f" ({expected['memory'] / 1e9:.1f} GB planned)" if "memory" in expected else ""
     if value["base_nll"] is not None:
         nll = f"Held-out NLL: base {value['base_nll']:.3f}, adapter {value['adapter_nll']:.3f} nats per learned token\n"
+    if (trained := value["trainable_parameters"]) and (total := value["total_parameters"]):
+        nll += f"Trained {trained:,} of {total:,} parameters: {100 * trained / total:.2f} %\n"
     return (
         f"{value['status']}: {value['steps']} steps in {value['seconds']:.0f} s, {value['tokens_per_s']:.0f} tokens/s, "
         f"peak memory {value['peak_memory_bytes'] / 1e9:.1f} GB{planned}\n{nll}Adapter: {value['adapter']}"

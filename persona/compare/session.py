@@ -16,7 +16,7 @@ from persona.compare.model_queue import MODEL_QUEUE
 from persona.errors import AdapterError, InputError, Message, PersonaError
 from persona.models import attach as models_attach
 from persona.models import base as bases
-from persona.models import hardware, progress_callback
+from persona.models import hardware, progress_callback, trained_modules
 from persona.models.adapter import WEIGHTS_FILE, Adapter
 from persona.models.base import Base
 from persona.models.generate import Generation, generate_batch
@@ -110,6 +110,7 @@ class LoadedModel:
         if self.attached:
             self.model.delete_adapter(name)
         else:  # PEFT has no model without an adapter: back to the plain base
+            trained_modules.restore_base_layers(self.model)
             self.model = self.model.unload()
 
     def blend(self, weights: Mapping[str, float]) -> str:

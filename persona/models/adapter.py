@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from persona.errors import AdapterError, InputError, Message
-from persona.models import model_card, trained_tokens
+from persona.models import model_card, trained_modules, trained_tokens
 from persona.models.base import Base
 from persona.models.memory import QUANTIZED_WEIGHT_BYTES
 from persona.models.model_card import LOSS_PICTURE
@@ -52,7 +52,7 @@ PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _DTYPES = ("torch.float32", "torch.bfloat16", "torch.float16")
 _LAYER = re.compile(r"\^?[\w.\\-]{1,200}\$?")
 _SETTINGS = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
-             "trainable_token_indices")  # fmt: skip
+             "trainable_token_indices", "bias", "lora_bias", "modules_to_save")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,30 @@ def _check_settings(name: str, settings: dict[str, Any]) -> None:
             name=name,
             modules=f"{modules!r:.60}",
         )
+    _check_trained_modules(name, settings)
     _check_token_indices(name, settings.get("trainable_token_indices", {}), bool(settings.get("use_dora")))
+
+
+def _check_trained_modules(name: str, settings: dict[str, Any]) -> None:
+    """PEFT's bias and modules_to_save: what is trained beside the LoRA."""
+    bias, saved = settings.get("bias", "none"), settings.get("modules_to_save", [])
+    if bias not in trained_modules.BIAS_MODES:
+        raise AdapterError(
+            "{name}/adapter_config.json: bias={bias} is not one of {known}.",
+            name=name,
+            bias=f"{bias!r:.40}",
+            known=", ".join(trained_modules.BIAS_MODES),
+        )
+    if not isinstance(saved, list) or len(saved) > trained_modules.MAX_NAMES or not all(map(_is_name, saved)):
+        raise AdapterError(
+            "{name}/adapter_config.json: modules_to_save={modules} names no layers.",
+            name=name,
+            modules=f"{saved!r:.60}",
+        )
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(_LAYER.fullmatch(value))
 
 
 def _check_token_indices(name: str, indices: Any, use_dora: bool) -> None:

@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 from persona.errors import AdapterError, Message, join
-from persona.models import placement, trained_tokens
+from persona.models import placement, quantization, trained_modules, trained_tokens
 from persona.models.adapter import WEIGHTS_FILE, Adapter
 
 _PREFIX = "base_model.model."
@@ -23,7 +23,12 @@ def attach_adapter(model: Any, adapter: Adapter, name: str) -> Any:
     _refuse_dora_in_8_bits(adapter, inner)
     # all checks come first: a later failure would leave half an adapter attached
     token_rows = trained_tokens.take_token_rows(state, adapter.settings.get("trainable_token_indices", {}), inner)
+    trained = trained_modules.take_trained_layers(state, adapter.settings, inner)
     layers = check_adapter_fits(adapter, state, inner)
+    biases, copied = trained_modules.split_trained_layers(
+        trained, layers, bool(adapter.settings.get("use_dora")), inner
+    )
+    without_lora = [layer for layer in biases if layer not in layers]
     if adapter.settings.get("use_dora") and placement.has_waiting_weights(inner):
         raise AdapterError(
             "The adapter {adapter} is a DoRA, which needs the base's weights at hand, and this base does not fit on "
@@ -31,9 +36,16 @@ def attach_adapter(model: Any, adapter: Adapter, name: str) -> Any:
             adapter=adapter.card.name,
         )
     # built from the known settings: a config file from outside can name things to import
-    settings = {**adapter.settings, "target_modules": [*layers, *token_rows], "trainable_token_indices": None}
+    settings = {
+        **adapter.settings,
+        "target_modules": [*layers, *without_lora, *token_rows],
+        "trainable_token_indices": None,
+    }
     for key, pattern in trained_tokens.make_token_row_settings(token_rows, bool(settings.get("use_rslora"))).items():
         settings[key] = pattern | settings.get(key, {})
+    settings["rank_pattern"] = dict.fromkeys(without_lora, 1) | settings.get("rank_pattern", {})
+    settings |= {"bias": "none", "lora_bias": False, "modules_to_save": copied or None}
+    settings["fan_in_fan_out"] = quantization.has_transposed_weights(inner)
     config = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, inference_mode=True, **settings)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # both get the same rows
@@ -42,8 +54,10 @@ def attach_adapter(model: Any, adapter: Adapter, name: str) -> Any:
         else:
             model = get_peft_model(model, config, adapter_name=name)
     placement.materialize_adapters(model)
+    state |= trained_modules.fill_copies(copied, trained, model.get_base_model())
     set_peft_model_state_dict(model, state, adapter_name=name)
     trained_tokens.set_token_rows(model.get_base_model(), name, token_rows)
+    trained_modules.set_biases(model.get_base_model(), name, biases)
     return model.eval()
 
 
@@ -70,9 +84,13 @@ def check_adapter_fits(adapter: Adapter, state: dict[str, Any], model: Any) -> l
     problems = []
     for key, tensor in state.items():
         layer, _, part = key.removeprefix(_PREFIX).rpartition(".lora_")
-        module = modules.get(layer)
+        module: Any = modules.get(layer)
         module = getattr(module, "base_layer", module)
-        in_features, out_features = getattr(module, "in_features", None), getattr(module, "out_features", None)
+        in_features, out_features = (
+            module.weight.shape
+            if quantization.is_transposed(module)
+            else (getattr(module, "in_features", None), getattr(module, "out_features", None))
+        )
         if in_features is None or not key.startswith(_PREFIX):
             problems.append(Message("  {layer}: this base has no such layer", layer=layer or key))
             continue

@@ -19,7 +19,12 @@ from persona.models.catalogue import load_catalogue
 from persona.models.download import MODELSCOPE_PREFIX
 from persona.models.memory import DTYPE_BYTES
 from persona.models.progress_callback import ProgressCallback, ignore_progress
-from persona.models.quantization import is_quantized, keep_training_arithmetic, make_quantization_kwargs
+from persona.models.quantization import (
+    is_quantized,
+    keep_training_arithmetic,
+    make_quantization_kwargs,
+    require_quantized_layers,
+)
 from persona.models.quiet import quiet_transformers, silence_bitsandbytes
 from persona.store.files import expand_home, hash_file, is_file, is_folder, read_json
 from persona.store.workspace import is_for_visitor
@@ -95,9 +100,9 @@ def _read_shapes(file: BinaryIO, header: dict[str, Any]) -> dict[str, tuple[int,
 def resolve_base(name: str, progress: ProgressCallback = ignore_progress, revision: str = "") -> Base:
     """Find the base model called `name`; convert or download it where needed.
 
-    Tried in this order: the name or Hub id of a bundled model, modelscope:ORG/NAME, a .gguf file, a folder with
-    config.json, a Hub id; for a visitor neither file nor folder. revision: the commit to take of a Hub id; "": its
-    newest. Raises BaseError with what to do, InputError as require_open_name() does.
+    Tried in this order: the name or Hub id of a bundled model, modelscope:ORG/NAME or …@REVISION, a .gguf file, a
+    folder with config.json, a Hub id; for a visitor neither file nor folder. revision: the commit to take of a Hub id;
+    "": its newest. Raises BaseError with what to do, InputError as require_open_name() does.
     """
     name = name.strip() or DEFAULT_BASE
     require_open_name(name)
@@ -128,7 +133,7 @@ def require_open_name(name: str) -> None:
     """
     if not is_for_visitor() or bundled.find_bundled(name.strip() or DEFAULT_BASE):
         return
-    if not download.is_hub_id(name.strip().removeprefix(MODELSCOPE_PREFIX)):
+    if not (download.is_hub_id(name.strip()) or download.is_modelscope_name(name.strip())):
         raise InputError(
             "{path}: this server opens none of its own folders for visitors. Name a Hub id.",
             path=f"{name[:MAX_SHOWN]!r}",
@@ -171,6 +176,9 @@ def find_local_base(name: str, revision: str = "") -> Base | None:
     if model := bundled.find_bundled(name):
         folder = bundled.find_converted(model)
         return Base(model.hub_id, folder) if folder else None
+    if name.startswith(MODELSCOPE_PREFIX):
+        folder = download.find_in_modelscope_cache(name)
+        return Base(name, folder, download.split_modelscope_name(name)[1]) if folder else None
     path = expand_home(name)
     if not is_for_visitor() and is_file(path / "config.json"):
         return Base(path.resolve().name, path.resolve())
@@ -181,7 +189,7 @@ def find_local_base(name: str, revision: str = "") -> Base | None:
 
 def is_portable_base_name(name: str) -> bool:
     """Whether an adapter from outside may name its base so: a plain name or a Hub id, never a path."""
-    return download.is_hub_id(name.removeprefix(MODELSCOPE_PREFIX)) or download.is_hub_id(f"x/{name}")
+    return download.is_modelscope_name(name) or download.is_hub_id(name) or download.is_hub_id(f"x/{name}")
 
 
 def list_base_choices() -> list[tuple[str, str, str]]:
@@ -249,6 +257,8 @@ def load_base_model(
         raise BaseError(
             "{base}: cannot be opened ({kind}: {reason}).", base=base.id, kind=type(e).__name__, reason=e
         ) from e
+    if quantization != "none":
+        require_quantized_layers(model, base.id)
     if is_quantized(model):  # here, or as stored
         keep_training_arithmetic(model)
     if quantization == "none" and not placed:  # a quantized one is on its device already

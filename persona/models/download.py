@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 
 from persona.errors import BaseError, Message
 from persona.models.bundled import DEFAULT_BASE
-from persona.models.catalogue import KnownModel, find_known_model, format_gb
+from persona.models.catalogue import KnownModel, find_known_model, format_gb, load_catalogue
 from persona.models.progress_callback import ProgressCallback, ProgressUpdate
 from persona.store.deployment import is_shared_server
 from persona.store.files import WRITE_ERRNOS, explain_disk_error
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*/[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_REVISION = re.compile(r"[A-Za-z0-9_.-]{0,100}")
 MAX_HUB_ID = 96  # characters that the Hub allows
-MODELSCOPE_PREFIX = "modelscope:"  # of an ORG/NAME there
+MODELSCOPE_PREFIX = "modelscope:"  # of an ORG/NAME there, which may end in @REVISION
+MIN_SIMILARITY = 75.0  # of a Hub id that is not there to one of the catalogue that is proposed, in percent
 ETA_MIN_SHARE = 0.02  # of a download, from which the time left is shown: the first bytes are slow
 PROGRESS_SECONDS = 1.0  # between two progress texts
 DOWNLOAD_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "LICENSE*")
@@ -38,6 +40,18 @@ class DownloadedBase(NamedTuple):
 def is_hub_id(name: str) -> bool:
     """Whether a name looks like OWNER/NAME."""
     return len(name) <= MAX_HUB_ID and bool(_HUB_ID.fullmatch(name))
+
+
+def split_modelscope_name(name: str) -> tuple[str, str]:
+    """modelscope:ORG/NAME@REVISION → (ORG/NAME, REVISION), which is "" where there is none."""
+    model, _, revision = name.removeprefix(MODELSCOPE_PREFIX).partition("@")
+    return model, revision
+
+
+def is_modelscope_name(name: str) -> bool:
+    """Whether a name looks like modelscope:ORG/NAME, with or without a revision: a branch, tag or commit."""
+    model, revision = split_modelscope_name(name)
+    return name.startswith(MODELSCOPE_PREFIX) and is_hub_id(model) and bool(_REVISION.fullmatch(revision))
 
 
 def find_in_hub_cache(name: str, revision: str = "") -> Path | None:
@@ -163,6 +177,14 @@ def _explain_hub_error(name: str, revision: str, e: Exception) -> BaseError:
         )
     if status in (401, 403, 404):  # without a login the Hub answers 401 for a model that does not exist
         where = Message("with your account") if get_token() else Message("without logging in (hf auth login)")
+        if nearest := _find_similar_name(name):
+            return BaseError(
+                "{name}: not on the Hub, or private: not seen {where}. Did you mean {nearest}? {instead}",
+                name=name,
+                where=where,
+                nearest=nearest,
+                instead=instead,
+            )
         return BaseError(
             "{name}: not on the Hub, or private: not seen {where}. Check the name. {instead}",
             name=name,
@@ -181,6 +203,17 @@ def _explain_hub_error(name: str, revision: str, e: Exception) -> BaseError:
         name=name,
         instead=instead,
     )
+
+
+def _find_similar_name(name: str) -> str:
+    """The id in the catalogue that is most like a name that is not on the Hub; "" where none is."""
+    from rapidfuzz import fuzz, process
+
+    if find_known_model(name):
+        return ""
+    ids = [known.id for known in load_catalogue()]
+    found = process.extractOne(name, ids, scorer=fuzz.ratio, processor=str.lower, score_cutoff=MIN_SIMILARITY)
+    return str(found[0]) if found else ""
 
 
 def _fetch_licence(name: str) -> str:
@@ -240,12 +273,13 @@ def _nearest_existing_folder(path: Path) -> Path:
 
 
 def download_from_modelscope(name: str, progress: ProgressCallback) -> DownloadedBase:
-    """The files of modelscope:ORG/NAME, through the modelscope package. Raises BaseError.
+    """The files of modelscope:ORG/NAME or …@REVISION, through the modelscope package. Raises BaseError.
 
+    They lie where that package keeps them: in MODELSCOPE_CACHE, else ~/.cache/modelscope.
     Not verified: ModelScope could not be reached while this was written; it follows the package's signature.
     """
-    model = name.removeprefix(MODELSCOPE_PREFIX)
-    if not is_hub_id(model):
+    model, revision = split_modelscope_name(name)
+    if not is_modelscope_name(name):
         raise BaseError(
             "{name!r}: not a model of ModelScope. It is {modelscope}ORG/NAME.", name=name, modelscope=MODELSCOPE_PREFIX
         )
@@ -260,7 +294,7 @@ def download_from_modelscope(name: str, progress: ProgressCallback) -> Downloade
     where = Message("ModelScope ({about})", about=known.about) if known else Message("ModelScope")
     progress(Message("Opening {name} from {where} …", name=model, where=where))
     try:
-        folder = Path(snapshot_download(model, allow_patterns=list(DOWNLOAD_PATTERNS)))
+        folder = Path(snapshot_download(model, revision or None, allow_patterns=list(DOWNLOAD_PATTERNS)))
     except Exception as e:  # its errors have no common base class
         raise BaseError(
             "{name}: ModelScope does not give it ({kind}: {reason}). Check the name and the connection.",
@@ -271,4 +305,19 @@ def download_from_modelscope(name: str, progress: ProgressCallback) -> Downloade
     if not any(folder.glob("*.safetensors")):
         raise BaseError("{name}: has no safetensors weights; pickled ones are not opened.", name=name)
     licence = (known.licence, known.licence_url) if known else ("", f"https://modelscope.cn/models/{model}")
-    return DownloadedBase(name, folder, "", *licence)
+    return DownloadedBase(name, folder, revision, *licence)
+
+
+def find_in_modelscope_cache(name: str) -> Path | None:
+    """The folder of modelscope:ORG/NAME in ModelScope's cache (MODELSCOPE_CACHE); None where it was not downloaded.
+
+    Not verified, as download_from_modelscope.
+    """
+    try:
+        from modelscope import snapshot_download
+
+        model, revision = split_modelscope_name(name)
+        folder = Path(snapshot_download(model, revision or None, local_files_only=True))
+    except Exception:  # its errors have no common base class
+        return None
+    return folder if (folder / "config.json").is_file() else None

@@ -8,7 +8,7 @@ whose attention is not fused, keep more with long rows than is counted here.
 
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from persona.models.quantization import stored_quantization
@@ -87,7 +87,7 @@ def infer_model_shape(config: dict[str, Any], tensors: dict[str, tuple[int, ...]
     queries = heads * (text.get("head_dim") or hidden // heads)
     keys = queries // heads * (_read_setting(text, "keys", 0) or heads)
     for name, size in first.items():
-        if len(size) == 2 and FUSED_ATTENTION.search(name):
+        if len(size) == 2 and FUSED_ATTENTION.search(name) and "linear_attn" not in name:
             keys = (math.prod(size) // hidden - queries) // 2
     mlp = sum(math.prod(size) for size in first.values() if len(size) >= 2) - 2 * hidden * (queries + keys)
     inner = _read_setting(text, "inner", 0) or mlp // (2 * hidden)
@@ -109,18 +109,28 @@ def infer_model_shape(config: dict[str, Any], tensors: dict[str, tuple[int, ...]
     )  # fmt: skip
 
 
-def _find_layers(weights: dict[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ...]]]:
-    """The weights of each layer, by their names inside it: of the largest stack of numbered modules."""
-    stacks: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
+def find_layer_stack(weights: dict[str, tuple[int, ...]]) -> str:
+    """The name before the numbers of a decoder's layers, such as model.layers: of the largest stack of modules.
+
+    Raises KeyError where there are none.
+    """
+    sizes: dict[str, int] = {}
     for name, size in weights.items():
         if match := STACK.fullmatch(name):
-            stacks.setdefault(match[1], {}).setdefault(int(match[2]), {})[match[3]] = size
-    if not stacks:
+            sizes[match[1]] = sizes.get(match[1], 0) + math.prod(size)
+    if not sizes:
         raise KeyError("layers")
-    largest = max(
-        stacks.values(), key=lambda s: sum(math.prod(size) for layer in s.values() for size in layer.values())
-    )
-    return [largest[n] for n in sorted(largest)]
+    return max(sizes, key=lambda stem: sizes[stem])
+
+
+def _find_layers(weights: dict[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ...]]]:
+    """The weights of each layer, by their names inside it."""
+    stack = find_layer_stack(weights)
+    layers: dict[int, dict[str, tuple[int, ...]]] = {}
+    for name, size in weights.items():
+        if (match := STACK.fullmatch(name)) and match[1] == stack:
+            layers.setdefault(int(match[2]), {})[match[3]] = size
+    return [layers[n] for n in sorted(layers)]
 
 
 def _read_setting(config: dict[str, Any], setting: str, *default: Any) -> Any:
@@ -139,6 +149,7 @@ class StepShape:
     length: int
     learned: int  # positions of a row that are learned
     rank: int = 16
+    trained: int = 0  # parameters that are trained beside the LoRA
     dtype: str = "float32"
     quantization: str = "none"
     checkpointing: bool = False
@@ -165,11 +176,8 @@ def estimate_memory(shape: ModelShape, step: StepShape, gpus: int = 1) -> Memory
 
     gpus: over which the layers are spread; the peak is that of one, with a layer more than its share.
     """
-    size, tokens = DTYPE_BYTES[step.dtype], step.batch * step.length
-    activations = _activation_bytes(shape, step.rank, size) * tokens * shape.layers
-    if step.checkpointing:  # the layers' inputs, and one layer that is recomputed (Chen et al. 2016)
-        activations = tokens * shape.hidden * size * shape.layers + activations / shape.layers
-    training = shape.lora * step.rank * ADAM_BYTES
+    activations = _kept_activations(shape, step)
+    training = (shape.lora * step.rank + step.trained) * ADAM_BYTES
     logits = _logit_bytes(shape, step)
     runtime = _runtime_bytes(step.device, activations + logits)
     share = 1.0 if gpus == 1 else 1 / gpus + 1 / shape.layers
@@ -198,6 +206,51 @@ def estimate_chat_memory(shape: ModelShape, dtype: str, quantization: str = "non
     size = DTYPE_BYTES[dtype]
     activations = CHAT_TOKENS * size * (2 * shape.layers * shape.keys + 2 * (shape.hidden + shape.inner))
     return int(weight_bytes(shape, dtype, quantization) + shape.lora * 16 * 4 + activations)
+
+
+@dataclass(frozen=True)
+class MethodMemory:
+    """Bytes of a step by one way of training, without what the libraries take."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int  # with those of the output layer
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, f.name) for f in fields(self))
+
+
+def compare_methods(shape: ModelShape, step: StepShape, trained: int) -> dict[str, MethodMemory]:
+    """A step by full fine-tuning, LoRA and QLoRA, which is what 16-bit weights, and then 4-bit ones, take at least.
+
+    trained: parameters of the LoRA, which are kept in 32 bits with their gradients and both moments of Adam. full: all
+    parameters, with gradients in 16 bits and Adam's moments in 8: 6 bytes a parameter, where 32 bits for all of them
+    are 16. Of `step` its batch, length, learned, rank and checkpointing count.
+    """
+    step = replace(step, dtype="bfloat16")
+    activations, logits = _kept_activations(shape, step), _logit_bytes(shape, step)
+    without_lora = _kept_activations(shape, replace(step, rank=0))
+    whole_logits = _logit_bytes(replace(shape, plain_head=False), step)  # a trained output layer keeps its logits
+    count, lora = shape.parameters, 4 * trained
+    full = (2 * count, 2 * count, 2 * count, without_lora + whole_logits)
+    small = (lora, 2 * lora, activations + logits)
+    figures = {
+        "full": full,
+        "lora": (weight_bytes(replace(shape, stored="none"), "bfloat16") + lora, *small),
+        "qlora": (weight_bytes(shape, "bfloat16", "nf4") + lora, *small),
+    }
+    return {name: MethodMemory(*map(int, parts)) for name, parts in figures.items()}
+
+
+def _kept_activations(shape: ModelShape, step: StepShape) -> float:
+    """Activations of all layers that a step keeps for the backward pass."""
+    size, tokens = DTYPE_BYTES[step.dtype], step.batch * step.length
+    kept = _activation_bytes(shape, step.rank, size) * tokens * shape.layers
+    if step.checkpointing:  # the layers' inputs, and one layer that is recomputed (Chen et al. 2016)
+        return tokens * shape.hidden * size * shape.layers + kept / shape.layers
+    return kept
 
 
 def _activation_bytes(shape: ModelShape, rank: int, size: float) -> float:

@@ -26,8 +26,9 @@ class MixedLora:
 
     def __init__(self, model: Any, mixes: Sequence[AdapterWeights]):
         from peft.tuners.lora import LoraLayer
+        from peft.utils.other import ModulesToSaveWrapper
 
-        self.layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+        self.layers = [m for m in model.modules() if isinstance(m, LoraLayer | ModulesToSaveWrapper)]
         self.mixes = list(mixes)
 
     def __enter__(self) -> "MixedLora":
@@ -50,7 +51,9 @@ class MixedLora:
     @torch.inference_mode()
     def _replace_forwards(self) -> None:
         for layer in self.layers:
-            if hasattr(layer.get_base_layer(), "num_embeddings"):
+            if hasattr(layer, "modules_to_save"):
+                layer.forward = partial(_mixed_module, layer, self.mixes)
+            elif hasattr(layer.get_base_layer(), "num_embeddings"):
                 layer.forward = partial(_mixed_embedding, layer, self.mixes)
             else:
                 layer.forward = _linear_forward(layer, self.mixes)
@@ -65,7 +68,7 @@ def _linear_forward(layer: Any, mixes: Sequence[AdapterWeights]) -> Any:
     like = next(a for row in rows for (a, _, _), _ in row)  # for dtype and device
     a_rows = like.new_zeros(len(rows), layer.in_features, rank)
     b_rows = like.new_zeros(len(rows), rank, layer.out_features)
-    gains = like.new_zeros(len(rows), 1, layer.out_features)
+    gains, shifts = like.new_zeros(2, len(rows), 1, layer.out_features)
     for n, row in enumerate(rows):
         start = 0
         for (a, b, gain), weight in row:
@@ -74,7 +77,13 @@ def _linear_forward(layer: Any, mixes: Sequence[AdapterWeights]) -> Any:
             b_rows[n, start:end] = b * weight
             gains[n] += gain * weight
             start = end
-    return partial(_mixed_linear, layer, a_rows, b_rows, gains if gains.any() else None)
+    for n, mix in enumerate(mixes):
+        for name, weight in mix:
+            if name in layer.lora_B and (bias := layer.lora_B[name].bias) is not None:
+                shifts[n] += bias * (layer.scaling[name] * weight)
+    return partial(
+        _mixed_linear, layer, a_rows, b_rows, gains if gains.any() else None, shifts if shifts.any() else None
+    )
 
 
 def _lora_factors(layer: Any, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]:
@@ -96,15 +105,25 @@ def _base_forward(layer: Any, x: torch.Tensor, *args: Any, **options: Any) -> to
 
 
 def _mixed_linear(
-    layer: Any, a: torch.Tensor, b: torch.Tensor, gains: torch.Tensor | None, x: torch.Tensor
+    layer: Any,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    gains: torch.Tensor | None,
+    shifts: torch.Tensor | None,
+    x: torch.Tensor,
 ) -> torch.Tensor:
-    """x (rows, length, in), a (rows, in, rank), b (rows, rank, out), gains (rows, 1, out) → (rows, length, out)."""
+    """x (rows, length, in), a (rows, in, rank), b (rows, rank, out) → (rows, length, out).
+
+    gains and shifts (rows, 1, out): of DoRA, and of trained biases.
+    """
     base_out = layer.base_layer(x)
     out = base_out.to(a.dtype)
     if gains is not None:
         bias = layer.base_layer.bias
         out = out + (out if bias is None else out - bias) * gains
     rows = len(a)
+    if shifts is not None:
+        out = (out.reshape(rows, -1, b.shape[2]) + shifts).view(out.shape)
     x, flat = x.to(a.dtype).reshape(rows, -1, a.shape[1]), out.reshape(rows, -1, b.shape[2])
     return torch.baddbmm(flat, torch.bmm(x, a), b).to(base_out.dtype).view(base_out.shape)
 
@@ -119,4 +138,22 @@ def _mixed_embedding(layer: Any, mixes: Sequence[AdapterWeights], ids: torch.Ten
                 a, b = layer.lora_embedding_A[name].T, layer.lora_embedding_B[name].T
                 change = embedding(ids[n], a) @ b * (layer.scaling[name] * weight)
                 out[n] += (change if scale is None else change * scale.to(change.dtype)).to(out.dtype)
+    return out
+
+
+def _mixed_module(layer: Any, mixes: Sequence[AdapterWeights], x: torch.Tensor) -> torch.Tensor:
+    """A layer that adapters have trained copies of, x (rows, …) → the base's output and each row's differences to it.
+
+    A model may join rows and positions before its output layer: they are taken apart by the number of rows.
+    """
+    base_out = layer.original_module(x)
+    out = base_out.clone(memory_format=torch.contiguous_format)
+    rows = out.view(len(mixes), -1, out.shape[-1])
+    base_rows = base_out.reshape(rows.shape)
+    given = x.reshape(len(mixes), -1, *(x.shape[-1:] if x.is_floating_point() else ()))  # token ids, or hidden states
+    for n, mix in enumerate(mixes):
+        for name, weight in mix:
+            if name in layer.modules_to_save:
+                copy = layer.modules_to_save[name](given[n])
+                rows[n] += weight * (copy.to(out.dtype) - base_rows[n])
     return out

@@ -57,6 +57,16 @@ def is_quantized(model: Any) -> bool:
     return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
 
 
+def require_quantized_layers(model: Any, name: str) -> None:
+    """Raise BaseError where bitsandbytes has left every layer as it was: Falcon's are of a class of their own."""
+    if not any(type(module).__name__ in ("Linear4bit", "Linear8bitLt") for module in model.modules()):
+        raise BaseError(
+            "{base}: bitsandbytes knows none of its linear layers, so it cannot be quantized. Set quantization to "
+            "none, or choose another base.",
+            base=name,
+        )
+
+
 def keep_training_arithmetic(model: Any) -> None:
     """On a CPU, make a quantized model compute in evaluation as it does in training.
 
@@ -90,7 +100,7 @@ def keep_training_arithmetic(model: Any) -> None:
 
 
 def dequantize_weight(layer: Any) -> Any:
-    """The weight of a linear layer as a matrix (out, in); of one that is not quantized, the weight itself.
+    """The weight of a linear layer as a matrix (out, in); of one that is not quantized, the weight itself or a view.
 
     The layer stays as it is; PEFT's dequantize_module_weight loses the scales of 8 bits on a CPU.
     """
@@ -102,7 +112,17 @@ def dequantize_weight(layer: Any) -> Any:
     if type(weight).__name__ == "Int8Params":
         scales = layer.state.SCB if weight.SCB is None else weight.SCB  # its first pass moves them
         return weight.data * scales[:, None] / 127
-    return weight
+    return weight.T if is_transposed(layer) else weight
+
+
+def is_transposed(layer: Any) -> bool:
+    """Whether it is a Conv1D, as in GPT-2: a linear layer with its weight stored as (in, out)."""
+    return type(layer).__name__ == "Conv1D"
+
+
+def has_transposed_weights(model: Any) -> bool:
+    """Whether a base has such layers, which PEFT's fan_in_fan_out stands for."""
+    return any(map(is_transposed, model.modules()))
 
 
 def dequantize_model(model: Any, dtype: str) -> Any:
@@ -129,10 +149,15 @@ def _use_training_path(layer: Any, _: Any) -> None:
 
 
 def upcast_trainable_weights(model: Any) -> None:
-    """Cast the LoRA of a quantized base to float32: TRL makes it bfloat16, whose 8 bits lose small updates.
+    """Cast what is trained to float32: bfloat16, whose 8 bits lose small updates, is what TRL makes of the LoRA of a
+    quantized base, and what layers of the base that are trained too (bias, modules_to_save) may be stored in.
 
     Call it before the optimizer is created. Matrix products still run in the dtype of the plan.
     """
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
+    for layer in model.modules():
+        weights = list(layer.parameters(recurse=False))
+        if any(weight.requires_grad for weight in weights):
+            is_norm = all(weight.dim() == 1 for weight in weights)  # whose weight and bias must be of one dtype
+            for weight in weights:
+                if is_norm or weight.requires_grad:
+                    weight.data = weight.data.float()

@@ -6,7 +6,7 @@ from persona.compare.session import NO_ADAPTER, LoadedModel, Voice, renderer_of
 from persona.errors import AdapterError, InputError, PersonaError
 from persona.models import adapter as adapters
 from persona.models.adapter import Adapter
-from persona.models.download import MODELSCOPE_PREFIX
+from persona.models.download import split_modelscope_name
 from persona.share import archive, hub
 from persona.share.adapter_ref import AdapterRef, RefKind, find_persona_folder
 from persona.share.archive import NO_SUPPLEMENT, Supplement
@@ -102,7 +102,7 @@ def require_same_base(adapter: Adapter, model: LoadedModel) -> None:
 
     Equal shapes do not make an equal base: an instruction-tuned one has them too. Without a name, shapes must do.
     """
-    named, loaded = (x.lower().removeprefix(MODELSCOPE_PREFIX) for x in (adapter.base_id, model.base.id))
+    named, loaded = (split_modelscope_name(x.lower())[0] for x in (adapter.base_id, model.base.id))
     if named and named != loaded:
         raise AdapterError(
             "{adapter} was trained on {base}, the others here use {other}. Only adapters of the "

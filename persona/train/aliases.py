@@ -68,6 +68,12 @@ def _initialization(value: Any) -> Any:
     return "default" if value is True or value in ("true", "True") else value
 
 
+def _sampling(value: Any) -> bool:
+    if (name := _text(value).rpartition(".")[2].lower()) not in ("random", "group_by_length"):  # of an enum too
+        raise InputError("rows are taken in random order or group_by_length")
+    return name == "group_by_length"
+
+
 def _checkpointing(value: Any) -> Any:
     return True if value == "unsloth" else value  # how Unsloth does it is its own affair
 
@@ -87,6 +93,7 @@ ALIASES: dict[str, Alias] = {
     # PEFT: LoraConfig
     "r": Alias("lora_r"),
     "target_modules": Alias("target_modules", _join_names),
+    "modules_to_save": Alias("modules_to_save", lambda value: "" if value is None else _join_names(value)),
     "init_lora_weights": Alias("init_lora_weights", _initialization),
     # transformers: TrainingArguments, BitsAndBytesConfig, from_pretrained, its example scripts
     "num_train_epochs": Alias("epochs"),
@@ -106,6 +113,8 @@ ALIASES: dict[str, Alias] = {
     "load_in_4bit": Alias("quantization", _choose("nf4")),
     "load_in_8bit": Alias("quantization", _choose("int8")),
     "bnb_4bit_compute_dtype": Alias("dtype", _dtype),
+    "train_sampling_strategy": Alias("group_by_length", _sampling),
+    "tf32": Alias("tf32", lambda value: False if value is None else value),
     "max_eval_samples": Alias("max_eval_rows"),
     # TRL: SFTConfig, ModelConfig
     "model_name_or_path": Alias("base"),
@@ -124,30 +133,20 @@ _NONE: frozenset[str] = frozenset()
 _ON, _OFF = frozenset({"true", "1"}), frozenset({"false", "0", "none"})
 _STEPS = frozenset({"steps", "intervalstrategy.steps", "savestrategy.steps"})
 _ONLY_REPLIES = Message("only replies are learned here, and learn_history adds those of earlier turns")
-_LENGTHS = Message("rows of similar length always share a batch here")
 _STEPWISE = Message("a run is evaluated every eval_steps steps; eval_fraction=0 turns it off")
 _OWN_FOLDER = Message("a run lies in its persona's folder, under a name of its own; leave it out")
 _BEST = Message("the best adapter by held-out loss is always the one that is kept")
 _PAIRS = Message("rows are made from the persona's pairs by the template; leave it out")
-_NO_BIAS = Message("biases are not trained")
 
 # name → the values that are meant here anyway, in lower case, and why there are no others
 FIXED: dict[str, tuple[frozenset[str], Message]] = {
-    "bias": (frozenset({"none"}), _NO_BIAS),
-    "lora_bias": (_OFF, _NO_BIAS),
+    "lora_bias": (_OFF, Message("B has no bias here; bias=lora_only trains those of the layers themselves")),
     "task_type": (frozenset({"causal_lm", "tasktype.causal_lm"}), Message("a persona is a causal language model")),
-    "modules_to_save": (
-        frozenset({"none", "[]"}),
-        Message("no layer of the base is trained whole; train_stop_token trains one row of it"),
-    ),
     "bnb_4bit_quant_type": (frozenset({"nf4"}), Message("4 bits are always nf4 here")),
     "bnb_4bit_use_double_quant": (_ON, Message("4 bits always have double quantization here")),
     "bnb_4bit_quant_storage": (frozenset({"uint8", "torch.uint8"}), Message("4 bits are always stored as uint8 here")),
     "adam_epsilon": (frozenset({"1e-8", "1e-08"}), Message("it is always 1e-8 here")),
     "label_smoothing_factor": (frozenset({"0", "0.0"}), Message("labels are not smoothed here")),
-    "tf32": (_OFF, Message("there is no TF32 here; dtype=bfloat16 is faster on the GPUs that have it")),
-    "group_by_length": (_ON, _LENGTHS),
-    "train_sampling_strategy": (frozenset({"group_by_length"}), _LENGTHS),
     "logging_steps": (frozenset({"1", "1.0"}), Message("every step is logged here; leave it out")),
     "logging_strategy": (_STEPS, Message("every step is logged here; leave it out")),
     "eval_strategy": (_STEPS, _STEPWISE),

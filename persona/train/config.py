@@ -11,6 +11,7 @@ from persona.template.render import MAX_LENGTH, MAX_LENGTH_RANGE
 from persona.train.aliases import ALIASES, describe_problem, resolve_aliases, written_name
 
 MAX_ACCUMULATION = 1024  # batches an optimizer step
+PATTERN_PREFIX = "re:"  # of target_modules that are a regular expression
 MIN_SIMILARITY = 65.0  # of an unknown setting's name to a known one that is proposed, in percent
 
 SettingGroup = Literal["Pace", "Adapter", "Memory and speed", "Measuring"]
@@ -165,6 +166,17 @@ class RunConfig(BaseModel):
         "slower",
         "When the adapter learns too little and time matters less.",
     )  # fmt: skip
+    bias: Literal["none", "all", "lora_only"] = _setting(
+        "none", "Adapter", "Biases",
+        "train the base's biases too: all, or those of the layers with a LoRA; many bases have none",
+        "Leave it, unless you repeat a run made elsewhere.",
+    )  # fmt: skip
+    modules_to_save: str = _setting(
+        "", "Adapter", "Layers trained whole",
+        "names joined by commas of layers that are trained whole and saved with the adapter, such as embed_tokens, "
+        "lm_head or norm; takes 16 bytes a parameter",
+        "When a base must learn tokens or a script that it hardly knows.",
+    )  # fmt: skip
     train_stop_token: bool = _setting(
         False, "Adapter", "Train the stop token's row",
         "train the stop token's own row: for a base that never learned it",
@@ -196,6 +208,16 @@ class RunConfig(BaseModel):
         "put a batch's rows end to end, up to max_length, none attending to another; the training is the same. "
         "For rows of very different lengths on a GPU",
         "Leave it on a CPU.",
+    )  # fmt: skip
+    group_by_length: bool = _setting(
+        True, "Memory and speed", "Group rows by length",
+        "rows of similar length share a batch, so that little of it is padding",
+        "Turn it off to compare with a run made elsewhere, where rows come in random order.",
+    )  # fmt: skip
+    tf32: bool = _setting(
+        False, "Memory and speed", "TF32",
+        "products of float32 weights in 19 bits: faster on an NVIDIA GPU of Ampere or newer; not verified by us",
+        "With dtype=float32 on such a GPU.",
     )  # fmt: skip
     engine: Literal["none", "liger", "unsloth"] = _setting(
         "none", "Memory and speed", "Fast kernels",

@@ -214,7 +214,8 @@ def _is_plain_lora(layer: Any) -> bool:
     names, base = list(layer.lora_A), layer.get_base_layer()
     if len(names) != 1 or layer.lora_variant or not isinstance(layer.lora_dropout[names[0]], torch.nn.Identity):
         return False
-    dense = type(base) is torch.nn.Linear and not base.weight.requires_grad and base.weight.is_floating_point()
+    frozen = not any(weight.requires_grad for weight in base.parameters())
+    dense = type(base) is torch.nn.Linear and frozen and base.weight.is_floating_point()
     return dense and layer.lora_B[names[0]].bias is None
 
 

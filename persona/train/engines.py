@@ -20,7 +20,8 @@ from persona.train.config import RunConfig
 # the packages of each, whose versions a run writes down
 PACKAGES = {"none": [], "liger": ["liger-kernel"], "unsloth": ["unsloth", "unsloth_zoo"]}
 # settings that a run with Unsloth leaves out, PiSSA beside them: each changes the layers in a way of its own
-WITHOUT_UNSLOTH = ("use_dora", "packing", "train_stop_token")
+WITHOUT_UNSLOTH = {"use_dora": "false", "packing": "false", "train_stop_token": "false", "bias": "none",
+                   "modules_to_save": "nothing"}  # fmt: skip
 
 
 def unsloth_python() -> Path | None:
@@ -52,7 +53,7 @@ def require_engine(c: RunConfig) -> None:
             "engine=unsloth: it needs an environment of its own, and there is none. Make it: make unsloth. Or name its "
             "Python in PERSONA_UNSLOTH_PYTHON, or set engine to none."
         )
-    unusable = dict.fromkeys((s for s in WITHOUT_UNSLOTH if getattr(c, s)), "false")
+    unusable = {s: off for s, off in WITHOUT_UNSLOTH.items() if getattr(c, s) not in (False, "none", "")}
     if c.is_pissa:
         unusable["init_lora_weights"] = "default"
     for setting, instead in unusable.items():

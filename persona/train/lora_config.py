@@ -1,21 +1,16 @@
 """RunConfig → PEFT's LoraConfig: the layers a LoRA goes on, its rank and scale, and how it is initialized."""
 
-import re
 from typing import Any
 
-import regex  # unlike re it has a timeout; a dependency of transformers
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
+from transformers.pytorch_utils import Conv1D
 
 from persona.errors import InputError
+from persona.models import quantization, trained_modules
 from persona.train.config import RunConfig
-
-# what model families call the two halves of a layer
-ATTENTION_PARENTS = ("self_attn", "attn", "attention")
-MLP_PARENTS = ("mlp", "feed_forward")
-LAYER_GROUPS = {"attention": ATTENTION_PARENTS, "mlp": MLP_PARENTS, "attention+mlp": ATTENTION_PARENTS + MLP_PARENTS}
-MAX_SHOWN_NAMES = 12  # layer names that an error lists
+from persona.train.target_modules import list_layer_names, match_layers
 
 
 def select_target_modules(model: Any, wanted: str) -> str | list[str]:
@@ -33,72 +28,10 @@ def select_target_modules(model: Any, wanted: str) -> str | list[str]:
     if has_towers:
         language = model.get_decoder()
         inside = next(name for name, module in model.named_modules() if module is language) + ".layers."
-    layers = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.startswith(inside)]
-    if wanted.startswith("re:"):
-        return _match_pattern(layers, wanted.removeprefix("re:").strip())
-    if wanted == "all-linear":
-        wanted = "attention+mlp"  # adapters between tower and language model are linear layers too
-    if wanted in LAYER_GROUPS:
-        return _match_group(layers, wanted)
-    return _match_names(layers, wanted)
-
-
-def _match_group(layers: list[str], group: str) -> list[str]:
-    """By the module that they are in: q_proj is called qkv_proj, q_a_proj … in other families."""
-    matches = [n for n in layers if len(parts := n.split(".")) > 1 and parts[-2] in LAYER_GROUPS[group]]
-    if not matches:
-        raise InputError(
-            "target_modules={wanted}: not known for this base. Name its layers: {layers}.",
-            wanted=group,
-            layers=_list_layer_names(layers),
-        )
-    return matches
-
-
-def _match_names(layers: list[str], wanted: str) -> list[str]:
-    """wanted: endings of names, separated by commas, each of which must be there."""
-    names = [n.strip() for n in wanted.split(",") if n.strip()]
-    unknown = [n for n in names if not any(_ends_with_name(layer, n) for layer in layers)]
-    if unknown or not names:
-        raise InputError(
-            "target_modules: this base has no layer {names!r}. It has {layers}.",
-            names=", ".join(unknown) or wanted,
-            layers=_list_layer_names(layers),
-        )
-    return [layer for layer in layers if any(_ends_with_name(layer, n) for n in names)]
-
-
-def _ends_with_name(layer: str, name: str) -> bool:
-    return f".{layer}".endswith(f".{name}")
-
-
-def _match_pattern(layers: list[str], pattern: str) -> list[str]:
-    try:
-        matches = [n for n in layers if regex.fullmatch(pattern, n, timeout=1.0)]  # some patterns would run for years
-    except TimeoutError:
-        raise InputError(
-            "target_modules=re:{pattern}: takes too long. Write it without nested repeats.", pattern=f"{pattern:.100}"
-        ) from None
-    except regex.error as e:
-        raise InputError(
-            "target_modules=re:{pattern}: not a regular expression ({reason}).", pattern=pattern, reason=e
-        ) from e
-    if not matches:
-        raise InputError(
-            "target_modules=re:{pattern}: matches no linear layer. It must match a whole name, such as "
-            "{first} or {last}; e.g. re:.*{ending}.",
-            pattern=pattern,
-            first=layers[0],
-            last=layers[-1],
-            ending=re.escape(layers[0].rpartition(".")[2]),
-        )
-    return matches
-
-
-def _list_layer_names(layers: list[str]) -> str:
-    """The last parts of the layers' names, each once; the first few of them."""
-    names = list(dict.fromkeys(n.rpartition(".")[2] for n in layers))
-    return ", ".join(names[:MAX_SHOWN_NAMES]) + (", …" if len(names) > MAX_SHOWN_NAMES else "")
+    linear = (torch.nn.Linear, Conv1D)  # GPT-2's are Conv1D
+    layers = [n for n, m in model.named_modules() if isinstance(m, linear) and n.startswith(inside)]
+    # adapters between tower and language model are linear layers too
+    return match_layers(layers, "attention+mlp" if wanted == "all-linear" else wanted)
 
 
 def make_lora_config(c: RunConfig, model: Any, token_rows: dict[str, list[int]] | None = None) -> LoraConfig:
@@ -106,17 +39,50 @@ def make_lora_config(c: RunConfig, model: Any, token_rows: dict[str, list[int]] 
     rank, alpha, init = c.lora_r, float(c.lora_alpha), c.init_lora_weights
     if c.is_pissa:
         rank, alpha = double_rank_for_pissa(rank, alpha, c.use_rslora)
+    targets = select_target_modules(model, c.target_modules)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=int(alpha) if alpha.is_integer() else alpha,
         lora_dropout=c.lora_dropout,
-        target_modules=select_target_modules(model, c.target_modules),
+        target_modules=targets,
         init_lora_weights=init if init in ("gaussian", "orthogonal") else True,
         use_rslora=c.use_rslora,
         use_dora=c.use_dora,
+        bias=c.bias,
+        modules_to_save=select_modules_to_save(model, c.modules_to_save, targets),
+        fan_in_fan_out=quantization.has_transposed_weights(model),
         trainable_token_indices=token_rows,
     )
+
+
+def select_modules_to_save(model: Any, wanted: str, targets: str | list[str]) -> list[str] | None:
+    """The modules_to_save of a LoraConfig. wanted: endings of names, separated by commas; targets: of the LoRA.
+
+    Raises InputError for a name that is not there, or is not one plain layer that no LoRA is on.
+    """
+    layers = {n: m for n, m in model.named_modules() if trained_modules.is_plain_layer(m)}
+    names = [n.strip() for n in wanted.split(",") if n.strip()]
+    found = []
+    for name in names:
+        matches = [layer for layer in layers if f".{layer}".endswith(f".{name}")]
+        if not matches:
+            others = [n for n, m in layers.items() if not isinstance(m, torch.nn.Linear) or "." not in n]
+            raise InputError(
+                "modules_to_save: this base has no layer {name!r} that can be trained whole. It has {layers}.",
+                name=name,
+                layers=list_layer_names(others),
+            )
+        head = model.get_output_embeddings()
+        with_lora = targets == "all-linear" and any(
+            isinstance(layers[n], torch.nn.Linear | Conv1D) and layers[n] is not head for n in matches
+        )
+        if with_lora or (isinstance(targets, list) and set(matches) & set(targets)):
+            raise InputError(
+                "modules_to_save: {name} has a LoRA already. Leave it out there, or out of target_modules.", name=name
+            )
+        found += matches
+    return found or None
 
 
 def double_rank_for_pissa(rank: int, alpha: float, rslora: bool) -> tuple[int, float]:
@@ -138,7 +104,7 @@ def initialize_pissa(model: torch.nn.Module, init: str, rank: int) -> None:
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer) or "default" not in layer.lora_A:
             continue
-        weight = layer.get_base_layer().weight.float()
+        weight = quantization.dequantize_weight(layer.get_base_layer()).float()
         if rank > min(weight.shape):
             raise InputError(
                 "lora_r={rank} with {init}: {layer} has only {directions} directions. Lower lora_r.",

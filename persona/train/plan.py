@@ -277,13 +277,13 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
     """None where the base is not on this disk yet, or its shape is not known."""
     local_base = base.find_local_base(config.base)
     shape = read_base_shape(local_base) if local_base else None
-    if shape is None or not pairs:
+    if local_base is None or shape is None or not pairs:
         return None
     card = persona.card()
     elsewhere = own_exchanges(pairs) if config.learn_history else frozenset()
     rows = [estimate_row_tokens(card, p, config.learn_history, elsewhere) for p in pairs]
-    plan = plan_training(machine, shape, find_heaviest_step(config, rows), config.gradient_accumulation_steps,
-                         config.dtype, free)  # fmt: skip
+    step = replace(find_heaviest_step(config, rows), trained=count_whole_layers(local_base, config))
+    plan = plan_training(machine, shape, step, config.gradient_accumulation_steps, config.dtype, free)
     rows_of_run = split.split_held_out(list(pairs), config.eval_fraction, config.seed, config.max_eval_rows)
     held_out = sum(row.held_out for row in rows_of_run)
     train_rows = len(rows) - held_out
@@ -314,6 +314,17 @@ def read_base_shape(local_base: base.Base) -> ModelShape | None:
         return memory.infer_model_shape(local_base.config(), local_base.tensors())
     except (KeyError, TypeError):
         return None
+
+
+def count_whole_layers(local_base: base.Base, config: RunConfig) -> int:
+    """Parameters of the layers of modules_to_save; an output layer that is tied to the embedding counts too."""
+    tensors = local_base.tensors()
+    count = 0
+    for name in filter(None, map(str.strip, config.modules_to_save.split(","))):
+        sizes = [s for tensor, s in tensors.items() if f".{tensor.rpartition('.')[0]}".endswith(f".{name}")]
+        tied = max(tensors.values(), key=math.prod) if not sizes and name.endswith("lm_head") else (0,)
+        count += sum(map(math.prod, sizes or [tied]))
+    return count
 
 
 def estimate_row_tokens(

@@ -61,6 +61,7 @@ def make_sft_config(prepared: PreparedRun, output: Path) -> SFTConfig:
         use_cpu=cpu,
         bf16=not cpu and prepared.plan.train_dtype == "bfloat16",
         fp16=not cpu and prepared.plan.train_dtype == "float16",
+        tf32=True if c.tf32 else None,  # None: as PyTorch has it
         max_length=None,  # rendering has checked every row; none may be cut here
         num_train_epochs=c.epochs,
         max_steps=c.max_steps,
@@ -158,8 +159,7 @@ def _set_up_callbacks(trainer: Trainer, run: Run) -> None:
 
 def _set_layer_dtypes(model: Any, device: str) -> None:
     """The number formats in which the layers of a PeftModel compute."""
-    if quantization.is_quantized(model):
-        quantization.upcast_trainable_weights(model)
+    quantization.upcast_trainable_weights(model)
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.cast_input_dtype_enabled = device == "mps"  # elsewhere autocast casts the few weights instead
@@ -298,7 +298,9 @@ def finish_run(model: Any, state: TrainerState, callback: RunCallback, evaluator
     step, nll = saved
     status = "failed" if callback.diverged else "done" if callback.is_finished(state) else "stopped"
     figures = evaluator.figures(state.global_step)
-    figures |= {"status": status, "adapter_nll": nll, "peak_memory_bytes": monitor.peak_memory()}
+    trained, total = model.get_nb_trainable_parameters()
+    figures |= {"status": status, "adapter_nll": nll, "peak_memory_bytes": monitor.peak_memory(),
+                "trainable_parameters": trained, "total_parameters": total}  # fmt: skip
     result = {"run": str(run.path), "adapter": str(run.adapter), **figures}
     run.log("result", **result)
     run.log("chosen", step=step, nll=nll)

@@ -46,6 +46,7 @@ class Trainer(SFTTrainer):
         batches = LengthGroupedBatchSampler(
             [len(ids) for ids in self.train_dataset["input_ids"]], self.args.per_device_train_batch_size,
             self.args.gradient_accumulation_steps, self.args.data_seed, lambda: self.state.global_step,
+            self.evaluator.prepared.config.group_by_length,
         )  # fmt: skip
         collate = (
             partial(collate_own_rows, self.data_collator) if distributed.process_count() > 1 else self.data_collator

@@ -62,9 +62,20 @@ def check_config(c: RunConfig, plan: DevicePlan, gpus: int = 1) -> None:
             gpus=gpus if plan.device == "cuda" else 0,
             processes=process_count(),
         )
+    if c.tf32 and plan.device != "cuda":
+        raise InputError("tf32: is a number format of NVIDIA GPUs; there is none here. Set it to false.")
     require_packages(c)
     check_quantization(c.quantization, c.optim, c.use_dora, plan)
     _check_pissa(c)
+    if c.bias != "none" and c.use_dora:
+        raise InputError(
+            "bias={bias} and use_dora do not go together. Set bias to none, or use_dora to false.", bias=c.bias
+        )
+    if c.train_stop_token and c.modules_to_save.strip():
+        raise InputError(
+            "train_stop_token and modules_to_save do not go together: lm_head and embed_tokens hold that row. Set "
+            "train_stop_token to false."
+        )
     if c.train_stop_token and c.use_dora:
         raise InputError("train_stop_token and use_dora do not go together. Set one of them to false.")
     if c.packing and c.neftune_noise_alpha:

@@ -90,6 +90,14 @@ def write_adapter_gguf(adapter: Adapter, base: Base, out: Path) -> None:
             adapter=adapter.card.name,
             instead=instead,
         )
+    if any(
+        adapter.settings.get(key) not in (None, "none", False, []) for key in ("bias", "lora_bias", "modules_to_save")
+    ):
+        raise AdapterError(
+            "{adapter}: llama.cpp has no form for trained biases and layers. {instead}",
+            adapter=adapter.card.name,
+            instead=instead,
+        )
     names = TensorNames(base)
     alpha = float(adapter.settings["lora_alpha"]) or 1.0
     writer = gguf.GGUFWriter(out, names.architecture)

@@ -10,7 +10,7 @@ import torch
 
 from persona.compare import session
 from persona.errors import InputError, Message
-from persona.models import attach, hardware, progress_callback
+from persona.models import attach, hardware, progress_callback, trained_modules
 from persona.models import base as bases
 from persona.models.adapter import Adapter
 from persona.models.base import Base
@@ -87,6 +87,7 @@ def merge_adapter(
     model, weights_of, notes = full_precision.load_full_precision(base, dtype, progress)
     model = attach.attach_adapter(model, adapter, ADAPTER_NAME)
     attach.set_adapter_strength(model, ADAPTER_NAME, strength)
+    trained_modules.blend_trained_layers(model, ADAPTER_NAME, strength)
     renderer = session.renderer_of(adapter, bases.load_tokenizer(base))
     progress(Message("Asking base and adapter the probes …"))
     answers = answer_probes(model, renderer, adapter.card.probes)
@@ -111,7 +112,16 @@ def _merge_layers(model: Any) -> Any:
         plain.weight.data = plain.weight.data.float()
         layer.merge()
         plain.weight.data = plain.weight.data.to(dtype)
-    return model.unload()
+    plain_model = model.unload()
+    untie_trained_layers(plain_model)
+    return plain_model
+
+
+def untie_trained_layers(model: Any) -> None:
+    """Say in the config of a merged model that output layer and embedding differ, where one of them was trained."""
+    text, head, embedding = model.config.get_text_config(), model.get_output_embeddings(), model.get_input_embeddings()
+    if text.tie_word_embeddings and head is not None and head.weight is not embedding.weight:
+        model.config.tie_word_embeddings = text.tie_word_embeddings = False
 
 
 def _tied(head: Any, embedding: Any) -> bool:

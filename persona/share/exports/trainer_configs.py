@@ -5,7 +5,6 @@ their documentation, and the tests only parse them.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,20 @@ import yaml
 from persona.errors import InputError, Message, join
 from persona.share.exports import new_output
 from persona.share.exports.material import ExportMaterial
+from persona.share.exports.trainer_settings import (
+    LLAMA_FACTORY_TEMPLATES,
+    PROGRAMS,
+    axolotl_config,
+    list_lost_settings,
+    llama_factory_config,
+    peft_targets,
+    training_arguments,
+)
 from persona.store.files import slugify, to_json, write_atomic
 from persona.store.pairs import Pair, find_unfinished
-from persona.template.chat_template import ChatTemplate, build_messages, read_template
-from persona.train.config import RunConfig
+from persona.template.chat_template import build_messages, read_template
 
 UNVERIFIED_NOTE = Message("Not verified: made by Persona from this program's documentation and never run in it.")
-# our template → the name of the same format in LLaMA-Factory, where it has one that ends a reply with the same token
-LLAMA_FACTORY_TEMPLATES = {
-    "chatml": "chatml", "gemma": "gemma", "internlm": "intern2", "llama-3": "llama3",
-    "mistral-v3": "mistral", "phi-3": "phi", "phi-4": "phi4", "qwen2.5": "qwen",
-    "smollm2": "smollm2",
-}  # fmt: skip
-TARGET_LAYERS = {
-    "all-linear": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
-}
 
 
 def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
@@ -66,12 +63,13 @@ def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
             write_atomic(folder / f"{program}.yaml", f"# {UNVERIFIED_NOTE}\n{text}")
         write_atomic(folder / "unsloth_train.py", new_output.render_template_file(
             "unsloth.py.jinja", unverified=UNVERIFIED_NOTE, base=base, c=material.config, sets=list(sets),
-            layers=_layers(material.config)))  # fmt: skip
+            targets=peft_targets(material.config), arguments=training_arguments(material.config)))  # fmt: skip
         counts = {key: len(pairs) for key, pairs in sets.items()}
         write_atomic(folder / "README.md", new_output.render_template_file(
             "dataset-card.md.jinja", card=material.card, base=material.base_id, name=name, counts=counts,
             template=template.name if material.template else "", same=LLAMA_FACTORY_TEMPLATES.get(template.name, ""),
-            about=template.about, unverified=UNVERIFIED_NOTE))  # fmt: skip
+            about=template.about, unverified=UNVERIFIED_NOTE,
+            lost={name: list_lost_settings(name, material.config) for name in PROGRAMS}))  # fmt: skip
         files = sorted(f.name for f in folder.iterdir())
     held = len(material.rows) - len(sets[name]) if name in sets else len(material.rows)
     return {"folder": str(out), "pairs": len(material.rows), "held_out": held, "files": files}
@@ -97,63 +95,3 @@ def _info(key: str) -> dict[str, Any]:
         "history": "history",
     }
     return {"file_name": f"{key}.json", "formatting": "alpaca", "columns": columns}
-
-
-def _layers(c: RunConfig) -> list[str]:
-    return TARGET_LAYERS.get(c.target_modules) or [m.strip() for m in c.target_modules.split(",")]
-
-
-def llama_factory_config(c: RunConfig, base: str, sets: Sequence[str], template: ChatTemplate) -> dict[str, Any]:
-    """The run's settings under LLaMA-Factory's names. A template it does not know is left to the tokenizer's."""
-    known_template = LLAMA_FACTORY_TEMPLATES.get(template.name)
-    targets = "all" if c.target_modules == "all-linear" else ",".join(_layers(c))
-    return {
-        "model_name_or_path": base,
-        "stage": "sft", "do_train": True, "finetuning_type": "lora",
-        "lora_rank": c.lora_r, "lora_alpha": c.lora_alpha, "lora_dropout": c.lora_dropout, "lora_target": targets,
-        "use_rslora": c.use_rslora, "use_dora": c.use_dora,
-        **({"quantization_bit": 4 if c.quantization == "nf4" else 8} if c.quantization != "none" else {}),
-        "dataset_dir": ".", "dataset": sets[0],
-        **({"eval_dataset": sets[1], "eval_strategy": "epoch"} if len(sets) > 1 else {}),
-        **({"template": known_template} if known_template else {}),
-        "cutoff_len": c.max_length, "mask_history": not c.learn_history,
-        "output_dir": f"output/{sets[0]}",
-        "per_device_train_batch_size": c.batch_size, "gradient_accumulation_steps": c.gradient_accumulation_steps,
-        "learning_rate": c.learning_rate, "num_train_epochs": c.epochs, "max_steps": c.max_steps,
-        "lr_scheduler_type": c.lr_scheduler_type, **_warmup(c), "weight_decay": c.weight_decay, "seed": c.seed,
-        "logging_steps": 1, "report_to": "none",
-    }  # fmt: skip
-
-
-def axolotl_config(c: RunConfig, base: str, sets: Sequence[str], template: ChatTemplate) -> dict[str, Any]:
-    """The run's settings under Axolotl's names, with the text of the chat template."""
-
-    def data(key: str) -> dict[str, Any]:
-        return {
-            "path": f"{key}.messages.jsonl", "ds_type": "json", "type": "chat_template", "field_messages": "messages",
-            "message_property_mappings": {"role": "role", "content": "content"},
-            "roles_to_train": ["assistant"], "train_on_eos": "turn",
-        }  # fmt: skip
-
-    return {
-        "base_model": base,
-        **({"load_in_4bit": True} if c.quantization == "nf4" else {}),
-        **({"load_in_8bit": True} if c.quantization == "int8" else {}),
-        "adapter": "qlora" if c.quantization == "nf4" else "lora",
-        "lora_r": c.lora_r, "lora_alpha": c.lora_alpha, "lora_dropout": c.lora_dropout,
-        **({"lora_target_linear": True} if c.target_modules == "all-linear" else {"lora_target_modules": _layers(c)}),
-        "peft_use_rslora": c.use_rslora, "peft_use_dora": c.use_dora,
-        "chat_template": "jinja", "chat_template_jinja": template.text,
-        "datasets": [data(sets[0])],
-        **({"test_datasets": [data(sets[1]) | {"split": "train"}]} if len(sets) > 1 else {}),
-        "sequence_len": c.max_length, "output_dir": f"output/{sets[0]}",
-        "micro_batch_size": c.batch_size, "gradient_accumulation_steps": c.gradient_accumulation_steps,
-        "learning_rate": c.learning_rate, "num_epochs": c.epochs,
-        **({"max_steps": c.max_steps} if c.max_steps > 0 else {}),
-        "optimizer": c.optim, "lr_scheduler": c.lr_scheduler_type, **_warmup(c), "weight_decay": c.weight_decay,
-        "gradient_checkpointing": c.gradient_checkpointing, "seed": c.seed, "logging_steps": 1,
-    }  # fmt: skip
-
-
-def _warmup(c: RunConfig) -> dict[str, Any]:
-    return {"warmup_ratio": c.warmup} if c.warmup < 1 else {"warmup_steps": round(c.warmup)}

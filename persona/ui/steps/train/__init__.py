@@ -17,7 +17,7 @@ from persona.ui.i18n import t
 from persona.ui.navigation import COMPARE
 from persona.ui.notices import show_info
 from persona.ui.page import QUIET, Page, RenderSettings, open_current_persona, open_page_renderer, show_errors
-from persona.ui.steps.train import run_view, settings_form
+from persona.ui.steps.train import lora_lesson, run_view, settings_form
 from persona.ui.steps.train.plan_view import plan_html
 from persona.ui.steps.train.run_view import RunView
 from persona.ui.widgets import FORWARD_CLICKS_JS
@@ -147,6 +147,7 @@ class _Controls(NamedTuple):
     plan: gr.HTML
     forms: gr.State  # a settings_form.PersonaForms
     expert_settings: list[gr.components.Component]
+    lesson: tuple[gr.HTML, gr.CheckboxGroup]
 
 
 def build(page: Page) -> gr.HTML:
@@ -158,9 +159,14 @@ def build(page: Page) -> gr.HTML:
         [(t(p.capitalize()), p) for p in PRESETS], value=settings_form.FIRST_PRESET, label=t("Preset"), elem_id="preset"
     )
     plan = gr.HTML(elem_id="plan")
+    lesson = lora_lesson.build()
     with gr.Accordion(t("Expert settings"), open=False, elem_id="expert"):
         controls = _Controls(
-            preset, plan, gr.State(settings_form.PersonaForms()), settings_form.build(settings_form.FIRST_PRESET)
+            preset,
+            plan,
+            gr.State(settings_form.PersonaForms()),
+            settings_form.build(settings_form.FIRST_PRESET),
+            lesson,
         )
     view = _build_run_view()
     navigation.build_next_button(t("Next: Compare →"), COMPARE, page)
@@ -239,3 +245,10 @@ def _connect_events(page: Page, c: _Controls, view: RunView) -> None:
     changes = [c.preset.change, page.shown_step.change, settings.base.change, settings.max_length.change]
     changes += [view.training.change, *(setting.change for setting in c.expert_settings)]
     gr.on(changes, **plan)
+    teach: dict[str, Any] = {"fn": show_errors(lora_lesson.lesson), "inputs": form, "outputs": c.lesson,
+                             "trigger_mode": "always_last", **QUIET}  # fmt: skip
+    restored.success(**teach)
+    gr.on(changes, **teach)
+    targets = c.expert_settings[settings_form.EXPERT_FIELDS.index("target_modules")]
+    layers = c.lesson[1]
+    layers.input(show_errors(lora_lesson.choose_layers), [layers, *form[1:]], targets, **QUIET).success(**teach)
