@@ -13,6 +13,7 @@ from persona.store import persona_folder
 from persona.store.files import safe_join
 from persona.store.workspace import current_workspace
 from persona.train import run_folder, snapshots
+from persona.train.parent import Parent, read_parent
 from persona.train.run_folder import Run
 
 _PARENT_KINDS = (RefKind.FOLDER, RefKind.PERSONA)  # may name a run's or persona's folder, with the adapter inside
@@ -57,6 +58,12 @@ def open_adapter(ref: AdapterRef) -> Adapter:
         if ref.kind is RefKind.PERSONA:  # by the name that the user knows, not by its folder
             raise AdapterError(e.message.replaced(str(folder), ref.name)) from e
         raise
+
+
+def open_parent(ref: AdapterRef) -> Parent:
+    """The checked adapter that `ref` names, for a run to go on from. Raises PersonaError."""
+    folder = open_adapter(ref).path
+    return read_parent(folder, str(ref if ref.kind is RefKind.HUB else AdapterRef.from_folder(folder)))
 
 
 def find_snapshot(path: Path, step: int) -> Path:

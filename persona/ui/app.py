@@ -203,9 +203,9 @@ def _build_steps(
         with gr.Step(t("Template"), id=TEMPLATE) as second, gr.Column(elem_id="step-template"):
             template.build(page)
         with gr.Step(t("Train"), id=TRAIN) as third, gr.Column(elem_id="step-train"):
-            run_status = train.build(page)
+            run_status, go_on_from = train.build(page)
         with gr.Step(t("Compare"), id=COMPARE) as fourth, gr.Column(elem_id="step-compare"):
-            compare.build(page, fourth, browser_key)
+            compare.build(page, fourth, browser_key, go_on_from)
         with gr.Step(t("Share"), id=SHARE) as fifth, gr.Column(elem_id="step-share"):
             share.build(page)
     return page, [first, second, third, fourth, fifth], pairs, run_status

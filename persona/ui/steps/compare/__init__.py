@@ -20,6 +20,7 @@ from persona.ui.steps.compare import blind_vote_tab, judge_tab, questions_tab
 from persona.ui.steps.compare.chat_tab import build_chat_tab
 from persona.ui.steps.compare.controls import CARD_SAMPLING, SamplingSettings
 from persona.ui.steps.compare.loading import describe_opening
+from persona.ui.steps.train import further
 
 MAX_PROBES = 8  # shown as questions to click
 
@@ -142,8 +143,9 @@ class _Adapters(NamedTuple):
     opening: gr.HTML  # says that an adapter is being opened
 
 
-def build(page: Page, step: gr.Step, browser_key: gr.BrowserState) -> None:
-    other_voices, about = _build_voices(page)
+def build(page: Page, step: gr.Step, browser_key: gr.BrowserState, go_on_from: gr.Dropdown) -> None:
+    """The step. go_on_from: of step 3, the adapter that its next run goes on from."""
+    other_voices, about = _build_voices(page, go_on_from)
     settings = _make_sampling_settings()
     listed = gr.State("")  # the adapter whose other voices are listed
     with gr.Tabs(elem_id="compare-tabs", overflow_behavior="wrap"):
@@ -167,7 +169,7 @@ def build(page: Page, step: gr.Step, browser_key: gr.BrowserState) -> None:
     _connect_adapters(page, step, adapters, probes, settings, listed)
 
 
-def _build_voices(page: Page) -> tuple[gr.Dropdown, gr.HTML]:
+def _build_voices(page: Page, go_on_from: gr.Dropdown) -> tuple[gr.Dropdown, gr.HTML]:
     """The chosen adapter and the other voices; returns these, and what is known of the adapter."""
     with gr.Row(equal_height=True):
         page.adapter_list.render()
@@ -176,7 +178,10 @@ def _build_voices(page: Page) -> tuple[gr.Dropdown, gr.HTML]:
             value=[voice_picker.BASE_WITH_PROMPT], multiselect=True, max_choices=MAX_COLUMNS - 1, scale=4,
             elem_id="compare-with", min_width=300, label=t("Compare with (up to 3)"),
         )  # fmt: skip
-    return other_voices, gr.HTML(elem_id="about-adapter")
+    with gr.Row(equal_height=True):
+        about = gr.HTML(elem_id="about-adapter")
+        further.build_button(page, go_on_from)
+    return other_voices, about
 
 
 def _build_adapters(other_voices: gr.Dropdown, about: gr.HTML) -> _Adapters:
