@@ -14,6 +14,8 @@
     tensorboard/       the log of that tracker, where report_to asks for it
     report.json        what an evaluation measured (judge/evaluate.py)
     report.html        the page of that report
+    note.json          the author's name, note and star for it (run_notes.py)
+    ledger.json        its figures in the table of runs (judge/ledger.py): worked out again where it is missing
 
 The process that trains reads and writes this folder and nothing else. So a reloaded tab, a closed terminal or a crash
 loses nothing, and page and command line see the same run. docs/formats.md describes each file.
