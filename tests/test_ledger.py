@@ -6,50 +6,18 @@ import sys
 
 import numpy as np
 import pytest
+from finished_runs import CARD, PAIRS, finish, new_run
 
 from persona.errors import InputError, RunError
 from persona.judge import compare_runs, ledger
 from persona.judge.ledger import PairChanges, Share
 from persona.store.pairs import Pair, write_pairs
-from persona.store.persona_folder import PersonaCard, ProbeRule, create_persona_at, free_path
+from persona.store.persona_folder import create_persona_at, free_path
 from persona.train import launcher, run_notes
 from persona.train.config import make_config
-from persona.train.run_folder import Run, list_runs
-from tests.cli_fixtures import call, value  # noqa: F401 - fixtures
+from persona.train.run_folder import list_runs
 
-PAIRS = [Pair(f"question {n}", f"answer {n}") for n in range(40)]
-CARD = PersonaCard(
-    name="Mags", language="en", probes=("Who?", "Where?"),
-    probe_rules=(ProbeRule(ask="Who?", must_mention=("Mags",)), ProbeRule(ask="Where?", must_mention=("lamp",))),
-)  # fmt: skip
-
-
-@pytest.fixture
-def mags():
-    return create_persona_at(free_path("mags"), CARD, PAIRS)
-
-
-def finish(run: Run, rows: list[float], chosen: int = 4, learned: int = 10) -> Run:
-    """Write the events of a finished run that measured its held-out pairs: nats of each."""
-    held_out = len(rows)
-    events = [
-        {"event": "plan", "steps": 4, "held_out": held_out, "held_out_learned": [learned] * held_out},
-        {"event": "eval", "step": 0, "nll": 5.0, "rows": [50.0] * held_out},
-        {"event": "state", "state": "running"},
-        {"event": "step", "step": 4, "seconds": 60.0, "loss": 2.0, "tokens": 9},
-        {"event": "eval", "step": 4, "nll": sum(rows) / learned / held_out, "rows": rows},
-        {"event": "diary", "step": 4, "answers": [
-            {"probe": "Who?", "text": "I am Mags.", "ended": True}, {"probe": "Where?", "text": "At sea", "ended": False}]},
-        {"event": "chosen", "step": chosen}, {"event": "state", "state": "done"},
-    ]  # fmt: skip
-    start = 1_700_000_000
-    text = "".join(json.dumps({"time": start + 60 * n, **e}) + "\n" for n, e in enumerate(events))
-    (run.path / "events.jsonl").write_text(text)
-    return run
-
-
-def new_run(persona, rows: list[float] | None = None, **settings) -> Run:
-    return finish(launcher.create_run(persona, make_config(**settings)), rows or [30.0, 31, 29, 30])
+pytest_plugins = ("finished_runs", "tests.cli_fixtures")
 
 
 def test_a_run_in_the_table(mags):
@@ -176,7 +144,7 @@ def test_the_permutation_test_is_right_under_the_null_and_sees_a_shift():
     assert compare_runs.permutation_p(rng.normal(1.5, 1, 20)) < 0.001
 
 
-def test_the_command_line(mags, value):  # noqa: F811
+def test_the_command_line(mags, value):
     first, second = new_run(mags), new_run(mags, epochs=1)
     run_notes.change_note(first, note="kept")
     rows = value("runs", mags.path)["runs"]
@@ -188,7 +156,7 @@ def test_the_command_line(mags, value):  # noqa: F811
     assert value("compare", first.name, second.name) == found
 
 
-def test_the_command_line_in_words(mags, call):  # noqa: F811
+def test_the_command_line_in_words(mags, call):
     first, second = new_run(mags), new_run(mags, epochs=1)
     write_pairs(mags.pairs_file, PAIRS[1:])
     status, out, _ = call("runs", mags.path)

@@ -286,7 +286,7 @@ FURTHER = "further"
 ALL_PRESETS: dict[str, tuple[dict[str, Any], str]] = {
     **PRESETS,
     FURTHER: (
-        {"epochs": 0.5, "new_pair_repeats": 8},
+        {"epochs": 0.5, "new_pair_repeats": 8, "eval_steps": 10},
         "To go on from an adapter with some new pairs: half a pass over all, in which each new one stands eight times.",
     ),
 }

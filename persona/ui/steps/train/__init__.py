@@ -18,7 +18,7 @@ from persona.ui.i18n import t
 from persona.ui.navigation import COMPARE
 from persona.ui.notices import show_info
 from persona.ui.page import QUIET, Page, RenderSettings, open_current_persona, open_page_renderer, show_errors
-from persona.ui.steps.train import further, run_view, settings_form
+from persona.ui.steps.train import further, ledger, run_view, settings_form
 from persona.ui.steps.train.plan_view import plan_html
 from persona.ui.steps.train.run_view import RunView
 from persona.ui.widgets import FORWARD_CLICKS_JS
@@ -178,8 +178,9 @@ def build(page: Page) -> tuple[gr.HTML, gr.Dropdown]:
             settings_form.build(settings_form.FIRST_PRESET),
         )
     view = _build_run_view()
+    runs = ledger.build(page, view.name, parent)
     navigation.build_next_button(t("Next: Compare →"), COMPARE, page)
-    _connect_events(page, controls, view)
+    _connect_events(page, controls, view, runs)
     return view.status, parent
 
 
@@ -226,7 +227,9 @@ def _build_run_view() -> RunView:
     )
 
 
-def _connect_events(page: Page, c: _Controls, view: RunView) -> None:
+def _connect_events(
+    page: Page, c: _Controls, view: RunView, runs: tuple[ledger.LedgerView, gr.Accordion, gr.Button]
+) -> None:
     slug, settings, name = page.slug, page.render_settings, view.name
     form = [slug, c.preset, *settings, *c.expert_settings]
     update: dict[str, Any] = {
@@ -243,6 +246,7 @@ def _connect_events(page: Page, c: _Controls, view: RunView) -> None:
     view.stop.click(show_errors(on_stop), [slug, name], name, **QUIET).success(**update)
     view.runs.input(lambda name: name, view.runs, name, **QUIET).success(**update)
     view.samples.click(show_errors(use_snapshot), [slug, name], None, **QUIET).success(**update)
+    ledger.connect(page, *runs, view.training, update)
     view.timer.tick(**update, queue=False)
     gr.on([slug.change, page.shown_step.change], **update)
     c.preset.input(settings_form.preset_values, c.preset, c.expert_settings, **QUIET)

@@ -90,7 +90,7 @@ def go_on_from(slug: str, adapter_id: str) -> list[Any]:
 
 def build_button(page: Page, parent: gr.Dropdown) -> gr.Button:
     """The button beside an adapter that goes on from it."""
-    button = gr.Button(t("Train further"), scale=0, min_width=150, elem_id="train-further")
+    button = gr.Button(t("Train further"), size="sm", scale=0, min_width=150, elem_id="train-further")
     button.click(show_errors(go_on_from), [page.slug, page.adapter], [page.steps, page.shown_step, parent], **QUIET)
     return button
 
