@@ -5,14 +5,17 @@ import json
 import pytest
 from tiny_models import write_adapter
 
-from persona.errors import InputError
-from persona.share.open_adapter import opened_dir
+from persona.errors import AdapterError, InputError
+from persona.share.adapter_ref import AdapterRef
+from persona.share.open_adapter import open_adapter, opened_dir
 from persona.store.pairs import Pair, write_pairs
 from persona.store.persona_folder import PersonaCard, create_persona_at, free_path
 from persona.train import launcher
 from persona.train.config import make_config
 from persona.train.progress import EventReplay
 from persona.train.run_folder import list_runs
+from persona.ui.chosen import Chosen
+from persona.ui.steps import compare
 from persona.ui.steps import train as page
 from persona.ui.steps.train import further, run_view, settings_form
 from persona.ui.steps.train.plan_view import plan_html
@@ -103,3 +106,16 @@ def test_the_result_is_shown_before_and_after(tmp_path):
     assert further.held_out_curve(p) == [(0, 3.0), (4, 2.99)]
     assert run_view.loss_plot(p).value["data"] and further.start_label(p) == "the adapter that it goes on from"
     assert p.base_nll == 5.0 and "It learned" in run_view.training_verdict_html(p)
+
+
+def test_an_adapter_at_a_strength_or_a_blend_is_kept_and_chosen(mags, tiny_gemma):
+    view = compare.save_blend("opened/light", None, 0.5, 0.7, 0, Chosen(mags.slug))
+    kept = open_adapter(AdapterRef.parse_id(view.adapter))
+    assert view.adapter.startswith("opened/mags-blend-") and view.chosen.by_hand
+    assert kept.facts["blend"]["parts"] == [{"adapter": "opened/light", "weight": 0.7}]
+    write_adapter(tiny_gemma, opened_dir() / "dark", template="alpaca-en", seed=2)
+    view = compare.save_blend("opened/light", view.adapter, 0.25, 1.0, 3, Chosen(mags.slug))
+    kept = open_adapter(AdapterRef.parse_id(view.adapter))
+    assert [p["weight"] for p in kept.facts["blend"]["parts"]] == [0.25, 0.75] and kept.settings["r"] == 3
+    with pytest.raises(AdapterError, match="trained on tiny-gemma, the first one on someone/tiny"):
+        compare.save_blend("opened/dark", "opened/light", 0.5, 1.0, 0, Chosen(mags.slug))

@@ -49,6 +49,7 @@ app.command()(chat.chat)
 app.command()(serve.serve)
 app.command("eval")(evaluate.eval_)
 app.command()(share.export)
+app.command()(share.blend)
 app.command()(share.push)
 app.command()(doctor.doctor)
 
