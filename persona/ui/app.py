@@ -193,6 +193,10 @@ def _build_steps(
             steps=walkthrough,
             shown_step=gr.State(WRITE),
             pair_number=pair_number,
+            previewed_pair=gr.Number(
+                1, label=t("Pair"), precision=0, minimum=1, elem_id="pair-number", scale=0, min_width=80, render=False
+            ),
+            pair_role=gr.HTML(elem_id="pair-role", padding=False, render=False),
             untrainable=gr.State(0),
             render_settings=template.make_template_settings(),
             adapter=gr.State(""),

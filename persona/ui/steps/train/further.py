@@ -7,17 +7,18 @@ from typing import Any
 
 import gradio as gr
 
+from persona.errors import PersonaError
 from persona.judge import training_gain
 from persona.share import open_adapter
 from persona.share.adapter_ref import AdapterRef
 from persona.train.config import ALL_PRESETS, FURTHER, PRESETS, RunConfig
-from persona.train.parent import Parent, describe_pairs
+from persona.train.parent import Parent, describe_pairs, split_since
 from persona.train.progress import RunProgress
 from persona.train.run_folder import RunRow
 from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
 from persona.ui.navigation import TRAIN
-from persona.ui.page import QUIET, Page, show_errors
+from persona.ui.page import QUIET, Page, open_current_persona, show_errors
 from persona.ui.steps.train import settings_form
 
 
@@ -59,7 +60,12 @@ def build() -> gr.Dropdown:
 
 
 def connect(page: Page, parent: gr.Dropdown, preset: gr.Radio, expert_settings: list[gr.components.Component]) -> None:
-    """Keep the choices up to date, and the presets with them."""
+    """Keep the choices up to date, the presets with them, and what step 2 says of its pair."""
+    form = [page.slug, page.previewed_pair, preset, *page.render_settings, *expert_settings]
+    gr.on(
+        [page.previewed_pair.change, page.shown_step.change, parent.change, page.slug.change],
+        show_errors(with_parent(pair_role_html)), [parent, *form], page.pair_role, **QUIET,
+    )  # fmt: skip
     gr.on(
         [page.slug.change, page.shown_step.change], show_errors(refresh_parents), [page.slug, parent], parent, **QUIET
     )
@@ -96,6 +102,33 @@ def build_button(page: Page, parent: gr.Dropdown) -> gr.Button:
 
 
 # ---- in words
+
+
+def pair_role_html(slug: str, number: float | None, preset: str, *form: Any, parent_id: str = "") -> str:
+    """What a run that goes on from the adapter does with a pair; "" for a run from a new adapter.
+
+    number: of the pair, from 1. form: the RenderSettings and the expert settings. Nothing is said while these do not go
+    together: the plan in step 3 says why.
+    """
+    if not slug or not parent_id:
+        return ""
+    try:
+        parent = open_parent(parent_id)
+        config = settings_form.form_to_config(preset, *form)
+        rows = split_since(open_current_persona(slug).pairs(), parent, config)
+    except PersonaError:
+        return ""
+    if parent is None or parent.rows is None or not number or not 1 <= number <= len(rows):
+        return ""
+    row, name = rows[int(number) - 1], escape(parent.name)
+    if row.held_out:
+        text = t("Going on from {adapter}, this pair stays held out: nothing is learned from it.", adapter=name)
+    elif row.is_new:
+        text = t("Going on from {adapter}, this pair is new: an epoch learns from it {n} times.", adapter=name,
+                 n=config.new_pair_repeats)  # fmt: skip
+    else:
+        text = t("Going on from {adapter}, this pair is known: an epoch learns from it once.", adapter=name)
+    return f'<div class="quiet">{text}</div>'
 
 
 def plan_text(parent: Parent, rows: list[RunRow], repeats: int) -> str:
