@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
-from finished_runs import new_run
+from finished_runs import PAIRS, new_run
 
 from persona.errors import InputError
 from persona.store.pairs import Pair, write_pairs
@@ -81,3 +81,16 @@ def test_a_run_is_repeated_gone_on_from_and_compared_in_chat(mags, plain_cpu, mo
     view = press(mags.slug, "chat", run)
     assert (view.shown_step, view.adapter) == (3, f"run/{mags.slug}/{run.name}")
     assert press(mags.slug, "share", run).shown_step == 4
+
+
+def test_the_least_likely_pairs_lead_back_to_the_table_of_pairs(mags):
+    run = new_run(mags, [30.0, 50, 20, 40])
+    held_out = [r.pair for r in run.rows() if r.held_out]
+    write_pairs(mags.pairs_file, [p for p in PAIRS if p != held_out[3]])
+    detail = press(mags.slug, "hard", run).detail
+    assert [detail.index(held_out[n].output + "<") for n in (1, 3, 0, 2)] == sorted(
+        detail.index(p.output + "<") for p in held_out
+    )
+    number = mags.scan()[0].index(held_out[1]) + 1
+    assert f"data-row='{number}'" in detail and detail.count("data-do='rewrite'") == 3 and "changed since" in detail
+    assert ledger.rewrite_pair(SimpleNamespace(_data={"row": str(number)}))[1:] == [0, number]

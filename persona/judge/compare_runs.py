@@ -33,6 +33,15 @@ class RowChange(FrozenModel):
     second_answer: str = ""
 
 
+class HardRow(FrozenModel):
+    """A held-out pair that the run's adapter finds unlikely. nll: nats per learned token; answer: "" if never asked."""
+
+    question: str
+    reference: str
+    nll: float
+    answer: str = ""
+
+
 class ProbeAnswers(FrozenModel):
     """A probe with the answer of each run; None where that run was not asked."""
 
@@ -122,6 +131,20 @@ def compare_runs(first: Run, second: Run) -> RunComparison:
             "second_train": after.train, "second_held_out": after.held_out,
         },
     )  # fmt: skip
+
+
+def list_hard_rows(run: Run, limit: int = SHOWN_ROWS) -> list[HardRow]:
+    """The held-out pairs that the run's adapter finds least likely, the worst first: where to write next."""
+    p, answers = run.progress(), _held_out_answers(run)
+    nats = _measured_rows(run, p)
+    learned = training_gain.count_learned_tokens(p)
+    rows = [
+        HardRow(
+            question=pair.instruction, reference=pair.output, nll=n / t, answer=answers.get(pair.instruction, "")
+        )
+        for (pair, n), t in zip(nats.items(), learned, strict=False)
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: -row.nll)[:limit]
 
 
 def _compare_settings(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:

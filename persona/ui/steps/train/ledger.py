@@ -16,7 +16,7 @@ from persona.train.run_folder import Run, list_runs
 from persona.ui import voice_picker
 from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.i18n import localized, t
-from persona.ui.navigation import COMPARE, SHARE, TRAIN
+from persona.ui.navigation import COMPARE, SHARE, TRAIN, WRITE
 from persona.ui.notices import show_info
 from persona.ui.page import QUIET, Page, open_current_persona, show_errors
 from persona.ui.steps.train import further, ledger_view, run_view
@@ -75,6 +75,11 @@ def on_click(slug: str, shown: str, picked: list[str], chosen: Chosen, event: gr
         title = t("Pairs: {run} and now", run=run_title(run))
         detail = ledger_view.difference_html([r.pair for r in run.rows()], open_current_persona(slug).scan()[0], title)
         return LedgerView.changed(detail=detail, losses=gr.LinePlot(visible=False))
+    if do == "hard":
+        title = t("Least likely held-out pairs: {run}", run=run_title(run))
+        rows = compare_runs.list_hard_rows(run)
+        detail = ledger_view.hard_rows_html(rows, open_current_persona(slug).scan()[0], title)
+        return LedgerView.changed(detail=detail, losses=gr.LinePlot(visible=False))
     if do == "again":
         again = repeat_run(slug, run)
         return _with_table(slug, again.name, picked, shown=again.name)
@@ -90,6 +95,11 @@ def on_click(slug: str, shown: str, picked: list[str], chosen: Chosen, event: gr
     step = {"chat": COMPARE, "share": SHARE}.get(do, TRAIN)
     view = ChosenView.showing(Chosen(chosen.persona, adapter_id, by_hand=True))
     return LedgerView.changed(steps=gr.Walkthrough(selected=step), shown_step=step, **view._asdict())
+
+
+def rewrite_pair(event: gr.EventData) -> list[Any]:
+    """Open step 1 at the pair that was pressed. Returns the steps, the shown step and the pair's number."""
+    return [gr.Walkthrough(selected=WRITE), WRITE, int(event._data["row"])]
 
 
 def _with_table(slug: str, shows: str, picked: list[str], **values: Any) -> LedgerView:
@@ -143,7 +153,7 @@ def build(page: Page, shown: gr.State, parent: gr.Dropdown) -> tuple[LedgerView,
             note_name = gr.Textbox(label=t("Name of the run shown"), max_length=80, scale=1, min_width=180)
             note = gr.Textbox(label=t("Note"), max_length=2000, scale=3, min_width=240, elem_id="run-note")
             save = gr.Button(t("Save the note"), scale=0, min_width=140, elem_id="save-run-note")
-        detail = gr.HTML(elem_id="ledger-detail")
+        detail = gr.HTML(elem_id="ledger-detail", js_on_load=FORWARD_CLICKS_JS)
         losses = gr.LinePlot(pd.DataFrame(columns=run_view.LOSS_COLUMNS), x="step", y="loss", color="on", height=260,
                              visible=False, elem_id="ledger-losses")  # fmt: skip
     view = LedgerView(
@@ -165,6 +175,7 @@ def connect(
     view.table.click(show_errors(on_click), [page.slug, view.shown, view.picked, page.chosen], view, **QUIET).success(
         **update
     )
+    view.detail.click(show_errors(rewrite_pair), None, [page.steps, page.shown_step, page.pair_number], **QUIET)
     gr.on(
         [save.click, view.note.submit, view.note_name.submit], show_errors(save_note),
         [page.slug, view.shown, view.note_name, view.note], None, **QUIET,
