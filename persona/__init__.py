@@ -49,18 +49,26 @@ def open_persona(name: "str | Path") -> "Persona":
     return persona_folder.open_by_name(name)
 
 
-def train_persona(persona: "Persona", preset: str = "quick", **settings: Any) -> "Run":
+def train_persona(persona: "Persona", preset: str = "", *, parent: "str | Path" = "", **settings: Any) -> "Run":
     """Train a LoRA on the persona's pairs, in a process of its own, and wait for its end.
 
-    preset: quick, balanced or thorough. settings: fields of RunConfig on top of it, e.g. base="Qwen/Qwen3-0.6B". What
-    is not given is fitted to this machine. The adapter is in `run.adapter`, figures in `run.progress().result`.
-    Raises InputError for settings or pairs that cannot work, RunError when the run failed.
+    preset: quick (the default), balanced or thorough; further (the default with `parent`). parent: an adapter to go on
+    from, as in chat(). settings: fields of RunConfig on top of it, e.g. base="Qwen/Qwen3-0.6B". What is not given is
+    fitted to this machine. The adapter is in `run.adapter`, figures in `run.progress().result`. Raises InputError for
+    settings or pairs that cannot work, RunError when the run failed.
     """
     from persona.train import launcher
     from persona.train.aliases import resolve_aliases
-    from persona.train.config import make_config
+    from persona.train.config import FURTHER, make_config
 
-    run, _ = launcher.create_fitted_run(persona, make_config(preset, **settings), resolve_aliases(settings))
+    begin = None
+    if parent:
+        from persona.share.adapter_ref import AdapterRef
+        from persona.share.open_adapter import open_parent
+
+        begin = open_parent(AdapterRef.parse(parent))
+    config = make_config(preset or (FURTHER if begin else "quick"), **settings)
+    run, _ = launcher.create_fitted_run(persona, config, resolve_aliases(settings), begin)
     launcher.start_run(run)
     launcher.wait_for_run(run)
     return run

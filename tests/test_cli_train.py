@@ -1,6 +1,7 @@
 """`train`, `resume`, and what is refused before anything is trained, from the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,15 @@ import pytest
 from persona import cli
 from persona.models import adapter
 from persona.store.pairs import MAX_CHARACTERS
-from persona.store.persona_folder import create_persona_at
-from persona.train import launcher
+from persona.store.persona_folder import Persona, create_persona_at
+from persona.train import launcher, snapshots
 from persona.train.config import RunConfig, make_config
 from persona.train.run_folder import list_runs
 from tests.cli_fixtures import CARD, PAIRS, shell
 
 pytest_plugins = "tests.cli_fixtures"
 TRAINED = {"run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
-           "adapter_nll", "peak_memory_bytes", "trainable_parameters", "total_parameters"}  # fmt: skip
+           "adapter_nll", "start_nll", "parent", "peak_memory_bytes", "trainable_parameters", "total_parameters"}  # fmt: skip
 
 
 # ---- pairs and settings that cannot make a run
@@ -134,6 +135,43 @@ def test_a_file_of_settings_or_a_run_to_repeat(call, persona, tiny_gemma, tmp_pa
     for same in (run.name, run.path, run.path / "run.json"):
         assert started("--config", same) == config
     assert started("--config", run.name, "--set", "seed=3").seed == 3
+
+
+@pytest.mark.slow
+def test_go_on_from_a_run_of_the_persona(call, refused, trained, tiny_gemma, tmp_path, monkeypatch):
+    """By its name, a snapshot of it, its folder or a zip; the settings are the adapter's, the pace is that of --from."""
+    refuse_to_start(monkeypatch)
+    persona = Persona(shutil.copytree(trained[1].path, tmp_path / "mags"))
+    (first,) = list_runs(persona)
+    step = snapshots.list_snapshot_steps(first)[0]
+    call("export", first.path, tmp_path / "light.zip", "--as", "zip")
+    notes = []
+
+    def started(parent, *words):
+        monkeypatch.setattr("persona.cli.train.print_note", lambda text: notes.append(str(text)))
+        with pytest.raises(Started) as e:
+            call("train", persona.path, "--from", parent, *words)
+        return e.value.args[0]
+
+    for parent, name in [
+        (first.name, f"run/{persona.slug}/{first.name}"),
+        (f"{first.name}@{step}", f"run/{persona.slug}/{first.name}@{step}"),
+        (first.path, f"run/{persona.slug}/{first.name}"),
+    ]:
+        run = started(parent)
+        config, own = run.config(), first.config()
+        assert run.manifest()["parent"]["adapter"] == name
+        assert (config.base, config.lora_r, config.epochs, config.new_pair_repeats) == (own.base, own.lora_r, 0.5, 8)
+        assert [r.held_out for r in run.rows()] == [r.held_out for r in first.rows()]
+        assert "0 new pairs, each learned 8 times an epoch, 11 old ones; 1 held out" in notes[-1]
+    run = started(tmp_path / "light.zip", "--base", tiny_gemma, "--preset", "quick")
+    assert (run.manifest()["parent"]["rows_known"], run.config().epochs) == (False, 3)
+    assert "none counts as new" in notes[-1]
+    monkeypatch.undo()
+    message = refused("train", persona.path, "--from", first.name, "--set", "lora_r=4", "--set", "use_dora=true")
+    assert "lora_r=4 ≠ 16, use_dora=true ≠ false" in message and "start a new run without one" in message
+    assert "--from with --resume: a run keeps" in refused("train", persona.path, "--from", "x", "--resume", "y")
+    assert "nowhere: no adapter here" in refused("train", persona.path, "--from", "nowhere")
 
 
 def test_relative_paths_name_the_same_base_and_template(call, persona, tiny_gemma, tmp_path, monkeypatch):

@@ -11,12 +11,12 @@ import pytest
 from messages_in_source import MAKERS, made
 
 from persona.template import chat_template
-from persona.train.config import PRESETS
+from persona.train.config import ALL_PRESETS, PRESETS
 from persona.ui import i18n, navigation, voice_picker, widgets
 from persona.ui.steps import share, template
 from persona.ui.steps.compare import base_note, blind_vote_tab, chat_tab
 from persona.ui.steps.share import export_tab
-from persona.ui.steps.train import run_view, settings_form
+from persona.ui.steps.train import ledger_view, run_view, settings_form
 from persona.ui.steps.write import card_tab, import_tab, lint_tab, pairs_tab, pairs_table, suggest_tab
 from persona.write.importers import registry
 
@@ -69,9 +69,15 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("steps/write/pairs_table.py", "label"): {label for *_, label in pairs_table.ROW_TOOLS},
     ("steps/write/pairs_table.py", "title"): {title for _, _, title, _ in pairs_table.ROW_TOOLS},
     ("steps/write/pairs_table.py", "word"): {word for _, word, _, _ in pairs_table.ROW_TOOLS},
-    ("steps/train/plan_view.py", "PRESETS[preset][1]"): {about for _, about in PRESETS.values()},
+    ("steps/train/plan_view.py", "ALL_PRESETS[preset][1]"): {about for _, about in ALL_PRESETS.values()},
+    ("steps/train/further.py", "p.capitalize()"): {p.capitalize() for p in ALL_PRESETS},
     ("steps/train/__init__.py", "p.capitalize()"): {p.capitalize() for p in PRESETS},
     ("steps/train/run_view.py", "STATUS_LABELS[p.status]"): set(run_view.STATUS_LABELS.values()),
+    ("steps/train/ledger_view.py", "run_view.STATUS_LABELS[f.status]"): set(run_view.STATUS_LABELS.values()),
+    ("steps/train/ledger_view.py", "setting_label(name)"): {
+        *map(settings_form.setting_label, settings_form.EXPERT_FIELDS),
+        *ledger_view.OTHER_LABELS.values(),
+    },
     ("steps/train/run_view.py", "chart.title"): {chart.title for chart in run_view.CHARTS.values()},
     ("steps/train/run_view.py", "label"): set(run_view.LINE_COLORS),
     ("steps/write/export_tab.py", "m.TITLE"): {

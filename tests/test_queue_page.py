@@ -122,7 +122,7 @@ def test_numbers_in_words():
 
 def test_the_page_puts_in_line_shows_cancel_and_switches(new, monkeypatch):
     """The second click on Start is no error: its run waits, can be cancelled, and the first is still within reach."""
-    monkeypatch.setattr(launcher.plan, "fit_to_machine", lambda persona, config, given: (config, None, []))
+    monkeypatch.setattr(launcher.plan, "fit_to_machine", lambda persona, config, given, parent: (config, None, []))
     monkeypatch.setattr(settings_form, "form_to_config", lambda *_: RunConfig())
     slug = new("Mags").path.parent.parent.name
     a = page.on_start(slug, "quick")

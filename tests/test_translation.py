@@ -179,7 +179,7 @@ def refusals(place) -> list[tuple[object, str]]:
                                     use_dora=3, dtype="z"), None),
         (lambda: config.make_config(learning_rate="x", early_stopping_patience=10**9, eval_fraction=0.9), None),
         (lambda: config.make_config(rank=3), None),
-        (lambda: config.make_config("slow"), "'slow'：没有这个预设。可选：quick, balanced, thorough。"),
+        (lambda: config.make_config("slow"), "'slow'：没有这个预设。可选：quick, balanced, thorough, further。"),
         (lambda: chat_template.read_template("甲"), None),
         (lambda: sandbox.inspect_template(jinja_engine.make_environment(), "{{ x | xmlattr }}"), "模板第 1 行：使用了过滤器 'xmlattr'，对话模板用不着这个。"),
         (lambda: sandbox.inspect_template(jinja_engine.make_environment(), "{{ x.format_map() }}"), "模板第 1 行：使用了方法 'format_map'，对话模板用不着这个。"),

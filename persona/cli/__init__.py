@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from persona import __version__
-from persona.cli import chat, data, doctor, evaluate, page, serve, share, train
+from persona.cli import chat, data, doctor, evaluate, page, runs, serve, share, train
 from persona.errors import PersonaError
 from persona.models import malloc
 from persona.store import workspace
@@ -44,10 +44,13 @@ app.command("filter")(data.filter_)
 app.command()(data.lint)
 app.command()(data.render)
 app.command()(train.train)
+app.command()(runs.runs)
+app.command()(runs.compare)
 app.command()(chat.chat)
 app.command()(serve.serve)
 app.command("eval")(evaluate.eval_)
 app.command()(share.export)
+app.command()(share.blend)
 app.command()(share.push)
 app.command()(doctor.doctor)
 

@@ -59,6 +59,26 @@ def export(
     print_result(result, "\n".join([str(result.get("folder") or result["file"]), *_format_notes(result)]), as_json)
 
 
+def blend(
+    voice: Annotated[
+        str, typer.Argument(metavar="BLEND", help="'A*0.6 + B*0.4', or 'A*0.7': adapters as in `persona chat`.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    rank: Annotated[
+        int, typer.Option(help="Reduce it to this rank, by an SVD; the error is printed. Default: exact.")
+    ] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Save a blend, or an adapter at a strength, as an adapter of its own: to share, export or train further."""
+    from persona.share import open_adapter
+    from persona.share.adapter_ref import AdapterRef
+
+    made = open_adapter.save_blend(AdapterRef.parse_voice(voice), out.expanduser(), rank)
+    how = f"{made.error:.1%} of the update is missing" if made.error else "exact"
+    value = {"folder": str(made.folder), "rank": made.rank, "error": made.error}
+    print_result(value, f"{made.folder}\nRank {made.rank}, {how}", as_json)
+
+
 def _format_notes(result: dict[str, Any]) -> list[str]:
     lines = list(result.get("notes", []))
     if d := result.get("difference"):

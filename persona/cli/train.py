@@ -12,7 +12,7 @@ from persona.cli.settings_list import print_settings
 from persona.errors import InputError
 
 RESULT_KEYS = ("run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
-          "adapter_nll", "peak_memory_bytes", "trainable_parameters", "total_parameters")  # fmt: skip
+          "adapter_nll", "start_nll", "peak_memory_bytes", "trainable_parameters", "total_parameters")  # fmt: skip
 
 
 def train(
@@ -21,7 +21,8 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="How long and how large: quick (3 epochs), balanced (up to 6) or thorough (up to 12). Default: quick."
+            help="How long and how large: quick (3 epochs), balanced (up to 6) or thorough (up to 12); further (half "
+            "an epoch, new pairs 8 times) for --from. Default: quick, and further with --from."
         ),
     ] = "",
     changes: Annotated[
@@ -45,6 +46,15 @@ def train(
         bool,
         typer.Option("--settings", callback=print_settings, is_eager=True, help="List every setting, and exit."),
     ] = False,
+    parent: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="ADAPTER",
+            help="Go on from this adapter, on its base and template: a run of DIR by its name, RUN@STEP, or any "
+            "adapter as in `persona chat`. Default: a new one.",
+        ),
+    ] = "",
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -84,10 +94,11 @@ def train(
         ray_cluster.open_storage(storage)
     given = dict(split_key_value(x, "--set") for x in changes or [])
     if resume:
-        _refuse_with_resume({"--base": base, "--preset": preset, "--config": config})
+        _refuse_with_resume({"--base": base, "--preset": preset, "--config": config, "--from": parent})
         run = _open_run(persona, resume, given)
     else:
-        run = _create_run(persona, preset or "quick", _merge_settings(persona, base, config, given), launcher)
+        settings_given = _merge_settings(persona, base, config, given)
+        run = _create_run(persona, preset, settings_given, launcher, _open_parent(persona, parent))
     if resume and smaller:
         run = train_launcher.retry_smaller(persona, run)
     elif launcher == "ray":
@@ -134,16 +145,34 @@ def _merge_settings(persona: Any, base: str, config: Path | None, changes: dict[
     return from_file | resolve_aliases(changes) | ({"base": base} if base else {})
 
 
-def _create_run(persona: Any, preset: str, settings: dict[str, Any], launcher: str) -> Any:
-    from persona.train import launcher as train_launcher
-    from persona.train.config import make_config
+def _open_parent(persona: Any, text: str) -> Any:
+    """The adapter to go on from, a train.parent.Parent; None where none is named."""
+    if not text:
+        return None
+    from persona.share import open_adapter
+    from persona.share.adapter_ref import AdapterRef
 
-    config = make_config(preset, **settings)
+    inside = _find_run_path(persona, Path(text.partition("@")[0]))
+    if inside.parent == persona.runs_dir:
+        text = str(inside.parent / text)
+    return open_adapter.open_parent(AdapterRef.parse(text))
+
+
+def _create_run(persona: Any, preset: str, settings: dict[str, Any], launcher: str, parent: Any) -> Any:
+    from persona.train import launcher as train_launcher
+    from persona.train.config import FURTHER, make_config
+    from persona.train.parent import adopt_settings, describe_pairs
+
+    config = make_config(preset or (FURTHER if parent else "quick"), **settings)
     if launcher == "ray":  # the machines of a cluster are others than this one
-        return train_launcher.create_run(persona, config)
-    run, notes = train_launcher.create_fitted_run(persona, config, settings)
-    for text in notes:
-        print_note(text)
+        config = adopt_settings(config, parent, settings) if parent else config
+        run = train_launcher.create_run(persona, config, parent=parent)
+    else:
+        run, notes = train_launcher.create_fitted_run(persona, config, settings, parent)
+        for text in notes:
+            print_note(text)
+    if parent:
+        print_note(describe_pairs(run.rows(), parent, config.new_pair_repeats))
     return run
 
 
@@ -152,6 +181,7 @@ def _print_outcome(run: Any, progress: Any, as_json: bool) -> None:
     from persona.train import launcher
 
     value = {k: progress.result.get(k) for k in RESULT_KEYS} | {"run": str(run.path), "status": progress.status}
+    value["parent"] = run.manifest().get("parent", {}).get("adapter")
     value["adapter"] = value["adapter"] and str(run.adapter)  # the result of a cluster names the worker's
     if progress.status not in ("done", "stopped"):
         value["status"] = "failed"
@@ -159,7 +189,7 @@ def _print_outcome(run: Any, progress: Any, as_json: bool) -> None:
             print_result(value, "", as_json)
         launcher.require_success(run, progress)
     text = (
-        _summary(value, progress.expected)
+        _summary(value, progress)
         if progress.result
         else f"{progress.status}: {progress.message or 'nothing was trained.'}"
     )
@@ -209,14 +239,18 @@ def _status_line(progress: Any) -> str:
     return "  ".join([progress.message or progress.status, *losses])
 
 
-def _summary(value: dict[str, Any], expected: dict[str, float]) -> str:
-    """value: the result; expected: as in Run.expected()."""
-    nll = ""
+def _summary(value: dict[str, Any], progress: Any) -> str:
+    """value: the result of the run with that progress."""
+    from persona.judge import training_gain
+
+    nll, expected = "", progress.expected
     planned = f" ({expected['memory'] / 1e9:.1f} GB planned)" if "memory" in expected else ""
     if value["base_nll"] is not None:
         nll = f"Held-out NLL: base {value['base_nll']:.3f}, adapter {value['adapter_nll']:.3f} nats per learned token\n"
     if (trained := value["trainable_parameters"]) and (total := value["total_parameters"]):
         nll += f"Trained {trained:,} of {total:,} parameters: {100 * trained / total:.2f} %\n"
+    if change := training_gain.estimate_change(progress):
+        nll += f"Since {value['parent']}: {training_gain.describe_change(change)}\n"
     return (
         f"{value['status']}: {value['steps']} steps in {value['seconds']:.0f} s, {value['tokens_per_s']:.0f} tokens/s, "
         f"peak memory {value['peak_memory_bytes'] / 1e9:.1f} GB{planned}\n{nll}Adapter: {value['adapter']}"

@@ -71,7 +71,7 @@ def quantiles(values: Sequence[float]) -> list[float]:
     return [float(x) for x in np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])]
 
 
-def bootstrap(rows: Sequence[Sequence[float]], weights: Sequence[int], seed: int = 0) -> list[tuple[float, ...]]:
+def bootstrap(rows: Sequence[Sequence[float]], weights: Sequence[float], seed: int = 0) -> list[tuple[float, ...]]:
     """(mean, low, high) for each column of `rows`, weighted, with the 95 % percentile interval over resampled rows.
 
     All columns see the same resampled rows: an interval of differences is a paired one (Efron & Tibshirani 1993).

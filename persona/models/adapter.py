@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -100,18 +101,34 @@ def save_adapter(
     facts: the content of run.json besides base and template: config, figures, versions, without local paths.
     Raises AdapterError where it cannot be written.
     """
+    name = model.active_adapter if isinstance(model.active_adapter, str) else model.active_adapter[0]
+    model.peft_config[name].base_model_name_or_path = base.id
+
+    def write_weights(folder: Path) -> None:
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        _sort_settings(folder / "adapter_config.json")
+
+    write_adapter_folder(write_weights, target, base=base.to_dict(), template=template, card=card, facts=facts)
+
+
+def write_adapter_folder(
+    write_weights: Callable[[Path], None], target: Path, *, base: dict[str, Any], template: ChatTemplate,
+    card: PersonaCard, facts: dict[str, Any],
+) -> None:  # fmt: skip
+    """Write an adapter folder, which replaces an older one atomically.
+
+    write_weights: writes weights and adapter_config.json into a new folder. base: as Base.to_dict(). Raises
+    AdapterError where it cannot be written.
+    """
     from safetensors import SafetensorError
 
     scratch = target.with_name(f".{target.name}.new")
     shutil.rmtree(scratch, ignore_errors=True)
-    name = model.active_adapter if isinstance(model.active_adapter, str) else model.active_adapter[0]
-    model.peft_config[name].base_model_name_or_path = base.id
     try:
-        model.save_pretrained(scratch, safe_serialization=True, save_embedding_layers=False)
-        _sort_settings(scratch / "adapter_config.json")
+        write_weights(scratch)
         write_atomic(scratch / "chat_template.jinja", template.text)
         write_atomic(scratch / "persona.json", to_json(card.model_dump(mode="json")))
-        run = {"base": base.to_dict(), "template": template.name, **facts}
+        run = {"base": base, "template": template.name, **facts}
         write_atomic(scratch / "run.json", to_json(run))
         write_atomic(scratch / "README.md", model_card.render_model_card(card, run))
         fsync_folder(scratch)

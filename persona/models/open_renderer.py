@@ -17,12 +17,14 @@ def open_renderer(
     max_length: int = MAX_LENGTH,
     learn_history: bool = False,
     progress: ProgressCallback = ignore_progress,
+    revision: str = "",
 ) -> tuple[Base, Renderer]:
     """The base called `name` and its renderer. Preview, trainer and command line all open them here.
 
-    template: the name of a shipped one, a file, or "auto": chosen for the base. Raises BaseError or TemplateError.
+    template: the name of a shipped one, a file, or "auto": chosen for the base. revision: as in resolve_base(). Raises
+    BaseError or TemplateError.
     """
-    base = resolve_base(name, progress)
+    base = resolve_base(name, progress, revision)
     tokenizer = load_tokenizer(base)
     chosen = _choose_base_template(base, card.language) if template == "auto" else read_template(template)
     return base, Renderer(tokenizer, chosen, card.system, max_length, learn_history)

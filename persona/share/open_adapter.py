@@ -1,20 +1,24 @@
 """Opens what an AdapterRef names: an adapter, checked before use, or the voice of a column."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from persona.compare.session import NO_ADAPTER, LoadedModel, Voice, renderer_of
 from persona.errors import AdapterError, InputError, PersonaError
 from persona.models import adapter as adapters
+from persona.models import blend
 from persona.models.adapter import Adapter
+from persona.models.blend import Blend
 from persona.models.download import split_modelscope_name
 from persona.share import archive, hub
 from persona.share.adapter_ref import AdapterRef, RefKind, find_persona_folder
 from persona.share.archive import NO_SUPPLEMENT, Supplement
 from persona.store import persona_folder
-from persona.store.files import safe_join
+from persona.store.files import path_exists, safe_join
 from persona.store.workspace import current_workspace
 from persona.template.chat_template import read_template
 from persona.train import run_folder, snapshots
+from persona.train.parent import Parent, read_parent
 from persona.train.run_folder import Run
 
 _PARENT_KINDS = (RefKind.FOLDER, RefKind.PERSONA)  # may name a run's or persona's folder, with the adapter inside
@@ -75,6 +79,31 @@ def open_adapter(ref: AdapterRef, supplement: Supplement = NO_SUPPLEMENT) -> Ada
         if ref.kind is RefKind.PERSONA:  # by the name that the user knows, not by its folder
             raise AdapterError(e.message.replaced(str(folder), ref.name)) from e
         raise
+
+
+def open_parent(ref: AdapterRef) -> Parent:
+    """The checked adapter that `ref` names, for a run to go on from. Raises PersonaError."""
+    folder = open_adapter(ref).path
+    return read_parent(folder, _public_name(ref, folder))
+
+
+def _public_name(ref: AdapterRef, folder: Path) -> str:
+    """How a card names an adapter: never by a path."""
+    return str(replace(ref, strength=1.0) if ref.kind is RefKind.HUB else AdapterRef.from_folder(folder))
+
+
+def save_blend(ref: AdapterRef, target: Path, rank: int = 0) -> Blend:
+    """Write a blend, or an adapter at a strength, as an adapter of its own: a folder that must not exist yet.
+
+    rank: to reduce it to; 0: exact, of the sum of the ranks. Raises PersonaError.
+    """
+    if path_exists(target):
+        raise InputError("{path}: is there already. Choose another name, or delete it first.", path=target)
+    parts = []
+    for part in ref.parts or (ref,):
+        adapter = open_adapter(part)
+        parts.append((adapter, _public_name(part, adapter.path), part.strength))
+    return blend.save_blend(parts, target, rank)
 
 
 def find_snapshot(path: Path, step: int) -> Path:

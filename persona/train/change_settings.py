@@ -14,6 +14,7 @@ from persona.train import checkpoints, validate
 from persona.train.aliases import resolve_aliases, written_name
 from persona.train.config import RunConfig, count_steps, make_config
 from persona.train.oom_recovery import RESUMABLE_SETTINGS
+from persona.train.parent import repeat_new
 from persona.train.run_folder import Run
 
 CHANGEABLE = RESUMABLE_SETTINGS | {
@@ -37,7 +38,7 @@ def change_settings(run: Run, settings: Mapping[str, Any]) -> list[str]:
         return []
     _require_changeable(run, before, after, changed, settings)
     validate.require_packages(after)
-    rows = sum(not row.held_out for row in run.rows())
+    rows = len(repeat_new(run.rows(), before.new_pair_repeats))
     steps_before, steps = count_steps(before, rows)[0], count_steps(after, rows)[0]
     last = checkpoints.find_last_checkpoint(run.checkpoints)
     step = checkpoints.checkpoint_step(last) if last else 0

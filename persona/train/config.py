@@ -124,6 +124,13 @@ class RunConfig(BaseModel):
         ge=0, le=100,
     )  # fmt: skip
 
+    new_pair_repeats: int = _setting(
+        1, "Pace", "Repeats of new pairs",
+        "how often an epoch learns from each pair that is new since the adapter that the run goes on from",
+        "8 for a few corrections among hundreds of pairs; 1 when most pairs are new.",
+        ge=1, le=100,
+    )  # fmt: skip
+
     # ---- adapter
 
     lora_r: int = _setting(
@@ -296,17 +303,28 @@ PRESETS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+# for a run that goes on from an adapter: not beside the others, as it means nothing without one
+FURTHER = "further"
+ALL_PRESETS: dict[str, tuple[dict[str, Any], str]] = {
+    **PRESETS,
+    FURTHER: (
+        {"epochs": 0.5, "new_pair_repeats": 8, "eval_steps": 10},
+        "To go on from an adapter with some new pairs: half a pass over all, in which each new one stands eight times.",
+    ),
+}
+
+
 def make_config(preset: str = "quick", /, **changes: Any) -> RunConfig:
     """The preset with `changes` on top, under any name that RunConfig takes.
 
     Raises InputError naming every setting that is wrong.
     """
-    if preset not in PRESETS:
+    if preset not in ALL_PRESETS:
         raise InputError(
-            "{preset!r}: no such preset. Choose one of {presets}.", preset=preset, presets=", ".join(PRESETS)
+            "{preset!r}: no such preset. Choose one of {presets}.", preset=preset, presets=", ".join(ALL_PRESETS)
         )
     try:
-        return RunConfig(**{**PRESETS[preset][0], **resolve_aliases(changes)})
+        return RunConfig(**{**ALL_PRESETS[preset][0], **resolve_aliases(changes)})
     except ValidationError as e:
         wrong = join("; ", [_describe_error(x, changes) for x in e.errors()])
         if not any(x["type"] == "extra_forbidden" for x in e.errors()):

@@ -25,25 +25,26 @@ def preserve_rng_state() -> Iterator[None]:
 class Evaluator:
     """Measures and saves a model on behalf of one run. Only the main process does; all get the result.
 
-    base_nll: held-out NLL of the base, once it is known.
+    base_nll, start_nll: held-out NLL of the base and of the adapter that the run goes on from, once they are known.
     """
 
     def __init__(self, prepared: PreparedRun, clock: TrainingClock) -> None:
         self.prepared, self.clock = prepared, clock
         self.base_nll: float | None = None
+        self.start_nll: float | None = None
 
-    def evaluate(self, model: Any, step: int) -> float:
+    def evaluate(self, model: Any, step: int, *, event: str = "eval", samples: bool = True) -> float:
         """Held-out NLL in nats per learned token, logged with that of each row; then the samples are logged."""
-        nll = distributed.run_on_main(lambda: self._evaluate(model, step))
+        nll = distributed.run_on_main(lambda: self._evaluate(model, step, event, samples))
         malloc.trim_malloc()
         return nll
 
-    def _evaluate(self, model: Any, step: int) -> float:
+    def _evaluate(self, model: Any, step: int, event: str, samples: bool) -> float:
         run, config = self.prepared.run, self.prepared.config
         with preserve_rng_state():
             scores = self.score_held_out(model)
-            run.log("eval", step=step, nll=scores.mean, rows=[round(nats, 4) for nats in scores.nats])
-            questions = sample_log.choose_sample_questions(run.card(), config.diary_probes)
+            run.log(event, step=step, nll=scores.mean, rows=[round(nats, 4) for nats in scores.nats])
+            questions = sample_log.choose_sample_questions(run.card(), config.diary_probes if samples else 0)
             sample_log.log_samples(run, model, self.prepared.renderer, questions, step)
         return scores.mean
 
@@ -62,4 +63,7 @@ class Evaluator:
 
     def figures(self, step: int) -> dict[str, Any]:
         """The figures of a run at `step`, as its result and its adapter's run.json hold them."""
-        return {"steps": step, **self.clock.figures(), "base_nll": self.base_nll, "adapter_nll": None}
+        nlls = {"base_nll": self.base_nll, "adapter_nll": None}
+        if self.start_nll is not None:
+            nlls["start_nll"] = self.start_nll
+        return {"steps": step, **self.clock.figures(), **nlls}

@@ -24,19 +24,22 @@ from persona.store.workspace import child_environment, is_for_visitor
 from persona.template.chat_template import read_template, shipped_templates
 from persona.train import change_settings, engines, oom_recovery, plan, queue, validate
 from persona.train.config import RunConfig, count_steps
+from persona.train.parent import Parent, adopt_settings, copy_parent, reopen_parent, repeat_new, split_since
 from persona.train.plan import TrainingEstimate
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
 from persona.train.run_folder import Run, list_runs, record_worker
-from persona.train.split import split_held_out
 
 MIN_PAIRS = 2  # one to learn from, one to measure on
 WAIT_SECONDS = 0.3  # between two looks at a run
 
 
-def create_run(persona: Persona, config: RunConfig, estimate: TrainingEstimate | None = None) -> Run:
+def create_run(
+    persona: Persona, config: RunConfig, estimate: TrainingEstimate | None = None, parent: Parent | None = None
+) -> Run:
     """A run folder, ready to start. Raises InputError when the pairs cannot make a run.
 
-    estimate: what is expected of it, for those who wait for it and those who watch it.
+    estimate: what is expected of it, for those who wait for it and those who watch it. parent: the adapter that it goes
+    on from; config has its settings (parent.adopt_settings).
     """
     config = _with_absolute_paths(config)
     card, pairs = persona.card(), persona.pairs()
@@ -44,21 +47,31 @@ def create_run(persona: Persona, config: RunConfig, estimate: TrainingEstimate |
     validate.require_packages(config)
     _require_open_names(config)
     quotas.require_disk_quota()
-    rows = split_held_out(pairs, config.eval_fraction, config.seed, config.max_eval_rows)
-    quotas.require_step_quota(count_steps(config, sum(not r.held_out for r in rows))[0])
+    rows = split_since(pairs, parent, config)
+    if all(row.held_out for row in rows):
+        raise InputError(
+            "{path}: each pair that is left was held out by {parent}, so there is nothing to learn from. Write new "
+            "pairs, or start a new run.",
+            path=persona.pairs_file,
+            parent=parent.name if parent else "",
+        )
+    quotas.require_step_quota(count_steps(config, len(repeat_new(rows, config.new_pair_repeats)))[0])
     run = Run(persona.runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     try:
         run.path.mkdir(parents=True)
     except OSError as e:
         raise InputError(explain_disk_error(run.path, e)) from e
-    lines = [{**r.pair.to_dict(), **({"held_out": True} if r.held_out else {})} for r in rows]
-    write_atomic(run.path / "pairs.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+    write_atomic(
+        run.path / "pairs.jsonl", "".join(json.dumps(row.to_dict(), ensure_ascii=False) + "\n" for row in rows)
+    )
     manifest: dict[str, Any] = {
         "config": config.model_dump(),
         "persona": card.model_dump(mode="json"),
         "data_sha256": hash_pairs(pairs),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+    if parent:
+        manifest["parent"] = copy_parent(run, parent, rows)
     if estimate:
         manifest |= {f"expected_{name}": value for name, value in estimate.expected_figures(config).items()}
     write_atomic(run.path / "run.json", to_json(manifest))
@@ -66,13 +79,17 @@ def create_run(persona: Persona, config: RunConfig, estimate: TrainingEstimate |
     return run
 
 
-def create_fitted_run(persona: Persona, config: RunConfig, given: Collection[str] = ()) -> tuple[Run, list[str]]:
+def create_fitted_run(
+    persona: Persona, config: RunConfig, given: Collection[str] = (), parent: Parent | None = None
+) -> tuple[Run, list[str]]:
     """create_run() with the settings checked on this machine and fitted to its memory, and notes on what was changed.
 
     Settings named in `given` stay as they are. Raises InputError.
     """
-    fitted, estimate, notes = plan.fit_to_machine(persona, _with_absolute_paths(config), given)
-    return create_run(persona, fitted, estimate), notes
+    if parent:
+        config = adopt_settings(config, parent, given)
+    fitted, estimate, notes = plan.fit_to_machine(persona, _with_absolute_paths(config), given, parent)
+    return create_run(persona, fitted, estimate, parent), notes
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -254,7 +271,7 @@ def retry_smaller(persona: Persona, run: Run) -> Run:
     if oom_recovery.can_resume_with(changes):
         run.update_manifest(config=config.model_dump())
     else:
-        run = create_run(persona, config)
+        run = create_run(persona, config, parent=reopen_parent(run))
     start_run(run)
     return run
 

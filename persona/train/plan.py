@@ -16,9 +16,10 @@ from persona.models.hardware import DevicePlan, Machine, plan_device
 from persona.models.memory import MemoryEstimate, ModelShape, StepShape
 from persona.store.pairs import Pair, own_exchanges
 from persona.store.persona_folder import Persona, PersonaCard
-from persona.train import run_folder, split, validate
+from persona.train import run_folder, validate
 from persona.train.config import RunConfig, count_steps
 from persona.train.duration import TrainingWork, estimate_evaluation_seconds, estimate_seconds, estimate_speed
+from persona.train.parent import Parent, repeat_new, split_since
 from persona.train.run_folder import Run
 
 # ---- memory: which batch, checkpointing, quantization and number format fit
@@ -205,6 +206,7 @@ class TrainingEstimate:
     evaluation_seconds: float | None = None  # of `seconds`
     is_slowed_down: bool = False  # other programs use the machine now
     idle_seconds: float | None = None  # `seconds` without them, where `seconds` counts them
+    new_pairs: int = 0  # since the adapter that it goes on from
 
     def warn_of_evaluation(self) -> list[str]:
         """A sentence for the user where evaluation takes more than a third of the time; none for a run of a minute."""
@@ -235,10 +237,12 @@ class TrainingEstimate:
         return {name: value for name, value in figures.items() if value is not None}
 
 
-def estimate_on_this_machine(persona: Persona, config: RunConfig, pairs: Sequence[Pair]) -> TrainingEstimate | None:
+def estimate_on_this_machine(
+    persona: Persona, config: RunConfig, pairs: Sequence[Pair], parent: Parent | None = None
+) -> TrainingEstimate | None:
     """estimate_training() on this machine, with the memory that is free now."""
     machine = hardware.this_machine()
-    estimate = estimate_training(persona, config, pairs, machine, hardware.free_memory(machine))
+    estimate = estimate_training(persona, config, pairs, machine, hardware.free_memory(machine), parent)
     if estimate is None or not machine.rates:
         return estimate
     # a plan follows from what the machine can do, its time from what it does now beside all else
@@ -256,7 +260,7 @@ def estimate_on_this_machine(persona: Persona, config: RunConfig, pairs: Sequenc
 
 
 def fit_to_machine(
-    persona: Persona, config: RunConfig, given: Collection[str] = ()
+    persona: Persona, config: RunConfig, given: Collection[str] = (), parent: Parent | None = None
 ) -> tuple[RunConfig, TrainingEstimate | None, list[str]]:
     """The settings fitted to this machine's memory, the estimate of the run, and notes on what was changed.
 
@@ -265,7 +269,7 @@ def fit_to_machine(
     """
     machine = hardware.this_machine()
     validate.check_config(config, plan_device(machine, config.dtype), machine.gpus)
-    estimate = estimate_on_this_machine(persona, config, persona.pairs())
+    estimate = estimate_on_this_machine(persona, config, persona.pairs(), parent)
     if estimate is None:
         return config, None, []
     fitted, notes = fit_config(config, estimate.plan, given)
@@ -273,8 +277,8 @@ def fit_to_machine(
 
 
 def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair], machine: Machine,
-                      free: int | None = None) -> TrainingEstimate | None:  # fmt: skip
-    """None where the base is not on this disk yet, or its shape is not known."""
+                      free: int | None = None, parent: Parent | None = None) -> TrainingEstimate | None:  # fmt: skip
+    """None where the base is not on this disk yet, or its shape is not known. parent: the adapter to go on from."""
     local_base = base.find_local_base(config.base)
     shape = read_base_shape(local_base) if local_base else None
     if local_base is None or shape is None or not pairs:
@@ -284,26 +288,29 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
     rows = [estimate_row_tokens(card, p, config.learn_history, elsewhere) for p in pairs]
     step = replace(find_heaviest_step(config, rows), trained=count_whole_layers(local_base, config))
     plan = plan_training(machine, shape, step, config.gradient_accumulation_steps, config.dtype, free)
-    rows_of_run = split.split_held_out(list(pairs), config.eval_fraction, config.seed, config.max_eval_rows)
+    rows_of_run = split_since(list(pairs), parent, config)
     held_out = sum(row.held_out for row in rows_of_run)
-    train_rows = len(rows) - held_out
-    steps, steps_between = count_steps(config, train_rows)
-    mean_tokens, mean_learned = (sum(r[n] for r in rows) / len(rows) for n in (0, 1))
-    steps_per_epoch = math.ceil(train_rows / (config.batch_size * config.gradient_accumulation_steps))
-    rows_seen = train_rows * steps / max(1, steps_per_epoch)  # the last step of an epoch has fewer rows
+    epoch = [rows[n] for n in repeat_new(rows_of_run, config.new_pair_repeats)]
+    if not epoch:
+        return None
+    steps, steps_between = count_steps(config, len(epoch))
+    mean_tokens, mean_learned = (sum(r[n] for r in epoch) / len(epoch) for n in (0, 1))
+    steps_per_epoch = math.ceil(len(epoch) / (config.batch_size * config.gradient_accumulation_steps))
+    rows_seen = len(epoch) * steps / max(1, steps_per_epoch)  # the last step of an epoch has fewer rows
     work = TrainingWork(
         tokens=rows_seen * mean_tokens,
         learned=rows_seen * mean_learned,
-        evaluations=math.ceil(steps / steps_between) + 1 if held_out else 0,
+        evaluations=math.ceil(steps / steps_between) + 1 + (parent is not None) if held_out else 0,
         held_out=held_out * mean_tokens,
         samples=min(config.diary_probes, len(card.probes) or 1),
     )
     comparable = find_comparable_run(persona, config, plan)
     known = machine, shape, plan, work, comparable.progress() if comparable else None
     return TrainingEstimate(
-        plan, shape, steps, train_rows, held_out, longest=max(n for n, _ in rows), work=work,
+        plan, shape, steps, len(rows) - held_out, held_out, longest=max(n for n, _ in rows), work=work,
         tokens_per_s=estimate_speed(*known), seconds=estimate_seconds(*known),
         from_run=comparable.name if comparable else "", evaluation_seconds=estimate_evaluation_seconds(*known),
+        new_pairs=sum(row.is_new for row in rows_of_run),
     )  # fmt: skip
 
 

@@ -12,12 +12,16 @@ from persona.store.pairs import own_exchanges
 from persona.template.render import Renderer, TrainingExample, render_examples
 from persona.train import distributed, engines, validate
 from persona.train.config import RunConfig
+from persona.train.parent import Parent, reopen_parent, repeat_new, require_same_base
 from persona.train.run_folder import Run
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """All that a run trains with, but for the model itself."""
+    """All that a run trains with, but for the model itself.
+
+    train: what an epoch learns from; a pair that is new since the parent's run stands there several times.
+    """
 
     run: Run
     config: RunConfig
@@ -26,6 +30,8 @@ class PreparedRun:
     plan: hardware.DevicePlan
     train: list[TrainingExample]
     held_out: list[TrainingExample]
+    train_pairs: int  # different ones in `train`
+    parent: Parent | None = None  # the adapter that it goes on from
 
 
 def prepare_run(run: Run) -> PreparedRun:
@@ -33,7 +39,7 @@ def prepare_run(run: Run) -> PreparedRun:
 
     Raises InputError for settings, base or rows that cannot work, before anything is trained.
     """
-    config, card, rows = run.config(), run.card(), run.rows()
+    config, card, rows, parent = run.config(), run.card(), run.rows(), reopen_parent(run)
     # a resumed run keeps its number format, even where a new measurement would choose another
     dtype = run.manifest().get("dtype", "auto") if config.dtype == "auto" else config.dtype
     plan = distributed.run_on_main(lambda: hardware.plan_device(hardware.this_machine(), dtype))
@@ -41,7 +47,10 @@ def prepare_run(run: Run) -> PreparedRun:
     opened, renderer = open_renderer.open_renderer(
         card, config.base, config.template, config.max_length, config.learn_history,
         progress=lambda text: run.log("state", state="starting", message=text),
+        revision=parent.adapter.base_revision if parent else "",
     )  # fmt: skip
+    if parent:
+        require_same_base(parent, opened, renderer.template.text)
     if config.learn_history:
         renderer = replace(renderer, learned_elsewhere=own_exchanges(r.pair for r in rows))
     if not config.train_stop_token:
@@ -57,8 +66,8 @@ def prepare_run(run: Run) -> PreparedRun:
         versions=installed_versions(packages),
     )
     held_out = [e for e, r in zip(examples, rows, strict=True) if r.held_out]
-    train = [e for e, r in zip(examples, rows, strict=True) if not r.held_out]
-    return PreparedRun(run, config, opened, renderer, plan, train, held_out)
+    train = [examples[n] for n in repeat_new(rows, config.new_pair_repeats)]
+    return PreparedRun(run, config, opened, renderer, plan, train, held_out, len(rows) - len(held_out), parent)
 
 
 def installed_versions(packages: list[str]) -> dict[str, str]:
@@ -77,7 +86,7 @@ def save_run_adapter(prepared: PreparedRun, model: Any, target: Path, figures: d
         config["base"] = prepared.base.id  # a local path would tell where the author's files are
     config["template"] = prepared.renderer.template.name
     manifest = prepared.run.manifest()
-    counts = {"train_rows": len(prepared.train), "held_out_rows": len(prepared.held_out)}
+    counts = {"train_rows": prepared.train_pairs, "held_out_rows": len(prepared.held_out)}
     facts = {
         "config": config,
         "figures": {**figures, **counts},
@@ -86,6 +95,8 @@ def save_run_adapter(prepared: PreparedRun, model: Any, target: Path, figures: d
         "versions": manifest["versions"],
         "created": manifest["created"],
     }
+    if prepared.parent:
+        facts["parent"] = manifest["parent"]
     adapter.save_adapter(
         model, target, base=prepared.base, template=prepared.renderer.template, card=prepared.run.card(), facts=facts
     )

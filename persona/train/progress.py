@@ -40,6 +40,8 @@ class RunProgress:
     samples: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
     chosen: int | None = None  # the step whose adapter is the run's
     smaller_settings: dict[str, Any] = field(default_factory=dict)  # that a failure proposes (oom_recovery.py)
+    start_nll: float | None = None  # of the adapter that the run goes on from
+    start_rows: list[float] = field(default_factory=list)  # its NLL of each held-out pair, in nats
     expected: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -55,7 +57,7 @@ class RunProgress:
 
 
 _REQUIRED_KEYS = {"state": ("state",), "plan": ("steps",), "step": ("step", "seconds"), "eval": ("step", "nll"),
-          "diary": ("step", "answers"), "chosen": ("step",)}  # fmt: skip
+          "start": ("nll",), "diary": ("step", "answers"), "chosen": ("step",)}  # fmt: skip
 # fields of a step that are drawn: its rate, and the figures of monitor.py
 CURVES = ("learning_rate", "memory", "peak_memory", "cpu_load", "machine_load", "gpu_memory", "gpu_load",
           "gpu_temperature")  # fmt: skip
@@ -73,7 +75,7 @@ def _is_valid_event(e: dict[str, Any]) -> bool:
         and isinstance(e.get("message", ""), str)
         and isinstance(e.get("remedy", {}), dict)
         and isinstance(e.get("answers", []), list)
-        and (e.get("event") != "eval" or _is_list_of_numbers(e.get("rows", [])))
+        and (e.get("event") not in ("eval", "start") or _is_list_of_numbers(e.get("rows", [])))
         and all(isinstance(a, dict) and all(isinstance(a.get(k, ""), str) for k in ("probe", "text"))
                 for a in e.get("answers", []))
     )  # fmt: skip
@@ -119,6 +121,8 @@ class EventReplay:
         self.base_nll: float | None = None
         self.result: dict[str, Any] = {}
         self.smaller_settings: dict[str, Any] = {}
+        self.start_nll: float | None = None
+        self.start_rows: list[float] = []
 
     def add(self, e: dict[str, Any]) -> None:
         """One event. An invalid one is skipped, since the folder may come from anywhere."""
@@ -158,6 +162,8 @@ class EventReplay:
                 self.held_out_rows[e["step"]] = e["rows"]
             if e["step"] == 0:
                 self.base_nll = e["nll"]
+        elif kind == "start":
+            self.start_nll, self.start_rows = e["nll"], e.get("rows", [])
         elif kind == "diary":
             self.samples[e["step"]] = e["answers"]
         elif kind == "chosen":
@@ -216,5 +222,5 @@ class EventReplay:
             sorted(self.train.items()), sorted(self.held_out.items()), self.base_nll, self.held_out_rows,
             self.result,
             {name: sorted(points.items()) for name, points in self.curves.items()}, sorted(self.samples.items()),
-            self.chosen, self.smaller_settings, self.expected,
+            self.chosen, self.smaller_settings, self.start_nll, self.start_rows, self.expected,
         )  # fmt: skip

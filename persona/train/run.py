@@ -44,7 +44,9 @@ from persona.train.clock import TrainingClock
 from persona.train.collator import Collator
 from persona.train.config import count_steps
 from persona.train.evaluator import Evaluator
+from persona.train.parent import load_parent_weights
 from persona.train.prepare import PreparedRun, prepare_run
+from persona.train.progress import RunProgress
 from persona.train.run_folder import Run
 from persona.train.trainer import RunCallback, Trainer
 
@@ -102,7 +104,7 @@ def make_sft_config(prepared: PreparedRun, output: Path) -> SFTConfig:
 
 
 def build_trainer(prepared: PreparedRun, clock: TrainingClock, callback: RunCallback, evaluator: Evaluator) -> Trainer:
-    """The base with a new LoRA, and the trainer around them."""
+    """The base with a new LoRA, or with that of the run's parent, and the trainer around them."""
     config, renderer = prepared.config, prepared.renderer
     torch.manual_seed(config.seed)  # LoRA's A is drawn from it
     model, lora = _load_model(prepared)
@@ -124,6 +126,8 @@ def build_trainer(prepared: PreparedRun, clock: TrainingClock, callback: RunCall
         raise InputError("These settings do not work with {base}: {reason}", base=prepared.base.id, reason=e) from e
     if config.is_pissa:
         lora_config.initialize_pissa(trainer.model, config.init_lora_weights, config.lora_r)
+    if prepared.parent:
+        load_parent_weights(trainer.model, prepared.parent)
     _set_up_callbacks(trainer, prepared.run)
     _set_layer_dtypes(trainer.model, prepared.plan.device)
     return trainer
@@ -197,8 +201,9 @@ def _train_run(run: Run, deadline: float | None, cleanup: contextlib.ExitStack) 
         cleanup.enter_context(cpu_kernels.cpu_kernels(trainer.model))
     _log_plan(prepared)
     checkpoint = distributed.run_on_main(lambda: checkpoints.find_last_checkpoint(run.checkpoints))
-    known_nll = distributed.run_on_main(lambda: run.progress().base_nll) if checkpoint else None
-    evaluator.base_nll = measure_base(trainer.model, evaluator) if known_nll is None else known_nll
+    known = distributed.run_on_main(lambda: run.progress()) if checkpoint else RunProgress()
+    evaluator.base_nll = measure_base(trainer.model, evaluator) if known.base_nll is None else known.base_nll
+    evaluator.start_nll = measure_start(trainer.model, evaluator) if known.start_nll is None else known.start_nll
     run.log("state", state="running")
     start_or_resume(trainer, clock, callback, checkpoint)
     return finish_run(trainer.model, trainer.state, callback, evaluator)
@@ -216,7 +221,8 @@ def _stop_on_signals(callback: RunCallback, cleanup: contextlib.ExitStack) -> No
 def _log_plan(prepared: PreparedRun) -> None:
     steps, _ = count_steps(prepared.config, len(prepared.train))
     prepared.run.log(
-        "plan", steps=steps, rows=len(prepared.train), held_out=len(prepared.held_out), device=prepared.plan.device,
+        "plan", steps=steps, rows=prepared.train_pairs, held_out=len(prepared.held_out),
+        held_out_learned=[e.learned for e in prepared.held_out], device=prepared.plan.device,
         dtype=prepared.plan.train_dtype, reason=prepared.plan.reason, base=prepared.base.id,
         template=prepared.renderer.template.name, tokens=sum(len(e.input_ids) for e in prepared.train),
         learned=sum(e.learned for e in prepared.train),
@@ -224,13 +230,26 @@ def _log_plan(prepared: PreparedRun) -> None:
 
 
 def measure_base(model: Any, evaluator: Evaluator) -> float | None:
-    """Held-out NLL of the base, logged with its samples as step 0; None where nothing is held out."""
+    """Held-out NLL of the base, logged as step 0; None where nothing is held out.
+
+    Samples are logged too, unless the run goes on from an adapter: then they are that adapter's.
+    """
     prepared = evaluator.prepared
     if not prepared.held_out:
         return None
     prepared.run.log("state", state="starting", message=Message("Measuring the base on the held-out pairs …"))
     with model.disable_adapter():
-        return evaluator.evaluate(model, 0)
+        return evaluator.evaluate(model, 0, samples=not prepared.parent)
+
+
+def measure_start(model: Any, evaluator: Evaluator) -> float | None:
+    """Held-out NLL of the adapter that the run goes on from, logged with its samples; None where there is none."""
+    prepared = evaluator.prepared
+    if not prepared.held_out or not prepared.parent:
+        return None
+    adapter = prepared.parent.name
+    prepared.run.log("state", state="starting", message=Message("Measuring {adapter} …", adapter=adapter))
+    return evaluator.evaluate(model, 0, event="start")
 
 
 def start_or_resume(trainer: Trainer, clock: TrainingClock, callback: RunCallback, checkpoint: Path | None) -> None:

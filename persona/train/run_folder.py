@@ -1,17 +1,21 @@
 """A run folder holds one training run, complete in itself: its settings, its rows, its events, its adapter.
 
     run.json           config (RunConfig), persona, data_sha256, created, base, dtype, template, library versions
-    pairs.jsonl        the pairs of the run; "held_out": true on those it is measured on
+    pairs.jsonl        the pairs of the run; "held_out": true on those it is measured on, "new": true on those that are
+                       new since the adapter that it goes on from
     events.jsonl       what happened, an event a line (progress.py reads them)
     worker.json        {"pid", "started"} of the run's process, which waits for its turn or trains
     stop               an empty file: the run is to stop at its next step
     log.txt            what the process printed
     checkpoints/       checkpoint-<step>/ to resume from (checkpoints.py)
     moments/           step-000077/, the adapter at each evaluation (snapshots.py)
+    parent/            the adapter that it goes on from (parent.py)
     adapter/           the run's adapter (models/adapter.py)
     tensorboard/       the log of that tracker, where report_to asks for it
     report.json        what an evaluation measured (judge/evaluate.py)
     report.html        the page of that report
+    note.json          the author's name, note and star for it (run_notes.py)
+    ledger.json        its figures in the table of runs (judge/ledger.py): worked out again where it is missing
 
 The process that trains reads and writes this folder and nothing else. So a reloaded tab, a closed terminal or a crash
 loses nothing, and page and command line see the same run. docs/formats.md describes each file.
@@ -49,8 +53,16 @@ from persona.write.lint.finding import normalize_text
 
 @dataclass(frozen=True)
 class RunRow:
+    """A pair of a run. is_new: its parent's run did not have it (parent.py)."""
+
     pair: Pair
     held_out: bool
+    is_new: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its line of pairs.jsonl."""
+        marks = {"held_out": self.held_out, "new": self.is_new}
+        return self.pair.to_dict() | {name: True for name, is_set in marks.items() if is_set}
 
 
 def trained_questions(rows: Iterable[RunRow]) -> frozenset[str]:
@@ -106,8 +118,8 @@ class Run:
         try:
             # not splitlines(): U+2028 and U+0085 are line ends to it, and pasted text holds them
             values = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-            held_out = [bool(v.pop("held_out", False)) for v in values]
-            return [RunRow(parse_pair(v), held) for v, held in zip(values, held_out, strict=True)]
+            marks = [(bool(v.pop("held_out", False)), bool(v.pop("new", False))) for v in values]
+            return [RunRow(parse_pair(v), *marked) for v, marked in zip(values, marks, strict=True)]
         except (ValueError, AttributeError, TypeError, RecursionError) as e:
             raise RunError("{file}: damaged ({reason}). Start a new run.", file=file, reason=f"{e!s:.200}") from e
 

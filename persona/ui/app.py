@@ -193,6 +193,10 @@ def _build_steps(
             steps=walkthrough,
             shown_step=gr.State(WRITE),
             pair_number=pair_number,
+            previewed_pair=gr.Number(
+                1, label=t("Pair"), precision=0, minimum=1, elem_id="pair-number", scale=0, min_width=80, render=False
+            ),
+            pair_role=gr.HTML(elem_id="pair-role", padding=False, render=False),
             untrainable=gr.State(0),
             render_settings=template.make_template_settings(),
             adapter=gr.State(""),
@@ -203,9 +207,9 @@ def _build_steps(
         with gr.Step(t("Template"), id=TEMPLATE) as second, gr.Column(elem_id="step-template"):
             template.build(page)
         with gr.Step(t("Train"), id=TRAIN) as third, gr.Column(elem_id="step-train"):
-            run_status = train.build(page)
+            run_status, go_on_from = train.build(page)
         with gr.Step(t("Compare"), id=COMPARE) as fourth, gr.Column(elem_id="step-compare"):
-            compare.build(page, fourth, browser_key)
+            compare.build(page, fourth, browser_key, go_on_from)
         with gr.Step(t("Share"), id=SHARE) as fifth, gr.Column(elem_id="step-share"):
             share.build(page)
     return page, [first, second, third, fourth, fifth], pairs, run_status

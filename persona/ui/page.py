@@ -57,6 +57,8 @@ class Page:
     steps: gr.Walkthrough
     shown_step: gr.State  # number of the selected step
     pair_number: gr.State  # of the selected pair, from 1
+    previewed_pair: gr.Number  # of step 2
+    pair_role: gr.HTML  # in step 2: what a run that goes on from an adapter does with that pair
     untrainable: gr.State  # how many pairs step 2 has found that cannot be trained on
     render_settings: RenderSettings
     adapter: gr.State  # an id of voice_picker.py, "" for none

@@ -1,5 +1,7 @@
 """Step 4, Compare: the same question to several voices at the same time."""
 
+import secrets
+from dataclasses import replace
 from html import escape
 from typing import Any, NamedTuple
 
@@ -8,9 +10,11 @@ import gradio as gr
 from persona.compare.session import MAX_COLUMNS, MAX_STRENGTH
 from persona.errors import PersonaError
 from persona.models.sampling import Sampling
+from persona.share import open_adapter
 from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.share.open_adapter import read_supplement
-from persona.store import persona_folder
+from persona.store import persona_folder, quotas
+from persona.store.files import slugify
 from persona.template.chat_template import shipped_templates
 from persona.ui import navigation, voice_picker
 from persona.ui.chosen import Chosen, ChosenView
@@ -22,6 +26,7 @@ from persona.ui.steps.compare import blind_vote_tab, judge_tab, questions_tab
 from persona.ui.steps.compare.chat_tab import build_chat_tab
 from persona.ui.steps.compare.controls import CARD_SAMPLING, SamplingSettings
 from persona.ui.steps.compare.loading import describe_opening
+from persona.ui.steps.train import further
 
 MAX_PROBES = 8  # shown as questions to click
 
@@ -82,6 +87,26 @@ def add_blend(slug: str, adapter_id: str, other_voices: list[str], blend_with: s
     selected = list(dict.fromkeys([*(other_voices or []), blend]))
     voices = voice_picker.list_other_voices(slug, adapter_id)
     return _others_dropdown(voices, adapter_id, selected[-(MAX_COLUMNS - 1) :])
+
+
+def save_blend(
+    adapter_id: str, blend_with: str | None, weight: float, strength: float, rank: float | None, chosen: Chosen
+) -> ChosenView:
+    """Keep the blend, or without a second adapter the chosen one at its strength, as an adapter of its own; choose it.
+
+    rank: to reduce it to; 0 or None: exact.
+    """
+    quotas.require_disk_quota()
+    first = AdapterRef.parse_id(adapter_id)
+    ref = replace(first, strength=strength)
+    if blend_with:
+        other = replace(AdapterRef.parse_id(blend_with), strength=1 - weight)
+        ref = AdapterRef(RefKind.BLEND, parts=(replace(first, strength=weight), other))
+    name = f"{slugify(voice_picker.find_card(adapter_id).name)}-blend-{secrets.token_hex(3)}"
+    made = open_adapter.save_blend(ref, open_adapter.opened_dir() / name, int(rank or 0))
+    show_info(t("Saved as {name}: rank {rank}, and {percent} % of the update is missing.", name=name, rank=made.rank,
+                percent=f"{100 * made.error:.1f}"))  # fmt: skip
+    return ChosenView.showing(Chosen(chosen.persona, str(AdapterRef(RefKind.OPENED, name)), by_hand=True))
 
 
 def describe_adapter(adapter_id: str) -> tuple[gr.Dataset, str]:
@@ -146,11 +171,14 @@ class _Adapters(NamedTuple):
     blend_with: gr.Dropdown
     blend_weight: gr.Slider
     add_blend: gr.Button
+    blend_rank: gr.Number
+    save_blend: gr.Button
     opening: gr.HTML  # says that an adapter is being opened
 
 
-def build(page: Page, step: gr.Step, browser_key: gr.BrowserState) -> None:
-    other_voices, about = _build_voices(page)
+def build(page: Page, step: gr.Step, browser_key: gr.BrowserState, go_on_from: gr.Dropdown) -> None:
+    """The step. go_on_from: of step 3, the adapter that its next run goes on from."""
+    other_voices, about = _build_voices(page, go_on_from)
     settings = _make_sampling_settings()
     listed = gr.State("")  # the adapter whose other voices are listed
     with gr.Tabs(elem_id="compare-tabs", overflow_behavior="wrap"):
@@ -174,7 +202,7 @@ def build(page: Page, step: gr.Step, browser_key: gr.BrowserState) -> None:
     _connect_adapters(page, step, adapters, probes, settings, listed)
 
 
-def _build_voices(page: Page) -> tuple[gr.Dropdown, gr.HTML]:
+def _build_voices(page: Page, go_on_from: gr.Dropdown) -> tuple[gr.Dropdown, gr.HTML]:
     """The chosen adapter and the other voices; returns these, and what is known of the adapter."""
     with gr.Row(equal_height=True):
         page.adapter_list.render()
@@ -183,7 +211,10 @@ def _build_voices(page: Page) -> tuple[gr.Dropdown, gr.HTML]:
             value=[voice_picker.BASE_WITH_PROMPT], multiselect=True, max_choices=MAX_COLUMNS - 1, scale=4,
             elem_id="compare-with", min_width=300, label=t("Compare with (up to 3)"),
         )  # fmt: skip
-    return other_voices, gr.HTML(elem_id="about-adapter")
+    with gr.Row(equal_height=True):
+        about = gr.HTML(elem_id="about-adapter")
+        further.build_button(page, go_on_from)
+    return other_voices, about
 
 
 def _build_adapters(other_voices: gr.Dropdown, about: gr.HTML) -> _Adapters:
@@ -205,10 +236,14 @@ def _build_adapters(other_voices: gr.Dropdown, about: gr.HTML) -> _Adapters:
             blend_with = gr.Dropdown([], label=t("Blend with"), scale=2, elem_id="blend-with")
             blend_weight = gr.Slider(0, 1, 0.5, step=0.05, label=t("Blend weight"), scale=2)
             add_blend = gr.Button(t("Add the blend"), scale=0, min_width=130, elem_id="add-blend")
+            blend_rank = gr.Number(
+                0, precision=0, minimum=0, label=t("Reduce to rank"), info=t("0: exact"), min_width=120
+            )
+            keep = gr.Button(t("Keep it as an adapter"), scale=0, min_width=190, elem_id="save-blend")
         opening = gr.HTML(elem_classes="quiet", elem_id="adapter-opening", padding=False)
     return _Adapters(
         other_voices, about, zip_upload, address, open_address, template, base, blend_with, blend_weight, add_blend,
-        opening,
+        blend_rank, keep, opening,
     )  # fmt: skip
 
 
@@ -271,6 +306,12 @@ def _connect_adapters(
     for event in opened:
         for ended in (event.then, event.failure):  # which leaves persona and adapter as they were
             ended(lambda: "", None, c.opening, **QUIET)
+    c.save_blend.click(
+        show_errors(save_blend),
+        [page.adapter, c.blend_with, c.blend_weight, settings.strength, c.blend_rank, page.chosen],
+        page.chosen_view(),
+        **QUIET,
+    )
     c.add_blend.click(
         show_errors(add_blend),
         [page.slug, page.adapter, c.other_voices, c.blend_with, c.blend_weight],

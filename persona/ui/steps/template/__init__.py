@@ -235,12 +235,13 @@ class _Controls(NamedTuple):
 
 
 def build(page: Page) -> None:
-    controls = _build_layout(page.render_settings)
+    controls = _build_layout(page)
     navigation.build_next_button(t("Next: Train →"), TRAIN, page)
     _connect_events(page, controls)
 
 
-def _build_layout(settings: RenderSettings) -> _Controls:
+def _build_layout(page: Page) -> _Controls:
+    settings, number = page.render_settings, page.previewed_pair
     gr.Markdown(
         t(
             "### What the model will learn\nEvery pair becomes one text, in which the model reads the grey part and "
@@ -249,10 +250,11 @@ def _build_layout(settings: RenderSettings) -> _Controls:
     )
     settings.base.render()
     with gr.Row(elem_classes="slim turn"):
-        number = gr.Number(1, label=t("Pair"), precision=0, minimum=1, elem_id="pair-number", scale=0, min_width=80)
+        number.render()
         back = gr.Button(t("← Previous"), scale=0, min_width=120)
         forward = gr.Button(t("Next →"), scale=0, min_width=90)
     mask = gr.HTML(elem_id="mask")
+    page.pair_role.render()
     totals = gr.HTML(elem_id="totals", js_on_load=FORWARD_CLICKS_JS)
     with gr.Accordion(t("Details"), open=False, elem_id="template-details") as details:
         base_facts = gr.HTML()

@@ -10,6 +10,7 @@ from persona.errors import InputError, Message, RunError, join
 from persona.store import deployment
 from persona.train import gpu_slices, launcher, queue, run_folder, snapshots
 from persona.train.config import PRESETS, RunConfig
+from persona.train.parent import Parent, adopt_settings, require_same_base
 from persona.train.progress import RunProgress
 from persona.train.run_folder import Run
 from persona.ui import navigation
@@ -17,7 +18,7 @@ from persona.ui.i18n import t
 from persona.ui.navigation import COMPARE
 from persona.ui.notices import show_info
 from persona.ui.page import QUIET, Page, RenderSettings, open_current_persona, open_page_renderer, show_errors
-from persona.ui.steps.train import lora_lesson, run_view, settings_form
+from persona.ui.steps.train import further, ledger, lora_lesson, run_view, settings_form
 from persona.ui.steps.train.plan_view import plan_html
 from persona.ui.steps.train.run_view import RunView
 from persona.ui.widgets import FORWARD_CLICKS_JS
@@ -25,27 +26,35 @@ from persona.ui.widgets import FORWARD_CLICKS_JS
 MAX_PROBLEMS = 5  # that a refusal names
 
 
-def on_start(slug: str, preset: str, *form: Any) -> str:
+def on_start(slug: str, preset: str, *form: Any, parent_id: str = "") -> str:
     """Create a run and queue it; it starts at once when nothing else trains. Returns the run's name.
 
-    form: the RenderSettings and the expert settings. Raises PersonaError for what the steps before would refuse: a base
-    or template, or pairs that cannot be trained on.
+    form: the RenderSettings and the expert settings. parent_id: the adapter to go on from. Raises PersonaError for what
+    the steps before would refuse: a base or template, or pairs that cannot be trained on.
     """
     persona = open_current_persona(slug)
-    config = settings_form.form_to_config(preset, *form)
-    require_trainable(slug, config)
-    run, _ = launcher.create_fitted_run(persona, config)
+    config, parent = settings_form.form_to_config(preset, *form), further.open_parent(parent_id)
+    fixed = further.fixed_settings(config) if parent else set()
+    if parent:
+        config = adopt_settings(config, parent, fixed)
+    require_trainable(slug, config, parent)
+    run, _ = launcher.create_fitted_run(persona, config, fixed, parent)
     launcher.start_run(run)
     return run.name
 
 
-def require_trainable(slug: str, config: RunConfig) -> None:
-    """Check what Write and Template check. Raises PersonaError with what is wrong, for pairs with the first rows."""
+def require_trainable(slug: str, config: RunConfig, parent: Parent | None = None) -> None:
+    """Check what Write and Template check, and that the adapter to go on from is of the same base and template.
+
+    Raises PersonaError with what is wrong, for pairs with the first rows.
+    """
     persona = open_current_persona(slug)
     items = persona.pairs()
     launcher.require_trainable_pairs(persona, items)
     settings = RenderSettings(config.base, config.template, config.max_length, config.learn_history)
-    _, renderer = open_page_renderer(slug, settings)
+    base, renderer = open_page_renderer(slug, settings)
+    if parent:
+        require_same_base(parent, base, renderer.template.text)
     examples = enumerate(renderer.iterate_examples(items), 1)
     wrong = [Message("pair {row}: {why}", row=row, why=why) for row, e in examples for why in e.problems]
     if wrong:
@@ -144,34 +153,38 @@ class _Controls(NamedTuple):
     """The components of the step before a run is started."""
 
     preset: gr.Radio
+    parent: gr.Dropdown
     plan: gr.HTML
     forms: gr.State  # a settings_form.PersonaForms
     expert_settings: list[gr.components.Component]
     lesson: tuple[gr.HTML, gr.CheckboxGroup]
 
 
-def build(page: Page) -> gr.HTML:
-    """The step. Returns the component that shows the state of the run."""
+def build(page: Page) -> tuple[gr.HTML, gr.Dropdown]:
+    """The step. Returns the component that shows the state of the run, and the adapter to go on from."""
     gr.Markdown(
         t("### Train a LoRA on the pairs\nTraining runs in its own process: you can close or reload this page.")
     )
     preset = gr.Radio(
         [(t(p.capitalize()), p) for p in PRESETS], value=settings_form.FIRST_PRESET, label=t("Preset"), elem_id="preset"
     )
+    parent = further.build()
     plan = gr.HTML(elem_id="plan")
     lesson = lora_lesson.build()
     with gr.Accordion(t("Expert settings"), open=False, elem_id="expert"):
         controls = _Controls(
             preset,
+            parent,
             plan,
             gr.State(settings_form.PersonaForms()),
             settings_form.build(settings_form.FIRST_PRESET),
             lesson,
         )
     view = _build_run_view()
+    runs = ledger.build(page, view.name, parent)
     navigation.build_next_button(t("Next: Compare →"), COMPARE, page)
-    _connect_events(page, controls, view)
-    return view.status
+    _connect_events(page, controls, view, runs)
+    return view.status, parent
 
 
 def _build_run_view() -> RunView:
@@ -217,13 +230,16 @@ def _build_run_view() -> RunView:
     )
 
 
-def _connect_events(page: Page, c: _Controls, view: RunView) -> None:
+def _connect_events(
+    page: Page, c: _Controls, view: RunView, runs: tuple[ledger.LedgerView, gr.Accordion, gr.Button]
+) -> None:
     slug, settings, name = page.slug, page.render_settings, view.name
     form = [slug, c.preset, *settings, *c.expert_settings]
     update: dict[str, Any] = {
         "fn": show_errors(update_run_view), "inputs": [slug, name, view.mark], "outputs": view, **QUIET,
     }  # fmt: skip
-    started = view.start.click(show_errors(on_start), form, name, **QUIET)
+    start = further.with_parent(on_start)
+    started = view.start.click(show_errors(start), [c.parent, *form], name, **QUIET)
     resumed = view.resume.click(show_errors(on_resume), [slug, name], name, **QUIET)
     retried = view.retry_smaller.click(show_errors(on_retry_smaller), [slug, name], name, **QUIET)
     for event in (started, resumed, retried):
@@ -233,16 +249,25 @@ def _connect_events(page: Page, c: _Controls, view: RunView) -> None:
     view.stop.click(show_errors(on_stop), [slug, name], name, **QUIET).success(**update)
     view.runs.input(lambda name: name, view.runs, name, **QUIET).success(**update)
     view.samples.click(show_errors(use_snapshot), [slug, name], None, **QUIET).success(**update)
+    ledger.connect(page, *runs, view.training, update)
     view.timer.tick(**update, queue=False)
     gr.on([slug.change, page.shown_step.change], **update)
     c.preset.input(settings_form.preset_values, c.preset, c.expert_settings, **QUIET)
     kept = [c.forms, c.preset, *c.expert_settings]
     restored = slug.change(settings_form.restore_form, [slug, *kept], kept, **QUIET)
     plan: dict[str, Any] = {
-        "fn": show_errors(plan_html), "inputs": form, "outputs": c.plan, "trigger_mode": "always_last", **QUIET,
+        "fn": show_errors(further.with_parent(plan_html)), "inputs": [c.parent, *form], "outputs": c.plan,
+        "trigger_mode": "always_last", **QUIET,
     }  # fmt: skip
+    further.connect(page, c.parent, c.preset, c.expert_settings)
     restored.success(**plan)
-    changes = [c.preset.change, page.shown_step.change, settings.base.change, settings.max_length.change]
+    changes = [
+        c.preset.change,
+        c.parent.change,
+        page.shown_step.change,
+        settings.base.change,
+        settings.max_length.change,
+    ]
     changes += [view.training.change, *(setting.change for setting in c.expert_settings)]
     gr.on(changes, **plan)
     teach: dict[str, Any] = {"fn": show_errors(lora_lesson.lesson), "inputs": form, "outputs": c.lesson,

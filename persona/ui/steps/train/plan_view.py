@@ -9,29 +9,38 @@ from persona.judge import verdict
 from persona.models import hardware
 from persona.train import launcher, queue
 from persona.train import plan as train_plan
-from persona.train.config import PRESETS, RunConfig
+from persona.train.config import ALL_PRESETS, RunConfig
+from persona.train.parent import adopt_settings, split_since
 from persona.train.plan import TrainingEstimate
 from persona.ui.i18n import localized, t
 from persona.ui.page import open_current_persona
-from persona.ui.steps.train import settings_form
+from persona.ui.steps.train import further, settings_form
 from persona.ui.widgets import problems_html
 
 
-def plan_html(slug: str, preset: str, *form: Any) -> str:
-    """What Start would do, or why it cannot. form: the RenderSettings and the expert settings."""
+def plan_html(slug: str, preset: str, *form: Any, parent_id: str = "") -> str:
+    """What Start would do, or why it cannot. form: the RenderSettings and the expert settings.
+
+    parent_id: the adapter to go on from.
+    """
     try:
         config, persona = settings_form.form_to_config(preset, *form), open_current_persona(slug)
+        chosen, parent = config, further.open_parent(parent_id)
+        if parent:
+            config = adopt_settings(config, parent, further.fixed_settings(config))
         pairs = persona.pairs()
         if len(pairs) < launcher.MIN_PAIRS:
             few = t(
                 "{n} pairs; a run needs at least {least}. Write more first.", n=len(pairs), least=launcher.MIN_PAIRS
             )
             return f'<div class="hint">{few}</div>'
-        estimate = train_plan.estimate_on_this_machine(persona, config, pairs)
+        estimate = train_plan.estimate_on_this_machine(persona, config, pairs, parent)
     except PersonaError as e:
         return problems_html([e.message])
-    about = escape(t(PRESETS[preset][1]))
-    if changed := settings_form.describe_deviations(config, preset):
+    about = escape(t(ALL_PRESETS[preset][1]))
+    if parent:
+        about += f"<br>{further.plan_text(parent, split_since(pairs, parent, config), config.new_pair_repeats)}"
+    if changed := settings_form.describe_deviations(chosen, preset):
         about += f"<br><b>{escape(t('Changed in the expert settings: {changes}.', changes=changed))}</b>"
     if estimate is None:
         reason = localized(hardware.plan_device(hardware.this_machine(), config.dtype).reason)

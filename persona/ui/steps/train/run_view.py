@@ -14,6 +14,7 @@ from persona.train.progress import ACTIVE_STATUSES, RunProgress
 from persona.train.run_folder import Run
 from persona.ui.i18n import localized, t
 from persona.ui.navigation import start_label
+from persona.ui.steps.train import further
 from persona.ui.widgets import countdown_html, facts_html, format_duration, progress_bar_html
 
 LOSS_COLUMNS = ["step", "loss", "on"]
@@ -123,7 +124,8 @@ def make_run_view(
 def loss_plot(progress: RunProgress) -> gr.LinePlot:
     """The losses. Titles are given here and not in build(): the browser does not translate those of a chart."""
     train, held = t("train"), t("held-out")
-    rows = [(s, loss, train) for s, loss in smooth(progress.train)] + [(s, loss, held) for s, loss in progress.held_out]
+    rows = [(s, loss, train) for s, loss in smooth(progress.train)]
+    rows += [(s, loss, held) for s, loss in further.held_out_curve(progress)]
     if rows:  # held out at step 0 comes first, and a chart draws no line that was not among its first points
         rows.insert(0, (0, math.nan, train))
     points = pd.DataFrame(rows, columns=LOSS_COLUMNS)
@@ -163,6 +165,8 @@ def run_status_html(run: Run, p: RunProgress) -> str:
     else:
         facts.append((t("time taken"), format_duration(p.elapsed)))
     facts.append((t("in training steps"), format_duration(p.seconds)))
+    if p.start_nll is not None:
+        facts.append((t("held-out loss, before"), f"{p.start_nll:.2f}"))
     if p.base_nll is not None:
         facts.append((t("held-out loss, base"), f"{p.base_nll:.2f}"))
     if best is not None:
@@ -174,6 +178,7 @@ def run_status_html(run: Run, p: RunProgress) -> str:
         f'<div class="card"><div class="{kind}" role="status">{text}</div>'
         f"{progress_bar_html(p.step / p.steps if p.steps else 0.0)}"
         f"{facts_html(facts)}{training_verdict_html(p)}"
+        f"{further.change_html(p) if p.status in ('done', 'stopped') else ''}"
         f'<div class="quiet">{t("Run {name}", name=escape(run.name))}</div></div>'
     )
 
@@ -265,7 +270,11 @@ def samples_html(run: Run | None, p: RunProgress) -> str:
     """The answers at every evaluation, newest first, each with its held-out loss and a button to use its adapter."""
     if run is None or not p.samples:
         return ""
-    nlls, snapshot_steps, last = dict(p.held_out), set(snapshots.list_snapshot_steps(run)), max(s for s, _ in p.samples)
+    nlls, snapshot_steps, last = (
+        dict(further.held_out_curve(p)),
+        set(snapshots.list_snapshot_steps(run)),
+        max(s for s, _ in p.samples),
+    )
     best = min((step for step in nlls if step), key=lambda step: (nlls[step], step), default=None)
     pages = []
     for step, answers in reversed(p.samples):
@@ -274,7 +283,7 @@ def samples_html(run: Run | None, p: RunProgress) -> str:
             for kind, label, applies in (
                 ("chosen", t("the adapter"), step == p.chosen),
                 ("lowest", t("lowest held-out loss"), step == best),
-                ("", t("the base, before any training"), step == 0),
+                ("", further.start_label(p), step == 0),
             )
             if applies
         )
