@@ -17,7 +17,7 @@ from persona.ui.steps import share, template
 from persona.ui.steps.compare import base_note, blind_vote_tab, chat_tab
 from persona.ui.steps.share import export_tab
 from persona.ui.steps.train import run_view, settings_form
-from persona.ui.steps.write import card_tab, import_tab, lint_tab, pairs_tab, pairs_table, suggest_tab
+from persona.ui.steps.write import card_tab, import_tab, interview_tab, lint_tab, pairs_tab, pairs_table, suggest_tab
 from persona.write.importers import registry
 
 UI = Path(i18n.__file__).parent
@@ -46,6 +46,7 @@ TABLES: dict[tuple[str, str], set[str]] = {
     },
     ("steps/write/pairs_table.py", "name"): {*pairs_table.PAIR_FILTERS, *pairs_table.SORT_ORDERS},
     ("steps/share/export_tab.py", "choice"): set(export_tab.EXPORT_CHOICES),
+    ("steps/write/interview_tab.py", "TOPIC_TITLES[question.topic]"): set(interview_tab.TOPIC_TITLES.values()),
     ("steps/write/import_tab.py", "NO_COLUMN"): {import_tab.NO_COLUMN},
     ("steps/write/import_tab.py", "label"): set(import_tab.COLUMN_LABELS),
     ("steps/write/import_tab.py", "module.TITLE"): {m.TITLE for m in registry.import_formats().values()},
@@ -91,6 +92,7 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
         "steps/write/import_tab.py": {"the file's card"}, "steps/template/own_template.py": {"your own"},
     },
     "script": {"widgets.py": {widgets.COUNTDOWN_JS, widgets.FORWARD_CLICKS_JS}, "steps/write/pairs_tab.py": {pairs_tab.PAINT_MARKS_JS, pairs_tab.ANSWERED_JS, pairs_tab.PREVIEWED_JS},
+               "steps/write/interview_tab.py": {interview_tab.ANSWERED_JS, interview_tab.KEPT_JS},
                "navigation.py": {navigation.NAVIGATION_JS, navigation.FOCUS_STEP_JS},
                "steps/compare/base_note.py": {base_note.CHOOSE_BASE_JS}, "steps/compare/chat_tab.py": {chat_tab.SHOW_ANSWERS_JS},
                "steps/template/__init__.py": {template.SHOW_REFUSED_JS}, "steps/train/run_view.py": {run_view.WHOLE_STEPS_JS}},

@@ -9,7 +9,7 @@ from persona.ui.chosen import persona_dropdown
 from persona.ui.i18n import t
 from persona.ui.navigation import TEMPLATE
 from persona.ui.page import QUIET, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
-from persona.ui.steps.write import import_tab, pairs_tab, suggest_tab
+from persona.ui.steps.write import import_tab, interview_tab, pairs_tab, suggest_tab
 from persona.ui.steps.write.card_tab import CARD_FIELDS, build_card_tab, delete_persona, restore_persona, save_card
 from persona.ui.steps.write.export_tab import build_export_tab
 from persona.ui.steps.write.pairs_tab import PairsTab
@@ -48,6 +48,8 @@ class _Editor(NamedTuple):
     imported: Any  # event of pairs that were added
     check_again: gr.Button
     suggestion_decided: Any  # event
+    interview: gr.HTML
+    interview_answered: Any  # event
 
 
 def load_persona(slug: str) -> PersonaView:
@@ -79,6 +81,8 @@ def _build_editor(page: Page, welcome: Welcome, pairs: PairsTab) -> _Editor:
         with gr.Tabs(selected="pairs", overflow_behavior="wrap") as tabs:
             with gr.Tab(t("Pairs"), id="pairs"):
                 pairs_tab.build(pairs)
+            with gr.Tab(t("Interview"), id="interview") as interview_page:
+                interview, interview_answered = interview_tab.build(page, interview_page)
             with gr.Tab(t("Who it is"), id="who"):
                 card, card_notice, delete = build_card_tab()
             with gr.Tab(t("Import"), id="import"):
@@ -94,7 +98,8 @@ def _build_editor(page: Page, welcome: Welcome, pairs: PairsTab) -> _Editor:
                 build_export_tab(page)
         navigation.build_next_button(t("Next: Template →"), TEMPLATE, page)
     view = PersonaView(welcome.column, column, **card, loaded_card=gr.State(()))
-    return _Editor(view, reload, tabs, card_notice, delete, import_file, imported, check_again, suggestion_decided)
+    return _Editor(view, reload, tabs, card_notice, delete, import_file, imported, check_again, suggestion_decided,
+                   interview, interview_answered)  # fmt: skip
 
 
 def _connect_start(page: Page, welcome: Welcome, editor: _Editor) -> None:
@@ -145,8 +150,11 @@ def _connect_editor(page: Page, pairs: PairsTab, editor: _Editor) -> None:
     opened.then(None, None, None, js=navigation.FOCUS_STEP_JS, **QUIET)
     page.persona_list.select(None, None, editor.tabs, js=FIRST_TAB_JS, **QUIET)
     renamed = editor.imported.success(**load).success(persona_dropdown, page.slug, page.persona_list, **QUIET)
-    for event in (opened, editor.reload.click(**load), editor.suggestion_decided, renamed):
+    reloaded = editor.reload.click(**load)
+    for event in (opened, reloaded, editor.suggestion_decided, renamed, editor.interview_answered):
         pairs_tab.redraw_after(event, pairs, page)
+    for event in (opened, reloaded):
+        event.success(show_errors(interview_tab.draw_interview), page.slug, editor.interview, **QUIET)
     pairs_tab.connect_events(pairs, page, editor.tabs, editor.check_again)
     for field in view.card_fields():
         field.blur(

@@ -14,7 +14,7 @@ from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona
 from persona.ui.i18n import t
 from persona.write.lint.finding import Finding, pair_texts
-from persona.write.starter_questions import make_starter_pairs
+from persona.write.question_bank import make_starter_pairs
 
 TABLE_JS = (Path(__file__).parent / "pairs_table.js").read_text(encoding="utf-8")
 FOUND_CONTEXT, MAX_FOUND = 20, 4  # characters around what was searched for; places of one pair
