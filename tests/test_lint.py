@@ -54,6 +54,20 @@ def test_a_machine_may_say_that_it_is_one():
     assert not found("ai-leak", pairs, PersonaCard(name="HAL", system="You are a helpful robot."))
 
 
+def test_a_question_does_not_begin_with_a_speakers_name():
+    asked = [
+        "User: Hello?",
+        "甄嬛：你来了？",
+        "Ben: Well?\nTom: Well.",
+        "Note: it rains. Why?",
+        "Translate: Guten Tag.",
+        "Hello?",
+    ]
+    pairs = [*FILL, *(Pair(text, f"Aye, the {n}th of them.") for n, text in enumerate(asked))]
+    rows = [f.pairs for f in found("other-speaker", pairs, HUAN)]
+    assert rows == [(7,), (8,), (9,)]
+
+
 def test_directions_in_most_answers_are_a_style():
     styled = [Pair(f"What is on day {n}?", f"*nods* The {n}th ship came in late.") for n in range(8)]
     assert not found("stage-direction", styled)

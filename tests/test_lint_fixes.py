@@ -24,6 +24,10 @@ FIXES = [
     ("mojibake", "cafÃ© by the sea.", "café by the sea."),
     ("mojibake", "今夜月色真好!".encode().decode("gb18030"), "今夜月色真好!"),
     ("mojibake", "锟斤拷你好。", None),
+    ("mojibake", "Caf\x8e, no.", "CafŽ, no."),
+    ("thinking", "<think>They want tea.</think>\n\nTea?", "Tea?"),
+    ("thinking", "They want tea.</think>Tea?", "Tea?"),
+    ("macro", "Hello, {{user}}.", None),
     ("hidden-character", "\ufeffcafe\u0301\u200b.\r\nNo.", "café.\nNo."),
     ("other-speaker", "甄嬛：你来了，坐。", "你来了，坐。"),
     ("other-speaker", "皇帝：你来了，坐。", None),
@@ -102,7 +106,7 @@ def test_a_broken_list_of_ignored_findings_is_named(persona, text):
     assert (persona.path / "ignored.json").read_text() == text
 
 
-ROW_WISE = {"control-token", "chat-mark", "markup", "stage-direction", "mojibake", "hidden-character", "personal-data", "ai-leak",
+ROW_WISE = {"control-token", "thinking", "macro", "chat-mark", "markup", "stage-direction", "mojibake", "hidden-character", "personal-data", "ai-leak",
             "other-speaker", "cut-off", "language", "mixed-script", "unfinished", "too-long"}  # fmt: skip
 SNIPPETS = [t for both in ANSWERS.values() for texts in both for t in texts]
 wild = st.text(max_size=30) | st.lists(
