@@ -71,7 +71,8 @@ TABLES: dict[tuple[str, str], set[str]] = {
         share.SPACE_LINK,
         share.HOME_LINK,
     },
-    ("steps/write/suggest_tab.py", "NO_MODEL_NOTE"): {suggest_tab.NO_MODEL_NOTE},
+    ("steps/write/suggest_tab.py", "NO_SERVER_NOTE"): {suggest_tab.NO_SERVER_NOTE},
+    ("steps/write/suggest_tab.py", "name"): {*suggest_tab.WRITERS, *suggest_tab.MATERIALS},
     ("steps/template/facts.py", "renderer.template.about"): {
         x.about for x in chat_template.shipped_templates().values()
     },

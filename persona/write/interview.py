@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from rapidfuzz import fuzz, process
 
 from persona.errors import InputError, Message
 from persona.store import edit_history, quotas
@@ -21,12 +20,13 @@ from persona.store.files import read_json, to_json, write_atomic
 from persona.store.pairs import MAX_CHARACTERS, Pair
 from persona.store.persona_folder import Persona, PersonaCard
 from persona.write.lint.finding import normalize_text
+from persona.write.lint.near_duplicates import is_like_any
 from persona.write.lint.question_kinds import classify_question
 from persona.write.lint.summary import TARGET_COUNTS, count_kinds
 from persona.write.question_bank import QuestionBank, load_question_bank
 
 SOURCE = "interview"  # of the pairs that it makes
-MAX_LIKENESS = 90  # per cent; a question more like one that was asked is not asked again
+MAX_LIKENESS = 0.9  # a question more like one that was asked is not asked again
 TURNS_BETWEEN = 2  # questions between two that follow up an answer
 NO_FOLLOW_UP = ("greeting", "farewell")
 MAX_REMEMBERED = 1000  # questions, the newest
@@ -167,7 +167,7 @@ def choose_question(state: Interview, pairs: Sequence[Pair], card: PersonaCard) 
     texts = [*(p.instruction for p in pairs), *card.probes, *done, *(q.text for q in state.done)]
     asked = list({normalize_text(text) for text in texts})
     for question in _by_need(state, pairs, card):
-        if not process.extractOne(normalize_text(question.text), asked, scorer=fuzz.ratio, score_cutoff=MAX_LIKENESS):
+        if not is_like_any(normalize_text(question.text), asked, MAX_LIKENESS):
             return question
     return None
 

@@ -47,7 +47,6 @@ class _Editor(NamedTuple):
     import_file: gr.File
     imported: Any  # event of pairs that were added
     check_again: gr.Button
-    suggestion_decided: Any  # event
     interview: gr.HTML
     interview_answered: Any  # event
     review: gr.HTML
@@ -96,13 +95,13 @@ def _build_editor(page: Page, welcome: Welcome, pairs: PairsTab) -> _Editor:
                 review, reviewed = review_tab.build(page, review_page, pairs.findings)
             with gr.Tab(t("Find & replace"), id="replace"):
                 build_replace_tab(page, pairs)
-            with gr.Tab(t("Suggest"), id="suggest"):
-                suggestion_decided = suggest_tab.build(page)
+            with gr.Tab(t("Suggest"), id="suggest") as suggest_page:
+                suggest_tab.build(page, suggest_page, tabs)
             with gr.Tab(t("Export"), id="export"):
                 build_export_tab(page)
         navigation.build_next_button(t("Next: Template →"), TEMPLATE, page)
     view = PersonaView(welcome.column, column, **card, loaded_card=gr.State(()))
-    return _Editor(view, reload, tabs, card_notice, delete, import_file, imported, check_again, suggestion_decided,
+    return _Editor(view, reload, tabs, card_notice, delete, import_file, imported, check_again,
                    interview, interview_answered, review, reviewed)  # fmt: skip
 
 
@@ -155,7 +154,7 @@ def _connect_editor(page: Page, pairs: PairsTab, editor: _Editor) -> None:
     page.persona_list.select(None, None, editor.tabs, js=FIRST_TAB_JS, **QUIET)
     renamed = editor.imported.success(**load).success(persona_dropdown, page.slug, page.persona_list, **QUIET)
     reloaded = editor.reload.click(**load)
-    for event in (opened, reloaded, editor.suggestion_decided, renamed, editor.interview_answered, editor.reviewed):
+    for event in (opened, reloaded, renamed, editor.interview_answered, editor.reviewed):
         pairs_tab.redraw_after(event, pairs, page)
     for event in (opened, reloaded):
         event.success(show_errors(interview_tab.draw_interview), page.slug, editor.interview, **QUIET)
