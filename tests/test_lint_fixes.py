@@ -78,7 +78,7 @@ def test_a_repeat_whose_first_is_gone_stays():
 
 @pytest.fixture
 def persona(tmp_path):
-    return persona_folder.create_persona_at(tmp_path / "mags", ANYONE, [Pair("Hm?", "Yes."), *FILL, *FILL[:2]])
+    return persona_folder.create_persona_at(tmp_path / "mags", ANYONE, [Pair("Is it far?", "Yes."), *FILL, *FILL[:2]])
 
 
 def test_ignored_survives_renumbering_and_reload_and_comes_back_with_the_text(persona):
@@ -87,9 +87,9 @@ def test_ignored_survives_renumbering_and_reload_and_comes_back_with_the_text(pe
         ignore_finding(persona, finding.key)
     ignored = read_ignored(persona_folder.open_persona(persona.path))
     assert len(ignored) == 3 and not lint_pairs(pairs, ANYONE, ignored=ignored)
-    moved = [*reversed(FILL), *FILL[:2], Pair("Hm?", "Yes.")]
+    moved = [*reversed(FILL), *FILL[:2], Pair("Is it far?", "Yes.")]
     assert lint_pairs(moved, ANYONE) and not lint_pairs(moved, ANYONE, ignored=ignored)
-    changed = [*moved[:-1], Pair("Hm?", "No.")]
+    changed = [*moved[:-1], Pair("Is it far?", "No.")]
     (back,) = lint_pairs(changed, ANYONE, ignored=ignored)
     assert back.rule == "short-reply"
     unignore_findings(persona, next(k for k in ignored if k.startswith("duplicate")))

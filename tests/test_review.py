@@ -142,3 +142,44 @@ def test_a_rule_of_the_check_is_reviewed_with_its_reason(ada):
         review_tab.start_review("ada", "Synthetic", findings)
     html, why = review_tab.act("ada", Event(do="dance"))
     assert isinstance(html, dict) and "not an answer" in why and review_tab.draw_review("") == ""
+
+
+# ---- what the base finds as likely without its question
+
+
+@pytest.mark.slow
+def test_answers_that_do_not_need_their_question_are_reviewed_the_worst_first(
+    ada, tiny_llama, byte_renderer, plain_cpu, monkeypatch
+):
+    from persona.judge import context_fit
+    from persona.models.base import Base
+
+    monkeypatch.setattr(
+        review_tab, "open_page_renderer", lambda slug, settings: (Base("tiny", tiny_llama), byte_renderer)
+    )
+    monkeypatch.setattr(review_tab, "MAX_GAIN", 1e9)
+    edit_history.append(ada, [Pair("", "No question."), Pair("And?", "Yes.", (("Who?", "I."),))], "x")
+    shown = list(review_tab.find_lacking_context("ada", "", "auto", 512, False))
+    assert "5 of 5 pairs" in shown[-1][1]
+    items = review.read_review(ada)
+    gains = [float(i.why.split("(")[1].split(" ")[0]) for i in items]
+    assert gains == sorted(gains) and len(ada.pairs()) == 6 and Pair("", "No question.") not in [i.pair for i in items]
+
+    # the figure is the difference of two losses, and zero where the question is as good as none
+    from persona.compare.session import open_model
+    from persona.judge.scoring import EvalWork
+
+    reports = []
+    work = EvalWork(reports.append)
+    same = Pair(context_fit.NO_QUESTION, "Yes.")
+    measured = context_fit.measure_context_fit(
+        open_model(Base("tiny", tiny_llama)), byte_renderer, [same, PAIRS[0]], work
+    )
+    assert measured[0] == 0 and measured[1] != 0 and reports[-1].share == 1
+
+    # a click on Stop ends it, with nothing put into the review
+    review.empty_review(ada)
+    stream = review_tab.find_lacking_context("ada", "", "auto", 512, False)
+    next(stream)
+    review_tab.stop_search()
+    assert list(stream)[-1][1] == "" or review.read_review(ada)

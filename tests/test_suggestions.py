@@ -230,6 +230,7 @@ def test_a_shared_server_asks_only_what_its_owner_has_set(no_server, monkeypatch
 # ---- the base in memory
 
 
+@pytest.mark.slow
 def test_a_base_writes_if_it_was_tuned_to_answer(tiny_llama, byte_renderer, plain_cpu):
     from persona.compare import base_writer
     from persona.models.base import Base
@@ -299,7 +300,7 @@ def test_stop_ends_the_writing_and_keeps_what_is_there(model, persona):
     model.says = "Q: High?\nA: Aye."
     next(stream)
     stream.close()  # the window is closed
-    wait_for(lambda: not suggest_tab._stops)
+    wait_for(lambda: not suggest_tab.WRITING._stops)
 
 
 def test_drafts_want_material_a_chosen_pair_and_a_server(model, persona, monkeypatch):

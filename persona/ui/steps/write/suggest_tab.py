@@ -1,7 +1,6 @@
 """Write, tab Suggest: drafts by the base in memory or by a model server, which the author then reviews one by one."""
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -14,7 +13,7 @@ from persona.models import zerogpu
 from persona.store import deployment
 from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona
-from persona.ui.background import start_in_thread
+from persona.ui.background import StoppableWork, Stopped
 from persona.ui.buttons import run_with_stop
 from persona.ui.i18n import t
 from persona.ui.page import (
@@ -39,7 +38,7 @@ NO_SERVER_NOTE = (
     "http://127.0.0.1:11434/v1), or PERSONA_LLM_URL, PERSONA_LLM_MODEL and PERSONA_LLM_KEY before the start. Pairs are "
     "sent there when you press a button here, and only then."
 )
-_stops: dict[str, threading.Event] = {}  # of the drafts that are being written, by visitor
+WRITING = StoppableWork(Message("Drafts of yours are being written. Wait until they are done, or stop them."))
 
 
 def write_drafts(
@@ -83,53 +82,30 @@ def _numbered(drafts: Iterator[Pair | None]) -> Iterator[tuple[int, Pair | None]
         yield made, draft
 
 
-class _Stopped(Exception):
-    pass
-
-
 def _work_in_background(
-    persona: Persona,
-    who: str,
-    settings: RenderSettings,
-    work: Callable[[Writer, Callable[[int], None]], None],
+    persona: Persona, who: str, settings: RenderSettings, work: Callable[[Writer, Callable[[int], None]], None],
     wanted: int,
-) -> Iterator[str]:
-    """Run work(writer, report) in a thread. Yields the progress; it ends when the window is closed, or by Stop.
+) -> Iterator[str]:  # fmt: skip
+    """Run work(writer, report) in a thread. Yields the progress. Raises what StoppableWork.running() raises."""
+    visitor, made = visitor_key(), 0
 
-    Raises PersonaError while other drafts of the same visitor are being written.
-    """
-    visitor, stop = visitor_key(), threading.Event()
-    if _stops.setdefault(visitor, stop) is not stop:
-        raise PersonaError("Drafts of yours are being written. Wait until they are done, or stop them.")
+    def run(report: Callable[[int], None], is_stopped: Callable[[], bool]) -> None:
+        report(0)
+        work(_open_writer(persona, who, settings, visitor, is_stopped), report)
 
-    def run(report: Callable[[int], None]) -> None:
-        def report_unless_stopped(made: int) -> None:
-            report(made)
-            if stop.is_set():
-                raise _Stopped
-
-        try:
-            writer = _open_writer(persona, who, settings, visitor, stop)
-            report_unless_stopped(0)
-            work(writer, report_unless_stopped)
-        finally:
-            del _stops[visitor]
-
-    made = 0
-    steps, done = start_in_thread(run)
-    try:
+    with WRITING.running(visitor, run) as (steps, done):
         yield _progress_html(0, wanted, t("Opening the model …"))
         for made in steps:
             yield _progress_html(made, wanted, t("Writing …"))
-    finally:
-        stop.set()
-    with contextlib.suppress(_Stopped):
+    with contextlib.suppress(Stopped):
         done.result()
     waiting = sum(not i.decision for i in review.read_review(persona))
     yield f"<div class='good'>{t('{n} new drafts. {waiting} wait in the tab Review.', n=made, waiting=waiting)}</div>"
 
 
-def _open_writer(persona: Persona, who: str, settings: RenderSettings, visitor: str, stop: threading.Event) -> Writer:
+def _open_writer(
+    persona: Persona, who: str, settings: RenderSettings, visitor: str, is_stopped: Callable[[], bool]
+) -> Writer:
     if who == WRITERS[1]:
         endpoint = llm_client.current_endpoint()
         if endpoint is None:
@@ -138,7 +114,7 @@ def _open_writer(persona: Persona, who: str, settings: RenderSettings, visitor: 
     from persona.compare import base_writer  # with it comes torch
 
     base, renderer = open_page_renderer(persona.slug, settings)
-    return base_writer.open_base_writer(base, renderer, visitor, stop.is_set)
+    return base_writer.open_base_writer(base, renderer, visitor, is_stopped)
 
 
 def _find_passages(persona: Persona, material: str, about: str, file: str | None) -> Sequence[Passage]:
@@ -157,8 +133,7 @@ def _progress_html(made: int, wanted: int, doing: str) -> str:
 
 
 def stop_writing() -> None:
-    if stop := _stops.get(visitor_key()):
-        stop.set()
+    WRITING.stop(visitor_key())
 
 
 def set_server(url: str, model: str, key: str, remember: bool) -> tuple[str, str]:
@@ -211,15 +186,14 @@ def build(page: Page, tab: gr.Tab, tabs: gr.Tabs) -> None:
         write = gr.Button(t("Write drafts"), variant="primary", elem_id="suggest-new")
         rephrase = gr.Button(t("Rephrase the chosen question"), elem_id="suggest-like")
         stop = gr.Button(t("Stop"), interactive=False, elem_id="suggest-stop", scale=0, min_width=100)
-        look = gr.Button(t("Review the drafts"), elem_id="suggest-review", scale=0, min_width=160)
+        look = gr.Button(t("Review the drafts"), elem_id="suggest-review", scale=0, min_width=210)
     progress = gr.HTML(elem_id="suggest-progress")
-    settings = page.render_settings
-    run_with_stop(
-        [write.click], stop, _on_gpu(write_drafts), [page.slug, who, material, about, file, count, *settings], progress
-    )
-    run_with_stop(
-        [rephrase.click], stop, _on_gpu(write_paraphrases), [page.slug, who, page.pair_number, *settings], progress
-    )
+    for button, handler, inputs in (
+        (write, write_drafts, [page.slug, who, material, about, file, count]),
+        (rephrase, write_paraphrases, [page.slug, who, page.pair_number]),
+    ):
+        running = run_with_stop([button.click], stop, _on_gpu(handler), [*inputs, *page.render_settings], progress)
+        running.failure(lambda: "", None, progress, **QUIET)
     stop.click(stop_writing, None, None, **QUIET)
     look.click(lambda: gr.Tabs(selected="review"), None, tabs, **QUIET)
     note = gr.HTML(elem_id="model-server")
