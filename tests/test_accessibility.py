@@ -89,7 +89,7 @@ def walk(page):
     page.click("#open-zhen-huan")
     page.wait_for_selector("#write-mask .mask")
     yield "write", "body"
-    for tab in ("who", "import", "check", "replace", "suggest", "export"):
+    for tab in ("interview", "who", "import", "check", "review", "replace", "suggest", "export"):
         page.click(f"#step-write button[data-tab-id='{tab}']")
         yield f"write, {tab}", "#step-write"
     for step, ready in (("template", "#totals .good"), ("train", "#train-status .card"), ("compare", "#probes button"),
