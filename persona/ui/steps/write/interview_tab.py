@@ -142,4 +142,5 @@ def build(page: Page, tab: gr.Tab) -> tuple[gr.HTML, Any]:
     answered = acted.success(None, refusal, None, js=ANSWERED_JS, **QUIET)
     kept = board.key_up(run_in_order(show_errors(keep_draft)), page.slug, None, **ORDERED_EVENT, **QUIET)
     kept.success(None, None, None, js=KEPT_JS, **QUIET)
+    kept.failure(None, None, None, js=ANSWERED_JS, **QUIET)
     return board, answered
