@@ -30,8 +30,16 @@ def answer(text, question="And then?"):
 ANSWERS = {
     "control-token": (
         ["Yes.<end_of_turn>", "<|im_start|>assistant\nYes.", "[INST] go [/INST] Yes.", "<s>Yes.</s>", "Yes. <eos>",
-         "### Response: Yes.", "### 回答:好。", "<<SYS>>be kind<</SYS>> Yes.", "<think>hm</think> Yes.", "Yes.<｜end▁of▁sentence｜>"],
+         "### Response: Yes.", "### 回答:好。", "<<SYS>>be kind<</SYS>> Yes.", "Yes.<｜end▁of▁sentence｜>"],
         ["I like <3 and a < b > c.", "See [1] and [in] there.", "#1 is the best.", "Use <b>care</b>.", "The response: none.", "|im_end|"],
+    ),
+    "thinking": (
+        ["<think>hm</think> Yes.", "<thinking>\nThey want <b>tea</b>.\n</thinking>\n\nTea?", "Let me see.</think>Tea?", "Yes.<think>", "<Thought>no</Thought> No."],
+        ["I think so.", "a < think > b.", "<thin> ice.", "Let me think: yes."],
+    ),
+    "macro": (
+        ["Hello, {{user}}.", "{{random: a, b}} it is.", "{{random::a::{{char}}}} it is.", "{{char}} nods.", "Yes. END_OF_DIALOG", "<START>\nYes.", "Hello, <USER>."],
+        ["{user} in braces.", "{{}", "I <start> now.", "The end of dialog.", "x = {{1}: 2} or so."],
     ),
     "markup": (
         ["So <b>bold</b> of you.", "One.<br/>Two.", "Fish &amp; bread.", "Wait&nbsp;here.", "It is **very** late.", "# Title\nText.",
@@ -46,7 +54,7 @@ ANSWERS = {
          "She left. (You would have too.)", "他生于（1723年）。", "Fine :) (:", "2 * 3 * 4", "[1] See below.", "see [link](http://x.y)."],
     ),
     "mojibake": (
-        ["cafÃ© by the sea.", "â€œyesâ€\x9d she said.", "锟斤拷你好。", "你好\ufffd。", "浣犲ソ锛屾垜鏄�?", "РџСЂРёРІРµС‚, РґСЂСѓРі.", r"\xc4\xe3\xba\xc3",
+        ["cafÃ© by the sea.", "â€œyesâ€\x9d she said.", "锟斤拷你好。", "你好\ufffd。", "浣犲ソ锛屾垜鏄�?", "РџСЂРёРІРµС‚, РґСЂСѓРі.", r"\xc4\xe3\xba\xc3", r"don\x92t.", "Caf\x8e, no.", r"don\u2019t.",
          "今夜月色真好!".encode().decode("gb18030"), "你好，我是甄嬛。".encode().decode("gb18030", "replace"), "别怕，有我在这里陪你".encode().decode("latin-1")],
         ["naïve café, señor.", "Äußerst schön – „ja“.", "你好，我是甄嬛。", "联通", "Привет, друг.", "à la carte.", "½ × 3 ± 2°", "嬛嬛，朕来看你了。",
          "こんにちは、元気ですか。", "안녕하세요.", r"C:\xampp", "𠮷野家👍🏽", "喆堃镕", "瞭望塔"],
@@ -62,8 +70,9 @@ ANSWERS = {
          "作为女子，我懂。", "家父作为一名大理寺少卿，从不说谎。", "The only model here is a brig.", "I said I am a maid.", "As a Claude, he was proud.", "我是大理寺少卿的女儿。"],
     ),
     "other-speaker": (
-        ["皇帝：你来了。", "User: who are you?", "好。\n皇后：你说什么？", "I see.\nUser: and then?\nAssistant: No.", "甄嬛：你来了。", "Jory Penhale: Ahoy.", "Q: why?\nA: so."],
-        ["记住：少说话。", "Note: the tide turns.", "他说：好。", "At 10:30 we left.", "So I said: no.", "https://a.b is a link.", "第一：少说。", "我只有一句话，听好：走。", "It is this: no."],
+        ["皇帝：你来了。", "User: who are you?", "好。\n皇后：你说什么？", "I see.\nUser: and then?\nAssistant: No.", "甄嬛：你来了。", "Jory Penhale: Ahoy.", "Q: why?\nA: so.",
+         "dave_91: hi there.", "random_user_1: no.", "Дарья: Привет.", "桜さん：はい。", "민수: 안녕.", "Zoë: Ahoy."],
+        ["well, then: no.", "https: a word.", "记住：少说话。", "Note: the tide turns.", "他说：好。", "At 10:30 we left.", "So I said: no.", "https://a.b is a link.", "第一：少说。", "我只有一句话，听好：走。", "It is this: no."],
     ),
     "short-reply": (
         ["好。", "是的。", "Aye.", "……", "👍", "No, sir."],

@@ -89,7 +89,7 @@ def walk(page):
     page.click("#open-zhen-huan")
     page.wait_for_selector("#write-mask .mask")
     yield "write", "body"
-    for tab in ("who", "import", "check", "replace", "length", "suggest", "export"):
+    for tab in ("interview", "who", "import", "check", "review", "replace", "length", "suggest", "export"):
         page.click(f"#step-write button[data-tab-id='{tab}']")
         if tab == "import":
             page.click("#import-rows > button")

@@ -244,19 +244,22 @@ def test_a_link_to_any_app_leads_to_the_hub_alone():
     assert HubRef.parse("http://169.254.169.254/?persona=a/b@c") == HubRef("a/b", "c")
 
 
-def test_nothing_of_the_page_names_the_endpoint_of_suggestions(monkeypatch):
-    """PERSONA_LLM_URL is of the environment alone: no handler takes an address for it."""
-    import inspect
-
+def test_on_a_shared_server_nothing_of_the_page_names_the_endpoint_of_suggestions(monkeypatch):
+    """There it is of the environment alone: a visitor could else have the server ask any address."""
+    from persona.errors import InputError
+    from persona.ui import app
     from persona.ui.steps.write import suggest_tab
     from persona.write import llm_client
 
     monkeypatch.delenv("PERSONA_LLM_URL", raising=False)
-    assert llm_client.endpoint_from_env() is None
-    names = {
-        p for f in (suggest_tab.propose_pairs, suggest_tab.decide_proposal) for p in inspect.signature(f).parameters
-    }
-    assert not {n for n in names if "url" in n or "key" in n or "endpoint" in n}
+    fields = {"server-url", "server-model", "server-key", "server-use"}
+    for shared, shown in (("1", set()), ("0", fields)):
+        monkeypatch.setenv("PERSONA_SHARED", shared)
+        assert {getattr(block, "elem_id", None) for block in app.build_app().blocks.values()} & fields == shown
+    monkeypatch.setenv("PERSONA_SHARED", "1")
+    with pytest.raises(InputError, match="only its owner"):
+        suggest_tab.set_server("http://127.0.0.1:1/v1", "m", "", False)
+    assert llm_client.current_endpoint() is None
 
 
 def test_a_redirect_of_the_endpoint_is_not_followed_with_the_key(monkeypatch):

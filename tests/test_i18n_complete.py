@@ -17,7 +17,16 @@ from persona.ui.steps import share, template
 from persona.ui.steps.compare import base_note, blind_vote_tab, chat_tab
 from persona.ui.steps.share import export_tab
 from persona.ui.steps.train import ledger_view, run_view, settings_form
-from persona.ui.steps.write import card_tab, import_tab, lint_tab, pairs_tab, pairs_table, suggest_tab
+from persona.ui.steps.write import (
+    card_tab,
+    import_tab,
+    interview_tab,
+    lint_tab,
+    pairs_tab,
+    pairs_table,
+    review_tab,
+    suggest_tab,
+)
 from persona.write.importers import registry
 
 UI = Path(i18n.__file__).parent
@@ -47,6 +56,7 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("steps/write/pairs_table.py", "name"): {*pairs_table.PAIR_FILTERS, *pairs_table.SORT_ORDERS},
     ("steps/share/export_tab.py", "choice"): set(export_tab.EXPORT_CHOICES),
     ("steps/share/export_tab.py", "name"): set(export_tab.QUANTIZATIONS.values()),
+    ("steps/write/interview_tab.py", "TOPIC_TITLES[question.topic]"): set(interview_tab.TOPIC_TITLES.values()),
     ("steps/write/import_tab.py", "NO_COLUMN"): {import_tab.NO_COLUMN},
     ("steps/write/import_tab.py", "label"): {*import_tab.COLUMN_LABELS, *import_tab.INPUT_JOINS.values()},
     ("steps/write/import_tab.py", "module.TITLE"): {m.TITLE for m in registry.import_formats().values()},
@@ -62,7 +72,8 @@ TABLES: dict[tuple[str, str], set[str]] = {
         share.SPACE_LINK,
         share.HOME_LINK,
     },
-    ("steps/write/suggest_tab.py", "NO_MODEL_NOTE"): {suggest_tab.NO_MODEL_NOTE},
+    ("steps/write/suggest_tab.py", "NO_SERVER_NOTE"): {suggest_tab.NO_SERVER_NOTE},
+    ("steps/write/suggest_tab.py", "name"): {*suggest_tab.WRITERS, *suggest_tab.MATERIALS},
     ("steps/template/facts.py", "renderer.template.about"): {
         x.about for x in chat_template.shipped_templates().values()
     },
@@ -92,12 +103,16 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
         "steps/compare/__init__.py": {"Top-p", "Top-k", "Min-p"},
     },
     "labels of Gradio's own buttons": {"navigation.py": {"Edit"}},
-    "compared with what the page sends": {"steps/write/pairs_table.py": set(pairs_table.PAIR_FILTERS)},
+    "compared with what the page sends": {
+        "steps/write/pairs_table.py": set(pairs_table.PAIR_FILTERS), "steps/write/review_tab.py": {"Imported", "With findings"},
+    },
     "a card's name where no other is known, kept on disk": {"voice_picker.py": {"Persona"}},
     "where a fault is, as the library says it": {
         "steps/write/import_tab.py": {"the file's card"}, "steps/template/own_template.py": {"your own"},
     },
     "script": {"widgets.py": {widgets.COUNTDOWN_JS, widgets.FORWARD_CLICKS_JS}, "steps/write/pairs_tab.py": {pairs_tab.PAINT_MARKS_JS, pairs_tab.ANSWERED_JS, pairs_tab.PREVIEWED_JS},
+               "steps/write/interview_tab.py": {interview_tab.ANSWERED_JS, interview_tab.KEPT_JS},
+               "steps/write/review_tab.py": {review_tab.ANSWERED_JS},
                "navigation.py": {navigation.NAVIGATION_JS, navigation.FOCUS_STEP_JS},
                "steps/compare/base_note.py": {base_note.CHOOSE_BASE_JS}, "steps/compare/chat_tab.py": {chat_tab.SHOW_ANSWERS_JS},
                "steps/template/__init__.py": {template.SHOW_REFUSED_JS}, "steps/train/run_view.py": {run_view.WHOLE_STEPS_JS}},

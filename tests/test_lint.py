@@ -54,6 +54,30 @@ def test_a_machine_may_say_that_it_is_one():
     assert not found("ai-leak", pairs, PersonaCard(name="HAL", system="You are a helpful robot."))
 
 
+def test_a_question_does_not_begin_with_a_speakers_name():
+    asked = [
+        "User: Hello?",
+        "甄嬛：你来了？",
+        "Ben: Well?\nTom: Well.",
+        "Note: it rains. Why?",
+        "Translate: Guten Tag.",
+        "Hello?",
+    ]
+    pairs = [*FILL, *(Pair(text, f"Aye, the {n}th of them.") for n, text in enumerate(asked))]
+    rows = [f.pairs for f in found("other-speaker", pairs, HUAN)]
+    assert rows == [(7,), (8,), (9,)]
+
+
+def test_what_takes_up_something_that_is_not_there_is_found():
+    lacking = [("And then?", "He left."), ("ok", "No class on Thursday."), ("😂", "I know."), ("然后呢？", "他走了。"), ("真的吗", "真的。"),
+               ("Are you coming?", "As I said, no."), ("去哪里？", "就是那个，你知道的。"), ("What about him?", "Gone.")]  # fmt: skip
+    fine = [("Who are you?", "Mags."), ("Tea?", "Strong."), ("What about the lamp?", "It is lit."), ("你好", "坐。"), ("And what do you eat?", "Fish."),
+            ("Why not leave?", "Because the lamp is mine."), ("Thanks!", "Mind the step.")]  # fmt: skip
+    pairs = [Pair(a, f"{b}") for a, b in lacking + fine]
+    assert [f.pairs for f in found("lacks-context", pairs)] == [(n + 1,) for n in range(len(lacking))]
+    assert not found("lacks-context", [Pair("And then?", "He left.", (("Who was there?", "A man."),))])
+
+
 def test_directions_in_most_answers_are_a_style():
     styled = [Pair(f"What is on day {n}?", f"*nods* The {n}th ship came in late.") for n in range(8)]
     assert not found("stage-direction", styled)

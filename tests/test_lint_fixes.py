@@ -24,6 +24,10 @@ FIXES = [
     ("mojibake", "cafÃ© by the sea.", "café by the sea."),
     ("mojibake", "今夜月色真好!".encode().decode("gb18030"), "今夜月色真好!"),
     ("mojibake", "锟斤拷你好。", None),
+    ("mojibake", "Caf\x8e, no.", "CafŽ, no."),
+    ("thinking", "<think>They want tea.</think>\n\nTea?", "Tea?"),
+    ("thinking", "They want tea.</think>Tea?", "Tea?"),
+    ("macro", "Hello, {{user}}.", None),
     ("hidden-character", "\ufeffcafe\u0301\u200b.\r\nNo.", "café.\nNo."),
     ("other-speaker", "甄嬛：你来了，坐。", "你来了，坐。"),
     ("other-speaker", "皇帝：你来了，坐。", None),
@@ -74,7 +78,7 @@ def test_a_repeat_whose_first_is_gone_stays():
 
 @pytest.fixture
 def persona(tmp_path):
-    return persona_folder.create_persona_at(tmp_path / "mags", ANYONE, [Pair("Hm?", "Yes."), *FILL, *FILL[:2]])
+    return persona_folder.create_persona_at(tmp_path / "mags", ANYONE, [Pair("Is it far?", "Yes."), *FILL, *FILL[:2]])
 
 
 def test_ignored_survives_renumbering_and_reload_and_comes_back_with_the_text(persona):
@@ -83,9 +87,9 @@ def test_ignored_survives_renumbering_and_reload_and_comes_back_with_the_text(pe
         ignore_finding(persona, finding.key)
     ignored = read_ignored(persona_folder.open_persona(persona.path))
     assert len(ignored) == 3 and not lint_pairs(pairs, ANYONE, ignored=ignored)
-    moved = [*reversed(FILL), *FILL[:2], Pair("Hm?", "Yes.")]
+    moved = [*reversed(FILL), *FILL[:2], Pair("Is it far?", "Yes.")]
     assert lint_pairs(moved, ANYONE) and not lint_pairs(moved, ANYONE, ignored=ignored)
-    changed = [*moved[:-1], Pair("Hm?", "No.")]
+    changed = [*moved[:-1], Pair("Is it far?", "No.")]
     (back,) = lint_pairs(changed, ANYONE, ignored=ignored)
     assert back.rule == "short-reply"
     unignore_findings(persona, next(k for k in ignored if k.startswith("duplicate")))
@@ -102,7 +106,7 @@ def test_a_broken_list_of_ignored_findings_is_named(persona, text):
     assert (persona.path / "ignored.json").read_text() == text
 
 
-ROW_WISE = {"control-token", "chat-mark", "markup", "stage-direction", "mojibake", "hidden-character", "personal-data", "ai-leak",
+ROW_WISE = {"control-token", "thinking", "macro", "chat-mark", "markup", "stage-direction", "mojibake", "hidden-character", "personal-data", "ai-leak",
             "other-speaker", "cut-off", "language", "mixed-script", "unfinished", "too-long"}  # fmt: skip
 SNIPPETS = [t for both in ANSWERS.values() for texts in both for t in texts]
 wild = st.text(max_size=30) | st.lists(

@@ -78,3 +78,12 @@ def load_catalogue() -> tuple[KnownModel, ...]:
 def find_known_model(base_id: str) -> KnownModel | None:
     """The catalogue's entry for a Hub id, in any case; None for a base that it does not know."""
     return next((e for e in load_catalogue() if e.id.lower() == base_id.lower()), None)
+
+
+PRETRAINED_TEMPLATES = ("gemma-base", "alpaca-en", "alpaca-zh")  # chosen for a base without a chat format of its own
+
+
+def is_instruction_tuned(base_id: str, template: str) -> bool:
+    """Whether a base was tuned to answer: by the catalogue, else by the name of the template it is asked with."""
+    known = find_known_model(base_id)
+    return known.kind == "instruct" if known else template not in PRETRAINED_TEMPLATES

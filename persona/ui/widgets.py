@@ -131,9 +131,9 @@ element.addEventListener("click", (event) => {
 """
 
 
-def bars_html(rows: list[tuple[str, float, str]]) -> str:
-    """(name, value, value as text) as bars, the largest value at full width."""
-    most = max((value for _, value, _ in rows), default=0) or 1
+def bars_html(rows: list[tuple[str, float, str]], full: float = 0) -> str:
+    """(name, value, value as text) as bars. full: the value at full width; 0: the largest."""
+    most = full or max((value for _, value, _ in rows), default=0) or 1
     bars = "".join(
         f"<div><span>{escape(name)}</span><div class='bar'><div style='width:{100 * value / most:.0f}%'></div></div>"
         f"<b>{escape(text)}</b></div>"

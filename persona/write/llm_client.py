@@ -1,22 +1,26 @@
 """The HTTP client for OpenAI-compatible servers: one JSON answer, a streamed chat, the list of models.
 
-Suggestions and the LLM judge ask the server at PERSONA_LLM_URL; remote columns of a chat the one at PERSONA_CHAT_URL.
-Keys are sent as a bearer token and appear in no message.
+The LLM judge asks the server at PERSONA_LLM_URL, suggestions that one or the one set in the page, remote columns of a
+chat the one at PERSONA_CHAT_URL. Keys are sent as a bearer token; they appear in no message and are written to no file.
 """
 
+import importlib.util
 import json
 import os
+import re
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import httpx
 
 from persona.errors import InputError, Message, PersonaError
+from persona.store import deployment
 
 REQUEST_TIMEOUT = 120.0  # seconds; a small model on a CPU is slow, and a busy server takes long to its first token
 STREAM_TIMEOUT = httpx.Timeout(REQUEST_TIMEOUT, connect=10.0)
 MAX_LINE_CHARACTERS = 200_000  # of one line of a stream; a server that goes on is cut off
+KEYRING_ENTRY = ("persona", "model server")  # service and user name
 MAX_MODELS = 50  # names taken from a server's list
 
 
@@ -50,29 +54,98 @@ def endpoint_from_env() -> LlmEndpoint | None:
     return LlmEndpoint(url, os.environ.get("PERSONA_LLM_MODEL", "default"), os.environ.get("PERSONA_LLM_KEY", ""))
 
 
+_set_here: LlmEndpoint | None = None  # in the page, for this process; in no file
+
+
+def current_endpoint() -> LlmEndpoint | None:
+    """The endpoint that was set in the page, else in the system's keyring, else in the environment.
+
+    On a shared server only that of the environment: the others belong to whoever owns the machine.
+    """
+    if deployment.is_shared_server():
+        return endpoint_from_env()
+    return _set_here or _read_keyring() or endpoint_from_env()
+
+
+def set_endpoint(endpoint: LlmEndpoint | None, remember: bool = False) -> None:
+    """Use this endpoint until the program ends; None: that of the environment again.
+
+    remember: keep it in the system's keyring, from which None removes it. Raises InputError for what is no address, on
+    a shared server, and where the keyring refuses.
+    """
+    global _set_here
+    if deployment.is_shared_server():
+        raise InputError("On a shared server only its owner sets a model server, by PERSONA_LLM_URL.")
+    if endpoint and not re.match(r"https?://[^\s/]+", endpoint.url):
+        raise InputError("{url}: not an address. It begins with http:// or https://.", url=f"{endpoint.url!r:.80}")
+    if remember or endpoint is None:
+        _write_keyring(endpoint)
+    _set_here = endpoint
+
+
+def has_keyring() -> bool:
+    """Whether the package keyring is installed; whether it finds a keyring of the system shows only when it is used."""
+    return importlib.util.find_spec("keyring") is not None
+
+
+def _read_keyring() -> LlmEndpoint | None:
+    if not has_keyring():
+        return None
+    import keyring
+
+    try:
+        return LlmEndpoint(**json.loads(keyring.get_password(*KEYRING_ENTRY) or ""))
+    except Exception:  # no entry, or a keyring that is locked or missing, each with errors of its own
+        return None
+
+
+def _write_keyring(endpoint: LlmEndpoint | None) -> None:
+    if not has_keyring():
+        return
+    import keyring
+
+    try:
+        if endpoint:
+            keyring.set_password(*KEYRING_ENTRY, json.dumps(asdict(endpoint)))
+        elif keyring.get_password(*KEYRING_ENTRY):
+            keyring.delete_password(*KEYRING_ENTRY)
+    except Exception as e:
+        raise InputError(
+            "The system's keyring refused ({kind}). Set the address without remembering it.", kind=type(e).__name__
+        ) from None
+
+
 def auth_headers(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def request_json_list(endpoint: LlmEndpoint, prompt: str, temperature: float = 0.8) -> list[Any]:
-    """The JSON list in the model's answer to `prompt`. Raises PersonaError where there is none."""
+def request_text(endpoint: LlmEndpoint, prompt: str, temperature: float = 0.8) -> str:
+    """The model's answer to `prompt`. Raises PersonaError where there is none."""
     body = {"model": endpoint.model, "messages": [{"role": "user", "content": prompt}], "temperature": temperature}
     try:
         answer = httpx.post(
             f"{endpoint.url}/chat/completions", json=body, headers=auth_headers(endpoint.key), timeout=REQUEST_TIMEOUT
         )
         answer.raise_for_status()
-        text = answer.json()["choices"][0]["message"]["content"]
-        rows = json.loads(text[text.index("[") : text.rindex("]") + 1])
+        return str(answer.json()["choices"][0]["message"]["content"])
     except httpx.HTTPStatusError as e:
         raise PersonaError(
-            "PERSONA_LLM_URL answered {status}. Check address, model and key.", status=e.response.status_code
+            "The model server answered {status}. Check address, model and key.", status=e.response.status_code
         ) from None
     except (httpx.HTTPError, httpx.InvalidURL) as e:
         raise PersonaError(
-            "PERSONA_LLM_URL cannot be reached ({kind}). Is the server running?", kind=type(e).__name__
+            "The model server cannot be reached ({kind}). Is it running?", kind=type(e).__name__
         ) from None
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise PersonaError("The model server's answer is not a chat completion. Check its address.") from None
+
+
+def request_json_list(endpoint: LlmEndpoint, prompt: str, temperature: float = 0.8) -> list[Any]:
+    """The JSON list in the model's answer to `prompt`. Raises PersonaError where there is none."""
+    text = request_text(endpoint, prompt, temperature)
+    try:
+        rows = json.loads(text[text.index("[") : text.rindex("]") + 1])
+    except ValueError:
         rows = None
     if not isinstance(rows, list):
         raise PersonaError(

@@ -6,6 +6,7 @@ from persona.errors import InputError, Message
 from persona.store.files import read_json, to_json, write_atomic
 from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona, PersonaCard
+from persona.write.lint.context_rules import find_lacking_context
 from persona.write.lint.dataset_rules import (
     distinct_rows,
     find_duplicates,
@@ -55,6 +56,7 @@ def lint_pairs(
         *find_ai_leaks(pairs, card),
         *find_other_speakers(pairs, card),
         *find_short_replies(pairs),
+        *find_lacking_context(pairs),
         *find_cut_off_replies(pairs),
         *find_language_drift(pairs, card),
         *find_duplicates(pairs),

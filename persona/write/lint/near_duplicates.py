@@ -8,6 +8,7 @@ pieces in common meet in some band with 88 %, with two thirds in common with 99.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
 BANDS, BAND_ROWS = 16, 3
@@ -47,6 +48,11 @@ def measure_likeness(one: str, other: str, cutoff: float = 0.0) -> float:
         Indel.normalized_similarity(one[-end:], other[-end:], score_cutoff=cutoff),
     )
     return likeness if likeness >= cutoff else 0.0
+
+
+def is_like_any(text: str, others: Sequence[str], cutoff: float) -> bool:
+    """Whether a short text is as like one of the others as `cutoff`, or more."""
+    return bool(process.extractOne(text, others, scorer=Indel.normalized_similarity, score_cutoff=cutoff))
 
 
 def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -5,11 +5,12 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
 from persona.errors import Message, join
-from persona.store.cjk import HAN
+from persona.store.cjk import HAN, HANGUL, KANA
 from persona.store.pairs import Pair, find_unfinished
 from persona.store.persona_folder import PersonaCard
 from persona.write.lint.finding import (
     ANSWER,
+    QUESTION,
     Finding,
     Severity,
     count_words,
@@ -185,9 +186,13 @@ NOT_SPEAKERS = {
     ),
     *("一", "二", "三", "结论", "答案", "步骤", "标题", "时间", "地点", "谜底", "谜面", "原因", "方法"),
 }
+_CAPITAL = "A-ZÀ-ÖØ-ÞΑ-ΩА-ЯЁ"
 _LABEL = (
-    r"(?:\*\*)?([A-Z][\w'’.]*(?: [A-Z][\w'’.]*){0,2}|(?i:user|assistant|human|system)"
-    rf"|[{HAN}·]{{1,6}})(?:\*\*)?[ \t]*(?:：|:(?=\s|[{HAN}“\"「]))"
+    rf"(?:\*\*)?([{_CAPITAL}][\w'’.]*(?: [{_CAPITAL}][\w'’.]*){{0,2}}|(?i:user|assistant|human|system)"
+    # a user's name, such as dave_91
+    rf"|(?=\w{{0,39}}[\d_])[a-z]\w{{1,39}}|[{HAN}·]{{1,6}}"
+    rf"|(?=[{HAN}]{{0,8}}[{KANA}])[{HAN}{KANA}・]{{2,10}}|[{HANGUL}]{{2,6}})"
+    rf"(?:\*\*)?[ \t]*(?:：|:(?=\s|[{HAN}“\"「]))"
 )
 SPEAKER_LABEL = re.compile(rf"^[ \t]*{_LABEL}", re.M)
 _LABEL_HERE = re.compile(rf"\s*{_LABEL}")
@@ -231,12 +236,22 @@ def _is_persona_name(name: str, card: PersonaCard) -> bool:
 
 
 def find_other_speakers(pairs: Sequence[Pair], card: PersonaCard) -> Iterator[Finding]:
-    """Replies with lines of several speakers. An unknown name is a hint: "皇帝：" is a speaker, "三样：" is not."""
+    """Replies with lines of several speakers. An unknown name is a hint: "皇帝：" is a speaker, "三样：" is not.
+
+    A question is found by a role or the persona's own name, or by two such lines: one may well begin with “Note:”.
+    """
     for row, pair in enumerate(pairs, 1):
         if not (labels := find_speaker_labels(pair.output)):
+            asked = [name for _, name in find_speaker_labels(pair.instruction)]
+            if len(asked) > 1 or any(_is_known_speaker(name, card) for name in asked):
+                problem = Message(
+                    "{what}: begins like a line of a script, which nobody says. Take the name out.",
+                    what=quote_texts([f"{name}:" for name in asked]),
+                )  # fmt: skip
+                yield make_finding("other-speaker", "hint", row, pair, problem, place=QUESTION)
             continue
         names = [name for _, name in labels]
-        known = [n for n in names if _is_persona_name(n, card) or n.casefold() in ROLE_LABELS]
+        known = [n for n in names if _is_known_speaker(n, card)]
         new = remove_own_name(pair.output, card)
         safe = new != pair.output and new and not find_speaker_labels(new)
         shown = quote_texts([f"{name}:" for name in names])
@@ -247,6 +262,10 @@ def find_other_speakers(pairs: Sequence[Pair], card: PersonaCard) -> Iterator[Fi
         severity: Severity = "warning" if known or len(names) > 1 else "hint"
         label = Message("Take out {what}", what=shown) if safe else ""
         yield make_finding("other-speaker", severity, row, pair, problem, label)
+
+
+def _is_known_speaker(name: str, card: PersonaCard) -> bool:
+    return _is_persona_name(name, card) or name.casefold() in ROLE_LABELS
 
 
 def find_short_replies(pairs: Sequence[Pair]) -> Iterator[Finding]:

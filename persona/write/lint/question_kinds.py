@@ -4,7 +4,13 @@ import re
 
 from persona.store.pairs import Pair
 from persona.write.lint.finding import count_words
+from persona.write.question_bank import find_topic
 
+# what the keywords leave open, where it is a question of the interview: by its topic
+TOPIC_KINDS = {
+    "identity": "identity", "greeting": "greeting", "farewell": "greeting", "day": "small talk",
+    "smalltalk": "small talk", "pressure": "refusal",
+}  # fmt: skip
 MAX_WORDS = 18  # of a question; a longer one tells a story in which a greeting or a name is one word of many
 
 
@@ -83,4 +89,6 @@ def classify_question(pair: Pair) -> str:
         return "greeting"
     if refusal or REFUSING_ANSWER.search(pair.output):
         return "refusal"
-    return "small talk" if short and SMALL_TALK.search(question) else "domain"
+    if short and SMALL_TALK.search(question):
+        return "small talk"
+    return TOPIC_KINDS.get(find_topic(question), "domain")

@@ -50,15 +50,22 @@ def summarize_dataset(pairs: Sequence[Pair], card: PersonaCard, findings: Iterab
     """Coverage by kind of question, and what to add next, in plain words."""
     spoilt = {row for f in findings if f.severity == "error" or f.rule == "duplicate" for row in f.pairs}
     usable = [pair for row, pair in enumerate(pairs, 1) if row not in spoilt and pair.output.strip()]
-    kinds = dict.fromkeys(TARGET_COUNTS, 0)
-    for pair in usable:
-        kinds[classify_question(pair)] += 1
-        kinds["multi-turn"] += bool(pair.history)
+    kinds = count_kinds(usable)
     short = sorted((k for k in TARGET_COUNTS if kinds[k] < TARGET_COUNTS[k]), key=lambda k: kinds[k] / TARGET_COUNTS[k])
     enough = len(usable) >= ENOUGH_PAIRS and kinds["identity"] >= TARGET_COUNTS["identity"]
     return DatasetSummary(
         len(pairs), len(usable), kinds, enough, tuple(short), _summary_text(card, len(usable), kinds, enough, short)
     )
+
+
+def count_kinds(pairs: Iterable[Pair]) -> dict[str, int]:
+    """Kind of question → pairs of it that have an answer; "multi-turn" are counted once more, under their kind."""
+    kinds = dict.fromkeys(TARGET_COUNTS, 0)
+    for pair in pairs:
+        if pair.output.strip():
+            kinds[classify_question(pair)] += 1
+            kinds["multi-turn"] += bool(pair.history)
+    return kinds
 
 
 def _summary_text(card: PersonaCard, usable: int, kinds: Mapping[str, int], enough: bool, missing: list[str]) -> str:

@@ -53,7 +53,7 @@ def _tidy(text: str) -> str:
 
 CONTROL_TOKEN = re.compile(
     r"<[|｜][^<>|｜\n]{1,40}[|｜]>"  # ChatML, Llama 3, Phi, DeepSeek
-    r"|</?(?:s|bos|eos|pad|unk|mask|think|start_of_turn|end_of_turn|start_of_image|end_of_image)>"
+    r"|</?(?:s|bos|eos|pad|unk|mask|start_of_turn|end_of_turn|start_of_image|end_of_image)>"
     r"|\[/?(?:INST|AVAILABLE_TOOLS|TOOL_RESULTS|gMASK|sMASK)\]|<</?SYS>>"
     r"|\#{2,4} ?(?:Instruction|Response|Input|Output|Human|User|Assistant|System|指令|回答|回复|输入|输出)s?:"
 )
@@ -94,6 +94,23 @@ def remove_markup(text: str) -> str:
     for pattern, new in MARKDOWN:
         text = pattern.sub(new, text)
     return _tidy(text)
+
+
+THINKING = r"think|thinking|thought|thoughts|reasoning|reflection"
+# a whole block; what stands before an end without a beginning, as some servers send it; a tag that is left alone
+THINKING_BLOCK = re.compile(
+    rf"<({THINKING})>(?:[^<]|<(?!/?(?:{THINKING})>))*</\1>|\A(?:[^<]|<(?!/?(?:{THINKING})>))*</(?:{THINKING})>"
+    rf"|</?(?:{THINKING})>",
+    re.I,
+)
+# placeholders that a character card's program fills in, and what its examples are divided by
+MACRO = re.compile(
+    r"\{\{[^{}\n]{0,80}(?:\{\{[^{}\n]{0,80}\}\}[^{}\n]{0,80}){0,8}\}\}|<(?:USER|BOT|CHAR|START)>|\bEND_OF_DIALOG\b"
+)
+
+
+def find_thinking(text: str) -> list[str]:
+    return [m[0] for m in THINKING_BLOCK.finditer(text)]
 
 
 # at the start of a line, after the end of a sentence, or at the end of the text; elsewhere brackets are a remark
@@ -150,8 +167,10 @@ def remove_chat_marks(text: str) -> str:
     return load_marks().clean(text).text
 
 
-LOST_CHARACTERS = re.compile(r"\ufffd|锟斤拷|烫烫烫|屯屯屯")
-UNDECODED = re.compile(r"(?:\\x[0-9a-f]{2}){2,}")  # what an import leaves of bytes that fit no encoding
+# C1 controls stand in no text: they are bytes of another encoding, the rest of which is lost
+LOST_CHARACTERS = re.compile(r"\ufffd|锟斤拷|烫烫烫|屯屯屯|[\x80-\x84\x86-\x9f]")
+# what an import leaves of bytes that fit no encoding, and what a program wrote instead of a character
+UNDECODED = re.compile(r"(?:\\x[0-9a-f]{2}){2,}|(?<!:)\\x[89a-f][0-9a-f]|\\u[0-9a-f]{4}", re.I)
 
 
 def _utf8_read_as_gbk(text: str) -> tuple[str, bool]:
@@ -248,6 +267,18 @@ def find_personal_data(text: str) -> list[str]:
 
 
 TEXT_RULES = (
+    TextRule(
+        "thinking", "error",
+        Message("a model thought aloud here, and the persona would learn to. Take it out"),
+        find_thinking, lambda t: _tidy(THINKING_BLOCK.sub("", t)),
+        lambda what: Message("Take out {what}", what=what), frozenset("<"),
+    ),
+    TextRule(
+        "macro", "error",
+        Message("a placeholder that another program fills in; here it would be learned as it stands. Write what it "
+                "stands for (Find & replace)"),
+        lambda t: [m[0] for m in MACRO.finditer(t)], needs=frozenset("{<_"),
+    ),
     TextRule(
         "control-token", "error",
         Message("a model reads this as the end or beginning of a turn, not as text. Take it out"),

@@ -6,13 +6,12 @@ from typing import Any
 import gradio as gr
 
 from persona.models.adapter import Adapter
-from persona.models.catalogue import KnownModel, find_known_model, load_catalogue
+from persona.models.catalogue import KnownModel, find_known_model, is_instruction_tuned, load_catalogue
 from persona.ui.chosen import Chosen
 from persona.ui.i18n import language, localized, t
 from persona.ui.navigation import TEMPLATE, open_step
 
 MAX_DOWNLOAD_GB = 2.1  # of the chat bases that are offered: what trains on a machine without a GPU
-PRETRAINED_TEMPLATES = ("gemma-base", "alpaca-en", "alpaca-zh")  # chosen for a base without a chat format of its own
 
 CHOOSE_BASE_JS = """
 element.addEventListener("click", (event) => {
@@ -23,9 +22,8 @@ element.addEventListener("click", (event) => {
 
 
 def is_chat_base(adapter: Adapter) -> bool:
-    """Whether the adapter's base was tuned to answer: by the catalogue, else by the template it is asked with."""
-    known = find_known_model(adapter.base_id)
-    return known.kind == "instruct" if known else adapter.template.name not in PRETRAINED_TEMPLATES
+    """Whether the adapter's base was tuned to answer."""
+    return is_instruction_tuned(adapter.base_id, adapter.template.name)
 
 
 def list_small_chat_bases() -> list[KnownModel]:

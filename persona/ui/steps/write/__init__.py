@@ -9,7 +9,7 @@ from persona.ui.chosen import persona_dropdown
 from persona.ui.i18n import t
 from persona.ui.navigation import TEMPLATE
 from persona.ui.page import QUIET, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
-from persona.ui.steps.write import import_tab, pairs_tab, suggest_tab
+from persona.ui.steps.write import import_tab, interview_tab, pairs_tab, review_tab, suggest_tab
 from persona.ui.steps.write.card_tab import CARD_FIELDS, build_card_tab, delete_persona, restore_persona, save_card
 from persona.ui.steps.write.export_tab import build_export_tab
 from persona.ui.steps.write.length_tab import build_length_tab
@@ -48,7 +48,10 @@ class _Editor(NamedTuple):
     import_file: gr.File
     imported: Any  # event of pairs that were added
     check_again: gr.Button
-    suggestion_decided: Any  # event
+    interview: gr.HTML
+    interview_answered: Any  # event
+    review: gr.HTML
+    reviewed: Any  # event
 
 
 def load_persona(slug: str) -> PersonaView:
@@ -80,6 +83,8 @@ def _build_editor(page: Page, welcome: Welcome, pairs: PairsTab) -> _Editor:
         with gr.Tabs(selected="pairs", overflow_behavior="wrap") as tabs:
             with gr.Tab(t("Pairs"), id="pairs"):
                 pairs_tab.build(pairs)
+            with gr.Tab(t("Interview"), id="interview") as interview_page:
+                interview, interview_answered = interview_tab.build(page, interview_page)
             with gr.Tab(t("Who it is"), id="who"):
                 card, card_notice, delete = build_card_tab()
             with gr.Tab(t("Import"), id="import"):
@@ -87,17 +92,20 @@ def _build_editor(page: Page, welcome: Welcome, pairs: PairsTab) -> _Editor:
             with gr.Tab(t("Check"), id="check"):
                 pairs.lint_panel.render()
                 check_again = gr.Button(t("Check again"), size="sm", scale=0, min_width=150, elem_id="check-again")
+            with gr.Tab(t("Review"), id="review") as review_page:
+                review, reviewed = review_tab.build(page, review_page, pairs.findings)
             with gr.Tab(t("Find & replace"), id="replace"):
                 build_replace_tab(page, pairs)
             with gr.Tab(t("Filter by length"), id="length"):
                 build_length_tab(page, pairs)
-            with gr.Tab(t("Suggest"), id="suggest"):
-                suggestion_decided = suggest_tab.build(page)
+            with gr.Tab(t("Suggest"), id="suggest") as suggest_page:
+                suggest_tab.build(page, suggest_page, tabs)
             with gr.Tab(t("Export"), id="export"):
                 build_export_tab(page)
         navigation.build_next_button(t("Next: Template →"), TEMPLATE, page)
     view = PersonaView(welcome.column, column, **card, loaded_card=gr.State(()))
-    return _Editor(view, reload, tabs, card_notice, delete, import_file, imported, check_again, suggestion_decided)
+    return _Editor(view, reload, tabs, card_notice, delete, import_file, imported, check_again,
+                   interview, interview_answered, review, reviewed)  # fmt: skip
 
 
 def _connect_start(page: Page, welcome: Welcome, editor: _Editor) -> None:
@@ -148,8 +156,12 @@ def _connect_editor(page: Page, pairs: PairsTab, editor: _Editor) -> None:
     opened.then(None, None, None, js=navigation.FOCUS_STEP_JS, **QUIET)
     page.persona_list.select(None, None, editor.tabs, js=FIRST_TAB_JS, **QUIET)
     renamed = editor.imported.success(**load).success(persona_dropdown, page.slug, page.persona_list, **QUIET)
-    for event in (opened, editor.reload.click(**load), editor.suggestion_decided, renamed):
+    reloaded = editor.reload.click(**load)
+    for event in (opened, reloaded, renamed, editor.interview_answered, editor.reviewed):
         pairs_tab.redraw_after(event, pairs, page)
+    for event in (opened, reloaded):
+        event.success(show_errors(interview_tab.draw_interview), page.slug, editor.interview, **QUIET)
+        event.success(show_errors(review_tab.draw_review), page.slug, editor.review, **QUIET)
     pairs_tab.connect_events(pairs, page, editor.tabs, editor.check_again)
     for field in view.card_fields():
         field.blur(

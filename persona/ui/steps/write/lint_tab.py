@@ -107,6 +107,7 @@ def _rule_html(rule: str, rows: int, findings: Sequence[Finding]) -> str:
         else ""
     )
     show = f'<button class="tool wide" data-do="show" data-key="{escape(rule)}">{t("Show all in the table")}</button>'
+    show += f' <button class="tool" data-do="review" data-key="{escape(rule)}">{t("Review")}</button>'
     fixable = sum(bool(f.fix) for f in findings)
     if fixable > 1:
         every = t("Fix all {n}", n=f"{fixable:,}")

@@ -11,7 +11,7 @@ from persona.store import edit_history
 from persona.ui.i18n import localized, t
 from persona.ui.notices import show_info, show_warning
 from persona.ui.page import ORDERED_EVENT, QUIET, Page, open_current_persona, run_in_order, show_errors
-from persona.ui.steps.write import lint_tab, pairs_table
+from persona.ui.steps.write import lint_tab, pairs_table, review_tab
 from persona.ui.steps.write.lint_tab import LintUpdate
 from persona.ui.steps.write.mask_preview import preview_mask, preview_typed
 from persona.ui.steps.write.pairs_status import pairs_status_html, redo_button, undo_button
@@ -161,7 +161,7 @@ def reset_view() -> tuple[str, str, int, list[Finding]]:
 def handle_finding_click(
     slug: str, order: str, pair_number: int, findings: list[Finding], event: gr.EventData
 ) -> list[Any]:
-    """A click in the tab Check: show the rows of a rule or of one finding, fix it, ignore it, or end ignoring.
+    """A click in the tab Check: show, review or fix the rows of a rule or of one finding, ignore it, or end ignoring.
 
     Returns a TableUpdate and the tabs.
     """
@@ -173,6 +173,9 @@ def handle_finding_click(
         rule = matching[0].rule if matching else PAIR_FILTERS[0]
         pair_number = rows[0] if rows else pair_number
         return [*draw_table(slug, "", order, rule, 0, pair_number, findings, focus=True), gr.Tabs(selected="pairs")]
+    if event.do == "review":
+        review_tab.start_review(slug, key, findings)
+        return [*TableUpdate(), gr.Tabs(selected="review")]
     if event.do == "fix":
         lint_tab.apply_fix(persona, findings, key)
     elif event.do == "see-again":

@@ -13,14 +13,15 @@ from persona.store.edits import PairChange, search_pattern
 from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona
 from persona.ui.i18n import t
+from persona.write import interview
 from persona.write.lint.finding import Finding, pair_texts
-from persona.write.starter_questions import make_starter_pairs
+from persona.write.question_bank import make_starter_pairs
 
 TABLE_JS = (Path(__file__).parent / "pairs_table.js").read_text(encoding="utf-8")
 FOUND_CONTEXT, MAX_FOUND = 20, 4  # characters around what was searched for; places of one pair
 ROWS_PER_PAGE = 50  # on one page of the table
 SORT_ORDERS = ("In order", "Longest answers first", "Shortest answers first", "Most findings first", "Questions A–Z")
-PAIR_FILTERS = ("All pairs", "With findings", "Unfinished", "Conversations", "Synthetic")
+PAIR_FILTERS = ("All pairs", "With findings", "Unfinished", "Conversations", "Imported", "Synthetic")
 ROW_TOOLS = (
     ("add", "Add", "Add a pair below (Ctrl+Enter)", "Add pair {n}"),
     ("duplicate", "Duplicate", "Add a copy of this pair, to change it", "Duplicate pair {n}"),
@@ -73,6 +74,8 @@ def _filter_rows(
         return [row - 1 for row in sorted({row for row, _ in pairs.find_unfinished(items)})]
     if row_filter == "Conversations":
         return [n for n, p in enumerate(items) if p.history]
+    if row_filter == "Imported":
+        return [n for n, p in enumerate(items) if p.source and not p.source.startswith(("synthetic", interview.SOURCE))]
     if row_filter == "Synthetic":
         return [n for n, p in enumerate(items) if p.source.startswith("synthetic")]
     if row_filter in ("", "All pairs"):
@@ -81,7 +84,7 @@ def _filter_rows(
     return sorted({row - 1 for f in matching for row in f.pairs if row <= len(items)})
 
 
-def _normalize_line_breaks(text: str) -> str:
+def normalize_line_breaks(text: str) -> str:
     """A text as a browser's text box holds it: every line break is \\n there."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -219,7 +222,7 @@ def _apply_edit(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -
     at, pair = row - 1, items[row - 1]
     if (
         do in ("duplicate", "split", "join", "delete")
-        and [_normalize_line_breaks(text) for text in pair_texts(pair)] != event["saw"]
+        and [normalize_line_breaks(text) for text in pair_texts(pair)] != event["saw"]
     ):
         raise InputError(
             "This pair was changed elsewhere (another window, or on disk) since you saw it here, or "
@@ -268,7 +271,7 @@ def _replace_text(pair: Pair, field: str, old: str, text: str) -> Pair:
         new = replace(pair, instruction=text) if field == "instruction" else replace(pair, output=text)
     else:
         raise InputError("{field}: not a text of a pair.", field=repr(field))
-    if _normalize_line_breaks(now) != old:
+    if normalize_line_breaks(now) != old:
         raise InputError(
             "This pair was changed elsewhere (another window, or on disk) since you saw it here. Copy what "
             "you just typed, press Reload, and type it again."
