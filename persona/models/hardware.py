@@ -7,7 +7,7 @@ import platform
 import re
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -82,6 +82,16 @@ def free_gpu_memory(machine: Machine) -> list[int]:
     return [torch.cuda.mem_get_info(n)[0] for n in range(machine.gpus)]
 
 
+_fastest: dict[tuple[str, str], float] = {}  # (dtype, device) → FLOP/s
+
+
+def best_machine() -> Machine:
+    """this_machine(), at the most that was measured since this process started: it may have been busy at the start."""
+    machine = this_machine()
+    best = tuple((dtype, max(rate, _fastest.get((dtype, machine.device), 0.0))) for dtype, rate in machine.rates)
+    return replace(machine, rates=best)
+
+
 @lru_cache(maxsize=1)
 def _rates_at(minute: int) -> tuple[tuple[str, float], ...]:
     machine = this_machine()
@@ -111,7 +121,9 @@ def _matmul_rate(dtype: str, device: str, times: int = 6, best: bool = True) -> 
         torch.nn.functional.linear(a, b)
         synchronize()
         seconds.append(time.perf_counter() - start)
-    return 2 * n * k * m / (min(seconds) if best else sum(seconds) / times)
+    work, mean = 2 * n * k * m, sum(seconds) / times
+    fastest = _fastest[dtype, device] = max(work / min(seconds), _fastest.get((dtype, device), 0.0))
+    return fastest if best else work / mean
 
 
 def plan_device(machine: Machine, dtype: str = "auto") -> DevicePlan:

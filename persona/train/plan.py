@@ -237,12 +237,12 @@ class TrainingEstimate:
 
 def estimate_on_this_machine(persona: Persona, config: RunConfig, pairs: Sequence[Pair]) -> TrainingEstimate | None:
     """estimate_training() on this machine, with the memory that is free now."""
-    machine = hardware.this_machine()
+    rates = hardware.rates_now()
+    machine = hardware.best_machine()
     estimate = estimate_training(persona, config, pairs, machine, hardware.free_memory(machine))
     if estimate is None or not machine.rates:
         return estimate
     # a plan follows from what the machine can do, its time from what it does now beside all else
-    rates = hardware.rates_now()
     dtype = estimate.plan.train_dtype
     is_slowed_down = dict(rates).get(dtype, math.inf) < BUSY_SPEED * dict(machine.rates).get(dtype, 0.0)
     estimate = replace(estimate, is_slowed_down=is_slowed_down)

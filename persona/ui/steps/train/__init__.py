@@ -8,7 +8,7 @@ import pandas as pd
 
 from persona.errors import InputError, Message, RunError, join
 from persona.store import deployment
-from persona.train import gpu_slices, launcher, queue, run_folder, snapshots
+from persona.train import gpu_slices, launcher, queue, run_folder, settings_file, snapshots
 from persona.train.config import PRESETS, RunConfig
 from persona.train.progress import RunProgress
 from persona.train.run_folder import Run
@@ -140,12 +140,18 @@ def update_run_view(slug: str, name: str, shown_mark: str) -> RunView:
     return run_view.make_run_view(run, progress, runs, training, shown_name, mark)
 
 
+def update_plan(shown: str, slug: str, preset: str, *form: Any) -> str:
+    """plan_html; what the form says is kept with the persona `shown`, whose it is."""
+    settings_form.keep_form(shown, preset, *form[len(RenderSettings._fields) :])
+    return plan_html(slug, preset, *form)
+
+
 class _Controls(NamedTuple):
     """The components of the step before a run is started."""
 
     preset: gr.Radio
     plan: gr.HTML
-    forms: gr.State  # a settings_form.PersonaForms
+    shown: gr.Textbox  # whose form it is; the browser sends it with the form
     expert_settings: list[gr.components.Component]
 
 
@@ -155,12 +161,12 @@ def build(page: Page) -> gr.HTML:
         t("### Train a LoRA on the pairs\nTraining runs in its own process: you can close or reload this page.")
     )
     preset = gr.Radio(
-        [(t(p.capitalize()), p) for p in PRESETS], value=settings_form.FIRST_PRESET, label=t("Preset"), elem_id="preset"
+        [(t(p.capitalize()), p) for p in PRESETS], value=settings_file.FIRST_PRESET, label=t("Preset"), elem_id="preset"
     )
     plan = gr.HTML(elem_id="plan")
     with gr.Accordion(t("Expert settings"), open=False, elem_id="expert"):
         controls = _Controls(
-            preset, plan, gr.State(settings_form.PersonaForms()), settings_form.build(settings_form.FIRST_PRESET)
+            preset, plan, gr.Textbox("", visible=False), settings_form.build(settings_file.FIRST_PRESET)
         )
     view = _build_run_view()
     navigation.build_next_button(t("Next: Compare →"), COMPARE, page)
@@ -230,10 +236,11 @@ def _connect_events(page: Page, c: _Controls, view: RunView) -> None:
     view.timer.tick(**update, queue=False)
     gr.on([slug.change, page.shown_step.change], **update)
     c.preset.input(settings_form.preset_values, c.preset, c.expert_settings, **QUIET)
-    kept = [c.forms, c.preset, *c.expert_settings]
+    kept = [c.shown, c.preset, *c.expert_settings]
     restored = slug.change(settings_form.restore_form, [slug, *kept], kept, **QUIET)
     plan: dict[str, Any] = {
-        "fn": show_errors(plan_html), "inputs": form, "outputs": c.plan, "trigger_mode": "always_last", **QUIET,
+        "fn": show_errors(update_plan), "inputs": [c.shown, *form], "outputs": c.plan, "trigger_mode": "always_last",
+        **QUIET,
     }  # fmt: skip
     restored.success(**plan)
     changes = [c.preset.change, page.shown_step.change, settings.base.change, settings.max_length.change]
