@@ -240,7 +240,15 @@ def test_the_page_says_when_other_programs_make_it_slower(persona, tiny_gemma, p
     assert "about 1 minute</b>" not in busy, "the time beside them"
     monkeypatch.setattr(queue, "find_training_run", lambda: object())
     monkeypatch.setattr(queue, "estimate_wait", lambda: None)
-    assert "A run is using this machine now" in plan_beside(1e-4)
+    waits = plan_beside(1e-4)
+    assert "about 1 minute</b>" in waits and "waits for its turn" in waits, "that run will have ended"
+    assert "using this machine now" not in waits
+
+
+def test_a_stalled_measurement_counts_as_a_fair_share(plain_machine, monkeypatch):
+    monkeypatch.setattr(hardware, "_rates_at", lambda minute: tuple((d, rate / 1000) for d, rate in MACHINE.rates))
+    monkeypatch.setattr(hardware.psutil, "getloadavg", lambda: (8.0 * MACHINE.cores, 0.0, 0.0))
+    assert dict(hardware.rates_now())["float32"] == pytest.approx(dict(MACHINE.rates)["float32"] / 9)
 
 
 def test_a_machine_that_was_busy_when_the_page_started_is_known_by_its_best(

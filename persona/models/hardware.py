@@ -99,8 +99,16 @@ def _rates_at(minute: int) -> tuple[tuple[str, float], ...]:
 
 
 def rates_now() -> tuple[tuple[str, float], ...]:
-    """Matmul FLOP/s by dtype that this machine gives beside what else it does now, timed once a minute."""
-    return _rates_at(int(time.monotonic() / 60))
+    """Matmul FLOP/s by dtype that this machine gives beside what else it does now, timed once a minute.
+
+    On a CPU no less than a fair share: a timing of milliseconds is easily stalled for many times as long.
+    """
+    measured, machine = _rates_at(int(time.monotonic() / 60)), best_machine()
+    if machine.device != "cpu":
+        return measured
+    others = max(psutil.getloadavg()[0], 2.0 * machine.cores)  # the load of the last minute may be less than now
+    share = machine.cores / (machine.cores + others)
+    return tuple((dtype, max(rate, share * dict(machine.rates)[dtype])) for dtype, rate in measured)
 
 
 def _matmul_rate(dtype: str, device: str, times: int = 6, best: bool = True) -> float:

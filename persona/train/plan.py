@@ -16,7 +16,7 @@ from persona.models.hardware import DevicePlan, Machine, plan_device
 from persona.models.memory import MemoryEstimate, ModelShape, StepShape
 from persona.store.pairs import Pair, own_exchanges
 from persona.store.persona_folder import Persona, PersonaCard
-from persona.train import run_folder, split, validate
+from persona.train import queue, run_folder, split, validate
 from persona.train.config import RunConfig, count_steps
 from persona.train.duration import TrainingWork, estimate_evaluation_seconds, estimate_seconds, estimate_speed
 from persona.train.run_folder import Run
@@ -237,7 +237,8 @@ class TrainingEstimate:
 
 def estimate_on_this_machine(persona: Persona, config: RunConfig, pairs: Sequence[Pair]) -> TrainingEstimate | None:
     """estimate_training() on this machine, with the memory that is free now."""
-    rates = hardware.rates_now()
+    waits = queue.find_training_run() is not None  # it starts when that run has ended: only then is its speed known
+    rates = () if waits else hardware.rates_now()
     machine = hardware.best_machine()
     estimate = estimate_training(persona, config, pairs, machine, hardware.free_memory(machine))
     if estimate is None or not machine.rates:

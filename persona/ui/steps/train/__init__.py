@@ -132,7 +132,7 @@ def update_run_view(slug: str, name: str, shown_mark: str) -> RunView:
     runs, training = active_runs_radio(run), queue.find_training_run()
     mark = (
         f"{slug} {run and run.name} {progress.status} {progress.message} {progress.step} {len(progress.samples)} "
-        f"{progress.chosen} {runs.choices} {training and training.path}"
+        f"{progress.chosen} {runs.choices} {training and training.path} {run and run.is_asked_to_stop()}"
     )
     if mark == shown_mark:
         return RunView.unchanged()
@@ -213,7 +213,7 @@ def _build_run_view() -> RunView:
         timer,
         gr.State(""),
         gr.State(""),
-        gr.State(""),
+        gr.Textbox("", visible="hidden"),  # the change of a State is not seen after an event without the queue
     )
 
 
