@@ -1,5 +1,8 @@
 """Who is chosen, without a browser: one persona with its own adapter, its address, and what may be given away of it."""
 
+import os
+from types import SimpleNamespace
+
 import gradio as gr
 import pytest
 from tiny_models import write_adapter
@@ -11,8 +14,9 @@ from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
 from persona.train import launcher
 from persona.train.config import make_config
-from persona.ui import chosen
+from persona.ui import app, chosen
 from persona.ui.chosen import Chosen
+from persona.ui.navigation import TRAIN, WRITE
 from persona.ui.steps import share, template
 from persona.ui.steps import train as train_step
 
@@ -98,3 +102,22 @@ def test_a_refused_template_gives_way_and_start_refuses_it_too(run, tiny_llama, 
     with pytest.raises(PersonaError):
         train_step.require_trainable("otto", make_config("quick", base="ann/there-is-no-such-base"))
     train_step.require_trainable("otto", make_config("quick", base=str(tiny_llama), template="chatml"))
+
+
+def test_a_bare_address_opens_who_was_worked_on_last_even_while_another_trains(run, monkeypatch):
+    monkeypatch.setattr(launcher, "restart_waiting_runs", lambda: None)
+    active = run
+    monkeypatch.setattr(launcher, "find_active_run", lambda personas: next(
+        (active for p in personas if active and p.slug == active.persona_slug), None))  # fmt: skip
+
+    def opened(saved: str | None) -> tuple[str, int]:
+        tab = app.restore_tab(saved, SimpleNamespace(query_params={}))
+        return tab.slug, tab.shown_step
+
+    assert opened("ada") == ("ada", WRITE) and opened("") == ("", WRITE), "as this browser was left"
+    assert opened("otto") == ("otto", TRAIN)
+    for edited, slug, step in ((2e9, "ada", WRITE), (3e9, "otto", TRAIN)):
+        os.utime(persona_folder.find_persona(slug).pairs_file, (edited, edited))
+        assert opened(None) == opened("gone") == (slug, step), "edited last"
+    active = None
+    assert opened(None) == ("otto", WRITE)

@@ -32,6 +32,9 @@ def test_the_box_to_write_in_is_always_in_sight(browser, page_server, trained_pe
         for place in (0, "document.getElementById('columns').getBoundingClientRect().top + scrollY"):
             page.evaluate(f"scrollTo(0, {place})")
             assert is_in_window(page, "#say") and is_in_window(page, "#send"), (size, place)
+            if size == WIDE:  # and covers nothing, not even the last line under the answers
+                box, columns = (page.locator(s).bounding_box() for s in ("#composer", "#columns"))
+                assert columns["y"] + columns["height"] <= box["y"], place
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), size
         assert errors == []
         page.close()

@@ -41,12 +41,13 @@ def form(tiny_gemma, preset="further"):
 
 def test_an_adapter_to_go_on_from_brings_its_preset(mags):
     assert [v for _, v in further.list_parents(mags.slug)] == ["", "opened/light"]
-    radio, *values = further.choose_preset("opened/light", "quick")
+    radio, *values = further.choose_preset(mags.slug, "opened/light", "quick")
     assert (radio.value, values) == ("further", settings_form.preset_values("further"))
     assert len(radio.choices) == 4
-    radio, *values = further.choose_preset("", "further")
+    radio, *values = further.choose_preset(mags.slug, "", "further")
     assert (radio.value, values) == ("quick", settings_form.preset_values("quick")) and len(radio.choices) == 3
-    assert further.choose_preset("", "balanced")[0].value == "balanced"
+    radio, *values = further.choose_preset(mags.slug, "", "balanced")
+    assert len(radio.choices) == 3 and all("value" not in v for v in values), "a preset of its own stays"
     _, shown, dropdown = further.go_on_from(mags.slug, "opened/light")
     assert (shown, dropdown.value) == (2, "opened/light")
     assert further.refresh_parents(mags.slug, "run/another/x").value == "", "another persona's"

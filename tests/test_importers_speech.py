@@ -9,6 +9,7 @@ from plays import CHATS, FOUNTAIN, PLAY, pairs, skips
 from persona.errors import InputError
 from persona.store.pairs import Pair
 from persona.write.importers import ImportNote, ImportOptions, novel, screenplay
+from persona.write.importers.chat_marks import load_marks
 from persona.write.importers.speaker_turns import PersonaSpeaker, rewrite_directions
 
 pytest_plugins = "plays"
@@ -228,3 +229,7 @@ def test_each_speech_of_hers_is_in_a_pair_or_skipped(source, kept):
     for n, line in enumerate(lines):
         if line.startswith("阿绫："):
             assert (f"〔{n}〕" if "〔" in line else "完") in told
+
+
+def test_an_empty_text_has_no_marks():
+    assert load_marks().clean("  ").removed == ()

@@ -171,12 +171,13 @@ def test_what_cannot_be_done_changes_nothing(persona):
     check_each(cases, check)
 
 
-@pytest.mark.parametrize("do", ["duplicate", "split", "join", "delete"])
+@pytest.mark.parametrize("do", ["duplicate", "split", "join", "delete", "edit"])
 def test_another_pair_than_the_one_that_was_seen_is_left_alone(persona, do):
     """Another window has taken the first row away: row 3 is another pair now."""
     edit_history.commit(persona, "elsewhere", [PairChange(0, PAIRS[0], None)])
+    typed = edit(3, "output", PAIRS[3].output, "new") if do == "edit" else {}
     with pytest.raises(InputError, match="Press Reload"):
-        pairs_table.apply_edit(persona, whole(do, 3))
+        pairs_table.apply_edit(persona, whole(do, 3) | typed)
     assert persona.pairs() == PAIRS[1:]
     persona = persona_folder.create_persona_at(
         persona.path.parent / "breaks", PersonaCard(name="A"), [Pair("q", "a\r\nb")]

@@ -216,6 +216,7 @@ def test_pissa_has_twice_the_rank(persona, tiny_gemma):
 @pytest.fixture
 def plain_machine(monkeypatch):
     monkeypatch.setattr(hardware, "this_machine", lambda: MACHINE)
+    monkeypatch.setattr(hardware, "_fastest", {})
 
 
 def test_the_page_tells_memory_and_time(persona, tiny_gemma, plain_machine, monkeypatch):
@@ -239,7 +240,31 @@ def test_the_page_says_when_other_programs_make_it_slower(persona, tiny_gemma, p
     assert "about 1 minute</b>" not in busy, "the time beside them"
     monkeypatch.setattr(queue, "find_training_run", lambda: object())
     monkeypatch.setattr(queue, "estimate_wait", lambda: None)
-    assert "A run is using this machine now" in plan_beside(1e-4)
+    waits = plan_beside(1e-4)
+    assert "about 1 minute</b>" in waits and "waits for its turn" in waits, "that run will have ended"
+    assert "using this machine now" not in waits
+
+
+def test_a_stalled_measurement_counts_as_a_fair_share(plain_machine, monkeypatch):
+    monkeypatch.setattr(hardware, "_rates_at", lambda minute: tuple((d, rate / 1000) for d, rate in MACHINE.rates))
+    monkeypatch.setattr(hardware.psutil, "getloadavg", lambda: (8.0 * MACHINE.cores, 0.0, 0.0))
+    assert dict(hardware.rates_now())["float32"] == pytest.approx(dict(MACHINE.rates)["float32"] / 9)
+
+
+def test_a_machine_that_was_busy_when_the_page_started_is_known_by_its_best(
+    persona, tiny_gemma, plain_machine, monkeypatch
+):
+    def measured(share: float) -> None:
+        monkeypatch.setattr(hardware, "rates_now", lambda: tuple((d, share * rate) for d, rate in MACHINE.rates))
+
+    fastest = {(d, MACHINE.device): 10 * rate for d, rate in MACHINE.rates}
+    measured(1.0)
+    assert "using this machine now" not in page.plan_html("mags", "quick", str(tiny_gemma), *FORM)
+    monkeypatch.setattr(hardware, "_fastest", fastest)  # since other programs have ended
+    assert hardware.best_machine().rates == tuple((d, 10 * rate) for d, rate in MACHINE.rates)
+    assert "Other programs are using this machine now" in page.plan_html("mags", "quick", str(tiny_gemma), *FORM)
+    measured(10.0)
+    assert "using this machine now" not in page.plan_html("mags", "quick", str(tiny_gemma), *FORM)
 
 
 def test_the_page_says_what_to_choose_when_it_will_not_fit(persona, tiny_gemma, plain_machine, monkeypatch):

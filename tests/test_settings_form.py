@@ -1,10 +1,15 @@
 """The expert drawer: every setting of a run is on the page, and what is chosen there is what runs."""
 
+import json
+
 import gradio as gr
 import pytest
 from cases import check_each
 
 from persona.errors import InputError
+from persona.store import persona_folder
+from persona.store.persona_folder import PersonaCard
+from persona.train import settings_file
 from persona.train.config import PRESETS, RunConfig, make_config
 from persona.ui.steps.train import settings_form
 
@@ -57,19 +62,29 @@ def test_each_control_is_of_its_fields_kind_and_says_why():
     assert [c.value for c in made] == settings_form.preset_values("balanced")
 
 
-def test_the_form_belongs_to_its_persona():
-    """Of whichever persona was shown before: its own last settings, else the defaults."""
-    default = [settings_form.FIRST_PRESET, *settings_form.preset_values(settings_form.FIRST_PRESET)]
+def test_the_form_belongs_to_its_persona(home):
+    """Whoever was shown before, and after a restart: the settings that were left there, else the defaults."""
+    for name in ("mags", "otto"):
+        persona_folder.create_persona(name, PersonaCard(name=name))
+    default = ["quick", *settings_form.preset_values("quick")]
     mags = ["thorough", *settings_form.preset_values("thorough")]
     mags[1 + settings_form.EXPERT_FIELDS.index("max_steps")] = 10
-    kept, *form = settings_form.restore_form("mags", settings_form.PersonaForms(), *default)
+    shown, *form = settings_form.restore_form("mags", "", *default)
     assert form == default
     for slug, form_left, expected in [
         ("otto", mags, default), ("mags", default, mags), ("", mags, default), ("otto", default, default), ("mags", default, mags),
     ]:  # fmt: skip
-        kept, *form = settings_form.restore_form(slug, kept, *form_left)
-        assert form == expected, slug
-    assert settings_form.restore_form("mags", kept, *mags) == [kept, *mags], "the same persona again"
+        shown, *form = settings_form.restore_form(slug, shown, *form_left)
+        assert (shown, form) == (slug, expected), slug
+    assert settings_form.restore_form("mags", shown, *mags) == ["mags", *mags], "the same persona again"
+    file = persona_folder.find_persona("mags").path / "settings.json"
+    assert json.loads(file.read_text()) == {"preset": "thorough", "config": {"max_steps": 10}}
+    assert settings_file.read_settings(file) == {"max_steps": 10}, "which the command line takes too"
+    settings_form.keep_form("mags", "quick", *["nonsense" for _ in settings_form.EXPERT_FIELDS])
+    assert "thorough" in file.read_text(), "what is wrong is not kept"
+    for wrong in ("{", '{"preset": "slow"}', '{"preset": "quick", "config": {"max_steps": "x"}}'):
+        file.write_text(wrong)
+        assert settings_form.restore_form("mags", "", *default) == ["mags", *default], wrong
 
 
 def test_what_deviates_from_the_preset_is_said_beside_it():

@@ -1,5 +1,6 @@
 """In a real browser: a refused text, a stopped run, a run that is watched until it ends."""
 
+import json
 import subprocess
 import sys
 import time
@@ -65,9 +66,12 @@ def test_a_run_that_is_watched_counts_down_and_its_end_is_seen(browser, page_ser
     run.log("state", state="running")
     for step in (1, 2):
         run.log("step", step=step, loss=3.0, seconds=10.0 * step, time=time.time() + 10 * step - 20)
+    (page_server.home / "queue").mkdir(exist_ok=True)
+    (page_server.home / "queue/now.json").write_text(json.dumps({"run": str(run.path)}))
     page, errors = open_page(browser, page_server.url)  # a new tab opens the run that trains
     page.wait_for_selector("#navigation .countdown")
     page.wait_for_selector("#train-status .countdown")
+    page.wait_for_selector("#plan >> text=Another run trains now")
     shown = "() => [...document.querySelectorAll('.countdown')].map((node) => node.innerText)"
     page.wait_for_function(f"() => new Set(({shown})()).size === 1")
     first = page.evaluate(shown)[0]
@@ -75,9 +79,15 @@ def test_a_run_that_is_watched_counts_down_and_its_end_is_seen(browser, page_ser
         f"(first) => ({shown})().every((text, _, all) => text === all[0] && text !== first)", arg=first
     )
     assert page.get_attribute("#step-share-button", "aria-disabled") == "true"
+    page.click("#stop-training")
+    page.wait_for_selector("#train-status >> text=Stopping after this step")
+    assert page.is_disabled("#stop-training")
     (run.path / "not-yet").rename(run.adapter)
     run.log("state", state="done")
     page.wait_for_selector("#navigation .next-hint >> text=Training is done. Next: Compare")
+    worker.kill()
+    worker.wait()
+    page.wait_for_function("!document.querySelector('#plan').innerText.includes('Another run trains')")
     assert page.locator("#navigation li.done").count() == 3 and page.locator(".countdown").count() == 0
     page.click("#step-share-button")
     page.wait_for_selector("#navigation .next-hint >> text=A zip needs no account")
@@ -85,4 +95,22 @@ def test_a_run_that_is_watched_counts_down_and_its_end_is_seen(browser, page_ser
     page.click("#persona-list input")
     page.click("#persona-list [role=option] >> text=New or example")
     page.wait_for_selector("#navigation .next-hint >> text=three ways")
+    assert errors == []
+
+
+def test_expert_settings_stay_with_the_persona_and_a_step_opens_at_its_top(browser, page_server, trained_persona):
+    page, errors = open_page(browser, f"{page_server.url}/?persona=zhen-huan&step=train")
+    page.click("#expert > button")
+    page.fill("#set-max-steps input", "7")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("#plan >> text=Max steps: 7")
+    assert json.loads((trained_persona.path / "settings.json").read_text())["config"] == {"max_steps": 7}
+    page.goto(page_server.url)  # a bare address opens who was open, with the settings
+    page.wait_for_selector("#navigation nav[data-asked=start]")
+    open_train(page)
+    page.wait_for_selector("#plan >> text=Max steps: 7")
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.click("#to-compare")
+    page.wait_for_selector("#step-compare-button[aria-current]")
+    page.wait_for_function("scrollY === 0")
     assert errors == []

@@ -48,6 +48,11 @@ def test_the_model_answers_scores_and_measures_in_workers(space: dict[str, Any])
     assert "(chosen)" in space["scores"] and "NLL" in space["measured"]
 
 
+def test_a_worker_that_is_used_again_speaks_each_visitors_language(space: dict[str, Any]) -> None:
+    assert "same prompt" in space["chat"] and "提示词相同" in space["chat in Chinese"]
+    assert "same prompt" not in space["chat in Chinese"]
+
+
 def test_errors_of_a_worker_and_of_the_scheduler_keep_their_words(space: dict[str, Any]) -> None:
     assert "There is no adapter yet" in space["refused"]
     assert "GPU was not given" in space["no quota"] and "GPU limit" in space["no quota"]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 from urllib.request import urlopen
@@ -104,6 +105,8 @@ def _in_thread(work: Callable[[], Any]) -> Any:
 
 def _use_page(scheduler: Scheduler) -> Iterator[tuple[str, Any]]:
     """Launch the page; train, answer, score and measure in it. Yields what came of each."""
+    from gradio.context import LocalContext
+
     import app
     from persona.models import hardware
     from persona.store import workspace
@@ -146,6 +149,12 @@ def _use_page(scheduler: Scheduler) -> Iterator[tuple[str, Any]]:
 
     selection = Selection("k" * 32, "mags", adapter, ["base"], "")
     yield "chat", _in_thread(lambda: ask(chat_tab.send_message, "Who?", *selection, *sampling))
+
+    def ask_in_chinese() -> Any:
+        LocalContext.request.set(SimpleNamespace(headers={"accept-language": "zh-CN"}))  # type: ignore[arg-type]
+        return ask(chat_tab.send_message, "Who?", *selection, *sampling)
+
+    yield "chat in Chinese", _in_thread(ask_in_chinese)
     yield (
         "questions",
         _in_thread(lambda: ask(questions_tab.answer_questions, "Who?\nWhere?", "mags", adapter, ["base"], *sampling)),

@@ -7,7 +7,7 @@ import platform
 import re
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -82,6 +82,16 @@ def free_gpu_memory(machine: Machine) -> list[int]:
     return [torch.cuda.mem_get_info(n)[0] for n in range(machine.gpus)]
 
 
+_fastest: dict[tuple[str, str], float] = {}  # (dtype, device) → FLOP/s
+
+
+def best_machine() -> Machine:
+    """this_machine(), at the most that was measured since this process started: it may have been busy at the start."""
+    machine = this_machine()
+    best = tuple((dtype, max(rate, _fastest.get((dtype, machine.device), 0.0))) for dtype, rate in machine.rates)
+    return replace(machine, rates=best)
+
+
 @lru_cache(maxsize=1)
 def _rates_at(minute: int) -> tuple[tuple[str, float], ...]:
     machine = this_machine()
@@ -89,8 +99,16 @@ def _rates_at(minute: int) -> tuple[tuple[str, float], ...]:
 
 
 def rates_now() -> tuple[tuple[str, float], ...]:
-    """Matmul FLOP/s by dtype that this machine gives beside what else it does now, timed once a minute."""
-    return _rates_at(int(time.monotonic() / 60))
+    """Matmul FLOP/s by dtype that this machine gives beside what else it does now, timed once a minute.
+
+    On a CPU no less than a fair share: a timing of milliseconds is easily stalled for many times as long.
+    """
+    measured, machine = _rates_at(int(time.monotonic() / 60)), best_machine()
+    if machine.device != "cpu":
+        return measured
+    others = max(psutil.getloadavg()[0], 2.0 * machine.cores)  # the load of the last minute may be less than now
+    share = machine.cores / (machine.cores + others)
+    return tuple((dtype, max(rate, share * dict(machine.rates)[dtype])) for dtype, rate in measured)
 
 
 def _matmul_rate(dtype: str, device: str, times: int = 6, best: bool = True) -> float:
@@ -111,7 +129,9 @@ def _matmul_rate(dtype: str, device: str, times: int = 6, best: bool = True) -> 
         torch.nn.functional.linear(a, b)
         synchronize()
         seconds.append(time.perf_counter() - start)
-    return 2 * n * k * m / (min(seconds) if best else sum(seconds) / times)
+    work, mean = 2 * n * k * m, sum(seconds) / times
+    fastest = _fastest[dtype, device] = max(work / min(seconds), _fastest.get((dtype, device), 0.0))
+    return fastest if best else work / mean
 
 
 def plan_device(machine: Machine, dtype: str = "auto") -> DevicePlan:

@@ -11,6 +11,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from persona.store import workspace
@@ -41,42 +42,66 @@ def request_gpu(seconds: float | Callable[..., float]) -> Callable[[Callable], C
     return mark
 
 
+_carried: list[tuple[Callable[[], Any], Callable[[Any], AbstractContextManager]]] = [
+    (workspace.current_visitor, workspace.as_visitor)
+]
+
+
+def carry(read: Callable[[], Any], use: Callable[[Any], AbstractContextManager]) -> None:
+    """Pass on what read() returns of a request: its function works inside `with use(value)`.
+
+    A forked process serves several requests, of different visitors, and holds the context of the first.
+    """
+    if (read, use) not in _carried:
+        _carried.append((read, use))
+
+
+def _read_carried() -> tuple[Any, ...]:
+    return tuple(read() for read, _ in _carried)
+
+
+def _inside(values: tuple[Any, ...]) -> ExitStack:
+    stack = ExitStack()
+    for (_, use), value in zip(_carried, values, strict=True):
+        stack.enter_context(use(value))
+    return stack
+
+
 def _run_on_gpu(function: Callable, seconds: float | Callable[..., float]) -> Callable:
-    """The visitor is passed on: the forked process serves several requests, of different visitors."""
     import spaces
 
     streams = inspect.isgeneratorfunction(function)
 
-    def duration(visitor: str, *args: Any) -> int:
+    def duration(carried: tuple[Any, ...], *args: Any) -> int:
         return math.ceil(min(seconds(*args) if callable(seconds) else seconds, GRANTED_SECONDS))
 
-    def work(visitor: str, *args: Any) -> Any:
-        with workspace.as_visitor(visitor):
+    def work(carried: tuple[Any, ...], *args: Any) -> Any:
+        with _inside(carried):
             return function(*args)
 
-    def stream(visitor: str, *args: Any) -> Iterator[Any]:
+    def stream(carried: tuple[Any, ...], *args: Any) -> Iterator[Any]:
         steps = function(*args)
         try:
             while True:
-                with workspace.as_visitor(visitor):  # at each step: a generator has no context of its own
+                with _inside(carried):  # at each step: a generator has no context of its own
                     try:
                         update = next(steps)
                     except StopIteration:
                         return
                 yield update
         finally:
-            with workspace.as_visitor(visitor):
+            with _inside(carried):
                 steps.close()
 
     on_gpu = spaces.GPU(stream if streams else work, duration=duration)
 
     @functools.wraps(function)  # Gradio reads the parameters' annotations
     def call(*args: Any) -> Any:
-        return on_gpu(workspace.current_visitor(), *args)
+        return on_gpu(_read_carried(), *args)
 
     @functools.wraps(function)
     def call_stream(*args: Any) -> Iterator[Any]:
-        yield from on_gpu(workspace.current_visitor(), *args)
+        yield from on_gpu(_read_carried(), *args)
 
     return call_stream if streams else call
 

@@ -16,7 +16,7 @@ from persona.models.hardware import DevicePlan, Machine, plan_device
 from persona.models.memory import MemoryEstimate, ModelShape, StepShape
 from persona.store.pairs import Pair, own_exchanges
 from persona.store.persona_folder import Persona, PersonaCard
-from persona.train import run_folder, validate
+from persona.train import queue, run_folder, validate
 from persona.train.config import RunConfig, count_steps
 from persona.train.duration import TrainingWork, estimate_evaluation_seconds, estimate_seconds, estimate_speed
 from persona.train.parent import Parent, repeat_new, split_since
@@ -241,12 +241,13 @@ def estimate_on_this_machine(
     persona: Persona, config: RunConfig, pairs: Sequence[Pair], parent: Parent | None = None
 ) -> TrainingEstimate | None:
     """estimate_training() on this machine, with the memory that is free now."""
-    machine = hardware.this_machine()
+    waits = queue.find_training_run() is not None  # it starts when that run has ended: only then is its speed known
+    rates = () if waits else hardware.rates_now()
+    machine = hardware.best_machine()
     estimate = estimate_training(persona, config, pairs, machine, hardware.free_memory(machine), parent)
     if estimate is None or not machine.rates:
         return estimate
     # a plan follows from what the machine can do, its time from what it does now beside all else
-    rates = hardware.rates_now()
     dtype = estimate.plan.train_dtype
     is_slowed_down = dict(rates).get(dtype, math.inf) < BUSY_SPEED * dict(machine.rates).get(dtype, 0.0)
     estimate = replace(estimate, is_slowed_down=is_slowed_down)

@@ -184,6 +184,9 @@ class Run:
         """Whether this run's own process is alive: it waits for its turn, or trains."""
         return self.process() is not None
 
+    def is_asked_to_stop(self) -> bool:
+        return (self.path / "stop").exists()
+
     def stop(self) -> None:
         """Ask the run to stop at its next step; it saves a checkpoint and its best adapter first."""
         (self.path / "stop").touch()

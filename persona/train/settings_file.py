@@ -1,4 +1,7 @@
-"""A file of settings → RunConfig's names: YAML or JSON that someone wrote, or the run.json of a run to repeat."""
+"""A file of settings → RunConfig's names: YAML or JSON that someone wrote, or the run.json of a run to repeat.
+
+A persona's own such file holds what was chosen last for it on the page.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +9,41 @@ from typing import Any
 import yaml
 
 from persona.errors import InputError, Message
-from persona.store.files import MAX_JSON_BYTES, expand_home, is_folder, read_json, require_regular_file
+from persona.store.files import (
+    MAX_JSON_BYTES,
+    expand_home,
+    is_folder,
+    read_json,
+    require_regular_file,
+    to_json,
+    write_atomic,
+)
+from persona.store.persona_folder import Persona
 from persona.train.aliases import resolve_aliases
-from persona.train.config import make_config
+from persona.train.config import PRESETS, make_config
 
 RUN_FILE = "run.json"
+CHOSEN_FILE = "settings.json"
+FIRST_PRESET = "quick"
+
+
+def read_chosen_settings(persona: Persona) -> tuple[str, dict[str, Any]]:
+    """The preset that was chosen last for a persona, and the settings that deviate from it.
+
+    The first preset where none are kept, or where the file holds what is no setting.
+    """
+    file = persona.path / CHOSEN_FILE
+    try:
+        preset, settings = read_json(file, Message("a run")).get("preset"), read_settings(file)
+    except InputError:
+        return FIRST_PRESET, {}
+    return (preset, settings) if isinstance(preset, str) and preset in PRESETS else (FIRST_PRESET, {})
+
+
+def write_chosen_settings(persona: Persona, preset: str, settings: dict[str, Any]) -> None:
+    """Keep them with the persona. Raises InputError when the disk is full."""
+    if (preset, settings) != read_chosen_settings(persona):
+        write_atomic(persona.path / CHOSEN_FILE, to_json({"preset": preset, "config": settings}))
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import gradio as gr
 
 from persona.compare import conversation
 from persona.errors import PersonaError
+from persona.models import zerogpu
 from persona.models.adapter import MAX_ADAPTER_BYTES
 from persona.store import deployment, persona_folder, workspace
 from persona.train import launcher
@@ -54,10 +55,10 @@ class RestoredTab(NamedTuple):
     asked: Any  # the address that this answers, for the navigation's script
 
 
-def restore_tab(saved: str, request: gr.Request) -> RestoredTab:
-    """A new tab opens what its address names, else the persona open before, else the one that is trained.
+def restore_tab(saved: str | None, request: gr.Request) -> RestoredTab:
+    """A new tab opens what its address names, else what was open last in this browser, else who was edited last.
 
-    saved: the persona open before.
+    saved: the persona that was open, "" for the start page, None where nothing was.
     """
     try:
         launcher.restart_waiting_runs()
@@ -67,10 +68,11 @@ def restore_tab(saved: str, request: gr.Request) -> RestoredTab:
     if query.get("persona") or query.get("adapter"):
         return show_address(query, "start")
     personas = persona_folder.list_personas()
-    slug, running = saved if saved in {p.slug for p in personas} else "", launcher.find_active_run(personas)
-    if running and slug in ("", running.persona_slug):
-        return _show_tab(Chosen.newest_of(running.persona_slug), TRAIN, "start")
-    return _show_tab(Chosen.newest_of(slug), WRITE, "start")
+    slug = saved
+    if slug is None or slug not in {"", *(p.slug for p in personas)}:
+        slug = personas[0].slug if personas else ""
+    running = launcher.find_active_run([p for p in personas if p.slug == slug])
+    return _show_tab(Chosen.newest_of(slug), TRAIN if running else WRITE, "start")
 
 
 def show_address(query: dict[str, str], asked: str) -> RestoredTab:
@@ -125,11 +127,12 @@ def warm_up() -> None:
 def build_app() -> gr.Blocks:
     """The whole page, not launched."""
     workspace.set_visitor_lookup(visitors.current_visitor)
+    zerogpu.carry(i18n.language, i18n.as_language)
     is_shared = deployment.is_shared_server()
     options: dict[str, Any] = {"delete_cache": CACHE_SECONDS} if is_shared else {}
     with i18n.building_page(), gr.Blocks(title="Persona", fill_width=False, analytics_enabled=False, **options) as demo:
         # a fixed secret, so that a restarted server can read it again; it protects nothing, only a folder name
-        last_slug = gr.BrowserState("", storage_key="persona-open", secret="persona")
+        last_slug = gr.BrowserState(None, storage_key="persona-open", secret="persona")
         # whose conversations to show
         browser_key = gr.BrowserState("", storage_key="persona-visitor", secret="persona")
         who, slug, asked = gr.State(Chosen()), gr.State(""), gr.State("")

@@ -38,6 +38,7 @@ _english: dict[str, str] = {}  # what components show from the start
 _chinese: dict[str, str] = {}
 BROWSER_I18N = gr.I18n(**{"en": _english, "zh": _chinese, "zh-CN": _chinese})  # sent with the page, by Gradio's launch
 _request_headers: ContextVar[Mapping[str, str]] = ContextVar("request_headers", default=MappingProxyType({}))
+_given_language: ContextVar[str] = ContextVar("given_language", default="")
 _building: ContextVar[bool] = ContextVar("building", default=False)
 
 
@@ -70,11 +71,23 @@ def set_request_headers(headers: Mapping[str, str]) -> None:
 
 def language() -> str:
     """The language of the visitor whose event is handled, "en" or "zh"; "en" without one, as in the command line."""
+    if given := _given_language.get():
+        return given
     request = LocalContext.request.get(None)
     headers = getattr(request, "headers", None) or _request_headers.get()
     if cookie := re.search(rf"(?:^|; ){LANGUAGE_COOKIE}=(en|zh)(?:;|$)", headers.get("cookie", "")):
         return cookie[1]
     return "zh" if headers.get("accept-language", "").lower().startswith("zh") else "en"
+
+
+@contextmanager
+def as_language(language: str) -> Iterator[None]:
+    """While it lasts, `t` returns this language, whichever request is handled."""
+    token = _given_language.set(language)
+    try:
+        yield
+    finally:
+        _given_language.reset(token)
 
 
 @contextmanager

@@ -83,7 +83,9 @@ follow();
 # The focused element is hidden now: focus the name of the step, else the next Tab starts anywhere. If the focus has
 # moved on meanwhile, it stays there; in a page that was just loaded there was none
 FOCUS_STEP_JS = """() => {
-  if (document.documentElement.dataset.used === undefined || document.activeElement?.offsetParent) return;
+  const active = document.activeElement;
+  const isUsed = active?.offsetParent && !active.matches("[id^=to-]"); // which led here, and is about to be hidden
+  if (document.documentElement.dataset.used === undefined || isUsed) return;
   window.scrollTo({ top: 0 });
   document.querySelector("#navigation [aria-current]")?.focus({ preventScroll: true });
 }"""

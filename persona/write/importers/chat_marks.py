@@ -45,7 +45,7 @@ class ChatMarks:
         removed += [mark] * bool(mark)
         if not text or XML_CARD.match(text):
             kind = "media" if text else (self._kind(mark) or "notice") if mark else ""
-            return CleanedMessage("", kind, (mark or text,))
+            return CleanedMessage("", kind, tuple(filter(None, [mark or text])))
         if kind := self._kind(text):
             return CleanedMessage("", kind, (text,))
         if quoted := QUOTATION.match(text):

@@ -42,6 +42,14 @@ def is_blank(pair: Pair) -> bool:
     return not any(text.strip() for text in pair_texts(pair))
 
 
+# what find_unfinished says by the names of the file's fields
+EMPTY = {
+    "'instruction' is empty": Message("the question is empty"),
+    "'output' is empty": Message("the answer is empty"),
+    "'history' has an empty turn": Message("an earlier turn is empty"),
+}
+
+
 def find_unfinished_pairs(pairs: Sequence[Pair]) -> Iterator[Finding]:
     if blank := tuple(row for row, pair in enumerate(pairs, 1) if is_blank(pair)):
         label = Message("Delete the empty pair")
@@ -52,7 +60,7 @@ def find_unfinished_pairs(pairs: Sequence[Pair]) -> Iterator[Finding]:
     missing: dict[int, list[str]] = {}
     for row, empty in find_unfinished(pairs):
         if not is_blank(pairs[row - 1]):
-            missing.setdefault(row, []).append(empty)
+            missing.setdefault(row, []).append(EMPTY.get(empty, empty))
     for row, what in missing.items():
         problem = Message("{what}. It cannot be trained on. Write it, or delete the pair.", what=join(" and ", what))
         yield make_finding("unfinished", "error", row, pairs[row - 1], problem, place="")

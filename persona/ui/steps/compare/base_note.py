@@ -47,7 +47,9 @@ def _chat_bases_html() -> str:
         for m in list_small_chat_bases()
     )
     how = t("Choose one: step 2 opens with it. It is downloaded once; then train on it.")
-    return f"<details><summary>{t('Get a base that can chat')}</summary><p>{how}</p><ul>{rows}</ul></details>"
+    return (
+        f"<details><summary>{t('Get a base that can chat')}</summary><div><p>{how}</p><ul>{rows}</ul></div></details>"
+    )
 
 
 def choose_base(chosen: Chosen, event: gr.EventData) -> tuple[Any, Any, Any]:

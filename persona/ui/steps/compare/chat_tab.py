@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -41,7 +42,9 @@ from persona.ui.steps.compare.loading import report_loading
 from persona.ui.widgets import problems_html
 
 CHATBOT_IDS = ("chat-base", "chat-persona", "chat-third", "chat-fourth")
-CHAT_HEIGHT = "var(--chat-height)"  # theme.css: what the window leaves beside the box to write in
+CHAT_HEIGHT = "var(--chat-height)"  # of FIT_CHAT_JS; on a phone of theme.css
+
+FIT_CHAT_JS = (Path(__file__).parent / "chat_height.js").read_text(encoding="utf-8")
 
 # on a phone the answers would come out of sight
 SHOW_ANSWERS_JS = """() => {
@@ -274,7 +277,7 @@ def _build_layout() -> _Controls:
                 notes.append(gr.HTML(elem_id=f"{elem_id}-note"))
                 bases.append(gr.HTML(js_on_load=CHOOSE_BASE_JS))
     with gr.Column(elem_id="composer"):  # stays in sight (theme.css)
-        status = gr.HTML(elem_classes="quiet status", elem_id="chat-status")
+        status = gr.HTML(elem_classes="quiet status", elem_id="chat-status", js_on_load=FIT_CHAT_JS)
         with gr.Row():
             question = gr.Textbox(show_label=False, container=False, placeholder=t("Say something to all"), scale=6,
                                   min_width=100, elem_id="say")  # fmt: skip

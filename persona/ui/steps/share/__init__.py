@@ -143,8 +143,8 @@ def page_address(request: gr.Request) -> str:
 def build(page: Page) -> None:
     gr.Markdown(
         t(
-            "### Share the adapter\nIt is small: it holds the LoRA weights, the chat template and the "
-            "name of its base model."
+            "### Share the adapter\nIt is small: it holds the LoRA weights, the chat template, the persona's card and "
+            "the name of its base model."
         )
     )
     about, offered = gr.HTML(elem_id="share-about"), gr.State("")

@@ -8,7 +8,7 @@ import pandas as pd
 
 from persona.errors import InputError, Message, RunError, join
 from persona.store import deployment
-from persona.train import gpu_slices, launcher, queue, run_folder, snapshots
+from persona.train import gpu_slices, launcher, queue, run_folder, settings_file, snapshots
 from persona.train.config import PRESETS, RunConfig
 from persona.train.parent import Parent, adopt_settings, require_same_base
 from persona.train.progress import RunProgress
@@ -141,12 +141,18 @@ def update_run_view(slug: str, name: str, shown_mark: str) -> RunView:
     runs, training = active_runs_radio(run), queue.find_training_run()
     mark = (
         f"{slug} {run and run.name} {progress.status} {progress.message} {progress.step} {len(progress.samples)} "
-        f"{progress.chosen} {runs.choices} {training and training.path}"
+        f"{progress.chosen} {runs.choices} {training and training.path} {run and run.is_asked_to_stop()}"
     )
     if mark == shown_mark:
         return RunView.unchanged()
     shown_name = gr.skip() if run is None or run.name == name else run.name  # stays when the next run starts
     return run_view.make_run_view(run, progress, runs, training, shown_name, mark)
+
+
+def update_plan(shown: str, slug: str, preset: str, *form: Any, parent_id: str = "") -> str:
+    """plan_html; what the form says is kept with the persona `shown`, whose it is."""
+    settings_form.keep_form(shown, preset, *form[len(RenderSettings._fields) :])
+    return plan_html(slug, preset, *form, parent_id=parent_id)
 
 
 class _Controls(NamedTuple):
@@ -155,7 +161,7 @@ class _Controls(NamedTuple):
     preset: gr.Radio
     parent: gr.Dropdown
     plan: gr.HTML
-    forms: gr.State  # a settings_form.PersonaForms
+    shown: gr.Textbox  # whose form it is; the browser sends it with the form
     expert_settings: list[gr.components.Component]
     lesson: tuple[gr.HTML, gr.CheckboxGroup]
 
@@ -166,7 +172,7 @@ def build(page: Page) -> tuple[gr.HTML, gr.Dropdown]:
         t("### Train a LoRA on the pairs\nTraining runs in its own process: you can close or reload this page.")
     )
     preset = gr.Radio(
-        [(t(p.capitalize()), p) for p in PRESETS], value=settings_form.FIRST_PRESET, label=t("Preset"), elem_id="preset"
+        [(t(p.capitalize()), p) for p in PRESETS], value=settings_file.FIRST_PRESET, label=t("Preset"), elem_id="preset"
     )
     parent = further.build()
     plan = gr.HTML(elem_id="plan")
@@ -176,8 +182,8 @@ def build(page: Page) -> tuple[gr.HTML, gr.Dropdown]:
             preset,
             parent,
             plan,
-            gr.State(settings_form.PersonaForms()),
-            settings_form.build(settings_form.FIRST_PRESET),
+            gr.Textbox("", visible=False),
+            settings_form.build(settings_file.FIRST_PRESET),
             lesson,
         )
     view = _build_run_view()
@@ -226,7 +232,7 @@ def _build_run_view() -> RunView:
         timer,
         gr.State(""),
         gr.State(""),
-        gr.State(""),
+        gr.Textbox("", visible="hidden"),  # the change of a State is not seen after an event without the queue
     )
 
 
@@ -253,10 +259,10 @@ def _connect_events(
     view.timer.tick(**update, queue=False)
     gr.on([slug.change, page.shown_step.change], **update)
     c.preset.input(settings_form.preset_values, c.preset, c.expert_settings, **QUIET)
-    kept = [c.forms, c.preset, *c.expert_settings]
+    kept = [c.shown, c.preset, *c.expert_settings]
     restored = slug.change(settings_form.restore_form, [slug, *kept], kept, **QUIET)
     plan: dict[str, Any] = {
-        "fn": show_errors(further.with_parent(plan_html)), "inputs": [c.parent, *form], "outputs": c.plan,
+        "fn": show_errors(further.with_parent(update_plan)), "inputs": [c.parent, c.shown, *form], "outputs": c.plan,
         "trigger_mode": "always_last", **QUIET,
     }  # fmt: skip
     further.connect(page, c.parent, c.preset, c.expert_settings)

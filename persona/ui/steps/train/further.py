@@ -69,7 +69,7 @@ def connect(page: Page, parent: gr.Dropdown, preset: gr.Radio, expert_settings: 
     gr.on(
         [page.slug.change, page.shown_step.change], show_errors(refresh_parents), [page.slug, parent], parent, **QUIET
     )
-    parent.change(show_errors(choose_preset), [parent, preset], [preset, *expert_settings], **QUIET)
+    parent.change(show_errors(choose_preset), [page.slug, parent, preset], [preset, *expert_settings], **QUIET)
 
 
 def refresh_parents(slug: str, chosen: str | None) -> gr.Dropdown:
@@ -78,14 +78,16 @@ def refresh_parents(slug: str, chosen: str | None) -> gr.Dropdown:
     return gr.Dropdown(choices if is_own else list_parents(slug), value=chosen if is_own else "")
 
 
-def choose_preset(parent_id: str | None, preset: str) -> list[Any]:
+def choose_preset(slug: str, parent_id: str | None, preset: str) -> list[Any]:
     """The presets for a run with or without a parent, one of them chosen, and its settings."""
-    names = list(ALL_PRESETS if parent_id else PRESETS)
-    wanted = FURTHER if parent_id else preset if preset in PRESETS else settings_form.FIRST_PRESET
-    radio = gr.Radio([(t(p.capitalize()), p) for p in names], value=wanted)
-    if wanted == preset:
-        return [radio, *[gr.skip() for _ in settings_form.EXPERT_FIELDS]]
-    return [radio, *settings_form.preset_values(wanted)]
+    names = ALL_PRESETS if parent_id else PRESETS
+    choices = [(t(p.capitalize()), p) for p in names]
+    if parent_id and preset != FURTHER:
+        return [gr.Radio(choices, value=FURTHER), *settings_form.preset_values(FURTHER)]
+    if preset in names:
+        return [gr.Radio(choices), *[gr.skip() for _ in settings_form.EXPERT_FIELDS]]
+    kept, *values = settings_form.kept_form(slug)
+    return [gr.Radio(choices, value=kept), *values]
 
 
 def go_on_from(slug: str, adapter_id: str) -> list[Any]:

@@ -85,8 +85,6 @@ def _busy_html(estimate: TrainingEstimate) -> str:
     if estimate.idle_seconds is not None:
         idle = _about_text(estimate.idle_seconds)
         text = t("Other programs are using this machine now; without them it would take about {time}.", time=idle)
-        if queue.find_training_run():
-            text = t("A run is using this machine now; on an idle one it would take about {time}.", time=idle)
     return f'<div class="hint">{text}</div>'
 
 

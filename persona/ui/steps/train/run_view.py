@@ -92,6 +92,7 @@ def make_run_view(
     """The values of the view. training: the run that trains now, be it this one or another."""
     learning_rate, tokens_per_second, memory, load, temperature = chart_plots(progress)
     active = run is not None and progress.status in ACTIVE_STATUSES
+    stoppable = run is not None and active and not run.is_asked_to_stop()
     resumable = run is not None and progress.status in ("stopped", "failed", "interrupted")
     start = start_label(waits=training is not None)
     changes = localized(oom_recovery.describe_changes(progress.smaller_settings))
@@ -108,8 +109,8 @@ def make_run_view(
         start=gr.Button(start),
         stop=gr.Button(
             t("Cancel") if progress.status == "queued" else t("Stop"),
-            interactive=active,
-            variant="stop" if active else "secondary",
+            interactive=stoppable,
+            variant="stop" if stoppable else "secondary",
         ),
         resume=gr.Button(visible=resumable, variant="primary" if progress.status == "stopped" else "secondary"),
         retry_smaller=gr.Button(changes, visible=bool(progress.smaller_settings)),
@@ -158,6 +159,8 @@ def run_status_html(run: Run, p: RunProgress) -> str:
     text = escape(t("{state}: {message}", state=state, message=localized(p.message)) if p.message else state)
     if p.status == "stopped" and p.step and not p.message:
         text = t("Stopped at step {step} of {steps}. Resume goes on from there.", step=p.step, steps=p.steps)
+    if p.status == "running" and run.is_asked_to_stop():
+        text = t("Stopping after this step and its evaluation …")
     best = min((nll for step, nll in p.held_out if step), default=None)
     facts = [(t("step"), f"{p.step} / {p.steps}" if p.steps else "…")]
     if p.status in ACTIVE_STATUSES:

@@ -1,17 +1,20 @@
 """Step 3, the expert settings: a control for each field of RunConfig, with the label and help that the field gives."""
 
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Sequence
 from types import UnionType
 from typing import Any, Literal, cast, get_args, get_origin
 
 import gradio as gr
 
+from persona.errors import PersonaError
+from persona.store import persona_folder
 from persona.template.render import MAX_LENGTH
-from persona.train.config import RunConfig, make_config
+from persona.train import settings_file
+from persona.train.config import PRESETS, RunConfig, make_config
 from persona.ui.i18n import t
 
 EXPERT_FIELDS = tuple(name for name, setting in RunConfig.model_fields.items() if setting.json_schema_extra)
-FIRST_PRESET = "quick"
 TEMPLATE_STEP_FIELDS = ("base", "template", "max_length", "learn_history")  # chosen there
 
 
@@ -72,27 +75,39 @@ def preset_values(preset: str) -> list[Any]:
     return [getattr(config, name) for name in EXPERT_FIELDS]
 
 
-@dataclass(frozen=True)
-class PersonaForms:
-    """What the form says of each persona in this window. shown: whose it shows now.
+def keep_form(slug: str, preset: str, *values: Any) -> None:
+    """Keep what the form says with the persona `slug`.
 
-    forms: slug → the preset, and the values in the order of EXPERT_FIELDS.
+    Not where a setting is wrong, which the plan says; and not the preset of a run that goes on from an adapter.
     """
+    if preset not in PRESETS:
+        return
+    with contextlib.suppress(PersonaError):
+        config, own = make_config(preset, **_changes(values)), make_config(preset)
+        changed = {name: getattr(config, name) for name in EXPERT_FIELDS if getattr(config, name) != getattr(own, name)}
+        if slug:
+            settings_file.write_chosen_settings(persona_folder.find_persona(slug), preset, changed)
 
-    shown: str = ""
-    forms: dict[str, tuple[str, list[Any]]] = field(default_factory=dict)
 
+def restore_form(slug: str, shown: str, preset: str, *values: Any) -> list[Any]:
+    """The form of the persona `slug`, as it was left; that of the persona `shown` before is kept.
 
-def restore_form(slug: str, kept: PersonaForms, preset: str, *values: Any) -> list[Any]:
-    """The form of the persona `slug`: its last one, or the first preset; that of the persona before is kept.
-
-    Returns the PersonaForms, the preset and its values, as they are given.
+    Returns the slug, the preset and the values, in the order of EXPERT_FIELDS.
     """
-    if slug == kept.shown:
-        return [kept, preset, *values]
-    forms = {**kept.forms, kept.shown: (preset, list(values))}
-    preset, restored = forms.get(slug, (FIRST_PRESET, preset_values(FIRST_PRESET)))
-    return [PersonaForms(slug, forms), preset, *restored]
+    if slug == shown:
+        return [slug, preset, *values]
+    keep_form(shown, preset, *values)
+    return [slug, *kept_form(slug)]
+
+
+def kept_form(slug: str) -> list[Any]:
+    """The preset and the values, in the order of EXPERT_FIELDS, that were kept with the persona."""
+    preset, changed = settings_file.FIRST_PRESET, dict[str, Any]()
+    if slug:
+        with contextlib.suppress(PersonaError):
+            preset, changed = settings_file.read_chosen_settings(persona_folder.find_persona(slug))
+    config = make_config(preset, **changed)
+    return [preset, *(getattr(config, name) for name in EXPERT_FIELDS)]
 
 
 def describe_deviations(config: RunConfig, preset: str) -> str:
@@ -105,12 +120,16 @@ def describe_deviations(config: RunConfig, preset: str) -> str:
     )  # fmt: skip
 
 
+def _changes(values: Sequence[Any]) -> dict[str, Any]:
+    given = dict(zip(EXPERT_FIELDS, values, strict=True))
+    return {name: value for name, value in given.items() if value is not None and value != ""}
+
+
 def form_to_config(
     preset: str, base: str, template: str, max_length: float, learn_history: bool, *values: Any
 ) -> RunConfig:
     """The page → RunConfig. An emptied field is the preset's. Raises InputError naming every field that is wrong."""
-    given = dict(zip(EXPERT_FIELDS, values, strict=True))
-    changes = {name: value for name, value in given.items() if value is not None and value != ""}
+    changes = _changes(values)
     chosen = {"base": base or None, "template": template or "auto", "max_length": int(max_length or MAX_LENGTH)}
     changes |= {name: value for name, value in chosen.items() if value} | {"learn_history": bool(learn_history)}
     return make_config(preset, **changes)

@@ -196,7 +196,7 @@ def apply_edit(persona: Persona, event: Mapping[str, Any]) -> int:
     """Carry out an edit of the table. Returns the number of the pair to select now.
 
     event: {"do": edit|add|starter|duplicate|split|join|delete, "row": number from 1, for edit "field", "old", "text",
-    for the last four "saw": the pair's texts as the visitor's window shows them, cell by cell}.
+    for the last four "saw": the pair's texts as the visitor's window shows them, cell by cell; an edit may have it}.
     Raises InputError, with nothing written, when the pair is not what the visitor's window shows.
     """
     try:
@@ -220,10 +220,9 @@ def _apply_edit(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -
     if not 1 <= row <= len(items):
         raise InputError("There is no pair {row} any more. Press Reload.", row=row)
     at, pair = row - 1, items[row - 1]
-    if (
-        do in ("duplicate", "split", "join", "delete")
-        and [normalize_line_breaks(text) for text in pair_texts(pair)] != event["saw"]
-    ):
+    if (do in ("duplicate", "split", "join", "delete") or "saw" in event) and [
+        normalize_line_breaks(text) for text in pair_texts(pair)
+    ] != event["saw"]:
         raise InputError(
             "This pair was changed elsewhere (another window, or on disk) since you saw it here, or "
             "another one has taken its place. Press Reload and look at it first."
