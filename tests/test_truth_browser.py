@@ -96,21 +96,3 @@ def test_a_run_that_is_watched_counts_down_and_its_end_is_seen(browser, page_ser
     page.click("#persona-list [role=option] >> text=New or example")
     page.wait_for_selector("#navigation .next-hint >> text=three ways")
     assert errors == []
-
-
-def test_expert_settings_stay_with_the_persona_and_a_step_opens_at_its_top(browser, page_server, trained_persona):
-    page, errors = open_page(browser, f"{page_server.url}/?persona=zhen-huan&step=train")
-    page.click("#expert > button")
-    page.fill("#set-max-steps input", "7")
-    page.keyboard.press("Tab")
-    page.wait_for_selector("#plan >> text=Max steps: 7")
-    assert json.loads((trained_persona.path / "settings.json").read_text())["config"] == {"max_steps": 7}
-    page.goto(page_server.url)  # a bare address opens who was open, with the settings
-    page.wait_for_selector("#navigation nav[data-asked=start]")
-    open_train(page)
-    page.wait_for_selector("#plan >> text=Max steps: 7")
-    page.evaluate("scrollTo(0, document.body.scrollHeight)")
-    page.click("#to-compare")
-    page.wait_for_selector("#step-compare-button[aria-current]")
-    page.wait_for_function("scrollY === 0")
-    assert errors == []
