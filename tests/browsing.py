@@ -1,16 +1,19 @@
 """Fixtures for tests in a real Chromium: one page process for all tests, emptied between them. Load with pytest_plugins.
 
-Tests that need a separate process (to kill it, or to set other variables) use `own_server` instead of `page_server`.
+A random model of two layers stands in the place of the embedded base: the page is tested, not the model. Tests that need
+a separate process (to kill it, or to set other variables) use `own_server` instead of `page_server`.
 """
 
 import json
 import re
 import shutil
+import time
+from collections import Counter
 
 import pytest
 from tiny_models import write_adapter
 
-from benchmarks.page import kill_trainers, opened
+from benchmarks.page import kill_trainers, opened, put_tiny_base
 from persona.store import persona_folder
 from persona.store.workspace import EXAMPLES_DIR
 from persona.train import launcher
@@ -38,16 +41,23 @@ def browser(chromium):
         context.close()
 
 
-def page_process(home, embedded_base, **env):
+@pytest.fixture(scope="session")
+def page_base(tmp_path_factory):
+    """The tiny base that every page process finds under the embedded base's name."""
+    return put_tiny_base(tmp_path_factory.mktemp("page-base"))
+
+
+def page_process(home, page_base, **env):
     home.mkdir(exist_ok=True)
-    if not (home / "bases").exists():
-        (home / "bases").symlink_to(embedded_base.path.parent)
+    bases = home / "bases"
+    bases.unlink(missing_ok=True)  # the link that each test's home has to the real bases
+    bases.symlink_to(page_base.path.parent, target_is_directory=True)
     return opened(home, **env)
 
 
 @pytest.fixture(scope="session")
-def shared_server(tmp_path_factory, embedded_base):
-    with page_process(tmp_path_factory.mktemp("page"), embedded_base) as running:
+def shared_server(tmp_path_factory, page_base):
+    with page_process(tmp_path_factory.mktemp("page"), page_base) as running:
         yield running
 
 
@@ -62,21 +72,31 @@ def page_server(shared_server):
 
 
 @pytest.fixture
-def own_server(tmp_path, embedded_base):
+def own_server(tmp_path, page_base):
+    with page_process(tmp_path / "home", page_base) as running:
+        yield running
+
+
+def draw_adapter(base, target, card):
+    """A LoRA of this base with random, untrained weights, which answers differently from the base."""
+    write_adapter(base.path, target, template="gemma-base", card=card, size=0.1)
+    facts = json.loads((target / "run.json").read_text())
+    facts["base"]["id"] = base.id
+    (target / "run.json").write_text(json.dumps(facts))
+    return target
+
+
+@pytest.fixture
+def real_server(tmp_path, embedded_base):
+    """A separate process with the real embedded base."""
     with page_process(tmp_path / "home", embedded_base) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def drawn_adapter(tmp_path_factory, embedded_base):
-    """A LoRA of the embedded base with random, untrained weights, which answers differently from the base."""
-    target = tmp_path_factory.mktemp("drawn") / "adapter"
+def drawn_adapter(tmp_path_factory, page_base):
     card = persona_folder.open_persona(EXAMPLES_DIR / "zhen-huan").card()
-    write_adapter(embedded_base.path, target, template="gemma-base", card=card, size=0.1)
-    facts = json.loads((target / "run.json").read_text())
-    facts["base"]["id"] = embedded_base.id
-    (target / "run.json").write_text(json.dumps(facts))
-    return target
+    return draw_adapter(page_base, tmp_path_factory.mktemp("drawn") / "adapter", card)
 
 
 @pytest.fixture
@@ -91,10 +111,45 @@ def trained_persona(page_server, drawn_adapter, monkeypatch):
     return persona
 
 
+class Traffic:
+    """What a tab asks of the server. joined: the events that it has asked for, ever: fn_index → times.
+
+    Gradio holds a stream open while events are unanswered, and asks for what follows an event in a fraction of a second.
+    """
+
+    def __init__(self, page):
+        self.joined: Counter[int] = Counter()
+        self._streams: set = set()
+        self._changed = 0.0
+        page.on("request", self._asked)
+        page.on("requestfinished", self._answered)
+        page.on("requestfailed", self._answered)
+
+    def _asked(self, request) -> None:
+        self._changed = time.monotonic()
+        if request.is_navigation_request():
+            self._streams.clear()  # a page that is left does not report the end of its streams
+        if "/queue/data" in request.url:
+            self._streams.add(request)
+        if "/queue/join" in request.url or "/run/predict" in request.url:
+            self.joined[json.loads(request.post_data)["fn_index"]] += 1
+
+    def _answered(self, request) -> None:
+        self._changed = time.monotonic()
+        self._streams.discard(request)
+
+    def settle(self, page, quiet: float = 0.6) -> None:
+        """Wait until every event is answered and nothing has been asked for `quiet` seconds."""
+        self._changed = time.monotonic()
+        while self._streams or time.monotonic() - self._changed < quiet:
+            page.wait_for_timeout(50)
+
+
 def open_page(browser, url: str, **options):
     """A new tab, and the list of its JavaScript errors and of what the page's Content Security Policy refused."""
     page = browser.new_page(viewport={"width": 1440, "height": 1000}, **options)
     page.set_default_timeout(180_000)
+    page.traffic = Traffic(page)
     errors: list[str] = []
     page.on("pageerror", lambda e: errors.append(str(e)))
     page.on("console", lambda m: errors.append(m.text) if "Content Security Policy" in m.text else None)

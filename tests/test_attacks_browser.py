@@ -1,11 +1,9 @@
 """A stranger's text in every field of a persona and an adapter, in a real browser: it is shown, and does nothing."""
 
-import json
 import shutil
 
 import pytest
-from browsing import open_page, settle
-from tiny_models import write_adapter
+from browsing import draw_adapter, open_page, settle
 
 from persona.store import persona_folder
 from persona.store.pairs import Pair
@@ -24,7 +22,7 @@ HOSTILE = "".join((
 
 
 @pytest.fixture
-def hostile_persona(page_server, embedded_base, tmp_path, monkeypatch):
+def hostile_persona(page_server, page_base, tmp_path, monkeypatch):
     """A persona with a finished run; the run's adapter, samples and questions are as hostile as the persona itself."""
     monkeypatch.setenv("PERSONA_HOME", str(page_server.home))
     card = PersonaCard(name=f"Mallory {HOSTILE}"[:80], system=HOSTILE, greeting=f"# Hi\n{HOSTILE}", author=HOSTILE,
@@ -34,19 +32,10 @@ def hostile_persona(page_server, embedded_base, tmp_path, monkeypatch):
     persona = persona_folder.create_persona("Mallory", card)
     persona.save_pairs(pairs)
     run = launcher.create_run(persona, make_config("quick"))
-    target = write_named_adapter(embedded_base, tmp_path / "drawn", card)
-    shutil.copytree(target, run.adapter)
+    shutil.copytree(draw_adapter(page_base, tmp_path / "drawn", card), run.adapter)
     run.log("samples", step=1, samples=[{"probe": HOSTILE, "text": HOSTILE}])
     run.log("state", state="done", message=HOSTILE)
     return persona
-
-
-def write_named_adapter(embedded_base, target, card):
-    write_adapter(embedded_base.path, target, template="gemma-base", card=card, size=0.1)
-    facts = json.loads((target / "run.json").read_text())
-    facts["base"]["id"] = embedded_base.id
-    (target / "run.json").write_text(json.dumps(facts))
-    return target
 
 
 def open_every_tab(page) -> int:
@@ -55,7 +44,7 @@ def open_every_tab(page) -> int:
     for n in range(count):
         if tabs.nth(n).is_visible() and tabs.nth(n).is_enabled():
             tabs.nth(n).click()
-            page.wait_for_timeout(300)
+            page.traffic.settle(page, 0.2)
     return count
 
 
@@ -70,7 +59,7 @@ def test_hostile_text_loads_nothing_and_runs_nothing(browser, page_server, hosti
     tabs = open_every_tab(page)
     for step in ("template", "train"):
         page.click(f"#to-{step}")
-        page.wait_for_timeout(1500)
+        page.traffic.settle(page)
     page.click("#to-compare")
     page.wait_for_function("document.querySelector('#adapter input')?.value?.includes('Mallory')")
     greeting = page.locator("#chat-persona", has_text="evil.example/a.png")
@@ -83,7 +72,7 @@ def test_hostile_text_loads_nothing_and_runs_nothing(browser, page_server, hosti
     assert "<img src=http://evil.example/b.png onerror=window.hacked=1>" in said and "$$" in said
     tabs += open_every_tab(page)
     page.click("#to-share")
-    page.wait_for_timeout(1500)
+    page.traffic.settle(page)
     assert tabs >= 8, "the walk has to reach the tabs of Write and Compare"
     assert not [url for url in asked if "evil.example" in url]
     assert page.evaluate("window.hacked") is None and not errors

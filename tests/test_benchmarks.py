@@ -40,6 +40,7 @@ def test_chat_says_what_is_no_adapter(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_gpu_measures_every_side(tmp_path):
     done = bench("benchmarks.gpu", "--cpu", "--tiny", "--minutes", 9, "--out", tmp_path, timeout=580)
     assert done.returncode == 0, done.stderr

@@ -128,7 +128,7 @@ def test_an_evaluation_measures_the_quantized_base(full, adapters, tmp_path):
     assert small.likelihood.base.value == pytest.approx(whole.likelihood.base.value, rel=0.2)
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.release)])
 def test_a_base_stored_quantized_trains_chats_and_is_measured(full, tmp_path, kind):
     stored = store_quantized(full, tmp_path / "stored", kind)
     shape, whole = train_plan.read_base_shape(stored), train_plan.read_base_shape(Base("someone/tiny", full))

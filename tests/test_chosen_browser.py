@@ -83,7 +83,9 @@ def personas(page_server, drawn_adapter, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("locale, new", [("en", "New or example"), ("zh-CN", "新建或示例")])
+@pytest.mark.parametrize(
+    "locale, new", [("en", "New or example"), pytest.param("zh-CN", "新建或示例", marks=pytest.mark.release)]
+)
 def test_every_switch_shows_the_chosen_one_alone(browser, page_server, personas, drawn_adapter, tmp_path, locale, new):
     """From step to step, with and without runs, and with an opened zip: no refusal, and few events."""
     zipped = archive.pack_adapter(drawn_adapter, tmp_path / "other.zip")

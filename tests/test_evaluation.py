@@ -243,6 +243,7 @@ def test_an_untrained_adapter_has_not(trained, base):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_an_overfitted_adapter_is_told_by_its_training_rows(trained, base, tmp_path):
     write_pairs(tmp_path / "fresh.jsonl", PAIRS[140:])
     run = trained(PAIRS[:16], epochs=80, learning_rate=5e-3, eval_fraction=0)
@@ -253,6 +254,7 @@ def test_an_overfitted_adapter_is_told_by_its_training_rows(trained, base, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_an_adapter_that_forgot_is_told_by_general_questions(trained, base):
     found = report(trained(PAIRS[:140], epochs=8, learning_rate=2e-2, lora_r=32), base)
     assert found.verdict.kind == "forgot" and found.drift.rise.low > 1

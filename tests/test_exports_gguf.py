@@ -258,9 +258,10 @@ def alike(wanted: list[list[int]], got: list[list[int]]) -> float:
     "base_name, persona, template",
     [
         ("smollm2-135m-instruct", "lighthouse-keeper", "smollm2"),
-        pytest.param("gemma-3-270m", "zhen-huan", "gemma-base", marks=pytest.mark.release),
+        ("gemma-3-270m", "zhen-huan", "gemma-base"),
     ],
 )
+@pytest.mark.release
 def test_llama_cpp_says_what_our_chat_says(request, base_home, tmp_path, base_name, persona, template):
     """Adapter on a 16-bit base, and merged, in llama.cpp. Both embedded bases: Llama's rows of q and k are permuted."""
     if base_name == "smollm2-135m-instruct":

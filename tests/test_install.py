@@ -144,6 +144,7 @@ def test_an_installed_copy_works_in_any_folder(installed):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_an_installed_copy_trains_an_example_by_its_name(installed, tiny_gemma):
     settings = ["--base", str(tiny_gemma), "--set", "epochs=0.1", "--set", "diary_probes=0", "--json"]
     run = json.loads(installed("train", "zhen-huan", *settings))

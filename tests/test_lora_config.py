@@ -126,8 +126,15 @@ def test_it_is_pissa(make, tiny_gemma, changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4"])
+@pytest.mark.parametrize(
+    "init, dtype",
+    [
+        ("pissa", "float32"),
+        ("pissa_niter_4", "bfloat16"),
+        pytest.param("pissa", "bfloat16", marks=pytest.mark.release),
+        pytest.param("pissa_niter_4", "float32", marks=pytest.mark.release),
+    ],
+)
 def test_a_pissa_run_leaves_a_plain_adapter_and_the_base_as_it_is(make, seen, tiny_gemma, monkeypatch, dtype, init):
     # they round differently in the last bit
     monkeypatch.setattr(cpu_kernels, "cpu_kernels", lambda model: contextlib.nullcontext())

@@ -84,7 +84,14 @@ def test_the_words_of_the_button(changed, button):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "error", [HOST, GPU, RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        HOST,
+        *(
+            pytest.param(e, marks=pytest.mark.release)
+            for e in (GPU, RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
+        ),
+    ],
 )
 def test_a_run_without_memory_goes_on_with_less_as_if_nothing_had_been(make, monkeypatch, error):
     """Rows, order and steps stay the same: the curve is that of the run that had memory enough."""

@@ -4,21 +4,22 @@ import json
 
 import pytest
 from browsing import cell, fill, joined, open_page, settle, steps_done
+from cases import check_each
 from waiting import wait_for
 
 pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
-def test_the_whole_way(browser, page_server):
-    """Open, edit, mask, train, reload in the middle, compare, zip, open the zip."""
-    page, errors = open_page(browser, page_server.url)
+def test_the_whole_way(browser, real_server):
+    """Open, edit, mask, train, reload in the middle, compare, zip, open the zip: with the embedded base itself."""
+    page, errors = open_page(browser, real_server.url)
     page.click("#open-zhen-huan")
     page.wait_for_selector("text=314 pairs")
 
     # an edit is on disk when the page says saved, and its mask follows
     fill(page, 1, "output", "本宫甄嬛，今日改了一句。")
-    file = page_server.home / "personas/zhen-huan/pairs.jsonl"
+    file = real_server.home / "personas/zhen-huan/pairs.jsonl"
     wait_for(lambda: json.loads(file.read_text().splitlines()[0])["output"] == "本宫甄嬛，今日改了一句。")
     page.wait_for_function("document.querySelector('#write-mask .mask')?.innerText.includes('今日改了一句')")
 
@@ -57,7 +58,7 @@ def test_the_whole_way(browser, page_server):
     page.click("#make-zip")
     with page.expect_download() as download:
         page.click("#zip-file a")
-    zipped = page_server.home / "adapter.zip"
+    zipped = real_server.home / "adapter.zip"
     download.value.save_as(zipped)
     page.click("#step-compare-button")
     page.click("#open-adapters button")
@@ -199,25 +200,32 @@ def test_rows_are_added_searched_replaced_and_the_marks_follow(browser, page_ser
     assert errors == []
 
 
-@pytest.mark.parametrize("markup", [
+MARKUP = [
     "<img src=x onerror='window.hit = 1'>", "<svg onload='window.hit = 1'></svg>", "<img src='https://evil.example/x.png'>",
     "<iframe srcdoc='<script>parent.hit = 1</script>'></iframe>", "<object data='https://evil.example/x'></object>",
     "<script src='https://evil.example/x.js'></script>", "<form action='https://evil.example/'><button>x</button></form>",
-])  # fmt: skip
-def test_the_browser_refuses_what_a_text_of_somebody_else_could_bring(markup, browser, page_server):
+]  # fmt: skip
+
+
+def test_the_browser_refuses_what_a_text_of_somebody_else_could_bring(browser, page_server):
     """If some component ever showed a text as HTML: the policy of the page is behind it."""
     page, errors = open_page(browser, page_server.url)
     page.wait_for_selector("#brand")
     assert errors == []
     asked = []
     page.on("request", lambda request: asked.append(request.url) if "evil.example" in request.url else None)
-    page.evaluate("""html => {
-        document.body.append(document.createRange().createContextualFragment(html));
-        document.querySelector("form[action*=evil] button")?.click();
-    }""", markup)  # fmt: skip
-    wait_for(lambda: bool(errors) or page.wait_for_timeout(100))
-    assert (
-        "Content Security Policy" in errors[0]
-        and page.evaluate("window.hit") is None
-        and page.url.startswith(page_server.url)
-    )
+
+    def check(markup):
+        page.wait_for_timeout(200)  # what the one before was still refused is not taken for this one's
+        errors.clear()
+        page.evaluate("""html => {
+            const added = document.createElement("div");
+            added.append(document.createRange().createContextualFragment(html));
+            document.body.append(added);
+            added.querySelector("form[action*=evil] button")?.click();
+        }""", markup)  # fmt: skip
+        wait_for(lambda: bool(errors) or page.wait_for_timeout(100))
+        assert "Content Security Policy" in errors[0]
+        assert page.evaluate("window.hit") is None and page.url.startswith(page_server.url)
+
+    check_each([(m,) for m in MARKUP], check)

@@ -51,6 +51,7 @@ def test_train_chat_export(tmp_path, tiny_gemma):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_a_run_that_fails_is_an_error(tiny_gemma):
     mags = persona.open_persona("lighthouse-keeper")
     with pytest.raises(RunError, match="would be cut"):

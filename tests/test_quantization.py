@@ -331,6 +331,7 @@ def test_the_embedded_base_learns_in_4_bits_for_the_full_base(embedded_base, tmp
 
 @needs_bnb
 @pytest.mark.slow
+@pytest.mark.release
 def test_dora_on_8_bits_is_refused_and_on_4_bits_trains(make):
     with pytest.raises(InputError, match="int8 with use_dora: .*Set quantization to nf4 or none"):
         prepare.prepare_run(make(quantization="int8", use_dora=True))

@@ -17,6 +17,7 @@ def page(tmp_path_factory):
         yield running, zipped
 
 
+@pytest.mark.release
 def test_five_visitors_at_once(page):
     """No error, no lost edit, no answer in the wrong window; and each of them has really done something."""
     running, zipped = page

@@ -200,6 +200,7 @@ def test_signals_ask_it_to_stop_and_are_given_back(make, monkeypatch):
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
+@pytest.mark.release
 def test_a_killed_run_is_seen_as_interrupted_and_goes_on(make):
     run = make(max_steps=80)
     launcher.start_run(run)
