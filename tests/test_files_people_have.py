@@ -104,3 +104,92 @@ def test_other_conversations_are_no_context(tmp_path):
     assert pairs(read(tmp_path, "x.jsonl", data, "Ann")) == [("A?", "B."), ("C?", "D.")]
     with pytest.raises(InputError, match="--speaker"):
         read(tmp_path, "x.jsonl", data)
+
+
+# --- text: senders, notices, marks ---------------------------------------------------------------------------------
+
+
+def stamped(format, talk=TALK, first=10):
+    """{0}: a minute that counts, {1}: name, {2}: message."""
+    return "".join(format.format(n, *said) for n, said in enumerate(talk, first))
+
+
+ANDROID = "12/03/2024, 10:{0} - {1}: {2}\n"
+LOGS = {
+    "weechat": "2024-03-12 10:{0}:02\t{1}\t{2}\n2024-03-12 10:{0}:03\t-->\tCarl has joined\n",
+    "discord, pinned": "[12-Mar-24 10:{0} AM] {1}#1234 (pinned)\n{2}\n\n{{Reactions}}\n👍 (2)\n\n",
+    "zoom of 2020": "10:{0}:02 From {1} to Everyone : {2}\n",
+    "zoom of 2024": "2024-03-12 10:{0}:02 From {1} to Everyone:\n\t{2}\n2024-03-12 10:{0}:03 From {1} to Everyone:\n\tReacted to \"x...\" with 👍\n",
+    "zoom reply": "2024-03-12 10:{0}:02 From {1} to Bob(Direct Message):\n\tReplying to \"x\"\n\n\t{2}\n",
+    "signal quote": "[2024-03-12 10:{0}] {1}: \n>\n> Earlier.\n>\n{2}  (- Bob: 👍 -)\n",
+    "subject": ANDROID + "12/03/2024, 10:{0} - Ann changed the subject from “a: b” to “c: d”\n",
+    "poll": ANDROID + "12/03/2024, 10:{0} - {1}: POLL:\nWho?\nOPTION: me (1 vote)\n",
+    "hebrew": ANDROID + "12/03/2024, 10:{0} - {1}: \u200f<המדיה לא נכללה>\n",
+    "swedish": ANDROID + "12/03/2024, 10:{0} - {1}: Det här meddelandet raderades\n",
+    "line": "10:{0}\t{1}\t{2}\n10:{0}\t{1}\tunsent a message.\n",
+    "marks of Markdown": "### {1}: {2}\n",
+}  # fmt: skip
+
+
+def test_a_talk_comes_back_from_every_log(tmp_path):
+    def check(format):
+        data = stamped(format)
+        if format.startswith(ANDROID):
+            assert "a: b" not in str(pairs(read(tmp_path, "x.txt", data, "Ann")))
+        assert pairs(read(tmp_path, "x.txt", data, "Ann")) == WANTED
+
+    check_each([(f,) for f in LOGS.values()], check)
+
+
+def test_numbered_questions_are_of_two_speakers(tmp_path):
+    data = "Q1: What is it?\nA1: Water.\n\nQ2: And then?\nA2: Trolls.\n"
+    assert pairs(read(tmp_path, "x.txt", data, "A")) == [("What is it?", "Water."), ("And then?", "Trolls.")]
+
+
+# --- tables and bytes ----------------------------------------------------------------------------------------------
+
+ROWS = "".join(f"{q};{a}\n" for q, a in WANTED)
+SWAPPED = "".join(f"{a};{q}\n" for q, a in WANTED)
+TABLES = {
+    "Excel says its delimiter": (f"sep=;\r\nquestion;answer\n{ROWS}", WANTED),
+    "a title above": (f"My pairs;\n;\nquestion;answer\n{ROWS}", WANTED),
+    "Spanish": (f"Respuesta;Pregunta\n{SWAPPED}", WANTED),
+    "Russian": (f"Вопрос;Ответ\n{ROWS}", WANTED),
+    "Japanese": (f"質問;回答\n{ROWS}", WANTED),
+    "no names, questions second": (f"left;right\n{SWAPPED}", WANTED),
+    "an id": ("id;first;second\n" + "".join(f"a{n};{q};{a}\n" for n, (q, a) in enumerate(WANTED)), WANTED),
+    "one column of conversations": (
+        f'text\n"<|im_start|>user\n{ASKED[0]}<|im_end|>\n<|im_start|>assistant\n{SAID[0]}<|im_end|>"\n',
+        FIRST,
+    ),
+    "Korean": ("질문;답변\n다리 밑에 뭐가 있어?;거의 물이야.\n".encode("euc_kr"), [("다리 밑에 뭐가 있어?", "거의 물이야.")]),
+}  # fmt: skip
+
+
+def test_a_table_is_read_for_what_it_says(tmp_path):
+    check_each(TABLES, lambda data, wanted: _check_table(tmp_path, data, wanted))
+
+
+def _check_table(tmp_path, data, wanted):
+    assert pairs(read(tmp_path, "x.csv", data)) == wanted
+
+
+def test_where_two_columns_do_not_say_which_is_which_it_asks(tmp_path):
+    cases = {
+        "no question in either": "left;right\nI am here.;So am I.\nGood.;Well.\n",
+        "an id and an answer": "uuid;response\n550e8400-e29b;Water.\n550e8401-e29b;Trolls.\n",
+        "an address": "url;text\nhttps://x.y/1;Water.\nhttps://x.y/2;Trolls.\n",
+    }
+
+    def check(data):
+        with pytest.raises(InputError, match="--column instruction="):
+            read(tmp_path, "x.csv", data, format="table")
+
+    check_each([(data,) for data in cases.values()], check)
+
+
+def test_some_bytes_of_another_encoding_are_told_and_cost_no_other(tmp_path):
+    data = "Bob: What – été?\nAnn: Déjà vu – là.\n".encode() + "Bob: Café?\nAnn: Oui.\n".encode("cp1252")
+    found = read(tmp_path, "x.txt", data, "Ann")
+    assert pairs(found) == [("What – été?", "Déjà vu – là."), ("Caf\\xe9?", "Oui.")]
+    assert any("1 bytes are no utf-8 text" in getattr(i, "what", "") for i in found)
