@@ -9,7 +9,8 @@ say of it may be a lie: so the process has a limit of memory, and all that comes
     [row, [cell, …]]                             row: its number from 1
     [row, null]                                  of more than MAX_ROW characters
     text                                         a paragraph of a document
-    {"stop": reason, …}                          last, where not all was read: columns, budget, damaged
+    {"stop": reason, …}                          last, where not all was read: columns, budget, damaged, and
+                                                 of a PDF file scanned, encrypted
 """
 
 import json
@@ -22,7 +23,7 @@ from typing import Any
 
 from persona.store.limited_process import MAX_MEMORY, limit_process
 from persona.write.importers.budget import CELL_BYTES, ROW_BYTES, Budget, OverBudgetError
-from persona.write.importers.decode_document import decode_docx, decode_epub, decode_html
+from persona.write.importers.decode_document import NoTextError, decode_docx, decode_epub, decode_html, decode_pdf
 from persona.write.importers.rows import MAX_ROW
 
 MAX_COLUMNS = 1_000
@@ -98,6 +99,7 @@ def main(kind: str, file: str, limit: str, seconds: str) -> None:
         "docx": decode_docx,
         "epub": decode_epub,
         "html": partial(decode_html, encoding=encoding),
+        "pdf": decode_pdf,
     }
     try:
         for found in decode[kind](Path(file), Budget(int(limit))):
@@ -105,6 +107,8 @@ def main(kind: str, file: str, limit: str, seconds: str) -> None:
             print(line if len(line) < MAX_LINE_BYTES else json.dumps([found[0], None]), flush=isinstance(found, dict))
     except OverBudgetError:
         print(json.dumps({"stop": "budget"}))
+    except NoTextError as e:
+        print(json.dumps({"stop": e.reason}))
     except MemoryError:
         raise
     except Exception as e:  # damaged in any of a hundred ways, each with an exception of its own

@@ -91,6 +91,16 @@ def _explain_stop(source: SourceFile, kind: str, limit: int, found: dict[str, An
         return too_many_columns(source, found["count"])
     if found["stop"] == "budget":
         return over_budget(source.name, limit)
+    if found["stop"] == "scanned":
+        return InputError(
+            "{source}: its pages are pictures, without text. Run a text recognition (OCR) over it, then import the "
+            "result.",
+            source=source.name,
+        )
+    if found["stop"] == "encrypted":
+        return InputError(
+            "{source}: it is protected with a password. Save a copy without one, then import that.", source=source.name
+        )
     if kind not in ("xlsx", "parquet"):
         return InputError(
             "{source}: no {kind} file that can be read ({reason}). Save its text as .txt.",
