@@ -141,6 +141,22 @@ def test_a_talk_comes_back_from_every_log(tmp_path):
     check_each([(f,) for f in LOGS.values()], check)
 
 
+def test_a_forwarded_message_is_context_and_not_learned(tmp_path):
+    talk = [("Bob", "Look?"), ("Ann", "Not mine."), ("Bob", "Some news."), ("Ann", "I see.")]
+    log = "".join(
+        f"{who}, [12.03.2024 10:1{n}]\n{'[Forwarded from Carl]' + chr(10) if n in (1, 2) else ''}{text}\n\n"
+        for n, (who, text) in enumerate(talk)
+    )
+    rows = [
+        {"id": n, "type": "message", "from": who, "from_id": who, "text": text, **({"forwarded_from": "Carl"} if n in (1, 2) else {})}
+        for n, (who, text) in enumerate(talk)
+    ]  # fmt: skip
+    for name, data in (("x.txt", log), ("result.json", json.dumps({"messages": rows}))):
+        found = read(tmp_path, name, data, "Ann")
+        assert pairs(found) == [("Some news.", "I see.")], name
+        assert sum("forwarded message" in getattr(i, "what", "") for i in found) == 2
+
+
 def test_numbered_questions_are_of_two_speakers(tmp_path):
     data = "Q1: What is it?\nA1: Water.\n\nQ2: And then?\nA2: Trolls.\n"
     assert pairs(read(tmp_path, "x.txt", data, "A")) == [("What is it?", "Water."), ("And then?", "Trolls.")]

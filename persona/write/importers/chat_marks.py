@@ -16,6 +16,7 @@ WHOLE_KINDS = ("notice", "media", "sticker")
 XML_CARD = re.compile(r"<(?:\?xml|msg|appmsg|sysmsg|emoji|voipmsg|voipinvitemsg)\b")
 # a quotation that WeChat, or signal-export, puts before the reply to it
 QUOTATION = re.compile(r"「[^「」]{0,4000}」\s{0,3}\n(?:[-—] ?){5,60}\n|>\s{0,3}\n(?:>[^\n]{0,4000}\n){1,50}(?=[^>])")
+FORWARDED = re.compile(r"\[?Forwarded from ")  # at the beginning of a message: the rest is somebody else's
 _FOREIGN_MARK = re.compile(r"<[^<>]{1,60}>\.?")
 
 

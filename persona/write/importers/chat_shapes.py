@@ -107,6 +107,8 @@ def read_message(row: Mapping[str, Any], keys: ChatKeys) -> ChatMessage | None:
     if isinstance(reply, dict):
         reply = reply.get("messageId") or reply.get("message_id") or reply.get("id")
     time, own_id, thread = (str(row.get(key) or "") if key else "" for key in (keys.time, keys.id, keys.thread))
+    if text and row.get("forwarded_from"):  # Telegram; as its log says it
+        text = f"[Forwarded from {str(row['forwarded_from'])[:MAX_NAME]}]\n{text}"
     return ChatMessage(who, text, time, own_id, str(reply or ""), thread)
 
 
