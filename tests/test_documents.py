@@ -166,3 +166,16 @@ def test_damaged_documents_end_in_text_or_a_sentence(tmp_path):
                 list(open_source(tmp_path / name).lines())
             except PersonaError as e:
                 assert 0 < len(str(e)) < 1_000
+
+
+def test_further_sheets_of_an_excel_file_are_listed(tmp_path):
+    from openpyxl import Workbook
+
+    book = Workbook()
+    for sheet in (book.active, book.create_sheet("More"), book.create_sheet("Empty")):
+        for row in (("question", "answer"), ("What?", "Water.")) if sheet.title != "Empty" else ():
+            sheet.append(row)
+    book.save(tmp_path / "x.xlsx")
+    found = list(registry.read_source(open_source(tmp_path / "x.xlsx"), "table", ImportOptions()))
+    assert [i.why for i in found if not isinstance(i, Pair)] == ["sheet 'More' is not read: only the first one is"]
+    assert sum(isinstance(i, Pair) for i in found) == 1

@@ -6,6 +6,7 @@ Excel and Parquet files are packed several times over (zip, dictionaries, run le
 say of it may be a lie: so the process has a limit of memory, and all that comes out is counted against LIMIT, a Budget.
 
     {"columns": [name, …], "unfit": [name, …]}   Parquet only, first; unfit: pictures and sounds, left out
+    {"unread": name}                             Excel only, last: a further sheet
     [row, [cell, …]]                             row: its number from 1
     [row, null]                                  of more than MAX_ROW characters
     text                                         a paragraph of a document
@@ -40,7 +41,8 @@ def decode_sheet(path: Path, budget: Budget) -> Iterator[Any]:
         Budget(budget.limit).spend(sum(member.file_size for member in archive.infolist()))
     with path.open("rb") as file:
         book = load_workbook(file, read_only=True, data_only=True)
-        for sheet in book.worksheets:
+        sheets = iter(book.worksheets)
+        for sheet in sheets:
             sheet.reset_dimensions()  # some programs write wrong ones
             empty = True
             for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
@@ -52,7 +54,11 @@ def decode_sheet(path: Path, budget: Budget) -> Iterator[Any]:
                     values = [c.replace("_x000D_", "\r") if isinstance(c, str) else c for c in cells]
                     yield [number, values if size <= MAX_ROW else None]
             if not empty:
-                return
+                break
+        for other in sheets:
+            other.reset_dimensions()
+            if any(cell not in (None, "") for row in other.iter_rows(max_row=20, values_only=True) for cell in row):
+                yield {"unread": other.title}
 
 
 def decode_parquet(path: Path, budget: Budget) -> Iterator[Any]:

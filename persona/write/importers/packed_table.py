@@ -20,7 +20,12 @@ SECONDS, SECONDS_PER_MB = 30, 30  # of CPU time
 def read_sheet(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
     """The rows of an Excel file, each a list of cells. Raises InputError."""
     for row in decode_file(source, "xlsx"):
-        yield _source_row(row[0], row[1])
+        if isinstance(row, dict):
+            yield SkippedRow(
+                1, Message("sheet {name} is not read: only the first one is", name=f"{row['unread']!r:.60}")
+            )
+        else:
+            yield _source_row(row[0], row[1])
 
 
 def read_parquet(source: SourceFile) -> tuple[list[str], Iterator[SourceRow | SkippedRow | ImportNote]]:
