@@ -39,6 +39,8 @@ FORMATS = {
     "whatsapp ar": "12/3/2024، 10:{0} ص - {n}: {m}",
     "zoom": "10:15:{0}\t From {n} to Everyone:\n\t{m}",
     "zoom saved": "10:15:{0}\t{n}:\t{m}",
+    "zoom without tabs": "10:15:{0} From {n} to Everyone : {m}",
+    "weechat": "2024-03-12 10:15:{0}\t{n}\t{m}",
     "line": "10:{0}\t{n}\t{m}",
     "irc": "10:{0} <{n}> {m}",
     "irc dated": "2024-03-12 10:{0}:02 <{n}> {m}",
@@ -142,6 +144,8 @@ PROGRAM_FORMAT = {
     "line": "line",
     "kakaotalk": "kakao phone",
     "messenger": "discord copied later",
+    "zoom": "zoom",
+    "signal": "skype",
 }
 
 

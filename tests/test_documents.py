@@ -1,4 +1,4 @@
-"""Word, EPUB and HTML: their text is read as a text file is, in a process with limits; what is damaged is refused."""
+"""Word, EPUB, HTML and PDF: their text is read as a text file is, in a process with limits; what is damaged is refused."""
 
 import io
 import random
@@ -6,6 +6,7 @@ import zipfile
 
 import pytest
 from cases import check_each
+from pypdf import PdfWriter
 
 from persona.errors import InputError, PersonaError
 from persona.store.pairs import Pair
@@ -56,6 +57,27 @@ def epub(paragraphs) -> bytes:
     )  # fmt: skip
 
 
+def pdf(*pages: list[str]) -> bytes:
+    """Pages of lines in a font that every reader has."""
+    contents = ["BT /F 12 Tf 72 720 Td 14 TL " + " ".join(f"({line}) Tj T*" for line in page) + " ET" for page in pages]
+    kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(pages)))
+    objects = ["<< /Type /Catalog /Pages 2 0 R >>", f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>",
+               "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"]  # fmt: skip
+    for n, content in enumerate(contents):
+        objects.append(
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Resources << /Font << /F 3 0 R >> >> /Contents {5 + 2 * n} 0 R >>"
+        )
+        objects.append(f"<< /Length {len(content)} >>\nstream\n{content}\nendstream")
+    out, places = b"%PDF-1.4\n", []
+    for number, made in enumerate(objects, 1):
+        places.append(len(out))
+        out += f"{number} 0 obj\n{made}\nendobj\n".encode()
+    table = "".join(f"{place:010} 00000 n \n" for place in places)
+    head = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}"
+    return out + f"{head}trailer << /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(out)}\n%%EOF\n".encode()
+
+
+PAGES = ([*TALK[0:1], "Ann: Water & mud,", "mostly.", "1"], [*TALK[2:], "- 2 -"])
 TELEGRAM = "<!DOCTYPE html><html><body>" + "".join(
     f'<div class="message {"service" if not who else "default"}"><div class="body">'
     + (f'<div class="pull_right date details" title="01.05.2026 10:0{n}:00 UTC+01:00">10:0{n}</div>' if who else "")
@@ -75,12 +97,27 @@ def read(folder, name, data, *speakers):
 
 
 def test_the_text_of_a_document_is_read_as_text(tmp_path):
-    cases = {"x.docx": docx(TALK), "x.epub": epub(TALK), "x.html": html(TALK), "x.htm": html(TALK).encode("utf-16")}
+    cases = {"x.docx": docx(TALK), "x.epub": epub(TALK), "x.html": html(TALK), "x.htm": html(TALK).encode("utf-16"),
+             "x.pdf": pdf(*PAGES)}  # fmt: skip
 
     def check(name):
         assert read(tmp_path, name, cases[name]) == ("screenplay", WANTED)
 
     check_each([(name,) for name in cases], check)
+
+
+def test_a_pdf_without_text_says_why(tmp_path):
+    (tmp_path / "scan.pdf").write_bytes(pdf([], ["3"]))
+    with pytest.raises(InputError, match=r"scan.pdf: its pages are pictures, without text. Run a text recognition"):
+        open_source(tmp_path / "scan.pdf")
+    writer = PdfWriter(io.BytesIO(pdf(*PAGES)))
+    writer.encrypt("secret", algorithm="RC4-128")
+    writer.write(tmp_path / "locked.pdf")
+    with pytest.raises(InputError, match=r"locked.pdf: it is protected with a password. Save a copy without one"):
+        open_source(tmp_path / "locked.pdf")
+    (tmp_path / "cut.pdf").write_bytes(b"%PDF-1.7\n%\xe2\xe3")
+    with pytest.raises(InputError, match="cut.pdf: no pdf file that can be read"):
+        open_source(tmp_path / "cut.pdf")
 
 
 def test_a_chat_that_telegram_exported_as_html(tmp_path):
@@ -113,7 +150,12 @@ def test_entities_of_xml_are_not_expanded_without_end(tmp_path):
 
 def test_damaged_documents_end_in_text_or_a_sentence(tmp_path):
     chance = random.Random(1)
-    for name, data in (("x.docx", docx(TALK)), ("x.epub", epub(TALK)), ("x.html", html(TALK).encode())):
+    for name, data in (
+        ("x.docx", docx(TALK)),
+        ("x.epub", epub(TALK)),
+        ("x.html", html(TALK).encode()),
+        ("x.pdf", pdf(*PAGES)),
+    ):
         for _ in range(6):
             made = bytearray(data)
             for _ in range(chance.randint(1, 3)):
@@ -124,3 +166,16 @@ def test_damaged_documents_end_in_text_or_a_sentence(tmp_path):
                 list(open_source(tmp_path / name).lines())
             except PersonaError as e:
                 assert 0 < len(str(e)) < 1_000
+
+
+def test_further_sheets_of_an_excel_file_are_listed(tmp_path):
+    from openpyxl import Workbook
+
+    book = Workbook()
+    for sheet in (book.active, book.create_sheet("More"), book.create_sheet("Empty")):
+        for row in (("question", "answer"), ("What?", "Water.")) if sheet.title != "Empty" else ():
+            sheet.append(row)
+    book.save(tmp_path / "x.xlsx")
+    found = list(registry.read_source(open_source(tmp_path / "x.xlsx"), "table", ImportOptions()))
+    assert [i.why for i in found if not isinstance(i, Pair)] == ["sheet 'More' is not read: only the first one is"]
+    assert sum(isinstance(i, Pair) for i in found) == 1

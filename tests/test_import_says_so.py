@@ -78,7 +78,6 @@ def packed(*names) -> bytes:
 
 
 KINDS = {
-    "PDF": b"%PDF-1.7\n%\xe2\xe3",
     "RTF": rb"{\rtf1\ansi x}",
     "DOC, XLS": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(100),
     "SQLite": b"SQLite format 3\0" + bytes(100),

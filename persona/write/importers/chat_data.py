@@ -6,6 +6,7 @@ names that each gives its fields are in `chat_shapes.py`.
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from persona.write.importers.chat_log import clean_message
 from persona.write.importers.chat_marks import load_marks
 from persona.write.importers.chat_shapes import ChatKeys, ChatMessage, find_keys, find_message_lists, read_message
 from persona.write.importers.columns import guess_columns
+from persona.write.importers.conversation_rows import MAX_HISTORY
 from persona.write.importers.json_reader import read_object_parts
 from persona.write.importers.rows import SourceRow, truncate_text
 from persona.write.importers.speaker_turns import (
@@ -29,6 +31,7 @@ from persona.write.importers.speaker_turns import (
     select_speaker,
 )
 from persona.write.importers.text_source import SourceFile
+from persona.write.importers.turns import PERSONA, ROLES, USER
 
 NAME = "chat"
 TITLE = "Chat as data: SillyTavern, Telegram, Discord, Messenger, WeChat … (JSON, JSONL, CSV)"
@@ -49,19 +52,33 @@ def sniff(source: SourceFile) -> float:
     except InputError:
         return 0.0
     names = Counter(message.who for _, message, _ in first)
-    if len(names) < 2 or (max(names.values()) < 2 and not _is_table(source)):
+    sure = _is_table(source) or _find_persona_roles(names)
+    if len(names) < 2 or (max(names.values()) < 2 and not sure):
         return 0.0
     return 0.96 if _is_table(source) else 0.9
 
 
 def survey(source: SourceFile) -> SourceSurvey:
-    return SourceSurvey(speakers=dict(_count_speakers(source).most_common()))
+    speakers = _count_speakers(source)
+    return SourceSurvey(speakers={} if _find_persona_roles(speakers) else dict(speakers.most_common()))
 
 
 def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     """Raises InputError listing the most frequent senders when the persona is not among them, or is not chosen."""
-    persona = select_speaker(source, options, _count_speakers(source))
+    speakers = _count_speakers(source)
+    if not options.speakers and (roles := _find_persona_roles(speakers)):
+        turns = MAX_HISTORY if options.turns is None else options.turns
+        options = replace(options, speakers=roles, turns=turns)
+    persona = select_speaker(source, options, speakers)
     yield from pair_speeches(merge_consecutive(_events(source)), persona, source, options, brackets=False)
+
+
+def _find_persona_roles(speakers: Counter[str]) -> tuple[str, ...]:
+    """The names of the persona's role, where all speakers are roles: user and assistant."""
+    sides = {name: ROLES.get(name.strip().lower(), "") for name in speakers}
+    if "" in sides.values() or not {USER, PERSONA} <= set(sides.values()):
+        return ()
+    return tuple(name for name, side in sides.items() if side == PERSONA)
 
 
 def _count_speakers(source: SourceFile) -> Counter[str]:
@@ -74,12 +91,15 @@ def _count_speakers(source: SourceFile) -> Counter[str]:
 
 def _events(source: SourceFile) -> Iterator[SpeechEvent]:
     remembered: OrderedDict[str, Speech] = OrderedDict()
-    last = ""  # id of the message before
+    last = thread = ""  # id of the message before, and of its conversation
     for found in _in_order(source):
         if not isinstance(found, tuple):
             yield found
             continue
         line, message, keys = found
+        if message.thread != thread:
+            yield SpeechGap(line, NO_LINE_IN_SCENE, scene=True)
+            thread, last = message.thread, ""
         answers = remembered.get(message.reply) if message.reply not in ("", last) else None
         if answers and normalize_name(answers.who) == normalize_name(message.who):
             answers = None

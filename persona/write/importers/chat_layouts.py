@@ -26,7 +26,7 @@ _CLOCK = rf"(?:{_HALF} ?)?{_TIME}{_AFTER}"
 _FULL = rf"(?:{_DATE}|{_DAY})(?:[,،]|T|,? ?(?:at|à|um|kl\.?))? ?(?:{_CLOCK}|\d{{1,2}}\.\d{{2}}(?:\.\d{{2}})?)"
 _RANGE = rf"{_TIME} ?(?:-->|[-–—~]) ?{_TIME}"
 _NAME = r"(?P<name>[^\s:：<>\[\]][^:：<>\[\]\n\t]{0,59}?)"
-_ID = r"(?: ?[(（<][^\s()（）<>]{1,60}[)）>])?"
+_ID = r"(?:#\d{4})?(?: ?[(（<][^\s()（）<>]{1,60}[)）>])?"
 _SHORT_DATE = rf"\d{{1,2}}/\d{{1,2}},? {_CLOCK}"
 
 
@@ -59,6 +59,8 @@ class ChatLayout:
 
 
 def _is_sender(name: str) -> bool:
+    if any(name.count(left) != name.count(right) for left, right in ("“”", "„“", "«»", "「」")) or name.count('"') % 2:
+        return False  # of a notice: Ann changed the subject to “…:
     return any(c.isalnum() for c in name) and not re.fullmatch(rf"{_DATE}|{_DAY}|[AaPp][Mm]", name)
 
 
@@ -71,12 +73,16 @@ def _above(pattern: str, *programs: str, weak: bool = False) -> ChatLayout:
 
 
 LAYOUTS = (
+    # Zoom, which has no tab any more
+    _inline(rf"(?:{_FULL}|{_CLOCK}) {{1,4}}From {{1,2}}{_NAME} to [^:\n]{{1,60}}? ?:[ \t]?", "", "zoom"),
     # nicks in angle brackets: IRC
     _inline(rf"\[?{_FULL}\]? {{0,3}}(?:- )?<[@+%~& ]?{_NAME}> ?"),
     _inline(rf"\[?{_CLOCK}\]? {{0,3}}(?:- )?<[@+%~& ]?{_NAME}> ?"),
     _inline(rf"<[@+%~& ]?{_NAME}> ?"),
     # a stamp in brackets, a name, a colon: WhatsApp on iOS, Skype, transcripts
-    _inline(rf"\[(?:{_FULL}|{_SHORT_DATE})\] {{0,3}}{_NAME}{_ID} ?[:：] ?", rf"\[{_FULL}\] {{0,3}}", "whatsapp"),
+    _inline(
+        rf"\[(?:{_FULL}|{_SHORT_DATE})\] {{0,3}}{_NAME}{_ID} ?[:：] ?", rf"\[{_FULL}\] {{0,3}}", "whatsapp", "signal"
+    ),
     _inline(rf"\[{_RANGE}\] {{0,3}}{_NAME} ?[:：] ?"),
     _inline(rf"[\[(]{_CLOCK}[\])] {{0,3}}{_NAME}{_ID} ?[:：] ?", rf"\[{_CLOCK}\] {{0,3}}"),
     # a stamp, a name, a colon: WhatsApp on Android, KakaoTalk on a phone
@@ -87,7 +93,8 @@ LAYOUTS = (
     _inline(rf"{_CLOCK} {{1,4}}(?:[-–—|] )?{_NAME}{_ID} ?[:：] ?", rf"{_CLOCK} {{1,4}}[-–—] "),
     _inline(rf"\[{_NAME}\] \[{_CLOCK}\] ?", "", "kakaotalk"),
     _inline(rf"{_CLOCK}\t{_NAME}\t", rf"{_CLOCK}\t", "line"),
-    _inline(rf"{_CLOCK}\t ?(?:From )?{_NAME}(?: to [^:\n]{{1,40}})? ?:[ \t]?"),
+    _inline(rf"{_FULL}\t[@+%~&]?{_NAME}\t", rf"{_FULL}\t"),
+    _inline(rf"{_CLOCK}\t ?(?:From )?{_NAME}(?: to [^:\n]{{1,40}})? ?:[ \t]?", "", "zoom"),
     # name and time above the message: Telegram, Discord, Slack, WeChat, QQ, Teams, transcripts
     _above(rf"{_NAME}, \[{_FULL}\]$", "telegram"),
     _above(rf"\[(?:{_FULL}|{_SHORT_DATE})\] {{0,4}}{_NAME}{_ID}(?:#\d{{4}})?$", "discord"),

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from persona.errors import Message
 from persona.store.pairs import MAX_CHARACTERS
-from persona.write.importers import ImportNote, SkippedRow
+from persona.write.importers import ImportNote, SkippedRow, chat_marks
 from persona.write.importers.chat_layouts import ACTION, DAY_SEPARATOR, MAX_PREFIX, ChatLayout
 from persona.write.importers.chat_marks import ChatMarks, CleanedMessage, load_marks
 from persona.write.importers.speaker_turns import Speech, SpeechEvent, SpeechGap
@@ -16,6 +16,7 @@ SPACES = str.maketrans("\u202f\u00a0\u2007", "   ")
 STICKER = "[sticker]"  # stands for one that somebody else sends, since the persona may reply to it
 QUOTED = re.compile(r'"(?:[^"]|"")*"\s*')
 PROGRAM_TEXT = Message("written by the chat program")
+FORWARDED = Message("forwarded message kept as context, not learned: somebody else wrote it")
 NO_TEXT = Message("no text: a picture, a sticker or the like")
 
 
@@ -82,6 +83,10 @@ def clean_message(
     marks: None where the program writes none.
     """
     cleaned = marks.clean(text) if marks else CleanedMessage(text.strip())
+    if cleaned.text and cleaned.removed and chat_marks.FORWARDED.match(text.lstrip()):
+        yield ImportNote(line, FORWARDED)
+        yield Speech(line, who, "", stands_for=cleaned.text, answers=answers)
+        return
     if not cleaned.text and cleaned.kind:
         why = PROGRAM_TEXT if cleaned.kind == "notice" else NO_TEXT
         yield SkippedRow(line, why, f"{who}: {cleaned.removed[0]}")

@@ -14,8 +14,9 @@ MAX_MARK = 240  # characters of a line that can be a mark
 LEFT_TO_RIGHT = "\u200e"  # WhatsApp on iOS writes one before each text of its own
 WHOLE_KINDS = ("notice", "media", "sticker")
 XML_CARD = re.compile(r"<(?:\?xml|msg|appmsg|sysmsg|emoji|voipmsg|voipinvitemsg)\b")
-# a quotation that WeChat puts before the reply to it
-QUOTATION = re.compile(r"「[^「」]{0,4000}」\s{0,3}\n(?:[-—] ?){5,60}\n")
+# a quotation that WeChat, or signal-export, puts before the reply to it
+QUOTATION = re.compile(r"「[^「」]{0,4000}」\s{0,3}\n(?:[-—] ?){5,60}\n|>\s{0,3}\n(?:>[^\n]{0,4000}\n){1,50}(?=[^>])")
+FORWARDED = re.compile(r"\[?Forwarded from ")  # at the beginning of a message: the rest is somebody else's
 _FOREIGN_MARK = re.compile(r"<[^<>]{1,60}>\.?")
 
 
@@ -58,7 +59,7 @@ class ChatMarks:
             if in_block or kind:
                 removed.append(line)
                 kinds |= {kind} - {""}
-                in_block = in_block or (kind in ("block", "sticker") and line.startswith("{"))
+                in_block = in_block or kind == "block" or (kind == "sticker" and line.startswith("{"))
             else:
                 kept.append(line)
         text = "\n".join(kept).strip()

@@ -17,7 +17,11 @@ TEXT_KEYS = (
 )  # fmt: skip
 TIME_KEYS = ("timestamp_ms", "timestamp", "date_unixtime", "ts", "date", "send_date", "createtime", "created_date")
 ID_KEYS = ("id", "message_id", "messageid", "msgsvrid", "ts")
-REPLY_KEYS = ("reply_to_message_id", "reference", "reply_to", "replyto", "thread_ts")
+REPLY_KEYS = ("reply_to_message_id", "reference", "reply_to", "replyto", "thread_ts", "parent_id", "parent_message_id")
+THREAD_KEYS = (  # of the conversation that a message is of, in a file of several
+    "conversation_id", "conversationid", "conv_id", "dialogue_id", "dialog_id", "session_id", "thread_id", "chat_id",
+    "room_id", "scene_id", "episode_id", "message_tree_id", "对话id", "会话id",
+)  # fmt: skip
 NAME_KEYS = ("nickname", "display_name", "displayname", "global_name", "real_name", "name", "username", "id")
 
 # a key, another one beside it ("" for any), and the values with which it is a message
@@ -30,6 +34,7 @@ MESSAGE_RULES = (
     ("type", "sendername", {"text", "generic"}),
     ("type_name", "", {"文本", "文字", "text"}),
     ("is_system", "", {"false", "0", ""}),
+    ("isthought", "", {"false", ""}),
     ("is_unsent", "", {"false", ""}),
     ("isunsent", "", {"false", ""}),
     ("subtype", "ts", {"", "thread_broadcast", "me_message"}),
@@ -46,7 +51,7 @@ MAX_DEPTH = 6  # of lists and objects around messages
 
 @dataclass(frozen=True)
 class ChatKeys:
-    """The keys, or columns, of a chat's messages. time, id, reply: "" where there are none."""
+    """The keys, or columns, of a chat's messages. time, id, reply, thread: "" where there are none."""
 
     who: str
     text: str
@@ -54,17 +59,19 @@ class ChatKeys:
     id: str = ""
     reply: str = ""
     programs: tuple[str, ...] = ()
+    thread: str = ""
 
 
 @dataclass(frozen=True)
 class ChatMessage:
-    """reply: the id of the message that it says it replies to."""
+    """reply: the id of the message that it says it replies to. thread: of the conversation that it is of."""
 
     who: str
     text: str
     time: str = ""
     id: str = ""
     reply: str = ""
+    thread: str = ""
 
 
 def find_keys(row: Mapping[str, Any]) -> ChatKeys | None:
@@ -84,7 +91,7 @@ def find_keys(row: Mapping[str, Any]) -> ChatKeys | None:
         programs = ("discord",)
     elif [*folded] == ["date", "user", "message"]:
         programs = ("kakaotalk",)
-    return ChatKeys(who, text, find(TIME_KEYS), find(ID_KEYS), find(REPLY_KEYS), programs)
+    return ChatKeys(who, text, find(TIME_KEYS), find(ID_KEYS), find(REPLY_KEYS), programs, find(THREAD_KEYS))
 
 
 def read_message(row: Mapping[str, Any], keys: ChatKeys) -> ChatMessage | None:
@@ -99,8 +106,10 @@ def read_message(row: Mapping[str, Any], keys: ChatKeys) -> ChatMessage | None:
     reply = row.get(keys.reply) if keys.reply else None
     if isinstance(reply, dict):
         reply = reply.get("messageId") or reply.get("message_id") or reply.get("id")
-    time, own_id = (str(row.get(key) or "") if key else "" for key in (keys.time, keys.id))
-    return ChatMessage(who, text, time, own_id, str(reply or ""))
+    time, own_id, thread = (str(row.get(key) or "") if key else "" for key in (keys.time, keys.id, keys.thread))
+    if text and row.get("forwarded_from"):  # Telegram; as its log says it
+        text = f"[Forwarded from {str(row['forwarded_from'])[:MAX_NAME]}]\n{text}"
+    return ChatMessage(who, text, time, own_id, str(reply or ""), thread)
 
 
 def _is_message(row: Mapping[str, Any]) -> bool:

@@ -11,11 +11,16 @@ FIELDS = ("instruction", "input", "output", "history", "source")
 COLUMN_NAMES = {  # in order of preference; compared without regard to case
     "instruction": (
         "instruction", "question", "prompt", "query", "problem", "q", "user", "human", "ask",
-        "指令", "问题", "提问", "问", "问句", "提示", "用户", "input", "输入", "上文",
+        "指令", "问题", "提问", "问", "问句", "提示", "用户", "input", "输入", "上文", "問題", "提問", "質問", "질문",
+        "frage", "pregunta", "pergunta", "domanda", "vraag", "pytanie", "вопрос", "soru", "pertanyaan", "السؤال",
+        "prompts", "questions",
     ),
     "output": (
         "output", "answer", "response", "reply", "completion", "solution", "a", "assistant", "bot", "gpt", "target",
         "generated", "chosen", "输出", "回答", "答案", "答复", "回复", "回应", "答", "答句", "下文",
+        "antwort", "respuesta", "resposta", "réponse", "risposta", "antwoord", "odpowiedź", "ответ", "cevap",
+        "jawaban", "回應", "回覆", "答え", "답변",
+        "الجواب", "answers", "responses", "replies",
     ),
     "input": ("input", "输入", "context"),
     "history": ("history", "历史", "对话历史", "历史对话"),

@@ -19,6 +19,7 @@ from persona.write.importers.turns import (
     Turn,
     find_turns,
     find_used_keys,
+    has_thoughts,
     merge_turns,
     parse_turns,
     used_turn_keys,
@@ -60,7 +61,7 @@ def conversation_to_pairs(
     if not turns:
         raise InputError("no conversation: no list of turns under {keys}", keys=", ".join(CONVERSATION_KEYS[:3]))
     parsed = parse_turns(turns)
-    notes: list[str] = []
+    notes: list[str] = [Message("thinking left out of a reply") for turn in turns if has_thoughts(turn)]
     if find_system_prompt(row, parsed):
         notes.append(Message("system message left out: a persona's own is part of every pair"))
     merged = merge_turns([turn for turn in parsed if turn.side != SYSTEM])
@@ -97,11 +98,14 @@ def _pair_replies(
             earlier = []
         shown = earlier if history is None else earlier[len(earlier) - history :] if history else []
         row = {"instruction": asked.text, "output": reply.text, "history": shown, "source": source}
-        if reply.learned:
+        problem = asked.problem or reply.problem
+        if reply.learned and problem:
+            yield InputError(problem)
+        elif reply.learned:
             try:
                 yield parse_complete_pair(row)
             except InputError as e:
                 yield e
         # what no pair can hold is no history of another either
-        whole = asked.text.strip() and reply.text.strip()
+        whole = asked.text.strip() and reply.text.strip() and not problem
         earlier = [*earlier[-MAX_HISTORY:], [asked.text, reply.text]] if whole else []

@@ -1,4 +1,4 @@
-"""Decode a document to paragraphs of text: Word, EPUB, HTML. Runs in the process of decode_table.py, with its limits.
+"""Decode a document to paragraphs of text: Word, EPUB, HTML, PDF. Runs in decode_table.py's process, with its limits.
 
 A chat that Telegram exported as HTML comes out as its chat log: `Name, [date]`, then the message.
 """
@@ -18,6 +18,9 @@ WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 OPF = "{http://www.idpf.org/2007/opf}"
 CONTAINER = "{urn:oasis:names:tc:opendocument:xmlns:container}"
 MAX_MEMBERS = 5_000  # files in an EPUB
+PAGE_NUMBER = re.compile(
+    r"(?:[-–—] ?)?\d{1,4}(?: ?[-–—]|(?: ?/ ?| of )\d{1,4})?|(?:Page|Seite|第) ?\d{1,4}(?: ?页| of \d{1,4})?"
+)
 TAG = re.compile(r"(<[^<>]{1,4000}>)")
 TAG_NAME = re.compile(r"<(?P<close>/?)(?P<name>[A-Za-z][A-Za-z0-9:-]{0,30})(?=[\s/>])")
 ATTRIBUTE = re.compile(r"""\s([\w-]{1,40})\s{0,9}=\s{0,9}["']([^"'<>]{0,2000})["']""")
@@ -63,6 +66,39 @@ def decode_epub(path: Path, budget: Budget) -> Iterator[str]:
             name = posixpath.normpath(posixpath.join(posixpath.dirname(package), unquote(files[item.attrib["idref"]])))
             yield from _html_paragraphs(archive.read(name).decode("utf-8", "backslashreplace"), budget)
             yield ""
+
+
+class NoTextError(Exception):
+    """A PDF file without text to read. reason: "scanned" or "encrypted"."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def decode_pdf(path: Path, budget: Budget) -> Iterator[str]:
+    """The lines of the pages, without page numbers. Raises NoTextError."""
+    from pypdf import PdfReader
+    from pypdf.errors import DependencyError, FileNotDecryptedError
+
+    try:
+        reader = PdfReader(path)
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise NoTextError("encrypted")
+        empty = True
+        for page in reader.pages:
+            lines = [line.rstrip() for line in page.extract_text().split("\n")]
+            while lines and (not lines[-1] or PAGE_NUMBER.fullmatch(lines[-1].strip())):
+                lines.pop()
+            if lines and PAGE_NUMBER.fullmatch(lines[0].strip()):
+                del lines[0]
+            for line in lines:
+                empty = empty and not line.strip()
+                yield _spend(line, budget)
+    except (DependencyError, FileNotDecryptedError):
+        raise NoTextError("encrypted") from None
+    if empty:
+        raise NoTextError("scanned")
 
 
 def decode_html(path: Path, budget: Budget, encoding: str = "utf-8") -> Iterator[str]:

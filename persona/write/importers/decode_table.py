@@ -6,10 +6,12 @@ Excel and Parquet files are packed several times over (zip, dictionaries, run le
 say of it may be a lie: so the process has a limit of memory, and all that comes out is counted against LIMIT, a Budget.
 
     {"columns": [name, …], "unfit": [name, …]}   Parquet only, first; unfit: pictures and sounds, left out
+    {"unread": name}                             Excel only, last: a further sheet
     [row, [cell, …]]                             row: its number from 1
     [row, null]                                  of more than MAX_ROW characters
     text                                         a paragraph of a document
-    {"stop": reason, …}                          last, where not all was read: columns, budget, damaged
+    {"stop": reason, …}                          last, where not all was read: columns, budget, damaged, and
+                                                 of a PDF file scanned, encrypted
 """
 
 import json
@@ -22,7 +24,7 @@ from typing import Any
 
 from persona.store.limited_process import MAX_MEMORY, limit_process
 from persona.write.importers.budget import CELL_BYTES, ROW_BYTES, Budget, OverBudgetError
-from persona.write.importers.decode_document import decode_docx, decode_epub, decode_html
+from persona.write.importers.decode_document import NoTextError, decode_docx, decode_epub, decode_html, decode_pdf
 from persona.write.importers.rows import MAX_ROW
 
 MAX_COLUMNS = 1_000
@@ -39,7 +41,8 @@ def decode_sheet(path: Path, budget: Budget) -> Iterator[Any]:
         Budget(budget.limit).spend(sum(member.file_size for member in archive.infolist()))
     with path.open("rb") as file:
         book = load_workbook(file, read_only=True, data_only=True)
-        for sheet in book.worksheets:
+        sheets = iter(book.worksheets)
+        for sheet in sheets:
             sheet.reset_dimensions()  # some programs write wrong ones
             empty = True
             for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
@@ -51,7 +54,11 @@ def decode_sheet(path: Path, budget: Budget) -> Iterator[Any]:
                     values = [c.replace("_x000D_", "\r") if isinstance(c, str) else c for c in cells]
                     yield [number, values if size <= MAX_ROW else None]
             if not empty:
-                return
+                break
+        for other in sheets:
+            other.reset_dimensions()
+            if any(cell not in (None, "") for row in other.iter_rows(max_row=20, values_only=True) for cell in row):
+                yield {"unread": other.title}
 
 
 def decode_parquet(path: Path, budget: Budget) -> Iterator[Any]:
@@ -98,6 +105,7 @@ def main(kind: str, file: str, limit: str, seconds: str) -> None:
         "docx": decode_docx,
         "epub": decode_epub,
         "html": partial(decode_html, encoding=encoding),
+        "pdf": decode_pdf,
     }
     try:
         for found in decode[kind](Path(file), Budget(int(limit))):
@@ -105,6 +113,8 @@ def main(kind: str, file: str, limit: str, seconds: str) -> None:
             print(line if len(line) < MAX_LINE_BYTES else json.dumps([found[0], None]), flush=isinstance(found, dict))
     except OverBudgetError:
         print(json.dumps({"stop": "budget"}))
+    except NoTextError as e:
+        print(json.dumps({"stop": e.reason}))
     except MemoryError:
         raise
     except Exception as e:  # damaged in any of a hundred ways, each with an exception of its own

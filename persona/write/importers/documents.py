@@ -1,4 +1,4 @@
-"""Word, EPUB and HTML files as text files: their paragraphs, which decode_document.py reads with limits."""
+"""Word, EPUB, HTML and PDF files as text files: their paragraphs, which decode_document.py reads with limits."""
 
 import re
 import tempfile
@@ -13,7 +13,9 @@ HTML = re.compile(
 
 
 def document_kind(source: SourceFile) -> str:
-    """docx, epub or html; "" for a file that is read as it is."""
+    """docx, epub, html or pdf; "" for a file that is read as it is."""
+    if source.bytes(1024).lstrip().startswith(b"%PDF-"):
+        return "pdf"
     if HTML.match(source.head(2_000)):
         return "html"
     names = source.zip_members() or ()

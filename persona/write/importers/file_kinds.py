@@ -7,7 +7,6 @@ COPY_TEXT = Message("Save its text as .txt, then import that.")
 UNPACK = Message("Unpack it, then import a file of it.")
 MEDIA = Message("Only text can be imported.")
 SIGNATURES: tuple[tuple[bytes, str, Message], ...] = (
-    (b"%PDF", "PDF", COPY_TEXT),
     (rb"{\rtf", "RTF", COPY_TEXT),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "DOC, XLS", Message("Save it as .txt, or a sheet as .xlsx or .csv.")),
     (b"SQLite format 3\0", "SQLite", Message("Export the chat from its program instead: as text, JSON or CSV.")),

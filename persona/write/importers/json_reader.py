@@ -21,8 +21,11 @@ from persona.write.importers.text_source import MAX_LINE, SourceFile
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 _KEY = r'"(?:[^"\\]|\\.)*"'
-_WRAPPERS = "data|dataset|train|validation|test|rows|items|examples|samples|instances|records|pairs"
-_WRAPPED = re.compile(rf'\s*\{{\s*(?:{_KEY}\s*:\s*(?:{_KEY}|[\w.+-]+)\s*,\s*)*"(?:{_WRAPPERS})"\s*:\s*\[')
+_WRAPPERS = (
+    "data|dataset|train|validation|test|rows|items|examples|samples|instances|records|pairs|results?|payload|response"
+)
+_WRAPPER = rf'\s*\{{\s*(?:{_KEY}\s*:\s*(?:{_KEY}|[\w.+-]+)\s*,\s*)*"(?:{_WRAPPERS})"\s*:\s*'
+_WRAPPED = [re.compile(rf"(?:{_WRAPPER}){{{depth}}}\[") for depth in (1, 2, 3)]
 _MARK = re.compile(r'["{\[]|\\.')
 _CUT_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\$")  # at the end of a piece of a line
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -31,12 +34,13 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 def read_json_rows(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
     """Raises InputError when the file holds no JSON at all."""
     head = source.head()
-    if source.suffix not in JSONL_SUFFIXES and _WRAPPED.match(head):
-        yield from _read_elements(source, wrapped=True)
+    depth = next((n for n, pattern in enumerate(_WRAPPED, 1) if pattern.match(head)), 0)
+    if depth and source.suffix not in JSONL_SUFFIXES:
+        yield from _read_elements(source, depth)
     elif _is_jsonl(source.suffix, head):
         yield from _read_jsonl(source)
     elif head.lstrip()[:1] in ("[", "{"):
-        yield from _read_elements(source, wrapped=False)
+        yield from _read_elements(source)
     else:
         raise InputError(
             "{source}: no JSON; it begins with {head!r}, not with [ or {{. Choose another format.",
@@ -49,7 +53,7 @@ def read_object_parts(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
     """read_json_rows(); of a file that is one object, the objects and the elements of the lists in it."""
     head = source.head()
     if head.lstrip()[:1] == "{" and not _is_jsonl(source.suffix, head):
-        return _read_elements(source, wrapped=True)
+        return _read_elements(source, 1)
     return read_json_rows(source)
 
 
@@ -160,13 +164,16 @@ def _is_jsonl(suffix: str, head: str) -> bool:
 
 def _read_jsonl(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
     for number, pieces in groupby(source.lines(), key=lambda x: x[0]):
-        text = "".join(piece for _, piece in islice(pieces, MAX_ROW // MAX_LINE + 1)).strip()
+        text = "".join(piece for _, piece in islice(pieces, MAX_ROW // MAX_LINE + 1)).strip().strip("\ufeff")
         if not text:
             continue
         if len(text) > MAX_ROW:
             yield SkippedRow(number, Message("longer than {limit:,} characters", limit=MAX_ROW), truncate_text(text))
             continue
         row, rest = _decode_row(number, text)
+        while isinstance(row, SourceRow) and (rest := rest.strip(" \t,\ufeff"))[:1] == "{":  # one after the other
+            yield row
+            row, rest = _decode_row(number, rest)
         if rest.strip() not in ("", ","):
             problem = Message("not JSON (more after its end, at {text!r})", text=rest[:20])
             row = SkippedRow(number, problem, truncate_text(text))
@@ -178,15 +185,15 @@ def _read_jsonl(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
 _LEFT_OVER = " \t\r\n,]}"  # a comma or a bracket too many at the end of the file loses nothing
 
 
-def _read_elements(source: SourceFile, wrapped: bool) -> Iterator[SourceRow | SkippedRow]:
-    """The rows of a list, of the lists in one object (wrapped), or objects one after the other.
+def _read_elements(source: SourceFile, wrapped: int = 0) -> Iterator[SourceRow | SkippedRow]:
+    """The rows of a list, of the lists in so many objects around it (wrapped), or objects one after the other.
 
     ijson says where a row begins and ends; the row's text is then decoded as a line of JSONL is.
     """
     events = ijson.sendable_list()
     # use_float: without it, ijson 3.6.0 crashes the process on an integer of thousands of digits
     parser = ijson.basic_parse_coro(events, multiple_values=True, use_float=True)
-    wrappers = ("start_map", "start_array") if wrapped else ("start_array",)
+    wrappers = (*["start_map"] * wrapped, "start_array")
     around = within = size = 0  # open brackets around the rows, and of the row; characters since the last row
     list_closed = False
     line, row, rest = 1, list[str](), ""  # of the row: its first line, its pieces, what follows it in the last of them
@@ -210,7 +217,7 @@ def _read_elements(source: SourceFile, wrapped: bool) -> Iterator[SourceRow | Sk
                     yield found
                 around, within = (around, within - 1) if within else (around - 1, 0)
                 list_closed = list_closed or not within
-            elif event != "map_key" and not within and not (wrapped and around == 1):
+            elif event != "map_key" and not within and not (wrapped and around < len(wrappers)):
                 size = 0
                 yield SourceRow(number, value, str(value))
         events.clear()

@@ -8,12 +8,13 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from persona.errors import InputError
 from persona.store.pairs import Pair
 from persona.write.importers import ImportItem, ImportOptions, SourceSurvey, conversation_rows
 from persona.write.importers.json_reader import read_json_rows, score_first_rows
 from persona.write.importers.rows import RowPairs, convert_rows, select_rows
 from persona.write.importers.text_source import SourceFile
-from persona.write.importers.turns import find_turns, has_roles, has_turn_keys
+from persona.write.importers.turns import USER, find_side, find_turns, has_roles, has_turn_keys
 
 NAME = "messages"
 TITLE = "Messages: role and content, or prompt and completion (JSON, JSONL)"
@@ -41,7 +42,9 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
 
 def row_to_pairs(row: Any, place: str, options: ImportOptions = ImportOptions()) -> RowPairs:
     """Raises InputError."""
-    used = ("prompt", _answer_key(row)) if _is_prompt_row(row) else ()
+    used = ("prompt", _answer_key(row), "label") if _is_prompt_row(row) else ()
+    if used and row.get("label") is False:
+        raise InputError("labelled as an answer that is not wanted")
     return conversation_rows.conversation_to_pairs(row, place, _turns(row), used, options.turns)
 
 
@@ -59,6 +62,9 @@ def _answer_key(row: dict[str, Any]) -> str:
 def _turns(row: Any) -> list[Any]:
     if not _is_prompt_row(row):
         return find_turns(row)
+    answer = row[_answer_key(row)]
+    if isinstance(answer, list) and any(find_side(turn) == USER for turn in answer if isinstance(turn, dict)):
+        return answer  # it begins with the prompt
     found: list[Any] = []
     sides = (("prompt", "user"), (_answer_key(row), "assistant"))
     for key, role in sides:

@@ -20,7 +20,12 @@ SECONDS, SECONDS_PER_MB = 30, 30  # of CPU time
 def read_sheet(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
     """The rows of an Excel file, each a list of cells. Raises InputError."""
     for row in decode_file(source, "xlsx"):
-        yield _source_row(row[0], row[1])
+        if isinstance(row, dict):
+            yield SkippedRow(
+                1, Message("sheet {name} is not read: only the first one is", name=f"{row['unread']!r:.60}")
+            )
+        else:
+            yield _source_row(row[0], row[1])
 
 
 def read_parquet(source: SourceFile) -> tuple[list[str], Iterator[SourceRow | SkippedRow | ImportNote]]:
@@ -91,6 +96,16 @@ def _explain_stop(source: SourceFile, kind: str, limit: int, found: dict[str, An
         return too_many_columns(source, found["count"])
     if found["stop"] == "budget":
         return over_budget(source.name, limit)
+    if found["stop"] == "scanned":
+        return InputError(
+            "{source}: its pages are pictures, without text. Run a text recognition (OCR) over it, then import the "
+            "result.",
+            source=source.name,
+        )
+    if found["stop"] == "encrypted":
+        return InputError(
+            "{source}: it is protected with a password. Save a copy without one, then import that.", source=source.name
+        )
     if kind not in ("xlsx", "parquet"):
         return InputError(
             "{source}: no {kind} file that can be read ({reason}). Save its text as .txt.",

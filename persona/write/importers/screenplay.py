@@ -47,6 +47,7 @@ TITLE = "Screenplay or chat log"
 OPTIONS = frozenset({"speakers", "actions", "turns"})
 SPEAKER_NAME = re.compile(r"[^：:︰∶；;（）()\[\]【】{}<>\"“”「」『』=|，,。！？!?…~`\\\n]{1,40}")
 COLONS, COLON_TYPOS = "：:︰∶", "；;"
+NUMBERED = re.compile(r"^(Q|A|Question|Answer|问题|回答|问|答)\s?\d{1,4}(?=\s?[:：])")  # Q1: and A1: are Q: and A:
 SCENE_LINE = re.compile(
     r"(?:第\s?[0-9０-９一二三四五六七八九十百千零〇两]{1,6}\s?[集幕场場回章节節折出部卷话話](?:$|[\s：:.。、,，（(·—-].{0,60}$)"
     r"|场景\s?[0-9一二三四五六七八九十]{0,4}[：:\s]?.{0,60}$"
@@ -98,7 +99,8 @@ def sniff(source: SourceFile) -> float:
         return 0.0
     layout = detect_layout(enumerate(text.split("\n"), 1), text)
     often = [n for n in layout.speakers.values() if n > 1]
-    if len(layout.speakers) < 2 or layout.share < 0.25:
+    stamped = layout.chat and not layout.chat.weak and often  # then messages may be long
+    if len(layout.speakers) < 2 or layout.share < (0.05 if stamped else 0.25):
         return 0.0
     if layout.kind == "chat":
         return 0.9 if layout.share > 0.5 else 0.4
@@ -202,13 +204,13 @@ def split_name(line: str) -> tuple[str, str] | None:
 
 def parse_named_line(raw: str) -> NamedLine | None:
     """The line as a name and what follows it; whether the name is known is not checked."""
-    line = raw.strip()
+    line = NUMBERED.sub(r"\1", raw.strip())
     if line.startswith("**"):  # Markdown
         line = line.replace("**", "", 2)
     found = SPEAKER_NAME.match(line)
     if not found or not any(c.isalpha() for c in found[0]):
         return None
-    who, at, leads = found[0].strip(" \u3000_*-•"), found.end(), []
+    who, at, leads = found[0].strip(" \u3000_*-•#"), found.end(), []
     while line[at : at + 1] in tuple(OPEN_BRACKETS):
         end = next((i for i in range(at, min(len(line), at + MAX_DIRECTION)) if line[i] in CLOSE_BRACKETS), -1)
         if end < 0:

@@ -156,6 +156,8 @@ def pair_speeches(
         else:
             if persona.speaks(event.who) or persona.speaks_with_others(event.who):
                 asked = event.answers or previous
+                if event.answers:  # what was said before the other message is not known here
+                    history.clear()
                 for item in _pair_reply(event, asked, gap_reason, persona, source, options, brackets, tuple(history)):
                     if isinstance(item, Pair):
                         history.append((item.instruction, item.output))

@@ -14,7 +14,7 @@ from persona.store.csv_safety import escape_formula, unescape_formula
 from persona.store.pairs import Pair
 from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey, messages
 from persona.write.importers.chat_shapes import find_keys
-from persona.write.importers.columns import assign_columns, guess_columns, resolve_columns, row_to_pairs
+from persona.write.importers.columns import assign_columns, guess_columns, is_texts, resolve_columns, row_to_pairs
 from persona.write.importers.decode_table import MAX_COLUMNS
 from persona.write.importers.packed_table import SIGNATURES, cell_text, read_parquet, read_sheet, too_many_columns
 from persona.write.importers.rows import (
@@ -28,6 +28,7 @@ from persona.write.importers.rows import (
 )
 from persona.write.importers.text_source import SourceFile
 from persona.write.importers.turns import (
+    CONVERSATION_KEYS,
     RENDERED_KEYS,
     explain_unmarked_text,
     find_turns,
@@ -50,6 +51,9 @@ MAX_HEADING = 60  # characters of a column's name in words, and of a name in a c
 MIN_NAMED_ROWS = 4  # with fewer rows, a value that comes again says nothing
 SENTENCE_ENDS = ("?", "!", ".", "。", "？", "！", "…")
 _NUMBER = re.compile(r"[-+]?[\d.,:/ -]+%?")
+_CODE = re.compile(r"(?=[^\d/]{0,80}(?:\d|://))[!-~]{1,300}")  # an id, an address: no space, but a digit
+_SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n")  # the first line that Excel writes to say its delimiter
+MAX_TITLE_LINES = 10  # lines above the header that fill one cell only
 _CSV_ERRORS = {
     "unexpected end of data": Message("a quote is opened and never closed"),
     "expected after": Message("a quote is not doubled"),
@@ -105,7 +109,7 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     def to_pairs(row: dict[str, Any], place: str) -> RowPairs:
         if has_conversations:
             return messages.row_to_pairs(row, place, options)
-        fields = {name: cell_text(value) for name, value in row.items()}
+        fields = {name: value if is_texts(value) else cell_text(value) for name, value in row.items()}
         history = columns.get("history", "")
         if history in row:
             fields[history] = _parse_history(row[history])
@@ -140,8 +144,12 @@ def open_table(source: SourceFile) -> tuple[list[str], Iterator[SourceRow | Skip
     if kind == "parquet":
         return read_parquet(source)
     cells: Iterator[SourceRow | SkippedRow] = _read_csv(source) if kind == "csv" else read_sheet(source)
-    header = next(cells, None)
-    if not isinstance(header, SourceRow) or (len(header.value) < 2 and not _is_text_header(header.value)):
+    header, titles = next(cells, None), list[SourceRow | SkippedRow]()
+    while isinstance(header, SourceRow) and _is_title(header.value) and len(titles) < MAX_TITLE_LINES:
+        titles.append(SkippedRow(header.line, Message("a line above the table"), truncate_text(header.text)))
+        header = next(cells, None)
+    cells = chain(titles, cells)
+    if not isinstance(header, SourceRow) or not _may_be_header(header.value):
         raise InputError("{source}: no table: its first line does not name two columns or more.", source=source.name)
     if len(header.value) > MAX_COLUMNS:
         raise too_many_columns(source, len(header.value))
@@ -162,9 +170,14 @@ def open_table(source: SourceFile) -> tuple[list[str], Iterator[SourceRow | Skip
     return names, _name_cells(names, cells)
 
 
-def _is_text_header(cells: list[Any]) -> bool:
-    """Whether a table's one column is of whole texts."""
-    return [cell_text(cell).strip() for cell in cells] in ([name] for name in RENDERED_KEYS)
+def _is_title(cells: list[Any]) -> bool:
+    """Whether a line above the header fills one cell only; a column of whole conversations is a table by itself."""
+    return sum(bool(cell_text(cell).strip()) for cell in cells) < 2 and not _may_be_header(cells[:1])
+
+
+def _may_be_header(cells: list[Any]) -> bool:
+    alone = cell_text(cells[0]).strip().lower() if cells else ""
+    return len(cells) > 1 or alone in (*CONVERSATION_KEYS, *RENDERED_KEYS)
 
 
 def _is_data(cells: list[Any]) -> bool:
@@ -220,15 +233,29 @@ def _guess_mapping(names: list[str], found: Iterator[SourceRow | SkippedRow | Im
 
 
 def _text_columns(names: list[str], head: list[SourceRow | SkippedRow | ImportNote]) -> list[str]:
-    """The columns that hold text; none where one is of names or data, so that their order says nothing."""
+    """The columns that hold text, of two the one with more questions first.
+
+    None where that is not sure, or where one is of names or data.
+    """
     rows = _row_values(head)
     texts = find_text_columns(names, rows) if not find_keys(dict.fromkeys(names)) else []
     unsure = (holds_names(n, rows) or any(str(r.get(n)).lstrip()[:2] in ("[{", '{"') for r in rows) for n in texts)
-    return [] if any(unsure) else texts
+    if any(unsure):
+        return []
+    if len(texts) != 2 or guess_columns(texts):
+        return texts
+    first, second = (sum(str(r.get(n)).rstrip().endswith(("?", "？")) for r in rows) for n in texts)
+    return [] if first == second else texts if first > second else texts[::-1]
 
 
 def find_text_columns(names: list[str], rows: list[dict[str, Any]]) -> list[str]:
-    return [n for n in names if any(isinstance(v := r.get(n), str) and v and not _NUMBER.fullmatch(v) for r in rows)]
+    return [
+        n
+        for n in names
+        if any(
+            isinstance(v := r.get(n), str) and v and not _NUMBER.fullmatch(v) and not _CODE.fullmatch(v) for r in rows
+        )
+    ]
 
 
 def holds_names(name: str, rows: list[dict[str, Any]]) -> bool:
@@ -278,7 +305,7 @@ def _read_csv(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
                     line += len(taken)
                     read += sum(map(len, taken[1:]))
                 continue
-            if any(cells):
+            if any(cells) and not (line == 1 and _SEPARATOR_LINE.match(taken[0].lstrip("\ufeff"))):
                 yield SourceRow(line, cells, "".join(taken))
             line += len(taken)
             read += sum(map(len, taken))
@@ -298,9 +325,11 @@ def _feed(file: TextIO, waiting: deque[str], taken: list[str]) -> Iterator[str]:
 
 def _delimiter(source: SourceFile) -> str:
     """The delimiter with which the first line names most fields of a pair; else the one that cuts lines most evenly."""
-    head = source.head()
+    head = source.head().lstrip("\ufeff")
+    if said := _SEPARATOR_LINE.match(head):
+        return said[1]
     first = head.split("\n", 1)[0]
-    if _is_text_header([first]):
+    if _may_be_header([first]):
         return ","
     named = {d: len(guess_columns(name.strip('" \t') for name in first.split(d))) for d in DELIMITERS if d in first}
     if any(named.values()):

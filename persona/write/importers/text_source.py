@@ -40,6 +40,7 @@ ZIP = b"PK\x03\x04"
 BINARY = (ZIP, b"PAR1", b"\x89PNG")  # files that are read by their own decoders
 HEAD_BYTES = 65_536  # bytes that sniffing and guessing look at
 SHORT_BYTES = 1_000  # bytes; on fewer, charset-normalizer is wrong about Chinese more often than right
+MIN_HANGUL = 8  # characters; about half of the frequent Chinese ones are Hangul in EUC-KR
 MAX_SOURCE_BYTES = 2_000_000_000  # of a file to import; 100,000 pairs have some 50 million
 MAX_LINE = 4 * MAX_CHARACTERS  # characters; a longer line is read in pieces, so that memory stays flat
 
@@ -162,12 +163,24 @@ def _encoding_if_utf8(f) -> str:
 def _guess_encoding(start: bytes) -> str:
     from charset_normalizer import from_bytes
 
+    text = start.decode("utf-8", "replace")
+    bad = text.count("\ufffd")
+    if b"\0" not in start and 0 < 2 * bad <= sum(c > "\x7f" for c in text) - bad:
+        return "utf-8"  # with some bytes of another encoding, as of joined files: counted, and shown as \\xNN
     if len(start) < SHORT_BYTES:
+        if _is_hangul(start):
+            return "euc_kr"
         for encoding, first, last in (("gb18030", 0xB0, 0xD7), ("big5", 0xA4, 0xC6)):
             if _is_common_chinese(start, encoding, first, last):
                 return encoding
     best = from_bytes(start, cp_isolation=list(GUESSED_ENCODINGS)).best()
     return best.encoding if best else "utf-8"  # binary: no importer will accept it
+
+
+def _is_hangul(start: bytes) -> bool:
+    """Whether the text is Korean: as GB 18030 its bytes would be frequent Chinese characters too."""
+    other = [c for c in start.decode("euc_kr", "replace") if not c.isascii()]
+    return len(other) >= MIN_HANGUL and sum("가" <= c <= "힣" for c in other) >= 0.95 * len(other)
 
 
 def _is_common_chinese(start: bytes, encoding: str, first: int, last: int) -> bool:

@@ -1,20 +1,25 @@
 """The turns of a conversation in a row of data, under whatever names: who, text, and whether the reply is learned."""
 
+import ast
 import json
 import re
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from persona.errors import InputError
+from persona.errors import InputError, Message
 
-CONVERSATION_KEYS = ("conversations", "conversation", "messages", "dialogue", "dialog", "dialogues", "turns", "chosen")
+CONVERSATION_KEYS = (
+    *("conversations", "conversation", "messages", "dialogue", "dialog", "dialogues", "turns", "chosen"),
+    *("chat_messages", "contents", "internal"),
+)
 RENDERED_KEYS = ("text", "conversation", "conversations", "chat", "chosen", "content", "prompt")
 ROLE_KEYS = ("from", "role", "speaker", "author", "sender", "name", "character", "user")
-CONTENT_KEYS = ("value", "content", "text", "message", "utterance", "line")
+CONTENT_KEYS = ("value", "content", "text", "message", "utterance", "line", "parts")
 USER_FLAGS = ("is_human", "is_user")  # PIPPA's and others' way to name the sides
 NOT_LEARNED = {"weight": 0, "train": False, "loss": False}  # OpenAI's, Axolotl's and ms-swift's: kept as context only
 USER, PERSONA, SYSTEM = "user", "persona", "system"
+TOOL_ROLES = ("tool", "function", "observation", "function_call", "function_response", "tool_call", "tool_response")
 ROLES = {
     **dict.fromkeys(("human", "user", "prompter", "instruction", "{{user}}", "指令", "问题", "用户"), USER),
     **dict.fromkeys(
@@ -22,8 +27,13 @@ ROLES = {
          "回答", "回复", "助手"), PERSONA
     ),
     **dict.fromkeys(("system", "developer", "系统"), SYSTEM),
+    **dict.fromkeys(TOOL_ROLES, PERSONA),  # what comes of it is part of the reply, which then cannot be learned
 }  # fmt: skip
 MAX_JSON_TEXT = 2_000_000  # characters of a conversation that stands in a row as a text
+MAX_PYTHON_TEXT = 200_000  # as Python writes a list, which pandas puts into a CSV file
+TEXT_PARTS = ("text", "input_text", "output_text")  # OpenAI's and Anthropic's types of a part that is text
+THOUGHTS = ("thinking", "redacted_thinking", "reasoning")  # parts that are no part of the reply
+USES_TOOL = Message("the reply uses a tool, whose answer no pair can hold")
 
 # a conversation as one text: the marks of Guanaco, Vicuna, ChatML, Llama, Gemma, Zephyr and Alpaca, in Chinese too;
 # Alpaca's "### Input:" is no turn: it stays with what is asked
@@ -44,11 +54,12 @@ _ENDS = re.compile(
 
 
 class Turn(NamedTuple):
-    """learned: False where the row says that this reply is context only."""
+    """learned: False where the row says that this reply is context only. problem: why it can be in no pair."""
 
     side: str
     text: str
     learned: bool = True
+    problem: str = ""
 
 
 def find_turns(row: Any) -> list[Any]:
@@ -65,6 +76,10 @@ def _locate_turns(row: dict[str, Any]) -> tuple[tuple[str, ...], list[Any]]:
     """The keys that hold the conversation, and its turns; both empty when there is none."""
     if isinstance(row.get("mapping"), dict):
         return ("mapping", "current_node"), list(_walk_mapping(row))
+    if isinstance(row.get("prompt"), dict) and "replies" in row["prompt"]:
+        return ("prompt",), list(_walk_replies(row["prompt"]))
+    if winner := {"model_a": "conversation_a", "model_b": "conversation_b"}.get(str(row.get("winner"))):
+        return (winner, "winner"), _as_list(row.get(winner))
     for key in CONVERSATION_KEYS:
         if listed := _as_list(row.get(key)):
             return (key,), _expand_exchanges(listed)
@@ -89,18 +104,29 @@ def _walk_mapping(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 yield {"role": author["role"], "content": text}
 
 
+def _walk_replies(node: Any) -> Iterator[dict[str, Any]]:
+    """OpenAssistant's tree from its root, at each message on to the reply of the best rank."""
+    while isinstance(node, dict):
+        yield node
+        replies = [reply for reply in node.get("replies") or () if isinstance(reply, dict)]
+        node = min(replies, key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0), default=None)
+
+
 def _as_list(value: Any) -> list[Any]:
-    """A list that is not empty, also where it stands in the row as JSON text."""
+    """A list that is not empty, also where it stands in the row as the text of JSON, or of Python."""
     if isinstance(value, str) and value.lstrip()[:1] == "[" and len(value) <= MAX_JSON_TEXT:
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            is_python = value.lstrip()[1:].lstrip()[:2] == "{'" and len(value) <= MAX_PYTHON_TEXT
+            value = ast.literal_eval(value.strip()) if is_python else json.loads(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             return []
     return value if isinstance(value, list) and value else []
 
 
 def _expand_exchanges(turns: list[Any]) -> list[Any]:
-    """XTuner's objects of system, input and output as turns; others as they are."""
+    """XTuner's objects of system, input and output, and lists of a message and its reply, as turns."""
+    if all(isinstance(t, list) and len(t) == 2 and all(isinstance(x, str) for x in t) for t in turns):
+        return [{"role": role, "content": x} for t in turns for role, x in zip(("user", "assistant"), t, strict=True)]
     if not all(isinstance(t, dict) and isinstance(t.get("output"), str) and "input" in t for t in turns):
         return turns
     expanded: list[Any] = []
@@ -189,26 +215,49 @@ def parse_turns(turns: list[Any]) -> list[Turn]:
                 who=f"{turn.get(_find(turn, ROLE_KEYS))!r:.40}",
             )
         learned = all(turn.get(key) is None or turn[key] != off for key, off in NOT_LEARNED.items())
-        parsed.append(Turn(side, turn_text(turn.get(_find(turn, CONTENT_KEYS)), number), learned))
+        text, problem = turn_text(turn, number)
+        parsed.append(Turn(side, text, learned, problem))
     return parsed
 
 
-def turn_text(value: Any, number: int) -> str:
-    """The text of a turn: a string, or OpenAI's list of text parts. Raises InputError."""
+def turn_text(turn: dict[str, Any], number: int) -> tuple[str, str]:
+    """(text, why it can be in no pair) of a turn: a string, or a list of parts. Raises InputError where it has none."""
+    who, value = turn.get(_find(turn, ROLE_KEYS)), turn.get(_find(turn, CONTENT_KEYS))
+    if turn.get("tool_calls") or turn.get("function_call") or (isinstance(who, str) and who.lower() in TOOL_ROLES):
+        return "", USES_TOOL
     if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value:
-        for part in value:
-            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                kind = part.get("type") if isinstance(part, dict) else part
-                raise InputError(
-                    "turn {number} has a part that is not text: {kind}", number=number, kind=f"{kind!r:.40}"
-                )
-        return "\n".join(part["text"] for part in value)
-    raise InputError("turn {number} has no text", number=number)
+        return value, ""
+    if not isinstance(value, list) or not value:
+        raise InputError("turn {number} has no text", number=number)
+    texts = list[str]()
+    for part in value:
+        kind = part.get("type", "text" if "text" in part else "") if isinstance(part, dict) else "text"
+        text = part.get("text") if isinstance(part, dict) else part
+        if kind in TEXT_PARTS and isinstance(text, str):
+            texts += [text] * (not isinstance(part, dict) or not part.get("thought"))
+        elif kind not in THOUGHTS:
+            shown = kind or (next(iter(part), "") if isinstance(part, dict) else part)
+            why = Message("turn {number} has a part that is not text: {kind}", number=number, kind=f"{shown!r:.40}")
+            return "", why
+    return "\n".join(texts), ""
+
+
+def has_thoughts(turn: dict[str, Any]) -> bool:
+    parts = turn.get(_find(turn, CONTENT_KEYS))
+    return isinstance(parts, list) and any(
+        isinstance(part, dict) and (part.get("type") in THOUGHTS or part.get("thought")) for part in parts
+    )
 
 
 def merge_turns(turns: list[Turn]) -> list[Turn]:
     """Turns of one side that follow each other as one turn, learned where all of them are."""
     groups = (list(same) for _, same in groupby(turns, key=lambda turn: turn.side))
-    return [Turn(t[0].side, "\n".join(x.text for x in t), all(x.learned for x in t)) for t in groups]
+    return [
+        Turn(
+            t[0].side,
+            "\n".join(x.text for x in t),
+            all(x.learned for x in t),
+            next((x.problem for x in t if x.problem), ""),
+        )
+        for t in groups
+    ]
