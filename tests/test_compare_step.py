@@ -365,8 +365,8 @@ def test_files_are_named_after_persona_and_run(run, chosen):
 def test_questions_to_try_were_not_trained_on(run, chosen):
     """A probe that is a training pair is left out, whatever its capitals."""
     (trained,) = [r.pair.instruction for r in run.rows() if not r.held_out]
-    card = run.adapter / "persona.json"
-    card.write_text(json.dumps({**json.loads(card.read_text()), "probes": [trained.upper(), "Is it late?"]}))
+    probes = (trained.upper(), "Is it late?")
+    persona_folder.update_card(persona_folder.find_persona("mags"), lambda _: {"probes": probes})
     unseen = [r.pair.instruction for r in run.rows() if r.held_out]
     assert voice_picker.unseen_questions(chosen) == ["Is it late?", *unseen]
 

@@ -15,14 +15,6 @@ from persona.write.lint.finding import normalize_text
 MAX_SAMPLES = 6
 
 
-def find_persona_card(adapter: Path) -> PersonaCard | None:
-    """The card of the persona that the adapter's run belongs to (PERSONA/runs/RUN/adapter); None outside of one."""
-    above = adapter.resolve().parents
-    if len(above) < 3 or above[1].name != "runs" or not (above[2] / "persona.json").is_file():
-        return None
-    return parse_card(read_json(above[2] / "persona.json", Message("a persona")), str(above[2] / "persona.json"))
-
-
 def refresh_model_card(adapter: Path, persona: PersonaCard | None = None) -> None:
     """Rewrite persona.json and README.md of an adapter that is still in the folder of its run.
 

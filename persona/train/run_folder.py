@@ -229,6 +229,14 @@ def list_runs(persona: Persona) -> list[Run]:
     return sorted(runs, key=lambda r: r.name, reverse=True)
 
 
+def find_persona_card(adapter: Path) -> PersonaCard | None:
+    """The card of the persona that the adapter's run belongs to (PERSONA/runs/RUN/adapter); None outside of one."""
+    above = adapter.resolve().parents
+    if len(above) < 3 or above[1].name != "runs" or not (above[2] / "persona.json").is_file():
+        return None
+    return parse_card(read_json(above[2] / "persona.json", Message("a persona")), str(above[2] / "persona.json"))
+
+
 def open_run(path: Path) -> Run:
     """The run at `path`. Raises RunError where there is none."""
     run = Run(path.expanduser().resolve())

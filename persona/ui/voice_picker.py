@@ -163,10 +163,10 @@ def find_card(chosen: str) -> PersonaCard:
 def unseen_questions(chosen: str) -> list[str]:
     """Questions that the adapter was not trained on, one line each: its probes, then held-out ones of its run.
 
-    Of an adapter from elsewhere, whose pairs are not known: its probes. None where the run's own pairs cannot be read.
-    Raises PersonaError when nothing is chosen.
+    The probes of a run are the persona's as they are now. Of an adapter from elsewhere, whose pairs are not known: its
+    own. None where the run's own pairs cannot be read. Raises PersonaError when nothing is chosen.
     """
-    ref, questions = AdapterRef.parse_id(chosen), list(find_adapter(chosen).card.probes)
+    ref, questions = AdapterRef.parse_id(chosen), list(find_card(chosen).probes)
     if ref.kind is RefKind.RUN:
         run = run_folder.Run(persona_folder.find_persona(ref.name).path / "runs" / ref.run)
         try:

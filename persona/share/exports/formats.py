@@ -70,9 +70,10 @@ def _export_weights(
     if form is ExportFormat.zip:
         from persona.share import refresh_card
         from persona.share.exports import new_output
+        from persona.train.run_folder import find_persona_card
 
         new_output.require_new(out)
-        refresh_card.refresh_model_card(folder, refresh_card.find_persona_card(folder))
+        refresh_card.refresh_model_card(folder, find_persona_card(folder))
         packed = archive.pack_adapter(folder, out)
         return {"file": str(packed), "bytes": packed.stat().st_size}
     from persona.compare import session

@@ -1,6 +1,7 @@
-"""Write, tab Who it is: name, system prompt, greeting, source and rights; delete and restore the persona."""
+"""Write, tab Who it is: the fields and lists of the card; delete and restore the persona."""
 
 from html import escape
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -9,7 +10,9 @@ from persona.store import files, persona_folder, workspace
 from persona.ui.chosen import persona_dropdown
 from persona.ui.i18n import t
 from persona.ui.notices import show_info
-from persona.ui.page import open_current_persona
+from persona.ui.page import Page, open_current_persona
+from persona.ui.steps.write.card_lists import CardList, ListView, show_list
+from persona.ui.steps.write.probes_editor import PROBES, build_probes
 
 # field of the card → its label
 CARD_FIELDS = {
@@ -56,8 +59,28 @@ def restore_persona(trashed: str) -> str:
     return persona_folder.restore_persona(files.safe_join(workspace.current_workspace() / "trash", trashed)).slug
 
 
-def build_card_tab() -> tuple[dict[str, gr.Textbox], gr.HTML, gr.Button]:
-    """The tab: the fields of the card by name, the notice, and the button that deletes the persona."""
+class CardTab(NamedTuple):
+    """The components of the tab. fields: of the card, by name; probe_taken: event, after which a pair may be gone."""
+
+    fields: dict[str, gr.Textbox]
+    notice: gr.HTML
+    lists: list[ListView]
+    probe_taken: Any
+    delete: gr.Button
+
+    def flat_lists(self) -> list[Any]:
+        return [component for view in self.lists for component in view.flat()]
+
+
+LISTS: tuple[CardList, ...] = (PROBES,)
+
+
+def load_lists(slug: str) -> list[Any]:
+    """The values of CardTab.flat_lists: every list as it is on disk, with nothing in its form."""
+    return [value for of in LISTS for value in show_list(of, slug)]
+
+
+def build_card_tab(page: Page) -> CardTab:
     about = {
         "system": t("Part of every training row and every chat. Keep it short."),
         "greeting": t("Said before the first question."),
@@ -71,4 +94,7 @@ def build_card_tab() -> tuple[dict[str, gr.Textbox], gr.HTML, gr.Button]:
         for name, label in CARD_FIELDS.items()
     }
     notice = gr.HTML(elem_classes="status")
-    return fields, notice, gr.Button(t("Delete this persona"), size="sm", variant="stop", scale=0)
+    with gr.Accordion(t("Questions that test it (probes)"), open=False, elem_id="probes-section"):
+        probes, probe_taken = build_probes(page)
+    delete = gr.Button(t("Delete this persona"), size="sm", variant="stop", scale=0)
+    return CardTab(fields, notice, [probes], probe_taken, delete)
