@@ -8,12 +8,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 
 from persona.errors import InputError, Message, describe_validation_error, join
 from persona.store import quotas
+from persona.store.character_book import CharacterBook
 from persona.store.cjk import HAN
 from persona.store.files import (
     expand_home,
@@ -30,7 +31,8 @@ from persona.store.files import (
 from persona.store.pairs import BadLine, Pair, count_characters, read_pairs, scan_pairs, write_pairs
 from persona.store.workspace import EXAMPLES_DIR, current_workspace
 
-MAX_NAME, MAX_SYSTEM, MAX_GREETING = 80, 4_000, 2_000  # characters
+MAX_NAME, MAX_SYSTEM, MAX_GREETING = 80, 4_000, 10_000  # characters
+MAX_GREETINGS = 100
 
 
 class SamplingDefaults(BaseModel):
@@ -91,6 +93,28 @@ class PersonaCard(BaseModel):
     probe_rules: tuple[ProbeRule, ...] = Field(
         default=(), description="what the answer to a probe must or must not mention"
     )
+    alternate_greetings: tuple[Annotated[str, Field(max_length=MAX_GREETING)], ...] = Field(
+        default=(), max_length=MAX_GREETINGS, exclude_if=lambda v: not v, description="greetings to choose from instead"
+    )
+    post_history_instructions: str = Field(
+        default="", max_length=MAX_SYSTEM, exclude_if=lambda v: not v, description="stands after the conversation"
+    )
+    character_book: CharacterBook | None = Field(
+        default=None, exclude_if=lambda v: v is None, description="texts that join the prompt when their keys are said"
+    )
+    book_in_training: bool = Field(
+        default=False,
+        exclude_if=lambda v: not v,
+        description="book entries and post-history instructions are part of training rows too",
+    )
+    nickname: str = Field(
+        default="", max_length=MAX_NAME, exclude_if=lambda v: not v, description="stands for {{char}}"
+    )
+
+    @property
+    def greetings(self) -> tuple[str, ...]:
+        """Every greeting, the default one first."""
+        return tuple(filter(None, (self.greeting, *self.alternate_greetings)))
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,9 @@ def _export_pairs(path: Path, out: Path, form: ExportFormat, options: ExportOpti
     material = load_material(path)
     if form is ExportFormat.dataset:
         return trainer_configs.export_dataset(material, out)
-    return character_card.export_card(material.card, material.pairs, out, options.version, options.picture)
+    return character_card.export_card(
+        material.card, material.pairs, out, options.version, options.picture, kept=material.kept
+    )
 
 
 def _export_weights(
