@@ -8,11 +8,14 @@ import pytest
 from persona.errors import InputError
 from persona.judge.probes import find_broken_rules
 from persona.store import edit_history
+from persona.store.character_book import BookEntry
 from persona.store.pairs import Pair
-from persona.store.persona_folder import PersonaCard, ProbeRule, create_persona_at, default_card, free_path
+from persona.store.persona_folder import PersonaCard, ProbeRule, create_persona_at, default_card, free_path, update_card
 from persona.train.run_folder import Run
-from persona.ui.steps.write import card_lists, probes_editor
+from persona.ui.steps.write import book_editor, card_lists, card_tab, probes_editor
+from persona.ui.steps.write.book_editor import BOOK, EntryForm
 from persona.ui.steps.write.card_lists import ChosenItem
+from persona.ui.steps.write.greetings_editor import GREETINGS
 from persona.ui.steps.write.probes_editor import PROBES
 from persona.write.probe_suggestions import suggest_probes
 
@@ -109,3 +112,60 @@ def test_a_held_out_pair_that_becomes_a_probe_is_no_pair_any_more(ada):
     assert ada.pairs() == [pairs[1]]
     edit_history.undo(ada)
     assert ada.pairs() == pairs
+
+
+# ---- greetings and book
+
+
+def test_greetings_are_edited(ada):
+    card_lists.save_item(GREETINGS, "ada", ChosenItem(), " Ahoy, {{user}}. ")
+    card_lists.save_item(GREETINGS, "ada", ChosenItem(), "Hm.")
+    assert ada.card().alternate_greetings == ("Ahoy, {{user}}.", "Hm.")
+    click(GREETINGS, "ada", "delete", 0)
+    assert ada.card().alternate_greetings == ("Hm.",)
+    for text in (" ", "x" * 10_001):
+        with pytest.raises(InputError, match="1 to 10,000"):
+            card_lists.save_item(GREETINGS, "ada", ChosenItem(), text)
+
+
+def test_an_entry_keeps_what_the_form_does_not_show(ada):
+    raw = {"keys": ["cat"], "content": "Bosun.", "case_sensitive": None, "extensions": {"a": 1}, "id": 7}
+    update_card(ada, lambda _: {"character_book": {"name": "B", "entries": [raw]}})
+    chosen, form = click(BOOK, "ada", "edit", 0)[1], EntryForm(*click(BOOK, "ada", "edit", 0)[3:])
+    assert (form.keys, form.enabled, form.position) == ("cat", True, "after_char")
+    card_lists.save_item(BOOK, "ada", chosen, *form)
+    assert ada.card().character_book.model_dump(mode="json") == {"name": "B", "entries": [raw]}
+    edited = form._replace(keys="cat\nBosun", secondary_keys="ship\n", selective=True, insertion_order=3)
+    card_lists.save_item(BOOK, "ada", chosen, *edited)
+    assert ada.card().character_book.model_dump(mode="json")["entries"] == [
+        raw | {"keys": ["cat", "Bosun"], "secondary_keys": ["ship"], "selective": True, "insertion_order": 3}
+    ]
+
+
+def test_an_entry_is_added_and_one_that_could_never_join_is_refused(ada):
+    new = EntryForm(keys="sea", content="Cold.")
+    card_lists.save_item(BOOK, "ada", ChosenItem(), *new)
+    (entry,) = ada.card().character_book.entries
+    assert entry == BookEntry(keys=("sea",), content="Cold.", enabled=True, insertion_order=100)
+    for form, wrong in ((new._replace(keys=" "), "needs a key"), (new._replace(content=""), "1 to 20,000"),
+                        (new._replace(keys="\n".join(map(str, range(300)))), "keys")):  # fmt: skip
+        with pytest.raises(InputError, match=wrong):
+            card_lists.save_item(BOOK, "ada", ChosenItem(), *form)
+    card_lists.save_item(BOOK, "ada", ChosenItem(), *EntryForm(content="Always.", constant=True))
+    assert len(ada.card().character_book.entries) == 2
+
+
+def test_how_a_book_is_searched_is_saved_where_it_differs(ada):
+    assert book_editor.load_settings("ada") == (2, 1_024, False, False)
+    book_editor.save_settings("ada", 2, 1_024, False, False)
+    assert ada.card().character_book is None, "nothing was changed"
+    book_editor.save_settings("ada", 5, 1_024, False, True)
+    assert ada.card().book_in_training and ada.card().character_book.model_dump() == {"scan_depth": 5}
+    assert book_editor.load_settings("ada") == (5, 1_024, False, True)
+
+
+def test_every_list_is_loaded_for_the_page(ada):
+    page = card_tab.load_lists("ada")
+    assert len(page) == sum(3 + n for n in (1, len(EntryForm._fields), 3)) + 4 and len(card_tab.load_lists("")) == len(
+        page
+    )

@@ -17,7 +17,16 @@ from persona.ui.steps import share, template
 from persona.ui.steps.compare import base_note, blind_vote_tab, chat_tab
 from persona.ui.steps.share import export_tab
 from persona.ui.steps.train import run_view, settings_form
-from persona.ui.steps.write import card_tab, import_tab, lint_tab, pairs_tab, pairs_table, probes_editor, suggest_tab
+from persona.ui.steps.write import (
+    book_editor,
+    card_tab,
+    import_tab,
+    lint_tab,
+    pairs_tab,
+    pairs_table,
+    probes_editor,
+    suggest_tab,
+)
 from persona.write.importers import registry
 
 UI = Path(i18n.__file__).parent
@@ -41,6 +50,7 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("steps/compare/blind_vote_tab.py", "label"): set(blind_vote_tab.VOTE_CHOICES.values()),
     ("steps/write/card_tab.py", "CARD_FIELDS[name]"): set(card_tab.CARD_FIELDS.values()),
     ("steps/write/card_tab.py", "label"): set(card_tab.CARD_FIELDS.values()),
+    ("steps/write/book_editor.py", "label"): set(book_editor.POSITIONS.values()),
     ("steps/write/probes_editor.py", "KIND_TITLES[s.kind]"): set(probes_editor.KIND_TITLES.values()),
     ("steps/write/lint_tab.py", "RULE_TITLES.get(rule) or rule.replace('-', ' ').capitalize()"): {
         lint_tab.RULE_TITLES.get(r) or r.replace("-", " ").capitalize() for r in rules()

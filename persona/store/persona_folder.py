@@ -4,11 +4,11 @@ import re
 import shutil
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 
@@ -173,13 +173,23 @@ class Persona:
 
 def parse_card(value: dict[str, Any], place: str) -> PersonaCard:
     """Raises InputError naming every field of `value` that is wrong."""
+    return check_model(PersonaCard, value, place)
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def check_model(model: type[T], value: Mapping[str, Any], place: str = "") -> T:
+    """`value` as that part of a card. Raises InputError naming every field that is wrong. place: where it stands."""
     try:
-        return PersonaCard.model_validate(value)
+        return model.model_validate(value)
     except ValidationError as e:
         wrong = [
             Message("'{field}': {problem}", field=".".join(map(str, x["loc"])), problem=describe_validation_error(x))
             for x in e.errors()
         ]
+        if not place:
+            raise InputError("{problems}.", problems=join("; ", wrong)) from e
         raise InputError("{place}: {problems}. Correct it there.", place=place, problems=join("; ", wrong)) from e
 
 

@@ -23,6 +23,7 @@ from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.share.open_adapter import attach, open_adapter, opened_dir
 from persona.store import deployment, files, persona_folder, workspace
 from persona.store.persona_folder import PersonaCard
+from persona.template.character_prompt import CharacterPrompt, estimate_tokens
 from persona.template.chat_template import build_messages
 from persona.train import run_folder, snapshots
 from persona.ui.i18n import localized, t
@@ -56,7 +57,11 @@ class Comparison:
         """
         if self.model is None:
             url, key = remote.configured_server() or ("", "")
-            chats = [build_messages(r.system, h, question) for r, h in zip(self.records, histories, strict=True)]
+            character = CharacterPrompt.of(self.card)
+            chats = []
+            for record, history in zip(self.records, histories, strict=True):
+                parts = character.compose(record.system, history, question, estimate_tokens)
+                chats.append(build_messages(parts.system, history, question, late_system=parts.late))
             yield from remote.stream_remote(url, key, self.voices, chats, sampling)
             return
         columns = [v.render_column(h, question) for v, h in zip(self.voices, histories, strict=True)]
@@ -334,7 +339,8 @@ def _open_column(
     label = _label(ref, main_ref)
     if ref.kind in (RefKind.BASE, RefKind.BASE_WITH_PROMPT):
         kind, system = ("base", "") if ref.kind is RefKind.BASE else ("prompt", main.card.system)
-        voice = Voice(label, NO_ADAPTER, session.renderer_of(main, model.tokenizer, system))
+        given = None if kind == "prompt" else system
+        voice = Voice(label, NO_ADAPTER, session.renderer_of(main, model.tokenizer, given))
         return voice, VoiceRecord(kind, label, system=system)
     if ref.kind is RefKind.BLEND:  # both at once, asked with the main one's template and prompt
         share, other = ref.parts[0].strength, ref.parts[1]

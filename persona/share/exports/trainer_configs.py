@@ -16,6 +16,7 @@ from persona.share.exports import new_output
 from persona.share.exports.material import ExportMaterial
 from persona.store.files import slugify, to_json, write_atomic
 from persona.store.pairs import Pair, find_unfinished
+from persona.template.character_prompt import resolve_system
 from persona.template.chat_template import ChatTemplate, build_messages, read_template
 from persona.train.config import RunConfig
 
@@ -52,9 +53,10 @@ def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
     sets = {k: v for k, v in sets.items() if v}
     with new_output.create_output(out) as folder:
         folder.mkdir()
+        system = resolve_system(material.card)
         for key, pairs in sets.items():
-            write_atomic(folder / f"{key}.json", to_json([_alpaca(p, material.card.system) for p in pairs]))
-            lines = (json.dumps(_messages(p, material.card.system), ensure_ascii=False) + "\n" for p in pairs)
+            write_atomic(folder / f"{key}.json", to_json([_alpaca(p, system) for p in pairs]))
+            lines = (json.dumps(_messages(p, system), ensure_ascii=False) + "\n" for p in pairs)
             write_atomic(folder / f"{key}.messages.jsonl", lines)
         template = material.template or read_template("chatml")
         write_atomic(folder / "chat_template.jinja", template.text)

@@ -34,14 +34,17 @@ class PersonaView(NamedTuple):
     welcome: Any
     editor: Any
     name: Any  # the fields of the card, in the order of CARD_FIELDS
+    language: Any
+    author: Any
     system: Any
     greeting: Any
+    post_history_instructions: Any
     source: Any
     rights: Any
     loaded_card: Any  # the fields as this window got them, see save_card
 
     def card_fields(self) -> list[Any]:
-        return [self.name, self.system, self.greeting, self.source, self.rights]
+        return [getattr(self, name) for name in CARD_FIELDS]
 
 
 class _Editor(NamedTuple):
@@ -60,7 +63,8 @@ class _Editor(NamedTuple):
 def load_persona(slug: str) -> PersonaView:
     """The welcome screen when no persona is open, else the editor with its card."""
     if not slug:
-        return PersonaView(gr.Column(visible=True), gr.Column(visible=False), "", "", "", "", "", ())
+        empty = dict.fromkeys(CARD_FIELDS, "")
+        return PersonaView(gr.Column(visible=True), gr.Column(visible=False), **empty, loaded_card=())
     card = open_current_persona(slug).card()
     fields = {name: getattr(card, name) for name in CARD_FIELDS}
     return PersonaView(gr.Column(visible=False), gr.Column(visible=True), **fields, loaded_card=tuple(fields.values()))

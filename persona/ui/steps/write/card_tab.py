@@ -11,13 +11,17 @@ from persona.ui.chosen import persona_dropdown
 from persona.ui.i18n import t
 from persona.ui.notices import show_info
 from persona.ui.page import Page, open_current_persona
+from persona.ui.steps.write.book_editor import BOOK, BookSettings, build_book, load_settings
 from persona.ui.steps.write.card_lists import CardList, ListView, show_list
+from persona.ui.steps.write.greetings_editor import GREETINGS, build_greetings
 from persona.ui.steps.write.probes_editor import PROBES, build_probes
 
 # field of the card → its label
 CARD_FIELDS = {
-    "name": "Name", "system": "System prompt", "greeting": "Greeting", "source": "Source", "rights": "Rights",
+    "name": "Name", "language": "Its language", "author": "Author", "system": "System prompt", "greeting": "Greeting",
+    "post_history_instructions": "After the conversation", "source": "Source", "rights": "Rights",
 }  # fmt: skip
+IN_ONE_ROW = ("name", "language", "author")
 
 
 def save_card(slug: str, loaded: tuple[str, ...], *fields: str) -> tuple[str, gr.Dropdown, tuple[str, ...]]:
@@ -65,36 +69,50 @@ class CardTab(NamedTuple):
     fields: dict[str, gr.Textbox]
     notice: gr.HTML
     lists: list[ListView]
+    book_settings: BookSettings
     probe_taken: Any
     delete: gr.Button
 
     def flat_lists(self) -> list[Any]:
-        return [component for view in self.lists for component in view.flat()]
+        return [*(component for view in self.lists for component in view.flat()), *self.book_settings]
 
 
-LISTS: tuple[CardList, ...] = (PROBES,)
+LISTS: tuple[CardList, ...] = (GREETINGS, BOOK, PROBES)
 
 
 def load_lists(slug: str) -> list[Any]:
     """The values of CardTab.flat_lists: every list as it is on disk, with nothing in its form."""
-    return [value for of in LISTS for value in show_list(of, slug)]
+    return [*(value for of in LISTS for value in show_list(of, slug)), *load_settings(slug)]
 
 
 def build_card_tab(page: Page) -> CardTab:
     about = {
         "system": t("Part of every training row and every chat. Keep it short."),
         "greeting": t("Said before the first question."),
+        "language": t("zh, en, …"),
+        "post_history_instructions": t("Post-history instructions: what the model reads last, before it answers."),
         "source": t("Where the text comes from."),
         "rights": t("Whose text it is, and under which licence. Needed to publish."),
     }
     fields = {
         name: gr.Textbox(
-            label=t(label), info=about.get(name), lines=2 if name == "system" else 1, elem_id=f"card-{name}"
+            label=t(label), info=about.get(name), lines=2 if name == "system" else 1, elem_id=f"card-{name}",
+            min_width=120, scale=3 if name == "name" else 1, render=False,
         )
         for name, label in CARD_FIELDS.items()
-    }
+    }  # fmt: skip
+    with gr.Row():
+        for name in IN_ONE_ROW:
+            fields[name].render()
+    for name in CARD_FIELDS:
+        if name not in IN_ONE_ROW:
+            fields[name].render()
     notice = gr.HTML(elem_classes="status")
+    with gr.Accordion(t("More greetings"), open=False, elem_id="greetings-section"):
+        greetings = build_greetings(page)
+    with gr.Accordion(t("Character book (lorebook)"), open=False, elem_id="book-section"):
+        book, settings = build_book(page)
     with gr.Accordion(t("Questions that test it (probes)"), open=False, elem_id="probes-section"):
         probes, probe_taken = build_probes(page)
     delete = gr.Button(t("Delete this persona"), size="sm", variant="stop", scale=0)
-    return CardTab(fields, notice, [probes], probe_taken, delete)
+    return CardTab(fields, notice, [greetings, book, probes], settings, probe_taken, delete)
