@@ -1,15 +1,21 @@
 """Nothing of a character is lost: import → edit → export → import, book, greetings and all that isn't used."""
 
+import base64
 import json
+import random
+import zipfile
 
 import pytest
+from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
 from persona.cli import app as cli_app
+from persona.errors import InputError
 from persona.store import kept_card
 from persona.store.character_book import CharacterBook, read_book
 from persona.store.persona_folder import open_persona, update_card
 from persona.write.importers.character_card import read_card, survey
+from persona.write.importers.registry import detect_format
 from persona.write.importers.text_source import open_source
 
 ENTRY = {
@@ -123,3 +129,89 @@ def test_any_book_is_read_as_far_as_it_can_be(name):
 
 def test_a_version_1_card_is_kept_too():
     assert read_card({"name": "Mags", "description": "d", "first_mes": "", "personality": ""}).name == "Mags"
+
+
+# ---- PNG and .charx
+
+
+def charx_file(path, members, **extra):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        for name, content in members.items():
+            out.writestr(name, content, **extra)
+    return path
+
+
+ASSETS = {
+    "assets/icon/images/main.png": b"\x89PNG not really",
+    "assets/other/code/a.lua": b"print(1)",
+    "module.risum": b"\0\1",
+}
+
+
+def test_a_charx_keeps_its_assets(tmp_path):
+    file = charx_file(tmp_path / "mags.charx", {"card.json": json.dumps(V3), **ASSETS})
+    assert detect_format(open_source(file)) == "character"
+    run("import", file, tmp_path / "mags")
+    update_card(open_persona(tmp_path / "mags"), lambda _: {"author": "Bo"})
+    run("export", tmp_path / "mags", tmp_path / "out.charx", "--as", "card")
+    with zipfile.ZipFile(tmp_path / "out.charx") as found:
+        data = json.loads(found.read("card.json"))["data"]
+        assert {name: found.read(name) for name in found.namelist() if name != "card.json"} == ASSETS
+    data["extensions"].pop("persona")
+    assert data == DATA | {"creator": "Bo"}
+    assert survey(open_source(tmp_path / "out.charx")).card.author == "Bo"
+
+
+def test_a_png_keeps_its_picture_and_assets(tmp_path):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("ccv3", base64.b64encode(json.dumps(V3).encode()).decode())
+    texts.add_text("chara-ext-asset_:a.lua", "cHJpbnQ=")
+    Image.new("RGB", (7, 9), (1, 2, 3)).save(tmp_path / "mags.png", pnginfo=texts)
+    run("import", tmp_path / "mags.png", tmp_path / "mags")
+    run("export", tmp_path / "mags", tmp_path / "out.png", "--as", "card")
+    with Image.open(tmp_path / "out.png") as found:
+        assert found.size == (7, 9) and found.getpixel((0, 0)) == (1, 2, 3)
+        assert found.info["chara-ext-asset_:a.lua"] == "cHJpbnQ=" and {"ccv3", "chara"} <= found.info.keys()
+    run("export", tmp_path / "mags", tmp_path / "out.charx", "--as", "card")
+    with zipfile.ZipFile(tmp_path / "out.charx") as archive:
+        assert (
+            json.loads(archive.read("card.json"))["data"]["assets"][0]["uri"] == "embeded://assets/icon/images/main.png"
+        )
+        with archive.open("assets/icon/images/main.png") as file, Image.open(file) as icon:
+            assert icon.size == (7, 9)
+
+
+def link(name):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0o120777 << 16
+    return info
+
+
+ATTACKS = {
+    "up": {"../card.json": "{}", "card.json": "{}"}, "absolute": {"/etc/x": "", "card.json": "{}"},
+    "drive": {"C:x": "", "card.json": "{}"}, "backslash": {"a\\..\\b": "", "card.json": "{}"},
+    "bomb": {"card.json": json.dumps(V3), "a.bin": bytes(40_000_000)}, "huge card": {"card.json": " " * 2_000_000},
+    "no card": {"deep/card.json": json.dumps(V3)}, "not JSON": {"card.json": b"\xff\xfe"},
+    "many": {**{f"a{n}": "" for n in range(2_001)}, "card.json": json.dumps(V3)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, "link", "cut", "too large"])
+def test_a_hostile_charx_is_refused_in_words(tmp_path, name):
+    file = tmp_path / "x.charx"
+    if name == "link":
+        with zipfile.ZipFile(file, "w") as out:
+            out.writestr("card.json", json.dumps(V3))
+            out.writestr(link("a"), "/etc/passwd")
+    elif name == "too large":
+        with zipfile.ZipFile(file, "w") as out:
+            out.writestr("card.json", json.dumps(V3))
+            out.writestr("a.bin", random.Random(1).randbytes(50_000_001))
+    else:
+        charx_file(file, ATTACKS.get(name, {"card.json": json.dumps(V3)}))
+    if name == "cut":
+        file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(InputError) as refused:
+        survey(open_source(file))
+    assert "x.charx" in str(refused.value) and len(str(refused.value)) < 400
+    assert {f.name for f in tmp_path.iterdir()} == {"home", "x.charx"}, "nothing was unpacked"

@@ -388,3 +388,20 @@ def test_the_rival_of_a_pretrained_base_is_no_base(run, chosen):
     row["base"]["id"] = "Qwen/Qwen3-0.6B"
     facts.write_text(json.dumps(row))
     assert blind_vote_tab.choose_rival("mags", chosen) == voice_picker.BASE_WITH_PROMPT, "a chat base can be a rival"
+
+
+def test_greetings_are_offered_and_book_entries_that_joined_are_named(run, chosen):
+    book = {"entries": [{"keys": ["moon"], "content": "It is a <lamp>.", "name": "Moon <b>"}]}
+    change = {"greeting": "Hm.", "alternate_greetings": ("Ahoy, {{user}}.",), "character_book": book}
+    persona_folder.update_card(persona_folder.find_persona("mags"), lambda _: change)
+    shown = conversation_view.show_conversation(*selection(chosen))
+    assert shown[-1].visible and [text for text, _ in shown[-1].choices] == ["Hm.", "Ahoy, you."]
+    chatbots = conversation_view.choose_greeting(1, *selection(chosen))
+    assert "Ahoy" in chatbots[0].placeholder and chatbots[1] == gr.skip()
+    frames = list(frames_of(say("The moon?", chosen)))
+    notes = [frame[n] for frame in frames for n in (4, 5) if isinstance(frame[n], str)]
+    assert notes and all("From the book: Moon &lt;b&gt;" in note for note in notes), "base and persona read the same"
+    talk_id = frames[-1][-1]
+    assert not conversation_view.hide_greetings(*selection(chosen, talk_id)).visible
+    assert not conversation_view.show_conversation(*selection(chosen, talk_id))[-1].visible
+    assert all("From the book" not in str(frame) for frame in frames_of(say("The sun?", chosen)))

@@ -118,7 +118,7 @@ def _open_or_create(directory: Path, source: Any, format: str, options: Any) -> 
     persona = persona_folder.create_persona_at(
         directory, survey.card or persona_folder.parse_card({"name": name}, str(directory))
     )
-    kept_card.keep_card(persona, survey.original)
+    kept_card.keep_card(persona, survey.original, survey.container)
     return persona
 
 

@@ -63,10 +63,11 @@ class TrainingExample:
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """The prompt of a chat: text and token ids."""
+    """The prompt of a chat: text and token ids. entries: names of the book entries in it."""
 
     text: str
     ids: list[int]
+    entries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,24 +127,28 @@ class Renderer:
             ids, labels, rendered.text, [end for _, end in encoded["offset_mapping"]], tuple(problems)
         )
 
-    def render_prompt(self, history: Iterable[Sequence[str]], instruction: str) -> ChatPrompt:
-        """The prompt of a reply to `instruction`. Control tokens typed by a user are encoded as plain text."""
+    def render_prompt(self, history: Iterable[Sequence[str]], instruction: str, system: str = "") -> ChatPrompt:
+        """The prompt of a reply to `instruction`. Control tokens typed by a user are encoded as plain text.
+
+        system: a pair's own system prompt; "" for the persona's.
+        """
         turns = [tuple(turn) for turn in history]
-        chat = self._chat(self.prompt_parts(turns, instruction), turns, instruction)
+        parts = self.prompt_parts(turns, instruction, system)
+        chat = self._chat(parts, turns, instruction)
         prompt = next(self._render([chat], add_generation_prompt=True))
         if any(self.control_tokens(m["content"]) for m in chat):
             ids = encode_sanitized(self.tokenizer, self.template, chat, add_generation_prompt=True)
         else:
             ids = self._encode(prompt)
-        return ChatPrompt(prompt.text, ids)
+        return ChatPrompt(prompt.text, ids, tuple(found.entry.title for found in parts.entries))
 
-    def prompt_parts(self, history: Iterable[Sequence[str]], instruction: str) -> PromptParts:
+    def prompt_parts(self, history: Iterable[Sequence[str]], instruction: str, system: str = "") -> PromptParts:
         """What stands before and after the conversation in the prompt of a reply to `instruction`."""
-        return self._compose(self.system, history, instruction)
+        return self._compose(system or self.system, history, instruction)
 
     def _row_parts(self, pair: Pair) -> PromptParts:
         """The same of a training row."""
-        return self._compose(self.system, pair.history, pair.instruction, training=True)
+        return self._compose(pair.system or self.system, pair.history, pair.instruction, training=True)
 
     def _compose(self, system: str, history: Iterable[Sequence[str]], text: str, training: bool = False) -> PromptParts:
         if self.character is None:

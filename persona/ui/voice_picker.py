@@ -73,6 +73,17 @@ class Comparison:
             )  # fmt: skip
             yield replies
 
+    def book_entries(self, histories: Sequence[Sequence[tuple[str, str]]], question: str) -> list[tuple[str, ...]]:
+        """The names of the book entries in each column's prompt."""
+        if self.model is None:
+            character = CharacterPrompt.of(self.card)
+            found = [character.compose(r.system, h, question, estimate_tokens).entries
+                     for r, h in zip(self.records, histories, strict=True)]  # fmt: skip
+        else:
+            found = [v.renderer.prompt_parts(h, question).entries
+                     for v, h in zip(self.voices, histories, strict=True)]  # fmt: skip
+        return [tuple(one.entry.title for one in column) for column in found]
+
 
 def is_base_circling(record: VoiceRecord, text: str, ended: bool) -> bool:
     """Whether this is the text of a base that went round in circles; an adapter's circles are its author's to see."""

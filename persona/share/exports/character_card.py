@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,8 +17,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, Unidentif
 from persona.errors import InputError
 from persona.share.exports import new_output
 from persona.store.files import to_json, write_atomic
+from persona.store.kept_card import find_container
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
+from persona.write.importers import charx
 from persona.write.importers.character_card import MAX_PIXELS, card_fields, read_card, read_example
 
 MAX_EXAMPLES = 20  # pairs in the card: programs put them before every chat
@@ -28,31 +31,85 @@ PNG_CHUNKS = {"chara": 2, "ccv3": 3}  # of a PNG: older programs read the first
 
 def export_card(
     card: PersonaCard, pairs: Sequence[Pair], out: Path, version: int = 3, picture: Path | None = None, link: str = "",
-    kept: Mapping[str, Any] = MappingProxyType({}),
+    kept: Mapping[str, Any] = MappingProxyType({}), home: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write the card as the new file `out`: .json in that version of the format, .png with both and a picture.
+    """Write the card as the new file `out`: .json in that version, .png with both and a picture, .charx with assets.
 
-    picture: any image file; default: a monogram. link: address of the adapter, e.g. on the Hub. kept: the card that the
-    persona was made of (store/kept_card.py). Returns file, bytes and examples. Raises InputError.
+    picture: any image file; default: that of the PNG which the persona was made of, else a monogram. link: address of
+    the adapter, e.g. on the Hub. kept: the card that the persona was made of, home: the persona's folder, with the file
+    that it came in (store/kept_card.py). Returns file, bytes and examples. Raises InputError.
     """
     if version not in CARD_VERSIONS:
         raise InputError("version {version}: a character card is of version 2 or 3.", version=version)
     kind = out.suffix.lower()
-    if kind not in (".json", ".png"):
-        raise InputError("{out}: a character card is a .json or a .png file. Give it one of these endings.", out=out)
+    if kind not in (".json", ".png", ".charx"):
+        raise InputError(
+            "{out}: a character card is a .json, a .png or a .charx file. Give it one of these endings.", out=out
+        )
     if picture and kind == ".json":
         raise InputError("{out}: a .json file holds no picture. Name a .png file, or leave the picture out.", out=out)
     with new_output.create_output(out) as file:
         if kind == ".json":
             write_atomic(file, to_json(build_card(card, pairs, version, link, kept)))
+        elif kind == ".charx":
+            _write_charx(file, build_card(card, pairs, 3, link, kept), card, picture, home)
         else:
             texts = PngImagePlugin.PngInfo()
             for chunk, number in PNG_CHUNKS.items():
                 value = json.dumps(build_card(card, pairs, number, link, kept), ensure_ascii=False)
                 texts.add_text(chunk, base64.b64encode(value.encode()).decode())
-            (open_picture(picture) if picture else draw_monogram(card.name)).save(file, "PNG", pnginfo=texts)
+            kept_png = find_container(home, ".png") if home else None
+            for name, asset in _png_assets(kept_png).items():
+                texts.add_text(name, asset)
+            _choose_picture(card, picture or kept_png).save(file, "PNG", pnginfo=texts)
         size = file.stat().st_size
     return {"file": str(out), "bytes": size, "examples": len(_choose_examples(card, pairs))}
+
+
+ICON = "assets/icon/images/main.png"  # in a .charx
+
+
+def _write_charx(file: Path, value: dict[str, Any], card: PersonaCard, picture: Path | None, home: Path | None) -> None:
+    """A zip with card.json, and the assets of the .charx that the persona was made of; without one, a picture."""
+    kept = find_container(home, ".charx") if home else None
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
+        written = {charx.CARD}
+        if picture or not kept:
+            assets = value["data"].get("assets")
+            others = (
+                [a for a in assets if isinstance(a, dict) and a.get("type") != "icon"]
+                if (isinstance(assets, list))
+                else []
+            )
+            icon = {"type": "icon", "uri": f"embeded://{ICON}", "name": "main", "ext": "png"}
+            value["data"]["assets"] = [icon, *others]
+            with out.open(ICON, "w") as target:
+                kept_png = find_container(home, ".png") if home else None
+                _choose_picture(card, picture or kept_png).save(target, "PNG")
+            written.add(ICON)
+        out.writestr(charx.CARD, to_json(value))
+        if kept:
+            with charx.open_charx(kept, kept.name) as (archive, members):
+                for info in members:
+                    if info.filename not in written:
+                        out.writestr(info.filename, archive.read(info))
+
+
+def _choose_picture(card: PersonaCard, picture: Path | None) -> Image.Image:
+    return open_picture(picture) if picture else draw_monogram(card.name)
+
+
+def _png_assets(picture: Path | None) -> dict[str, str]:
+    """The assets in a kept PNG, as its text chunks hold them: chara-ext-asset_:PATH → base64."""
+    if not picture:
+        return {}
+    try:
+        with Image.open(picture, formats=["PNG"]) as image:
+            image.load()
+            texts = {str(name): text for name, text in image.info.items() if isinstance(text, str)}
+            return {name: text for name, text in texts.items() if name.startswith("chara-ext-asset_")}
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError):
+        return {}  # open_picture says what is wrong
 
 
 def build_card(

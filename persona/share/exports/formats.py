@@ -53,8 +53,9 @@ def _export_pairs(path: Path, out: Path, form: ExportFormat, options: ExportOpti
     if form is ExportFormat.dataset:
         return trainer_configs.export_dataset(material, out)
     return character_card.export_card(
-        material.card, material.pairs, out, options.version, options.picture, kept=material.kept
-    )
+        material.card, material.pairs, out, options.version, options.picture, kept=material.kept,
+        home=material.home,
+    )  # fmt: skip
 
 
 def _export_weights(

@@ -18,7 +18,7 @@ from persona.train.run_folder import RunRow, find_persona_folder, open_run, pres
 class ExportMaterial:
     """What a persona is made of: card, rows, settings, base and template (None before the first run).
 
-    kept: the character card that it was made of, {} for none.
+    kept: the character card that it was made of, {} for none. home: the persona's folder, None where it is not here.
     """
 
     card: PersonaCard
@@ -27,6 +27,7 @@ class ExportMaterial:
     base_id: str
     template: ChatTemplate | None
     kept: dict[str, Any] = field(default_factory=dict)
+    home: Path | None = None
 
     @property
     def pairs(self) -> list[Pair]:
@@ -44,7 +45,7 @@ def load_material(path: Path) -> ExportMaterial:
     except PersonaError:
         persona = open_persona(path)
         rows, kept = [RunRow(p, False) for p in persona.pairs()], read_kept_card(persona.path)
-        return ExportMaterial(persona.card(), rows, make_config(), "", None, kept)
+        return ExportMaterial(persona.card(), rows, make_config(), "", None, kept, persona.path)
     adapter = adapters.read_adapter(folder)
     run = folder.parent if (folder.parent / "pairs.jsonl").is_file() and folder.name == "adapter" else None
     settings = adapter.facts.get("config")
@@ -53,4 +54,4 @@ def load_material(path: Path) -> ExportMaterial:
     home = find_persona_folder(folder)
     kept = read_kept_card(home) if home else {}
     card = present_card(folder, adapter.card)
-    return ExportMaterial(card, rows, make_config(**known), adapter.base_id, adapter.template, kept)
+    return ExportMaterial(card, rows, make_config(**known), adapter.base_id, adapter.template, kept, home)

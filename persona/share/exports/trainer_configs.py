@@ -80,13 +80,13 @@ def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
 
 
 def _alpaca(pair: Pair, system: str) -> dict[str, Any]:
-    row = {"instruction": pair.instruction, "input": "", "output": pair.output, "system": system,
+    row = {"instruction": pair.instruction, "input": "", "output": pair.output, "system": pair.system or system,
            "history": [list(t) for t in pair.history]}  # fmt: skip
     return row | ({"source": pair.source} if pair.source else {})
 
 
 def _messages(pair: Pair, system: str) -> dict[str, Any]:
-    chat = build_messages(system, pair.history, pair.instruction, pair.output)
+    chat = build_messages(pair.system or system, pair.history, pair.instruction, pair.output)
     return {"messages": chat} | ({"source": pair.source} if pair.source else {})
 
 

@@ -1,4 +1,4 @@
-"""Character cards, V1 to V3, as JSON or inside a PNG: a persona's card, and its example dialogue as pairs."""
+"""Character cards, V1 to V3, as JSON, PNG or .charx: a persona's card, and its example dialogue as pairs."""
 
 import base64
 import binascii
@@ -14,14 +14,14 @@ from persona.store.character_book import read_book
 from persona.store.cjk import HAN, KANA
 from persona.store.pairs import Pair
 from persona.store.persona_folder import MAX_GREETING, MAX_GREETINGS, MAX_NAME, MAX_SYSTEM, PersonaCard
-from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey
+from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey, charx
 from persona.write.importers.json_reader import read_first_rows
 from persona.write.importers.rows import MAX_SHOWN, parse_complete_pair
 from persona.write.importers.speaker_turns import is_like_name
-from persona.write.importers.text_source import SourceFile
+from persona.write.importers.text_source import ZIP, SourceFile
 
 NAME = "character"
-TITLE = "Character card: V1, V2, V3 (JSON, PNG)"
+TITLE = "Character card: V1, V2, V3 (JSON, PNG, CHARX)"
 OPTIONS = frozenset({"turns"})
 
 SPECS = ("chara_card_v2", "chara_card_v3")
@@ -48,6 +48,8 @@ def sniff(source: SourceFile) -> float:
     try:
         if source.bytes(8) == PNG:
             return 0.95 if _png_texts(source) else 0.0
+        if (members := source.zip_members()) is not None:
+            return 0.95 if charx.CARD in members else 0.0
     except InputError:
         return 0.0
     found = read_first_rows(source, 1)
@@ -62,7 +64,8 @@ def is_character_card(value: dict[str, Any]) -> bool:
 
 def survey(source: SourceFile) -> SourceSurvey:
     whole = _load(source)
-    return SourceSurvey(card=_card(card_fields(whole), source.name)[0], original=whole)
+    container = source.path if source.bytes(8) == PNG or source.bytes(4) == ZIP else None
+    return SourceSurvey(card=_card(card_fields(whole), source.name)[0], original=whole, container=container)
 
 
 def card_fields(whole: dict[str, Any]) -> dict[str, Any]:
@@ -111,6 +114,8 @@ def _load(source: SourceFile) -> dict[str, Any]:
                     "{source}: a picture without a character in it. Export the card again.", source=source.name
                 )
             text = base64.b64decode(chunks[min(chunks, key=PNG_TEXT_KEYS.index)]).decode("utf-8")
+        elif source.bytes(4) == ZIP:
+            text = charx.read_card_json(source.path, source.name)
         else:
             text = source.path.read_text(encoding=source.encoding, errors="backslashreplace")
         if len(text) > MAX_TEXT:

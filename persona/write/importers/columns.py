@@ -86,8 +86,8 @@ def resolve_columns(
     return {field: name for field, name in mapping.items() if name}
 
 
-def row_to_pairs(row: Any, columns: Mapping[str, str], place: str) -> RowPairs:
-    """Raises InputError. place: the pair's source when the row names none."""
+def row_to_pairs(row: Any, columns: Mapping[str, str], place: str, system: str = "") -> RowPairs:
+    """Raises InputError. place: the pair's source when the row names none. system: of this row alone."""
     if not isinstance(row, dict):
         return [parse_complete_pair(row)], []  # says what it is
     fields = {field: row.get(columns.get(field, "")) for field in ("instruction", "output", "history")}
@@ -98,7 +98,8 @@ def row_to_pairs(row: Any, columns: Mapping[str, str], place: str) -> RowPairs:
         fields["instruction"] = "\n".join(filter(None, (fields["instruction"], extra_input)))
     output = fields["output"]
     answers: list[Any] = output if isinstance(output, list) and is_texts(output) else [output]
-    notes = note_unused_keys(row, columns.values())
+    notes = note_unused_keys(row, [*columns.values(), *(["system"] if system else [])])
+    fields["system"] = system
     if not isinstance(source, str | None):
         notes.append(Message("a source that is not text left out"))
     fields["source"] = source if isinstance(source, str) else place

@@ -221,7 +221,7 @@ def add_imported_pairs(
     if survey.card:
         changes = {k: v for k, v in survey.card.model_dump().items() if v and k != "probes"}
         persona_folder.update_card(persona, lambda _: changes, "the file's card")
-        kept_card.keep_card(persona, survey.original)
+        kept_card.keep_card(persona, survey.original, survey.container)
     return import_report_html(report), gr.Button(interactive=False), ""
 
 
@@ -280,7 +280,7 @@ def start_from_file(file: str, voice: str | None) -> tuple[str, str, None, Any]:
     name = str(voice).strip()
     card = survey.card.model_copy(update={"name": name}) if survey.card else persona_folder.default_card(name)
     persona = persona_folder.create_persona(card.name, card)
-    kept_card.keep_card(persona, survey.original)
+    kept_card.keep_card(persona, survey.original, survey.container)
     return persona.slug, file, None, gr.Tabs(selected="import")
 
 
