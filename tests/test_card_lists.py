@@ -1,18 +1,21 @@
 """Write, tab Who it is: the lists of a card, edited item by item; suggestions for probes."""
 
 import json
+import zipfile
 
 import gradio as gr
 import pytest
+from PIL import Image
 
 from persona.errors import InputError
 from persona.judge.probes import find_broken_rules
+from persona.share.exports.character_card import export_card
 from persona.store import edit_history
 from persona.store.character_book import BookEntry
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard, ProbeRule, create_persona_at, default_card, free_path, update_card
 from persona.train.run_folder import Run
-from persona.ui.steps.write import book_editor, card_lists, card_tab, probes_editor
+from persona.ui.steps.write import book_editor, card_lists, card_tab, picture_editor, probes_editor
 from persona.ui.steps.write.book_editor import BOOK, EntryForm
 from persona.ui.steps.write.card_lists import ChosenItem
 from persona.ui.steps.write.greetings_editor import GREETINGS
@@ -166,6 +169,26 @@ def test_how_a_book_is_searched_is_saved_where_it_differs(ada):
 
 def test_every_list_is_loaded_for_the_page(ada):
     page = card_tab.load_lists("ada")
-    assert len(page) == sum(3 + n for n in (1, len(EntryForm._fields), 3)) + 4 and len(card_tab.load_lists("")) == len(
+    assert len(page) == sum(3 + n for n in (1, len(EntryForm._fields), 3)) + 5 and len(card_tab.load_lists("")) == len(
         page
     )
+
+
+def test_a_picture_is_kept_shown_and_goes_out_with_the_card(ada, tmp_path):
+    assert picture_editor.picture_html("ada") == "" == picture_editor.picture_html("")
+    exif = Image.Exif()
+    exif[0x010E] = "taken at home"
+    Image.new("RGB", (2_000, 1_000), (9, 8, 7)).save(tmp_path / "me.jpg", exif=exif)
+    shown = picture_editor.save_picture("ada", str(tmp_path / "me.jpg"))
+    assert 'src="data:image/jpeg;base64,' in shown and len(shown) < 20_000
+    assert b"taken at home" not in (ada.path / "picture.png").read_bytes()
+    for name in ("a.png", "a.charx"):
+        export_card(ada.card(), [], tmp_path / name, home=ada.path)
+    with Image.open(tmp_path / "a.png") as out:
+        assert out.size == (1_024, 512)
+    with zipfile.ZipFile(tmp_path / "a.charx") as out, out.open("assets/icon/images/main.png") as icon:
+        assert Image.open(icon).size == (1_024, 512)
+    (tmp_path / "no.png").write_text("no picture")
+    with pytest.raises(InputError, match="cannot be opened as a picture"):
+        picture_editor.save_picture("ada", str(tmp_path / "no.png"))
+    assert picture_editor.remove_picture("ada") == "" and not (ada.path / "picture.png").exists()

@@ -15,6 +15,7 @@ from persona.store.files import explain_disk_error, is_file, read_json, to_json,
 from persona.store.persona_folder import Persona
 
 FILE = "character_card.json"
+PICTURE = "picture.png"
 CONTAINERS = {b"\x89PNG": "character_card.png", b"PK\x03\x04": "character_card.charx"}  # by a file's first bytes
 
 
@@ -47,3 +48,9 @@ def find_container(folder: Path, suffix: str) -> Path | None:
     """The file with this suffix, .png or .charx, that the kept card came in; None where it came in none."""
     file = folder / f"character_card{suffix}"
     return file if is_file(file) and not file.is_symlink() else None
+
+
+def find_picture(folder: Path) -> Path | None:
+    """The persona's picture: the author's, else that of the PNG which its card came in; None for none."""
+    own = folder / PICTURE
+    return own if is_file(own) and not own.is_symlink() else find_container(folder, ".png")

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, Unidentif
 from persona.errors import InputError
 from persona.share.exports import new_output
 from persona.store.files import to_json, write_atomic
-from persona.store.kept_card import find_container
+from persona.store.kept_card import PICTURE, find_container, find_picture
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
 from persona.write.importers import charx
@@ -35,7 +35,7 @@ def export_card(
 ) -> dict[str, Any]:  # fmt: skip
     """Write the card as the new file `out`: .json in that version, .png with both and a picture, .charx with assets.
 
-    picture: any image file; default: that of the PNG which the persona was made of, else a monogram. link: address of
+    picture: any image file; default: the persona's, else a monogram. link: address of
     the adapter, e.g. on the Hub. kept: the card that the persona was made of, home: the persona's folder, with the file
     that it came in (store/kept_card.py). Returns file, bytes and examples. Raises InputError.
     """
@@ -61,7 +61,7 @@ def export_card(
             kept_png = find_container(home, ".png") if home else None
             for name, asset in _png_assets(kept_png).items():
                 texts.add_text(name, asset)
-            _choose_picture(card, picture or kept_png).save(file, "PNG", pnginfo=texts)
+            _choose_picture(card, picture, home).save(file, "PNG", pnginfo=texts)
         size = file.stat().st_size
     return {"file": str(out), "bytes": size, "examples": len(_choose_examples(card, pairs))}
 
@@ -72,6 +72,8 @@ ICON = "assets/icon/images/main.png"  # in a .charx
 def _write_charx(file: Path, value: dict[str, Any], card: PersonaCard, picture: Path | None, home: Path | None) -> None:
     """A zip with card.json, and the assets of the .charx that the persona was made of; without one, a picture."""
     kept = find_container(home, ".charx") if home else None
+    if home and (home / PICTURE).is_file():
+        picture = picture or home / PICTURE
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
         written = {charx.CARD}
         if picture or not kept:
@@ -84,8 +86,7 @@ def _write_charx(file: Path, value: dict[str, Any], card: PersonaCard, picture: 
             icon = {"type": "icon", "uri": f"embeded://{ICON}", "name": "main", "ext": "png"}
             value["data"]["assets"] = [icon, *others]
             with out.open(ICON, "w") as target:
-                kept_png = find_container(home, ".png") if home else None
-                _choose_picture(card, picture or kept_png).save(target, "PNG")
+                _choose_picture(card, picture, home).save(target, "PNG")
             written.add(ICON)
         out.writestr(charx.CARD, to_json(value))
         if kept:
@@ -95,8 +96,9 @@ def _write_charx(file: Path, value: dict[str, Any], card: PersonaCard, picture: 
                         out.writestr(info.filename, archive.read(info))
 
 
-def _choose_picture(card: PersonaCard, picture: Path | None) -> Image.Image:
-    return open_picture(picture) if picture else draw_monogram(card.name)
+def _choose_picture(card: PersonaCard, picture: Path | None, home: Path | None) -> Image.Image:
+    chosen = picture or (find_picture(home) if home else None)
+    return open_picture(chosen) if chosen else draw_monogram(card.name)
 
 
 def _png_assets(picture: Path | None) -> dict[str, str]:

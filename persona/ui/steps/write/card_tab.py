@@ -14,6 +14,7 @@ from persona.ui.page import Page, open_current_persona
 from persona.ui.steps.write.book_editor import BOOK, BookSettings, build_book, load_settings
 from persona.ui.steps.write.card_lists import CardList, ListView, show_list
 from persona.ui.steps.write.greetings_editor import GREETINGS, build_greetings
+from persona.ui.steps.write.picture_editor import build_picture, picture_html
 from persona.ui.steps.write.probes_editor import PROBES, build_probes
 
 # field of the card → its label
@@ -70,11 +71,12 @@ class CardTab(NamedTuple):
     notice: gr.HTML
     lists: list[ListView]
     book_settings: BookSettings
+    picture: gr.HTML
     probe_taken: Any
     delete: gr.Button
 
     def flat_lists(self) -> list[Any]:
-        return [*(component for view in self.lists for component in view.flat()), *self.book_settings]
+        return [*(component for view in self.lists for component in view.flat()), *self.book_settings, self.picture]
 
 
 LISTS: tuple[CardList, ...] = (GREETINGS, BOOK, PROBES)
@@ -82,7 +84,7 @@ LISTS: tuple[CardList, ...] = (GREETINGS, BOOK, PROBES)
 
 def load_lists(slug: str) -> list[Any]:
     """The values of CardTab.flat_lists: every list as it is on disk, with nothing in its form."""
-    return [*(value for of in LISTS for value in show_list(of, slug)), *load_settings(slug)]
+    return [*(value for of in LISTS for value in show_list(of, slug)), *load_settings(slug), picture_html(slug)]
 
 
 def build_card_tab(page: Page) -> CardTab:
@@ -108,6 +110,8 @@ def build_card_tab(page: Page) -> CardTab:
         if name not in IN_ONE_ROW:
             fields[name].render()
     notice = gr.HTML(elem_classes="status")
+    with gr.Accordion(t("Picture"), open=False, elem_id="picture-section"):
+        picture = build_picture(page)
     with gr.Accordion(t("More greetings"), open=False, elem_id="greetings-section"):
         greetings = build_greetings(page)
     with gr.Accordion(t("Character book (lorebook)"), open=False, elem_id="book-section"):
@@ -115,4 +119,4 @@ def build_card_tab(page: Page) -> CardTab:
     with gr.Accordion(t("Questions that test it (probes)"), open=False, elem_id="probes-section"):
         probes, probe_taken = build_probes(page)
     delete = gr.Button(t("Delete this persona"), size="sm", variant="stop", scale=0)
-    return CardTab(fields, notice, [greetings, book, probes], settings, probe_taken, delete)
+    return CardTab(fields, notice, [greetings, book, probes], settings, picture, probe_taken, delete)
