@@ -131,13 +131,13 @@ def build_book(page: Page) -> tuple[ListView, BookSettings]:
         with gr.Row():
             keys = gr.Textbox(label=t("Keys, one a line"), lines=2, scale=1, elem_id="book-keys")
             content = gr.Textbox(label=t("Text that joins the prompt"), lines=2, scale=2, elem_id="book-content")
-        with gr.Row():
+        with gr.Column(min_width=200):  # in a row they would be squeezed on a phone
             enabled = gr.Checkbox(True, label=t("Enabled"), min_width=120)
             constant = gr.Checkbox(label=t("Always inserted"), min_width=120, elem_id="book-constant")
             case = gr.Checkbox(label=t("Match case"), min_width=120)
             regex = gr.Checkbox(label=t("Keys are regular expressions"), min_width=160)
+        selective = gr.Checkbox(label=t("Needs a secondary key too"), min_width=160)
         with gr.Row():
-            selective = gr.Checkbox(label=t("Needs a secondary key too"), min_width=160)
             secondary = gr.Textbox(label=t("Secondary keys, one a line"), lines=1, min_width=200)
             order = gr.Number(100, label=t("Insertion order"), info=t("Lower ones come first."), min_width=140)
             position = gr.Dropdown([(t(label), value) for value, label in POSITIONS.items()], value="after_char",
@@ -145,7 +145,7 @@ def build_book(page: Page) -> tuple[ListView, BookSettings]:
         return EntryForm(keys, content, secondary, enabled, constant, selective, case, regex, order, position)
 
     view = build_list(BOOK, page, make_fields)
-    with gr.Row(elem_classes="slim"):
+    with gr.Column(min_width=200):
         settings = BookSettings(
             gr.Number(DEFAULT_DEPTH, label=t("Messages searched"), precision=0, minimum=0, maximum=1_000,
                       min_width=140, elem_id="book-depth"),
