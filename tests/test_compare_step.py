@@ -365,8 +365,9 @@ def test_files_are_named_after_persona_and_run(run, chosen):
 def test_questions_to_try_were_not_trained_on(run, chosen):
     """A probe that is a training pair is left out, whatever its capitals."""
     (trained,) = [r.pair.instruction for r in run.rows() if not r.held_out]
-    card = run.adapter / "persona.json"
-    card.write_text(json.dumps({**json.loads(card.read_text()), "probes": [trained.upper(), "Is it late?"]}))
+    persona_folder.update_card(
+        persona_folder.find_persona("mags"), lambda _: {"probes": (trained.upper(), "Is it late?")}
+    )
     unseen = [r.pair.instruction for r in run.rows() if r.held_out]
     assert voice_picker.unseen_questions(chosen) == ["Is it late?", *unseen]
 
@@ -384,7 +385,16 @@ def test_the_rival_of_a_pretrained_base_is_no_base(run, chosen):
     kept_rival = blind_vote_tab.show_rivals("mags", chosen, KEY, voice_picker.BASE_ALONE, chosen)
     assert kept_rival[1].value == voice_picker.BASE_ALONE and "gives itself away" in kept_rival[2]
     facts = run.adapter / "run.json"
-    row = json.loads(facts.read_text())
-    row["base"]["id"] = "Qwen/Qwen3-0.6B"
-    facts.write_text(json.dumps(row))
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"base": {"id": "Qwen/Qwen3-0.6B"}}))
     assert blind_vote_tab.choose_rival("mags", chosen) == voice_picker.BASE_WITH_PROMPT, "a chat base can be a rival"
+
+
+def test_greetings_are_offered_and_book_entries_that_joined_are_named(run, chosen):
+    book = {"entries": [{"keys": ["moon"], "content": "It is a <lamp>.", "name": "Moon <b>"}]}
+    change = {"greeting": "Hm.", "alternate_greetings": ("Ahoy, {{user}}.",), "character_book": book}
+    persona_folder.update_card(persona_folder.find_persona("mags"), lambda _: change)
+    assert [t for t, _ in conversation_view.show_conversation(*selection(chosen))[-1].choices] == ["Hm.", "Ahoy, you."]
+    assert "Ahoy" in conversation_view.choose_greeting(1, *selection(chosen))[0].placeholder
+    frames = list(frames_of(say("The moon?", chosen)))
+    assert all("From the book: Moon &lt;b&gt;" in f[n] for f in frames for n in (4, 5) if isinstance(f[n], str))
+    assert not conversation_view.hide_greetings(*selection(chosen, frames[-1][-1])).visible

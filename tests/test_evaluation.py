@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pretrained_base as learner
@@ -17,7 +18,7 @@ from persona.judge import eval_rows, evaluate, llm_judge, measurements, metrics,
 from persona.judge.report_model import AnswerPair, EvalReport
 from persona.models import adapter
 from persona.models.loss import mean_nll
-from persona.store.pairs import write_pairs
+from persona.store.pairs import Pair, write_pairs
 from persona.store.persona_folder import PersonaCard, ProbeRule, create_persona_at, open_persona
 from persona.store.workspace import EXAMPLES_DIR
 from persona.template.chat_template import read_template
@@ -95,6 +96,15 @@ def test_probes_stay_text_for_who_reads_them_and_rules_may_ask_more():
     assert CARD.probes == ("What about the moon in the tower?",)
     assert [r.ask for r in probes.list_probe_rules(CARD)] == ["What about the moon in the tower?", "Who?"]
     assert [r.must_mention for r in probes.list_probe_rules(PersonaCard(name="x", probes=("a",)))] == [()]
+
+
+def test_probes_that_were_trained_on_are_not_asked():
+    """The persona's probes may be edited after the run, and become one of its pairs."""
+    renderer = SimpleNamespace(iterate_examples=lambda pairs: [SimpleNamespace(learned=0, problems=()) for _ in pairs])
+    model, rows = SimpleNamespace(attach=str), eval_rows.EvalRows(trained=[Pair("who!", "I.")])
+    session = measurements.start_session(model, "mags", renderer, CARD, rows, LIMITS, lambda _: None)
+    assert [r.ask for r in session.rules] == ["What about the moon in the tower?"]
+    assert session.notes == ["1 probes are among the pairs that it was trained on, and were not asked."]
 
 
 @pytest.mark.parametrize("name", ["zhen-huan", "lighthouse-keeper"])

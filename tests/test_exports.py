@@ -266,7 +266,7 @@ def test_a_monogram_is_letters_where_the_font_has_them():
 @pytest.mark.parametrize(
     "name, options, why",
     [
-        ("a.txt", {}, "is a .json or a .png file"),
+        ("a.txt", {}, "is a .json, a .png or a .charx file"),
         ("a.json", {"version": 1}, "of version 2 or 3"),
         ("a.json", {"picture": Path("x.png")}, "holds no picture"),
         ("a.png", {"picture": Path("nowhere.png")}, "cannot be opened as a picture"),

@@ -18,12 +18,14 @@ from persona.ui.steps.compare import base_note, blind_vote_tab, chat_tab
 from persona.ui.steps.share import export_tab
 from persona.ui.steps.train import ledger_view, run_view, settings_form
 from persona.ui.steps.write import (
+    book_editor,
     card_tab,
     import_tab,
     interview_tab,
     lint_tab,
     pairs_tab,
     pairs_table,
+    probes_editor,
     review_tab,
     suggest_tab,
 )
@@ -50,6 +52,8 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("steps/compare/blind_vote_tab.py", "label"): set(blind_vote_tab.VOTE_CHOICES.values()),
     ("steps/write/card_tab.py", "CARD_FIELDS[name]"): set(card_tab.CARD_FIELDS.values()),
     ("steps/write/card_tab.py", "label"): set(card_tab.CARD_FIELDS.values()),
+    ("steps/write/book_editor.py", "label"): set(book_editor.POSITIONS.values()),
+    ("steps/write/probes_editor.py", "KIND_TITLES[s.kind]"): set(probes_editor.KIND_TITLES.values()),
     ("steps/write/lint_tab.py", "RULE_TITLES.get(rule) or rule.replace('-', ' ').capitalize()"): {
         lint_tab.RULE_TITLES.get(r) or r.replace("-", " ").capitalize() for r in rules()
     },

@@ -201,13 +201,13 @@ def test_example_dialogue(tmp_path, example, pairs, skipped):
 
 def test_what_does_not_fit_is_noted(tmp_path):
     long = "\n".join(f"Line {n} of what {{{{char}}}} is." for n in range(400))
-    data = {**FIELDS, "name": "M" * 90, "description": long, "first_mes": "x" * 2_100}
+    data = {**FIELDS, "name": "M" * 90, "description": long, "first_mes": "x" * 10_100}
     card = card_of(tmp_path, data)
-    assert len(card.name) == 80 and len(card.system) <= 4_000 and len(card.greeting) == 2_000
+    assert len(card.name) == 80 and len(card.system) <= 4_000 and len(card.greeting) == 10_000
     assert card.system.partition("\n\n")[0].endswith("is."), "cut at the end of a line"
     notes = items(tmp_path, data)[2]
     assert "name: the last 10 of 90 characters left out: there is no room" in notes
-    assert "first_mes: the last 100 of 2,100 characters left out: there is no room" in notes
+    assert "first_mes: the last 100 of 10,100 characters left out: there is no room" in notes
     assert any(n.startswith("description: the last ") for n in notes)
     left = sum(
         int(n.split("the last ")[1].split(" of")[0].replace(",", ""))
@@ -220,13 +220,17 @@ def test_what_does_not_fit_is_noted(tmp_path):
 
 def test_what_a_persona_has_no_place_for_is_noted(tmp_path):
     more = {
-        "alternate_greetings": ["Hi."],
+        "group_only_greetings": ["Hi."],
         "character_book": {"entries": [1]},
-        "post_history_instructions": "x",
+        "creator_notes": "x",
         "tags": [],
     }
     notes = items(tmp_path, {**V2, "data": {**V2["data"], **more}})[2]
-    assert notes == [f"{name} left out: a persona has none" for name in list(more)[:3]]
+    assert notes == [
+        "group_only_greetings is kept for an export, and not used here",
+        "creator_notes is kept for an export, and not used here",
+        "character_book: 1 entries cannot be used and were left out",
+    ]
 
 
 REFUSED = [

@@ -29,7 +29,7 @@ from persona.share.hub import push_adapter
 from persona.store.persona_folder import PersonaCard, SamplingDefaults
 from persona.store.workspace import PROJECT_DIR
 from persona.template.render import Renderer
-from persona.train.run_folder import Run
+from persona.train.run_folder import Run, find_persona_card
 from tests.local_hub import ANN, Hub, metadata_errors
 
 pytest_plugins = "tests.hub_fixtures"
@@ -67,7 +67,7 @@ def mags(home: Path, tiny_llama: Path) -> Run:
 
 
 def readme(run: Run) -> str:
-    refresh_card.refresh_model_card(run.adapter, refresh_card.find_persona_card(run.adapter))
+    refresh_card.refresh_model_card(run.adapter, find_persona_card(run.adapter))
     return (run.adapter / "README.md").read_text("utf-8")
 
 
@@ -123,7 +123,7 @@ def test_an_adapter_from_elsewhere_keeps_its_card(mags: Run, tmp_path: Path) -> 
     for away in (tmp_path / "opened" / "mags-0a1b", tmp_path / "x" / "adapter"):
         shutil.copytree(mags.adapter, away)
         (away / "README.md").write_text("by Ann")
-        assert refresh_card.find_persona_card(away) is None
+        assert find_persona_card(away) is None
         refresh_card.refresh_model_card(away, CARD)
         assert (away / "README.md").read_text() == "by Ann"
 
@@ -252,7 +252,7 @@ def test_nothing_of_the_author_leaves_but_what_is_allowed(
     for name, data in private.items():
         (run.path.parents[1] / name).parent.mkdir(parents=True, exist_ok=True)
         (run.path.parents[1] / name).write_bytes(data)
-    refresh_card.refresh_model_card(run.adapter, refresh_card.find_persona_card(run.adapter))
+    refresh_card.refresh_model_card(run.adapter, find_persona_card(run.adapter))
     push_adapter(run.adapter, "ann/mags")
     with zipfile.ZipFile(pack_adapter(run.adapter, tmp_path / "mags.zip")) as archive:
         packed = [archive.read(name) for name in archive.namelist()]

@@ -191,11 +191,11 @@ def test_two_windows_on_one_card():
         persona_folder.free_path("A"), PersonaCard(name="A", system="Be dry.", greeting="Aye?")
     )
     *_, seen = write.load_persona(persona.slug)
-    name, system, greeting, source, rights = seen
-    _, _, mine = card_tab.save_card(persona.slug, seen, name, "Be wet.", greeting, source, rights)
-    assert persona.card().system == "Be wet." and mine[1] == "Be wet."
-    card_tab.save_card(persona.slug, seen, name, system, "Ahoy.", source, rights)
+    fields = dict(zip(card_tab.CARD_FIELDS, seen, strict=True))
+    _, _, mine = card_tab.save_card(persona.slug, seen, *(fields | {"system": "Be wet."}).values())
+    assert persona.card().system == "Be wet." and "Be wet." in mine
+    card_tab.save_card(persona.slug, seen, *(fields | {"greeting": "Ahoy."}).values())
     assert (persona.card().system, persona.card().greeting) == ("Be wet.", "Ahoy.")
     with pytest.raises(InputError, match="since you saw it here: System prompt"):
-        card_tab.save_card(persona.slug, seen, name, "Be warm.", "Ahoy.", source, rights)
+        card_tab.save_card(persona.slug, seen, *(fields | {"system": "Be warm.", "greeting": "Ahoy."}).values())
     assert persona.card().system == "Be wet."

@@ -127,7 +127,7 @@ def _turn_json(labels: list[str], row: Any) -> dict[str, Any]:
     """base and adapter are the first two columns: the base is given the adapter's very prompt."""
     columns = [
         {"label": label, "rendered": c.prompt.text, "text": r.text, "tokens": r.tokens, "ended": r.ended,
-         "error": r.error}
+         "error": r.error, "book_entries": list(c.prompt.entries)}
         for label, c, r in zip(labels, row.columns, row.replies, strict=True)
     ]  # fmt: skip
     base, persona = columns[:2]
@@ -138,4 +138,6 @@ def _turn_json(labels: list[str], row: Any) -> dict[str, Any]:
 def _format_row(labels: list[str], row: Any) -> str:
     width = max(map(len, labels)) + 2
     answers = (f"{f'{label}:':<{width}}{r.error or r.text}" for label, r in zip(labels, row.replies, strict=True))
-    return "\n".join([f"> {row.question}", *answers])
+    fired = dict.fromkeys(entry for column in row.columns for entry in column.prompt.entries)
+    book = [f"(from the book: {', '.join(fired)})"] if fired else []
+    return "\n".join([f"> {row.question}", *book, *answers])

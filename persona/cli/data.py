@@ -145,17 +145,19 @@ def _print_import(source: Any, format: str, report: Any, as_json: bool) -> None:
 
 def _open_or_create(directory: Path, source: Any, format: str, options: Any) -> Any:
     """The persona at `directory`; if nothing is there a new one, named by the file's card or the speaker."""
-    from persona.store import persona_folder
+    from persona.store import kept_card, persona_folder
     from persona.write.importers import registry
 
     directory = directory.expanduser()
     if directory.exists() and any(directory.iterdir()):
         return persona_folder.open_persona(directory)
-    card = registry.get_importer(format).survey(source).card
+    survey = registry.get_importer(format).survey(source)
     name = options.speakers[0] if options.speakers else directory.name
-    return persona_folder.create_persona_at(
-        directory, card or persona_folder.parse_card({"name": name}, str(directory))
+    persona = persona_folder.create_persona_at(
+        directory, survey.card or persona_folder.parse_card({"name": name}, str(directory))
     )
+    kept_card.keep_card(persona, survey.original, survey.container)
+    return persona
 
 
 def filter_(

@@ -106,8 +106,9 @@ def push(
     from persona.share import hub, refresh_card
     from persona.share.adapter_ref import AdapterRef
     from persona.share.open_adapter import locate_folder, read_supplement
+    from persona.train.run_folder import find_persona_card
 
     folder = adapters.locate_adapter(locate_folder(AdapterRef.parse(adapter), read_supplement(template)))
-    refresh_card.refresh_model_card(folder, refresh_card.find_persona_card(folder))
+    refresh_card.refresh_model_card(folder, find_persona_card(folder))
     result = hub.push_adapter(folder, repo, public=public)
     print_result({"url": result["url"], "link": result["link"]}, f"{result['url']}\n{result['link']}", as_json)

@@ -24,7 +24,9 @@ from persona.models.mixed_lora import AdapterWeights
 from persona.models.placement import ONE_DEVICE, Placement
 from persona.models.progress_callback import ProgressCallback
 from persona.models.sampling import MAX_CONTEXT_TOKENS, Sampling
+from persona.template.character_prompt import CharacterPrompt
 from persona.template.render import ChatPrompt, Renderer
+from persona.train.run_folder import present_card
 
 NO_ADAPTER = "__base__"  # the column of no adapter
 MAX_STRENGTH = 2.0
@@ -215,9 +217,14 @@ def base_of(
 
 
 def renderer_of(adapter: Adapter, tokenizer: Any, system: str | None = None) -> Renderer:
-    """The renderer of the adapter's own training: same template, and its system prompt unless `system` is given."""
-    prompt = adapter.card.system if system is None else system
-    return Renderer(tokenizer, adapter.template, prompt, adapter.max_length)
+    """The renderer of the adapter's own training: same template, and its system prompt unless `system` is given.
+
+    With the persona's own prompt goes what its card adds to it, as the persona has it now.
+    """
+    if system is not None:
+        return Renderer(tokenizer, adapter.template, system, adapter.max_length)
+    character = CharacterPrompt.of(present_card(adapter.path, adapter.card))
+    return Renderer(tokenizer, adapter.template, adapter.card.system, adapter.max_length, character=character)
 
 
 def stream_replies(

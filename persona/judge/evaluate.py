@@ -19,6 +19,7 @@ from persona.models.adapter import Adapter
 from persona.models.sampling import Sampling
 from persona.store.files import read_json, to_json, write_atomic
 from persona.store.persona_folder import PersonaCard
+from persona.train import run_folder
 from persona.train.run_folder import Run
 from persona.write.llm_client import LlmEndpoint
 
@@ -62,6 +63,7 @@ def evaluate_adapter(
     """Measure what can be measured, and decide the verdict.
 
     data: pairs to measure on, in any form that import reads; without it the run's own held-out pairs.
+    Probes are those of the run's persona as it is now, of an adapter from elsewhere its own.
     judge: ask the LLM endpoint (PERSONA_LLM_URL), too. visitor: whose work it is in the queue before the model.
     quantization: of the base in memory, a ChatQuantization; its memory is the first progress.
     begun: the report of an evaluation of this adapter that was stopped; only what it lacks is measured, unless the base
@@ -84,7 +86,10 @@ def evaluate_adapter(
     if begun and begun.quantization != model.quantization:
         begun = None
     renderer = compare_session.renderer_of(adapter, model.tokenizer)
-    session = measurements.start_session(model, adapter, renderer, rows, limits, progress, visitor)
+    card = (run_folder.find_persona_card(adapter.path) if run else None) or adapter.card
+    session = measurements.start_session(model, adapter, renderer, card, rows, limits, progress, visitor)
+    if begun and [p.ask for p in begun.probes] != [rule.ask for rule in session.rules]:  # edited since it was stopped
+        begun = begun.model_copy(update={"missing": [*begun.missing, "probes"]})
     parts = _measure_parts(session, adapter.card, rows, run, endpoint, begun)
     probes = parts.get("probes") or []
     wanted = [*measurements.count_work(session), *(["judged"] if endpoint else [])]

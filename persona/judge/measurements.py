@@ -27,9 +27,10 @@ from persona.models.adapter import Adapter
 from persona.models.generate import Generation
 from persona.models.sampling import Sampling
 from persona.store.pairs import Pair
-from persona.store.persona_folder import ProbeRule
+from persona.store.persona_folder import PersonaCard, ProbeRule
 from persona.template.render import Renderer, TrainingExample
 from persona.train.run_folder import Run
+from persona.write.lint.finding import normalize_text
 
 SAME_TEXT_RATIO = 90  # of 100: an answer so near to a training reply is that reply (one word in ten differs)
 
@@ -88,10 +89,10 @@ class EvalSession:
 
 
 def start_session(
-    model: LoadedModel, adapter: Adapter, renderer: Renderer, rows: EvalRows, limits: EvalBudget,
+    model: LoadedModel, adapter: Adapter, renderer: Renderer, card: PersonaCard, rows: EvalRows, limits: EvalBudget,
     report: Callable[[EvalProgress], None], visitor: str = "",
 ) -> EvalSession:  # fmt: skip
-    """Choose the rows. visitor: whose work it is in the queue before the model."""
+    """Choose the rows. card: whose probes are asked. visitor: whose work it is in the queue before the model."""
     held = _renderable(renderer, rows.held)
     trained = _renderable(renderer, sample_evenly(rows.trained, 2 * limits.trained))
     lost = len(rows.held) - len(held)
@@ -101,7 +102,13 @@ def start_session(
             Message("{count:,} held-out pairs cannot be rendered with this template and were left out.", count=lost)
         )
     limit = scoring.reply_token_limit([e for _, e in held + trained])
-    rules = probes.list_probe_rules(adapter.card)[: limits.probes]
+    trained_on = {normalize_text(pair.instruction) for pair in rows.trained}
+    rules = [rule for rule in probes.list_probe_rules(card) if normalize_text(rule.ask) not in trained_on]
+    if seen := len(probes.list_probe_rules(card)) - len(rules):
+        notes.append(
+            Message("{count:,} probes are among the pairs that it was trained on, and were not asked.", count=seen)
+        )
+    rules = rules[: limits.probes]
     return EvalSession(
         model, model.attach(adapter), renderer, sample_evenly(held, limits.likelihoods), trained, rules, limits,
         Sampling(max_new_tokens=limit), EvalWork(report, visitor), notes,

@@ -136,7 +136,7 @@ def reply_token_limit(examples: Sequence[TrainingExample]) -> int:
 
 def render_prompts(renderer: Renderer, pairs: Sequence[Pair], limit: int) -> list[tuple[Pair, ChatPrompt]]:
     """The pairs whose prompt leaves room for an answer, with the prompt."""
-    rendered = [(p, renderer.render_prompt(p.history, p.instruction)) for p in pairs]
+    rendered = [(p, renderer.render_prompt(p.history, p.instruction, p.system)) for p in pairs]
     return [(p, prompt) for p, prompt in rendered if len(prompt.ids) + limit <= MAX_CONTEXT_TOKENS]
 
 

@@ -5,6 +5,7 @@ from functools import lru_cache
 from persona.models.base import Base, load_tokenizer, resolve_base
 from persona.models.progress_callback import ProgressCallback, ignore_progress
 from persona.store.persona_folder import PersonaCard
+from persona.template.character_prompt import CharacterPrompt
 from persona.template.chat_template import ChatTemplate, read_template
 from persona.template.render import MAX_LENGTH, Renderer
 from persona.template.select import choose_template
@@ -27,7 +28,7 @@ def open_renderer(
     base = resolve_base(name, progress, revision)
     tokenizer = load_tokenizer(base)
     chosen = _choose_base_template(base, card.language) if template == "auto" else read_template(template)
-    return base, Renderer(tokenizer, chosen, card.system, max_length, learn_history)
+    return base, Renderer(tokenizer, chosen, card.system, max_length, learn_history, character=CharacterPrompt.of(card))
 
 
 @lru_cache(maxsize=64)

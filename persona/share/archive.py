@@ -7,7 +7,6 @@ checked before use.
 
 import errno
 import hashlib
-import io
 import json
 import re
 import shutil
@@ -42,10 +41,10 @@ from persona.store.files import (
     to_json,
     write_atomic,
 )
+from persona.store.zip_limits import ShortReads
 from persona.template.chat_template import ChatTemplate
 
 MAX_TEXT_BYTES = 10_000_000
-MAX_READ = 4_000_000  # bytes; longer than the list of members of any adapter, and than a piece of a member
 SEAL_TRIES = 5  # a copy is made again when the adapter was changed meanwhile
 _MAX_RATIO = 100  # LoRA weights hardly compress, prose about fourfold; a bomb reaches a thousandfold
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, struct.error)
@@ -76,15 +75,6 @@ class Supplement:
 
 
 NO_SUPPLEMENT = Supplement()
-
-
-class _ShortReads(io.FileIO):
-    """A file for zipfile, which reads a zip's list of members at once, and makes a thousand bytes of each sixty."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is not None and size > MAX_READ:
-            raise zipfile.BadZipFile(Message("its list of files is longer than {limit:,} bytes", limit=MAX_READ))
-        return super().read(size)
 
 
 def pack_adapter(adapter: Path, out: Path) -> Path:
@@ -164,7 +154,7 @@ def unpack_adapter(archive: Path, into: Path, supplement: Supplement = NO_SUPPLE
         with tempfile.TemporaryDirectory(dir=into, prefix=".open-") as scratch:
             folder = Path(scratch) / slugify(archive.stem)
             folder.mkdir()
-            with _ShortReads(archive) as raw, zipfile.ZipFile(raw) as opened:
+            with ShortReads(archive) as raw, zipfile.ZipFile(raw) as opened:
                 for name, info in _find_members(opened, archive.name).items():
                     _extract(opened, info, folder / name)
             supplement.write(folder)

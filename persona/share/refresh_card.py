@@ -9,24 +9,16 @@ from persona.models.model_card import LOSS_PICTURE, CardEvidence, SampleAnswers,
 from persona.share.loss_plot import draw_loss_plot
 from persona.store.files import read_json, to_json, write_atomic
 from persona.store.persona_folder import PersonaCard, parse_card
-from persona.train.run_folder import Run, trained_questions
+from persona.train.run_folder import PRESENT_FIELDS, Run, trained_questions
 from persona.write.lint.finding import normalize_text
 
 MAX_SAMPLES = 6
 
 
-def find_persona_card(adapter: Path) -> PersonaCard | None:
-    """The card of the persona that the adapter's run belongs to (PERSONA/runs/RUN/adapter); None outside of one."""
-    above = adapter.resolve().parents
-    if len(above) < 3 or above[1].name != "runs" or not (above[2] / "persona.json").is_file():
-        return None
-    return parse_card(read_json(above[2] / "persona.json", Message("a persona")), str(above[2] / "persona.json"))
-
-
 def refresh_model_card(adapter: Path, persona: PersonaCard | None = None) -> None:
     """Rewrite persona.json and README.md of an adapter that is still in the folder of its run.
 
-    Source, rights, author and sampling become those of `persona`; what it was trained with (name, system prompt,
+    What no weights depend on (PRESENT_FIELDS) becomes that of `persona`; what it was trained with (name, system prompt,
     probes) stays. Any other adapter is left as it is.
     """
     run = Run(adapter.parent)
@@ -34,8 +26,7 @@ def refresh_model_card(adapter: Path, persona: PersonaCard | None = None) -> Non
         return
     card = parse_card(read_json(adapter / "persona.json", Message("a persona")), "persona.json")
     if persona:
-        current = {name: getattr(persona, name) for name in ("author", "source", "rights", "sampling")}
-        card = card.model_copy(update=current)
+        card = card.model_copy(update={name: getattr(persona, name) for name in PRESENT_FIELDS})
     facts = read_json(adapter / "run.json", Message("a run"))
     evidence = collect_evidence(run, facts, adapter / LOSS_PICTURE)
     _write_if_changed(adapter / "persona.json", to_json(card.model_dump(mode="json")))

@@ -162,7 +162,7 @@ def undo_redo_labels(persona: Persona) -> tuple[str, str]:
 
 
 def _fingerprint(pair: Pair) -> bytes:
-    texts = json.dumps([pair.instruction, pair.output, pair.history], ensure_ascii=False)
+    texts = json.dumps([pair.instruction, pair.output, pair.history, pair.system], ensure_ascii=False)
     return hashlib.blake2b(texts.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 

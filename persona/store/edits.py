@@ -93,7 +93,8 @@ def replace_in_pairs(pairs: Sequence[Pair], find: str, replacement: str, match_c
     changes = []
     for n, pair in enumerate(pairs):
         history = tuple((swap(user), swap(reply)) for user, reply in pair.history)
-        new = replace(pair, instruction=swap(pair.instruction), output=swap(pair.output), history=history)
+        new = replace(pair, instruction=swap(pair.instruction), output=swap(pair.output), history=history,
+                      system=swap(pair.system))  # fmt: skip
         if new != pair:
             changes.append(PairChange(n, pair, new))
     return changes
@@ -115,7 +116,7 @@ def split_pair(pair: Pair) -> list[Pair]:
         raise InputError("This answer has one sentence only: there is no place to split it at.")
     cut = min(ends, key=lambda n: abs(n - len(text) // 2))
     first = replace(pair, output=text[:cut].rstrip())
-    return [first, Pair("", text[cut:].lstrip(), ((pair.instruction, first.output),), pair.source)]
+    return [first, Pair("", text[cut:].lstrip(), ((pair.instruction, first.output),), pair.source, pair.system)]
 
 
 def join_pairs(first: Pair, second: Pair) -> Pair:

@@ -14,23 +14,27 @@ from persona.store.files import require_regular_file, write_atomic
 MAX_CHARACTERS = 100_000  # of one text; a longer one is a file pasted by mistake and would stall the page
 MAX_KEPT_BYTES = 20_000_000  # of a file whose pairs are kept in memory
 
-PAIR_KEYS = ("instruction", "output", "history", "source")
+PAIR_KEYS = ("instruction", "output", "history", "source", "system")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A user message and the persona's reply. history: earlier (user, reply) turns, oldest first."""
+    """A user message and the persona's reply.
+
+    history: earlier (user, reply) turns, oldest first. system: a system prompt of its own; "" for the persona's.
+    """
 
     instruction: str
     output: str
     history: tuple[tuple[str, str], ...] = ()
     source: str = ""
+    system: str = ""
 
     @property
     def characters(self) -> int:
         """Of all its texts, earlier turns and source included."""
         earlier = sum(len(user) + len(reply) for user, reply in self.history)
-        return len(self.instruction) + len(self.output) + len(self.source) + earlier
+        return len(self.instruction) + len(self.output) + len(self.source) + len(self.system) + earlier
 
     def to_dict(self) -> dict[str, Any]:
         row: dict[str, Any] = {"instruction": self.instruction, "output": self.output}
@@ -38,6 +42,8 @@ class Pair:
             row["history"] = [list(turn) for turn in self.history]
         if self.source:
             row["source"] = self.source
+        if self.system:
+            row["system"] = self.system
         return row
 
 
@@ -64,8 +70,8 @@ def parse_pair(row: Any) -> Pair:
     if not isinstance(row, dict):
         raise InputError('a {kind}, not an object like {{"instruction": …, "output": …}}', kind=type(row).__name__)
     texts = {}
-    for name in ("instruction", "output", "source"):
-        value = row.get(name, "" if name == "source" else None)
+    for name in ("instruction", "output", "source", "system"):
+        value = row.get(name, "" if name in ("source", "system") else None)
         if not isinstance(value, str):
             raise InputError(
                 "'{name}' is missing" if value is None else "'{name}' is not text: {value}",
@@ -95,7 +101,7 @@ def parse_pair(row: Any) -> Pair:
             )
         if _has_lone_surrogate(text):
             raise InputError("'{name}' holds half a character (a lone surrogate). Retype it", name=name)
-    return Pair(texts["instruction"], texts["output"], turns, texts["source"])
+    return Pair(texts["instruction"], texts["output"], turns, texts["source"], texts["system"])
 
 
 def _has_lone_surrogate(text: str) -> bool:

@@ -4,16 +4,17 @@ import re
 import shutil
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 
 from persona.errors import InputError, Message, describe_validation_error, join
 from persona.store import quotas
+from persona.store.character_book import CharacterBook
 from persona.store.cjk import HAN
 from persona.store.files import (
     expand_home,
@@ -30,7 +31,8 @@ from persona.store.files import (
 from persona.store.pairs import BadLine, Pair, count_characters, read_pairs, scan_pairs, write_pairs
 from persona.store.workspace import EXAMPLES_DIR, current_workspace
 
-MAX_NAME, MAX_SYSTEM, MAX_GREETING = 80, 4_000, 2_000  # characters
+MAX_NAME, MAX_SYSTEM, MAX_GREETING = 80, 4_000, 10_000  # characters
+MAX_GREETINGS = 100
 
 
 class SamplingDefaults(BaseModel):
@@ -91,6 +93,28 @@ class PersonaCard(BaseModel):
     probe_rules: tuple[ProbeRule, ...] = Field(
         default=(), description="what the answer to a probe must or must not mention"
     )
+    alternate_greetings: tuple[Annotated[str, Field(max_length=MAX_GREETING)], ...] = Field(
+        default=(), max_length=MAX_GREETINGS, exclude_if=lambda v: not v, description="greetings to choose from instead"
+    )
+    post_history_instructions: str = Field(
+        default="", max_length=MAX_SYSTEM, exclude_if=lambda v: not v, description="stands after the conversation"
+    )
+    character_book: CharacterBook | None = Field(
+        default=None, exclude_if=lambda v: v is None, description="texts that join the prompt when their keys are said"
+    )
+    book_in_training: bool = Field(
+        default=False,
+        exclude_if=lambda v: not v,
+        description="book entries and post-history instructions are part of training rows too",
+    )
+    nickname: str = Field(
+        default="", max_length=MAX_NAME, exclude_if=lambda v: not v, description="stands for {{char}}"
+    )
+
+    @property
+    def greetings(self) -> tuple[str, ...]:
+        """Every greeting, the default one first."""
+        return tuple(filter(None, (self.greeting, *self.alternate_greetings)))
 
 
 @dataclass(frozen=True)
@@ -149,13 +173,23 @@ class Persona:
 
 def parse_card(value: dict[str, Any], place: str) -> PersonaCard:
     """Raises InputError naming every field of `value` that is wrong."""
+    return check_model(PersonaCard, value, place)
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def check_model(model: type[T], value: Mapping[str, Any], place: str = "") -> T:
+    """`value` as that part of a card. Raises InputError naming every field that is wrong. place: where it stands."""
     try:
-        return PersonaCard.model_validate(value)
+        return model.model_validate(value)
     except ValidationError as e:
         wrong = [
             Message("'{field}': {problem}", field=".".join(map(str, x["loc"])), problem=describe_validation_error(x))
             for x in e.errors()
         ]
+        if not place:
+            raise InputError("{problems}.", problems=join("; ", wrong)) from e
         raise InputError("{place}: {problems}. Correct it there.", place=place, problems=join("; ", wrong)) from e
 
 

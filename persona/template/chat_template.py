@@ -64,13 +64,17 @@ def read_template(name: str) -> ChatTemplate:
 
 
 def build_messages(
-    system: str, history: Iterable[Sequence[str]], instruction: str, reply: str | None = None
+    system: str, history: Iterable[Sequence[str]], instruction: str, reply: str | None = None, late_system: str = ""
 ) -> list[dict]:
-    """The conversation as role/content messages; an empty system prompt is left out."""
+    """The conversation as role/content messages; an empty system prompt is left out.
+
+    late_system: a system message between `instruction` and `reply`; not every template takes one.
+    """
     turns = [{"role": "system", "content": system}] if system.strip() else []
     for user, answer in history:
         turns += [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
     turns.append({"role": "user", "content": instruction})
+    turns += [{"role": "system", "content": late_system}] if late_system.strip() else []
     return turns if reply is None else [*turns, {"role": "assistant", "content": reply}]
 
 

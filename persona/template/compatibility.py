@@ -4,7 +4,8 @@ import re
 from typing import Any
 
 from persona.errors import Message, TemplateError, join
-from persona.template.chat_template import ChatTemplate, apply_template, build_messages, pin_date
+from persona.template.chat_template import ChatTemplate, apply_template, build_messages, pin_date, render_chats
+from persona.template.placeholders import REPLIES, SYSTEM, USERS, split_at_contents
 
 # text that looks like a control token in a rendering: <|user|>, <turn|>, <｜User｜>, <end_of_turn>, [INST], [gMASK]
 MARKER_PATTERN = re.compile(
@@ -169,3 +170,20 @@ def is_mask_exact(tokenizer: Any, template: ChatTemplate) -> bool:
         if stop is None or learned[-1:] != [stop] or tokenizer.decode(learned[:-1]).strip() != "Yes, 好。":
             return False
     return True
+
+
+def takes_late_system(tokenizer: Any, template: ChatTemplate) -> bool:
+    """Whether a system message may stand between the last question and its answer: it is written there, as it is."""
+    plain = build_messages(SYSTEM, [(USERS[0], REPLIES[0])], USERS[1])
+    late = build_messages(SYSTEM, [(USERS[0], REPLIES[0])], USERS[1], late_system=USERS[2])
+    before, after = try_render_prompt(tokenizer, template, plain), try_render_prompt(tokenizer, template, late)
+    try:
+        whole = next(render_chats(tokenizer, template, [[*late, {"role": "assistant", "content": REPLIES[1]}]]))
+    except TemplateError:
+        return False
+    if before is None or after is None or any(USERS[2] in whole.text[a:b] for a, b in whole.learned):
+        return False
+    gaps = split_at_contents(after, [SYSTEM, USERS[0], REPLIES[0], USERS[1], USERS[2]])
+    tail = before.rpartition(USERS[1])[2]
+    # what ends a message and begins the reply is the same after both
+    return gaps is not None and bool(tail.strip()) and gaps[-1] == tail

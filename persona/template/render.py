@@ -12,6 +12,7 @@ from typing import Any
 
 from persona.errors import InputError, Message, TemplateError, join
 from persona.store.pairs import Pair, find_unfinished
+from persona.template.character_prompt import CharacterPrompt, PromptParts
 from persona.template.chat_template import (
     ChatTemplate,
     build_messages,
@@ -20,7 +21,13 @@ from persona.template.chat_template import (
     mask_learned,
     render_chats,
 )  # fmt: skip
-from persona.template.compatibility import control_token_ids, find_incompatibilities, find_stop_token, marker_token_ids
+from persona.template.compatibility import (
+    control_token_ids,
+    find_incompatibilities,
+    find_stop_token,
+    marker_token_ids,
+    takes_late_system,
+)
 from persona.template.jinja_engine import RenderedChat
 
 MAX_LENGTH = 512  # tokens of one row by default
@@ -56,10 +63,11 @@ class TrainingExample:
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """The prompt of a chat: text and token ids."""
+    """The prompt of a chat: text and token ids. entries: names of the book entries in it."""
 
     text: str
     ids: list[int]
+    entries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class Renderer:
     max_length: tokens; a longer example is reported as a problem, never cut.
     learn_history: earlier replies are learned too, not only the last one.
     learned_elsewhere: (user message, reply) of the other rows: an earlier reply among them is not learned twice.
+    character: what the persona's card adds to the system prompt; None for nothing.
     """
 
     tokenizer: Any
@@ -77,6 +86,7 @@ class Renderer:
     max_length: int = MAX_LENGTH
     learn_history: bool = False
     learned_elsewhere: frozenset[tuple[str, str]] = frozenset()
+    character: CharacterPrompt | None = None
 
     def render_example(self, pair: Pair) -> TrainingExample:
         """Render, mask and check one pair; `problems` says what is wrong with it."""
@@ -91,45 +101,81 @@ class Renderer:
     def _render_batch(self, pairs: list[Pair]) -> list[TrainingExample]:
         unfinished = {n: tuple(why for _, why in find_unfinished([pair])) for n, pair in enumerate(pairs)}
         whole = [n for n in unfinished if not unfinished[n]]
-        chats = [build_messages(self.system, pairs[n].history, pairs[n].instruction, pairs[n].output) for n in whole]
+        parts = {n: self._row_parts(pairs[n]) for n in whole}
+        chats = [self._chat(parts[n], pairs[n].history, pairs[n].instruction, pairs[n].output) for n in whole]
         examples = [TrainingExample([], [], "", [], why) for why in unfinished.values()]
         for n, rendered in zip(whole, self._render(chats), strict=True):
-            examples[n] = self._label(pairs[n], rendered)
+            examples[n] = self._label(pairs[n], parts[n], rendered)
         sound = [n for n in whole if not examples[n].problems]
         asked = [(n, turn) for n in sound for turn in self._learned_turns(pairs[n])]
-        prompts = self._render((self._prompt_chat(pairs[n], turn) for n, turn in asked), add_generation_prompt=True)
+        prompts = self._render(
+            (self._prompt_chat(pairs[n], parts[n], turn) for n, turn in asked), add_generation_prompt=True
+        )
         for (n, turn), prompt in zip(asked, prompts, strict=True):
             is_earlier = turn < len(pairs[n].history)
             if not examples[n].problems and (why := self._prompt_mismatch(examples[n], prompt, is_earlier)):
                 examples[n] = replace(examples[n], problems=(why,))
         return examples
 
-    def _label(self, pair: Pair, rendered: RenderedChat) -> TrainingExample:
+    def _label(self, pair: Pair, parts: PromptParts, rendered: RenderedChat) -> TrainingExample:
         encoded = encode_chat(self.tokenizer, self.template, rendered, return_offsets_mapping=True)
         ids, mask = list(encoded["input_ids"]), mask_learned(encoded, rendered)
         mask = _keep_runs(mask, self._learned_turns(pair), len(pair.history) + 1)
         labels = [token if learned else IGNORE_INDEX for token, learned in zip(ids, mask, strict=True)]
-        problems = self._problems(pair, ids, labels)
+        problems = self._problems(pair, parts, ids, labels)
         return TrainingExample(
             ids, labels, rendered.text, [end for _, end in encoded["offset_mapping"]], tuple(problems)
         )
 
-    def render_prompt(self, history: Iterable[Sequence[str]], instruction: str) -> ChatPrompt:
-        """The prompt of a reply to `instruction`. Control tokens typed by a user are encoded as plain text."""
-        chat = build_messages(self.system, history, instruction)
+    def render_prompt(self, history: Iterable[Sequence[str]], instruction: str, system: str = "") -> ChatPrompt:
+        """The prompt of a reply to `instruction`. Control tokens typed by a user are encoded as plain text.
+
+        system: a pair's own system prompt; "" for the persona's.
+        """
+        turns = [tuple(turn) for turn in history]
+        parts = self.prompt_parts(turns, instruction, system)
+        chat = self._chat(parts, turns, instruction)
         prompt = next(self._render([chat], add_generation_prompt=True))
         if any(self.control_tokens(m["content"]) for m in chat):
             ids = encode_sanitized(self.tokenizer, self.template, chat, add_generation_prompt=True)
         else:
             ids = self._encode(prompt)
-        return ChatPrompt(prompt.text, ids)
+        return ChatPrompt(prompt.text, ids, tuple(found.entry.title for found in parts.entries))
+
+    def prompt_parts(self, history: Iterable[Sequence[str]], instruction: str, system: str = "") -> PromptParts:
+        """What stands before and after the conversation in the prompt of a reply to `instruction`."""
+        return self._compose(system or self.system, history, instruction)
+
+    def _row_parts(self, pair: Pair) -> PromptParts:
+        """The same of a training row."""
+        return self._compose(pair.system or self.system, pair.history, pair.instruction, training=True)
+
+    def _compose(self, system: str, history: Iterable[Sequence[str]], text: str, training: bool = False) -> PromptParts:
+        if self.character is None:
+            return PromptParts(system)
+        return self.character.compose(system, history, text, self._count_tokens, training)
+
+    def _count_tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _chat(
+        self, parts: PromptParts, history: Iterable[Sequence[str]], instruction: str, reply: str | None = None
+    ) -> list[dict]:
+        """The conversation as messages. What stands after it is a system message where the template takes one there."""
+        if parts.late and not self._takes_late_system:
+            instruction, parts = f"{instruction}\n\n{parts.late}", replace(parts, late="")
+        return build_messages(parts.system, history, instruction, reply, parts.late)
+
+    @cached_property
+    def _takes_late_system(self) -> bool:
+        return takes_late_system(self.tokenizer, self.template)
 
     def length_if_near_limit(self, pair: Pair) -> int:
         """Tokens of the pair's row; 0, without encoding it, when it certainly fits into max_length.
 
         A text has at most one token per byte.
         """
-        texts = sum(len(text.encode("utf-8", "replace")) for _, text in self._texts(pair))
+        texts = sum(len(t.encode("utf-8", "replace")) for _, t in self._texts(pair, self._row_parts(pair)))
         if texts + self._turn_tokens * (len(pair.history) + 1) <= self.max_length:
             return 0
         return len(self.render_example(pair).input_ids)
@@ -177,7 +223,7 @@ class Renderer:
         assert stop is not None  # find_incompatibilities has looked
         return stop
 
-    def _problems(self, pair: Pair, ids: list[int], labels: list[int]) -> list[str]:
+    def _problems(self, pair: Pair, parts: PromptParts, ids: list[int], labels: list[int]) -> list[str]:
         problems: list[str] = []
         learned = [i for i in labels if i != IGNORE_INDEX]
         if not learned:
@@ -195,7 +241,7 @@ class Renderer:
                     max_length=self.max_length,
                 )
             )
-        for name, text in self._texts(pair):
+        for name, text in self._texts(pair, parts):
             if found := self.control_tokens(text):
                 problems.append(
                     Message(
@@ -220,10 +266,11 @@ class Renderer:
         earlier = [n for n, turn in enumerate(pair.history) if turn not in self.learned_elsewhere]
         return [*(earlier if self.learn_history else []), len(pair.history)]
 
-    def _prompt_chat(self, pair: Pair, turn: int) -> list[dict]:
+    def _prompt_chat(self, pair: Pair, parts: PromptParts, turn: int) -> list[dict]:
         """The chat that is answered in this turn of the pair."""
         turns = [*pair.history, (pair.instruction, pair.output)]
-        return build_messages(self.system, turns[:turn], turns[turn][0])
+        late = parts.late if turn == len(pair.history) else ""
+        return self._chat(replace(parts, late=late), turns[:turn], turns[turn][0])
 
     def _prompt_mismatch(self, example: TrainingExample, prompt: RenderedChat, is_earlier: bool) -> str:
         """Why a learned reply, or an earlier one, does not start exactly where its prompt ends; "" where it does."""
@@ -250,9 +297,10 @@ class Renderer:
         lost = (c for c in dict.fromkeys(text) if unknown in self.tokenizer(c, add_special_tokens=False)["input_ids"])
         return ", ".join(map(repr, itertools.islice(lost, 5))) or Message("a part")
 
-    def _texts(self, pair: Pair) -> list[tuple[str, str]]:
+    def _texts(self, pair: Pair, parts: PromptParts) -> list[tuple[str, str]]:
         turns = [("history", x) for turn in pair.history for x in turn]
-        return [("system", self.system), *turns, ("instruction", pair.instruction), ("output", pair.output)]
+        said = [("instruction", pair.instruction), ("output", pair.output)]
+        return [("system", parts.system), *turns, *said, *([("system", parts.late)] if parts.late else [])]
 
     def _render(self, chats: Iterable[list[dict]], **variables: Any) -> Iterator[RenderedChat]:
         return render_chats(self.tokenizer, self.template, chats, **variables)

@@ -340,7 +340,12 @@ def estimate_row_tokens(
 ) -> tuple[int, int]:
     """(tokens, learned tokens) of a pair's row, about. learned_elsewhere: as in Renderer."""
     replies = [pair.output, *(turn[1] for turn in pair.history if learn_history and turn not in learned_elsewhere)]
-    texts = [card.system, pair.instruction, pair.output, *(text for turn in pair.history for text in turn)]
+    texts = [
+        pair.system or card.system,
+        pair.instruction,
+        pair.output,
+        *(text for turn in pair.history for text in turn),
+    ]
     tokens = _estimate_tokens(texts) + TEMPLATE_TOKENS * (1 + len(pair.history))
     return tokens, _estimate_tokens(replies) + len(replies)
 

@@ -21,6 +21,7 @@ The process that trains reads and writes this folder and nothing else. So a relo
 loses nothing, and page and command line see the same run. docs/formats.md describes each file.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -242,6 +243,41 @@ def list_runs(persona: Persona) -> list[Run]:
         return []
     runs = [Run(p) for p in persona.runs_dir.iterdir() if (p / "run.json").is_file()]
     return sorted(runs, key=lambda r: r.name, reverse=True)
+
+
+# fields of a card that no weights depend on: an adapter speaks, and is shared, with those of its persona now
+PRESENT_FIELDS = (
+    "author", "source", "rights", "sampling", "greeting", "alternate_greetings", "post_history_instructions",
+    "character_book", "nickname",
+)  # fmt: skip
+
+
+def find_persona_card(adapter: Path) -> PersonaCard | None:
+    """The card of the persona that an adapter's run belongs to (PERSONA/runs/RUN/adapter); None outside of one."""
+    folder = find_persona_folder(adapter)
+    return (
+        parse_card(read_json(folder / "persona.json", Message("a persona")), str(folder / "persona.json"))
+        if (folder)
+        else None
+    )
+
+
+def find_persona_folder(adapter: Path) -> Path | None:
+    """The folder of the persona that an adapter's run, or a snapshot of it, belongs to; None outside of one."""
+    above = adapter.resolve().parents
+    for runs, folder in itertools.pairwise(above[1:4]):
+        if runs.name == "runs" and (folder / "persona.json").is_file():
+            return folder
+    return None
+
+
+def present_card(adapter: Path, card: PersonaCard) -> PersonaCard:
+    """An adapter's card with PRESENT_FIELDS as its persona has them now; as it is where no persona can be read."""
+    try:
+        persona = find_persona_card(adapter)
+    except PersonaError:
+        return card
+    return card.model_copy(update={n: getattr(persona, n) for n in PRESENT_FIELDS}) if persona else card
 
 
 def open_run(path: Path) -> Run:

@@ -24,6 +24,7 @@ from persona.share.archive import NO_SUPPLEMENT, Supplement
 from persona.share.open_adapter import attach, open_adapter, opened_dir
 from persona.store import deployment, files, persona_folder, workspace
 from persona.store.persona_folder import PersonaCard
+from persona.template.character_prompt import CharacterPrompt, estimate_tokens
 from persona.template.chat_template import build_messages
 from persona.train import run_folder, snapshots
 from persona.ui.i18n import localized, t
@@ -57,7 +58,11 @@ class Comparison:
         """
         if self.model is None:
             url, key = remote.configured_server() or ("", "")
-            chats = [build_messages(r.system, h, question) for r, h in zip(self.records, histories, strict=True)]
+            character = CharacterPrompt.of(self.card)
+            chats = []
+            for record, history in zip(self.records, histories, strict=True):
+                parts = character.compose(record.system, history, question, estimate_tokens)
+                chats.append(build_messages(parts.system, history, question, late_system=parts.late))
             yield from remote.stream_remote(url, key, self.voices, chats, sampling)
             return
         columns = [v.render_column(h, question) for v, h in zip(self.voices, histories, strict=True)]
@@ -68,6 +73,17 @@ class Comparison:
                 if is_base_circling(record, reply.text, reply.ended)
             )  # fmt: skip
             yield replies
+
+    def book_entries(self, histories: Sequence[Sequence[tuple[str, str]]], question: str) -> list[tuple[str, ...]]:
+        """The names of the book entries in each column's prompt."""
+        if self.model is None:
+            character = CharacterPrompt.of(self.card)
+            found = [character.compose(r.system, h, question, estimate_tokens).entries
+                     for r, h in zip(self.records, histories, strict=True)]  # fmt: skip
+        else:
+            found = [v.renderer.prompt_parts(h, question).entries
+                     for v, h in zip(self.voices, histories, strict=True)]  # fmt: skip
+        return [tuple(one.entry.title for one in column) for column in found]
 
 
 def is_base_circling(record: VoiceRecord, text: str, ended: bool) -> bool:
@@ -164,10 +180,10 @@ def find_card(chosen: str) -> PersonaCard:
 def unseen_questions(chosen: str) -> list[str]:
     """Questions that the adapter was not trained on, one line each: its probes, then held-out ones of its run.
 
-    Of an adapter from elsewhere, whose pairs are not known: its probes. None where the run's own pairs cannot be read.
-    Raises PersonaError when nothing is chosen.
+    The probes of a run are the persona's as they are now. Of an adapter from elsewhere, whose pairs are not known: its
+    own. None where the run's own pairs cannot be read. Raises PersonaError when nothing is chosen.
     """
-    ref, questions = AdapterRef.parse_id(chosen), list(find_adapter(chosen).card.probes)
+    ref, questions = AdapterRef.parse_id(chosen), list(find_card(chosen).probes)
     if ref.kind is RefKind.RUN:
         run = run_folder.Run(persona_folder.find_persona(ref.name).path / "runs" / ref.run)
         try:
@@ -335,7 +351,8 @@ def _open_column(
     label = _label(ref, main_ref)
     if ref.kind in (RefKind.BASE, RefKind.BASE_WITH_PROMPT):
         kind, system = ("base", "") if ref.kind is RefKind.BASE else ("prompt", main.card.system)
-        voice = Voice(label, NO_ADAPTER, session.renderer_of(main, model.tokenizer, system))
+        given = None if kind == "prompt" else system
+        voice = Voice(label, NO_ADAPTER, session.renderer_of(main, model.tokenizer, given))
         return voice, VoiceRecord(kind, label, system=system)
     if ref.kind is RefKind.BLEND:  # both at once, asked with the main one's template and prompt
         share, other = ref.parts[0].strength, ref.parts[1]

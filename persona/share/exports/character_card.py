@@ -6,8 +6,10 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -15,9 +17,11 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, Unidentif
 from persona.errors import InputError
 from persona.share.exports import new_output
 from persona.store.files import to_json, write_atomic
+from persona.store.kept_card import PICTURE, find_container, find_picture
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
-from persona.write.importers.character_card import MAX_PIXELS
+from persona.write.importers import charx
+from persona.write.importers.character_card import MAX_PIXELS, card_fields, read_card, read_example
 
 MAX_EXAMPLES = 20  # pairs in the card: programs put them before every chat
 PICTURE_SIZE = (512, 768)  # width, height in pixels: the shape of most cards
@@ -26,38 +30,102 @@ PNG_CHUNKS = {"chara": 2, "ccv3": 3}  # of a PNG: older programs read the first
 
 
 def export_card(
-    card: PersonaCard, pairs: Sequence[Pair], out: Path, version: int = 3, picture: Path | None = None, link: str = ""
-) -> dict[str, Any]:
-    """Write the card as the new file `out`: .json in that version of the format, .png with both and a picture.
+    card: PersonaCard, pairs: Sequence[Pair], out: Path, version: int = 3, picture: Path | None = None, link: str = "",
+    kept: Mapping[str, Any] = MappingProxyType({}), home: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the card as the new file `out`: .json in that version, .png with both and a picture, .charx with assets.
 
-    picture: any image file; default: a monogram. link: address of the adapter, e.g. on the Hub. Returns file, bytes and
-    examples. Raises InputError.
+    picture: any image file; default: the persona's, else a monogram. link: address of
+    the adapter, e.g. on the Hub. kept: the card that the persona was made of, home: the persona's folder, with the file
+    that it came in (store/kept_card.py). Returns file, bytes and examples. Raises InputError.
     """
     if version not in CARD_VERSIONS:
         raise InputError("version {version}: a character card is of version 2 or 3.", version=version)
     kind = out.suffix.lower()
-    if kind not in (".json", ".png"):
-        raise InputError("{out}: a character card is a .json or a .png file. Give it one of these endings.", out=out)
+    if kind not in (".json", ".png", ".charx"):
+        raise InputError(
+            "{out}: a character card is a .json, a .png or a .charx file. Give it one of these endings.", out=out
+        )
     if picture and kind == ".json":
         raise InputError("{out}: a .json file holds no picture. Name a .png file, or leave the picture out.", out=out)
     with new_output.create_output(out) as file:
         if kind == ".json":
-            write_atomic(file, to_json(build_card(card, pairs, version, link)))
+            write_atomic(file, to_json(build_card(card, pairs, version, link, kept)))
+        elif kind == ".charx":
+            _write_charx(file, build_card(card, pairs, 3, link, kept), card, picture, home)
         else:
             texts = PngImagePlugin.PngInfo()
             for chunk, number in PNG_CHUNKS.items():
-                value = json.dumps(build_card(card, pairs, number, link), ensure_ascii=False)
+                value = json.dumps(build_card(card, pairs, number, link, kept), ensure_ascii=False)
                 texts.add_text(chunk, base64.b64encode(value.encode()).decode())
-            (open_picture(picture) if picture else draw_monogram(card.name)).save(file, "PNG", pnginfo=texts)
+            kept_png = find_container(home, ".png") if home else None
+            for name, asset in _png_assets(kept_png).items():
+                texts.add_text(name, asset)
+            _choose_picture(card, picture, home).save(file, "PNG", pnginfo=texts)
         size = file.stat().st_size
     return {"file": str(out), "bytes": size, "examples": len(_choose_examples(card, pairs))}
 
 
-def build_card(card: PersonaCard, pairs: Sequence[Pair], version: int, link: str = "") -> dict[str, Any]:
+ICON = "assets/icon/images/main.png"  # in a .charx
+
+
+def _write_charx(file: Path, value: dict[str, Any], card: PersonaCard, picture: Path | None, home: Path | None) -> None:
+    """A zip with card.json, and the assets of the .charx that the persona was made of; without one, a picture."""
+    kept = find_container(home, ".charx") if home else None
+    if home and (home / PICTURE).is_file():
+        picture = picture or home / PICTURE
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
+        written = {charx.CARD}
+        if picture or not kept:
+            assets = value["data"].get("assets")
+            others = (
+                [a for a in assets if isinstance(a, dict) and a.get("type") != "icon"]
+                if (isinstance(assets, list))
+                else []
+            )
+            icon = {"type": "icon", "uri": f"embeded://{ICON}", "name": "main", "ext": "png"}
+            value["data"]["assets"] = [icon, *others]
+            with out.open(ICON, "w") as target:
+                _choose_picture(card, picture, home).save(target, "PNG")
+            written.add(ICON)
+        out.writestr(charx.CARD, to_json(value))
+        if kept:
+            with charx.open_charx(kept, kept.name) as (archive, members):
+                for info in members:
+                    if info.filename not in written:
+                        out.writestr(info.filename, archive.read(info))
+
+
+def _choose_picture(card: PersonaCard, picture: Path | None, home: Path | None) -> Image.Image:
+    chosen = picture or (find_picture(home) if home else None)
+    return open_picture(chosen) if chosen else draw_monogram(card.name)
+
+
+def _png_assets(picture: Path | None) -> dict[str, str]:
+    """The assets in a kept PNG, as its text chunks hold them: chara-ext-asset_:PATH → base64."""
+    if not picture:
+        return {}
+    try:
+        with Image.open(picture, formats=["PNG"]) as image:
+            image.load()
+            texts = {str(name): text for name, text in image.info.items() if isinstance(text, str)}
+            return {name: text for name, text in texts.items() if name.startswith("chara-ext-asset_")}
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError):
+        return {}  # open_picture says what is wrong
+
+
+def build_card(
+    card: PersonaCard,
+    pairs: Sequence[Pair],
+    version: int,
+    link: str = "",
+    kept: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
     """The card as a JSON value in that version of the format.
 
     The system prompt becomes the description, which programs put into every prompt; `system_prompt` replaces a
-    program's own instructions, and only some programs read it.
+    program's own instructions, and only some programs read it. Of a card that was kept, everything stays that the
+    persona has not changed.
     """
     spec, number = CARD_VERSIONS[version]
     data: dict[str, Any] = {
@@ -69,16 +137,50 @@ def build_card(card: PersonaCard, pairs: Sequence[Pair], version: int, link: str
         "mes_example": "\n".join(_example(p) for p in _choose_examples(card, pairs)),
         "creator_notes": "\n".join(x for x in (card.source, card.rights) if x),
         "system_prompt": "",
-        "post_history_instructions": "",
-        "alternate_greetings": [],
+        "post_history_instructions": card.post_history_instructions,
+        "alternate_greetings": list(card.alternate_greetings),
         "tags": ["persona", *([card.language] if card.language else [])],
         "creator": card.author,
         "character_version": "",
         "extensions": {"persona": {"adapter": link, "source": card.source, "rights": card.rights}},
     }
+    if card.character_book:
+        book = card.character_book.model_dump(mode="json")
+        data["character_book"] = {**book, "extensions": book.get("extensions", {})}
+    if card.nickname:
+        data["nickname"] = card.nickname
     if version == 3:
         data["group_only_greetings"] = []
-    return {"spec": spec, "spec_version": number, "data": data}
+    return {"spec": spec, "spec_version": number, "data": _keep_unchanged(data, card, pairs, dict(kept))}
+
+
+# field of the persona → the fields of a card that it was read from
+_READ_FROM = {
+    "name": ("name",), "system": ("description", "personality", "scenario", "system_prompt"),
+    "greeting": ("first_mes",), "alternate_greetings": ("alternate_greetings",), "nickname": ("nickname",),
+    "post_history_instructions": ("post_history_instructions",), "author": ("creator",),
+    "character_book": ("character_book",),
+}  # fmt: skip
+
+
+def _keep_unchanged(
+    data: dict[str, Any], card: PersonaCard, pairs: Sequence[Pair], kept: dict[str, Any]
+) -> dict[str, Any]:
+    """`data` with all of the kept card in it but what the persona has changed since it was read from it."""
+    if not kept:
+        return data
+    original, was = card_fields(kept), read_card(kept)
+    changed = {field for name, fields in _READ_FROM.items() if getattr(card, name) != getattr(was, name)
+               for field in fields}  # fmt: skip
+    if not set(read_example(kept)) <= {(p.instruction, p.output) for p in pairs}:
+        changed.add("mes_example")
+    missing = {"character_book", "nickname"} - data.keys()
+    merged = {**data, **{name: value for name, value in original.items() if name not in changed}}
+    for name in missing & changed:
+        merged.pop(name, None)
+    extensions = original.get("extensions")
+    merged["extensions"] = {**(extensions if isinstance(extensions, dict) else {}), **data["extensions"]}
+    return merged
 
 
 def _choose_examples(card: PersonaCard, pairs: Sequence[Pair]) -> list[Pair]:

@@ -66,7 +66,10 @@ def _export_pairs(path: Path, out: Path, form: ExportFormat, options: ExportOpti
     material = load_material(path)
     if form is ExportFormat.dataset:
         return trainer_configs.export_dataset(material, out)
-    return character_card.export_card(material.card, material.pairs, out, options.version, options.picture)
+    return character_card.export_card(
+        material.card, material.pairs, out, options.version, options.picture, kept=material.kept,
+        home=material.home,
+    )  # fmt: skip
 
 
 def _export_weights(
@@ -89,9 +92,10 @@ def _export_weights(
     if form is ExportFormat.zip:
         from persona.share import refresh_card
         from persona.share.exports import new_output
+        from persona.train.run_folder import find_persona_card
 
         new_output.require_new(out)
-        refresh_card.refresh_model_card(folder, refresh_card.find_persona_card(folder))
+        refresh_card.refresh_model_card(folder, find_persona_card(folder))
         packed = archive.pack_adapter(folder, out)
         return {"file": str(packed), "bytes": packed.stat().st_size}
     from persona.compare import session

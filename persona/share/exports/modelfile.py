@@ -13,6 +13,7 @@ from persona.errors import Message, TemplateError
 from persona.models.sampling import Sampling
 from persona.share.exports import new_output
 from persona.store.persona_folder import PersonaCard
+from persona.template.character_prompt import resolve_system
 from persona.template.chat_template import apply_template, build_messages
 from persona.template.compatibility import SAMPLE_CHATS
 from persona.template.placeholders import REPLIES, SYSTEM, USERS, split_at_contents
@@ -168,5 +169,5 @@ def render_modelfile(card: PersonaCard, renderer: Renderer, model: str, adapter:
     stop = renderer.tokenizer.convert_ids_to_tokens(renderer.stop_id)
     return new_output.render_template_file(
         "Modelfile.jinja", card=card, model=model, adapter=adapter, licence=licence, template=template, why=why,
-        stop=stop, usual=usual, system=card.system.strip().replace('"""', "'''"),
+        stop=stop, usual=usual, system=resolve_system(card).strip().replace('"""', "'''"),
     ), why  # fmt: skip

@@ -24,6 +24,7 @@ from persona.share.exports.trainer_settings import (
 )
 from persona.store.files import slugify, to_json, write_atomic
 from persona.store.pairs import Pair, find_unfinished
+from persona.template.character_prompt import resolve_system
 from persona.template.chat_template import build_messages, read_template
 
 UNVERIFIED_NOTE = Message("Not verified: made by Persona from this program's documentation and never run in it.")
@@ -49,9 +50,10 @@ def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
     sets = {k: v for k, v in sets.items() if v}
     with new_output.create_output(out) as folder:
         folder.mkdir()
+        system = resolve_system(material.card)
         for key, pairs in sets.items():
-            write_atomic(folder / f"{key}.json", to_json([_alpaca(p, material.card.system) for p in pairs]))
-            lines = (json.dumps(_messages(p, material.card.system), ensure_ascii=False) + "\n" for p in pairs)
+            write_atomic(folder / f"{key}.json", to_json([_alpaca(p, system) for p in pairs]))
+            lines = (json.dumps(_messages(p, system), ensure_ascii=False) + "\n" for p in pairs)
             write_atomic(folder / f"{key}.messages.jsonl", lines)
         template = material.template or read_template("chatml")
         write_atomic(folder / "chat_template.jinja", template.text)
@@ -76,13 +78,13 @@ def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
 
 
 def _alpaca(pair: Pair, system: str) -> dict[str, Any]:
-    row = {"instruction": pair.instruction, "input": "", "output": pair.output, "system": system,
+    row = {"instruction": pair.instruction, "input": "", "output": pair.output, "system": pair.system or system,
            "history": [list(t) for t in pair.history]}  # fmt: skip
     return row | ({"source": pair.source} if pair.source else {})
 
 
 def _messages(pair: Pair, system: str) -> dict[str, Any]:
-    chat = build_messages(system, pair.history, pair.instruction, pair.output)
+    chat = build_messages(pair.system or system, pair.history, pair.instruction, pair.output)
     return {"messages": chat} | ({"source": pair.source} if pair.source else {})
 
 

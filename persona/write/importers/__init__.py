@@ -14,7 +14,8 @@ Nothing is dropped silently: a row that is no pair is a SkippedRow with its line
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
@@ -70,13 +71,16 @@ class SourceSurvey:
     """What an importer offers for choice before the file is read as a whole.
 
     columns: names in the file, in its order; mapping: the guess, for ImportOptions.columns.
-    speakers: name → number of speeches, most frequent first. card: a persona that the file describes.
+    speakers: name → number of speeches, most frequent first. card: a persona that the file describes; original: the
+    file's own card, to be kept (store/kept_card.py), and container: the file with its picture or assets, None for none.
     """
 
     columns: tuple[str, ...] = ()
     mapping: Mapping[str, str] = field(default_factory=dict)
     speakers: Mapping[str, int] = field(default_factory=dict)
     card: PersonaCard | None = None
+    original: Mapping[str, Any] = field(default_factory=dict)
+    container: Path | None = None
 
 
 @dataclass(frozen=True)

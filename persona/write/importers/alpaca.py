@@ -35,10 +35,14 @@ def survey(source: SourceFile) -> SourceSurvey:
 
 def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     columns = resolve_columns(_names(source) or FIELDS, options, source.name)
+    systems = {row.get("system") for row in read_first_rows(source, 20) if isinstance(row.get("system"), str | None)}
 
     def to_pairs(row: Any, place: str) -> RowPairs:
         is_pair_row = isinstance(row, dict) and row.keys() <= set(PAIR_KEYS)  # keeps its source, even an empty one
-        return row_to_pairs(row, columns, "" if is_pair_row else place, options.join_input)
+        system = row.get("system") if isinstance(row, dict) else ""
+        own = isinstance(system, str) and "system" not in columns.values() and (is_pair_row or systems != {system})
+        place = "" if is_pair_row else place
+        return row_to_pairs(row, columns, place, options.join_input, str(system) if own else "")
 
     rows = select_rows(lambda: read_json_rows(source), options.selection, source.name)
     yield from convert_rows(rows, source, to_pairs)

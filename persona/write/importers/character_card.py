@@ -1,7 +1,8 @@
-"""Character cards, V1 to V3, as JSON or inside a PNG: a persona's card, and its example dialogue as pairs."""
+"""Character cards, V1 to V3, as JSON, PNG or .charx: a persona's card, and its example dialogue as pairs."""
 
 import base64
 import binascii
+import itertools
 import json
 import re
 import struct
@@ -9,17 +10,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from persona.errors import InputError, Message
+from persona.store.character_book import read_book
 from persona.store.cjk import HAN, KANA
 from persona.store.pairs import Pair
-from persona.store.persona_folder import MAX_GREETING, MAX_NAME, MAX_SYSTEM, PersonaCard
-from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey
+from persona.store.persona_folder import MAX_GREETING, MAX_GREETINGS, MAX_NAME, MAX_SYSTEM, PersonaCard
+from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey, charx
 from persona.write.importers.json_reader import read_first_rows
 from persona.write.importers.rows import MAX_SHOWN, parse_complete_pair
 from persona.write.importers.speaker_turns import is_like_name
-from persona.write.importers.text_source import SourceFile
+from persona.write.importers.text_source import ZIP, SourceFile
 
 NAME = "character"
-TITLE = "Character card: V1, V2, V3 (JSON, PNG)"
+TITLE = "Character card: V1, V2, V3 (JSON, PNG, CHARX)"
 OPTIONS = frozenset({"turns"})
 
 SPECS = ("chara_card_v2", "chara_card_v3")
@@ -30,13 +32,7 @@ MAX_PIXELS = 25_000_000  # 5,000 × 5,000; Pillow decodes them all before it rea
 FIELD_LIMITS = {"name": MAX_NAME, "system": MAX_SYSTEM, "greeting": MAX_GREETING}
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_TEXT_KEYS = ("ccv3", "chara")  # PNG text chunks, the newer one first
-UNUSED_FIELDS = (
-    "alternate_greetings",
-    "group_only_greetings",
-    "character_book",
-    "post_history_instructions",
-    "creator_notes",
-)
+UNUSED_FIELDS = ("group_only_greetings", "creator_notes", "assets")
 HEADINGS = {  # the fields that make up a system prompt, in this order
     "zh": {"system_prompt": "", "description": "", "personality": "性格：", "scenario": "场景："},
     "": {"system_prompt": "", "description": "", "personality": "Personality: ", "scenario": "Scenario: "},
@@ -52,6 +48,8 @@ def sniff(source: SourceFile) -> float:
     try:
         if source.bytes(8) == PNG:
             return 0.95 if _png_texts(source) else 0.0
+        if (members := source.zip_members()) is not None:
+            return 0.95 if charx.CARD in members else 0.0
     except InputError:
         return 0.0
     found = read_first_rows(source, 1)
@@ -65,13 +63,37 @@ def is_character_card(value: dict[str, Any]) -> bool:
 
 
 def survey(source: SourceFile) -> SourceSurvey:
-    return SourceSurvey(card=_card(_load(source), source)[0])
+    whole = _load(source)
+    container = source.path if source.bytes(8) == PNG or source.bytes(4) == ZIP else None
+    return SourceSurvey(card=_card(card_fields(whole), source.name)[0], original=whole, container=container)
+
+
+def card_fields(whole: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a card, wherever its version of the format has them."""
+    return whole["data"] if whole.get("spec") in SPECS and isinstance(whole.get("data"), dict) else whole
+
+
+def read_card(whole: dict[str, Any]) -> PersonaCard:
+    """The persona that a card's JSON value describes. Raises InputError where it has no name."""
+    return _card(card_fields(whole), "character_card.json")[0]
+
+
+def read_example(whole: dict[str, Any]) -> list[tuple[str, str]]:
+    """(message, reply) of each exchange in the example dialogue."""
+    data, card = card_fields(whole), read_card(whole)
+    turns = [_dialogue_turns(line, block, data, card) for line, block in _blocks(_field(data, "mes_example"))]
+    return [
+        (asked, reply)
+        for said in turns
+        for (side, _, asked), (next_side, _, reply) in itertools.pairwise(said)
+        if (side, next_side) == ("user", "char")
+    ]
 
 
 def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     """The pairs of the example dialogue; lines count within it. Raises InputError when there is no card."""
-    data = _load(source)
-    card, notes = _card(data, source)
+    data = card_fields(_load(source))
+    card, notes = _card(data, source.name)
     yield from (ImportNote(1, what) for what in notes)
     for line, block in _blocks(_field(data, "mes_example")):
         yield from _pairs(_dialogue_turns(line, block, data, card), source, options.turns or 0)
@@ -81,7 +103,7 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
 
 
 def _load(source: SourceFile) -> dict[str, Any]:
-    """The card's fields. Raises InputError."""
+    """The card's JSON value. Raises InputError."""
     try:
         if source.path.stat().st_size > MAX_BYTES:
             raise _too_large(source)
@@ -92,6 +114,8 @@ def _load(source: SourceFile) -> dict[str, Any]:
                     "{source}: a picture without a character in it. Export the card again.", source=source.name
                 )
             text = base64.b64decode(chunks[min(chunks, key=PNG_TEXT_KEYS.index)]).decode("utf-8")
+        elif source.bytes(4) == ZIP:
+            text = charx.read_card_json(source.path, source.name)
         else:
             text = source.path.read_text(encoding=source.encoding, errors="backslashreplace")
         if len(text) > MAX_TEXT:
@@ -118,7 +142,7 @@ def _load(source: SourceFile) -> dict[str, Any]:
             "{source}: no character card: it names neither spec nor name, description and first_mes.",
             source=source.name,
         )
-    return value["data"] if value.get("spec") in SPECS and isinstance(value.get("data"), dict) else value
+    return value
 
 
 def _too_large(source: SourceFile) -> InputError:
@@ -158,12 +182,12 @@ def _field(data: dict[str, Any], name: str) -> str:
     return value.replace("\r\n", "\n").replace("\r", "\n").strip() if isinstance(value, str) else ""
 
 
-def _card(data: dict[str, Any], source: SourceFile) -> tuple[PersonaCard, list[str]]:
-    """The persona's card, and notes on what was left out."""
+def _card(data: dict[str, Any], source: str) -> tuple[PersonaCard, list[str]]:
+    """The persona's card, and notes on what was left out. source: the file's name. Raises InputError."""
     notes: list[str] = []
     full = _field(data, "name")
     if not full:
-        raise InputError("{source}: the card has no name. Write one into it.", source=source.name)
+        raise InputError("{source}: the card has no name. Write one into it.", source=source)
     name = _truncate(full, FIELD_LIMITS["name"], "name", notes)
     language = (
         "zh" if _is_chinese("".join(_field(data, k) for k in ("description", "personality", "first_mes"))) else ""
@@ -177,17 +201,36 @@ def _card(data: dict[str, Any], source: SourceFile) -> tuple[PersonaCard, list[s
                 parts.append(heading + text)
     greeting = _replace_placeholders(_field(data, "first_mes"), called, language)
     notes += [
-        Message("{field} left out: a persona has none", field=field) for field in UNUSED_FIELDS if data.get(field)
+        Message("{field} is kept for an export, and not used here", field=field)
+        for field in UNUSED_FIELDS
+        if data.get(field)
     ]
+    others = [_replace_placeholders(text, called, language) for text in _texts(data, "alternate_greetings")]
+    if len(others) > MAX_GREETINGS:
+        notes.append(Message("{count:,} greetings left out: there is no room", count=len(others) - MAX_GREETINGS))
+    instructions = _field(data, "post_history_instructions").replace("{{original}}", "").strip()
     card = PersonaCard(
         name=name,
         system="\n\n".join(parts),
         greeting=_truncate(greeting, FIELD_LIMITS["greeting"], "first_mes", notes),
         language=language,
         author=_field(data, "creator"),
-        source=f"character card {source.name}",
+        source=f"character card {source}",
+        nickname=_field(data, "nickname")[:MAX_NAME],
+        alternate_greetings=tuple(
+            _truncate(text, FIELD_LIMITS["greeting"], "alternate_greetings", notes) for text in others[:MAX_GREETINGS]
+        ),
+        post_history_instructions=_truncate(instructions, FIELD_LIMITS["system"], "post_history_instructions", notes),
+        character_book=read_book(data.get("character_book"), notes.append),
     )
     return card, notes
+
+
+def _texts(data: dict[str, Any], name: str) -> list[str]:
+    """The texts of a list that are not empty."""
+    value = data.get(name)
+    texts = [_field({name: text}, name) for text in value] if isinstance(value, list) else []
+    return [text for text in texts if text]
 
 
 def _called(data: dict[str, Any], name: str) -> str:

@@ -97,8 +97,13 @@ def resolve_columns(
     return {field: name for field, name in mapping.items() if name}
 
 
-def row_to_pairs(row: Any, columns: Mapping[str, str], place: str, join_input: str = "line") -> RowPairs:
-    """Raises InputError. place: the pair's source when the row names none. join_input: a key of INPUT_JOINS."""
+def row_to_pairs(
+    row: Any, columns: Mapping[str, str], place: str, join_input: str = "line", system: str = ""
+) -> RowPairs:
+    """Raises InputError. place: the pair's source when the row names none. join_input: a key of INPUT_JOINS.
+
+    system: of this row alone.
+    """
     if not isinstance(row, dict):
         return [parse_complete_pair(row)], []  # says what it is
     fields = {field: row.get(columns.get(field, "")) for field in ("instruction", "output", "history")}
@@ -109,7 +114,8 @@ def row_to_pairs(row: Any, columns: Mapping[str, str], place: str, join_input: s
         fields["instruction"] = INPUT_JOINS[join_input].join(filter(None, (fields["instruction"], extra_input)))
     output = fields["output"]
     answers: list[Any] = output if isinstance(output, list) and is_texts(output) else [output]
-    notes = note_unused_keys(row, columns.values())
+    notes = note_unused_keys(row, [*columns.values(), *(["system"] if system else [])])
+    fields["system"] = system
     if not isinstance(source, str | None):
         notes.append(Message("a source that is not text left out"))
     fields["source"] = source if isinstance(source, str) else place

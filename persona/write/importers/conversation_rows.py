@@ -31,16 +31,21 @@ MAX_HISTORY = 50
 
 def survey_conversations(source: SourceFile, turns: Callable[[Any], list[Any]] = find_turns) -> SourceSurvey:
     """A card with the system message, if the first rows all have the same one."""
+    system = find_common_system(source, turns)
+    if not system or len(system) > MAX_SYSTEM:
+        return SourceSurvey()
+    return SourceSurvey(card=PersonaCard(name=Path(source.name).stem[:MAX_NAME] or "persona", system=system))
+
+
+def find_common_system(source: SourceFile, turns: Callable[[Any], list[Any]] = find_turns) -> str:
+    """The system message that the first rows all have; "" where they have none, or different ones."""
     prompts = set[str]()
     for row in read_first_rows(source, 20):
         try:
             prompts.add(find_system_prompt(row, parse_turns(turns(row))))
         except InputError:
             continue  # a row that will be skipped
-    system = prompts.pop() if len(prompts) == 1 else ""
-    if not system or len(system) > MAX_SYSTEM:
-        return SourceSurvey()
-    return SourceSurvey(card=PersonaCard(name=Path(source.name).stem[:MAX_NAME] or "persona", system=system))
+    return prompts.pop() if len(prompts) == 1 else ""
 
 
 def find_system_prompt(row: dict[str, Any], turns: list[Turn]) -> str:
@@ -51,18 +56,21 @@ def find_system_prompt(row: dict[str, Any], turns: list[Turn]) -> str:
 
 
 def conversation_to_pairs(
-    row: Any, place: str, turns: list[Any], used: tuple[str, ...] = (), history: int | None = None
+    row: Any, place: str, turns: list[Any], used: tuple[str, ...] = (), history: int | None = None, common: str = ""
 ) -> RowPairs:
     """The replies of one conversation as pairs, and notes on what is left out. Raises InputError when it has none.
 
     used: the keys that held the turns, else found. history: at most so many exchanges with each pair; None: all since
-    the beginning, which after MAX_HISTORY exchanges is made anew.
+    the beginning, which after MAX_HISTORY exchanges is made anew. common: the system prompt of all rows, which is the
+    persona's; a row's other one goes with its pairs.
     """
     if not turns:
         raise InputError("no conversation: no list of turns under {keys}", keys=", ".join(CONVERSATION_KEYS[:3]))
     parsed = parse_turns(turns)
     notes: list[str] = [Message("thinking left out of a reply") for turn in turns if has_thoughts(turn)]
-    if find_system_prompt(row, parsed):
+    system = find_system_prompt(row, parsed)
+    if system and system == common:
+        system = ""
         notes.append(Message("system message left out: a persona's own is part of every pair"))
     merged = merge_turns([turn for turn in parsed if turn.side != SYSTEM])
     if merged and merged[0].side == PERSONA:
@@ -78,7 +86,8 @@ def conversation_to_pairs(
         raise InputError("no reply of it is to be learned: each has the weight 0")
     notes += [Message("reply of weight 0 kept as context, not learned") for _, r in exchanges if not r.learned]
     source = row.get("source")
-    pairs = list(_pair_replies(exchanges, source if isinstance(source, str) else place, history, notes))
+    place = source if isinstance(source, str) else place
+    pairs = list(_pair_replies(exchanges, {"source": place, "system": system}, history, notes))
     notes += note_unused_keys(
         row, (*(used or find_used_keys(row)), "source" if isinstance(source, str) else "", "system")
     )
@@ -89,7 +98,7 @@ def conversation_to_pairs(
 
 
 def _pair_replies(
-    exchanges: list[tuple[Turn, Turn]], source: str, history: int | None, notes: list[str]
+    exchanges: list[tuple[Turn, Turn]], fields: dict[str, str], history: int | None, notes: list[str]
 ) -> Iterator[Pair | InputError]:
     earlier: list[list[str]] = []
     for asked, reply in exchanges:
@@ -97,7 +106,7 @@ def _pair_replies(
             notes.append(Message("history begun anew after {count} exchanges", count=MAX_HISTORY))
             earlier = []
         shown = earlier if history is None else earlier[len(earlier) - history :] if history else []
-        row = {"instruction": asked.text, "output": reply.text, "history": shown, "source": source}
+        row = {"instruction": asked.text, "output": reply.text, "history": shown, **fields}
         problem = asked.problem or reply.problem
         if reply.learned and problem:
             yield InputError(problem)

@@ -1,6 +1,7 @@
 """What a file that is not imported seems to be, by its first bytes, and the way on."""
 
 from persona.errors import InputError, Message
+from persona.write.importers.charx import CARD
 from persona.write.importers.text_source import SourceFile
 
 COPY_TEXT = Message("Save its text as .txt, then import that.")
@@ -38,6 +39,6 @@ def refuse_unreadable(source: SourceFile) -> None:
 
 
 def _zip_kind(source: SourceFile, names: set[str]) -> tuple[str, Message] | None:
-    if any(name.startswith("xl/") for name in names) or source.suffix == ".xlsx":
+    if CARD in names or any(name.startswith("xl/") for name in names) or source.suffix == ".xlsx":
         return None
     return next(((kind, way) for member, kind, way in ZIP_KINDS if member in names), ("ZIP", UNPACK))

@@ -36,16 +36,17 @@ def survey(source: SourceFile) -> SourceSurvey:
 
 
 def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
+    common = conversation_rows.find_common_system(source, _turns)
     rows = select_rows(lambda: read_json_rows(source), options.selection, source.name)
-    yield from convert_rows(rows, source, lambda row, place: row_to_pairs(row, place, options))
+    yield from convert_rows(rows, source, lambda row, place: row_to_pairs(row, place, options, common))
 
 
-def row_to_pairs(row: Any, place: str, options: ImportOptions = ImportOptions()) -> RowPairs:
-    """Raises InputError."""
+def row_to_pairs(row: Any, place: str, options: ImportOptions = ImportOptions(), common: str = "") -> RowPairs:
+    """common: the system prompt of all rows, see conversation_to_pairs. Raises InputError."""
     used = ("prompt", _answer_key(row), "label") if _is_prompt_row(row) else ()
     if used and row.get("label") is False:
         raise InputError("labelled as an answer that is not wanted")
-    return conversation_rows.conversation_to_pairs(row, place, _turns(row), used, options.turns)
+    return conversation_rows.conversation_to_pairs(row, place, _turns(row), used, options.turns, common)
 
 
 def _is_prompt_row(row: Any) -> bool:
@@ -75,7 +76,7 @@ def _turns(row: Any) -> list[Any]:
 def dump(pairs: Iterable[Pair]) -> Iterator[str]:
     """JSONL; `source` is written even when empty, so that reading it does not make one up."""
     for pair in pairs:
-        talk: list[dict[str, Any]] = []
+        talk: list[dict[str, Any]] = [{"role": "system", "content": pair.system}] if pair.system else []
         for user, reply in pair.history:  # of weight 0: each of them is learned, if at all, with a pair of its own
             talk += [{"role": "user", "content": user}, {"role": "assistant", "content": reply, "weight": 0}]
         talk += [{"role": "user", "content": pair.instruction}, {"role": "assistant", "content": pair.output}]

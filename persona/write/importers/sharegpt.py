@@ -31,8 +31,12 @@ def survey(source: SourceFile) -> SourceSurvey:
 
 
 def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
+    common = conversation_rows.find_common_system(source)
+
     def to_pairs(row: Any, place: str) -> RowPairs:
-        return conversation_rows.conversation_to_pairs(row, place, find_turns(row), history=options.turns)
+        return conversation_rows.conversation_to_pairs(
+            row, place, find_turns(row), history=options.turns, common=common
+        )
 
     rows = select_rows(lambda: read_json_rows(source), options.selection, source.name)
     yield from convert_rows(rows, source, to_pairs)
@@ -42,7 +46,7 @@ def dump(pairs: Iterable[Pair]) -> Iterator[str]:
     """One JSON list; `source` is written even when empty, so that reading it does not make one up."""
     before = "[\n"
     for pair in pairs:
-        talk: list[dict[str, Any]] = []
+        talk: list[dict[str, Any]] = [{"from": "system", "value": pair.system}] if pair.system else []
         for user, reply in pair.history:  # of weight 0: each of them is learned, if at all, with a pair of its own
             talk += [{"from": "human", "value": user}, {"from": "gpt", "value": reply, "weight": 0}]
         talk += [{"from": "human", "value": pair.instruction}, {"from": "gpt", "value": pair.output}]

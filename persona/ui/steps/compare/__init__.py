@@ -125,11 +125,17 @@ def describe_adapter(adapter_id: str) -> tuple[gr.Dataset, str]:
         before, after = (f"{figures[k]:.2f}" for k in ("base_nll", "adapter_nll"))
         about = t("{name} on {base}, template {template} · held-out loss during training {before} → {after}", **facts,
                   before=before, after=after)  # fmt: skip
+    return offer_questions(adapter_id), f"<div class='quiet'>{about}</div>"
+
+
+def offer_questions(adapter_id: str | None) -> gr.Dataset:
+    """Questions to click, those that the adapter was not trained on."""
+    if not adapter_id or voice_picker.is_remote(adapter_id):
+        return gr.Dataset(samples=[], visible=False)
     questions = voice_picker.unseen_questions(adapter_id)[:MAX_PROBES]
     of_run = AdapterRef.parse_id(adapter_id).kind is RefKind.RUN
     label = t("Questions kept out of the training") if of_run else t("Questions to try")
-    offered = gr.Dataset(samples=[[question] for question in questions], label=label, visible=bool(questions))
-    return offered, f"<div class='quiet'>{about}</div>"
+    return gr.Dataset(samples=[[question] for question in questions], label=label, visible=bool(questions))
 
 
 def card_sampling(adapter_id: str, *values: float) -> list[float]:
@@ -290,6 +296,7 @@ def _connect_adapters(
     voices = VoicesView(c.other_voices, c.blend_with)
     inputs = [page.slug, page.adapter, *voices]
     step.select(show_errors(refresh_voices), inputs, voices, **QUIET)
+    step.select(show_errors(offer_questions), page.adapter, probes, **QUIET)  # the persona's probes may be others now
     page.adapter.change(
         show_errors(show_adapter), [*inputs, *settings.of_card()],
         [listed, *voices, probes, c.about, *settings.of_card()], **QUIET,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +26,14 @@ from persona.ui.steps.compare.controls import SamplingSettings, Selection
 from persona.ui.steps.compare.conversation_view import (
     ConversationView,
     Messages,
+    choose_greeting,
     column_messages,
     column_voices,
     conversation_dropdown,
     delete_chosen_conversation,
     exchange_messages,
     export_conversation,
+    hide_greetings,
     latest_conversation,
     load_conversation,
     open_conversation_store,
@@ -163,9 +166,10 @@ def stream_answers(
     before = column_messages(replace(chat, turns=chat.turns[:-1]), records, selection)
     replies: list[Generation] = [Generation() for _ in records]
     shown: list[Generation | None] = [None for _ in records]
+    books = [book_note(entries) for entries in comparison.book_entries(histories, turn.said)]
     try:
         for replies in comparison.answer(histories, turn.said, sampling):
-            update = _stream_update(before, turn.said, records, replies, shown, sampling.max_new_tokens)
+            update = _stream_update(before, turn.said, records, replies, shown, books, sampling.max_new_tokens)
             shown = [*replies]
             status = _speed_status(replies, same_prompt, sampling)
             yield update._replace(question="", status=status).flat()
@@ -181,7 +185,7 @@ def stream_answers(
 
 def _stream_update(
     before: Sequence[Messages], question: str, records: Sequence[VoiceRecord], replies: Sequence[Generation],
-    shown: Sequence[Generation | None], limit: int,
+    shown: Sequence[Generation | None], books: Sequence[str], limit: int,
 ) -> ChatUpdate:  # fmt: skip
     """The columns with the replies so far; those that are as they were shown, having ended or not, are left alone."""
     chatbots, notes = list(ChatUpdate().chatbots), list(ChatUpdate().notes)
@@ -189,7 +193,9 @@ def _stream_update(
         if reply != shown[n]:
             messages = [*before[n], *exchange_messages(question, reply.text)]
             chatbots[n] = gr.Chatbot(messages, label=localized(record.label))
-            notes[n] = reply_note(reply, limit, voice_picker.is_base_circling(record, reply.text, reply.ended))
+            notes[n] = books[n] + reply_note(
+                reply, limit, voice_picker.is_base_circling(record, reply.text, reply.ended)
+            )
     return ChatUpdate(chatbots, notes)
 
 
@@ -202,6 +208,12 @@ def _speed_status(replies: Sequence[Generation], same_prompt: bool, sampling: Sa
         pace=pace,
         seed=sampling.seed,
     )
+
+
+def book_note(entries: Sequence[str]) -> str:
+    """Above what is said of a reply: which entries of the character book joined its prompt."""
+    names = ", ".join(entries)
+    return f"<div class='quiet'>{escape(t('From the book: {names}', names=names))}</div>" if entries else ""
 
 
 def reply_note(reply: Generation, limit: int, circling: bool = False) -> str:
@@ -233,6 +245,7 @@ class _Controls(NamedTuple):
     regenerate: gr.Button
     probes: gr.Dataset
     conversations: gr.Dropdown
+    greetings: gr.Radio
     new: gr.Button
     export: gr.Button
     delete: gr.Button
@@ -276,6 +289,7 @@ def _build_layout() -> _Controls:
                 ))  # fmt: skip
                 notes.append(gr.HTML(elem_id=f"{elem_id}-note"))
                 bases.append(gr.HTML(js_on_load=CHOOSE_BASE_JS))
+    greetings = gr.Radio([], label=t("Greeting of a new conversation"), visible=False, elem_id="greetings")
     with gr.Column(elem_id="composer"):  # stays in sight (theme.css)
         status = gr.HTML(elem_classes="quiet status", elem_id="chat-status", js_on_load=FIT_CHAT_JS)
         with gr.Row():
@@ -292,7 +306,7 @@ def _build_layout() -> _Controls:
         export = gr.Button(t("Export"), scale=0, min_width=90, elem_id="export-talk")
         delete = gr.Button(t("Delete"), scale=0, min_width=80, elem_id="delete-talk")
     update = ChatUpdate(chatbots, notes, question, stop, status, gr.State(""))
-    return _Controls(columns, update, bases, send, regenerate, probes, conversations, new, export, delete)
+    return _Controls(columns, update, bases, send, regenerate, probes, conversations, greetings, new, export, delete)
 
 
 def _connect_questions(c: _Controls, selection: Selection, settings: SamplingSettings) -> None:
@@ -317,6 +331,8 @@ def _connect_questions(c: _Controls, selection: Selection, settings: SamplingSet
         lambda: "", None, status, **QUIET
     )
     gr.on([c.send.click, question.submit], None, None, None, js=SHOW_ANSWERS_JS, **QUIET)
+    answered.then(show_errors(hide_greetings), [*selection], c.greetings, **QUIET)
+    c.greetings.input(show_errors(choose_greeting), [c.greetings, *selection], [*c.update.chatbots], **QUIET)
     c.probes.click(lambda row: row[0], c.probes, question, **QUIET)
     show: dict[str, Any] = _show_event(c, selection)
     gr.on([c.new.click, *(bot.clear for bot in c.update.chatbots)], lambda: ("", "", ""), None,
@@ -324,7 +340,7 @@ def _connect_questions(c: _Controls, selection: Selection, settings: SamplingSet
 
 
 def _show_event(c: _Controls, selection: Selection) -> dict[str, Any]:
-    outputs = ConversationView(c.columns, c.update.chatbots, c.update.notes, c.bases).flat()
+    outputs = ConversationView(c.columns, c.update.chatbots, c.update.notes, c.bases, c.greetings).flat()
     return {"fn": show_errors(show_conversation), "inputs": [*selection], "outputs": outputs, **QUIET}
 
 

@@ -15,6 +15,8 @@ from persona.compare.conversation_store import ConversationStore
 from persona.compare.session import MAX_COLUMNS
 from persona.errors import InputError, PersonaError
 from persona.store import files, persona_folder
+from persona.template.character_prompt import resolve_greeting
+from persona.train.run_folder import present_card
 from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
 from persona.ui.page import download_path
@@ -35,9 +37,10 @@ class ConversationView(NamedTuple):
     chatbots: Sequence[Any]
     notes: Sequence[Any] = ("",) * MAX_COLUMNS
     bases: Sequence[Any] = ("",) * MAX_COLUMNS  # what a base is, under its column
+    greetings: Any = None  # of a new conversation, to choose from
 
     def flat(self) -> tuple[Any, ...]:
-        return *self.columns, *self.chatbots, *self.notes, *self.bases
+        return *self.columns, *self.chatbots, *self.notes, *self.bases, self.greetings
 
 
 def open_conversation_store(selection: Selection) -> ConversationStore:
@@ -66,7 +69,7 @@ def show_conversation(*inputs: Any) -> tuple:
     if not selection.adapter_id:
         empty = [gr.Chatbot([], label=t("Persona") if n else t("Base"), placeholder=t("Train it first") if n else "")
                  for n in range(MAX_COLUMNS)]  # fmt: skip
-        return ConversationView(_column_visibility(2), empty).flat()
+        return ConversationView(_column_visibility(2), empty, greetings=gr.Radio([], visible=False)).flat()
     chat, voices = load_conversation(selection), column_voices(selection)
     chatbots, say = [gr.Chatbot([]) for _ in range(MAX_COLUMNS)], t("Say something to all")
     notes, bases = [""] * MAX_COLUMNS, [""] * MAX_COLUMNS
@@ -75,11 +78,44 @@ def show_conversation(*inputs: Any) -> tuple:
         notes[n] = _circles_note(chat.turns[-1], voice) if chat and chat.turns else ""
         if voice.kind != "adapter":
             bases[n] = base_note_html(voice_picker.find_adapter(selection.adapter_id))
+    greetings = gr.Radio([], visible=False)
     if chat is None and not voice_picker.is_remote(selection.adapter_id):
-        n = 1 if len(voices) > 1 else 0
-        greeting = markdown_text(voice_picker.find_adapter(selection.adapter_id).card.greeting) or t("Say something")
-        chatbots[n] = gr.Chatbot([], label=localized(voices[n].label), placeholder=greeting)
-    return ConversationView(_column_visibility(len(voices)), chatbots, notes, bases).flat()
+        texts = _greetings(selection.adapter_id)
+        chatbots[_persona_column(voices)] = _greeting_chatbot(voices, texts[0] if texts else t("Say something"))
+        choices = [(conversation.shorten_title(text), n) for n, text in enumerate(texts)]
+        greetings = gr.Radio(choices, value=0 if texts else None, visible=len(texts) > 1)
+    return ConversationView(_column_visibility(len(voices)), chatbots, notes, bases, greetings).flat()
+
+
+def choose_greeting(number: int, *inputs: Any) -> list[Any]:
+    """The Chatbots of a new conversation that begins with this greeting."""
+    selection = Selection(*inputs)
+    texts, voices = _greetings(selection.adapter_id), column_voices(selection)
+    chatbots: list[Any] = [gr.skip()] * MAX_COLUMNS
+    if not selection.conversation_id and number in range(len(texts)):
+        chatbots[_persona_column(voices)] = _greeting_chatbot(voices, texts[number])
+    return chatbots
+
+
+def hide_greetings(*inputs: Any) -> gr.Radio:
+    """Once the conversation has begun there is none to choose."""
+    return gr.Radio(visible=False) if Selection(*inputs).conversation_id else gr.skip()
+
+
+def _persona_column(voices: Sequence[VoiceRecord]) -> int:
+    return 1 if len(voices) > 1 else 0
+
+
+def _greeting_chatbot(voices: Sequence[VoiceRecord], text: str) -> gr.Chatbot:
+    label = localized(voices[_persona_column(voices)].label)
+    return gr.Chatbot([], label=label, placeholder=markdown_text(text))
+
+
+def _greetings(adapter_id: str) -> list[str]:
+    """The greetings of the chosen adapter's persona as they are now, macros resolved."""
+    adapter = voice_picker.find_adapter(adapter_id)
+    card = present_card(adapter.path, adapter.card)
+    return [resolve_greeting(card, text, adapter_id) for text in card.greetings]
 
 
 def _circles_note(turn: Turn, voice: VoiceRecord) -> str:

@@ -10,7 +10,15 @@ from persona.ui.i18n import t
 from persona.ui.navigation import TEMPLATE
 from persona.ui.page import QUIET, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
 from persona.ui.steps.write import import_tab, interview_tab, pairs_tab, review_tab, suggest_tab
-from persona.ui.steps.write.card_tab import CARD_FIELDS, build_card_tab, delete_persona, restore_persona, save_card
+from persona.ui.steps.write.card_tab import (
+    CARD_FIELDS,
+    CardTab,
+    build_card_tab,
+    delete_persona,
+    load_lists,
+    restore_persona,
+    save_card,
+)
 from persona.ui.steps.write.export_tab import build_export_tab
 from persona.ui.steps.write.length_tab import build_length_tab
 from persona.ui.steps.write.pairs_tab import PairsTab
@@ -27,14 +35,17 @@ class PersonaView(NamedTuple):
     welcome: Any
     editor: Any
     name: Any  # the fields of the card, in the order of CARD_FIELDS
+    language: Any
+    author: Any
     system: Any
     greeting: Any
+    post_history_instructions: Any
     source: Any
     rights: Any
     loaded_card: Any  # the fields as this window got them, see save_card
 
     def card_fields(self) -> list[Any]:
-        return [self.name, self.system, self.greeting, self.source, self.rights]
+        return [getattr(self, name) for name in CARD_FIELDS]
 
 
 class _Editor(NamedTuple):
@@ -43,8 +54,7 @@ class _Editor(NamedTuple):
     view: PersonaView
     reload: gr.Button
     tabs: gr.Tabs
-    card_notice: gr.HTML
-    delete: gr.Button
+    card: CardTab
     import_file: gr.File
     imported: Any  # event of pairs that were added
     check_again: gr.Button
@@ -57,7 +67,8 @@ class _Editor(NamedTuple):
 def load_persona(slug: str) -> PersonaView:
     """The welcome screen when no persona is open, else the editor with its card."""
     if not slug:
-        return PersonaView(gr.Column(visible=True), gr.Column(visible=False), "", "", "", "", "", ())
+        empty = dict.fromkeys(CARD_FIELDS, "")
+        return PersonaView(gr.Column(visible=True), gr.Column(visible=False), **empty, loaded_card=())
     card = open_current_persona(slug).card()
     fields = {name: getattr(card, name) for name in CARD_FIELDS}
     return PersonaView(gr.Column(visible=False), gr.Column(visible=True), **fields, loaded_card=tuple(fields.values()))
@@ -86,7 +97,7 @@ def _build_editor(page: Page, welcome: Welcome, pairs: PairsTab) -> _Editor:
             with gr.Tab(t("Interview"), id="interview") as interview_page:
                 interview, interview_answered = interview_tab.build(page, interview_page)
             with gr.Tab(t("Who it is"), id="who"):
-                card, card_notice, delete = build_card_tab()
+                card = build_card_tab(page)
             with gr.Tab(t("Import"), id="import"):
                 import_file, imported = import_tab.build(page)
             with gr.Tab(t("Check"), id="check"):
@@ -103,8 +114,8 @@ def _build_editor(page: Page, welcome: Welcome, pairs: PairsTab) -> _Editor:
             with gr.Tab(t("Export"), id="export"):
                 build_export_tab(page)
         navigation.build_next_button(t("Next: Template →"), TEMPLATE, page)
-    view = PersonaView(welcome.column, column, **card, loaded_card=gr.State(()))
-    return _Editor(view, reload, tabs, card_notice, delete, import_file, imported, check_again,
+    view = PersonaView(welcome.column, column, **card.fields, loaded_card=gr.State(()))
+    return _Editor(view, reload, tabs, card, import_file, imported, check_again,
                    interview, interview_answered, review, reviewed)  # fmt: skip
 
 
@@ -136,7 +147,7 @@ def _connect_start(page: Page, welcome: Welcome, editor: _Editor) -> None:
         **WAITING_EVENT,
     )
     undo, trash_name = gr.Button(t("Undo delete"), size="sm", visible=False), gr.State("")
-    editor.delete.click(show_errors(delete_persona), page.slug, [page.slug, trash_name], **QUIET).success(
+    editor.card.delete.click(show_errors(delete_persona), page.slug, [page.slug, trash_name], **QUIET).success(
         lambda: gr.Button(visible=True), None, undo, **QUIET
     )
     undo.click(show_errors(restore_persona), trash_name, page.slug, **QUIET).success(
@@ -150,14 +161,16 @@ def _connect_editor(page: Page, pairs: PairsTab, editor: _Editor) -> None:
     opened = page.slug.change(**load).success(
         lambda: (*pairs_tab.reset_view(), ""),
         None,
-        [pairs.view.query, pairs.view.row_filter, pairs.view.page, pairs.findings, editor.card_notice],
+        [pairs.view.query, pairs.view.row_filter, pairs.view.page, pairs.findings, editor.card.notice],
         **QUIET,
     )
     opened.then(None, None, None, js=navigation.FOCUS_STEP_JS, **QUIET)
     page.persona_list.select(None, None, editor.tabs, js=FIRST_TAB_JS, **QUIET)
     renamed = editor.imported.success(**load).success(persona_dropdown, page.slug, page.persona_list, **QUIET)
     reloaded = editor.reload.click(**load)
-    for event in (opened, reloaded, renamed, editor.interview_answered, editor.reviewed):
+    for event in (opened, reloaded, renamed):
+        event.then(show_errors(load_lists), page.slug, editor.card.flat_lists(), **QUIET)
+    for event in (opened, reloaded, renamed, editor.interview_answered, editor.reviewed, editor.card.probe_taken):
         pairs_tab.redraw_after(event, pairs, page)
     for event in (opened, reloaded):
         event.success(show_errors(interview_tab.draw_interview), page.slug, editor.interview, **QUIET)
@@ -167,6 +180,6 @@ def _connect_editor(page: Page, pairs: PairsTab, editor: _Editor) -> None:
         field.blur(
             show_errors(save_card),
             [page.slug, view.loaded_card, *view.card_fields()],
-            [editor.card_notice, page.persona_list, view.loaded_card],
+            [editor.card.notice, page.persona_list, view.loaded_card],
             **QUIET,
         )

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import gradio as gr
 
 from persona.errors import InputError
-from persona.store import persona_folder
+from persona.store import kept_card, persona_folder
 from persona.store.pairs import Pair
 from persona.ui.i18n import localized, t
 from persona.ui.page import QUIET, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
@@ -238,11 +238,12 @@ def add_imported_pairs(
     persona = open_current_persona(slug)
     options = _read_options(speakers, actions, history_turns, choices)
     with open_given_source(file, pasted, dataset, options.selection) as source:
-        card = registry.get_importer(format).survey(source).card if take_card else None
+        survey = registry.get_importer(format).survey(source) if take_card else SourceSurvey()
         report = registry.import_into(persona, source, format, options)
-    if card:
-        changes = {k: v for k, v in card.model_dump().items() if v and k != "probes"}
+    if survey.card:
+        changes = {k: v for k, v in survey.card.model_dump().items() if v and k != "probes"}
         persona_folder.update_card(persona, lambda _: changes, "the file's card")
+        kept_card.keep_card(persona, survey.original, survey.container)
     return import_report_html(report), gr.Button(interactive=False), ""
 
 
@@ -297,10 +298,12 @@ def start_from_file(file: str, voice: str | None) -> tuple[str, str, None, Any]:
     if not (voice or "").strip():
         raise InputError("Whose voice is in the file? Choose a name or type one, then press Start.")
     source = text_source.open_source(Path(file))
-    card = registry.get_importer(registry.detect_format(source)).survey(source).card
+    survey = registry.get_importer(registry.detect_format(source)).survey(source)
     name = str(voice).strip()
-    card = card.model_copy(update={"name": name}) if card else persona_folder.default_card(name)
-    return persona_folder.create_persona(card.name, card).slug, file, None, gr.Tabs(selected="import")
+    card = survey.card.model_copy(update={"name": name}) if survey.card else persona_folder.default_card(name)
+    persona = persona_folder.create_persona(card.name, card)
+    kept_card.keep_card(persona, survey.original, survey.container)
+    return persona.slug, file, None, gr.Tabs(selected="import")
 
 
 def build(page: Page) -> tuple[gr.File, Any]:

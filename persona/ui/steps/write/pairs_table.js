@@ -134,7 +134,7 @@ function addBelow(row) {
   }
   const added = row.cloneNode(true);
   added.classList.remove("conversation", "selected");
-  added.querySelectorAll("[data-field^=history], .source, .found, .mark").forEach((node) => node.remove());
+  added.querySelectorAll("[data-field^=history], [data-field=system], .source, .found, .mark").forEach((node) => node.remove());
   added.querySelectorAll("textarea").forEach((cell) => {
     cell.value = cell.defaultValue = "";
     delete cell.dataset.saved;

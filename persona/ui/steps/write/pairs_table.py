@@ -90,7 +90,7 @@ def normalize_line_breaks(text: str) -> str:
 
 
 def _searchable_text(pair: Pair) -> str:
-    return "\n".join([pair.source, *pair_texts(pair)])
+    return "\n".join([pair.source, pair.system, *pair_texts(pair)])
 
 
 def table_html(
@@ -126,6 +126,9 @@ def _row_html(n: int, pair: Pair, selected: bool, focus: bool, query: str) -> st
         + _cell_html(b, reply, t("Pair {n}: the persona answers", n=n + 1))
         for a, user, b, reply in turns
     )
+    if pair.system:
+        label = t("Pair {n}: its own system prompt", n=n + 1)
+        cells = _cell_html("system", pair.system, label).replace("<textarea", '<textarea class="own-system"', 1) + cells
     tools = "".join(
         f'<button class="tool" data-do="{do}" title="{t(title)}" aria-label="{t(label, n=n + 1)}">{t(word)}</button>'
         for do, word, title, label in ROW_TOOLS
@@ -265,9 +268,10 @@ def _replace_text(pair: Pair, field: str, old: str, text: str) -> Pair:
         turns = [list(t) for t in pair.history]
         turns[turn][side] = text
         new = replace(pair, history=tuple((a, b) for a, b in turns))
-    elif field in ("instruction", "output"):
+    elif field in ("instruction", "output", "system"):
         now = getattr(pair, field)
-        new = replace(pair, instruction=text) if field == "instruction" else replace(pair, output=text)
+        texts: dict[str, Any] = {field: text}
+        new = replace(pair, **texts)
     else:
         raise InputError("{field}: not a text of a pair.", field=repr(field))
     if normalize_line_breaks(now) != old:
