@@ -128,7 +128,6 @@ GOOD = [
     ("second.xlsx", sheet(Data=[("question", "n", "answer"), ("a", 1, "b")]), "table", [AB]),
     ("numbers.xlsx", sheet(("question", "answer"), (1, 2.5), (3.0, "x")), "table", [Pair("1", "2.5"), Pair("3", "x")]),
     ("t.parquet", parquet([{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}]), "table", [AB, CD]),
-    ("texts.parquet", parquet([{"id": 1, "x": "a", "score": 0.5, "y": "b"}]), "table", [AB]),
     ("talk.parquet", parquet([talk("a", "b", "c", "d", id=1)]), "table", [AB, HISTORY]),
     ("chat.parquet", parquet([chat("a", "b")]), "table", [AB]),
 ]  # fmt: skip
