@@ -17,7 +17,7 @@ from persona.models.base import Base
 from persona.models.generate import Generation
 from persona.share.exports import new_output
 from persona.store.pairs import BadLine, Pair
-from persona.store.persona_folder import PersonaCard
+from persona.store.persona_folder import PersonaCard, ProbeRule
 from persona.template.chat_template import ChatTemplate, read_template
 from persona.template.render import Renderer
 from persona.train.progress import RunProgress
@@ -26,11 +26,22 @@ from persona.ui import page, widgets
 from persona.ui.steps import compare, share
 from persona.ui.steps.compare import blind_vote_tab, chat_tab, conversation_view, questions_tab
 from persona.ui.steps.template import facts
-from persona.ui.steps.train import run_view
-from persona.ui.steps.write import import_tab, lint_tab, pairs_status, pairs_table, suggest_tab
+from persona.ui.steps.train import ledger_view, run_view
+from persona.ui.steps.write import (
+    import_tab,
+    interview_tab,
+    lint_tab,
+    pairs_status,
+    pairs_table,
+    probes_editor,
+    review_tab,
+)
 from persona.write.importers import ImportReport, SkippedRow
+from persona.write.interview import Interview, Question
 from persona.write.lint.finding import Finding
 from persona.write.lint.summary import DatasetSummary
+from persona.write.probe_suggestions import ProbeSuggestion
+from persona.write.review import ReviewItem
 from tests.test_report_html import made as made_report
 from tests.tiny_models import FACTS, write_adapter
 
@@ -91,6 +102,7 @@ def pieces(x: str) -> list[str]:
     finding = Finding(x, "warning", (1,), x, x, x)
     progress = RunProgress(status="failed", message=x, step=1, steps=2, samples=[(1, [{"probe": x, "text": x}])])
     run = Run(Path(f"/nowhere/{x.replace('/', '')}"))
+    reviewed = ReviewItem(1, pair, why=x)
     asked = question_list.AnswerRow(x, (), (Generation(text=x), Generation(error=x)))
     summary = DatasetSummary(**{**dict.fromkeys(DatasetSummary.__dataclass_fields__, 0), "text": x, "kinds": {x: 3}})
     return [
@@ -105,7 +117,10 @@ def pieces(x: str) -> list[str]:
         import_tab._pair_html(pair),
         import_tab.skipped_html([SkippedRow(1, x, x)], 2),
         import_tab.import_report_html(ImportReport(1, 1, 1, 1, [SkippedRow(1, x, x)], {x: 1})),
-        suggest_tab.proposals_html([(pair, x[:-1]), (pair, "")]),
+        interview_tab._question_html(Question(text=x, topic="self", history=((x, x),)), Interview(draft=x), PersonaCard(name=x)),
+        review_tab._item_html(reviewed, [reviewed], False),
+        probes_editor.suggestions_html([ProbeSuggestion(ProbeRule(ask=x, must_mention=(x,)), "identity")]),
+        ledger_view.difference_html([pair], [Pair("a", x)], x),
         widgets.problems_html([x]),
         widgets.bars_html([(x, 1.0, x)]),
         widgets.facts_html([(x, x)]),
@@ -186,11 +201,11 @@ def test_the_cards_of_exports_hold_hostile_text_as_text():
         said = {"card": card, "base": base}
         difference = {"tokens": 1, "dtype": "float32", "largest": 0.1, "kl": 0.1, "same": 1.0}
         made = [
-            new_output.render_template_file("gguf-card.md.jinja", **said, model="m.gguf", lora="a.gguf", licence="", notes=[]),
+            new_output.render_template_file("gguf-card.md.jinja", **said, model="m.gguf", lora="a.gguf", licence="", notes=[], quantization="none"),
             new_output.render_template_file("merged-card.md.jinja", **said, dtype="bfloat16", strength=1, trained="none",
                            difference=difference, notes=[many]),
             new_output.render_template_file("dataset-card.md.jinja", card=card, base=many, name="x", counts={"x": 1}, template="", same="",
-                           about="", unverified=""),
+                           about="", unverified="", lost={many: [many]}),
         ]  # fmt: skip
         for body in made:
             text_only = re.sub(r"^    .*$", "", body.split("```")[0], flags=re.MULTILINE)  # code is shown as it is

@@ -47,7 +47,7 @@ def test_an_export_has_a_line_for_each_column_and_comes_back_as_pairs(mine):
         ("a", "base 0"),
         ("b", "base 1"),
     )
-    found, _ = messages.row_to_pairs(rows[1], "talk.jsonl:2")
+    found, _ = messages.row_to_pairs(rows[1], "talk.jsonl:2", common="你是甄嬛。")
     assert [p.output for p in found] == ["她 0", "她 1", "only she"]
     assert found[-1] == Pair("c", "only she", (("a", "她 0"), ("b", "她 1")), "talk.jsonl:2")
 

@@ -103,9 +103,9 @@ def test_no_row_of_a_damaged_file_is_lost(tmp_path, format, count):
         except InputError:  # no row is left that tells which key is which
             assert not list(filter(is_pair, (text for _, text in opened.lines())))
             continue
-        assert len(found) == len(lines), opened.bytes()
-        assert [item.line for item in found if isinstance(item, SkippedRow)] == [
-            n for n, item in zip(lines, found, strict=True) if isinstance(item, SkippedRow)
-        ]
+        # a damaged line may hold several objects, each of which is read or skipped
+        skipped = {item.line for item in found if isinstance(item, SkippedRow)}
+        pairs_read = [item for item in found if isinstance(item, Pair)]
+        assert skipped <= set(lines) and len(pairs_read) + len(skipped) >= len(lines), opened.bytes()
         whole += sum(isinstance(item, Pair) for item in found)
     assert whole > 5 * count, "most rows are not touched, and are read"

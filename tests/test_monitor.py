@@ -150,7 +150,7 @@ def test_a_run_remembers_what_was_planned(persona, tiny_gemma):
 
 def test_the_command_line_says_the_planned_memory_beside_the_peak():
     value = {"status": "done", "steps": 3, "seconds": 9.0, "tokens_per_s": 250.0, "base_nll": None, "adapter_nll": None,
-             "peak_memory_bytes": 3_100_000_000, "adapter": "a"}  # fmt: skip
+             "peak_memory_bytes": 3_100_000_000, "adapter": "a", "trainable_parameters": None, "total_parameters": None}  # fmt: skip
     assert "peak memory 3.1 GB (3.3 GB planned)\n" in cli_train._summary(value, RunProgress(expected={"memory": 3.3e9}))
     assert "peak memory 3.1 GB\n" in cli_train._summary(value, RunProgress())
 

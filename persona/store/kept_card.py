@@ -11,7 +11,7 @@ from typing import Any
 
 from persona.errors import InputError, Message
 from persona.store import quotas
-from persona.store.files import explain_disk_error, is_file, read_json, to_json, write_atomic
+from persona.store.files import explain_disk_error, is_file, open_atomic, read_json, to_json, write_atomic
 from persona.store.persona_folder import Persona
 
 FILE = "character_card.json"
@@ -33,7 +33,9 @@ def keep_card(persona: Persona, card: Mapping[str, Any], container: Path | None 
         if container:
             with container.open("rb") as file:
                 name = CONTAINERS[file.read(4)]
-            shutil.copyfile(container, persona.path / name)
+                file.seek(0)
+                with open_atomic(persona.path / name) as out:
+                    shutil.copyfileobj(file, out)
     except OSError as e:
         raise InputError(explain_disk_error(persona.path, e)) from e
     write_atomic(persona.path / FILE, to_json(dict(card)))

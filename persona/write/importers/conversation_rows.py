@@ -1,6 +1,6 @@
 """A conversation of a row as pairs: one for each reply of the persona, with what was said before it as history."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,13 @@ def survey_conversations(source: SourceFile, turns: Callable[[Any], list[Any]] =
 
 def find_common_system(source: SourceFile, turns: Callable[[Any], list[Any]] = find_turns) -> str:
     """The system message that the first rows all have; "" where they have none, or different ones."""
+    return common_system(read_first_rows(source, 20), turns)
+
+
+def common_system(rows: Iterable[dict[str, Any]], turns: Callable[[Any], list[Any]] = find_turns) -> str:
+    """The system message that these rows all have; "" where they have none, or different ones."""
     prompts = set[str]()
-    for row in read_first_rows(source, 20):
+    for row in rows:
         try:
             prompts.add(find_system_prompt(row, parse_turns(turns(row))))
         except InputError:

@@ -15,6 +15,7 @@ from persona.store.pairs import Pair
 from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey, messages
 from persona.write.importers.chat_shapes import find_keys
 from persona.write.importers.columns import assign_columns, guess_columns, is_texts, resolve_columns, row_to_pairs
+from persona.write.importers.conversation_rows import common_system
 from persona.write.importers.decode_table import MAX_COLUMNS
 from persona.write.importers.packed_table import SIGNATURES, cell_text, read_parquet, read_sheet, too_many_columns
 from persona.write.importers.rows import (
@@ -106,9 +107,11 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
             ),
         )
 
+    system = common_system(_row_values(first_rows)) if has_conversations else ""
+
     def to_pairs(row: dict[str, Any], place: str) -> RowPairs:
         if has_conversations:
-            return messages.row_to_pairs(row, place, options)
+            return messages.row_to_pairs(row, place, options, system)
         fields = {name: value if is_texts(value) else cell_text(value) for name, value in row.items()}
         history = columns.get("history", "")
         if history in row:
