@@ -54,6 +54,7 @@ def with_parent(handler: Callable) -> Callable:
 def build() -> gr.Dropdown:
     return gr.Dropdown(
         [(t("Nothing: a new adapter"), "")], value="", label=t("Go on from"), elem_id="go-on-from",
+        visible=False,
         info=t("An adapter to train further, on its base and template: the new pairs count more, and what it held out "
                "stays held out"),
     )  # fmt: skip
@@ -75,7 +76,8 @@ def connect(page: Page, parent: gr.Dropdown, preset: gr.Radio, expert_settings: 
 def refresh_parents(slug: str, chosen: str | None) -> gr.Dropdown:
     choices = list_parents(slug, chosen or "")
     is_own = chosen and (not chosen.startswith("run/") or chosen.startswith(f"run/{slug}/"))
-    return gr.Dropdown(choices if is_own else list_parents(slug), value=chosen if is_own else "")
+    choices = choices if is_own else list_parents(slug)
+    return gr.Dropdown(choices, value=chosen if is_own else "", visible=len(choices) > 1)
 
 
 def choose_preset(slug: str, parent_id: str | None, preset: str) -> list[Any]:
@@ -93,7 +95,7 @@ def choose_preset(slug: str, parent_id: str | None, preset: str) -> list[Any]:
 def go_on_from(slug: str, adapter_id: str) -> list[Any]:
     """Open step 3 with this adapter to go on from. Returns the steps, the shown step and the dropdown's value."""
     open_parent(adapter_id)  # a model of another server, or a damaged one: refused here
-    return [gr.Walkthrough(selected=TRAIN), TRAIN, gr.Dropdown(list_parents(slug, adapter_id), value=adapter_id)]
+    return [gr.Walkthrough(selected=TRAIN), TRAIN, gr.Dropdown(list_parents(slug, adapter_id), value=adapter_id, visible=True)]
 
 
 def build_button(page: Page, parent: gr.Dropdown) -> gr.Button:
