@@ -64,7 +64,7 @@ class Visitor:
         self.ids |= {f"step-{name}": i for name, i in zip(STEP_NAMES, steps, strict=True)}
         self.values = {c["id"]: c["props"].get("value") for c in config["components"]}
         stored = [c for c in config["components"] if c["type"] == "browserstate"]
-        self.kept = {c["id"]: self.kept.get(c["id"], c["props"]["default_value"]) for c in stored}
+        self.kept = {c["id"]: self.kept.get(c["id"], c["props"].get("default_value")) for c in stored}
         self.values |= self.kept
         self._live()
         self.run([e for e in self.events if any(t[1] == "load" for t in e["targets"])])

@@ -35,10 +35,7 @@ def test_no_step_has_a_serious_finding(browser, page_server, trained_persona, lo
 def test_the_keyboard_alone_leads_to_an_answer(browser, page_server, trained_persona):
     """Tab, Enter and what is typed; the mouse is never touched."""
     page, errors = open_page(browser, page_server.url)
-    page.wait_for_selector("#navigation nav")
-    press_on(page, "#open-zhen-huan", "Enter")
-    page.wait_for_selector("#write-mask .mask")
-    page.wait_for_function("document.activeElement?.id === 'step-write-button'")  # and not anywhere
+    page.wait_for_selector("#write-mask .mask")  # a new tab opens who was edited last
     press_on(page, "#step-compare-button", "Enter")
     page.wait_for_selector("#step-compare-button[aria-current]")
     page.wait_for_function("document.activeElement?.id === 'step-compare-button'")
@@ -84,7 +81,10 @@ def serious(page, part: str) -> list[str]:
 
 def walk(page):
     """Every step with its tabs open, one after another; yields where it is, and what is new there."""
-    page.wait_for_selector("#navigation nav")
+    page.wait_for_selector("#write-mask .mask")  # a new tab opens who was edited last
+    page.click("#persona-list input")
+    page.locator("#persona-list [role=option]").first.click()  # new or example
+    page.wait_for_selector("#open-zhen-huan")
     yield "welcome", "body"
     page.click("#open-zhen-huan")
     page.wait_for_selector("#write-mask .mask")

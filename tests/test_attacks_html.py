@@ -117,7 +117,9 @@ def pieces(x: str) -> list[str]:
         import_tab._pair_html(pair),
         import_tab.skipped_html([SkippedRow(1, x, x)], 2),
         import_tab.import_report_html(ImportReport(1, 1, 1, 1, [SkippedRow(1, x, x)], {x: 1})),
-        interview_tab._question_html(Question(text=x, topic="self", history=((x, x),)), Interview(draft=x), PersonaCard(name=x)),
+        interview_tab._question_html(
+            Question(text=x, topic="self", history=((x, x),)), Interview(draft=x), PersonaCard(name=x)
+        ),
         review_tab._item_html(reviewed, [reviewed], False),
         probes_editor.suggestions_html([ProbeSuggestion(ProbeRule(ask=x, must_mention=(x,)), "identity")]),
         ledger_view.difference_html([pair], [Pair("a", x)], x),

@@ -46,8 +46,7 @@ def test_a_stopped_run_says_so_and_offers_to_resume(browser, page_server, traine
     run.log("step", step=14, loss=3.0, seconds=60.0)
     run.log("state", state="stopped")
     page, errors = open_page(browser, page_server.url)
-    page.wait_for_selector("#navigation nav")  # what a new tab opens by itself is decided
-    page.click("#open-zhen-huan")
+    page.wait_for_selector("#write-mask .mask")  # a new tab opens who was edited last
     open_train(page)
     page.wait_for_selector("#navigation .next-hint >> text=stopped at step 14 of 60")
     page.wait_for_selector("#train-status >> text=Stopped at step 14 of 60")

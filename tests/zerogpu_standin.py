@@ -106,6 +106,7 @@ def _in_thread(work: Callable[[], Any]) -> Any:
 def _use_page(scheduler: Scheduler) -> Iterator[tuple[str, Any]]:
     """Launch the page; train, answer, score and measure in it. Yields what came of each."""
     from gradio.context import LocalContext
+    from starlette.datastructures import Headers
 
     import app
     from persona.models import hardware
@@ -151,7 +152,8 @@ def _use_page(scheduler: Scheduler) -> Iterator[tuple[str, Any]]:
     yield "chat", _in_thread(lambda: ask(chat_tab.send_message, "Who?", *selection, *sampling))
 
     def ask_in_chinese() -> Any:
-        LocalContext.request.set(SimpleNamespace(headers={"accept-language": "zh-CN"}))  # type: ignore[arg-type]
+        headers = Headers({"accept-language": "zh-CN"})  # the package asks for more than a mapping
+        LocalContext.request.set(SimpleNamespace(headers=headers))  # type: ignore[arg-type]
         return ask(chat_tab.send_message, "Who?", *selection, *sampling)
 
     yield "chat in Chinese", _in_thread(ask_in_chinese)

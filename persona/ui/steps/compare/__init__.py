@@ -31,17 +31,17 @@ from persona.ui.steps.train import further
 MAX_PROBES = 8  # shown as questions to click
 
 
-def open_zip(file: str | None, chosen: Chosen, template: str | None = "", base: str = "") -> ChosenView:
+def open_zip(file: str | None, chosen: Chosen, template: str | None = "", base: str | None = "") -> ChosenView:
     """template, base: of an adapter that does not say them itself."""
     if not file:
         return ChosenView.unchanged()
-    opened = voice_picker.add_zip(file, read_supplement(template or "", base.strip()))
+    opened = voice_picker.add_zip(file, read_supplement(template or "", (base or "").strip()))
     return ChosenView.showing(Chosen(chosen.persona, opened, by_hand=True))
 
 
-def open_link(text: str, chosen: Chosen, template: str | None = "", base: str = "") -> ChosenView:
+def open_link(text: str, chosen: Chosen, template: str | None = "", base: str | None = "") -> ChosenView:
     """Download and check an adapter from the Hub, then choose it. template, base: as for open_zip()."""
-    opened = voice_picker.add_link(text.strip(), read_supplement(template or "", base.strip()))
+    opened = voice_picker.add_link(text.strip(), read_supplement(template or "", (base or "").strip()))
     return ChosenView.showing(Chosen(chosen.persona, opened, by_hand=True))
 
 

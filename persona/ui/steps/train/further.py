@@ -95,7 +95,8 @@ def choose_preset(slug: str, parent_id: str | None, preset: str) -> list[Any]:
 def go_on_from(slug: str, adapter_id: str) -> list[Any]:
     """Open step 3 with this adapter to go on from. Returns the steps, the shown step and the dropdown's value."""
     open_parent(adapter_id)  # a model of another server, or a damaged one: refused here
-    return [gr.Walkthrough(selected=TRAIN), TRAIN, gr.Dropdown(list_parents(slug, adapter_id), value=adapter_id, visible=True)]
+    parents = gr.Dropdown(list_parents(slug, adapter_id), value=adapter_id, visible=True)
+    return [gr.Walkthrough(selected=TRAIN), TRAIN, parents]
 
 
 def build_button(page: Page, parent: gr.Dropdown) -> gr.Button:
