@@ -18,7 +18,7 @@ from persona.train.config import make_config
 pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
-MOST_EVENTS = 41  # of one switch: each step shows the other persona, and what runs for the first one is stopped
+MOST_EVENTS = 43  # of one switch: each step shows the other persona, and what runs for the first one is stopped
 STEPS = ("write", "template", "train", "compare", "share")
 LOOK_MS = 2500  # nothing is asked for that long: the page has settled
 MOST_FRAMES = 60  # asked for by an idle page meanwhile; a single clock that runs on asks for 150
