@@ -3,8 +3,6 @@
 const DRAFT_DELAY = 400; // milliseconds without a key before a draft is sent
 
 const board = element.closest("#interview") ?? element; // where the page calls answered and kept
-const root = () => element.querySelector(".interview");
-const box = (name) => element.querySelector(`textarea.${name}`);
 let draftTimer = null;
 let sent = false;
 
@@ -20,7 +18,7 @@ function lock(locked) {
   sent = locked;
   element.querySelectorAll("textarea").forEach((node) => (node.readOnly = locked));
 }
-function submit(action) {
+function act(action) {
   if (sent || !root()) return;
   if (action === "answer" && !box("reply").value.trim()) {
     box("reply").focus();
@@ -44,11 +42,6 @@ function sendDraft() {
   draftTimer = null;
   if (!sent) trigger("key_up", typed());
 }
-function grow(node) {
-  if (CSS.supports("field-sizing", "content")) return;
-  node.style.height = "auto";
-  node.style.height = `${node.scrollHeight + 2}px`;
-}
 
 element.addEventListener("input", (event) => {
   event.stopPropagation();
@@ -57,22 +50,16 @@ element.addEventListener("input", (event) => {
   clearTimeout(draftTimer);
   draftTimer = setTimeout(sendDraft, DRAFT_DELAY);
 });
-element.addEventListener("click", (event) => {
-  const button = event.target.closest("[data-do]");
-  if (!button) return;
-  event.stopPropagation();
-  submit(button.dataset.do);
-});
 element.addEventListener("keydown", (event) => {
   const keys = { ArrowDown: "skip", ArrowUp: "back", KeyM: "more" };
   if (event.isComposing || event.keyCode === 229) return; // Enter here chooses a word of an input method
   if (event.altKey && keys[event.code]) {
     event.preventDefault();
-    element.querySelector(`[data-do="${keys[event.code]}"]:not(:disabled)`) && submit(keys[event.code]);
+    element.querySelector(`[data-do="${keys[event.code]}"]:not(:disabled)`) && act(keys[event.code]);
   } else if (event.key === "Enter" && !event.shiftKey && event.target.matches("textarea")) {
     event.preventDefault();
     if (event.target.matches(".asked")) box("reply").focus();
-    else submit("answer");
+    else act("answer");
   }
 });
 window.addEventListener("beforeunload", () => {
@@ -81,11 +68,7 @@ window.addEventListener("beforeunload", () => {
   sendDraft();
 });
 
-// Gradio patches the page instead of replacing it: a text box that was typed in keeps what it shows
-let drawing = null;
-function afterDrawing() {
-  if (!root() || root().dataset.drawing === drawing) return;
-  drawing = root().dataset.drawing;
+onDrawing(() => {
   lock(false);
   element.querySelectorAll("textarea").forEach((node) => {
     node.value = node.defaultValue;
@@ -95,6 +78,4 @@ function afterDrawing() {
   if (!reply || !element.offsetParent) return;
   reply.focus({ preventScroll: true });
   reply.setSelectionRange(reply.value.length, reply.value.length);
-}
-new MutationObserver(afterDrawing).observe(element, { childList: true, subtree: true, attributeFilter: ["data-drawing"] });
-afterDrawing();
+});

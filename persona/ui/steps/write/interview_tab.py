@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -13,12 +12,13 @@ from persona.store.persona_folder import PersonaCard
 from persona.ui.i18n import localized, t
 from persona.ui.notices import show_warning
 from persona.ui.page import ORDERED_EVENT, QUIET, Page, open_current_persona, run_in_order, show_errors
+from persona.ui.steps.write.one_at_a_time import earlier_turns_html, read_scripts
 from persona.ui.widgets import bars_html
 from persona.write import interview
 from persona.write.interview import Interview, Question
 from persona.write.lint.summary import TARGET_COUNTS, count_kinds
 
-INTERVIEW_JS = (Path(__file__).parent / "interview.js").read_text(encoding="utf-8")
+INTERVIEW_JS = read_scripts("one_at_a_time.js", "interview.js")
 ANSWERED_JS = "(why) => document.querySelector('#interview')?.answered?.(why)"
 KEPT_JS = "() => document.querySelector('#interview')?.kept?.()"
 TOPIC_TITLES = {
@@ -89,9 +89,7 @@ def _question_html(question: Question, state: Interview, card: PersonaCard) -> s
     topic = t(TOPIC_TITLES[question.topic]) if question.topic in TOPIC_TITLES else t("Not answered yet")
     if question.history:
         topic = f"{topic} · {t('follow-up')}"
-    earlier = "".join(
-        f"<p class='earlier'><span>{escape(user)}</span> {escape(reply)}</p>" for user, reply in question.history
-    )
+    earlier = earlier_turns_html(question.history)
     keys = t(
         "<kbd>Enter</kbd> save and go on · <kbd>Shift</kbd>+<kbd>Enter</kbd> new line · <kbd>Alt</kbd>+<kbd>↓</kbd> "
         "skip · <kbd>Alt</kbd>+<kbd>↑</kbd> back to the last answer · <kbd>Alt</kbd>+<kbd>M</kbd> more like this"

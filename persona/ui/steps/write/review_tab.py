@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -29,13 +28,14 @@ from persona.ui.page import (
     visitor_key,
 )
 from persona.ui.steps.write import pairs_table
+from persona.ui.steps.write.one_at_a_time import earlier_turns_html, read_scripts
 from persona.ui.steps.write.pairs_table import PAIR_FILTERS, TableView, normalize_line_breaks, translate_choices
 from persona.ui.widgets import format_duration, progress_bar_html
 from persona.write import review
 from persona.write.lint.finding import Finding
 from persona.write.review import ReviewItem
 
-REVIEW_JS = (Path(__file__).parent / "review.js").read_text(encoding="utf-8")
+REVIEW_JS = read_scripts("one_at_a_time.js", "review.js")
 ANSWERED_JS = "() => document.querySelector('#review')?.answered?.()"
 
 
@@ -147,9 +147,7 @@ def _item_html(item: ReviewItem, listed: Sequence[ReviewItem], dropped: bool) ->
     place += f" · {t('a draft, not among the pairs yet')}" if not item.in_set else ""
     place += f" · {escape(pair.source)}" if pair.source else ""
     why = f"<div class='hint'>{escape(localized(item.why))}</div>" if item.why else ""
-    earlier = "".join(
-        f"<p class='earlier'><span>{escape(user)}</span> {escape(reply)}</p>" for user, reply in pair.history
-    )
+    earlier = earlier_turns_html(pair.history)
     keys = t(
         "<kbd>K</kbd> keep · <kbd>E</kbd> edit · <kbd>D</kbd> drop · <kbd>J</kbd> <kbd>↓</kbd> next · <kbd>↑</kbd> "
         "previous · <kbd>U</kbd> undo; while editing <kbd>Ctrl</kbd>+<kbd>Enter</kbd> keep, <kbd>Esc</kbd> leave it"
