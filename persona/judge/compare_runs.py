@@ -12,10 +12,10 @@ import numpy as np
 from persona.errors import Message, PersonaError
 from persona.judge import evaluate, ledger, training_gain
 from persona.judge.ledger import PairDifference
-from persona.judge.report_model import FrozenModel, Interval
+from persona.judge.report_model import EvalReport, FrozenModel, Interval
 from persona.store.pairs import Pair
 from persona.train.progress import RunProgress
-from persona.train.run_folder import Run
+from persona.train.run_folder import Run, RunRow
 
 FLIPS = 10_000  # of signs, in the permutation test
 SHOWN_ROWS = 5  # worst and best rows
@@ -103,8 +103,9 @@ class RunComparison(FrozenModel):
 def compare_runs(first: Run, second: Run) -> RunComparison:
     """Raises PersonaError for a damaged run."""
     before, after = first.progress(), second.progress()
-    rows = _shared_rows(first, before, second, after)
-    answers = [_held_out_answers(run) for run in (first, second)]
+    trained, reports = ([run.rows() for run in (first, second)], [_load_report(run) for run in (first, second)])
+    rows = _shared_rows(trained[0], before, trained[1], after)
+    answers = [_held_out_answers(report) for report in reports]
     changes = [
         RowChange(
             question=pair.instruction,
@@ -121,11 +122,11 @@ def compare_runs(first: Run, second: Run) -> RunComparison:
         first=first.name,
         second=second.name,
         settings=_compare_settings(first, second),
-        pairs=ledger.diff_pairs([r.pair for r in first.rows()], [r.pair for r in second.rows()]),
+        pairs=ledger.diff_pairs(*([r.pair for r in rows] for rows in trained)),
         test=_test_rows(rows),
         worse=[row for row in changes if row.second_nll > row.first_nll][:SHOWN_ROWS],
         better=[row for row in reversed(changes) if row.second_nll < row.first_nll][:SHOWN_ROWS],
-        probes=_compare_probes(first, before, second, after),
+        probes=_compare_probes(reports[0], before, reports[1], after),
         losses={
             "first_train": before.train, "first_held_out": before.held_out,
             "second_train": after.train, "second_held_out": after.held_out,
@@ -135,8 +136,8 @@ def compare_runs(first: Run, second: Run) -> RunComparison:
 
 def list_hard_rows(run: Run, limit: int = SHOWN_ROWS) -> list[HardRow]:
     """The held-out pairs that the run's adapter finds least likely, the worst first: where to write next."""
-    p, answers = run.progress(), _held_out_answers(run)
-    nats = _measured_rows(run, p)
+    p, answers = run.progress(), _held_out_answers(_load_report(run))
+    nats = _measured_rows(run.rows(), p)
     learned = training_gain.count_learned_tokens(p)
     rows = [
         HardRow(
@@ -153,12 +154,15 @@ def _compare_settings(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:
     differing = {name: (one[name], other[name]) for name in one if one[name] != other[name]}
     if parents[0] != parents[1]:
         differing["parent"] = (parents[0], parents[1])
-    if first.card().system != second.card().system:
-        differing["system"] = (first.card().system, second.card().system)
+    systems = first.card().system, second.card().system
+    if systems[0] != systems[1]:
+        differing["system"] = systems
     return differing
 
 
-def _shared_rows(first: Run, a: RunProgress, second: Run, b: RunProgress) -> list[tuple[Pair, float, float, float]]:
+def _shared_rows(
+    first: list[RunRow], a: RunProgress, second: list[RunRow], b: RunProgress
+) -> list[tuple[Pair, float, float, float]]:
     """(pair, nats under each run's adapter, its learned tokens) of the pairs that both held out and measured."""
     nats_of_first, nats_of_second = _measured_rows(first, a), _measured_rows(second, b)
     learned = dict(zip(nats_of_first, training_gain.count_learned_tokens(a), strict=False))
@@ -169,9 +173,9 @@ def _shared_rows(first: Run, a: RunProgress, second: Run, b: RunProgress) -> lis
     ]
 
 
-def _measured_rows(run: Run, p: RunProgress) -> dict[Pair, float]:
+def _measured_rows(rows: list[RunRow], p: RunProgress) -> dict[Pair, float]:
     """Held-out pair, without its source → nats under the run's adapter; in the order of the run."""
-    held_out = [Pair(r.pair.instruction, r.pair.output, r.pair.history) for r in run.rows() if r.held_out]
+    held_out = [Pair(r.pair.instruction, r.pair.output, r.pair.history) for r in rows if r.held_out]
     nats = p.held_out_rows.get(p.chosen, []) if p.chosen else []
     if len(set(held_out)) != len(held_out) or len(nats) != len(held_out) or not np.isfinite(nats).all():
         return {}
@@ -197,24 +201,24 @@ def permutation_p(differences: np.ndarray, seed: int = 0) -> float:
     return float((extreme.sum() + 1) / (FLIPS + 1))
 
 
-def _compare_probes(first: Run, a: RunProgress, second: Run, b: RunProgress) -> list[ProbeAnswers]:
+def _compare_probes(
+    first: EvalReport | None, a: RunProgress, second: EvalReport | None, b: RunProgress
+) -> list[ProbeAnswers]:
     one, other = _probe_answers(first, a), _probe_answers(second, b)
     return [ProbeAnswers(probe=q, first=one.get(q), second=other.get(q)) for q in dict.fromkeys([*one, *other])]
 
 
-def _probe_answers(run: Run, p: RunProgress) -> dict[str, str]:
+def _probe_answers(report: EvalReport | None, p: RunProgress) -> dict[str, str]:
     """Probe → answer: of the last evaluation by the judge where there is one, else of the chosen step's samples."""
     sampled = {a.get("probe", ""): a.get("text", "") for a in dict(p.samples).get(p.chosen or -1, [])}
-    report = _load_report(run)
     return sampled | ({r.ask: r.replies[0].text for r in report.probes if r.replies} if report else {})
 
 
-def _held_out_answers(run: Run) -> dict[str, str]:
-    report = _load_report(run)
+def _held_out_answers(report: EvalReport | None) -> dict[str, str]:
     return {row.question: row.adapter for row in report.answers.rows} if report and report.answers else {}
 
 
-def _load_report(run: Run) -> Any:
+def _load_report(run: Run) -> EvalReport | None:
     file = run.path / "report.json"
     try:
         return evaluate.load_report(file) if file.is_file() else None

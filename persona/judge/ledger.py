@@ -6,7 +6,7 @@ have the size and time that it names. So a ledger reads one small file for each 
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -221,18 +221,17 @@ class PairDifference(FrozenModel):
 
 def diff_pairs(before: Sequence[Pair], after: Sequence[Pair]) -> list[PairDifference]:
     """What a reader needs to see of two sets of pairs: the changed ones first, then the added, then the removed."""
-    known, now = Counter(map(_identify, before)), Counter(map(_identify, after))
-    gone, come = list((known - now).elements()), list((now - known).elements())
+    known, now = (Counter(pair.identity for pair in pairs) for pairs in (before, after))
+    come = now - known
+    answers = defaultdict[Any, deque[str]](deque)  # of the questions that came, oldest first
+    for question, history, answer in come.elements():
+        answers[question, history].append(answer)
     changed, removed = [], []
-    for question, history, answer in gone:
-        same = next((x for x in come if x[:2] == (question, history)), None)
-        if same:
-            come.remove(same)
-            changed.append(PairDifference(question=question, before=answer, after=same[2]))
+    for question, history, answer in (known - now).elements():
+        if waiting := answers[question, history]:
+            new = waiting.popleft()
+            come[question, history, new] -= 1
+            changed.append(PairDifference(question=question, before=answer, after=new))
         else:
             removed.append(PairDifference(question=question, before=answer))
-    return [*changed, *(PairDifference(question=q, after=a) for q, _, a in come), *removed]
-
-
-def _identify(pair: Pair) -> tuple[str, Any, str]:
-    return pair.instruction, pair.history, pair.output
+    return [*changed, *(PairDifference(question=q, after=a) for q, _, a in come.elements()), *removed]

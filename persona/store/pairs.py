@@ -31,6 +31,11 @@ class Pair:
     system: str = ""
 
     @property
+    def identity(self) -> tuple[str, tuple[tuple[str, str], ...], str]:
+        """By which two runs know a pair again: question, earlier turns, answer; not where it came from."""
+        return self.instruction, self.history, self.output
+
+    @property
     def characters(self) -> int:
         """Of all its texts, earlier turns and source included."""
         earlier = sum(len(user) + len(reply) for user, reply in self.history)

@@ -201,8 +201,8 @@ def split_since(pairs: list[Pair], parent: Parent | None, config: RunConfig) -> 
     drawn = split_held_out(pairs, config.eval_fraction, config.seed, config.max_eval_rows)
     if parent is None or parent.rows is None:
         return drawn
-    held_out_before = {_key(row.pair): row.held_out for row in parent.rows}
-    rows = [RunRow(p, held_out_before.get(_key(p), False), _key(p) not in held_out_before) for p in pairs]
+    held_out_before = {row.pair.identity: row.held_out for row in parent.rows}
+    rows = [RunRow(p, held_out_before.get(p.identity, False), p.identity not in held_out_before) for p in pairs]
     if not config.eval_fraction:
         return [RunRow(row.pair, False, row.is_new) for row in rows]
     if any(row.held_out for row in rows):
@@ -210,11 +210,6 @@ def split_since(pairs: list[Pair], parent: Parent | None, config: RunConfig) -> 
     new = [row.pair for row in rows if row.is_new]
     drawn_new = iter(split_held_out(new, config.eval_fraction, config.seed, config.max_eval_rows))
     return [RunRow(r.pair, next(drawn_new).held_out, True) if r.is_new and len(new) > 1 else r for r in rows]
-
-
-def _key(pair: Pair) -> tuple[Any, ...]:
-    """What makes a pair the same one: all but where it came from."""
-    return pair.instruction, pair.output, pair.history
 
 
 def repeat_new(rows: Sequence[RunRow], repeats: int) -> list[int]:
