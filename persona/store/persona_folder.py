@@ -310,10 +310,15 @@ def copy_example(name: str) -> Persona:
 
 def trash_persona(persona: Persona) -> Path:
     """Move the folder to `trash/`, from which restore_persona() brings it back."""
+    return move_to_trash(persona.path)
+
+
+def move_to_trash(folder: Path) -> Path:
+    """Move a folder of this workspace to `trash/`, with the time behind its name. Returns where it is now."""
     trash = current_workspace() / "trash"
     trash.mkdir(parents=True, exist_ok=True)
-    target = trash / f"{persona.slug}.{time.time_ns()}"
-    shutil.move(persona.path, target)
+    target = trash / f"{folder.name}.{time.time_ns()}"
+    shutil.move(folder, target)
     return target
 
 

@@ -1,7 +1,5 @@
 """What the author keeps of a run beside what it did: a name, a note, a star; and its way into the trash."""
 
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from persona.errors import InputError, Message, PersonaError, RunError
 from persona.store.files import read_json, to_json, write_atomic
-from persona.store.workspace import current_workspace
+from persona.store.persona_folder import move_to_trash
 from persona.train.progress import ACTIVE_STATUSES
 from persona.train.run_folder import Run
 
@@ -50,8 +48,4 @@ def trash_run(run: Run) -> Path:
     """Move the run's folder to `trash/`. Returns where it is now. Raises RunError while it waits or trains."""
     if run.progress().status in ACTIVE_STATUSES:
         raise RunError("{run} is still training. Stop it first, or wait until it is done.", run=run.name)
-    trash = current_workspace() / "trash"
-    trash.mkdir(parents=True, exist_ok=True)
-    target = trash / f"{run.name}.{time.time_ns()}"
-    shutil.move(run.path, target)
-    return target
+    return move_to_trash(run.path)
