@@ -142,16 +142,21 @@ def request_text(endpoint: LlmEndpoint, prompt: str, temperature: float = 0.8) -
 
 def request_json_list(endpoint: LlmEndpoint, prompt: str, temperature: float = 0.8) -> list[Any]:
     """The JSON list in the model's answer to `prompt`. Raises PersonaError where there is none."""
-    text = request_text(endpoint, prompt, temperature)
-    try:
-        rows = json.loads(text[text.index("[") : text.rindex("]") + 1])
-    except ValueError:
-        rows = None
-    if not isinstance(rows, list):
+    rows = find_json_list(request_text(endpoint, prompt, temperature))
+    if rows is None:
         raise PersonaError(
             "{model} did not answer with a JSON list. Try again, or another model.", model=endpoint.model
         )
     return rows
+
+
+def find_json_list(text: str) -> list[Any] | None:
+    """The JSON list in a model's answer; None for none."""
+    try:
+        rows = json.loads(text[text.index("[") : text.rindex("]") + 1])
+    except ValueError:
+        return None
+    return rows if isinstance(rows, list) else None
 
 
 def list_models(url: str, key: str) -> list[str]:

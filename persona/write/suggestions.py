@@ -5,7 +5,6 @@ Any model that answers a prompt can write: one at an OpenAI-compatible server (`
 """
 
 import itertools
-import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from persona.write.importers.documents import document_kind, open_document
 from persona.write.importers.text_source import open_source
 from persona.write.lint.finding import normalize_text
 from persona.write.lint.near_duplicates import is_like_any
-from persona.write.llm_client import LlmEndpoint, request_text
+from persona.write.llm_client import LlmEndpoint, find_json_list, request_text
 
 MAX_EXAMPLES = 8  # pairs of the persona in a prompt
 EXAMPLE_CHARACTERS = 300  # of each of their texts
@@ -152,24 +151,15 @@ _ITEM = re.compile(r"^[ \t]*(?:[-*•–]|\d{1,3}[.)、])[ \t]*(\S.*)$", re.M)
 _TURN = re.compile(r"^\W*(?:\d{1,3}[.)、]\s*)?\W*(Q|A|问|答)\d{0,3}\W{0,3}?[:：]\**[ \t]*", re.M)
 
 
-def _parse_json_list(text: str) -> list[Any]:
-    """The JSON list in a text, [] for none: some models answer with one whatever they are asked for."""
-    try:
-        found = json.loads(text[text.index("[") : text.rindex("]") + 1])
-    except ValueError:
-        return []
-    return found if isinstance(found, list) else []
-
-
 def parse_lines(text: str) -> list[str]:
     """The texts of a list, as lines with "-" or a number, or as JSON."""
-    found = [x for x in _parse_json_list(text) if isinstance(x, str)] or _ITEM.findall(text)
+    found = [x for x in find_json_list(text) or () if isinstance(x, str)] or _ITEM.findall(text)
     return [t for x in found if (t := x.strip().strip('"“”').strip())]
 
 
 def parse_drafts(text: str) -> list[tuple[str, str]]:
     """(question, answer) of the exchanges that a model has written, whole ones only."""
-    rows = [r for r in _parse_json_list(text) if isinstance(r, dict)]
+    rows = [r for r in find_json_list(text) or () if isinstance(r, dict)]
     turns = [(r.get("instruction"), r.get("output")) for r in rows]
     if not turns:
         marks = list(_TURN.finditer(text))
