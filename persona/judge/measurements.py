@@ -103,8 +103,9 @@ def start_session(
         )
     limit = scoring.reply_token_limit([e for _, e in held + trained])
     trained_on = {normalize_text(pair.instruction) for pair in rows.trained}
-    rules = [rule for rule in probes.list_probe_rules(card) if normalize_text(rule.ask) not in trained_on]
-    if seen := len(probes.list_probe_rules(card)) - len(rules):
+    known = probes.list_probe_rules(card)
+    rules = [rule for rule in known if normalize_text(rule.ask) not in trained_on]
+    if seen := len(known) - len(rules):
         notes.append(
             Message("{count:,} probes are among the pairs that it was trained on, and were not asked.", count=seen)
         )

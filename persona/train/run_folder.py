@@ -255,11 +255,10 @@ PRESENT_FIELDS = (
 def find_persona_card(adapter: Path) -> PersonaCard | None:
     """The card of the persona that an adapter's run belongs to (PERSONA/runs/RUN/adapter); None outside of one."""
     folder = find_persona_folder(adapter)
-    return (
-        parse_card(read_json(folder / "persona.json", Message("a persona")), str(folder / "persona.json"))
-        if (folder)
-        else None
-    )
+    if folder is None:
+        return None
+    file = folder / "persona.json"
+    return parse_card(read_json(file, Message("a persona")), str(file))
 
 
 def find_persona_folder(adapter: Path) -> Path | None:

@@ -74,10 +74,10 @@ def connect(page: Page, parent: gr.Dropdown, preset: gr.Radio, expert_settings: 
 
 
 def refresh_parents(slug: str, chosen: str | None) -> gr.Dropdown:
-    choices = list_parents(slug, chosen or "")
     is_own = chosen and (not chosen.startswith("run/") or chosen.startswith(f"run/{slug}/"))
-    choices = choices if is_own else list_parents(slug)
-    return gr.Dropdown(choices, value=chosen if is_own else "", visible=len(choices) > 1)
+    kept = chosen if chosen and is_own else ""
+    choices = list_parents(slug, kept)
+    return gr.Dropdown(choices, value=kept, visible=len(choices) > 1)
 
 
 def choose_preset(slug: str, parent_id: str | None, preset: str) -> list[Any]:

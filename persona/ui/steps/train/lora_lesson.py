@@ -46,7 +46,8 @@ def lesson(slug: str, preset: str, *form: Any) -> tuple[str, gr.CheckboxGroup]:
             unknown = t("The figures of this run follow once the base is on this disk; step 2 downloads it.")
             return _explanation_html(config) + f'<p class="quiet">{unknown}</p>', gr.CheckboxGroup(visible=False)
         kinds = target_modules.list_layer_kinds(local_base, config.target_modules)
-        rows = [train_plan.estimate_row_tokens(persona.card(), p, config.learn_history) for p in persona.pairs()] or [
+        card = persona.card()
+        rows = [train_plan.estimate_row_tokens(card, p, config.learn_history) for p in persona.pairs()] or [
             (config.max_length, config.max_length)
         ]
     except PersonaError as e:
