@@ -24,7 +24,7 @@ from persona.share.archive import NO_SUPPLEMENT, Supplement
 from persona.share.open_adapter import attach, open_adapter, opened_dir
 from persona.store import deployment, files, persona_folder, workspace
 from persona.store.persona_folder import PersonaCard
-from persona.template.character_prompt import CharacterPrompt, estimate_tokens
+from persona.template.character_prompt import CharacterPrompt, PromptParts, estimate_tokens
 from persona.template.chat_template import build_messages
 from persona.train import run_folder, snapshots
 from persona.ui.i18n import localized, t
@@ -58,11 +58,8 @@ class Comparison:
         """
         if self.model is None:
             url, key = remote.configured_server() or ("", "")
-            character = CharacterPrompt.of(self.card)
-            chats = []
-            for record, history in zip(self.records, histories, strict=True):
-                parts = character.compose(record.system, history, question, estimate_tokens)
-                chats.append(build_messages(parts.system, history, question, late_system=parts.late))
+            prompts = zip(self._prompt_parts(histories, question), histories, strict=True)
+            chats = [build_messages(parts.system, h, question, late_system=parts.late) for parts, h in prompts]
             yield from remote.stream_remote(url, key, self.voices, chats, sampling)
             return
         columns = [v.render_column(h, question) for v, h in zip(self.voices, histories, strict=True)]
@@ -76,14 +73,15 @@ class Comparison:
 
     def book_entries(self, histories: Sequence[Sequence[tuple[str, str]]], question: str) -> list[tuple[str, ...]]:
         """The names of the book entries in each column's prompt."""
+        found = self._prompt_parts(histories, question)
+        return [tuple(one.entry.title for one in parts.entries) for parts in found]
+
+    def _prompt_parts(self, histories: Sequence[Sequence[tuple[str, str]]], question: str) -> list[PromptParts]:
         if self.model is None:
             character = CharacterPrompt.of(self.card)
-            found = [character.compose(r.system, h, question, estimate_tokens).entries
-                     for r, h in zip(self.records, histories, strict=True)]  # fmt: skip
-        else:
-            found = [v.renderer.prompt_parts(h, question).entries
-                     for v, h in zip(self.voices, histories, strict=True)]  # fmt: skip
-        return [tuple(one.entry.title for one in column) for column in found]
+            return [character.compose(r.system, h, question, estimate_tokens)
+                    for r, h in zip(self.records, histories, strict=True)]  # fmt: skip
+        return [v.renderer.prompt_parts(h, question) for v, h in zip(self.voices, histories, strict=True)]
 
 
 def is_base_circling(record: VoiceRecord, text: str, ended: bool) -> bool:
