@@ -93,6 +93,15 @@ class Adapter:
         return value if type(value) is int and lowest <= value <= highest else MAX_LENGTH
 
 
+def lora_scale(settings: dict[str, Any], layer: str, rank: int) -> float:
+    """By which PEFT multiplies B·A of a layer: alpha / rank, with rsLoRA alpha / √rank. layer: without PEFT_PREFIX."""
+    from peft.utils.other import get_pattern_key
+
+    alphas = settings.get("alpha_pattern", {})
+    alpha = alphas.get(get_pattern_key(alphas.keys(), layer), settings["lora_alpha"])
+    return float(alpha / (rank**0.5 if settings.get("use_rslora") else rank))
+
+
 def save_adapter(
     model: Any, target: Path, *, base: Base, template: ChatTemplate, card: PersonaCard, facts: dict[str, Any]
 ) -> None:

@@ -6,8 +6,7 @@ from typing import Any
 from persona.errors import AdapterError, Message, join
 from persona.models import placement, quantization, trained_modules, trained_tokens
 from persona.models.adapter import WEIGHTS_FILE, Adapter
-
-_PREFIX = "base_model.model."
+from persona.models.trained_modules import PEFT_PREFIX
 
 
 def attach_adapter(model: Any, adapter: Adapter, name: str) -> Any:
@@ -83,7 +82,7 @@ def check_adapter_fits(adapter: Adapter, state: dict[str, Any], model: Any) -> l
     parts_of_layer: dict[str, set[str]] = {}
     problems = []
     for key, tensor in state.items():
-        layer, _, part = key.removeprefix(_PREFIX).rpartition(".lora_")
+        layer, _, part = key.removeprefix(PEFT_PREFIX).rpartition(".lora_")
         module: Any = modules.get(layer)
         module = getattr(module, "base_layer", module)
         in_features, out_features = (
@@ -91,7 +90,7 @@ def check_adapter_fits(adapter: Adapter, state: dict[str, Any], model: Any) -> l
             if quantization.is_transposed(module)
             else (getattr(module, "in_features", None), getattr(module, "out_features", None))
         )
-        if in_features is None or not key.startswith(_PREFIX):
+        if in_features is None or not key.startswith(PEFT_PREFIX):
             problems.append(Message("  {layer}: this base has no such layer", layer=layer or key))
             continue
         parts_of_layer.setdefault(layer, set()).add(part)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from persona.errors import AdapterError, InputError
-from persona.models.adapter import WEIGHTS_FILE, Adapter, open_adapter_file, write_adapter_folder
+from persona.models.adapter import WEIGHTS_FILE, Adapter, lora_scale, open_adapter_file, write_adapter_folder
+from persona.models.trained_modules import PEFT_PREFIX
 from persona.store.files import write_atomic
 
 MAX_RANK = 1024  # of a blend, as of a run
-_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def save_blend(parts: Sequence[tuple[Adapter, str, float]], target: Path, rank: 
 
         folder.mkdir(parents=True)
         tensors = {
-            f"{_PREFIX}{name}.lora_{part}.weight": tensor.contiguous()
+            f"{PEFT_PREFIX}{name}.lora_{part}.weight": tensor.contiguous()
             for name, (a, b) in layers.items()
             for part, tensor in (("A", a), ("B", b))
         }
@@ -117,16 +117,13 @@ def _stack_layers(parts: Sequence[tuple[Adapter, float]]) -> dict[str, tuple[Any
 def _load_layers(adapter: Adapter, weight: float) -> tuple[dict[str, tuple[Any, Any]], int]:
     """Layer → (A, weight · scale · B), all padded to the adapter's largest rank, and that rank."""
     import torch
-    from peft.utils.other import get_pattern_key
     from safetensors.torch import load
 
     with open_adapter_file(adapter.path / WEIGHTS_FILE) as f:
         state = load(f.read())
-    settings = adapter.settings
-    alphas = settings.get("alpha_pattern", {})
     found: dict[str, dict[str, Any]] = {}
     for key, tensor in state.items():
-        layer, _, part = key.removeprefix(_PREFIX).rpartition(".lora_")
+        layer, _, part = key.removeprefix(PEFT_PREFIX).rpartition(".lora_")
         found.setdefault(layer, {})[part] = tensor.float()
     if any(set(parts) != {"A.weight", "B.weight"} for parts in found.values()):
         raise AdapterError(
@@ -136,8 +133,7 @@ def _load_layers(adapter: Adapter, weight: float) -> tuple[dict[str, tuple[Any, 
     layers = {}
     for layer, parts in found.items():
         own = parts["A.weight"].shape[0]
-        alpha = alphas.get(get_pattern_key(alphas.keys(), layer), settings["lora_alpha"])
-        scale = alpha / (own**0.5 if settings.get("use_rslora") else own)
+        scale = lora_scale(adapter.settings, layer, own)
         a = torch.nn.functional.pad(parts["A.weight"], (0, 0, 0, rank - own))
         layers[layer] = a, torch.nn.functional.pad(weight * scale * parts["B.weight"], (0, rank - own))
     return layers, rank

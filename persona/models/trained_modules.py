@@ -11,7 +11,7 @@ from typing import Any
 
 from persona.errors import AdapterError
 
-PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 BIAS_MODES = ("none", "all", "lora_only")
 MAX_NAMES = 100  # of modules_to_save: PEFT compares each with each layer
 TrainedLayers = dict[str, dict[str, Any]]  # layer → its trained tensors: weight, bias
@@ -31,11 +31,11 @@ def take_trained_layers(state: dict[str, Any], settings: dict[str, Any], model: 
     found: TrainedLayers = {}
     if settings.get("lora_bias"):
         for key in [k for k in state if k.endswith(".lora_B.bias")]:
-            layer = key.removeprefix(PREFIX).removesuffix(".lora_B.bias")
+            layer = key.removeprefix(PEFT_PREFIX).removesuffix(".lora_B.bias")
             found.setdefault(layer, {})["lora_bias"] = state.pop(key)
     if settings.get("bias", "none") != "none" or settings.get("modules_to_save"):
-        for key in [k for k in state if ".lora_" not in k and k.startswith(PREFIX)]:
-            layer, _, name = key.removeprefix(PREFIX).rpartition(".")
+        for key in [k for k in state if ".lora_" not in k and k.startswith(PEFT_PREFIX)]:
+            layer, _, name = key.removeprefix(PEFT_PREFIX).rpartition(".")
             found.setdefault(layer.removesuffix(".base_layer"), {})[name] = state.pop(key)
     modules = dict(model.named_modules())
     for layer, tensors in found.items():
@@ -86,7 +86,9 @@ def fill_copies(copied: list[str], found: TrainedLayers, model: Any) -> dict[str
     for path in copied:
         layer = model.get_submodule(path)
         layer = getattr(layer, "original_module", layer)
-        state |= {f"{PREFIX}{path}.{name}": found[path].get(name, own.data) for name, own in layer.named_parameters()}
+        state |= {
+            f"{PEFT_PREFIX}{path}.{name}": found[path].get(name, own.data) for name, own in layer.named_parameters()
+        }
     return state
 
 

@@ -41,12 +41,11 @@ from persona.store.files import (
     to_json,
     write_atomic,
 )
-from persona.store.zip_limits import ShortReads
+from persona.store.zip_limits import MAX_RATIO, ShortReads
 from persona.template.chat_template import ChatTemplate
 
 MAX_TEXT_BYTES = 10_000_000
 SEAL_TRIES = 5  # a copy is made again when the adapter was changed meanwhile
-_MAX_RATIO = 100  # LoRA weights hardly compress, prose about fourfold; a bomb reaches a thousandfold
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, struct.error)
 
 
@@ -231,11 +230,11 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> N
             size=size / 1e6,
             limit=limit / 1e6,
         )
-    if size > MAX_TEXT_BYTES and size > _MAX_RATIO * info.compress_size:
+    if size > MAX_TEXT_BYTES and size > MAX_RATIO * info.compress_size:
         raise ShareError(
             "{file}: would grow to over {limit} times its size. It was not opened.",
             file=info.filename,
-            limit=_MAX_RATIO,
+            limit=MAX_RATIO,
         )
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # the readers for bzip2 and LZMA unpack a block of any size at once

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from persona.errors import Message
 
 MAX_READ = 4_000_000  # bytes; longer than the list of members of any adapter or card, and than a piece of a member
-MAX_RATIO = 100  # what a member may grow to; a bomb reaches a thousandfold
+MAX_RATIO = 100  # what a member may grow to; weights hardly compress, prose fourfold, a bomb a thousandfold
 
 
 class ShortReads(io.FileIO):

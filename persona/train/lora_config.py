@@ -110,7 +110,7 @@ def initialize_pissa(model: torch.nn.Module, init: str, rank: int) -> None:
                 "lora_r={rank} with {init}: {layer} has only {directions} directions. Lower lora_r.",
                 rank=rank,
                 init=init,
-                layer=name.removeprefix("base_model.model."),
+                layer=name.removeprefix(trained_modules.PEFT_PREFIX),
                 directions=min(weight.shape),
             )
         if rounds is None:

@@ -16,6 +16,7 @@ from persona.models import adapter as adapters
 from persona.models import attach, bundled
 from persona.models.adapter import Adapter
 from persona.models.base import Base
+from persona.models.trained_modules import PEFT_PREFIX
 from persona.share.exports.formats import Quantization
 from persona.share.exports.gguf_types import FILE_TYPES, choose_type, estimate_bytes, quantize_rows
 from persona.store.files import expand_home, is_file
@@ -122,17 +123,13 @@ def write_adapter_gguf(adapter: Adapter, base: Base, out: Path) -> None:
 
 def _lora_layers(adapter: Adapter, base: Base) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
     """Layer → A (rank, inputs), B (outputs, rank), scale of their product. Raises AdapterError."""
-    from peft.utils.other import get_pattern_key
     from safetensors.torch import load_file
 
     state = load_file(adapter.path / adapters.WEIGHTS_FILE)
-    settings = adapter.settings
     layers = {}
     for layer in attach.check_adapter_fits(adapter, state, _empty_model(base)):
-        a, b = (state[f"base_model.model.{layer}.lora_{x}.weight"].float().numpy() for x in "AB")
-        alphas = settings.get("alpha_pattern", {})
-        alpha = alphas.get(get_pattern_key(alphas.keys(), layer), settings["lora_alpha"])
-        layers[layer] = (a, b, alpha / (len(a) ** 0.5 if settings.get("use_rslora") else len(a)))
+        a, b = (state[f"{PEFT_PREFIX}{layer}.lora_{x}.weight"].float().numpy() for x in "AB")
+        layers[layer] = (a, b, adapters.lora_scale(adapter.settings, layer, len(a)))
     return layers
 
 
