@@ -140,8 +140,9 @@ class Traffic:
 
     def settle(self, page, quiet: float = 0.6) -> None:
         """Wait until every event is answered and nothing has been asked for `quiet` seconds."""
-        self._changed = time.monotonic()
+        self._changed, before, end = time.monotonic(), Counter(self.joined), time.monotonic() + 180
         while self._streams or time.monotonic() - self._changed < quiet:
+            assert time.monotonic() < end, f"the page never rests: {self.joined - before}, open: {self._streams}"
             page.wait_for_timeout(50)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 import urllib.request
 from collections import Counter
 
@@ -46,8 +47,9 @@ class Watched:
         self.settle()
 
     def settle(self) -> None:
-        before = -1
+        before, start, end = -1, Counter(self.events), time.monotonic() + 180
         while before != self.events.total():
+            assert time.monotonic() < end, f"the page never rests: {self.events - start}"
             before = self.events.total()
             self.page.wait_for_timeout(LOOK_MS)
 

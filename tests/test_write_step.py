@@ -1,6 +1,7 @@
 """Write, what the page says of pairs: search, find and replace, what a pair lacks, what an import brings."""
 
 import json
+from collections import defaultdict
 from types import SimpleNamespace
 
 import gradio as gr
@@ -198,6 +199,17 @@ def test_an_event_that_fails_covers_no_field_of_the_page():
         for target in (event["outputs"] if event.get("show_progress_on") is None else event["show_progress_on"])
     }
     assert covered and {kind for _, kind in covered} == {"html"}, covered
+
+
+def test_no_two_listeners_that_wait_for_their_turn_share_an_event():
+    """Gradio dispatches all listeners of an event again when one that had to wait runs: two wake each other for ever."""
+    waiting = defaultdict(list)
+    for event in build_app().config["dependencies"]:
+        if event["backend_fn"] and event["trigger_mode"] == "always_last":
+            for component, name in event["targets"]:
+                waiting[component, name].append(event["api_name"])
+    shared = [names for (component, _), names in waiting.items() if component is not None and len(names) > 1]
+    assert waiting and not shared, "on_latest() keeps them apart"
 
 
 def test_the_import_shows_and_adds_the_chosen_rows_only(ada, tmp_path):

@@ -22,7 +22,7 @@ from persona.ui.i18n import localized, t
 from persona.ui.middleware import visitors, workspaces
 from persona.ui.navigation import COMPARE, SHARE, TEMPLATE, TRAIN, WRITE
 from persona.ui.notices import show_warning
-from persona.ui.page import QUIET, Page, remove_downloads, show_errors
+from persona.ui.page import QUIET, Page, on_latest, remove_downloads, show_errors
 from persona.ui.steps import compare, share, template, train, write
 from persona.ui.steps.write.pairs_tab import PairsTab
 from persona.ui.theme import CSS, THEME
@@ -167,8 +167,8 @@ def _connect_choices(page: Page, last_slug: gr.BrowserState) -> None:
     page.persona_list.select(
         show_errors(choose_in_list), [page.persona_list, page.chosen], [*view, page.steps, page.shown_step], **CHOOSING
     )
-    page.slug.change(choose, [page.slug, page.chosen], view, **CHOOSING)
-    page.slug.change(lambda slug: (slug, 1), page.slug, [last_slug, page.pair_number], **QUIET)
+    on_latest(page.slug.change, choose, [page.slug, page.chosen], view, **CHOOSING)
+    on_latest(page.slug.change, lambda slug: (slug, 1), page.slug, [last_slug, page.pair_number], **QUIET)
     page.adapter_list.input(show_errors(chosen.choose_adapter), [page.adapter_list, page.chosen], view, **CHOOSING)
 
 

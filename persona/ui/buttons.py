@@ -37,7 +37,9 @@ def cancel_then(cancel: Callable, running: Sequence[Any], show: Callable, output
 
     In two steps, since a frame that was under way when it was cancelled is still shown.
     """
-    cancel(lambda: None, None, None, cancels=running, **QUIET).then(show, None, outputs, **QUIET)
+    cancel(lambda: None, None, None, cancels=running, trigger_mode="multiple", **QUIET).then(
+        show, None, outputs, **QUIET
+    )
 
 
 def disable_after(running: Any, stop: gr.Button) -> None:

@@ -69,6 +69,18 @@ class Page:
         return ChosenView(self.chosen, self.slug, self.adapter, self.persona_list, self.adapter_list)
 
 
+def on_latest(triggers: Any, fn: Callable, inputs: Any = None, outputs: Any = None, **options: Any) -> Any:
+    """Run fn for the latest of these events: one that comes while it runs is handled after it. Returns its event.
+
+    Gradio 6.31, when an event of a component has waited for its predecessor, dispatches all that listens to it again:
+    two listeners that wait ("always_last", the default of .change) wake each other, without end on a slow machine.
+    Behind a step that the browser takes alone, a listener is dispatched by itself. One per component and event needs
+    no such step.
+    """
+    passed = gr.on(triggers, None, None, None, js="() => {}", **QUIET)
+    return passed.then(fn, inputs, outputs, **{"trigger_mode": "always_last", **options})
+
+
 def show_errors(handler: Callable) -> Callable:
     """Make a handler show its PersonaErrors as notices on the page."""
     if inspect.isgeneratorfunction(handler):

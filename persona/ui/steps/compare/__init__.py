@@ -21,7 +21,7 @@ from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.i18n import localized, t
 from persona.ui.navigation import SHARE
 from persona.ui.notices import show_info
-from persona.ui.page import QUIET, Page, open_current_persona, show_errors
+from persona.ui.page import QUIET, Page, on_latest, open_current_persona, show_errors
 from persona.ui.steps.compare import blind_vote_tab, judge_tab, questions_tab
 from persona.ui.steps.compare.chat_tab import build_chat_tab
 from persona.ui.steps.compare.controls import CARD_SAMPLING, SamplingSettings
@@ -199,7 +199,7 @@ def build(page: Page, step: gr.Step, browser_key: gr.BrowserState, go_on_from: g
     # below the tabs, so that the answers come first
     adapters = _build_adapters(other_voices, about)
     save, opening = _build_sampling(settings)
-    gr.on(
+    on_latest(
         [page.adapter.change, settings.quantization.change, step.select], show_errors(describe_opening),
         [page.adapter, settings.quantization], opening, **QUIET,
     )  # fmt: skip

@@ -327,9 +327,9 @@ def _connect_questions(c: _Controls, selection: Selection, settings: SamplingSet
     for event in running:
         disable_after(event, c.update.stop)
     # the columns are another adapter's now: what was written so far is saved, and no other conversation shows it
-    selection.adapter_id.change(lambda: "", None, selection.conversation_id, cancels=running, **QUIET).then(
-        lambda: "", None, status, **QUIET
-    )
+    selection.adapter_id.change(
+        lambda: "", None, selection.conversation_id, cancels=running, trigger_mode="multiple", **QUIET
+    ).then(lambda: "", None, status, **QUIET)
     gr.on([c.send.click, question.submit], None, None, None, js=SHOW_ANSWERS_JS, **QUIET)
     answered.then(show_errors(hide_greetings), [*selection], c.greetings, **QUIET)
     c.greetings.input(show_errors(choose_greeting), [c.greetings, *selection], [*c.update.chatbots], **QUIET)

@@ -11,7 +11,7 @@ from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.store import deployment
 from persona.store.files import slugify
 from persona.ui.i18n import localized, t
-from persona.ui.page import QUIET, Page, download_path, show_errors
+from persona.ui.page import QUIET, Page, download_path, on_latest, show_errors
 from persona.ui.steps.share import export_tab
 from persona.ui.voice_picker import find_adapter, find_card, format_run_time, voice_label
 
@@ -156,8 +156,8 @@ def build(page: Page) -> None:
     with gr.Column(elem_classes="card"):
         export, exported, notes = export_tab.build(offered)
     offer = Offer(offered, about, make, push, repo, export, file, exported, notes, pushed, link)
-    gr.on([page.shown_step.change, page.adapter.change], show_errors(offer_adapter), [page.adapter, offered], offer,
-          trigger_mode="always_last", **QUIET)  # fmt: skip
+    on_latest([page.shown_step.change, page.adapter.change], show_errors(offer_adapter), [page.adapter, offered], offer,
+              **QUIET)  # fmt: skip
     if deployment.is_hf_space():
         gr.Markdown(t("What you make on this Space is stored on its disk, which others use too. For your own work:"))
         gr.DuplicateButton(t("Duplicate this Space"), elem_id="duplicate")

@@ -70,6 +70,11 @@ def _difference_note(result: dict[str, Any]) -> list[str]:
     return [t("The likeliest token is the same as on this page in {share} of the cases.", share=share)]
 
 
+def offer_options(adapter_id: str, choice: str) -> tuple[gr.File, gr.Dropdown]:
+    """What can be chosen for this form: a picture for a card, the bits of a whole model."""
+    return gr.File(visible=EXPORT_CHOICES[choice][2] == ".png"), offer_quantizations(adapter_id, choice)
+
+
 def offer_quantizations(adapter_id: str, choice: str) -> gr.Dropdown:
     """The bits of a whole model, each with the size of its file where the base is on this machine."""
     if not EXPORT_CHOICES[choice][1].merge:
@@ -113,8 +118,7 @@ def build(offered: gr.State) -> tuple[gr.Button, gr.File, gr.HTML]:
     export = gr.Button(t("Make the export"), interactive=False, elem_id="export")
     file = gr.File(label=t("Ready to save"), interactive=False, visible=False, elem_id="share-export-file")
     status = gr.HTML(elem_classes="quiet", elem_id="export-status")
-    choice.change(lambda c: gr.File(visible=EXPORT_CHOICES[c][2] == ".png"), choice, picture, **QUIET)
-    choice.change(show_errors(offer_quantizations), [offered, choice], quantize, **QUIET)
+    choice.change(show_errors(offer_options), [offered, choice], [picture, quantize], **QUIET)
     export.click(
         wait_in_queue(make_export, [file, status], status), [offered, choice, picture, quantize], [file, status],
         api_visibility="private", show_progress_on=status, **WAITING_EVENT,

@@ -13,7 +13,15 @@ from persona.template import chat_template, render
 from persona.ui import navigation
 from persona.ui.i18n import CHINESE, localize, localized, t
 from persona.ui.navigation import TEMPLATE, TRAIN
-from persona.ui.page import QUIET, Page, RenderSettings, open_current_persona, open_page_renderer, show_errors
+from persona.ui.page import (
+    QUIET,
+    Page,
+    RenderSettings,
+    on_latest,
+    open_current_persona,
+    open_page_renderer,
+    show_errors,
+)
 from persona.ui.steps.template.facts import base_html, length_histogram_html, score_with_base, template_html
 from persona.ui.steps.template.own_template import (
     adopt_template,
@@ -276,15 +284,15 @@ def _connect_events(page: Page, c: _Controls) -> None:
     accepted = gr.State(RenderSettings(*(setting.value for setting in settings)))
     outputs = [*c.view, *settings, accepted]
     last: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private"}
-    gr.on(
+    on_latest(
         [page.shown_step.change, *(setting.change for setting in settings)], show_errors(show_step),
         [page.shown_step, page.slug, number, accepted, *settings], outputs, show_progress_on=[c.view.mask], **last,
     ).success(
         show_errors(check_shown_persona), [page.shown_step, page.slug, *settings], [c.totals, page.untrainable],
         show_progress_on=[c.totals], **last,
     )  # fmt: skip
-    page.slug.change(
-        show_errors(show_persona), [page.shown_step, page.slug, accepted, *settings], outputs,
+    on_latest(
+        page.slug.change, show_errors(show_persona), [page.shown_step, page.slug, accepted, *settings], outputs,
         show_progress_on=[c.view.mask], **last,
     ).success(
         show_errors(check_shown_persona), [page.shown_step, page.slug, *settings], [c.totals, page.untrainable],

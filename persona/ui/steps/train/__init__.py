@@ -17,7 +17,15 @@ from persona.ui import navigation
 from persona.ui.i18n import t
 from persona.ui.navigation import COMPARE
 from persona.ui.notices import show_info
-from persona.ui.page import QUIET, Page, RenderSettings, open_current_persona, open_page_renderer, show_errors
+from persona.ui.page import (
+    QUIET,
+    Page,
+    RenderSettings,
+    on_latest,
+    open_current_persona,
+    open_page_renderer,
+    show_errors,
+)
 from persona.ui.steps.train import further, ledger, lora_lesson, run_view, settings_form
 from persona.ui.steps.train.plan_view import plan_html
 from persona.ui.steps.train.run_view import RunView
@@ -257,10 +265,10 @@ def _connect_events(
     view.samples.click(show_errors(use_snapshot), [slug, name], None, **QUIET).success(**update)
     ledger.connect(page, *runs, view.training, update)
     view.timer.tick(**update, queue=False)
-    gr.on([slug.change, page.shown_step.change], **update)
+    on_latest([slug.change, page.shown_step.change], **update)
     c.preset.input(settings_form.preset_values, c.preset, c.expert_settings, **QUIET)
     kept = [c.shown, c.preset, *c.expert_settings]
-    restored = slug.change(settings_form.restore_form, [slug, *kept], kept, **QUIET)
+    restored = on_latest(slug.change, settings_form.restore_form, [slug, *kept], kept, **QUIET)
     plan: dict[str, Any] = {
         "fn": show_errors(further.with_parent(update_plan)), "inputs": [c.parent, c.shown, *form], "outputs": c.plan,
         "trigger_mode": "always_last", **QUIET,
@@ -275,11 +283,11 @@ def _connect_events(
         settings.max_length.change,
     ]
     changes += [view.training.change, *(setting.change for setting in c.expert_settings)]
-    gr.on(changes, **plan)
+    on_latest(changes, **plan)
     teach: dict[str, Any] = {"fn": show_errors(lora_lesson.lesson), "inputs": form, "outputs": c.lesson,
                              "trigger_mode": "always_last", **QUIET}  # fmt: skip
     restored.success(**teach)
-    gr.on(changes, **teach)
+    on_latest(changes, **teach)
     targets = c.expert_settings[settings_form.EXPERT_FIELDS.index("target_modules")]
     layers = c.lesson[1]
     layers.input(show_errors(lora_lesson.choose_layers), [layers, *form[1:]], targets, **QUIET).success(**teach)

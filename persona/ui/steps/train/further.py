@@ -18,7 +18,7 @@ from persona.train.run_folder import RunRow
 from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
 from persona.ui.navigation import TRAIN
-from persona.ui.page import QUIET, Page, open_current_persona, show_errors
+from persona.ui.page import QUIET, Page, on_latest, open_current_persona, show_errors
 from persona.ui.steps.train import settings_form
 
 
@@ -63,14 +63,16 @@ def build() -> gr.Dropdown:
 def connect(page: Page, parent: gr.Dropdown, preset: gr.Radio, expert_settings: list[gr.components.Component]) -> None:
     """Keep the choices up to date, the presets with them, and what step 2 says of its pair."""
     form = [page.slug, page.previewed_pair, preset, *page.render_settings, *expert_settings]
-    gr.on(
+    on_latest(
         [page.previewed_pair.change, page.shown_step.change, parent.change, page.slug.change],
         show_errors(with_parent(pair_role_html)), [parent, *form], page.pair_role, **QUIET,
     )  # fmt: skip
-    gr.on(
+    on_latest(
         [page.slug.change, page.shown_step.change], show_errors(refresh_parents), [page.slug, parent], parent, **QUIET
     )
-    parent.change(show_errors(choose_preset), [page.slug, parent, preset], [preset, *expert_settings], **QUIET)
+    on_latest(
+        parent.change, show_errors(choose_preset), [page.slug, parent, preset], [preset, *expert_settings], **QUIET
+    )
 
 
 def refresh_parents(slug: str, chosen: str | None) -> gr.Dropdown:

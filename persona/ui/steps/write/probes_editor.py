@@ -14,7 +14,7 @@ from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona, PersonaCard, ProbeRule
 from persona.train import run_folder
 from persona.ui.i18n import t
-from persona.ui.page import QUIET, Page, open_current_persona, show_errors
+from persona.ui.page import QUIET, Page, on_latest, open_current_persona, show_errors
 from persona.ui.steps.write.card_lists import CardList, ChosenItem, ListView, build_list, change_items, show_list
 from persona.ui.widgets import FORWARD_CLICKS_JS
 from persona.write.lint.finding import normalize_text
@@ -139,5 +139,5 @@ def build_probes(page: Page) -> tuple[ListView, Any]:
     listing = gr.HTML(elem_id="probe-suggestions", js_on_load=FORWARD_CLICKS_JS)
     suggest.click(show_errors(propose_probes), page.slug, [found, listing], **QUIET)
     taken = listing.click(show_errors(take_suggestion), [page.slug, found], [found, listing, *view.flat()], **QUIET)
-    page.slug.change(lambda: ([], ""), None, [found, listing], **QUIET)
+    on_latest(page.slug.change, lambda: ([], ""), None, [found, listing], **QUIET)
     return view, taken
