@@ -46,6 +46,15 @@ def test_many_runs_of_one_visitor_do_not_keep_the_others_waiting(of):
     assert [queue.find_position(r).number for r in (a2, c1, a3, b2)] == [1, 2, 3, 4]
 
 
+def test_who_had_the_last_turn_is_not_the_next_one_when_it_has_ended(of):
+    a1, a2, b1 = of("a", "a1"), of("a", "a2"), of("b", "b1")
+    queue.queue_dir().mkdir(parents=True)
+    (queue.queue_dir() / "now.json").write_text(json.dumps({"run": str(a1.path)}))
+    for run in (a2, b1):
+        queue.enqueue_run(run)
+    assert not a1.alive() and [ticket.run for ticket in queue.list_tickets()] == [b1, a2]
+
+
 def test_a_visitor_learns_a_place_and_a_time_and_nothing_of_others(of):
     a1, b1, b2, c1 = of("a", "Ada"), of("b", "Bea"), of("b", "Bo"), of("c", "Cy")
     b1.update_manifest(expected_seconds=600.0)

@@ -63,8 +63,9 @@ def lock_queue() -> AbstractContextManager:
 
 def list_tickets() -> list[Ticket]:
     """The tickets of all waiting runs, the next one first; runs deleted meanwhile are left out."""
-    tickets, training = _tickets_by_number(), find_training_run()
-    runs_ahead = Counter([owner_of(training.path)] if training else [])  # of each visitor
+    tickets, last = _tickets_by_number(), _last_called_run()
+    # of each visitor; the last turn counts on when its run has ended, else the same visitor would be next
+    runs_ahead = Counter([owner_of(last.path)] if last else [])
     turns = []
     for ticket in tickets:
         owner = owner_of(ticket.run.path)
