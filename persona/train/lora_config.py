@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from persona.errors import InputError
 from persona.models import quantization, trained_modules
 from persona.train.config import RunConfig
-from persona.train.target_modules import list_layer_names, match_layers
+from persona.train.target_modules import ends_with_name, list_layer_names, match_layers, split_names
 
 
 def select_target_modules(model: Any, wanted: str) -> str | list[str]:
@@ -62,10 +62,9 @@ def select_modules_to_save(model: Any, wanted: str, targets: str | list[str]) ->
     Raises InputError for a name that is not there, or is not one plain layer that no LoRA is on.
     """
     layers = {n: m for n, m in model.named_modules() if trained_modules.is_plain_layer(m)}
-    names = [n.strip() for n in wanted.split(",") if n.strip()]
-    found = []
+    names, found = split_names(wanted), []
     for name in names:
-        matches = [layer for layer in layers if f".{layer}".endswith(f".{name}")]
+        matches = [layer for layer in layers if ends_with_name(layer, name)]
         if not matches:
             others = [n for n, m in layers.items() if not isinstance(m, torch.nn.Linear) or "." not in n]
             raise InputError(

@@ -21,6 +21,7 @@ from persona.train.config import RunConfig, count_steps
 from persona.train.duration import TrainingWork, estimate_evaluation_seconds, estimate_seconds, estimate_speed
 from persona.train.parent import Parent, repeat_new, split_since
 from persona.train.run_folder import Run
+from persona.train.target_modules import ends_with_name, split_names
 
 # ---- memory: which batch, checkpointing, quantization and number format fit
 
@@ -328,8 +329,8 @@ def count_whole_layers(local_base: base.Base, config: RunConfig) -> int:
     """Parameters of the layers of modules_to_save; an output layer that is tied to the embedding counts too."""
     tensors = local_base.tensors()
     count = 0
-    for name in filter(None, map(str.strip, config.modules_to_save.split(","))):
-        sizes = [s for tensor, s in tensors.items() if f".{tensor.rpartition('.')[0]}".endswith(f".{name}")]
+    for name in split_names(config.modules_to_save):
+        sizes = [s for tensor, s in tensors.items() if ends_with_name(tensor.rpartition(".")[0], name)]
         tied = max(tensors.values(), key=math.prod) if not sizes and name.endswith("lm_head") else (0,)
         count += sum(map(math.prod, sizes or [tied]))
     return count

@@ -48,18 +48,24 @@ def _match_group(layers: list[str], group: str) -> list[str]:
 
 def _match_names(layers: list[str], wanted: str) -> list[str]:
     """wanted: endings of names, separated by commas, each of which must be there."""
-    names = [n.strip() for n in wanted.split(",") if n.strip()]
-    unknown = [n for n in names if not any(_ends_with_name(layer, n) for layer in layers)]
+    names = split_names(wanted)
+    unknown = [n for n in names if not any(ends_with_name(layer, n) for layer in layers)]
     if unknown or not names:
         raise InputError(
             "target_modules: this base has no layer {names!r}. It has {layers}.",
             names=", ".join(unknown) or wanted,
             layers=list_layer_names(layers),
         )
-    return [layer for layer in layers if any(_ends_with_name(layer, n) for n in names)]
+    return [layer for layer in layers if any(ends_with_name(layer, n) for n in names)]
 
 
-def _ends_with_name(layer: str, name: str) -> bool:
+def split_names(text: str) -> list[str]:
+    """The names in a setting that lists several, separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def ends_with_name(layer: str, name: str) -> bool:
+    """Whether `name` is the layer's, or its end at a dot."""
     return f".{layer}".endswith(f".{name}")
 
 

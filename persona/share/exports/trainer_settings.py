@@ -9,6 +9,7 @@ from typing import Any
 
 from persona.template.chat_template import ChatTemplate
 from persona.train.config import PATTERN_PREFIX, RunConfig
+from persona.train.target_modules import split_names
 
 PROGRAMS = ("LLaMA-Factory", "Axolotl", "Unsloth")
 # our template → the name of the same format in LLaMA-Factory, where it has one that ends a reply with the same token
@@ -47,11 +48,6 @@ def peft_targets(c: RunConfig) -> list[str] | str:
     return TARGET_LAYERS.get(c.target_modules) or [m.strip() for m in c.target_modules.split(",")]
 
 
-def modules_to_save(c: RunConfig) -> list[str]:
-    """PEFT's modules_to_save."""
-    return [name.strip() for name in c.modules_to_save.split(",") if name.strip()]
-
-
 def training_arguments(c: RunConfig) -> dict[str, Any]:
     """What transformers' TrainingArguments take but the warm-up, by their names, which LLaMA-Factory and TRL share."""
     return {
@@ -77,7 +73,7 @@ def llama_factory_config(c: RunConfig, base: str, sets: Sequence[str], template:
         "stage": "sft", "do_train": True, "finetuning_type": "lora",
         "lora_rank": c.lora_r, "lora_alpha": c.lora_alpha, "lora_dropout": c.lora_dropout, "lora_target": targets,
         "use_rslora": c.use_rslora, "use_dora": c.use_dora,
-        **({"additional_target": ",".join(modules_to_save(c))} if modules_to_save(c) else {}),
+        **({"additional_target": ",".join(saved)} if (saved := split_names(c.modules_to_save)) else {}),
         **({"pissa_init": True, "pissa_iter": int(rounds or -1), "pissa_convert": True} if c.is_pissa else {}),
         **({"quantization_bit": 4 if c.quantization == "nf4" else 8} if c.quantization != "none" else {}),
         **({"enable_liger_kernel": True} if c.engine == "liger" else {}),
@@ -112,7 +108,7 @@ def axolotl_config(c: RunConfig, base: str, sets: Sequence[str], template: ChatT
            else {"lora_target_modules": peft_targets(c)}),
         "peft_use_rslora": c.use_rslora, "peft_use_dora": c.use_dora,
         **({} if c.init_lora_weights == "default" else {"peft_init_lora_weights": c.init_lora_weights}),
-        **({"lora_modules_to_save": modules_to_save(c)} if modules_to_save(c) else {}),
+        **({"lora_modules_to_save": saved} if (saved := split_names(c.modules_to_save)) else {}),
         "chat_template": "jinja", "chat_template_jinja": template.text,
         "datasets": [data(sets[0])],
         **({"test_datasets": [data(sets[1]) | {"split": "train"}]} if len(sets) > 1 else {}),
