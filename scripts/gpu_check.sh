@@ -22,7 +22,7 @@ export PYTHONDONTWRITEBYTECODE=1
 scratch="${TMPDIR:-/tmp}"
 # 20 GB of bases, faster to read from memory where there is plenty
 if [ "$(df -k --output=avail /dev/shm 2>/dev/null | tail -n 1)" -gt 40000000 ] 2>/dev/null; then scratch=/dev/shm; fi
-timeout 150 "$python" -m pytest -q -n 0 -m gpu -p no:cacheprovider --durations=5 \
+timeout 150 "$python" -m pytest -q -n "${GPU_TEST_PROCESSES:-4}" -m gpu -p no:cacheprovider --durations=5 \
     tests/test_device_parity.py tests/test_quantization.py tests/test_decode_loop.py >"$out/tests.txt" 2>&1 || echo "tests: see $out/tests.txt"
 tail -n 15 "$out/tests.txt"
 # shellcheck disable=SC2086
