@@ -17,7 +17,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 PACKAGES = (
     "transformers", "trl", "peft", "datasets", "bitsandbytes", "platformdirs", "dill<0.4.2", "multiprocess<0.70.20",
-    "nvidia-ml-py", "xxhash", "rapidfuzz", "gguf",
+    "nvidia-ml-py", "xxhash", "rapidfuzz", "gguf", "ftfy", "wcwidth",
+    "ijson",
 )  # fmt: skip
 # what the tests need beside pytest
 TEST_PACKAGES = ("hypothesis", "sortedcontainers", "pytest-xdist", "execnet", "pytest-timeout")
