@@ -90,3 +90,17 @@ def test_settings_of_the_command_line():
 
 def test_no_trial_begins_after_the_time_is_up(tmp_path):
     assert quality.run_job(quality.Job(quality.Trial("late"), 0, tmp_path, "", 1, end=0.0)) == []
+
+
+@pytest.mark.slow
+def test_a_trial_trains_and_answers_every_question(tiny_gemma):
+    settings = {"max_steps": 2, "eval_steps": 1, "diary_probes": 0}
+    trial = quality.Trial("two steps", settings=settings, average=2, general=True,
+                          samplings={"page": {"max_new_tokens": 3}, "greedy": {"max_new_tokens": 3, "temperature": 0}})  # fmt: skip
+    persona = EXAMPLES_DIR / "lighthouse-keeper"
+    page, greedy = quality.run_job(quality.Job(trial, 0, persona, str(tiny_gemma), 40, float("inf")))
+    assert [page["sampling"], greedy["sampling"]] == ["page", "greedy"]
+    assert [a["ask"] for a in page["answers"]] == [q.rule.ask for q in quality.read_questions(persona)]
+    assert page["steps"] == 2 and page["adapter_nll"] < page["base_nll"]
+    assert 0 <= page["general"]["right"] <= 1
+    assert quality.summarize([page, greedy], "both")[0]["ended"]
