@@ -153,7 +153,7 @@ def train_tiny(
     tokenizer.save_pretrained(folder / "base")
     settings = {"dtype": "float32", "batch_size": 2, "eval_fraction": 0.25, "learning_rate": 1e-2, "max_steps": 2,
                 "lora_r": 4, "lora_alpha": 8}  # fmt: skip
-    config = make_config(base=str(folder / "base"), template=template.name, **settings, **changes)
+    config = make_config(base=str(folder / "base"), template=template.name, **settings | changes)
     run = create_run(create_persona_at(folder / "mags", CARD, PAIRS), config)
     result = train_run.train_run(run)
     return Made(
@@ -302,7 +302,8 @@ def test_in_4_bits_too(name, tmp_path, monkeypatch):
             with pytest.raises(BaseError, match=CANNOT[name]):
                 train_tiny(name, tmp_path, monkeypatch, WIDE, quantization="nf4")
             return
-        made = train_tiny(name, tmp_path, monkeypatch, WIDE, quantization="nf4")
+        rate = 1e-3 if name == "gemma4" else 1e-2  # the longer step overshoots
+        made = train_tiny(name, tmp_path, monkeypatch, WIDE, quantization="nf4", learning_rate=rate)
         small = {n for n, m in made.model.get_base_model().named_modules() if type(m).__name__ == "Linear4bit"}
         assert with_lora(made.model.get_base_model()) <= {n.removesuffix(".base_layer") for n in small}
         assert made.result["adapter_nll"] < made.result["base_nll"]

@@ -116,7 +116,7 @@ def _agree(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 class Rotate(torch.autograd.Function):
     """Rotary embedding: each pair (x[i], x[i + d/2]) is rotated by its angle (Su et al. 2021).
 
-    Its gradient is the rotation by the opposite angle. Where cos is shorter than x, the rest of x stays (partial rotary).
+    Its gradient is the rotation by the opposite angle. Where cos is shorter than x, the rest of x stays as it is.
     """
 
     @staticmethod
