@@ -66,7 +66,6 @@ REFUSED = [
     ({"bf16": "perhaps"}, "bf16='perhaps': write true or false"),
     ({"bnb_4bit_quant_type": "fp4"}, "bnb_4bit_quant_type='fp4': 4 bits are always nf4 here"),
     ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy='sequential': rows are taken in random order"),
-    ({"logging_steps": 10}, "logging_steps=10: every step is logged here"),
     ({"bias": "some"}, "bias='some': Input should be 'none', 'all' or 'lora_only'"),
     ({"lora_bias": True}, "lora_bias=True: B has no bias here"),
     ({"output_dir": "out"}, "output_dir='out': a run lies in its persona's folder"),

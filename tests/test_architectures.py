@@ -64,6 +64,17 @@ def text_config(name: str, ids: dict[str, int], shape: dict[str, int] = SHAPE) -
                                    layer_types=MIXED * 2, num_kv_shared_layers=2, laurel_rank=4, altup_num_inputs=2,
                                    hidden_size_per_layer_input=8, vocab_size_per_layer_input=ids["vocab_size"],
                                    activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0], **ids)  # fmt: skip
+    if name == "gemma4":
+        return t.Gemma4TextConfig(**gemma | {"num_hidden_layers": 4}, layer_types=MIXED * 2, num_kv_shared_layers=2,
+                                  global_head_dim=gemma["head_dim"] * 2, hidden_size_per_layer_input=shape["hidden_size"] // 2,
+                                  vocab_size_per_layer_input=ids["vocab_size"], use_double_wide_mlp=True,
+                                  final_logit_softcapping=2.0, **ids)  # fmt: skip
+    if name == "qwen3_5":
+        width = shape["hidden_size"] // 4
+        heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": width,
+                 "linear_value_head_dim": width}  # fmt: skip
+        return t.Qwen3_5TextConfig(**shape, **heads, head_dim=shape["hidden_size"] // 2, tie_word_embeddings=True,
+                                   layer_types=["linear_attention", "full_attention"], **ids)  # fmt: skip
     if name == "minicpm3":
         return t.AutoConfig.for_model(name, **shape | {"num_key_value_heads": 2}, q_lora_rank=rank,
                                       kv_lora_rank=rank, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=rank,
@@ -84,6 +95,16 @@ def tiny(name: str, ids: dict[str, int], shape: dict[str, int] = SHAPE) -> Any:
                                      input_feat_size=16, vocab_size=8, sscp_conv_channel_size=(8, 4))  # fmt: skip
         vision = t.Gemma3nVisionConfig(hidden_size=32, vocab_size=8)
         text = t.Gemma3nConfig(text_config=text, vision_config=vision, audio_config=hears)
+    elif name == "gemma4":
+        size = {**sees, "num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4}
+        hears = t.Gemma4AudioConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                    subsampling_conv_channels=[8, 4], output_proj_dims=32)  # fmt: skip
+        text = t.Gemma4Config(text_config=text, vision_config=t.Gemma4VisionConfig(**size), audio_config=hears)
+    elif name == "qwen3_5":
+        vision = t.Qwen3_5VisionConfig(depth=1, hidden_size=32, intermediate_size=64, num_heads=2, patch_size=4,
+                                       out_hidden_size=32, num_position_embeddings=16)  # fmt: skip
+        config = t.Qwen3_5Config(text_config=text, vision_config=vision, tie_word_embeddings=True)
+        return t.Qwen3_5ForConditionalGeneration(config)  # as it is stored; opened, it is the language model alone
     return t.AutoModelForCausalLM.from_config(text)
 
 
@@ -132,7 +153,7 @@ def train_tiny(
     tokenizer.save_pretrained(folder / "base")
     settings = {"dtype": "float32", "batch_size": 2, "eval_fraction": 0.25, "learning_rate": 1e-2, "max_steps": 2,
                 "lora_r": 4, "lora_alpha": 8}  # fmt: skip
-    config = make_config(base=str(folder / "base"), template=template.name, **settings, **changes)
+    config = make_config(base=str(folder / "base"), template=template.name, **settings | changes)
     run = create_run(create_persona_at(folder / "mags", CARD, PAIRS), config)
     result = train_run.train_run(run)
     return Made(
@@ -196,9 +217,9 @@ def test_the_language_layers_and_no_tower_have_a_lora(made):
     parents = target_modules.LAYER_GROUPS["attention+mlp"]
     assert found and {n for n in language if is_in(n, parents)} <= found
     assert all(n.startswith(f"{decoder}.") for n in found)
-    if made.name in ("gemma3", "gemma3n"):
+    if made.name in ("gemma3", "gemma3n", "gemma4"):
         towers = {n for n in names if "vision_tower" in n or "audio_tower" in n}
-        assert any(n.endswith("q_proj") for n in towers) and not towers & found
+        assert any("q_proj" in n for n in towers) and not towers & found
 
 
 def test_every_choice_of_layers_stays_in_the_language_model(made):
@@ -211,10 +232,9 @@ def test_every_choice_of_layers_stays_in_the_language_model(made):
         inside = linear(model.get_submodule(f"{decoder}.{stack}"))
         config = lora_config.make_lora_config(RunConfig(lora_r=2, target_modules=wanted), model)
         found = with_lora(get_peft_model(model, config).get_base_model())
-        layers = text_config(made.name, {"vocab_size": 8}).num_hidden_layers
         assert found and all(n.startswith(f"{decoder}.") for n in found)
         if wanted == out_projection:
-            assert found == {f"{decoder}.{stack}.{n}.{out_projection}" for n in range(layers)}
+            assert found == {f"{decoder}.{stack}.{n}" for n in inside if n.endswith(f".{out_projection}")}
         if wanted == "attention":
             assert found == {f"{decoder}.{stack}.{n}" for n in inside if is_in(n, target_modules.ATTENTION_PARENTS)}
 
@@ -282,7 +302,9 @@ def test_in_4_bits_too(name, tmp_path, monkeypatch):
             with pytest.raises(BaseError, match=CANNOT[name]):
                 train_tiny(name, tmp_path, monkeypatch, WIDE, quantization="nf4")
             return
-        made = train_tiny(name, tmp_path, monkeypatch, WIDE, quantization="nf4")
+        rate = 3e-3 if name == "gemma4" else 1e-2  # the longer step overshoots
+        steps = 4 if name == "gemma4" else 2
+        made = train_tiny(name, tmp_path, monkeypatch, WIDE, quantization="nf4", learning_rate=rate, max_steps=steps)
         small = {n for n, m in made.model.get_base_model().named_modules() if type(m).__name__ == "Linear4bit"}
         assert with_lora(made.model.get_base_model()) <= {n.removesuffix(".base_layer") for n in small}
         assert made.result["adapter_nll"] < made.result["base_nll"]

@@ -190,11 +190,19 @@ def test_relative_paths_name_the_same_base_and_template(call, persona, tiny_gemm
     assert e.value.args[0].config().base == "gemma-3-270m", "a name is a name"
 
 
-def test_settings_are_listed(call):
-    status, out, _ = call("train", "--settings")
-    assert status == 0
-    assert all(f"{name}=" in out for name in RunConfig.model_fields)
-    assert "how much the adapter can hold" in out and "Also: r." in out and "bnb_4bit_quant_type" in out
+@pytest.mark.parametrize("option", ["--help", "--settings"])
+def test_settings_are_listed(option, call, monkeypatch):
+    """Each with its meaning, its default, when to change it and its other names; no line wider than the terminal."""
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = call("train", option)
+    assert status == 0 and max(map(len, out.splitlines())) <= 80
+    listed = out[out.index("Settings: NAME=VALUE") :]
+    words = " ".join(listed.split())
+    for name, field in RunConfig.model_fields.items():
+        when = (field.json_schema_extra or {}).get("when", "")
+        assert f"\n  {name}=" in listed and f"{field.description}. {when}".strip() in words, name
+    assert "lora_r=16 " in words and "Also: r." in words and "bnb_4bit_quant_type" in words
+    assert ("--resume" in out) == (option == "--help")
 
 
 def test_resume_with_other_settings(call, persona, tiny_gemma, monkeypatch):

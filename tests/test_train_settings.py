@@ -45,6 +45,7 @@ CHANGED = {
     "dtype": "bfloat16",
     "packing": True,
     "save_steps": 4,
+    "logging_steps": 2,
     "eval_fraction": 0.5,
     "early_stopping_patience": 9,
     "learn_history": True,
@@ -90,6 +91,7 @@ WHERE = {
     "gradient_checkpointing": (lambda t, j: t.args.gradient_checkpointing, False, True),
     "dtype": (lambda t, j: t.model.dtype, torch.float32, torch.bfloat16),
     "packing": (lambda t, j: t.data_collator.pack, 0, 300),
+    "logging_steps": (lambda t, j: t.callback.logging_steps, 1, 2),
     "save_steps": (lambda t, j: t.args.save_steps, 1, 4),
     "eval_fraction": (lambda t, j: (len(j.held_out), len(t.train_dataset)), (2, 14), (8, 8)),
     "early_stopping_patience": (lambda t, j: patience(t), 0, 9),
@@ -136,6 +138,20 @@ def test_a_setting_reaches_what_it_names(built):
         assert look(*built["changed"]) == changed
 
     check_each(list(WHERE), check)
+
+
+def test_losses_are_recorded_every_so_many_steps(make):
+    """Each the mean of its steps, and progress at every one."""
+    losses = []
+    for every in (1, 2):
+        run = make(logging_steps=every, max_steps=5, eval_fraction=0)
+        train_run.train_run(run)
+        logged = events(run, "step")
+        assert [e["step"] for e in logged] == [1, 2, 3, 4, 5]
+        losses.append([e["loss"] for e in logged])
+    a, b, c, d, e = losses[0]
+    assert losses[1] == [None, pytest.approx((a + b) / 2), None, pytest.approx((c + d) / 2), pytest.approx(e)]
+    assert [step for step, _ in run.progress().train] == [2, 4, 5] and run.progress().step == 5
 
 
 def test_gradient_checkpointing_is_on_in_the_model(make, seen):

@@ -46,7 +46,8 @@ def lora(model) -> dict[str, torch.Tensor]:
 def build(run: Run) -> tuple[PreparedRun, Trainer]:
     """The run, prepared, and its trainer, as train_run builds them."""
     prepared, clock = prepare_run(run), TrainingClock()
-    callback = RunCallback(run, clock, prepared.config.early_stopping_patience)
+    config = prepared.config
+    callback = RunCallback(run, clock, config.early_stopping_patience, logging_steps=config.logging_steps)
     return prepared, train_run.build_trainer(prepared, clock, callback, Evaluator(prepared, clock))
 
 

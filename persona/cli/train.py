@@ -31,7 +31,7 @@ def train(
             "--set",
             metavar="NAME=VALUE",
             help="Any setting of a run, e.g. epochs=2, also by its name in PEFT, TRL or transformers. Repeat for more. "
-            "--settings lists them.",
+            "They are listed below.",
         ),
     ] = None,
     config: Annotated[
@@ -44,7 +44,7 @@ def train(
     ] = None,
     settings: Annotated[
         bool,
-        typer.Option("--settings", callback=print_settings, is_eager=True, help="List every setting, and exit."),
+        typer.Option("--settings", callback=print_settings, is_eager=True, help="List the settings alone, and exit."),
     ] = False,
     parent: Annotated[
         str,

@@ -2,7 +2,8 @@
 
 Any other Hub id works too; the tests take the architectures of these through mask, training, chat and merge. Models
 that need code from their repository, for the model or its tokenizer, are left out. The facts come from the models' own
-cards, and null means unknown; no model was downloaded to check them.
+cards, and null means unknown; no model was downloaded to check them. Gemma 4 and Qwen3.5 were read on 27 November 2026:
+licence, context and rounded size from their Hub pages, Qwen3.5's millions counted from the shapes that its cards give.
 """
 
 import json

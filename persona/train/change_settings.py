@@ -19,7 +19,7 @@ from persona.train.run_folder import Run
 
 CHANGEABLE = RESUMABLE_SETTINGS | {
     "epochs", "max_steps", "learning_rate", "early_stopping_patience", "eval_steps", "diary_probes", "save_steps",
-    "save_total_limit", "report_to",
+    "save_total_limit", "logging_steps", "report_to",
 }  # fmt: skip
 CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
 

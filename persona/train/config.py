@@ -262,6 +262,13 @@ class RunConfig(BaseModel):
         "3 to 6 for long runs.",
         ge=0,
     )  # fmt: skip
+    logging_steps: int = _setting(
+        1, "Measuring", "Loss every so many steps",
+        "steps between two losses of the record and its chart, each the mean of those steps; progress, speed and "
+        "memory are recorded at each step",
+        "10 for a smoother curve of a long run.",
+        ge=1,
+    )  # fmt: skip
     save_steps: int = _setting(
         0, "Measuring", "Save every so many steps",
         "steps between checkpoints to resume from; 0: at each evaluation",

@@ -116,12 +116,12 @@ def _agree(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 class Rotate(torch.autograd.Function):
     """Rotary embedding: each pair (x[i], x[i + d/2]) is rotated by its angle (Su et al. 2021).
 
-    Its gradient is the rotation by the opposite angle.
+    Its gradient is the rotation by the opposite angle. Where cos is shorter than x, the rest of x stays as it is.
     """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """x (…, d); cos and sin (…, d), the second half the same as the first."""
+        """x (…, d or more); cos and sin (…, d), the second half the same as the first."""
         ctx.save_for_backward(cos, sin)
         return _rotate_pairs(x, cos, sin, 1)
 
@@ -132,11 +132,13 @@ class Rotate(torch.autograd.Function):
 
 
 def _rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int) -> torch.Tensor:
-    half = x.shape[-1] // 2
-    a, b, cos, sin = x[..., :half], x[..., half:], cos[..., :half], sin[..., :half]
+    width = cos.shape[-1]
+    half = width // 2
+    a, b, cos, sin = x[..., :half], x[..., half:width], cos[..., :half], sin[..., :half]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     torch.mul(a, cos, out=out[..., :half]).addcmul_(b, sin, value=-direction)
-    torch.mul(b, cos, out=out[..., half:]).addcmul_(a, sin, value=direction)
+    torch.mul(b, cos, out=out[..., half:width]).addcmul_(a, sin, value=direction)
+    out[..., width:] = x[..., width:]
     return out
 
 

@@ -193,7 +193,7 @@ def _train_run(run: Run, deadline: float | None, cleanup: contextlib.ExitStack) 
     clock = TrainingClock()
     evaluator = Evaluator(prepared, clock)
     patience = prepared.config.early_stopping_patience if prepared.held_out else 0
-    callback = RunCallback(run, clock, patience, end)
+    callback = RunCallback(run, clock, patience, end, logging_steps=prepared.config.logging_steps)
     _stop_on_signals(callback, cleanup)
     run.log("state", state="starting", message=Message("Loading {base} …", base=prepared.base.id))
     trainer = build_trainer(prepared, clock, callback, evaluator)

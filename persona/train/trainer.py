@@ -112,6 +112,7 @@ class RunCallback(TrainerCallback):
     """Logs each step, and ends the run at a step boundary: when asked to, or when nothing gets better.
 
     deadline: time.monotonic() at which to stop. patience: evaluations in a row without gain that end the run; 0: none.
+    logging_steps: steps between two losses of the record, each their mean; the last step has one too.
     """
 
     run: Run
@@ -122,6 +123,8 @@ class RunCallback(TrainerCallback):
     stop_requested: bool = False  # a signal handler may set it
     diverged: bool = False
     monitor: ResourceMonitor = field(default_factory=ResourceMonitor)
+    logging_steps: int = 1
+    losses: list[float] = field(default_factory=list)  # of the steps since the last one that was recorded
 
     def on_train_begin(self, args, state, control, optimizer, lr_scheduler, **_):
         """Set what a checkpoint brings of the settings that it was made with: the run's may have changed since."""
@@ -157,8 +160,14 @@ class RunCallback(TrainerCallback):
         if loss is None:
             return
         norm = logs.get("grad_norm")
+        self.losses.append(loss)
+        is_last = state.global_step >= state.max_steps or not math.isfinite(loss)
+        recorded = None
+        if is_last or state.global_step % self.logging_steps == 0:
+            recorded = sum(self.losses) / len(self.losses)
+            self.losses.clear()
         self.run.log(
-            "step", step=state.global_step, loss=loss, learning_rate=logs.get("learning_rate"), grad_norm=norm,
+            "step", step=state.global_step, loss=recorded, learning_rate=logs.get("learning_rate"), grad_norm=norm,
             seconds=round(self.clock.elapsed(), 3), tokens=self.clock.tokens, **self.monitor.sample(),
         )  # fmt: skip
         # this step's update is made already: with a gradient that is not finite, the weights are not either. In

@@ -57,7 +57,8 @@ def training_arguments(c: RunConfig) -> dict[str, Any]:
         "adam_beta2": c.adam_beta2, "max_grad_norm": c.max_grad_norm, "weight_decay": c.weight_decay,
         **({"neftune_noise_alpha": c.neftune_noise_alpha} if c.neftune_noise_alpha else {}), **_number_format(c),
         **({"save_steps": c.save_steps} if c.save_steps else {}), "save_total_limit": c.save_total_limit,
-        **({"tf32": True} if c.tf32 else {}), "seed": c.seed, "logging_steps": 1, "report_to": c.report_to,
+        **({"tf32": True} if c.tf32 else {}), "seed": c.seed, "logging_steps": c.logging_steps,
+        "report_to": c.report_to,
     }  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def axolotl_config(c: RunConfig, base: str, sets: Sequence[str], template: ChatT
         **({"eval_steps": c.eval_steps} if c.eval_steps else {}),
         **({"save_steps": c.save_steps} if c.save_steps else {}), "save_total_limit": c.save_total_limit,
         **({"early_stopping_patience": c.early_stopping_patience} if c.early_stopping_patience else {}),
-        "seed": c.seed, "logging_steps": 1,
+        "seed": c.seed, "logging_steps": c.logging_steps,
     }  # fmt: skip
 
 
