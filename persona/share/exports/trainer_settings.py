@@ -57,7 +57,8 @@ def training_arguments(c: RunConfig) -> dict[str, Any]:
         "adam_beta2": c.adam_beta2, "max_grad_norm": c.max_grad_norm, "weight_decay": c.weight_decay,
         **({"neftune_noise_alpha": c.neftune_noise_alpha} if c.neftune_noise_alpha else {}), **_number_format(c),
         **({"save_steps": c.save_steps} if c.save_steps else {}), **_kept_step(c),
-        "save_total_limit": c.save_total_limit, **({"tf32": True} if c.tf32 else {}), "seed": c.seed, "logging_steps": 1, "report_to": c.report_to,
+        "save_total_limit": c.save_total_limit, **({"tf32": True} if c.tf32 else {}), "seed": c.seed,
+        "logging_steps": 1, "report_to": c.report_to,
     }  # fmt: skip
 
 
