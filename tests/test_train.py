@@ -131,6 +131,15 @@ def test_early_stopping_ends_early(make):
     assert nlls[-1] >= min(nlls[:-1]) and result["adapter_nll"] == pytest.approx(min(nlls), rel=1e-6)
 
 
+def test_the_last_step_is_kept_where_the_best_is_not_asked_for(make, monkeypatch):
+    monkeypatch.setattr(snapshots, "choose_best_snapshot", lambda rows, tokens: sorted(rows)[2])
+    run = make(learning_rate=0.05, max_steps=5, load_best_model_at_end=False)
+    result = train_run.train_run(run)
+    nlls = {e["step"]: e["nll"] for e in events(run, "eval")}
+    assert run.progress().chosen == 5 and nlls[5] != nlls[3]
+    assert result["adapter_nll"] == pytest.approx(nlls[5], rel=1e-6)
+
+
 def saved_at(monkeypatch) -> list[int]:
     """The steps of which a checkpoint is written, as they come."""
     steps, real = [], Trainer._save_checkpoint

@@ -109,6 +109,7 @@ ELSEWHERE = {
     "bias": "tested in test_trained_modules.py",
     "modules_to_save": "tested in test_trained_modules.py",
     "tf32": "refused without an NVIDIA GPU; tested in test_validate.py",
+    "load_best_model_at_end": "tested in test_train.py",
     "max_eval_rows": "tested in test_run_folder.py and test_plan.py",
     "save_total_limit": "tested in test_crash_recovery.py",
     "new_pair_repeats": "tested in test_parent.py: it wants an adapter to go on from",

@@ -161,7 +161,9 @@ def measure_likelihood(session: EvalSession, rows: EvalRows, run: Run | None) ->
     if known:
         session.work.doing = Message("How likely are replies that were trained on?")
         train_base, train = (i.value for i in _paired_intervals(*session.score_both(known), examples=known))
-    evaluations = [nll for step, nll in run.progress().held_out if step] if run and rows.from_run else []
+    # where the last step is kept on purpose, no better snapshot was missed
+    chosen = run is not None and rows.from_run and run.config().load_best_model_at_end
+    evaluations = [nll for step, nll in run.progress().held_out if step] if run and chosen else []
     return Likelihood(
         source=rows.source, rows=len(examples), of=len(rows.held), tokens=sum(e.learned for e in examples), base=base,
         adapter=adapter, gain=gain, wins=sum(g > 0 for g in gains) / len(gains), gains=gains, train_base=train_base,

@@ -135,7 +135,7 @@ _STEPS = frozenset({"steps", "intervalstrategy.steps", "savestrategy.steps"})
 _ONLY_REPLIES = Message("only replies are learned here, and learn_history adds those of earlier turns")
 _STEPWISE = Message("a run is evaluated every eval_steps steps; eval_fraction=0 turns it off")
 _OWN_FOLDER = Message("a run lies in its persona's folder, under a name of its own; leave it out")
-_BEST = Message("the best adapter by held-out loss is always the one that is kept")
+_BEST = Message("the best snapshot is always the one with the lowest held-out loss")
 _PAIRS = Message("rows are made from the persona's pairs by the template; leave it out")
 
 # name → the values that are meant here anyway, in lower case, and why there are no others
@@ -151,7 +151,6 @@ FIXED: dict[str, tuple[frozenset[str], Message]] = {
     "eval_strategy": (_STEPS, _STEPWISE),
     "evaluation_strategy": (_STEPS, _STEPWISE),
     "save_strategy": (_STEPS, Message("checkpoints are saved every save_steps steps")),
-    "load_best_model_at_end": (_ON, _BEST),
     "metric_for_best_model": (frozenset({"eval_loss", "loss"}), _BEST),
     "greater_is_better": (_OFF, _BEST),
     "completion_only_loss": (_ON, _ONLY_REPLIES),

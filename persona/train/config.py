@@ -269,6 +269,11 @@ class RunConfig(BaseModel):
         "10 for a smoother curve of a long run.",
         ge=1,
     )  # fmt: skip
+    load_best_model_at_end: bool = _setting(
+        True, "Measuring", "Keep the best snapshot",
+        "the run's adapter is the snapshot with the best held-out NLL; off: what the last step left",
+        "Turn it off to teach a small base facts: it goes on learning them when the held-out NLL rises again.",
+    )  # fmt: skip
     save_steps: int = _setting(
         0, "Measuring", "Save every so many steps",
         "steps between checkpoints to resume from; 0: at each evaluation",

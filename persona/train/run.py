@@ -275,6 +275,8 @@ def save_best_adapter(
 ) -> tuple[int, float | None] | None:
     """Make the best snapshot (snapshots.choose_best_snapshot) the run's adapter, or the model as it is if that is best.
 
+    Without load_best_model_at_end, the model as it is at the end of the run; one that stopped early keeps its best.
+
     Returns its step and held-out NLL, which is None where nothing is held out; None: there is nothing to save, as the
     run diverged before its first checkpoint.
     """
@@ -286,7 +288,8 @@ def save_best_adapter(
         current = evaluator.score_held_out(model)  # stopped between two evaluations: it may be the best
         row_nats[step] = current.nats
     best = snapshots.choose_best_snapshot(row_nats, [e.learned for e in held_out])
-    if best in snapshot_steps:
+    keeps_last = not evaluator.prepared.config.load_best_model_at_end and step >= state.max_steps
+    if best in snapshot_steps and (callback.diverged or not keeps_last):
         snapshots.replace_adapter(snapshots.snapshot_dir(run, best), run.adapter)
         return best, evals[best]["nll"]
     if callback.diverged:

@@ -56,9 +56,9 @@ def training_arguments(c: RunConfig) -> dict[str, Any]:
         "lr_scheduler_type": c.lr_scheduler_type, "optim": c.optim, "adam_beta1": c.adam_beta1,
         "adam_beta2": c.adam_beta2, "max_grad_norm": c.max_grad_norm, "weight_decay": c.weight_decay,
         **({"neftune_noise_alpha": c.neftune_noise_alpha} if c.neftune_noise_alpha else {}), **_number_format(c),
-        **({"save_steps": c.save_steps} if c.save_steps else {}), "save_total_limit": c.save_total_limit,
-        **({"tf32": True} if c.tf32 else {}), "seed": c.seed, "logging_steps": c.logging_steps,
-        "report_to": c.report_to,
+        **({"save_steps": c.save_steps} if c.save_steps else {}), **_kept_step(c),
+        "save_total_limit": c.save_total_limit, **({"tf32": True} if c.tf32 else {}), "seed": c.seed,
+        "logging_steps": c.logging_steps, "report_to": c.report_to,
     }  # fmt: skip
 
 
@@ -125,12 +125,16 @@ def axolotl_config(c: RunConfig, base: str, sets: Sequence[str], template: ChatT
         **({"eval_steps": c.eval_steps} if c.eval_steps else {}),
         **({"save_steps": c.save_steps} if c.save_steps else {}), "save_total_limit": c.save_total_limit,
         **({"early_stopping_patience": c.early_stopping_patience} if c.early_stopping_patience else {}),
-        "seed": c.seed, "logging_steps": c.logging_steps,
+        **_kept_step(c), "seed": c.seed, "logging_steps": c.logging_steps,
     }  # fmt: skip
 
 
 def _warmup(c: RunConfig) -> dict[str, Any]:
     return {"warmup_ratio": c.warmup} if c.warmup < 1 else {"warmup_steps": round(c.warmup)}
+
+
+def _kept_step(c: RunConfig) -> dict[str, bool]:
+    return {} if c.load_best_model_at_end else {"load_best_model_at_end": False}
 
 
 def _number_format(c: RunConfig) -> dict[str, bool]:
