@@ -14,6 +14,7 @@ from persona.store.pairs import Pair, find_unfinished, own_exchanges, parse_pair
 from persona.store.persona_folder import PersonaCard
 from persona.template.render import IGNORE_INDEX
 from persona.ui.steps.write import pairs_table
+from persona.ui.steps.write.pairs_status import pairs_status_html
 from persona.write import importers, lint
 from persona.write.importers import registry, text_source
 
@@ -114,3 +115,10 @@ def test_a_tick_in_the_table_is_saved_and_undone(tmp_path):
         pairs_table.apply_edit(persona, event | {"saw": ["a"]})
     with pytest.raises(InputError, match="not an edit"):
         pairs_table.apply_edit(persona, event | {"key": "9"})
+
+
+def test_replies_are_counted_by_their_conversations():
+    first, second = Pair("a", "b"), Pair("c", "d", (("a", "b"),))
+    assert "2 replies in 1 conversation<" in pairs_status_html([first, second])
+    assert "2 pairs" in pairs_status_html([first, Pair("x", "y")])
+    assert registry.count_conversations([first, second, Pair("x", "y"), second]) == 3
