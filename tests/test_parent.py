@@ -37,6 +37,10 @@ def test_what_the_parent_held_out_stays_held_out_and_all_that_is_new_is_learned(
     assert {r.pair for r in rows if r.held_out} == held_out - {PAIRS[0]}
     assert [r.pair for r in rows if r.is_new] == NEW
     assert not any(r.held_out for r in split_since(pairs, known(tuple(before)), RunConfig(eval_fraction=0)))
+    prompted = [replace(p, system="Be brief.") for p in PAIRS]
+    rows = split_since(prompted, known(tuple(before)), RunConfig(eval_fraction=0.1))
+    assert all(r.is_new for r in rows), "under another system prompt they are other pairs"
+    assert {replace(r.pair, system="") for r in rows if r.held_out} == held_out, "their words stay unseen"
     renamed = [replace(p, source="elsewhere") for p in PAIRS]
     assert not any(r.is_new for r in split_since(renamed, known(tuple(before)), RunConfig())), "the same pairs"
 

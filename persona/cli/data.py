@@ -195,6 +195,7 @@ def lint(
     from persona.models import open_renderer
     from persona.template.render import MAX_LENGTH
     from persona.write import lint as linting
+    from persona.write.importers.registry import count_conversations
     from persona.write.lint.finding import count_by_rule
     from persona.write.lint.summary import summarize_dataset
 
@@ -208,6 +209,7 @@ def lint(
     summary = summarize_dataset(pairs, card, findings)
     value = {
         "pairs": len(pairs),
+        "conversations": (conversations := count_conversations(pairs)),
         "counts": count_by_rule(findings),
         "findings": [
             {"rule": f.rule, "severity": f.severity, "pairs": list(f.pairs), "message": f.message} for f in findings
@@ -217,6 +219,8 @@ def lint(
     }
     colours = {"error": "red", "warning": "yellow", "hint": "blue"}
     lines = [f"{typer.style(f.rule, fg=colours[f.severity])}: {f.message}" for f in findings]
+    if conversations < len(pairs):
+        lines.append(f"{len(pairs):,} replies in {conversations:,} conversations")
     print_result(value, "\n".join([*lines, summary.text]), as_json)
 
 

@@ -5,6 +5,7 @@ model here.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -175,7 +176,7 @@ def _shared_rows(
 
 def _measured_rows(rows: list[RunRow], p: RunProgress) -> dict[Pair, float]:
     """Held-out pair, without its source → nats under the run's adapter; in the order of the run."""
-    held_out = [Pair(r.pair.instruction, r.pair.output, r.pair.history) for r in rows if r.held_out]
+    held_out = [replace(r.pair, source="") for r in rows if r.held_out]
     nats = p.held_out_rows.get(p.chosen, []) if p.chosen else []
     if len(set(held_out)) != len(held_out) or len(nats) != len(held_out) or not np.isfinite(nats).all():
         return {}

@@ -195,8 +195,8 @@ def _judge_samples(run: Run, p: RunProgress) -> tuple[Share | None, Share | None
 
 
 def fingerprint_pairs(pairs: Iterable[Pair]) -> list[str]:
-    """A short hash of each pair's question, history included, and one of its answer."""
-    return [f"{_hash([p.instruction, p.history])} {_hash(p.output)}" for p in pairs]
+    """A short hash of each pair's question, history and own system prompt included, and one of its answer."""
+    return [f"{_hash([p.instruction, p.history, *filter(None, [p.system])])} {_hash(p.output)}" for p in pairs]
 
 
 def _hash(value: Any) -> str:
@@ -223,15 +223,22 @@ def diff_pairs(before: Sequence[Pair], after: Sequence[Pair]) -> list[PairDiffer
     """What a reader needs to see of two sets of pairs: the changed ones first, then the added, then the removed."""
     known, now = (Counter(pair.identity for pair in pairs) for pairs in (before, after))
     come = now - known
-    answers = defaultdict[Any, deque[str]](deque)  # of the questions that came, oldest first
-    for question, history, answer in come.elements():
-        answers[question, history].append(answer)
+    waiting = defaultdict[Any, deque[Any]](deque)  # those that came, by what is asked, oldest first
+    for identity in come.elements():
+        waiting[_asked(*identity)].append(identity)
     changed, removed = [], []
-    for question, history, answer in (known - now).elements():
-        if waiting := answers[question, history]:
-            new = waiting.popleft()
-            come[question, history, new] -= 1
-            changed.append(PairDifference(question=question, before=answer, after=new))
+    for turns, system in (known - now).elements():
+        question, answer = turns[-1]
+        if candidates := waiting[_asked(turns, system)]:
+            new = candidates.popleft()
+            come[new] -= 1
+            changed.append(PairDifference(question=question, before=answer, after=new[0][-1][1]))
         else:
             removed.append(PairDifference(question=question, before=answer))
-    return [*changed, *(PairDifference(question=q, after=a) for q, _, a in come.elements()), *removed]
+    added = [PairDifference(question=turns[-1][0], after=turns[-1][1]) for turns, _ in come.elements()]
+    return [*changed, *added, *removed]
+
+
+def _asked(turns: tuple[tuple[str, str], ...], system: str) -> tuple[Any, ...]:
+    """All of a pair but its answer."""
+    return turns[:-1], turns[-1][0], system

@@ -78,8 +78,8 @@ def _check_change(change: PairChange) -> None:
 def append(persona: Persona, pairs: Iterable[Pair], label: str) -> AppendResult:
     """Append pairs as they come: neither the file nor `pairs` need fit into memory.
 
-    A pair that the persona already has (same texts, whatever its source) is not added again; two equal pairs in
-    `pairs` stay two. If `pairs` raises, nothing is changed.
+    A pair that the persona already has (same texts and weights, whatever its source) is not added again; two equal
+    pairs in `pairs` stay two. If `pairs` raises, nothing is changed.
     """
     quotas.require_disk_quota()
     with persona.lock():
@@ -162,7 +162,7 @@ def undo_redo_labels(persona: Persona) -> tuple[str, str]:
 
 
 def _fingerprint(pair: Pair) -> bytes:
-    texts = json.dumps([pair.instruction, pair.output, pair.history, pair.system], ensure_ascii=False)
+    texts = json.dumps([pair.instruction, pair.output, pair.history, pair.system, pair.weights], ensure_ascii=False)
     return hashlib.blake2b(texts.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 

@@ -107,20 +107,24 @@ def split_pair(pair: Pair) -> list[Pair]:
     Raises InputError when the reply has no place to split it at.
     """
     if pair.history:
-        turns = [*pair.history, (pair.instruction, pair.output)]
-        return [replace(pair, instruction=a, output=b, history=tuple(turns[:n])) for n, (a, b) in enumerate(turns)]
+        parts = (
+            replace(pair, instruction=user, output=reply, history=pair.history[:n])
+            for n, (user, reply) in enumerate(pair.turns)
+        )
+        return [part.weigh(pair.weights[: n + 1]) for n, part in enumerate(parts)]
     text = pair.output
     ends = [n for n in range(1, len(text)) if text[n - 1] in "\n。！？!?…" or text[n - 2 : n] == ". "]
     ends = [n for n in ends if text[:n].strip() and text[n:].strip() and text[n] not in "。！？!?…”」』\"'"]
     if not ends:
         raise InputError("This answer has one sentence only: there is no place to split it at.")
     cut = min(ends, key=lambda n: abs(n - len(text) // 2))
-    first = replace(pair, output=text[:cut].rstrip())
-    return [first, Pair("", text[cut:].lstrip(), ((pair.instruction, first.output),), pair.source, pair.system)]
+    first = replace(pair, output=text[:cut].rstrip(), weights=())
+    return [first, Pair("", text[cut:].lstrip(), (first.turns[-1],), pair.source, pair.system)]
 
 
 def join_pairs(first: Pair, second: Pair) -> Pair:
     """Two pairs as one conversation: the first becomes what was said before."""
-    earlier = (*first.history, (first.instruction, first.output))
-    follows = second.history[: len(earlier)] == earlier
-    return second if follows else replace(second, history=earlier + second.history)
+    if second.history[: len(first.turns)] == first.turns:
+        return second
+    joined = replace(second, history=first.turns + second.history, weights=())
+    return joined.weigh((first.weights or (1,) * len(first.turns)) + (second.weights or (1,) * len(second.turns)))

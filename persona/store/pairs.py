@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from persona.store.files import require_regular_file, write_atomic
 MAX_CHARACTERS = 100_000  # of one text; a longer one is a file pasted by mistake and would stall the page
 MAX_KEPT_BYTES = 20_000_000  # of a file whose pairs are kept in memory
 
-PAIR_KEYS = ("instruction", "output", "history", "source", "system")
+PAIR_KEYS = ("instruction", "output", "history", "source", "system", "weights")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Pair:
     """A user message and the persona's reply.
 
     history: earlier (user, reply) turns, oldest first. system: a system prompt of its own; "" for the persona's.
+    weights: of each reply, oldest first, its own last, as OpenAI's `weight` of a message: 0 is context, never learned.
+    Empty where all are 1.
     """
 
     instruction: str
@@ -29,17 +31,35 @@ class Pair:
     history: tuple[tuple[str, str], ...] = ()
     source: str = ""
     system: str = ""
+    weights: tuple[int, ...] = ()
 
     @property
-    def identity(self) -> tuple[str, tuple[tuple[str, str], ...], str]:
-        """By which two runs know a pair again: question, earlier turns, answer; not where it came from."""
-        return self.instruction, self.history, self.output
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """(user, reply) of the whole conversation, oldest first; the last one is the pair itself."""
+        return *self.history, (self.instruction, self.output)
+
+    def weigh(self, weights: Iterable[int]) -> "Pair":
+        """The pair with these weights of its replies."""
+        listed = tuple(weights)
+        return replace(self, weights=() if all(listed) else listed)
+
+    def may_learn(self, turn: int) -> bool:
+        """Whether the reply of this turn, from 0, may be learned; Renderer says whether it is."""
+        return not self.weights or self.weights[turn] == 1
 
     @property
     def characters(self) -> int:
         """Of all its texts, earlier turns and source included."""
         earlier = sum(len(user) + len(reply) for user, reply in self.history)
         return len(self.instruction) + len(self.output) + len(self.source) + len(self.system) + earlier
+
+    @property
+    def identity(self) -> tuple[tuple[tuple[str, str], ...], str]:
+        """By which two runs know a pair again: its turns and its own system prompt.
+
+        Not where it came from, and not which of its replies are learned: a held-out pair stays one.
+        """
+        return self.turns, self.system
 
     def to_dict(self) -> dict[str, Any]:
         row: dict[str, Any] = {"instruction": self.instruction, "output": self.output}
@@ -49,12 +69,14 @@ class Pair:
             row["source"] = self.source
         if self.system:
             row["system"] = self.system
+        if self.weights:
+            row["weights"] = list(self.weights)
         return row
 
 
 def own_exchanges(pairs: Iterable[Pair]) -> frozenset[tuple[str, str]]:
-    """(user message, reply) of each pair, without its history: what is learned from it in any case."""
-    return frozenset((pair.instruction, pair.output) for pair in pairs)
+    """(user message, reply) of each pair, without its history: what is learned from it, but where its weight is 0."""
+    return frozenset(pair.turns[-1] for pair in pairs if pair.may_learn(len(pair.history)))
 
 
 def count_characters(pairs: Iterable[Pair]) -> int:
@@ -106,7 +128,23 @@ def parse_pair(row: Any) -> Pair:
             )
         if _has_lone_surrogate(text):
             raise InputError("'{name}' holds half a character (a lone surrogate). Retype it", name=name)
-    return Pair(texts["instruction"], texts["output"], turns, texts["source"], texts["system"])
+    weights = _parse_weights(row.get("weights", []), len(turns) + 1)
+    return Pair(texts["instruction"], texts["output"], turns, texts["source"], texts["system"]).weigh(weights)
+
+
+def _parse_weights(weights: Any, replies: int) -> list[int]:
+    """Raises InputError when they are not one number, 0 or 1, a reply."""
+    if weights in ([], None):
+        return []
+    if (
+        not isinstance(weights, list)
+        or len(weights) != replies
+        or not all(type(w) is int and w in (0, 1) for w in weights)
+    ):
+        raise InputError(
+            "'weights' is not {count} numbers, 0 or 1, one for each reply, the last for 'output'", count=replies
+        )
+    return weights
 
 
 def _has_lone_surrogate(text: str) -> bool:
@@ -205,6 +243,8 @@ def find_unfinished(pairs: Iterable[Pair]) -> list[tuple[int, str]]:
             missing.append((row, Message("'output' is empty")))
         if any(not user.strip() or not reply.strip() for user, reply in pair.history):
             missing.append((row, Message("'history' has an empty turn")))
+        if pair.weights and not any(pair.weights):
+            missing.append((row, Message("no reply of it is to be learned: each has the weight 0")))
     return missing
 
 

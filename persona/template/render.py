@@ -75,7 +75,7 @@ class Renderer:
     """Turns pairs and chats into token ids: tokenizer, template, system prompt and limits in one value.
 
     max_length: tokens; a longer example is reported as a problem, never cut.
-    learn_history: earlier replies are learned too, not only the last one.
+    learn_history: earlier replies are learned too, not only the last one; one of weight 0 never is.
     learned_elsewhere: (user message, reply) of the other rows: an earlier reply among them is not learned twice.
     character: what the persona's card adds to the system prompt; None for nothing.
     """
@@ -107,7 +107,7 @@ class Renderer:
         for n, rendered in zip(whole, self._render(chats), strict=True):
             examples[n] = self._label(pairs[n], parts[n], rendered)
         sound = [n for n in whole if not examples[n].problems]
-        asked = [(n, turn) for n in sound for turn in self._learned_turns(pairs[n])]
+        asked = [(n, turn) for n in sound for turn in self.learned_turns(pairs[n])]
         prompts = self._render(
             (self._prompt_chat(pairs[n], parts[n], turn) for n, turn in asked), add_generation_prompt=True
         )
@@ -120,7 +120,7 @@ class Renderer:
     def _label(self, pair: Pair, parts: PromptParts, rendered: RenderedChat) -> TrainingExample:
         encoded = encode_chat(self.tokenizer, self.template, rendered, return_offsets_mapping=True)
         ids, mask = list(encoded["input_ids"]), mask_learned(encoded, rendered)
-        mask = _keep_runs(mask, self._learned_turns(pair), len(pair.history) + 1)
+        mask = _keep_runs(mask, self.learned_turns(pair), len(pair.history) + 1)
         labels = [token if learned else IGNORE_INDEX for token, learned in zip(ids, mask, strict=True)]
         problems = self._problems(pair, parts, ids, labels)
         return TrainingExample(
@@ -227,6 +227,13 @@ class Renderer:
         problems: list[str] = []
         learned = [i for i in labels if i != IGNORE_INDEX]
         if not learned:
+            if not self.learned_turns(pair):
+                return [
+                    Message(
+                        "no reply would be learned: the last one has the weight 0, and the earlier ones are only "
+                        "learned with learn_history, or by another pair"
+                    )
+                ]
             return [Message("no token would be learned: the template marks nothing of the reply")]
         if self.stop_id not in learned[-2:]:  # some templates learn the line break after it too
             problems.append(
@@ -262,15 +269,14 @@ class Renderer:
                 )
         return problems
 
-    def _learned_turns(self, pair: Pair) -> list[int]:
-        earlier = [n for n, turn in enumerate(pair.history) if turn not in self.learned_elsewhere]
-        return [*(earlier if self.learn_history else []), len(pair.history)]
+    def learned_turns(self, pair: Pair) -> list[int]:
+        """The turns, from 0, whose reply is learned in the pair's row."""
+        return find_learned_turns(pair, self.learn_history, self.learned_elsewhere)
 
     def _prompt_chat(self, pair: Pair, parts: PromptParts, turn: int) -> list[dict]:
         """The chat that is answered in this turn of the pair."""
-        turns = [*pair.history, (pair.instruction, pair.output)]
         late = parts.late if turn == len(pair.history) else ""
-        return self._chat(replace(parts, late=late), turns[:turn], turns[turn][0])
+        return self._chat(replace(parts, late=late), pair.turns[:turn], pair.turns[turn][0])
 
     def _prompt_mismatch(self, example: TrainingExample, prompt: RenderedChat, is_earlier: bool) -> str:
         """Why a learned reply, or an earlier one, does not start exactly where its prompt ends; "" where it does."""
@@ -307,6 +313,16 @@ class Renderer:
 
     def _encode(self, rendered: RenderedChat) -> list[int]:
         return list(encode_chat(self.tokenizer, self.template, rendered)["input_ids"])
+
+
+def find_learned_turns(pair: Pair, learn_history: bool, learned_elsewhere: Collection[tuple[str, str]]) -> list[int]:
+    """The turns of a pair, from 0, whose reply is learned in its row. The settings: as in Renderer."""
+    last = len(pair.history)
+    return [
+        n
+        for n, turn in enumerate(pair.turns)
+        if pair.may_learn(n) and (n == last or (learn_history and turn not in learned_elsewhere))
+    ]
 
 
 def _keep_runs(mask: list[int], turns: Collection[int], count: int) -> list[int]:

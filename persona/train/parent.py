@@ -194,15 +194,20 @@ def _require_base_id(parent: Parent, base_id: str) -> None:
 def split_since(pairs: list[Pair], parent: Parent | None, config: RunConfig) -> list[RunRow]:
     """The rows of a run on `pairs`: what is held out, and what is new since the parent's run.
 
-    A run that goes on holds out what its parent held out, as far as it is still there: of anything else the parent has
-    seen a part, so that it would measure memory. All new pairs are learned from. Where the parent's rows are not known,
-    or it held out nothing that is left, pairs are drawn; from the new ones where some are.
+    A run that goes on holds out what its parent held out, as far as it is still there, whatever its system prompt is
+    now: of anything else the parent has seen a part, so that it would measure memory. All other new pairs are learned
+    from. Where the parent's rows are not known, or it held out nothing that is left, pairs are drawn; from the new ones
+    where some are.
     """
     drawn = split_held_out(pairs, config.eval_fraction, config.seed, config.max_eval_rows)
     if parent is None or parent.rows is None:
         return drawn
     held_out_before = {row.pair.identity: row.held_out for row in parent.rows}
-    rows = [RunRow(p, held_out_before.get(p.identity, False), p.identity not in held_out_before) for p in pairs]
+    held_out_turns = {row.pair.turns for row in parent.rows if row.held_out}
+    rows = [
+        RunRow(p, held_out_before.get(p.identity, p.turns in held_out_turns), p.identity not in held_out_before)
+        for p in pairs
+    ]
     if not config.eval_fraction:
         return [RunRow(row.pair, False, row.is_new) for row in rows]
     if any(row.held_out for row in rows):

@@ -16,6 +16,7 @@ from persona.models.hardware import DevicePlan, Machine, plan_device
 from persona.models.memory import MemoryEstimate, ModelShape, StepShape
 from persona.store.pairs import Pair, own_exchanges
 from persona.store.persona_folder import Persona, PersonaCard
+from persona.template.render import find_learned_turns
 from persona.train import queue, run_folder, validate
 from persona.train.config import RunConfig, count_steps
 from persona.train.duration import TrainingWork, estimate_evaluation_seconds, estimate_seconds, estimate_speed
@@ -340,7 +341,7 @@ def estimate_row_tokens(
     card: PersonaCard, pair: Pair, learn_history: bool = False, learned_elsewhere: Collection[tuple[str, str]] = ()
 ) -> tuple[int, int]:
     """(tokens, learned tokens) of a pair's row, about. learned_elsewhere: as in Renderer."""
-    replies = [pair.output, *(turn[1] for turn in pair.history if learn_history and turn not in learned_elsewhere)]
+    replies = [pair.turns[n][1] for n in find_learned_turns(pair, learn_history, learned_elsewhere)]
     texts = [
         pair.system or card.system,
         pair.instruction,

@@ -5,6 +5,7 @@ their documentation, and the tests only parse them.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from persona.share.exports.trainer_settings import (
     training_arguments,
 )
 from persona.store.files import slugify, to_json, write_atomic
-from persona.store.pairs import Pair, find_unfinished
+from persona.store.pairs import Pair, find_unfinished, own_exchanges
 from persona.template.character_prompt import resolve_system
 from persona.template.chat_template import build_messages, read_template
+from persona.template.render import find_learned_turns
 
 UNVERIFIED_NOTE = Message("Not verified: made by Persona from this program's documentation and never run in it.")
 
@@ -48,12 +50,17 @@ def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
     sets = {name: [r.pair for r in material.rows if not r.held_out],
             f"{name}-held-out": [r.pair for r in material.rows if r.held_out]}  # fmt: skip
     sets = {k: v for k, v in sets.items() if v}
+    elsewhere = own_exchanges(material.pairs)
+
+    def learned(pair: Pair) -> list[int]:
+        return find_learned_turns(pair, material.config.learn_history, elsewhere)
+
     with new_output.create_output(out) as folder:
         folder.mkdir()
         system = resolve_system(material.card)
         for key, pairs in sets.items():
             write_atomic(folder / f"{key}.json", to_json([_alpaca(p, system) for p in pairs]))
-            lines = (json.dumps(_messages(p, system), ensure_ascii=False) + "\n" for p in pairs)
+            lines = (json.dumps(_messages(p, system, learned(p)), ensure_ascii=False) + "\n" for p in pairs)
             write_atomic(folder / f"{key}.messages.jsonl", lines)
         template = material.template or read_template("chatml")
         write_atomic(folder / "chat_template.jinja", template.text)
@@ -70,7 +77,7 @@ def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
         write_atomic(folder / "README.md", new_output.render_template_file(
             "dataset-card.md.jinja", card=material.card, base=material.base_id, name=name, counts=counts,
             template=template.name if material.template else "", same=LLAMA_FACTORY_TEMPLATES.get(template.name, ""),
-            about=template.about, unverified=UNVERIFIED_NOTE,
+            about=template.about, unverified=UNVERIFIED_NOTE, weighted=sum(bool(p.weights) for p in material.pairs),
             lost={name: list_lost_settings(name, material.config) for name in PROGRAMS}))  # fmt: skip
         files = sorted(f.name for f in folder.iterdir())
     held = len(material.rows) - len(sets[name]) if name in sets else len(material.rows)
@@ -83,8 +90,12 @@ def _alpaca(pair: Pair, system: str) -> dict[str, Any]:
     return row | ({"source": pair.source} if pair.source else {})
 
 
-def _messages(pair: Pair, system: str) -> dict[str, Any]:
+def _messages(pair: Pair, system: str, learned: Sequence[int]) -> dict[str, Any]:
+    """learned: the turns whose reply this row teaches; the others have the weight 0, as in OpenAI's files."""
     chat = build_messages(pair.system or system, pair.history, pair.instruction, pair.output)
+    replies = [message for message in chat if message["role"] == "assistant"]
+    for turn, reply in enumerate(replies):
+        reply["weight"] = int(turn in learned)
     return {"messages": chat} | ({"source": pair.source} if pair.source else {})
 
 

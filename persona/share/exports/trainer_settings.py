@@ -95,7 +95,7 @@ def axolotl_config(c: RunConfig, base: str, sets: Sequence[str], template: ChatT
     def data(key: str) -> dict[str, Any]:
         return {
             "path": f"{key}.messages.jsonl", "ds_type": "json", "type": "chat_template", "field_messages": "messages",
-            "message_property_mappings": {"role": "role", "content": "content"},
+            "message_property_mappings": {"role": "role", "content": "content"}, "message_field_training": "weight",
             "roles_to_train": ["assistant"], "train_on_eos": "turn",
         }  # fmt: skip
 

@@ -42,7 +42,8 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
         system = row.get("system") if isinstance(row, dict) else ""
         own = isinstance(system, str) and "system" not in columns.values() and (is_pair_row or systems != {system})
         place = "" if is_pair_row else place
-        return row_to_pairs(row, columns, place, options.join_input, str(system) if own else "")
+        weights = row.get("weights") if is_pair_row else None
+        return row_to_pairs(row, columns, place, options.join_input, str(system) if own else "", weights)
 
     rows = select_rows(lambda: read_json_rows(source), options.selection, source.name)
     yield from convert_rows(rows, source, to_pairs)

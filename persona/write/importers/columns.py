@@ -98,11 +98,11 @@ def resolve_columns(
 
 
 def row_to_pairs(
-    row: Any, columns: Mapping[str, str], place: str, join_input: str = "line", system: str = ""
+    row: Any, columns: Mapping[str, str], place: str, join_input: str = "line", system: str = "", weights: Any = None
 ) -> RowPairs:
     """Raises InputError. place: the pair's source when the row names none. join_input: a key of INPUT_JOINS.
 
-    system: of this row alone.
+    system, weights: of this row alone.
     """
     if not isinstance(row, dict):
         return [parse_complete_pair(row)], []  # says what it is
@@ -114,8 +114,9 @@ def row_to_pairs(
         fields["instruction"] = INPUT_JOINS[join_input].join(filter(None, (fields["instruction"], extra_input)))
     output = fields["output"]
     answers: list[Any] = output if isinstance(output, list) and is_texts(output) else [output]
-    notes = note_unused_keys(row, [*columns.values(), *(["system"] if system else [])])
-    fields["system"] = system
+    own = {name: value for name, value in (("system", system), ("weights", weights)) if value}
+    notes = note_unused_keys(row, [*columns.values(), *own])
+    fields |= own
     if not isinstance(source, str | None):
         notes.append(Message("a source that is not text left out"))
     fields["source"] = source if isinstance(source, str) else place

@@ -27,6 +27,7 @@ from persona.write.importers.turns import (
 
 # exchanges that go with a reply as history; with all of a long conversation, its pairs would grow with its square
 MAX_HISTORY = 50
+WEIGHTS_KEY = "weights"
 
 
 def survey_conversations(source: SourceFile, turns: Callable[[Any], list[Any]] = find_turns) -> SourceSurvey:
@@ -87,15 +88,19 @@ def conversation_to_pairs(
     if len(merged) < 2:
         raise InputError("no reply to anything said")
     exchanges = list(zip(merged[::2], merged[1::2], strict=True))
+    source = row.get("source")
+    fields: dict[str, Any] = {"source": source if isinstance(source, str) else place, "system": system}
+    used = (*(used or find_used_keys(row)), "source" if isinstance(source, str) else "", "system")
+    if isinstance(weights := row.get(WEIGHTS_KEY), list):  # one pair, as dump_weights() has it
+        fields["weights"], used = weights, (*used, WEIGHTS_KEY)
+        last = exchanges[-1]
+        exchanges = [(asked, reply._replace(learned=reply is last[1])) for asked, reply in exchanges]
+    else:
+        notes += [Message("reply of weight 0 kept as context, not learned") for _, r in exchanges if not r.learned]
     if not any(reply.learned for _, reply in exchanges):
         raise InputError("no reply of it is to be learned: each has the weight 0")
-    notes += [Message("reply of weight 0 kept as context, not learned") for _, r in exchanges if not r.learned]
-    source = row.get("source")
-    place = source if isinstance(source, str) else place
-    pairs = list(_pair_replies(exchanges, {"source": place, "system": system}, history, notes))
-    notes += note_unused_keys(
-        row, (*(used or find_used_keys(row)), "source" if isinstance(source, str) else "", "system")
-    )
+    pairs = list(_pair_replies(exchanges, fields, history, notes))
+    notes += note_unused_keys(row, used)
     extra = dict.fromkeys(
         note for turn in turns for note in note_unused_keys(turn, used_turn_keys(turn), Message("key of a turn"))
     )
@@ -103,15 +108,17 @@ def conversation_to_pairs(
 
 
 def _pair_replies(
-    exchanges: list[tuple[Turn, Turn]], fields: dict[str, str], history: int | None, notes: list[str]
+    exchanges: list[tuple[Turn, Turn]], fields: dict[str, Any], history: int | None, notes: list[str]
 ) -> Iterator[Pair | InputError]:
-    earlier: list[list[str]] = []
+    earlier: list[tuple[list[str], int]] = []  # an exchange, and the weight of its reply
     for asked, reply in exchanges:
         if history is None and len(earlier) == MAX_HISTORY:
             notes.append(Message("history begun anew after {count} exchanges", count=MAX_HISTORY))
             earlier = []
         shown = earlier if history is None else earlier[len(earlier) - history :] if history else []
-        row = {"instruction": asked.text, "output": reply.text, "history": shown, **fields}
+        weights = [*(weight for _, weight in shown), int(reply.learned)]
+        turns = [exchange for exchange, _ in shown]
+        row = {"instruction": asked.text, "output": reply.text, "history": turns, "weights": weights, **fields}
         problem = asked.problem or reply.problem
         if reply.learned and problem:
             yield InputError(problem)
@@ -122,4 +129,12 @@ def _pair_replies(
                 yield e
         # what no pair can hold is no history of another either
         whole = asked.text.strip() and reply.text.strip() and not problem
-        earlier = [*earlier[-MAX_HISTORY:], [asked.text, reply.text]] if whole else []
+        earlier = [*earlier[-MAX_HISTORY:], ([asked.text, reply.text], int(reply.learned))] if whole else []
+
+
+def dump_weights(pair: Pair) -> dict[str, list[int]]:
+    """The key that tells conversation_to_pairs() that a row is one pair, whose earlier replies other rows may teach.
+
+    In the messages themselves each of them has the weight 0, lest another program learns it once more.
+    """
+    return {WEIGHTS_KEY: list(pair.weights)} if pair.history or pair.weights else {}

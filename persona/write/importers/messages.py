@@ -77,7 +77,9 @@ def dump(pairs: Iterable[Pair]) -> Iterator[str]:
     """JSONL; `source` is written even when empty, so that reading it does not make one up."""
     for pair in pairs:
         talk: list[dict[str, Any]] = [{"role": "system", "content": pair.system}] if pair.system else []
-        for user, reply in pair.history:  # of weight 0: each of them is learned, if at all, with a pair of its own
+        for user, reply in pair.turns:
             talk += [{"role": "user", "content": user}, {"role": "assistant", "content": reply, "weight": 0}]
-        talk += [{"role": "user", "content": pair.instruction}, {"role": "assistant", "content": pair.output}]
-        yield json.dumps({"messages": talk, "source": pair.source}, ensure_ascii=False) + "\n"
+        if pair.may_learn(len(pair.history)):
+            del talk[-1]["weight"]
+        row = {"messages": talk, "source": pair.source, **conversation_rows.dump_weights(pair)}
+        yield json.dumps(row, ensure_ascii=False) + "\n"

@@ -131,6 +131,14 @@ class ConversationCounter:
         self._last = pair.instruction, pair.output
 
 
+def count_conversations(pairs: Iterable[Pair]) -> int:
+    """Of a persona's pairs, each of which is one reply; as many as there are pairs where none follows another."""
+    counter = ConversationCounter()
+    for pair in pairs:
+        counter.add(pair)
+    return counter.conversations
+
+
 def read_source(source: SourceFile, format: str, options: ImportOptions) -> Iterator[ImportItem]:
     """Every item of the file, streamed. Raises InputError when it cannot be read, or too much comes out of it."""
     refuse_unreadable(source)

@@ -47,9 +47,11 @@ def dump(pairs: Iterable[Pair]) -> Iterator[str]:
     before = "[\n"
     for pair in pairs:
         talk: list[dict[str, Any]] = [{"from": "system", "value": pair.system}] if pair.system else []
-        for user, reply in pair.history:  # of weight 0: each of them is learned, if at all, with a pair of its own
+        for user, reply in pair.turns:
             talk += [{"from": "human", "value": user}, {"from": "gpt", "value": reply, "weight": 0}]
-        talk += [{"from": "human", "value": pair.instruction}, {"from": "gpt", "value": pair.output}]
-        yield before + json.dumps({"conversations": talk, "source": pair.source}, ensure_ascii=False)
+        if pair.may_learn(len(pair.history)):
+            del talk[-1]["weight"]
+        row = {"conversations": talk, "source": pair.source, **conversation_rows.dump_weights(pair)}
+        yield before + json.dumps(row, ensure_ascii=False)
         before = ",\n"
     yield "[]\n" if before == "[\n" else "\n]\n"

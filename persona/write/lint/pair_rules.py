@@ -47,6 +47,7 @@ EMPTY = {
     "'instruction' is empty": Message("the question is empty"),
     "'output' is empty": Message("the answer is empty"),
     "'history' has an empty turn": Message("an earlier turn is empty"),
+    "no reply of it is to be learned: each has the weight 0": Message("none of its replies is ticked to be learned"),
 }
 
 
@@ -62,7 +63,7 @@ def find_unfinished_pairs(pairs: Sequence[Pair]) -> Iterator[Finding]:
         if not is_blank(pairs[row - 1]):
             missing.setdefault(row, []).append(EMPTY.get(empty, empty))
     for row, what in missing.items():
-        problem = Message("{what}. It cannot be trained on. Write it, or delete the pair.", what=join(" and ", what))
+        problem = Message("{what}. It cannot be trained on. Complete it, or delete the pair.", what=join(" and ", what))
         yield make_finding("unfinished", "error", row, pairs[row - 1], problem, place="")
 
 

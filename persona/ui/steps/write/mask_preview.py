@@ -46,7 +46,8 @@ def preview_typed(
     turns = sum(k.startswith("history.") for k in texts) // 2
     history = tuple((texts[f"history.{n}.0"], texts[f"history.{n}.1"]) for n in range(turns))
     try:
-        pair = parse_pair(Pair(texts["instruction"], texts["output"], history).to_dict())
+        typed = Pair(texts["instruction"], texts["output"], history, system=texts.get("system", ""))
+        pair = parse_pair(typed.weigh(dict(event._data).get("weights") or ()).to_dict())
     except PersonaError as e:  # too long, for instance, to be tokenized; the edit itself is refused with a notice
         return f"<div class='hint'>{escape(localized(e.message))}</div>"
     return mask_card(slug, pair, int(event.row), RenderSettings(base, template, max_length, learn_history))

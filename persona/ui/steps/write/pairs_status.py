@@ -9,6 +9,7 @@ from persona.judge import verdict
 from persona.store import pairs
 from persona.store.pairs import BadLine, Pair
 from persona.ui.i18n import localized, t
+from persona.write.importers.registry import count_conversations
 
 ENOUGH_PAIRS = 100  # from about here on a persona begins to show
 MAX_SHOWN = 5  # unfinished pairs, or damaged lines
@@ -43,6 +44,11 @@ def pairs_status_html(items: Sequence[Pair], bad_lines: Sequence[BadLine] = ()) 
     lines = [t("<b>{n} pairs</b>, {state}", n=f"{count:,}", state=state)]
     if count == 1:
         lines = [t("<b>1 pair</b>, {state}", state=state)]
+    if (conversations := count_conversations(items)) < count:
+        figures = {"n": f"{count:,}", "conversations": f"{conversations:,}"}
+        words = t("<b>{n} replies in {conversations} conversations</b>, {state}", state=state, **figures)
+        one = t("<b>{n} replies in 1 conversation</b>, {state}", state=state, **figures)
+        lines = [one if conversations == 1 else words]
     if unfinished := pairs.find_unfinished(items):
         rows = ", ".join(f"#{row}: {missing_text(why)}" for row, why in unfinished[:MAX_SHOWN])
         text = t("Not ready to train: {rows}.", rows=rows)

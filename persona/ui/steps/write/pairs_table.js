@@ -134,7 +134,7 @@ function addBelow(row) {
   }
   const added = row.cloneNode(true);
   added.classList.remove("conversation", "selected");
-  added.querySelectorAll("[data-field^=history], [data-field=system], .source, .found, .mark").forEach((node) => node.remove());
+  added.querySelectorAll("[data-field^=history], [data-field=system], .weight, .source, .found, .mark").forEach((node) => node.remove());
   added.querySelectorAll("textarea").forEach((cell) => {
     cell.value = cell.defaultValue = "";
     delete cell.dataset.saved;
@@ -206,7 +206,8 @@ function preview(row) {
   previewNext = null;
   const texts = {};
   row.querySelectorAll("textarea[data-field]").forEach((cell) => (texts[cell.dataset.field] = cell.value));
-  trigger("key_up", { row: number(row), texts });
+  const weights = [...row.querySelectorAll("[data-do=weight]")].map((tick) => Number(tick.ariaChecked === "true"));
+  trigger("key_up", { row: number(row), texts, weights });
 }
 table.previewed = () => {
   previewing = false;

@@ -124,7 +124,8 @@ def _row_html(n: int, pair: Pair, selected: bool, focus: bool, query: str) -> st
     cells = "".join(
         _cell_html(a, user, t("Pair {n}: someone says", n=n + 1))
         + _cell_html(b, reply, t("Pair {n}: the persona answers", n=n + 1))
-        for a, user, b, reply in turns
+        + _tick_html(n, pair, turn)
+        for turn, (a, user, b, reply) in enumerate(turns)
     )
     if pair.system:
         label = t("Pair {n}: its own system prompt", n=n + 1)
@@ -168,6 +169,21 @@ def _cell_html(field: str, text: str, label: str) -> str:
     )
 
 
+def _tick_html(n: int, pair: Pair, turn: int) -> str:
+    """Whether a reply of a conversation may be learned, as a switch; "" for a pair without earlier turns."""
+    if not pair.history and not pair.weights:
+        return ""
+    may_learn = pair.may_learn(turn)
+    earlier = t("learned (an earlier reply with its own pair, or here by the setting of step 2)")
+    title = t("this reply is learned") if turn == len(pair.history) else earlier
+    word, title = (f"☑ {t('learn')}", title) if may_learn else (f"☐ {t('context only')}", t("never learned"))
+    label = t("Pair {n}: learn reply {turn}", n=n + 1, turn=turn + 1)
+    return (
+        f'<button class="tool weight" data-do="weight" data-key="{turn}" role="switch" '
+        f'aria-checked="{str(may_learn).lower()}" aria-label="{label}" title="{title}">{word}</button>'
+    )
+
+
 def _pager_html(page: int, matching: int, total: int) -> str:
     last = (matching - 1) // ROWS_PER_PAGE
     last_row = min(matching, (page + 1) * ROWS_PER_PAGE)
@@ -198,13 +214,14 @@ def _pager_html(page: int, matching: int, total: int) -> str:
 def apply_edit(persona: Persona, event: Mapping[str, Any]) -> int:
     """Carry out an edit of the table. Returns the number of the pair to select now.
 
-    event: {"do": edit|add|starter|duplicate|split|join|delete, "row": number from 1, for edit "field", "old", "text",
-    for the last four "saw": the pair's texts as the visitor's window shows them, cell by cell; an edit may have it}.
+    event: {"do": edit|add|starter|weight|duplicate|split|join|delete, "row": number from 1, for edit "field", "old",
+    "text", for weight "key": the turn from 0 whose reply is ticked or unticked, for the last five "saw": the pair's
+    texts as the visitor's window shows them, cell by cell; an edit may have it}.
     Raises InputError, with nothing written, when the pair is not what the visitor's window shows.
     """
     try:
         return _apply_edit(persona, str(event["do"]), int(event["row"]), event)
-    except (KeyError, ValueError, TypeError) as e:
+    except (LookupError, ValueError, TypeError) as e:
         if isinstance(e, InputError):
             raise
         raise InputError("The page sent something that is not an edit. Press Reload.") from e
@@ -223,8 +240,8 @@ def _apply_edit(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -
     if not 1 <= row <= len(items):
         raise InputError("There is no pair {row} any more. Press Reload.", row=row)
     at, pair = row - 1, items[row - 1]
-    if (do in ("duplicate", "split", "join", "delete") or "saw" in event) and [
-        normalize_line_breaks(text) for text in pair_texts(pair)
+    if (do in ("weight", "duplicate", "split", "join", "delete") or "saw" in event) and [
+        normalize_line_breaks(text) for text in [*filter(None, [pair.system]), *pair_texts(pair)]
     ] != event["saw"]:
         raise InputError(
             "This pair was changed elsewhere (another window, or on disk) since you saw it here, or "
@@ -236,6 +253,11 @@ def _apply_edit(persona: Persona, do: str, row: int, event: Mapping[str, Any]) -
         edit_history.commit(
             persona, Message("edit of pair {row}", row=row), [PairChange(at, pair, new)], merge=f"{row}/{field}"
         )
+    elif do == "weight":
+        weights = list(pair.weights or (1,) * len(pair.turns))
+        weights[int(event["key"])] ^= 1
+        change = PairChange(at, pair, pair.weigh(weights))
+        edit_history.commit(persona, Message("tick of a reply of pair {row}", row=row), [change])
     elif do == "duplicate":
         edit_history.commit(persona, Message("duplicate of pair {row}", row=row), [PairChange(row, None, pair)])
         return row + 1
