@@ -57,6 +57,7 @@ DATA = {
     "gemini.json": (json.dumps({"contents": [{"role": r, "parts": [{"text": t}]} for r, t in zip(("user", "model"), WANTED[0], strict=True)]}), FIRST),
     "ai studio.json": (json.dumps({"chunkedPrompt": {"chunks": [{"role": "user", "text": ASKED[0]}, {"role": "model", "text": "Hm.", "isThought": True}, {"role": "model", "text": SAID[0]}]}}), FIRST),
     "text-generation-webui.json": (json.dumps({"internal": WANTED, "visible": WANTED}), WANTED),
+    "a greeting of text-generation-webui.json": (json.dumps({"internal": [["<|BEGIN-VISIBLE-CHAT|>", "Hello."], *WANTED]}), WANTED),
     "openassistant.jsonl": (line(**OPENASSISTANT), WANTED),
     "flat tree.jsonl": ("".join(line(message_id=str(n), parent_id=p, role=r, text=t) for n, (p, r, t) in enumerate([(None, "prompter", ASKED[0]), ("0", "assistant", SAID[0]), ("0", "assistant", "Nothing."), ("1", "prompter", ASKED[1]), ("3", "assistant", SAID[1])])), [*FIRST, (ASKED[0], "Nothing."), *SECOND]),
     "arena.jsonl": (line(winner="model_b", conversation_a=[U, {**A, "content": "Bad."}], conversation_b=[U, A]), FIRST),
@@ -157,6 +158,29 @@ def test_a_forwarded_message_is_context_and_not_learned(tmp_path):
         assert sum("forwarded message" in getattr(i, "what", "") for i in found) == 2
 
 
+def test_skype_writes_the_newest_message_first(tmp_path):
+    rows = [
+        {"id": str(n), "originalarrivaltime": f"2024-03-12T10:15:0{n}Z", "messagetype": "RichText", "content": text, "from": f"8:{who}"}
+        for n, (who, text) in enumerate(TALK)
+    ]  # fmt: skip
+    data = json.dumps({"conversations": [{"id": "8:Ann", "MessageList": rows[::-1]}]})
+    assert pairs(read(tmp_path, "messages.json", data, "8:Ann")) == WANTED
+
+
+def test_a_kind_that_is_not_read_is_named(tmp_path):
+    cases = {
+        "Arrow": (b"ARROW1\0\0" + b"x" * 60, "Arrow.*CSV"),
+        "a stream of Arrow": (b"\xff\xff\xff\xff" + b"x" * 60, "Arrow.*CSV"),
+        "XML": (b'<?xml version="1.0"?>\n<smses count="1"><sms body="hi"/></smses>', "XML.*CSV"),
+    }
+
+    def check(data, why):
+        with pytest.raises(InputError, match=why):
+            read(tmp_path, "x.bin", data, "Ann")
+
+    check_each(cases, check)
+
+
 def test_numbered_questions_are_of_two_speakers(tmp_path):
     data = "Q1: What is it?\nA1: Water.\n\nQ2: And then?\nA2: Trolls.\n"
     assert pairs(read(tmp_path, "x.txt", data, "A")) == [("What is it?", "Water."), ("And then?", "Trolls.")]
@@ -172,6 +196,7 @@ TABLES = {
     "Spanish": (f"Respuesta;Pregunta\n{SWAPPED}", WANTED),
     "Russian": (f"Вопрос;Ответ\n{ROWS}", WANTED),
     "Japanese": (f"質問;回答\n{ROWS}", WANTED),
+    "Markdown": ("| question | answer |\n|:--|---|\n" + "".join(f"| {q} | {a} |\n" for q, a in WANTED), WANTED),
     "no names, questions second": (f"left;right\n{SWAPPED}", WANTED),
     "an id": ("id;first;second\n" + "".join(f"a{n};{q};{a}\n" for n, (q, a) in enumerate(WANTED)), WANTED),
     "one column of conversations": (

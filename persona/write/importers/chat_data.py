@@ -4,6 +4,7 @@ SillyTavern, Telegram, Discord, Messenger, Instagram, Slack, WeChat tools, Kakao
 names that each gives its fields are in `chat_shapes.py`.
 """
 
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -37,6 +38,7 @@ NAME = "chat"
 TITLE = "Chat as data: SillyTavern, Telegram, Discord, Messenger, WeChat … (JSON, JSONL, CSV)"
 OPTIONS = frozenset({"speakers", "turns"})
 
+ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")  # in the order of its characters
 HEAD_MESSAGES = 40  # that sniffing looks at
 HEAD_ROWS = 60
 MAX_REVERSED_BYTES = 200_000_000  # of a file that is newest first, whose messages are held in memory
@@ -114,12 +116,13 @@ def _events(source: SourceFile) -> Iterator[SpeechEvent]:
 
 
 def _in_order(source: SourceFile) -> Iterator[Found]:
-    """The messages, oldest first: Meta's files begin with the newest."""
+    """The messages, oldest first: Meta's and Skype's files begin with the newest."""
     if _is_table(source):
         yield from _read_table(source)
         return
     first = [x[1].time for x in islice(_read_messages(source), HEAD_ROWS) if isinstance(x, tuple)]
-    times = [int(time) for time in first if time.isdecimal()]
+    times: list[int] | list[str] = [int(time) for time in first if time.isdecimal()]
+    times = times or [time for time in first if ISO_TIME.match(time)]
     if len(times) < 2 or times != sorted(times, reverse=True) or times[0] == times[-1]:
         yield from _read_messages(source)
         return

@@ -76,9 +76,9 @@ LAYOUTS = (
     # Zoom, which has no tab any more
     _inline(rf"(?:{_FULL}|{_CLOCK}) {{1,4}}From {{1,2}}{_NAME} to [^:\n]{{1,60}}? ?:[ \t]?", "", "zoom"),
     # nicks in angle brackets: IRC
-    _inline(rf"\[?{_FULL}\]? {{0,3}}(?:- )?<[@+%~& ]?{_NAME}> ?"),
-    _inline(rf"\[?{_CLOCK}\]? {{0,3}}(?:- )?<[@+%~& ]?{_NAME}> ?"),
-    _inline(rf"<[@+%~& ]?{_NAME}> ?"),
+    _inline(rf"\[?{_FULL}\]? {{0,3}}(?:- )?<[@+%~& ]?{_NAME}> ?", "", "irc"),
+    _inline(rf"\[?{_CLOCK}\]? {{0,3}}(?:- )?<[@+%~& ]?{_NAME}> ?", "", "irc"),
+    _inline(rf"<[@+%~& ]?{_NAME}> ?", "", "irc"),
     # a stamp in brackets, a name, a colon: WhatsApp on iOS, Skype, transcripts
     _inline(
         rf"\[(?:{_FULL}|{_SHORT_DATE})\] {{0,3}}{_NAME}{_ID} ?[:：] ?", rf"\[{_FULL}\] {{0,3}}", "whatsapp", "signal"
@@ -93,7 +93,7 @@ LAYOUTS = (
     _inline(rf"{_CLOCK} {{1,4}}(?:[-–—|] )?{_NAME}{_ID} ?[:：] ?", rf"{_CLOCK} {{1,4}}[-–—] "),
     _inline(rf"\[{_NAME}\] \[{_CLOCK}\] ?", "", "kakaotalk"),
     _inline(rf"{_CLOCK}\t{_NAME}\t", rf"{_CLOCK}\t", "line"),
-    _inline(rf"{_FULL}\t[@+%~&]?{_NAME}\t", rf"{_FULL}\t"),
+    _inline(rf"{_FULL}\t[@+%~&]?{_NAME}\t", rf"{_FULL}\t", "irc"),
     _inline(rf"{_CLOCK}\t ?(?:From )?{_NAME}(?: to [^:\n]{{1,40}})? ?:[ \t]?", "", "zoom"),
     # name and time above the message: Telegram, Discord, Slack, WeChat, QQ, Teams, transcripts
     _above(rf"{_NAME}, \[{_FULL}\]$", "telegram"),

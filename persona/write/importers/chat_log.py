@@ -68,7 +68,7 @@ def _unquote(text: str) -> str:
 def _separator(number: int, line: str, layout: ChatLayout) -> SpeechEvent | None:
     if line and DAY_SEPARATOR.match(line[:MAX_PREFIX]):
         return SpeechGap(number, Message("no line before it on that day"), scene=True)
-    if ACTION.match(line):
+    if "irc" in layout.programs and ACTION.match(line):  # elsewhere a list may begin with a star
         return SpeechGap(number, Message("something is done between it and the line before"))
     if layout.notice and layout.notice.match(line[:MAX_PREFIX]):
         return SkippedRow(number, Message("a notice of the chat program"), line)

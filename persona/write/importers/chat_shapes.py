@@ -15,7 +15,17 @@ TEXT_KEYS = (
     "mes", "strcontent", "content", "text", "message", "msg", "line", "sentence", "utterance", "dialogue", "body",
     "value", "speech", "内容", "消息", "台词", "对白", "메시지", "メッセージ",
 )  # fmt: skip
-TIME_KEYS = ("timestamp_ms", "timestamp", "date_unixtime", "ts", "date", "send_date", "createtime", "created_date")
+TIME_KEYS = (
+    "timestamp_ms",
+    "timestamp",
+    "date_unixtime",
+    "ts",
+    "date",
+    "send_date",
+    "createtime",
+    "created_date",
+    "originalarrivaltime",
+)
 ID_KEYS = ("id", "message_id", "messageid", "msgsvrid", "ts")
 REPLY_KEYS = ("reply_to_message_id", "reference", "reply_to", "replyto", "thread_ts", "parent_id", "parent_message_id")
 THREAD_KEYS = (  # of the conversation that a message is of, in a file of several

@@ -6,11 +6,15 @@ from persona.write.importers.text_source import SourceFile
 
 COPY_TEXT = Message("Save its text as .txt, then import that.")
 UNPACK = Message("Unpack it, then import a file of it.")
+SAVE_ROWS = Message("Save it as JSON, CSV or Parquet, then import that.")
 MEDIA = Message("Only text can be imported.")
 SIGNATURES: tuple[tuple[bytes, str, Message], ...] = (
     (rb"{\rtf", "RTF", COPY_TEXT),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "DOC, XLS", Message("Save it as .txt, or a sheet as .xlsx or .csv.")),
     (b"SQLite format 3\0", "SQLite", Message("Export the chat from its program instead: as text, JSON or CSV.")),
+    (b"ARROW1", "Arrow", SAVE_ROWS),
+    (b"\xff\xff\xff\xff", "Arrow", SAVE_ROWS),
+    (b"<?xml", "XML", SAVE_ROWS),
     (b"\x1f\x8b", "GZIP", UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "7z", UNPACK),
     (b"Rar!\x1a\x07", "RAR", UNPACK),

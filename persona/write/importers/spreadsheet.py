@@ -54,6 +54,7 @@ SENTENCE_ENDS = ("?", "!", ".", "。", "？", "！", "…")
 _NUMBER = re.compile(r"[-+]?[\d.,:/ -]+%?")
 _CODE = re.compile(r"(?=[^\d/]{0,80}(?:\d|://))[!-~]{1,300}")  # an id, an address: no space, but a digit
 _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n")  # the first line that Excel writes to say its delimiter
+_MARKDOWN_RULE = re.compile(r"[\s|:-]+")  # between the header of a table and its rows
 MAX_TITLE_LINES = 10  # lines above the header that fill one cell only
 _CSV_ERRORS = {
     "unexpected end of data": Message("a quote is opened and never closed"),
@@ -308,6 +309,8 @@ def _read_csv(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
                     line += len(taken)
                     read += sum(map(len, taken[1:]))
                 continue
+            if delimiter == "|" and taken[0].lstrip().startswith("|"):  # Markdown
+                cells = [] if _MARKDOWN_RULE.fullmatch(taken[0]) else [cell.strip() for cell in cells]
             if any(cells) and not (line == 1 and _SEPARATOR_LINE.match(taken[0].lstrip("\ufeff"))):
                 yield SourceRow(line, cells, "".join(taken))
             line += len(taken)

@@ -33,6 +33,7 @@ MAX_JSON_TEXT = 2_000_000  # characters of a conversation that stands in a row a
 MAX_PYTHON_TEXT = 200_000  # as Python writes a list, which pandas puts into a CSV file
 TEXT_PARTS = ("text", "input_text", "output_text")  # OpenAI's and Anthropic's types of a part that is text
 THOUGHTS = ("thinking", "redacted_thinking", "reasoning")  # parts that are no part of the reply
+NOTHING_ASKED = "<|BEGIN-VISIBLE-CHAT|>"  # text-generation-webui writes it before a greeting
 USES_TOOL = Message("the reply uses a tool, whose answer no pair can hold")
 
 # a conversation as one text: the marks of Guanaco, Vicuna, ChatML, Llama, Gemma, Zephyr and Alpaca, in Chinese too;
@@ -126,7 +127,8 @@ def _as_list(value: Any) -> list[Any]:
 def _expand_exchanges(turns: list[Any]) -> list[Any]:
     """XTuner's objects of system, input and output, and lists of a message and its reply, as turns."""
     if all(isinstance(t, list) and len(t) == 2 and all(isinstance(x, str) for x in t) for t in turns):
-        return [{"role": role, "content": x} for t in turns for role, x in zip(("user", "assistant"), t, strict=True)]
+        said = [{"role": role, "content": x} for t in turns for role, x in zip(("user", "assistant"), t, strict=True)]
+        return [turn for turn in said if turn["content"] != NOTHING_ASKED]
     if not all(isinstance(t, dict) and isinstance(t.get("output"), str) and "input" in t for t in turns):
         return turns
     expanded: list[Any] = []
