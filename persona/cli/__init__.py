@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from persona import __version__
-from persona.cli import chat, data, doctor, evaluate, page, runs, serve, settings_list, share, train
+from persona.cli import chat, data, doctor, evaluate, page, prefer, runs, serve, settings_list, share, train
 from persona.errors import PersonaError
 from persona.models import malloc
 from persona.store import workspace
@@ -44,6 +44,7 @@ app.command("filter")(data.filter_)
 app.command()(data.lint)
 app.command()(data.render)
 app.command(cls=settings_list.HelpWithSettings)(train.train)
+app.command()(prefer.prefer)
 app.command()(runs.runs)
 app.command()(runs.compare)
 app.command()(chat.chat)

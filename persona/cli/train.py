@@ -176,11 +176,14 @@ def _create_run(persona: Any, preset: str, settings: dict[str, Any], launcher: s
     return run
 
 
-def _print_outcome(run: Any, progress: Any, as_json: bool) -> None:
-    """Print the result. Raises RunError, with --json after printing, when the run failed."""
+def _print_outcome(run: Any, progress: Any, as_json: bool, keys: tuple[str, ...] = ()) -> None:
+    """Print the result: RESULT_KEYS and `keys`. Raises RunError, with --json after printing, when the run failed."""
     from persona.train import launcher
 
-    value = {k: progress.result.get(k) for k in RESULT_KEYS} | {"run": str(run.path), "status": progress.status}
+    value = {k: progress.result.get(k) for k in (*RESULT_KEYS, *keys)} | {
+        "run": str(run.path),
+        "status": progress.status,
+    }
     value["parent"] = run.manifest().get("parent", {}).get("adapter")
     value["adapter"] = value["adapter"] and str(run.adapter)  # the result of a cluster names the worker's
     if progress.status not in ("done", "stopped"):
@@ -241,7 +244,7 @@ def _status_line(progress: Any) -> str:
 
 def _summary(value: dict[str, Any], progress: Any) -> str:
     """value: the result of the run with that progress."""
-    from persona.judge import training_gain
+    from persona.judge import preference_verdict, training_gain
 
     nll, expected = "", progress.expected
     planned = f" ({expected['memory'] / 1e9:.1f} GB planned)" if "memory" in expected else ""
@@ -251,6 +254,8 @@ def _summary(value: dict[str, Any], progress: Any) -> str:
         nll += f"Trained {trained:,} of {total:,} parameters: {100 * trained / total:.2f} %\n"
     if change := training_gain.estimate_change(progress):
         nll += f"Since {value['parent']}: {training_gain.describe_change(change)}\n"
+    if verdict := preference_verdict.describe_preferences(progress):
+        nll += f"{verdict}\n"
     return (
         f"{value['status']}: {value['steps']} steps in {value['seconds']:.0f} s, {value['tokens_per_s']:.0f} tokens/s, "
         f"peak memory {value['peak_memory_bytes'] / 1e9:.1f} GB{planned}\n{nll}Adapter: {value['adapter']}"

@@ -131,6 +131,19 @@ class RunConfig(BaseModel):
         ge=1, le=100,
     )  # fmt: skip
 
+    beta: float = _setting(
+        0.1, "Pace", "DPO beta", "for preferences: how firmly the adapter is held to the one that it goes on from",
+        "Lower when too little changes, higher when the persona loses its voice.",
+        gt=0, le=10,
+    )  # fmt: skip
+    sft_weight: float = _setting(
+        0.1, "Pace", "Weight of the chosen answers",
+        "for preferences: how much the better answers are learned as pairs too, so that they do not become less "
+        "likely; 0: not at all",
+        "More when their held-out loss rises.",
+        ge=0, le=10,
+    )  # fmt: skip
+
     # ---- adapter
 
     lora_r: int = _setting(
@@ -324,6 +337,12 @@ ALL_PRESETS: dict[str, tuple[dict[str, Any], str]] = {
         "To go on from an adapter with some new pairs: half a pass over all, in which each new one stands eight times.",
     ),
 }
+
+
+# for a run that learns from preferences (launcher.create_run), on top of a preset
+PREFERENCE_SETTINGS: dict[str, Any] = {
+    "epochs": 3.0, "learning_rate": 1e-4, "batch_size": 4, "eval_fraction": 0.2,
+}  # fmt: skip
 
 
 def make_config(preset: str = "quick", /, **changes: Any) -> RunConfig:

@@ -1,7 +1,7 @@
 """What happens at each evaluation of a run: held-out NLL, samples, and a snapshot of the adapter."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 
 from persona.models import malloc
 from persona.models.loss import NllScores, score_examples
+from persona.template.render import TrainingExample
 from persona.train import distributed, sample_log, snapshots
 from persona.train.clock import TrainingClock
 from persona.train.collator import Collator
@@ -42,16 +43,27 @@ class Evaluator:
     def _evaluate(self, model: Any, step: int, event: str, samples: bool) -> float:
         run, config = self.prepared.run, self.prepared.config
         with preserve_rng_state():
-            scores = self.score_held_out(model)
-            run.log(event, step=step, nll=scores.mean, rows=[round(nats, 4) for nats in scores.nats])
+            scores, facts = self.measure(model)
+            run.log(event, step=step, nll=scores.mean, rows=[round(nats, 4) for nats in scores.nats], **facts)
             questions = sample_log.choose_sample_questions(run.card(), config.diary_probes if samples else 0)
             sample_log.log_samples(run, model, self.prepared.renderer, questions, step)
         return scores.mean
 
+    def measure(self, model: Any) -> tuple[NllScores, dict[str, Any]]:
+        """The held-out scores, and what else an evaluation's event has."""
+        return self.score_held_out(model), {}
+
     def score_held_out(self, model: Any) -> NllScores:
         """By this process alone: it is a few hundred pairs, and the figure is the same on any number of processes."""
+        return self._score(model, self.prepared.held_out)
+
+    def _score(self, model: Any, examples: Sequence[TrainingExample]) -> NllScores:
         collate = Collator(self.prepared.renderer.tokenizer.pad_token_id)  # never packed
-        return score_examples(model, self.prepared.held_out, collate, self.prepared.config.batch_size)
+        return score_examples(model, examples, collate, self.prepared.config.batch_size)
+
+    def final_figures(self, model: Any) -> dict[str, Any]:
+        """What else the result of a run has, of the model with the run's adapter."""
+        return {}
 
     def save_snapshot(self, model: Any, step: int, nll: float) -> None:
         target = snapshots.snapshot_dir(self.prepared.run, step)

@@ -10,44 +10,63 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from persona.errors import InputError, Message, PersonaError, RunError, join
-from persona.models import base, bundled, malloc
+from persona.models import base, bundled, hardware, malloc
 from persona.store import deployment, quotas
 from persona.store.files import expand_home, explain_disk_error, path_exists, to_json, write_atomic
 from persona.store.pairs import Pair, find_unfinished, hash_pairs
 from persona.store.persona_folder import Persona
+from persona.store.preferences import Preference
 from persona.store.workspace import child_environment, is_for_visitor
 from persona.template.chat_template import read_template, shipped_templates
-from persona.train import change_settings, engines, oom_recovery, plan, queue, validate
-from persona.train.config import RunConfig, count_steps
-from persona.train.parent import Parent, adopt_settings, copy_parent, reopen_parent, repeat_new, split_since
+from persona.train import change_settings, distributed, engines, oom_recovery, plan, queue, validate
+from persona.train.aliases import resolve_aliases
+from persona.train.config import PREFERENCE_SETTINGS, RunConfig, count_steps, make_config
+from persona.train.parent import (
+    Parent,
+    adopt_settings,
+    copy_parent,
+    reopen_parent,
+    repeat_new,
+    split_preferences,
+    split_since,
+)
 from persona.train.plan import TrainingEstimate
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
 from persona.train.run_folder import Run, list_runs, record_worker
 
+MIN_PREFERENCES = 4  # to learn from and to measure on
 MIN_PAIRS = 2  # one to learn from, one to measure on
 WAIT_SECONDS = 0.3  # between two looks at a run
 
 
 def create_run(
-    persona: Persona, config: RunConfig, estimate: TrainingEstimate | None = None, parent: Parent | None = None
+    persona: Persona,
+    config: RunConfig,
+    estimate: TrainingEstimate | None = None,
+    parent: Parent | None = None,
+    preferences: Sequence[Preference] = (),
 ) -> Run:
     """A run folder, ready to start. Raises InputError when the pairs cannot make a run.
 
     estimate: what is expected of it, for those who wait for it and those who watch it. parent: the adapter that it goes
-    on from; config has its settings (parent.adopt_settings).
+    on from; config has its settings (parent.adopt_settings). preferences: what it learns from instead of the persona's
+    pairs; then it has a parent.
     """
     config = _with_absolute_paths(config)
-    card, pairs = persona.card(), persona.pairs()
-    require_trainable_pairs(persona, pairs)
+    card, pairs = persona.card(), [p.pair for p in preferences] or persona.pairs()
+    if preferences:
+        _require_preferences(config, preferences, parent)
+    else:
+        require_trainable_pairs(persona, pairs)
     validate.require_packages(config)
     _require_open_names(config)
     quotas.require_disk_quota()
-    rows = split_since(pairs, parent, config)
+    rows = split_preferences(preferences, parent, config) if preferences else split_since(pairs, parent, config)
     if all(row.held_out for row in rows):
         raise InputError(
             "{path}: each pair that is left was held out by {parent}, so there is nothing to learn from. Write new "
@@ -70,6 +89,8 @@ def create_run(
         "data_sha256": hash_pairs(pairs),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+    if preferences:
+        manifest["kind"] = "preferences"
     if parent:
         manifest["parent"] = copy_parent(run, parent, rows)
     if estimate:
@@ -77,6 +98,35 @@ def create_run(
     write_atomic(run.path / "run.json", to_json(manifest))
     run.log("state", state="starting")
     return run
+
+
+def create_preference_run(
+    persona: Persona, preferences: Sequence[Preference], parent: Parent | None, given: Mapping[str, Any]
+) -> Run:
+    """create_run() on preferences, with PREFERENCE_SETTINGS and those of `given` on top. Raises InputError.
+
+    Its memory is not estimated before: a run that needs too much proposes smaller settings.
+    """
+    config = make_config("quick", **{**PREFERENCE_SETTINGS, **resolve_aliases(given)})
+    config = adopt_settings(config, parent, given) if parent else config
+    machine = hardware.this_machine()
+    validate.check_config(config, hardware.plan_device(machine, config.dtype), machine.gpus)
+    return create_run(persona, config, parent=parent, preferences=preferences)
+
+
+def _require_preferences(config: RunConfig, preferences: Sequence[Preference], parent: Parent | None) -> None:
+    if parent is None:
+        raise InputError("Preferences change an adapter: name the one to go on from, or train one first.")
+    if len(preferences) < MIN_PREFERENCES:
+        raise InputError(
+            "{count} preferences are too few to learn from and to measure on: it takes {least}. Vote or correct more.",
+            count=len(preferences),
+            least=MIN_PREFERENCES,
+        )
+    if config.packing:
+        raise InputError("packing: does not go with preferences. Set packing to false.")
+    if distributed.process_count() > 1:
+        raise InputError("Preferences are learned in one process. Start it without accelerate or torchrun.")
 
 
 def create_fitted_run(
@@ -271,7 +321,8 @@ def retry_smaller(persona: Persona, run: Run) -> Run:
     if oom_recovery.can_resume_with(changes):
         run.update_manifest(config=config.model_dump())
     else:
-        run = create_run(persona, config, parent=reopen_parent(run))
+        preferences = [Preference(row.pair, row.rejected) for row in run.rows() if row.rejected]
+        run = create_run(persona, config, parent=reopen_parent(run), preferences=preferences)
     start_run(run)
     return run
 

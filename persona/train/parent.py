@@ -9,7 +9,7 @@ gone. `parent` in run.json names it. The optimizer is a fresh one.
 import re
 import shutil
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from persona.models.adapter import ADAPTER_FILES, WEIGHTS_FILE, Adapter
 from persona.models.download import MODELSCOPE_PREFIX
 from persona.store.files import explain_disk_error, fsync_folder, hash_file
 from persona.store.pairs import Pair
+from persona.store.preferences import Preference
 from persona.template.chat_template import shipped_templates
 from persona.train.config import RunConfig, make_config
 from persona.train.run_folder import Run, RunRow
@@ -215,6 +216,14 @@ def split_since(pairs: list[Pair], parent: Parent | None, config: RunConfig) -> 
     new = [row.pair for row in rows if row.is_new]
     drawn_new = iter(split_held_out(new, config.eval_fraction, config.seed, config.max_eval_rows))
     return [RunRow(r.pair, next(drawn_new).held_out, True) if r.is_new and len(new) > 1 else r for r in rows]
+
+
+def split_preferences(preferences: Sequence[Preference], parent: Parent | None, config: RunConfig) -> list[RunRow]:
+    """The rows of a run on preferences. Those that the parent, itself such a run, held out stay held out."""
+    pairs = [p.pair for p in preferences]
+    earlier = parent if parent and any(row.rejected for row in parent.rows or ()) else None
+    rows = split_since(pairs, earlier, config)
+    return [replace(row, is_new=False, rejected=p.rejected) for row, p in zip(rows, preferences, strict=True)]
 
 
 def repeat_new(rows: Sequence[RunRow], repeats: int) -> list[int]:

@@ -1,5 +1,6 @@
 """A run made ready to train on this machine: base and template opened, rows rendered, checked and split."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +33,9 @@ class PreparedRun:
     held_out: list[TrainingExample]
     train_pairs: int  # different ones in `train`
     parent: Parent | None = None  # the adapter that it goes on from
+    # of a run on preferences: the worse answers, beside the better ones in `train` and `held_out`
+    rejected: Sequence[TrainingExample] = ()
+    rejected_held_out: Sequence[TrainingExample] = ()
 
 
 def prepare_run(run: Run) -> PreparedRun:
@@ -66,8 +70,15 @@ def prepare_run(run: Run) -> PreparedRun:
         versions=installed_versions(packages),
     )
     held_out = [e for e, r in zip(examples, rows, strict=True) if r.held_out]
-    train = [examples[n] for n in repeat_new(rows, config.new_pair_repeats)]
-    return PreparedRun(run, config, opened, renderer, plan, train, held_out, len(rows) - len(held_out), parent)
+    epoch = repeat_new(rows, config.new_pair_repeats)
+    prepared = PreparedRun(
+        run, config, opened, renderer, plan, [examples[n] for n in epoch], held_out, len(rows) - len(held_out), parent
+    )
+    if not rows[0].rejected:
+        return prepared
+    worse = render_examples(renderer, [replace(r.pair, output=r.rejected) for r in rows])
+    rejected_held_out = [e for e, r in zip(worse, rows, strict=True) if r.held_out]
+    return replace(prepared, rejected=[worse[n] for n in epoch], rejected_held_out=rejected_held_out)
 
 
 def installed_versions(packages: list[str]) -> dict[str, str]:

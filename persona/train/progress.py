@@ -60,7 +60,7 @@ _REQUIRED_KEYS = {"state": ("state",), "plan": ("steps",), "step": ("step", "sec
           "start": ("nll",), "diary": ("step", "answers"), "chosen": ("step",)}  # fmt: skip
 # fields of a step that are drawn: its rate, and the figures of monitor.py
 CURVES = ("learning_rate", "memory", "peak_memory", "cpu_load", "machine_load", "gpu_memory", "gpu_load",
-          "gpu_temperature")  # fmt: skip
+          "gpu_temperature", "reward_margin", "reward_chosen")  # fmt: skip
 _INTEGERS = ("step", "steps", "tokens")
 _NUMBERS = ("time", "seconds", "nll", "loss", "tokens_per_s", "adapter_nll", *CURVES)
 

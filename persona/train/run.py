@@ -45,6 +45,7 @@ from persona.train.collator import Collator
 from persona.train.config import count_steps
 from persona.train.evaluator import Evaluator
 from persona.train.parent import load_parent_weights
+from persona.train.preference import PreferenceCollator, PreferenceEvaluator, PreferenceTrainer, to_rows
 from persona.train.prepare import PreparedRun, prepare_run
 from persona.train.progress import RunProgress
 from persona.train.run_folder import Run
@@ -112,11 +113,13 @@ def build_trainer(prepared: PreparedRun, clock: TrainingClock, callback: RunCall
         validate.check_packing(model, prepared.base.id)
     pack = config.max_length if config.packing else 0
     try:
-        trainer = Trainer(
+        collate = Collator(renderer.tokenizer.pad_token_id, pack=pack)
+        learns_preferences = isinstance(evaluator, PreferenceEvaluator)
+        trainer = (PreferenceTrainer if learns_preferences else Trainer)(
             model=model, args=make_sft_config(prepared, prepared.run.checkpoints),
-            train_dataset=_to_dataset(prepared.train),
+            train_dataset=_to_dataset(prepared.train, prepared.rejected),
             eval_dataset=_to_dataset(prepared.held_out) if prepared.held_out else None,
-            data_collator=Collator(renderer.tokenizer.pad_token_id, pack=pack),
+            data_collator=PreferenceCollator(collate) if learns_preferences else collate,
             processing_class=renderer.tokenizer, peft_config=lora,
             clock=clock, callback=callback, evaluator=evaluator,
         )  # fmt: skip
@@ -149,7 +152,9 @@ def _load_model(prepared: PreparedRun) -> tuple[Any, LoraConfig | None]:
     return model, lora_config.make_lora_config(config, model, token_rows)
 
 
-def _to_dataset(examples: Sequence[TrainingExample]) -> Dataset:
+def _to_dataset(examples: Sequence[TrainingExample], rejected: Sequence[TrainingExample] = ()) -> Dataset:
+    if rejected:
+        return Dataset.from_list(to_rows(examples, rejected))
     return Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples])
 
 
@@ -191,7 +196,7 @@ def _train_run(run: Run, deadline: float | None, cleanup: contextlib.ExitStack) 
     distributed.init_processes()
     prepared = prepare_run(run)
     clock = TrainingClock()
-    evaluator = Evaluator(prepared, clock)
+    evaluator = (PreferenceEvaluator if prepared.rejected else Evaluator)(prepared, clock)
     patience = prepared.config.early_stopping_patience if prepared.held_out else 0
     callback = RunCallback(run, clock, patience, end, logging_steps=prepared.config.logging_steps)
     _stop_on_signals(callback, cleanup)
@@ -202,6 +207,8 @@ def _train_run(run: Run, deadline: float | None, cleanup: contextlib.ExitStack) 
     _log_plan(prepared)
     checkpoint = distributed.run_on_main(lambda: checkpoints.find_last_checkpoint(run.checkpoints))
     known = distributed.run_on_main(lambda: run.progress()) if checkpoint else RunProgress()
+    if isinstance(evaluator, PreferenceEvaluator):
+        evaluator.measure_reference(trainer.model)
     evaluator.base_nll = measure_base(trainer.model, evaluator) if known.base_nll is None else known.base_nll
     evaluator.start_nll = measure_start(trainer.model, evaluator) if known.start_nll is None else known.start_nll
     run.log("state", state="running")
@@ -283,11 +290,13 @@ def save_best_adapter(
     run, held_out, step = evaluator.prepared.run, evaluator.prepared.held_out, state.global_step
     evals = {e["step"]: e for e in run.events() if e.get("event") == "eval" and e["step"]}
     snapshot_steps = [s for s in snapshots.list_snapshot_steps(run) if s in evals]
-    row_nats, current = {s: evals[s]["rows"] for s in snapshot_steps}, None
+    ranks = "losses" if evaluator.prepared.rejected else "rows"  # of an evaluation's event
+    row_nats, current = {s: evals[s][ranks] for s in snapshot_steps}, None
     if callback.stop_requested and not callback.diverged and not callback.is_finished(state) and snapshot_steps:
-        current = evaluator.score_held_out(model)  # stopped between two evaluations: it may be the best
-        row_nats[step] = current.nats
-    best = snapshots.choose_best_snapshot(row_nats, [e.learned for e in held_out])
+        current, facts = evaluator.measure(model)  # stopped between two evaluations: it may be the best
+        row_nats[step] = facts.get("losses", current.nats)
+    weights = [1 if evaluator.prepared.rejected else e.learned for e in held_out]
+    best = snapshots.choose_best_snapshot(row_nats, weights)
     keeps_last = not evaluator.prepared.config.load_best_model_at_end and step >= state.max_steps
     if best in snapshot_steps and (callback.diverged or not keeps_last):
         snapshots.replace_adapter(snapshots.snapshot_dir(run, best), run.adapter)
@@ -323,6 +332,9 @@ def finish_run(model: Any, state: TrainerState, callback: RunCallback, evaluator
     trained, total = model.get_nb_trainable_parameters()
     figures |= {"status": status, "adapter_nll": nll, "peak_memory_bytes": monitor.peak_memory(),
                 "trainable_parameters": trained, "total_parameters": total}  # fmt: skip
+    if saved and evaluator.prepared.rejected:
+        checkpoints.load_weights(model, run.adapter)
+    figures |= evaluator.final_figures(model)
     result = {"run": str(run.path), "adapter": str(run.adapter), **figures}
     run.log("result", **result)
     run.log("chosen", step=step, nll=nll)

@@ -2,7 +2,8 @@
 
     run.json           config (RunConfig), persona, data_sha256, created, base, dtype, template, library versions
     pairs.jsonl        the pairs of the run; "held_out": true on those it is measured on, "new": true on those that are
-                       new since the adapter that it goes on from
+                       new since the adapter that it goes on from; "rejected": the worse answer, in a run on preferences
+    reference.json     likelihoods that a run on preferences compares with (preference.py)
     events.jsonl       what happened, an event a line (progress.py reads them)
     worker.json        {"pid", "started"} of the run's process, which waits for its turn or trains
     stop               an empty file: the run is to stop at its next step
@@ -54,16 +55,21 @@ from persona.write.lint.finding import normalize_text
 
 @dataclass(frozen=True)
 class RunRow:
-    """A pair of a run. is_new: its parent's run did not have it (parent.py)."""
+    """A pair of a run. is_new: its parent's run did not have it (parent.py).
+
+    rejected: of a run on preferences, the worse answer; the pair has the better one.
+    """
 
     pair: Pair
     held_out: bool
     is_new: bool = False
+    rejected: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Its line of pairs.jsonl."""
         marks = {"held_out": self.held_out, "new": self.is_new}
-        return self.pair.to_dict() | {name: True for name, is_set in marks.items() if is_set}
+        rejected = {"rejected": self.rejected} if self.rejected else {}
+        return self.pair.to_dict() | rejected | {name: True for name, is_set in marks.items() if is_set}
 
 
 def trained_questions(rows: Iterable[RunRow]) -> frozenset[str]:
@@ -119,7 +125,7 @@ class Run:
         try:
             # not splitlines(): U+2028 and U+0085 are line ends to it, and pasted text holds them
             values = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-            marks = [(bool(v.pop("held_out", False)), bool(v.pop("new", False))) for v in values]
+            marks = [(bool(v.pop("held_out", False)), bool(v.pop("new", False)), v.pop("rejected", "")) for v in values]
             return [RunRow(parse_pair(v), *marked) for v, marked in zip(values, marks, strict=True)]
         except (ValueError, AttributeError, TypeError, RecursionError) as e:
             raise RunError("{file}: damaged ({reason}). Start a new run.", file=file, reason=f"{e!s:.200}") from e

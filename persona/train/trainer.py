@@ -44,7 +44,7 @@ class Trainer(SFTTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         batches = LengthGroupedBatchSampler(
-            [len(ids) for ids in self.train_dataset["input_ids"]], self.args.per_device_train_batch_size,
+            self._row_lengths(), self.args.per_device_train_batch_size,
             self.args.gradient_accumulation_steps, self.args.data_seed, lambda: self.state.global_step,
             self.evaluator.prepared.config.group_by_length,
         )  # fmt: skip
@@ -54,6 +54,10 @@ class Trainer(SFTTrainer):
         # with a generator of its own: the loader draws a number at each start
         return DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=collate, generator=torch.Generator(),
                           pin_memory=self.args.dataloader_pin_memory)  # fmt: skip
+
+    def _row_lengths(self) -> list[int]:
+        """Tokens of each row of an epoch."""
+        return [len(ids) for ids in self.train_dataset["input_ids"]]
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of one optimizer step, and how many tokens all processes together learn from them."""
@@ -169,6 +173,7 @@ class RunCallback(TrainerCallback):
         self.run.log(
             "step", step=state.global_step, loss=recorded, learning_rate=logs.get("learning_rate"), grad_norm=norm,
             seconds=round(self.clock.elapsed(), 3), tokens=self.clock.tokens, **self.monitor.sample(),
+            **{name: logs[name] for name in ("reward_margin", "reward_chosen") if name in logs},
         )  # fmt: skip
         # this step's update is made already: with a gradient that is not finite, the weights are not either. In
         # float16 such gradients are expected, and the scaler skips their steps.

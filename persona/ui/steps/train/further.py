@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from persona.errors import PersonaError
-from persona.judge import training_gain
+from persona.judge import preference_verdict, training_gain
 from persona.share import open_adapter
 from persona.share.adapter_ref import AdapterRef
 from persona.train.config import ALL_PRESETS, FURTHER, PRESETS, RunConfig
@@ -156,6 +156,8 @@ def held_out_curve(p: RunProgress) -> list[tuple[int, float]]:
 
 def change_html(p: RunProgress) -> str:
     """Held-out NLL before and after training further, with the intervals; "" for a run without a parent."""
+    if verdict := preference_verdict.describe_preferences(p):
+        return f'<div class="good" data-testid="preferences">{escape(localized(verdict))}</div>'
     change = training_gain.estimate_change(p)
     if change is None:
         return ""

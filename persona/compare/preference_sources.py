@@ -1,0 +1,81 @@
+"""A persona's own blind votes and corrections as preferences to learn from."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from persona.compare import dpo_export
+from persona.compare.blind_votes import BlindQuestion
+from persona.compare.conversation import Conversation, VoiceRecord, column_history
+from persona.compare.conversation_store import ConversationStore, list_conversations
+from persona.compare.corrections import find_corrections
+from persona.errors import InputError, Message
+from persona.store.pairs import Pair
+from persona.store.persona_folder import Persona
+from persona.store.preferences import Preference, PreferenceSet, parse_preference
+
+
+def collect_preferences(
+    persona: Persona, asked: Sequence[BlindQuestion], talks: Iterable[Conversation]
+) -> PreferenceSet:
+    """Votes for one of two answers, and corrections over what was said; equal ones come once.
+
+    left_out: how many gave none, by reason.
+    """
+    own = [q for q in asked if _is_own(persona, q.left.voice) and _is_own(persona, q.right.voice)]
+    votes = dpo_export.collect_preferences(own)
+    reasons: Counter[str] = Counter({str(reason): count for reason, count in votes.left_out.items()})
+    if foreign := sum(bool(q.choice) for q in asked) - sum(bool(q.choice) for q in own):
+        reasons["an answer was made by another persona"] = foreign
+    found: dict[Preference, None] = {}
+    for row in votes.rows:
+        try:
+            preference = parse_preference(row)
+        except InputError as e:
+            reasons[e.message] += 1
+            continue
+        # the persona's prompt at the time of the vote: as everywhere, it is trained with the one that it has now
+        found[replace(preference, pair=replace(preference.pair, system="", source="vote"))] = None
+    for preference in _corrected(persona, own, talks):
+        if preference.pair.output.strip() == preference.rejected.strip() or not preference.rejected.strip():
+            reasons[Message("a correction says what was said")] += 1
+        else:
+            found[preference] = None
+    left_out = [Message("{count} left out: {reason}.", count=n, reason=why) for why, n in reasons.items()]
+    return PreferenceSet(tuple(found), tuple(left_out))
+
+
+def collect_all(persona: Persona) -> PreferenceSet:
+    """Those of all visitors: for the persona's owner."""
+    from persona.compare.blind_votes import read_all_visitors
+
+    stores = [ConversationStore(folder) for folder in sorted((persona.path / "talks").glob("*")) if folder.is_dir()]
+    talks = [talk for store in stores for talk in list_conversations(store)]
+    return collect_preferences(persona, read_all_visitors(persona.path), talks)
+
+
+def _is_own(persona: Persona, voice: VoiceRecord) -> bool:
+    """Whether a voice is the persona's, or a base; a run's name is unique, so a renamed persona keeps its runs."""
+    kind, _, rest = voice.adapter.partition("/")
+    slug, _, run = rest.partition("/")
+    is_run = kind == "run" and (slug == persona.path.name or (persona.runs_dir / run.partition("@")[0]).is_dir())
+    return voice.kind != "adapter" or is_run
+
+
+def _corrected(persona: Persona, asked: Sequence[BlindQuestion], talks: Iterable[Conversation]) -> Iterable[Preference]:
+    """What was said where a pair corrects it, by any own voice."""
+    corrections = find_corrections(persona)
+    said = [
+        (q.said, side.history, answer)
+        for q in asked
+        for side, answer in zip((q.left, q.right), q.answers, strict=False)
+    ] + [
+        (turn.said, column_history(talk, turn.id, answer.voice.column), answer)
+        for talk in talks
+        for turn in talk.turns
+        for answer in turn.answers
+    ]
+    for question, history, answer in said:
+        if answer.voice.kind == "adapter" and _is_own(persona, answer.voice) and (question, history) in corrections:
+            output = corrections[question, history][1]
+            yield Preference(Pair(question, output, history, "correction"), answer.text)

@@ -1,0 +1,24 @@
+"""What a run on preferences has changed, in words."""
+
+from persona.errors import Message, join
+from persona.judge import training_gain
+from persona.train.progress import RunProgress, is_number
+
+
+def describe_preferences(p: RunProgress) -> str:
+    """How often the better held-out answer is the likelier one, and whether it became less likely; "" otherwise."""
+    before, after = (p.result.get(f"accuracy_{when}", -1) for when in ("before", "after"))
+    if not (is_number(before) and is_number(after)) or min(before, after) < 0:
+        return ""
+    verdict = Message(
+        "Of held-out choices it now prefers yours in {after:.0f} % (before {before:.0f} %; {count} choices).",
+        after=100 * after,
+        before=100 * before,
+        count=training_gain.count_held_out(p) or 0,
+    )
+    change = training_gain.estimate_change(p)
+    if change is None or not change.is_worse:
+        return verdict
+    return join(" ", [verdict, Message(
+        "But your chosen answers themselves have become less likely: {before:.2f} → {after:.2f} nats per token. Raise "
+        "sft_weight, or lower learning_rate.", before=change.before.value, after=change.after.value)])  # fmt: skip

@@ -1,0 +1,121 @@
+"""Preferences: a prompt, the better answer and a worse one; and the rows of other programs that hold them."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from persona.errors import InputError, Message
+from persona.store.files import require_regular_file
+from persona.store.pairs import Pair, parse_pair
+
+ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+
+
+@dataclass(frozen=True)
+class Preference:
+    """pair: the prompt and the better answer. rejected: the other answer to it."""
+
+    pair: Pair
+    rejected: str
+
+
+@dataclass(frozen=True)
+class PreferenceSet:
+    """Preferences to learn from, and what was left out of them: in words, one a line or vote."""
+
+    preferences: tuple[Preference, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def read_preferences(file: Path) -> PreferenceSet:
+    """The rows of a file: JSON lines or one JSON list, in TRL's or LLaMA-Factory's shapes (`parse_preference`).
+
+    Raises InputError for a file that cannot be read, or has no row that can be learned from.
+    """
+    require_regular_file(file)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError("{path}: cannot be read ({reason}).", path=file, reason=e) from e
+    kept: list[Preference] = []
+    left_out: list[str] = []
+    for number, row in _rows(text):
+        try:
+            kept.append(parse_preference(row if not isinstance(row, str) else json.loads(row)))
+        except (InputError, ValueError, RecursionError) as e:
+            why = e.message if isinstance(e, InputError) else Message("not JSON that can be read ({reason})", reason=e)
+            left_out.append(Message("row {row}: {why}.", row=number, why=why))
+    if not kept:
+        raise InputError(
+            '{path}: no row of it is a preference ({why}). A row is {{"prompt": …, "chosen": …, "rejected": …}}.',
+            path=file,
+            why=left_out[0].rstrip(".") if left_out else Message("it is empty"),
+        )
+    return PreferenceSet(tuple(kept), tuple(left_out))
+
+
+def _rows(text: str) -> Iterable[tuple[int, Any]]:
+    """(number from 1, row); a line of JSON lines is not parsed yet."""
+    if text.lstrip().startswith("["):
+        try:
+            return list(enumerate(json.loads(text), 1))
+        except (ValueError, RecursionError):
+            pass
+    return [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def parse_preference(row: Any) -> Preference:
+    """The preference in a JSON object. Raises InputError without a row number, which the caller adds.
+
+    TRL: `prompt`, a text or messages, with `chosen` and `rejected`; without `prompt`, both are whole conversations.
+    LLaMA-Factory: `instruction` and `input`, or `conversations`, with both answers.
+    """
+    if not isinstance(row, dict) or "chosen" not in row or "rejected" not in row:
+        raise InputError("'chosen' or 'rejected' is missing")
+    chosen, rejected = row["chosen"], row["rejected"]
+    system, history = row.get("system") or "", row.get("history") or []
+    if "prompt" in row:
+        prompt = _messages(row["prompt"])
+    elif "conversations" in row:
+        prompt = _messages(row["conversations"])
+    elif "instruction" in row:
+        asked = "\n".join(text for text in (row["instruction"], row.get("input")) if text)
+        earlier = [(role, text) for turn in history for role, text in zip(("user", "assistant"), turn, strict=True)]
+        prompt = [*earlier, ("user", asked)]
+    else:
+        prompt = _messages(chosen)[:-1]
+        if _messages(rejected)[:-1] != prompt:
+            raise InputError("the two answers are to different prompts")
+    if prompt and prompt[0][0] == "system":
+        system = prompt.pop(0)[1]
+    roles = [role for role, _ in prompt]
+    if not prompt or roles != ["user", "assistant"] * (len(prompt) // 2) + ["user"]:
+        raise InputError("its prompt is not a conversation that ends with a question")
+    texts = [text for _, text in prompt]
+    turns = [list(texts[n : n + 2]) for n in range(0, len(texts) - 1, 2)]
+    better, worse = _answer(chosen), _answer(rejected)
+    if not better.strip() or not worse.strip():
+        raise InputError("an answer is empty")
+    if better.strip() == worse.strip():
+        raise InputError("the two answers are equal")
+    about = {"instruction": texts[-1], "history": turns, "system": system}
+    parse_pair({**about, "output": worse})
+    return Preference(parse_pair({**about, "output": better, "source": "preference"}), worse)
+
+
+def _messages(value: Any) -> list[tuple[str, str]]:
+    """(role, text) of a prompt, which is one message's text, or messages as OpenAI or ShareGPT write them."""
+    if isinstance(value, str):
+        return [("user", value)]
+    try:
+        return [(ROLES[m.get("role", m.get("from"))], str(m.get("content", m.get("value")))) for m in value]
+    except (AttributeError, KeyError, TypeError) as e:
+        raise InputError("its messages have no role or text that is known") from e
+
+
+def _answer(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [value]
+    return _messages(value)[-1][1] if value else ""
