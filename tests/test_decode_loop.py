@@ -138,7 +138,7 @@ def test_a_step_that_no_graph_can_hold_is_computed_without(model, graphs, monkey
 def test_graphs_are_used_where_they_were_asked_for_and_fit(tiny_gemma, monkeypatch):
     model = load(tiny_gemma)
 
-    def kind(device="cuda", asked="1", room=decode_loop.MAX_STATIC_TOKENS, **other):
+    def kind(device="cuda", asked="", room=decode_loop.MAX_STATIC_TOKENS, **other):
         with monkeypatch.context() as patch:
             patch.setenv("PERSONA_CUDA_GRAPHS", asked)
             weights = [SimpleNamespace(device=torch.device(device), is_meta=False)]
@@ -153,7 +153,10 @@ def test_graphs_are_used_where_they_were_asked_for_and_fit(tiny_gemma, monkeypat
 
     real = decode_loop.wants_cuda_graph
     assert kind() is decode_loop.StaticDecodeLoop
-    growing = [kind("cpu"), kind(asked=""), kind(room=127), kind(_can_compile_fullgraph=False)]
+    monkeypatch.setattr(decode_loop, "is_quantized", lambda _: True)
+    assert kind() is decode_loop.DecodeLoop and kind(asked="1") is decode_loop.StaticDecodeLoop
+    monkeypatch.setattr(decode_loop, "is_quantized", lambda _: False)
+    growing = [kind("cpu"), kind(asked="0"), kind(room=127), kind(_can_compile_fullgraph=False)]
     assert growing == [decode_loop.DecodeLoop] * 4
     assert kind(room=128) is decode_loop.StaticDecodeLoop, "33 + 24 tokens rounded up, twice"
     monkeypatch.setattr(model.config, "layer_types", ["linear_attention", "full_attention"])
@@ -194,8 +197,9 @@ def test_a_real_graph_says_what_the_growing_cache_says(tiny_gemma, adapters, mon
         Column(n, p)
         for n, p in zip((NO_ADAPTER, one, model.blend({one: 0.5, two: 0.7})), PROMPTS["different"], strict=True)
     ]
+    monkeypatch.setenv("PERSONA_CUDA_GRAPHS", "0")
     grown = say(model, columns, WAYS[way])
-    monkeypatch.setenv("PERSONA_CUDA_GRAPHS", "1")
+    monkeypatch.delenv("PERSONA_CUDA_GRAPHS")
     for _ in range(2):
         assert say(model, columns, WAYS[way]) == grown
     assert len(captured) == 2

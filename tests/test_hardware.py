@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from persona.models.hardware import Machine, plan_device, this_machine
 from persona.models.memory import StepShape, estimate_memory, infer_model_shape
 from persona.store.workspace import PROJECT_DIR
-from persona.train.duration import STARTUP_SECONDS, TrainingWork, estimate_seconds, estimate_speed
 from persona.train.plan import plan_training
-from persona.train.progress import RunProgress
 
 
 def cuda(bf16: bool = True) -> Machine:
@@ -289,38 +287,6 @@ def test_a_plan_keeps_its_word(work, machine, base, accumulation, free):
     assert plan.batch_size * plan.accumulation == work.batch * accumulation
     assert plan.checkpointing >= work.checkpointing
     assert work.quantization in ("none", plan.quantization)
-
-
-# ---- time
-
-
-WORK = TrainingWork(tokens=55_000, learned=26_000, evaluations=12, held_out=2_000, samples=3)
-
-
-def test_time_grows_with_work_and_falls_with_speed():
-    machine, shape = MACHINES["AMX"], BASES["270M"]
-    plan = plan_training(machine, shape, ROWS)
-
-    def seconds(machine=machine, **work) -> float | None:
-        return estimate_seconds(machine, shape, plan, replace(WORK, **work))
-
-    assert seconds() == pytest.approx(270, rel=0.25), "4 min 30 s from the start to the adapter on such a machine"
-    assert seconds(tokens=110_000, learned=52_000) > 1.5 * seconds()
-    assert seconds(samples=0) < seconds(evaluations=24) - 20
-    assert seconds(replace(machine, rates=(("float32", 1.3e12), ("bfloat16", 1.5e13)))) < seconds() / 2
-    busy = replace(machine, rates=(("float32", 1.3e11 / 4), ("bfloat16", 1.5e12 / 4)))
-    assert seconds(busy) > 3 * seconds(), "other programs compute beside it"
-    assert seconds(replace(machine, rates=())) is None
-    speed = estimate_speed(machine, shape, plan, WORK)
-    assert seconds(evaluations=0) == pytest.approx(STARTUP_SECONDS + WORK.tokens / speed, rel=0.02)
-
-
-def test_a_finished_run_knows_better_than_the_matmuls():
-    machine, shape = MACHINES["AMX"], BASES["270M"]
-    plan = plan_training(machine, shape, ROWS)
-    last = RunProgress(result={"tokens_per_s": 100}, evaluation_seconds=7.0)
-    assert estimate_speed(machine, shape, plan, WORK, last) == 100
-    assert estimate_seconds(machine, shape, plan, WORK, last) == STARTUP_SECONDS + 550 + 12 * 7
 
 
 @pytest.mark.slow

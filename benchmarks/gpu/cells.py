@@ -11,7 +11,10 @@ LORAS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the table. side: ours, recipe, trl or unsloth; rows: short or long; batch: rows a step."""
+    """One row of the table. rows: short or long; batch: rows a step.
+
+    side: ours, recipe, trl or unsloth; "ours kernels" and "ours compiled" are what training.variant() says.
+    """
 
     side: str
     base: str
@@ -34,22 +37,21 @@ class Scale:
 def training_cells(base: str) -> list[Cell]:
     """The cells of one base, the most wanted first."""
     return [
-        Cell("ours", base, batch=4),
+        Cell("ours", base),
+        Cell("ours kernels", base),
         Cell("recipe", base, batch=4),
-        Cell("ours", base, batch=8),
-        Cell("trl", base, batch=8),
-        Cell("ours", base, "nf4", batch=4),
+        Cell("trl", base),
+        Cell("ours", base, "nf4"),
         Cell("recipe", base, "nf4", batch=4),
-        Cell("ours", base, lora="r16 all"),
-        Cell("ours", base, "nf4", "r16 all"),
-        Cell("trl", base, "nf4", batch=8),
+        Cell("ours compiled", base),
         Cell("ours", base, lora="r16 all", rows="long"),
+        Cell("ours kernels", base, lora="r16 all", rows="long"),
         Cell("trl", base, lora="r16 all", rows="long"),
-        Cell("ours", base, "nf4", "r16 all", "long"),
-        Cell("ours", base, lora="r16 all", batch=32),
-        Cell("trl", base, lora="r16 all"),
-        Cell("recipe", base, lora="r16 all", batch=4),
-        Cell("recipe", base, lora="r16 all", rows="long", batch=4),
+        Cell("trl", base, "nf4"),
+        Cell("ours", base, batch=4),
+        Cell("ours", base, batch=32),
+        Cell("ours kernels", base, batch=32),
+        Cell("ours compiled", base, lora="r16 all", rows="long"),
     ]
 
 

@@ -1,6 +1,6 @@
 """Side by side in one batch, against plain `generate` one reply after the other, and against the bandwidth limit.
 
-In one batch it is measured as it is by default, and on a GPU with CUDA graphs too (PERSONA_CUDA_GRAPHS).
+In one batch it is measured without CUDA graphs, and on a GPU with them too, as is the default (PERSONA_CUDA_GRAPHS).
 
 Each side writes a fixed number of tokens greedily, after a round that warms up; the median of three rounds counts. The
 limit: the weights are read once a step, so no column can have more tokens/s than bandwidth / bytes of the weights.
@@ -21,7 +21,7 @@ from persona.models import adapter, decode_loop
 from persona.models.sampling import Sampling
 
 QUESTIONS = ("你是谁？", "外头冷吗？", "令尊在朝中担任何职？", "今天被领导骂哭了，心里委屈。")
-ROUNDS = 3
+ROUNDS = 2
 
 
 def measure_chat(adapter_folder: Path, base_folder: Path, columns: int, tokens: int, bandwidth: float) -> dict:
@@ -68,13 +68,11 @@ def ask_with_graphs(voices: session.LoadedModel, columns: Sequence[session.Colum
     """ask_together() with a CUDA graph; `captured` is false where none could be made."""
     captured = []
     real = decode_loop.capture_graph
-    os.environ["PERSONA_CUDA_GRAPHS"] = "1"
     try:
         decode_loop.capture_graph = lambda forward: captured.append(real(forward)) or captured[-1]
-        return ask_together(voices, columns, sampling) | {"captured": bool(captured)}
+        return ask_together(voices, columns, sampling, graphs=True) | {"captured": bool(captured)}
     finally:
         decode_loop.capture_graph = real
-        del os.environ["PERSONA_CUDA_GRAPHS"]
 
 
 def describe_graphs(graphs: list[dict], together: list[dict], plain_rate: float) -> dict:
@@ -89,8 +87,11 @@ def describe_graphs(graphs: list[dict], together: list[dict], plain_rate: float)
     }
 
 
-def ask_together(voices: session.LoadedModel, columns: Sequence[session.Column], sampling: Sampling) -> dict:
+def ask_together(
+    voices: session.LoadedModel, columns: Sequence[session.Column], sampling: Sampling, graphs: bool = False
+) -> dict:
     """All columns in one batch, as the page does it. rate: tokens/s of a column on average."""
+    os.environ["PERSONA_CUDA_GRAPHS"] = str(int(graphs))
     start = time.perf_counter()
     *_, replies = session.stream_replies(voices, columns, sampling, stop_id=-1)  # none of its ids
     seconds = time.perf_counter() - start

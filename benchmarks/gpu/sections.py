@@ -22,8 +22,11 @@ class Job:
 
 def measure_cells(cells: list[Cell], job: Job) -> Iterator[Record]:
     """One record a cell; a cell that fails, or for which no time is left, says so."""
+    from benchmarks.gpu.bases import build_base
     from benchmarks.gpu.training import measure_cell, reset_memory
 
+    for name in dict.fromkeys(cell.base for cell in cells):
+        build_base(name, job.folder, job.scale.tiny)
     longest = 0.0
     for cell in cells:
         start = time.time()
@@ -62,7 +65,7 @@ def measure_chats(base: str, job: Job) -> Iterator[Record]:
         if time.time() > job.until:
             yield {"base": base, "columns": columns, "skipped": "out of time"}
             continue
-        tokens = 8 if job.scale.tiny else 64
+        tokens = 8 if job.scale.tiny else 48
         yield {"base": base} | chat.measure_chat(Path(made["adapter"]), base_folder, columns, tokens, bandwidth)
 
 

@@ -4,11 +4,12 @@ Every side trains the same rendered rows with the same labels for a few steps, t
 as the page starts it, by train_run(); the others are built in benchmarks/train.py and unsloth.py.
 """
 
+import contextlib
 import gc
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,13 @@ def measure_cell(cell: Cell, folder: Path, scale: Scale) -> dict[str, Any]:
     persona = (bases.short_persona if cell.rows == "short" else bases.long_persona)(folder)
     found, tokenizer, rows = render_rows(base_folder, persona)
     reset_memory()
-    if cell.side == "ours":
+    begun = time.time()
+    if cell.side.startswith("ours"):
         figures = train_ours(cell, persona, found, rows, scale)
     else:
         plain = [{"input_ids": r.input_ids, "labels": r.labels} for r in rows]
         figures = train_stock(cell, found, tokenizer, plain, scale)
-    figures |= peak_memory()
+    figures |= peak_memory() | {"cell_seconds": round(time.time() - begun, 1)}
     if tokens_per_s := figures["tokens_per_s"]:
         learned = sum(r.learned for r in rows) / sum(len(r.input_ids) for r in rows)
         shape = train_plan.read_base_shape(found)
@@ -68,11 +70,12 @@ def train_ours(cell: Cell, persona: Persona, found: Base, rows: Sequence[Trainin
         eval_fraction=0, diary_probes=0, **LORAS[cell.lora],
     )  # fmt: skip
     run = launcher.create_run(persona, config)
-    train_run(run)
+    with variant(cell.side):
+        train_run(run)
     events = [e for e in run.events() if e["event"] == "step"][scale.warm - 1 :]
     points = [(e["seconds"], e["tokens"]) for e in events]
     seen = run.progress().plan
-    planned, seconds = plan_run(config, found, rows, seen["dtype"], points[-1][1] - points[0][1])
+    planned, seconds = plan_run(config, found, rows, seen["dtype"], points[-1][1] - points[0][1], len(points) - 1)
     return {
         "tokens_per_s": block_rate(points),
         "dtype": seen["dtype"],
@@ -84,8 +87,33 @@ def train_ours(cell: Cell, persona: Persona, found: Base, rows: Sequence[Trainin
     }
 
 
+@contextlib.contextmanager
+def variant(side: str) -> Iterator[None]:
+    """What may become ours: with the kernels of a CPU, but for attention; or torch.compile of each decoder layer."""
+    from persona.train import cpu_kernels
+    from persona.train import run as train_module
+
+    real, undo = train_module.build_trainer, contextlib.ExitStack()
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        trainer = real(*args, **kwargs)
+        if "kernels" in side:
+            undo.enter_context(cpu_kernels.cpu_kernels(trainer.model))
+        if "compiled" in side:
+            for layer in trainer.model.get_base_model().model.layers:
+                layer.compile(dynamic=True)
+        return trainer
+
+    train_module.build_trainer = build
+    try:
+        yield
+    finally:
+        train_module.build_trainer = real
+        undo.close()
+
+
 def plan_run(
-    config: RunConfig, found: Base, rows: Sequence[TrainingExample], dtype: str, tokens: int
+    config: RunConfig, found: Base, rows: Sequence[TrainingExample], dtype: str, tokens: int, steps: int
 ) -> tuple[memory.MemoryEstimate, float | None]:
     """What the page says before Start of these rows' heaviest step, and of the time for `tokens` without start-up."""
     machine, shape = hardware.this_machine(), train_plan.read_base_shape(found)
@@ -93,7 +121,7 @@ def plan_run(
     step = train_plan.find_heaviest_step(config, lengths)
     plan = train_plan.plan_training(machine, shape, step, 1, dtype)
     learned = tokens * sum(n for _, n in lengths) / sum(n for n, _ in lengths)
-    work = duration.TrainingWork(tokens, learned, evaluations=0, held_out=0, samples=0)
+    work = duration.TrainingWork(tokens, learned, evaluations=0, held_out=0, samples=0, steps=steps)
     seconds = duration.estimate_seconds(machine, shape, plan, work)
     return plan.memory, None if seconds is None else round(seconds - duration.STARTUP_SECONDS, 2)
 

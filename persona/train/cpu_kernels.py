@@ -22,13 +22,15 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from persona.models.placement import input_device
+
 MAX_SHORT_ROW = 256  # tokens of a row: up to here plain products beat the flash kernel, and their scores are small
 ATTENTION_NAME = "persona_short_rows"
 
 
 @contextlib.contextmanager
 def cpu_kernels(model: Any) -> Iterator[None]:
-    """While it lasts, the modules of a PeftModel on a CPU compute with the kernels of this file.
+    """While it lasts, the modules of a PeftModel compute with the kernels of this file; on a GPU not its attention.
 
     Weights, names and results stay as they are. At the end, after an error too, everything is as it was before: the
     model, the modules of transformers, and its table of attention functions.
@@ -43,7 +45,8 @@ def cpu_kernels(model: Any) -> Iterator[None]:
                 code = sys.modules[type(module).__module__]  # attention looks the function up here, by its name
                 if _is_standard_rotary(getattr(code, "apply_rotary_pos_emb", None)):
                     _replace(undo, code, "apply_rotary_pos_emb", apply_rotary)
-        _replace_attention(undo, model.get_base_model())
+        if input_device(model).type == "cpu":
+            _replace_attention(undo, model.get_base_model())
         yield
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # took 9.5 ms a token in float32, 3.8 in bfloat16 and 5.3 with checkpointing; this gives 8.9, 3.9 and 5.0.
 CPU_OVERHEAD = 0.6
 GPU_EFFICIENCY = 0.3  # the part of a GPU's matmul rate that training reaches; a usual figure, not measured by us
+# what launching the kernels of a layer takes on a GPU, forward and backward with LoRA, where computing takes less: an
+# H200 took 0.24 to 0.33 s a batch with the 34 layers of Gemma 3 4B and the 36 of Qwen3 4B (docs/gpu.md)
+GPU_LAYER_SECONDS = 0.008
 STARTUP_SECONDS = 12.0  # of an idle machine until the base is measured: imports, tokenizer, weights
 STARTUP_FLOPS = 2e11  # what a CPU could compute meanwhile: with other programs beside it, the start is slower too
 SAVE_SECONDS = 1.0  # of an evaluation: the snapshot and the checkpoint
@@ -32,6 +35,7 @@ class TrainingWork:
     evaluations: int  # with that of the base
     held_out: float  # tokens of the held-out rows
     samples: int  # questions that are answered at each evaluation
+    steps: int = 0  # of the optimizer
 
 
 def estimate_speed(machine: Machine, shape: ModelShape, plan: "TrainingPlan", work: TrainingWork,
@@ -48,7 +52,10 @@ def estimate_speed(machine: Machine, shape: ModelShape, plan: "TrainingPlan", wo
     rate = rates[plan.train_dtype] * GPU_EFFICIENCY
     if machine.device == "cpu":
         rate = 1 / (1 / rates[plan.train_dtype] + CPU_OVERHEAD / rates["float32"])
-    return rate * work.tokens / memory.step_flops(shape, work.tokens, work.learned, plan.checkpointing)
+    seconds = memory.step_flops(shape, work.tokens, work.learned, plan.checkpointing) / rate
+    if machine.device == "cuda":
+        seconds = max(seconds, work.steps * plan.accumulation * shape.layers * GPU_LAYER_SECONDS)
+    return work.tokens / seconds
 
 
 def estimate_evaluation_seconds(machine: Machine, shape: ModelShape, plan: "TrainingPlan", work: TrainingWork,

@@ -306,6 +306,7 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
         evaluations=math.ceil(steps / steps_between) + 1 + (parent is not None) if held_out else 0,
         held_out=held_out * mean_tokens,
         samples=min(config.diary_probes, len(card.probes) or 1),
+        steps=steps,
     )
     comparable = find_comparable_run(persona, config, plan)
     known = machine, shape, plan, work, comparable.progress() if comparable else None
