@@ -1,6 +1,7 @@
 """A persona's own votes and corrections as preferences; `persona prefer`."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from persona.store.persona_folder import PersonaCard, create_persona_at
 from persona.train.progress import RunProgress
 from persona.ui.navigation import TRAIN
 from persona.ui.steps.compare import blind_vote_tab
+from persona.ui.steps.train import further
 
 BASE = VoiceRecord("base", "base")
 OWN = VoiceRecord("adapter", "mags", "run/mags/r1")
@@ -76,13 +78,16 @@ def test_the_verdict_says_how_often_and_warns_where_the_chosen_answers_became_le
     figures = {"accuracy_before": 0.54, "accuracy_after": 0.83}
     learned = {"held_out": 2, "held_out_learned": [10, 10]}
     better, worse = {8: [9.0, 9.0]}, {8: [31.0, 30.0]}
-    said = [
-        describe_preferences(
-            RunProgress(result=figures, plan=learned, base_nll=3.0, chosen=8, start_rows=[20.0, 20.0],
-                        held_out_rows={0: [30.0, 30.0], **rows})
-        )
+    seen = [
+        RunProgress(result=figures, plan=learned, base_nll=3.0, chosen=8, start_rows=[20.0, 20.0],
+                    held_out_rows={0: [30.0, 30.0], **rows})
         for rows in (better, worse)
     ]  # fmt: skip
+    said = [describe_preferences(p) for p in seen]
     assert said[0] == "Of held-out choices it now prefers yours in 83 % (before 54 %; 2 choices)."
     assert said[1].startswith(said[0]) and "less likely" in said[1]
     assert describe_preferences(RunProgress()) == ""
+    assert [further.change_html(p).partition(" data")[0] for p in seen] == ['<div class="good"', '<div class="problem"']
+    for after, kind in ((0.54, "hint"), (0.4, "problem")):
+        same = replace(seen[0], result={"accuracy_before": 0.54, "accuracy_after": after})
+        assert f'class="{kind}"' in further.change_html(same)
