@@ -1,7 +1,11 @@
 """A persona's own votes and corrections as preferences; `persona prefer`."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
+import gradio as gr
 import pytest
 
 from persona.compare import blind_votes, conversation_store
@@ -13,8 +17,10 @@ from persona.judge.preference_verdict import describe_preferences
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard, create_persona_at
 from persona.train.progress import RunProgress
-from persona.ui.navigation import TRAIN
-from persona.ui.steps.compare import blind_vote_tab
+from persona.ui.navigation import COMPARE, TRAIN
+from persona.ui.steps.compare import blind_vote_tab, train_on_votes
+from persona.ui.steps.train import further
+from persona.ui.steps.train.run_view import make_run_view
 
 BASE = VoiceRecord("base", "base")
 OWN = VoiceRecord("adapter", "mags", "run/mags/r1")
@@ -49,40 +55,98 @@ def test_votes_and_corrections_are_preferences_and_the_rest_is_listed(tmp_path):
     ]
     assert all(p.pair.system == "" for p in found.preferences), "the persona's own prompt"
     listed = "\n".join(found.left_out)
-    assert all(text in listed for text in ("1 left out: the two answers are equal", "another persona", "both bad"))
+    assert all(
+        text in listed
+        for text in (
+            "“Equal?”: the two answers are equal.",
+            "“Other?”: an answer was made by another persona",
+            "“Both bad?”: both bad",
+        )
+    )
     json.dumps([p.pair.to_dict() for p in found.preferences])
 
 
-def test_the_page_trains_on_this_visitors_votes(tmp_path, monkeypatch):
-    """Only theirs, from the adapter that is chosen; an adapter of no run is refused."""
+@pytest.fixture
+def mags(tmp_path, monkeypatch):
+    """A persona that the page has open; its adapters are not read."""
     persona = create_persona_at(tmp_path / "mags", PersonaCard(name="Mags", system="Be dry."), [Pair("a", "b")])
+    monkeypatch.setattr(train_on_votes, "open_current_persona", lambda slug: persona)
+    monkeypatch.setattr(train_on_votes.voice_picker, "conversation_dir", lambda *_: persona.path)
+    monkeypatch.setattr(train_on_votes, "open_parent", lambda ref: str(ref))
+    return persona
+
+
+def test_the_page_trains_on_this_visitors_votes(mags, monkeypatch):
+    """Only theirs, from the adapter that is chosen; an adapter of no run is refused."""
     mine, other = new_browser_key(), new_browser_key()
-    vote(blind_votes.open_vote_log(persona.path, mine), "Why?", "So.", "Because of many things.")
-    vote(blind_votes.open_vote_log(persona.path, other), "When?", "Now.", "Later than that.")
+    vote(blind_votes.open_vote_log(mags.path, mine), "Why?", "So.", "Because of many things.")
+    vote(blind_votes.open_vote_log(mags.path, other), "When?", "Now.", "Later than that.")
     made = []
-    monkeypatch.setattr(blind_vote_tab, "open_current_persona", lambda slug: persona)
-    monkeypatch.setattr(blind_vote_tab.voice_picker, "conversation_dir", lambda *_: persona.path)
-    monkeypatch.setattr(blind_vote_tab, "open_parent", lambda ref: str(ref))
-    monkeypatch.setattr(blind_vote_tab.launcher, "create_preference_run", lambda *work: made.append(work))
-    monkeypatch.setattr(blind_vote_tab.launcher, "start_run", lambda run: None)
-    assert blind_vote_tab.train_on_votes(mine, "mags", "run/mags/r1")[1] == TRAIN
+    create = lambda *work: made.append(work) or SimpleNamespace(name="r2")  # noqa: E731
+    monkeypatch.setattr(train_on_votes.launcher, "create_preference_run", create)
+    monkeypatch.setattr(train_on_votes.launcher, "start_run", lambda run: None)
+    assert train_on_votes.train_on_votes(mine, "mags", "run/mags/r1")[1:] == [TRAIN, "r2"], "step 3 shows the new run"
     ((_, preferences, parent, _),) = made
     assert [p.pair.instruction for p in preferences] == ["Why?"] and parent == "run/mags/r1"
     with pytest.raises(PersonaError, match="adapter of this persona"):
-        blind_vote_tab.train_on_votes(mine, "mags", "opened/mags")
+        train_on_votes.train_on_votes(mine, "mags", "opened/mags")
+
+
+def test_the_button_says_how_many_and_is_disabled_below_the_least(mags):
+    key = new_browser_key()
+    log = blind_votes.open_vote_log(mags.path, key)
+    for n in range(3):
+        vote(log, f"Why {n}?", "So.", "Because of many things.")
+    vote(log, "<b>Tie?", "a", "b", choice="tie")
+    button, about = train_on_votes.offer(key, "mags", "run/mags/r1")
+    assert (button.value, button.interactive) == ("Train on 3 votes and corrections", False)
+    assert "it takes 4" in about and "&lt;b&gt;Tie?”: tie." in about
+    vote(log, "Why 3?", "So.", "Because of many things.")
+    button, about = train_on_votes.offer(key, "mags", "run/mags/r1")
+    assert button.interactive and "it takes" not in about
+    button, about = train_on_votes.offer(key, "", "")
+    assert not button.interactive and "Choose an adapter" in about
+
+
+@pytest.mark.parametrize("zerogpu", [True, False])
+def test_on_zerogpu_the_button_trains_too(zerogpu, monkeypatch):
+    monkeypatch.setattr(train_on_votes.deployment, "has_zerogpu", lambda: zerogpu)
+    with gr.Blocks() as blocks:
+        page = MagicMock(**{name: gr.State("") for name in ("slug", "adapter", "steps", "shown_step", "shown_run")})
+        button, about = train_on_votes.build()
+        train_on_votes.connect(page, gr.BrowserState(), button, about, [page.steps.change], [])
+    called = [f.fn.__wrapped__ for f in blocks.fns.values() if hasattr(f.fn, "__wrapped__")]
+    assert train_on_votes.train_on_votes in called and (train_on_votes.run_on_zerogpu in called) == zerogpu
+
+
+def test_after_such_a_run_the_vote_is_before_against_after(mags, monkeypatch):
+    monkeypatch.setattr(train_on_votes.ChosenView, "showing", lambda who: [who])
+    _, step, tabs, who = train_on_votes.vote_again("mags", "r2", SimpleNamespace(persona="mags"))
+    assert (step, tabs.selected, who.adapter) == (COMPARE, "blind", "run/mags/r2")
+    facts = SimpleNamespace(facts={"parent": {"adapter": "run/mags/r1"}})
+    monkeypatch.setattr(blind_vote_tab.voice_picker, "find_adapter", lambda _: facts)
+    rivals = [("", "base"), ("", "run/mags/r2@4"), ("", "run/mags/r1")]
+    monkeypatch.setattr(blind_vote_tab, "list_rivals", lambda *_: rivals)
+    assert blind_vote_tab.choose_rival("mags", "run/mags/r2") == "run/mags/r1"
+    for result, visible in (({"accuracy_after": 0.5}, True), ({}, False)):
+        view = make_run_view(None, RunProgress(status="done", result=result), gr.Radio([]), None, "", "")
+        assert view.vote_again.visible == visible
 
 
 def test_the_verdict_says_how_often_and_warns_where_the_chosen_answers_became_less_likely():
     figures = {"accuracy_before": 0.54, "accuracy_after": 0.83}
     learned = {"held_out": 2, "held_out_learned": [10, 10]}
     better, worse = {8: [9.0, 9.0]}, {8: [31.0, 30.0]}
-    said = [
-        describe_preferences(
-            RunProgress(result=figures, plan=learned, base_nll=3.0, chosen=8, start_rows=[20.0, 20.0],
-                        held_out_rows={0: [30.0, 30.0], **rows})
-        )
+    seen = [
+        RunProgress(result=figures, plan=learned, base_nll=3.0, chosen=8, start_rows=[20.0, 20.0],
+                    held_out_rows={0: [30.0, 30.0], **rows})
         for rows in (better, worse)
     ]  # fmt: skip
+    said = [describe_preferences(p) for p in seen]
     assert said[0] == "Of held-out choices it now prefers yours in 83 % (before 54 %; 2 choices)."
     assert said[1].startswith(said[0]) and "less likely" in said[1]
     assert describe_preferences(RunProgress()) == ""
+    assert [further.change_html(p).partition(" data")[0] for p in seen] == ['<div class="good"', '<div class="problem"']
+    for after, kind in ((0.54, "hint"), (0.4, "problem")):
+        same = replace(seen[0], result={"accuracy_before": 0.54, "accuracy_after": after})
+        assert f'class="{kind}"' in further.change_html(same)

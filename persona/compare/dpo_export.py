@@ -10,50 +10,54 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from persona.compare.blind_votes import BlindQuestion, rank_answers
+from persona.errors import Message
 from persona.template.chat_template import build_messages
 
 
-class LeftOut(StrEnum):
+class LeftOut:
     """Why a vote gives no row."""
 
-    TIE = "tie"
-    BOTH_BAD = "both bad"
-    HISTORIES_DIFFER = "the two had different conversations before"  # DPO compares two answers to one prompt
-    EMPTY = "the preferred answer is empty"
-    CUT_OFF = "the preferred answer was cut off"  # it would teach to stop in mid-sentence
-    EQUAL = "the two answers are equal"
-    SAME_VOTE = "the same vote again"
-    BOTH_WAYS = "the same two answers preferred both ways"
+    TIE = Message("tie")
+    BOTH_BAD = Message("both bad")
+    HISTORIES_DIFFER = Message("the two had different conversations before")  # DPO compares two answers to one prompt
+    EMPTY = Message("the preferred answer is empty")
+    CUT_OFF = Message("the preferred answer was cut off")  # it would teach to stop in mid-sentence
+    EQUAL = Message("the two answers are equal")
+    SAME_VOTE = Message("the same vote again")
+    BOTH_WAYS = Message("the same two answers preferred both ways")
 
 
 @dataclass(frozen=True)
 class Preferences:
-    """Rows for DPO, and how many votes gave none, by reason."""
+    """Rows for DPO, and the question of each vote that gave none, with the reason."""
 
     rows: tuple[dict[str, Any], ...]
-    left_out: dict[LeftOut, int]
+    omitted: tuple[tuple[str, Message], ...]
+
+    @property
+    def left_out(self) -> dict[Message, int]:
+        """How many votes gave no row, by reason."""
+        return dict(Counter(reason for _, reason in self.omitted))
 
 
 def collect_preferences(asked: Sequence[BlindQuestion]) -> Preferences:
     """A row for every vote from which a preference can be learned; equal rows come once."""
     rows: dict[str, dict[str, Any]] = {}
-    left_out: Counter[LeftOut] = Counter()
+    omitted: list[tuple[str, Message]] = []
     for q in asked:
         if q.choice and (reason := _why_left_out(q)):
-            left_out[reason] += 1
+            omitted.append((q.said, reason))
         elif q.choice:
             row = _row(q)
-            left_out[LeftOut.SAME_VOTE] += _key(row) in rows
+            if _key(row) in rows:
+                omitted.append((q.said, LeftOut.SAME_VOTE))
             rows[_key(row)] = row
     both_ways = [key for key, row in rows.items() if _key(_swapped(row)) in rows]
-    for key in both_ways:
-        del rows[key]
-    left_out[LeftOut.BOTH_WAYS] += len(both_ways)
-    return Preferences(tuple(rows.values()), {reason: count for reason, count in left_out.items() if count})
+    omitted += [(rows.pop(key)["prompt"][-1]["content"], LeftOut.BOTH_WAYS) for key in both_ways]
+    return Preferences(tuple(rows.values()), tuple(omitted))
 
 
 def dump_rows(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -61,7 +65,7 @@ def dump_rows(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _why_left_out(q: BlindQuestion) -> LeftOut | None:
+def _why_left_out(q: BlindQuestion) -> Message | None:
     """None for a vote that gives a row."""
     if q.choice in ("tie", "bad"):
         return LeftOut.TIE if q.choice == "tie" else LeftOut.BOTH_BAD

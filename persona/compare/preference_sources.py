@@ -1,6 +1,5 @@
 """A persona's own blind votes and corrections as preferences to learn from."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -20,28 +19,28 @@ def collect_preferences(
 ) -> PreferenceSet:
     """Votes for one of two answers, and corrections over what was said; equal ones come once.
 
-    left_out: how many gave none, by reason.
+    left_out: the question of each that gave none, with the reason.
     """
     own = [q for q in asked if _is_own(persona, q.left.voice) and _is_own(persona, q.right.voice)]
     votes = dpo_export.collect_preferences(own)
-    reasons: Counter[str] = Counter({str(reason): count for reason, count in votes.left_out.items()})
-    if foreign := sum(bool(q.choice) for q in asked) - sum(bool(q.choice) for q in own):
-        reasons["an answer was made by another persona"] = foreign
+    omitted = list(votes.omitted)
+    foreign = Message("an answer was made by another persona")
+    omitted += [(q.said, foreign) for q in asked if q.choice and q not in own]
     found: dict[Preference, None] = {}
     for row in votes.rows:
         try:
             preference = parse_preference(row)
         except InputError as e:
-            reasons[e.message] += 1
+            omitted.append((row["prompt"][-1]["content"], e.message))
             continue
         # the persona's prompt at the time of the vote: as everywhere, it is trained with the one that it has now
         found[replace(preference, pair=replace(preference.pair, system="", source="vote"))] = None
     for preference in _corrected(persona, own, talks):
         if preference.pair.output.strip() == preference.rejected.strip() or not preference.rejected.strip():
-            reasons[Message("a correction says what was said")] += 1
+            omitted.append((preference.pair.instruction, Message("a correction says what was said")))
         else:
             found[preference] = None
-    left_out = [Message("{count} left out: {reason}.", count=n, reason=why) for why, n in reasons.items()]
+    left_out = [Message("“{question}”: {reason}.", question=said, reason=why) for said, why in omitted]
     return PreferenceSet(tuple(found), tuple(left_out))
 
 

@@ -5,6 +5,16 @@ from persona.judge import training_gain
 from persona.train.progress import RunProgress, is_number
 
 
+def rate_preferences(p: RunProgress) -> str:
+    """How to draw that description: "good", "hint" where no more choices than before are preferred, or "problem" where
+    fewer are, or the better answers became less likely."""
+    before, after = (p.result.get(f"accuracy_{when}") or 0 for when in ("before", "after"))
+    change = training_gain.estimate_change(p)
+    if after < before or (change is not None and change.is_worse):
+        return "problem"
+    return "good" if after > before else "hint"
+
+
 def describe_preferences(p: RunProgress) -> str:
     """How often the better held-out answer is the likelier one, and whether it became less likely; "" otherwise."""
     before, after = (p.result.get(f"accuracy_{when}", -1) for when in ("before", "after"))

@@ -137,7 +137,7 @@ class RunConfig(BaseModel):
         gt=0, le=10,
     )  # fmt: skip
     sft_weight: float = _setting(
-        0.1, "Pace", "Weight of the chosen answers",
+        1.0, "Pace", "Weight of the chosen answers",
         "for preferences: how much the better answers are learned as pairs too, so that they do not become less "
         "likely; 0: not at all",
         "More when their held-out loss rises.",
@@ -339,9 +339,11 @@ ALL_PRESETS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-# for a run that learns from preferences (launcher.create_run), on top of a preset
+# for a run that learns from preferences (launcher.create_preference_run), on top of a preset. The NLL of the better
+# answers per token weighs 1, as in RPO (Pang et al. 2024, TRL's rpo_alpha): with 0.1 and twice this rate, "shorter is
+# better" also made the chosen answers less likely.
 PREFERENCE_SETTINGS: dict[str, Any] = {
-    "epochs": 3.0, "learning_rate": 1e-4, "batch_size": 4, "eval_fraction": 0.2,
+    "epochs": 3.0, "learning_rate": 5e-5, "batch_size": 4, "eval_fraction": 0.2,
 }  # fmt: skip
 
 

@@ -204,6 +204,10 @@ def _build_steps(
             render_settings=template.make_template_settings(),
             adapter=gr.State(""),
             adapter_list=adapter_list,
+            shown_run=gr.State(""),
+            vote_again=gr.Button(
+                t("Vote again blind: before against after"), visible=False, render=False, elem_id="vote-again"
+            ),
         )
         with gr.Step(t("Write"), id=WRITE) as first, gr.Column(elem_id="step-write"):
             pairs = write.build(page)

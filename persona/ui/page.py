@@ -63,6 +63,8 @@ class Page:
     render_settings: RenderSettings
     adapter: gr.State  # an id of voice_picker.py, "" for none
     adapter_list: gr.Dropdown
+    shown_run: gr.State  # name of the run that step 3 shows, "" for the newest
+    vote_again: gr.Button  # in step 3, after a run on preferences: opens the blind vote of step 4
 
     def chosen_view(self) -> ChosenView:
         """The components that change together when another persona or adapter is chosen."""

@@ -22,7 +22,7 @@ from persona.ui.i18n import localized, t
 from persona.ui.navigation import SHARE
 from persona.ui.notices import show_info
 from persona.ui.page import QUIET, Page, on_latest, open_current_persona, show_errors
-from persona.ui.steps.compare import blind_vote_tab, judge_tab, questions_tab
+from persona.ui.steps.compare import blind_vote_tab, judge_tab, questions_tab, train_on_votes
 from persona.ui.steps.compare.chat_tab import build_chat_tab
 from persona.ui.steps.compare.controls import CARD_SAMPLING, SamplingSettings
 from persona.ui.steps.compare.loading import describe_opening
@@ -187,15 +187,16 @@ def build(page: Page, step: gr.Step, browser_key: gr.BrowserState, go_on_from: g
     other_voices, about = _build_voices(page, go_on_from)
     settings = _make_sampling_settings()
     listed = gr.State("")  # the adapter whose other voices are listed
-    with gr.Tabs(elem_id="compare-tabs", overflow_behavior="wrap"):
+    with gr.Tabs(elem_id="compare-tabs", overflow_behavior="wrap") as tabs:
         with gr.Tab(t("Chat"), id="chat"):
             probes = build_chat_tab(page, step, browser_key, other_voices, settings, listed)
-        with gr.Tab(t("Blind vote"), id="blind") as tab:
+        with gr.Tab(t("Blind vote"), id=train_on_votes.BLIND_TAB) as tab:
             blind_vote_tab.build(page, browser_key, settings, [tab.select, page.adapter.change])
         with gr.Tab(t("A list of questions"), id="list"):
             questions_tab.build(page, other_voices, settings)
         with gr.Tab(t("Did it learn?"), id="judge") as tab:
             judge_tab.build(page, settings.quantization, [tab.select, page.adapter.change])
+    train_on_votes.connect_vote_again(page, tabs)
     # below the tabs, so that the answers come first
     adapters = _build_adapters(other_voices, about)
     save, opening = _build_sampling(settings)

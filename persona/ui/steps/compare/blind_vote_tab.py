@@ -10,20 +10,19 @@ from typing import Any, NamedTuple, Self
 
 import gradio as gr
 
-from persona.compare import blind_votes, conversation_store, corrections, dpo_export, preference_sources
+from persona.compare import blind_votes, corrections, dpo_export
 from persona.compare.blind_votes import BlindQuestion, VoteLog, VoteSide
 from persona.compare.conversation import ConversationAnswer
 from persona.errors import Message, PersonaError
 from persona.models.adapter import WEIGHTS_FILE, Adapter
 from persona.share.adapter_ref import AdapterRef, RefKind
-from persona.share.open_adapter import open_adapter, open_parent
-from persona.train import launcher
+from persona.share.open_adapter import open_adapter
 from persona.ui import voice_picker
 from persona.ui.buttons import cancel_then, download_on_click, run_with_stop
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
-from persona.ui.navigation import TRAIN
 from persona.ui.page import QUIET, Page, download_path, open_current_persona, show_errors
+from persona.ui.steps.compare import train_on_votes
 from persona.ui.steps.compare.base_note import is_chat_base
 from persona.ui.steps.compare.controls import NO_UNSEEN_QUESTIONS, SamplingSettings
 from persona.ui.steps.compare.loading import report_loading
@@ -61,7 +60,7 @@ def list_rivals(slug: str, adapter_id: str) -> list[tuple[str, str]]:
 
 
 def choose_rival(slug: str, adapter_id: str) -> str:
-    """The rival to begin with; "" for none.
+    """The rival to begin with; "" for none. It is the adapter that this one goes on from, where that is still there.
 
     A base that was never taught to answer gives itself away, and so does a first step, which is hardly more than the
     base: against such a base, it is another run on it, else the earliest snapshot from the second half of this run.
@@ -71,6 +70,10 @@ def choose_rival(slug: str, adapter_id: str) -> str:
     if voice_picker.is_remote(adapter_id):
         return next((voice for _, voice in list_rivals(slug, adapter_id)), "")
     main = voice_picker.find_adapter(adapter_id)
+    parent = main.facts.get("parent")
+    before = parent.get("adapter") if isinstance(parent, dict) else None
+    if before in {voice for _, voice in list_rivals(slug, adapter_id)}:
+        return before
     if is_chat_base(main):
         return voice_picker.BASE_WITH_PROMPT
     refs = [AdapterRef.parse_id(voice) for _, voice in list_rivals(slug, adapter_id)]
@@ -237,21 +240,6 @@ def export_votes(browser_key: str, slug: str, adapter_id: str) -> str:
     return str(path)
 
 
-def train_on_votes(browser_key: str, slug: str, adapter_id: str) -> list[Any]:
-    """Start a run that goes on from the adapter with this visitor's votes and corrections, and open step 3."""
-    if not slug or not adapter_id.startswith("run/"):
-        raise PersonaError("Choose an adapter of this persona: votes change the adapter that they are about.")
-    persona = open_current_persona(slug)
-    asked = blind_votes.read_blind_questions(open_adapter_votes(slug, adapter_id, browser_key))
-    talks = conversation_store.list_conversations(conversation_store.open_store(persona.path, browser_key))
-    found = preference_sources.collect_preferences(persona, asked, talks)
-    parent = open_parent(AdapterRef.parse_id(adapter_id))
-    launcher.start_run(launcher.create_preference_run(persona, found.preferences, parent, {}))
-    for text in found.left_out:
-        gr.Info(localized(text))
-    return [gr.Walkthrough(selected=TRAIN), TRAIN]
-
-
 class _Controls(NamedTuple):
     """The components of the tab."""
 
@@ -266,6 +254,7 @@ class _Controls(NamedTuple):
     add: gr.Button
     export: gr.Button
     train: gr.Button
+    train_about: gr.HTML
 
 
 def build(page: Page, browser_key: gr.BrowserState, settings: SamplingSettings, opened: Sequence[Any]) -> None:
@@ -303,10 +292,11 @@ def _build_layout() -> _Controls:
         )
         add = gr.Button(t("Add to the pairs"), scale=1, min_width=140, elem_id="vote-to-pairs")
     with gr.Row():
-        train = gr.Button(t("Train on my votes"), size="sm", scale=0, min_width=180, elem_id="train-on-votes")
+        train, train_about = train_on_votes.build()
         export = gr.Button(t("Export votes for DPO (JSON lines)"), size="sm", scale=0, elem_id="export-votes")
+    train_about.render()
     view = VoteView(left, right, gr.State(""), status, vote_left, vote_tie, vote_bad, vote_right, reveal, row)
-    return _Controls(question, draw, rival, rival_note, ask, stop, view, correction, add, export, train)
+    return _Controls(question, draw, rival, rival_note, ask, stop, view, correction, add, export, train, train_about)
 
 
 def _connect_events(
@@ -322,14 +312,16 @@ def _connect_events(
     unasked = _answers_update("", "", "", "", False)._replace(reveal=gr.skip())
     cancel_then(adapter.change, [running], lambda: unasked, view)
     buttons = (view.vote_left, view.vote_tie, view.vote_bad, view.vote_right)
-    for choice, button in zip(VOTE_CHOICES, buttons, strict=True):
+    voted = [
         button.click(
             show_errors(partial(cast_vote, choice)), [view.question_id, browser_key, slug, adapter], view, **QUIET
         )
-    c.add.click(
+        for choice, button in zip(VOTE_CHOICES, buttons, strict=True)
+    ]
+    added = c.add.click(
         show_errors(add_correction), [view.question_id, c.correction, browser_key, slug, adapter], view.status, **QUIET
     )
-    c.train.click(show_errors(train_on_votes), [browser_key, slug, adapter], [page.steps, page.shown_step], **QUIET)
+    train_on_votes.connect(page, browser_key, c.train, c.train_about, opened, [*voted, added])
     download_on_click(c.export, export_votes, [browser_key, slug, adapter])
     rival_for = gr.State("")  # the adapter that the rival was offered for
     gr.on(

@@ -194,19 +194,20 @@ def build(page: Page) -> tuple[gr.HTML, gr.Dropdown]:
             settings_form.build(settings_file.FIRST_PRESET),
             lesson,
         )
-    view = _build_run_view()
+    view = _build_run_view(page)
     runs = ledger.build(page, view.name, parent)
     navigation.build_next_button(t("Next: Compare →"), COMPARE, page)
     _connect_events(page, controls, view, runs)
     return view.status, parent
 
 
-def _build_run_view() -> RunView:
+def _build_run_view(page: Page) -> RunView:
     with gr.Row():
         start = gr.Button(t("Start training"), variant="primary", elem_id="start-training")
         stop = gr.Button(t("Stop"), interactive=False, elem_id="stop-training")
         resume = gr.Button(t("Resume"), visible=False, elem_id="resume-training")
         retry_smaller = gr.Button(t("Lower and resume"), variant="primary", visible=False, elem_id="lower-and-resume")
+        page.vote_again.render()
     runs = gr.Radio([], label=t("Active runs"), visible=False, elem_id="active-runs")
     status = gr.HTML(elem_id="train-status", js_on_load=run_view.WHOLE_STEPS_JS)
     loss = gr.LinePlot(
@@ -238,9 +239,10 @@ def _build_run_view() -> RunView:
         retry_smaller,
         runs,
         timer,
-        gr.State(""),
+        page.shown_run,
         gr.State(""),
         gr.Textbox("", visible="hidden"),  # the change of a State is not seen after an event without the queue
+        page.vote_again,
     )
 
 

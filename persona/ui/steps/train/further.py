@@ -157,7 +157,8 @@ def held_out_curve(p: RunProgress) -> list[tuple[int, float]]:
 def change_html(p: RunProgress) -> str:
     """Held-out NLL before and after training further, with the intervals; "" for a run without a parent."""
     if verdict := preference_verdict.describe_preferences(p):
-        return f'<div class="good" data-testid="preferences">{escape(localized(verdict))}</div>'
+        kind = preference_verdict.rate_preferences(p)
+        return f'<div class="{kind}" data-testid="preferences">{escape(localized(verdict))}</div>'
     change = training_gain.estimate_change(p)
     if change is None:
         return ""

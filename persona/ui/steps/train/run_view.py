@@ -80,6 +80,7 @@ class RunView(NamedTuple):
     name: Any  # of the run that is shown
     mark: Any  # what is shown: an update with the same mark would change nothing
     training: Any  # the folder of the run that trains now, "" for none: whether a run that is started now waits
+    vote_again: Any
 
     @classmethod
     def unchanged(cls) -> Self:
@@ -119,6 +120,7 @@ def make_run_view(
         name=name,
         mark=mark,
         training=str(training.path) if training else "",
+        vote_again=gr.Button(visible=progress.status == "done" and "accuracy_after" in progress.result),
     )
 
 
