@@ -60,6 +60,7 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.users = {ANN: "ann", BEN: "ben"}
         self.gated: set[str] = set()  # gated repos: access was not granted to anyone
+        self.renamed: dict[str, str] = {}  # old name → new name: the old one is redirected
         self.blobs: dict[str, bytes] = {}
         self.lfs = True  # False: weights are part of the commit, like small files
         self.requests: list[str] = []  # "METHOD /path", in order
@@ -135,6 +136,13 @@ class Hub:
                 return fault.status
         return None
 
+    def _redirect(self, path: str) -> Response | None:
+        """As on the Hub, with the path of the new name; None for a name that is not renamed."""
+        for old, new in self.renamed.items():
+            if f"{old}/" in f"{path.removeprefix('/api/models')}/":
+                return Response(status_code=307, headers={"Location": path.replace(old, new, 1)})
+        return None
+
     def _faulty(self, app: FastAPI) -> Callable[..., Awaitable[None]]:
         """Records every request, and breaks those that `fail` and `cut` name."""
 
@@ -152,7 +160,7 @@ class Hub:
 
             match self._fault(what):
                 case None:
-                    await app(scope, receive, send)
+                    await (self._redirect(scope["path"]) or app)(scope, receive, send)
                 case 0 if scope["method"] == "GET":
                     await app(scope, receive, half)
                 case 0:

@@ -22,14 +22,15 @@ from transformers.pytorch_utils import Conv1D
 from persona.compare import session
 from persona.compare.session import NO_ADAPTER, Column
 from persona.errors import BaseError
-from persona.models import adapter, attach, base, catalogue
+from persona.judge import evaluate, measurements
+from persona.models import adapter, attach, base, catalogue, hardware
 from persona.models.decode_loop import DecodeLoop
 from persona.models.loss import nll_sum
 from persona.models.sampling import Sampling
 from persona.store.pairs import Pair
-from persona.store.persona_folder import create_persona_at
+from persona.store.persona_folder import create_persona_at, open_persona
 from persona.template.chat_template import read_template
-from persona.train import lora_config, prepare, target_modules
+from persona.train import lora_config, plan, prepare, target_modules
 from persona.train import run as train_run
 from persona.train.config import RunConfig, make_config
 from persona.train.launcher import create_run
@@ -265,6 +266,19 @@ def test_both_voices_answer(made):
     *_, last = session.stream_replies(voices, columns, greedy, renderer.stop_id)
     assert all(r.tokens == 4 or r.ended for r in last)
     assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_other_names_of_layers_are_estimated_and_evaluated_too(made):
+    """GPT-2, BLOOM, Falcon: the memory of a run, and `persona eval`; for the others test_plan and test_evaluation."""
+    if made.name not in LAYERS:
+        return
+    persona, weights = open_persona(made.prepared.run.path.parent.parent), made.model.named_parameters()
+    found = plan.estimate_training(persona, made.prepared.config, PAIRS, hardware.this_machine())
+    assert found is not None and found.shape.parameters == sum(p.numel() for n, p in weights if "lora_" not in n)
+    assert found.plan.memory.total > 4 * found.shape.parameters, "in float32"
+    few = measurements.EvalBudget(likelihoods=1, trained=1, answers=1, remembered=1, general=1, probes=1, seeds=1)
+    report = evaluate.evaluate_adapter(made.adapter, base=str(made.base.path), limits=few)
+    assert report.verdict and report.likelihood and report.answers and not report.missing
 
 
 def test_the_merged_model_speaks_like_the_adapter(made, tmp_path):

@@ -25,7 +25,9 @@ for case, (name, token) in json.loads(sys.argv[1]).items():
     if token:
         os.environ["HF_TOKEN"] = token
     try:
-        said[case] = str(base.resolve_base(name).id)
+        told = []
+        found = base.resolve_base(name, told.append)
+        said[case] = " | ".join([found.id, found.licence_url, *map(str, told)])
     except base.BaseError as e:
         said[case] = f"BaseError: {e}"
 print(json.dumps(said))
@@ -39,7 +41,11 @@ CASES = {
     "private": ("ben/private", ANN, r"ben/private: not on the Hub, or private"),
     "a token that has expired": ("ben/open", OLD, r"ben/open: the Hub refuses your token\. Log in again: hf auth login"),
     "pickles": ("ben/pickles", "", r"ben/pickles: has no safetensors weights; pickled ones are not opened"),
-    "open": ("ben/open", "", r"^ben/open$"),
+    "open": ("ben/open", "", r"^ben/open \| https://huggingface.co/ben/open \| Downloading ben/open from the Hub \(0 MB\) …$"),
+    "renamed": ("ben/old", "", r"^ben/old \| https://huggingface.co/ben/open .*\| ben/old has been renamed on the Hub: it is ben/open now\.$"),
+    "renamed and gated": ("ben/old-gated", "", r"ben/old-gated is gated: accept its licence on https://huggingface\.co/ben/old-gated"),
+    "the Hub is not well": ("ben/broken", "", r"ben/broken: the Hub answers with an error \(500\)\. Try again later"),
+    "forbidden": ("ben/forbidden", ANN, r"ben/forbidden: not on the Hub, or private: not seen with your account"),
 }  # fmt: skip
 
 
@@ -53,6 +59,9 @@ def said(tmp_path_factory) -> dict[str, str]:
         hub.add("ben/private", model, private=True)
         hub.add("ben/pickles", {"config.json": b"{}", "pytorch_model.bin": b"x"})
         hub.gated.add("ben/gated")
+        hub.fail("ben/forbidden", 99, 403)
+        hub.fail("ben/broken", 99, 500)
+        hub.renamed = {"ben/old-gated": "ben/gated", "ben/old": "ben/open"}
         folder = tmp_path_factory.mktemp("hub")
         env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder),
                "HF_HUB_CACHE": str(folder / "hub"), "PERSONA_HOME": str(folder), "PYTHONPATH": str(PROJECT)}  # fmt: skip
@@ -67,7 +76,7 @@ def said(tmp_path_factory) -> dict[str, str]:
 def test_each_reason_has_a_sentence(said):
     def check(case):
         assert re.search(CASES[case][2], said[case]), said[case]
-        assert case == "open" or "embedded base" in said[case] or case == "pickles"
+        assert case in ("open", "renamed") or "embedded base" in said[case] or case == "pickles"
 
     check_each(list(CASES), check)
 

@@ -51,6 +51,8 @@ def test_unknown_is_not_no():
     assert find_known_model("google/gemma-3-4b-it").about == "8.6 GB, Gemma Terms of Use, asks for consent on its page"
     assert find_known_model("Qwen/Qwen3-8B").about == "16.4 GB, Apache-2.0"
     assert find_known_model("someone/else") is None
+    unconfirmed = [e for e in BASES if e.family in ("Gemma 4", "Qwen3.5")]
+    assert unconfirmed and all(e.gated is None for e in unconfirmed)
 
 
 def test_no_base_needs_code_from_its_repository():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import check_each
 from training import CARD, PAIRS, build, events, layers
+from transformers import TrainerCallback
 
 from persona.models import adapter
 from persona.store.persona_folder import create_persona_at
@@ -155,6 +156,20 @@ def test_losses_are_recorded_every_so_many_steps(make):
     a, b, c, d, e = losses[0]
     assert losses[1] == [None, pytest.approx((a + b) / 2), None, pytest.approx((c + d) / 2), pytest.approx(e)]
     assert [step for step, _ in run.progress().train] == [2, 4, 5] and run.progress().step == 5
+
+
+def test_a_tracker_is_sent_the_losses_of_the_record(make, monkeypatch):
+    sent = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **_):
+            sent.append((state.global_step, logs.get("loss")) if "learning_rate" in logs else None)
+
+    monkeypatch.setattr("transformers.trainer.get_reporting_integration_callbacks", lambda _: [Tracker])
+    run = make(logging_steps=2, max_steps=5, eval_fraction=0)
+    train_run.train_run(run)
+    assert [x for x in sent if x] == [(e["step"], e["loss"]) for e in events(run, "step")]
+    assert [bool(x[1]) for x in sent if x] == [False, True, False, True, True]
 
 
 def test_gradient_checkpointing_is_on_in_the_model(make, seen):

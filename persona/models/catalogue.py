@@ -1,9 +1,11 @@
 """The catalogue of known base models (catalogue.json): licence, size, chat template, and what each is good at.
 
 Any other Hub id works too; the tests take the architectures of these through mask, training, chat and merge. Models
-that need code from their repository, for the model or its tokenizer, are left out. The facts come from the models' own
-cards, and null means unknown; no model was downloaded to check them. Gemma 4 and Qwen3.5 were read on 27 November 2026:
-licence, context and rounded size from their Hub pages, Qwen3.5's millions counted from the shapes that its cards give.
+that need code from their repository, for the model or its tokenizer, are left out. Null means unknown; no model was
+downloaded to check a fact. The facts come from the models' own cards, but for two families, gathered on 27 November
+2026 without their Hub pages: licence and context of Gemma 4 and Qwen3.5 from copies of cards and a Google documentation
+page; Gemma 4's rounded sizes from a specification page and listings of the Hub; Qwen3.5's millions counted from shapes,
+some of them remembered and not read. Whether they are gated was not confirmed.
 """
 
 import json

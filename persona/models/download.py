@@ -115,7 +115,10 @@ def download_from_hub(name: str, progress: ProgressCallback, revision: str = "")
         )
     if known:
         return DownloadedBase(known.id, folder, folder.name, known.licence, known.licence_url)
-    return DownloadedBase(name, folder, folder.name, _fetch_licence(name), f"https://huggingface.co/{name}")
+    now, licence = _fetch_name_and_licence(name)
+    if now.lower() != name.lower():
+        progress(Message("{name} has been renamed on the Hub: it is {now} now.", name=name, now=now))
+    return DownloadedBase(name, folder, folder.name, licence, f"https://huggingface.co/{now}")
 
 
 def _instead() -> Message:
@@ -151,8 +154,10 @@ def _check_disk_space(name: str, size: int) -> None:
 def _explain_hub_error(name: str, revision: str, e: Exception) -> BaseError:
     """What went wrong with a download, and what to do: for people."""
     from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RevisionNotFoundError
 
+    if isinstance(e, LocalEntryNotFoundError) and isinstance(e.__cause__, HfHubHTTPError):
+        e = e.__cause__  # the Hub did answer
     instead = _instead()
     if isinstance(e, GatedRepoError):
         page = f"https://huggingface.co/{name}"
@@ -216,15 +221,15 @@ def _find_similar_name(name: str) -> str:
     return str(found[0]) if found else ""
 
 
-def _fetch_licence(name: str) -> str:
-    """The licence on a model's card; "" where there is none or the Hub cannot be reached."""
+def _fetch_name_and_licence(name: str) -> tuple[str, str]:
+    """A model's present name, and the licence on its card: (name, "") where the Hub does not say."""
     from huggingface_hub import HfApi
 
     try:
-        card = HfApi(token=_token()).model_info(name).card_data
-        return str(card.get("license") or "") if card else ""
+        info = HfApi(token=_token()).model_info(name)
     except Exception:  # the model in the cache opens all the same
-        return ""
+        return name, ""
+    return info.id or name, str(info.card_data.get("license") or "") if info.card_data else ""
 
 
 def _make_progress_bar_class(name: str, size: int, progress: ProgressCallback) -> type:

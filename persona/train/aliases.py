@@ -33,7 +33,9 @@ def _choose(name: str) -> Callable[[Any], str | None]:
     return lambda value: name if _boolean(value) else None
 
 
-def _dtype(value: Any) -> str:
+def _dtype(value: Any) -> str | None:
+    if value is None:
+        return None
     name = _text(value).removeprefix("torch.")
     return DTYPES.get(name, name)
 
@@ -159,6 +161,12 @@ FIXED: dict[str, tuple[frozenset[str], Message]] = {
     "output_dir": (_NONE, _OWN_FOLDER),
     "logging_dir": (_NONE, _OWN_FOLDER),
     "run_name": (_NONE, _OWN_FOLDER),
+    "inference_mode": (_OFF, Message("a run trains its LoRA")),
+    "device_map": (frozenset({"auto"}), Message("spread_layers=true spreads the layers over several GPUs")),
+    "use_fast": (_ON, Message("the mask is made from the positions that the fast tokenizer gives")),
+    "truncation": (_OFF, Message("rows are never cut: longer ones than max_length are refused by name")),
+    "padding": (frozenset({"true", "1", "longest"}), Message("rows are padded to the longest one of their batch")),
+    "save_on_each_node": (_ON | _OFF, _OWN_FOLDER),
     "push_to_hub": (_OFF, Message("persona push uploads an adapter")),
     "trust_remote_code": (_OFF, Message("no code that comes with a base is run")),
 }

@@ -160,6 +160,8 @@ def _to_dataset(examples: Sequence[TrainingExample], rejected: Sequence[Training
 
 def _set_up_callbacks(trainer: Trainer, run: Run) -> None:
     trainer.remove_callback(PrinterCallback)
+    # the run's own goes before the trackers', which are sent the losses that it records
+    trainer.callback_handler.callbacks.sort(key=lambda callback: callback is not trainer.callback)
     for callback in trainer.callback_handler.callbacks:
         # its default is among the checkpoints, which are deleted at the end
         if isinstance(callback, TensorBoardCallback):

@@ -116,7 +116,7 @@ class RunCallback(TrainerCallback):
     """Logs each step, and ends the run at a step boundary: when asked to, or when nothing gets better.
 
     deadline: time.monotonic() at which to stop. patience: evaluations in a row without gain that end the run; 0: none.
-    logging_steps: steps between two losses of the record, each their mean; the last step has one too.
+    logging_steps: steps between two losses of the record and of a tracker, each their mean; the last step has one too.
     """
 
     run: Run
@@ -170,6 +170,9 @@ class RunCallback(TrainerCallback):
         if is_last or state.global_step % self.logging_steps == 0:
             recorded = sum(self.losses) / len(self.losses)
             self.losses.clear()
+        # what a tracker is sent after this
+        logs.pop("loss")
+        logs.update({} if recorded is None else {"loss": recorded})
         self.run.log(
             "step", step=state.global_step, loss=recorded, learning_rate=logs.get("learning_rate"), grad_norm=norm,
             seconds=round(self.clock.elapsed(), 3), tokens=self.clock.tokens, **self.monitor.sample(),
