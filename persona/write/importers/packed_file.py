@@ -74,8 +74,8 @@ def open_packed(source: SourceFile, member: str = "") -> SourceFile | None:
                     info = archive.getinfo(inner)
                     if not is_safe_name(inner) or not is_plain_file(info):
                         raise InputError(
-                            "{source}: {file!r} leads out of the zip, is a link, encrypted or packed in an unusual way. "
-                            "It was not opened.", source=name, file=inner[:80],
+                            "{source}: {file!r} leads out of the zip, is a link, encrypted or packed in an unusual way."
+                            " It was not opened.", source=name, file=inner[:80],
                         )  # fmt: skip
                     limit = min(limit, max(MAX_SMALL, MAX_RATIO * info.compress_size))
                     with archive.open(info) as packed:
