@@ -102,3 +102,8 @@ def test_what_stands_in_a_text_is_no_comment(tmp_path):
         assert "".join(x for _, x in relax_lines([(1, text[:cut]), (1, text[cut:])])).replace("NaN", "null") == (
             text.replace("NaN", "null")
         )
+
+
+def test_a_question_that_stands_twice_in_a_map_is_not_dropped_silently(tmp_path):
+    with pytest.raises(InputError, match="key 'Who are you\\?' stands there twice"):
+        read(tmp_path, "x.json", '{"Who are you?": "Ann.",\n"Who are you?": "Mags.", "And now?": "x"}')

@@ -39,11 +39,18 @@ def open_reshaped(source: SourceFile) -> SourceFile | None:
     if source.path.stat().st_size > MAX_BYTES or not (_SHAPES.match(head) or _may_be_map(head)):
         return None
     try:
-        value = json.loads("\n".join(text for _, text in relax_lines(source.lines())).lstrip("\ufeff"))
+        text = "\n".join(text for _, text in relax_lines(source.lines())).lstrip("\ufeff")
+        value = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError):  # of several values, or damaged: its reader says where
         return None
     rows = find_rows(value)
     return write_rows(source, rows) if rows else None
+
+
+def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(made := dict(items)) != len(items):
+        raise ValueError("a key stands there twice")  # json_reader.py says which
+    return made
 
 
 def write_rows(source: SourceFile, rows: Iterable[Any]) -> SourceFile:
