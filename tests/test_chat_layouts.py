@@ -5,10 +5,11 @@ import re
 import pytest
 from cases import check_each
 from plays import pairs, skips
+from row_files import source
 
 from persona.errors import PersonaError
 from persona.store.pairs import Pair
-from persona.write.importers import ImportNote, ImportOptions, chat_log, screenplay
+from persona.write.importers import ImportNote, ImportOptions, chat_log, registry, screenplay
 from persona.write.importers.chat_layouts import LAYOUTS
 from persona.write.importers.chat_marks import load_marks, read_table
 
@@ -272,3 +273,34 @@ def test_subtitles_that_name_nobody_are_refused(source):
     text = source("1\n00:00:01,000 --> 00:00:02,000\nWhat?\n\n2\n00:00:03,000 --> 00:00:04,000\nWater.\n")
     with pytest.raises(PersonaError, match="nobody is named"):
         list(screenplay.read(text, ImportOptions(speakers=("Ann",))))
+
+
+def test_lines_in_a_row_are_one_turn_in_a_transcript_and_two_speeches_in_a_play(tmp_path):
+    said = [
+        ("Bob", "Where?"),
+        ("Bob", "Tell me."),
+        ("Ann", "There."),
+        ("Ann", "Under it."),
+        ("Bob", "Oh."),
+        ("Ann", "So."),
+    ]
+
+    def check(form, scene, wanted):
+        text = scene + "".join(FORMATS[form].format(10 + n, n=who, m=m) + "\n" for n, (who, m) in enumerate(said))
+        opened = source(tmp_path, "x.txt", text)
+        found = registry.read_source(opened, "screenplay", ImportOptions(speakers=("Ann",)))
+        assert [(i.instruction, i.output) for i in found if isinstance(i, Pair)] == wanted
+
+    merged, apart = (
+        [("Where?\nTell me.", "There.\nUnder it."), ("Oh.", "So.")],
+        [("Tell me.", "There."), ("Oh.", "So.")],
+    )
+    check_each(
+        [(form, "", merged) for form in ("transcript", "colon")]
+        + [
+            ("colon", "Scene 1\n", apart),
+            ("colon", "Ann (softly): Hm.\n", apart),
+            ("colon", "Bob: Hm.\n(He goes.)\n", apart),
+        ],
+        check,
+    )

@@ -19,6 +19,8 @@ from persona.ui.steps import compare
 from persona.ui.steps import train as page
 from persona.ui.steps.train import further, run_view, settings_form
 from persona.ui.steps.train.plan_view import plan_html
+from persona.ui.steps.write.lint_tab import findings_html
+from persona.write.lint.summary import summarize_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_cpu")]  # an adapter is written for each
 PAIRS = [Pair(f"question {n}", f"answer {n}") for n in range(20)]
@@ -52,6 +54,16 @@ def test_an_adapter_to_go_on_from_brings_its_preset(mags):
     assert (shown, dropdown.value) == (2, "opened/light")
     again = further.refresh_parents(mags.slug, "run/another/x")
     assert again.value == "" and again.visible, "another persona's"
+
+
+def test_plan_and_check_say_of_how_many_conversations_the_replies_are(mags, tiny_gemma):
+    said = [(f"q{n}", f"a{n}") for n in range(12)]
+    pairs = [Pair(*said[n], tuple(said[n - n % 6 : n])) for n in range(12)]
+    write_pairs(mags.pairs_file, pairs)
+    wanted = "12 replies in 2 conversations."
+    assert wanted in plan_html(mags.slug, *form(tiny_gemma))
+    assert wanted in findings_html(pairs, [], summarize_dataset(pairs, mags.card(), []), 0)
+    assert "replies in" not in findings_html(PAIRS, [], summarize_dataset(PAIRS, mags.card(), []), 0)
 
 
 def test_the_plan_says_what_is_new_and_what_is_taken_over(mags, tiny_gemma, monkeypatch):

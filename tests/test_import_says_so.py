@@ -81,9 +81,8 @@ KINDS = {
     "RTF": rb"{\rtf1\ansi x}",
     "DOC, XLS": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(100),
     "SQLite": b"SQLite format 3\0" + bytes(100),
-    "GZIP": b"\x1f\x8b\x08" + bytes(20),
     "OpenDocument": packed("mimetype", "content.xml"),
-    "ZIP": packed("_chat.txt"),
+    "ZIP": packed("photo.jpg"),
     "JPEG": b"\xff\xd8\xff\xe0" + bytes(20),
 }
 

@@ -83,6 +83,9 @@ def import_(
         list[str] | None,
         typer.Option(help="Only rows with mood=sad, score>3, 'len(output)>50'. Repeat for more conditions."),
     ] = None,
+    member: Annotated[
+        str, typer.Option(metavar="NAME", help="Which file in a .zip of several; with one, that is read.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Add pairs from a file of another format. Rows that are no pair are listed."""
@@ -110,7 +113,7 @@ def import_(
             path = hub_dataset.download_dataset(source, split=selection.split)
         else:
             row_selection.require_file_split(path.name, selection)
-        opened = text_source.open_source(path)
+        opened = text_source.open_source(path, member=member)
         chosen_format = format or registry.detect_format(opened)
         existed = directory.expanduser().exists()
         persona = _open_or_create(directory, opened, chosen_format, options)

@@ -5,7 +5,8 @@ from typing import Any
 
 from persona.store.pairs import PAIR_KEYS, Pair, dump_pair
 from persona.write.importers import ImportItem, ImportOptions, SourceSurvey
-from persona.write.importers.columns import FIELDS, guess_columns, is_texts, resolve_columns, row_to_pairs
+from persona.write.importers.chat_shapes import find_keys
+from persona.write.importers.columns import FIELDS, first_answer, guess_columns, is_texts, resolve_columns, row_to_pairs
 from persona.write.importers.json_reader import read_first_rows, read_json_rows, score_first_rows
 from persona.write.importers.rows import RowPairs, convert_rows, select_rows
 from persona.write.importers.text_source import SourceFile
@@ -14,18 +15,26 @@ NAME = "alpaca"
 TITLE = "Alpaca: instruction, input, output (JSON, JSONL)"
 OPTIONS = frozenset({"columns", "join_input", "selection"})
 SUFFIX = ".jsonl"
+UNSURE = 0.01  # of rows with two texts whose keys say nothing: read() asks which are the question and the answer
 
 
 def sniff(source: SourceFile) -> float:
-    return score_first_rows(source, is_alpaca_row)
+    return score_first_rows(source, is_alpaca_row) or (UNSURE if score_first_rows(source, _has_texts) else 0.0)
 
 
 def is_alpaca_row(row: dict[str, Any]) -> bool:
     mapping = guess_columns(row)
     trl = {"prompt", "completion"} <= row.keys()  # the messages format's other form
     asked, answer = (row.get(mapping.get(name, "")) for name in ("instruction", "output"))
-    texts = isinstance(asked, str) and (isinstance(answer, str) or is_texts(answer))
+    texts = isinstance(asked, str) and (
+        isinstance(answer, str) or is_texts(answer) or first_answer(answer) is not answer
+    )
     return texts and not trl
+
+
+def _has_texts(row: dict[str, Any]) -> bool:
+    texts = sum(isinstance(value, str) and bool(value) for value in row.values())
+    return texts > 1 and not find_keys(row) and not {"instruction", "output"} <= guess_columns(row).keys()
 
 
 def survey(source: SourceFile) -> SourceSurvey:

@@ -112,7 +112,7 @@ def row_to_pairs(
         raise InputError("'input' is not text: {more}", more=f"{extra_input!r:.40}")
     if extra_input and isinstance(fields["instruction"], str | None):
         fields["instruction"] = INPUT_JOINS[join_input].join(filter(None, (fields["instruction"], extra_input)))
-    output = fields["output"]
+    output = fields["output"] = first_answer(fields["output"])
     answers: list[Any] = output if isinstance(output, list) and is_texts(output) else [output]
     own = {name: value for name, value in (("system", system), ("weights", weights)) if value}
     notes = note_unused_keys(row, [*columns.values(), *own])
@@ -121,6 +121,14 @@ def row_to_pairs(
         notes.append(Message("a source that is not text left out"))
     fields["source"] = source if isinstance(source, str) else place
     return [parse_complete_pair({**fields, "output": answer}) for answer in answers], notes
+
+
+def first_answer(value: Any) -> Any:
+    """The first of the answers that SQuAD lists, which mark the same words; None where it has none. Others stay."""
+    texts = value.get("text") if isinstance(value, dict) and "answer_start" in value else value
+    if isinstance(texts, list) and all(isinstance(x, dict) and "answer_start" in x for x in texts):
+        texts = [x.get("text") for x in texts]
+    return texts if texts is value else next(iter(texts or ()), None)
 
 
 def is_texts(value: Any) -> bool:

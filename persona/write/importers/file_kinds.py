@@ -42,6 +42,12 @@ def refuse_unreadable(source: SourceFile) -> None:
         )
 
 
+def is_plain_zip(source: SourceFile) -> bool:
+    """Whether it is a zip of any files, not a sheet, a card or another document."""
+    names = source.zip_members()
+    return names is not None and _zip_kind(source, names) == ("ZIP", UNPACK)
+
+
 def _zip_kind(source: SourceFile, names: set[str]) -> tuple[str, Message] | None:
     if CARD in names or any(name.startswith("xl/") for name in names) or source.suffix == ".xlsx":
         return None

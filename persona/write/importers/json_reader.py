@@ -1,6 +1,7 @@
 """JSON and JSONL as a stream of rows, each with its line; a row that cannot be used is a SkippedRow.
 
 Three forms: a list, also inside an object as in {"data": […]}; JSONL, one value a line; objects one after the other.
+Comments, commas before a closing bracket, NaN and Infinity (null) are read too.
 After a line of JSONL that is not JSON, reading goes on with the next one. A list has no such lines: what is not JSON
 ends it, and the SkippedRow says where, and that nothing after it was read.
 """
@@ -16,6 +17,7 @@ import ijson
 
 from persona.errors import InputError, Message
 from persona.write.importers import SkippedRow
+from persona.write.importers.relaxed_json import relax_line, relax_lines, skip_comments
 from persona.write.importers.rows import MAX_ROW, SourceRow, truncate_text
 from persona.write.importers.text_source import MAX_LINE, SourceFile
 
@@ -33,7 +35,7 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 def read_json_rows(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
     """Raises InputError when the file holds no JSON at all."""
-    head = source.head()
+    head = skip_comments(source.head())
     depth = next((n for n, pattern in enumerate(_WRAPPED, 1) if pattern.match(head)), 0)
     if depth and source.suffix not in JSONL_SUFFIXES:
         yield from _read_elements(source, depth)
@@ -156,7 +158,7 @@ def _not_json(e: json.JSONDecodeError) -> str:
 
 def _is_jsonl(suffix: str, head: str) -> bool:
     lines = [line for x in head.split("\n")[:200] if (line := x.strip())] or [""]
-    if suffix in JSONL_SUFFIXES:  # unless a list was saved under this name
+    if suffix in JSONL_SUFFIXES and lines[0] != "{":  # unless a list, or objects of several lines, have this name
         listed = re.match(r"\[\s*(\{|$)", lines[0]) and (len(lines) == 1 or lines[0][-1] in "[{,]")
         return not listed
     return 2 * sum(line[0] == "{" and line[-1] == "}" for line in lines if line) > len(lines)
@@ -171,6 +173,11 @@ def _read_jsonl(source: SourceFile) -> Iterator[SourceRow | SkippedRow]:
             yield SkippedRow(number, Message("longer than {limit:,} characters", limit=MAX_ROW), truncate_text(text))
             continue
         row, rest = _decode_row(number, text)
+        if isinstance(row, SkippedRow) and (relaxed := relax_line(text)) != text:
+            if not relaxed.strip():
+                continue  # a comment
+            again, after = _decode_row(number, relaxed)
+            row, rest = (again, after) if isinstance(again, SourceRow) else (row, rest)
         while isinstance(row, SourceRow) and (rest := rest.strip(" \t,\ufeff"))[:1] == "{":  # one after the other
             yield row
             row, rest = _decode_row(number, rest)
@@ -270,7 +277,7 @@ def _split_at_brackets(source: SourceFile) -> Iterator[tuple[int, str]]:
     Not at brackets in a text: yajl, below ijson, begins a text that is not complete anew with each piece.
     """
     last, in_text, escaped = 1, False, False
-    for number, line in source.lines():
+    for number, line in relax_lines(source.lines()):
         text = line if number == last else "\n" + line  # the same line goes on
         last, start = number, 0
         for mark in _MARK.finditer(text, int(escaped)):

@@ -32,6 +32,7 @@ from persona.write.importers import (
 from persona.write.importers.budget import Budget, OverBudgetError, over_budget
 from persona.write.importers.file_kinds import refuse_unreadable
 from persona.write.importers.json_reader import find_first_problem, read_first_rows
+from persona.write.importers.relaxed_json import skip_comments
 from persona.write.importers.rows import select_rows
 from persona.write.importers.text_source import SourceFile
 from persona.write.importers.turns import explain_unmarked_text
@@ -73,7 +74,11 @@ def detect_format(source: SourceFile) -> str:
     refuse_unreadable(source)
     scores = {name: module.sniff(source) for name, module in import_formats().items()}
     best = max(scores, key=lambda name: scores[name])
-    if scores[best] <= 0 and source.head().lstrip()[:1] in tuple("[{") and (broken := find_first_problem(source)):
+    if (
+        scores[best] <= 0
+        and skip_comments(source.head()).lstrip()[:1] in tuple("[{")
+        and (broken := find_first_problem(source))
+    ):
         raise InputError("{source} line {line}: {problem}.", source=source.name, line=broken.line, problem=broken.why)
     if scores[best] <= 0 and (unmarked := explain_unmarked_text(source.name, read_first_rows(source))):
         raise unmarked

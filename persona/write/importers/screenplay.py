@@ -72,6 +72,7 @@ class ScreenplayLayout:
     """The result of the first pass. blank_breaks: an empty line ends the scene, else it only separates speeches.
 
     paragraphs: of a speech stand after empty lines: nothing in the file marks scenes or directions.
+    talk: a transcript or a chat, not a play: without a heading or a direction, so lines in a row are one turn.
     """
 
     kind: str
@@ -80,6 +81,7 @@ class ScreenplayLayout:
     share: float  # of the lines that this layout explains
     chat: ChatLayout | None = None  # of the kind "chat"
     paragraphs: bool = False
+    talk: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     persona = select_speaker(source, options, _count_speakers(source, layout))
     events = _events(source, layout, persona.names)
     chat = layout.kind == "chat"
-    yield from pair_speeches(merge_consecutive(events) if chat else events, persona, source, options, brackets=not chat)
+    events = merge_consecutive(events) if chat or layout.talk else events
+    yield from pair_speeches(events, persona, source, options, brackets=not chat)
 
 
 def _count_speakers(source: SourceFile, layout: ScreenplayLayout) -> Counter[str]:
@@ -149,7 +152,7 @@ def detect_layout(lines: Iterable[tuple[int, str]], head: str = "") -> Screenpla
     sure_names = {kind: SpeakerNames() for kind in kinds}
     possible_names = {kind: SpeakerNames() for kind in ("cues", "colons")}  # a name only if it comes again
     lines_explained: Counter[ScreenplayKind] = Counter()
-    spoken = after_blank = text_lines = signs = 0
+    spoken = after_blank = text_lines = signs = directed = 0
     blank, in_cue = False, False
     for _, raw, below in chat_log.with_next_line(lines):
         if not raw:
@@ -172,6 +175,7 @@ def detect_layout(lines: Iterable[tuple[int, str]], head: str = "") -> Screenpla
             (sure_names if is_like_name(named.who) else possible_names)["colons"].add(named.who)
             lines_explained["colons"] += 1 if named.text else 2
             spoken += 1
+            directed += bool(named.lead)
             after_blank += blank
         blank = False
     kind = max(kinds, key=lambda k: lines_explained[k]) if lines_explained else "colons"
@@ -181,7 +185,8 @@ def detect_layout(lines: Iterable[tuple[int, str]], head: str = "") -> Screenpla
     share = min(1.0, lines_explained[kind] / max(1, text_lines))
     chat = kind if isinstance(kind, ChatLayout) else None
     breaks = after_blank < 0.7 * spoken
-    return ScreenplayLayout("chat" if chat else str(kind), speakers, breaks, share, chat, not (breaks or signs))
+    paragraphs, talk = not (breaks or signs), not (signs or directed)
+    return ScreenplayLayout("chat" if chat else str(kind), speakers, breaks, share, chat, paragraphs, talk)
 
 
 def _subtitle_layout(lines: Iterable[tuple[int, str]]) -> ScreenplayLayout:

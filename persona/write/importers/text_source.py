@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -120,12 +120,14 @@ class SourceFile:
             ) from e
 
 
-def open_source(path: Path, name: str = "") -> SourceFile:
-    """The file with its encoding detected, a document as its text.
+def open_source(path: Path, name: str = "", member: str = "") -> SourceFile:
+    """The file with its encoding detected: a document as its text, of a .zip or .gz the one file in it.
+
+    member: which file in a zip of several.
 
     Raises InputError when there is no readable file, or it is empty.
     """
-    from persona.write.importers import documents
+    from persona.write.importers import documents, packed_file, row_shapes, yaml_file
 
     name = re.sub(r"[\x00-\x1f]", "", Path(name or path.name).name) or "file"
     require_regular_file(path, MAX_SOURCE_BYTES)
@@ -140,7 +142,14 @@ def open_source(path: Path, name: str = "") -> SourceFile:
         raise InputError("{name}: cannot be read ({reason}).", name=name, reason=e.strerror or e) from e
     source = SourceFile(path, name, encoding)
     kind = documents.document_kind(source)
-    return documents.open_document(source, kind) if kind else source
+    if kind:
+        return documents.open_document(source, kind)
+    if packed_file.is_packed(source) and (unpacked := packed_file.open_packed(source, member)):
+        found = open_source(unpacked.path, unpacked.name)
+        return replace(found, holds=(unpacked.holds, found.holds))
+    if yaml_file.is_yaml(source):
+        return yaml_file.open_yaml(source)
+    return row_shapes.open_reshaped(source) or source
 
 
 def _encoding_by_bom(start: bytes) -> str:

@@ -15,6 +15,7 @@ from persona.train.plan import TrainingEstimate
 from persona.ui.i18n import localized, t
 from persona.ui.page import open_current_persona
 from persona.ui.steps.train import further, settings_form
+from persona.ui.steps.write.pairs_status import replies_text
 from persona.ui.widgets import problems_html
 
 
@@ -51,7 +52,8 @@ def plan_html(slug: str, preset: str, *form: Any, parent_id: str = "") -> str:
         )
         return f'<div class="quiet">{about}<br>{unknown}</div>'
     return (
-        f'<div class="quiet">{about}<br>{_steps_text(estimate)} {escape(localized(estimate.plan.reason))}<br>'
+        f'<div class="quiet">{about}<br>{replies_text(pairs)}{_steps_text(estimate)} '
+        f"{escape(localized(estimate.plan.reason))}<br>"
         f"{_memory_text(estimate)}</div>{_busy_html(estimate)}{_wait_html()}{_too_few_html(estimate)}"
         f"{_too_large_html(config, estimate)}{_notes_html(estimate.warn_of_evaluation())}"
     )

@@ -14,6 +14,7 @@ from persona.store.persona_folder import Persona
 from persona.template.render import MAX_LENGTH
 from persona.ui.i18n import localized, t
 from persona.ui.page import RenderSettings, open_current_persona, open_page_renderer
+from persona.ui.steps.write.pairs_status import replies_text
 from persona.ui.steps.write.pairs_table import PAIR_FILTERS, translate_choices
 from persona.ui.widgets import bars_html
 from persona.write import lint
@@ -96,7 +97,8 @@ def findings_html(pairs: Sequence[Pair], findings: Sequence[Finding], summary: D
     again = f'<button class="tool" data-do="see-again" data-key="">{t("Show them again")}</button>'
     ignored_note = f"<div class='quiet'>{t('{n} ignored.', n=f'{ignored:,}')} {again}</div>" if ignored else ""
     bars = bars_html([(localized(kind), n, f"{n:,}") for kind, n in summary.kinds.items()])
-    return f"<div class='card'><p>{escape(localized(summary.text))}</p>{bars}</div>{groups}{ignored_note}"
+    told = f"{replies_text(pairs)}{escape(localized(summary.text))}"
+    return f"<div class='card'><p>{told}</p>{bars}</div>{groups}{ignored_note}"
 
 
 def _rule_html(rule: str, rows: int, findings: Sequence[Finding]) -> str:

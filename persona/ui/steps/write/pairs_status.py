@@ -83,3 +83,13 @@ def rejected_html(bad_lines: Sequence[BadLine]) -> str:
     lines = "".join(f'<div class="problem">{text}</div>' for text in texts)
     aside = t("The next save moves such lines to pairs.rejected.txt; nothing is lost.")
     return f"{lines}<div class='quiet'>{aside}</div>"
+
+
+def replies_text(pairs: Sequence[Pair]) -> str:
+    """A sentence on the conversations that the pairs are of, where these have several replies; else nothing."""
+    if (conversations := count_conversations(pairs)) >= len(pairs):
+        return ""
+    return (
+        t("{n} replies in {conversations} conversations.", n=f"{len(pairs):,}", conversations=f"{conversations:,}")
+        + " "
+    )
