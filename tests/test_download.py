@@ -14,6 +14,8 @@ from persona.errors import BaseError
 from persona.models import adapter, base, download
 from persona.share.hub import describe_download, push_adapter
 from persona.store import workspace
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard, create_persona_at, personas_dir
 from tests.hub_fixtures import edit_card
 from tests.local_hub import ANN, Hub
 
@@ -46,6 +48,26 @@ def base_folder(tmp_path: Path) -> Path:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text("{}")
     return tmp_path / "base"
+
+
+@pytest.mark.slow
+def test_the_page_says_what_to_do_about_a_base_and_keeps_the_one_before(
+    hub: Hub, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from persona.ui.steps import template
+
+    bases_from(hub, tmp_path, monkeypatch)
+    create_persona_at(personas_dir() / "mags", PersonaCard(name="Mags"), [Pair("a", "b")])
+    hub.add("ben/gated", {"config.json": b"{}", "model.safetensors": b"x"})
+    hub.gated.add("ben/gated")
+    said: list[str] = []
+    monkeypatch.setattr(template.gr, "Warning", said.append)
+    before = template.RenderSettings(str(tiny_llama), "chatml", 512, False)
+    for name in ("ben/gated", "google/gemma-3n-4b-it"):
+        *_, accepted = template.show_settings("mags", 1, before, name, *before[1:])
+        assert accepted.base == str(tiny_llama)
+    assert "accept its licence on https://huggingface.co/ben/gated, then log in: hf auth login" in said[0]
+    assert "Did you mean google/gemma-3n-E4B-it?" in said[1] and "the base is still" in said[1]
 
 
 GREEDY = {"temperature": 0, "repetition_penalty": 1.3}

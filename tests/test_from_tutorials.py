@@ -52,6 +52,7 @@ def test_the_settings_are_taken_by_the_tutorials_names(tmp_path):
     first = read["gemma-3n.yaml"]
     assert (first.lora_r, first.lora_alpha, first.epochs, first.warmup) == (16, 32, 3, 100)
     assert (first.quantization, first.dtype, first.eval_steps, first.save_total_limit) == ("nf4", "float16", 500, 3)
+    assert [c.logging_steps for c in read.values()] == [10, 1, 10, 10, 10] and read["unsloth.yaml"].dtype == "bfloat16"
     assert read["unsloth.yaml"].max_steps == 60 and read["unsloth.yaml"].seed == 42
     assert read["huanhuan.yaml"].target_modules == "q_proj,k_proj,v_proj,o_proj"
     assert read["llama-2.yaml"].warmup == 0.03 and read["llama-2.yaml"].optim == "paged_adamw_8bit"
@@ -68,7 +69,7 @@ def test_its_bold_words_are_labels_of_the_page():
 
 # ---- the commands, with tiny bases
 
-GPU_ONLY = ("engine", "load_in_4bit", "quantization", "torch_dtype", "bf16", "report_to", "bnb_4bit_quant_type",
+GPU_ONLY = ("engine", "load_in_4bit", "quantization", "torch_dtype", "bf16", "fp16", "report_to", "bnb_4bit_quant_type",
             "bnb_4bit_compute_dtype", "bnb_4bit_use_double_quant")  # fmt: skip
 MODEL_COMMANDS = ("render", "chat", "eval", "export", "serve")
 

@@ -305,7 +305,7 @@ class RunConfig(BaseModel):
     )  # fmt: skip
     report_to: Literal["none", "tensorboard", "trackio", "wandb", "swanlab"] = _setting(
         "none", "Measuring", "Tracker",
-        "a tracker to send each loss to; its package must be installed, its key in the environment",
+        "a tracker to send the recorded losses to; its package must be installed, its key in the environment",
         "When you keep the charts of all your runs in one place.",
     )  # fmt: skip
 
