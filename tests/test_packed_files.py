@@ -96,6 +96,7 @@ def test_yaml_is_read_or_named(tmp_path):
     refused = {
         'version: "3.1"\nnlu:\n- intent: greet\n  examples: |\n    - hey\n': "Rasa's training data",
         "name: x\nage: 3\n": "YAML without a list",
+        "Who?: I.\nWho?: Me.\n": "a key stands there twice",
         "a: [\n": "no YAML that can be read",
         "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n": "aliases",
         "[" * 5_000: "no YAML that can be read",

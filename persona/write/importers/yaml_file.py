@@ -27,6 +27,12 @@ class _PlainLoader(yaml.SafeLoader):
             raise yaml.YAMLError("it has aliases (*name)")
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        made = super().construct_mapping(node, deep)
+        if len(made) != len(node.value):
+            raise yaml.YAMLError("a key stands there twice")
+        return made
+
 
 def is_yaml(source: SourceFile) -> bool:
     return source.suffix in SUFFIXES or bool(_BEGINS.match(source.head(4_000)))
