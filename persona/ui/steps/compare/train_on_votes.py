@@ -88,7 +88,8 @@ def offer(browser_key: str, slug: str, adapter_id: str) -> tuple[gr.Button, str]
         lines = "".join(f"<li>{escape(localized(text))}</li>" for text in found.left_out)
         title = t("Left out of the training: {n}", n=len(found.left_out))
         about += f"<details class='quiet'><summary>{title}</summary><ul>{lines}</ul></details>"
-    return gr.Button(t("Train on {n} votes and corrections", n=count), interactive=count >= least), about
+    label = t("Train on 1 vote or correction") if count == 1 else t("Train on {n} votes and corrections", n=count)
+    return gr.Button(label, interactive=count >= least), about
 
 
 def _hint(text: str) -> str:

@@ -233,6 +233,7 @@ def _build_run_view(page: Page) -> RunView:
         load,
         temperature,
         samples,
+        page.vote_again,
         start,
         stop,
         resume,
@@ -242,7 +243,6 @@ def _build_run_view(page: Page) -> RunView:
         page.shown_run,
         gr.State(""),
         gr.Textbox("", visible="hidden"),  # the change of a State is not seen after an event without the queue
-        page.vote_again,
     )
 
 

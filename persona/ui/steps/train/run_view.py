@@ -71,6 +71,7 @@ class RunView(NamedTuple):
     load: Any
     temperature: Any
     samples: Any
+    vote_again: Any  # after a run on preferences
     start: Any
     stop: Any
     resume: Any
@@ -80,7 +81,6 @@ class RunView(NamedTuple):
     name: Any  # of the run that is shown
     mark: Any  # what is shown: an update with the same mark would change nothing
     training: Any  # the folder of the run that trains now, "" for none: whether a run that is started now waits
-    vote_again: Any
 
     @classmethod
     def unchanged(cls) -> Self:
