@@ -9,7 +9,7 @@ from tiny_models import write_adapter
 from training import CARD, PAIRS, SETTINGS, events, hash_weights
 
 from persona.errors import InputError
-from persona.store.persona_folder import create_persona_at
+from persona.store.persona_folder import create_persona_at, open_persona
 from persona.store.preferences import Preference, parse_preference, read_preferences
 from persona.template.render import IGNORE_INDEX
 from persona.train import launcher
@@ -108,6 +108,18 @@ def test_too_few_preferences_or_no_adapter_are_refused(prefer, tmp_path):
         prefer(PREFERENCES[:3])
     with pytest.raises(InputError, match="adapter"):
         launcher.create_preference_run(create_persona_at(tmp_path / "x", CARD, PAIRS), PREFERENCES, None, {})
+
+
+def test_a_run_on_preferences_is_repeated_on_them(prefer, monkeypatch):
+    from persona.ui.steps.train import ledger
+
+    run, started = prefer(), []
+    monkeypatch.setattr(ledger, "open_current_persona", lambda _: open_persona(run.path.parent.parent))
+    monkeypatch.setattr(launcher, "start_run", started.append)
+    again = ledger.repeat_run("mags", run)
+    assert started == [again] and again.name != run.name
+    assert [(r.pair, r.rejected) for r in again.rows()] == [(r.pair, r.rejected) for r in run.rows()]
+    assert again.config() == run.config() and all(r.rejected for r in again.rows())
 
 
 @pytest.mark.slow

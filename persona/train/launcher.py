@@ -321,10 +321,14 @@ def retry_smaller(persona: Persona, run: Run) -> Run:
     if oom_recovery.can_resume_with(changes):
         run.update_manifest(config=config.model_dump())
     else:
-        preferences = [Preference(row.pair, row.rejected) for row in run.rows() if row.rejected]
-        run = create_run(persona, config, parent=reopen_parent(run), preferences=preferences)
+        run = create_run(persona, config, parent=reopen_parent(run), preferences=read_preferences(run))
     start_run(run)
     return run
+
+
+def read_preferences(run: Run) -> list[Preference]:
+    """The preferences that a run learns from; empty for one that learns pairs."""
+    return [Preference(row.pair, row.rejected) for row in run.rows() if row.rejected]
 
 
 def reap_children() -> None:

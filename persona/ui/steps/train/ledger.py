@@ -129,9 +129,12 @@ def show_comparison(slug: str, picked: list[str]) -> dict[str, Any]:
 
 
 def repeat_run(slug: str, run: Run) -> Run:
-    """Start a run with the same settings, and from the same adapter, on the pairs of now."""
-    config, parent = run.config(), reopen_parent(run)
-    again, _ = launcher.create_fitted_run(open_current_persona(slug), config, RunConfig.model_fields, parent)
+    """Start a run with the same settings, from the same adapter, on the pairs of now or on the same preferences."""
+    persona, config, parent = open_current_persona(slug), run.config(), reopen_parent(run)
+    if preferences := launcher.read_preferences(run):
+        again = launcher.create_run(persona, config, parent=parent, preferences=preferences)
+    else:
+        again, _ = launcher.create_fitted_run(persona, config, RunConfig.model_fields, parent)
     launcher.start_run(again)
     return again
 
