@@ -127,7 +127,9 @@ def test_each_step_has_the_figures_and_the_run_shows_them(persona, gpu):
     gpu(Nvml())
     callback = RunCallback(run, TrainingClock())
     for step in (1, 2):
-        callback.on_log(SimpleNamespace(fp16=False), SimpleNamespace(global_step=step), None, {"loss": 2.0})
+        callback.on_log(
+            SimpleNamespace(fp16=False), SimpleNamespace(global_step=step, max_steps=9), None, {"loss": 2.0}
+        )
     run.log("step", step=3, seconds=1.0, gpu_load="x")  # no number: the whole event is skipped
     curves = run.progress().curves
     for name, value in {"memory": 5, "peak_memory": 7, **GPU_FIGURES}.items():

@@ -25,8 +25,6 @@ def measure_cells(cells: list[Cell], job: Job) -> Iterator[Record]:
     from benchmarks.gpu.bases import build_base
     from benchmarks.gpu.training import measure_cell, reset_memory
 
-    for name in dict.fromkeys(cell.base for cell in cells):
-        build_base(name, job.folder, job.scale.tiny)
     longest = 0.0
     for cell in cells:
         start = time.time()
@@ -34,6 +32,8 @@ def measure_cells(cells: list[Cell], job: Job) -> Iterator[Record]:
             yield asdict(cell) | {"skipped": "out of time"}
             continue
         try:
+            build_base(cell.base, job.folder, job.scale.tiny)
+            start = time.time()  # a base is built once
             yield measure_cell(cell, job.folder, job.scale)
         except Exception as e:  # the other cells go on
             yield asdict(cell) | {"skipped": f"{type(e).__name__}: {e}"[:300]}

@@ -34,6 +34,8 @@ def list_members(source: SourceFile) -> list[str]:
 
 
 def is_packed(source: SourceFile) -> bool:
+    if source.suffix == ".charx":  # a card's archive without its card: character.py says so
+        return False
     return source.bytes(2) == GZIP or (is_plain_zip(source) and not documents.document_kind(source))
 
 

@@ -13,7 +13,7 @@ SUFFIXES = (".yml", ".yaml")
 MAX_BYTES = 5_000_000  # read as a whole, about a megabyte a second
 RASA_KEYS = frozenset({"nlu", "stories", "rules", "intents", "responses", "domain"})
 _BEGINS = re.compile(
-    r"(?:[#%-][^\n]*\n|\s*\n)*(?:categories|conversations|version|nlu|intents)\s*:\s*(?:[\"'\d]|\n\s*-)"
+    r"(?:[#%-][^\n]*\n|[ \t\r\f\v]*\n)*+[ \t]*(?:categories|conversations|version|nlu|intents)\s*:\s*(?:[\"'\d]|\n\s*-)"
 )
 
 
