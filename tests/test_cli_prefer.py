@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from tiny_models import write_adapter
+from tiny_models import write_adapter_to_go_on_from
 
 from persona.compare import blind_votes
 from persona.compare.blind_votes import VoteSide
@@ -25,11 +25,7 @@ SHORT, LONG = "Lit.", "It is lit. It is lit. It is lit."
 @pytest.fixture
 def first(tiny_gemma, tmp_path):
     """An adapter on the tiny Gemma to go on from."""
-    write_adapter(tiny_gemma, tmp_path / "first", template="gemma-base", size=0.02)
-    facts = json.loads((tmp_path / "first/run.json").read_text())
-    facts["base"] = {"id": tiny_gemma.name}
-    (tmp_path / "first/run.json").write_text(json.dumps(facts))
-    return tmp_path / "first"
+    return write_adapter_to_go_on_from(tiny_gemma, tmp_path / "first")
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import write_adapter
+from tiny_models import write_adapter_to_go_on_from
 from training import CARD, PAIRS, SETTINGS, events, hash_weights
 
 from persona.errors import InputError
@@ -75,15 +75,12 @@ PREFERENCES = [Preference(replace(p, output="Lit."), p.output.strip() + LONG) fo
 @pytest.fixture
 def prefer(tmp_path, tiny_gemma):
     """A new run on these preferences, not started; it goes on from a LoRA on the tiny Gemma."""
-    write_adapter(tiny_gemma, tmp_path / "first", template="gemma-base", size=0.02)
-    facts = json.loads((tmp_path / "first/run.json").read_text())
-    facts["base"] = {"id": tiny_gemma.name}
-    (tmp_path / "first/run.json").write_text(json.dumps(facts))
+    first = write_adapter_to_go_on_from(tiny_gemma, tmp_path / "first")
 
     def prefer(preferences=PREFERENCES, **changes):
         persona = create_persona_at(tmp_path / f"p{len(list(tmp_path.glob('p*')))}", CARD, PAIRS)
         settings = {"base": str(tiny_gemma), **SETTINGS, "diary_probes": 0, **changes}
-        return launcher.create_preference_run(persona, preferences, read_parent(tmp_path / "first"), settings)
+        return launcher.create_preference_run(persona, preferences, read_parent(first), settings)
 
     return prefer
 

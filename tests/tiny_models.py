@@ -1,5 +1,6 @@
 """Tiny models with a random, non-zero LoRA, for tests of loss, adapters, chat and training."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,11 @@ def new_run(place: Path, card: PersonaCard, pairs: Sequence[Pair], **settings: A
     """Create a run, not started, of a new persona in a separate folder in `place`."""
     folder = place / f"mags-{len(list(place.glob('mags-*')))}"
     return create_run(create_persona_at(folder, card, list(pairs)), make_config(**settings))
+
+
+def write_adapter_to_go_on_from(base: Path, folder: Path) -> Path:
+    """A LoRA on the tiny Gemma whose base is named as its folder, so that a run on that folder can begin with it."""
+    write_adapter(base, folder, template="gemma-base", size=0.02)
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(facts | {"base": {"id": base.name}}))
+    return folder

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from persona.cli.output import AsJson, PersonaDir, open_persona, print_note, split_key_value
-from persona.cli.train import _follow, _open_parent, _open_run, _print_outcome
+from persona.cli.train import follow_run, open_parent_of, print_outcome, reopen_run
 
 PREFERENCE_KEYS = ("accuracy_before", "accuracy_after", "margin_before", "margin_after")
 
@@ -43,10 +43,10 @@ def prefer(
 
     persona = open_persona(directory)
     given = dict(split_key_value(x, "--set") for x in changes or [])
-    run = _open_run(persona, resume, given) if resume else _create_run(persona, parent or str(directory), data, given)
+    run = reopen_run(persona, resume, given) if resume else _create_run(persona, parent or str(directory), data, given)
     launcher.start_run(run)
     print_note(f"Run {run.path}")
-    _print_outcome(run, _follow(run), as_json, PREFERENCE_KEYS)
+    print_outcome(run, follow_run(run), as_json, PREFERENCE_KEYS)
 
 
 def _create_run(persona: Any, parent: str, data: Path | None, given: dict[str, str]) -> Any:
@@ -57,4 +57,4 @@ def _create_run(persona: Any, parent: str, data: Path | None, given: dict[str, s
     found = read_preferences(data) if data else collect_all(persona)
     for text in found.left_out:
         print_note(text)
-    return launcher.create_preference_run(persona, found.preferences, _open_parent(persona, parent), given)
+    return launcher.create_preference_run(persona, found.preferences, open_parent_of(persona, parent), given)

@@ -95,10 +95,10 @@ def train(
     given = dict(split_key_value(x, "--set") for x in changes or [])
     if resume:
         _refuse_with_resume({"--base": base, "--preset": preset, "--config": config, "--from": parent})
-        run = _open_run(persona, resume, given)
+        run = reopen_run(persona, resume, given)
     else:
         settings_given = _merge_settings(persona, base, config, given)
-        run = _create_run(persona, preset, settings_given, launcher, _open_parent(persona, parent))
+        run = _create_run(persona, preset, settings_given, launcher, open_parent_of(persona, parent))
     if resume and smaller:
         run = train_launcher.retry_smaller(persona, run)
     elif launcher == "ray":
@@ -106,7 +106,7 @@ def train(
     else:
         train_launcher.start_run(run)
     print_note(f"Run {run.path}")
-    _print_outcome(run, _follow(run), as_json)
+    print_outcome(run, follow_run(run), as_json)
 
 
 def _refuse_with_resume(options: dict[str, Any]) -> None:
@@ -124,7 +124,7 @@ def _find_run_path(persona: Any, name: Path) -> Path:
     return inside if inside.is_dir() else name
 
 
-def _open_run(persona: Any, resume: Path, changes: dict[str, str]) -> Any:
+def reopen_run(persona: Any, resume: Path, changes: dict[str, str]) -> Any:
     """The run to resume, with its settings changed."""
     from persona.train import launcher, run_folder
 
@@ -145,7 +145,7 @@ def _merge_settings(persona: Any, base: str, config: Path | None, changes: dict[
     return from_file | resolve_aliases(changes) | ({"base": base} if base else {})
 
 
-def _open_parent(persona: Any, text: str) -> Any:
+def open_parent_of(persona: Any, text: str) -> Any:
     """The adapter to go on from, a train.parent.Parent; None where none is named."""
     if not text:
         return None
@@ -176,7 +176,7 @@ def _create_run(persona: Any, preset: str, settings: dict[str, Any], launcher: s
     return run
 
 
-def _print_outcome(run: Any, progress: Any, as_json: bool, keys: tuple[str, ...] = ()) -> None:
+def print_outcome(run: Any, progress: Any, as_json: bool, keys: tuple[str, ...] = ()) -> None:
     """Print the result: RESULT_KEYS and `keys`. Raises RunError, with --json after printing, when the run failed."""
     from persona.train import launcher
 
@@ -199,7 +199,7 @@ def _print_outcome(run: Any, progress: Any, as_json: bool, keys: tuple[str, ...]
     print_result(value, text, as_json)
 
 
-def _follow(run: Any) -> Any:
+def follow_run(run: Any) -> Any:
     """Show the run's progress until it ends, and return its RunProgress. Ctrl-C asks it to stop and waits for that."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -116,7 +116,6 @@ class PreferenceEvaluator(Evaluator):
 
     reference: SideScores
     held_out_reference: SideScores
-    latest: SideScores | None = None
 
     def measure_reference(self, model: Any) -> None:
         """Score both sides of every preference, or read what an earlier start of this run measured."""
@@ -131,11 +130,12 @@ class PreferenceEvaluator(Evaluator):
         ]
         self.reference, self.held_out_reference = SideScores(*scores[:2]), SideScores(*scores[2:])
 
+    def _score_sides(self, model: Any) -> SideScores:
+        return SideScores(self.score_held_out(model), self._score(model, self.prepared.rejected_held_out))
+
     def measure(self, model: Any) -> tuple[NllScores, dict[str, Any]]:
-        chosen = self.score_held_out(model)
-        self.latest = SideScores(chosen, self._score(model, self.prepared.rejected_held_out))
-        facts = {"accuracy": self.latest.accuracy, "margin": self.latest.margin, "losses": self._losses(self.latest)}
-        return chosen, facts
+        sides = self._score_sides(model)
+        return sides.chosen, {"accuracy": sides.accuracy, "margin": sides.margin, "losses": self._losses(sides)}
 
     def _losses(self, scores: SideScores) -> list[float]:
         """DPO's loss of each held-out preference."""
@@ -148,8 +148,7 @@ class PreferenceEvaluator(Evaluator):
         """How often the better held-out answer is the likelier one, before the run and now; None with none held out."""
         before = after = None
         if self.prepared.held_out:
-            before = self.held_out_reference
-            after = SideScores(self.score_held_out(model), self._score(model, self.prepared.rejected_held_out))
+            before, after = self.held_out_reference, self._score_sides(model)
         return {
             "accuracy_before": before and before.accuracy,
             "accuracy_after": after and after.accuracy,
