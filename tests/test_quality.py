@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from rapidfuzz import process
 
 from benchmarks import quality
 from persona.judge.probes import find_broken_rules
@@ -22,6 +23,7 @@ def test_questions_are_in_no_pair_and_in_two_halves(name):
     assert len(set(asked)) == len(asked) >= 60
     known = trained_questions(RunRow(pair, held_out=False) for pair in persona.pairs())
     assert not known & set(asked)
+    assert process.cdist(asked, sorted(known), score_cutoff=90).max() == 0, "a pair asks nearly the same"
     assert not {normalize_text(p) for p in persona.card().probes} & set(asked)
     for half in quality.HALVES:
         kinds = [q.kind for q in questions if q.half == half]
