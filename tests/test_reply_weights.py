@@ -13,10 +13,13 @@ from persona.store.edits import PairChange, join_pairs, split_pair
 from persona.store.pairs import Pair, find_unfinished, own_exchanges, parse_pair, scan_pairs
 from persona.store.persona_folder import PersonaCard
 from persona.template.render import IGNORE_INDEX
-from persona.ui.steps.write import pairs_table
+from persona.ui.i18n import as_language
+from persona.ui.steps.write import import_tab, pairs_table
+from persona.ui.steps.write.lint_tab import findings_html
 from persona.ui.steps.write.pairs_status import pairs_status_html
 from persona.write import importers, lint
 from persona.write.importers import registry, text_source
+from persona.write.lint.summary import summarize_dataset
 
 TALK = Pair("e", "f", (("a", "b"), ("c", "d")), weights=(0, 1, 1))
 
@@ -119,6 +122,11 @@ def test_a_tick_in_the_table_is_saved_and_undone(tmp_path):
 
 def test_replies_are_counted_by_their_conversations():
     first, second = Pair("a", "b"), Pair("c", "d", (("a", "b"),))
+    summary = summarize_dataset([first, second], PersonaCard(name="x"), [])
     assert "2 replies in 1 conversation<" in pairs_status_html([first, second])
+    assert "2 replies in 1 conversation. " in findings_html([first, second], [], summary, 0)
+    assert import_tab.import_report_html(importers.ImportReport(2, 2, 0, 0, [], {}, 1)).count("in 1 conversation.") == 1
+    with as_language("zh"):
+        assert "<b>1 段对话中的 2 条回复</b>，" in pairs_status_html([first, second])
     assert "2 pairs" in pairs_status_html([first, Pair("x", "y")])
     assert registry.count_conversations([first, second, Pair("x", "y"), second]) == 3

@@ -144,6 +144,15 @@ def count_conversations(pairs: Iterable[Pair]) -> int:
     return counter.conversations
 
 
+def describe_replies(replies: int, conversations: int) -> str:
+    """How many replies there are in how many conversations; "" where none has several."""
+    if conversations >= replies:
+        return ""
+    if conversations == 1:
+        return Message("{n:,} replies in 1 conversation", n=replies)
+    return Message("{n:,} replies in {conversations:,} conversations", n=replies, conversations=conversations)
+
+
 def read_source(source: SourceFile, format: str, options: ImportOptions) -> Iterator[ImportItem]:
     """Every item of the file, streamed. Raises InputError when it cannot be read, or too much comes out of it."""
     refuse_unreadable(source)

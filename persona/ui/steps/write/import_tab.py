@@ -13,10 +13,10 @@ from persona.store import kept_card, persona_folder
 from persona.store.pairs import Pair
 from persona.ui.i18n import localized, t
 from persona.ui.page import QUIET, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
+from persona.ui.steps.write.pairs_status import replies_text
 from persona.ui.steps.write.row_choice import RowChoice, build_row_choice
 from persona.ui.widgets import problems_html
 from persona.write.importers import (
-    ImportCount,
     ImportOptions,
     ImportReport,
     SkippedRow,
@@ -196,16 +196,8 @@ def preview_html(source: SourceFile, format: str, options: ImportOptions) -> str
     counts = {"n": f"{count.replies:,}", "shown": len(preview.pairs)}
     head = t("More than {n} pairs. The first {shown}:", **counts) if count.more else t(
         "Pairs in all: {n}. The first {shown}:", **counts)  # fmt: skip
-    head = f"{_replies_text(count)} {head}"
+    head = f"{replies_text(count.replies, count.conversations)}{head}"
     return f"<div class='quiet'>{head}</div><div class='preview'>{rows}</div>{more}{skipped}"
-
-
-def _replies_text(count: ImportCount | ImportReport) -> str:
-    """Of how many conversations the replies are, where these have several."""
-    if count.conversations >= count.replies:
-        return ""
-    counts = {"n": f"{count.replies:,}", "conversations": f"{count.conversations:,}"}
-    return t("{n} replies in {conversations} conversations.", **counts)
 
 
 def _pair_html(pair: Pair) -> str:
@@ -249,7 +241,7 @@ def add_imported_pairs(
 
 def import_report_html(report: ImportReport) -> str:
     lines = [t("<b>{n} pairs added</b>. Undo takes them back.", n=f"{report.added:,}")]
-    lines += filter(None, [_replies_text(report)])
+    lines += filter(None, [replies_text(report.replies, report.conversations).strip()])
     if report.known:
         lines.append(t("{n} were already there.", n=f"{report.known:,}"))
     lines += [
