@@ -169,6 +169,8 @@ def test_skype_writes_the_newest_message_first(tmp_path):
 
 def test_a_kind_that_is_not_read_is_named(tmp_path):
     cases = {
+        "bz2": (b"BZh91AY&SY" + b"\xb5x" * 60, "BZIP2.*Unpack"),
+        "xz": (b"\xfd7zXZ\0" + b"\xb5x" * 60, "XZ.*Unpack"),
         "Arrow": (b"ARROW1\0\0" + b"x" * 60, "Arrow.*CSV"),
         "a stream of Arrow": (b"\xff\xff\xff\xff" + b"x" * 60, "Arrow.*CSV"),
         "XML": (b'<?xml version="1.0"?>\n<smses count="1"><sms body="hi"/></smses>', "XML.*CSV"),

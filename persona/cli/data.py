@@ -84,7 +84,7 @@ def import_(
         typer.Option(help="Only rows with mood=sad, score>3, 'len(output)>50'. Repeat for more conditions."),
     ] = None,
     member: Annotated[
-        str, typer.Option(metavar="NAME", help="Which file in a .zip. Default: the only one with data.")
+        str, typer.Option(metavar="NAME", help="Which file in a .zip or .tar. Default: the only one with data.")
     ] = "",
     as_json: AsJson = False,
 ) -> None:

@@ -16,6 +16,8 @@ SIGNATURES: tuple[tuple[bytes, str, Message], ...] = (
     (b"\xff\xff\xff\xff", "Arrow", SAVE_ROWS),
     (b"<?xml", "XML", SAVE_ROWS),
     (b"\x1f\x8b", "GZIP", UNPACK),
+    (b"BZh", "BZIP2", UNPACK),
+    (b"\xfd7zXZ\0", "XZ", UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "7z", UNPACK),
     (b"Rar!\x1a\x07", "RAR", UNPACK),
     (b"\xff\xd8\xff", "JPEG", MEDIA),
@@ -24,6 +26,7 @@ SIGNATURES: tuple[tuple[bytes, str, Message], ...] = (
     (b"ID3", "MP3", MEDIA),
     (b"OggS", "Ogg", MEDIA),
 )  # fmt: skip
+TAR_MARK = slice(257, 262)  # where its first header says "ustar"
 ZIP_KINDS: tuple[tuple[str, str, Message], ...] = (
     ("content.xml", "OpenDocument", Message("Save it as .txt, or a sheet as .xlsx or .csv.")),
     ("ppt/presentation.xml", "PowerPoint", COPY_TEXT),
@@ -34,6 +37,8 @@ def refuse_unreadable(source: SourceFile) -> None:
     """Raises InputError for a file of a kind that no format reads, naming the kind and the way on."""
     start = source.bytes(400)
     found = next(((kind, way) for sign, kind, way in SIGNATURES if start.startswith(sign)), None)
+    if start[TAR_MARK] == b"ustar":
+        found = ("TAR", UNPACK)
     if (names := source.zip_members()) is not None:  # of a damaged one, the reader of sheets says what is wrong
         found = _zip_kind(source, names)
     if found:
