@@ -50,7 +50,7 @@ def test_weights_of_other_programs(tmp_path):
     assert [(p.instruction, p.weights) for p in pairs] == [("c", (0, 1)), ("e", (0, 1, 1))]
 
 
-@pytest.mark.parametrize("format", ["alpaca", "messages", "sharegpt"])
+@pytest.mark.parametrize("format", ["alpaca", "messages", "sharegpt", "table"])
 def test_an_export_gives_the_same_pairs_back(format, tmp_path):
     pairs = [
         TALK,
@@ -59,9 +59,16 @@ def test_an_export_gives_the_same_pairs_back(format, tmp_path):
         Pair("x", "y"),
         replace(TALK, weights=(0, 0, 1)),
     ]
-    file = registry.write_pairs_as(pairs, format, tmp_path / "x.jsonl")
+    file = registry.write_pairs_as(pairs, format, tmp_path / f"x{registry.get_importer(format).SUFFIX}")
     found = [replace(p, source="") for p in read(file, format) if isinstance(p, Pair)]
     assert found == pairs
+
+
+def test_a_table_with_other_weights_leaves_them_out(tmp_path):
+    (tmp_path / "x.csv").write_text("question,answer,weights\na,b,2.5\nc,d,heavy\ne,f,\n")
+    found = read(tmp_path / "x.csv")
+    assert [p.weights for p in found if isinstance(p, Pair)] == [()] * 3
+    assert sum("'weights' left out" in getattr(i, "what", "") for i in found) == 2
 
 
 def test_a_reply_of_weight_0_is_never_learned():
