@@ -173,7 +173,7 @@ def test_a_kind_that_is_not_read_is_named(tmp_path):
         "xz": (b"\xfd7zXZ\0" + b"\xb5x" * 60, "XZ.*Unpack"),
         "Arrow": (b"ARROW1\0\0" + b"x" * 60, "Arrow.*CSV"),
         "a stream of Arrow": (b"\xff\xff\xff\xff" + b"x" * 60, "Arrow.*CSV"),
-        "XML": (b'<?xml version="1.0"?>\n<smses count="1"><sms body="hi"/></smses>', "XML.*CSV"),
+        "XML": (b'<?xml version="1.0"?>\n<messages count="1"><message body="hi"/></messages>', "XML.*CSV"),
     }
 
     def check(data, why):

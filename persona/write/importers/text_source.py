@@ -127,7 +127,7 @@ def open_source(path: Path, name: str = "", member: str = "") -> SourceFile:
 
     Raises InputError when there is no readable file, or it is empty.
     """
-    from persona.write.importers import documents, packed_file, row_shapes, yaml_file
+    from persona.write.importers import chat_saves, documents, packed_file, row_shapes, yaml_file
 
     name = re.sub(r"[\x00-\x1f]", "", Path(name or path.name).name) or "file"
     require_regular_file(path, MAX_SOURCE_BYTES)
@@ -152,7 +152,7 @@ def open_source(path: Path, name: str = "", member: str = "") -> SourceFile:
         return replace(found, holds=(unpacked.holds, found.holds))
     if yaml_file.is_yaml(source):
         return yaml_file.open_yaml(source)
-    return row_shapes.open_reshaped(source) or source
+    return chat_saves.open_saved(source) or row_shapes.open_reshaped(source) or source
 
 
 def _encoding_by_bom(start: bytes) -> str:
