@@ -173,6 +173,11 @@ def test_a_kind_that_is_not_read_is_named(tmp_path):
         "xz": (b"\xfd7zXZ\0" + b"\xb5x" * 60, "XZ.*Unpack"),
         "Arrow": (b"ARROW1\0\0" + b"x" * 60, "Arrow.*CSV"),
         "a stream of Arrow": (b"\xff\xff\xff\xff" + b"x" * 60, "Arrow.*CSV"),
+        "LINE on a PC": ("2024.03.12 火曜日\n10:15 花子 橋の下？\n10:16 太郎 水。\n".encode(), "LINE on a PC.* tab"),
+        "iMessage as HTML": (
+            b'<html><body><span class="timestamp">1</span><span class="sender">Me</span><span class="bubble">Hi</span></body></html>',
+            "imessage-exporter HTML.* --format txt",
+        ),
         "XML": (b'<?xml version="1.0"?>\n<messages count="1"><message body="hi"/></messages>', "XML.*CSV"),
     }
 

@@ -1,5 +1,7 @@
 """What a file that is not imported seems to be, by its first bytes, and the way on."""
 
+import re
+
 from persona.errors import InputError, Message
 from persona.write.importers.charx import CARD
 from persona.write.importers.text_source import SourceFile
@@ -26,6 +28,7 @@ SIGNATURES: tuple[tuple[bytes, str, Message], ...] = (
     (b"ID3", "MP3", MEDIA),
     (b"OggS", "Ogg", MEDIA),
 )  # fmt: skip
+_LINE_ON_PC = re.compile(r"^\ufeff?\d{4}\.\d{2}\.\d{2} [^\s:]{2,12}\n\d{2}:\d{2} \S[^\n\t]*\n", re.M)
 TAR_MARK = slice(257, 262)  # where its first header says "ustar"
 ZIP_KINDS: tuple[tuple[str, str, Message], ...] = (
     ("content.xml", "OpenDocument", Message("Save it as .txt, or a sheet as .xlsx or .csv.")),
@@ -45,6 +48,17 @@ def refuse_unreadable(source: SourceFile) -> None:
         raise InputError(
             "{source}: it seems to be {kind}, which is not read. {way}", source=source.name, kind=found[0], way=found[1]
         )
+
+
+def explain_unfit_text(source: SourceFile) -> InputError | None:
+    """Why a text that fits no format is none, where it is known what wrote it."""
+    if not _LINE_ON_PC.search(source.head()):
+        return None
+    return InputError(
+        "{source}: it seems to be a chat of LINE on a PC, which writes names and texts with a space between. Export it "
+        "on a phone, or put a tab after each name.",
+        source=source.name,
+    )
 
 
 def is_plain_zip(source: SourceFile) -> bool:
