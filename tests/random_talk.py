@@ -14,6 +14,7 @@ Message = tuple[str, str]  # who, text
 NAMES = {
     "en": ("Bob", "Ann Lee", "O'Neil-Smith", "Dr. Bob Jr.", "x_X_ann_X_x", "Ann2000"),
     "zh": ("小王", "阿绫", "王 小明", "A绫"),
+    "tw": ("小王", "阿綾", "陳 小明"),
     "ja": ("太郎", "花子", "田中 花子"),
     "ko": ("민수", "김 지우"),
     "de": ("Jörg", "Änne Müller"),
@@ -22,6 +23,7 @@ NAMES = {
 TEXTS = {
     "en": ("What is under the bridge?", "Water, mostly.", "I said: no. Twice", "well; maybe", "ok"),
     "zh": ("桥下有什么？", "多半是水。", "我说：不。", "他说“好”，就走了", "嗯"),
+    "tw": ("橋下有什麼？", "多半是水。", "我說：不。", "他說「好」，就走了", "嗯"),
     "ja": ("橋の下に何がある？", "ほとんど水。", "言った：だめ", "うん"),
     "ko": ("다리 밑에 뭐가 있어?", "거의 물이야.", "그래"),
     "de": ("Was ist unter der Brücke?", "Größtenteils Wasser.", "Ich sagte: nein"),

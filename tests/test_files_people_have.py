@@ -169,9 +169,16 @@ def test_skype_writes_the_newest_message_first(tmp_path):
 
 def test_a_kind_that_is_not_read_is_named(tmp_path):
     cases = {
+        "bz2": (b"BZh91AY&SY" + b"\xb5x" * 60, "BZIP2.*Unpack"),
+        "xz": (b"\xfd7zXZ\0" + b"\xb5x" * 60, "XZ.*Unpack"),
         "Arrow": (b"ARROW1\0\0" + b"x" * 60, "Arrow.*CSV"),
         "a stream of Arrow": (b"\xff\xff\xff\xff" + b"x" * 60, "Arrow.*CSV"),
-        "XML": (b'<?xml version="1.0"?>\n<smses count="1"><sms body="hi"/></smses>', "XML.*CSV"),
+        "LINE on a PC": ("2024.03.12 火曜日\n10:15 花子 橋の下？\n10:16 太郎 水。\n".encode(), "LINE on a PC.* tab"),
+        "iMessage as HTML": (
+            b'<html><body><span class="timestamp">1</span><span class="sender">Me</span><span class="bubble">Hi</span></body></html>',
+            "imessage-exporter HTML.* --format txt",
+        ),
+        "XML": (b'<?xml version="1.0"?>\n<messages count="1"><message body="hi"/></messages>', "XML.*CSV"),
     }
 
     def check(data, why):

@@ -214,7 +214,7 @@ def test_what_is_written_is_read_back(tmp_path_factory, format, pairs):
 
 def test_excel_is_told_that_a_csv_is_utf8():
     assert "".join(import_formats()["table"].dump([AB])).startswith(
-        "\ufeffinstruction,output,history,source\r\na,b,,\r\n"
+        "\ufeffinstruction,output,history,source,system,weights\r\na,b,,,,\r\n"
     )
 
 

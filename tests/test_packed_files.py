@@ -1,8 +1,9 @@
-"""A .zip or .gz around one file, and YAML files: opened within limits, or named."""
+"""A .zip, .gz or .tar around one file, and YAML files: opened within limits, or named."""
 
 import gzip
 import io
 import json
+import tarfile
 import zipfile
 
 import pytest
@@ -10,6 +11,8 @@ from row_files import source
 
 from persona.errors import InputError
 from persona.store.pairs import Pair
+from persona.store.persona_folder import find_persona
+from persona.ui.steps.write import import_tab
 from persona.write.importers import ImportOptions, packed_file, registry
 from persona.write.importers.text_source import open_source
 
@@ -28,6 +31,16 @@ def pack(**files) -> bytes:
     return out.getvalue()
 
 
+def tar(mode="w", **files) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as archive:
+        for name, data in files.items():
+            info = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = 0 if data is info else len(data)
+            archive.addfile(info, None if data is info else io.BytesIO(data.encode()))
+    return out.getvalue()
+
+
 def read(opened):
     found = registry.read_source(opened, registry.detect_format(opened), ImportOptions())
     return [(i.instruction, i.output) for i in found if isinstance(i, Pair)]
@@ -39,6 +52,9 @@ def test_one_file_in_a_zip_or_gz_is_read(tmp_path):
         "y.zip": pack(**{"x.csv": CSV}),
         "x.json.gz": gzip.compress(ROWS.encode()),
         "x.csv.GZ": gzip.compress(CSV.encode()),
+        "x.tar": tar(**{"in/x.json": ROWS, "photo.jpg": "-", "._x.json": "-"}),
+        "x.tar.gz": tar("w:gz", **{"x.csv": CSV}),
+        "x.tgz": tar("w:gz", **{"x.json": ROWS}),
         "no suffix": gzip.compress(ROWS.encode("utf-16")),
     }
     for name, data in packed.items():
@@ -54,6 +70,35 @@ def test_of_several_files_one_is_named(tmp_path, call, value):
     status, _, err = call("import", tmp_path / "x.zip", tmp_path / "p", "--member", "c.json")
     assert status == 1 and "holds no 'c.json'. It holds a.json, b.csv" in err
     assert value("import", tmp_path / "x.zip", tmp_path / "p", "--member", "b.csv")["pairs"] == 2
+    (tmp_path / "x.tgz").write_bytes(tar("w:gz", **{"a/x.json": ROWS, "b/x.json": ROWS[:-1]}))
+    assert packed_file.list_members(tmp_path / "x.tgz") == ["a/x.json", "b/x.json"]
+    assert value("import", tmp_path / "x.tgz", tmp_path / "q", "--member", "a/x.json")["pairs"] == 2
+    (tmp_path / "x.json").write_text(ROWS)
+    status, _, err = call("import", tmp_path / "x.json", tmp_path / "r", "--member", "a.json")
+    assert status == 1 and "x.json: no .zip or .tar" in err
+
+
+def test_the_page_asks_which_of_several_files(home, tmp_path):
+    file = tmp_path / "x.zip"
+    file.write_bytes(pack(**{"a/x.json": ROWS, "b.csv": CSV, "c.txt": "ADA: One?\nBEN: Two.\n" * 3}))
+    voice, button = import_tab.ask_whose_voice(str(file))
+    assert "3 files" in voice.info and button.visible
+    slug, *_ = import_tab.start_from_file(str(file), "Mags")
+    seen = import_tab.survey_for_persona(slug, str(file), "", "")
+    assert [name for name, _ in seen.member.choices] == ["a/x.json", "b.csv", "c.txt"] and seen.member.visible
+    assert "holds 3 files" in seen.found and not seen.add.interactive
+    chosen = "", 0, "", "", "b.csv"
+    seen = import_tab.survey_for_persona(slug, str(file), "", "", *chosen)
+    assert "Pairs in all: 2" in seen.preview and seen.add.interactive and seen.member.value == "b.csv"
+    columns = "question", "answer", "", ""
+    rest = [], "drop", 0, *columns, "line", *chosen
+    assert "Pairs in all: 2" in import_tab.update_preview(str(file), "", "", "table", *rest)[0]
+    import_tab.add_imported_pairs(slug, str(file), "", "", "table", False, *rest)
+    assert [pair.output for pair in find_persona(slug).pairs()] == [a for _, a in WANTED]
+    one = tmp_path / "one.json"
+    one.write_text(ROWS)
+    seen = import_tab.survey_for_persona(slug, str(one), "", "", *chosen)
+    assert seen.add.interactive and not seen.member.visible, "what was chosen in another archive is forgotten"
 
 
 def test_bombs_and_damaged_files_are_refused(tmp_path, monkeypatch):
@@ -63,6 +108,8 @@ def test_bombs_and_damaged_files_are_refused(tmp_path, monkeypatch):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr(link, "/etc/passwd")
+    link_to_passwd = tarfile.TarInfo("x.json")
+    link_to_passwd.type, link_to_passwd.linkname = tarfile.SYMTYPE, "/etc/passwd"
     refused = {
         "bomb.zip": (pack(**{"x.json": bomb}), "more than 1 MB come out of it"),
         "bomb.gz": (gzip.compress(bomb.encode()), "more than 1 MB come out of it"),
@@ -70,11 +117,20 @@ def test_bombs_and_damaged_files_are_refused(tmp_path, monkeypatch):
         "in a zip.zip": (pack(**{"x.txt": row}), "a packed file again"),
         "link.zip": (out.getvalue(), "is a link"),
         "cut.gz": (gzip.compress(ROWS.encode())[:-20], "damaged"),
-        "up.zip": (pack(**{"/x.json": ROWS}), "leads out of the zip"),
+        "link.tar": (tar(x=link_to_passwd), "is a link"),
+        "cut.tar": (tar(**{"x.json": ROWS * 20})[:1000], "damaged"),
+        "cut.tgz": (tar("w:gz", **{"x.json": ROWS * 20})[:120], "damaged"),
+        "bomb.tgz": (tar("w:gz", **{"x.json": bomb, "y.json": ROWS}), "more than 1 MB come out of it"),
+        "up.tar": (tar(**{"a\\x.json": ROWS}), "leads out of the archive"),
+        "in a tar.tar": (tar(**{"x.txt": tar(**{"x.json": "{}"}).decode()}), "a packed file again"),
+        "up.zip": (pack(**{"/x.json": ROWS}), "leads out of the archive"),
     }
     for name, (data, why) in refused.items():
         with pytest.raises(InputError, match=why):
             source(tmp_path, name, data)
+            pytest.fail(name)
+    with pytest.raises(InputError, match="seems to be TAR.* Unpack it"):
+        read(source(tmp_path, "x.tar", tar(**{"photo.jpg": "-"})))
     monkeypatch.setattr(packed_file, "MAX_BYTES", 50)
     with pytest.raises(InputError, match="more than"):
         source(tmp_path, "x.json.gz", gzip.compress(ROWS.encode()))

@@ -16,7 +16,7 @@ from tests.test_chat_layouts import FORMATS
 ONE_LINE = ("irc", "irc bare", "irc dated", "weechat", "clock", "range")
 # plays: two speeches of one speaker are two, brackets hold stage directions, lines are joined
 PLAYS = ("transcript", "colon", "rev", "srt", "vtt", "clock above")
-ENCODINGS = {"zh": ("gb18030",), "ja": ("shift_jis",), "ko": ("euc_kr",), "ru": ("cp1251",)}
+ENCODINGS = {"zh": ("gb18030",), "tw": ("big5",), "ja": ("shift_jis",), "ko": ("euc_kr",), "ru": ("cp1251",)}
 
 
 def read_pairs(folder, name, data, persona=""):

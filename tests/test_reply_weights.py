@@ -13,10 +13,13 @@ from persona.store.edits import PairChange, join_pairs, split_pair
 from persona.store.pairs import Pair, find_unfinished, own_exchanges, parse_pair, scan_pairs
 from persona.store.persona_folder import PersonaCard
 from persona.template.render import IGNORE_INDEX
-from persona.ui.steps.write import pairs_table
+from persona.ui.i18n import as_language
+from persona.ui.steps.write import import_tab, pairs_table
+from persona.ui.steps.write.lint_tab import findings_html
 from persona.ui.steps.write.pairs_status import pairs_status_html
 from persona.write import importers, lint
 from persona.write.importers import registry, text_source
+from persona.write.lint.summary import summarize_dataset
 
 TALK = Pair("e", "f", (("a", "b"), ("c", "d")), weights=(0, 1, 1))
 
@@ -47,7 +50,7 @@ def test_weights_of_other_programs(tmp_path):
     assert [(p.instruction, p.weights) for p in pairs] == [("c", (0, 1)), ("e", (0, 1, 1))]
 
 
-@pytest.mark.parametrize("format", ["alpaca", "messages", "sharegpt"])
+@pytest.mark.parametrize("format", ["alpaca", "messages", "sharegpt", "table"])
 def test_an_export_gives_the_same_pairs_back(format, tmp_path):
     pairs = [
         TALK,
@@ -56,9 +59,16 @@ def test_an_export_gives_the_same_pairs_back(format, tmp_path):
         Pair("x", "y"),
         replace(TALK, weights=(0, 0, 1)),
     ]
-    file = registry.write_pairs_as(pairs, format, tmp_path / "x.jsonl")
+    file = registry.write_pairs_as(pairs, format, tmp_path / f"x{registry.get_importer(format).SUFFIX}")
     found = [replace(p, source="") for p in read(file, format) if isinstance(p, Pair)]
     assert found == pairs
+
+
+def test_a_table_with_other_weights_leaves_them_out(tmp_path):
+    (tmp_path / "x.csv").write_text("question,answer,weights\na,b,2.5\nc,d,heavy\ne,f,\n")
+    found = read(tmp_path / "x.csv")
+    assert [p.weights for p in found if isinstance(p, Pair)] == [()] * 3
+    assert sum("'weights' left out" in getattr(i, "what", "") for i in found) == 2
 
 
 def test_a_reply_of_weight_0_is_never_learned():
@@ -119,6 +129,11 @@ def test_a_tick_in_the_table_is_saved_and_undone(tmp_path):
 
 def test_replies_are_counted_by_their_conversations():
     first, second = Pair("a", "b"), Pair("c", "d", (("a", "b"),))
+    summary = summarize_dataset([first, second], PersonaCard(name="x"), [])
     assert "2 replies in 1 conversation<" in pairs_status_html([first, second])
+    assert "2 replies in 1 conversation. " in findings_html([first, second], [], summary, 0)
+    assert import_tab.import_report_html(importers.ImportReport(2, 2, 0, 0, [], {}, 1)).count("in 1 conversation.") == 1
+    with as_language("zh"):
+        assert "<b>1 段对话中的 2 条回复</b>，" in pairs_status_html([first, second])
     assert "2 pairs" in pairs_status_html([first, Pair("x", "y")])
     assert registry.count_conversations([first, second, Pair("x", "y"), second]) == 3

@@ -38,7 +38,7 @@ def test_a_pair_keeps_its_system_prompt():
     assert change.new.system == "Be soft."
 
 
-@pytest.mark.parametrize("name", ["alpaca", "messages", "sharegpt"])
+@pytest.mark.parametrize("name", ["alpaca", "messages", "sharegpt", "table"])
 def test_it_goes_out_and_comes_back(tmp_path, name):
     importer = get_importer(name)
     file = write_pairs_as(PAIRS, name, tmp_path / f"out{importer.SUFFIX}")

@@ -8,6 +8,7 @@ import pytest
 from cases import check_each
 from hypothesis import given
 from hypothesis import strategies as st
+from rendering import renderer_of
 from tiny_models import write_adapter
 
 from persona.errors import InputError
@@ -19,8 +20,8 @@ from persona.models.sampling import MAX_CONTEXT_TOKENS, Sampling
 from persona.serve import model_list
 from persona.serve.api_errors import ApiError, internal_error
 from persona.serve.auth import ApiAuth, is_loopback_url, read_api_auth
-from persona.serve.batcher import PartialReply, visible_reply
-from persona.serve.http import _event, page_api_kwargs
+from persona.serve.batcher import GenerationRequest, PartialReply, visible_reply
+from persona.serve.http import ChatCompletion, _event, page_api_kwargs
 from persona.serve.requests import (
     DEFAULT_REPLY_TOKENS,
     MAX_CHOICES,
@@ -31,7 +32,7 @@ from persona.serve.requests import (
 )
 from persona.store import persona_folder
 from persona.template.chat_template import shipped_templates
-from persona.template.render import Renderer
+from persona.template.render import ChatPrompt, Renderer
 from persona.template.select import choose_template
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -116,6 +117,23 @@ def test_turns_become_the_history():
     assert split_messages([("developer", ""), ("user", "a")]) == ("", (), "a"), "said to be none: the persona's is off"
 
 
+def test_a_greeting_is_the_first_thing_that_the_persona_says():
+    given = [("system", "S"), ("assistant", "Come in."), ("user", "a")]
+    assert split_messages(given) == ("S", (("", "Come in."),), "a")
+    for name in ("gemma", "chatml", "llama-3"):
+        text = renderer_of(name, "Be Mags.").render_prompt([("", "Come in.")], "Who are you?").text
+        assert text.index("Be Mags.") < text.index("Come in.") < text.index("Who are you?")
+
+
+def test_the_answer_names_the_entries_of_the_book():
+    for entries in ((), ("Bosun", "the sea")):
+        made = GenerationRequest(None, None, ChatPrompt("x", [1], entries), 0, (), (), "api")
+        answer = ChatCompletion(order(), made)
+        assert answer.whole([PartialReply("a", 1, "stop")]).get("book_entries", []) == [*entries]
+        chunks = [answer._chunk(0, {"content": "a"}), answer._chunk(0, {}, "stop")]
+        assert ["book_entries" in chunk for chunk in chunks] == [False, bool(entries)]
+
+
 def test_neighbours_of_one_role_are_one_turn():
     given = [("system", "S"), ("system", "T"), ("user", "a"), ("user", "b"), ("assistant", "c"), ("assistant", "d"),
              ("user", "e")]  # fmt: skip
@@ -123,7 +141,7 @@ def test_neighbours_of_one_role_are_one_turn():
 
 
 def test_roles_that_no_template_knows_are_refused_with_a_sentence():
-    cases = ["", "s", "a", "au", "ua", "sau", "usu", "uau s".replace(" ", ""), "ut", "f"]
+    cases = ["", "s", "a", "ua", "sa", "usu", "uau s".replace(" ", ""), "ut", "f"]
 
     def check(roles):
         names = {"s": "system", "u": "user", "a": "assistant", "t": "tool", "f": "x" * 999}

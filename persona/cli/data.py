@@ -84,7 +84,7 @@ def import_(
         typer.Option(help="Only rows with mood=sad, score>3, 'len(output)>50'. Repeat for more conditions."),
     ] = None,
     member: Annotated[
-        str, typer.Option(metavar="NAME", help="Which file in a .zip. Default: the only one with data.")
+        str, typer.Option(metavar="NAME", help="Which file in a .zip or .tar. Default: the only one with data.")
     ] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -131,13 +131,14 @@ def import_(
 
 def _print_import(source: Any, format: str, report: Any, as_json: bool) -> None:
     """source: a SourceFile, report: an ImportReport."""
+    from persona.write.importers.registry import describe_replies
+
     skipped = [{"line": s.line, "why": s.why} for s in report.skipped]
     value = {"read": report.read, "pairs": report.added, "known": report.known, "left_out": report.left_out,
              "replies": report.replies, "conversations": report.conversations,
              "skipped": skipped, "notes": report.notes, "format": format, "encoding": source.encoding}  # fmt: skip
     lines = [f"{source.name} ({format}, {source.encoding}): {report.read:,} read, {report.added:,} pairs added"]
-    if report.conversations < report.replies:
-        lines.append(f"{report.replies:,} replies in {report.conversations:,} conversations")
+    lines += filter(None, [describe_replies(report.replies, report.conversations)])
     lines += [f"{report.known:,} were there already"] * bool(report.known)
     lines += [f"{source.name} line {s.line}: skipped, {s.why}" for s in report.skipped[:MAX_PRINTED]]
     more = report.left_out - MAX_PRINTED
@@ -198,7 +199,7 @@ def lint(
     from persona.models import open_renderer
     from persona.template.render import MAX_LENGTH
     from persona.write import lint as linting
-    from persona.write.importers.registry import count_conversations
+    from persona.write.importers.registry import count_conversations, describe_replies
     from persona.write.lint.finding import count_by_rule
     from persona.write.lint.summary import summarize_dataset
 
@@ -222,8 +223,7 @@ def lint(
     }
     colours = {"error": "red", "warning": "yellow", "hint": "blue"}
     lines = [f"{typer.style(f.rule, fg=colours[f.severity])}: {f.message}" for f in findings]
-    if conversations < len(pairs):
-        lines.append(f"{len(pairs):,} replies in {conversations:,} conversations")
+    lines += filter(None, [describe_replies(len(pairs), conversations)])
     print_result(value, "\n".join([*lines, summary.text]), as_json)
 
 

@@ -72,7 +72,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation as it is shown. removed: titles of older ones deleted to make room. damaged: unreadable lines."""
+    """A conversation as it is shown. removed: titles of older ones deleted to make room. damaged: unreadable lines.
+
+    greeting: what the persona said before the first turn; "" for none.
+    """
 
     id: str
     title: str
@@ -81,6 +84,7 @@ class Conversation:
     turns: tuple[Turn, ...]
     removed: tuple[str, ...] = ()
     damaged: int = 0
+    greeting: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,12 @@ def column_history(talk: Conversation, turn: int, column: str) -> tuple[tuple[st
     return tuple((said, text) for said, text in earlier if text.strip())
 
 
+def prompt_history(talk: Conversation, turn: int, column: str) -> tuple[tuple[str, str], ...]:
+    """The same as the model reads it: a greeting is its reply to an empty message."""
+    greeting = (("", talk.greeting),) if talk.greeting else ()
+    return greeting + column_history(talk, turn, column)
+
+
 def answer_text(turn: Turn, column: str) -> str:
     """The answer of a column (VoiceRecord.column); "" when it gave none."""
     return next((a.text for a in turn.answers if a.voice.column == column), "")
@@ -133,6 +143,7 @@ def export_messages(talk: Conversation) -> Iterator[str]:
     voices = {a.voice.column: a.voice for t in talk.turns for a in t.answers}
     for column, voice in voices.items():
         messages = [{"role": "system", "content": voice.system}] if voice.system else []
+        messages += [{"role": "assistant", "content": talk.greeting}] if talk.greeting else []
         for turn in talk.turns:
             if (text := answer_text(turn, column)).strip():
                 messages += [{"role": "user", "content": turn.said}, {"role": "assistant", "content": text}]
@@ -169,7 +180,9 @@ def build_conversation(talk_id: str, rows: Sequence[dict[str, Any]], damaged: in
     first = next((n.said for n in nodes.values() if n.said), "")
     times = [r["time"] for r in rows if isinstance(r.get("time"), int | float)] or [0.0]
     removed = tuple(map(str, rows[0].get("removed", []))) if rows else ()
-    return Conversation(talk_id, title or shorten_title(first), times[0], times[-1], turns, removed, damaged + bad)
+    greeting = str(rows[0].get("greeting", ""))[:MAX_CHARACTERS] if rows else ""
+    title = title or shorten_title(first)
+    return Conversation(talk_id, title, times[0], times[-1], turns, removed, damaged + bad, greeting)
 
 
 def _parse(rows: Sequence[dict[str, Any]]) -> tuple[dict[int, _Node], int, str, int]:

@@ -47,12 +47,13 @@ def open_store(folder: Path, key: str) -> ConversationStore:
     return ConversationStore(folder / "talks" / visitor_id(key))
 
 
-def start_conversation(store: ConversationStore, said: str) -> Conversation:
-    """Begin a conversation with its first message.
+def start_conversation(store: ConversationStore, said: str, greeting: str = "") -> Conversation:
+    """Begin a conversation with its first message. greeting: what the persona said before it.
 
     When the store is full the oldest conversations are deleted; `removed` of the new one names them.
     """
     check_message_text(said)
+    check_message_text(greeting, empty=True)
     if not _ids(store) and len({f.parent for f in store.path.parent.glob("*/*.jsonl")}) >= MAX_VISITORS:
         raise InputError(
             "{limit} visitors have conversations with this persona already, so this one is not kept. "
@@ -67,6 +68,7 @@ def start_conversation(store: ConversationStore, said: str) -> Conversation:
         oldest = _oldest_over_limit(store)
         removed = [_read(store, file.stem).title for file in oldest]
         header = {"talk": 1, "time": now, **({"removed": removed} if removed else {})}
+        header |= {"greeting": greeting} if greeting else {}
         jsonl.append_rows(_file(store, talk_id), header, {"id": 1, "parent": 0, "said": said, "time": now})
         for file in oldest:  # after the line that names them, so that a kill between the two loses nothing silently
             _unlink(file)

@@ -260,10 +260,15 @@ class ChatCompletion:
              "finish_reason": row.finish}
             for n, row in enumerate(rows)
         ]  # fmt: skip
-        return self.head | {"object": "chat.completion", "choices": choices, "usage": self.usage(rows)}
+        return self.head | {"object": "chat.completion", "choices": choices, "usage": self.usage(rows)} | self.book
+
+    @property
+    def book(self) -> dict[str, list[str]]:
+        """Beside OpenAI's fields: the names of the entries of the character book that are in the prompt, if any."""
+        return {"book_entries": list(entries)} if (entries := self.generation.prompt.entries) else {}
 
     async def events(self, first: list[PartialReply], updates: AsyncIterator[list[PartialReply]]) -> AsyncIterator[str]:
-        """Each choice's role, its text piece by piece, why it ended; the usage if asked for; [DONE]."""
+        """Each choice's role, its text piece by piece, why it ended (with `book`); the usage if asked for; [DONE]."""
         for n in range(len(first)):
             yield self._chunk(n, {"role": "assistant", "content": ""})
         before = [PartialReply("", 0)] * len(first)
@@ -287,7 +292,8 @@ class ChatCompletion:
 
     def _chunk(self, index: int, delta: dict[str, str], finish: str | None = None) -> str:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return _event(self._piece([choice]) | ({"usage": None} if self.chat.include_usage else {}))
+        book = self.book if finish else {}
+        return _event(self._piece([choice]) | ({"usage": None} if self.chat.include_usage else {}) | book)
 
     def _piece(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self.head | {"object": "chat.completion.chunk", "choices": choices}

@@ -228,7 +228,8 @@ def split_messages(messages: list[tuple[str, str]]) -> tuple[str | None, tuple[t
     """(role, text) messages → (system prompt, finished turns, the text to answer).
 
     System messages stand first, and are joined by an empty line; so are neighbours of one role, since the templates
-    know only turns. Raises ApiError where user and assistant do not alternate from user to user.
+    know only turns. A greeting, which stands first, is the reply to an empty text. Raises ApiError where user and
+    assistant do not alternate, or the last message is not the user's.
     """
     system: list[str] = []
     turns: list[tuple[str, str]] = []
@@ -245,10 +246,10 @@ def split_messages(messages: list[tuple[str, str]]) -> tuple[str | None, tuple[t
             turns[-1] = (role, f"{turns[-1][1]}\n\n{text}")
         else:
             turns.append((role, text))
-    if not turns or turns[0][0] != "user" or turns[-1][0] != "user":
-        raise ApiError(400, "After the system message, the first and the last message must be the user's. Leave a "
-                      "greeting out, or put a user's message before it.",
-                      param="messages", code="invalid_value")  # fmt: skip
+    if not turns or turns[-1][0] != "user":
+        raise ApiError(400, "The last message must be the user's.", param="messages", code="invalid_value")
+    if turns[0][0] == "assistant":
+        turns.insert(0, ("user", ""))
     texts = [text for _, text in turns]
     if not texts[-1].strip():
         raise ApiError(

@@ -43,7 +43,7 @@ class CharacterPrompt:
 
         {{pick}} is drawn once for a conversation, by its first message; {{random}} again for each reply.
         """
-        messages = [*(message for turn in history for message in turn), text]
+        messages = [*(message for turn in history for message in turn if message), text]  # a greeting answers nothing
         user = "用户" if self.language.startswith("zh") else "the user"
         values = MacroValues(self.name, user, "\0".join(messages), messages[0])
         if training and not self.in_training:

@@ -88,6 +88,11 @@ def _number(*seed: str) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(seed).encode("utf-8", "replace")).digest()[:8], "big")
 
 
+def draw(*seed: str) -> float:
+    """A number from 0 up to 1, the same for the same seed."""
+    return _number(*seed) / 2**64
+
+
 def chance(percent: float, *seed: str) -> bool:
     """Whether something happens that happens `percent` times in a hundred; the same for the same seed."""
     return _number(*seed) % 10_000 < percent * 100

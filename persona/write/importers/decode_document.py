@@ -1,9 +1,11 @@
-"""Decode a document to paragraphs of text: Word, EPUB, HTML, PDF. Runs in decode_table.py's process, with its limits.
+"""Decode a document to paragraphs of text: Word, EPUB, HTML, PDF; SMS to rows.
 
+Runs in decode_table.py's process, with its limits.
 A chat that Telegram exported as HTML comes out as its chat log: `Name, [date]`, then the message.
 """
 
 import html
+import json
 import posixpath
 import re
 import zipfile
@@ -99,6 +101,33 @@ def decode_pdf(path: Path, budget: Budget) -> Iterator[str]:
         raise NoTextError("encrypted") from None
     if empty:
         raise NoTextError("scanned")
+
+
+def decode_sms(path: Path, budget: Budget) -> Iterator[str]:
+    """The messages of SMS Backup & Restore, as JSON rows of who, text, time and thread, thread by thread.
+
+    synctech.com.au/sms-backup-restore/fields-in-xml-backup-files: type and msg_box are 1 for received, 2 for sent; the
+    address of type 137 is a sender's.
+    """
+    threads: dict[str, list[tuple[str, str]]] = {}
+    for _, element in ElementTree.iterparse(path):
+        if element.tag not in ("sms", "mms"):
+            continue
+        box, thread = element.get("type" if element.tag == "sms" else "msg_box"), element.get("address", "")
+        text = element.get("body", "")
+        who = element.get("contact_name", "")
+        if element.tag == "mms":
+            text = "\n".join(part.get("text", "") for part in element.iter("part") if part.get("ct") == "text/plain")
+            if "~" in thread:  # of several people
+                who = next((a.get("address", "") for a in element.iter("addr") if a.get("type") == "137"), who)
+        if box in ("1", "2") and text.strip() and text != "null":
+            who = "me" if box == "2" else who if who not in ("", "null", "(Unknown)") else thread
+            row = {"name": who, "text": text, "date": element.get("date", ""), "thread_id": thread}
+            said = json.dumps(row, ensure_ascii=False)
+            threads.setdefault(thread, []).append((row["date"].zfill(20), _spend(said, budget)))
+        element.clear()
+    for found in threads.values():
+        yield from (said for _, said in sorted(found, key=lambda pair: pair[0]))
 
 
 def decode_html(path: Path, budget: Budget, encoding: str = "utf-8") -> Iterator[str]:

@@ -24,7 +24,14 @@ from typing import Any
 
 from persona.store.limited_process import MAX_MEMORY, limit_process
 from persona.write.importers.budget import CELL_BYTES, ROW_BYTES, Budget, OverBudgetError
-from persona.write.importers.decode_document import NoTextError, decode_docx, decode_epub, decode_html, decode_pdf
+from persona.write.importers.decode_document import (
+    NoTextError,
+    decode_docx,
+    decode_epub,
+    decode_html,
+    decode_pdf,
+    decode_sms,
+)
 from persona.write.importers.rows import MAX_ROW
 
 MAX_COLUMNS = 1_000
@@ -106,6 +113,7 @@ def main(kind: str, file: str, limit: str, seconds: str) -> None:
         "epub": decode_epub,
         "html": partial(decode_html, encoding=encoding),
         "pdf": decode_pdf,
+        "sms": decode_sms,
     }
     try:
         for found in decode[kind](Path(file), Budget(int(limit))):

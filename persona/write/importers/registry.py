@@ -30,7 +30,7 @@ from persona.write.importers import (
     spreadsheet,
 )
 from persona.write.importers.budget import Budget, OverBudgetError, over_budget
-from persona.write.importers.file_kinds import refuse_unreadable
+from persona.write.importers.file_kinds import explain_unfit_text, refuse_unreadable
 from persona.write.importers.json_reader import find_first_problem, read_first_rows
 from persona.write.importers.relaxed_json import skip_comments
 from persona.write.importers.rows import select_rows
@@ -82,6 +82,8 @@ def detect_format(source: SourceFile) -> str:
         raise InputError("{source} line {line}: {problem}.", source=source.name, line=broken.line, problem=broken.why)
     if scores[best] <= 0 and (unmarked := explain_unmarked_text(source.name, read_first_rows(source))):
         raise unmarked
+    if scores[best] <= 0 and (unfit := explain_unfit_text(source)):
+        raise unfit
     if scores[best] <= 0:
         raise InputError(
             "{source}: none of the formats fits ({formats}). Choose one (tab Import, or --format), or look into "
@@ -142,6 +144,15 @@ def count_conversations(pairs: Iterable[Pair]) -> int:
     for pair in pairs:
         counter.add(pair)
     return counter.conversations
+
+
+def describe_replies(replies: int, conversations: int) -> str:
+    """How many replies there are in how many conversations; "" where none has several."""
+    if conversations >= replies:
+        return ""
+    if conversations == 1:
+        return Message("{n:,} replies in 1 conversation", n=replies)
+    return Message("{n:,} replies in {conversations:,} conversations", n=replies, conversations=conversations)
 
 
 def read_source(source: SourceFile, format: str, options: ImportOptions) -> Iterator[ImportItem]:

@@ -22,6 +22,7 @@ from persona.write.importers import (
     subtitles,
 )
 from persona.write.importers.chat_layouts import BARE_TIME, LAYOUTS, MAY_BEGIN, ChatLayout
+from persona.write.importers.play_names import rewrite_names
 from persona.write.importers.speaker_turns import (  # fmt: skip
     CLOSE_BRACKETS,
     NO_LINE_IN_SCENE,
@@ -99,7 +100,7 @@ def sniff(source: SourceFile) -> float:
     start = text.lstrip("\ufeff \n\t")
     if not start or "\0" in text or re.match(r"\{|\[\s{0,9}[\[{\"\]]|<[!?/]|<(?:html|body|div|p|table)\b", start, re.I):
         return 0.0
-    layout = detect_layout(enumerate(text.split("\n"), 1), text)
+    layout = detect_layout(rewrite_names(enumerate(text.split("\n"), 1), text), text)
     often = [n for n in layout.speakers.values() if n > 1]
     stamped = layout.chat and not layout.chat.weak and often  # then messages may be long
     if len(layout.speakers) < 2 or layout.share < (0.05 if stamped else 0.25):
@@ -110,18 +111,22 @@ def sniff(source: SourceFile) -> float:
 
 
 def survey(source: SourceFile) -> SourceSurvey:
-    layout = detect_layout(source.lines(), source.head())
+    layout = detect_layout(_lines(source), source.head())
     return SourceSurvey(speakers=dict(_count_speakers(source, layout).most_common()))
 
 
 def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
     """Raises InputError listing the most frequent speakers when the persona is not among them, or is not chosen."""
-    layout = detect_layout(source.lines(), source.head())
+    layout = detect_layout(_lines(source), source.head())
     persona = select_speaker(source, options, _count_speakers(source, layout))
     events = _events(source, layout, persona.names)
     chat = layout.kind == "chat"
     events = merge_consecutive(events) if chat or layout.talk else events
     yield from pair_speeches(events, persona, source, options, brackets=not chat)
+
+
+def _lines(source: SourceFile) -> Iterable[tuple[int, str]]:
+    return rewrite_names(source.lines(), source.head())
 
 
 def _count_speakers(source: SourceFile, layout: ScreenplayLayout) -> Counter[str]:
@@ -136,12 +141,12 @@ def _events(
     source: SourceFile, layout: ScreenplayLayout, chosen: frozenset[str] = frozenset()
 ) -> Iterator[SpeechEvent]:
     if layout.chat:
-        return chat_log.read_chat_events(source.lines(), layout.chat)
+        return chat_log.read_chat_events(_lines(source), layout.chat)
     if layout.kind == "cues":
-        return fountain.read_fountain_events(source.lines(), {normalize_name(n) for n in layout.speakers} | chosen)
+        return fountain.read_fountain_events(_lines(source), {normalize_name(n) for n in layout.speakers} | chosen)
     if layout.kind == "subtitles":
-        return subtitles.read_subtitle_events(source.lines(), split_name)
-    return read_screenplay_events(source.lines(), layout, chosen)
+        return subtitles.read_subtitle_events(_lines(source), split_name)
+    return read_screenplay_events(_lines(source), layout, chosen)
 
 
 def detect_layout(lines: Iterable[tuple[int, str]], head: str = "") -> ScreenplayLayout:

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from persona.errors import InputError, Message
 from persona.store.csv_safety import escape_formula, unescape_formula
-from persona.store.pairs import Pair
+from persona.store.pairs import PAIR_KEYS, Pair
 from persona.write.importers import ImportItem, ImportNote, ImportOptions, SkippedRow, SourceSurvey, messages
 from persona.write.importers.chat_shapes import find_keys
 from persona.write.importers.columns import assign_columns, guess_columns, is_texts, resolve_columns, row_to_pairs
@@ -42,7 +42,6 @@ TITLE = "Table: CSV, TSV, Excel, Parquet"
 OPTIONS = frozenset({"columns", "turns", "join_input", "selection"})
 SUFFIX = ".csv"
 
-CSV_COLUMNS = ("instruction", "output", "history", "source")
 DELIMITERS = ",\t;|"
 MAX_COLUMN_NAME = 200  # characters of a column name; a longer one is text, or an unclosed quote
 MAX_READ_AGAIN, MAX_READ_AGAIN_START = 8, 4_000_000  # characters after broken records: so many times, and at first
@@ -109,6 +108,8 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
         )
 
     system = common_system(_row_values(first_rows)) if has_conversations else ""
+    systems = {row.get("system") or "" for row in _row_values(first_rows)}
+    own = set(names) <= set(PAIR_KEYS) or len(systems) > 1  # else all rows have the system prompt of the persona
 
     def to_pairs(row: dict[str, Any], place: str) -> RowPairs:
         if has_conversations:
@@ -117,7 +118,9 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
         history = columns.get("history", "")
         if history in row:
             fields[history] = _parse_history(row[history])
-        return row_to_pairs(fields, columns, place, options.join_input)
+        rows_system = str(fields.get("system") or "") if own and "system" not in columns.values() else ""
+        weights = _parse_weights(fields.get("weights")) if "weights" not in columns.values() else None
+        return row_to_pairs(fields, columns, place, options.join_input, rows_system, weights)
 
     # the first pass goes on where the first rows were read; another one opens the file anew
     passes = chain([chain(first_rows, rows)], (open_table(source)[1] for _ in repeat(None)))
@@ -129,10 +132,12 @@ def dump(pairs: Iterable[Pair]) -> Iterator[str]:
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     out.write("\ufeff")
-    writer.writerow(CSV_COLUMNS)
+    writer.writerow(PAIR_KEYS)
     for pair in pairs:
         history = json.dumps(pair.history, ensure_ascii=False) if pair.history else ""
-        writer.writerow(map(escape_formula, (pair.instruction, pair.output, history, pair.source)))
+        weights = json.dumps(pair.weights) if pair.weights else ""
+        cells = pair.instruction, pair.output, history, pair.source, pair.system, weights
+        writer.writerow(map(escape_formula, cells))
         yield out.getvalue()
         out.seek(0)
         out.truncate()
@@ -276,6 +281,15 @@ def _parse_history(value: Any) -> Any:
         return json.loads(value) if value.strip() else []
     except (ValueError, RecursionError) as e:
         raise InputError("'history' is not a JSON list of [user, reply] texts ({kind})", kind=type(e).__name__) from e
+
+
+def _parse_weights(value: Any) -> Any:
+    """A list of numbers; None where the column holds something else, and is left out."""
+    try:
+        weights = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return None
+    return weights if isinstance(weights, list) else None
 
 
 # --- CSV ---------------------------------------------------------------------------------------------------------

@@ -121,13 +121,13 @@ class SourceFile:
 
 
 def open_source(path: Path, name: str = "", member: str = "") -> SourceFile:
-    """The file with its encoding detected: a document as its text, of a .zip or .gz the one file in it.
+    """The file with its encoding detected: a document as its text, of a .zip, .gz or .tar the one file in it.
 
-    member: which file in a zip of several.
+    member: which file in an archive of several.
 
     Raises InputError when there is no readable file, or it is empty.
     """
-    from persona.write.importers import documents, packed_file, row_shapes, yaml_file
+    from persona.write.importers import chat_saves, documents, packed_file, row_shapes, yaml_file
 
     name = re.sub(r"[\x00-\x1f]", "", Path(name or path.name).name) or "file"
     require_regular_file(path, MAX_SOURCE_BYTES)
@@ -141,15 +141,18 @@ def open_source(path: Path, name: str = "", member: str = "") -> SourceFile:
     except OSError as e:
         raise InputError("{name}: cannot be read ({reason}).", name=name, reason=e.strerror or e) from e
     source = SourceFile(path, name, encoding)
-    kind = documents.document_kind(source)
-    if kind:
+    packed = packed_file.is_packed(source)
+    if member and not packed:
+        raise InputError("{name}: no .zip or .tar, so it holds no {member!r}. Leave --member out.", name=name,
+                         member=member)  # fmt: skip
+    if kind := documents.document_kind(source):
         return documents.open_document(source, kind)
-    if packed_file.is_packed(source) and (unpacked := packed_file.open_packed(source, member)):
+    if packed and (unpacked := packed_file.open_packed(source, member)):
         found = open_source(unpacked.path, unpacked.name)
         return replace(found, holds=(unpacked.holds, found.holds))
     if yaml_file.is_yaml(source):
         return yaml_file.open_yaml(source)
-    return row_shapes.open_reshaped(source) or source
+    return chat_saves.open_saved(source) or row_shapes.open_reshaped(source) or source
 
 
 def _encoding_by_bom(start: bytes) -> str:

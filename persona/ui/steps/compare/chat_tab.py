@@ -27,12 +27,14 @@ from persona.ui.steps.compare.conversation_view import (
     ConversationView,
     Messages,
     choose_greeting,
+    chosen_greeting,
     column_messages,
     column_voices,
     conversation_dropdown,
     delete_chosen_conversation,
     exchange_messages,
     export_conversation,
+    greeting_note,
     hide_greetings,
     latest_conversation,
     load_conversation,
@@ -83,7 +85,12 @@ def _read_controls(controls: Sequence[Any]) -> tuple[Selection, SamplingSettings
     return Selection(*controls[:size]), SamplingSettings(*controls[size:])
 
 
-def send_message(question: str, *controls: Any) -> Steps:
+def send_after_greeting(question: str, greeting: int | None, *controls: Any) -> Steps:
+    """A new turn; greeting: the number of the one that was chosen for a new conversation."""
+    yield from send_message(question, *controls, greeting=greeting)
+
+
+def send_message(question: str, *controls: Any, greeting: int | None = None) -> Steps:
     """A new turn: saved first, then answered."""
     if not question.strip():
         raise PersonaError("Write something to say first.")
@@ -94,7 +101,7 @@ def send_message(question: str, *controls: Any) -> Steps:
     if chat:
         chat = conversation_store.add_turn(store, chat, question)
     else:
-        chat = conversation_store.start_conversation(store, question)
+        chat = conversation_store.start_conversation(store, question, chosen_greeting(greeting, selection))
     yield from answer_last_turn(store, chat, selection, settings)
 
 
@@ -161,12 +168,12 @@ def stream_answers(
         selection.slug, selection.adapter_id, selection.other_voices, settings.strength, settings.quantization
     )
     records = comparison.records
-    histories = [conversation.column_history(chat, turn.id, record.column) for record in records]
+    histories = [conversation.prompt_history(chat, turn.id, record.column) for record in records]
     same_prompt = len({(r.system, h) for r, h in zip(records, histories, strict=True)}) == 1
     before = column_messages(replace(chat, turns=chat.turns[:-1]), records, selection)
     replies: list[Generation] = [Generation() for _ in records]
     shown: list[Generation | None] = [None for _ in records]
-    books = [book_note(entries) for entries in comparison.book_entries(histories, turn.said)]
+    books = [greeting_note(chat) + book_note(entries) for entries in comparison.book_entries(histories, turn.said)]
     try:
         for replies in comparison.answer(histories, turn.said, sampling):
             update = _stream_update(before, turn.said, records, replies, shown, books, sampling.max_new_tokens)
@@ -289,7 +296,8 @@ def _build_layout() -> _Controls:
                 ))  # fmt: skip
                 notes.append(gr.HTML(elem_id=f"{elem_id}-note"))
                 bases.append(gr.HTML(js_on_load=CHOOSE_BASE_JS))
-    greetings = gr.Radio([], label=t("Greeting of a new conversation"), visible=False, elem_id="greetings")
+    greetings = gr.Radio([], label=t("Greeting of a new conversation"), visible=False, elem_id="greetings",
+                         info=t("The model reads the one that you choose as what the persona said first."))  # fmt: skip
     with gr.Column(elem_id="composer"):  # stays in sight (theme.css)
         status = gr.HTML(elem_classes="quiet status", elem_id="chat-status", js_on_load=FIT_CHAT_JS)
         with gr.Row():
@@ -314,7 +322,10 @@ def _connect_questions(c: _Controls, selection: Selection, settings: SamplingSet
     controls = [*selection, *settings]
     ask: dict[str, Any] = {"outputs": outputs, "concurrency_limit": None, **QUIET}  # they wait in the model's queue
     answered = gr.on(
-        [question.submit, c.send.click], wait_in_queue(send_message, outputs, status), [question, *controls], **ask
+        [question.submit, c.send.click],
+        wait_in_queue(send_after_greeting, outputs, status),
+        [question, c.greetings, *controls],
+        **ask,
     )
     answered.then(show_errors(conversation_dropdown), [*selection], c.conversations, **QUIET)
     regenerated = c.regenerate.click(lambda seed: int(seed or 0) + 1, settings.seed, settings.seed, **QUIET).then(

@@ -75,7 +75,7 @@ def show_conversation(*inputs: Any) -> tuple:
     notes, bases = [""] * MAX_COLUMNS, [""] * MAX_COLUMNS
     for n, (voice, messages) in enumerate(zip(voices, column_messages(chat, voices, selection), strict=True)):
         chatbots[n] = gr.Chatbot(messages, label=localized(voice.label), placeholder=say)
-        notes[n] = _circles_note(chat.turns[-1], voice) if chat and chat.turns else ""
+        notes[n] = greeting_note(chat) + _circles_note(chat.turns[-1], voice) if chat and chat.turns else ""
         if voice.kind != "adapter":
             bases[n] = base_note_html(voice_picker.find_adapter(selection.adapter_id))
     greetings = gr.Radio([], visible=False)
@@ -83,7 +83,7 @@ def show_conversation(*inputs: Any) -> tuple:
         texts = _greetings(selection.adapter_id)
         chatbots[_persona_column(voices)] = _greeting_chatbot(voices, texts[0] if texts else t("Say something"))
         choices = [(conversation.shorten_title(text), n) for n, text in enumerate(texts)]
-        greetings = gr.Radio(choices, value=0 if texts else None, visible=len(texts) > 1)
+        greetings = gr.Radio(choices, value=None, visible=bool(texts))
     return ConversationView(_column_visibility(len(voices)), chatbots, notes, bases, greetings).flat()
 
 
@@ -95,6 +95,20 @@ def choose_greeting(number: int, *inputs: Any) -> list[Any]:
     if not selection.conversation_id and number in range(len(texts)):
         chatbots[_persona_column(voices)] = _greeting_chatbot(voices, texts[number])
     return chatbots
+
+
+def chosen_greeting(number: Any, selection: Selection) -> str:
+    """The greeting that was chosen for a new conversation; "" where none was."""
+    if not isinstance(number, int) or voice_picker.is_remote(selection.adapter_id):
+        return ""
+    texts = _greetings(selection.adapter_id)
+    return texts[number] if number in range(len(texts)) else ""
+
+
+def greeting_note(chat: Conversation) -> str:
+    """Under the columns of a conversation that began with a greeting: which one."""
+    said = t("Began with: {greeting}", greeting=conversation.shorten_title(chat.greeting))
+    return f"<div class='quiet'>{escape(said)}</div>" if chat.greeting else ""
 
 
 def hide_greetings(*inputs: Any) -> gr.Radio:

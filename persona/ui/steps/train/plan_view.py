@@ -17,6 +17,7 @@ from persona.ui.page import open_current_persona
 from persona.ui.steps.train import further, settings_form
 from persona.ui.steps.write.pairs_status import replies_text
 from persona.ui.widgets import problems_html
+from persona.write.importers.registry import count_conversations
 
 
 def plan_html(slug: str, preset: str, *form: Any, parent_id: str = "") -> str:
@@ -52,7 +53,7 @@ def plan_html(slug: str, preset: str, *form: Any, parent_id: str = "") -> str:
         )
         return f'<div class="quiet">{about}<br>{unknown}</div>'
     return (
-        f'<div class="quiet">{about}<br>{replies_text(pairs)}{_steps_text(estimate)} '
+        f'<div class="quiet">{about}<br>{replies_text(len(pairs), count_conversations(pairs))}{_steps_text(estimate)} '
         f"{escape(localized(estimate.plan.reason))}<br>"
         f"{_memory_text(estimate)}</div>{_busy_html(estimate)}{_wait_html()}{_too_few_html(estimate)}"
         f"{_too_large_html(config, estimate)}{_notes_html(estimate.warn_of_evaluation())}"

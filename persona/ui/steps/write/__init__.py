@@ -91,7 +91,7 @@ def _build_editor(page: Page, welcome: Welcome, pairs: PairsTab) -> _Editor:
             pairs.undo.render()
             pairs.redo.render()
             reload = gr.Button(t("Reload"), size="sm", scale=0, min_width=90, elem_id="reload")
-        with gr.Tabs(selected="pairs", overflow_behavior="wrap") as tabs:
+        with gr.Tabs(selected="pairs", overflow_behavior="wrap", elem_id="write-tabs") as tabs:
             with gr.Tab(t("Pairs"), id="pairs"):
                 pairs_tab.build(pairs)
             with gr.Tab(t("Interview"), id="interview") as interview_page:

@@ -1,7 +1,6 @@
 """Write, tab Import: drop a file or paste text, see a preview, correct what was guessed, then add the pairs."""
 
 import contextlib
-from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,20 +12,19 @@ from persona.store import kept_card, persona_folder
 from persona.store.pairs import Pair
 from persona.ui.i18n import localized, t
 from persona.ui.page import QUIET, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
-from persona.ui.steps.write.row_choice import RowChoice, build_row_choice
+from persona.ui.steps.write.pairs_status import replies_text
+from persona.ui.steps.write.row_choice import RowChoice, build_row_choice, open_given_source
 from persona.ui.widgets import problems_html
 from persona.write.importers import (
-    ImportCount,
     ImportOptions,
     ImportReport,
     SkippedRow,
     SourceSurvey,
-    hub_dataset,
+    packed_file,
     registry,
-    row_selection,
     text_source,
 )
-from persona.write.importers.row_selection import ALL_ROWS, RowSelection
+from persona.write.importers.row_selection import RowSelection
 from persona.write.importers.text_source import SourceFile
 
 COLUMN_FIELDS = ("instruction", "output", "input", "history")
@@ -38,6 +36,7 @@ INPUT_JOINS = {
     "alpaca-en": "under ### Input:",
 }  # fmt: skip
 MAX_SPEAKERS = 200  # to choose from, the most frequent first
+MAX_MEMBERS = 1_000  # files of an archive to choose from
 SPEAKER_COLUMNS = ("speaker", "character", "persona", "name", "说话人", "角色", "人物", "姓名")  # of a table
 
 
@@ -45,6 +44,7 @@ class SurveyView(NamedTuple):
     """What the tab shows of a source: the components, or the values for them."""
 
     found: Any
+    member: Any
     format: Any
     speakers: Any
     actions: Any
@@ -64,26 +64,6 @@ class SurveyView(NamedTuple):
         return [*self[self._fields.index("speakers") : self._fields.index("card")]]
 
 
-@contextlib.contextmanager
-def open_given_source(
-    file: str | None, pasted: str, dataset: str, selection: RowSelection = ALL_ROWS
-) -> Iterator[SourceFile]:
-    """The file, the pasted text or the split of a Hub dataset, whichever is given first.
-
-    Raises InputError when none is.
-    """
-    if file:
-        row_selection.require_file_split(Path(file).name, selection)
-        yield text_source.open_source(Path(file))
-    elif pasted.strip():
-        with text_source.save_pasted(pasted) as path:
-            yield text_source.open_source(path)
-    elif dataset.strip():
-        yield text_source.open_source(hub_dataset.download_dataset(dataset.strip(), split=selection.split))
-    else:
-        raise InputError("Drop a file, paste some text, or name a Hub dataset first.")
-
-
 def import_options(
     speakers: list[str] | None, actions: str, history_turns: float, columns: tuple[str | None, ...],
     selection: RowSelection, join_input: str = "line",
@@ -96,10 +76,15 @@ def import_options(
 
 def _read_options(
     speakers: list[str] | None, actions: str, history_turns: float, choices: tuple[Any, ...]
-) -> ImportOptions:
-    """choices: the columns in the order of COLUMN_FIELDS, how an input is joined, and a RowChoice's values."""
+) -> tuple[ImportOptions, str]:
+    """The options, and the file of an archive.
+
+    choices: the columns in the order of COLUMN_FIELDS, how an input is joined, and a RowChoice's values.
+    """
     columns, (join_input, *rows) = choices[: len(COLUMN_FIELDS)], choices[len(COLUMN_FIELDS) :] or ("line",)
-    return import_options(speakers, actions, history_turns, columns, RowChoice(*rows).selection(), join_input)
+    chosen = RowChoice(*rows)
+    options = import_options(speakers, actions, history_turns, columns, chosen.selection(), join_input)
+    return options, chosen.member or ""
 
 
 def survey_source(
@@ -111,13 +96,20 @@ def survey_source(
     """
     if not (file or pasted.strip() or dataset.strip()):
         return _empty_survey()
-    selection = RowChoice(*rows).selection()
-    with open_given_source(file, pasted, dataset, selection) as source:
+    chosen_rows = RowChoice(*rows)
+    selection = chosen_rows.selection()
+    members = packed_file.list_members(Path(file)) if file else []
+    member = chosen_rows.member if chosen_rows.member in members else ""
+    members_choice = gr.Dropdown(members[:MAX_MEMBERS], value=member or None, visible=bool(members))
+    if file and members and not member:
+        several = t("<b>{file}</b> holds {n} files. Choose one.", file=escape(Path(file).name), n=f"{len(members):,}")
+        return _empty_survey()._replace(found=several, member=members_choice)
+    with open_given_source(file, pasted, dataset, selection, member) as source:
         try:
             format = format or registry.detect_format(source)
         except InputError as e:  # the choice is the reader's now
             return _empty_survey()._replace(
-                found=problems_html([e.message]), format=gr.Dropdown(value=None, visible=True)
+                found=problems_html([e.message]), member=members_choice, format=gr.Dropdown(value=None, visible=True)
             )
         importer = registry.get_importer(format)
         survey = importer.survey(source)
@@ -140,8 +132,9 @@ def survey_source(
     if survey.card:
         card = f"<div class='card'><b>{escape(survey.card.name)}</b><br>{escape(survey.card.system[:400])}</div>"
     return SurveyView(
-        found, gr.Dropdown(value=format, visible=True), gr.Dropdown(speakers, value=chosen, visible=has_speakers),
-        gr.Radio(visible=has_speakers), gr.Slider(visible=has_speakers), instruction, output, input, history,
+        found, members_choice, gr.Dropdown(value=format, visible=True),
+        gr.Dropdown(speakers, value=chosen, visible=has_speakers), gr.Radio(visible=has_speakers),
+        gr.Slider(visible=has_speakers), instruction, output, input, history,
         gr.Dropdown(value="line", visible=len(columns) > 1), card,
         gr.Checkbox(value=bool(survey.card), visible=bool(survey.card)), preview,
         gr.Button(interactive=ready),
@@ -160,8 +153,9 @@ def _choose_speaker_hint() -> str:
 def _empty_survey() -> SurveyView:
     instruction, output, input, history = (gr.Dropdown(visible=False) for _ in COLUMN_FIELDS)
     return SurveyView(
-        "", gr.Dropdown(value=None, visible=False), gr.Dropdown(visible=False), gr.Radio(visible=False),
-        gr.Slider(visible=False), instruction, output, input, history, gr.Dropdown(visible=False), "",
+        "", gr.Dropdown(value=None, visible=False), gr.Dropdown(value=None, visible=False),
+        gr.Dropdown(visible=False), gr.Radio(visible=False), gr.Slider(visible=False),
+        instruction, output, input, history, gr.Dropdown(visible=False), "",
         gr.Checkbox(visible=False), "", gr.Button(interactive=False),
     )  # fmt: skip
 
@@ -173,8 +167,8 @@ def update_preview(
     """The first pairs after a choice was changed, and the button that adds them. choices: see _read_options()."""
     if not format:  # rows are chosen before there is a file
         return "", gr.Button(interactive=False)
-    options = _read_options(speakers, actions, history_turns, choices)
-    with open_given_source(file, pasted, dataset, options.selection) as source:
+    options, member = _read_options(speakers, actions, history_turns, choices)
+    with open_given_source(file, pasted, dataset, options.selection, member) as source:
         if registry.get_importer(format).survey(source).speakers and not speakers:
             return _choose_speaker_hint(), gr.Button(interactive=False)
         preview = preview_html(source, format, options)
@@ -196,16 +190,8 @@ def preview_html(source: SourceFile, format: str, options: ImportOptions) -> str
     counts = {"n": f"{count.replies:,}", "shown": len(preview.pairs)}
     head = t("More than {n} pairs. The first {shown}:", **counts) if count.more else t(
         "Pairs in all: {n}. The first {shown}:", **counts)  # fmt: skip
-    head = f"{_replies_text(count)} {head}"
+    head = f"{replies_text(count.replies, count.conversations)}{head}"
     return f"<div class='quiet'>{head}</div><div class='preview'>{rows}</div>{more}{skipped}"
-
-
-def _replies_text(count: ImportCount | ImportReport) -> str:
-    """Of how many conversations the replies are, where these have several."""
-    if count.conversations >= count.replies:
-        return ""
-    counts = {"n": f"{count.replies:,}", "conversations": f"{count.conversations:,}"}
-    return t("{n} replies in {conversations} conversations.", **counts)
 
 
 def _pair_html(pair: Pair) -> str:
@@ -236,8 +222,8 @@ def add_imported_pairs(
 ) -> tuple[str, gr.Button, str]:  # fmt: skip
     """Add the pairs to the open persona. Returns the report as HTML, the button, and the preview, now empty."""
     persona = open_current_persona(slug)
-    options = _read_options(speakers, actions, history_turns, choices)
-    with open_given_source(file, pasted, dataset, options.selection) as source:
+    options, member = _read_options(speakers, actions, history_turns, choices)
+    with open_given_source(file, pasted, dataset, options.selection, member) as source:
         survey = registry.get_importer(format).survey(source) if take_card else SourceSurvey()
         report = registry.import_into(persona, source, format, options)
     if survey.card:
@@ -249,7 +235,7 @@ def add_imported_pairs(
 
 def import_report_html(report: ImportReport) -> str:
     lines = [t("<b>{n} pairs added</b>. Undo takes them back.", n=f"{report.added:,}")]
-    lines += filter(None, [_replies_text(report)])
+    lines += filter(None, [replies_text(report.replies, report.conversations).strip()])
     if report.known:
         lines.append(t("{n} were already there.", n=f"{report.known:,}"))
     lines += [
@@ -262,6 +248,9 @@ def ask_whose_voice(file: str | None) -> tuple[gr.Dropdown, gr.Button]:
     """The question that a dropped file raises: who of it the persona is. Nothing is made yet."""
     if not file:
         return gr.Dropdown(visible=False), gr.Button(visible=False)
+    if members := packed_file.list_members(Path(file)):  # one is chosen in the tab Import
+        info = t("The persona's name. Which of the {n} files is read, you choose next.", n=f"{len(members):,}")
+        return gr.Dropdown([], value=None, info=info, visible=True), gr.Button(visible=True)
     source = text_source.open_source(Path(file))
     format = registry.detect_format(source)
     survey = registry.get_importer(format).survey(source)
@@ -297,8 +286,10 @@ def start_from_file(file: str, voice: str | None) -> tuple[str, str, None, Any]:
     """
     if not (voice or "").strip():
         raise InputError("Whose voice is in the file? Choose a name or type one, then press Start.")
-    source = text_source.open_source(Path(file))
-    survey = registry.get_importer(registry.detect_format(source)).survey(source)
+    survey = SourceSurvey()
+    if not packed_file.list_members(Path(file)):
+        source = text_source.open_source(Path(file))
+        survey = registry.get_importer(registry.detect_format(source)).survey(source)
     name = str(voice).strip()
     card = survey.card.model_copy(update={"name": name}) if survey.card else persona_folder.default_card(name)
     persona = persona_folder.create_persona(card.name, card)
@@ -318,14 +309,15 @@ def build(page: Page) -> tuple[gr.File, Any]:
         with gr.Column():
             pasted = gr.Textbox(label=t("or paste text"), lines=3, max_lines=8, elem_id="import-paste")
             dataset = gr.Textbox(label=t("or a Hub dataset"), placeholder="USER/NAME", elem_id="import-hub")
-    rows = build_row_choice()
-    view = _build_survey()
+    member = gr.Dropdown([], label=t("File in the archive"), visible=False, elem_id="import-member")
+    rows = build_row_choice(member)
+    view = _build_survey(member)
     report = gr.HTML(elem_id="import-report")
 
     source, options = [file, pasted, dataset], [*view.options(), *rows]
     event: dict[str, Any] = {**QUIET, "show_progress": "minimal", "show_progress_on": view.preview, **WAITING_EVENT}
     gr.on(
-        [file.change, pasted.blur, dataset.submit],
+        [file.change, pasted.blur, dataset.submit, member.input],
         run_one_at_a_time(show_errors(survey_for_persona)),
         [page.slug, *source, *rows],
         view,
@@ -337,7 +329,7 @@ def build(page: Page) -> tuple[gr.File, Any]:
         [
             *(text.blur for text in typed),
             *(text.submit for text in typed),
-            *(option.input for option in options if option not in typed),
+            *(option.input for option in options if option not in (*typed, member)),
         ],
         run_one_at_a_time(show_errors(update_preview)),
         [*source, view.format, *options],
@@ -355,7 +347,7 @@ def build(page: Page) -> tuple[gr.File, Any]:
     return file, added
 
 
-def _build_survey() -> SurveyView:
+def _build_survey(member: gr.Dropdown) -> SurveyView:
     found = gr.HTML(elem_classes="status", elem_id="import-found")
     with gr.Row(elem_classes="slim"):
         formats = [(t(module.TITLE), name) for name, module in registry.import_formats().items()]
@@ -382,6 +374,6 @@ def _build_survey() -> SurveyView:
     preview = gr.HTML(elem_id="import-preview")
     add = gr.Button(t("Add these pairs"), variant="primary", interactive=False, elem_id="import-add")
     return SurveyView(
-        found, format, speakers, actions, history_turns, instruction, output, input, history, join_input, card,
+        found, member, format, speakers, actions, history_turns, instruction, output, input, history, join_input, card,
         take_card, preview, add,
     )  # fmt: skip

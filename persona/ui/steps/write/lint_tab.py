@@ -18,6 +18,7 @@ from persona.ui.steps.write.pairs_status import replies_text
 from persona.ui.steps.write.pairs_table import PAIR_FILTERS, translate_choices
 from persona.ui.widgets import bars_html
 from persona.write import lint
+from persona.write.importers.registry import count_conversations
 from persona.write.lint import fixes
 from persona.write.lint.finding import Finding, count_by_rule
 from persona.write.lint.summary import DatasetSummary, summarize_dataset
@@ -97,7 +98,7 @@ def findings_html(pairs: Sequence[Pair], findings: Sequence[Finding], summary: D
     again = f'<button class="tool" data-do="see-again" data-key="">{t("Show them again")}</button>'
     ignored_note = f"<div class='quiet'>{t('{n} ignored.', n=f'{ignored:,}')} {again}</div>" if ignored else ""
     bars = bars_html([(localized(kind), n, f"{n:,}") for kind, n in summary.kinds.items()])
-    told = f"{replies_text(pairs)}{escape(localized(summary.text))}"
+    told = f"{replies_text(len(pairs), count_conversations(pairs))}{escape(localized(summary.text))}"
     return f"<div class='card'><p>{told}</p>{bars}</div>{groups}{ignored_note}"
 
 

@@ -9,7 +9,7 @@ from persona.judge import verdict
 from persona.store import pairs
 from persona.store.pairs import BadLine, Pair
 from persona.ui.i18n import localized, t
-from persona.write.importers.registry import count_conversations
+from persona.write.importers.registry import count_conversations, describe_replies
 
 ENOUGH_PAIRS = 100  # from about here on a persona begins to show
 MAX_SHOWN = 5  # unfinished pairs, or damaged lines
@@ -41,14 +41,9 @@ def pairs_status_html(items: Sequence[Pair], bad_lines: Sequence[BadLine] = ()) 
         f'<span class="saving" role="status" data-saving="{t("Saving …")}" data-saved="{saved}" '
         f'data-refused="{refused}">{saved}</span>'
     )
-    lines = [t("<b>{n} pairs</b>, {state}", n=f"{count:,}", state=state)]
-    if count == 1:
-        lines = [t("<b>1 pair</b>, {state}", state=state)]
-    if (conversations := count_conversations(items)) < count:
-        figures = {"n": f"{count:,}", "conversations": f"{conversations:,}"}
-        words = t("<b>{n} replies in {conversations} conversations</b>, {state}", state=state, **figures)
-        one = t("<b>{n} replies in 1 conversation</b>, {state}", state=state, **figures)
-        lines = [one if conversations == 1 else words]
+    told = localized(describe_replies(count, count_conversations(items)))
+    told = told or (t("1 pair") if count == 1 else t("{n} pairs", n=f"{count:,}"))
+    lines = [t("<b>{count}</b>, {state}", count=told, state=state)]
     if unfinished := pairs.find_unfinished(items):
         rows = ", ".join(f"#{row}: {missing_text(why)}" for row, why in unfinished[:MAX_SHOWN])
         text = t("Not ready to train: {rows}.", rows=rows)
@@ -85,11 +80,7 @@ def rejected_html(bad_lines: Sequence[BadLine]) -> str:
     return f"{lines}<div class='quiet'>{aside}</div>"
 
 
-def replies_text(pairs: Sequence[Pair]) -> str:
-    """A sentence on the conversations that the pairs are of, where these have several replies; else nothing."""
-    if (conversations := count_conversations(pairs)) >= len(pairs):
-        return ""
-    return (
-        t("{n} replies in {conversations} conversations.", n=f"{len(pairs):,}", conversations=f"{conversations:,}")
-        + " "
-    )
+def replies_text(replies: int, conversations: int) -> str:
+    """A sentence on the conversations that the replies are of, where these have several; else nothing."""
+    told = localized(describe_replies(replies, conversations))
+    return t("{replies}. ", replies=told) if told else ""

@@ -1,13 +1,18 @@
-"""Write, tab Import: which rows of a file are imported, as components and as a RowSelection."""
+"""Write, tab Import: the source that is read, and which of its rows, as components and as a RowSelection."""
 
+import contextlib
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 
 from persona.errors import InputError
 from persona.ui.i18n import t
-from persona.write.importers.row_selection import RowSelection, parse_selection
+from persona.write.importers import hub_dataset, row_selection, text_source
+from persona.write.importers.row_selection import ALL_ROWS, RowSelection, parse_selection
+from persona.write.importers.text_source import SourceFile
 
 
 class RowChoice(NamedTuple):
@@ -17,6 +22,7 @@ class RowChoice(NamedTuple):
     rows: Any = 0  # 0: all; Gradio shows an empty number as 0
     seed: Any = ""
     where: Any = ""
+    member: Any = ""  # a file in an archive of several
 
     def selection(self) -> RowSelection:
         """Raises InputError for a value that cannot be read. where: conditions, one a line."""
@@ -31,7 +37,7 @@ class RowChoice(NamedTuple):
         return self.split, self.seed, self.where
 
 
-def build_row_choice() -> RowChoice:
+def build_row_choice(member: gr.Dropdown) -> RowChoice:
     with gr.Accordion(t("Only some of the rows"), open=False, elem_id="import-rows"), gr.Row(elem_classes="slim"):
         return RowChoice(
             gr.Textbox(label=t("Split or slice"), placeholder="train[:1000]", elem_id="import-split", min_width=150,
@@ -42,4 +48,25 @@ def build_row_choice() -> RowChoice:
                        info=t("picks them at random; empty: the first")),
             gr.Textbox(label=t("Only rows where"), placeholder="len(output)>50", lines=1, max_lines=4, scale=2,
                        elem_id="import-where", info=t("mood=sad, score>3 or len(output)>50; one condition a line")),
+            member,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def open_given_source(
+    file: str | None, pasted: str, dataset: str, selection: RowSelection = ALL_ROWS, member: str = ""
+) -> Iterator[SourceFile]:
+    """The file, the pasted text or the split of a Hub dataset, whichever is given first. member: of an archive.
+
+    Raises InputError when none is.
+    """
+    if file:
+        row_selection.require_file_split(Path(file).name, selection)
+        yield text_source.open_source(Path(file), member=member)
+    elif pasted.strip():
+        with text_source.save_pasted(pasted) as path:
+            yield text_source.open_source(path)
+    elif dataset.strip():
+        yield text_source.open_source(hub_dataset.download_dataset(dataset.strip(), split=selection.split))
+    else:
+        raise InputError("Drop a file, paste some text, or name a Hub dataset first.")
