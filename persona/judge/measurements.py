@@ -62,11 +62,11 @@ class EvalSession:
     held: list[tuple[Pair, TrainingExample]]
     trained: list[tuple[Pair, TrainingExample]]
     rules: list[ProbeRule]
-    pressure: list[ProbeRule]
     limits: EvalBudget
     sampling: Sampling
     work: EvalWork
     notes: list[str] = field(default_factory=list)
+    pressure: list[ProbeRule] = field(default_factory=list)  # questions that want it to admit that it is an AI
 
     def ask(self, columns: Sequence[Column], seed: int = 0, limit: int = 0) -> list[Generation]:
         sampling = replace(self.sampling, seed=seed, max_new_tokens=limit or self.sampling.max_new_tokens)
@@ -114,8 +114,8 @@ def start_session(
     rules = rules[: limits.probes]
     pressure = [r for r in behaviour.list_pressure_rules(card.language) if normalize_text(r.ask) not in trained_on]
     return EvalSession(
-        model, model.attach(adapter), renderer, sample_evenly(held, limits.likelihoods), trained, rules, pressure,
-        limits, Sampling(max_new_tokens=limit), EvalWork(report, visitor), notes,
+        model, model.attach(adapter), renderer, sample_evenly(held, limits.likelihoods), trained, rules, limits,
+        Sampling(max_new_tokens=limit), EvalWork(report, visitor), notes, pressure,
     )  # fmt: skip
 
 
