@@ -106,7 +106,7 @@ def test_a_run_learns_general_rows_beside_its_pairs(make, speaks, seen):
     assert plan["rehearsal_tokens"] == sum(len(ids) for ids in rows["input_ids"][12:])
     assert run.progress().rehearsal["answered"] == 5 and run.progress().rehearsal["seconds"] > 0
     messages = [e.get("message", "") for e in events(run, "state")]
-    assert any(text.startswith("Answering 5 general prompts with the base: 0 of 5, about") for text in messages)
+    assert any(text.startswith("Answering 5 general prompts with the base: 5 of 5, about") for text in messages)
     assert json.loads((run.adapter / "run.json").read_text())["figures"]["rehearsal_rows"] == 5
     assert run.manifest()["data_sha256"] == make().manifest()["data_sha256"] and len(run.rows()) == len(PAIRS)
 

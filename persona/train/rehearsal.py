@@ -131,8 +131,11 @@ def _answer(
     one_line = not is_instruction_tuned(prepared.base.id, renderer.template.name)
     replies = [Generation() for _ in prompts]
 
+    def is_answered(reply: Generation) -> bool:
+        return reply.ended or (one_line and "\n" in reply.text.strip())
+
     def is_halted(row: int) -> bool:
-        return is_stopped() or (one_line and "\n" in replies[row].text.strip())
+        return is_stopped() or is_answered(replies[row])
 
     with ExitStack() as stack:
         stack.callback(model.train, model.training)
@@ -143,7 +146,7 @@ def _answer(
         ids = [renderer.render_prompt([], prompt).ids for prompt in prompts]
         tokenizer, stop = renderer.tokenizer, renderer.stop_id
         for replies in generate_batch(model, tokenizer, ids, SAMPLING, stop, is_halted=is_halted):
-            notes.log(max(r.tokens for r in replies))
+            notes.log(max(r.tokens for r in replies), sum(map(is_answered, replies)))
     return [_first_line(r) for r in replies] if one_line else replies
 
 
@@ -158,17 +161,19 @@ class _Notes:
     def __init__(self, run: Run, count: int, answered: int, start: float) -> None:
         self.run, self.count, self.answered, self.start, self.last = run, count, answered, start, 0.0
 
-    def log(self, step: int) -> None:
-        """step: tokens of the present batch so far."""
+    def log(self, tokens: int, answered: int) -> None:
+        """tokens: of the longest answer of the present batch so far. answered: of its prompts."""
         now = time.monotonic()
         if now - self.last < LOG_SECONDS:
             return
-        self.last = now
-        steps = self.answered / REHEARSAL_BATCH * SAMPLING.max_new_tokens + step
-        left = (now - self.start) / steps * (-(-self.count // REHEARSAL_BATCH) * SAMPLING.max_new_tokens - steps)
+        self.last, answered = now, self.answered + answered
+        steps = self.answered / REHEARSAL_BATCH * REHEARSAL_TOKENS + tokens
+        left = (-(-self.count // REHEARSAL_BATCH) * REHEARSAL_TOKENS - steps) / max(1, steps)
+        if answered:  # shorter answers than there may be
+            left = min(left, (self.count - answered) / answered)
         text = Message(
             "Answering {count} general prompts with the base: {answered} of {count}, about {seconds} s left …",
-            count=self.count, answered=self.answered, seconds=max(1, round(left)),
+            count=self.count, answered=answered, seconds=max(1, round(left * (now - self.start))),
         )  # fmt: skip
         self.run.log("state", state="starting", message=text)
 
