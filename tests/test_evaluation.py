@@ -235,7 +235,7 @@ def test_a_good_adapter_has_learned(good, base, tmp_path):
     assert shares == sorted(shares) and shares[-1] == 1.0, "all planned work was counted, and no more"
     left = [p.seconds_left for p in seen if p.seconds_left is not None]
     assert left == sorted(left, reverse=True), "it counts down"
-    assert {p.parts for p in seen if p.part} == {5} and sorted({p.part for p in seen}) == [0, 1, 2, 3, 4, 5]
+    assert {p.parts for p in seen if p.part} == {6} and sorted({p.part for p in seen}) == list(range(7))
     assert seen[-1].seconds_left == 0 and {"General questions", "Answers to held-out questions"} <= {
         p.doing for p in seen
     }

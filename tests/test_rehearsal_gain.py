@@ -37,14 +37,14 @@ def test_what_rehearsal_has_cost_and_saved(mags):
     cost = "Rehearsal: 9 general rows an epoch took about 15 s of the training steps, and the base's answers 20 s."
     assert describe(run) == f"{cost} Measure it in step 4, tab “Did it learn?”, to see how much it forgot."
     measure(run, 0.1)
-    lost = f"{cost} On general questions, right answers lost 0.10 nats per token."
+    lost = f"{cost} On general questions, the NLL of right answers changed by +0.10 nats per token (less is better)."
     assert describe(run) == lost
     measure(new_run(mags, learning_rate=1e-3), 2.0)  # another recipe: no comparison
     assert describe(run) == lost
     without = new_run(mags)
     assert describe(run) == lost, "not measured"
     measure(without, 0.8)
-    assert describe(run) == f"{lost} Without rehearsal ({without.name}) they lost 0.80."
+    assert describe(run) == f"{lost} Without rehearsal ({without.name}) by +0.80."
     assert lost in run_view.run_status_html(run, run.progress()).replace("&#x27;", "'")
     assert describe(without) == "" and 'data-testid="rehearsal"' not in run_view.run_status_html(
         without, without.progress()

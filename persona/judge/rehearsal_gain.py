@@ -24,11 +24,14 @@ def _describe_forgetting(run: Run) -> str:
     rise = read_rise(run)
     if rise is None:
         return Message("Measure it in step 4, tab “Did it learn?”, to see how much it forgot.")
-    lost = Message("On general questions, right answers lost {rise:.2f} nats per token.", rise=rise)
+    lost = Message(
+        "On general questions, the NLL of right answers changed by {rise:+.2f} nats per token (less is better).",
+        rise=rise,
+    )  # fmt: skip
     other = _find_run_without(run)
     if other is None:
         return lost
-    without = Message("Without rehearsal ({run}) they lost {rise:.2f}.", run=other.name, rise=read_rise(other))
+    without = Message("Without rehearsal ({run}) by {rise:+.2f}.", run=other.name, rise=read_rise(other))
     return join(" ", [lost, without])
 
 
