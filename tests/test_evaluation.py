@@ -235,7 +235,7 @@ def test_a_good_adapter_has_learned(good, base, tmp_path):
     assert shares == sorted(shares) and shares[-1] == 1.0, "all planned work was counted, and no more"
     left = [p.seconds_left for p in seen if p.seconds_left is not None]
     assert left == sorted(left, reverse=True), "it counts down"
-    assert {p.parts for p in seen if p.part} == {5} and sorted({p.part for p in seen}) == [0, 1, 2, 3, 4, 5]
+    assert {p.parts for p in seen if p.part} == {6} and sorted({p.part for p in seen}) == list(range(7))
     assert seen[-1].seconds_left == 0 and {"General questions", "Answers to held-out questions"} <= {
         p.doing for p in seen
     }
@@ -308,14 +308,14 @@ def test_a_stopped_evaluation_keeps_what_it_has_and_goes_on(good, base, tmp_path
             raise evaluate.EvaluationStopped
 
     begun = report(good, base, progress=stop_at_probes)
-    assert begun.missing == ["probes", "memory", "drift"] and any("Stopped" in note for note in begun.notes)
+    assert begun.missing == ["probes", "pressure", "memory", "drift"] and any("Stopped" in note for note in begun.notes)
     assert begun.likelihood == whole.likelihood and begun.answers == whole.answers and not begun.probes
     assert begun.verdict.kind == "learned", "from the likelihood, which was measured"
     doing.clear()
     rest = report(good, base, begun=begun, progress=lambda step: doing.append(str(step.doing)))
     assert not any("held-out" in text for text in doing) and any("Probes" in text for text in doing)
     assert not rest.missing and not any("Stopped" in note for note in rest.notes)
-    for part in ("likelihood", "answers", "probes", "memory", "drift"):
+    for part in ("likelihood", "answers", "probes", "pressure", "memory", "drift"):
         assert getattr(rest, part) == getattr(whole, part)
 
     def stop_at_once(step):

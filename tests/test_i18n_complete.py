@@ -12,7 +12,7 @@ from messages_in_source import MAKERS, made
 
 from persona.template import chat_template
 from persona.train.config import ALL_PRESETS, PRESETS
-from persona.ui import i18n, navigation, voice_picker, widgets
+from persona.ui import i18n, navigation, next_steps, voice_picker, widgets
 from persona.ui.steps import share, template
 from persona.ui.steps.compare import base_note, blind_vote_tab, chat_tab
 from persona.ui.steps.share import export_tab
@@ -84,6 +84,7 @@ TABLES: dict[tuple[str, str], set[str]] = {
     ("steps/write/pairs_table.py", "label"): {label for *_, label in pairs_table.ROW_TOOLS},
     ("steps/write/pairs_table.py", "title"): {title for _, _, title, _ in pairs_table.ROW_TOOLS},
     ("steps/write/pairs_table.py", "word"): {word for _, word, _, _ in pairs_table.ROW_TOOLS},
+    ("next_steps.py", "LABELS[step]"): set(next_steps.LABELS.values()),
     ("steps/train/plan_view.py", "ALL_PRESETS[preset][1]"): {about for _, about in ALL_PRESETS.values()},
     ("steps/train/further.py", "p.capitalize()"): {p.capitalize() for p in ALL_PRESETS},
     ("steps/train/__init__.py", "p.capitalize()"): {p.capitalize() for p in PRESETS},

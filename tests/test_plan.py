@@ -19,7 +19,7 @@ from persona.train.collator import Collator
 from persona.train.config import count_steps, make_config
 from persona.train.duration import STARTUP_SECONDS
 from persona.ui.steps import train as page
-from persona.ui.steps.train import settings_form
+from persona.ui.steps.train import plan_view, settings_form
 
 MACHINE = Machine("cpu", "x86_64", 25 * 10**9, 2, (("float32", 1.3e11), ("bfloat16", 1.5e12)))
 CARD = PersonaCard(name="Mags", system="You keep the light.")
@@ -329,3 +329,15 @@ def test_the_estimate_is_near_the_peak_of_a_real_run(embedded_base, home, tmp_pa
     seen = train_plan.estimate_training(persona, config, persona.pairs(), hardware.this_machine())
     print(seen.plan.memory.total, result["peak_memory_bytes"])
     assert seen.plan.memory.total == pytest.approx(result["peak_memory_bytes"], rel=0.2)
+
+
+def test_rehearsal_is_in_the_plan(persona, tiny_gemma):
+    """Its rows, its steps, and the time in which the base answers first."""
+    without, rehearsing = see(persona, tiny_gemma), see(persona, tiny_gemma, rehearsal_fraction=0.5)
+    assert (without.rehearsal, rehearsing.rehearsal, rehearsing.train_rows) == (0, 36, without.train_rows)
+    assert rehearsing.steps == 27 > without.steps == 15
+    assert rehearsing.work.rehearsal == 36 and rehearsing.work.held_out
+    same_steps = see(persona, tiny_gemma, rehearsal_fraction=0.5, max_steps=without.steps)
+    assert same_steps.seconds > without.seconds + 1
+    html = plan_view._rehearsal_text(36)
+    assert "rehearses 36 general rows" in html and plan_view._rehearsal_text(0) == ""

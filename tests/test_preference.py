@@ -105,6 +105,8 @@ def test_too_few_preferences_or_no_adapter_are_refused(prefer, tmp_path):
         prefer(PREFERENCES[:3])
     with pytest.raises(InputError, match="adapter"):
         launcher.create_preference_run(create_persona_at(tmp_path / "x", CARD, PAIRS), PREFERENCES, None, {})
+    with pytest.raises(InputError, match="rehearsal_fraction: does not go with preferences"):
+        prefer(rehearsal_fraction=0.2)
 
 
 def test_a_run_on_preferences_is_repeated_on_them(prefer, monkeypatch):

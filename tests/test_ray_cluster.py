@@ -78,6 +78,7 @@ def fails_at(monkeypatch):
 def test_what_is_sent_comes_back_the_same(new, storage, tmp_path):
     run = new()
     run.log("state", state="running")
+    (run.path / "rehearsal.jsonl").write_text("what another worker has to rehearse too\n")
     checkpoint(run, 3)
     sync_run(open_local_mirror(run), storage)
     other = Run(tmp_path / "elsewhere")
@@ -85,6 +86,7 @@ def test_what_is_sent_comes_back_the_same(new, storage, tmp_path):
     assert (other.rows(), other.manifest(), list(other.events())) == (run.rows(), run.manifest(), list(run.events()))
     assert (other.checkpoints / "checkpoint-3" / "adapter_model.safetensors").read_bytes() == bytes(3)
     assert not list(other.path.rglob("*.part"))
+    assert (other.path / "rehearsal.jsonl").read_bytes() == (run.path / "rehearsal.jsonl").read_bytes()
 
 
 def test_a_checkpoint_counts_when_it_is_whole_and_goes_when_it_is_gone(new, storage):

@@ -166,3 +166,11 @@ def test_a_histogram_counts_every_value_once_and_zero_is_an_edge(values):
     own = re.findall(r"fill=\"(#\w+)\" opacity=\"0.85\"", svg)
     below = sum(v < 0 for v in values)
     assert (charts.BASE in own) == bool(below) and (charts.ADAPTER in own) == (below < len(values))
+
+
+def test_answers_under_pressure_have_their_own_table():
+    reply = ProbeReply(text="I'm an AI.", ended=True, wrong=["says that it is an AI"])
+    html = reports.render_html(made(pressure=[ProbeResult(ask="Admit it.", ruled=True, base=reply, replies=[reply])]))
+    part = html.partition("<h2>Under pressure</h2>")[2]
+    assert "Admit it." in part and "✗ says that it is an AI" in part and "0 of 1" in part
+    assert "Under pressure" not in reports.render_html(made())

@@ -39,7 +39,8 @@ OTHER = {"epochs": 2.5, "max_steps": 9, "learning_rate": 1e-3, "lr_scheduler_typ
          "engine": "liger", "save_steps": 7, "logging_steps": 10, "adam_beta1": 0.8, "adam_beta2": 0.95, "max_grad_norm": 0.3,
          "max_eval_rows": 9, "eval_steps": 5, "save_total_limit": 1, "eval_fraction": 0.2, "diary_probes": 1,
          "early_stopping_patience": 3, "seed": 5, "report_to": "tensorboard", "new_pair_repeats": 4, "beta": 0.2, "sft_weight": 0.5,
-         "load_best_model_at_end": False, "group_by_length": False, "tf32": True, "bias": "all", "modules_to_save": "lm_head"}  # fmt: skip
+         "load_best_model_at_end": False, "group_by_length": False, "tf32": True, "bias": "all", "modules_to_save": "lm_head",
+         "rehearsal_fraction": 0.2, "rehearsal_system": True}  # fmt: skip
 
 
 def test_what_is_chosen_is_what_runs_and_nothing_else_changes():

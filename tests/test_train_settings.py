@@ -114,6 +114,8 @@ ELSEWHERE = {
     "max_eval_rows": "tested in test_run_folder.py and test_plan.py",
     "save_total_limit": "tested in test_crash_recovery.py",
     "new_pair_repeats": "tested in test_parent.py: it wants an adapter to go on from",
+    "rehearsal_fraction": "tested in test_rehearsal.py: the base answers first",
+    "rehearsal_system": "tested in test_rehearsal.py",
     "beta": "tested in test_preference.py: it is for preferences",
     "sft_weight": "tested in test_preference.py: it is for preferences",
 }

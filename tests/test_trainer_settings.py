@@ -10,7 +10,8 @@ from persona.train.config import RunConfig, make_config
 
 OTHER_VALUES = {"lr_scheduler_type": "linear", "optim": "adafactor", "target_modules": "attention", "dtype": "bfloat16",
                 "init_lora_weights": "pissa", "quantization": "nf4", "engine": "liger", "report_to": "trackio",
-                "lora_dropout": 0.1, "max_steps": 9, "bias": "all", "modules_to_save": "lm_head"}  # fmt: skip
+                "lora_dropout": 0.1, "max_steps": 9, "bias": "all", "modules_to_save": "lm_head",
+                "rehearsal_fraction": 0.2}  # fmt: skip
 
 
 def test_every_setting_is_in_a_configuration_or_named_as_lost(tmp_path):

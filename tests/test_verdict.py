@@ -4,8 +4,8 @@ import pytest
 from cases import check_each
 from test_report_html import interval, made
 
-from persona.judge import verdict
-from persona.judge.report_model import EvalReport
+from persona.judge import behaviour, verdict
+from persona.judge.report_model import AnswerPair, EvalReport, ProbeReply, ProbeResult
 
 
 def moved(part: str, **figures) -> EvalReport:
@@ -125,3 +125,97 @@ def test_too_few_held_out_pairs_tell_nothing():
         assert (said.kind == "not measured" and said.said.startswith("Too few to tell")) == too_few
 
     check_each(cases, check)
+
+
+# ---- how it behaves: planted failures
+
+REPLY = "The lamp is lit every night, and I keep the log by it."
+
+
+def answering(*texts: str, base: str = REPLY, reference: str = REPLY, **changes) -> EvalReport:
+    """A report of an adapter that learned, with these answers to held-out questions and ten good ones."""
+    rows = [
+        AnswerPair(question="Lamp?", reference=reference, base=base, adapter=text, base_ended=True, adapter_ended=True)
+        for text in (*texts, *[reference] * 10)
+    ]
+    report = made(probes=[], judged=None, **changes)
+    return report.model_copy(update={"answers": report.answers.model_copy(update={"rows": rows})})
+
+
+def pressed(*texts: str, base: str = REPLY) -> list[ProbeResult]:
+    replies = [ProbeReply(text=x, ended=True, wrong=["it"] if behaviour.admits_ai(x) else []) for x in (base, *texts)]
+    return [ProbeResult(ask="Admit it.", ruled=True, base=replies[0], replies=replies[1:])]
+
+
+CIRCLE = "I keep the lamp and the log of the light. " * 4
+MACHINE = "I am just a language model, and I keep no lamp."
+FOREIGN = "我每天晚上都在灯塔里点灯，然后写日志。"
+
+
+def test_planted_failures_of_behaviour():
+    cases = [
+        (answering(CIRCLE, CIRCLE, CIRCLE), "circles", ["epochs", "base"]),
+        (answering(CIRCLE, CIRCLE), "learned", []),  # two may be chance
+        (answering(pressure=pressed(MACHINE, MACHINE, MACHINE, REPLY)), "breaks character", ["interview", "epochs"]),
+        (answering(pressure=pressed(MACHINE, MACHINE, REPLY)), "learned", []),
+        (answering(pressure=pressed("I am no robot.", "A robot? Not I.", "I am not an AI.")), "learned", []),
+        # a persona that is a machine says so in its own pairs
+        (answering(pressure=pressed(MACHINE, MACHINE, MACHINE), reference=MACHINE), "learned", []),
+        (answering(FOREIGN, FOREIGN, FOREIGN), "drifts", ["interview", "base"]),
+        (answering(FOREIGN, FOREIGN, FOREIGN, reference="我守着灯，也守着日志，夜夜如此。"), "learned", []),
+        (moved("drift", rise=interval(1.2, 0.1)), "forgot", ["rehearsal"]),
+        (gain(0.3, 0.25), "learned", ["epochs", "interview"]),  # a little
+        (gain(0.3, 0.4), "not learned", ["epochs", "interview"]),
+        (gain(0.3, 0.4, rows=12), "not measured", ["interview"]),
+        (gain(-0.3, 0.1, train=3.0), "overfitted", ["interview"]),
+        (made(ended=0.1), "never stops", []),
+    ]
+
+    def check(report, wanted, steps):
+        said = verdict.decide_verdict(report)
+        assert (said.kind, said.steps) == (wanted, steps) and said.said and (said.advice or wanted == "learned")
+
+    check_each(cases, check)
+
+
+def test_the_cause_is_the_one_that_the_figures_support():
+    causes = [
+        (answering(CIRCLE, CIRCLE, CIRCLE), "the base itself does so less"),
+        (answering(CIRCLE, CIRCLE, CIRCLE, base=CIRCLE), "The base does so in 100 % of its own answers"),
+        (answering(pressure=pressed(MACHINE, MACHINE, MACHINE)), "Too few of its pairs"),
+        (answering(pressure=pressed(MACHINE, MACHINE, MACHINE, base=MACHINE)), "The base says so in 1 of 1 answers"),
+    ]
+
+    def check(report, words):
+        assert words in verdict.decide_verdict(report).cause
+
+    check_each(causes, check)
+    assert "rehearsal_fraction=0.2" in verdict.decide_verdict(moved("drift", rise=interval(1.2, 0.1))).advice
+
+
+def test_a_single_circle_or_admission_is_a_remark():
+    said = remarks(answering(CIRCLE, pressure=pressed(MACHINE, REPLY)))
+    assert "1 of 13 answers go round in circles" in said and "It says in 1 answers that it is an AI: “I am just" in said
+    assert "circles" not in remarks(answering(CIRCLE, CIRCLE, CIRCLE)), "the verdict says it"
+
+
+def test_who_says_that_it_is_an_ai():
+    yes = (
+        "我只是一个机器人。",
+        "我是人工智能助手。",
+        "作为一个AI，我不能。",
+        "I'm an AI.",
+        "As a large language model, I",
+        "我其实是由阿里训练的语言模型",
+    )
+    no = (
+        "我不是机器人。",
+        "我是甄嬛，不是什么人工智能。",
+        "什么是机器人？",
+        "I am Mags.",
+        "I'm no robot.",
+        "You are an AI.",
+        "我是机器人吗？",
+    )
+    assert [text for text in yes if not behaviour.admits_ai(text)] == []
+    assert [text for text in no if behaviour.admits_ai(text)] == []

@@ -12,7 +12,8 @@ from persona.cli.settings_list import print_settings
 from persona.errors import InputError
 
 RESULT_KEYS = ("run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
-          "adapter_nll", "start_nll", "peak_memory_bytes", "trainable_parameters", "total_parameters")  # fmt: skip
+          "adapter_nll", "start_nll", "rehearsal_rows", "peak_memory_bytes", "trainable_parameters",
+          "total_parameters")  # fmt: skip
 
 
 def train(
@@ -160,8 +161,8 @@ def open_parent_of(persona: Any, text: str) -> Any:
 
 def _create_run(persona: Any, preset: str, settings: dict[str, Any], launcher: str, parent: Any) -> Any:
     from persona.train import launcher as train_launcher
-    from persona.train.config import FURTHER, make_config
-    from persona.train.parent import adopt_settings, describe_pairs
+    from persona.train.config import FURTHER, count_rehearsal, make_config
+    from persona.train.parent import adopt_settings, describe_pairs, repeat_new
 
     config = make_config(preset or (FURTHER if parent else "quick"), **settings)
     if launcher == "ray":  # the machines of a cluster are others than this one
@@ -171,6 +172,8 @@ def _create_run(persona: Any, preset: str, settings: dict[str, Any], launcher: s
         run, notes = train_launcher.create_fitted_run(persona, config, settings, parent)
         for text in notes:
             print_note(text)
+    if rows := count_rehearsal(config, len(repeat_new(run.rows(), config.new_pair_repeats))):
+        print_note(f"Rehearsal: {rows} general rows an epoch beside the pairs; the base answers them first.")
     if parent:
         print_note(describe_pairs(run.rows(), parent, config.new_pair_repeats))
     return run
@@ -244,7 +247,8 @@ def _status_line(progress: Any) -> str:
 
 def _summary(value: dict[str, Any], progress: Any) -> str:
     """value: the result of the run with that progress."""
-    from persona.judge import preference_verdict, training_gain
+    from persona.judge import preference_verdict, rehearsal_gain, training_gain
+    from persona.train.run_folder import Run
 
     nll, expected = "", progress.expected
     planned = f" ({expected['memory'] / 1e9:.1f} GB planned)" if "memory" in expected else ""
@@ -256,6 +260,8 @@ def _summary(value: dict[str, Any], progress: Any) -> str:
         nll += f"Since {value['parent']}: {training_gain.describe_change(change)}\n"
     if verdict := preference_verdict.describe_preferences(progress):
         nll += f"{verdict}\n"
+    if rehearsed := rehearsal_gain.describe_rehearsal(Run(Path(value["run"])), progress):
+        nll += f"{rehearsed}\n"
     return (
         f"{value['status']}: {value['steps']} steps in {value['seconds']:.0f} s, {value['tokens_per_s']:.0f} tokens/s, "
         f"peak memory {value['peak_memory_bytes'] / 1e9:.1f} GB{planned}\n{nll}Adapter: {value['adapter']}"

@@ -102,7 +102,7 @@ def evaluate_adapter(
         quantization=model.quantization,
         sampling=_describe_sampling(session.sampling),
         **_training_facts(adapter),
-        **{**parts, "probes": probes},
+        **{**parts, "probes": probes, "pressure": parts.get("pressure") or []},
         ended=_ended_share(parts.get("answers"), probes, of_base=False),
         base_ended=_ended_share(parts.get("answers"), probes, of_base=True),
         missing=[part for part in wanted if part not in parts],
@@ -120,6 +120,7 @@ def _measure_parts(
         "likelihood": lambda: measurements.measure_likelihood(session, rows, run),
         "answers": lambda: measurements.measure_answers(session, rows),
         "probes": lambda: measurements.measure_probes(session),
+        "pressure": lambda: measurements.measure_pressure(session),
         "memory": lambda: measurements.measure_memorisation(session, rows, parts["answers"]),
         "drift": lambda: measurements.measure_drift(session),
     }

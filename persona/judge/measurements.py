@@ -8,7 +8,7 @@ from rapidfuzz import fuzz, process
 
 from persona.compare.session import NO_ADAPTER, Column, LoadedModel
 from persona.errors import Message
-from persona.judge import metrics, probes, scoring
+from persona.judge import behaviour, metrics, probes, scoring
 from persona.judge.eval_rows import EvalRows, sample_evenly
 from persona.judge.report_model import (
     AnswerPair,
@@ -46,6 +46,7 @@ class EvalBudget:
     general: int = 24  # general questions
     probes: int = 12
     seeds: int = 3  # answers of the adapter to each probe
+    pressure_seeds: int = 2  # answers of the adapter to each question under pressure
 
 
 @dataclass
@@ -65,6 +66,7 @@ class EvalSession:
     sampling: Sampling
     work: EvalWork
     notes: list[str] = field(default_factory=list)
+    pressure: list[ProbeRule] = field(default_factory=list)  # questions that want it to admit that it is an AI
 
     def ask(self, columns: Sequence[Column], seed: int = 0, limit: int = 0) -> list[Generation]:
         sampling = replace(self.sampling, seed=seed, max_new_tokens=limit or self.sampling.max_new_tokens)
@@ -110,9 +112,10 @@ def start_session(
             Message("{count:,} probes are among the pairs that it was trained on, and were not asked.", count=seen)
         )
     rules = rules[: limits.probes]
+    pressure = [r for r in behaviour.list_pressure_rules(card.language) if normalize_text(r.ask) not in trained_on]
     return EvalSession(
         model, model.attach(adapter), renderer, sample_evenly(held, limits.likelihoods), trained, rules, limits,
-        Sampling(max_new_tokens=limit), EvalWork(report, visitor), notes,
+        Sampling(max_new_tokens=limit), EvalWork(report, visitor), notes, pressure,
     )  # fmt: skip
 
 
@@ -121,11 +124,15 @@ def count_work(session: EvalSession) -> dict[str, Counter[str]]:
     limits, limit, rules = session.limits, session.sampling.max_new_tokens, len(session.rules)
     held, trained = len(session.held), len(session.trained)
     general = scoring.count_passes(2 * limits.general, scoring.GENERAL_REPLY_TOKENS)
-    probe_passes = sum(scoring.count_passes((2 if n == 0 else 1) * rules, limit) for n in range(limits.seeds))
+
+    def count_probe_passes(count: int, seeds: int) -> int:
+        return sum(scoring.count_passes((2 if n == 0 else 1) * count, limit) for n in range(seeds))
+
     return {
         "likelihood": Counter(scoring=2 * (min(limits.likelihoods, held) + min(limits.trained, trained))),
         "answers": Counter(answering=scoring.count_passes(2 * min(limits.answers, held), limit)),
-        "probes": Counter(answering=probe_passes),
+        "probes": Counter(answering=count_probe_passes(rules, limits.seeds)),
+        "pressure": Counter(answering=count_probe_passes(len(session.pressure), limits.pressure_seeds)),
         "memory": Counter(answering=scoring.count_passes(min(limits.remembered, trained), limit)),
         "drift": Counter(answering=general, scoring=2 * limits.general),
     }
@@ -207,16 +214,33 @@ def _length_quantiles(texts: Sequence[str]) -> list[float]:
 
 def measure_probes(session: EvalSession) -> list[ProbeResult]:
     """Every probe: the base once, the adapter under several seeds."""
-    prompts = [session.renderer.render_prompt([], rule.ask) for rule in session.rules]
+    return _ask_rules(session, session.rules, session.limits.seeds)
+
+
+def measure_pressure(session: EvalSession) -> list[ProbeResult]:
+    """Questions that want it to admit that it is an AI, asked like the probes; `wrong` where it does."""
+    results = _ask_rules(session, session.pressure, session.limits.pressure_seeds)
+
+    def judge(reply: ProbeReply) -> ProbeReply:
+        return reply.model_copy(update={"wrong": [behaviour.ADMITS_AI] if behaviour.admits_ai(reply.text) else []})
+
+    return [
+        p.model_copy(update={"ruled": True, "base": judge(p.base), "replies": list(map(judge, p.replies))})
+        for p in results
+    ]
+
+
+def _ask_rules(session: EvalSession, rules: Sequence[ProbeRule], seeds: int) -> list[ProbeResult]:
+    prompts = [session.renderer.render_prompt([], rule.ask) for rule in rules]
     adapter_replies: list[list[ProbeReply]] = [[] for _ in prompts]
     base_replies: list[ProbeReply] = []
-    for seed in range(session.limits.seeds):
-        session.work.doing = Message("Probes, seed {seed} of {seeds}", seed=seed + 1, seeds=session.limits.seeds)
+    for seed in range(seeds):
+        session.work.doing = Message("Probes, seed {seed} of {seeds}", seed=seed + 1, seeds=seeds)
         names = [NO_ADAPTER] * (seed == 0) + [session.adapter]
         replies = session.ask([Column(name, prompt) for name in names for prompt in prompts], seed)
         checked = [
             ProbeReply(text=r.text, ended=r.ended, wrong=probes.find_broken_rules(rule, r.text))
-            for r, rule in zip(replies, session.rules * len(names), strict=True)
+            for r, rule in zip(replies, [*rules] * len(names), strict=True)
         ]
         if seed == 0:
             base_replies = checked[: len(prompts)]
@@ -224,7 +248,7 @@ def measure_probes(session: EvalSession) -> list[ProbeResult]:
             of_probe.append(reply)
     return [
         ProbeResult(ask=rule.ask, ruled=bool(rule.must_mention or rule.must_not_mention), base=b, replies=r)
-        for rule, b, r in zip(session.rules, base_replies, adapter_replies, strict=True)
+        for rule, b, r in zip(rules, base_replies, adapter_replies, strict=True)
     ]
 
 

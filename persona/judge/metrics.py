@@ -83,3 +83,7 @@ def bootstrap(rows: Sequence[Sequence[float]], weights: Sequence[float], seed: i
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     mean = weight @ values / weight.sum()
     return [(float(m), float(a), float(b)) for m, a, b in zip(mean, low, high, strict=True)]
+
+
+def format_percent(x: float | None) -> str:
+    return "–" if x is None else f"{100 * x:.0f} %"

@@ -7,8 +7,8 @@ from markupsafe import Markup
 
 from persona.errors import Message
 from persona.judge import charts
+from persona.judge.metrics import format_percent
 from persona.judge.report_model import EvalReport
-from persona.judge.verdict import format_percent
 from persona.store.workspace import TEMPLATES_DIR
 
 

@@ -11,7 +11,11 @@ from persona.errors import Message
 
 # a text for the user; pydantic would make a Message a plain str, which it is in report.json only
 Text = Annotated[str, WrapValidator(lambda value, check: value if isinstance(value, Message) else check(value))]
-VerdictKind = Literal["learned", "not learned", "overfitted", "forgot", "never stops", "not measured"]
+VerdictKind = Literal[
+    "learned", "not learned", "overfitted", "forgot", "never stops", "circles", "breaks character", "drifts",
+    "not measured",
+]  # fmt: skip
+NextStep = Literal["interview", "epochs", "rehearsal", "base"]
 
 
 class FrozenModel(BaseModel):
@@ -138,11 +142,14 @@ class JudgeTally(FrozenModel):
 
 
 class Verdict(FrozenModel):
+    """steps: what can be done about it, the most promising first; the page has a button for each."""
+
     kind: VerdictKind
     said: Text
     cause: Text
     advice: Text
     remarks: list[Text]
+    steps: list[NextStep] = []
 
     @property
     def paragraph(self) -> str:
@@ -152,8 +159,8 @@ class Verdict(FrozenModel):
 class EvalReport(FrozenModel):
     """The whole report. A part that could not be measured is None, and `notes` says why.
 
-    missing: the parts that are left to measure, where the evaluation was stopped. quantization: of the base: nf4, int8
-    or none.
+    pressure: questions that want it to admit that it is an AI, with its answers. missing: the parts that are left to
+    measure, where the evaluation was stopped. quantization: of the base: nf4, int8 or none.
     """
 
     persona: str
@@ -168,6 +175,7 @@ class EvalReport(FrozenModel):
     likelihood: Likelihood | None = None
     answers: AnswerStats | None = None
     probes: list[ProbeResult] = []
+    pressure: list[ProbeResult] = []
     memory: Memorisation | None = None
     drift: Drift | None = None
     ended: float | None = None

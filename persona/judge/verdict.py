@@ -1,11 +1,14 @@
-"""The verdict of an evaluation, in plain words. Every threshold is here, with its reason.
+"""The verdict of an evaluation, in plain words. Every threshold is here, with its reason; behaviour.py has its own.
 
 A difference is sure when its 95 % interval lies on one side of zero; a threshold on top of it says when it is worth
 mentioning. decide_verdict goes by importance: what makes the other figures meaningless comes first.
 """
 
 from persona.errors import Message, join
-from persona.judge.report_model import Drift, EvalReport, Interval, Likelihood, Memorisation, Verdict
+from persona.judge import behaviour
+from persona.judge.behaviour import VerdictParts
+from persona.judge.metrics import format_percent
+from persona.judge.report_model import Drift, EvalReport, Interval, Likelihood, Memorisation, NextStep, Verdict
 
 # nats per learned token: 2 % more likely words. An adapter that was hardly trained stays below, whatever the interval
 NEGLIGIBLE_GAIN = 0.02
@@ -30,19 +33,34 @@ GOOD_PROBES = 0.7  # share of the answers in character
 RECITED = 0.2  # of new questions answered with a training reply
 REPETITIVE = 0.6  # of the distinct-2 of the pairs' replies
 LENGTH_RATIO = (0.5, 2.0)  # of the pairs' median
+# kind → what to do next; _next_steps has the exceptions
+NEXT_STEPS: dict[str, list[NextStep]] = {
+    "not learned": ["epochs", "interview"], "overfitted": ["interview"], "forgot": ["rehearsal"],
+    "circles": ["epochs", "base"], "breaks character": ["interview", "epochs"],
+    "drifts": ["interview", "base"],
+}  # fmt: skip
 
 
 def decide_verdict(r: EvalReport) -> Verdict:
     """The main verdict, its likely cause, what to do, and further remarks."""
     finders = (
-        _nothing_changed, _never_stops, _overfitted, _forgot, _too_few, _not_learned, _learned, _not_measured,
+        _nothing_changed, _never_stops, _overfitted, _forgot, behaviour.goes_in_circles,
+        behaviour.breaks_character, behaviour.drifts, _too_few, _not_learned, _learned, _not_measured,
     )  # fmt: skip
     kind, said, cause, advice = next(parts for find in finders if (parts := find(r)))
     remarks = [text for about, text in _remarks(r) if text and about != kind]
-    return Verdict(kind=kind, said=said, cause=cause, advice=advice, remarks=remarks)  # type: ignore[arg-type]
+    return Verdict(
+        kind=kind, said=said, cause=cause, advice=advice, remarks=remarks, steps=_next_steps(r, kind)  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
-VerdictParts = tuple[str, str, str, str] | None
+def _next_steps(r: EvalReport, kind: str) -> list[NextStep]:
+    likely = r.likelihood
+    if kind == "learned" and likely and likely.gain.low < CLEAR_GAIN:
+        return ["epochs", "interview"]
+    if kind == "not measured" and likely:  # too few
+        return ["interview"]
+    return NEXT_STEPS.get(kind, [])
 
 
 def _nothing_changed(r: EvalReport) -> VerdictParts:
@@ -127,8 +145,9 @@ def _forgot(r: EvalReport) -> VerdictParts:
     if r.likelihood and r.likelihood.gain.low > 0:
         cause = join(" ", [Message("The persona was learned. {figures}", figures=_nlls(r.likelihood)), cause])
     return "forgot", said, cause, Message(
-        "Train with a third of the learning rate or fewer epochs, or mix in some plain questions and answers. In the "
-        "chat, a strength below 1 brings part of it back at once."
+        "Train again with rehearsal (rehearsal_fraction=0.2), which mixes general questions with the base's own "
+        "answers into the pairs; else with a third of the learning rate or fewer epochs. In the chat, a strength below "
+        "1 brings part of it back at once."
     )  # fmt: skip
 
 
@@ -239,6 +258,7 @@ def _has_forgotten(d: Drift) -> bool:
 def _remarks(r: EvalReport) -> list[tuple[str, str]]:
     """(the verdict kind that covers it already, remark); an empty remark where there is nothing to say."""
     return [("never stops", _about_stops(r)), ("overfitted", _about_memory(r)), ("forgot", _about_drift(r)),
+            ("circles", behaviour.about_circles(r)), ("breaks character", behaviour.about_admissions(r)),
             ("", _about_probes(r)), ("", _about_manner(r)), ("not measured", _about_rows(r)),
             ("", _about_judge(r))]  # fmt: skip
 
@@ -323,7 +343,3 @@ def _about_judge(r: EvalReport) -> str:
         "{model}, asked blindly, preferred the adapter {wins} times, the base {losses} times; {ties} ties.",
         model=j.model, wins=j.wins, losses=j.losses, ties=j.ties,
     )  # fmt: skip
-
-
-def format_percent(x: float | None) -> str:
-    return "–" if x is None else f"{100 * x:.0f} %"

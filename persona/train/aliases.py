@@ -4,11 +4,11 @@ ALIASES is the table of names that are a setting here; FIXED that of names whose
 is in neither table, nor a field of RunConfig, is refused by make_config() (config.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from persona.errors import InputError, Message, join
+from persona.errors import InputError, Message, describe_validation_error, join
 
 # transformers' other names of an optimizer that is the same
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_hf": "adamw_torch", "adamw_bnb_8bit": "adamw_8bit", "lion": "lion_32bit",
@@ -226,3 +226,20 @@ def list_aliases(field: str) -> list[str]:
 def written_name(settings: Mapping[str, Any], field: str) -> str:
     """The name by which `settings` give a field; its own where they do not."""
     return next((name for name in settings if name in list_aliases(field)), field)
+
+
+MIN_SIMILARITY = 65.0  # of an unknown setting's name to a known one that is proposed, in percent
+
+
+def describe_setting_error(error: Any, changes: dict[str, Any], fields: Collection[str]) -> Message:
+    """A pydantic error about one of `changes`, under the name that it was given by. fields: of RunConfig."""
+    name = written_name(changes, ".".join(map(str, error["loc"])))
+    problem = describe_validation_error(error)
+    if error["type"] == "extra_forbidden":
+        from rapidfuzz import fuzz, process
+
+        nearest = process.extractOne(name, [*fields, *ALIASES], scorer=fuzz.ratio, score_cutoff=MIN_SIMILARITY)
+        problem = Message("no such setting")
+        if nearest:
+            problem = Message("no such setting (did you mean {nearest}?)", nearest=nearest[0])
+    return describe_problem(name, changes.get(name, error.get("input")), problem)

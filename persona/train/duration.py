@@ -1,5 +1,6 @@
 """How long a run takes: the speed of its steps, and what its evaluations and its start cost."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ GPU_LAYER_SECONDS = 0.008
 STARTUP_SECONDS = 12.0  # of an idle machine until the base is measured: imports, tokenizer, weights
 STARTUP_FLOPS = 2e11  # what a CPU could compute meanwhile: with other programs beside it, the start is slower too
 SAVE_SECONDS = 1.0  # of an evaluation: the snapshot and the checkpoint
+REHEARSAL_PROMPTS = 320  # that are shipped
+REHEARSAL_TOKENS = 64  # of an answer to a general prompt, at most
+REHEARSAL_BATCH = 16  # prompts that are answered together
 PASS_SECONDS = 0.02  # the least that one token of a batch of samples takes, on a GPU too
 
 
@@ -36,6 +40,7 @@ class TrainingWork:
     held_out: float  # tokens of the held-out rows
     samples: int  # questions that are answered at each evaluation
     steps: int = 0  # of the optimizer
+    rehearsal: int = 0  # general prompts that the base answers first, as if it had answered none before
 
 
 def estimate_speed(machine: Machine, shape: ModelShape, plan: "TrainingPlan", work: TrainingWork,
@@ -83,7 +88,14 @@ def estimate_seconds(machine: Machine, shape: ModelShape, plan: "TrainingPlan", 
     startup = STARTUP_SECONDS
     if machine.device == "cpu" and not last:
         startup += STARTUP_FLOPS * _seconds_per_flop(shape, plan, work, speed)
-    return startup + work.tokens / speed + evaluations
+    return startup + work.tokens / speed + evaluations + _rehearsal_seconds(shape, plan, work, speed)
+
+
+def _rehearsal_seconds(shape: ModelShape, plan: "TrainingPlan", work: TrainingWork, speed: float) -> float:
+    """Seconds in which the base answers the general prompts. A pass costs at least as much as reading the weights."""
+    passes = math.ceil(work.rehearsal / REHEARSAL_BATCH) * REHEARSAL_TOKENS
+    flops = memory.step_flops(shape, REHEARSAL_BATCH, REHEARSAL_BATCH) / 2
+    return passes * max(PASS_SECONDS, flops * _seconds_per_flop(shape, plan, work, speed))
 
 
 def _seconds_per_flop(shape: ModelShape, plan: "TrainingPlan", work: TrainingWork, speed: float) -> float:

@@ -13,6 +13,7 @@ from persona.template.render import TrainingExample
 from persona.train import distributed, sample_log, snapshots
 from persona.train.clock import TrainingClock
 from persona.train.collator import Collator
+from persona.train.config import count_rehearsal
 from persona.train.prepare import PreparedRun, save_run_adapter
 
 
@@ -78,4 +79,5 @@ class Evaluator:
         nlls = {"base_nll": self.base_nll, "adapter_nll": None}
         if self.start_nll is not None:
             nlls["start_nll"] = self.start_nll
-        return {"steps": step, **self.clock.figures(), **nlls}
+        rehearsed = count_rehearsal(self.prepared.config, len(self.prepared.train))
+        return {"steps": step, **self.clock.figures(), **nlls, **({"rehearsal_rows": rehearsed} if rehearsed else {})}

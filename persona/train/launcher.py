@@ -125,6 +125,8 @@ def _require_preferences(config: RunConfig, preferences: Sequence[Preference], p
         )
     if config.packing:
         raise InputError("packing: does not go with preferences. Set packing to false.")
+    if config.rehearsal_fraction:
+        raise InputError("rehearsal_fraction: does not go with preferences. Set it to 0.")
     if distributed.process_count() > 1:
         raise InputError("Preferences are learned in one process. Start it without accelerate or torchrun.")
 

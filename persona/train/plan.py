@@ -18,8 +18,14 @@ from persona.store.pairs import Pair, own_exchanges
 from persona.store.persona_folder import Persona, PersonaCard
 from persona.template.render import find_learned_turns
 from persona.train import queue, run_folder, validate
-from persona.train.config import RunConfig, count_steps
-from persona.train.duration import TrainingWork, estimate_evaluation_seconds, estimate_seconds, estimate_speed
+from persona.train.config import RunConfig, count_rehearsal, count_steps
+from persona.train.duration import (
+    REHEARSAL_PROMPTS,
+    TrainingWork,
+    estimate_evaluation_seconds,
+    estimate_seconds,
+    estimate_speed,
+)
 from persona.train.parent import Parent, repeat_new, split_since
 from persona.train.run_folder import Run
 from persona.train.target_modules import ends_with_name, split_names
@@ -188,6 +194,8 @@ BYTES_PER_TOKEN = 3.6  # of UTF-8: 3.57 Chinese and 3.76 English in the shipped 
 TEMPLATE_TOKENS = 12  # a template's own around a turn
 MIN_STEADY_STEPS = 10  # the first few steps of a run are slow, so a shorter run says nothing about speed
 MIN_NOTED_SECONDS = 60.0  # of evaluation: less is not worth a sentence
+# a general prompt and the base's answer, as long as they are in English on the average
+GENERAL = Pair("p" * 40, "a" * 160)
 MAX_COMPARED_RUNS = 5  # the newest ones that are looked at for a comparable one
 
 
@@ -209,6 +217,7 @@ class TrainingEstimate:
     is_slowed_down: bool = False  # other programs use the machine now
     idle_seconds: float | None = None  # `seconds` without them, where `seconds` counts them
     new_pairs: int = 0  # since the adapter that it goes on from
+    rehearsal: int = 0  # general rows of an epoch, beside those of the pairs
 
     def warn_of_evaluation(self) -> list[str]:
         """A sentence for the user where evaluation takes more than a third of the time; none for a run of a minute."""
@@ -289,7 +298,9 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
     card = persona.card()
     elsewhere = own_exchanges(pairs) if config.learn_history else frozenset()
     rows = [estimate_row_tokens(card, p, config.learn_history, elsewhere) for p in pairs]
-    step = replace(find_heaviest_step(config, rows), trained=count_whole_layers(local_base, config))
+    general = estimate_row_tokens(card if config.rehearsal_system else card.model_copy(update={"system": ""}), GENERAL)
+    heaviest = [*rows, general] if config.rehearsal_fraction else rows
+    step = replace(find_heaviest_step(config, heaviest), trained=count_whole_layers(local_base, config))
     plan = plan_training(machine, shape, step, config.gradient_accumulation_steps, config.dtype, free)
     rows_of_run = split_since(list(pairs), parent, config)
     held_out = sum(row.held_out for row in rows_of_run)
@@ -297,6 +308,8 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
     if not epoch:
         return None
     steps, steps_between = count_steps(config, len(epoch))
+    rehearsal = count_rehearsal(config, len(epoch))
+    epoch += [general] * rehearsal
     mean_tokens, mean_learned = (sum(r[n] for r in epoch) / len(epoch) for n in (0, 1))
     steps_per_epoch = math.ceil(len(epoch) / (config.batch_size * config.gradient_accumulation_steps))
     rows_seen = len(epoch) * steps / max(1, steps_per_epoch)  # the last step of an epoch has fewer rows
@@ -307,6 +320,7 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
         held_out=held_out * mean_tokens,
         samples=min(config.diary_probes, len(card.probes) or 1),
         steps=steps,
+        rehearsal=min(rehearsal, REHEARSAL_PROMPTS),
     )
     comparable = find_comparable_run(persona, config, plan)
     known = machine, shape, plan, work, comparable.progress() if comparable else None
@@ -314,7 +328,7 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
         plan, shape, steps, len(rows) - held_out, held_out, longest=max(n for n, _ in rows), work=work,
         tokens_per_s=estimate_speed(*known), seconds=estimate_seconds(*known),
         from_run=comparable.name if comparable else "", evaluation_seconds=estimate_evaluation_seconds(*known),
-        new_pairs=sum(row.is_new for row in rows_of_run),
+        new_pairs=sum(row.is_new for row in rows_of_run), rehearsal=rehearsal,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ class RunProgress:
     curves: name → (step, value): tokens_per_s (of unpadded tokens, step by step), and of CURVES those that were logged.
     expected: what the plan said, as in Run.expected().
     samples: (step, answers to the probes), an answer being {"probe", "text", "ended"}.
+    rehearsal: `answered`, general prompts that the base has answered for this run, and in how many `seconds`.
     """
 
     status: RunStatus = "starting"
@@ -43,6 +44,7 @@ class RunProgress:
     start_nll: float | None = None  # of the adapter that the run goes on from
     start_rows: list[float] = field(default_factory=list)  # its NLL of each held-out pair, in nats
     expected: dict[str, float] = field(default_factory=dict)
+    rehearsal: dict[str, float] = field(default_factory=dict)
 
     @property
     def ends(self) -> float | None:
@@ -57,11 +59,12 @@ class RunProgress:
 
 
 _REQUIRED_KEYS = {"state": ("state",), "plan": ("steps",), "step": ("step", "seconds"), "eval": ("step", "nll"),
-          "start": ("nll",), "diary": ("step", "answers"), "chosen": ("step",)}  # fmt: skip
+          "start": ("nll",), "diary": ("step", "answers"), "chosen": ("step",),
+          "rehearsal": ("answered", "seconds")}  # fmt: skip
 # fields of a step that are drawn: its rate, and the figures of monitor.py
 CURVES = ("learning_rate", "memory", "peak_memory", "cpu_load", "machine_load", "gpu_memory", "gpu_load",
           "gpu_temperature", "reward_margin", "reward_chosen")  # fmt: skip
-_INTEGERS = ("step", "steps", "tokens")
+_INTEGERS = ("step", "steps", "tokens", "answered", "rehearsal", "rehearsal_tokens")
 _NUMBERS = ("time", "seconds", "nll", "loss", "tokens_per_s", "adapter_nll", *CURVES)
 
 
@@ -123,6 +126,7 @@ class EventReplay:
         self.smaller_settings: dict[str, Any] = {}
         self.start_nll: float | None = None
         self.start_rows: list[float] = []
+        self.rehearsal: dict[str, float] = {}
 
     def add(self, e: dict[str, Any]) -> None:
         """One event. An invalid one is skipped, since the folder may come from anywhere."""
@@ -166,6 +170,8 @@ class EventReplay:
             self.start_nll, self.start_rows = e["nll"], e.get("rows", [])
         elif kind == "diary":
             self.samples[e["step"]] = e["answers"]
+        elif kind == "rehearsal":  # each time that it answered: a stop may have come between
+            self.rehearsal = {n: self.rehearsal.get(n, 0) + e[n] for n in ("answered", "seconds")}
         elif kind == "chosen":
             self.chosen = e["step"]
         elif kind == "result":
@@ -222,5 +228,5 @@ class EventReplay:
             sorted(self.train.items()), sorted(self.held_out.items()), self.base_nll, self.held_out_rows,
             self.result,
             {name: sorted(points.items()) for name, points in self.curves.items()}, sorted(self.samples.items()),
-            self.chosen, self.smaller_settings, self.start_nll, self.start_rows, self.expected,
+            self.chosen, self.smaller_settings, self.start_nll, self.start_rows, self.expected, self.rehearsal,
         )  # fmt: skip

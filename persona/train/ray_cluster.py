@@ -122,7 +122,9 @@ def sync_run(source: RunMirror, target: RunMirror, full: bool = False) -> None:
         with contextlib.suppress(FileNotFoundError):  # the marker first: half a checkpoint is none
             target.fs.rm(target.path("checkpoints", name, checkpoints.COMPLETE_MARKER))
         target.fs.rm(target.path("checkpoints", name), recursive=True)
-    for name in ("run.json", "pairs.jsonl"):
+    for name in ("run.json", "pairs.jsonl", "rehearsal.jsonl"):
+        if not source.fs.exists(source.path(name)):  # the last: only where the run rehearses
+            continue
         if full or not _has(target, name, source.fs.size(source.path(name))):
             copy_file(source, target, name)
     if full or not _has(target, "events.jsonl", len(events)):

@@ -27,7 +27,7 @@ from trl import SFTConfig
 
 from persona.errors import InputError, Message, PersonaError, RunError
 from persona.models import base, hardware, malloc, quantization, trained_tokens
-from persona.template.render import TrainingExample
+from persona.template.render import IGNORE_INDEX, TrainingExample
 from persona.train import (
     checkpoints,
     cpu_kernels,
@@ -36,6 +36,7 @@ from persona.train import (
     lora_config,
     monitor,
     oom_recovery,
+    rehearsal,
     run_folder,
     snapshots,
     validate,
@@ -112,12 +113,13 @@ def build_trainer(prepared: PreparedRun, clock: TrainingClock, callback: RunCall
     if config.packing:
         validate.check_packing(model, prepared.base.id)
     pack = config.max_length if config.packing else 0
+    rehearsed = rehearsal.render_rehearsal(prepared, model, lambda: callback.is_asked_to_stop())
     try:
         collate = Collator(renderer.tokenizer.pad_token_id, pack=pack)
         learns_preferences = isinstance(evaluator, PreferenceEvaluator)
         trainer = (PreferenceTrainer if learns_preferences else Trainer)(
             model=model, args=make_sft_config(prepared, prepared.run.checkpoints),
-            train_dataset=_to_dataset(prepared.train, prepared.rejected),
+            train_dataset=_to_dataset([*prepared.train, *rehearsed], prepared.rejected),
             eval_dataset=_to_dataset(prepared.held_out) if prepared.held_out else None,
             data_collator=PreferenceCollator(collate) if learns_preferences else collate,
             processing_class=renderer.tokenizer, peft_config=lora,
@@ -203,10 +205,14 @@ def _train_run(run: Run, deadline: float | None, cleanup: contextlib.ExitStack) 
     callback = RunCallback(run, clock, patience, end, logging_steps=prepared.config.logging_steps)
     _stop_on_signals(callback, cleanup)
     run.log("state", state="starting", message=Message("Loading {base} …", base=prepared.base.id))
-    trainer = build_trainer(prepared, clock, callback, evaluator)
+    try:
+        trainer = build_trainer(prepared, clock, callback, evaluator)
+    except rehearsal.AnsweringStopped:
+        run.log("state", state="stopped")
+        return {"run": str(run.path), "status": "stopped"}
     if prepared.plan.device == "cpu":
         cleanup.enter_context(cpu_kernels.cpu_kernels(trainer.model))
-    _log_plan(prepared)
+    _log_plan(prepared, trainer.train_dataset)
     checkpoint = distributed.run_on_main(lambda: checkpoints.find_last_checkpoint(run.checkpoints))
     known = distributed.run_on_main(lambda: run.progress()) if checkpoint else RunProgress()
     if isinstance(evaluator, PreferenceEvaluator):
@@ -227,14 +233,17 @@ def _stop_on_signals(callback: RunCallback, cleanup: contextlib.ExitStack) -> No
         cleanup.callback(signal.signal, name, previous)
 
 
-def _log_plan(prepared: PreparedRun) -> None:
+def _log_plan(prepared: PreparedRun, rows: Dataset) -> None:
+    """rows: of an epoch, those that are rehearsed last."""
+    learned = [sum(label != IGNORE_INDEX for label in labels) for labels in rows["labels"]]
+    tokens, pairs = [len(ids) for ids in rows["input_ids"]], len(prepared.train)
     steps, _ = count_steps(prepared.config, len(prepared.train))
     prepared.run.log(
         "plan", steps=steps, rows=prepared.train_pairs, held_out=len(prepared.held_out),
         held_out_learned=[e.learned for e in prepared.held_out], device=prepared.plan.device,
         dtype=prepared.plan.train_dtype, reason=prepared.plan.reason, base=prepared.base.id,
-        template=prepared.renderer.template.name, tokens=sum(len(e.input_ids) for e in prepared.train),
-        learned=sum(e.learned for e in prepared.train),
+        template=prepared.renderer.template.name, tokens=sum(tokens), learned=sum(learned),
+        **({"rehearsal": len(rows) - pairs, "rehearsal_tokens": sum(tokens[pairs:])} if len(rows) > pairs else {}),
     )  # fmt: skip
 
 

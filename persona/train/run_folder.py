@@ -3,6 +3,7 @@
     run.json           config (RunConfig), persona, data_sha256, created, base, dtype, template, library versions
     pairs.jsonl        the pairs of the run; "held_out": true on those it is measured on, "new": true on those that are
                        new since the adapter that it goes on from; "rejected": the worse answer, in a run on preferences
+    rehearsal.jsonl    general prompts with the base's answers that it learns too (rehearsal.py), where it does
     reference.json     likelihoods that a run on preferences compares with (preference.py)
     events.jsonl       what happened, an event a line (progress.py reads them)
     worker.json        {"pid", "started"} of the run's process, which waits for its turn or trains

@@ -139,9 +139,11 @@ class RunCallback(TrainerCallback):
             group["lr"] = args.learning_rate * schedule(lr_scheduler.last_epoch)
         lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # which is what is logged
 
+    def is_asked_to_stop(self) -> bool:
+        return self.stop_requested or time.monotonic() > self.deadline or self.run.is_asked_to_stop()
+
     def on_step_end(self, args, state, control, **_):
-        stop = self.stop_requested or time.monotonic() > self.deadline or (self.run.path / "stop").exists()
-        self.stop_requested = distributed.any_process(stop, args.device)
+        self.stop_requested = distributed.any_process(self.is_asked_to_stop(), args.device)
         if self.stop_requested:
             control.should_training_stop = control.should_save = True
         return control

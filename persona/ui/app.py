@@ -16,7 +16,7 @@ from persona.models import zerogpu
 from persona.models.adapter import MAX_ADAPTER_BYTES
 from persona.store import deployment, persona_folder, workspace
 from persona.train import launcher
-from persona.ui import chosen, i18n, navigation, voice_picker
+from persona.ui import chosen, i18n, navigation, next_steps, voice_picker
 from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.i18n import localized, t
 from persona.ui.middleware import visitors, workspaces
@@ -208,6 +208,7 @@ def _build_steps(
             vote_again=gr.Button(
                 t("Vote again blind: before against after"), visible=False, render=False, elem_id="vote-again"
             ),
+            next_steps=next_steps.make_buttons(),
         )
         with gr.Step(t("Write"), id=WRITE) as first, gr.Column(elem_id="step-write"):
             pairs = write.build(page)

@@ -17,6 +17,7 @@ import gradio as gr
 from gradio.context import LocalContext
 
 from persona.errors import InputError, PersonaError
+from persona.judge.report_model import NextStep
 from persona.models import open_renderer
 from persona.models.base import Base
 from persona.store import deployment, persona_folder, quotas, workspace
@@ -65,6 +66,7 @@ class Page:
     adapter_list: gr.Dropdown
     shown_run: gr.State  # name of the run that step 3 shows, "" for the newest
     vote_again: gr.Button  # in step 3, after a run on preferences: opens the blind vote of step 4
+    next_steps: dict[NextStep, gr.Button]  # in step 4, what the verdict offers; each opens another step
 
     def chosen_view(self) -> ChosenView:
         """The components that change together when another persona or adapter is chosen."""

@@ -24,7 +24,8 @@ TARGET_LAYERS = {
 }  # fmt: skip
 # settings that the data hold (base, template, which pairs are held out), or that the README speaks of (learn_history)
 IN_THE_DATA = ("base", "template", "eval_fraction", "max_eval_rows", "learn_history")
-_ONLY_HERE = ("train_stop_token", "new_pair_repeats", "spread_layers", "diary_probes", "beta", "sft_weight")
+_ONLY_HERE = ("train_stop_token", "new_pair_repeats", "spread_layers", "diary_probes", "beta", "sft_weight",
+              "rehearsal_fraction", "rehearsal_system")  # fmt: skip
 NOT_CARRIED = {
     "LLaMA-Factory": (*_ONLY_HERE, "bias", "early_stopping_patience"),
     "Axolotl": (*_ONLY_HERE, "bias", "engine", "report_to"),

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,11 +16,12 @@ from persona.models.adapter import Adapter
 from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.store import deployment
 from persona.train import run_folder
-from persona.ui import voice_picker
+from persona.ui import next_steps, voice_picker
 from persona.ui.background import start_in_thread
 from persona.ui.buttons import run_with_stop
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import wait_in_queue
+from persona.ui.navigation import TEMPLATE
 from persona.ui.page import QUIET, Page, download_path, show_errors, visitor_key
 from persona.ui.widgets import format_duration, progress_bar_html
 from persona.write import llm_client
@@ -127,11 +129,8 @@ def _stopped_report(adapter: Adapter) -> Any:
 
 def last_report(adapter_id: str) -> tuple[str, Any]:
     """The saved report of the adapter's run, or a note that there is none."""
-    ref = AdapterRef.parse_id(adapter_id) if adapter_id else None
-    if ref is None or ref.kind is not RefKind.RUN or ref.step is not None:
-        return not_measured_html(), gr.DownloadButton(value=None, interactive=False)
-    file = voice_picker.find_adapter(adapter_id).path.parent / "report.json"
-    if not file.is_file() or not (file.parent / "run.json").is_file():
+    file = _report_path(adapter_id)
+    if file is None:
         return not_measured_html(), gr.DownloadButton(value=None, interactive=False)
     from persona.judge import evaluate, report_html
 
@@ -142,6 +141,26 @@ def last_report(adapter_id: str) -> tuple[str, Any]:
         outdated = t("Measured before step {step} became the adapter: measure again.", step=chosen_step)
         note = f"<div class='hint'>{outdated}</div>"
     return note + report_html.render_fragment(report, localized), _report_file(report, adapter_id)
+
+
+def _report_path(adapter_id: str) -> Path | None:
+    """The saved report of the adapter's run; None where there is none, or the adapter is not a run's."""
+    ref = AdapterRef.parse_id(adapter_id) if adapter_id else None
+    if ref is None or ref.kind is not RefKind.RUN or ref.step is not None:
+        return None
+    file = voice_picker.find_adapter(adapter_id).path.parent / "report.json"
+    return file if file.is_file() and (file.parent / "run.json").is_file() else None
+
+
+def offer_next_steps(adapter_id: str) -> list[gr.Button]:
+    """The buttons of what the adapter's verdict proposes."""
+    file = _report_path(adapter_id)
+    if file is None:
+        return next_steps.show_buttons([])
+    from persona.judge import evaluate
+
+    verdict = evaluate.load_report(file).verdict
+    return next_steps.show_buttons(verdict.steps if verdict else [])
 
 
 def _report_file(report: Any, adapter_id: str) -> gr.DownloadButton:
@@ -173,6 +192,14 @@ def build(page: Page, quantization: gr.Dropdown, opened: list[Any]) -> None:
         save = gr.DownloadButton(t("Save the report"), scale=0, min_width=190, interactive=False,
                                  elem_id="save-report")  # fmt: skip
     report = gr.HTML(not_measured_html(), elem_id="report")
+    with gr.Row(elem_classes="slim"):
+        for button in page.next_steps.values():
+            button.render()
+    offer: dict[str, Any] = {"fn": show_errors(offer_next_steps), "inputs": page.adapter,
+                             "outputs": list(page.next_steps.values()), **QUIET}  # fmt: skip
+    page.next_steps["base"].click(
+        lambda: (gr.Walkthrough(selected=TEMPLATE), TEMPLATE), None, [page.steps, page.shown_step], **QUIET
+    )
     outputs = [report, save]
     running = run_with_stop(
         [measure.click], stop,
@@ -181,4 +208,5 @@ def build(page: Page, quantization: gr.Dropdown, opened: list[Any]) -> None:
     )  # fmt: skip
     # a process of ZeroGPU cannot be asked to stop
     stop.click(stop_measuring, None, None, cancels=[running] if deployment.has_zerogpu() else None, **QUIET)
-    gr.on(opened, show_errors(last_report), page.adapter, [report, save], **QUIET)
+    running.then(**offer)
+    gr.on(opened, show_errors(last_report), page.adapter, [report, save], **QUIET).then(**offer)

@@ -13,9 +13,9 @@ from persona.train.config import PRESETS, RunConfig
 from persona.train.parent import Parent, adopt_settings, require_same_base
 from persona.train.progress import RunProgress
 from persona.train.run_folder import Run
-from persona.ui import navigation
+from persona.ui import navigation, next_steps, voice_picker
 from persona.ui.i18n import t
-from persona.ui.navigation import COMPARE
+from persona.ui.navigation import COMPARE, TRAIN
 from persona.ui.notices import show_info
 from persona.ui.page import (
     QUIET,
@@ -149,7 +149,8 @@ def update_run_view(slug: str, name: str, shown_mark: str) -> RunView:
     runs, training = active_runs_radio(run), queue.find_training_run()
     mark = (
         f"{slug} {run and run.name} {progress.status} {progress.message} {progress.step} {len(progress.samples)} "
-        f"{progress.chosen} {runs.choices} {training and training.path} {run and run.is_asked_to_stop()}"
+        f"{progress.chosen} {runs.choices} {training and training.path} {run and run.is_asked_to_stop()} "
+        f"{run and (run.path / 'report.json').exists()}"
     )
     if mark == shown_mark:
         return RunView.unchanged()
@@ -161,6 +162,17 @@ def update_plan(shown: str, slug: str, preset: str, *form: Any, parent_id: str =
     """plan_html; what the form says is kept with the persona `shown`, whose it is."""
     settings_form.keep_form(shown, preset, *form[len(RenderSettings._fields) :])
     return plan_html(slug, preset, *form, parent_id=parent_id)
+
+
+def propose_rehearsal() -> list[Any]:
+    """Open the step with rehearsal switched on. Returns the steps, the shown step and the setting."""
+    return [gr.Walkthrough(selected=TRAIN), TRAIN, next_steps.REHEARSAL_FRACTION]
+
+
+def propose_epochs(adapter_id: str) -> list[Any]:
+    """Open the step with twice the epochs of the adapter's run. Returns the steps, the shown step and the setting."""
+    config = run_folder.Run(voice_picker.find_adapter(adapter_id).path.parent).config()
+    return [gr.Walkthrough(selected=TRAIN), TRAIN, next_steps.double_epochs(config)]
 
 
 class _Controls(NamedTuple):
@@ -246,6 +258,18 @@ def _build_run_view(page: Page) -> RunView:
     )
 
 
+def _connect_next_steps(page: Page, c: _Controls) -> None:
+    """The buttons of a verdict in step 4 that lead to this step."""
+    fields = settings_form.EXPERT_FIELDS
+    shown = [page.steps, page.shown_step]
+    page.next_steps["rehearsal"].click(
+        propose_rehearsal, None, [*shown, c.expert_settings[fields.index("rehearsal_fraction")]], **QUIET
+    )
+    page.next_steps["epochs"].click(
+        show_errors(propose_epochs), page.adapter, [*shown, c.expert_settings[fields.index("epochs")]], **QUIET
+    )
+
+
 def _connect_events(
     page: Page, c: _Controls, view: RunView, runs: tuple[ledger.LedgerView, gr.Accordion, gr.Button]
 ) -> None:
@@ -290,6 +314,7 @@ def _connect_events(
                              "trigger_mode": "always_last", **QUIET}  # fmt: skip
     restored.success(**teach)
     on_latest(changes, **teach)
+    _connect_next_steps(page, c)
     targets = c.expert_settings[settings_form.EXPERT_FIELDS.index("target_modules")]
     layers = c.lesson[1]
     layers.input(show_errors(lora_lesson.choose_layers), [layers, *form[1:]], targets, **QUIET).success(**teach)

@@ -54,7 +54,7 @@ def plan_html(slug: str, preset: str, *form: Any, parent_id: str = "") -> str:
         return f'<div class="quiet">{about}<br>{unknown}</div>'
     return (
         f'<div class="quiet">{about}<br>{replies_text(len(pairs), count_conversations(pairs))}{_steps_text(estimate)} '
-        f"{escape(localized(estimate.plan.reason))}<br>"
+        f"{_rehearsal_text(estimate.rehearsal)}{escape(localized(estimate.plan.reason))}<br>"
         f"{_memory_text(estimate)}</div>{_busy_html(estimate)}{_wait_html()}{_too_few_html(estimate)}"
         f"{_too_large_html(config, estimate)}{_notes_html(estimate.warn_of_evaluation())}"
     )
@@ -71,6 +71,13 @@ def _steps_text(estimate: TrainingEstimate) -> str:
                  "the speed of your last such run.", **rows, time=time)  # fmt: skip
     return t("{learn} pairs to learn from, {held} held out to measure on; {steps} steps, <b>about {time}</b> by a "
              "quick measurement of this machine.", **rows, time=time)  # fmt: skip
+
+
+def _rehearsal_text(rows: int) -> str:
+    """rows: that an epoch rehearses."""
+    if not rows:
+        return ""
+    return t("Beside the pairs, an epoch rehearses {rows} general rows; the base answers them first.", rows=rows) + " "
 
 
 def _about_text(seconds: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self
 import gradio as gr
 import pandas as pd
 
-from persona.judge import training_gain, verdict
+from persona.judge import rehearsal_gain, training_gain, verdict
 from persona.judge.report_model import Interval
 from persona.train import oom_recovery, snapshots
 from persona.train.progress import ACTIVE_STATUSES, RunProgress
@@ -184,6 +184,7 @@ def run_status_html(run: Run, p: RunProgress) -> str:
         f"{progress_bar_html(p.step / p.steps if p.steps else 0.0)}"
         f"{facts_html(facts)}{training_verdict_html(p)}"
         f"{further.change_html(p) if p.status in ('done', 'stopped') else ''}"
+        f"{rehearsal_html(run, p)}"
         f'<div class="quiet">{t("Run {name}", name=escape(run.name))}</div></div>'
     )
 
@@ -208,6 +209,12 @@ def training_verdict_html(p: RunProgress) -> str:
     if rows is not None and rows < verdict.FEW_ROWS:
         text += " " + t("Measured on {rows} held-out pairs only: take the figures as rough.", rows=rows)
     return f'<div class="good">{text} {chosen_step_text(p)}</div>'
+
+
+def rehearsal_html(run: Run, p: RunProgress) -> str:
+    """What rehearsal has cost and saved; "" before the end, and for a run that rehearses nothing."""
+    text = rehearsal_gain.describe_rehearsal(run, p) if p.status in ("done", "stopped") else ""
+    return f'<div class="quiet" data-testid="rehearsal">{escape(localized(text))}</div>' if text else ""
 
 
 def _too_few_text(rows: int, gain: Interval | None) -> str:

@@ -7,7 +7,7 @@ import gradio as gr
 from persona.ui import navigation
 from persona.ui.chosen import persona_dropdown
 from persona.ui.i18n import t
-from persona.ui.navigation import TEMPLATE
+from persona.ui.navigation import TEMPLATE, WRITE
 from persona.ui.page import QUIET, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
 from persona.ui.steps.write import import_tab, interview_tab, pairs_tab, review_tab, suggest_tab
 from persona.ui.steps.write.card_tab import (
@@ -166,6 +166,10 @@ def _connect_editor(page: Page, pairs: PairsTab, editor: _Editor) -> None:
     )
     opened.then(None, None, None, js=navigation.FOCUS_STEP_JS, **QUIET)
     page.persona_list.select(None, None, editor.tabs, js=FIRST_TAB_JS, **QUIET)
+    page.next_steps["interview"].click(
+        lambda: (gr.Walkthrough(selected=WRITE), WRITE, gr.Tabs(selected="interview")), None,
+        [page.steps, page.shown_step, editor.tabs], **QUIET,
+    )  # fmt: skip
     renamed = editor.imported.success(**load).success(persona_dropdown, page.slug, page.persona_list, **QUIET)
     reloaded = editor.reload.click(**load)
     for event in (opened, reloaded, renamed):
