@@ -45,7 +45,8 @@ ACTION_NAMES = {  # path or handler of the page → what the report calls it
     "start_persona": "start a persona", "save_edit": "an edit, until saved", "preview_typed": "the mask while typing",
     "preview_mask": "the mask of a saved pair", "show_pair": "step 2, mask and facts",
     "check_all_pairs": "check all pairs", "update_findings": "check all pairs", "open_zip": "open an adapter",
-    "first word": "the first word of an answer", "send_message": "an answer, waiting included", "on_start": "queue a run", "update_run_view": "watch a run",
+    "send_message": "an answer, waiting included", "first word": "the first word of an answer",
+    "on_start": "queue a run", "update_run_view": "watch a run",
 }  # fmt: skip
 QUESTIONS = ("Who are you", "What is the weather", "Where do you live", "What did you eat", "Whom do you trust")
 
@@ -416,7 +417,8 @@ def main() -> None:
         home = Path(folder)
         found = put_tiny_base(home) if given.tiny else link_embedded_base(home)
         zipped = drawn_adapter(found, home / "mags.zip")
-        requests = {"PERSONA_MAX_REQUESTS": "0"} if given.soak or given.ask else {}  # one visitor sends the requests of many
+        # one visitor sends the requests of many, or many at one moment
+        requests = {"PERSONA_MAX_REQUESTS": "0"} if given.soak or given.ask else {}
         with opened(home, PERSONA_SHARED="1", **requests) as page:  # a workspace for each visitor, as on a Space
             if given.soak:
                 value = soak(page, zipped, given.edits, given.turns)

@@ -7,7 +7,7 @@ rows of a batch change nothing.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -73,7 +73,12 @@ def generate_batch(
         Row(prompt, samplings[n], stop_ids[n], mixes[n] if mixes else (), partial(is_halted, n))
         for n, prompt in enumerate(prompts)
     ]
-    batch = Batch(model, tokenizer, mixed=mixes is not None)
+    yield from answer_rows(model, tokenizer, rows, mixed=mixes is not None)
+
+
+def answer_rows(model: Any, tokenizer: Any, rows: "Sequence[Row]", mixed: bool = True) -> Generator[list[Generation]]:
+    """Yield the replies to the rows, a batch of their own, after each token; as generate_batch."""
+    batch = Batch(model, tokenizer, mixed)
     try:
         batch.join(rows)
         while True:
@@ -92,7 +97,7 @@ def generate_batch(
 class Row:
     """A row of a Batch: a prompt, how it is answered, and the reply so far.
 
-    mix: its adapters. is_halted: asked after each token, and ends the row where true.
+    mix: its adapters. is_halted: asked after each token, and ends the row where true, as does `cancelled`.
     """
 
     prompt: list[int]
@@ -100,6 +105,7 @@ class Row:
     stop_id: int
     mix: AdapterWeights = ()
     is_halted: Callable[[], bool] = bool
+    cancelled: bool = False
     reply: Generation = Generation()
 
     def start(self, tokenizer: Any, sampler: "Sampler", began: float) -> None:
@@ -177,9 +183,9 @@ class Batch:
         """Rows that are complete or halted leave; the newest token of the others enters the cache."""
         assert self._newest
         (loop, rows, tokens), self._newest = self._newest, None
-        active = [n for n, row in enumerate(rows) if not (row.is_complete or row.is_halted())]
+        active = [n for n, row in enumerate(rows) if not (row.is_complete or row.cancelled or row.is_halted())]
         for row in rows:
-            if row.reply.tokens >= row.sampling.max_new_tokens and not row.reply.ended:
+            if row.is_complete and not row.reply.ended:
                 row.reply = replace(row.reply, text=row.text.decode())
         kept = [rows[n] for n in active]
         if kept:
