@@ -296,8 +296,6 @@ def ask_together(page: Page, zipped: Path, visitors: int) -> dict[str, Any]:
     crowd = [SimulatedVisitor(Visitor(page.url), n + 1, zipped, random.Random(n)) for n in range(visitors)]
     for g in (first, *crowd):
         g.visitor.open()
-        g.visitor.start_persona(g.name)
-        g.visitor.go("compare")
         g.visitor.open_zip(zipped)
         g.visitor.settle_chat(0, TOKENS)
     first.visitor.say("Is the model open?")

@@ -1,5 +1,6 @@
 """Callers who share the running batch of a model: each gets what it would get alone, whenever it comes and goes."""
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -13,6 +14,7 @@ from waiting import wait_for
 from persona.compare import session, shared_batch
 from persona.compare.model_queue import ModelQueue
 from persona.compare.session import NO_ADAPTER, Column, stream_replies
+from persona.models.adapter import WEIGHTS_FILE
 from persona.models.generate import Batch, Row
 
 pytest_plugins = "speaking"
@@ -135,11 +137,14 @@ def test_an_adapter_is_attached_between_two_steps_and_none_in_use_is_given_up(mo
         with ticket.held():
             model.attach(adapter)
     assert len(model.attached) == 2, "both are in use"
-    queue.leave(tickets[0])
-    with tickets[1].held():
-        model.attach(adapters[1])
-    assert [a for a, _ in model.attached.values()] == [adapters[1]]
-    queue.leave(tickets[1])
+    for ticket in tickets:
+        queue.leave(ticket)
+    os.utime(adapters[0].path / WEIGHTS_FILE)  # changed on disk
+    another = queue.join("c", "question", batch_key="base")
+    with another.held():
+        model.attach(adapters[0])
+    queue.leave(another)
+    assert [a for a, _ in model.attached.values()] == [adapters[0]]
     assert last(running) == want
 
 
