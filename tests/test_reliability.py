@@ -27,6 +27,15 @@ def test_five_visitors_at_once(page):
 
 
 @pytest.mark.release
+def test_three_who_ask_at_once(page):
+    """Each window shows its own answer, what is on disk, and what is said to one who asks alone."""
+    value = load.ask_together(*page, visitors=3)
+    assert (
+        value["broken"] == [] and value["answers"] == value["latency_ms"]["the first word of an answer"]["count"] == 3
+    )
+
+
+@pytest.mark.release
 def test_nothing_grows_in_fifty_edits(page):
     running, zipped = page
     value = load.soak(running, zipped, edits=50, turns=10)

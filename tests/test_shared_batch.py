@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 from speaking import GREEDY, LONG, NEVER, PROMPTS, SHORT, WARM, WAYS, changed, say
+from tiny_models import write_adapter
 from waiting import wait_for
 
 from persona.compare import session, shared_batch
 from persona.compare.model_queue import ModelQueue
 from persona.compare.session import NO_ADAPTER, Column, stream_replies
+from persona.models import adapter
 from persona.models.adapter import WEIGHTS_FILE
 from persona.models.generate import Batch, Row
 
@@ -133,9 +135,9 @@ def test_an_adapter_is_attached_between_two_steps_and_none_in_use_is_given_up(mo
     running = share(queue, model, [Column(NO_ADAPTER, LONG)], replace(GREEDY, max_new_tokens=200))
     next(running)
     tickets = [queue.join(v, "question", batch_key="base") for v in "ab"]
-    for ticket, adapter in zip(tickets, adapters, strict=True):
+    for ticket, one in zip(tickets, adapters, strict=True):
         with ticket.held():
-            model.attach(adapter)
+            model.attach(one)
     assert len(model.attached) == 2, "both are in use"
     for ticket in tickets:
         queue.leave(ticket)
@@ -146,6 +148,31 @@ def test_an_adapter_is_attached_between_two_steps_and_none_in_use_is_given_up(mo
     queue.leave(another)
     assert [a for a, _ in model.attached.values()] == [adapters[0]]
     assert last(running) == want
+
+
+def test_an_adapter_that_changed_on_disk_is_another_one_while_it_is_in_use(
+    model, adapters, queue, tiny_gemma, tmp_path
+):
+    def attached(seed, ticket):
+        write_adapter(tiny_gemma, tmp_path / "a", seed=seed, template="gemma-base")
+        os.utime(tmp_path / "a" / WEIGHTS_FILE, (seed, seed))
+        with ticket.held():
+            return model.attach(adapter.read_adapter(tmp_path / "a"))
+
+    first, second, third = (queue.join(v, "question", batch_key="base") for v in "abc")
+    name = attached(3, first)
+    before = say_in(first, model, name)
+    newer = attached(4, second)
+    assert newer != name and say_in(first, model, name) == before != say_in(second, model, newer)
+    queue.leave(first)
+    assert attached(4, third) == name and say_in(third, model, name) == say_in(second, model, newer)
+    queue.leave(second)
+    queue.leave(third)
+
+
+def say_in(ticket, model, name):
+    with ticket.held():
+        return say(model, [Column(name, SHORT)])
 
 
 def test_who_cannot_be_answered_hears_of_it_and_the_others_go_on(model, work, queue, monkeypatch):

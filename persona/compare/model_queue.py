@@ -127,8 +127,8 @@ class ModelQueue:
         visitor: "" for the owner of this machine, and for work that no visitor asked for.
         """
         held = _held_ticket.get()
-        if held in self.active and self.pid == os.getpid():
-            yield held  # type: ignore[misc]
+        if held is not None and held in self.active and self.pid == os.getpid():
+            yield held
             return
         ticket = self.join(visitor, kind)
         try:

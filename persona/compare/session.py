@@ -84,7 +84,8 @@ class LoadedModel:
             base, self.plan.chat_dtype, self.plan.device, quantization, placed=placed.kwargs
         )
         self.batch = SharedBatch(lambda: self.model, self.tokenizer)
-        self.attached: dict[str, tuple[Adapter, float]] = {}  # the one used longest ago first
+        self.mutex = threading.Lock()  # guards `attached`
+        self.attached: dict[str, tuple[Adapter, int]] = {}  # with its file's time; the one used longest ago first
         self.blends: dict[str, AdapterWeights] = {}
 
     def attach(self, adapter: Adapter) -> str:
@@ -95,11 +96,14 @@ class LoadedModel:
         """
         name = f"a{abs(hash(adapter.path)):x}"
         try:
-            stamp = (adapter.path / WEIGHTS_FILE).stat().st_mtime
+            stamp = (adapter.path / WEIGHTS_FILE).stat().st_mtime_ns
         except OSError as e:
             raise AdapterError("{adapter}: is no longer there. Choose another adapter.", adapter=adapter.path) from e
-        with MODEL_QUEUE.turn(kind="attach") as ticket, self.batch.paused():
-            ticket.adapters.add(name)
+        with MODEL_QUEUE.turn(kind="attach") as turn, self.batch.paused(), self.mutex:
+            others = {n for other in list(MODEL_QUEUE.active) if other is not turn for n in other.adapters}
+            if name in others and self.attached.get(name, (adapter, stamp))[1] != stamp:
+                name += f"_{stamp:x}"  # the others go on with the adapter as it was
+            turn.adapters.add(name)
             loaded = self.attached.pop(name, None)
             if loaded and loaded[1] == stamp:
                 self.attached[name] = loaded
@@ -108,8 +112,8 @@ class LoadedModel:
                 self._remove_adapter(name)
             self.model = models_attach.attach_adapter(self.model, adapter, name)
             self.attached[name] = (adapter, stamp)
-            in_use = {n for turn in list(MODEL_QUEUE.active) for n in turn.adapters}
-            for old in [n for n in self.attached if n not in in_use][: max(0, len(self.attached) - MAX_ATTACHED)]:
+            unused = [n for n in self.attached if n not in others | turn.adapters]
+            for old in unused[: max(0, len(self.attached) - MAX_ATTACHED)]:
                 del self.attached[old]
                 self._remove_adapter(old)
         return name
@@ -136,11 +140,12 @@ class LoadedModel:
         if name == NO_ADAPTER:
             return ()
         parts = self.blends.get(name, ((name, 1.0),))
-        if any(n not in self.attached for n, _ in parts):
-            raise AdapterError("This adapter is no longer open: its folder has changed. Choose it again.")
-        check_strength(strength)
-        for n, _ in parts:
-            self.attached[n] = self.attached.pop(n)  # used just now
+        with self.mutex:
+            if any(n not in self.attached for n, _ in parts):
+                raise AdapterError("This adapter is no longer open: its folder has changed. Choose it again.")
+            check_strength(strength)
+            for n, _ in parts:
+                self.attached[n] = self.attached.pop(n)  # used just now
         return tuple((n, weight * strength) for n, weight in parts if weight * strength)
 
     def without_adapters(self) -> AbstractContextManager:

@@ -156,6 +156,7 @@ class StaticDecodeLoop(DecodeLoop):
         self.rows = list(range(len(prompts)))  # those still wanted
         self.steps = 0
         self.replay: Callable[[], None] | None = None
+        self.captured_forwards: list[Any] = []
         self.scores: Any = None  # of all rows
 
     def __exit__(self, *exception: object) -> None:
@@ -182,6 +183,11 @@ class StaticDecodeLoop(DecodeLoop):
     @property
     def can_grow(self) -> bool:
         return False
+
+    def suspend(self) -> None:
+        if self.replay and self.mixed:  # the graph reads the rows' adapters where they were when it was captured
+            self.captured_forwards = [layer.__dict__["forward"] for layer in self.mixed.layers]
+        super().suspend()
 
     def append(self, tokens: list[int], active: list[int]) -> None:
         self.rows = [self.rows[n] for n in active]
