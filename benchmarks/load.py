@@ -1,9 +1,6 @@
 """Load and soak test of the page: many visitors at once, or one for a long time, with every guarantee checked.
 
-With --ask all visitors, each with an adapter of their own open, ask the model at the same moment.
-
     python -m benchmarks.load [--visitors 50] [--minutes 5] [--pause 5] [--tiny] [--json]
-    python -m benchmarks.load --ask [--visitors 50] [--tiny] [--json]
     python -m benchmarks.load --soak [--edits 1000] [--turns 200] [--tiny] [--json]
 
 The page is `python app.py` in a separate process with its own home and the embedded base (--tiny: a random one
@@ -287,54 +284,6 @@ def latencies(times: Sequence[tuple[str, float]]) -> dict[str, dict[str, int]]:
     return {kind: of(values) for kind, values in kinds.items() if values}
 
 
-# ---- all ask at once
-
-
-def ask_together(page: Page, zipped: Path, visitors: int) -> dict[str, Any]:
-    """Each visitor asks one question at the same moment; returns the waits in ms, memory, and broken guarantees."""
-    first = SimulatedVisitor(Visitor(page.url), 0, zipped, random.Random(0))
-    crowd = [SimulatedVisitor(Visitor(page.url), n + 1, zipped, random.Random(n)) for n in range(visitors)]
-    for g in (first, *crowd):
-        g.visitor.open()
-        g.visitor.open_zip(zipped)
-        g.visitor.settle_chat(0, TOKENS)
-    first.visitor.say("Is the model open?")
-    first.visitor.close()
-    rss, start = page.rss(), time.monotonic()
-    at_once = threading.Barrier(visitors)
-
-    def ask(g: SimulatedVisitor) -> None:
-        question = f"{QUESTIONS[g.number % len(QUESTIONS)]}, asks {g.name}?"
-        at_once.wait()
-        try:
-            shown = g.visitor.say(question)
-        except (Refused, httpx.HTTPError) as e:
-            g.errors.append(f"{g.name}: {type(e).__name__} {e}")
-            return
-        if len(shown) < 2 or any(said != question for said, _ in shown):
-            g.wrong.append(f"{g.name} asked {question!r} and was shown {shown}")
-        g.said[question] = [reply for _, reply in shown]
-
-    threads = [threading.Thread(target=ask, args=(g,)) for g in crowd]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.monotonic() - start
-    errors = [e for g in crowd for e in (*g.errors, *g.visitor.refusals)]
-    kept = [w for g in crowd for w in (*g.wrong, *not_kept(page.home, g))]
-    wrong = kept + asked_alone(page, crowd)
-    words = [("first word", at) for g in crowd for at in g.visitor.first_words]
-    answers = [(name, s) for g in crowd for name, s in g.visitor.times if name == "send_message"]
-    for g in crowd:
-        g.visitor.close()
-    return {
-        "visitors": visitors, "seconds": round(seconds, 1), "answers": len(answers), "errors": len(errors),
-        "wrong_windows": len(wrong), "rss_before_mb": round(rss / 1e6), "rss_end_mb": round(page.rss() / 1e6),
-        "latency_ms": latencies([*words, *answers]), "broken": (errors + wrong)[:20],
-    }  # fmt: skip
-
-
 # ---- the soak test
 
 
@@ -404,7 +353,6 @@ def main() -> None:
     parser.add_argument("--visitors", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--pause", type=float, default=5, help="mean seconds between two actions of a visitor")
-    parser.add_argument("--ask", action="store_true", help="all visitors ask at the same moment")
     parser.add_argument("--soak", action="store_true")
     parser.add_argument("--edits", type=int, default=1000)
     parser.add_argument("--turns", type=int, default=200)
@@ -415,13 +363,10 @@ def main() -> None:
         home = Path(folder)
         found = put_tiny_base(home) if given.tiny else link_embedded_base(home)
         zipped = drawn_adapter(found, home / "mags.zip")
-        # one visitor sends the requests of many, or many at one moment
-        requests = {"PERSONA_MAX_REQUESTS": "0"} if given.soak or given.ask else {}
+        requests = {"PERSONA_MAX_REQUESTS": "0"} if given.soak else {}  # one visitor sends the requests of many
         with opened(home, PERSONA_SHARED="1", **requests) as page:  # a workspace for each visitor, as on a Space
             if given.soak:
                 value = soak(page, zipped, given.edits, given.turns)
-            elif given.ask:
-                value = ask_together(page, zipped, given.visitors)
             else:
                 value = load(page, zipped, given.visitors, given.minutes * 60, given.pause)
     if given.json:

@@ -94,32 +94,6 @@ def test_each_is_answered_in_the_order_of_asking_and_told_its_place(free, monkey
     asyncio.run(work())
 
 
-@pytest.mark.parametrize("zerogpu", [False, True])
-def test_questions_to_one_model_are_answered_at_the_same_time(free, monkeypatch, zerogpu):
-    """But on ZeroGPU, where each has a process of its own."""
-    monkeypatch.setattr(model_queue, "has_zerogpu", lambda: zerogpu)
-    status = object()
-
-    async def work():
-        model, shown = Model(), []
-
-        def handler(question, base="one"):
-            yield ModelTurn(model.say, (question,), batch_key=base, rows=2)
-
-        handle = wait_in_queue(handler, ["chat", status], status)
-        streams = [(handle("a"), shown), (handle("b"), shown), (handle("c", "another base"), shown)]
-        tasks = await start_in_order(free, streams)
-        together = ["a"] if zerogpu else ["a", "b"]
-        await until(lambda: model.heard == together)
-        await asyncio.sleep(0.05)
-        assert model.heard == together and len(free.active) == len(together)
-        model.let.set()
-        await asyncio.gather(*tasks)
-        assert sorted(model.ended) == ["a", "b", "c"] and model.heard[-1] == "c" and not free.active
-
-    asyncio.run(work())
-
-
 def test_the_page_counts_what_waits_from_elsewhere_and_takes_turns_with_it(free):
     """An evaluation runs, and two requests of the API wait."""
 

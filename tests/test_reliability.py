@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import disks, faults, load
+from benchmarks import ask, disks, faults, load
 from benchmarks.page import drawn_adapter, opened, put_tiny_base
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ def test_five_visitors_at_once(page):
 @pytest.mark.release
 def test_three_who_ask_at_once(page):
     """Each window shows its own answer, what is on disk, and what is said to one who asks alone."""
-    value = load.ask_together(*page, visitors=3)
+    value = ask.ask_together(*page, visitors=3)
     assert (
         value["broken"] == [] and value["answers"] == value["latency_ms"]["the first word of an answer"]["count"] == 3
     )

@@ -1,5 +1,6 @@
 """Callers who share the running batch of a model: each gets what it would get alone, whenever it comes and goes."""
 
+import asyncio
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,8 @@ from persona.compare.session import NO_ADAPTER, Column, stream_replies
 from persona.models import adapter
 from persona.models.adapter import WEIGHTS_FILE
 from persona.models.generate import Batch, Row
+from persona.ui import model_queue
+from persona.ui.model_queue import ModelTurn, wait_in_queue
 
 pytest_plugins = "speaking"
 pytestmark = pytest.mark.usefixtures("plain_cpu")
@@ -66,6 +69,7 @@ def work(model, adapters):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 2, 3, 0, 1), (3, 0, 2, 1, 4)])
 def test_rows_that_join_and_leave_change_nobodys_text(model, work, order):
     """Beyond the sliding window of 16, longer and shorter than those that are there, some steps apart."""
@@ -101,6 +105,7 @@ def test_the_cache_is_as_long_as_the_longest_row_that_is_left(model):
     batch.close()
 
 
+@pytest.mark.slow
 def test_callers_at_once_get_what_they_get_alone(model, work, queue):
     want = [say(model, columns, sampling) for columns, sampling in work]
     with ThreadPoolExecutor(10) as pool:
@@ -131,8 +136,8 @@ def test_one_who_stops_or_halts_ends_only_its_own_rows(model, work, queue):
 
 def test_an_adapter_is_attached_between_two_steps_and_none_in_use_is_given_up(model, adapters, queue, monkeypatch):
     monkeypatch.setattr(session, "MAX_ATTACHED", 1)
-    want = say(model, [Column(NO_ADAPTER, LONG)], replace(GREEDY, max_new_tokens=200))
-    running = share(queue, model, [Column(NO_ADAPTER, LONG)], replace(GREEDY, max_new_tokens=200))
+    want = say(model, [Column(NO_ADAPTER, LONG)], replace(GREEDY, max_new_tokens=100))
+    running = share(queue, model, [Column(NO_ADAPTER, LONG)], replace(GREEDY, max_new_tokens=100))
     next(running)
     tickets = [queue.join(v, "question", batch_key="base") for v in "ab"]
     for ticket, one in zip(tickets, adapters, strict=True):
@@ -248,3 +253,29 @@ def test_what_needs_the_model_alone_waits_for_the_batch_and_is_not_overtaken(mod
     for thread in threads:
         thread.join(30)
     assert order == [("alone", 0), ("late", 2)]
+
+
+@pytest.mark.parametrize("zerogpu", [False, True])
+def test_questions_of_the_page_run_at_once(queue, monkeypatch, zerogpu):
+    """But on ZeroGPU, where each has a process of its own."""
+    monkeypatch.setattr(model_queue, "MODEL_QUEUE", queue)
+    monkeypatch.setattr(model_queue, "has_zerogpu", lambda: zerogpu)
+    status, both, turns = object(), threading.Barrier(1 if zerogpu else 2), []
+
+    def work():
+        both.wait(10)
+        turns.append(len(queue.active))
+        yield "chat", "said"
+        both.wait(10)
+
+    def handler():
+        yield ModelTurn(work, (), batch_key="base", rows=2)
+
+    async def ask():
+        return [values async for values in wait_in_queue(handler, ["chat", status], status)()]
+
+    async def ask_twice():
+        return await asyncio.gather(ask(), ask())
+
+    assert [said[-1] for said in asyncio.run(ask_twice())] == [("chat", "said")] * 2
+    assert turns == ([1, 1] if zerogpu else [2, 2]) and not queue.active
