@@ -105,6 +105,17 @@ def test_the_cache_is_as_long_as_the_longest_row_that_is_left(model):
     batch.close()
 
 
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_a_batch_that_is_closed_leaves_nothing_behind(model, work, tokens):
+    """After the first token too, before which its rows have not joined."""
+    columns, sampling = work[1]
+    with closing(stream_replies(model, columns, sampling, NEVER)) as replies:
+        for _ in range(tokens):
+            next(replies)
+        assert changed(model.model) > 0
+    assert changed(model.model) == 0
+
+
 @pytest.mark.slow
 def test_callers_at_once_get_what_they_get_alone(model, work, queue):
     want = [say(model, columns, sampling) for columns, sampling in work]

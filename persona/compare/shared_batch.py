@@ -84,7 +84,7 @@ class SharedBatch:
                 try:
                     yield
                 finally:
-                    self.batch.resume(self.read_model())
+                    self._guard(lambda: self.batch.resume(self.read_model()))
         finally:
             with self.changed:
                 self.pausing -= 1
@@ -138,17 +138,14 @@ class SharedBatch:
 
     def _compute(self, step: Callable[[], None], callers: Sequence[_Caller]) -> None:
         """Take a step and pass on its tokens. Callers whose rows have all left hear that they are done."""
-        try:
+
+        def step_and_report() -> None:
             step()
             for caller in callers:
                 caller.report()
             self.batch.advance()
-        except Exception as e:
-            self.batch.close()
-            failed, self.running = self.running, []
-            for caller in failed:
-                caller.updates.put(e)
-            return
+
+        self._guard(step_and_report)
         rows = set(self.batch.rows)
         done = [caller for caller in self.running if rows.isdisjoint(caller.rows)]
         self.running = [caller for caller in self.running if caller not in done]
@@ -156,3 +153,13 @@ class SharedBatch:
             if not all(row.reply.ended for row in caller.rows):
                 caller.report()  # an incomplete character that was held back
             caller.updates.put(None)
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Do what concerns all rows of the batch. Where it fails, all callers hear why, and the next batch is new."""
+        try:
+            work()
+        except Exception as e:
+            self.batch.close()
+            failed, self.running = self.running, []
+            for caller in failed:
+                caller.updates.put(e)

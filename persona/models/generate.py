@@ -110,7 +110,7 @@ class Row:
 
     def start(self, tokenizer: Any, sampler: "Sampler", began: float) -> None:
         self.began, self.sampler, self.text = began, sampler, _StreamedText(tokenizer)
-        self.stops = {self.stop_id, tokenizer.eos_token_id}
+        self.stops, self.reply = {self.stop_id, tokenizer.eos_token_id}, Generation()
 
     def add(self, token: int, at: float) -> None:
         now, old = at - self.began, self.reply
@@ -222,8 +222,11 @@ class Batch:
 
     def close(self) -> None:
         """All rows leave."""
-        loop, self.loop, self.rows, self._newest = self.loop, None, [], None
-        if loop:
+        loops = [self._newest[0]] if self._newest else []  # which may not have joined yet
+        if self.loop and self.loop not in loops:
+            loops.append(self.loop)
+        self.loop, self.rows, self._newest = None, [], None
+        for loop in loops:
             loop.__exit__()
 
 
