@@ -39,6 +39,7 @@ class Visitor:
         self.url = url
         self.http = httpx.Client(base_url=url, timeout=TIMEOUT, limits=LIMITS)
         self.times: list[tuple[str, float]] = []
+        self.first_words: list[float] = []  # seconds from each question until the first column showed a word
         self.refusals: list[str] = []  # failures of chained events; an event's own failure is raised
         self.kept: dict[int, Any] = {}  # browser states, which survive a reload
         self.heart: httpx.Response | None = None
@@ -149,6 +150,7 @@ class Visitor:
         """Join the queue and read the stream until this event is done, storing intermediate outputs."""
         joined = self.http.post(f"{PREFIX}/queue/join", json=body).raise_for_status().json()["event_id"]
         done: dict[str, Any] = {}
+        start, waits = time.perf_counter(), [self.ids[SAY], "submit"] in event["targets"]  # for a first word
         frame: list[Any] = []  # outputs of a streaming event; messages after the first are diffs
         with self.http.stream("GET", f"{PREFIX}/queue/data", params={"session_hash": self.session}) as stream:
             stream.raise_for_status()
@@ -162,6 +164,9 @@ class Visitor:
                     sent = message["output"]["data"]
                     frame = [apply_diff(a, b) for a, b in zip(frame, sent, strict=True)] if frame else sent
                     self._take(event, frame, changed)
+                    if waits and any(reply not in ("", "…") for _, reply in self._exchanges()):
+                        self.first_words.append(time.perf_counter() - start)
+                        waits = False
                 elif message["msg"] == "process_completed":
                     done = message
         if not done:
@@ -225,6 +230,9 @@ class Visitor:
         """Send a question to all voices; returns the last exchange shown in each column: (question, reply)."""
         self.fill(SAY, text)
         self.fire(SAY, "submit")
+        return self._exchanges()
+
+    def _exchanges(self) -> list[tuple[str, str]]:
         shown = [self.value(c) for c in ("chat-base", "chat-persona", "chat-third", "chat-fourth")]
         return [(_plain(m[-2]), _plain(m[-1])) for m in shown if m]
 

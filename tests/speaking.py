@@ -65,7 +65,7 @@ def say(model, columns, sampling=GREEDY, stop_id=NEVER):
 
 def is_busy() -> bool:
     """Whether a turn is running on the model."""
-    return MODEL_QUEUE.active is not None
+    return bool(MODEL_QUEUE.active)
 
 
 def at(strength, columns):

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from persona.compare.session import NO_ADAPTER, Column, LoadedModel
 from persona.models import decode_loop, generate
 from persona.models.base import Base
+from persona.models.generate import Batch, Row
 from persona.models.sampling import Sampling
 
 aten = torch.ops.aten
@@ -84,6 +85,25 @@ def test_texts_are_those_of_a_growing_cache(model, adapters, graphs, monkeypatch
     assert static == grown and all(r.tokens == 24 for r in grown) and len({r.text for r in grown}) == 3
     assert [g.replays for g in graphs] == [24 - decode_loop.EAGER_STEPS]
     assert changed(model.model) == 0
+
+
+@pytest.mark.parametrize("pause", [2, 9], ids=["before-the-capture", "after-it"])
+def test_it_goes_on_after_a_pause_in_which_an_adapter_came(model, adapters, graphs, pause):
+    name = model.attach(adapters[0])
+    want = say(model, [Column(name, SHORT)])[0]
+    row, batch = Row(SHORT.ids, GREEDY, NEVER, model.adapter_weights(name)), Batch(model.model, model.tokenizer)
+    batch.join([row])
+    batch.advance()
+    for step in range(1, 24):
+        assert not batch.can_grow, "no row joins a graph"
+        if step == pause:
+            batch.suspend()
+            assert changed(model.model) == 0
+            model.attach(adapters[1])
+            batch.resume(model.model)
+        batch.step()
+        batch.advance()
+    assert row.reply == want and not batch.rows and batch.can_grow and changed(model.model) == 0
 
 
 def test_rows_end_one_after_the_other(model, graphs, monkeypatch):

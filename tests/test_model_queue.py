@@ -17,8 +17,8 @@ def serve_all(queue):
     """The kinds of work, in the order of their turns."""
     order = []
     while queue.active:
-        order.append(queue.active.kind)
-        queue.leave(queue.active)
+        order.append(queue.active[0].kind)
+        queue.leave(queue.active[0])
     return order
 
 
@@ -36,9 +36,9 @@ def test_one_who_always_has_more_keeps_nobody_waiting_and_is_not_kept_waiting():
         queue.join("busy", f"busy{n}")
     order = []
     for n in range(6):  # somebody new comes during every turn
-        order.append(queue.active.kind)
+        order.append(queue.active[0].kind)
         queue.join(f"new{n}", f"new{n}")
-        queue.leave(queue.active)
+        queue.leave(queue.active[0])
     assert order == ["busy0", "new0", "busy1", "new1", "new2", "busy2"]
 
 
@@ -48,17 +48,16 @@ def test_the_place_counts_page_api_and_evaluation(monkeypatch):
     queue = ModelQueue()
     evaluation = queue.join("v", "evaluation")
     first = queue.join("api", "api", batch_key="base")
-    second = queue.join("api", "api", batch_key="base")
+    second = queue.join("another key", "api", batch_key="base")
     mine = queue.join("window", "question")
-    assert queue.estimate_wait(mine) == WaitEstimate(2, None), "the evaluation and one request; no turn has ended yet"
+    assert queue.estimate_wait(mine) == WaitEstimate(3, None), "the evaluation and two requests; no turn has ended yet"
     now[0] += 8
     queue.leave(evaluation)
-    assert queue.estimate_wait(mine) == WaitEstimate(1, None), "how long the API takes is not known"
-    assert queue.share_turn(first, 8) == [second]
-    assert queue.estimate_wait(mine).before == 2, "the batch answers both"
+    assert queue.active == [first, second] and queue.estimate_wait(mine) == WaitEstimate(2, None), "one batch"
     again = queue.join("v", "evaluation")
     now[0] += 6
     queue.leave(first)
+    queue.leave(second)
     assert mine.turn.is_set() and queue.estimate_wait(mine) == WaitEstimate(0, 0.0)
     assert queue.estimate_wait(again) == WaitEstimate(1, None)
     queue.join("api", "api")
@@ -71,29 +70,41 @@ def test_the_place_counts_page_api_and_evaluation(monkeypatch):
     assert queue.estimate_wait(late).seconds == 3, "a turn that takes longer than usual may end at any time"
 
 
-def test_a_shared_turn_takes_what_fits_in_order_and_ends_for_all():
-    queue = ModelQueue()
+def test_turns_of_one_batch_run_together_up_to_a_number_of_rows():
+    queue = ModelQueue(max_rows=5)
     first = queue.join("a", "api", batch_key="x", rows=3)
-    queue.join("b", "big", batch_key="x", rows=4)
-    other = queue.join("c", "other base", batch_key="y")
-    fits = queue.join("d", "api", batch_key="x", rows=2)
-    queue.join("d", "full", batch_key="x", rows=1)
-    assert queue.share_turn(first, 5) == [fits] and fits.turn.is_set()
+    fits = queue.join("b", "question", batch_key="x", rows=2)
+    late = [queue.join("c", "full", batch_key="x"), queue.join("d", "other base", batch_key="y")]
+    after, alone = queue.join("e", "question", batch_key="x", rows=9), queue.join("f", "evaluation")
+    assert queue.active == [first, fits] and fits.turn.is_set()
     queue.leave(fits)
-    assert queue.active is first, "only the one that shares it ends it"
+    queue.leave(fits)
+    assert queue.active == [first, late[0]], "the other base waits for both, and nobody overtakes it"
     queue.leave(first)
-    queue.leave(first)
-    assert serve_all(queue) == ["big", "other base", "full"] and other.turn.is_set()
+    assert not after.turn.is_set()
+    queue.leave(late[0])
+    assert queue.active == [late[1]]
+    queue.leave(late[1])
+    assert queue.active == [after], "alone it may have more rows"
+    queue.leave(after)
+    assert queue.active == [alone] and serve_all(queue) == ["evaluation"]
 
 
-def test_the_others_of_a_turn_count_as_served():
+def test_one_who_gives_up_lets_those_behind_begin():
     queue = ModelQueue()
-    first = queue.join("a", "api", batch_key="x")
-    for visitor, kind in (("b", "api"), ("b", "b2"), ("c", "c1")):
-        queue.join(visitor, kind, batch_key="x" if kind == "api" else None)
-    queue.share_turn(first, 8)
-    queue.leave(first)
-    assert serve_all(queue) == ["c1", "b2"]
+    first, alone = queue.join("a", "question", batch_key="x"), queue.join("b", "evaluation")
+    last = queue.join("c", "question", batch_key="x")
+    assert queue.active == [first]
+    queue.cancel(alone)
+    assert queue.active == [first, last] and last.turn.is_set()
+
+
+def test_whose_turn_runs_comes_after_the_others_in_a_batch_too():
+    queue = ModelQueue(max_rows=2)
+    for visitor, kind in (("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1"), ("b", "b2"), ("c", "c1")):
+        queue.join(visitor, kind, batch_key="x")
+    assert [t.kind for t in queue.active] == ["a1", "a2"]
+    assert serve_all(queue) == ["a1", "a2", "b1", "c1", "a3", "b2"]
 
 
 def test_one_who_gives_up_is_passed_over_and_the_others_hear_of_it():
@@ -104,9 +115,9 @@ def test_one_who_gives_up_is_passed_over_and_the_others_hear_of_it():
     queue.cancel(gone)
     queue.leave(gone)
     queue.cancel(running)
-    assert told == [1] and queue.active is running, "a turn that runs is not ended by a cancel"
+    assert told == [1] and queue.active == [running], "a turn that runs is not ended by a cancel"
     queue.leave(running)
-    assert queue.active is last and told == [1, 0] and not gone.turn.is_set()
+    assert queue.active == [last] and told == [1, 0] and not gone.turn.is_set()
 
 
 def test_threads_wait_for_their_turn_and_an_error_hands_it_on():
@@ -126,7 +137,7 @@ def test_threads_wait_for_their_turn_and_an_error_hands_it_on():
             wait_for(lambda: len(queue.waiting_in_order()) == 12)
             assert not most
         failed = [n for n, f in enumerate(done) if f.exception(10)]
-    assert failed == [0, 4, 8] and most == [1] * 12 and queue.active is None and not queue.waiting
+    assert failed == [0, 4, 8] and most == [1] * 12 and not queue.active and not queue.waiting
 
 
 def test_a_turn_within_a_turn_is_the_same_one():
@@ -134,7 +145,7 @@ def test_a_turn_within_a_turn_is_the_same_one():
     with queue.turn("a") as outer:
         with outer.held(), queue.turn("b") as inner:
             assert inner is outer
-        assert queue.active is outer
+        assert queue.active == [outer]
     late = threading.Event()
 
     def use_old_ticket():
@@ -143,7 +154,7 @@ def test_a_turn_within_a_turn_is_the_same_one():
             late.set()
 
     use_old_ticket()
-    assert late.is_set() and queue.active is None
+    assert late.is_set() and not queue.active
 
 
 def test_waiting_in_the_event_loop_shows_each_place():
@@ -156,7 +167,7 @@ def test_waiting_in_the_event_loop_shows_each_place():
         threading.Thread(target=queue.leave, args=(tickets[1],)).start()
         assert (await anext(places)).before == 1
         threading.Thread(target=queue.leave, args=(tickets[0],)).start()
-        assert [place async for place in places] == [] and queue.active is tickets[2]
+        assert [place async for place in places] == [] and queue.active == [tickets[2]]
 
     asyncio.run(asyncio.wait_for(work(), 10))
 
@@ -172,8 +183,8 @@ def test_a_loop_that_was_closed_disturbs_nobody():
     asyncio.run(give_up())
     last = queue.join("c", "question")
     queue.leave(running)
-    queue.leave(queue.active)
-    assert queue.active is last
+    queue.leave(queue.active[0])
+    assert queue.active == [last]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -189,4 +200,4 @@ def test_a_forked_process_does_not_wait_for_its_parents_turns():
                 with queue.turn("page") as mine:
                     os._exit(0 if mine is not ticket and not queue.waiting else 1)
             assert os.waitpid(child, 0)[1] == 0
-        assert queue.active is ticket
+        assert queue.active == [ticket]

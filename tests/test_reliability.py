@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import disks, faults, load
+from benchmarks import ask, disks, faults, load
 from benchmarks.page import drawn_adapter, opened, put_tiny_base
 
 pytestmark = pytest.mark.slow
@@ -24,6 +24,15 @@ def test_five_visitors_at_once(page):
     value = load.load(running, zipped, visitors=5, seconds=5, pause=0.5)
     assert value["broken"] == [] and value["errors"] == value["lost_edits"] == value["wrong_windows"] == 0
     assert value["edits"] >= 5 and value["answers"] >= 1
+
+
+@pytest.mark.release
+def test_three_who_ask_at_once(page):
+    """Each window shows its own answer, what is on disk, and what is said to one who asks alone."""
+    value = ask.ask_together(*page, visitors=3)
+    assert (
+        value["broken"] == [] and value["answers"] == value["latency_ms"]["the first word of an answer"]["count"] == 3
+    )
 
 
 @pytest.mark.release

@@ -17,8 +17,8 @@ from waiting import wait_for
 
 from persona.compare import session
 from persona.compare.model_queue import MODEL_QUEUE
-from persona.compare.session import NO_ADAPTER, renderer_of
-from persona.models.generate import Generation
+from persona.compare.session import renderer_of
+from persona.models.generate import Batch, Generation
 from persona.serve import api_errors, requests
 from persona.serve import http as serve_http
 from persona.serve.batcher import Batcher, PartialReply
@@ -190,7 +190,8 @@ def test_the_base_has_no_prompt_of_its_own_and_the_adapters_template(server):
 # ---- batcher
 
 
-def test_requests_that_wait_share_a_batch_and_say_what_they_say_alone(server, client, seen):
+def test_requests_that_wait_share_a_batch_and_say_what_they_say_alone(server, client, monkeypatch):
+    joined, real = [], Batch.join
     settings = [
         {"model": "tiny"}, {"model": "one", "seed": 8}, {"model": "two", "temperature": 0, "max_tokens": 9},
         {"model": "one", "messages": [{"role": "user", "content": "A longer question than the others, is it not?"}]},
@@ -199,33 +200,9 @@ def test_requests_that_wait_share_a_batch_and_say_what_they_say_alone(server, cl
     calls = [lambda s=s: [(c.message.content, c.finish_reason) for c in ask(client, **s).choices] for s in settings]
     alone = [call() for call in calls]
     assert len({x for got in alone for x in got}) == 6, "they must differ, or this test sees nothing"
-    del seen[:]
+    monkeypatch.setattr(Batch, "join", lambda batch, rows: joined.append(len(rows)) or real(batch, rows))
     assert together(calls) == alone
-    assert [len(batch["columns"]) for batch in seen] == [6]
-
-
-def test_a_batch_takes_what_fits_in_order_and_one_base_at_a_time(server):
-    from persona.models.base import Base
-
-    def generation(rows, opening=server.models[0].opening):
-        made = serve_http.prepare_request(
-            server.models[0], requests.parse_chat_request({"model": "m", "messages": HI, "n": rows}, 0)
-        )
-        return replace(made, opening=opening)
-
-    base = server.models[0].base
-    other, b = (Base("other", base.path / "x"), "auto", "none"), Batcher(max_rows=4)
-    b.thread = threading.current_thread()  # no other thread takes them
-    small = (base, "nf4", "none")
-    asked = [generation(n, *how) for n, how in ((3, []), (2, []), (1, [other]), (1, []), (1, []), (1, [small]))]
-    taken = []
-    with MODEL_QUEUE.turn("someone else"):
-        for request in asked:
-            b.submit(request)
-    while ticket := b._ticket_with_turn():
-        taken.append([asked.index(request) for request in b._take_batch(ticket)])
-        MODEL_QUEUE.leave(ticket)
-    assert taken == [[0, 3], [1, 4], [2], [5]] and not b.waiting and not is_busy()
+    assert sum(joined) == 6 and len(joined) < 5, "those that came while others had the model begin together"
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -255,7 +232,7 @@ def test_who_hangs_up_leaves_the_batch_and_the_others_stay(server, client, seen,
     other.join()
     assert kept[0].choices[0].message.content == alone
     wait_for(lambda: not is_busy())
-    assert seen[0]["columns"][0].adapter != NO_ADAPTER and seen[0]["steps"] < 3000
+    assert max(batch["steps"] for batch in seen) < 3000
 
 
 def test_too_many_that_wait_are_told_to_come_back(server, client, post, monkeypatch):
@@ -287,7 +264,7 @@ def test_a_stopping_server_says_so(server, waits):
         b.submit(job)
         wait_for(lambda: waits or updates)
         b.close()
-    assert "stopping" in str(updates[-1]) and len(updates) < 3000 and not b.thread.is_alive()
+    assert "stopping" in str(updates[-1]) and len(updates) < 3000 and not any(b.threads.values())
     assert not is_busy() and not MODEL_QUEUE.waiting_in_order()
     with pytest.raises(api_errors.ApiError, match="stopping"):
         b.submit(job)
@@ -325,9 +302,8 @@ def test_what_a_row_has_ended_with_stays(server):
     asked = requests.parse_chat_request({"model": "m", "messages": HI, "stop": "c", "n": 2}, 0)
     job, updates, b = serve_http.prepare_request(server.models[0], asked), [], Batcher()
     job.on_update = updates.append
-    rows = [(job, 0), (job, 1)]
-    assert b._report(rows, [Generation("abcd", 4), Generation("a", 1)]) == {0}
-    assert b._report(rows, [Generation("ab\ufffd", 5), Generation("ab", 2, ended=True)]) == {0, 1} and job.finished
+    assert b._report(job, [Generation("abcd", 4), Generation("a", 1)]) == {0}
+    assert b._report(job, [Generation("ab\ufffd", 5), Generation("ab", 2, ended=True)]) == {0, 1} and job.finished
     assert updates[-1] == [PartialReply("ab", 4, "stop"), PartialReply("ab", 2, "stop")] and len(updates) == 2
 
 
@@ -337,7 +313,7 @@ def test_what_a_client_may_have_seen_stays(server):
     updates, b = [], Batcher()
     job.on_update = updates.append
     for text in ("on ke", "on keL", "on keL", "on ke\ufffd\ufffd\ufffdthe", "on ke\ufffd\ufffd\ufffdthese"):
-        b._report([(job, 0)], [Generation(text, 1)])
+        b._report(job, [Generation(text, 1)])
     shown = [row.text for [row] in updates]
     assert shown == ["on ke", "on keL", "on keL", "on keL\ufffd\ufffdthe", "on keL\ufffd\ufffdthese"]
 

@@ -1,8 +1,9 @@
 """The one queue before the model: questions of the page, requests of the API, evaluations, the command line.
 
-One turn at a time runs on the model. Visitors with waiting work take turns (round robin), and the work of one visitor
-is done first come, first served: whoever asks for much waits for it, and the others do not. Exports, which merge a
-model of their own in memory, wait in a second queue of the same kind.
+A turn has the model alone, or shares it with others that answer from one batch (shared_batch.py), up to a number of
+rows. Visitors with waiting work take turns (round robin), and the work of one visitor is done first come, first served:
+whoever asks for much waits for it, and the others do not. Nobody overtakes, so a turn that needs the model alone comes
+when those that run have ended. Exports, which merge a model of their own in memory, wait in a second queue.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+MAX_ROWS = 32  # of the turns that share a batch: a step costs little more for each row, until products limit it
 REMEMBERED_TURNS = 8  # turns of a kind, of which the mean says how long the next one will take
 
 
@@ -22,8 +24,9 @@ REMEMBERED_TURNS = 8  # turns of a kind, of which the mean says how long the nex
 class Ticket:
     """A place in the queue. visitor: whose work it is; kind: of work, whose recent durations give the expected wait.
 
-    batch_key, rows: waiting work of one key may share a turn (ModelQueue.share_turn), up to a number of rows.
-    on_change: called, in any thread, when the turn has come or others have left; it must not block.
+    batch_key, rows: turns of one key run at the same time, with their rows in one batch; None: alone. adapters: that
+    stay loaded during the turn. on_change: called, in any thread, when the turn has come or others have left; it must
+    not block.
     """
 
     visitor: str
@@ -32,7 +35,7 @@ class Ticket:
     batch_key: Hashable = None
     rows: int = 1
     turn: threading.Event = field(default_factory=threading.Event)  # set when the turn has come
-    sharing: "list[Ticket]" = field(default_factory=list)  # the others of this turn
+    adapters: set[str] = field(default_factory=set)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -58,14 +61,15 @@ class WaitEstimate:
 class ModelQueue:
     """Tickets of all who want the model. Thread-safe; a process that was forked begins with an empty queue."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_rows: int = MAX_ROWS) -> None:
+        self.max_rows = max_rows
         self._reset()
 
     def _reset(self) -> None:
         self.pid = os.getpid()
         self.mutex = threading.RLock()  # reentrant: a forgotten stream may be closed by the garbage collector in here
-        self.active: Ticket | None = None
-        self.began = 0.0
+        self.active: list[Ticket] = []  # whose turn it is: one, or those that share a batch
+        self.since = 0.0  # when the first of them began, or the last one before them ended
         self.waiting: dict[str, deque[Ticket]] = {}  # by visitor, in the order of their next turns
         self.durations: dict[str, deque[float]] = {}  # seconds of recent turns, by kind
 
@@ -79,20 +83,19 @@ class ModelQueue:
         ticket = Ticket(visitor, kind, on_change, batch_key, rows)
         with self.mutex:
             self.waiting.setdefault(visitor, deque()).append(ticket)
-            idle = self.active is None
-            if idle:
-                self._begin_next_turn()
-        if idle:
+            self._begin_turns()
+        if ticket.turn.is_set():
             on_change()
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
-        """End the ticket's turn, or stop waiting for it. Harmless for one that has left, or that shares a turn."""
+        """End the ticket's turn, or stop waiting for it. Harmless for one that has left."""
         with self.mutex:
-            if ticket is self.active:
+            if ticket in self.active:
                 self._end_turn(ticket)
             elif not self._stop_waiting(ticket):
                 return
+            self._begin_turns()
         self._tell_changes()
 
     def cancel(self, ticket: Ticket) -> None:
@@ -100,32 +103,21 @@ class ModelQueue:
         with self.mutex:
             if not self._stop_waiting(ticket):
                 return
+            self._begin_turns()
         self._tell_changes()
-
-    def share_turn(self, ticket: Ticket, max_rows: int) -> list[Ticket]:
-        """Take waiting tickets of the same batch_key into this turn, in their order, as many as fit into `max_rows`."""
-        with self.mutex:
-            rows = ticket.rows
-            for other in self.waiting_in_order():
-                if other.batch_key == ticket.batch_key and rows + other.rows <= max_rows:
-                    self._stop_waiting(other)
-                    other.turn.set()
-                    ticket.sharing.append(other)
-                    rows += other.rows
-            return list(ticket.sharing)
 
     def estimate_wait(self, ticket: Ticket) -> WaitEstimate:
         """Of a ticket that waits."""
         with self.mutex:
             waiting = self.waiting_in_order()
-            if ticket not in waiting or self.active is None:
+            if ticket not in waiting or not self.active:
                 return WaitEstimate(0, 0.0)
-            running, ahead = [self.active, *self.active.sharing], waiting[: waiting.index(ticket)]
+            running, ahead = self.active, waiting[: waiting.index(ticket)]
             means = {kind: sum(d) / len(d) for kind, d in self.durations.items()}
             before = len(running) + len(ahead)
             if any(t.kind not in means for t in (*running, *ahead)):
                 return WaitEstimate(before, None)
-            left = sum(means[t.kind] for t in running) - (time.monotonic() - self.began)
+            left = sum(means[t.kind] for t in running) - (time.monotonic() - self.since)
             return WaitEstimate(before, max(0.0, left) + sum(means[t.kind] for t in ahead))
 
     @contextmanager
@@ -135,7 +127,7 @@ class ModelQueue:
         visitor: "" for the owner of this machine, and for work that no visitor asked for.
         """
         held = _held_ticket.get()
-        if held is not None and held is self.active and self.pid == os.getpid():
+        if held is not None and held in self.active and self.pid == os.getpid():
             yield held
             return
         ticket = self.join(visitor, kind)
@@ -167,7 +159,7 @@ class ModelQueue:
 
     def _tell_changes(self) -> None:
         with self.mutex:
-            tickets = [*([self.active] if self.active else []), *self.waiting_in_order()]
+            tickets = [*self.active, *self.waiting_in_order()]
         for ticket in tickets:  # outside of the mutex: no lock of another's is taken while it is held
             ticket.on_change()
 
@@ -176,7 +168,7 @@ class ModelQueue:
 
         A visitor whose turn is running comes after the others.
         """
-        running = {t.visitor for t in (self.active, *self.active.sharing)} if self.active else set()
+        running = {t.visitor for t in self.active}
         lines = sorted(((v in running, list(line)) for v, line in list(self.waiting.items())), key=lambda x: x[0])
         longest = max((len(line) for _, line in lines), default=0)
         return [line[n] for n in range(longest) for _, line in lines if n < len(line)]
@@ -191,20 +183,26 @@ class ModelQueue:
         return True
 
     def _end_turn(self, ticket: Ticket) -> None:
-        done = [ticket, *ticket.sharing]
-        each = (time.monotonic() - self.began) / len(done)
-        self.durations.setdefault(ticket.kind, deque(maxlen=REMEMBERED_TURNS)).append(each)
-        for visitor in dict.fromkeys(t.visitor for t in done):
-            if visitor in self.waiting:  # behind those who came meanwhile
-                self.waiting[visitor] = self.waiting.pop(visitor)
-        self.active = None
-        self._begin_next_turn()
+        self.active.remove(ticket)
+        now = time.monotonic()  # of a batch, each takes the time since the one before it ended
+        self.durations.setdefault(ticket.kind, deque(maxlen=REMEMBERED_TURNS)).append(now - self.since)
+        self.since = now
+        if ticket.visitor in self.waiting:  # behind those who came meanwhile
+            self.waiting[ticket.visitor] = self.waiting.pop(ticket.visitor)
 
-    def _begin_next_turn(self) -> None:
-        if waiting := self.waiting_in_order():
+    def _begin_turns(self) -> None:
+        while (waiting := self.waiting_in_order()) and self._can_begin(waiting[0]):
             self._stop_waiting(waiting[0])
-            self.active, self.began = waiting[0], time.monotonic()
+            if not self.active:
+                self.since = time.monotonic()
+            self.active.append(waiting[0])
             waiting[0].turn.set()
+
+    def _can_begin(self, ticket: Ticket) -> bool:
+        if not self.active:
+            return True
+        rows = ticket.rows + sum(t.rows for t in self.active)
+        return ticket.batch_key is not None and ticket.batch_key == self.active[0].batch_key and rows <= self.max_rows
 
 
 MODEL_QUEUE = ModelQueue()

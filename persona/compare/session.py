@@ -6,20 +6,22 @@ command line and the evaluation all stream through `stream_replies`.
 
 import gc
 import threading
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Container, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from persona.compare.chat_plan import ChatPlan, plan_chat
 from persona.compare.model_queue import MODEL_QUEUE
+from persona.compare.shared_batch import SharedBatch
 from persona.errors import AdapterError, InputError, Message, PersonaError
 from persona.models import attach as models_attach
 from persona.models import base as bases
 from persona.models import hardware, progress_callback, trained_modules
 from persona.models.adapter import WEIGHTS_FILE, Adapter
 from persona.models.base import Base
-from persona.models.generate import Generation, generate_batch
+from persona.models.generate import Generation, Row, answer_rows
 from persona.models.mixed_lora import AdapterWeights
 from persona.models.placement import ONE_DEVICE, Placement
 from persona.models.progress_callback import ProgressCallback
@@ -31,7 +33,8 @@ from persona.train.run_folder import present_card
 NO_ADAPTER = "__base__"  # the column of no adapter
 MAX_STRENGTH = 2.0
 MAX_COLUMNS = 4  # that people compare at once
-MAX_ATTACHED = 8  # adapters attached at a time, some 15 MB each on a 270M base; more than the columns of any page
+# adapters attached at a time, beside those in use, some 15 MB each on a 270M base; more than the columns of any page
+MAX_ATTACHED = 8
 
 
 @dataclass(frozen=True)
@@ -80,20 +83,27 @@ class LoadedModel:
         self.model = bases.load_base_model(
             base, self.plan.chat_dtype, self.plan.device, quantization, placed=placed.kwargs
         )
-        self.attached: dict[str, tuple[Adapter, float]] = {}  # the one used longest ago first
+        self.batch = SharedBatch(lambda: self.model, self.tokenizer)
+        self.mutex = threading.Lock()  # guards `attached`
+        self.attached: dict[str, tuple[Adapter, int]] = {}  # with its file's time; the one used longest ago first
         self.blends: dict[str, AdapterWeights] = {}
 
     def attach(self, adapter: Adapter) -> str:
         """Load the adapter if it is not there yet, or has changed on disk. Returns its name in this model.
 
-        Beyond MAX_ATTACHED, the one used longest ago is removed. Raises AdapterError when it does not fit the base.
+        Beyond MAX_ATTACHED, those used longest ago are removed, unless a turn that runs has attached them. Raises
+        AdapterError when it does not fit the base.
         """
         name = f"a{abs(hash(adapter.path)):x}"
         try:
-            stamp = (adapter.path / WEIGHTS_FILE).stat().st_mtime
+            stamp = (adapter.path / WEIGHTS_FILE).stat().st_mtime_ns
         except OSError as e:
             raise AdapterError("{adapter}: is no longer there. Choose another adapter.", adapter=adapter.path) from e
-        with MODEL_QUEUE.turn(kind="attach"):
+        with MODEL_QUEUE.turn(kind="attach") as turn, self.batch.paused(), self.mutex:
+            others = {n for other in list(MODEL_QUEUE.active) if other is not turn for n in other.adapters}
+            if name in others and self.attached.get(name, (adapter, stamp))[1] != stamp:
+                name += f"_{stamp:x}"  # the others go on with the adapter as it was
+            turn.adapters.add(name)
             loaded = self.attached.pop(name, None)
             if loaded and loaded[1] == stamp:
                 self.attached[name] = loaded
@@ -102,10 +112,10 @@ class LoadedModel:
                 self._remove_adapter(name)
             self.model = models_attach.attach_adapter(self.model, adapter, name)
             self.attached[name] = (adapter, stamp)
-            while len(self.attached) > MAX_ATTACHED:
-                oldest = next(iter(self.attached))
-                del self.attached[oldest]
-                self._remove_adapter(oldest)
+            unused = [n for n in self.attached if n not in others | turn.adapters]
+            for old in unused[: max(0, len(self.attached) - MAX_ATTACHED)]:
+                del self.attached[old]
+                self._remove_adapter(old)
         return name
 
     def _remove_adapter(self, name: str) -> None:
@@ -130,11 +140,12 @@ class LoadedModel:
         if name == NO_ADAPTER:
             return ()
         parts = self.blends.get(name, ((name, 1.0),))
-        if any(n not in self.attached for n, _ in parts):
-            raise AdapterError("This adapter is no longer open: its folder has changed. Choose it again.")
-        check_strength(strength)
-        for n, _ in parts:
-            self.attached[n] = self.attached.pop(n)  # used just now
+        with self.mutex:
+            if any(n not in self.attached for n, _ in parts):
+                raise AdapterError("This adapter is no longer open: its folder has changed. Choose it again.")
+            check_strength(strength)
+            for n, _ in parts:
+                self.attached[n] = self.attached.pop(n)  # used just now
         return tuple((n, weight * strength) for n, weight in parts if weight * strength)
 
     def without_adapters(self) -> AbstractContextManager:
@@ -230,36 +241,39 @@ def renderer_of(adapter: Adapter, tokenizer: Any, system: str | None = None) -> 
 def stream_replies(
     model: LoadedModel, columns: Sequence[Column], sampling: Sampling | Sequence[Sampling], stop_id: int | None = None,
     halted: Container[int] = frozenset(),
-) -> Iterator[list[Generation]]:  # fmt: skip
+) -> Generator[list[Generation]]:  # fmt: skip
     """Yield the replies of all columns after every token, until each has ended or reached the limit.
 
     sampling: one for all columns, or one a column. stop_id: of the columns that name none of their own. halted: numbers
     of columns (from 0) to stop; the caller may add to it at any time, the others go on. All stop when the iterator is
-    closed. A column that cannot be answered has the reason in its reply's `error`, the others go on. The batch takes a
-    turn in MODEL_QUEUE, unless the caller works in one.
+    closed. A column that cannot be answered has the reason in its reply's `error`, the others go on. Within a turn in
+    MODEL_QUEUE that shares a batch, the columns join that of the model; else they are a batch of their own, in the
+    caller's turn or a new one.
     """
-    with MODEL_QUEUE.turn():
+    with MODEL_QUEUE.turn() as turn:
         eos = model.tokenizer.eos_token_id if stop_id is None else stop_id
         samplings = [sampling] * len(columns) if isinstance(sampling, Sampling) else sampling
-        replies, rows, weights = [Generation() for _ in columns], [], []
+        replies, rows = [Generation() for _ in columns], {}
         for n, column in enumerate(columns):
             try:
                 _require_room(column, samplings[n])
-                weights.append(model.adapter_weights(column.adapter, column.strength))
-                rows.append(n)
+                mix = model.adapter_weights(column.adapter, column.strength)
+                stop = eos if column.stop_id is None else column.stop_id
+                rows[n] = Row(column.prompt.ids, samplings[n], stop, mix, partial(halted.__contains__, n))
             except PersonaError as e:
                 replies[n] = Generation(error=e.message)
         if not rows:
             yield replies
             return
-        prompts = [columns[n].prompt.ids for n in rows]
-        stop_ids = [eos if (column_stop := columns[n].stop_id) is None else column_stop for n in rows]
-        row_samplings = [samplings[n] for n in rows]
-        for generations in generate_batch(model.model, model.tokenizer, prompts, row_samplings, stop_ids, weights,
-                                          lambda row: rows[row] in halted):  # fmt: skip
-            for n, reply in zip(rows, generations, strict=True):
-                replies[n] = reply
-            yield list(replies)
+        together = [*rows.values()]
+        shared = turn.batch_key is not None
+        stream = model.batch.stream(together) if shared else answer_rows(model.model, model.tokenizer, together)
+        with closing(stream):
+            for generations in stream:
+                for n, reply in zip(rows, generations, strict=True):
+                    if n not in halted:  # a shared batch hears of it a few tokens later
+                        replies[n] = reply
+                yield list(replies)
 
 
 def _require_room(column: Column, sampling: Sampling) -> None:

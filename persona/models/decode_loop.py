@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicCache, StaticLayer, get_layer_types_and_kwargs
 
+from persona.models import kv_cache
 from persona.models.malloc import trim_malloc
 from persona.models.memory import padded_length
 from persona.models.mixed_lora import AdapterWeights, MixedLora
@@ -76,10 +78,60 @@ class DecodeLoop:
             self.mask = None if self.mask is None else self.mask[rows]
             if self.mixed:
                 self.mixed.keep_rows(active)
+            self._drop_padding()
         self.ids = torch.tensor([[tokens[n]] for n in active], device=self.ids.device)
         self.positions = self.positions[:, -1:] + 1
         if self.mask is not None:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(active), 1)], dim=1)
+
+    def _drop_padding(self) -> None:
+        """Where the longest row has gone, the others need no columns before their first token."""
+        if self.mask is None or not kv_cache.can_join(self.cache):
+            return
+        if before := int(self.mask.any(dim=0).int().argmax()):
+            self.mask = self.mask[:, before:]
+            kv_cache.set_length(self.cache, self.mask.shape[1])
+        if self.mask.all():
+            self.mask = None
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether the rows of other loops can join while it runs."""
+        return kv_cache.can_join(self.cache)
+
+    def absorb(self, other: "DecodeLoop") -> None:
+        """Take over the rows of another loop on the same model, behind its own. Both have their newest tokens appended.
+
+        The other loop is of no use afterwards, and must not be left: its layers are this loop's now.
+        """
+        masks = [loop._mask_of_tokens() for loop in (self, other)]
+        length = max(mask.shape[1] for mask in masks)
+        mask = torch.cat([pad(m, (length - m.shape[1], 0)) for m in masks])
+        for loop in (self, other):
+            kv_cache.set_length(loop.cache, length - 1)
+        kv_cache.join(self.cache, other.cache)
+        self.mask = None if mask.all() else mask
+        self.ids, self.positions = torch.cat([self.ids, other.ids]), torch.cat([self.positions, other.positions])
+        if self.mixed and other.mixed:
+            self.mixed.mixes += other.mixed.mixes
+            self.mixed.__enter__()
+
+    def _mask_of_tokens(self) -> torch.Tensor:
+        """(rows, tokens in the cache + 1), also where no mask is needed."""
+        if self.mask is not None:
+            return self.mask
+        return self.ids.new_ones(len(self.ids), self.cache.get_seq_length() + 1)
+
+    def suspend(self) -> None:
+        """Give every layer its own forward again, until `resume`."""
+        if self.mixed:
+            self.mixed.__exit__()
+
+    def resume(self, model: Any) -> None:
+        """Go on, with the model's layers as they are now: adapters may have come or gone."""
+        self.model = model
+        if self.mixed:
+            self.mixed = MixedLora(model, self.mixed.mixes).__enter__()
 
 
 class StaticDecodeLoop(DecodeLoop):
@@ -104,6 +156,7 @@ class StaticDecodeLoop(DecodeLoop):
         self.rows = list(range(len(prompts)))  # those still wanted
         self.steps = 0
         self.replay: Callable[[], None] | None = None
+        self.captured_forwards: list[Any] = []
         self.scores: Any = None  # of all rows
 
     def __exit__(self, *exception: object) -> None:
@@ -126,6 +179,15 @@ class StaticDecodeLoop(DecodeLoop):
             self.replay, self.scores = capture_graph(self._forward)
         except RuntimeError as e:  # an operation that a graph cannot hold; nothing of the step was computed
             logging.getLogger("persona").warning("No CUDA graph for %s: %s", type(self.model).__name__, e)
+
+    @property
+    def can_grow(self) -> bool:
+        return False
+
+    def suspend(self) -> None:
+        if self.replay and self.mixed:  # the graph reads the rows' adapters where they were when it was captured
+            self.captured_forwards = [layer.__dict__["forward"] for layer in self.mixed.layers]
+        super().suspend()
 
     def append(self, tokens: list[int], active: list[int]) -> None:
         self.rows = [self.rows[n] for n in active]

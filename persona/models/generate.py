@@ -7,8 +7,9 @@ rows of a batch change nothing.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from persona.models.decode_loop import open_decode_loop
+from persona.models.decode_loop import DecodeLoop, open_decode_loop
 from persona.models.mixed_lora import AdapterWeights
 from persona.models.sampling import Sampling
 
@@ -66,55 +67,167 @@ def generate_batch(
     is_halted(row): asked after each token, and ends that row where true. A row that has ended, or has reached its
     max_new_tokens, leaves the batch.
     """
-    start = time.perf_counter()
-    stop_ids = [stop_id] * len(prompts) if isinstance(stop_id, int) else stop_id
-    stops = [{s, tokenizer.eos_token_id} for s in stop_ids]
     samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
-    samplers, texts = {s: Sampler(s) for s in samplings}, [_StreamedText(tokenizer) for _ in prompts]
-    replies = [Generation() for _ in prompts]
-    longest = max(s.max_new_tokens for s in samplings)
-    with open_decode_loop(model, prompts, mixes, tokenizer.pad_token_id, longest) as step:
-        rows = list(range(len(prompts)))  # those still in the batch
+    stop_ids = [stop_id] * len(prompts) if isinstance(stop_id, int) else stop_id
+    rows = [
+        Row(prompt, samplings[n], stop_ids[n], mixes[n] if mixes else (), partial(is_halted, n))
+        for n, prompt in enumerate(prompts)
+    ]
+    yield from answer_rows(model, tokenizer, rows, mixed=mixes is not None)
+
+
+def answer_rows(model: Any, tokenizer: Any, rows: "Sequence[Row]", mixed: bool = True) -> Generator[list[Generation]]:
+    """Yield the replies to the rows, a batch of their own, after each token; as generate_batch."""
+    batch = Batch(model, tokenizer, mixed)
+    try:
+        batch.join(rows)
         while True:
-            generated = [texts[row].ids for row in rows]
-            tokens = _sample_tokens(samplers, [samplings[row] for row in rows], step.logits(), generated)
-            now = time.perf_counter() - start
-            for row, token in zip(rows, tokens, strict=True):
-                old = replies[row]
-                if token in stops[row]:
-                    replies[row] = replace(old, text=texts[row].decode(), ended=True)
-                else:
-                    replies[row] = Generation(
-                        texts[row].add(token), old.tokens + 1, first=old.first or now, seconds=now
-                    )
-            yield list(replies)
-            active = [
-                n for n, row in enumerate(rows) if not (_is_finished(replies[row], samplings[row]) or is_halted(row))
-            ]
-            if not active:
+            yield [row.reply for row in rows]
+            batch.advance()
+            if not batch.rows:
                 break
-            step.append(tokens, active)
-            rows = [rows[n] for n in active]
-    if not all(r.ended for r in replies):  # an incomplete character that was held back is shown now
-        yield [replace(r, text=t.decode()) for r, t in zip(replies, texts, strict=True)]
+            batch.step()
+    finally:
+        batch.close()
+    if not all(row.reply.ended for row in rows):  # an incomplete character that was held back is shown now
+        yield [row.reply for row in rows]
 
 
-def _sample_tokens(
-    samplers: "dict[Sampling, Sampler]", samplings: Sequence[Sampling], logits: torch.Tensor,
-    generated: Sequence[list[int]]
-) -> list[int]:  # fmt: skip
-    """The next token of each row; rows with equal settings are sampled together."""
-    tokens = [0] * len(samplings)
-    for sampling, sampler in samplers.items():
-        rows = [n for n, s in enumerate(samplings) if s == sampling]
-        if rows:
-            for n, token in zip(rows, sampler(logits[rows], [generated[n] for n in rows]).tolist(), strict=True):
+@dataclass(eq=False)
+class Row:
+    """A row of a Batch: a prompt, how it is answered, and the reply so far.
+
+    mix: its adapters. is_halted: asked after each token, and ends the row where true, as does `cancelled`.
+    """
+
+    prompt: list[int]
+    sampling: Sampling
+    stop_id: int
+    mix: AdapterWeights = ()
+    is_halted: Callable[[], bool] = bool
+    cancelled: bool = False
+    reply: Generation = Generation()
+
+    def start(self, tokenizer: Any, sampler: "Sampler", began: float) -> None:
+        self.began, self.sampler, self.text = began, sampler, _StreamedText(tokenizer)
+        self.stops, self.reply = {self.stop_id, tokenizer.eos_token_id}, Generation()
+
+    def add(self, token: int, at: float) -> None:
+        now, old = at - self.began, self.reply
+        if token in self.stops:
+            self.reply = replace(old, text=self.text.decode(), ended=True)
+        else:
+            self.reply = Generation(self.text.add(token), old.tokens + 1, first=old.first or now, seconds=now)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.reply.ended or self.reply.tokens >= self.sampling.max_new_tokens
+
+
+class Batch:
+    """Rows that are answered together. Each joins with `join`, and leaves when it is complete or halted.
+
+    `join` and `step` each give rows a new token; `advance` follows each of them. model: as for generate_batch. mixed:
+    whether rows have adapters of their own.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, mixed: bool = True):
+        self.model, self.tokenizer, self.mixed = model, tokenizer, mixed
+        self.rows: list[Row] = []
+        self.loop: DecodeLoop | None = None
+        self._newest: tuple[DecodeLoop, Sequence[Row], list[int]] | None = None  # whose tokens are not in the cache yet
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether rows can join now. A batch of a CUDA graph, and of a model with a state that is no cache, cannot."""
+        return self.loop is None or self.loop.can_grow
+
+    def join(self, rows: Sequence[Row]) -> None:
+        """Compute the prompts of new rows, and their first tokens. After an error the batch is as it was before."""
+        began, samplers = time.perf_counter(), {row.sampling: Sampler(row.sampling) for row in rows}
+        for row in rows:  # equal settings that start together share their random numbers
+            row.start(self.tokenizer, samplers[row.sampling], began)
+        prompts, mixes = [row.prompt for row in rows], [row.mix for row in rows] if self.mixed else None
+        if self.loop:
+            loop = DecodeLoop(self.model, prompts, mixes, self.tokenizer.pad_token_id)
+        else:
+            longest = max(row.sampling.max_new_tokens for row in rows)
+            loop = open_decode_loop(self.model, prompts, mixes, self.tokenizer.pad_token_id, longest)
+        try:
+            loop.__enter__()
+            self._sample(loop, rows)
+        except BaseException:
+            self._discard(loop)
+            raise
+
+    def step(self) -> None:
+        """One more token of every row."""
+        assert self.loop
+        self._sample(self.loop, self.rows)
+
+    def _sample(self, loop: DecodeLoop, rows: Sequence[Row]) -> None:
+        tokens, logits = [0] * len(rows), loop.logits()
+        groups: dict[Sampler, list[int]] = {}
+        for n, row in enumerate(rows):
+            groups.setdefault(row.sampler, []).append(n)
+        for sampler, group in groups.items():
+            drawn = sampler(logits[group], [rows[n].text.ids for n in group]).tolist()
+            for n, token in zip(group, drawn, strict=True):
                 tokens[n] = token
-    return tokens
+        now = time.perf_counter()
+        for row, token in zip(rows, tokens, strict=True):
+            row.add(token, now)
+        self._newest = loop, rows, tokens
 
+    def advance(self) -> None:
+        """Rows that are complete or halted leave; the newest token of the others enters the cache."""
+        assert self._newest
+        (loop, rows, tokens), self._newest = self._newest, None
+        active = [n for n, row in enumerate(rows) if not (row.is_complete or row.cancelled or row.is_halted())]
+        for row in rows:
+            if row.is_complete and not row.reply.ended:
+                row.reply = replace(row.reply, text=row.text.decode())
+        kept = [rows[n] for n in active]
+        if kept:
+            loop.append(tokens, active)
+        if loop is self.loop:
+            self.rows = kept
+        elif not kept:
+            self._discard(loop)
+        else:
+            self.rows = [*self.rows, *kept]
+            if self.loop:
+                self.loop.absorb(loop)
+            else:
+                self.loop = loop
+        if not self.rows:
+            self.close()
 
-def _is_finished(reply: Generation, sampling: Sampling) -> bool:
-    return reply.ended or reply.tokens >= sampling.max_new_tokens
+    def _discard(self, loop: DecodeLoop) -> None:
+        """Leave a loop that does not join; the layers are those of the batch again."""
+        loop.__exit__()
+        if self.loop:
+            self.loop.resume(self.model)
+
+    def suspend(self) -> None:
+        """Between two steps: let others use the model, until `resume`."""
+        if self.loop:
+            self.loop.suspend()
+
+    def resume(self, model: Any) -> None:
+        """Go on with the model, whose adapters may be others now."""
+        self.model = model
+        if self.loop:
+            self.loop.resume(model)
+
+    def close(self) -> None:
+        """All rows leave."""
+        loops = [self._newest[0]] if self._newest else []  # which may not have joined yet
+        if self.loop and self.loop not in loops:
+            loops.append(self.loop)
+        self.loop, self.rows, self._newest = None, [], None
+        for loop in loops:
+            loop.__exit__()
 
 
 class Sampler:

@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ import gradio as gr
 
 from persona.compare.model_queue import EXPORT_QUEUE, MODEL_QUEUE, ModelQueue, Ticket, WaitEstimate
 from persona.models import zerogpu
+from persona.store.deployment import has_zerogpu
 from persona.ui.i18n import t
 from persona.ui.page import show_errors, visitor_key
 from persona.ui.widgets import format_duration
@@ -44,13 +45,15 @@ class ModelTurn:
     """What a handler yields to have work(*args), a `model_work`, done in a turn on the model.
 
     Everything else that the handler does, a download for example, keeps nobody waiting. show: makes what the page
-    shows of what the work yields. of_export: the turn is one in the queue of exports.
+    shows of what the work yields. of_export: the turn is one in the queue of exports. batch_key, rows: as of a Ticket.
     """
 
     work: Callable[..., Generator]
     args: tuple
     show: Callable[[Any], tuple] = lambda values: values
     of_export: bool = False
+    batch_key: Hashable = None
+    rows: int = 1
 
     @property
     def queue(self) -> ModelQueue:
@@ -88,7 +91,8 @@ def wait_in_queue(stream: Callable[..., Iterator], outputs: Sequence[Any], statu
 async def _take_turn(turn: ModelTurn) -> AsyncGenerator:
     """The places of the turn while it waits, then the values of its work."""
     queue = turn.queue
-    ticket = queue.join(visitor_key(), "export" if turn.of_export else "question")
+    batch_key = None if has_zerogpu() else turn.batch_key  # there each work has a process of its own
+    ticket = queue.join(visitor_key(), "export" if turn.of_export else "question", batch_key=batch_key, rows=turn.rows)
     try:
         async with aclosing(queue.wait_for_turn(ticket, REPEAT_POSITION_SECONDS)) as places:
             async for place in places:
@@ -112,11 +116,13 @@ async def _in_threads(steps: Generator, ticket: Ticket | None = None) -> AsyncGe
         with one, ticket.held() if ticket else nullcontext():
             steps.close()
 
+    # a turn that shares a batch waits in its thread for each token: that is not one of those that serve the whole page
+    limiter = anyio.CapacityLimiter(2) if ticket else None
     try:
-        while (values := await anyio.to_thread.run_sync(step)) is not _ENDED:
+        while (values := await anyio.to_thread.run_sync(step, limiter=limiter)) is not _ENDED:
             yield values
     finally:
-        await anyio.to_thread.run_sync(close)
+        await anyio.to_thread.run_sync(close, limiter=limiter)
 
 
 _ENDED = object()

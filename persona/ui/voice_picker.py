@@ -5,7 +5,7 @@ in the visitor's language.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -330,6 +330,12 @@ def open_comparison(
     model = session.open_model(session.base_of(main), quantization, main.quantization)
     columns = [_open_column(model, main, ref, main_ref, strength) for ref in refs]
     return Comparison(main.card, model, tuple(v for v, _ in columns), tuple(r for _, r in columns))
+
+
+def batch_key(chosen: str, quantization: str = "auto") -> Hashable:
+    """What the comparisons of one model have in common: what open_comparison() opens."""
+    main = open_adapter(AdapterRef.parse_id(chosen))
+    return session.base_of(main), quantization, main.quantization
 
 
 def _open_remote_comparison(slug: str, refs: Sequence[AdapterRef]) -> Comparison:

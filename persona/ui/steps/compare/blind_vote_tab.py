@@ -122,7 +122,8 @@ def ask_both(
     if voice_picker.is_remote(adapter_id):
         yield from answer_both(*work)
     else:
-        yield ModelTurn(answer_both, work)
+        batch_key = voice_picker.batch_key(adapter_id, sampling_settings.quantization)
+        yield ModelTurn(answer_both, work, batch_key=batch_key, rows=2)
 
 
 @model_work(lambda *work: SamplingSettings(*work[5:]).gpu_seconds(2))

@@ -151,7 +151,9 @@ def answer_last_turn(
     if voice_picker.is_remote(selection.adapter_id):
         yield from stream_answers(*work)
     else:
-        yield ModelTurn(stream_answers, work)
+        rows = len(voice_picker.column_order(selection.adapter_id, selection.other_voices))
+        batch_key = voice_picker.batch_key(selection.adapter_id, settings.quantization)
+        yield ModelTurn(stream_answers, work, batch_key=batch_key, rows=rows)
 
 
 def _answer_seconds(_: Any, __: Any, selection: Selection, settings: SamplingSettings) -> float:

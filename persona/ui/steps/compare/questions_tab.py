@@ -70,10 +70,11 @@ def answer_questions(
         return AnswersView(answers_html(labels, rows, questions[len(rows) :]), status)
 
     at_once = question_list.questions_at_once(len(labels))
+    batch_key = voice_picker.batch_key(adapter_id, sampling_settings.quantization)
     for first in range(0, len(questions), at_once):
-        yield ModelTurn(
-            ask_batch, (questions[first : first + at_once], slug, adapter_id, other_voices, *settings), show_row
-        )
+        asked = questions[first : first + at_once]
+        work = (asked, slug, adapter_id, other_voices, *settings)
+        yield ModelTurn(ask_batch, work, show_row, batch_key=batch_key, rows=len(asked) * len(labels))
         for path in paths:
             question_list.save_table(path, labels, rows)
         csv, md, html = (gr.DownloadButton(value=str(path), interactive=True) for path in paths)
