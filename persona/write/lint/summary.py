@@ -9,8 +9,8 @@ from persona.store.persona_folder import PersonaCard
 from persona.write.lint.finding import Finding
 from persona.write.lint.question_kinds import classify_question
 
-# How many of each kind a set should have, and of all: by the sets first shipped (176 and 314 pairs), whose voices are heard
-# after a training of minutes, about a third of what the smaller one has.
+# How many of each kind a set should have, and of all: by the sets first shipped (176 and 314 pairs), whose voices are
+# heard after a training of minutes, about a third of what the smaller one has.
 TARGET_COUNTS: Mapping[str, int] = {
     Message("identity"): 10, Message("greeting"): 5, Message("small talk"): 15, Message("domain"): 15,
     Message("refusal"): 5, Message("multi-turn"): 8,
