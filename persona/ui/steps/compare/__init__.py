@@ -297,7 +297,8 @@ def _connect_adapters(
     voices = VoicesView(c.other_voices, c.blend_with)
     inputs = [page.slug, page.adapter, *voices]
     step.select(show_errors(refresh_voices), inputs, voices, **QUIET)
-    step.select(show_errors(offer_questions), page.adapter, probes, **QUIET)  # the persona's probes may be others now
+    # the persona's probes may be others now, and the run's adapter that of another step
+    step.select(show_errors(describe_adapter), page.adapter, [probes, c.about], **QUIET)
     page.adapter.change(
         show_errors(show_adapter), [*inputs, *settings.of_card()],
         [listed, *voices, probes, c.about, *settings.of_card()], **QUIET,
