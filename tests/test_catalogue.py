@@ -51,7 +51,9 @@ def test_unknown_is_not_no():
     assert find_known_model("google/gemma-3-4b-it").about == "8.6 GB, Gemma Terms of Use, asks for consent on its page"
     assert find_known_model("Qwen/Qwen3-8B").about == "16.4 GB, Apache-2.0"
     assert find_known_model("someone/else") is None
-    assert find_known_model("meta-llama/Llama-2-7b-hf").about.endswith("Community License, asks for consent on its page")
+    assert find_known_model("meta-llama/Llama-2-7b-hf").about.endswith(
+        "Community License, asks for consent on its page"
+    )
     in_float32 = find_known_model("openai-community/gpt2-xl")
     assert in_float32.about == "6.4 GB, MIT" and in_float32.weights_gb == in_float32.download_gb / 2
     unconfirmed = [e for e in BASES if e.family in ("Gemma 4", "Qwen3.5")]

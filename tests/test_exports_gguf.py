@@ -105,7 +105,9 @@ def test_what_llama_cpp_has_no_form_for(tiny_llama, tiny_gemma, tmp_path):
     for kind in ("gpt_neox", "gemma4", "qwen3_5", "gemma3n"):
         config = json.loads((other / "config.json").read_text()) | {"model_type": kind}
         (other / "config.json").write_text(json.dumps(config))
-        with pytest.raises(BaseError, match=rf"{kind} is not among .* --as merged, then .* convert_hf_to_gguf.py FOLDER"):
+        with pytest.raises(
+            BaseError, match=rf"{kind} is not among .* --as merged, then .* convert_hf_to_gguf.py FOLDER"
+        ):
             gguf_files.write_adapter_gguf(adapter, Base("someone/other", other), tmp_path / "x.gguf")
 
 
