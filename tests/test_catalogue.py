@@ -84,6 +84,12 @@ def test_the_choices_begin_with_the_embedded_and_grow(monkeypatch):
     assert titles[at] == names[at] and abouts[at] == "8.6 GB, Gemma Terms of Use, asks for consent on its page"
 
 
+def test_a_name_without_its_owner_is_answered_with_the_id():
+    for name, known in (("gpt2-xl", "openai-community/gpt2-xl"), ("qwen3-0.6b", "Qwen/Qwen3-0.6B")):
+        with pytest.raises(BaseError, match=f"'{name}': its id on the Hub has an owner: {known}."):
+            base.resolve_base(name)
+
+
 def test_a_download_says_first_what_it_is(monkeypatch):
     import huggingface_hub
 

@@ -39,6 +39,11 @@ def test_the_table_names_each_run_and_marks_the_one_shown(mags):
     assert ledger.refresh("", "", [])[0].startswith("<div") and ledger.refresh(mags.slug, "", [])[1] == []
 
 
+def test_one_held_out_pair_has_no_interval(mags):
+    new_run(mags, [30.0])
+    assert "3.000</td>" in ledger.refresh(mags.slug, "", [])[0]
+
+
 def test_two_ticked_runs_are_compared_and_a_third_replaces_the_first(mags):
     runs = [new_run(mags), new_run(mags, [20.0, 21, 22, 23], epochs=6), new_run(mags)]
     view = press(mags.slug, "pick", runs[0])
