@@ -1,8 +1,7 @@
 """Every architecture of the catalogue, as a tiny random model: mask → training → adapter → two voices → merge.
 
-One run each, made once; the tests look at it from several sides. Five more architectures that transformers knows
-(InternLM 3, MiniCPM 3, and with other names of layers GPT-2, BLOOM, Falcon) are taken along: their models can be named
-by hand.
+One run each, made once; the tests look at it from several sides. Two more architectures that transformers knows,
+InternLM 3 and MiniCPM 3, are taken along: their models can be named by hand.
 """
 
 import importlib.util

@@ -29,7 +29,7 @@ def test_an_entry_is_whole():
     def check(entry):
         assert entry.template in shipped_templates()
         assert re.search("[\u4e00-\u9fff]", entry.zh) and entry.en.isascii()
-        assert (entry.kind == "pretrained") == (entry.template == "gemma-base")
+        assert (entry.kind == "pretrained") == (entry.template in catalogue.PRETRAINED_TEMPLATES)
         assert find_known_model(entry.id.upper()) is entry
 
     check_each(BASES, check)
@@ -51,6 +51,11 @@ def test_unknown_is_not_no():
     assert find_known_model("google/gemma-3-4b-it").about == "8.6 GB, Gemma Terms of Use, asks for consent on its page"
     assert find_known_model("Qwen/Qwen3-8B").about == "16.4 GB, Apache-2.0"
     assert find_known_model("someone/else") is None
+    assert find_known_model("meta-llama/Llama-2-7b-hf").about.endswith(
+        "Community License, asks for consent on its page"
+    )
+    in_float32 = find_known_model("openai-community/gpt2-xl")
+    assert in_float32.about == "6.4 GB, MIT" and in_float32.weights_gb == in_float32.download_gb / 2
     unconfirmed = [e for e in BASES if e.family in ("Gemma 4", "Qwen3.5")]
     assert unconfirmed and all(e.gated is None for e in unconfirmed)
 
@@ -77,6 +82,12 @@ def test_the_choices_begin_with_the_embedded_and_grow(monkeypatch):
     assert not {e.hub_id for e in bundled.BUNDLED_MODELS.values()} & set(names)
     at = names.index("google/gemma-3-4b-it")
     assert titles[at] == names[at] and abouts[at] == "8.6 GB, Gemma Terms of Use, asks for consent on its page"
+
+
+def test_a_name_without_its_owner_is_answered_with_the_id():
+    for name, known in (("gpt2-xl", "openai-community/gpt2-xl"), ("qwen3-0.6b", "Qwen/Qwen3-0.6B")):
+        with pytest.raises(BaseError, match=f"'{name}': its id on the Hub has an owner: {known}."):
+            base.resolve_base(name)
 
 
 def test_a_download_says_first_what_it_is(monkeypatch):

@@ -1,7 +1,11 @@
 """What a newcomer sees first, on a wide screen and on a phone: the box to write in, both answers, plain words."""
 
+import json
+
 import pytest
 from browsing import open_page
+
+from persona.train import run_folder
 
 pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -51,6 +55,17 @@ def test_both_answers_are_a_swipe_apart_on_a_phone(browser, page_server, trained
     assert base["height"] > 400, "there is room for an answer"
     page.evaluate("document.getElementById('columns').scrollLeft = 1000")
     page.wait_for_function("document.getElementById('chat-persona').getBoundingClientRect().right <= innerWidth")
+
+
+def test_the_adapter_of_another_step_is_described_on_return(browser, page_server, trained_persona):
+    page, _ = open_page(browser, page_server.url)
+    to_step(page, "compare")
+    (run,) = run_folder.list_runs(trained_persona)
+    facts = json.loads((run.adapter / "run.json").read_text())
+    (run.adapter / "run.json").write_text(json.dumps(facts | {"figures": {"base_nll": 5.0, "adapter_nll": 2.5}}))
+    page.click("#step-train-button")
+    page.click("#step-compare-button")
+    page.wait_for_selector("#about-adapter >> text=5.00 → 2.50")
 
 
 def test_what_the_base_is_and_how_to_get_another(browser, page_server, trained_persona):

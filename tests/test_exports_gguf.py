@@ -102,10 +102,13 @@ def test_what_llama_cpp_has_no_form_for(tiny_llama, tiny_gemma, tmp_path):
         gguf_files.write_adapter_gguf(adapter, Base("tiny-gemma", tiny_gemma), tmp_path / "x.gguf")
     other = tmp_path / "other"
     shutil.copytree(tiny_llama, other)
-    config = json.loads((other / "config.json").read_text()) | {"model_type": "gpt_neox"}
-    (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BaseError, match=r"gpt_neox is not among .* --as merged, then .* convert_hf_to_gguf.py FOLDER"):
-        gguf_files.write_adapter_gguf(adapter, Base("someone/neox", other), tmp_path / "x.gguf")
+    for kind in ("gpt_neox", "gemma4", "qwen3_5", "gemma3n"):
+        config = json.loads((other / "config.json").read_text()) | {"model_type": kind}
+        (other / "config.json").write_text(json.dumps(config))
+        with pytest.raises(
+            BaseError, match=rf"{kind} is not among .* --as merged, then .* convert_hf_to_gguf.py FOLDER"
+        ):
+            gguf_files.write_adapter_gguf(adapter, Base("someone/other", other), tmp_path / "x.gguf")
 
 
 def test_a_folder_for_llama_cpp_says_what_is_missing(tiny_llama, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from finished_runs import CARD, PAIRS, finish, new_run
 
 from persona.errors import InputError, RunError
-from persona.judge import compare_runs, ledger
+from persona.judge import compare_runs, ledger, training_gain
 from persona.judge.ledger import PairChanges, Share
 from persona.store.pairs import Pair, write_pairs
 from persona.store.persona_folder import create_persona_at, free_path
@@ -137,6 +137,14 @@ def test_only_rows_that_both_held_out_are_tested(mags):
     assert "nothing can be tested" in compare_runs.compare_runs(first, second).describe()
 
 
+def test_nothing_is_said_of_a_few_rows():
+    few, enough = ([10.0] * n for n in (4, 5))
+    for rows, told in ((few, False), (enough, True)):
+        change = training_gain.compare_rows(rows, [12.0 + n for n in range(len(rows))], [5.0] * len(rows))
+        assert change.change.low > 0 and change.is_worse == told
+        assert ("too few to tell" in training_gain.describe_change(change)) != told
+
+
 def test_the_permutation_test_is_right_under_the_null_and_sees_a_shift():
     rng = np.random.default_rng(1)
     nulls = [compare_runs.permutation_p(rng.normal(size=20), seed=n) for n in range(200)]
@@ -152,7 +160,7 @@ def test_the_command_line(mags, value):
     mine = next(r for r in rows if r["name"] == first.name)
     assert mine["note"]["note"] == "kept" and mine["pairs_since"] == {"added": 0, "removed": 0, "changed": 0}
     found = value("compare", first.path, f"mags/{second.name}")
-    assert found["settings"] == {"epochs": [3.0, 1.0]} and "cannot be told apart" in found["said"]
+    assert found["settings"] == {"epochs": [3.0, 1.0]} and "too few to tell" in found["said"]
     assert value("compare", first.name, second.name) == found
 
 

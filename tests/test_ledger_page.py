@@ -1,6 +1,7 @@
 """Step 3, the ledger: what the table shows of each run, and what a click does."""
 
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import gradio as gr
 import pytest
@@ -23,7 +24,7 @@ def press(slug, do, run, shown="", picked=()):
 
 def changed(view) -> set[str]:
     """The components that the click changes."""
-    return {name for name, value in view._asdict().items() if value != gr.skip()}
+    return {name for name, value in view._asdict().items() if value not in (gr.skip(), "")}
 
 
 def test_the_table_names_each_run_and_marks_the_one_shown(mags):
@@ -36,6 +37,11 @@ def test_the_table_names_each_run_and_marks_the_one_shown(mags):
     assert "Epochs: 6.0" in table and "as preset Quick" in table and "since: +1 −40" in table and "★" in table
     assert table.count("class='shown'") == 1 and table.count("aria-checked='true'") == 1
     assert ledger.refresh("", "", [])[0].startswith("<div") and ledger.refresh(mags.slug, "", [])[1] == []
+
+
+def test_one_held_out_pair_has_no_interval(mags):
+    new_run(mags, [30.0])
+    assert "3.000</td>" in ledger.refresh(mags.slug, "", [])[0]
 
 
 def test_two_ticked_runs_are_compared_and_a_third_replaces_the_first(mags):
@@ -94,3 +100,19 @@ def test_the_least_likely_pairs_lead_back_to_the_table_of_pairs(mags):
     number = mags.scan()[0].index(held_out[1]) + 1
     assert f"data-row='{number}'" in detail and detail.count("data-do='rewrite'") == 3 and "changed since" in detail
     assert ledger.rewrite_pair(SimpleNamespace(_data={"row": str(number)}))[1:] == [0, number]
+
+
+def test_on_zerogpu_again_trains_too(mags, plain_cpu, monkeypatch):
+    monkeypatch.setattr(ledger.deployment, "has_zerogpu", lambda: True)
+    trained = []
+    monkeypatch.setattr(ledger.gpu_slices, "train_in_slices", lambda run: trained.append(run.name) or iter(["slice"]))
+    run = new_run(mags)
+    again = press(mags.slug, "again", run)
+    assert list(ledger.train_repeated(mags.slug, again.repeated)) == ["slice"] and trained == [again.shown]
+    assert list(ledger.train_repeated(mags.slug, press(mags.slug, "star", run).repeated)) == []
+    with gr.Blocks() as blocks:
+        page = MagicMock(**{name: gr.State("") for name in ("slug", "chosen", "steps", "shown_step", "pair_number")})
+        page.chosen_view = lambda: [gr.State("") for _ in ledger.ChosenView._fields]
+        view, box, save = ledger.build(page, gr.State(""), gr.Dropdown())
+        ledger.connect(page, view, box, save, gr.State(), {"fn": str, "inputs": None, "outputs": None})
+    assert ledger.train_repeated in [getattr(f.fn, "__wrapped__", None) for f in blocks.fns.values()]

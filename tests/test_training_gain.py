@@ -67,6 +67,14 @@ def test_a_stopped_run_says_so_and_offers_to_resume(tmp_path):
     assert "Stopped at step 14 of 60. Resume goes on from there." in run_view.run_status_html(Run(tmp_path), run)
 
 
+def test_a_run_that_ended_early_says_why(tmp_path):
+    early = trained([50.0] * 30, [44.0] * 30, status="done", steps=60, last=40)
+    said = run_view.run_status_html(Run(tmp_path), early)
+    assert "Done at step 40 of 60: the held-out pairs were getting no better." in said and "width:100" in said
+    whole = run_view.run_status_html(Run(tmp_path), trained([50.0] * 30, [44.0] * 30, status="done", steps=60, last=60))
+    assert "getting no better" not in whole
+
+
 def test_why_a_step_is_the_adapter_though_another_has_the_lowest_loss():
     events = [{"event": "eval", "step": 10, "nll": 3.9}, {"event": "eval", "step": 20, "nll": 4.0}]
 

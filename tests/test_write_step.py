@@ -71,6 +71,14 @@ def test_why_an_edit_is_refused_is_returned_to_the_table(ada, monkeypatch):
     assert save_edit("ada", **refused | {"old": "Yes."}).refusal == "" and ada.pairs()[1].output == "Maybe."
 
 
+def test_a_refusal_names_the_columns_as_the_table_does(ada, monkeypatch):
+    said = []
+    monkeypatch.setattr(pairs_tab, "show_warning", said.append)
+    data = {"do": "edit", "row": 1, "field": "instruction", "old": ada.pairs()[0].instruction, "text": "x" * 100_001}
+    refusal = save_edit("ada", **data).refusal
+    assert refusal.startswith("Pair 1: 'Someone says' has 100,001 characters") and said == [refusal]
+
+
 def test_an_edit_is_of_the_persona_whose_table_it_was_made_in(ada, home):
     other = create_persona_at(free_path("ben"), default_card("Ben"), [Pair("Tea?", "Yes.")])
     update = save_edit("ben", do="add", row=1, shown=True, persona="ada")

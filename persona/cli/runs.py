@@ -31,7 +31,8 @@ def _row_text(row: Any) -> str:
     parts = [f.status, f"{f.minutes:.0f} min", f"{f.base}" + (f" from {f.parent}" if f.parent else "")]
     parts.append(f"{f.pairs} pairs" + _since_text(row.since))
     if f.nll:
-        parts.append(f"NLL {f.nll.value:.3f} [{f.nll.low:.3f}, {f.nll.high:.3f}]")
+        interval = f" [{f.nll.low:.3f}, {f.nll.high:.3f}]" if f.nll.low < f.nll.high else ""
+        parts.append(f"NLL {f.nll.value:.3f}{interval}")
     parts += [f"{name} {s.kept}/{s.of}" for name, s in (("probes", f.probes), ("stops", f.stops)) if s]
     parts += [f"{name}={value}".lower() for name, value in f.settings.items()]
     title = f"{'*' if note.starred else ' '} {f.name}" + (f" ({note.name})" if note.name else "")

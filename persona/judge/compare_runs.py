@@ -14,6 +14,7 @@ from persona.errors import Message, PersonaError
 from persona.judge import evaluate, ledger, training_gain
 from persona.judge.ledger import PairDifference
 from persona.judge.report_model import EvalReport, FrozenModel, Interval
+from persona.judge.verdict import MIN_ROWS
 from persona.store.pairs import Pair
 from persona.train.progress import RunProgress
 from persona.train.run_folder import Run, RunRow
@@ -84,6 +85,11 @@ class RunComparison(FrozenModel):
             return Message("No row was held out by both runs and measured by both: nothing can be tested.")
         t, figures = self.test, self.test.change
         change = f"{figures.value:+.3f} [{figures.low:+.3f}, {figures.high:+.3f}]"
+        if t.rows < MIN_ROWS:
+            return Message(
+                "Rows that both held out: {rows}, too few to tell the two apart ({value} nats per token).",
+                rows=t.rows, value=f"{figures.value:+.3f}",
+            )  # fmt: skip
         p = "–" if t.p is None else f"{t.p:.3f}"
         if figures.high < 0:
             return Message(

@@ -147,7 +147,7 @@ def compute_figures(run: Run) -> RunFigures:
         nll=_estimate_nll(p),
         probes=kept,
         stops=stops,
-        minutes=round(p.elapsed / 60, 2),
+        minutes=round(p.elapsed / 60, 3),
         fingerprints=fingerprint_pairs([r.pair for r in rows]) if len(rows) <= MAX_FINGERPRINTS else None,
     )
 

@@ -10,7 +10,7 @@ def rate_preferences(p: RunProgress) -> str:
     fewer are, or the better answers became less likely."""
     before, after = (p.result.get(f"accuracy_{when}") or 0 for when in ("before", "after"))
     change = training_gain.estimate_change(p)
-    if after < before or (change is not None and change.is_worse):
+    if after < before or (change is not None and change.change.low > 0):
         return "problem"
     return "good" if after > before else "hint"
 
@@ -27,7 +27,7 @@ def describe_preferences(p: RunProgress) -> str:
         count=training_gain.count_held_out(p) or 0,
     )
     change = training_gain.estimate_change(p)
-    if change is None or not change.is_worse:
+    if change is None or change.change.low <= 0:
         return verdict
     return join(" ", [verdict, Message(
         "But your chosen answers themselves have become less likely: {before:.2f} → {after:.2f} nats per token. Raise "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from persona.errors import Message
 from persona.judge import metrics
 from persona.judge.report_model import Interval
+from persona.judge.verdict import MIN_ROWS
 from persona.train.progress import RunProgress, is_number
 
 
@@ -21,8 +22,8 @@ class NllChange:
 
     @property
     def is_worse(self) -> bool:
-        """Whether it is worse by more than chance alone would make it."""
-        return self.change.low > 0
+        """Whether it is worse by more than chance alone would make it; never on too few rows to tell."""
+        return self.rows >= MIN_ROWS and self.change.low > 0
 
 
 def count_held_out(p: RunProgress) -> int | None:
@@ -70,7 +71,14 @@ def _adapter_rows(p: RunProgress) -> list[float]:
 
 
 def describe_change(change: NllChange) -> str:
-    """The change in words, with the intervals."""
+    """The change in words, with the intervals where there are rows enough for them."""
+    if change.rows < MIN_ROWS:
+        return Message(
+            "held-out NLL before {before}, after {after} on {rows} pairs: too few to tell whether it lost anything.",
+            before=f"{change.before.value:.3f}",
+            after=f"{change.after.value:.3f}",
+            rows=change.rows,
+        )
     before, after, moved = (
         _interval_text(change.before),
         _interval_text(change.after),

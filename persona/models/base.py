@@ -118,6 +118,8 @@ def resolve_base(name: str, progress: ProgressCallback = ignore_progress, revisi
         if is_folder(path):
             return _resolve_folder(name, path)
     if not download.is_hub_id(name):
+        if known := next((m.id for m in load_catalogue() if m.id.rpartition("/")[2].lower() == name.lower()), ""):
+            raise BaseError("{name!r}: its id on the Hub has an owner: {known}.", name=name, known=known)
         raise BaseError(
             "{name!r}: no such folder, GGUF file or Hub id (OWNER/NAME). The embedded base {default!r} always works.",
             name=name[:MAX_SHOWN],

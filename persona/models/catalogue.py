@@ -5,7 +5,9 @@ that need code from their repository, for the model or its tokenizer, are left o
 downloaded to check a fact. The facts come from the models' own cards, but for two families, gathered on 27 November
 2026 without their Hub pages: licence and context of Gemma 4 and Qwen3.5 from copies of cards and a Google documentation
 page; Gemma 4's rounded sizes from a specification page and listings of the Hub; Qwen3.5's millions counted from shapes,
-some of them remembered and not read. Whether they are gated was not confirmed.
+some of them remembered and not read. Whether they are gated was not confirmed. Sizes and licences of GPT-2, BLOOM and
+Falcon come from stored copies of their file listings on the Hub, those of Llama 2 from listings of copies of it, all
+read on that day.
 """
 
 import json
@@ -29,6 +31,7 @@ class KnownModel(BaseModel):
     family: str = Field(min_length=1)
     architecture: str = Field(min_length=1, description="model_type of its config.json")
     parameters: int = Field(gt=0, description="millions, as stored: with embeddings and towers")
+    stored_bytes: int = Field(default=2, gt=0, description="of each parameter; 4 where it is stored in float32")
     licence: str = Field(min_length=1)
     licence_url: str = Field(pattern=r"^https://")
     gated: bool | None = Field(description="whether its licence must be accepted on its page first; null: unknown")
@@ -41,13 +44,18 @@ class KnownModel(BaseModel):
 
     @property
     def download_gb(self) -> float:
-        """Gigabytes to download, roughly: all are stored in bfloat16, two bytes a parameter."""
+        """Gigabytes to download, roughly."""
+        return self.stored_bytes * self.parameters / 1000
+
+    @property
+    def weights_gb(self) -> float:
+        """Gigabytes of the weights in bfloat16."""
         return 2 * self.parameters / 1000
 
     @property
     def chat_gb(self) -> float:
         """Gigabytes of memory for a chat in bfloat16, roughly; in float32, as on a CPU, twice that."""
-        return self.download_gb + 0.7
+        return self.weights_gb + 0.7
 
     @property
     def train_gb(self) -> float:
@@ -56,7 +64,7 @@ class KnownModel(BaseModel):
         The weights in bfloat16, and for activations, logits and optimizer a third of that plus 2 GB. memory.py gives
         the exact estimate once the base is downloaded.
         """
-        return self.download_gb * 4 / 3 + 2
+        return self.weights_gb * 4 / 3 + 2
 
     @property
     def about(self) -> str:

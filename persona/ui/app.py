@@ -35,6 +35,8 @@ LAUNCH_OPTIONS: dict[str, Any] = {
     "footer_links": ["gradio"],
     "max_file_size": MAX_ADAPTER_BYTES,  # of an upload; else anyone who reaches the page could fill the disk
     "state_session_capacity": 2000,  # tabs whose state is kept, 0.6 MB each; Gradio itself drops none when it is closed
+    # else Gradio asks the page for itself and gives up after three seconds, on a busy machine or behind a proxy
+    "_frontend": False,
 }
 # one after the other: each reads who is chosen and may choose someone else
 CHOOSING: dict[str, Any] = {**QUIET, "concurrency_id": "choosing", "concurrency_limit": 1}

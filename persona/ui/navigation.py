@@ -161,7 +161,9 @@ def _write_hint(state: PersonaState) -> str:
             "Start in one of three ways. An example is the quickest: it has everything that a first training run needs."
         )
     if not state.pairs:
-        return t("Write a first pair in the table, or import text in the tab Import.")
+        return t(
+            "Write a first pair in the table, answer questions in the tab Interview, or import text in the tab Import."
+        )
     if state.unfinished:
         return t("Pairs: {n}, unfinished: {m}. Finish or delete them (Show: Unfinished).",
                  n=f"{state.pairs:,}", m=state.unfinished)  # fmt: skip

@@ -19,7 +19,7 @@ from persona.template.chat_template import shipped_templates
 from persona.ui import navigation, voice_picker
 from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.i18n import localized, t
-from persona.ui.navigation import SHARE
+from persona.ui.navigation import COMPARE, SHARE
 from persona.ui.notices import show_info
 from persona.ui.page import QUIET, Page, on_latest, open_current_persona, show_errors
 from persona.ui.steps.compare import blind_vote_tab, judge_tab, questions_tab, train_on_votes
@@ -126,6 +126,11 @@ def describe_adapter(adapter_id: str) -> tuple[gr.Dataset, str]:
         about = t("{name} on {base}, template {template} · held-out loss during training {before} → {after}", **facts,
                   before=before, after=after)  # fmt: skip
     return offer_questions(adapter_id), f"<div class='quiet'>{about}</div>"
+
+
+def describe_when_shown(shown_step: int, adapter_id: str | None) -> tuple[Any, Any]:
+    """describe_adapter() where this step is the one shown."""
+    return describe_adapter(adapter_id or "") if shown_step == COMPARE else (gr.skip(), gr.skip())
 
 
 def offer_questions(adapter_id: str | None) -> gr.Dataset:
@@ -297,7 +302,10 @@ def _connect_adapters(
     voices = VoicesView(c.other_voices, c.blend_with)
     inputs = [page.slug, page.adapter, *voices]
     step.select(show_errors(refresh_voices), inputs, voices, **QUIET)
-    step.select(show_errors(offer_questions), page.adapter, probes, **QUIET)  # the persona's probes may be others now
+    # the persona's probes may be others now, and the run's adapter that of another step
+    page.shown_step.change(
+        show_errors(describe_when_shown), [page.shown_step, page.adapter], [probes, c.about], **QUIET
+    )
     page.adapter.change(
         show_errors(show_adapter), [*inputs, *settings.of_card()],
         [listed, *voices, probes, c.about, *settings.of_card()], **QUIET,

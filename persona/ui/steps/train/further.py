@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from persona.errors import PersonaError
-from persona.judge import preference_verdict, training_gain
+from persona.judge import preference_verdict, training_gain, verdict
 from persona.share import open_adapter
 from persona.share.adapter_ref import AdapterRef
 from persona.train.config import ALL_PRESETS, FURTHER, PRESETS, RunConfig
@@ -156,12 +156,12 @@ def held_out_curve(p: RunProgress) -> list[tuple[int, float]]:
 
 def change_html(p: RunProgress) -> str:
     """Held-out NLL before and after training further, with the intervals; "" for a run without a parent."""
-    if verdict := preference_verdict.describe_preferences(p):
+    if preferred := preference_verdict.describe_preferences(p):
         kind = preference_verdict.rate_preferences(p)
-        return f'<div class="{kind}" data-testid="preferences">{escape(localized(verdict))}</div>'
+        return f'<div class="{kind}" data-testid="preferences">{escape(localized(preferred))}</div>'
     change = training_gain.estimate_change(p)
     if change is None:
         return ""
-    kind = "problem" if change.is_worse else "good"
+    kind = "problem" if change.is_worse else "hint" if change.rows < verdict.MIN_ROWS else "good"
     text = t("Trained further: {change}", change=localized(training_gain.describe_change(change)))
     return f'<div class="{kind}" data-testid="further">{escape(text)}</div>'

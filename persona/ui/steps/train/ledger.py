@@ -1,5 +1,6 @@
 """Step 3, the ledger: all runs of the persona, and what can be done with each: open, note, compare, repeat, delete."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 import gradio as gr
@@ -9,7 +10,8 @@ from persona.errors import InputError
 from persona.judge import compare_runs
 from persona.judge import ledger as runs_ledger
 from persona.share.adapter_ref import AdapterRef, RefKind
-from persona.train import launcher, run_notes
+from persona.store import deployment
+from persona.train import gpu_slices, launcher, run_notes
 from persona.train.config import RunConfig
 from persona.train.parent import reopen_parent
 from persona.train.run_folder import Run, list_runs
@@ -34,6 +36,7 @@ class LedgerView(NamedTuple):
     picked: Any  # names of the runs that are ticked
     shown: Any  # name of the run whose charts the step shows
     parent: Any  # the adapter to go on from
+    repeated: Any  # name of the run that this click made; "" after any other click
     note_name: Any
     note: Any
     steps: Any
@@ -47,6 +50,7 @@ class LedgerView(NamedTuple):
     @classmethod
     def changed(cls, **values: Any) -> Self:
         """Those given; the others stay."""
+        values = {"repeated": "", **values}
         return cls(**{name: values.get(name, gr.skip()) for name in cls._fields})
 
 
@@ -82,7 +86,7 @@ def on_click(slug: str, shown: str, picked: list[str], chosen: Chosen, event: gr
         return LedgerView.changed(detail=detail, losses=gr.LinePlot(visible=False))
     if do == "again":
         again = repeat_run(slug, run)
-        return _with_table(slug, again.name, picked, shown=again.name)
+        return _with_table(slug, again.name, picked, shown=again.name, repeated=again.name)
     if do == "delete":
         run_notes.trash_run(run)
         show_info(t("Moved to the trash."))
@@ -139,6 +143,12 @@ def repeat_run(slug: str, run: Run) -> Run:
     return again
 
 
+def train_repeated(slug: str, name: str) -> Iterator[str]:
+    """Train the run that "again" made, where no process can: on ZeroGPU this event trains, and the page watches."""
+    if name:
+        yield from gpu_slices.train_in_slices(find_run(slug, name))
+
+
 def save_note(slug: str, shown: str, name: str, note: str) -> None:
     """Keep the name and note of the run that is shown."""
     runs = list_runs(open_current_persona(slug))
@@ -160,7 +170,7 @@ def build(page: Page, shown: gr.State, parent: gr.Dropdown) -> tuple[LedgerView,
         losses = gr.LinePlot(pd.DataFrame(columns=run_view.LOSS_COLUMNS), x="step", y="loss", color="on", height=260,
                              visible=False, elem_id="ledger-losses")  # fmt: skip
     view = LedgerView(
-        table, detail, losses, gr.State([]), shown, parent, note_name, note, page.steps, page.shown_step,
+        table, detail, losses, gr.State([]), shown, parent, gr.State(""), note_name, note, page.steps, page.shown_step,
         *page.chosen_view(),
     )  # fmt: skip
     return view, box, save
@@ -175,9 +185,10 @@ def connect(
         "outputs": [view.table, view.picked, view.note_name, view.note], **QUIET,
     }  # fmt: skip
     gr.on([box.expand, training.change, page.slug.change, view.shown.change], **renew)
-    view.table.click(show_errors(on_click), [page.slug, view.shown, view.picked, page.chosen], view, **QUIET).success(
-        **update
-    )
+    clicked = view.table.click(show_errors(on_click), [page.slug, view.shown, view.picked, page.chosen], view, **QUIET)
+    clicked.success(**update)
+    if deployment.has_zerogpu():
+        clicked.success(show_errors(train_repeated), [page.slug, view.repeated], view.shown, **QUIET)
     view.detail.click(show_errors(rewrite_pair), None, [page.steps, page.shown_step, page.pair_number], **QUIET)
     gr.on(
         [save.click, view.note.submit, view.note_name.submit], show_errors(save_note),

@@ -121,7 +121,8 @@ def _pairs_html(row: LedgerRow) -> str:
 def _nll_text(nll: Interval | None) -> str:
     if nll is None:
         return "–"
-    return f"{nll.value:.3f}<br><span class='quiet'>{nll.low:.2f} – {nll.high:.2f}</span>"
+    interval = f"<br><span class='quiet'>{nll.low:.2f} – {nll.high:.2f}</span>" if nll.low < nll.high else ""
+    return f"{nll.value:.3f}{interval}"
 
 
 def _share_text(share: Share | None) -> str:

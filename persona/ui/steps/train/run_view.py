@@ -161,6 +161,11 @@ def run_status_html(run: Run, p: RunProgress) -> str:
     text = escape(t("{state}: {message}", state=state, message=localized(p.message)) if p.message else state)
     if p.status == "stopped" and p.step and not p.message:
         text = t("Stopped at step {step} of {steps}. Resume goes on from there.", step=p.step, steps=p.steps)
+    is_early = p.status == "done" and p.step < p.steps
+    if is_early:
+        text = t(
+            "Done at step {step} of {steps}: the held-out pairs were getting no better.", step=p.step, steps=p.steps
+        )
     if p.status == "running" and run.is_asked_to_stop():
         text = t("Stopping after this step and its evaluation …")
     best = min((nll for step, nll in p.held_out if step), default=None)
@@ -181,7 +186,7 @@ def run_status_html(run: Run, p: RunProgress) -> str:
     kind = {"done": "good", "failed": "problem", "interrupted": "problem"}.get(p.status, "hint")
     return (
         f'<div class="card"><div class="{kind}" role="status">{text}</div>'
-        f"{progress_bar_html(p.step / p.steps if p.steps else 0.0)}"
+        f"{progress_bar_html(1.0 if is_early else p.step / p.steps if p.steps else 0.0)}"
         f"{facts_html(facts)}{training_verdict_html(p)}"
         f"{further.change_html(p) if p.status in ('done', 'stopped') else ''}"
         f"{rehearsal_html(run, p)}"

@@ -13,6 +13,7 @@ from persona.ui.i18n import localized, t
 from persona.ui.notices import show_warning
 from persona.ui.page import ORDERED_EVENT, QUIET, Page, open_current_persona, run_in_order, show_errors
 from persona.ui.steps.write.one_at_a_time import earlier_turns_html, read_scripts
+from persona.ui.steps.write.pairs_status import refusal_text
 from persona.ui.widgets import bars_html
 from persona.write import interview
 from persona.write.interview import Interview, Question
@@ -49,8 +50,8 @@ def act(slug: str, event: gr.EventData) -> tuple[Any, str]:
     try:
         _carry_out(str(data.get("persona") or slug), data)
     except PersonaError as e:
-        show_warning(localized(e.message))
-        return gr.skip(), localized(e.message)
+        show_warning(refusal := refusal_text(e))
+        return gr.skip(), refusal
     return draw_interview(slug), ""
 
 

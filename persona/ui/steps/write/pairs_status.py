@@ -5,6 +5,7 @@ from html import escape
 
 import gradio as gr
 
+from persona.errors import PersonaError
 from persona.judge import verdict
 from persona.store import pairs
 from persona.store.pairs import BadLine, Pair
@@ -65,6 +66,14 @@ def missing_text(why: str) -> str:
     columns = {"instruction": t("“Someone says” is empty"), "output": t("“The persona answers” is empty"),
                "history": t("an earlier turn is empty")}  # fmt: skip
     return next((text for field, text in columns.items() if why.startswith(f"'{field}'")), escape(localized(why)))
+
+
+def refusal_text(error: PersonaError) -> str:
+    """Why an edit of a pair was refused, with its fields by the names of the table's columns."""
+    message = error.message
+    for field, column in (("instruction", t("Someone says")), ("output", t("The persona answers"))):
+        message = message.replaced(field, column)
+    return localized(message)
 
 
 def rejected_html(bad_lines: Sequence[BadLine]) -> str:

@@ -14,7 +14,7 @@ from persona.ui.page import ORDERED_EVENT, QUIET, Page, open_current_persona, ru
 from persona.ui.steps.write import lint_tab, pairs_table, review_tab
 from persona.ui.steps.write.lint_tab import LintUpdate
 from persona.ui.steps.write.mask_preview import preview_mask, preview_typed
-from persona.ui.steps.write.pairs_status import pairs_status_html, redo_button, undo_button
+from persona.ui.steps.write.pairs_status import pairs_status_html, redo_button, refusal_text, undo_button
 from persona.ui.steps.write.pairs_table import PAIR_FILTERS, ROWS_PER_PAGE, SORT_ORDERS, TableView, translate_choices
 from persona.ui.widgets import FORWARD_CLICKS_JS
 from persona.write import lint
@@ -105,8 +105,8 @@ def save_edit(
     try:
         update = _carry_out(edited, query, order, row_filter, page, findings, data)
     except PersonaError as e:
-        show_warning(localized(e.message))
-        return TableUpdate(refusal=localized(e.message))
+        show_warning(refusal := refusal_text(e))
+        return TableUpdate(refusal=refusal)
     return (update if edited == slug else TableUpdate())._replace(refusal="")
 
 

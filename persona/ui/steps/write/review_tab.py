@@ -29,6 +29,7 @@ from persona.ui.page import (
 )
 from persona.ui.steps.write import pairs_table
 from persona.ui.steps.write.one_at_a_time import earlier_turns_html, read_scripts
+from persona.ui.steps.write.pairs_status import refusal_text
 from persona.ui.steps.write.pairs_table import PAIR_FILTERS, TableView, normalize_line_breaks, translate_choices
 from persona.ui.widgets import format_duration, progress_bar_html
 from persona.write import review
@@ -52,8 +53,8 @@ def act(slug: str, event: gr.EventData) -> tuple[Any, str]:
         shown, dropped = _carry_out(persona, data)
         return _draw(persona, shown, dropped), ""
     except PersonaError as e:
-        show_warning(localized(e.message))
-        return gr.skip(), localized(e.message)
+        show_warning(refusal := refusal_text(e))
+        return gr.skip(), refusal
 
 
 def _carry_out(persona: Persona, data: Mapping[str, Any]) -> tuple[int, bool]:
