@@ -31,6 +31,7 @@ ALLOWED = {
     ("train/trainer.py", "_save"): "a checkpoint, which counts once its marker is there",
     ("train/ray_cluster.py", "connect_to_ray"): "a temporary folder of this process",
     ("write/importers/packed_file.py", "_copy"): "a temporary folder of this process",
+    ("write/importers/chat_saves.py", "_open_kobold"): "a temporary folder of this process",
     ("write/importers/row_shapes.py", "write_rows"): "a temporary folder of this process",
     ("share/archive.py", "pack_adapter"): "into open_atomic",
     ("share/archive.py", "_copy_file"): "a temporary folder of this process, or a scratch folder that is renamed",
