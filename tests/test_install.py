@@ -19,7 +19,14 @@ from persona.models import catalogue
 from persona.store.workspace import PROJECT_DIR
 from persona.train import validate
 
-OURS = {"persona", "app", "tests", "scripts", "benchmarks", *(f.stem for f in (PROJECT_DIR / "tests").glob("*.py"))}
+OURS = {
+    "persona",
+    "app",
+    "tests",
+    "scripts",
+    "benchmarks",
+    *(f.stem for folder in ("tests", "scripts") for f in (PROJECT_DIR / folder).glob("*.py")),
+}
 EXTRAS = tomllib.loads((PROJECT_DIR / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 OTHERWISE = {
     "PIL": "pillow",
@@ -28,7 +35,7 @@ OTHERWISE = {
 }  # modules that are not named as their distribution
 # of requirements-dev.txt: programs and plugins, not imported
 TOOLS = {"pytest-timeout", "pytest-xdist", "pytest-cov", "ruff", "mypy", "import-linter", "axe-playwright-python", "tensorboardx",
-         "hatchling", "hatch-requirements-txt"}  # fmt: skip
+         "hatchling", "hatch-requirements-txt", "ipykernel", "ipywidgets"}  # fmt: skip
 
 
 def declared(lines: list[str]) -> set[str]:

@@ -140,6 +140,16 @@ def test_from_the_command_line(tiny_gemma, tmp_path, monkeypatch):
         assert (status == 0) == (done.exception is None)
 
 
+def test_a_signal_is_passed_on_and_ends_it_well(tiny_gemma, tmp_path):
+    """As vLLM does, the stand-in ends with a status of its own; it sends the signal as soon as it runs."""
+    program = tmp_path / "vllm"
+    script = "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(9))\n"
+    program.write_text(f"#!{sys.executable}\n{script}os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)\n", "utf-8")
+    program.chmod(0o755)
+    models = list_models([], [Base("tiny", tiny_gemma)])
+    assert vllm_engine.run_vllm(program, models, "127.0.0.1", 1, ApiAuth()) == 0
+
+
 def test_what_does_not_go_together_is_refused(tmp_path):
     assert "choose one of persona, vllm" in str(serve("--engine", "tgi").exception)
     refused = serve("--engine", "vllm", "--quantization", "nf4").exception

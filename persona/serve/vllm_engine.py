@@ -42,20 +42,25 @@ def find_vllm() -> Path:
 
 
 def run_vllm(program: Path, served: Sequence[ServedModel], host: str, port: int, auth: ApiAuth) -> int:
-    """Start vLLM and wait for its end; Ctrl-C and SIGTERM end it. Returns its exit status.
+    """Start vLLM and wait for its end. Returns its exit status; 0 where Ctrl-C or SIGTERM, passed on, ended it.
 
     Raises InputError or AdapterError for models that it cannot serve together.
     """
     with tempfile.TemporaryDirectory(prefix="persona-vllm-") as folder:
         command = build_command(program, served, host, port, Path(folder))
-        process = subprocess.Popen(command, env=build_environment(auth))
-        previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        process, stops = subprocess.Popen(command, env=build_environment(auth)), list[int]()
+
+        def stop(number: int, _: Any) -> None:
+            stops.append(number)
+            process.terminate()
+
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            return process.wait()
-        except KeyboardInterrupt:  # the terminal sent it to vLLM too
-            return process.wait()
+            status = process.wait()
+            return 0 if stops else status
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
 def build_command(program: Path, served: Sequence[ServedModel], host: str, port: int, folder: Path) -> list[str]:
