@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from persona.compare.question_list import Answers
     from persona.store.persona_folder import Persona
+    from persona.template.mask_html import RenderedPair
     from persona.template.render import Renderer
     from persona.train.config import RunConfig
     from persona.train.run_folder import Run
 
 __all__ = [
-    "Persona", "Renderer", "RunConfig", "__version__", "chat", "export_adapter", "open_persona", "train_persona",
+    "Persona", "Renderer", "RunConfig", "__version__", "chat", "export_adapter", "open_persona", "render_pair",
+    "train_persona",
 ]  # fmt: skip
 
 _CLASSES = {
@@ -49,8 +52,21 @@ def open_persona(name: "str | Path") -> "Persona":
     return persona_folder.open_by_name(name)
 
 
+def render_pair(
+    persona: "Persona", number: int = 1, base: str = "", template: str = "auto"
+) -> "RenderedPair":  # fmt: skip
+    """Pair `number`, from 1, as the model reads it: `.tokens`, each learned or masked; coloured in a notebook.
+
+    base: default the embedded one. template: a shipped one's name, a file, or auto: the base's. Raises InputError where
+    there is no such pair, BaseError or TemplateError.
+    """
+    from persona.models import open_renderer
+
+    return open_renderer.render_pair(persona, number, base, template)[1]
+
+
 def train_persona(persona: "Persona", preset: str = "", *, parent: "str | Path" = "", **settings: Any) -> "Run":
-    """Train a LoRA on the persona's pairs, in a process of its own, and wait for its end.
+    """Train a LoRA on the persona's pairs, in a process of its own, and wait for its end, with a progress bar.
 
     preset: quick (the default), balanced or thorough; further (the default with `parent`). parent: an adapter to go on
     from, as in chat(). settings: fields of RunConfig on top of it, e.g. base="Qwen/Qwen3-0.6B". What is not given is
@@ -60,6 +76,7 @@ def train_persona(persona: "Persona", preset: str = "", *, parent: "str | Path" 
     from persona.train import launcher
     from persona.train.aliases import resolve_aliases
     from persona.train.config import FURTHER, make_config
+    from persona.train.progress_bar import show_progress_bar
 
     begin = None
     if parent:
@@ -70,21 +87,22 @@ def train_persona(persona: "Persona", preset: str = "", *, parent: "str | Path" 
     config = make_config(preset or (FURTHER if begin else "quick"), **settings)
     run, _ = launcher.create_fitted_run(persona, config, resolve_aliases(settings), begin)
     launcher.start_run(run)
-    launcher.wait_for_run(run)
+    with show_progress_bar() as move_bar:
+        launcher.wait_for_run(run, move_bar)
     return run
 
 
 def chat(
     adapter: "str | Path", prompts: Sequence[str], base: str = "", quantization: str = "auto", template: str = "",
     system: str | None = None, **sampling: Any,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> "Answers":  # fmt: skip
     """Ask base and persona the same questions in one batch. Each prompt is a conversation of its own.
 
     adapter: a folder, run, zip, USER/NAME on the Hub or the name of a persona. base: if not its own.
     quantization: of the base in memory: auto (as the adapter was trained; on a CPU in full precision if that fits),
     none, nf4 or int8. template: that an adapter without one was trained with. system: instead of the persona's own
-    prompt. sampling: fields of Sampling, e.g. temperature=0, max_new_tokens=64. Returns {"prompt", "base", "adapter"}
-    for each prompt. Raises PersonaError.
+    prompt. sampling: fields of Sampling, e.g. temperature=0, max_new_tokens=64. Returns a list of
+    {"prompt", "base", "adapter"}, one for each prompt; a table in a notebook. Raises PersonaError.
     """
     from persona.compare import question_list, session
     from persona.models.sampling import Sampling
@@ -95,7 +113,9 @@ def chat(
     model = session.open_model(session.base_of(opened, base), quantization, opened.quantization)
     voices = session.default_voices(model, opened, system=system)
     rows = question_list.ask_questions(model, voices, list(prompts), Sampling(**sampling))
-    return [{"prompt": r.question, "base": r.replies[0].text, "adapter": r.replies[1].text} for r in rows]
+    return question_list.Answers(
+        {"prompt": r.question, "base": r.replies[0].text, "adapter": r.replies[1].text} for r in rows
+    )
 
 
 def export_adapter(adapter: "str | Path", out: "str | Path", form: str = "zip") -> Path:

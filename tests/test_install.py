@@ -19,7 +19,14 @@ from persona.models import catalogue
 from persona.store.workspace import PROJECT_DIR
 from persona.train import validate
 
-OURS = {"persona", "app", "tests", "scripts", "benchmarks", *(f.stem for f in (PROJECT_DIR / "tests").glob("*.py"))}
+OURS = {
+    "persona",
+    "app",
+    "tests",
+    "scripts",
+    "benchmarks",
+    *(f.stem for folder in ("tests", "scripts") for f in (PROJECT_DIR / folder).glob("*.py")),
+}
 EXTRAS = tomllib.loads((PROJECT_DIR / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 OTHERWISE = {
     "PIL": "pillow",
@@ -28,7 +35,7 @@ OTHERWISE = {
 }  # modules that are not named as their distribution
 # of requirements-dev.txt: programs and plugins, not imported
 TOOLS = {"pytest-timeout", "pytest-xdist", "pytest-cov", "ruff", "mypy", "import-linter", "axe-playwright-python", "tensorboardx",
-         "hatchling", "hatch-requirements-txt"}  # fmt: skip
+         "hatchling", "hatch-requirements-txt", "ipykernel", "ipywidgets"}  # fmt: skip
 
 
 def declared(lines: list[str]) -> set[str]:
@@ -82,16 +89,47 @@ def wheel(tmp_path_factory):
     return build(tmp_path_factory.mktemp("wheel"))
 
 
+def read_image_steps() -> list[tuple[str, str]]:
+    """(instruction, arguments) of the Dockerfile, in order."""
+    lines = (PROJECT_DIR / "Dockerfile").read_text("utf-8").splitlines()
+    return [tuple(line.split(" ", 1)) for line in lines if line[:1].isupper()]
+
+
 @pytest.mark.slow
 def test_the_image_copies_and_starts_what_exists():
     """The image itself is not built here."""
-    steps = dict(
-        line.split(" ", 1) for line in (PROJECT_DIR / "Dockerfile").read_text().splitlines() if line[:1].isupper()
-    )
-    assert all((PROJECT_DIR / name).exists() for name in steps["COPY"].split())
-    python, *start = json.loads(steps["CMD"])
-    assert python == "python" and steps["EXPOSE"] == "7860", "the default port"
+    steps = read_image_steps()
+    assert all((PROJECT_DIR / name).exists() for step, names in steps if step == "COPY" for name in names.split())
+    given = dict(steps)
+    python, *start = json.loads(given["CMD"])
+    assert python == "python" and given["EXPOSE"] == "7860", "the default port"
     subprocess.run([sys.executable, *start, "--help"], cwd=PROJECT_DIR, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("index", ["", "https://torch.example/cpu"])
+def test_the_image_s_commands_run_in_a_folder_with_what_was_copied_before(tmp_path, index):
+    """With stand-ins that write down how pip and the others are called."""
+    programs, folder, called = tmp_path / "bin", tmp_path / "app", tmp_path / "called"
+    for made in (programs, folder):
+        made.mkdir()
+    for name in ("pip", "useradd", "install"):
+        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {called}\n', "utf-8")
+        (programs / name).chmod(0o755)
+    for step, arguments in read_image_steps():
+        if (step, arguments) == ("COPY", ". ."):
+            break
+        if step == "COPY":
+            (folder / arguments.split()[0]).write_bytes((PROJECT_DIR / arguments.split()[0]).read_bytes())
+        if step == "RUN":
+            environment = {"PATH": f"{programs}:/usr/bin:/bin", "TORCH_INDEX": index}
+            subprocess.run(["sh", "-euc", arguments], cwd=folder, env=environment, check=True)
+    *first, everything, user, data = called.read_text("utf-8").splitlines()
+    assert everything == "pip install --no-cache-dir -r requirements.txt"
+    assert (user, data) == ("useradd --create-home persona", "install -d -o persona /data")
+    (torch,) = (
+        x for x in (PROJECT_DIR / "requirements.txt").read_text("utf-8").splitlines() if x.startswith("torch==")
+    )
+    assert first == ([f"pip install --no-cache-dir --index-url {index} {torch}"] if index else [])
 
 
 def test_the_wheel_holds_code_data_and_examples(wheel):

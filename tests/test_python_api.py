@@ -62,5 +62,5 @@ def test_readme_uses_these_functions():
     readme = (Path(PROJECT_DIR) / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     used = set(re.findall(r"persona\.(\w+)\(", block))
-    assert used == {"open_persona", "train_persona", "chat", "export_adapter"}
+    assert used == {"open_persona", "render_pair", "train_persona", "chat", "export_adapter"}
     compile(block, "README.md", "exec")

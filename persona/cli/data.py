@@ -241,16 +241,10 @@ def render(
     from persona.models import open_renderer, stop_token
 
     persona = open_persona(directory)
-    pairs = persona.pairs()
-    if pair > len(pairs):
-        raise InputError(
-            "{path}: has {count} pairs, there is no pair {pair}.", path=persona.pairs_file, count=len(pairs), pair=pair
-        )
-    opened, renderer = open_renderer.open_renderer(persona.card(), base, template, progress=print_note)
-    if warning := stop_token.explain_untrained_stop(opened, renderer):
+    opened, rendered = open_renderer.render_pair(persona, pair, base, template, progress=print_note)
+    if warning := stop_token.explain_untrained_stop(opened, rendered.renderer):
         print_note(warning)
-    example = renderer.render_example(pairs[pair - 1])
-    tokens = renderer.tokens(example)
+    example, tokens = rendered.example, rendered.tokens
     value = {
         "text": example.text,
         "tokens": [{"id": t.id, "text": t.text, "learned": t.learned} for t in tokens],

@@ -204,21 +204,16 @@ def print_outcome(run: Any, progress: Any, as_json: bool, keys: tuple[str, ...] 
 
 def follow_run(run: Any) -> Any:
     """Show the run's progress until it ends, and return its RunProgress. Ctrl-C asks it to stop and waits for that."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from persona.train import launcher as train_launcher
     from persona.train import queue
     from persona.train.progress import ACTIVE_STATUSES
+    from persona.train.progress_bar import show_progress_bar
 
     interrupts: list[int] = []
     previous = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
     last_position = 0
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task("starting", total=None)
+        with show_progress_bar() as move_bar:
             while True:
                 if interrupts:
                     interrupts.clear()
@@ -227,9 +222,7 @@ def follow_run(run: Any) -> Any:
                 if position and position.number != last_position:
                     last_position = position.number
                     print_note(f"Waiting: {queue.describe_position(position)}. Ctrl-C cancels.")
-                bar.update(
-                    task, total=progress.steps or None, completed=progress.step, description=_status_line(progress)
-                )
+                move_bar(progress)
                 if progress.status not in ACTIVE_STATUSES:
                     train_launcher.reap_children()  # how it ended may be known only now
                     return run.progress()
@@ -237,12 +230,6 @@ def follow_run(run: Any) -> Any:
                 train_launcher.reap_children()
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def _status_line(progress: Any) -> str:
-    losses = [f"loss {progress.train[-1][1]:.2f}"] if progress.train else []
-    losses += [f"held-out {progress.held_out[-1][1]:.2f}"] if progress.held_out else []
-    return "  ".join([progress.message or progress.status, *losses])
 
 
 def _summary(value: dict[str, Any], progress: Any) -> str:

@@ -110,12 +110,28 @@ def _markdown_cell(text: str) -> str:
 
 
 def to_html(table: Sequence[Sequence[str]]) -> str:
-    def cells(row: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>\n"
-
-    head, *rows = table
+    """A file of its own."""
     style = "table{border-collapse:collapse}td,th{border:1px solid;padding:4px;vertical-align:top;white-space:pre-wrap}"
     return (
-        f'<!doctype html>\n<meta charset="utf-8">\n<title>Answers</title>\n<style>{style}</style>\n<table>\n'
-        f"{cells(head, 'th')}{''.join(cells(row, 'td') for row in rows)}</table>\n"
+        '<!doctype html>\n<meta charset="utf-8">\n<title>Answers</title>\n'
+        f"<style>{style}</style>\n{render_table_html(table)}\n"
     )
+
+
+def render_table_html(table: Sequence[Sequence[str]]) -> str:
+    """The table as an element, with the first line as its head; for page and notebooks too. Text is escaped."""
+
+    def cells(row: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    head, *rows = table
+    body = "\n".join(cells(row, "td") for row in rows)
+    return f"<table><thead>{cells(head, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+class Answers(list[dict[str, str]]):
+    """{"prompt", "base", "adapter"} for each question, of persona.chat(); a table in a notebook."""
+
+    def _repr_html_(self) -> str:
+        rows = [[turn["prompt"], turn["base"], turn["adapter"]] for turn in self]
+        return render_table_html([["question", "base", "persona"], *rows])

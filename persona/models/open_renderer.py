@@ -2,11 +2,13 @@
 
 from functools import lru_cache
 
+from persona.errors import InputError
 from persona.models.base import Base, load_tokenizer, resolve_base
 from persona.models.progress_callback import ProgressCallback, ignore_progress
-from persona.store.persona_folder import PersonaCard
+from persona.store.persona_folder import Persona, PersonaCard
 from persona.template.character_prompt import CharacterPrompt
 from persona.template.chat_template import ChatTemplate, read_template
+from persona.template.mask_html import RenderedPair
 from persona.template.render import MAX_LENGTH, Renderer
 from persona.template.select import choose_template
 
@@ -29,6 +31,26 @@ def open_renderer(
     tokenizer = load_tokenizer(base)
     chosen = _choose_base_template(base, card.language) if template == "auto" else read_template(template)
     return base, Renderer(tokenizer, chosen, card.system, max_length, learn_history, character=CharacterPrompt.of(card))
+
+
+def render_pair(
+    persona: Persona, number: int = 1, base: str = "", template: str = "auto",
+    progress: ProgressCallback = ignore_progress,
+) -> tuple[Base, RenderedPair]:  # fmt: skip
+    """Pair `number`, from 1, of a persona as the model reads it. base, template: as in open_renderer().
+
+    Raises InputError where there is no such pair, BaseError or TemplateError.
+    """
+    pairs = persona.pairs()
+    if not 1 <= number <= len(pairs):
+        raise InputError(
+            "{path}: has {count} pairs, there is no pair {pair}.",
+            path=persona.pairs_file,
+            count=len(pairs),
+            pair=number,
+        )
+    opened, renderer = open_renderer(persona.card(), base, template, progress=progress)
+    return opened, RenderedPair(renderer, renderer.render_example(pairs[number - 1]))
 
 
 @lru_cache(maxsize=64)

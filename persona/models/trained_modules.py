@@ -7,9 +7,10 @@ the base's output. Embeddings, linear layers and norms are linear in their weigh
 the change.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from persona.errors import AdapterError
+from persona.errors import AdapterError, Message
 
 PEFT_PREFIX = "base_model.model."
 BIAS_MODES = ("none", "all", "lora_only")
@@ -126,3 +127,17 @@ def restore_base_layers(model: Any) -> None:
         if isinstance(layer, ModulesToSaveWrapper):
             for name in layer.modules_to_save:
                 layer.modules_to_save[name] = layer.original_module
+
+
+def find_more_than_lora(settings: Mapping[str, Any]) -> str:
+    """What an adapter holds that an engine for plain LoRA cannot express, in words; "" for a plain LoRA.
+
+    settings: of its adapter_config.json.
+    """
+    if settings.get("use_dora"):
+        return Message("a DoRA adapter")
+    if settings.get("trainable_token_indices"):
+        return Message("trained rows of tokens")
+    if any(settings.get(key) not in (None, "none", False, []) for key in ("bias", "lora_bias", "modules_to_save")):
+        return Message("trained biases and layers")
+    return ""

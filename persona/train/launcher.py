@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -284,9 +284,11 @@ def _spawn(run: Run, state: str, module: str, *arguments: str, python: str = sys
     _children[run.path] = child
 
 
-def wait_for_run(run: Run) -> RunProgress:
+def wait_for_run(run: Run, on_progress: Callable[[RunProgress], None] | None = None) -> RunProgress:
     """Wait for the end of a run that was started. Raises RunError when it failed."""
     while (progress := run.progress()).status in ACTIVE_STATUSES:
+        if on_progress:
+            on_progress(progress)
         time.sleep(WAIT_SECONDS)
         reap_children()
     require_success(run, progress)

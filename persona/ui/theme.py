@@ -4,6 +4,8 @@ from pathlib import Path
 
 import gradio as gr
 
+from persona.template.mask_html import mask_css
+
 _FONT = ["system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
 
@@ -35,4 +37,4 @@ THEME = gr.themes.Default(
     block_title_text_weight="600",
 )
 
-CSS = (Path(__file__).parent / "theme.css").read_text(encoding="utf-8")
+CSS = mask_css() + (Path(__file__).parent / "theme.css").read_text(encoding="utf-8")

@@ -2,12 +2,13 @@
 
 import json
 import time
+from collections.abc import Iterable
 from html import escape
-from typing import Any
 
 import markupsafe
 from markupsafe import Markup
 
+from persona.template.mask_html import render_mask_html, render_problems_html
 from persona.template.render import Renderer, TrainingExample
 from persona.ui.i18n import localized, t
 
@@ -18,54 +19,13 @@ def markdown_text(text: str) -> str:
     return "<br>".join("".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in line) for line in lines)
 
 
-def legend_html() -> str:
-    learned = t("<b>learned</b>: the model is trained to write this")
-    masked = t("<b>masked</b>: it reads this, nothing is learned from it")
-    return (
-        f'<div class="legend"><span><i class="learned"></i>{learned}</span>'
-        f'<span><i class="masked"></i>{masked}</span></div>'
-    )
-
-
 def mask_html(renderer: Renderer, example: TrainingExample) -> str:
-    """The rendered example with every token marked as learned or masked. All text is escaped."""
-    if not example.input_ids:
-        return problems_html(example.problems)
-    pieces = []
-    titles = {True: t("id {id}, {bytes} bytes, learned"), False: t("id {id}, {bytes} bytes, masked")}
-    for n, token in enumerate(renderer.tokens(example)):
-        kind = "learned" if token.learned else "masked"
-        kind += " special" if token.special else ""
-        kind += " cut" if n >= renderer.max_length else ""
-        text = _white_space(token.text)
-        title = titles[token.learned].format(id=token.id, bytes=len(token.text.encode()))
-        pieces.append(f'<span class="{kind}" title="{title}">{text}</span>')
-    count = len(example.input_ids)
-    counts = {"n": f"{count:,}", "learned": f"{example.learned:,}", "masked": f"{count - example.learned:,}"}
-    totals = t("{n} tokens: <b>{learned} learned</b>, {masked} masked", **counts)
-    if count > renderer.max_length:
-        over = f"{count - renderer.max_length:,}"
-        totals = t("{n} tokens: <b>{learned} learned</b>, {masked} masked, <b>{over} too many</b>", **counts, over=over)
-    return (
-        f"{legend_html()}<div class='mask' data-testid='mask'>{''.join(pieces)}</div>"
-        f"<div class='quiet'>{totals}</div>{problems_html(example.problems)}"
-    )
+    """The rendered example with every token marked as learned or masked, in the visitor's language."""
+    return render_mask_html(renderer, example, localized)
 
 
-VISIBLE_SPACES = {" ": "space", "\u3000": "wide", "\u00a0": "hard", "\t": "tab", "\r": "return"}
-
-
-def _white_space(text: str) -> str:
-    """Escaped text with visible white space: the style sheet draws the signs, so that copied text stays unchanged."""
-    signs = {
-        "\n": '<span aria-hidden="true">↵</span>\n',
-        **{c: f'<i class="{k}">{c}</i>' for c, k in VISIBLE_SPACES.items()},
-    }
-    return "".join(signs.get(c) or escape(c) for c in text)
-
-
-def problems_html(problems: Any) -> str:
-    return "".join(f'<div class="problem">{escape(localized(p))}</div>' for p in problems)
+def problems_html(problems: Iterable[str]) -> str:
+    return render_problems_html(problems, localized)
 
 
 def format_duration(seconds: float | None) -> str:

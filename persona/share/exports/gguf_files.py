@@ -13,7 +13,7 @@ import numpy as np
 
 from persona.errors import AdapterError, BaseError, Message
 from persona.models import adapter as adapters
-from persona.models import attach, bundled
+from persona.models import attach, bundled, trained_modules
 from persona.models.adapter import Adapter
 from persona.models.base import Base
 from persona.models.trained_modules import PEFT_PREFIX
@@ -81,22 +81,11 @@ def write_adapter_gguf(adapter: Adapter, base: Base, out: Path) -> None:
     Raises AdapterError for what GGUF cannot express (DoRA, trained tokens), or an adapter of another base.
     """
     instead = Message("Export the whole model instead: --as gguf --merge, or --as merged.")
-    if adapter.settings.get("use_dora"):
+    if more := trained_modules.find_more_than_lora(adapter.settings):
         raise AdapterError(
-            "{adapter}: llama.cpp has no form for a DoRA adapter. {instead}", adapter=adapter.card.name, instead=instead
-        )
-    if adapter.settings.get("trainable_token_indices"):
-        raise AdapterError(
-            "{adapter}: llama.cpp has no form for trained rows of tokens. {instead}",
+            "{adapter}: llama.cpp has no form for {what}. {instead}",
             adapter=adapter.card.name,
-            instead=instead,
-        )
-    if any(
-        adapter.settings.get(key) not in (None, "none", False, []) for key in ("bias", "lora_bias", "modules_to_save")
-    ):
-        raise AdapterError(
-            "{adapter}: llama.cpp has no form for trained biases and layers. {instead}",
-            adapter=adapter.card.name,
+            what=more,
             instead=instead,
         )
     names = TensorNames(base)

@@ -1,17 +1,19 @@
 """The pairs as data sets, with configurations for other trainers: LLaMA-Factory, Axolotl, Unsloth.
 
-None of the three installs beside the versions pinned here, so their files say "not verified": keys and values are from
-their documentation, and the tests only parse them.
+None of the three installs beside the versions pinned here, so the tests only parse their files. What was tried with
+each in an environment of its own stands in TRIED, and at the head of its file.
 """
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from persona.errors import InputError, Message, join
+from persona.errors import InputError, Message, PersonaError, join
+from persona.models.base import find_local_base, load_tokenizer
 from persona.share.exports import new_output
 from persona.share.exports.material import ExportMaterial
 from persona.share.exports.trainer_settings import (
@@ -21,15 +23,24 @@ from persona.share.exports.trainer_settings import (
     list_lost_settings,
     llama_factory_config,
     peft_targets,
+    rendered_set,
     training_arguments,
 )
 from persona.store.files import slugify, to_json, write_atomic
 from persona.store.pairs import Pair, find_unfinished, own_exchanges
-from persona.template.character_prompt import resolve_system
+from persona.template.character_prompt import CharacterPrompt, resolve_system
 from persona.template.chat_template import build_messages, read_template
-from persona.template.render import find_learned_turns
+from persona.template.render import IGNORE_INDEX, Renderer, find_learned_turns
 
 UNVERIFIED_NOTE = Message("Not verified: made by Persona from this program's documentation and never run in it.")
+# program → what was tried (scripts/llama_factory_check.py; Axolotl's own schema)
+TRIED = {
+    "LLaMA-Factory": "Tried with LLaMA-Factory 0.9.5: it makes equal token ids and labels of all rows of an example; "
+    "nothing was trained with it.",
+    "Axolotl": "Not verified: Axolotl 0.19.0 knows every key of a file like this one, by its own schema; nothing was "
+    "trained with it.",
+    "Unsloth": UNVERIFIED_NOTE,
+}
 
 
 def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
@@ -46,7 +57,8 @@ def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
     if missing := find_unfinished(material.pairs):
         wrong = [Message("pair {row}: {problem}.", row=row, problem=why) for row, why in missing[:20]]
         raise InputError("{problems}\nFinish it, then try again.", problems=join("\n", wrong))
-    name = slugify(out.name)
+    name, renderer = slugify(out.name), _open_renderer(material)
+    is_rendered = renderer is not None
     sets = {name: [r.pair for r in material.rows if not r.held_out],
             f"{name}-held-out": [r.pair for r in material.rows if r.held_out]}  # fmt: skip
     sets = {k: v for k, v in sets.items() if v}
@@ -62,23 +74,28 @@ def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
             write_atomic(folder / f"{key}.json", to_json([_alpaca(p, system) for p in pairs]))
             lines = (json.dumps(_messages(p, system, learned(p)), ensure_ascii=False) + "\n" for p in pairs)
             write_atomic(folder / f"{key}.messages.jsonl", lines)
+            if renderer:
+                write_atomic(folder / f"{key}.rendered.json", to_json(list(_rendered(pairs, renderer))))
         template = material.template or read_template("chatml")
         write_atomic(folder / "chat_template.jinja", template.text)
-        write_atomic(folder / "dataset_info.json", to_json({key: _info(key) for key in sets}))
+        write_atomic(folder / "dataset_info.json", to_json(_index(sets, is_rendered)))
         base = material.base_id or "PUT-A-HUB-ID-HERE"
-        for program, value in (("llama-factory", llama_factory_config(material.config, base, list(sets), template)),
-                               ("axolotl", axolotl_config(material.config, base, list(sets), template))):  # fmt: skip
+        factory = llama_factory_config(material.config, base, list(sets), template, is_rendered)
+        axolotl = axolotl_config(material.config, base, list(sets), template)
+        tried = TRIED if is_rendered else TRIED | {"LLaMA-Factory": UNVERIFIED_NOTE}
+        for program, value in (("LLaMA-Factory", factory), ("Axolotl", axolotl)):
             text = yaml.safe_dump(value, allow_unicode=True, sort_keys=False)
-            write_atomic(folder / f"{program}.yaml", f"# {UNVERIFIED_NOTE}\n{text}")
+            write_atomic(folder / f"{program.lower()}.yaml", f"# {tried[program]}\n{text}")
         write_atomic(folder / "unsloth_train.py", new_output.render_template_file(
-            "unsloth.py.jinja", unverified=UNVERIFIED_NOTE, base=base, c=material.config, sets=list(sets),
+            "unsloth.py.jinja", unverified=tried["Unsloth"], base=base, c=material.config, sets=list(sets),
             targets=peft_targets(material.config), arguments=training_arguments(material.config)))  # fmt: skip
         counts = {key: len(pairs) for key, pairs in sets.items()}
         write_atomic(folder / "README.md", new_output.render_template_file(
             "dataset-card.md.jinja", card=material.card, base=material.base_id, name=name, counts=counts,
             template=template.name if material.template else "", same=LLAMA_FACTORY_TEMPLATES.get(template.name, ""),
-            about=template.about, unverified=UNVERIFIED_NOTE, weighted=sum(bool(p.weights) for p in material.pairs),
-            lost={name: list_lost_settings(name, material.config) for name in PROGRAMS}))  # fmt: skip
+            about=template.about, is_rendered=is_rendered, tried=tried,
+            weighted=sum(bool(p.weights) for p in material.pairs),
+            lost={name: list_lost_settings(name, material.config, is_rendered) for name in PROGRAMS}))  # fmt: skip
         files = sorted(f.name for f in folder.iterdir())
     held = len(material.rows) - len(sets[name]) if name in sets else len(material.rows)
     return {"folder": str(out), "pairs": len(material.rows), "held_out": held, "files": files}
@@ -99,12 +116,43 @@ def _messages(pair: Pair, system: str, learned: Sequence[int]) -> dict[str, Any]
     return {"messages": chat} | ({"source": pair.source} if pair.source else {})
 
 
-def _info(key: str) -> dict[str, Any]:
-    columns = {
-        "prompt": "instruction",
-        "query": "input",
-        "response": "output",
-        "system": "system",
-        "history": "history",
-    }
-    return {"file_name": f"{key}.json", "formatting": "alpaca", "columns": columns}
+def _open_renderer(material: ExportMaterial) -> Renderer | None:
+    """The renderer of the run; None where the base's tokenizer is not here.
+
+    None too where earlier replies are learned and LLaMA-Factory knows the format: a rendered row has one reply.
+    """
+    if not material.template or (material.config.learn_history and material.template.name in LLAMA_FACTORY_TEMPLATES):
+        return None
+    base = None
+    with contextlib.suppress(PersonaError):  # a name that cannot be a base's
+        base = find_local_base(material.base_id) if material.base_id else None
+    if base is None:
+        return None
+    character = CharacterPrompt.of(material.card)
+    return Renderer(
+        load_tokenizer(base), material.template, material.card.system, material.config.max_length, character=character
+    )
+
+
+def _rendered(pairs: Sequence[Pair], renderer: Renderer) -> Iterator[dict[str, str]]:
+    """Prompt and last reply as the texts of the training; a pair that cannot be learned is left out."""
+    for pair, example in zip(pairs, renderer.iterate_examples(pairs), strict=True):
+        if not example.problems:
+            prompt = renderer.render_prompt(pair.history, pair.instruction, pair.system).text
+            last = max(n for n, label in enumerate(example.labels) if label != IGNORE_INDEX)
+            # without what a template writes after the stop token: LLaMA-Factory would learn it
+            yield {"instruction": prompt, "output": example.text[len(prompt) : example.ends[last]]}
+
+
+def _index(keys: Iterable[str], is_rendered: bool) -> dict[str, Any]:
+    """LLaMA-Factory's dataset_info.json."""
+    columns = {"prompt": "instruction", "response": "output"}
+    more = {"query": "input", "system": "system", "history": "history"}
+    found: dict[str, Any] = {}
+    for key in keys:
+        found[key] = {"file_name": f"{key}.json", "formatting": "alpaca", "columns": columns | more}
+        if is_rendered:
+            found[rendered_set(key)] = {
+                "file_name": f"{key}.rendered.json", "formatting": "alpaca", "columns": columns,
+            }  # fmt: skip
+    return found

@@ -33,12 +33,16 @@ NOT_CARRIED = {
 }
 
 
-def list_lost_settings(program: str, c: RunConfig) -> list[str]:
-    """The settings of the run, as name=value, that this program's configuration cannot say; defaults are left out."""
+def list_lost_settings(program: str, c: RunConfig, is_rendered: bool = False) -> list[str]:
+    """The settings of the run, as name=value, that this program's configuration cannot say; defaults are left out.
+
+    is_rendered: as in llama_factory_config.
+    """
     lost = [name for name in NOT_CARRIED[program] if getattr(c, name) != RunConfig.model_fields[name].default]
     if program == "LLaMA-Factory":
         lost += ["init_lora_weights"] * (c.init_lora_weights in ("gaussian", "orthogonal"))
         lost += ["target_modules"] * c.target_modules.startswith(PATTERN_PREFIX)
+        lost += ["learn_history"] * (is_rendered and c.learn_history)
     return [f"{name}={getattr(c, name)}" for name in lost]
 
 
@@ -63,9 +67,21 @@ def training_arguments(c: RunConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def llama_factory_config(c: RunConfig, base: str, sets: Sequence[str], template: ChatTemplate) -> dict[str, Any]:
-    """The run's settings under LLaMA-Factory's names. A template it does not know is left to the tokenizer's."""
-    known_template = LLAMA_FACTORY_TEMPLATES.get(template.name)
+def rendered_set(key: str) -> str:
+    """LLaMA-Factory's name of a data set of rendered texts."""
+    return f"{key}-rendered"
+
+
+def llama_factory_config(
+    c: RunConfig, base: str, sets: Sequence[str], template: ChatTemplate, is_rendered: bool = False
+) -> dict[str, Any]:
+    """The run's settings under LLaMA-Factory's names.
+
+    is_rendered: the sets are also there as rendered texts, which it takes as they are; without them a template that it
+    does not know is left to the tokenizer's.
+    """
+    known_template = "empty" if is_rendered else LLAMA_FACTORY_TEMPLATES.get(template.name)
+    sets = [rendered_set(key) for key in sets] if is_rendered else sets
     layers = peft_targets(c)
     targets = "all" if c.target_modules == "all-linear" or isinstance(layers, str) else ",".join(layers)
     evaluation = {"eval_strategy": "steps", "eval_steps": c.eval_steps} if c.eval_steps else {"eval_strategy": "epoch"}
@@ -85,7 +101,8 @@ def llama_factory_config(c: RunConfig, base: str, sets: Sequence[str], template:
         **({"template": known_template} if known_template else {}),
         "cutoff_len": c.max_length, "mask_history": not c.learn_history,
         **({"packing": True, "neat_packing": True} if c.packing else {}),
-        "group_by_length": c.group_by_length, "disable_gradient_checkpointing": not c.gradient_checkpointing,
+        **({"train_sampling_strategy": "group_by_length"} if c.group_by_length else {}),
+        "disable_gradient_checkpointing": not c.gradient_checkpointing,
         "output_dir": f"output/{sets[0]}", **training_arguments(c), **_warmup(c),
     }  # fmt: skip
 

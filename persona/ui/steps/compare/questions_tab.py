@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from html import escape
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -123,19 +122,12 @@ def ask_batch(
 
 def answers_html(labels: Sequence[str], rows: Sequence[question_list.AnswerRow], waiting: Sequence[str] = ()) -> str:
     """A row for each question, a column for each voice. waiting: the questions that have no answer yet."""
-    heads = [t("Question"), *map(localized, labels)]
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    body = "".join(
-        f"<tr><td>{escape(row.question)}</td>"
-        + "".join(
-            f"<td>{escape(localized(r.error) or r.text.strip())}{'' if r.ended or r.error else ' …'}</td>"
-            for r in row.replies
-        )
-        + "</tr>"
-        for row in rows
-    )
-    body += "".join(f"<tr><td>{escape(q)}</td>{'<td>…</td>' * len(labels)}</tr>" for q in waiting)
-    return f"<div class='answers'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    table = [[t("Question"), *map(localized, labels)]]
+    for row in rows:
+        cells = [localized(r.error) or r.text.strip() + ("" if r.ended else " …") for r in row.replies]
+        table.append([row.question, *cells])
+    table += [[question, *["…"] * len(labels)] for question in waiting]
+    return f"<div class='answers'>{question_list.render_table_html(table)}</div>"
 
 
 def build(page: Page, other_voices: gr.Dropdown, settings: SamplingSettings) -> None:
