@@ -91,7 +91,7 @@ def test_the_form_belongs_to_its_persona(home):
 def test_what_deviates_from_the_preset_is_said_beside_it():
     assert settings_form.describe_deviations(make_config("balanced"), "balanced") == ""
     changed = settings_form.describe_deviations(make_config("quick", max_steps=10, lora_r=8), "quick")
-    assert changed == "Max steps: 10 (preset: -1); LoRA rank (r): 8 (preset: 16)"
+    assert changed == "Max steps: 10 (preset: -1); LoRA rank (r): 8 (preset: 32)"
     assert not any(word in about for _, about in PRESETS.values() for word in ("minute", "hour", "second")), (
         "no promise"
     )
