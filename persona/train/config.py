@@ -67,7 +67,8 @@ class RunConfig(BaseModel):
     )  # fmt: skip
     learning_rate: float = _setting(
         3e-4, "Pace", "Learning rate", "its peak, after the warm-up",
-        "Halve it when the loss jumps, and for a base of a billion parameters and more; double it when nothing is learned.",
+        "Halve it when the loss jumps, and for a base of a billion parameters and more; double it when nothing is "
+        "learned.",
         gt=0, le=1,
     )  # fmt: skip
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = _setting(
@@ -325,14 +326,13 @@ class RunConfig(BaseModel):
         return self.init_lora_weights.startswith("pissa")
 
 
-# Searched with benchmarks.quality on both examples with Gemma 3 270M (benchmarks/README.md): on a small base facts are
-# learned after the held-out NLL has begun to rise, so the last step is kept, as TRL does by default. The two longer ones
-# were not measured as a whole.
+# Searched with benchmarks.quality on both examples with Gemma 3 270M (benchmarks/README.md): a small base learns facts
+# after the held-out NLL has begun to rise, so the last step is kept, as by TRL. The two longer ones are not measured.
 _FACTS: dict[str, Any] = {"lora_r": 32, "lora_alpha": 64, "load_best_model_at_end": False}
 PRESETS: dict[str, tuple[dict[str, Any], str]] = {
     "quick": (
         {"epochs": 3.0, "learning_rate": 5e-4, **_FACTS},
-        "Three passes over the pairs at a high learning rate: who the persona is, and most of what the pairs say of it.",
+        "Three passes over the pairs at a high learning rate: who the persona is, and most of what the pairs say.",
     ),
     "balanced": (
         {"epochs": 5.0, "learning_rate": 3e-4, **_FACTS},
