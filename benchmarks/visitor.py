@@ -25,7 +25,7 @@ TIMEOUT = httpx.Timeout(600, connect=30)  # seconds; the server sends a heartbea
 # the server closes connections that were idle for 5 s: none may be reused at that moment
 LIMITS = httpx.Limits(max_connections=4, keepalive_expiry=3)
 PAIRS, SAY = "pairs", "say"  # elem_ids: the table, the text box of a chat
-SAID, TEMPERATURE, LONGEST = 0, 7, 12  # indices among the inputs of the event that sends a question
+SAID, TEMPERATURE, LONGEST = 0, 8, 13  # indices among the inputs of the event that sends a question
 
 
 class Refused(Exception):

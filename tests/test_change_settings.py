@@ -38,7 +38,7 @@ def test_what_cannot_change_is_refused_by_name(make):
 def test_what_changes_is_recorded_and_said(make):
     run = make(max_steps=6)
     run.update_manifest(expected_seconds=100.0)
-    assert launcher.change_run(run, {"max_steps": 6, "lora_r": 16}) == [], "as they are"
+    assert launcher.change_run(run, {"max_steps": 6, "lora_r": 32}) == [], "as they are"
     assert "changes" not in run.manifest()
     notes = launcher.change_run(run, {"max_steps": "9", "eval_steps": 4, "per_device_train_batch_size": 2,
                                       "gradient_accumulation_steps": 2})  # fmt: skip

@@ -113,8 +113,8 @@ def test_settings_from_the_command_line(call, persona, tiny_gemma, monkeypatch):
              "target_modules= q_proj, up_proj", "--set", "use_rslora=true", "--set", "base=other", "--set",
              "template=a=b.jinja", "--set", "learning_rate=1e-3")  # fmt: skip
     config = e.value.args[0].config()
-    want = RunConfig(base=str(tiny_gemma), epochs=2, target_modules="q_proj, up_proj", use_rslora=True,
-                     template="a=b.jinja", learning_rate=1e-3, early_stopping_patience=4)  # fmt: skip
+    want = make_config("balanced", base=str(tiny_gemma), epochs=2, target_modules="q_proj, up_proj", use_rslora=True,
+                       template="a=b.jinja", learning_rate=1e-3)  # fmt: skip
     assert config == want
 
 
@@ -130,7 +130,7 @@ def test_a_file_of_settings_or_a_run_to_repeat(call, persona, tiny_gemma, tmp_pa
     file = tmp_path / "settings.yml"
     file.write_text("model_name_or_path: elsewhere\nr: 4\nnum_train_epochs: 2\n")
     config = started("--config", file, "--set", "lora_r=8", "--base", tiny_gemma)
-    assert config == RunConfig(base=str(tiny_gemma), lora_r=8, epochs=2)
+    assert config == make_config(base=str(tiny_gemma), lora_r=8, epochs=2)
     (run,) = list_runs(persona)
     for same in (run.name, run.path, run.path / "run.json"):
         assert started("--config", same) == config
@@ -169,7 +169,7 @@ def test_go_on_from_a_run_of_the_persona(call, refused, trained, tiny_gemma, tmp
     assert "none counts as new" in notes[-1]
     monkeypatch.undo()
     message = refused("train", persona.path, "--from", first.name, "--set", "lora_r=4", "--set", "use_dora=true")
-    assert "lora_r=4 ≠ 16, use_dora=true ≠ false" in message and "start a new run without one" in message
+    assert "lora_r=4 ≠ 32, use_dora=true ≠ false" in message and "start a new run without one" in message
     assert "--from with --resume: a run keeps" in refused("train", persona.path, "--from", "x", "--resume", "y")
     assert "nowhere: no adapter here" in refused("train", persona.path, "--from", "nowhere")
 

@@ -215,7 +215,7 @@ def report(run, base, **options) -> EvalReport:
 
 @pytest.fixture(scope="module")
 def good(trained):
-    return trained(PAIRS[:140], epochs=4, learning_rate=1e-3, lora_r=4)
+    return trained(PAIRS[:140], epochs=4, learning_rate=1e-3, lora_r=4, lora_alpha=32, load_best_model_at_end=True)
 
 
 @pytest.mark.slow
@@ -339,7 +339,7 @@ def test_the_page_stops_a_measurement_and_shows_what_it_has(good, base, monkeypa
             next(judge_tab.measure_adapter(chosen, False))
         if "Answers to held-out questions" in html:
             break
-    assert 'role="progressbar"' in html and "Part 2 of 5: Answers" in html
+    assert 'role="progressbar"' in html and "Part 2 of 6: Answers" in html
     judge_tab.stop_measuring()
     *_, (shown, save) = steps
     assert "Stopped" in shown and save.interactive and save.value["path"].endswith("report.html")

@@ -40,10 +40,10 @@ def test_sillytavern_s_other_samplers():
 
 
 def test_sillytavern_without_post_processing_is_told_why_not():
-    with pytest.raises(ApiError, match="must start|system|user"):
-        sillytavern([
-            {"role": "system", "content": MAIN}, {"role": "system", "content": START},
-            {"role": "assistant", "content": GREETING}, {"role": "user", "content": SAID},
-        ])  # fmt: skip
+    greeted = [{"role": "assistant", "content": GREETING}, {"role": "user", "content": SAID}]
+    asked = sillytavern([{"role": "system", "content": MAIN}, *greeted])
+    assert (asked.system, asked.history, asked.text) == (MAIN, (("", GREETING),), SAID)
+    with pytest.raises(ApiError, match="A system message stands before all others"):
+        sillytavern([*greeted, {"role": "system", "content": START}])
     with pytest.raises(ApiError, match="frequency_penalty"):
         sillytavern([{"role": "user", "content": SAID}], frequency_penalty=0.7)

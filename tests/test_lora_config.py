@@ -100,7 +100,7 @@ def test_it_is_pissa(make, tiny_gemma, changes):
 
     prepared, trainer = build(make(init_lora_weights="pissa", **changes))
     batch = trainer.data_collator([{"input_ids": e.input_ids, "labels": e.labels} for e in prepared.train])
-    settings = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights="pissa",
+    settings = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights="pissa",
                           task_type="CAUSAL_LM", **changes)  # fmt: skip
     theirs = get_peft_model(load(tiny_gemma), settings).train()
     stored = load(tiny_gemma).state_dict()
@@ -142,7 +142,7 @@ def test_a_pissa_run_leaves_a_plain_adapter_and_the_base_as_it_is(make, seen, ti
     result = train_run.train_run(run)
     assert result["adapter_nll"] < result["base_nll"] - 0.05
     trained, opened = seen.trainer.model.eval(), adapter.read_adapter(run.adapter)
-    assert (opened.settings["r"], opened.settings["lora_alpha"]) == (8, 64)
+    assert (opened.settings["r"], opened.settings["lora_alpha"]) == (8, 128)
     ids = torch.tensor([seen.prepared.train[0].input_ids])
     plain = load(tiny_gemma, dtype)
     with torch.no_grad(), loss.lora_autocast(plain):

@@ -79,7 +79,7 @@ def test_settings_are_the_adapters_and_others_are_refused(adapter, tiny_gemma):
     assert (config.lora_r, config.lora_alpha, config.use_rslora, config.epochs) == (4, 8, True, 2)
     assert (config.init_lora_weights, config.template, config.base) == ("default", "gemma-base", "tiny-gemma")
     with pytest.raises(
-        InputError, match=r"someone/light was trained with other settings \(lora_r=16 ≠ 4, use_dora=true ≠ false\)"
+        InputError, match=r"someone/light was trained with other settings \(lora_r=32 ≠ 4, use_dora=true ≠ false\)"
     ):
         adopt_settings(make_config(use_dora=True, lora_dropout=0.1), found, {"lora_r", "use_dora", "lora_dropout"})
     assert adopt_settings(make_config(base=str(tiny_gemma)), found, {"base"}).base == str(tiny_gemma)

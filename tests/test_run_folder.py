@@ -25,7 +25,7 @@ from persona.train.split import split_held_out
 CARD = PersonaCard(name="Mags", system="Be dry.")
 PAIRS = [Pair(f"question {n}", f"answer {n}") for n in range(20)]
 # a table of their own in the docs
-EVENT_KINDS = {"state", "plan", "step", "eval", "start", "diary", "result", "chosen", "worker"}
+EVENT_KINDS = {"state", "plan", "step", "eval", "start", "diary", "result", "chosen", "worker", "rehearsal"}
 
 
 @pytest.fixture

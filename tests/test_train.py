@@ -63,7 +63,7 @@ def test_a_run_from_start_to_end(make, tiny_gemma):
     assert {f.name for f in run.path.iterdir()} <= set(documented)
     opened = adapter.read_adapter(run.adapter)
     assert opened.card == CARD and opened.template == read_template("gemma-base")
-    assert opened.facts["figures"]["steps"] == 6 and opened.facts["config"]["lora_r"] == 16
+    assert opened.facts["figures"]["steps"] == 6 and opened.facts["config"]["lora_r"] == 32
     for file in run.adapter.iterdir():
         text = file.read_bytes().decode("utf-8", "replace")
         assert not [p for p in (tiny_gemma, run.path) if str(p) in text], file.name
@@ -82,7 +82,7 @@ def test_tokens_are_counted_without_padding(make, seen):
 def test_the_chosen_moment_is_written_and_not_the_last(make, seen, tiny_gemma, monkeypatch):
     """The figure is that of the file, on a fresh base. Which one is chosen: test_snapshots.py."""
     monkeypatch.setattr(snapshots, "choose_best_snapshot", lambda rows, tokens: sorted(rows)[2])
-    run = make(learning_rate=0.05, max_steps=8)
+    run = make(learning_rate=0.05, max_steps=8, load_best_model_at_end=True)
     result = train_run.train_run(run)
     nlls = [e["nll"] for e in events(run, "eval") if e["step"]]
     want = nlls[2]

@@ -24,7 +24,7 @@ pytest_plugins = "training"
 FILE = "requirements-unsloth.txt"
 TRAINING = ("persona/errors.py", "persona/store", "persona/template", "persona/models", "persona/train")
 # of what the training process imports: extras, and what only the launcher or a Space needs
-ELSEWHERE = {"liger-kernel", "modelscope", "ray", "spaces"}
+ELSEWHERE = {"liger-kernel", "modelscope", "ray", "rich", "spaces"}
 NEW_VERSIONS = {"transformers", "trl", "datasets", "huggingface_hub", "fsspec"}  # that Unsloth takes others of
 
 

@@ -12,8 +12,7 @@ from persona.cli.settings_list import print_settings
 from persona.errors import InputError
 
 RESULT_KEYS = ("run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
-          "adapter_nll", "start_nll", "rehearsal_rows", "peak_memory_bytes", "trainable_parameters",
-          "total_parameters")  # fmt: skip
+          "adapter_nll", "start_nll", "peak_memory_bytes", "trainable_parameters", "total_parameters")  # fmt: skip
 
 
 def train(
@@ -187,6 +186,8 @@ def print_outcome(run: Any, progress: Any, as_json: bool, keys: tuple[str, ...] 
         "run": str(run.path),
         "status": progress.status,
     }
+    if rehearsed := progress.result.get("rehearsal_rows"):
+        value["rehearsal_rows"] = rehearsed
     value["parent"] = run.manifest().get("parent", {}).get("adapter")
     value["adapter"] = value["adapter"] and str(run.adapter)  # the result of a cluster names the worker's
     if progress.status not in ("done", "stopped"):
@@ -247,8 +248,8 @@ def _summary(value: dict[str, Any], progress: Any) -> str:
         nll += f"Since {value['parent']}: {training_gain.describe_change(change)}\n"
     if verdict := preference_verdict.describe_preferences(progress):
         nll += f"{verdict}\n"
-    if rehearsed := rehearsal_gain.describe_rehearsal(Run(Path(value["run"])), progress):
-        nll += f"{rehearsed}\n"
+    if "rehearsal_rows" in value:
+        nll += f"{rehearsal_gain.describe_rehearsal(Run(Path(value['run'])), progress)}\n"
     return (
         f"{value['status']}: {value['steps']} steps in {value['seconds']:.0f} s, {value['tokens_per_s']:.0f} tokens/s, "
         f"peak memory {value['peak_memory_bytes'] / 1e9:.1f} GB{planned}\n{nll}Adapter: {value['adapter']}"

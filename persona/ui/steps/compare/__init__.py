@@ -303,9 +303,10 @@ def _connect_adapters(
     inputs = [page.slug, page.adapter, *voices]
     step.select(show_errors(refresh_voices), inputs, voices, **QUIET)
     # the persona's probes may be others now, and the run's adapter that of another step
-    page.shown_step.change(
-        show_errors(describe_when_shown), [page.shown_step, page.adapter], [probes, c.about], **QUIET
-    )
+    on_latest(
+        [page.shown_step.change], show_errors(describe_when_shown), [page.shown_step, page.adapter],
+        [probes, c.about], **QUIET,
+    )  # fmt: skip
     page.adapter.change(
         show_errors(show_adapter), [*inputs, *settings.of_card()],
         [listed, *voices, probes, c.about, *settings.of_card()], **QUIET,
