@@ -2,7 +2,7 @@
 
 Speed and memory do not depend on the values of weights and tokens, so nothing needs to be downloaded. The shapes in
 shapes.json are those of the published config.json files. The tokenizer is a byte-level BPE trained on the shipped
-甄嬛 pairs: their rows have about as many tokens as with the bases' own tokenizers (62 on average, a good third learned).
+甄嬛 pairs: their rows have about as many tokens as with the bases' own tokenizers (62 on average, over a third learned).
 """
 
 import json
@@ -21,7 +21,7 @@ TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "nu
         "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 1024}  # fmt: skip
 TINY_LAYERS = {"gemma3_text": {"layer_types": ["sliding_attention", "full_attention"]}}
 CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-VOCABULARY = 4096  # with it, and with this system prompt, the short rows have their 62 tokens, a good third of them learned
+VOCABULARY = 4096  # with it, and with this system prompt, the short rows have their 62 tokens, a third of them learned
 SYSTEM = "你是甄嬛。"
 TEMPLATE = "chatml"
 LONG_ROW = 460  # tokens of a long row's text at most; with the template, below 512
