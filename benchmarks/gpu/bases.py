@@ -2,7 +2,7 @@
 
 Speed and memory do not depend on the values of weights and tokens, so nothing needs to be downloaded. The shapes in
 shapes.json are those of the published config.json files. The tokenizer is a byte-level BPE trained on the shipped
-甄嬛 pairs: their rows have about as many tokens as with the bases' own tokenizers (62 on average, over a third learned).
+甄嬛 pairs: their rows have about as many tokens as with the bases' own tokenizers (62 on average, a third learned).
 """
 
 import json
