@@ -57,7 +57,7 @@ def ask_together(page: Page, zipped: Path, visitors: int) -> dict[str, Any]:
     kept = [w for g in crowd for w in (*g.wrong, *not_kept(page.home, g))]
     wrong = kept + asked_alone(page, crowd)
     words = [("first word", at) for g in crowd for at in g.visitor.first_words]
-    answers = [(name, s) for g in crowd for name, s in g.visitor.times if name == "send_message"]
+    answers = [(name, s) for g in crowd for name, s in g.visitor.times if name == "send_after_greeting"]
     for g in crowd:
         g.visitor.close()
     return {

@@ -42,7 +42,7 @@ ACTION_NAMES = {  # path or handler of the page → what the report calls it
     "start_persona": "start a persona", "save_edit": "an edit, until saved", "preview_typed": "the mask while typing",
     "preview_mask": "the mask of a saved pair", "show_pair": "step 2, mask and facts",
     "check_all_pairs": "check all pairs", "update_findings": "check all pairs", "open_zip": "open an adapter",
-    "send_message": "an answer, waiting included", "first word": "the first word of an answer",
+    "send_after_greeting": "an answer, waiting included", "first word": "the first word of an answer",
     "on_start": "queue a run", "update_run_view": "watch a run",
 }  # fmt: skip
 QUESTIONS = ("Who are you", "What is the weather", "Where do you live", "What did you eat", "Whom do you trust")

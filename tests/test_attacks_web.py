@@ -68,7 +68,7 @@ def test_a_gradio_client_finds_nothing_to_call(served):
     from gradio_client import Client
 
     client = Client(str(served[1].base_url), verbose=False)
-    for name in ("/restore_tab", "/push_to_hub", "/make_zip", "/save_edit", "/send_message"):
+    for name in ("/restore_tab", "/push_to_hub", "/make_zip", "/save_edit", "/send_after_greeting"):
         with pytest.raises(ValueError, match="Cannot find a function"):
             client.predict(api_name=name)
 
