@@ -332,7 +332,7 @@ _FACTS: dict[str, Any] = {"lora_r": 32, "lora_alpha": 64, "load_best_model_at_en
 PRESETS: dict[str, tuple[dict[str, Any], str]] = {
     "quick": (
         {"epochs": 3.0, "learning_rate": 5e-4, **_FACTS},
-        "Three passes over the pairs at a high learning rate: who the persona is, and most of what the pairs say.",
+        "Three passes over the pairs at a high learning rate: who the persona is, its voice, and part of the facts.",
     ),
     "balanced": (
         {"epochs": 5.0, "learning_rate": 3e-4, **_FACTS},
