@@ -96,7 +96,7 @@ def _write_answers(
             break
         known |= {p: {"prompt": p, "answer": r.text, "ended": r.ended} for p, r in zip(batch, replies, strict=True)}
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in known.values()))
+        write_atomic(kept, (jsonl.encode_row(row).decode() for row in known.values()))
     if new:
         seconds, answered = round(time.monotonic() - start, 3), sum(p in known for p in new)
         run.log("rehearsal", answered=answered, seconds=seconds)
@@ -109,7 +109,7 @@ def _write_answers(
             "rehearsal_fraction={share}: the base answered {count} general prompts, and none of its answers can be "
             "learned. Set it to 0 for this base.", share=prepared.config.rehearsal_fraction, count=len(prompts),
         )  # fmt: skip
-    write_atomic(run.path / RUN_FILE, "".join(json.dumps(row.to_dict(), ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(run.path / RUN_FILE, (jsonl.encode_row(row.to_dict()).decode() for row in rows))
     return True
 
 
