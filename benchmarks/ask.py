@@ -6,10 +6,7 @@ The page, the visitors and the guarantees are those of load.py. Exit status 1: a
 """
 
 import argparse
-import json
 import random
-import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -17,8 +14,8 @@ from typing import Any
 
 import httpx
 
-from benchmarks.load import QUESTIONS, TOKENS, SimulatedVisitor, asked_alone, latencies, not_kept, show
-from benchmarks.page import Page, drawn_adapter, link_embedded_base, opened, put_tiny_base
+from benchmarks.load import QUESTIONS, TOKENS, SimulatedVisitor, asked_alone, latencies, not_kept, report
+from benchmarks.page import Page, opened_with_adapter
 from benchmarks.visitor import Refused, Visitor
 
 
@@ -73,17 +70,9 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="persona-ask-") as folder:
-        home = Path(folder)
-        zipped = drawn_adapter(put_tiny_base(home) if given.tiny else link_embedded_base(home), home / "mags.zip")
-        # a workspace for each visitor, as on a Space, and many requests at one moment
-        with opened(home, PERSONA_SHARED="1", PERSONA_MAX_REQUESTS="0") as page:
-            value = ask_together(page, zipped, given.visitors)
-    if given.json:
-        print(json.dumps(value))
-    else:
-        show(value)
-    sys.exit(1 if value["broken"] else 0)
+    with opened_with_adapter(given.tiny, PERSONA_MAX_REQUESTS="0") as (page, zipped):  # many requests at one moment
+        value = ask_together(page, zipped, given.visitors)
+    report(value, given.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import json
 import random
 import re
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -23,15 +22,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.page import (
-    Page,
-    drawn_adapter,
-    link_embedded_base,
-    opened,
-    pairs_on_disk,
-    persona_folder,
-    put_tiny_base,
-)
+from benchmarks.page import Page, opened_with_adapter, pairs_on_disk, persona_folder
 from benchmarks.visitor import Refused, Visitor
 
 TOKENS = 16  # per reply: the page is measured, not the model
@@ -348,6 +339,15 @@ def show(value: dict[str, Any]) -> None:
         print("BROKEN:", what)
 
 
+def report(value: dict[str, Any], as_json: bool) -> None:
+    """Print the figures, and end with status 1 if a guarantee was broken."""
+    if as_json:
+        print(json.dumps(value))
+    else:
+        show(value)
+    sys.exit(1 if value["broken"] else 0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load")
     parser.add_argument("--visitors", type=int, default=50)
@@ -359,21 +359,13 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="persona-load-") as folder:
-        home = Path(folder)
-        found = put_tiny_base(home) if given.tiny else link_embedded_base(home)
-        zipped = drawn_adapter(found, home / "mags.zip")
-        requests = {"PERSONA_MAX_REQUESTS": "0"} if given.soak else {}  # one visitor sends the requests of many
-        with opened(home, PERSONA_SHARED="1", **requests) as page:  # a workspace for each visitor, as on a Space
-            if given.soak:
-                value = soak(page, zipped, given.edits, given.turns)
-            else:
-                value = load(page, zipped, given.visitors, given.minutes * 60, given.pause)
-    if given.json:
-        print(json.dumps(value))
-    else:
-        show(value)
-    sys.exit(1 if value["broken"] else 0)
+    requests = {"PERSONA_MAX_REQUESTS": "0"} if given.soak else {}  # one visitor sends the requests of many
+    with opened_with_adapter(given.tiny, **requests) as (page, zipped):
+        if given.soak:
+            value = soak(page, zipped, given.edits, given.turns)
+        else:
+            value = load(page, zipped, given.visitors, given.minutes * 60, given.pause)
+    report(value, given.json)
 
 
 if __name__ == "__main__":

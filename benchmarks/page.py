@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -119,6 +120,19 @@ def opened(home: Path, **env: str) -> Iterator[Page]:
         yield page
     finally:
         page.close()
+
+
+@contextlib.contextmanager
+def opened_with_adapter(tiny: bool, **env: str) -> Iterator[tuple[Page, Path]]:
+    """A page with a workspace for each visitor, as on a Space, in a home of its own, and the zip of an adapter.
+
+    tiny: its base has two layers; else it is the embedded one.
+    """
+    with tempfile.TemporaryDirectory(prefix="persona-load-") as folder:
+        home = Path(folder)
+        zipped = drawn_adapter(put_tiny_base(home) if tiny else link_embedded_base(home), home / "mags.zip")
+        with opened(home, PERSONA_SHARED="1", **env) as page:
+            yield page, zipped
 
 
 def trainers(home: Path) -> list[psutil.Process]:

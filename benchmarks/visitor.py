@@ -25,7 +25,6 @@ TIMEOUT = httpx.Timeout(600, connect=30)  # seconds; the server sends a heartbea
 # the server closes connections that were idle for 5 s: none may be reused at that moment
 LIMITS = httpx.Limits(max_connections=4, keepalive_expiry=3)
 PAIRS, SAY = "pairs", "say"  # elem_ids: the table, the text box of a chat
-SAID, TEMPERATURE, LONGEST = 0, 8, 13  # indices among the inputs of the event that sends a question
 
 
 class Refused(Exception):
@@ -222,9 +221,8 @@ class Visitor:
 
     def settle_chat(self, temperature: float, longest: int) -> None:
         """longest: tokens of a reply."""
-        asks = next(e for e in self.events if [self.ids[SAY], "submit"] in e["targets"])
-        self.values[asks["inputs"][TEMPERATURE]] = temperature
-        self.values[asks["inputs"][LONGEST]] = longest
+        self.fill("temperature", temperature)
+        self.fill("longest", longest)
 
     def say(self, text: str) -> list[tuple[str, str]]:
         """Send a question to all voices; returns the last exchange shown in each column: (question, reply)."""

@@ -266,7 +266,7 @@ def _make_sampling_settings() -> SamplingSettings:
         strength=gr.Slider(0, MAX_STRENGTH, 1.0, step=0.05, label=t("Strength"), elem_id="strength", min_width=200,
                            info=t("0: the base, 1: as trained"), render=False),
         temperature=gr.Slider(0, 1.5, default.temperature, step=0.05, label=t("Temperature"),
-                              info=t("0: the likeliest token"), min_width=200, render=False),
+                              info=t("0: the likeliest token"), min_width=200, elem_id="temperature", render=False),
         top_p=gr.Slider(0.1, 1, default.top_p, step=0.05, label="Top-p", min_width=200, render=False),
         top_k=gr.Number(default.top_k, label="Top-k", info=t("0: all"), precision=0, minimum=0, min_width=120,
                         render=False),
