@@ -4,7 +4,7 @@ Each test compares its device with a run on the CPU. On a machine without a GPU 
 tries the tests themselves.
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from persona.models import adapter, hardware
 from persona.models.hardware import Machine
 from persona.models.loss import mean_nll
 from persona.models.sampling import Sampling
-from persona.train import prepare
+from persona.train import fused_kernels, prepare
 from persona.train import run as train_run
 from persona.train.collator import Collator
 from persona.train.run_folder import Run
@@ -155,3 +155,14 @@ def test_a_run_repeats_and_resumes_byte_for_byte(tmp_path, tiny_gemma, device, d
         again = train(tmp_path, tiny_gemma, device, pause_at, **settings)
         assert again.losses == whole.losses
         assert hash_weights(again.run) == hash_weights(whole.run)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "off_by"), [("float32", 1e-4), ("bfloat16", 0.03)])
+def test_the_training_kernels_change_no_loss(tmp_path, tiny_gemma, monkeypatch, dtype, off_by):
+    """Norms, rotary embedding and LoRA as one function each, against transformers' and PEFT's modules."""
+    ours = train(tmp_path, tiny_gemma, "cuda", dtype=dtype)
+    monkeypatch.setattr(fused_kernels, "fused_kernels", lambda model: nullcontext())
+    stock = train(tmp_path, tiny_gemma, "cuda", dtype=dtype)
+    assert ours.losses == pytest.approx(stock.losses, abs=off_by)
+    assert ours.losses != stock.losses  # other kernels round otherwise

@@ -13,7 +13,7 @@ from training import build
 from persona.errors import InputError
 from persona.models import adapter, attach, loss
 from persona.models.loss import nll_sum
-from persona.train import cpu_kernels, lora_config
+from persona.train import fused_kernels, lora_config
 from persona.train import run as train_run
 from persona.train.config import RunConfig
 
@@ -137,7 +137,7 @@ def test_it_is_pissa(make, tiny_gemma, changes):
 )
 def test_a_pissa_run_leaves_a_plain_adapter_and_the_base_as_it_is(make, seen, tiny_gemma, monkeypatch, dtype, init):
     # they round differently in the last bit
-    monkeypatch.setattr(cpu_kernels, "cpu_kernels", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(fused_kernels, "fused_kernels", lambda model: contextlib.nullcontext())
     run = make(init_lora_weights=init, dtype=dtype)
     result = train_run.train_run(run)
     assert result["adapter_nll"] < result["base_nll"] - 0.05

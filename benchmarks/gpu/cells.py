@@ -13,7 +13,7 @@ LORAS: dict[str, dict[str, Any]] = {
 class Cell:
     """One row of the table. rows: short or long; batch: rows a step.
 
-    side: ours, recipe, trl or unsloth; "ours kernels" and "ours compiled" are what training.variant() says.
+    side: ours, recipe, trl or unsloth; "ours plain" and "ours compiled" are what training.variant() says.
     """
 
     side: str
@@ -38,19 +38,19 @@ def training_cells(base: str) -> list[Cell]:
     """The cells of one base, the most wanted first."""
     return [
         Cell("ours", base),
-        Cell("ours kernels", base),
+        Cell("ours plain", base),
         Cell("recipe", base, batch=4),
         Cell("trl", base),
         Cell("ours", base, "nf4"),
         Cell("recipe", base, "nf4", batch=4),
         Cell("ours compiled", base),
         Cell("ours", base, lora="r16 all", rows="long"),
-        Cell("ours kernels", base, lora="r16 all", rows="long"),
+        Cell("ours plain", base, lora="r16 all", rows="long"),
         Cell("trl", base, lora="r16 all", rows="long"),
         Cell("trl", base, "nf4"),
         Cell("ours", base, batch=4),
         Cell("ours", base, batch=32),
-        Cell("ours kernels", base, batch=32),
+        Cell("ours plain", base, batch=32),
         Cell("ours compiled", base, lora="r16 all", rows="long"),
     ]
 

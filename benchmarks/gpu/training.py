@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import TrainerCallback
@@ -72,7 +73,9 @@ def train_ours(cell: Cell, persona: Persona, found: Base, rows: Sequence[Trainin
     run = launcher.create_run(persona, config)
     with variant(cell.side):
         train_run(run)
-    events = [e for e in run.events() if e["event"] == "step"][scale.warm - 1 :]
+    events = [e for e in run.events() if e["event"] == "step"]
+    losses = [round(e["loss"], 4) for e in events]
+    events = events[scale.warm - 1 :]
     points = [(e["seconds"], e["tokens"]) for e in events]
     seen = run.progress().plan
     planned, seconds = plan_run(config, found, rows, seen["dtype"], points[-1][1] - points[0][1], len(points) - 1)
@@ -83,22 +86,23 @@ def train_ours(cell: Cell, persona: Persona, found: Base, rows: Sequence[Trainin
         "planned": asdict(planned),
         "planned_seconds": seconds,
         "seconds": round(points[-1][0] - points[0][0], 2),
+        "losses": losses,
         "adapter": str(run.adapter),
     }
 
 
 @contextlib.contextmanager
 def variant(side: str) -> Iterator[None]:
-    """What may become ours: with the kernels of a CPU, but for attention; or torch.compile of each decoder layer."""
-    from persona.train import cpu_kernels
+    """Other ways for ours: with transformers' and PEFT's own modules; or torch.compile of each decoder layer."""
+    from persona.train import fused_kernels
     from persona.train import run as train_module
 
     real, undo = train_module.build_trainer, contextlib.ExitStack()
+    if "plain" in side or "compiled" in side:
+        undo.enter_context(mock.patch.object(fused_kernels, "fused_kernels", lambda _: contextlib.nullcontext()))
 
     def build(*args: Any, **kwargs: Any) -> Any:
         trainer = real(*args, **kwargs)
-        if "kernels" in side:
-            undo.enter_context(cpu_kernels.cpu_kernels(trainer.model))
         if "compiled" in side:
             for layer in trainer.model.get_base_model().model.layers:
                 layer.compile(dynamic=True)

@@ -30,9 +30,9 @@ from persona.models import base, hardware, malloc, quantization, trained_tokens
 from persona.template.render import IGNORE_INDEX, TrainingExample
 from persona.train import (
     checkpoints,
-    cpu_kernels,
     distributed,
     engines,
+    fused_kernels,
     lora_config,
     monitor,
     oom_recovery,
@@ -210,8 +210,8 @@ def _train_run(run: Run, deadline: float | None, cleanup: contextlib.ExitStack) 
     except rehearsal.AnsweringStopped:
         run.log("state", state="stopped")
         return {"run": str(run.path), "status": "stopped"}
-    if prepared.plan.device == "cpu":
-        cleanup.enter_context(cpu_kernels.cpu_kernels(trainer.model))
+    if fused_kernels.are_used(prepared.plan, prepared.config.engine):
+        cleanup.enter_context(fused_kernels.fused_kernels(trainer.model))
     _log_plan(prepared, trainer.train_dataset)
     checkpoint = distributed.run_on_main(lambda: checkpoints.find_last_checkpoint(run.checkpoints))
     known = distributed.run_on_main(lambda: run.progress()) if checkpoint else RunProgress()

@@ -11,9 +11,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.llama import modeling_llama
 
+from persona.models.hardware import DevicePlan
 from persona.models.loss import nll_sum
 from persona.template.render import IGNORE_INDEX
-from persona.train import cpu_kernels
+from persona.train import fused_kernels
 from persona.train import run as train_run
 from persona.train.collator import Collator
 
@@ -43,7 +44,7 @@ def learn(model, given):
 def both(base, given, dtype="float32", **settings):
     stock = learn(with_lora(load(base, dtype), **settings), given)
     fast = with_lora(load(base, dtype), **settings)
-    with cpu_kernels.cpu_kernels(fast):
+    with fused_kernels.fused_kernels(fast):
         return stock, learn(fast, given)
 
 
@@ -51,13 +52,13 @@ def used(monkeypatch, *functions: str) -> dict[str, int]:
     """How often each of the autograd functions is applied from now on."""
     counts = dict.fromkeys(functions, 0)
     for name in functions:
-        plain = getattr(cpu_kernels, name).apply
+        plain = getattr(fused_kernels, name).apply
 
         def count(*args, name=name, plain=plain):
             counts[name] += 1
             return plain(*args)
 
-        monkeypatch.setattr(getattr(cpu_kernels, name), "apply", count)
+        monkeypatch.setattr(getattr(fused_kernels, name), "apply", count)
     return counts
 
 
@@ -86,10 +87,10 @@ def test_in_bfloat16_they_are_as_near_to_float32_as_the_stock_ones(base):
 def test_every_layer_takes_the_faster_way(base, monkeypatch):
     counts = used(monkeypatch, "RMSNorm", "Rotate", "LoraLinear")
     model = with_lora(load(base))
-    with cpu_kernels.cpu_kernels(model):
+    with fused_kernels.fused_kernels(model):
         tried = counts["RMSNorm"], counts["Rotate"]
         learn(model, batch(200))
-        assert model.get_base_model().config._attn_implementation == cpu_kernels.ATTENTION_NAME
+        assert model.get_base_model().config._attn_implementation == fused_kernels.ATTENTION_NAME
     norms = sum("RMSNorm" in type(m).__name__ for m in model.modules())
     assert counts["RMSNorm"] - tried[0] == norms
     assert counts["Rotate"] - tried[1] == 2 * 2, "queries and keys, two layers"
@@ -98,10 +99,10 @@ def test_every_layer_takes_the_faster_way(base, monkeypatch):
 
 def test_packed_rows_and_long_rows_are_left_to_the_stock_attention(base, monkeypatch):
     left = []
-    monkeypatch.setattr(cpu_kernels, "sdpa_attention_forward", lambda *a, plain=cpu_kernels.sdpa_attention_forward, **k: (
+    monkeypatch.setattr(fused_kernels, "sdpa_attention_forward", lambda *a, plain=fused_kernels.sdpa_attention_forward, **k: (
         left.append(a[1].shape[2]), plain(*a, **k))[1])  # fmt: skip
     for limit, given in ((256, batch(200, pack=64)), (16, batch(200))):
-        monkeypatch.setattr(cpu_kernels, "MAX_SHORT_ROW", limit)
+        monkeypatch.setattr(fused_kernels, "MAX_SHORT_ROW", limit)
         left.clear()
         (want, expected), (got, found) = both(base, given)
         assert left == [given["input_ids"].shape[1]] * 2
@@ -113,7 +114,7 @@ def test_packed_rows_and_long_rows_are_left_to_the_stock_attention(base, monkeyp
 def test_the_base_alone_and_generation_are_the_stock_ones(base):
     stock, fast = with_lora(load(base)), with_lora(load(base))
     ids = torch.arange(5, 12)[None]
-    with torch.no_grad(), cpu_kernels.cpu_kernels(fast):
+    with torch.no_grad(), fused_kernels.fused_kernels(fast):
         with stock.disable_adapter(), fast.disable_adapter():
             assert torch.allclose(stock(ids).logits, fast(ids).logits, atol=1e-5)
         said = [m.generate(ids, max_new_tokens=8, do_sample=False) for m in (stock, fast)]
@@ -129,7 +130,7 @@ def test_a_norm_that_computes_something_else_keeps_its_own():
         def forward(self, x):
             return x * torch.rsqrt(x.abs().mean(-1, keepdim=True) + self.eps) * self.weight
 
-    assert cpu_kernels._find_norm_kernel(OddRMSNorm()) is None
+    assert fused_kernels._find_norm_kernel(OddRMSNorm()) is None
 
 
 # --- what a run changes in this process, and takes back -------------------------------------------------------------
@@ -149,7 +150,7 @@ def patched(model=None) -> dict[str, Any]:
 def test_model_and_transformers_are_as_before(base, error):
     model = with_lora(load(base))
     before = patched(model)
-    with contextlib.suppress(ValueError), cpu_kernels.cpu_kernels(model):
+    with contextlib.suppress(ValueError), fused_kernels.fused_kernels(model):
         during = patched(model)
         assert during["forwards"] and during["attention"] != before["attention"] and during["masks"] != before["masks"]
         code = type(model.get_base_model()).__module__
@@ -176,3 +177,16 @@ def test_a_run_in_this_process_leaves_transformers_as_it_was(make, monkeypatch, 
         train_run.train_run(make(max_steps=1))
     assert during and during[0] != before
     assert patched() == before
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "engine", "used"),
+    [
+        ("cpu", "float32", "none", True),
+        ("cuda", "bfloat16", "none", True),
+        ("cuda", "float16", "none", False),  # on a card other losses than the stock modules'
+        ("cuda", "bfloat16", "liger", False),
+    ],
+)
+def test_which_runs_train_with_the_kernels(device, dtype, engine, used):
+    assert fused_kernels.are_used(DevicePlan(device, dtype, dtype, ""), engine) is used

@@ -1,11 +1,11 @@
-"""Faster CPU kernels for a training step: RMSNorm, rotary embedding, attention of short rows, LoRA.
+"""Fewer operations in a training step: RMSNorm, rotary embedding and LoRA; on a CPU attention of short rows too.
 
-Outside its matrix products a step of a small model is bound by memory: every operation reads and writes all
-activations, and its backward pass takes two or three operations more. Each kernel here is one autograd function that
-computes the same in float32 or in place. A module is tested on numbers, not looked up by its class: where the results
-differ, it keeps its own code.
+Outside its matrix products a step of a small model is bound on a CPU by memory (every operation reads and writes all
+activations), on a GPU by launches; and the backward pass takes two or three operations more. Each kernel here is one
+autograd function that computes the same in float32 or in place. A module is tested on numbers, not looked up by its
+class: where the results differ, it keeps its own code.
 
-`cpu_kernels` puts them into a model and into transformers' modules, and takes them out again.
+`fused_kernels` puts them into a model and into transformers' modules, and takes them out again.
 """
 
 import contextlib
@@ -22,14 +22,20 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from persona.models.hardware import DevicePlan
 from persona.models.placement import input_device
 
 MAX_SHORT_ROW = 256  # tokens of a row: up to here plain products beat the flash kernel, and their scores are small
 ATTENTION_NAME = "persona_short_rows"
 
 
+def are_used(plan: DevicePlan, engine: str) -> bool:
+    """Whether a run trains with them. On a GPU not in float16: there its first losses were off by up to 0.14."""
+    return plan.device == "cpu" or (engine == "none" and plan.train_dtype != "float16")
+
+
 @contextlib.contextmanager
-def cpu_kernels(model: Any) -> Iterator[None]:
+def fused_kernels(model: Any) -> Iterator[None]:
     """While it lasts, the modules of a PeftModel compute with the kernels of this file; on a GPU not its attention.
 
     Weights, names and results stay as they are. At the end, after an error too, everything is as it was before: the
