@@ -9,11 +9,12 @@ from cases import check_each
 from speaking import GREEDY, NEVER, SHORT, WARM, letters, say, script
 from tiny_models import load, with_lora
 
-from persona.compare.session import NO_ADAPTER, Column, stream_replies
+from persona.compare.session import NO_ADAPTER, Column, Voice, stream_replies
 from persona.errors import InputError
 from persona.models import decode_loop, generate
 from persona.models.sampling import MAX_CONTEXT_TOKENS, Sampling
-from persona.template.render import ChatPrompt
+from persona.template.chat_template import read_template
+from persona.template.render import ChatPrompt, Renderer
 
 pytest_plugins = "speaking"
 pytestmark = pytest.mark.usefixtures("plain_cpu")
@@ -116,7 +117,10 @@ def test_no_room_for_a_reply_is_that_columns_error(model):
     short, long = say(
         model, [Column(NO_ADAPTER, SHORT), Column(NO_ADAPTER, ChatPrompt("", [5] * (MAX_CONTEXT_TOKENS - 95)))], room
     )
-    assert long.error == "The conversation has 4,001 tokens and no room for a reply. Clear it and start again."
+    assert long.error == (
+        "The conversation has 4,001 tokens, and with a reply of up to 96 more than the 4,096 that fit. Shorten the "
+        "message, or allow shorter replies."
+    )
     assert short == say(model, [Column(NO_ADAPTER, SHORT)], room)[0] and short.tokens == 96
 
 
@@ -167,3 +171,26 @@ def test_the_repetition_penalty_counts_what_this_row_has_said_and_nothing_else()
     scores = torch.tensor([[2.0, 1.5, 0.0], [2.0, 1.5, 0.0]])
     assert draw(scores.clone(), []).tolist() == [0, 0]
     assert draw(scores.clone(), [[0], [2]]).tolist() == [1, 0]
+
+
+def test_the_oldest_exchanges_leave_a_conversation_that_is_too_long(model):
+    """The system prompt, the greeting and the newest exchanges stay; a base's own context counts."""
+    voice = Voice("base", NO_ADAPTER, Renderer(model.tokenizer, read_template("gemma-base"), "You keep the light."))
+    turns = [("", "Evening."), *((f"question {n}", f"answer {n}") for n in range(40))]
+    whole = voice.render_column(turns, "And now?")
+    assert not whole.left_out and "answer 0" in whole.prompt.text
+    cut = voice.render_column(turns, "And now?", room=300)
+    assert 0 < cut.left_out < 40 and len(cut.prompt.ids) <= 300
+    assert all(text in cut.prompt.text for text in ("keep the light", "Evening.", "answer 39", "And now?"))
+    kept = [n for n in range(40) if f"answer {n}\n" in cut.prompt.text or f"answer {n}<" in cut.prompt.text]
+    assert kept == list(range(cut.left_out, 40))
+    more = voice.render_column([turns[0], *turns[cut.left_out :]], "And now?")
+    assert len(more.prompt.ids) > 300, "one more would have had no room"
+    assert voice.render_column(turns, "And now?", room=5).left_out == 40
+
+
+def test_a_base_made_for_short_texts_says_so(model, monkeypatch):
+    monkeypatch.setattr(model.model.config.get_text_config(), "max_position_embeddings", 64)
+    assert model.context_tokens == 64
+    (reply,) = say(model, [Column(NO_ADAPTER, ChatPrompt("", [5] * 60))], GREEDY)
+    assert "more than the 64 that fit" in reply.error and not reply.tokens

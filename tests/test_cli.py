@@ -236,7 +236,7 @@ def test_chat_on_a_quantized_base(call, value, ready, tiny_gemma):
         (["--prompt", "a", "--strength", "3"], "strength=3.0: from 0"),
         (["--prompt", "a", "--seed", "-1"], "seed=-1: from 0"),
         (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens=0: from 1"),
-        (["--prompt", "a " * 5000], "tokens and no room for a reply"),
+        (["--prompt", "a " * 5000], "Shorten the message, or allow shorter replies"),
         (["--prompt", "a", "--base", "/nowhere"], "'/nowhere': no such folder"),
         (["--prompt", "a", "--quantization", "int4"], "quantization=int4: is not auto, none, nf4 or int8"),
     ],

@@ -6,6 +6,7 @@ command line and the evaluation all stream through `stream_replies`.
 
 import gc
 import threading
+from bisect import bisect_left
 from collections.abc import Container, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ MAX_ATTACHED = 8
 class Column:
     """One row of a batch: its adapter (a name from LoadedModel.attach; NO_ADAPTER for none) and its prompt.
 
-    stop_id: None for that of the whole stream. error: why it cannot be answered, if that is known already.
+    stop_id: None for that of the whole stream. error: why it cannot be answered, if that is known already. left_out:
+    exchanges of the conversation, the oldest, that are not in the prompt for want of room.
     """
 
     adapter: str
@@ -49,6 +51,7 @@ class Column:
     strength: float = 1.0
     stop_id: int | None = None
     error: str = ""
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,27 @@ class Voice:
     renderer: Renderer
     strength: float = 1.0
 
-    def render_column(self, history: Iterable[Sequence[str]], text: str) -> Column:
-        """The column for a question; a template that fails is the error of this column alone."""
+    def render_column(self, history: Iterable[Sequence[str]], text: str, room: int = MAX_CONTEXT_TOKENS) -> Column:
+        """The column for a question; a template that fails is the error of this column alone.
+
+        room: tokens of the prompt, at most. Where the conversation has more, its oldest exchanges are left out; the
+        system prompt and a greeting (the reply to an empty message) stay.
+        """
+        turns = [tuple(turn) for turn in history]
+        greeting = turns[:1] if turns and not turns[0][0] else []
+        turns = turns[len(greeting) :]
+
+        def render(left_out: int) -> ChatPrompt:
+            return self.renderer.render_prompt([*greeting, *turns[left_out:]], text)
+
         try:
-            prompt, stop = self.renderer.render_prompt(history, text), self.renderer.stop_id
+            prompt, left_out = render(0), 0
+            if len(prompt.ids) > room:
+                left_out = bisect_left(range(len(turns)), True, key=lambda n: len(render(n).ids) <= room)
+                prompt = render(left_out)
         except PersonaError as e:
             return Column(self.adapter, ChatPrompt("", []), error=e.message)
-        return Column(self.adapter, prompt, self.strength, stop)
+        return Column(self.adapter, prompt, self.strength, self.renderer.stop_id, left_out=left_out)
 
 
 class LoadedModel:
@@ -87,6 +104,12 @@ class LoadedModel:
         self.mutex = threading.Lock()  # guards `attached`
         self.attached: dict[str, tuple[Adapter, int]] = {}  # with its file's time; the one used longest ago first
         self.blends: dict[str, AdapterWeights] = {}
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of prompt and reply together, at most: what the base was made for, within MAX_CONTEXT_TOKENS."""
+        own = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)  # none with ALiBi
+        return min(MAX_CONTEXT_TOKENS, own or MAX_CONTEXT_TOKENS)
 
     def attach(self, adapter: Adapter) -> str:
         """Load the adapter if it is not there yet, or has changed on disk. Returns its name in this model.
@@ -256,7 +279,7 @@ def stream_replies(
         replies, rows = [Generation() for _ in columns], {}
         for n, column in enumerate(columns):
             try:
-                _require_room(column, samplings[n])
+                _require_room(column, samplings[n], model.context_tokens)
                 mix = model.adapter_weights(column.adapter, column.strength)
                 stop = eos if column.stop_id is None else column.stop_id
                 rows[n] = Row(column.prompt.ids, samplings[n], stop, mix, partial(halted.__contains__, n))
@@ -276,15 +299,17 @@ def stream_replies(
                 yield list(replies)
 
 
-def _require_room(column: Column, sampling: Sampling) -> None:
+def _require_room(column: Column, sampling: Sampling, context: int) -> None:
     """Raises InputError when this column cannot be answered."""
     if column.error:
         raise InputError(Message.of(column.error))
     length = len(column.prompt.ids)
-    if length + sampling.max_new_tokens > MAX_CONTEXT_TOKENS:
+    if length + sampling.max_new_tokens > context:
         raise InputError(
-            "The conversation has {length:,} tokens and no room for a reply. Clear it and start again.", length=length
-        )
+            "The conversation has {length:,} tokens, and with a reply of up to {reply:,} more than the {context:,} "
+            "that fit. Shorten the message, or allow shorter replies.",
+            length=length, reply=sampling.max_new_tokens, context=context,
+        )  # fmt: skip
 
 
 def default_voices(

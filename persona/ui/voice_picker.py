@@ -62,7 +62,7 @@ class Comparison:
             chats = [build_messages(parts.system, h, question, late_system=parts.late) for parts, h in prompts]
             yield from remote.stream_remote(url, key, self.voices, chats, sampling)
             return
-        columns = [v.render_column(h, question) for v, h in zip(self.voices, histories, strict=True)]
+        columns = self._columns(histories, question, sampling)
         halted: set[int] = set()
         for replies in session.stream_replies(self.model, columns, sampling, halted=halted):
             halted.update(
@@ -70,6 +70,21 @@ class Comparison:
                 if is_base_circling(record, reply.text, reply.ended)
             )  # fmt: skip
             yield replies
+
+    def exchanges_left_out(
+        self, histories: Sequence[Sequence[tuple[str, str]]], question: str, sampling: Sampling
+    ) -> list[int]:
+        """How many of each column's oldest exchanges its prompt has no room for; another server decides by itself."""
+        if self.model is None:
+            return [0] * len(self.records)
+        return [c.left_out for c in self._columns(histories, question, sampling)]
+
+    def _columns(
+        self, histories: Sequence[Sequence[tuple[str, str]]], question: str, sampling: Sampling
+    ) -> list[session.Column]:
+        assert self.model
+        room = self.model.context_tokens - sampling.max_new_tokens
+        return [v.render_column(h, question, room) for v, h in zip(self.voices, histories, strict=True)]
 
     def book_entries(self, histories: Sequence[Sequence[tuple[str, str]]], question: str) -> list[tuple[str, ...]]:
         """The names of the book entries in each column's prompt."""

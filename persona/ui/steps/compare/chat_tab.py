@@ -175,7 +175,9 @@ def stream_answers(
     before = column_messages(replace(chat, turns=chat.turns[:-1]), records, selection)
     replies: list[Generation] = [Generation() for _ in records]
     shown: list[Generation | None] = [None for _ in records]
-    books = [greeting_note(chat) + book_note(entries) for entries in comparison.book_entries(histories, turn.said)]
+    left_out = comparison.exchanges_left_out(histories, turn.said, sampling)
+    entries = comparison.book_entries(histories, turn.said)
+    books = [greeting_note(chat) + room_note(n) + book_note(found) for n, found in zip(left_out, entries, strict=True)]
     try:
         for replies in comparison.answer(histories, turn.said, sampling):
             update = _stream_update(before, turn.said, records, replies, shown, books, sampling.max_new_tokens)
@@ -217,6 +219,15 @@ def _speed_status(replies: Sequence[Generation], same_prompt: bool, sampling: Sa
         pace=pace,
         seed=sampling.seed,
     )
+
+
+def room_note(left_out: int) -> str:
+    """Above what is said of a reply: how much of a long conversation the model no longer reads."""
+    if not left_out:
+        return ""
+    said = t("The conversation is longer than the model can read. Left out of this prompt, the oldest first: {count} "
+             "messages with their answers. The system prompt and the greeting stay.", count=left_out)  # fmt: skip
+    return f"<div class='quiet'>{escape(said)}</div>"
 
 
 def book_note(entries: Sequence[str]) -> str:
