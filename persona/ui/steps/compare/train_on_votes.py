@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from persona.compare import blind_votes, conversation_store, preference_sources
+from persona.compare import blind_votes, conversation_store, kept_answers, preference_sources
 from persona.errors import PersonaError
 from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.share.open_adapter import open_parent
@@ -28,7 +28,12 @@ from persona.ui.steps.train import run_on_zerogpu
 from persona.ui.widgets import mask_html
 
 BLIND_TAB = "blind"  # id of the tab
-SOURCES = {"vote": "a blind vote", "correction": "a correction", "preference": "an imported file"}
+SOURCES = {
+    "vote": "a blind vote",
+    "correction": "a correction",
+    "preference": "an imported file",
+    "regenerated": "a choice among regenerated answers",
+}
 
 
 class TrainView(NamedTuple):
@@ -105,7 +110,8 @@ def find_preferences(browser_key: str, slug: str, adapter_id: str) -> Preference
     persona = open_current_persona(slug)
     log = blind_votes.open_vote_log(voice_picker.conversation_dir(slug, adapter_id), browser_key)
     talks = conversation_store.list_conversations(conversation_store.open_store(persona.path, browser_key))
-    return preference_sources.collect_preferences(persona, blind_votes.read_blind_questions(log), talks)
+    kept = kept_answers.read_choices(log)
+    return preference_sources.collect_preferences(persona, blind_votes.read_blind_questions(log), talks, kept)
 
 
 def offer(browser_key: str, slug: str, adapter_id: str) -> TrainView:
@@ -133,6 +139,8 @@ def offer(browser_key: str, slug: str, adapter_id: str) -> TrainView:
         title = t("Left out of the training: {n}", n=len(found.left_out))
         about += f"<details class='quiet'><summary>{title}</summary><ul>{lines}</ul></details>"
     label = t("Train on 1 vote or correction") if count == 1 else t("Train on {n} votes and corrections", n=count)
+    if not {p.pair.source for p in found.preferences} <= {"vote", "correction"}:
+        label = t("Train on {n} votes, choices and corrections", n=count)
     preview = gr.Accordion(visible=bool(count), open=False)
     return TrainView(gr.Button(label, interactive=count >= least), about, preview, gr.Number(1, maximum=max(1, count)))
 

@@ -98,8 +98,8 @@ def _build_editor(page: Page, welcome: Welcome, pairs: PairsTab) -> _Editor:
                 interview, interview_answered = interview_tab.build(page, interview_page)
             with gr.Tab(t("Who it is"), id="who"):
                 card = build_card_tab(page)
-            with gr.Tab(t("Import"), id="import"):
-                import_file, imported = import_tab.build(page)
+            with gr.Tab(t("Import"), id="import") as import_page:
+                import_file, imported = import_tab.build(page, import_page)
             with gr.Tab(t("Check"), id="check"):
                 pairs.lint_panel.render()
                 check_again = gr.Button(t("Check again"), size="sm", scale=0, min_width=150, elem_id="check-again")
