@@ -308,15 +308,22 @@ def test_a_stopped_evaluation_keeps_what_it_has_and_goes_on(good, base, tmp_path
             raise evaluate.EvaluationStopped
 
     begun = report(good, base, progress=stop_at_probes)
-    assert begun.missing == ["probes", "pressure", "memory", "drift"] and any("Stopped" in note for note in begun.notes)
+    assert begun.missing == ["probes", "pressure", "hard", "memory", "drift"] and any(
+        "Stopped" in note for note in begun.notes
+    )
     assert begun.likelihood == whole.likelihood and begun.answers == whole.answers and not begun.probes
     assert begun.verdict.kind == "learned", "from the likelihood, which was measured"
     doing.clear()
     rest = report(good, base, begun=begun, progress=lambda step: doing.append(str(step.doing)))
     assert not any("held-out" in text for text in doing) and any("Probes" in text for text in doing)
     assert not rest.missing and not any("Stopped" in note for note in rest.notes)
-    for part in ("likelihood", "answers", "probes", "pressure", "memory", "drift"):
+    for part in ("likelihood", "answers", "probes", "pressure", "hard", "memory", "drift"):
         assert getattr(rest, part) == getattr(whole, part)
+    asked = {a.question: a.adapter for a in whole.answers.rows}
+    assert [row.nll for row in whole.hard] == sorted(whole.likelihood.nlls, reverse=True)[:5]
+    assert all(row.answer == asked.get(row.question, row.answer) != "" for row in whole.hard), (
+        "asked once, and all of them"
+    )
 
     def stop_at_once(step):
         raise evaluate.EvaluationStopped

@@ -121,6 +121,7 @@ def _measure_parts(
         "answers": lambda: measurements.measure_answers(session, rows),
         "probes": lambda: measurements.measure_probes(session),
         "pressure": lambda: measurements.measure_pressure(session),
+        "hard": lambda: measurements.measure_hard(session, parts["likelihood"], parts["answers"]),
         "memory": lambda: measurements.measure_memorisation(session, rows, parts["answers"]),
         "drift": lambda: measurements.measure_drift(session),
     }

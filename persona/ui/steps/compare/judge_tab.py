@@ -14,16 +14,16 @@ from persona.errors import PersonaError
 from persona.models import zerogpu
 from persona.models.adapter import Adapter
 from persona.share.adapter_ref import AdapterRef, RefKind
-from persona.store import deployment
+from persona.store import deployment, persona_folder
 from persona.train import run_folder
-from persona.ui import next_steps, voice_picker
+from persona.ui import hard_pairs, next_steps, voice_picker
 from persona.ui.background import start_in_thread
 from persona.ui.buttons import run_with_stop
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import wait_in_queue
 from persona.ui.navigation import TEMPLATE
 from persona.ui.page import QUIET, Page, download_path, show_errors, visitor_key
-from persona.ui.widgets import format_duration, progress_bar_html
+from persona.ui.widgets import FORWARD_CLICKS_JS, format_duration, progress_bar_html
 from persona.write import llm_client
 
 MAX_MEASUREMENTS = 4  # of all visitors at once; their steps take turns on the model
@@ -47,7 +47,7 @@ def measure_adapter(adapter_id: str, judge: bool, quantization: str = "auto") ->
     judge: ask another model too. quantization: of the base in memory, a ChatQuantization. A measurement that
     was stopped goes on. Raises PersonaError while another one of the same visitor runs.
     """
-    from persona.judge import evaluate, report_html, scoring  # with it comes torch
+    from persona.judge import evaluate, scoring  # with it comes torch
 
     adapter, visitor, stop = voice_picker.find_adapter(adapter_id), visitor_key(), threading.Event()
     end = time.monotonic() + SLICE_SECONDS if deployment.has_zerogpu() else math.inf
@@ -82,7 +82,7 @@ def measure_adapter(adapter_id: str, judge: bool, quantization: str = "auto") ->
     except evaluate.EvaluationStopped:
         yield last_report(adapter_id)
         return
-    yield report_html.render_fragment(report, localized), _report_file(report, adapter_id)
+    yield _report_html(report, adapter), _report_file(report, adapter_id)
 
 
 _measure_slice = zerogpu.request_gpu(zerogpu.GRANTED_SECONDS)(show_errors(measure_adapter))
@@ -132,7 +132,7 @@ def last_report(adapter_id: str) -> tuple[str, Any]:
     file = _report_path(adapter_id)
     if file is None:
         return not_measured_html(), gr.DownloadButton(value=None, interactive=False)
-    from persona.judge import evaluate, report_html
+    from persona.judge import evaluate
 
     report = evaluate.load_report(file)
     note = ""
@@ -140,7 +140,18 @@ def last_report(adapter_id: str) -> tuple[str, Any]:
         chosen_step = run_folder.Run(file.parent).progress().chosen
         outdated = t("Measured before step {step} became the adapter: measure again.", step=chosen_step)
         note = f"<div class='hint'>{outdated}</div>"
-    return note + report_html.render_fragment(report, localized), _report_file(report, adapter_id)
+    return note + _report_html(report, voice_picker.find_adapter(adapter_id)), _report_file(report, adapter_id)
+
+
+def _report_html(report: Any, adapter: Adapter) -> str:
+    """The report, and where to write next: for the persona of the adapter's run, whose pairs can be rewritten."""
+    from persona.judge import evaluate, report_html
+
+    shown, run = report_html.render_fragment(report, localized), evaluate.run_of(adapter)
+    if not report.hard or run is None:
+        return shown
+    persona = persona_folder.open_persona(run.path.parent.parent)
+    return shown + hard_pairs.table_html(report.hard, persona, t("Least likely held-out pairs"))
 
 
 def _report_path(adapter_id: str) -> Path | None:
@@ -191,7 +202,8 @@ def build(page: Page, quantization: gr.Dropdown, opened: list[Any]) -> None:
         )
         save = gr.DownloadButton(t("Save the report"), scale=0, min_width=190, interactive=False,
                                  elem_id="save-report")  # fmt: skip
-    report = gr.HTML(not_measured_html(), elem_id="report")
+    report = gr.HTML(not_measured_html(), elem_id="report", js_on_load=FORWARD_CLICKS_JS)
+    hard_pairs.connect(page, report)
     with gr.Row(elem_classes="slim"):
         for button in page.next_steps.values():
             button.render()

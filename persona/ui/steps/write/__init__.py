@@ -170,6 +170,9 @@ def _connect_editor(page: Page, pairs: PairsTab, editor: _Editor) -> None:
         lambda: (gr.Walkthrough(selected=WRITE), WRITE, gr.Tabs(selected="interview")), None,
         [page.steps, page.shown_step, editor.tabs], **QUIET,
     )  # fmt: skip
+    page.write_tab.change(
+        None, page.write_tab, editor.tabs, js="(tab) => ({ selected: tab.split(' ')[0], __type__: 'update' })", **QUIET
+    ).then(show_errors(interview_tab.draw_interview), page.slug, editor.interview, **QUIET)
     renamed = editor.imported.success(**load).success(persona_dropdown, page.slug, page.persona_list, **QUIET)
     reloaded = editor.reload.click(**load)
     for event in (opened, reloaded, renamed):
