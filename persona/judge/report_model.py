@@ -143,13 +143,23 @@ class Drift(FrozenModel):
     answers: list[AnswerPair]
 
 
+class JudgeAgreement(FrozenModel):
+    """A judge against the author's own blind votes: the share of the same choices (left, right, neither), and Cohen's
+    kappa (1960). Both are None with too few votes to say."""
+
+    votes: int
+    agree: Interval | None = None
+    kappa: Interval | None = None
+
+
 class JudgeTally(FrozenModel):
-    """How often a blind judge preferred the adapter's held-out answers."""
+    """How often a blind judge preferred the adapter's held-out answers. agreement: None in older reports."""
 
     model: str
     wins: int
     losses: int
     ties: int
+    agreement: JudgeAgreement | None = None
 
 
 class Verdict(FrozenModel):
