@@ -9,13 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pretrained_base as learner
 import pytest
-from test_suggestions import Model
 
 from persona import cli
 from persona.compare import session
 from persona.errors import InputError, PersonaError
-from persona.judge import eval_rows, evaluate, llm_judge, measurements, metrics, probes, scoring
-from persona.judge.report_model import AnswerPair, EvalReport
+from persona.judge import eval_rows, evaluate, measurements, metrics, probes, scoring
+from persona.judge.report_model import EvalReport
 from persona.models import adapter
 from persona.models.loss import mean_nll
 from persona.store.pairs import Pair, write_pairs
@@ -140,40 +139,6 @@ def test_a_file_is_measured_without_the_pairs_that_were_trained_on(tmp_path):
     (tmp_path / "sheet.csv").write_text("instruction,output\nWho?,Mags.\n")
     assert [p.output for p in eval_rows.read_eval_rows(None, tmp_path / "sheet.csv").held] == ["Mags."]
     assert "--data" in eval_rows.read_eval_rows(None, None).notes[0]
-
-
-# ---- the judge
-
-
-@pytest.fixture
-def model(monkeypatch):
-    running = Model()
-    monkeypatch.setenv("PERSONA_LLM_URL", f"http://127.0.0.1:{running.server.server_port}/v1")
-    monkeypatch.setenv("PERSONA_LLM_MODEL", "wise")
-    yield running
-    running.server.shutdown()
-    running.server.server_close()
-
-
-def test_a_blind_judge_who_always_says_a_prefers_nobody(model):
-    model.says = '["A"]'
-    answers = [AnswerPair(question=f"q{n}", reference="r", base="BASE", adapter="OWN", base_ended=True, adapter_ended=True)
-               for n in range(20)]  # fmt: skip
-    done = []
-    said = llm_judge.judge_answers(llm_judge.judge_endpoint(), CARD, answers, lambda: done.append(1))
-    assert said.wins + said.losses == 20 and 5 <= said.wins <= 15 and len(done) == 20
-    texts = [body["messages"][0]["content"] for _, body in model.asked]
-    first_is_own = [t.index("OWN") < t.index("BASE") for t in texts]
-    assert sum(first_is_own) == said.wins, "an answer counts for whom it was given"
-    assert all(body["temperature"] == 0 for _, body in model.asked)
-    model.says = '["neither"]'
-    assert llm_judge.judge_answers(llm_judge.judge_endpoint(), CARD, answers[:2], lambda: None).ties == 2
-
-
-def test_a_judge_that_is_not_set_up_is_refused_before_anything_is_measured(monkeypatch):
-    monkeypatch.delenv("PERSONA_LLM_URL", raising=False)
-    with pytest.raises(PersonaError, match="PERSONA_LLM_URL"):
-        evaluate.evaluate_adapter(None, judge=True)  # type: ignore[arg-type]
 
 
 # ---- adapters that really are so
@@ -308,15 +273,22 @@ def test_a_stopped_evaluation_keeps_what_it_has_and_goes_on(good, base, tmp_path
             raise evaluate.EvaluationStopped
 
     begun = report(good, base, progress=stop_at_probes)
-    assert begun.missing == ["probes", "pressure", "memory", "drift"] and any("Stopped" in note for note in begun.notes)
+    assert begun.missing == ["probes", "pressure", "hard", "memory", "drift"] and any(
+        "Stopped" in note for note in begun.notes
+    )
     assert begun.likelihood == whole.likelihood and begun.answers == whole.answers and not begun.probes
     assert begun.verdict.kind == "learned", "from the likelihood, which was measured"
     doing.clear()
     rest = report(good, base, begun=begun, progress=lambda step: doing.append(str(step.doing)))
     assert not any("held-out" in text for text in doing) and any("Probes" in text for text in doing)
     assert not rest.missing and not any("Stopped" in note for note in rest.notes)
-    for part in ("likelihood", "answers", "probes", "pressure", "memory", "drift"):
+    for part in ("likelihood", "answers", "probes", "pressure", "hard", "memory", "drift"):
         assert getattr(rest, part) == getattr(whole, part)
+    asked = {a.question: a.adapter for a in whole.answers.rows}
+    assert [row.nll for row in whole.hard] == sorted(whole.likelihood.nlls, reverse=True)[:5]
+    assert all(row.answer == asked.get(row.question, row.answer) != "" for row in whole.hard), (
+        "asked once, and all of them"
+    )
 
     def stop_at_once(step):
         raise evaluate.EvaluationStopped
@@ -339,7 +311,7 @@ def test_the_page_stops_a_measurement_and_shows_what_it_has(good, base, monkeypa
             next(judge_tab.measure_adapter(chosen, False))
         if "Answers to held-out questions" in html:
             break
-    assert 'role="progressbar"' in html and "Part 2 of 6: Answers" in html
+    assert 'role="progressbar"' in html and "Part 2 of 7: Answers" in html
     judge_tab.stop_measuring()
     *_, (shown, save) = steps
     assert "Stopped" in shown and save.interactive and save.value["path"].endswith("report.html")

@@ -14,7 +14,7 @@ from persona.template import chat_template
 from persona.train.config import ALL_PRESETS, PRESETS
 from persona.ui import i18n, navigation, next_steps, voice_picker, widgets
 from persona.ui.steps import share, template
-from persona.ui.steps.compare import base_note, blind_vote_tab, chat_tab
+from persona.ui.steps.compare import base_note, blind_vote_tab, chat_tab, train_on_votes
 from persona.ui.steps.share import export_tab
 from persona.ui.steps.train import ledger_view, run_view, settings_form
 from persona.ui.steps.write import (
@@ -94,8 +94,11 @@ TABLES: dict[tuple[str, str], set[str]] = {
         *map(settings_form.setting_label, settings_form.EXPERT_FIELDS),
         *ledger_view.OTHER_LABELS.values(),
     },
-    ("steps/train/run_view.py", "chart.title"): {chart.title for chart in run_view.CHARTS.values()},
+    ("steps/train/run_view.py", "chart.title"): {
+        chart.title for chart in (*run_view.CHARTS.values(), *run_view.PREFERENCE_CHARTS.values())
+    },
     ("steps/train/run_view.py", "label"): set(run_view.LINE_COLORS),
+    ("steps/compare/train_on_votes.py", "SOURCES[preference.pair.source]"): set(train_on_votes.SOURCES.values()),
     ("steps/write/export_tab.py", "m.TITLE"): {
         m.TITLE for m in registry.import_formats().values() if hasattr(m, "dump")
     },

@@ -11,8 +11,10 @@ from persona.errors import InputError
 from persona.store.pairs import Pair, write_pairs
 from persona.train import launcher, run_notes
 from persona.train.run_folder import list_runs
+from persona.ui import hard_pairs
 from persona.ui.chosen import Chosen
 from persona.ui.steps.train import ledger
+from persona.write import interview
 
 pytest_plugins = "finished_runs"
 
@@ -98,8 +100,26 @@ def test_the_least_likely_pairs_lead_back_to_the_table_of_pairs(mags):
         detail.index(p.output + "<") for p in held_out
     )
     number = mags.scan()[0].index(held_out[1]) + 1
-    assert f"data-row='{number}'" in detail and detail.count("data-do='rewrite'") == 3 and "changed since" in detail
-    assert ledger.rewrite_pair(SimpleNamespace(_data={"row": str(number)}))[1:] == [0, number]
+    assert (
+        f"data-do='rewrite' data-row='{number}' data-persona='{mags.slug}'" in detail
+        and detail.count("data-do='rewrite'") == 3
+        and "changed since" in detail
+    )
+
+    def press_button(do, slug=mags.slug):
+        data = {"do": do, "row": str(number), "persona": mags.slug}
+        _, step, *opened, tab = hard_pairs.on_click(slug, SimpleNamespace(_data=data))
+        return step, *opened, tab.partition(" ")[0]
+
+    assert press_button("rewrite") == (0, number, "pairs")
+    before = interview.open_interview(mags)
+    interview.save_draft(mags, before.number, "half an ans", before.question.text)
+    assert press_button("ask") == (0, number, "interview")
+    asked = interview.open_interview(mags)
+    assert asked.question.text == held_out[1].instruction and asked.draft == ""
+    assert interview.go_back(mags, asked.number).draft == "half an ans", "what was typed to another question stays"
+    with pytest.raises(InputError, match=f"one of {mags.slug}"):
+        press_button("ask", "other")
 
 
 def test_on_zerogpu_again_trains_too(mags, plain_cpu, monkeypatch):

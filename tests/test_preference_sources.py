@@ -1,12 +1,14 @@
 """A persona's own votes and corrections as preferences; `persona prefer`."""
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import gradio as gr
 import pytest
+from tiny_models import write_adapter_to_go_on_from
 
 from persona.compare import blind_votes, conversation_store
 from persona.compare.blind_votes import VoteSide
@@ -16,10 +18,12 @@ from persona.errors import PersonaError
 from persona.judge.preference_verdict import describe_preferences
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard, create_persona_at
-from persona.train.progress import RunProgress
+from persona.train import launcher
+from persona.train.parent import read_parent
+from persona.train.progress import EventReplay, RunProgress
 from persona.ui.navigation import COMPARE, TRAIN
 from persona.ui.steps.compare import blind_vote_tab, train_on_votes
-from persona.ui.steps.train import further
+from persona.ui.steps.train import further, run_view
 from persona.ui.steps.train.run_view import make_run_view
 
 BASE = VoiceRecord("base", "base")
@@ -73,6 +77,7 @@ def mags(tmp_path, monkeypatch):
     monkeypatch.setattr(train_on_votes, "open_current_persona", lambda slug: persona)
     monkeypatch.setattr(train_on_votes.voice_picker, "conversation_dir", lambda *_: persona.path)
     monkeypatch.setattr(train_on_votes, "open_parent", lambda ref: str(ref))
+    monkeypatch.setattr(train_on_votes, "check", lambda *_: None)
     return persona
 
 
@@ -86,8 +91,10 @@ def test_the_page_trains_on_this_visitors_votes(mags, monkeypatch):
     monkeypatch.setattr(train_on_votes.launcher, "create_preference_run", create)
     monkeypatch.setattr(train_on_votes.launcher, "start_run", lambda run: None)
     assert train_on_votes.train_on_votes(mine, "mags", "run/mags/r1")[1:] == [TRAIN, "r2"], "step 3 shows the new run"
-    ((_, preferences, parent, _),) = made
-    assert [p.pair.instruction for p in preferences] == ["Why?"] and parent == "run/mags/r1"
+    ((_, preferences, parent, given),) = made
+    assert [p.pair.instruction for p in preferences] == ["Why?"] and (parent, given) == ("run/mags/r1", {})
+    train_on_votes.train_on_votes(mine, "mags", "run/mags/r1", sft=False)
+    assert made[-1][-1] == {"sft_weight": 0}
     with pytest.raises(PersonaError, match="adapter of this persona"):
         train_on_votes.train_on_votes(mine, "mags", "opened/mags")
 
@@ -98,14 +105,40 @@ def test_the_button_says_how_many_and_is_disabled_below_the_least(mags):
     for n in range(3):
         vote(log, f"Why {n}?", "So.", "Because of many things.")
     vote(log, "<b>Tie?", "a", "b", choice="tie")
-    button, about = train_on_votes.offer(key, "mags", "run/mags/r1")
+    button, about, *_ = train_on_votes.offer(key, "mags", "run/mags/r1")
     assert (button.value, button.interactive) == ("Train on 3 votes and corrections", False)
     assert "it takes 4" in about and "&lt;b&gt;Tie?”: tie." in about
     vote(log, "Why 3?", "So.", "Because of many things.")
-    button, about = train_on_votes.offer(key, "mags", "run/mags/r1")
-    assert button.interactive and "it takes" not in about
-    button, about = train_on_votes.offer(key, "", "")
+    button, about, preview, number = train_on_votes.offer(key, "mags", "run/mags/r1")
+    assert button.interactive and "it takes" not in about and preview.visible and number.maximum == 4
+    button, about, *_ = train_on_votes.offer(key, "", "")
     assert not button.interactive and "Choose an adapter" in about
+
+
+@pytest.mark.slow
+def test_both_answers_are_shown_with_their_masks_and_checked(mags, tiny_gemma, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(train_on_votes, "open_current_persona", lambda slug: mags)
+    monkeypatch.setattr(train_on_votes.voice_picker, "conversation_dir", lambda *_: mags.path)
+    parent, make = (
+        read_parent(write_adapter_to_go_on_from(tiny_gemma, tmp_path / "first")),
+        launcher.make_preference_config,
+    )
+    monkeypatch.setattr(train_on_votes, "open_parent", lambda ref: parent)
+    with_base = lambda parent, given: make(parent, {**given, "base": str(tiny_gemma)})  # noqa: E731
+    monkeypatch.setattr(launcher, "make_preference_config", with_base)
+    key = new_browser_key()
+    log = blind_votes.open_vote_log(mags.path, key)
+    vote(log, "Why?", "So.", "Because.")
+    vote(log, "When?", "Now.", "<end_of_turn>")
+    head, *sides = train_on_votes.show_masks(key, "mags", "run/mags/r1", 1)
+    assert "Preference 1 of 2, from a blind vote" in head
+    for html, answer in zip(sides, ("So.", "Because."), strict=True):
+        learned = "".join(re.findall(r'<span class="learned[^>]*>([^<]*)', html))
+        assert learned.startswith(answer) and "Why?" in "".join(re.findall(r'<span class="masked[^>]*>([^<]*)', html))
+    assert "control" in train_on_votes.show_masks(key, "mags", "run/mags/r1", 9)[2], "the nearest, with what is wrong"
+    with pytest.raises(PersonaError, match="control"):
+        train_on_votes.train_on_votes(key, "mags", "run/mags/r1")
 
 
 @pytest.mark.parametrize("zerogpu", [True, False])
@@ -113,8 +146,8 @@ def test_on_zerogpu_the_button_trains_too(zerogpu, monkeypatch):
     monkeypatch.setattr(train_on_votes.deployment, "has_zerogpu", lambda: zerogpu)
     with gr.Blocks() as blocks:
         page = MagicMock(**{name: gr.State("") for name in ("slug", "adapter", "steps", "shown_step", "shown_run")})
-        button, about = train_on_votes.build()
-        train_on_votes.connect(page, gr.BrowserState(), button, about, [page.steps.change], [])
+        controls = train_on_votes.build(train_on_votes.build_button())
+        train_on_votes.connect(page, gr.BrowserState(), controls, [page.steps.change], [])
     called = [f.fn.__wrapped__ for f in blocks.fns.values() if hasattr(f.fn, "__wrapped__")]
     assert train_on_votes.train_on_votes in called and (train_on_votes.run_on_zerogpu in called) == zerogpu
 
@@ -150,3 +183,30 @@ def test_the_verdict_says_how_often_and_warns_where_the_chosen_answers_became_le
     for after, kind in ((0.54, "hint"), (0.4, "problem")):
         same = replace(seen[0], result={"accuracy_before": 0.54, "accuracy_after": after})
         assert f'class="{kind}"' in further.change_html(same)
+
+
+def test_a_run_on_preferences_shows_its_margin_its_accuracy_and_that_the_chosen_answers_fall():
+    """As the events tell it: the evaluation of the base at step 0 is in none of the curves."""
+    replay = EventReplay()
+    for event in (
+        {"event": "plan", "steps": 8, "held_out": 2, "held_out_learned": [10, 10]},
+        {"event": "eval", "step": 0, "nll": 3.0, "rows": [30.0, 30.0], "accuracy": 0.1},
+        {"event": "start", "step": 0, "nll": 2.0, "rows": [20.0, 20.0], "accuracy": 0.5},
+        {"event": "state", "state": "running"},
+        {"event": "step", "step": 4, "seconds": 1.0, "loss": 0.6, "reward_margin": 0.2, "reward_chosen": 0.1},
+        {"event": "eval", "step": 4, "nll": 2.5, "rows": [25.0, 25.5], "accuracy": 1.0},
+    ):
+        replay.add(event)
+    p = replay.progress()
+    assert p.learns_preferences and not RunProgress().learns_preferences
+    margin, accuracy, chosen = (
+        [row[:2] for row in plot.value["data"]] for plot in run_view.chart_plots(p, run_view.PREFERENCE_CHARTS)
+    )
+    assert (margin, accuracy, chosen) == ([[4, 0.2]], [[0, 50.0], [4, 100.0]], [[0, 2.0], [4, 2.5]])
+    assert {row[2] for row in run_view.loss_plot(p).value["data"]} == {"train"}, "its held-out loss is another"
+    assert (
+        "At step 4 your chosen answers have become less likely than before the run: 2.00 → 2.5"
+        in further.warning_html(p)
+    )
+    assert not further.warning_html(replace(p, held_out_rows={0: [30.0, 30.0], 4: [19.0, 19.0]}))
+    assert not any(plot.visible for plot in run_view.chart_plots(RunProgress(), run_view.PREFERENCE_CHARTS))

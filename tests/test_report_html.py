@@ -13,6 +13,7 @@ from persona.judge.report_model import (  # fmt: skip
     AnswerStats,
     Drift,
     EvalReport,
+    HardRow,
     Interval,
     JudgeTally,
     Likelihood,
@@ -48,6 +49,7 @@ def made(text: str = "Mind the step.", **changes) -> EvalReport:
         "drift": Drift(rows=24, base=interval(2.0), adapter=interval(2.1), rise=interval(0.1, 0.2), base_right=0.5,
                        adapter_right=0.46, answers=[answer]),
         "ended": 0.95, "base_ended": 0.1, "judged": JudgeTally(model=text, wins=3, losses=1, ties=0), "notes": [text],
+        "hard": [HardRow(question=text, reference=text, nll=7.5, answer=text)],
     }  # fmt: skip
     report = EvalReport(**{**values, **changes})
     return report.model_copy(update={"verdict": verdict.decide_verdict(report)})

@@ -5,7 +5,7 @@ from cases import check_each
 from test_report_html import interval, made
 
 from persona.judge import behaviour, verdict
-from persona.judge.report_model import AnswerPair, EvalReport, ProbeReply, ProbeResult
+from persona.judge.report_model import AnswerPair, EvalReport, JudgeAgreement, ProbeReply, ProbeResult
 
 
 def moved(part: str, **figures) -> EvalReport:
@@ -90,6 +90,13 @@ def test_remarks_are_said_beside_the_main_verdict():
         made(judged=None)
     )
     assert "preferred the adapter 3 times, the base 1 times" in remarks(made(probes=[]))
+    few = JudgeAgreement(votes=3)
+    assert "not calibrated" in remarks(made(probes=[])) and "there are 3" in remarks(moved("judged", agreement=few))
+    enough = JudgeAgreement(votes=24, agree=interval(0.75, 0.15), kappa=interval(0.5))
+    assert (
+        "agrees with 75 % of 24 blind votes of yours (60 % to 90 %); Cohen's kappa is 0.50 (0.40 to 0.60)"
+        in remarks(moved("judged", agreement=enough))
+    )
     assert "suffered a little" in remarks(moved("drift", rise=interval(0.5, 0.1)))
     assert "word for word" in remarks(moved("memory", recited=0.3))
     assert "8 held-out pairs only" in remarks(moved("likelihood", rows=8))

@@ -86,11 +86,19 @@ def import_(
     member: Annotated[
         str, typer.Option(metavar="NAME", help="Which file in a .zip or .tar. Default: the only one with data.")
     ] = "",
+    preferences: Annotated[
+        bool,
+        typer.Option(
+            "--preferences",
+            help="Keep both answers of rows with chosen and rejected, for `persona prefer`: no pairs are added.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Add pairs from a file of another format. Rows that are no pair are listed."""
+    from persona.store.preferences import is_preference_row
     from persona.write import importers
-    from persona.write.importers import hub_dataset, registry, row_selection, text_source
+    from persona.write.importers import hub_dataset, json_reader, registry, row_selection, text_source
     from persona.write.importers.columns import INPUT_JOINS
 
     if join_input not in INPUT_JOINS:
@@ -114,6 +122,13 @@ def import_(
         else:
             row_selection.require_file_split(path.name, selection)
         opened = text_source.open_source(path, member=member)
+        if preferences:
+            _import_preferences(opened.path, directory, as_json)
+            return
+        if json_reader.score_first_rows(opened, is_preference_row):
+            print_note(
+                f"{opened.name}: holds preferences. Their chosen answers become pairs; --preferences keeps both."
+            )
         chosen_format = format or registry.detect_format(opened)
         existed = directory.expanduser().exists()
         persona = _open_or_create(directory, opened, chosen_format, options)
@@ -127,6 +142,20 @@ def import_(
                 shutil.rmtree(persona.path)
             raise
     _print_import(opened, chosen_format, report, as_json)
+
+
+def _import_preferences(file: Path, directory: Path, as_json: bool) -> None:
+    """Add a file's preferences to those of the persona."""
+    from persona.store.preferences import add_preferences, load_preferences, read_preferences
+
+    persona, found = open_persona(directory), read_preferences(file)
+    added = add_preferences(persona, found.preferences)
+    value = {"preferences": added, "known": len(found.preferences) - added, "left_out": list(found.left_out)}
+    count = len(load_preferences(persona).preferences)
+    lines = [
+        f"{added:,} preferences added, {value['known']:,} were there. There are {count:,}: persona prefer {directory}"
+    ]
+    print_result(value, "\n".join([*lines, *found.left_out[:MAX_PRINTED]]), as_json)
 
 
 def _print_import(source: Any, format: str, report: Any, as_json: bool) -> None:

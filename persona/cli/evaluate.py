@@ -31,16 +31,19 @@ def eval_(
     as_json: AsJson = False,
 ) -> None:
     """Did it learn? Measure the adapter against its base. A run's folder gets report.json and report.html."""
+    from persona.compare import blind_votes
     from persona.judge import evaluate
     from persona.share.adapter_ref import AdapterRef
     from persona.share.open_adapter import open_adapter, read_supplement
 
     opened = open_adapter(AdapterRef.parse(adapter), read_supplement(template))
     with _ProgressBar() as bar:
+        run = evaluate.run_of(opened)
+        votes = blind_votes.read_all_visitors(run.path.parent.parent) if run and judge else []
         report = evaluate.evaluate_adapter(
-            opened, data=data, base=base, judge=judge, quantization=quantization, progress=bar.show
+            opened, data=data, base=base, judge=judge, votes=votes, quantization=quantization, progress=bar.show
         )
-    if run := evaluate.run_of(opened):
+    if run:
         print_note(f"Report: {evaluate.save_report(report, run)}")
     print_result(report.model_dump(mode="json"), _format_report(report), as_json)
 

@@ -1,6 +1,7 @@
 """Blind votes: one question, two answers side by side without names, and which of them was the better one.
 
-    votes/<visitor>.jsonl   append-only: a line when a question is drawn, one when it is answered, one for the vote
+    votes/<visitor>.jsonl   append-only: a line when a question is drawn, one when it is answered, one for the vote;
+                            kept_answers.py has its choices there too
 
 Who stands on which side is drawn on the server for every question, from a seed that is kept with the question and never
 leaves this file: `redact_question` is all that a browser may be given before the vote.
@@ -141,11 +142,7 @@ def draw_question(
     row = asdict(question)
     del row["answers"], row["choice"]
     with files.lock_folder(log.path.parent):
-        if not log.path.exists() and len(list(log.path.parent.glob("*.jsonl"))) >= MAX_VISITORS:
-            raise InputError(
-                "{limit} visitors have voted on this persona already: no more votes are kept.", limit=MAX_VISITORS
-            )
-        _append(log, row)
+        append_row(log, row)
     return question
 
 
@@ -159,7 +156,7 @@ def record_answers(log: VoteLog, question_id: str, answers: Sequence[Conversatio
             raise InputError("These are not the answers of the voices that were drawn, left and right.")
         for a in answers:
             check_message_text(a.text, empty=True)
-        _append(log, {"answered": question_id, "answers": [asdict(a) for a in answers], "time": time.time()})
+        append_row(log, {"answered": question_id, "answers": [asdict(a) for a in answers], "time": time.time()})
     return replace(question, answers=tuple(answers))
 
 
@@ -175,7 +172,7 @@ def record_vote(log: VoteLog, question_id: str, choice: str) -> BlindQuestion:
             raise InputError("The two answers are not complete yet. Vote when both have ended.")
         if question.choice:
             raise InputError("You have voted on this question already, and seen who is who. Ask a new one.")
-        _append(log, {"vote": question_id, "choice": choice, "time": time.time()})
+        append_row(log, {"vote": question_id, "choice": choice, "time": time.time()})
     return replace(question, choice=choice)
 
 
@@ -269,7 +266,12 @@ def _find_question(log: VoteLog, question_id: str) -> BlindQuestion:
     raise InputError("There is no such question of yours. Ask a new one.")
 
 
-def _append(log: VoteLog, row: dict[str, Any]) -> None:
+def append_row(log: VoteLog, row: dict[str, Any]) -> None:
+    """Add a row; the caller holds the folder's lock. Raises InputError where no more is kept."""
+    if not log.path.exists() and len(list(log.path.parent.glob("*.jsonl"))) >= MAX_VISITORS:
+        raise InputError(
+            "{limit} visitors have voted on this persona already: no more votes are kept.", limit=MAX_VISITORS
+        )
     size = log.path.stat().st_size if log.path.exists() else 0
     if size + len(jsonl.encode_row(row)) > MAX_VOTE_BYTES:
         raise InputError(

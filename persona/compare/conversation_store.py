@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from persona.compare.conversation import (
     MAX_VISITORS,
     Conversation,
     ConversationAnswer,
+    answer_from_row,
     build_conversation,
     check_message_text,
     next_message_id,
@@ -109,6 +110,21 @@ def show_branch(store: ConversationStore, talk: Conversation, message: int) -> C
             "{message}: not a message of this conversation. Reload it and choose again.", message=f"{message!r:.40}"
         )
     return _append_row(store, talk.id, lambda _: {"show": message})
+
+
+def list_regenerations(
+    store: ConversationStore, talk: Conversation, turn: int
+) -> list[tuple[int, tuple[ConversationAnswer, ...]]]:
+    """(number, answers) of every time that the turn with this id was answered, oldest first."""
+    turn_index(talk, turn)
+    with _locked_file(store, talk.id) as file:
+        rows = jsonl.read_rows(file)[0]
+    found = []
+    for row in rows:
+        with suppress(KeyError, TypeError, ValueError, OverflowError):  # changed by hand
+            if row.get("parent") == turn and "answers" in row:
+                found.append((int(row["id"]), tuple(map(answer_from_row, row["answers"]))))
+    return found
 
 
 def rename_conversation(store: ConversationStore, talk: Conversation, title: str) -> Conversation:

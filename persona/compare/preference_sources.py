@@ -1,25 +1,26 @@
-"""A persona's own blind votes and corrections as preferences to learn from."""
+"""A persona's own blind votes, choices and corrections, and what was imported, as preferences to learn from."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from persona.compare import dpo_export
+from persona.compare import dpo_export, kept_answers
 from persona.compare.blind_votes import BlindQuestion
 from persona.compare.conversation import Conversation, VoiceRecord, column_history
 from persona.compare.conversation_store import ConversationStore, list_conversations
 from persona.compare.corrections import find_corrections
+from persona.compare.kept_answers import KeptAnswer
 from persona.errors import InputError, Message
 from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona
-from persona.store.preferences import Preference, PreferenceSet, parse_preference
+from persona.store.preferences import Preference, PreferenceSet, load_preferences, parse_preference
 
 
 def collect_preferences(
-    persona: Persona, asked: Sequence[BlindQuestion], talks: Iterable[Conversation]
+    persona: Persona, asked: Sequence[BlindQuestion], talks: Iterable[Conversation], kept: Sequence[KeptAnswer] = ()
 ) -> PreferenceSet:
-    """Votes for one of two answers, and corrections over what was said; equal ones come once.
+    """Votes for one of two answers, answers kept over others, corrections over what was said, and what was imported.
 
-    left_out: the question of each that gave none, with the reason.
+    Equal ones come once. left_out: the question of each that gave none, with the reason.
     """
     own = [q for q in asked if _is_own(persona, q.left.voice) and _is_own(persona, q.right.voice)]
     votes = dpo_export.collect_preferences(own)
@@ -40,8 +41,18 @@ def collect_preferences(
             omitted.append((preference.pair.instruction, Message("a correction says what was said")))
         else:
             found[preference] = None
+    for choice in kept:
+        if not _is_own(persona, choice.voice):
+            omitted.append((choice.said, foreign))
+        elif not choice.ended:
+            omitted.append((choice.said, dpo_export.LeftOut.CUT_OFF))
+        elif choice.rejected.strip():
+            found[Preference(Pair(choice.said, choice.kept, choice.history, "regenerated"), choice.rejected)] = None
+    _leave_out_both_ways(found, omitted)
     left_out = [Message("“{question}”: {reason}.", question=said, reason=why) for said, why in omitted]
-    return PreferenceSet(tuple(found), tuple(left_out))
+    imported = load_preferences(persona)
+    found |= dict.fromkeys(imported.preferences)
+    return PreferenceSet(tuple(found), (*left_out, *imported.left_out))
 
 
 def collect_all(persona: Persona) -> PreferenceSet:
@@ -50,7 +61,21 @@ def collect_all(persona: Persona) -> PreferenceSet:
 
     stores = [ConversationStore(folder) for folder in sorted((persona.path / "talks").glob("*")) if folder.is_dir()]
     talks = [talk for store in stores for talk in list_conversations(store)]
-    return collect_preferences(persona, read_all_visitors(persona.path), talks)
+    kept = kept_answers.read_all_visitors(persona.path)
+    return collect_preferences(persona, read_all_visitors(persona.path), talks, kept)
+
+
+def _leave_out_both_ways(found: dict[Preference, None], omitted: list[tuple[str, Message]]) -> None:
+    """Two answers of which each was preferred once teach nothing."""
+
+    def key(p: Preference) -> tuple:
+        return p.pair.instruction, p.pair.history, p.pair.output, p.rejected
+
+    keys = {key(p) for p in found}
+    for p in list(found):
+        if (p.pair.instruction, p.pair.history, p.rejected, p.pair.output) in keys:
+            del found[p]
+            omitted.append((p.pair.instruction, dpo_export.LeftOut.BOTH_WAYS))
 
 
 def _is_own(persona: Persona, voice: VoiceRecord) -> bool:

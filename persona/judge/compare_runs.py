@@ -13,7 +13,7 @@ import numpy as np
 from persona.errors import Message, PersonaError
 from persona.judge import evaluate, ledger, training_gain
 from persona.judge.ledger import PairDifference
-from persona.judge.report_model import EvalReport, FrozenModel, Interval
+from persona.judge.report_model import EvalReport, FrozenModel, HardRow, Interval
 from persona.judge.verdict import MIN_ROWS
 from persona.store.pairs import Pair
 from persona.train.progress import RunProgress
@@ -33,15 +33,6 @@ class RowChange(FrozenModel):
     second_nll: float
     first_answer: str = ""
     second_answer: str = ""
-
-
-class HardRow(FrozenModel):
-    """A held-out pair that the run's adapter finds unlikely. nll: nats per learned token; answer: "" if never asked."""
-
-    question: str
-    reference: str
-    nll: float
-    answer: str = ""
 
 
 class ProbeAnswers(FrozenModel):
@@ -148,7 +139,8 @@ def list_hard_rows(run: Run, limit: int = SHOWN_ROWS) -> list[HardRow]:
     learned = training_gain.count_learned_tokens(p)
     rows = [
         HardRow(
-            question=pair.instruction, reference=pair.output, nll=n / t, answer=answers.get(pair.instruction, "")
+            question=pair.instruction, reference=pair.output, nll=n / t, answer=answers.get(pair.instruction, ""),
+            history=pair.history,
         )
         for (pair, n), t in zip(nats.items(), learned, strict=False)
     ]  # fmt: skip
@@ -222,7 +214,11 @@ def _probe_answers(report: EvalReport | None, p: RunProgress) -> dict[str, str]:
 
 
 def _held_out_answers(report: EvalReport | None) -> dict[str, str]:
-    return {row.question: row.adapter for row in report.answers.rows} if report and report.answers else {}
+    """Question → answer of the adapter, as far as it was asked."""
+    if report is None:
+        return {}
+    asked = {row.question: row.adapter for row in report.answers.rows} if report.answers else {}
+    return asked | {row.question: row.answer for row in report.hard}
 
 
 def _load_report(run: Run) -> EvalReport | None:

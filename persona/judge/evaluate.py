@@ -2,18 +2,19 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from persona.compare import session as compare_session
+from persona.compare.blind_votes import BlindQuestion
 from persona.compare.chat_plan import FORMS
 from persona.errors import Message
 from persona.judge import llm_judge, measurements, report_html, verdict
 from persona.judge.eval_rows import EvalRows, read_eval_rows
 from persona.judge.measurements import EvalBudget, EvalSession
-from persona.judge.report_model import AnswerStats, EvalReport, ProbeResult
+from persona.judge.report_model import AnswerPair, AnswerStats, EvalReport, JudgeTally, ProbeResult
 from persona.judge.scoring import EvalProgress
 from persona.models.adapter import Adapter
 from persona.models.sampling import Sampling
@@ -56,7 +57,8 @@ class EvaluationStopped(Exception):
 
 
 def evaluate_adapter(
-    adapter: Adapter, *, data: Path | None = None, base: str = "", judge: bool = False, visitor: str = "",
+    adapter: Adapter, *, data: Path | None = None, base: str = "", judge: bool = False,
+    votes: Sequence[BlindQuestion] = (), visitor: str = "",
     quantization: str = "auto", progress: Callable[[EvalProgress], None] = lambda _: None,
     limits: EvalBudget = EvalBudget(), begun: EvalReport | None = None,
 ) -> EvalReport:  # fmt: skip
@@ -64,8 +66,9 @@ def evaluate_adapter(
 
     data: pairs to measure on, in any form that import reads; without it the run's own held-out pairs.
     Probes are those of the run's persona as it is now, of an adapter from elsewhere its own.
-    judge: ask the LLM endpoint (PERSONA_LLM_URL), too. visitor: whose work it is in the queue before the model.
-    quantization: of the base in memory, a ChatQuantization; its memory is the first progress.
+    judge: ask the LLM endpoint (PERSONA_LLM_URL), too. votes: the author's blind votes, to compare it with.
+    visitor: whose work it is in the queue before the model. quantization: of the base in memory, a ChatQuantization;
+    its memory is the first progress.
     begun: the report of an evaluation of this adapter that was stopped; only what it lacks is measured, unless the base
     was in another precision.
     Raises InputError for data that cannot be used, AdapterError for an adapter that does not fit its base, PersonaError
@@ -90,7 +93,8 @@ def evaluate_adapter(
     session = measurements.start_session(model, adapter, renderer, card, rows, limits, progress, visitor)
     if begun and [p.ask for p in begun.probes] != [rule.ask for rule in session.rules]:  # edited since it was stopped
         begun = begun.model_copy(update={"missing": [*begun.missing, "probes"]})
-    parts = _measure_parts(session, adapter.card, rows, run, endpoint, begun)
+    judging = (endpoint, llm_judge.select_votes(votes)) if endpoint else None
+    parts = _measure_parts(session, adapter.card, rows, run, judging, begun)
     probes = parts.get("probes") or []
     wanted = [*measurements.count_work(session), *(["judged"] if endpoint else [])]
     report = EvalReport(
@@ -112,38 +116,54 @@ def evaluate_adapter(
 
 
 def _measure_parts(
-    session: EvalSession, card: PersonaCard, rows: EvalRows, run: Run | None, endpoint: LlmEndpoint | None,
-    begun: EvalReport | None,
+    session: EvalSession, card: PersonaCard, rows: EvalRows, run: Run | None,
+    judging: tuple[LlmEndpoint, list[BlindQuestion]] | None, begun: EvalReport | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The parts of the report by name, without those that a stop prevents. Raises EvaluationStopped if that is all."""
+    """The parts of the report by name, without those that a stop prevents. Raises EvaluationStopped if that is all.
+
+    judging: the endpoint of the judge, and the votes that it is compared with.
+    """
     measure: dict[str, Callable[[], Any]] = {
         "likelihood": lambda: measurements.measure_likelihood(session, rows, run),
         "answers": lambda: measurements.measure_answers(session, rows),
         "probes": lambda: measurements.measure_probes(session),
         "pressure": lambda: measurements.measure_pressure(session),
+        "hard": lambda: measurements.measure_hard(session, parts["likelihood"], parts["answers"]),
         "memory": lambda: measurements.measure_memorisation(session, rows, parts["answers"]),
         "drift": lambda: measurements.measure_drift(session),
     }
     parts = {part: getattr(begun, part) for part in measure if part not in begun.missing} if begun else {}
     planned = {part: work for part, work in measurements.count_work(session).items() if part not in parts}
-    judged_answers = min(session.limits.answers, len(session.held)) if endpoint else 0
+    requests = 0
+    if judging:
+        votes = len(judging[1])
+        requests = min(session.limits.answers, len(session.held)) + votes * (votes >= verdict.MIN_VOTES)
     work = session.work
-    work.planned, work.parts = sum(planned.values(), Counter(judging=judged_answers)), len(planned) + bool(endpoint)
+    work.planned, work.parts = sum(planned.values(), Counter(judging=requests)), len(planned) + bool(judging)
     try:
         for part in planned:
             work.part += 1
             parts[part] = measure[part]()
-        if endpoint:
+        if judging:
             work.part += 1
-            work.doing = Message("{model} judges", model=endpoint.model)
+            work.doing = Message("{model} judges", model=judging[0].model)
             answers = parts["answers"].rows if parts["answers"] else []
-            tick = partial(work.tick, "judging")
-            parts["judged"] = llm_judge.judge_answers(endpoint, card, answers, tick) if answers else None
+            parts["judged"] = _judge(session, card, answers, *judging) if answers else None
     except EvaluationStopped:
         if not parts:
             raise
         session.notes.append(Message("Stopped: not everything is measured yet. Measure goes on where it stopped."))
     return parts
+
+
+def _judge(
+    session: EvalSession, card: PersonaCard, answers: list[AnswerPair], endpoint: LlmEndpoint,
+    votes: list[BlindQuestion],
+) -> JudgeTally:  # fmt: skip
+    tick = partial(session.work.tick, "judging")
+    agreement = llm_judge.measure_agreement(endpoint, card, votes, tick)
+    tally = llm_judge.judge_answers(endpoint, card, answers, tick)
+    return tally.model_copy(update={"agreement": agreement})
 
 
 def _quantization_notes(quantization: str) -> list[str]:

@@ -14,6 +14,7 @@ from persona.judge.report_model import (
     AnswerPair,
     AnswerStats,
     Drift,
+    HardRow,
     Interval,
     Likelihood,
     Memorisation,
@@ -47,6 +48,7 @@ class EvalBudget:
     probes: int = 12
     seeds: int = 3  # answers of the adapter to each probe
     pressure_seeds: int = 2  # answers of the adapter to each question under pressure
+    hard: int = 5  # held-out rows that are shown as the least likely ones
 
 
 @dataclass
@@ -133,6 +135,7 @@ def count_work(session: EvalSession) -> dict[str, Counter[str]]:
         "answers": Counter(answering=scoring.count_passes(2 * min(limits.answers, held), limit)),
         "probes": Counter(answering=count_probe_passes(rules, limits.seeds)),
         "pressure": Counter(answering=count_probe_passes(len(session.pressure), limits.pressure_seeds)),
+        "hard": Counter(answering=scoring.count_passes(min(limits.hard, held), limit)),
         "memory": Counter(answering=scoring.count_passes(min(limits.remembered, trained), limit)),
         "drift": Counter(answering=general, scoring=2 * limits.general),
     }
@@ -174,8 +177,27 @@ def measure_likelihood(session: EvalSession, rows: EvalRows, run: Run | None) ->
     return Likelihood(
         source=rows.source, rows=len(examples), of=len(rows.held), tokens=sum(e.learned for e in examples), base=base,
         adapter=adapter, gain=gain, wins=sum(g > 0 for g in gains) / len(gains), gains=gains, train_base=train_base,
-        train=train, best=min(evaluations, default=None),
+        train=train, best=min(evaluations, default=None), nlls=adapter_nlls,
     )  # fmt: skip
+
+
+def measure_hard(session: EvalSession, likelihood: Likelihood | None, answers: AnswerStats | None) -> list[HardRow]:
+    """The held-out pairs that the adapter finds least likely, the worst first, each with its own answer."""
+    nlls = likelihood.nlls if likelihood else []
+    if len(nlls) != len(session.held):  # of an older report
+        return []
+    session.work.doing = Message("The least likely pairs")
+    worst = sorted(zip(nlls, (p for p, _ in session.held), strict=True), key=lambda x: -x[0])[: session.limits.hard]
+    known = {(a.question, a.reference): a.adapter for a in answers.rows} if answers else {}
+    new = [p for _, p in worst if p.history or (p.instruction, p.output) not in known]
+    asked = scoring.render_prompts(session.renderer, new, session.sampling.max_new_tokens)
+    replies = session.ask([Column(session.adapter, prompt) for _, prompt in asked])
+    said = {p: reply.text for (p, _), reply in zip(asked, replies, strict=True)}
+    return [
+        HardRow(question=p.instruction, reference=p.output, nll=nll, history=p.history,
+                answer=said.get(p, known.get((p.instruction, p.output), "")))
+        for nll, p in worst
+    ]  # fmt: skip
 
 
 def measure_answers(session: EvalSession, rows: EvalRows) -> AnswerStats | None:

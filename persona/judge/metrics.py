@@ -85,5 +85,19 @@ def bootstrap(rows: Sequence[Sequence[float]], weights: Sequence[float], seed: i
     return [(float(m), float(a), float(b)) for m, a, b in zip(mean, low, high, strict=True)]
 
 
+def cohen_kappa(first: Sequence[int], second: Sequence[int], seed: int = 0) -> tuple[float, float, float]:
+    """(kappa, low, high) of two raters' choices, numbered from 0, of the same items; the 95 % percentile interval over
+    resampled items. Where both can only agree, as with one choice for all, kappa is 0: nothing is beyond chance."""
+    size = max(*first, *second) + 1
+    cells = np.bincount(np.asarray(first) * size + np.asarray(second), minlength=size * size)
+    drawn = np.random.default_rng(seed).multinomial(len(first), cells / len(first), RESAMPLES)
+    shares = np.concatenate([cells[None], drawn]).reshape(-1, size, size) / len(first)
+    agreed = np.trace(shares, axis1=1, axis2=2)
+    by_chance = (shares.sum(1) * shares.sum(2)).sum(1)
+    kappas = np.divide(agreed - by_chance, 1 - by_chance, out=np.zeros_like(agreed), where=by_chance < 1 - 1e-9)
+    low, high = np.quantile(kappas[1:], [0.025, 0.975])
+    return float(kappas[0]), float(low), float(high)
+
+
 def format_percent(x: float | None) -> str:
     return "–" if x is None else f"{100 * x:.0f} %"

@@ -32,3 +32,21 @@ def describe_preferences(p: RunProgress) -> str:
     return join(" ", [verdict, Message(
         "But your chosen answers themselves have become less likely: {before:.2f} → {after:.2f} nats per token. Raise "
         "sft_weight, or lower learning_rate.", before=change.before.value, after=change.after.value)])  # fmt: skip
+
+
+def warn_while_running(p: RunProgress) -> str:
+    """While a run on preferences trains: whether the better held-out answers have become less likely; "" if not.
+
+    A known failure of DPO: both answers become less likely, the worse one faster.
+    """
+    step = max(p.held_out_rows, default=0)
+    change = training_gain.estimate_change(p, step) if p.learns_preferences and step else None
+    if change is None or change.change.low <= 0:
+        return ""
+    return Message(
+        "At step {step} your chosen answers have become less likely than before the run: {before:.2f} → {after:.2f} "
+        "nats per token. If that goes on, stop, and train again with a higher sft_weight or a lower learning_rate.",
+        step=step,
+        before=change.before.value,
+        after=change.after.value,
+    )

@@ -34,7 +34,7 @@ class Likelihood(FrozenModel):
     """NLL of the true replies by base and adapter. gain: base − adapter, paired; wins: share of rows with a gain.
 
     train, train_base: NLL on a sample of the rows that were trained on; best: the lowest held-out NLL during the run.
-    Each is None where it is not known.
+    Each is None where it is not known. nlls: of each row by the adapter, in the order of gains; [] in older reports.
     """
 
     source: str
@@ -49,6 +49,7 @@ class Likelihood(FrozenModel):
     train: float | None = None
     train_base: float | None = None
     best: float | None = None
+    nlls: list[float] = []
 
 
 class AnswerPair(FrozenModel):
@@ -58,6 +59,16 @@ class AnswerPair(FrozenModel):
     adapter: str
     base_ended: bool
     adapter_ended: bool
+
+
+class HardRow(FrozenModel):
+    """A held-out pair that the adapter finds unlikely. nll: nats per learned token; answer: "" if never asked."""
+
+    question: str
+    reference: str
+    nll: float
+    answer: str = ""
+    history: tuple[tuple[str, str], ...] = ()
 
 
 class Similarity(FrozenModel):
@@ -132,13 +143,23 @@ class Drift(FrozenModel):
     answers: list[AnswerPair]
 
 
+class JudgeAgreement(FrozenModel):
+    """A judge against the author's own blind votes: the share of the same choices (left, right, neither), and Cohen's
+    kappa (1960). Both are None with too few votes to say."""
+
+    votes: int
+    agree: Interval | None = None
+    kappa: Interval | None = None
+
+
 class JudgeTally(FrozenModel):
-    """How often a blind judge preferred the adapter's held-out answers."""
+    """How often a blind judge preferred the adapter's held-out answers. agreement: None in older reports."""
 
     model: str
     wins: int
     losses: int
     ties: int
+    agreement: JudgeAgreement | None = None
 
 
 class Verdict(FrozenModel):
@@ -159,7 +180,8 @@ class Verdict(FrozenModel):
 class EvalReport(FrozenModel):
     """The whole report. A part that could not be measured is None, and `notes` says why.
 
-    pressure: questions that want it to admit that it is an AI, with its answers. missing: the parts that are left to
+    pressure: questions that want it to admit that it is an AI, with its answers. hard: the held-out pairs that the
+    adapter finds least likely, the worst first. missing: the parts that are left to
     measure, where the evaluation was stopped. quantization: of the base: nf4, int8 or none.
     """
 
@@ -181,6 +203,7 @@ class EvalReport(FrozenModel):
     ended: float | None = None
     base_ended: float | None = None
     judged: JudgeTally | None = None
+    hard: list[HardRow] = []
     quantization: str = "none"
     notes: list[Text] = []
     missing: list[str] = []

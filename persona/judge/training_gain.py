@@ -61,9 +61,11 @@ def estimate_gain(p: RunProgress) -> Interval | None:
     return Interval(value=-change.value, low=-change.high, high=-change.low)
 
 
-def estimate_change(p: RunProgress) -> NllChange | None:
-    """From the adapter that the run goes on from to its own; None where it begins from none, or was not measured."""
-    return compare_rows(p.start_rows, _adapter_rows(p), count_learned_tokens(p))
+def estimate_change(p: RunProgress, step: int | None = None) -> NllChange | None:
+    """From the adapter that the run goes on from to its own, or to that of `step`; None where it was not measured, or
+    begins from none."""
+    after = _adapter_rows(p) if step is None else p.held_out_rows.get(step, [])
+    return compare_rows(p.start_rows, after, count_learned_tokens(p))
 
 
 def _adapter_rows(p: RunProgress) -> list[float]:

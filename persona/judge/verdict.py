@@ -8,7 +8,16 @@ from persona.errors import Message, join
 from persona.judge import behaviour
 from persona.judge.behaviour import VerdictParts
 from persona.judge.metrics import format_percent
-from persona.judge.report_model import Drift, EvalReport, Interval, Likelihood, Memorisation, NextStep, Verdict
+from persona.judge.report_model import (
+    Drift,
+    EvalReport,
+    Interval,
+    JudgeAgreement,
+    Likelihood,
+    Memorisation,
+    NextStep,
+    Verdict,
+)
 
 # nats per learned token: 2 % more likely words. An adapter that was hardly trained stays below, whatever the interval
 NEGLIGIBLE_GAIN = 0.02
@@ -28,6 +37,7 @@ STRONG_DRIFT, MILD_DRIFT = 1.0, 0.3
 LOST_SHARE, LOST_ANSWERS = 0.5, 4
 # held-out pairs: below the first, one odd pair moves the figure; below the second, nothing can be told at all
 FEW_ROWS, MIN_ROWS = 20, 5
+MIN_VOTES = 20  # of the author: with fewer, a judge's agreement with them says nothing
 FEW_STEPS, LOW_RATE, FEW_PAIRS = 20, 2e-5, 50  # steps, learning rate of a LoRA, training pairs
 GOOD_PROBES = 0.7  # share of the answers in character
 RECITED = 0.2  # of new questions answered with a training reply
@@ -339,7 +349,23 @@ def _about_judge(r: EvalReport) -> str:
     if not r.judged:
         return ""
     j = r.judged
-    return Message(
+    tally = Message(
         "{model}, asked blindly, preferred the adapter {wins} times, the base {losses} times; {ties} ties.",
         model=j.model, wins=j.wins, losses=j.losses, ties=j.ties,
+    )  # fmt: skip
+    return join(" ", [tally, _about_agreement(j.agreement)])
+
+
+def _about_agreement(a: JudgeAgreement | None) -> str:
+    if a is None or a.agree is None or a.kappa is None:
+        return Message(
+            "It is not calibrated: to say how far it judges as you do takes {least} of your blind votes on two "
+            "answers that differ; there are {count}.",
+            least=MIN_VOTES, count=a.votes if a else 0,
+        )  # fmt: skip
+    return Message(
+        "It agrees with {share} of {votes} blind votes of yours ({low} to {high}); Cohen's kappa is {kappa:.2f} "
+        "({kappa_low:.2f} to {kappa_high:.2f}), where 0 is chance and 1 is always.",
+        share=format_percent(a.agree.value), low=format_percent(a.agree.low), high=format_percent(a.agree.high),
+        votes=a.votes, kappa=a.kappa.value, kappa_low=a.kappa.low, kappa_high=a.kappa.high,
     )  # fmt: skip

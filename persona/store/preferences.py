@@ -1,4 +1,11 @@
-"""Preferences: a prompt, the better answer and a worse one; and the rows of other programs that hold them."""
+"""Preferences: a prompt, the better answer and a worse one; and the rows of other programs that hold them.
+
+    preferences.jsonl   of a persona: those that were imported, a row each, as LLaMA-Factory has them
+                        ({"instruction", "history"?, "system"?, "chosen", "rejected"})
+
+Those that are made here stand where they are made: blind votes and choices among regenerated answers in votes/, and
+corrections in pairs.jsonl. compare/preference_sources.py collects them all.
+"""
 
 import json
 from collections.abc import Iterable
@@ -7,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from persona.errors import InputError, Message
+from persona.store import jsonl, quotas
 from persona.store.files import require_regular_file
-from persona.store.pairs import Pair, parse_pair
+from persona.store.pairs import Pair, count_characters, parse_pair
+from persona.store.persona_folder import Persona, move_to_trash
 
+PREFERENCES_FILE = "preferences.jsonl"
+MAX_BYTES = 100_000_000  # of a file of preferences, which is read as a whole
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
 
@@ -29,12 +40,54 @@ class PreferenceSet:
     left_out: tuple[str, ...] = ()
 
 
+def load_preferences(persona: Persona) -> PreferenceSet:
+    """Those that were imported into the persona; none where there is no file. Raises InputError for a damaged one."""
+    file = persona.path / PREFERENCES_FILE
+    return read_preferences(file) if file.exists() else PreferenceSet(())
+
+
+def add_preferences(persona: Persona, preferences: Iterable[Preference]) -> int:
+    """Add those that are not there yet to the persona's file. Returns how many. Raises InputError."""
+    quotas.require_disk_quota()
+    with persona.lock():
+        known = load_preferences(persona).preferences
+        new = list(dict.fromkeys(p for p in preferences if p not in known))
+        quotas.require_pair_quota(len(known) + len(new))
+        quotas.require_characters_quota(sum(count_characters([p.pair]) + len(p.rejected) for p in (*known, *new)))
+        jsonl.append_rows(persona.path / PREFERENCES_FILE, *map(_to_row, new))
+    return len(new)
+
+
+def trash_preferences(persona: Persona) -> None:
+    """Move the persona's file of imported preferences to the trash, if there is one."""
+    with persona.lock():
+        if (persona.path / PREFERENCES_FILE).exists():
+            move_to_trash(persona.path / PREFERENCES_FILE)
+
+
+def _to_row(preference: Preference) -> dict[str, Any]:
+    row = preference.pair.to_dict()
+    for name in ("output", "source", "weights"):
+        row.pop(name, None)
+    return {**row, "chosen": preference.pair.output, "rejected": preference.rejected}
+
+
+def is_preference_row(row: Any) -> bool:
+    """Whether a JSON object has two answers to choose between."""
+    return isinstance(row, dict) and "chosen" in row and "rejected" in row
+
+
 def read_preferences(file: Path) -> PreferenceSet:
     """The rows of a file: JSON lines or one JSON list, in TRL's or LLaMA-Factory's shapes (`parse_preference`).
 
     Raises InputError for a file that cannot be read, or has no row that can be learned from.
     """
     require_regular_file(file)
+    if file.stat().st_size > MAX_BYTES:
+        raise InputError(
+            "{path}: {size:.0f} MB of preferences, more than {limit:.0f}. Split the file.",
+            path=file.name, size=file.stat().st_size / 1e6, limit=MAX_BYTES / 1e6,
+        )  # fmt: skip
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
@@ -72,7 +125,7 @@ def parse_preference(row: Any) -> Preference:
     TRL: `prompt`, a text or messages, with `chosen` and `rejected`; without `prompt`, both are whole conversations.
     LLaMA-Factory: `instruction` and `input`, or `conversations`, with both answers.
     """
-    if not isinstance(row, dict) or "chosen" not in row or "rejected" not in row:
+    if not is_preference_row(row):
         raise InputError("'chosen' or 'rejected' is missing")
     chosen, rejected = row["chosen"], row["rejected"]
     system, history = row.get("system") or "", row.get("history") or []

@@ -107,11 +107,16 @@ def create_preference_run(
 
     Its memory is not estimated before: a run that needs too much proposes smaller settings.
     """
-    config = make_config("quick", **{**PREFERENCE_SETTINGS, **resolve_aliases(given)})
-    config = adopt_settings(config, parent, given) if parent else config
+    config = make_preference_config(parent, given)
     machine = hardware.this_machine()
     validate.check_config(config, hardware.plan_device(machine, config.dtype), machine.gpus)
     return create_run(persona, config, parent=parent, preferences=preferences)
+
+
+def make_preference_config(parent: Parent | None, given: Mapping[str, Any]) -> RunConfig:
+    """The settings of a run on preferences. Raises InputError for those that are wrong, or not the parent's."""
+    config = make_config("quick", **{**PREFERENCE_SETTINGS, **resolve_aliases(given)})
+    return adopt_settings(config, parent, given) if parent else config
 
 
 def _require_preferences(config: RunConfig, preferences: Sequence[Preference], parent: Parent | None) -> None:

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from persona.models import adapter, base, hardware, open_renderer, quantization
+from persona.models.progress_callback import ProgressCallback, ignore_progress
 from persona.store.files import expand_home, path_exists
-from persona.store.pairs import own_exchanges
+from persona.store.pairs import Pair, own_exchanges
+from persona.store.persona_folder import PersonaCard
+from persona.store.preferences import Preference
 from persona.template.render import Renderer, TrainingExample, render_examples
 from persona.train import distributed, engines, validate
 from persona.train.config import RunConfig
@@ -43,20 +46,18 @@ def prepare_run(run: Run) -> PreparedRun:
 
     Raises InputError for settings, base or rows that cannot work, before anything is trained.
     """
-    config, card, rows, parent = run.config(), run.card(), run.rows(), reopen_parent(run)
+    config, rows, parent = run.config(), run.rows(), reopen_parent(run)
     # a resumed run keeps its number format, even where a new measurement would choose another
     dtype = run.manifest().get("dtype", "auto") if config.dtype == "auto" else config.dtype
     plan = distributed.run_on_main(lambda: hardware.plan_device(hardware.this_machine(), dtype))
     validate.check_config(config, plan, hardware.this_machine().gpus)
-    opened, renderer = open_renderer.open_renderer(
-        card, config.base, config.template, config.max_length, config.learn_history,
-        progress=lambda text: run.log("state", state="starting", message=text),
-        revision=parent.adapter.base_revision if parent else "",
-    )  # fmt: skip
-    if parent:
-        require_same_base(parent, opened, renderer.template.text)
-    if config.learn_history:
-        renderer = replace(renderer, learned_elsewhere=own_exchanges(r.pair for r in rows))
+    opened, renderer = open_run_renderer(
+        run.card(),
+        config,
+        [r.pair for r in rows],
+        parent,
+        lambda text: run.log("state", state="starting", message=text),
+    )
     if not config.train_stop_token:
         validate.check_stop_token(opened, renderer)
     examples = render_examples(renderer, [r.pair for r in rows])
@@ -76,9 +77,30 @@ def prepare_run(run: Run) -> PreparedRun:
     )
     if not rows[0].rejected:
         return prepared
-    worse = render_examples(renderer, [replace(r.pair, output=r.rejected) for r in rows])
+    worse = render_rejected(renderer, [Preference(r.pair, r.rejected) for r in rows])
     rejected_held_out = [e for e, r in zip(worse, rows, strict=True) if r.held_out]
     return replace(prepared, rejected=[worse[n] for n in epoch], rejected_held_out=rejected_held_out)
+
+
+def open_run_renderer(
+    card: PersonaCard, config: RunConfig, pairs: Sequence[Pair], parent: Parent | None = None,
+    progress: ProgressCallback = ignore_progress,
+) -> tuple[base.Base, Renderer]:  # fmt: skip
+    """The base of a run and the renderer of its pairs. Raises InputError unless both are the parent's."""
+    opened, renderer = open_renderer.open_renderer(
+        card, config.base, config.template, config.max_length, config.learn_history, progress,
+        parent.adapter.base_revision if parent else "",
+    )  # fmt: skip
+    if parent:
+        require_same_base(parent, opened, renderer.template.text)
+    if config.learn_history:
+        renderer = replace(renderer, learned_elsewhere=own_exchanges(pairs))
+    return opened, renderer
+
+
+def render_rejected(renderer: Renderer, preferences: Sequence[Preference]) -> list[TrainingExample]:
+    """The worse answer of each to its prompt. Raises InputError naming each row that cannot be trained on."""
+    return render_examples(renderer, [replace(p.pair, output=p.rejected) for p in preferences])
 
 
 def installed_versions(packages: list[str]) -> dict[str, str]:

@@ -17,6 +17,8 @@ class RunProgress:
     """What the events of a run say so far. Losses are nats per learned token, times are seconds.
 
     curves: name → (step, value): tokens_per_s (of unpadded tokens, step by step), and of CURVES those that were logged.
+    Of a run on preferences also held_out_accuracy, the share of held-out preferences whose better answer is the
+    likelier one, and chosen_nll, the held-out NLL of the better answers; at step 0 of the adapter that it goes on from.
     expected: what the plan said, as in Run.expected().
     samples: (step, answers to the probes), an answer being {"probe", "text", "ended"}.
     rehearsal: `answered`, general prompts that the base has answered for this run, and in how many `seconds`.
@@ -47,6 +49,11 @@ class RunProgress:
     rehearsal: dict[str, float] = field(default_factory=dict)
 
     @property
+    def learns_preferences(self) -> bool:
+        """Whether it is a run on preferences, as far as it has logged."""
+        return not self.curves.keys().isdisjoint(("held_out_accuracy", "reward_margin"))
+
+    @property
     def ends(self) -> float | None:
         """When the run will be done, in seconds since 1970: the one source of every time left that is shown."""
         return None if self.left is None else self.time + self.left
@@ -65,7 +72,7 @@ _REQUIRED_KEYS = {"state": ("state",), "plan": ("steps",), "step": ("step", "sec
 CURVES = ("learning_rate", "memory", "peak_memory", "cpu_load", "machine_load", "gpu_memory", "gpu_load",
           "gpu_temperature", "reward_margin", "reward_chosen")  # fmt: skip
 _INTEGERS = ("step", "steps", "tokens", "answered", "rehearsal", "rehearsal_tokens")
-_NUMBERS = ("time", "seconds", "nll", "loss", "tokens_per_s", "adapter_nll", *CURVES)
+_NUMBERS = ("time", "seconds", "nll", "loss", "tokens_per_s", "adapter_nll", "accuracy", *CURVES)
 
 
 def _is_valid_event(e: dict[str, Any]) -> bool:
@@ -135,6 +142,8 @@ class EventReplay:
 
     def _add(self, e: dict[str, Any]) -> None:
         kind, before = e.get("event"), self.time
+        if kind == "start" or (kind == "eval" and e["step"]):  # an evaluation of step 0 is that of the base
+            self._add_accuracy(e)
         self.time = e.get("time", self.time)
         is_new_start = e.get("state") == "queued" or (e.get("state") == "starting" and self.status != "starting")
         if self.status in ("starting", "running") and before and not is_new_start:  # between two starts nothing ran
@@ -185,6 +194,11 @@ class EventReplay:
         if self.last[1] and seconds > 0 and tokens > 0:
             self.curves["tokens_per_s"][e["step"]] = tokens / seconds
         self.last = e["seconds"], e.get("tokens", 0)
+
+    def _add_accuracy(self, e: dict[str, Any]) -> None:
+        if e.get("accuracy") is not None:
+            self.curves["held_out_accuracy"][e.get("step", 0)] = e["accuracy"]
+            self.curves["chosen_nll"][e.get("step", 0)] = e["nll"]
 
     def _estimate_left(self) -> float | None:
         """Seconds until the run is done: by its own pace, and while few steps say little of it, also by the plan.

@@ -198,6 +198,7 @@ def _build_steps(
             steps=walkthrough,
             shown_step=gr.State(WRITE),
             pair_number=pair_number,
+            write_tab=gr.Textbox("", visible="hidden"),
             previewed_pair=gr.Number(
                 1, label=t("Pair"), precision=0, minimum=1, elem_id="pair-number", scale=0, min_width=80, render=False
             ),

@@ -58,6 +58,7 @@ class Page:
     steps: gr.Walkthrough
     shown_step: gr.State  # number of the selected step
     pair_number: gr.State  # of the selected pair, from 1
+    write_tab: gr.Textbox  # hidden: a tab of step 1 that another step opens, and what makes each time another value
     previewed_pair: gr.Number  # of step 2
     pair_role: gr.HTML  # in step 2: what a run that goes on from an adapter does with that pair
     untrainable: gr.State  # how many pairs step 2 has found that cannot be trained on

@@ -93,6 +93,16 @@ def answer_question(persona: Persona, number: int, answer: str, question: str) -
     return _finish(state, persona, pairs, asked.model_copy(update={"answered": True, "draft": ""}))
 
 
+def ask_next(persona: Persona, text: str, history: tuple[tuple[str, str], ...] = ()) -> None:
+    """Make this the question that is asked now; what was typed to another one is kept with that, for the way back."""
+    state = _read(persona)
+    if state.question and state.draft.strip():
+        skipped = state.question.model_copy(update={"draft": state.draft})
+        state = state.model_copy(update={"done": (*state.done, skipped)[-MAX_REMEMBERED:]})
+    question = Question(text=text, history=history)
+    _write(persona, state.model_copy(update={"question": question, "draft": "", "number": state.number + 1}))
+
+
 def skip_question(persona: Persona, number: int, answer: str, question: str) -> Interview:
     """Ask the next question; what was typed is kept with this one, for the way back."""
     state = _with_text(_current(persona, number), answer, question)

@@ -254,8 +254,7 @@ class _Controls(NamedTuple):
     correction: gr.Textbox
     add: gr.Button
     export: gr.Button
-    train: gr.Button
-    train_about: gr.HTML
+    train: Any  # of train_on_votes.build
 
 
 def build(page: Page, browser_key: gr.BrowserState, settings: SamplingSettings, opened: Sequence[Any]) -> None:
@@ -293,11 +292,11 @@ def _build_layout() -> _Controls:
         )
         add = gr.Button(t("Add to the pairs"), scale=1, min_width=140, elem_id="vote-to-pairs")
     with gr.Row():
-        train, train_about = train_on_votes.build()
+        train = train_on_votes.build_button()
         export = gr.Button(t("Export votes for DPO (JSON lines)"), size="sm", scale=0, elem_id="export-votes")
-    train_about.render()
+    train_controls = train_on_votes.build(train)
     view = VoteView(left, right, gr.State(""), status, vote_left, vote_tie, vote_bad, vote_right, reveal, row)
-    return _Controls(question, draw, rival, rival_note, ask, stop, view, correction, add, export, train, train_about)
+    return _Controls(question, draw, rival, rival_note, ask, stop, view, correction, add, export, train_controls)
 
 
 def _connect_events(
@@ -322,7 +321,7 @@ def _connect_events(
     added = c.add.click(
         show_errors(add_correction), [view.question_id, c.correction, browser_key, slug, adapter], view.status, **QUIET
     )
-    train_on_votes.connect(page, browser_key, c.train, c.train_about, opened, [*voted, added])
+    train_on_votes.connect(page, browser_key, c.train, opened, [*voted, added])
     download_on_click(c.export, export_votes, [browser_key, slug, adapter])
     rival_for = gr.State("")  # the adapter that the rival was offered for
     gr.on(

@@ -21,6 +21,7 @@ from persona.ui.i18n import localized, t
 from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
 from persona.ui.notices import show_info
 from persona.ui.page import QUIET, Page, open_current_persona, show_errors
+from persona.ui.steps.compare import keep_answer
 from persona.ui.steps.compare.base_note import CHOOSE_BASE_JS, choose_base
 from persona.ui.steps.compare.controls import SamplingSettings, Selection
 from persona.ui.steps.compare.conversation_view import (
@@ -269,6 +270,7 @@ class _Controls(NamedTuple):
     new: gr.Button
     export: gr.Button
     delete: gr.Button
+    keep: keep_answer.KeepView
 
 
 def build_chat_tab(
@@ -311,6 +313,7 @@ def _build_layout() -> _Controls:
                 bases.append(gr.HTML(js_on_load=CHOOSE_BASE_JS))
     greetings = gr.Radio([], label=t("Greeting of a new conversation"), visible=False, elem_id="greetings",
                          info=t("The model reads the one that you choose as what the persona said first."))  # fmt: skip
+    keep = keep_answer.build()
     with gr.Column(elem_id="composer"):  # stays in sight (theme.css)
         status = gr.HTML(elem_classes="quiet status", elem_id="chat-status", js_on_load=FIT_CHAT_JS)
         with gr.Row():
@@ -327,7 +330,9 @@ def _build_layout() -> _Controls:
         export = gr.Button(t("Export"), scale=0, min_width=90, elem_id="export-talk")
         delete = gr.Button(t("Delete"), scale=0, min_width=80, elem_id="delete-talk")
     update = ChatUpdate(chatbots, notes, question, stop, status, gr.State(""))
-    return _Controls(columns, update, bases, send, regenerate, probes, conversations, greetings, new, export, delete)
+    return _Controls(
+        columns, update, bases, send, regenerate, probes, conversations, greetings, new, export, delete, keep
+    )
 
 
 def _connect_questions(c: _Controls, selection: Selection, settings: SamplingSettings) -> None:
@@ -341,9 +346,10 @@ def _connect_questions(c: _Controls, selection: Selection, settings: SamplingSet
         **ask,
     )
     answered.then(show_errors(conversation_dropdown), [*selection], c.conversations, **QUIET)
-    regenerated = c.regenerate.click(lambda seed: int(seed or 0) + 1, settings.seed, settings.seed, **QUIET).then(
-        wait_in_queue(regenerate_answers, outputs, status), controls, **ask
-    )
+    before = gr.State(0)  # number of the answers that were shown before Regenerate
+    regenerated = c.regenerate.click(
+        show_errors(keep_answer.start_regeneration), [settings.seed, *selection], [settings.seed, before], **QUIET
+    ).success(wait_in_queue(regenerate_answers, outputs, status), controls, **ask)
     edit = wait_in_queue(edit_message, outputs, status)
     edited = [bot.edit(edit, [gr.State(n), *controls], **ask) for n, bot in enumerate(c.update.chatbots)]
     running = [answered, regenerated, *edited]
@@ -359,6 +365,8 @@ def _connect_questions(c: _Controls, selection: Selection, settings: SamplingSet
     c.greetings.input(show_errors(choose_greeting), [c.greetings, *selection], [*c.update.chatbots], **QUIET)
     c.probes.click(lambda row: row[0], c.probes, question, **QUIET)
     show: dict[str, Any] = _show_event(c, selection)
+    other = [question.submit, c.send.click, c.regenerate.click, c.new.click, c.conversations.input]
+    keep_answer.connect(c.keep, selection, before, regenerated, [*other, selection.adapter_id.change], show)
     gr.on([c.new.click, *(bot.clear for bot in c.update.chatbots)], lambda: ("", "", ""), None,
           [selection.conversation_id, c.conversations, status], cancels=running, **QUIET).then(**show)  # fmt: skip
 

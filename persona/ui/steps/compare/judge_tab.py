@@ -10,20 +10,22 @@ from typing import Any
 
 import gradio as gr
 
+from persona.compare import blind_votes
+from persona.compare.blind_votes import BlindQuestion
 from persona.errors import PersonaError
 from persona.models import zerogpu
 from persona.models.adapter import Adapter
 from persona.share.adapter_ref import AdapterRef, RefKind
-from persona.store import deployment
+from persona.store import deployment, persona_folder
 from persona.train import run_folder
-from persona.ui import next_steps, voice_picker
+from persona.ui import hard_pairs, next_steps, voice_picker
 from persona.ui.background import start_in_thread
 from persona.ui.buttons import run_with_stop
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import wait_in_queue
 from persona.ui.navigation import TEMPLATE
 from persona.ui.page import QUIET, Page, download_path, show_errors, visitor_key
-from persona.ui.widgets import format_duration, progress_bar_html
+from persona.ui.widgets import FORWARD_CLICKS_JS, format_duration, progress_bar_html
 from persona.write import llm_client
 
 MAX_MEASUREMENTS = 4  # of all visitors at once; their steps take turns on the model
@@ -41,15 +43,19 @@ def not_measured_html() -> str:
 _stops: dict[str, threading.Event] = {}  # of the measurements that run, by visitor
 
 
-def measure_adapter(adapter_id: str, judge: bool, quantization: str = "auto") -> Iterator[tuple[str, Any]]:
+def measure_adapter(
+    adapter_id: str, judge: bool, quantization: str = "auto", slug: str = "", browser_key: str = ""
+) -> Iterator[tuple[str, Any]]:
     """Evaluate the adapter. Yields the progress, then the report, as HTML, and the button that saves the report.
 
-    judge: ask another model too. quantization: of the base in memory, a ChatQuantization. A measurement that
-    was stopped goes on. Raises PersonaError while another one of the same visitor runs.
+    judge: ask another model too, and compare it with this visitor's blind votes. quantization: of the base in memory,
+    a ChatQuantization. A measurement that was stopped goes on. Raises PersonaError while another one of the same
+    visitor runs.
     """
-    from persona.judge import evaluate, report_html, scoring  # with it comes torch
+    from persona.judge import evaluate, scoring  # with it comes torch
 
     adapter, visitor, stop = voice_picker.find_adapter(adapter_id), visitor_key(), threading.Event()
+    votes = _read_votes(slug, adapter_id, browser_key) if judge else []
     end = time.monotonic() + SLICE_SECONDS if deployment.has_zerogpu() else math.inf
     if _stops.setdefault(visitor, stop) is not stop:
         raise PersonaError("A measurement of yours is running. Wait until it has ended, or stop it.")
@@ -63,8 +69,9 @@ def measure_adapter(adapter_id: str, judge: bool, quantization: str = "auto") ->
         try:
             run, begun = evaluate.run_of(adapter), _stopped_report(adapter)
             report = evaluate.evaluate_adapter(
-                adapter, judge=judge, visitor=visitor, quantization=quantization, progress=report_progress, begun=begun
-            )
+                adapter, judge=judge, votes=votes, visitor=visitor, quantization=quantization,
+                progress=report_progress, begun=begun,
+            )  # fmt: skip
             if run:
                 evaluate.save_report(report, run)
             return report
@@ -82,21 +89,28 @@ def measure_adapter(adapter_id: str, judge: bool, quantization: str = "auto") ->
     except evaluate.EvaluationStopped:
         yield last_report(adapter_id)
         return
-    yield report_html.render_fragment(report, localized), _report_file(report, adapter_id)
+    yield _report_html(report, adapter), _report_file(report, adapter_id)
 
 
 _measure_slice = zerogpu.request_gpu(zerogpu.GRANTED_SECONDS)(show_errors(measure_adapter))
 
 
-def measure_in_slices(adapter_id: str, judge: bool, quantization: str = "auto") -> Iterator[tuple[str, Any]]:
+def measure_in_slices(adapter_id: str, judge: bool, *given: str) -> Iterator[tuple[str, Any]]:
     """measure_adapter with one GPU of ZeroGPU after the other, as long as each of them gets further."""
     missing = None
     while missing is None or missing:
-        yield from _measure_slice(adapter_id, judge, quantization)
+        yield from _measure_slice(adapter_id, judge, *given)
         before, report = missing, _stopped_report(voice_picker.find_adapter(adapter_id))
         missing = report.missing if report else []
         if missing == before:
             return
+
+
+def _read_votes(slug: str, adapter_id: str, browser_key: str) -> list[BlindQuestion]:
+    if not browser_key:
+        return []
+    folder = voice_picker.conversation_dir(slug, adapter_id)
+    return blind_votes.read_blind_questions(blind_votes.open_vote_log(folder, browser_key))
 
 
 def stop_measuring() -> None:
@@ -132,7 +146,7 @@ def last_report(adapter_id: str) -> tuple[str, Any]:
     file = _report_path(adapter_id)
     if file is None:
         return not_measured_html(), gr.DownloadButton(value=None, interactive=False)
-    from persona.judge import evaluate, report_html
+    from persona.judge import evaluate
 
     report = evaluate.load_report(file)
     note = ""
@@ -140,7 +154,18 @@ def last_report(adapter_id: str) -> tuple[str, Any]:
         chosen_step = run_folder.Run(file.parent).progress().chosen
         outdated = t("Measured before step {step} became the adapter: measure again.", step=chosen_step)
         note = f"<div class='hint'>{outdated}</div>"
-    return note + report_html.render_fragment(report, localized), _report_file(report, adapter_id)
+    return note + _report_html(report, voice_picker.find_adapter(adapter_id)), _report_file(report, adapter_id)
+
+
+def _report_html(report: Any, adapter: Adapter) -> str:
+    """The report, and where to write next: for the persona of the adapter's run, whose pairs can be rewritten."""
+    from persona.judge import evaluate, report_html
+
+    shown, run = report_html.render_fragment(report, localized), evaluate.run_of(adapter)
+    if not report.hard or run is None:
+        return shown
+    persona = persona_folder.open_persona(run.path.parent.parent)
+    return shown + hard_pairs.table_html(report.hard, persona, t("Least likely held-out pairs"))
 
 
 def _report_path(adapter_id: str) -> Path | None:
@@ -172,7 +197,7 @@ def _report_file(report: Any, adapter_id: str) -> gr.DownloadButton:
     return gr.DownloadButton(value=str(path), interactive=True)
 
 
-def build(page: Page, quantization: gr.Dropdown, opened: list[Any]) -> None:
+def build(page: Page, browser_key: gr.BrowserState, quantization: gr.Dropdown, opened: list[Any]) -> None:
     """The tab. quantization: of the base in memory. opened: events on which the last report is shown."""
     gr.Markdown(
         t(
@@ -191,7 +216,8 @@ def build(page: Page, quantization: gr.Dropdown, opened: list[Any]) -> None:
         )
         save = gr.DownloadButton(t("Save the report"), scale=0, min_width=190, interactive=False,
                                  elem_id="save-report")  # fmt: skip
-    report = gr.HTML(not_measured_html(), elem_id="report")
+    report = gr.HTML(not_measured_html(), elem_id="report", js_on_load=FORWARD_CLICKS_JS)
+    hard_pairs.connect(page, report)
     with gr.Row(elem_classes="slim"):
         for button in page.next_steps.values():
             button.render()
@@ -204,7 +230,7 @@ def build(page: Page, quantization: gr.Dropdown, opened: list[Any]) -> None:
     running = run_with_stop(
         [measure.click], stop,
         wait_in_queue(measure_in_slices if deployment.has_zerogpu() else measure_adapter, outputs, report),
-        [page.adapter, judge, quantization], outputs, concurrency_limit=MAX_MEASUREMENTS,
+        [page.adapter, judge, quantization, page.slug, browser_key], outputs, concurrency_limit=MAX_MEASUREMENTS,
     )  # fmt: skip
     # a process of ZeroGPU cannot be asked to stop
     stop.click(stop_measuring, None, None, cancels=[running] if deployment.has_zerogpu() else None, **QUIET)

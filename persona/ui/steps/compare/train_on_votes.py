@@ -1,51 +1,96 @@
-"""Step 4, tab Blind vote: a run that learns from this visitor's votes and corrections, and the vote on what it made."""
+"""Step 4, tab Blind vote: a run that learns from this visitor's votes and corrections, and the vote on what it made.
+
+Before it starts, both answers of a preference are shown with the label masks that they are learned with.
+"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
-from persona.compare import blind_votes, conversation_store, preference_sources
+from persona.compare import blind_votes, conversation_store, kept_answers, preference_sources
 from persona.errors import PersonaError
 from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.share.open_adapter import open_parent
 from persona.store import deployment
-from persona.store.preferences import PreferenceSet
-from persona.train import launcher
+from persona.store.preferences import Preference, PreferenceSet
+from persona.template.render import render_examples
+from persona.train import launcher, prepare
+from persona.train.parent import Parent
 from persona.ui import voice_picker
 from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.i18n import localized, t
 from persona.ui.navigation import COMPARE, TRAIN
 from persona.ui.page import QUIET, Page, on_latest, open_current_persona, show_errors
 from persona.ui.steps.train import run_on_zerogpu
+from persona.ui.widgets import mask_html
 
 BLIND_TAB = "blind"  # id of the tab
+SOURCES = {
+    "vote": "a blind vote",
+    "correction": "a correction",
+    "preference": "an imported file",
+    "regenerated": "a choice among regenerated answers",
+}
 
 
-def build() -> tuple[gr.Button, gr.HTML]:
-    """The button, and what is said of it: render the second below the first's row."""
-    button = gr.Button(
+class TrainView(NamedTuple):
+    """The components, or the values of offer() for them."""
+
+    button: Any
+    about: Any
+    preview: Any  # the accordion of the masks
+    number: Any  # of the preference that is shown, from 1
+
+
+class _Controls(NamedTuple):
+    """The components that build() makes."""
+
+    view: TrainView
+    sft: gr.Checkbox
+    masks: tuple[gr.HTML, gr.HTML, gr.HTML]  # what is shown, the better answer, the worse one
+
+
+def build_button() -> gr.Button:
+    return gr.Button(
         t("Train on my votes"), size="sm", scale=0, min_width=180, interactive=False, elem_id="train-on-votes"
     )
-    return button, gr.HTML(elem_id="votes-to-train-on", render=False)
+
+
+def build(button: gr.Button) -> _Controls:
+    """What stands below the row of the button."""
+    about = gr.HTML(elem_id="votes-to-train-on")
+    with gr.Accordion(t("What it learns from"), open=False, visible=False, elem_id="votes-preview") as preview:
+        with gr.Row(equal_height=True):
+            number = gr.Number(1, precision=0, minimum=1, label=t("Preference"), scale=0, min_width=140)
+            sft = gr.Checkbox(
+                True, label=t("Learn the chosen answers themselves too (SFT term)"), scale=2, elem_id="sft-term",
+                info=t("On, as measured: without it DPO can make the chosen answers less likely too."),
+            )  # fmt: skip
+        head = gr.HTML()
+        with gr.Row():
+            chosen, rejected = gr.HTML(elem_id="chosen-mask"), gr.HTML(elem_id="rejected-mask")
+    return _Controls(TrainView(button, about, preview, number), sft, (head, chosen, rejected))
 
 
 def connect(
-    page: Page, browser_key: gr.BrowserState, button: gr.Button, about: gr.HTML, opened: Sequence[Any],
-    saved: Sequence[Any],
-) -> None:  # fmt: skip
+    page: Page, browser_key: gr.BrowserState, controls: _Controls, opened: Sequence[Any], saved: Sequence[Any]
+) -> None:
     """opened: events after which there may be another adapter. saved: those that save a vote or a correction."""
-    renew: dict[str, Any] = {
-        "fn": show_errors(offer), "inputs": [browser_key, page.slug, page.adapter], "outputs": [button, about], **QUIET,
-    }  # fmt: skip
+    view, who = controls.view, [browser_key, page.slug, page.adapter]
+    renew: dict[str, Any] = {"fn": show_errors(offer), "inputs": who, "outputs": view, **QUIET}
     on_latest(opened, **renew)
     for event in saved:
         event.success(**renew)
-    started = button.click(
-        show_errors(train_on_votes), [browser_key, page.slug, page.adapter],
-        [page.steps, page.shown_step, page.shown_run], **QUIET,
+    gr.on(
+        [view.preview.expand, view.number.input], show_errors(show_masks), [*who, view.number], [*controls.masks],
+        **QUIET,
     )  # fmt: skip
+    started = view.button.click(
+        show_errors(train_on_votes), [*who, controls.sft], [page.steps, page.shown_step, page.shown_run], **QUIET
+    )
     if deployment.has_zerogpu():  # no process of its own there: this event trains, and step 3 watches the run
         started.success(show_errors(run_on_zerogpu), [page.slug, page.shown_run], page.shown_run, **QUIET)
 
@@ -65,15 +110,20 @@ def find_preferences(browser_key: str, slug: str, adapter_id: str) -> Preference
     persona = open_current_persona(slug)
     log = blind_votes.open_vote_log(voice_picker.conversation_dir(slug, adapter_id), browser_key)
     talks = conversation_store.list_conversations(conversation_store.open_store(persona.path, browser_key))
-    return preference_sources.collect_preferences(persona, blind_votes.read_blind_questions(log), talks)
+    kept = kept_answers.read_choices(log)
+    return preference_sources.collect_preferences(persona, blind_votes.read_blind_questions(log), talks, kept)
 
 
-def offer(browser_key: str, slug: str, adapter_id: str) -> tuple[gr.Button, str]:
-    """The button with the number of preferences, and as HTML why it cannot be pressed and which votes give none."""
+def offer(browser_key: str, slug: str, adapter_id: str) -> TrainView:
+    """The button with the number of preferences, why it cannot be pressed, and which votes give none.
+
+    The masks are hidden again: they may be those of other preferences.
+    """
     try:
         found = find_preferences(browser_key, slug, adapter_id)
     except PersonaError as e:
-        return gr.Button(t("Train on my votes"), interactive=False), _hint(localized(e.message))
+        button = gr.Button(t("Train on my votes"), interactive=False)
+        return TrainView(button, _hint(localized(e.message)), gr.Accordion(visible=False, open=False), 1)
     count, least = len(found.preferences), launcher.MIN_PREFERENCES
     about = ""
     if count < least:
@@ -89,18 +139,58 @@ def offer(browser_key: str, slug: str, adapter_id: str) -> tuple[gr.Button, str]
         title = t("Left out of the training: {n}", n=len(found.left_out))
         about += f"<details class='quiet'><summary>{title}</summary><ul>{lines}</ul></details>"
     label = t("Train on 1 vote or correction") if count == 1 else t("Train on {n} votes and corrections", n=count)
-    return gr.Button(label, interactive=count >= least), about
+    if not {p.pair.source for p in found.preferences} <= {"vote", "correction"}:
+        label = t("Train on {n} votes, choices and corrections", n=count)
+    preview = gr.Accordion(visible=bool(count), open=False)
+    return TrainView(gr.Button(label, interactive=count >= least), about, preview, gr.Number(1, maximum=max(1, count)))
+
+
+def show_masks(browser_key: str, slug: str, adapter_id: str, number: float | None) -> tuple[str, str, str]:
+    """The preference with this number, or the nearest: what it is, and both answers with their label masks, as HTML."""
+    preferences = find_preferences(browser_key, slug, adapter_id).preferences
+    if not preferences:
+        return "", "", ""
+    number = min(max(1, int(number or 1)), len(preferences))
+    preference = preferences[number - 1]
+    _, renderer = _open_renderer(slug, [preference], open_parent(AdapterRef.parse_id(adapter_id)))
+    head = t("Preference {n} of {count}, from {source}. Green is what it learns to prefer, or to avoid.", n=number,
+             count=len(preferences), source=t(SOURCES[preference.pair.source]))  # fmt: skip
+    sides = [preference.pair, replace(preference.pair, output=preference.rejected)]
+    chosen, rejected = (mask_html(renderer, renderer.render_example(pair)) for pair in sides)
+    return (
+        f"<div class='quiet'>{escape(head)}</div>",
+        f"<div class='card'><b>{t('Chosen: becomes likelier')}</b>{chosen}</div>",
+        f"<div class='card'><b>{t('Rejected: becomes less likely')}</b>{rejected}</div>",
+    )
+
+
+def _open_renderer(slug: str, preferences: Sequence[Preference], parent: Parent) -> Any:
+    """The base and the renderer of a run on these preferences, as its process opens them."""
+    config = launcher.make_preference_config(parent, {})
+    return prepare.open_run_renderer(open_current_persona(slug).card(), config, [p.pair for p in preferences], parent)
 
 
 def _hint(text: str) -> str:
     return f"<div class='hint'>{escape(text)}</div>"
 
 
-def train_on_votes(browser_key: str, slug: str, adapter_id: str) -> list[Any]:
-    """Start a run that goes on from the adapter, and open step 3 on it. Returns steps, shown step and run name."""
-    found = find_preferences(browser_key, slug, adapter_id)
+def check(slug: str, preferences: Sequence[Preference], parent: Parent) -> None:
+    """Raises PersonaError naming each answer, better or worse, that cannot be trained on."""
+    _, renderer = _open_renderer(slug, preferences, parent)
+    render_examples(renderer, [p.pair for p in preferences])
+    prepare.render_rejected(renderer, preferences)
+
+
+def train_on_votes(browser_key: str, slug: str, adapter_id: str, sft: bool = True) -> list[Any]:
+    """Start a run that goes on from the adapter, and open step 3 on it. Returns steps, shown step and run name.
+
+    sft: learn the chosen answers as pairs too. Raises PersonaError naming each answer that cannot be trained on.
+    """
+    preferences = find_preferences(browser_key, slug, adapter_id).preferences
     parent = open_parent(AdapterRef.parse_id(adapter_id))
-    run = launcher.create_preference_run(open_current_persona(slug), found.preferences, parent, {})
+    check(slug, preferences, parent)
+    given = {} if sft else {"sft_weight": 0.0}
+    run = launcher.create_preference_run(open_current_persona(slug), preferences, parent, given)
     launcher.start_run(run)
     return [gr.Walkthrough(selected=TRAIN), TRAIN, run.name]
 

@@ -1,6 +1,6 @@
 """Step 3, Train: choose the settings, start, watch, stop. A reloaded tab finds its run again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -226,18 +226,19 @@ def _build_run_view(page: Page) -> RunView:
         pd.DataFrame(columns=run_view.LOSS_COLUMNS), x="step", y="loss", color="on", height=280, elem_id="loss-plot",
         visible=False,
     )  # fmt: skip
+    with gr.Row():
+        reward_margin, accuracy, chosen = _build_charts(run_view.PREFERENCE_CHARTS, min_width=250)
     title = t("Learning rate, speed, memory, load")
     with gr.Accordion(title, open=False, visible=False, elem_id="curves") as curves, gr.Row():
-        learning_rate, tokens_per_second, memory, load, temperature = (
-            gr.LinePlot(pd.DataFrame(columns=run_view.CHART_COLUMNS), x="step", y="value", color="line", height=200,
-                        min_width=400, visible=False, elem_id=f"curve-{name.replace('_', '-')}")
-            for name in run_view.CHARTS
-        )  # fmt: skip
+        learning_rate, tokens_per_second, memory, load, temperature = _build_charts(run_view.CHARTS, min_width=400)
     samples = gr.HTML(elem_id="samples", js_on_load=FORWARD_CLICKS_JS)
     timer = gr.Timer(1.0, active=False)
     return RunView(
         status,
         loss,
+        reward_margin,
+        accuracy,
+        chosen,
         curves,
         learning_rate,
         tokens_per_second,
@@ -256,6 +257,15 @@ def _build_run_view(page: Page) -> RunView:
         gr.State(""),
         gr.Textbox("", visible="hidden"),  # the change of a State is not seen after an event without the queue
     )
+
+
+def _build_charts(charts: Iterable[str], min_width: int) -> list[gr.LinePlot]:
+    """charts: their names."""
+    return [
+        gr.LinePlot(pd.DataFrame(columns=run_view.CHART_COLUMNS), x="step", y="value", color="line", height=200,
+                    min_width=min_width, visible=False, elem_id=f"curve-{name.replace('_', '-')}")
+        for name in charts
+    ]  # fmt: skip
 
 
 def _connect_next_steps(page: Page, c: _Controls) -> None:

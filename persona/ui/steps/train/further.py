@@ -165,3 +165,9 @@ def change_html(p: RunProgress) -> str:
     kind = "problem" if change.is_worse else "hint" if change.rows < verdict.MIN_ROWS else "good"
     text = t("Trained further: {change}", change=localized(training_gain.describe_change(change)))
     return f'<div class="{kind}" data-testid="further">{escape(text)}</div>'
+
+
+def warning_html(p: RunProgress) -> str:
+    """While a run on preferences trains: that the chosen answers become less likely; "" otherwise."""
+    warning = preference_verdict.warn_while_running(p)
+    return f'<div class="problem" data-testid="preferences">{escape(localized(warning))}</div>' if warning else ""

@@ -15,10 +15,10 @@ from persona.train import gpu_slices, launcher, run_notes
 from persona.train.config import RunConfig
 from persona.train.parent import reopen_parent
 from persona.train.run_folder import Run, list_runs
-from persona.ui import voice_picker
+from persona.ui import hard_pairs, voice_picker
 from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.i18n import localized, t
-from persona.ui.navigation import COMPARE, SHARE, TRAIN, WRITE
+from persona.ui.navigation import COMPARE, SHARE, TRAIN
 from persona.ui.notices import show_info
 from persona.ui.page import QUIET, Page, open_current_persona, show_errors
 from persona.ui.steps.train import further, ledger_view, run_view
@@ -82,7 +82,7 @@ def on_click(slug: str, shown: str, picked: list[str], chosen: Chosen, event: gr
     if do == "hard":
         title = t("Least likely held-out pairs: {run}", run=run_title(run))
         rows = compare_runs.list_hard_rows(run)
-        detail = ledger_view.hard_rows_html(rows, open_current_persona(slug).scan()[0], title)
+        detail = hard_pairs.table_html(rows, open_current_persona(slug), title)
         return LedgerView.changed(detail=detail, losses=gr.LinePlot(visible=False))
     if do == "again":
         again = repeat_run(slug, run)
@@ -99,11 +99,6 @@ def on_click(slug: str, shown: str, picked: list[str], chosen: Chosen, event: gr
     step = {"chat": COMPARE, "share": SHARE}.get(do, TRAIN)
     view = ChosenView.showing(Chosen(chosen.persona, adapter_id, by_hand=True))
     return LedgerView.changed(steps=gr.Walkthrough(selected=step), shown_step=step, **view._asdict())
-
-
-def rewrite_pair(event: gr.EventData) -> list[Any]:
-    """Open step 1 at the pair that was pressed. Returns the steps, the shown step and the pair's number."""
-    return [gr.Walkthrough(selected=WRITE), WRITE, int(event._data["row"])]
 
 
 def _with_table(slug: str, shows: str, picked: list[str], **values: Any) -> LedgerView:
@@ -189,7 +184,7 @@ def connect(
     clicked.success(**update)
     if deployment.has_zerogpu():
         clicked.success(show_errors(train_repeated), [page.slug, view.repeated], view.shown, **QUIET)
-    view.detail.click(show_errors(rewrite_pair), None, [page.steps, page.shown_step, page.pair_number], **QUIET)
+    hard_pairs.connect(page, view.detail)
     gr.on(
         [save.click, view.note.submit, view.note_name.submit], show_errors(save_note),
         [page.slug, view.shown, view.note_name, view.note], None, **QUIET,

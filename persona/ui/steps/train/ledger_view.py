@@ -9,7 +9,7 @@ import pandas as pd
 
 from persona.errors import PersonaError
 from persona.judge import ledger
-from persona.judge.compare_runs import HardRow, RowChange, RunComparison
+from persona.judge.compare_runs import RowChange, RunComparison
 from persona.judge.ledger import LedgerRow, PairDifference, Share
 from persona.judge.report_model import Interval
 from persona.share.adapter_ref import AdapterRef, RefKind
@@ -167,28 +167,6 @@ def _differences_html(differences: Sequence[PairDifference]) -> str:
         return f"<p class='quiet'>{t('The same pairs.')}</p>"
     heads = f"<th>{t('Question')}</th><th>{t('Answer before')}</th><th>{t('Answer after')}</th>"
     return f"<div class='answers'><table><tr>{heads}</tr>{rows}</table></div>{note}"
-
-
-def hard_rows_html(rows: Sequence[HardRow], pairs: Sequence[Pair], title: str) -> str:
-    """The held-out pairs that a run finds least likely. pairs: the persona's of now, where each can be rewritten."""
-    numbers = {(p.instruction, p.output): n for n, p in enumerate(pairs, 1)}
-    lines = []
-    for row in rows:
-        number = numbers.get((row.question, row.reference))
-        rewrite = (
-            f"<button class='tool' data-do='rewrite' data-row='{number}'>{t('Rewrite pair {n}', n=number)}</button>"
-            if number else t("changed since")
-        )  # fmt: skip
-        cells = [row.question, row.reference, row.answer or "–", f"{row.nll:.2f}"]
-        lines.append(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}<td>{rewrite}</td></tr>")
-    heads = (t("Question"), t("The pair"), t("Its own answer"), t("nats per token"), "")
-    about = t("Where to write next: rewrite such a pair, or write more like it. Its own answers are there once step "
-              "Compare has measured whether it learned.")  # fmt: skip
-    return (
-        f"<div class='card' data-testid='hard'><h4>{escape(title)}</h4><p class='quiet'>{about}</p>"
-        f"<div class='answers'><table><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr>{''.join(lines)}</table>"
-        "</div></div>"
-    )
 
 
 # ---- two runs

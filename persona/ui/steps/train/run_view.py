@@ -43,9 +43,14 @@ CHARTS = {
     "load": Chart("Load, %", {"cpu_load": "this run", "machine_load": "whole CPU", "gpu_load": "whole GPU"}),
     "temperature": Chart("Temperature, °C", {"gpu_temperature": "GPU"}),
 }
+PREFERENCE_CHARTS = {  # of a run on preferences, beside its loss
+    "reward_margin": Chart("Reward margin", {"reward_margin": "this run"}),
+    "accuracy": Chart("Held-out choices preferred, %", {"held_out_accuracy": "this run"}, 0.01),
+    "chosen": Chart("Loss of the chosen answers, held out", {"chosen_nll": "this run"}),
+}
 STEP_FORMAT = ",~r"  # 1,000, and 1 where the default is 1.0
 CHART_COLUMNS = ["step", "value", "line"]
-SMOOTHED_CURVES = ("tokens_per_s", "cpu_load", "machine_load", "gpu_load")
+SMOOTHED_CURVES = ("reward_margin", "tokens_per_s", "cpu_load", "machine_load", "gpu_load")
 # short names: a phone's legend has room for four
 LINE_COLORS = {"this run": "#059669", "now": "#059669", "peak": "#0284c7", "whole CPU": "#d97706",
                "whole GPU": "#9333ea", "GPU": "#9333ea", "plan": "#a8a29e"}  # fmt: skip
@@ -64,6 +69,9 @@ class RunView(NamedTuple):
 
     status: Any
     loss: Any
+    reward_margin: Any  # PREFERENCE_CHARTS
+    accuracy: Any
+    chosen: Any
     curves: Any
     learning_rate: Any
     tokens_per_second: Any
@@ -92,6 +100,7 @@ def make_run_view(
 ) -> RunView:
     """The values of the view. training: the run that trains now, be it this one or another."""
     learning_rate, tokens_per_second, memory, load, temperature = chart_plots(progress)
+    reward_margin, accuracy, chosen = chart_plots(progress, PREFERENCE_CHARTS)
     active = run is not None and progress.status in ACTIVE_STATUSES
     stoppable = run is not None and active and not run.is_asked_to_stop()
     resumable = run is not None and progress.status in ("stopped", "failed", "interrupted")
@@ -100,6 +109,9 @@ def make_run_view(
     return RunView(
         status=run_status_html(run, progress) if run else no_run_html(start),
         loss=loss_plot(progress),
+        reward_margin=reward_margin,
+        accuracy=accuracy,
+        chosen=chosen,
         curves=gr.Accordion(visible=bool(progress.curves)),
         learning_rate=learning_rate,
         tokens_per_second=tokens_per_second,
@@ -128,7 +140,8 @@ def loss_plot(progress: RunProgress) -> gr.LinePlot:
     """The losses. Titles are given here and not in build(): the browser does not translate those of a chart."""
     train, held = t("train"), t("held-out")
     rows = [(s, loss, train) for s, loss in smooth(progress.train)]
-    rows += [(s, loss, held) for s, loss in further.held_out_curve(progress)]
+    if not progress.learns_preferences:  # theirs is another loss, with a chart of its own
+        rows += [(s, loss, held) for s, loss in further.held_out_curve(progress)]
     if rows:  # held out at step 0 comes first, and a chart draws no line that was not among its first points
         rows.insert(0, (0, math.nan, train))
     points = pd.DataFrame(rows, columns=LOSS_COLUMNS)
@@ -188,7 +201,7 @@ def run_status_html(run: Run, p: RunProgress) -> str:
         f'<div class="card"><div class="{kind}" role="status">{text}</div>'
         f"{progress_bar_html(1.0 if is_early else p.step / p.steps if p.steps else 0.0)}"
         f"{facts_html(facts)}{training_verdict_html(p)}"
-        f"{further.change_html(p) if p.status in ('done', 'stopped') else ''}"
+        f"{further.change_html(p) if p.status in ('done', 'stopped') else further.warning_html(p)}"
         f"{rehearsal_html(run, p)}"
         f'<div class="quiet">{t("Run {name}", name=escape(run.name))}</div></div>'
     )
@@ -259,9 +272,9 @@ def chosen_step_text(p: RunProgress) -> str:
     return text
 
 
-def chart_plots(progress: RunProgress) -> list[gr.LinePlot]:
-    """The small charts, as in CHARTS; those of a run that has no points for them are hidden."""
-    return [_chart_plot(chart, progress) for chart in CHARTS.values()]
+def chart_plots(progress: RunProgress, charts: dict[str, Chart] = CHARTS) -> list[gr.LinePlot]:
+    """The small charts; those of a run that has no points for them are hidden."""
+    return [_chart_plot(chart, progress) for chart in charts.values()]
 
 
 def _chart_plot(chart: Chart, progress: RunProgress) -> gr.LinePlot:

@@ -98,8 +98,8 @@ def _build_editor(page: Page, welcome: Welcome, pairs: PairsTab) -> _Editor:
                 interview, interview_answered = interview_tab.build(page, interview_page)
             with gr.Tab(t("Who it is"), id="who"):
                 card = build_card_tab(page)
-            with gr.Tab(t("Import"), id="import"):
-                import_file, imported = import_tab.build(page)
+            with gr.Tab(t("Import"), id="import") as import_page:
+                import_file, imported = import_tab.build(page, import_page)
             with gr.Tab(t("Check"), id="check"):
                 pairs.lint_panel.render()
                 check_again = gr.Button(t("Check again"), size="sm", scale=0, min_width=150, elem_id="check-again")
@@ -170,6 +170,9 @@ def _connect_editor(page: Page, pairs: PairsTab, editor: _Editor) -> None:
         lambda: (gr.Walkthrough(selected=WRITE), WRITE, gr.Tabs(selected="interview")), None,
         [page.steps, page.shown_step, editor.tabs], **QUIET,
     )  # fmt: skip
+    page.write_tab.change(
+        None, page.write_tab, editor.tabs, js="(tab) => ({ selected: tab.split(' ')[0], __type__: 'update' })", **QUIET
+    ).then(show_errors(interview_tab.draw_interview), page.slug, editor.interview, **QUIET)
     renamed = editor.imported.success(**load).success(persona_dropdown, page.slug, page.persona_list, **QUIET)
     reloaded = editor.reload.click(**load)
     for event in (opened, reloaded, renamed):

@@ -12,6 +12,7 @@ from persona.store import kept_card, persona_folder
 from persona.store.pairs import Pair
 from persona.ui.i18n import localized, t
 from persona.ui.page import QUIET, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
+from persona.ui.steps.write import preferences_import
 from persona.ui.steps.write.pairs_status import replies_text
 from persona.ui.steps.write.row_choice import RowChoice, build_row_choice, open_given_source
 from persona.ui.widgets import problems_html
@@ -297,7 +298,7 @@ def start_from_file(file: str, voice: str | None) -> tuple[str, str, None, Any]:
     return persona.slug, file, None, gr.Tabs(selected="import")
 
 
-def build(page: Page) -> tuple[gr.File, Any]:
+def build(page: Page, tab: gr.Tab) -> tuple[gr.File, Any]:
     """The tab. Returns where a file is dropped, and the event of pairs that were added."""
     gr.Markdown(
         t("Screenplays, novels, subtitles and chats of any program; Alpaca, ShareGPT and OpenAI/TRL files; CSV, Excel "
@@ -311,18 +312,20 @@ def build(page: Page) -> tuple[gr.File, Any]:
             dataset = gr.Textbox(label=t("or a Hub dataset"), placeholder="USER/NAME", elem_id="import-hub")
     member = gr.Dropdown([], label=t("File in the archive"), visible=False, elem_id="import-member")
     rows = build_row_choice(member)
+    preferences = preferences_import.build()
     view = _build_survey(member)
     report = gr.HTML(elem_id="import-report")
 
     source, options = [file, pasted, dataset], [*view.options(), *rows]
     event: dict[str, Any] = {**QUIET, "show_progress": "minimal", "show_progress_on": view.preview, **WAITING_EVENT}
-    gr.on(
+    surveyed = gr.on(
         [file.change, pasted.blur, dataset.submit, member.input],
         run_one_at_a_time(show_errors(survey_for_persona)),
         [page.slug, *source, *rows],
         view,
         **event,
     )
+    preferences_import.connect(page, tab, preferences, [*source, member], surveyed)
     view.format.input(run_one_at_a_time(show_errors(survey_source)), [*source, view.format, *rows], view, **event)
     typed = rows.typed()
     gr.on(
