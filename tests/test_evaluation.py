@@ -200,7 +200,7 @@ def test_a_good_adapter_has_learned(good, base, tmp_path):
     assert shares == sorted(shares) and shares[-1] == 1.0, "all planned work was counted, and no more"
     left = [p.seconds_left for p in seen if p.seconds_left is not None]
     assert left == sorted(left, reverse=True), "it counts down"
-    assert {p.parts for p in seen if p.part} == {6} and sorted({p.part for p in seen}) == list(range(7))
+    assert {p.parts for p in seen if p.part} == {8} and sorted({p.part for p in seen}) == list(range(9))
     assert seen[-1].seconds_left == 0 and {"General questions", "Answers to held-out questions"} <= {
         p.doing for p in seen
     }
@@ -273,7 +273,7 @@ def test_a_stopped_evaluation_keeps_what_it_has_and_goes_on(good, base, tmp_path
             raise evaluate.EvaluationStopped
 
     begun = report(good, base, progress=stop_at_probes)
-    assert begun.missing == ["probes", "pressure", "hard", "memory", "drift"] and any(
+    assert begun.missing == ["probes", "pressure", "hard", "memory", "drift", "talk"] and any(
         "Stopped" in note for note in begun.notes
     )
     assert begun.likelihood == whole.likelihood and begun.answers == whole.answers and not begun.probes
@@ -311,7 +311,7 @@ def test_the_page_stops_a_measurement_and_shows_what_it_has(good, base, monkeypa
             next(judge_tab.measure_adapter(chosen, False))
         if "Answers to held-out questions" in html:
             break
-    assert 'role="progressbar"' in html and "Part 2 of 7: Answers" in html
+    assert 'role="progressbar"' in html and "Part 2 of 8: Answers" in html
     judge_tab.stop_measuring()
     *_, (shown, save) = steps
     assert "Stopped" in shown and save.interactive and save.value["path"].endswith("report.html")

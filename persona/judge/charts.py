@@ -4,6 +4,7 @@
 `Axis` is the scale of every chart; share/loss_plot.py draws the PNG of a model card with it.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -119,6 +120,24 @@ def histogram(values: Sequence[float], title: str, unit: str) -> Markup:
             parts += [_text(axis.x(start) + width / 2, height - bar_height - 3, str(count), "middle", 0.8)]
     parts += [_line(axis.x(0), 0, axis.x(0), height, width=1.5), _text(0, height / 2, unit, opacity=0.7)]
     return _svg(height + 20, title, parts)
+
+
+def lines_by_turn(series: Sequence[tuple[str, Sequence[float | None]]], title: str) -> Markup:
+    """A line for each series of shares (0 … 1), one value a turn from 1 on; None: not measured at that turn."""
+    height, turns = 120.0, max(len(values) for _, values in series)
+    left, right = 40.0, WIDTH - RIGHT
+    x = Axis([1.0, float(max(2, turns))], left, right).position
+    y = Axis([0.0, 1.0], height, 6.0).position
+    parts = [_line(left, y(v), right, y(v), opacity=0.15) for v in (0.0, 0.5, 1.0)]
+    parts += [_text(left - 6, y(v) + 4, f"{v:.0%}", "end", 0.7) for v in (0.0, 0.5, 1.0)]
+    parts += [_text(x(n), height + 15, str(n), "middle", 0.7) for n in range(1, turns + 1)]
+    for n, (name, values) in enumerate(series):
+        colour = (ADAPTER, PAIRS, BASE)[n % 3]
+        points = [(x(turn), y(v)) for turn, v in enumerate(values, 1) if v is not None]
+        parts += [_line(*a, *b, colour, 2) for a, b in itertools.pairwise(points)]
+        parts += [_rect(px - 2.5, py - 2.5, 5, 5, colour) for px, py in points]
+        parts += [_rect(left, height + 26 + 16 * n, 10, 10, colour), _text(left + 16, height + 35 + 16 * n, name)]
+    return _svg(height + 30 + 16 * len(series), title, parts)
 
 
 def box_plot(rows: Sequence[tuple[str, Sequence[float]]], title: str) -> Markup:

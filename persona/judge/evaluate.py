@@ -11,7 +11,7 @@ from persona.compare import session as compare_session
 from persona.compare.blind_votes import BlindQuestion
 from persona.compare.chat_plan import FORMS
 from persona.errors import Message
-from persona.judge import llm_judge, measurements, report_html, verdict
+from persona.judge import llm_judge, long_talk, measurements, report_html, verdict
 from persona.judge.eval_rows import EvalRows, read_eval_rows
 from persona.judge.measurements import EvalBudget, EvalSession
 from persona.judge.report_model import AnswerPair, AnswerStats, EvalReport, JudgeTally, ProbeResult
@@ -96,7 +96,7 @@ def evaluate_adapter(
     judging = (endpoint, llm_judge.select_votes(votes)) if endpoint else None
     parts = _measure_parts(session, adapter.card, rows, run, judging, begun)
     probes = parts.get("probes") or []
-    wanted = [*measurements.count_work(session), *(["judged"] if endpoint else [])]
+    wanted = [*_count_work(session), *(["judged"] if endpoint else [])]
     report = EvalReport(
         persona=adapter.card.name,
         base=model.base.id,
@@ -131,9 +131,10 @@ def _measure_parts(
         "hard": lambda: measurements.measure_hard(session, parts["likelihood"], parts["answers"]),
         "memory": lambda: measurements.measure_memorisation(session, rows, parts["answers"]),
         "drift": lambda: measurements.measure_drift(session),
+        "talk": lambda: long_talk.measure_long_talk(session, card.language),
     }
     parts = {part: getattr(begun, part) for part in measure if part not in begun.missing} if begun else {}
-    planned = {part: work for part, work in measurements.count_work(session).items() if part not in parts}
+    planned = {part: work for part, work in _count_work(session).items() if part not in parts}
     requests = 0
     if judging:
         votes = len(judging[1])
@@ -164,6 +165,10 @@ def _judge(
     agreement = llm_judge.measure_agreement(endpoint, card, votes, tick)
     tally = llm_judge.judge_answers(endpoint, card, answers, tick)
     return tally.model_copy(update={"agreement": agreement})
+
+
+def _count_work(session: EvalSession) -> dict[str, Counter[str]]:
+    return {**measurements.count_work(session), "talk": long_talk.count_work(session)}
 
 
 def _quantization_notes(quantization: str) -> list[str]:

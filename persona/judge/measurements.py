@@ -48,6 +48,8 @@ class EvalBudget:
     probes: int = 12
     seeds: int = 3  # answers of the adapter to each probe
     pressure_seeds: int = 2  # answers of the adapter to each question under pressure
+    talks: int = 2  # scripted talks (long_talk.py), at once
+    talk_rules: int = 5  # probes with rules that are asked in each of them, three times
     hard: int = 5  # held-out rows that are shown as the least likely ones
 
 

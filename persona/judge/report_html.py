@@ -8,7 +8,7 @@ from markupsafe import Markup
 from persona.errors import Message
 from persona.judge import charts
 from persona.judge.metrics import format_percent
-from persona.judge.report_model import EvalReport
+from persona.judge.report_model import EvalReport, LongTalk
 from persona.store.workspace import TEMPLATES_DIR
 
 
@@ -51,6 +51,8 @@ def _draw_charts(r: EvalReport, say: Callable[[str], str]) -> dict[str, Markup]:
         drawn["drift"] = charts.interval_bars(
             rows, say(Message("NLL of right answers to general questions, base and persona"))
         )
+    if r.talk:
+        drawn["talk"] = charts.lines_by_turn(_talk_series(r.talk, say), say(Message("The long talk, turn by turn")))
     if r.answers:
         sides = [
             (say(Message("base")), r.answers.base),
@@ -61,3 +63,14 @@ def _draw_charts(r: EvalReport, say: Callable[[str], str]) -> dict[str, Markup]:
             [(n, v.length) for n, v in sides], say(Message("Length of the answers in words"))
         )
     return drawn
+
+
+def _talk_series(talk: LongTalk, say: Callable[[str], str]) -> list[tuple[str, list[float | None]]]:
+    """Shares by turn; that of the rules only where some were asked."""
+    series: list[tuple[str, list[float | None]]] = [
+        (say(Message("answers in circles")), [t.circles / t.answers for t in talk.turns]),
+              (say(Message("answers in another language")), [t.foreign / t.answers for t in talk.turns])]  # fmt: skip
+    if not talk.rules:
+        return series
+    kept = [sum(t.kept) / len(t.kept) if t.kept else None for t in talk.turns]
+    return [(say(Message("rules kept")), kept), *series]

@@ -143,6 +143,32 @@ class Drift(FrozenModel):
     answers: list[AnswerPair]
 
 
+class TalkTurn(FrozenModel):
+    """A turn of the scripted talk. replies: one a talk; answers: those, and those to the rules where they were asked.
+
+    kept: whether each rule was kept, talk by talk; [] where none was asked. circles, foreign, admissions: answers that
+    go round in circles, are in another writing system than the pairs, say that they are an AI. left_out: the oldest
+    exchanges that the prompt had no room for.
+    """
+
+    said: str
+    replies: list[str]
+    answers: int
+    kept: list[bool] = []
+    circles: int = 0
+    foreign: int = 0
+    admissions: int = 0
+    left_out: int = 0
+
+
+class LongTalk(FrozenModel):
+    """The same scripted talk several times, each with other random numbers. rules: the questions that have rules."""
+
+    talks: int
+    rules: list[str]
+    turns: list[TalkTurn]
+
+
 class JudgeAgreement(FrozenModel):
     """A judge against the author's own blind votes: the share of the same choices (left, right, neither), and Cohen's
     kappa (1960). Both are None with too few votes to say."""
@@ -198,6 +224,7 @@ class EvalReport(FrozenModel):
     answers: AnswerStats | None = None
     probes: list[ProbeResult] = []
     pressure: list[ProbeResult] = []
+    talk: LongTalk | None = None
     memory: Memorisation | None = None
     drift: Drift | None = None
     ended: float | None = None

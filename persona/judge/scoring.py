@@ -141,19 +141,23 @@ def render_prompts(renderer: Renderer, pairs: Sequence[Pair], limit: int) -> lis
 
 
 def ask_columns(
-    model: LoadedModel, columns: Sequence[Column], sampling: Sampling, stop_id: int, work: EvalWork
+    model: LoadedModel, columns: Sequence[Column], sampling: Sampling | Sequence[Sampling], stop_id: int, work: EvalWork
 ) -> list[Generation]:
-    """The reply of each column, BATCH_COLUMNS at a time, those of like length together."""
+    """The reply of each column, BATCH_COLUMNS at a time, those of like length together.
+
+    sampling: of all columns, or one a column, all of the same length of replies.
+    """
+    samplings = [sampling] * len(columns) if isinstance(sampling, Sampling) else sampling
     by_length = sorted(range(len(columns)), key=lambda n: len(columns[n].prompt.ids))
     replies: list[Generation] = [Generation()] * len(columns)
     for start in range(0, len(by_length), BATCH_COLUMNS):
         batch = by_length[start : start + BATCH_COLUMNS]
         steps = []
         with MODEL_QUEUE.turn(work.visitor, "evaluation") as ticket, ticket.held():
-            for step in stream_replies(model, [columns[n] for n in batch], sampling, stop_id):
+            for step in stream_replies(model, [columns[n] for n in batch], [samplings[n] for n in batch], stop_id):
                 steps.append(step)
                 work.tick("answering")
-        if saved := sampling.max_new_tokens + 1 - len(steps):  # passes that an early end has saved
+        if saved := samplings[batch[0]].max_new_tokens + 1 - len(steps):  # passes that an early end has saved
             work.tick("answering", saved)
         for n, reply in zip(batch, steps[-1], strict=True):
             replies[n] = reply

@@ -5,7 +5,7 @@ mentioning. decide_verdict goes by importance: what makes the other figures mean
 """
 
 from persona.errors import Message, join
-from persona.judge import behaviour
+from persona.judge import behaviour, long_talk
 from persona.judge.behaviour import VerdictParts
 from persona.judge.metrics import format_percent
 from persona.judge.report_model import (
@@ -55,7 +55,8 @@ def decide_verdict(r: EvalReport) -> Verdict:
     """The main verdict, its likely cause, what to do, and further remarks."""
     finders = (
         _nothing_changed, _never_stops, _overfitted, _forgot, behaviour.goes_in_circles,
-        behaviour.breaks_character, behaviour.drifts, _too_few, _not_learned, _learned, _not_measured,
+        behaviour.breaks_character, behaviour.drifts, long_talk.wears_off, _too_few, _not_learned, _learned,
+        _not_measured,
     )  # fmt: skip
     kind, said, cause, advice = next(parts for find in finders if (parts := find(r)))
     remarks = [text for about, text in _remarks(r) if text and about != kind]
@@ -269,8 +270,8 @@ def _remarks(r: EvalReport) -> list[tuple[str, str]]:
     """(the verdict kind that covers it already, remark); an empty remark where there is nothing to say."""
     return [("never stops", _about_stops(r)), ("overfitted", _about_memory(r)), ("forgot", _about_drift(r)),
             ("circles", behaviour.about_circles(r)), ("breaks character", behaviour.about_admissions(r)),
-            ("", _about_probes(r)), ("", _about_manner(r)), ("not measured", _about_rows(r)),
-            ("", _about_judge(r))]  # fmt: skip
+            ("drifts", long_talk.about_long_talk(r)), ("", _about_probes(r)), ("", _about_manner(r)),
+            ("not measured", _about_rows(r)), ("", _about_judge(r))]  # fmt: skip
 
 
 def _about_stops(r: EvalReport) -> str:
