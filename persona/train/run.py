@@ -328,7 +328,7 @@ def save_best_adapter(
 def finish_run(model: Any, state: TrainerState, callback: RunCallback, evaluator: Evaluator) -> dict[str, Any]:
     """Write the best adapter and log the result: done, stopped or, as a RunError, failed. Returns the result."""
     run = evaluator.prepared.run
-    run.log("state", state="running", message=Message("Saving the best adapter …"))
+    run.log("state", state="running", message=Message("Saving the adapter …"))
     saved = distributed.run_on_main(lambda: save_best_adapter(model, state, callback, evaluator))
     diverged = Message(
         "The loss became infinite at step {step}. Lower learning_rate (now {rate}) and start again",
