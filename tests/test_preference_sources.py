@@ -18,7 +18,8 @@ from persona.errors import PersonaError
 from persona.judge.preference_verdict import describe_preferences
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard, create_persona_at
-from persona.train import launcher
+from persona.store.preferences import PreferenceSet
+from persona.train import launcher, prepare
 from persona.train.parent import read_parent
 from persona.train.progress import EventReplay, RunProgress
 from persona.ui.navigation import COMPARE, TRAIN
@@ -77,7 +78,8 @@ def mags(tmp_path, monkeypatch):
     monkeypatch.setattr(train_on_votes, "open_current_persona", lambda slug: persona)
     monkeypatch.setattr(train_on_votes.voice_picker, "conversation_dir", lambda *_: persona.path)
     monkeypatch.setattr(train_on_votes, "open_parent", lambda ref: str(ref))
-    monkeypatch.setattr(train_on_votes, "check", lambda *_: None)
+    monkeypatch.setattr(launcher, "make_preference_config", lambda *_: None)
+    monkeypatch.setattr(prepare, "select_trainable", lambda card, config, found, parent: PreferenceSet(found))
     return persona
 
 
@@ -137,8 +139,14 @@ def test_both_answers_are_shown_with_their_masks_and_checked(mags, tiny_gemma, t
         learned = "".join(re.findall(r'<span class="learned[^>]*>([^<]*)', html))
         assert learned.startswith(answer) and "Why?" in "".join(re.findall(r'<span class="masked[^>]*>([^<]*)', html))
     assert "control" in train_on_votes.show_masks(key, "mags", "run/mags/r1", 9)[2], "the nearest, with what is wrong"
-    with pytest.raises(PersonaError, match="control"):
-        train_on_votes.train_on_votes(key, "mags", "run/mags/r1")
+    made, noted = [], []
+    create = lambda *work: made.extend(work[1]) or SimpleNamespace(name="r2")  # noqa: E731
+    monkeypatch.setattr(launcher, "create_preference_run", create)
+    monkeypatch.setattr(launcher, "start_run", lambda run: None)
+    monkeypatch.setattr(train_on_votes, "show_warning", noted.append)
+    train_on_votes.train_on_votes(key, "mags", "run/mags/r1")
+    assert [p.pair.instruction for p in made] == ["Why?"], "a vote cannot be corrected, so it must not stop the others"
+    assert "Left out of the training: 1" in noted[0] and "“When?”" in noted[0] and "control" in noted[0]
 
 
 @pytest.mark.parametrize("zerogpu", [True, False])

@@ -52,9 +52,11 @@ def prefer(
 def _create_run(persona: Any, parent: str, data: Path | None, given: dict[str, str]) -> Any:
     from persona.compare.preference_sources import collect_all
     from persona.store.preferences import read_preferences
-    from persona.train import launcher
+    from persona.train import launcher, prepare
 
-    found = read_preferences(data) if data else collect_all(persona)
-    for text in found.left_out:
+    found, adapter = read_preferences(data) if data else collect_all(persona), open_parent_of(persona, parent)
+    config = launcher.make_preference_config(adapter, given)
+    trainable = prepare.select_trainable(persona.card(), config, found.preferences, adapter)
+    for text in (*found.left_out, *trainable.left_out):
         print_note(text)
-    return launcher.create_preference_run(persona, found.preferences, open_parent_of(persona, parent), given)
+    return launcher.create_preference_run(persona, trainable.preferences, adapter, given)

@@ -16,7 +16,7 @@ from typing import Any
 from persona.errors import InputError, Message
 from persona.store import jsonl, quotas
 from persona.store.files import require_regular_file
-from persona.store.pairs import Pair, count_characters, parse_pair
+from persona.store.pairs import Pair, parse_pair
 from persona.store.persona_folder import Persona, move_to_trash
 
 PREFERENCES_FILE = "preferences.jsonl"
@@ -50,10 +50,10 @@ def add_preferences(persona: Persona, preferences: Iterable[Preference]) -> int:
     """Add those that are not there yet to the persona's file. Returns how many. Raises InputError."""
     quotas.require_disk_quota()
     with persona.lock():
-        known = load_preferences(persona).preferences
-        new = list(dict.fromkeys(p for p in preferences if p not in known))
+        known = set(load_preferences(persona).preferences)
+        new = [p for p in dict.fromkeys(preferences) if p not in known]
         quotas.require_pair_quota(len(known) + len(new))
-        quotas.require_characters_quota(sum(count_characters([p.pair]) + len(p.rejected) for p in (*known, *new)))
+        quotas.require_characters_quota(sum(p.pair.characters + len(p.rejected) for p in (*known, *new)))
         jsonl.append_rows(persona.path / PREFERENCES_FILE, *map(_to_row, new))
     return len(new)
 

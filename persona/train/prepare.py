@@ -7,12 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from persona.errors import Message
 from persona.models import adapter, base, hardware, open_renderer, quantization
 from persona.models.progress_callback import ProgressCallback, ignore_progress
 from persona.store.files import expand_home, path_exists
 from persona.store.pairs import Pair, own_exchanges
 from persona.store.persona_folder import PersonaCard
-from persona.store.preferences import Preference
+from persona.store.preferences import Preference, PreferenceSet
 from persona.template.render import Renderer, TrainingExample, render_examples
 from persona.train import distributed, engines, validate
 from persona.train.config import RunConfig
@@ -96,6 +97,22 @@ def open_run_renderer(
     if config.learn_history:
         renderer = replace(renderer, learned_elsewhere=own_exchanges(pairs))
     return opened, renderer
+
+
+def select_trainable(
+    card: PersonaCard, config: RunConfig, preferences: Sequence[Preference], parent: Parent
+) -> PreferenceSet:
+    """Those of which both answers can be trained on, and the others with the reason: a vote cannot be corrected."""
+    _, renderer = open_run_renderer(card, config, [p.pair for p in preferences], parent)
+    kept, left_out = [], []
+    for p in preferences:
+        sides = renderer.iterate_examples([p.pair, replace(p.pair, output=p.rejected)])
+        if problems := [why for example in sides for why in example.problems]:
+            question = p.pair.instruction
+            left_out.append(Message("“{question}”: {reason}.", question=question, reason=problems[0]))
+        else:
+            kept.append(p)
+    return PreferenceSet(tuple(kept), tuple(left_out))
 
 
 def render_rejected(renderer: Renderer, preferences: Sequence[Preference]) -> list[TrainingExample]:

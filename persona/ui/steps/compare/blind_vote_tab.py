@@ -288,8 +288,9 @@ def _build_layout() -> _Controls:
     reveal = gr.HTML(elem_id="blind-reveal")
     with gr.Row(visible=False) as row:
         correction = gr.Textbox(
-            label=t("What the persona should have said (empty: the better answer as it is)"), scale=4
-        )
+            label=t("What the persona should have said (empty: the better answer as it is)"), scale=4,
+            elem_id="vote-correction",
+        )  # fmt: skip
         add = gr.Button(t("Add to the pairs"), scale=1, min_width=140, elem_id="vote-to-pairs")
     with gr.Row():
         train = train_on_votes.build_button()

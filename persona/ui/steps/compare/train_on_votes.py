@@ -15,18 +15,18 @@ from persona.errors import PersonaError
 from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.share.open_adapter import open_parent
 from persona.store import deployment
-from persona.store.preferences import Preference, PreferenceSet
-from persona.template.render import render_examples
+from persona.store.preferences import PreferenceSet
 from persona.train import launcher, prepare
-from persona.train.parent import Parent
 from persona.ui import voice_picker
 from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.i18n import localized, t
 from persona.ui.navigation import COMPARE, TRAIN
+from persona.ui.notices import show_warning
 from persona.ui.page import QUIET, Page, on_latest, open_current_persona, show_errors
 from persona.ui.steps.train import run_on_zerogpu
 from persona.ui.widgets import mask_html
 
+MAX_NOTED = 5  # preferences that a notice lists
 BLIND_TAB = "blind"  # id of the tab
 SOURCES = {
     "vote": "a blind vote",
@@ -152,7 +152,9 @@ def show_masks(browser_key: str, slug: str, adapter_id: str, number: float | Non
         return "", "", ""
     number = min(max(1, int(number or 1)), len(preferences))
     preference = preferences[number - 1]
-    _, renderer = _open_renderer(slug, [preference], open_parent(AdapterRef.parse_id(adapter_id)))
+    parent = open_parent(AdapterRef.parse_id(adapter_id))
+    config = launcher.make_preference_config(parent, {})
+    _, renderer = prepare.open_run_renderer(open_current_persona(slug).card(), config, [preference.pair], parent)
     head = t("Preference {n} of {count}, from {source}. Green is what it learns to prefer, or to avoid.", n=number,
              count=len(preferences), source=t(SOURCES[preference.pair.source]))  # fmt: skip
     sides = [preference.pair, replace(preference.pair, output=preference.rejected)]
@@ -164,33 +166,24 @@ def show_masks(browser_key: str, slug: str, adapter_id: str, number: float | Non
     )
 
 
-def _open_renderer(slug: str, preferences: Sequence[Preference], parent: Parent) -> Any:
-    """The base and the renderer of a run on these preferences, as its process opens them."""
-    config = launcher.make_preference_config(parent, {})
-    return prepare.open_run_renderer(open_current_persona(slug).card(), config, [p.pair for p in preferences], parent)
-
-
 def _hint(text: str) -> str:
     return f"<div class='hint'>{escape(text)}</div>"
-
-
-def check(slug: str, preferences: Sequence[Preference], parent: Parent) -> None:
-    """Raises PersonaError naming each answer, better or worse, that cannot be trained on."""
-    _, renderer = _open_renderer(slug, preferences, parent)
-    render_examples(renderer, [p.pair for p in preferences])
-    prepare.render_rejected(renderer, preferences)
 
 
 def train_on_votes(browser_key: str, slug: str, adapter_id: str, sft: bool = True) -> list[Any]:
     """Start a run that goes on from the adapter, and open step 3 on it. Returns steps, shown step and run name.
 
-    sft: learn the chosen answers as pairs too. Raises PersonaError naming each answer that cannot be trained on.
+    sft: learn the chosen answers as pairs too. What cannot be trained on is left out, with a notice.
     """
+    persona, given = open_current_persona(slug), {} if sft else {"sft_weight": 0.0}
     preferences = find_preferences(browser_key, slug, adapter_id).preferences
     parent = open_parent(AdapterRef.parse_id(adapter_id))
-    check(slug, preferences, parent)
-    given = {} if sft else {"sft_weight": 0.0}
-    run = launcher.create_preference_run(open_current_persona(slug), preferences, parent, given)
+    config = launcher.make_preference_config(parent, given)
+    found = prepare.select_trainable(persona.card(), config, preferences, parent)
+    if found.left_out:
+        texts = " ".join(map(localized, found.left_out[:MAX_NOTED]))
+        show_warning(f"{t('Left out of the training: {n}', n=len(found.left_out))}. {texts}")
+    run = launcher.create_preference_run(persona, found.preferences, parent, given)
     launcher.start_run(run)
     return [gr.Walkthrough(selected=TRAIN), TRAIN, run.name]
 

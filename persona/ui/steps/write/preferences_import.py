@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from persona.errors import InputError
+from persona.errors import InputError, PersonaError
 from persona.store import preferences
 from persona.store.preferences import Preference
 from persona.ui.i18n import localized, t
@@ -34,7 +34,7 @@ def ask(file: str | None, pasted: str, dataset: str, member: str | None = "") ->
     try:
         with open_given_source(file, pasted, dataset, member=member or "") as source:
             return _ask_about(source) or ("", hidden)
-    except InputError:  # nothing is given, or of an archive no file is chosen yet
+    except PersonaError:  # nothing is given, of an archive no file is chosen yet, or the preview says what is wrong
         return "", hidden
 
 
