@@ -220,6 +220,21 @@ def test_no_two_listeners_that_wait_for_their_turn_share_an_event():
     assert waiting and not shared, "on_latest() keeps them apart"
 
 
+def test_every_event_that_selects_a_step_says_so_to_those_who_follow_shown_step():
+    """Gradio fires a step's own `select` for some ways of selecting it only: nothing listens to that."""
+    config = build_app().config
+    types = {component["id"]: component["type"] for component in config["components"]}
+    [[(shown, _)]] = [e["targets"] for e in config["dependencies"] if e["api_name"] == "mark_step_shown"]
+    selecting = 0
+    for event in config["dependencies"]:
+        if "walkthrough" in {types[i] for i in event["outputs"]}:
+            selecting += 1
+            assert shown in event["outputs"], event["api_name"]
+        listened = {(types.get(component), name) for component, name in event["targets"]}
+        assert ("walkthroughstep", "select") not in listened, event["api_name"]
+    assert selecting > 10
+
+
 def test_the_import_shows_and_adds_the_chosen_rows_only(ada, tmp_path):
     file = tmp_path / "rows.jsonl"
     rows = [{"instruction": f"q{n}", "input": "in", "output": "a" * n} for n in range(1, 41)]
