@@ -161,7 +161,7 @@ def test_what_was_skipped_is_listed_once_after_the_import(ada, tmp_path):
     report, _, preview = import_tab.add_imported_pairs(
         "ada", str(file), "", "", "alpaca", False, [], "drop", 0, "instruction", "output", "", ""
     )
-    assert "<b>1 pairs added</b>. Undo" in report and "1 skipped:" in report and preview == ""
+    assert "<b>1 pair added</b>. Undo" in report and "1 skipped:" in report and preview == ""
 
 
 def test_how_many_pairs_a_file_gives_is_said_before_the_import(ada, tmp_path, monkeypatch):

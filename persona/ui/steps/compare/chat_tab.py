@@ -233,7 +233,7 @@ def reply_note(reply: Generation, limit: int, circling: bool = False) -> str:
     if not reply.tokens:
         return ""
     figures = {"n": reply.tokens, "pace": f"{reply.tokens_per_s:.1f}", "first": f"{reply.first:.1f}"}
-    text = t("{n} tokens, {pace}/s, first after {first} s", **figures)
+    text = t("{n} token(s), {pace}/s, first after {first} s", **figures)
     if not reply.ended and reply.tokens >= limit:
         text = t("{n} tokens, {pace}/s, first after {first} s · reached the limit of {limit}", **figures, limit=limit)
     elif circling:
