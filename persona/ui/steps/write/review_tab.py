@@ -182,7 +182,8 @@ def _actions_html(dropped: bool) -> str:
 
 def _end_html(items: Sequence[ReviewItem]) -> str:
     if not items:
-        return f"<div class='empty'><p>{t('Nothing is under review.')}</p></div>"
+        empty = t("Nothing is under review. Choose above which pairs to look at, then press “Review these”.")
+        return f"<div class='empty'><p>{empty}</p></div>"
     return (
         f"<div class='empty'><p>{t('Everything has been looked at.')}</p>"
         f'<button class="tool wide" data-do="undo">{t("Undo")}</button> '
