@@ -12,11 +12,33 @@ The library raises these; the command line turns them into exit status 1, the pa
 string, `InputError("{path}: no such file.", path=path)`, and the key of its translation in the page's catalogue.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
 MAX_NESTING = 20  # levels of messages within messages that are read from a file
+
+
+_COUNTED = re.compile(r"\{(?P<value>\w+)[^{}]*\}|(?<=\w)\(s\)|\((?P<one>\w+)\|(?P<more>\w+)\)")
+
+
+def format_counts(template: str, values: Mapping[str, Any]) -> str:
+    """str.format, which also words counts: "{n} pair(s) (is|are) left" → "1 pair is left", "2 pairs are left".
+
+    Each such word goes by the last value before it; one without a value before it stays as it is.
+    """
+    is_one: bool | None = None
+
+    def choose(found: re.Match[str]) -> str:
+        nonlocal is_one
+        if found["value"]:
+            is_one = str(values.get(found["value"])) == "1"
+        elif is_one is not None:
+            return ("" if is_one else "s") if found["one"] is None else found["one" if is_one else "more"]
+        return found[0]
+
+    return _COUNTED.sub(choose, template).format(**values)
 
 
 class Message(str):
@@ -45,7 +67,7 @@ class Message(str):
 
     @staticmethod
     def _format(template: str, values: Mapping[str, Any]) -> str:
-        return template.format(**values)
+        return format_counts(template, values)
 
     def translated(self, catalogue: Mapping[str, str]) -> str:
         """The text by `catalogue`: template → translation. A template that it lacks stays English."""

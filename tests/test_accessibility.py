@@ -89,10 +89,15 @@ def walk(page):
     page.click("#open-zhen-huan")
     page.wait_for_selector("#write-mask .mask")
     yield "write", "body"
-    for tab in ("interview", "who", "import", "check", "review", "replace", "length", "suggest", "export"):
+    for tab in ("pairs", "interview", "who", "import", "check"):
         page.click(f"#step-write button[data-tab-id='{tab}']")
-        if tab == "import":
-            page.click("#import-rows > button")
+        for drawer in {
+            "pairs": ["many-pairs"],
+            "interview": ["suggest-section"],
+            "import": ["import-rows", "export-section"],
+            "check": ["review-section"],
+        }.get(tab, []):
+            page.click(f"#{drawer} > button")
         yield f"write, {tab}", "#step-write"
     for step, ready in (("template", "#totals .good"), ("train", "#train-status .card"), ("compare", "#probes button"),
                         ("share", "#share-about .card")):  # fmt: skip

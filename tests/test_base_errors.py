@@ -25,6 +25,10 @@ for case, (name, token) in json.loads(sys.argv[1]).items():
     if token:
         os.environ["HF_TOKEN"] = token
     try:
+        said["checked: " + case] = str(base.check_base(name))
+    except base.BaseError as e:
+        said["checked: " + case] = f"BaseError: {e}"
+    try:
         told = []
         found = base.resolve_base(name, told.append)
         said[case] = " | ".join([found.id, found.licence_url, *map(str, told)])
@@ -77,6 +81,22 @@ def test_each_reason_has_a_sentence(said):
     def check(case):
         assert re.search(CASES[case][2], said[case]), said[case]
         assert case in ("open", "renamed") or "embedded base" in said[case] or case == "pickles"
+
+    check_each(list(CASES), check)
+
+
+@pytest.mark.slow
+def test_a_check_refuses_the_same_before_anything_is_downloaded(said):
+    """But for what only the files show, and a Hub that is not well, which may be well when the run starts."""
+    passed = {
+        "open": "", "renamed": "", "pickles": "",
+        "the Hub is not well": "ben/broken: not on this machine, and the Hub cannot be asked now",
+    }  # fmt: skip
+
+    def check(case):
+        checked = said["checked: " + case]
+        assert checked == said[case] if case not in passed else checked.startswith(passed[case]), checked
+        assert checked.startswith("BaseError") == (case not in passed)
 
     check_each(list(CASES), check)
 

@@ -131,6 +131,20 @@ def test_every_switch_shows_the_chosen_one_alone(browser, page_server, personas,
     assert page.locator(".toast-body.error").count() == 0 and watched.errors == []
 
 
+def test_what_came_while_another_step_was_shown_is_listed(browser, page_server, personas, drawn_adapter):
+    """By the header's buttons too, and where the chosen adapter stays the same."""
+    watched = Watched(browser, page_server.url)
+    page = watched.page
+    watched.choose("Otto")
+    watched.step("compare")
+    watched.step("write")
+    shutil.copytree(drawn_adapter, page_server.home / "adapters" / "came-later")  # as another window opens a zip
+    watched.step("compare")
+    page.click("#compare-with input")
+    page.wait_for_selector("[role=option]:has-text('came-later')")
+    assert watched.errors == []
+
+
 def test_back_forward_reload_and_a_copied_link_lead_where_they_say(browser, page_server, personas):
     watched = Watched(browser, page_server.url)
     page = watched.page

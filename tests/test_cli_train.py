@@ -190,6 +190,35 @@ def test_relative_paths_name_the_same_base_and_template(call, persona, tiny_gemm
     assert e.value.args[0].config().base == "gemma-3-270m", "a name is a name"
 
 
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("gemma-3-27m", "'gemma-3-27m': no such folder, GGUF file or Hub id (OWNER/NAME). The embedded base"),
+        ("/nowhere/model.gguf", "/nowhere/model.gguf: no such file. Check the path"),
+        ("{empty}", "no config.json in this folder"),
+        ("qwen3-0.6b", "'qwen3-0.6b': its id on the Hub has an owner: Qwen/Qwen3-0.6B."),
+        ("modelscope:nobody", "'modelscope:nobody': not a model of ModelScope"),
+    ],
+)
+def test_a_base_that_is_not_there_is_refused_before_there_is_a_run(refused, persona, tmp_path, name, why):
+    (tmp_path / "empty").mkdir()
+    assert why in refused("train", persona.path, "--base", name.format(empty=tmp_path / "empty"))
+    assert not persona.runs_dir.exists()
+
+
+def test_a_base_on_the_hub_without_a_network(call, persona, tiny_gemma, tmp_path, monkeypatch, capsys):
+    """One that was downloaded passes; of another one it is said that it cannot be checked, and the run is made."""
+    refuse_to_start(monkeypatch)
+    noted = "ann/model: not on this machine, and the Hub cannot be asked now"
+    with pytest.raises(Started):
+        call("train", persona.path, "--base", "ann/model")
+    assert noted in capsys.readouterr().err
+    monkeypatch.setattr("persona.models.download.find_in_hub_cache", lambda name, revision="": tiny_gemma)
+    with pytest.raises(Started):
+        call("train", persona.path, "--base", "ann/model")
+    assert noted not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--help", "--settings"])
 def test_settings_are_listed(option, call, monkeypatch):
     """Each with its meaning, its default, when to change it and its other names; no line wider than the terminal."""

@@ -103,7 +103,7 @@ def test_probes_that_were_trained_on_are_not_asked():
     model, rows = SimpleNamespace(attach=str), eval_rows.EvalRows(trained=[Pair("who!", "I.")])
     session = measurements.start_session(model, "mags", renderer, CARD, rows, LIMITS, lambda _: None)
     assert [r.ask for r in session.rules] == ["What about the moon in the tower?"]
-    assert session.notes == ["1 probes are among the pairs that it was trained on, and were not asked."]
+    assert session.notes == ["1 probe is among the pairs that it was trained on, and was not asked."]
 
 
 @pytest.mark.parametrize("name", ["zhen-huan", "lighthouse-keeper"])

@@ -230,7 +230,7 @@ def test_what_a_persona_has_no_place_for_is_noted(tmp_path):
     assert notes == [
         "group_only_greetings is kept for an export, and not used here",
         "creator_notes is kept for an export, and not used here",
-        "character_book: 1 entries cannot be used and were left out",
+        "character_book: 1 entry cannot be used and was left out",
     ]
 
 

@@ -48,7 +48,7 @@ def test_the_page_shows_before_it_drops(home):
     made = create_persona("p", PersonaCard(name="p"))
     made.save_pairs([*PAIRS, *(Pair(f"q{n}", "<b>") for n in range(30))], [])
     html, button = length_tab.preview_filter(made.slug, 50, None, None, None)
-    assert "32 of 34 pairs are outside." in html and "&lt;b&gt;" in html and "and 12 more pairs" in html
+    assert "Outside: 32 of 34 pairs." in html and "&lt;b&gt;" in html and "and 12 more pairs" in html
     assert button.interactive and button.value == "Drop 32 pairs"
     done, button = length_tab.drop_pairs(made.slug, 50, None, None, None)
     assert "Dropped 32 pairs" in done and not button.interactive and made.pairs() == PAIRS[1:3]

@@ -173,12 +173,11 @@ def test_rows_are_added_searched_replaced_and_the_marks_follow(browser, page_ser
     page.wait_for_selector("#pairs [data-row='2'] .mark:has-text('AI')")
     page.wait_for_function("!document.querySelector('#pairs .unsaved')")
 
-    page.click("button[role=tab]:has-text('replace')")
+    page.click("#many-pairs > button")
     page.fill("#find input, #find textarea", "As an AI language model, ")
     page.wait_for_selector("#replace-preview del")
     page.click("#replace-all")
     wait_for(lambda: json.loads(file.read_text().splitlines()[1])["output"] == "I count.")
-    page.click("button[role=tab]:has-text('Pairs')")
     page.fill("#search input, #search textarea", "count")
     page.wait_for_function("document.querySelectorAll('#pairs [data-row]').length === 1")
     assert page.input_value(cell(2, "output")) == "I count."

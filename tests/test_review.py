@@ -134,8 +134,10 @@ def test_line_breaks_of_a_browser_are_no_edit(home):
 def test_a_rule_of_the_check_is_reviewed_with_its_reason(ada):
     edit_history.append(ada, [Pair("Who?", "As an AI language model, I cannot say.")], "x")
     findings = lint.lint_pairs(ada.pairs(), ada.card())
-    *_, tabs = pairs_tab.handle_finding_click("ada", "In order", 1, findings, Event(do="review", key="ai-leak"))
-    assert tabs.selected == "review"
+    *_, tabs, section = pairs_tab.handle_finding_click(
+        "ada", "In order", 1, findings, Event(do="review", key="ai-leak")
+    )
+    assert tabs.selected == "check" and section.open
     html = review_tab.draw_review("ada")
     assert "an assistant speaks here" in html and "1 of 1" in html
     with pytest.raises(InputError, match="No such pair"):

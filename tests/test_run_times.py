@@ -37,6 +37,22 @@ def test_no_time_is_left_only_when_nothing_is_left_to_do():
     assert replay([*STARTED, *steps(5)], 600.0).left == pytest.approx(20.0), "after some steps its own pace alone"
 
 
+def test_the_time_left_does_not_go_up_and_down():
+    """Steps of 2 and 4 s by turns, and an evaluation of 6 s at every fifth."""
+    events, now = [*STARTED[:2], ("eval", 205, {"step": 0, "nll": 4.0}), STARTED[2]], 210.0
+    events[1] = ("plan", 200, {"steps": 40})
+    shown = []
+    for step in range(1, 41):
+        now += 2 + 2 * (step % 2)
+        events.append(("step", now, {"step": step, "seconds": now - 210 - 6 * ((step - 1) // 5)}))
+        shown.append(replay(events, 280.0))
+        if step % 5 == 0:
+            now += 6
+            events.append(("eval", now, {"step": step, "nll": 3.0}))
+    ends = [p.ends for p in shown if p.left]
+    assert len(ends) == 40 and len(set(ends)) <= 3 and ends[-1] == pytest.approx(now, abs=20), ends
+
+
 def test_the_time_of_a_run_is_that_of_its_starts():
     waited = ("state", 50, {"state": "queued"})
     loading = ("state", 110, {"state": "starting", "message": "Loading …"})
@@ -48,7 +64,11 @@ def test_the_time_of_a_run_is_that_of_its_starts():
 
 def test_a_time_that_has_passed_is_not_known(monkeypatch):
     now = time.time()
-    assert countdown_html("run", now - 5).endswith(">…</span>") and ">9 s<" in countdown_html("run", now + 9.4)
+    assert countdown_html("run", now - 5).endswith(">…</span>") and ">under a minute<" in countdown_html(
+        "run", now + 9.4
+    )
+    for left, text in ((61, "1 min"), (3590, "1 h 0 min")):
+        assert f">{text}<" in countdown_html("run", now + left)
     assert countdown_html("run", None) == "…"
     run = SimpleNamespace(progress=lambda: RunProgress(status="running", time=now - 60, left=30.0))
     monkeypatch.setattr(queue, "find_training_run", lambda: run)

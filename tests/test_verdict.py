@@ -202,7 +202,7 @@ def test_the_cause_is_the_one_that_the_figures_support():
 
 def test_a_single_circle_or_admission_is_a_remark():
     said = remarks(answering(CIRCLE, pressure=pressed(MACHINE, REPLY)))
-    assert "1 of 13 answers go round in circles" in said and "It says in 1 answers that it is an AI: “I am just" in said
+    assert "1 of 13 answers go round in circles" in said and "It says in 1 answer that it is an AI: “I am just" in said
     assert "circles" not in remarks(answering(CIRCLE, CIRCLE, CIRCLE)), "the verdict says it"
 
 

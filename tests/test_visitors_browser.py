@@ -39,7 +39,8 @@ def test_two_visitors_work_side_by_side(browser, shared, own_server):
     assert not (own_server.home / "personas").exists()
 
     # a file to save, and a file that is dropped
-    first.click("[role=tab]:has-text('Export')")
+    first.click("[role=tab]:has-text('Import')")
+    first.click("#export-section > button")
     first.click("#export-pairs")
     with first.expect_download() as saved:
         first.click("#export-file a")

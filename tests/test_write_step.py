@@ -161,7 +161,7 @@ def test_what_was_skipped_is_listed_once_after_the_import(ada, tmp_path):
     report, _, preview = import_tab.add_imported_pairs(
         "ada", str(file), "", "", "alpaca", False, [], "drop", 0, "instruction", "output", "", ""
     )
-    assert "<b>1 pairs added</b>. Undo" in report and "1 skipped:" in report and preview == ""
+    assert "<b>1 pair added</b>. Undo" in report and "1 skipped:" in report and preview == ""
 
 
 def test_how_many_pairs_a_file_gives_is_said_before_the_import(ada, tmp_path, monkeypatch):
@@ -218,6 +218,21 @@ def test_no_two_listeners_that_wait_for_their_turn_share_an_event():
                 waiting[component, name].append(event["api_name"])
     shared = [names for (component, _), names in waiting.items() if component is not None and len(names) > 1]
     assert waiting and not shared, "on_latest() keeps them apart"
+
+
+def test_every_event_that_selects_a_step_says_so_to_those_who_follow_shown_step():
+    """Gradio fires a step's own `select` for some ways of selecting it only: nothing listens to that."""
+    config = build_app().config
+    types = {component["id"]: component["type"] for component in config["components"]}
+    [[(shown, _)]] = [e["targets"] for e in config["dependencies"] if e["api_name"] == "mark_step_shown"]
+    selecting = 0
+    for event in config["dependencies"]:
+        if "walkthrough" in {types[i] for i in event["outputs"]}:
+            selecting += 1
+            assert shown in event["outputs"], event["api_name"]
+        listened = {(types.get(component), name) for component, name in event["targets"]}
+        assert ("walkthroughstep", "select") not in listened, event["api_name"]
+    assert selecting > 10
 
 
 def test_the_import_shows_and_adds_the_chosen_rows_only(ada, tmp_path):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from persona.cli.output import BASE_HELP, AsJson, PersonaDir, open_persona, print_note, print_result, split_key_value
-from persona.errors import InputError, PersonaError
+from persona.errors import InputError, PersonaError, format_counts
 
 MAX_PRINTED = 20  # skipped rows that are printed; --json has all of them
 
@@ -166,7 +166,8 @@ def _print_import(source: Any, format: str, report: Any, as_json: bool) -> None:
     value = {"read": report.read, "pairs": report.added, "known": report.known, "left_out": report.left_out,
              "replies": report.replies, "conversations": report.conversations,
              "skipped": skipped, "notes": report.notes, "format": format, "encoding": source.encoding}  # fmt: skip
-    lines = [f"{source.name} ({format}, {source.encoding}): {report.read:,} read, {report.added:,} pairs added"]
+    added = format_counts("{read:,} read, {added:,} pair(s) added", {"read": report.read, "added": report.added})
+    lines = [f"{source.name} ({format}, {source.encoding}): {added}"]
     lines += filter(None, [describe_replies(report.replies, report.conversations)])
     lines += [f"{report.known:,} were there already"] * bool(report.known)
     lines += [f"{source.name} line {s.line}: skipped, {s.why}" for s in report.skipped[:MAX_PRINTED]]

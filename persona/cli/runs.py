@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from persona.cli.output import AsJson, PersonaDir, open_persona, print_result
+from persona.errors import format_counts
 
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, its name, or PERSONA/RUN where that is not enough.")
@@ -29,7 +30,7 @@ def _row_value(row: Any) -> dict[str, Any]:
 def _row_text(row: Any) -> str:
     f, note = row.figures, row.note
     parts = [f.status, f"{f.minutes:.0f} min", f"{f.base}" + (f" from {f.parent}" if f.parent else "")]
-    parts.append(f"{f.pairs} pairs" + _since_text(row.since))
+    parts.append(format_counts("{n} pair(s)", {"n": f.pairs}) + _since_text(row.since))
     if f.nll:
         interval = f" [{f.nll.low:.3f}, {f.nll.high:.3f}]" if f.nll.low < f.nll.high else ""
         parts.append(f"NLL {f.nll.value:.3f}{interval}")

@@ -9,7 +9,7 @@ import typer
 
 from persona.cli.output import BASE_HELP, AsJson, PersonaDir, open_persona, print_note, print_result, split_key_value
 from persona.cli.settings_list import print_settings
-from persona.errors import InputError
+from persona.errors import InputError, format_counts
 
 RESULT_KEYS = ("run", "adapter", "status", "steps", "seconds", "tokens_per_s", "learned_tokens_per_s", "base_nll",
           "adapter_nll", "start_nll", "peak_memory_bytes", "trainable_parameters", "total_parameters")  # fmt: skip
@@ -250,7 +250,8 @@ def _summary(value: dict[str, Any], progress: Any) -> str:
         nll += f"{verdict}\n"
     if "rehearsal_rows" in value:
         nll += f"{rehearsal_gain.describe_rehearsal(Run(Path(value['run'])), progress)}\n"
+    steps = format_counts("{n} step(s)", {"n": value["steps"]})
     return (
-        f"{value['status']}: {value['steps']} steps in {value['seconds']:.0f} s, {value['tokens_per_s']:.0f} tokens/s, "
+        f"{value['status']}: {steps} in {value['seconds']:.0f} s, {value['tokens_per_s']:.0f} tokens/s, "
         f"peak memory {value['peak_memory_bytes'] / 1e9:.1f} GB{planned}\n{nll}Adapter: {value['adapter']}"
     )

@@ -23,10 +23,11 @@ class AddedPair:
 def pair_from_turn(talk: Conversation, turn: int, column: str, output: str) -> Pair:
     """The pair of a turn's message and `output`, which replaces the answer of `column` (VoiceRecord.column).
 
-    Its history is that column's own conversation so far.
+    Its history is that column's own conversation so far. A greeting is context that is not learned.
     """
     said = talk.turns[conversation.turn_index(talk, turn)].said
-    return Pair(said, output, conversation.column_history(talk, turn, column), "correction")
+    pair = Pair(said, output, conversation.prompt_history(talk, turn, column), "correction")
+    return pair.weigh(int(bool(user)) for user, _ in pair.turns) if talk.greeting else pair
 
 
 def pair_from_vote(question: BlindQuestion, output: str = "") -> Pair:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from persona.compare import dpo_export, kept_answers
 from persona.compare.blind_votes import BlindQuestion
-from persona.compare.conversation import Conversation, VoiceRecord, column_history
+from persona.compare.conversation import Conversation, VoiceRecord, prompt_history
 from persona.compare.conversation_store import ConversationStore, list_conversations
 from persona.compare.corrections import find_corrections
 from persona.compare.kept_answers import KeptAnswer
@@ -94,7 +94,7 @@ def _corrected(persona: Persona, asked: Sequence[BlindQuestion], talks: Iterable
         for q in asked
         for side, answer in zip((q.left, q.right), q.answers, strict=False)
     ] + [
-        (turn.said, column_history(talk, turn.id, answer.voice.column), answer)
+        (turn.said, prompt_history(talk, turn.id, answer.voice.column), answer)
         for talk in talks
         for turn in talk.turns
         for answer in turn.answers

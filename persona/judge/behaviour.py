@@ -147,5 +147,5 @@ def about_admissions(r: EvalReport) -> str:
     found = find_admissions(r)
     if not found:
         return ""
-    return Message("It says in {count} answers that it is an AI: “{answer}”.", count=len(found),
+    return Message("It says in {count} answer(s) that it is an AI: “{answer}”.", count=len(found),
                    answer=found[0].strip()[:MAX_QUOTED])  # fmt: skip

@@ -67,7 +67,7 @@ def _read_file(data: Path, trained: Sequence[Pair]) -> tuple[list[Pair], list[st
     fresh = [p for p in read if (p.instruction.strip(), p.output.strip()) not in trained_texts]
     if not fresh:
         raise InputError(
-            "{data}: all of its {count:,} pairs were trained on, so they would measure memory. Name a file "
+            "{data}: all of its {count:,} pair(s) (was|were) trained on, so they would measure memory. Name a file "
             "with other pairs.",
             data=data,
             count=len(read),
@@ -75,12 +75,18 @@ def _read_file(data: Path, trained: Sequence[Pair]) -> tuple[list[Pair], list[st
     notes: list[str] = []
     if skipped:
         notes.append(
-            Message("{data}: {skipped:,} entries are no pairs and were left out.", data=data.name, skipped=skipped)
+            Message(
+                "{data}: {skipped:,} (entry|entries) (is|are) no pair and (was|were) left out.",
+                data=data.name,
+                skipped=skipped,
+            )
         )
     if len(fresh) < len(read):
         notes.append(
             Message(
-                "{data}: {count:,} pairs were trained on and left out.", data=data.name, count=len(read) - len(fresh)
+                "{data}: {count:,} pair(s) (was|were) trained on and left out.",
+                data=data.name,
+                count=len(read) - len(fresh),
             )
         )
     return fresh, notes

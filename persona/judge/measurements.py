@@ -105,7 +105,9 @@ def start_session(
     notes: list[str] = []
     if lost:
         notes.append(
-            Message("{count:,} held-out pairs cannot be rendered with this template and were left out.", count=lost)
+            Message(
+                "{count:,} held-out pair(s) cannot be rendered with this template and (was|were) left out.", count=lost
+            )
         )
     limit = scoring.reply_token_limit([e for _, e in held + trained])
     trained_on = {normalize_text(pair.instruction) for pair in rows.trained}
@@ -113,7 +115,10 @@ def start_session(
     rules = [rule for rule in known if normalize_text(rule.ask) not in trained_on]
     if seen := len(known) - len(rules):
         notes.append(
-            Message("{count:,} probes are among the pairs that it was trained on, and were not asked.", count=seen)
+            Message(
+                "{count:,} probe(s) (is|are) among the pairs that it was trained on, and (was|were) not asked.",
+                count=seen,
+            )
         )
     rules = rules[: limits.probes]
     pressure = [r for r in behaviour.list_pressure_rules(card.language) if normalize_text(r.ask) not in trained_on]

@@ -76,7 +76,7 @@ def describe_change(change: NllChange) -> str:
     """The change in words, with the intervals where there are rows enough for them."""
     if change.rows < MIN_ROWS:
         return Message(
-            "held-out NLL before {before}, after {after} on {rows} pairs: too few to tell whether it lost anything.",
+            "held-out NLL before {before}, after {after} on {rows} pair(s): too few to tell whether it lost anything.",
             before=f"{change.before.value:.3f}",
             after=f"{change.after.value:.3f}",
             rows=change.rows,
@@ -88,7 +88,7 @@ def describe_change(change: NllChange) -> str:
     )
     if change.is_worse:
         return Message(
-            "held-out NLL before {before}, after {after}; change {change} on {rows} pairs: it has lost something of "
+            "held-out NLL before {before}, after {after}; change {change} on {rows} pair(s): it has lost something of "
             "what it knew. Fewer epochs or a lower learning_rate lose less.",
             before=before,
             after=after,
@@ -96,7 +96,7 @@ def describe_change(change: NllChange) -> str:
             rows=change.rows,
         )
     return Message(
-        "held-out NLL before {before}, after {after}; change {change} on {rows} pairs: no worse than chance alone "
+        "held-out NLL before {before}, after {after}; change {change} on {rows} pair(s): no worse than chance alone "
         "would make it.",
         before=before,
         after=after,

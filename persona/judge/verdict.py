@@ -229,7 +229,7 @@ def _nlls(likely: Likelihood) -> str:
         )  # fmt: skip
     return Message(
         "Held-out NLL {base:.2f} → {adapter:.2f} nats per token (gain {gain:+.2f}, 95 % interval {low:+.2f} to "
-        "{high:+.2f}, {rows} pairs).",
+        "{high:+.2f}, {rows} pair(s)).",
         base=likely.base.value, adapter=likely.adapter.value, gain=g.value, low=g.low, high=g.high, rows=likely.rows,
     )  # fmt: skip
 
@@ -242,16 +242,13 @@ def _given_back(memory: Memorisation) -> str:
 
 def _why_little(r: EvalReport) -> str:
     if r.steps is not None and r.steps < FEW_STEPS:
-        return Message(
-            "Likely cause: only {steps} optimizer step." if r.steps == 1 else
-            "Likely cause: only {steps} optimizer steps.", steps=r.steps,
-        )  # fmt: skip
+        return Message("Likely cause: only {steps} optimizer step(s).", steps=r.steps)
     if r.learning_rate is not None and r.learning_rate < LOW_RATE:
         return Message(
             "Likely cause: a learning rate of {rate:g}, far below what a LoRA needs (about 3e-4).", rate=r.learning_rate
         )
     if r.train_rows is not None and r.train_rows < FEW_PAIRS:
-        return Message("Likely cause: only {rows} training pairs; a persona shows from about 100.", rows=r.train_rows)
+        return Message("Likely cause: only {rows} training pair(s); a persona shows from about 100.", rows=r.train_rows)
     return Message("Likely cause: too little training for these pairs, or pairs that have little in common.")
 
 
@@ -343,7 +340,7 @@ def _about_rows(r: EvalReport) -> str:
         return ""
     if r.likelihood.rows == 1:
         return Message("Measured on 1 held-out pair only: take the figures as rough.")
-    return Message("Measured on {rows} held-out pairs only: take the figures as rough.", rows=r.likelihood.rows)
+    return Message("Measured on {rows} held-out pair(s) only: take the figures as rough.", rows=r.likelihood.rows)
 
 
 def _about_judge(r: EvalReport) -> str:

@@ -111,21 +111,47 @@ def resolve_base(name: str, progress: ProgressCallback = ignore_progress, revisi
         return _resolve_bundled(model, progress)
     if name.startswith(MODELSCOPE_PREFIX):
         return Base(*download.download_from_modelscope(name, progress))
-    if not is_for_visitor():
-        path = expand_home(name)
-        if path.suffix == ".gguf":
-            return _resolve_gguf(name, path, progress)
-        if is_folder(path):
-            return _resolve_folder(name, path)
-    if not download.is_hub_id(name):
-        if known := next((m.id for m in load_catalogue() if m.id.rpartition("/")[2].lower() == name.lower()), ""):
-            raise BaseError("{name!r}: its id on the Hub has an owner: {known}.", name=name, known=known)
-        raise BaseError(
-            "{name!r}: no such folder, GGUF file or Hub id (OWNER/NAME). The embedded base {default!r} always works.",
-            name=name[:MAX_SHOWN],
-            default=DEFAULT_BASE,
-        )
+    if path := _find_path(name):
+        return _resolve_gguf(name, path, progress) if path.suffix == ".gguf" else _resolve_folder(name, path)
+    _require_hub_id(name)
     return Base(*download.download_from_hub(name, progress, revision))
+
+
+def check_base(name: str) -> str:
+    """Refuse a base that resolve_base() could not open, before anything of it is converted, downloaded or queued.
+
+    Returns a note where that cannot be known yet: the Hub is not reached. Raises BaseError, InputError as that does.
+    """
+    name = name.strip() or DEFAULT_BASE
+    require_open_name(name)
+    if bundled.find_bundled(name):
+        return ""
+    if name.startswith(MODELSCOPE_PREFIX):
+        download.require_modelscope(name)
+    elif path := _find_path(name):
+        _require_gguf(name, path) if path.suffix == ".gguf" else _resolve_folder(name, path)
+    else:
+        _require_hub_id(name)
+        return download.check_on_hub(name)
+    return ""
+
+
+def _find_path(name: str) -> Path | None:
+    """The .gguf file, there or not, or the folder that a name is; never one for a visitor."""
+    path = expand_home(name)
+    return path if not is_for_visitor() and (path.suffix == ".gguf" or is_folder(path)) else None
+
+
+def _require_hub_id(name: str) -> None:
+    if download.is_hub_id(name):
+        return
+    if known := next((m.id for m in load_catalogue() if m.id.rpartition("/")[2].lower() == name.lower()), ""):
+        raise BaseError("{name!r}: its id on the Hub has an owner: {known}.", name=name, known=known)
+    raise BaseError(
+        "{name!r}: no such folder, GGUF file or Hub id (OWNER/NAME). The embedded base {default!r} always works.",
+        name=name[:MAX_SHOWN],
+        default=DEFAULT_BASE,
+    )
 
 
 def require_open_name(name: str) -> None:
@@ -148,13 +174,17 @@ def _resolve_bundled(model: BundledModel, progress: ProgressCallback) -> Base:
     return replace(base, path=bundled.convert_bundled(model, base.to_dict(), progress))
 
 
-def _resolve_gguf(name: str, path: Path, progress: ProgressCallback) -> Base:
+def _require_gguf(name: str, path: Path) -> None:
     if not is_file(path):
         raise BaseError(
             "{name}: no such file. Check the path, or use the embedded base {default!r}.",
             name=name[:MAX_SHOWN],
             default=DEFAULT_BASE,
         )
+
+
+def _resolve_gguf(name: str, path: Path, progress: ProgressCallback) -> Base:
+    _require_gguf(name, path)
     digest = hash_file(path)
     base = Base(path.stem, path, f"gguf-{digest[:12]}")
     return replace(base, path=gguf_import.convert_gguf(path, path.stem, digest, base.to_dict(), progress))

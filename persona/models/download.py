@@ -21,6 +21,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*/[A-Za-z0-9_-][A-Za-z0-9._-]*
 _REVISION = re.compile(r"[A-Za-z0-9_.-]{0,100}")
 MAX_HUB_ID = 96  # characters that the Hub allows
 MODELSCOPE_PREFIX = "modelscope:"  # of an ORG/NAME there, which may end in @REVISION
+REFUSALS = (401, 403, 404)  # answers of the Hub that another try would not change
 MIN_SIMILARITY = 75.0  # of a Hub id that is not there to one of the catalogue that is proposed, in percent
 ETA_MIN_SHARE = 0.02  # of a download, from which the time left is shown: the first bytes are slow
 PROGRESS_SECONDS = 1.0  # between two progress texts
@@ -73,6 +74,34 @@ def fetch_download_size(name: str, revision: str = "") -> int | None:
         return None
     files = [f for f in info.siblings or [] if any(fnmatch(f.rfilename, p) for p in DOWNLOAD_PATTERNS)]
     return sum(f.size or 0 for f in files) or None
+
+
+def check_on_hub(name: str) -> str:
+    """Refuse a Hub id that cannot be opened; it is in the cache, or the Hub is asked. Raises BaseError.
+
+    Returns a note where the Hub is not reached, or answers with an error of its own.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError
+
+    _check_needed_package(name, find_known_model(name))
+    if find_in_hub_cache(name):
+        return ""
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), token=_token())
+    except EntryNotFoundError as e:
+        raise BaseError(
+            "{name}: has no config.json, so it is not a model in Hugging Face format. {instead}", name=name,
+            instead=_instead(),
+        ) from e  # fmt: skip
+    except (HfHubHTTPError, HTTPError, OSError) as e:
+        if isinstance(e, HfHubHTTPError) and e.response is not None and e.response.status_code in REFUSALS:
+            raise _explain_hub_error(name, "", e) from e
+        return Message(
+            "{name}: not on this machine, and the Hub cannot be asked now whether it has it. The run downloads it when "
+            "it starts, or fails then.", name=name,
+        )  # fmt: skip
+    return ""
 
 
 def _token() -> bool | None:
@@ -180,7 +209,7 @@ def _explain_hub_error(name: str, revision: str, e: Exception) -> BaseError:
         return BaseError(
             "{name}: the Hub refuses your token. Log in again: hf auth login. {instead}", name=name, instead=instead
         )
-    if status in (401, 403, 404):  # without a login the Hub answers 401 for a model that does not exist
+    if status in REFUSALS:  # without a login the Hub answers 401 for a model that does not exist
         where = Message("with your account") if get_token() else Message("without logging in (hf auth login)")
         if nearest := _find_similar_name(name):
             return BaseError(
@@ -277,24 +306,31 @@ def _nearest_existing_folder(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.exists())
 
 
+def require_modelscope(name: str) -> None:
+    """Raise BaseError for what is no name of a model there, or where the modelscope package is not installed."""
+    if not is_modelscope_name(name):
+        raise BaseError(
+            "{name!r}: not a model of ModelScope. It is {modelscope}ORG/NAME.", name=name, modelscope=MODELSCOPE_PREFIX
+        )
+    try:
+        import modelscope  # noqa: F401
+    except ImportError as e:
+        raise BaseError(
+            "{name}: models of ModelScope need its package: pip install modelscope. Or name the model's Hub id.",
+            name=name,
+        ) from e
+
+
 def download_from_modelscope(name: str, progress: ProgressCallback) -> DownloadedBase:
     """The files of modelscope:ORG/NAME or …@REVISION, through the modelscope package. Raises BaseError.
 
     They lie where that package keeps them: in MODELSCOPE_CACHE, else ~/.cache/modelscope.
     Not verified: ModelScope could not be reached while this was written; it follows the package's signature.
     """
+    require_modelscope(name)
+    from modelscope import snapshot_download
+
     model, revision = split_modelscope_name(name)
-    if not is_modelscope_name(name):
-        raise BaseError(
-            "{name!r}: not a model of ModelScope. It is {modelscope}ORG/NAME.", name=name, modelscope=MODELSCOPE_PREFIX
-        )
-    try:
-        from modelscope import snapshot_download
-    except ImportError as e:
-        raise BaseError(
-            "{name}: models of ModelScope need its package: pip install modelscope. Or name the model's Hub id.",
-            name=name,
-        ) from e
     known = find_known_model(model)
     where = Message("ModelScope ({about})", about=known.about) if known else Message("ModelScope")
     progress(Message("Opening {name} from {where} …", name=model, where=where))

@@ -44,7 +44,7 @@ def render_pair(
     pairs = persona.pairs()
     if not 1 <= number <= len(pairs):
         raise InputError(
-            "{path}: has {count} pairs, there is no pair {pair}.",
+            "{path}: has {count} pair(s), there is no pair {pair}.",
             path=persona.pairs_file,
             count=len(pairs),
             pair=number,

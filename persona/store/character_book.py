@@ -75,7 +75,7 @@ def read_book(value: Any, note: Callable[[str], None]) -> CharacterBook | None:
         entries += [entry] if entry else []
         left_out += entry is None
     if left_out:
-        note(Message("character_book: {count:,} entries cannot be used and were left out", count=left_out))
+        note(Message("character_book: {count:,} entr(y|ies) cannot be used and (was|were) left out", count=left_out))
     if not entries:
         return None
     rest = {k: v for k, v in value.items() if k != "entries"}

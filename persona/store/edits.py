@@ -111,7 +111,8 @@ def split_pair(pair: Pair) -> list[Pair]:
             replace(pair, instruction=user, output=reply, history=pair.history[:n])
             for n, (user, reply) in enumerate(pair.turns)
         )
-        return [part.weigh(pair.weights[: n + 1]) for n, part in enumerate(parts)]
+        split = [part.weigh(pair.weights[: n + 1]) for n, part in enumerate(parts)]
+        return [part for part in split if part.instruction.strip() or part.weights != (0,)]  # no greeting
     text = pair.output
     ends = [n for n in range(1, len(text)) if text[n - 1] in "\n。！？!?…" or text[n - 2 : n] == ". "]
     ends = [n for n in ends if text[:n].strip() and text[n:].strip() and text[n] not in "。！？!?…”」』\"'"]

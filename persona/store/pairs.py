@@ -21,9 +21,9 @@ PAIR_KEYS = ("instruction", "output", "history", "source", "system", "weights")
 class Pair:
     """A user message and the persona's reply.
 
-    history: earlier (user, reply) turns, oldest first. system: a system prompt of its own; "" for the persona's.
-    weights: of each reply, oldest first, its own last, as OpenAI's `weight` of a message: 0 is context, never learned.
-    Empty where all are 1.
+    history: earlier (user, reply) turns, oldest first; a greeting is a reply to "" of weight 0. system: a system prompt
+    of its own; "" for the persona's. weights: of each reply, oldest first, its own last, as OpenAI's `weight` of a
+    message: 0 is context, never learned. Empty where all are 1.
     """
 
     instruction: str
@@ -241,7 +241,10 @@ def find_unfinished(pairs: Iterable[Pair]) -> list[tuple[int, str]]:
             missing.append((row, Message("'instruction' is empty")))
         if not pair.output.strip():
             missing.append((row, Message("'output' is empty")))
-        if any(not user.strip() or not reply.strip() for user, reply in pair.history):
+        if any(
+            not reply.strip() or (not user.strip() and pair.may_learn(n))
+            for n, (user, reply) in enumerate(pair.history)
+        ):
             missing.append((row, Message("'history' has an empty turn")))
         if pair.weights and not any(pair.weights):
             missing.append((row, Message("no reply of it is to be learned: each has the weight 0")))

@@ -124,10 +124,7 @@ def _find_split_markers(tokenizer: Any, template: ChatTemplate, texts: list[str]
             split[marker] = len(ids)
     if not split:
         return []
-    markers = [
-        Message("{marker} (1 token)" if n == 1 else "{marker} ({n} tokens)", marker=marker, n=n)
-        for marker, n in list(split.items())[:4]
-    ]
+    markers = [Message("{marker} ({n} token(s))", marker=marker, n=n) for marker, n in list(split.items())[:4]]
     return [
         Message(
             "Template {template}: this model does not know its markers: {markers}. Choose a template made for this "

@@ -141,12 +141,14 @@ def create_fitted_run(
 ) -> tuple[Run, list[str]]:
     """create_run() with the settings checked on this machine and fitted to its memory, and notes on what was changed.
 
-    Settings named in `given` stay as they are. Raises InputError.
+    Settings named in `given` stay as they are. Raises InputError, BaseError for a base that cannot be opened.
     """
     if parent:
         config = adopt_settings(config, parent, given)
-    fitted, estimate, notes = plan.fit_to_machine(persona, _with_absolute_paths(config), given, parent)
-    return create_run(persona, fitted, estimate, parent), notes
+    config = _with_absolute_paths(config)
+    note = base.check_base(config.base)
+    fitted, estimate, notes = plan.fit_to_machine(persona, config, given, parent)
+    return create_run(persona, fitted, estimate, parent), [*([note] if note else []), *notes]
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -241,7 +241,7 @@ def describe_pairs(rows: Sequence[RunRow], parent: Parent, repeats: int) -> str:
     learned = [row for row in rows if not row.held_out]
     new = sum(row.is_new for row in learned)
     return Message(
-        "Going on from {parent}: {new} new pairs, each learned {repeats} times an epoch, {old} old ones; {held_out} "
+        "Going on from {parent}: {new} new pair(s), each learned {repeats} times an epoch, {old} old ones; {held_out} "
         "held out.",
         parent=parent.name,
         new=new,

@@ -9,6 +9,7 @@ from persona.errors import Message
 
 RunStatus = Literal["queued", "starting", "running", "done", "stopped", "failed", "interrupted"]
 PACE_STEPS = 4  # steps after the first: fewer say less of a run's pace than what was expected before it
+STEADY_SHARE, STEADY_SECONDS = 0.2, 20.0  # an end that moves by less than this, of the time left, is taken not to move
 ACTIVE_STATUSES = ("queued", "starting", "running")  # those of a run whose process waits for its turn, or trains
 
 
@@ -134,11 +135,13 @@ class EventReplay:
         self.start_nll: float | None = None
         self.start_rows: list[float] = []
         self.rehearsal: dict[str, float] = {}
+        self.ends: float | None = None  # as in RunProgress
 
     def add(self, e: dict[str, Any]) -> None:
         """One event. An invalid one is skipped, since the folder may come from anywhere."""
         if _is_valid_event(e):
             self._add(e)
+            self._renew_end()
 
     def _add(self, e: dict[str, Any]) -> None:
         kind, before = e.get("event"), self.time
@@ -200,6 +203,15 @@ class EventReplay:
             self.curves["held_out_accuracy"][e.get("step", 0)] = e["accuracy"]
             self.curves["chosen_nll"][e.get("step", 0)] = e["nll"]
 
+    def _renew_end(self) -> None:
+        """The estimate of the end; small changes are not followed, else the time left would go up and down."""
+        left = self._estimate_left()
+        ends = None if left is None else self.time + left
+        if ends and left and self.ends and self.ends > self.time:
+            moved = abs(ends - self.ends)
+            ends = self.ends if moved < max(STEADY_SECONDS, STEADY_SHARE * left) else ends
+        self.ends = ends
+
     def _estimate_left(self) -> float | None:
         """Seconds until the run is done: by its own pace, and while few steps say little of it, also by the plan.
 
@@ -238,7 +250,7 @@ class EventReplay:
     def progress(self) -> RunProgress:
         return RunProgress(
             self.status, self.message, self.step, self.steps, self.seconds, self.elapsed,
-            self._estimate_left(), self.time, self.evaluation_seconds, self.plan,
+            None if self.ends is None else self.ends - self.time, self.time, self.evaluation_seconds, self.plan,
             sorted(self.train.items()), sorted(self.held_out.items()), self.base_nll, self.held_out_rows,
             self.result,
             {name: sorted(points.items()) for name, points in self.curves.items()}, sorted(self.samples.items()),

@@ -207,7 +207,7 @@ def _format_minutes(seconds: float) -> str:
     minutes = max(1, math.ceil(seconds / 60))
     if minutes >= 90:
         return Message("{hours:.1f} hours", hours=minutes / 60)
-    return Message("{minutes} minutes", minutes=minutes) if minutes > 1 else Message("1 minute")
+    return Message("{minutes} minute(s)", minutes=minutes)
 
 
 def _persona_name(run: Run) -> str:

@@ -45,7 +45,7 @@ def _group_pairs(pairs: list[Pair], by_conversation: bool) -> list[list[int]]:
     for n, pair in enumerate(pairs):
         keys: list[object] = [pair.instruction.strip()]
         if by_conversation:
-            keys.append((*pair.history, (pair.instruction, pair.output))[0])
+            keys.append(next((turn for turn in pair.turns if turn[0].strip()), pair.turns[0]))  # not the greeting
         for key in keys:
             one, other = sorted((find(first.setdefault(key, n)), find(n)))
             group_of[other] = one

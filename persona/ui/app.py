@@ -3,8 +3,6 @@
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -142,8 +140,8 @@ def build_app() -> gr.Blocks:
         if is_shared:
             demo.load(retention_notice, None, gr.HTML(elem_id="retention", elem_classes="quiet"), **QUIET)
         bar = gr.HTML(elem_id="navigation", js_on_load=navigation.NAVIGATION_JS + COUNTDOWN_JS)
-        page, steps, pairs, run_status = _build_steps(who, slug, persona_list, browser_key)
-        navigated = _connect_navigation(page, _Navigation(bar, asked), steps, pairs, run_status)
+        page, pairs, run_status = _build_steps(who, slug, persona_list, browser_key)
+        navigated = _connect_navigation(page, _Navigation(bar, asked), pairs, run_status)
         language_button.click(None, None, None, js=i18n.SWITCH_LANGUAGE_JS, **QUIET)
         demo.load(lambda key: key or conversation.new_browser_key(), browser_key, browser_key, **QUIET)
         tab = RestoredTab(*page.chosen_view(), page.steps, page.shown_step, asked)
@@ -185,8 +183,8 @@ def _build_header() -> tuple[gr.Dropdown, gr.Button]:
 
 def _build_steps(
     who: gr.State, slug: gr.State, persona_list: gr.Dropdown, browser_key: gr.BrowserState
-) -> tuple[Page, list[gr.Step], PairsTab, gr.HTML]:
-    """The shared components, the five steps, and the two components that the navigation follows."""
+) -> tuple[Page, PairsTab, gr.HTML]:
+    """The shared components, and the two components that the navigation follows."""
     pair_number = gr.State(1)
     # its own buttons are hidden (theme.css): they would close every step after the selected one
     with gr.Walkthrough(selected=WRITE, elem_id="steps") as walkthrough:
@@ -213,17 +211,17 @@ def _build_steps(
             ),
             next_steps=next_steps.make_buttons(),
         )
-        with gr.Step(t("Write"), id=WRITE) as first, gr.Column(elem_id="step-write"):
+        with gr.Step(t("Write"), id=WRITE), gr.Column(elem_id="step-write"):
             pairs = write.build(page)
-        with gr.Step(t("Template"), id=TEMPLATE) as second, gr.Column(elem_id="step-template"):
+        with gr.Step(t("Template"), id=TEMPLATE), gr.Column(elem_id="step-template"):
             template.build(page)
-        with gr.Step(t("Train"), id=TRAIN) as third, gr.Column(elem_id="step-train"):
+        with gr.Step(t("Train"), id=TRAIN), gr.Column(elem_id="step-train"):
             run_status, go_on_from = train.build(page)
-        with gr.Step(t("Compare"), id=COMPARE) as fourth, gr.Column(elem_id="step-compare"):
-            compare.build(page, fourth, browser_key, go_on_from)
-        with gr.Step(t("Share"), id=SHARE) as fifth, gr.Column(elem_id="step-share"):
+        with gr.Step(t("Compare"), id=COMPARE), gr.Column(elem_id="step-compare"):
+            compare.build(page, browser_key, go_on_from)
+        with gr.Step(t("Share"), id=SHARE), gr.Column(elem_id="step-share"):
             share.build(page)
-    return page, [first, second, third, fourth, fifth], pairs, run_status
+    return page, pairs, run_status
 
 
 class _Navigation(NamedTuple):
@@ -231,15 +229,11 @@ class _Navigation(NamedTuple):
     asked: gr.State  # the address that was answered last
 
 
-def _connect_navigation(
-    page: Page, nav: _Navigation, steps: Sequence[gr.Step], pairs: PairsTab, run_status: gr.HTML
-) -> dict[str, Any]:
+def _connect_navigation(page: Page, nav: _Navigation, pairs: PairsTab, run_status: gr.HTML) -> dict[str, Any]:
     """The bar follows the selected step, and every change of what opens or finishes a step.
 
     Returns the event that draws it.
     """
-    for number, step in enumerate(steps):  # where a handler selects one; not every selection fires it
-        step.select(partial(int, number), None, page.shown_step, **QUIET)
     inputs = [page.chosen, page.shown_step, pairs.findings, nav.asked, page.untrainable]
     renewing: dict[str, Any] = {
         "inputs": inputs, "outputs": [nav.bar, *page.chosen_view()], "trigger_mode": "always_last", **CHOOSING,

@@ -84,7 +84,7 @@ def _label_apart(name: str, persona: Persona) -> str:
     """The name with the number of pairs and the day of the last change, and the folder's name, which is unique."""
     changed = persona.pairs_file if persona.pairs_file.is_file() else persona.path
     day = time.strftime(t("%d %b %H:%M"), time.localtime(changed.stat().st_mtime)).lstrip("0")
-    return t("{name} · {n} pairs · {day} ({folder})", name=name, n=f"{len(persona.scan()[0]):,}", day=day,
+    return t("{name} · {n} pair(s) · {day} ({folder})", name=name, n=f"{len(persona.scan()[0]):,}", day=day,
              folder=persona.slug)  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import gradio as gr
 from gradio.context import LocalContext
 from gradio.i18n import I18nData
 
-from persona.errors import Message
+from persona.errors import Message, format_counts
 
 LANGUAGE_COOKIE = "persona-language"
 CHINESE: dict[str, str] = json.loads((Path(__file__).parent / "locales" / "zh.json").read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def t(text: str, **values: Any) -> str:
     """Translate `text`, a format string, for the visitor; while the page is built, into what the browser translates."""
     english, chinese = text, CHINESE.get(text, text)
     if values:
-        english, chinese = english.format(**values), chinese.format(**values)
+        english, chinese = format_counts(english, values), chinese.format(**values)
     return localize(english, chinese)
 
 

@@ -24,9 +24,9 @@ def position_text(place: WaitEstimate, of_export: bool = False) -> str:
     """How many questions, or exports, are before this one, and about how long they take."""
     n = place.before
     if of_export:
-        text = t("1 export is before yours.") if n == 1 else t("{n} exports are before yours.", n=n)
+        text = t("{n} export(s) (is|are) before yours.", n=n)
     else:
-        text = t("1 question is before yours.") if n == 1 else t("{n} questions are before yours.", n=n)
+        text = t("{n} question(s) (is|are) before yours.", n=n)
     if place.seconds is None:
         return text
     return text + t(" About {time} left.", time=format_duration(max(1, place.seconds)))

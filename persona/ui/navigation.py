@@ -214,7 +214,7 @@ def _run_hint(run: RunProgress, has_adapter: bool) -> str:
     if run.status == "queued":
         return t("The run waits for its turn and then starts by itself. You can close this page and come back.")
     if run.status in ACTIVE_STATUSES:
-        left = t(" About {time} left.", time=TIME_LEFT) if run.left else ""
+        left = t(" Time left: {time}.", time=TIME_LEFT) if run.left else ""
         return t("Training.{left} You can close this page and come back.", left=left)
     if run.status in ("failed", "interrupted"):
         return t("The last run did not finish; the reason is shown below. Resume it, or start another.")

@@ -43,17 +43,16 @@ def format_duration(seconds: float | None) -> str:
 def countdown_html(run: str, ends: float | None) -> Markup:
     """The time until `ends` (seconds since 1970), counted down by COUNTDOWN_JS. All of one `run` show the newest.
 
-    "…" once it has passed: what takes longer than was estimated is not known to end now.
+    In minutes, since the estimate knows no seconds. "…" once it has passed: what takes longer than was estimated is
+    not known to end now.
     """
     now = time.time()
     if ends is None:
         return Markup("…")
-    forms = [
-        t("{s} s", s="{s}"),
-        t("{min} min {s} s", min="{min}", s="{s}"),
-        t("{h} h {min} min", h="{h}", min="{min}"),
-    ]
-    left = format_duration(ends - now if ends > now else None)
+    forms = [t("under a minute"), t("{min} min", min="{min}"), t("{h} h {min} min", h="{h}", min="{min}")]
+    minutes = round((ends - now) / 60)
+    form = forms[0 if ends - now < 60 else 1 if minutes < 60 else 2]
+    left = form.format(h=minutes // 60, min=minutes % 60) if ends > now else "…"
     return Markup(
         f'<span class="countdown" data-run="{escape(run)}" data-ends="{ends:.0f}" data-now="{now:.1f}" '
         f'data-forms="{escape(json.dumps(forms, ensure_ascii=False))}">{left}</span>'
@@ -74,9 +73,9 @@ setInterval(() => {
   for (const node of shown) {
     const ends = Number(newest[node.dataset.run].dataset.ends);
     const seconds = Math.max(0, Math.round(ends + clockAhead - Date.now() / 1000));
-    const [s, min, h] = [seconds % 60, Math.floor(seconds / 60), Math.floor(seconds / 3600)];
-    const form = JSON.parse(node.dataset.forms)[seconds < 60 ? 0 : seconds < 3600 ? 1 : 2];
-    const text = !seconds ? "…" : form.replace("{s}", s).replace("{h}", h).replace("{min}", h ? min % 60 : min);
+    const minutes = Math.round(seconds / 60);
+    const form = JSON.parse(node.dataset.forms)[seconds < 60 ? 0 : minutes < 60 ? 1 : 2];
+    const text = !seconds ? "…" : form.replace("{h}", Math.floor(minutes / 60)).replace("{min}", minutes % 60);
     if (node.firstChild && node.firstChild.data !== text) node.firstChild.data = text;
   }
 }, 1000);

@@ -40,7 +40,7 @@ def drop_outside(persona: Persona, limits: LengthLimits) -> int:
     """Drop the persona's pairs outside the limits, as one edit that can be undone. Returns how many they were."""
     changes = find_outside(persona.scan()[0], limits)
     if changes:
-        edit_history.commit(persona, Message("filter by length: {n} pairs", n=f"{len(changes):,}"), changes)
+        edit_history.commit(persona, Message("filter by length: {n} pair(s)", n=f"{len(changes):,}"), changes)
     return len(changes)
 
 

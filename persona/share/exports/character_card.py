@@ -197,7 +197,8 @@ def _turns(pair: Pair) -> list[tuple[str, str]]:
 
 
 def _example(pair: Pair) -> str:
-    lines = (f"{{{{user}}}}: {user.strip()}\n{{{{char}}}}: {reply.strip()}" for user, reply in _turns(pair))
+    said = ((who, text.strip()) for turn in _turns(pair) for who, text in zip(("user", "char"), turn, strict=True))
+    lines = (f"{{{{{who}}}}}: {text}" for who, text in said if text)  # before a greeting nobody says anything
     return "\n".join(["<START>", *lines])
 
 

@@ -207,7 +207,7 @@ def _card(data: dict[str, Any], source: str) -> tuple[PersonaCard, list[str]]:
     ]
     others = [_replace_placeholders(text, called, language) for text in _texts(data, "alternate_greetings")]
     if len(others) > MAX_GREETINGS:
-        notes.append(Message("{count:,} greetings left out: there is no room", count=len(others) - MAX_GREETINGS))
+        notes.append(Message("{count:,} greeting(s) left out: there is no room", count=len(others) - MAX_GREETINGS))
     instructions = _field(data, "post_history_instructions").replace("{{original}}", "").strip()
     card = PersonaCard(
         name=name,

@@ -150,9 +150,7 @@ def describe_replies(replies: int, conversations: int) -> str:
     """How many replies there are in how many conversations; "" where none has several."""
     if conversations >= replies:
         return ""
-    if conversations == 1:
-        return Message("{n:,} replies in 1 conversation", n=replies)
-    return Message("{n:,} replies in {conversations:,} conversations", n=replies, conversations=conversations)
+    return Message("{n:,} replies in {conversations:,} conversation(s)", n=replies, conversations=conversations)
 
 
 def read_source(source: SourceFile, format: str, options: ImportOptions) -> Iterator[ImportItem]:
@@ -196,7 +194,9 @@ def explain_empty_import(source: SourceFile, format: str, report: ImportReport) 
     """Why an import gave no pair: what the file was read as, the most frequent reason, and the next step."""
     reasons = Counter(skipped.why for skipped in report.skipped).most_common(1)
     why = (
-        Message("{count:,} times: {why}", count=reasons[0][1], why=reasons[0][0]) if reasons else Message("it is empty")
+        Message("{count:,} time(s): {why}", count=reasons[0][1], why=reasons[0][0])
+        if reasons
+        else Message("it is empty")
     )
     return Message(
         "{source}: no pair in it. It was read as {format} ({why}). Choose another --format, --speaker or --column.",

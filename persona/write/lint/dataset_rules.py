@@ -40,7 +40,7 @@ def find_duplicates(pairs: Sequence[Pair]) -> Iterator[Finding]:
             rows.setdefault(texts, []).append(row)
     for texts, (first, *again) in rows.items():
         if again:
-            fix = Message("Delete 1 repeat") if len(again) == 1 else Message("Delete {count} repeats", count=len(again))
+            fix = Message("Delete {count} repeat(s)", count=len(again))
             message = Message(
                 "{pairs} repeats pair {row} ({question}) exactly, so it would be learned {times} times."
                 if len(again) == 1 else

@@ -55,7 +55,7 @@ def find_unfinished_pairs(pairs: Sequence[Pair]) -> Iterator[Finding]:
     if blank := tuple(row for row, pair in enumerate(pairs, 1) if is_blank(pair)):
         label = Message("Delete the empty pair")
         if len(blank) > 1:
-            label = Message("Delete {count} empty pairs", count=len(blank))
+            label = Message("Delete {count} empty pair(s)", count=len(blank))
         message = Message("{pairs}: nothing is written. Write it, or delete it.", pairs=pairs_named(blank))
         yield Finding("unfinished", "error", blank, message, label, finding_key("unfinished", []))
     missing: dict[int, list[str]] = {}

@@ -70,9 +70,9 @@ def count_kinds(pairs: Iterable[Pair]) -> dict[str, int]:
 
 def _summary_text(card: PersonaCard, usable: int, kinds: Mapping[str, int], enough: bool, missing: list[str]) -> str:
     if not usable:
-        return Message("There is nothing to learn from yet. Begin with {count} pairs about {kind}.",
+        return Message("There is nothing to learn from yet. Begin with {count} pair(s) about {kind}.",
                        count=TARGET_COUNTS["identity"], kind=ADVICE["identity"])  # fmt: skip
-    count = Message("{count:,} usable pairs", count=usable) if usable > 1 else Message("1 usable pair")
+    count = Message("{count:,} usable pair(s)", count=usable)
     if enough:
         text = Message("{pairs}: enough to hear {name} after a training.", pairs=count, name=card.name)
     elif usable < ENOUGH_PAIRS:

@@ -128,9 +128,21 @@ def describe_adapter(adapter_id: str) -> tuple[gr.Dataset, str]:
     return offer_questions(adapter_id), f"<div class='quiet'>{about}</div>"
 
 
-def describe_when_shown(shown_step: int, adapter_id: str | None) -> tuple[Any, Any]:
-    """describe_adapter() where this step is the one shown."""
-    return describe_adapter(adapter_id or "") if shown_step == COMPARE else (gr.skip(), gr.skip())
+def refresh_when_shown(
+    shown_step: int, slug: str, adapter_id: str | None, other_voices: list[str], blend_with: str | None,
+    quantization: str,
+) -> tuple[Any, ...]:  # fmt: skip
+    """What may have changed while another step was shown: a VoicesView, the probes, the facts, how the base is opened.
+
+    Nothing where this step is not the one shown.
+    """
+    if shown_step != COMPARE:
+        return (gr.skip(),) * 5
+    return (
+        *refresh_voices(slug, adapter_id, other_voices, blend_with),
+        *describe_adapter(adapter_id or ""),
+        describe_opening(adapter_id, quantization),
+    )
 
 
 def offer_questions(adapter_id: str | None) -> gr.Dataset:
@@ -187,14 +199,14 @@ class _Adapters(NamedTuple):
     opening: gr.HTML  # says that an adapter is being opened
 
 
-def build(page: Page, step: gr.Step, browser_key: gr.BrowserState, go_on_from: gr.Dropdown) -> None:
+def build(page: Page, browser_key: gr.BrowserState, go_on_from: gr.Dropdown) -> None:
     """The step. go_on_from: of step 3, the adapter that its next run goes on from."""
     other_voices, about = _build_voices(page, go_on_from)
     settings = _make_sampling_settings()
     listed = gr.State("")  # the adapter whose other voices are listed
     with gr.Tabs(elem_id="compare-tabs", overflow_behavior="wrap") as tabs:
         with gr.Tab(t("Chat"), id="chat"):
-            probes = build_chat_tab(page, step, browser_key, other_voices, settings, listed)
+            probes = build_chat_tab(page, browser_key, other_voices, settings, listed)
         with gr.Tab(t("Blind vote"), id=train_on_votes.BLIND_TAB) as tab:
             blind_vote_tab.build(page, browser_key, settings, [tab.select, page.adapter.change])
         with gr.Tab(t("A list of questions"), id="list"):
@@ -206,12 +218,12 @@ def build(page: Page, step: gr.Step, browser_key: gr.BrowserState, go_on_from: g
     adapters = _build_adapters(other_voices, about)
     save, opening = _build_sampling(settings)
     on_latest(
-        [page.adapter.change, settings.quantization.change, step.select], show_errors(describe_opening),
+        [page.adapter.change, settings.quantization.change], show_errors(describe_opening),
         [page.adapter, settings.quantization], opening, **QUIET,
     )  # fmt: skip
     save.click(show_errors(save_sampling), [page.slug, *settings.of_card()], None, **QUIET)
     navigation.build_next_button(t("Next: Share →"), SHARE, page)
-    _connect_adapters(page, step, adapters, probes, settings, listed)
+    _connect_adapters(page, adapters, probes, settings, listed, opening)
 
 
 def _build_voices(page: Page, go_on_from: gr.Dropdown) -> tuple[gr.Dropdown, gr.HTML]:
@@ -297,26 +309,25 @@ def _build_sampling(settings: SamplingSettings) -> tuple[gr.Button, gr.HTML]:
 
 
 def _connect_adapters(
-    page: Page, step: gr.Step, c: _Adapters, probes: gr.Dataset, settings: SamplingSettings, listed: gr.State
+    page: Page, c: _Adapters, probes: gr.Dataset, settings: SamplingSettings, listed: gr.State, opening: gr.HTML
 ) -> None:
     voices = VoicesView(c.other_voices, c.blend_with)
     inputs = [page.slug, page.adapter, *voices]
-    step.select(show_errors(refresh_voices), inputs, voices, **QUIET)
-    # the persona's probes may be others now, and the run's adapter that of another step
+    # there may be new adapters, other probes, and the run's adapter may be that of another step
     on_latest(
-        [page.shown_step.change], show_errors(describe_when_shown), [page.shown_step, page.adapter],
-        [probes, c.about], **QUIET,
+        page.shown_step.change, show_errors(refresh_when_shown), [page.shown_step, *inputs, settings.quantization],
+        [*voices, probes, c.about, opening], **QUIET,
     )  # fmt: skip
     page.adapter.change(
         show_errors(show_adapter), [*inputs, *settings.of_card()],
         [listed, *voices, probes, c.about, *settings.of_card()], **QUIET,
     )  # fmt: skip
-    opening: dict[str, Any] = {"fn": lambda: t("Opening …"), "inputs": None, "outputs": c.opening, **QUIET}
+    say_opening: dict[str, Any] = {"fn": lambda: t("Opening …"), "inputs": None, "outputs": c.opening, **QUIET}
     opened: list[Any] = [
-        c.zip_upload.upload(**opening).then(
+        c.zip_upload.upload(**say_opening).then(
             show_errors(open_zip), [c.zip_upload, page.chosen, c.template, c.base], page.chosen_view(), **QUIET
         ),
-        gr.on([c.open_address.click, c.address.submit], **opening).then(
+        gr.on([c.open_address.click, c.address.submit], **say_opening).then(
             show_errors(open_link), [c.address, page.chosen, c.template, c.base], page.chosen_view(), **QUIET
         ),
     ]

@@ -195,7 +195,7 @@ def _tally_card(tally: blind_votes.Tally) -> str:
     counts = {first: tally.wins, second: tally.losses, t("equally good"): tally.ties, t("both bad"): tally.both_bad}
     bars = bars_html([(label, count, str(count)) for label, count in counts.items()])
     names = {"first": escape(first), "second": escape(second)}
-    head = t("<b>{first}</b> against <b>{second}</b>, {n} votes", **names, n=tally.votes)
+    head = t("<b>{first}</b> against <b>{second}</b>, {n} vote(s)", **names, n=tally.votes)
     if tally.votes == 1:
         head = t("<b>{first}</b> against <b>{second}</b>, 1 vote", **names)
     return (

@@ -19,8 +19,9 @@ from persona.ui import voice_picker
 from persona.ui.buttons import cancel_then, disable_after, download_on_click
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
+from persona.ui.navigation import COMPARE
 from persona.ui.notices import show_info
-from persona.ui.page import QUIET, Page, open_current_persona, show_errors
+from persona.ui.page import QUIET, Page, on_latest, open_current_persona, show_errors
 from persona.ui.steps.compare import keep_answer
 from persona.ui.steps.compare.base_note import CHOOSE_BASE_JS, choose_base
 from persona.ui.steps.compare.controls import SamplingSettings, Selection
@@ -244,13 +245,18 @@ def reply_note(reply: Generation, limit: int, circling: bool = False) -> str:
     if not reply.tokens:
         return ""
     figures = {"n": reply.tokens, "pace": f"{reply.tokens_per_s:.1f}", "first": f"{reply.first:.1f}"}
-    text = t("{n} tokens, {pace}/s, first after {first} s", **figures)
+    text = t("{n} token(s), {pace}/s, first after {first} s", **figures)
     if not reply.ended and reply.tokens >= limit:
         text = t("{n} tokens, {pace}/s, first after {first} s · reached the limit of {limit}", **figures, limit=limit)
     elif circling:
         text = t("{n} tokens, {pace}/s, first after {first} s · stopped: it went round in circles", **figures)
     finished = reply.ended or circling or reply.tokens >= limit
     return f"<div class='quiet'>{'✓ ' if finished else ''}{text}</div>"
+
+
+def renew_conversations(shown_step: int, *selection: Any) -> Any:
+    """conversation_dropdown() where this step is the one shown: another window may have added some."""
+    return conversation_dropdown(*selection) if shown_step == COMPARE else gr.skip()
 
 
 # ---- layout and events
@@ -274,12 +280,7 @@ class _Controls(NamedTuple):
 
 
 def build_chat_tab(
-    page: Page,
-    step: gr.Step,
-    browser_key: gr.BrowserState,
-    other_voices: gr.Dropdown,
-    settings: SamplingSettings,
-    listed: gr.State,
+    page: Page, browser_key: gr.BrowserState, other_voices: gr.Dropdown, settings: SamplingSettings, listed: gr.State
 ) -> gr.Dataset:
     """The tab. Returns the list of probes, which are questions to click.
 
@@ -290,7 +291,7 @@ def build_chat_tab(
         browser_key, page.slug, page.adapter, other_voices, conversation_id=controls.update.conversation_id
     )
     _connect_questions(controls, selection, settings)
-    _connect_conversations(controls, selection, step, listed)
+    _connect_conversations(controls, page, selection, listed)
     for note in controls.bases:
         note.click(
             show_errors(choose_base), page.chosen, [page.render_settings.base, page.steps, page.shown_step], **QUIET
@@ -376,7 +377,7 @@ def _show_event(c: _Controls, selection: Selection) -> dict[str, Any]:
     return {"fn": show_errors(show_conversation), "inputs": [*selection], "outputs": outputs, **QUIET}
 
 
-def _connect_conversations(c: _Controls, selection: Selection, step: gr.Step, listed: gr.State) -> None:
+def _connect_conversations(c: _Controls, page: Page, selection: Selection, listed: gr.State) -> None:
     inputs, show = [*selection], _show_event(c, selection)
     refresh: dict[str, Any] = {
         "fn": show_errors(conversation_dropdown), "inputs": inputs, "outputs": c.conversations, **QUIET,
@@ -390,4 +391,6 @@ def _connect_conversations(c: _Controls, selection: Selection, step: gr.Step, li
         **show
     )
     selection.other_voices.change(**show)
-    step.select(**refresh)
+    on_latest(
+        page.shown_step.change, show_errors(renew_conversations), [page.shown_step, *inputs], c.conversations, **QUIET
+    )

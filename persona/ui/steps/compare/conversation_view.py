@@ -146,7 +146,7 @@ def column_messages(chat: Conversation | None, voices: Sequence[VoiceRecord], se
     """
     persona = persona_folder.find_persona(selection.slug) if selection.slug else None
     corrected = corrections.find_corrections(persona) if persona else {}
-    later = {(said, history): pair for (said, history), pair in corrected.items() if history}
+    later = {(said, history): pair for (said, history), pair in corrected.items() if any(user for user, _ in history)}
     chosen = voice_picker.voice_record(selection.adapter_id, selection.adapter_id).column
     return [chatbot_messages(chat, voice.column, corrected if voice.column == chosen else later) for voice in voices]
 
@@ -165,7 +165,7 @@ def chatbot_messages(chat: Conversation | None, column: str, corrected: Correcti
     """One column of a conversation, for a Chatbot: two messages a turn, whatever became of it."""
     messages: Messages = []
     for turn in chat.turns if chat else ():
-        history = conversation.column_history(chat, turn.id, column) if chat else ()
+        history = conversation.prompt_history(chat, turn.id, column) if chat else ()
         messages += exchange_messages(turn.said, _shown_answer(turn, column, corrected.get((turn.said, history))))
     return messages
 

@@ -78,7 +78,7 @@ def answer_questions(
             question_list.save_table(path, labels, rows)
         csv, md, html = (gr.DownloadButton(value=str(path), interactive=True) for path in paths)
         yield AnswersView(csv=csv, md=md, html=html)
-    yield AnswersView(status=t("{n} questions, {m} voices", n=len(rows), m=len(labels)))
+    yield AnswersView(status=t("{n} question(s), {m} voice(s)", n=len(rows), m=len(labels)))
 
 
 def empty_answers() -> AnswersView:

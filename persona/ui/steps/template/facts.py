@@ -74,7 +74,7 @@ def length_histogram_html(lengths: list[int], limit: int) -> str:
 
     def bar(n: int, count: int) -> str:
         kind = "none" if not count else "long" if n * width >= limit else "fits"
-        title = t("{first}–{last} tokens: {n} pairs", first=n * width + 1, last=(n + 1) * width, n=f"{count:,}")
+        title = t("{first}–{last} token(s): {n} pair(s)", first=n * width + 1, last=(n + 1) * width, n=f"{count:,}")
         return f'<div class="{kind}" style="height:{100 * count / max([*counts, 1]):.0f}%" title="{title}"></div>'
 
     bars = "".join(bar(n, count) for n, count in enumerate(counts))

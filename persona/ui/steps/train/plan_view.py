@@ -33,7 +33,7 @@ def plan_html(slug: str, preset: str, *form: Any, parent_id: str = "") -> str:
         pairs = persona.pairs()
         if len(pairs) < launcher.MIN_PAIRS:
             few = t(
-                "{n} pairs; a run needs at least {least}. Write more first.", n=len(pairs), least=launcher.MIN_PAIRS
+                "{n} pair(s); a run needs at least {least}. Write more first.", n=len(pairs), least=launcher.MIN_PAIRS
             )
             return f'<div class="hint">{few}</div>'
         estimate = train_plan.estimate_on_this_machine(persona, config, pairs, parent)
@@ -47,7 +47,8 @@ def plan_html(slug: str, preset: str, *form: Any, parent_id: str = "") -> str:
     if estimate is None:
         reason = localized(hardware.plan_device(hardware.this_machine(), config.dtype).reason)
         unknown = t(
-            "{n} pairs. {reason} Memory and time can be estimated once the base is on this disk; step 2 downloads it.",
+            "{n} pair(s). {reason} Memory and time can be estimated once the base is on this disk; step 2 "
+            "downloads it.",
             n=len(pairs),
             reason=escape(reason),
         )
@@ -64,13 +65,13 @@ def _steps_text(estimate: TrainingEstimate) -> str:
     """The number of pairs and steps, and about how long they take."""
     rows = {"learn": estimate.train_rows, "held": estimate.held_out, "steps": estimate.steps}
     if estimate.seconds is None:
-        return t("{learn} pairs to learn from, {held} held out to measure on; {steps} steps.", **rows)
+        return t("{learn} pair(s) to learn from, {held} held out to measure on; {steps} step(s).", **rows)
     time = _about_text(estimate.seconds)
     if estimate.from_run:
-        return t("{learn} pairs to learn from, {held} held out to measure on; {steps} steps, <b>about {time}</b> at "
-                 "the speed of your last such run.", **rows, time=time)  # fmt: skip
-    return t("{learn} pairs to learn from, {held} held out to measure on; {steps} steps, <b>about {time}</b> by a "
-             "quick measurement of this machine.", **rows, time=time)  # fmt: skip
+        return t("{learn} pair(s) to learn from, {held} held out to measure on; {steps} step(s), <b>about {time}</b> "
+                 "at the speed of your last such run.", **rows, time=time)  # fmt: skip
+    return t("{learn} pair(s) to learn from, {held} held out to measure on; {steps} step(s), <b>about {time}</b> by "
+             "a quick measurement of this machine.", **rows, time=time)  # fmt: skip
 
 
 def _rehearsal_text(rows: int) -> str:
@@ -83,8 +84,8 @@ def _rehearsal_text(rows: int) -> str:
 def _about_text(seconds: float) -> str:
     minutes = math.ceil(seconds / 60)
     if minutes >= 90:
-        return t("{n} hours", n=f"{seconds / 3600:.1f}")
-    return t("1 minute") if minutes == 1 else t("{n} minutes", n=minutes)
+        return t("{n} hour(s)", n=f"{seconds / 3600:.1f}")
+    return t("{n} minute(s)", n=minutes)
 
 
 def _busy_html(estimate: TrainingEstimate) -> str:

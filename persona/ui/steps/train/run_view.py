@@ -225,7 +225,7 @@ def training_verdict_html(p: RunProgress) -> str:
         times=f"{_times(gain):.1f}",
     )
     if rows is not None and rows < verdict.FEW_ROWS:
-        text += " " + t("Measured on {rows} held-out pairs only: take the figures as rough.", rows=rows)
+        text += " " + t("Measured on {rows} held-out pair(s) only: take the figures as rough.", rows=rows)
     return f'<div class="good">{text} {chosen_step_text(p)}</div>'
 
 
@@ -236,12 +236,12 @@ def rehearsal_html(run: Run, p: RunProgress) -> str:
 
 
 def _too_few_text(rows: int, gain: Interval | None) -> str:
-    text = t("Too few to tell whether it learned: it was measured on {n} held-out pairs.", n=rows)
+    text = t("Too few to tell whether it learned: it was measured on {n} held-out pair(s).", n=rows)
     if rows == 1:
         text = t("Too few to tell whether it learned: it was measured on a single held-out pair.")
     elif gain and rows >= verdict.MIN_ROWS:
         text = t(
-            "Too few to tell whether it learned: on {n} held-out pairs a token became between {low} and {high} times "
+            "Too few to tell whether it learned: on {n} held-out pair(s) a token became between {low} and {high} times "
             "as likely, and 1 is no gain.",
             n=rows,
             low=f"{_times(gain.low):.2f}",

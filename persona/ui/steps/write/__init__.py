@@ -57,7 +57,6 @@ class _Editor(NamedTuple):
     card: CardTab
     import_file: gr.File
     imported: Any  # event of pairs that were added
-    check_again: gr.Button
     interview: gr.HTML
     interview_answered: Any  # event
     review: gr.HTML
@@ -93,30 +92,35 @@ def _build_editor(page: Page, welcome: Welcome, pairs: PairsTab) -> _Editor:
             reload = gr.Button(t("Reload"), size="sm", scale=0, min_width=90, elem_id="reload")
         with gr.Tabs(selected="pairs", overflow_behavior="wrap", elem_id="write-tabs") as tabs:
             with gr.Tab(t("Pairs"), id="pairs"):
+                with gr.Accordion(t("Find & replace, filter by length"), open=False, elem_id="many-pairs"):
+                    build_replace_tab(page, pairs)
+                    build_length_tab(page, pairs)
                 pairs_tab.build(pairs)
             with gr.Tab(t("Interview"), id="interview") as interview_page:
                 interview, interview_answered = interview_tab.build(page, interview_page)
+                with gr.Accordion(t("Suggest: a model writes drafts"), open=False, elem_id="suggest-section") as drafts:
+                    look = suggest_tab.build(page, drafts.expand)
             with gr.Tab(t("Who it is"), id="who"):
                 card = build_card_tab(page)
             with gr.Tab(t("Import"), id="import") as import_page:
                 import_file, imported = import_tab.build(page, import_page)
+                with gr.Accordion(t("Export: the pairs as a file"), open=False, elem_id="export-section"):
+                    build_export_tab(page)
             with gr.Tab(t("Check"), id="check"):
+                with gr.Accordion(
+                    t("Review: pairs one by one"), open=False, elem_id="review-section"
+                ) as review_section:
+                    review, reviewed = review_tab.build(page, review_section.expand, pairs.findings)
                 pairs.lint_panel.render()
                 check_again = gr.Button(t("Check again"), size="sm", scale=0, min_width=150, elem_id="check-again")
-            with gr.Tab(t("Review"), id="review") as review_page:
-                review, reviewed = review_tab.build(page, review_page, pairs.findings)
-            with gr.Tab(t("Find & replace"), id="replace"):
-                build_replace_tab(page, pairs)
-            with gr.Tab(t("Filter by length"), id="length"):
-                build_length_tab(page, pairs)
-            with gr.Tab(t("Suggest"), id="suggest") as suggest_page:
-                suggest_tab.build(page, suggest_page, tabs)
-            with gr.Tab(t("Export"), id="export"):
-                build_export_tab(page)
         navigation.build_next_button(t("Next: Template →"), TEMPLATE, page)
     view = PersonaView(welcome.column, column, **card.fields, loaded_card=gr.State(()))
-    return _Editor(view, reload, tabs, card, import_file, imported, check_again,
-                   interview, interview_answered, review, reviewed)  # fmt: skip
+    opened_review = [tabs, review_section]
+    look.click(review_tab.open_review, None, opened_review, **QUIET).then(
+        show_errors(review_tab.draw_review), page.slug, review, **QUIET
+    )
+    pairs_tab.connect_events(pairs, page, opened_review, review, check_again)
+    return _Editor(view, reload, tabs, card, import_file, imported, interview, interview_answered, review, reviewed)
 
 
 def _connect_start(page: Page, welcome: Welcome, editor: _Editor) -> None:
@@ -182,7 +186,6 @@ def _connect_editor(page: Page, pairs: PairsTab, editor: _Editor) -> None:
     for event in (opened, reloaded):
         event.success(show_errors(interview_tab.draw_interview), page.slug, editor.interview, **QUIET)
         event.success(show_errors(review_tab.draw_review), page.slug, editor.review, **QUIET)
-    pairs_tab.connect_events(pairs, page, editor.tabs, editor.check_again)
     for field in view.card_fields():
         field.blur(
             show_errors(save_card),

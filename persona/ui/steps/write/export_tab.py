@@ -1,4 +1,4 @@
-"""Write, tab Export: the pairs as a file."""
+"""Write, tab Import, export: the pairs as a file."""
 
 import gradio as gr
 

@@ -196,7 +196,7 @@ def preview_html(source: SourceFile, format: str, options: ImportOptions) -> str
 
 
 def _pair_html(pair: Pair) -> str:
-    turns = t("1 earlier turn") if len(pair.history) == 1 else t("{n} earlier turns", n=len(pair.history))
+    turns = t("{n} earlier turn(s)", n=len(pair.history))
     before = f"<i>{turns}</i> " if pair.history else ""
     return (
         f"<div><span class='user'>{before}{escape(pair.instruction[:300])}</span>"
@@ -235,12 +235,12 @@ def add_imported_pairs(
 
 
 def import_report_html(report: ImportReport) -> str:
-    lines = [t("<b>{n} pairs added</b>. Undo takes them back.", n=f"{report.added:,}")]
+    lines = [t("<b>{n} pair(s) added</b>. Undo takes (it|them) back.", n=f"{report.added:,}")]
     lines += filter(None, [replies_text(report.replies, report.conversations).strip()])
     if report.known:
         lines.append(t("{n} were already there.", n=f"{report.known:,}"))
     lines += [
-        t("{what}: {n} times.", what=escape(localized(what)), n=f"{count:,}") for what, count in report.notes.items()
+        t("{what}: {n} time(s).", what=escape(localized(what)), n=f"{count:,}") for what, count in report.notes.items()
     ]
     return f"<div class='good'>{' '.join(lines)}</div>{skipped_html(report.skipped[:50], report.left_out)}"
 

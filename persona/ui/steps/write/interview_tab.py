@@ -77,7 +77,7 @@ def keep_draft(slug: str, event: gr.EventData) -> None:
 def interview_html(slug: str, state: Interview, card: PersonaCard, kinds: Mapping[str, int]) -> str:
     answered = sum(q.answered for q in state.done)
     rows = [(localized(kind), min(1.0, kinds[kind] / n), f"{kinds[kind]} / {n}") for kind, n in TARGET_COUNTS.items()]
-    count = t("1 answer so far") if answered == 1 else t("{n} answers so far", n=answered)
+    count = t("{n} answer(s) so far", n=answered)
     main = _question_html(state.question, state, card) if state.question else _end_html(state)
     # with a new number, interview.js forgets what the boxes held before
     return (

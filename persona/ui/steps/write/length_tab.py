@@ -1,4 +1,4 @@
-"""Write, tab Filter by length: drop pairs that are too short or too long, after a look at them."""
+"""Write, tab Pairs, filter by length: drop pairs that are too short or too long, after a look at them."""
 
 from html import escape
 from typing import Any
@@ -28,17 +28,16 @@ def preview_filter(slug: str, *values: float | None) -> tuple[str, gr.Button]:
         f"<div><span class='no'>{change.at + 1}</span><span>{escape(describe(change))}</span></div>"
         for change in dropped[:SHOWN]
     )
-    more = t("… and {n} more pairs", n=f"{len(dropped) - SHOWN:,}") if len(dropped) > SHOWN else ""
-    counts = t("{n} of {total} pairs are outside.", n=f"{len(dropped):,}", total=f"{len(pairs):,}")
+    more = t("… and {n} more pair(s)", n=f"{len(dropped) - SHOWN:,}") if len(dropped) > SHOWN else ""
+    counts = t("Outside: {n} of {total} pair(s).", n=f"{len(dropped):,}", total=f"{len(pairs):,}")
     html = f"<div class='quiet'>{counts}</div><div class='preview'>{rows}</div><div class='quiet'>{more}</div>"
-    label = t("Drop 1 pair") if len(dropped) == 1 else t("Drop {n} pairs", n=f"{len(dropped):,}")
+    label = t("Drop {n} pair(s)", n=f"{len(dropped):,}")
     return html, gr.Button(label, interactive=bool(dropped))
 
 
 def drop_pairs(slug: str, *values: float | None) -> tuple[str, gr.Button]:
     count = drop_outside(open_current_persona(slug), _limits(values))
-    one = t("Dropped 1 pair. Undo takes it back.")
-    done = one if count == 1 else t("Dropped {n} pairs. Undo takes it back.", n=f"{count:,}")
+    done = t("Dropped {n} pair(s). Undo takes it back.", n=f"{count:,}")
     return f"<div class='good'>{done}</div>", gr.Button(t("Drop"), interactive=False)
 
 

@@ -48,7 +48,7 @@ def update_findings(slug: str, findings: list[Finding], row_filter: str, always:
     persona = open_current_persona(slug)
     items, _ = persona.scan()
     if len(items) > AUTO_LINT_MAX_PAIRS and not always:
-        hint = t("{n} pairs: press Check again.", n=f"{len(items):,}")
+        hint = t("{n} pair(s): press Check again.", n=f"{len(items):,}")
         return LintUpdate(findings, gr.skip(), f"<div class='hint'>{hint}</div>", gr.skip())
     settings, card, ignored = RenderSettings(*inputs), persona.card(), lint.read_ignored(persona)
     max_length = int(settings.max_length or MAX_LENGTH)
@@ -79,7 +79,7 @@ def apply_fix(persona: Persona, findings: Sequence[Finding], which: str) -> None
         raise InputError("These pairs were changed since they were checked. Press Check again.")
     label = fixable[0].fix
     if len(fixable) > 1:
-        label = Message("fix of {n} findings ({rule})", n=f"{len(fixable):,}", rule=fixable[0].rule)
+        label = Message("fix of {n} finding(s) ({rule})", n=f"{len(fixable):,}", rule=fixable[0].rule)
     edit_history.commit(persona, label, edits.diff_pairs(items, after))
 
 
@@ -115,7 +115,7 @@ def _rule_html(rule: str, rows: int, findings: Sequence[Finding]) -> str:
     if fixable > 1:
         every = t("Fix all {n}", n=f"{fixable:,}")
         show += f' <button class="tool" data-do="fix" data-key="{escape(rule)}">{every}</button>'
-    words = t("1 pair") if rows == 1 else t("{n} pairs", n=f"{rows:,}")
+    words = t("{n} pair(s)", n=f"{rows:,}")
     head = f"<summary><b>{escape(rule_title(rule))}</b> {words} {show}</summary>"
     return f"<details class='finding'>{head}{lines}{more}</details>"
 

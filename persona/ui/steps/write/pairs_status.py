@@ -43,7 +43,7 @@ def pairs_status_html(items: Sequence[Pair], bad_lines: Sequence[BadLine] = ()) 
         f'data-refused="{refused}">{saved}</span>'
     )
     told = localized(describe_replies(count, count_conversations(items)))
-    told = told or (t("1 pair") if count == 1 else t("{n} pairs", n=f"{count:,}"))
+    told = told or t("{n} pair(s)", n=f"{count:,}")
     lines = [t("<b>{count}</b>, {state}", count=told, state=state)]
     if unfinished := pairs.find_unfinished(items):
         rows = ", ".join(f"#{row}: {missing_text(why)}" for row, why in unfinished[:MAX_SHOWN])

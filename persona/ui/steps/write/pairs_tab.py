@@ -163,7 +163,7 @@ def handle_finding_click(
 ) -> list[Any]:
     """A click in the tab Check: show, review or fix the rows of a rule or of one finding, ignore it, or end ignoring.
 
-    Returns a TableUpdate and the tabs.
+    Returns a TableUpdate, the tabs and the section Review.
     """
     persona = open_current_persona(slug)
     key = str(event.key)
@@ -172,17 +172,21 @@ def handle_finding_click(
         rows = sorted(row for f in matching for row in f.pairs)
         rule = matching[0].rule if matching else PAIR_FILTERS[0]
         pair_number = rows[0] if rows else pair_number
-        return [*draw_table(slug, "", order, rule, 0, pair_number, findings, focus=True), gr.Tabs(selected="pairs")]
+        return [
+            *draw_table(slug, "", order, rule, 0, pair_number, findings, focus=True),
+            gr.Tabs(selected="pairs"),
+            gr.skip(),
+        ]
     if event.do == "review":
         review_tab.start_review(slug, key, findings)
-        return [*TableUpdate(), gr.Tabs(selected="review")]
+        return [*TableUpdate(), *review_tab.open_review()]
     if event.do == "fix":
         lint_tab.apply_fix(persona, findings, key)
     elif event.do == "see-again":
         lint_tab.unignore_all(persona)
     else:
         lint.ignore_finding(persona, key)
-    return [*draw_table(slug, "", order, PAIR_FILTERS[0], 0, pair_number, findings), gr.skip()]
+    return [*draw_table(slug, "", order, PAIR_FILTERS[0], 0, pair_number, findings), gr.skip(), gr.skip()]
 
 
 def selected_pair(event: gr.EventData) -> int:
@@ -258,7 +262,10 @@ def _lint_inputs(tab: PairsTab, page: Page, always: bool) -> list[Any]:
     return [page.slug, tab.findings, tab.view.row_filter, gr.State(always), *page.render_settings]
 
 
-def connect_events(tab: PairsTab, page: Page, tabs: gr.Tabs, check_again: gr.Button) -> None:
+def connect_events(
+    tab: PairsTab, page: Page, opened_review: list[Any], review: gr.HTML, check_again: gr.Button
+) -> None:
+    """opened_review: the tabs and the section in which `review` is."""
     settings, view, outputs = page.render_settings, tab.view, tab.table_outputs(page)
     # edits reach the disk in the order in which they were made
     edited = tab.table.input(
@@ -291,7 +298,7 @@ def connect_events(tab: PairsTab, page: Page, tabs: gr.Tabs, check_again: gr.But
         **QUIET,
     )
     _connect_undo(tab, page)
-    _connect_check(tab, page, tabs, check_again)
+    _connect_check(tab, page, opened_review, review, check_again)
 
 
 def _connect_undo(tab: PairsTab, page: Page) -> None:
@@ -300,13 +307,16 @@ def _connect_undo(tab: PairsTab, page: Page) -> None:
         follow_change(button.click(show_errors(handler), inputs, tab.table_outputs(page), **QUIET), tab, page)
 
 
-def _connect_check(tab: PairsTab, page: Page, tabs: gr.Tabs, check_again: gr.Button) -> None:
+def _connect_check(
+    tab: PairsTab, page: Page, opened_review: list[Any], review: gr.HTML, check_again: gr.Button
+) -> None:
     clicked = tab.lint_panel.click(
         show_errors(handle_finding_click),
         [page.slug, tab.view.order, page.pair_number, tab.findings],
-        [*tab.table_outputs(page), tabs],
+        [*tab.table_outputs(page), *opened_review],
         **QUIET,
     )
+    clicked.success(show_errors(review_tab.draw_review), page.slug, review, **QUIET)
     follow_change(clicked, tab, page)
     check_again.click(
         show_errors(lint_tab.update_findings),

@@ -1,4 +1,4 @@
-"""Write, tab Find & replace: in all pairs at once."""
+"""Write, tab Pairs, find & replace: in all pairs at once."""
 
 import re
 from html import escape
@@ -27,7 +27,7 @@ def preview_replacement(slug: str, find: str, replacement: str, match_case: bool
     )
     more = ""
     if len(changes) > 20:
-        more = f"<div class='quiet'>{t('… and {n} more pairs', n=f'{len(changes) - 20:,}')}</div>"
+        more = f"<div class='quiet'>{t('… and {n} more pair(s)', n=f'{len(changes) - 20:,}')}</div>"
     return f"<div class='preview'>{shown_rows}</div>{more}", gr.Button(
         _replace_label(len(changes)), interactive=bool(changes)
     )
@@ -36,7 +36,7 @@ def preview_replacement(slug: str, find: str, replacement: str, match_case: bool
 def _replace_label(count: int) -> str:
     if not count:
         return t("Nothing found")
-    return t("Replace in 1 pair") if count == 1 else t("Replace in {n} pairs", n=f"{count:,}")
+    return t("Replace in {n} pair(s)", n=f"{count:,}")
 
 
 def _changed_texts(change: edits.PairChange) -> list[str]:
@@ -59,8 +59,8 @@ def _replacement_html(text: str, pattern: re.Pattern[str], replacement: str) -> 
 def replace_all(slug: str, find: str, replacement: str, match_case: bool) -> tuple[str, Any]:
     persona = open_current_persona(slug)
     changes = edits.replace_in_pairs(persona.scan()[0], find, replacement, match_case)
-    edit_history.commit(persona, Message("replacement in {n} pairs", n=len(changes)), changes)
-    done = t("Replaced in {n} pairs. Undo takes it back.", n=f"{len(changes):,}")
+    edit_history.commit(persona, Message("replacement in {n} pair(s)", n=len(changes)), changes)
+    done = t("Replaced in {n} pair(s). Undo takes it back.", n=f"{len(changes):,}")
     return f"<div class='good'>{done}</div>", gr.Button(t("Replace"), interactive=False)
 
 

@@ -1,4 +1,4 @@
-"""Write, tab Review: pairs one by one, each kept, edited or dropped with one key."""
+"""Write, tab Check, Review: pairs one by one, each kept, edited or dropped with one key."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +38,11 @@ from persona.write.review import ReviewItem
 
 REVIEW_JS = read_scripts("one_at_a_time.js", "review.js")
 ANSWERED_JS = "() => document.querySelector('#review')?.answered?.()"
+
+
+def open_review() -> list[Any]:
+    """The tabs and, in one of them, this section, opened."""
+    return [gr.Tabs(selected="check"), gr.Accordion(open=True)]
 
 
 def draw_review(slug: str) -> str:
@@ -177,7 +182,8 @@ def _actions_html(dropped: bool) -> str:
 
 def _end_html(items: Sequence[ReviewItem]) -> str:
     if not items:
-        return f"<div class='empty'><p>{t('Nothing is under review.')}</p></div>"
+        empty = t("Nothing is under review. Choose above which pairs to look at, then press “Review these”.")
+        return f"<div class='empty'><p>{empty}</p></div>"
     return (
         f"<div class='empty'><p>{t('Everything has been looked at.')}</p>"
         f'<button class="tool wide" data-do="undo">{t("Undo")}</button> '
@@ -245,8 +251,8 @@ def _build_search(page: Page, board: gr.HTML) -> None:
     stop.click(stop_search, None, None, **QUIET)
 
 
-def build(page: Page, tab: gr.Tab, findings: gr.State) -> tuple[gr.HTML, Any]:
-    """The tab. Returns its HTML, and the event of a decision."""
+def build(page: Page, opened: Any, findings: gr.State) -> tuple[gr.HTML, Any]:
+    """The section; opened: the event of opening it. Returns its HTML, and the event of a decision."""
     with gr.Row(elem_classes="slim"):
         which = gr.Dropdown(
             translate_choices(PAIR_FILTERS),
@@ -260,7 +266,7 @@ def build(page: Page, tab: gr.Tab, findings: gr.State) -> tuple[gr.HTML, Any]:
     _build_search(page, board)
     board.render()
     refusal = gr.Textbox(visible=False)
-    tab.select(show_errors(draw_review), page.slug, board, **QUIET)
+    opened(show_errors(draw_review), page.slug, board, **QUIET)
     start.click(show_errors(start_review), [page.slug, which, findings], board, **QUIET)
     acted = board.input(run_in_order(show_errors(act)), page.slug, [board, refusal], **ORDERED_EVENT, **QUIET)
     acted.failure(None, None, None, js=ANSWERED_JS, **QUIET)

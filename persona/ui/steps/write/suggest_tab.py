@@ -1,4 +1,4 @@
-"""Write, tab Suggest: drafts by the base in memory or by a model server, which the author then reviews one by one."""
+"""Write, tab Interview, Suggest: drafts by the base in memory or by a model server, for the author to review."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -100,7 +100,8 @@ def _work_in_background(
     with contextlib.suppress(Stopped):
         done.result()
     waiting = sum(not i.decision for i in review.read_review(persona))
-    yield f"<div class='good'>{t('{n} new drafts. {waiting} wait in the tab Review.', n=made, waiting=waiting)}</div>"
+    told = t("{n} new draft(s). {waiting} (waits|wait) under Check.", n=made, waiting=waiting)
+    yield f"<div class='good'>{told}</div>"
 
 
 def _open_writer(
@@ -164,8 +165,8 @@ def _on_gpu(handler: Callable) -> Callable:
     return handle
 
 
-def build(page: Page, tab: gr.Tab, tabs: gr.Tabs) -> None:
-    """The tab."""
+def build(page: Page, opened: Any) -> gr.Button:
+    """The section; opened: the event of opening it. Returns the button that leads to the review."""
     with gr.Row(elem_classes="slim"):
         who = gr.Radio(
             [(t(name), name) for name in WRITERS], value=WRITERS[0], label=t("Who writes"), elem_id="who-writes"
@@ -195,11 +196,11 @@ def build(page: Page, tab: gr.Tab, tabs: gr.Tabs) -> None:
         running = run_with_stop([button.click], stop, _on_gpu(handler), [*inputs, *page.render_settings], progress)
         running.failure(lambda: "", None, progress, **QUIET)
     stop.click(stop_writing, None, None, **QUIET)
-    look.click(lambda: gr.Tabs(selected="review"), None, tabs, **QUIET)
     note = gr.HTML(elem_id="model-server")
-    tab.select(show_errors(server_note), None, note, **QUIET)
+    opened(show_errors(server_note), None, note, **QUIET)
     if not deployment.is_shared_server():
         _build_server(note)
+    return look
 
 
 def _build_server(note: gr.HTML) -> None:

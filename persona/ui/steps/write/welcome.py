@@ -74,7 +74,7 @@ def _build_example_buttons() -> list[gr.Button]:
     buttons = []
     for example in persona_folder.list_examples():
         card, count = example.card(), len(example.scan()[0])
-        label = t("Open {name} ({n} pairs, {language})", name=card.name, n=count, language=card.language)
+        label = t("Open {name} ({n} pair(s), {language})", name=card.name, n=count, language=card.language)
         # which is green and first depends on the visitor's language (theme.css), not known while the page is built
         classes = f"example-{card.language[:2]}"
         buttons.append(gr.Button(label, variant="primary", elem_id=f"open-{example.slug}", elem_classes=classes))
