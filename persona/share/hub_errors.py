@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from persona.errors import Message, ShareError
+from persona.store import deployment
 from persona.store.files import explain_disk_error
 from persona.store.workspace import data_root
 
@@ -98,6 +99,11 @@ def _explain_status(status: int, e: Any, token: str | None) -> str:
     if status == 401 and token:
         return Message(
             "the Hub does not accept your token: it is wrong, expired or revoked. Log in again with: hf auth login"
+        )
+    if status == 401 and not deployment.may_use_owner_login():
+        return Message(
+            "not on the Hub, or private. Check the name. This server opens public personas only; a private one opens "
+            "in a Persona on its owner's machine."
         )
     if status == 401:  # without a login the Hub does not say which of the two it is
         return Message(
