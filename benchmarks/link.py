@@ -71,20 +71,20 @@ def chromium() -> Iterator[Any]:
         yield p.chromium.launch(executable_path=found, args=FLAGS)
 
 
-def measure(tiny: bool) -> dict[str, dict[str, float]]:
+def measure(tiny: bool) -> Iterator[tuple[str, dict[str, float]]]:
     with tempfile.TemporaryDirectory(prefix="persona-link-") as folder, Hub() as hub, chromium() as browser:
         made = Path(folder) / "made"
         put_persona(hub, drawn_adapter((put_tiny_base if tiny else link_embedded_base)(made), made / "mags.zip"))
         settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "PERSONA_SHARED": "1"}
-        home, seconds = Path(folder) / "home", {}
+        home = Path(folder) / "home"
         if not tiny:
             with opened(home, **settings) as page:
-                seconds["cold"] = visit(browser, page)
-        (home / "bases").exists() or shutil.copytree(made / "bases", home / "bases")
+                yield "cold", visit(browser, page)
+        else:
+            shutil.copytree(made / "bases", home / "bases")
         with opened(home, **settings) as page:
             for name in ("warm", "again"):
-                seconds[name] = visit(browser, page)
-    return seconds
+                yield name, visit(browser, page)
 
 
 def main() -> None:
@@ -92,12 +92,13 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="with a base of two layers, without the cold visit")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    seconds = measure(given.tiny)
+    seconds = {}
+    for name, at in measure(given.tiny):
+        seconds[name] = at
+        if not given.json:
+            print(f"{name}:", ", ".join(f"{what} {s} s" for what, s in at.items()), flush=True)
     if given.json:
         print(json.dumps(seconds))
-        return
-    for name, at in seconds.items():
-        print(f"{name:6}", *(f"{what} {s} s ·" for what, s in at.items()))
 
 
 if __name__ == "__main__":
