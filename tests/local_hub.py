@@ -3,11 +3,13 @@
     with Hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
 
-It speaks what huggingface_hub needs to push and pull a model: whoami, create, preupload, LFS, commit, info, tree and
-resolve. Each commit keeps its own files, so an old revision can still be downloaded. `fail` and `cut` break requests.
+It speaks what huggingface_hub needs to push and pull a model: whoami, create, preupload, Xet (tests/local_xet.py) or LFS
+in one part or several, commit, info, tree and resolve. Each commit keeps its own files, so an old revision can still be
+downloaded. `fail` and `cut` break requests.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -22,6 +24,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from huggingface_hub import RepoCard
 
+from tests.local_xet import XetStorage
+
 LOST = -1
 ANN, BEN, OLD = "hf_" + "a" * 34, "hf_" + "b" * 34, "hf_" + "c" * 34
 
@@ -30,6 +34,7 @@ ANN, BEN, OLD = "hf_" + "a" * 34, "hf_" + "b" * 34, "hf_" + "c" * 34
 class Repo:
     private: bool
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)  # newest last
+    tags: dict[str, str] = field(default_factory=dict)  # name → commit
 
     @property
     def head(self) -> str:
@@ -59,10 +64,14 @@ class Hub:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.users = {ANN: "ann", BEN: "ben"}
+        self.organizations: dict[str, set[str]] = {}  # name → the users who may write there
         self.gated: set[str] = set()  # gated repos: access was not granted to anyone
         self.renamed: dict[str, str] = {}  # old name → new name: the old one is redirected
         self.blobs: dict[str, bytes] = {}
         self.lfs = True  # False: weights are part of the commit, like small files
+        self.xet: XetStorage | None = None  # where hf_xet sends weights; None: there is no such storage
+        self.part_bytes = 0  # of an LFS upload in several parts; 0: in one
+        self.parts: dict[str, dict[int, bytes]] = {}  # sha256 → parts that have arrived
         self.requests: list[str] = []  # "METHOD /path", in order
         self.received: list[bytes] = []  # every body sent to this Hub
         self.ranges: list[str] = []  # Range headers of resumed downloads
@@ -109,20 +118,28 @@ class Hub:
             raise Refused(401, f'User Access Token "{token[:6]}..." is expired')
         return self.users.get(token, "")
 
+    def may_write(self, user: str, owner: str) -> bool:
+        return bool(user) and (user == owner or user in self.organizations.get(owner, ()))
+
     def repo(self, request: Request, name: str, write: bool = False) -> Repo:
         user, repo = self.user(request), self.repos.get(name)
-        if repo is None or (repo.private and user != name.split("/")[0]):
+        allowed = self.may_write(user, name.split("/")[0])
+        if repo is None or (repo.private and not allowed):
             # as on the Hub: without a login, a missing repo looks like a private one
             raise Refused(404, "Repository not found", "RepoNotFound") if user else Refused(401, "Invalid username")
-        if write and user != name.split("/")[0]:
+        if write and not allowed:
             raise Refused(403, "Forbidden: you must use a write token for this namespace")
         return repo
 
     def snapshot(self, repo: Repo, revision: str) -> tuple[str, dict[str, bytes]]:
-        commit = repo.head if revision == "main" else revision
+        commit = repo.head if revision == "main" else repo.tags.get(revision, revision)
         if commit not in repo.commits:
             raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return commit, repo.commits[commit]
+
+    def from_xet(self, sha256: str, size: int) -> bytes:
+        assert self.xet, f"no file {sha256} has arrived"
+        return self.xet.read(sha256, size)
 
     def _commit(self, repo: Repo, name: str, files: dict[str, bytes]) -> str:
         commit = hashlib.sha1(f"{name} {len(repo.commits)} {sorted(files)}".encode()).hexdigest()
@@ -218,6 +235,7 @@ def _routes(hub: Hub) -> FastAPI:
     app.add_exception_handler(Refused, lambda _, e: e.answer)  # type: ignore[attr-defined]
     _reading(app, hub)
     _writing(app, hub)
+    _storing(app, hub)
     return app
 
 
@@ -226,7 +244,8 @@ def _reading(app: FastAPI, hub: Hub) -> None:
     async def whoami(request: Request) -> dict[str, Any]:
         if not (user := hub.user(request)):
             raise Refused(401, "Invalid username or password.")
-        return {"type": "user", "name": user, "fullname": user, "orgs": []}
+        orgs = [{"type": "org", "name": name} for name, members in hub.organizations.items() if user in members]
+        return {"type": "user", "name": user, "fullname": user, "orgs": orgs}
 
     @app.get("/api/models/{owner}/{name}")
     @app.get("/api/models/{owner}/{name}/revision/{revision}")
@@ -260,6 +279,10 @@ def _reading(app: FastAPI, hub: Hub) -> None:
         if start:
             hub.ranges.append(request.headers["range"])
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        if hub.xet and "lfs" in entry:
+            token = f"{hub.url}/api/models/{owner}/{name}/xet-read-token/{commit}"
+            with contextlib.suppress(KeyError):  # a file that came in another way
+                headers |= {"X-Xet-Hash": hub.xet.find(etag), "Link": f'<{token}>; rel="xet-auth"'}
         body = b"" if request.method == "HEAD" else data[start:]
         return Response(body, 206 if start else 200, headers, "application/octet-stream")
 
@@ -276,7 +299,7 @@ def _writing(app: FastAPI, hub: Hub) -> None:
         name = f"{owner}/{asked['name']}"
         if not user:
             raise Refused(401, "Invalid username or password.")
-        if owner != user:
+        if not hub.may_write(user, owner):
             raise Refused(403, f"You don't have the rights to create a model under the namespace {owner!r}")
         if name in hub.repos:
             return JSONResponse({"error": "You already created this model repo", "url": f"{hub.url}/{name}"}, 409)
@@ -284,9 +307,9 @@ def _writing(app: FastAPI, hub: Hub) -> None:
         return JSONResponse({"url": f"{hub.url}/{name}", "name": name})
 
     @app.post("/api/validate-yaml")
-    async def validate_yaml(request: Request) -> dict[str, Any]:
-        content = json.loads(await body(request))["content"]
-        return {"errors": [{"message": e} for e in metadata_errors(content)], "warnings": []}
+    async def validate_yaml(request: Request) -> Response:
+        errors = [{"message": e} for e in metadata_errors(json.loads(await body(request))["content"])]
+        return JSONResponse({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     @app.post("/api/models/{owner}/{name}/preupload/{revision}")
     async def preupload(request: Request, owner: str, name: str, revision: str) -> dict[str, Any]:
@@ -302,22 +325,6 @@ def _writing(app: FastAPI, hub: Hub) -> None:
 
         return {"files": [answer(f["path"]) for f in asked["files"]]}
 
-    @app.post("/{owner}/{name}.git/info/lfs/objects/batch")
-    async def batch(request: Request, owner: str, name: str) -> dict[str, Any]:
-        hub.repo(request, f"{owner}/{name}", write=True)
-        objects = json.loads(await body(request))["objects"]
-        new = {o["oid"]: {"actions": {"upload": {"href": f"{hub.url}/lfs/{o['oid']}"}}} for o in objects}
-        upload = [{**o, **({} if o["oid"] in hub.blobs else new[o["oid"]])} for o in objects]
-        return {"transfer": "basic", "objects": upload}
-
-    @app.put("/lfs/{oid}")
-    async def put(request: Request, oid: str) -> Response:
-        data = await body(request)
-        if hashlib.sha256(data).hexdigest() != oid:
-            raise Refused(400, "sha256 mismatch")
-        hub.blobs[oid] = data
-        return Response()
-
     @app.post("/api/models/{owner}/{name}/commit/{revision}")
     async def commit(request: Request, owner: str, name: str, revision: str) -> dict[str, Any]:
         repo = hub.repo(request, f"{owner}/{name}", write=True)
@@ -326,9 +333,68 @@ def _writing(app: FastAPI, hub: Hub) -> None:
             match json.loads(line):
                 case {"key": "file", "value": {"path": path, "content": content}}:
                     files[path] = base64.b64decode(content)
-                case {"key": "lfsFile", "value": {"path": path, "oid": oid}}:
-                    files[path] = hub.blobs[oid]
+                case {"key": "lfsFile", "value": {"path": path, "oid": oid, "size": size}}:
+                    files[path] = hub.blobs[oid] if oid in hub.blobs else hub.from_xet(oid, size)
                 case {"key": "deletedFile", "value": {"path": path}}:
                     del files[path]
         made = hub._commit(repo, f"{owner}/{name}", files)
         return {"success": True, "commitOid": made, "commitUrl": f"{hub.url}/{owner}/{name}/commit/{made}"}
+
+
+def _storing(app: FastAPI, hub: Hub) -> None:
+    """Where weights go before the commit that names them: LFS in one part or several, or Xet."""
+
+    @app.post("/{owner}/{name}.git/info/lfs/objects/batch")
+    async def batch(request: Request, owner: str, name: str) -> dict[str, Any]:
+        hub.repo(request, f"{owner}/{name}", write=True)
+        hub.received.append(await request.body())
+
+        def actions(oid: str, size: int) -> dict[str, Any]:
+            there, parts = f"{hub.url}/lfs/{oid}", range(1, 1 + -(-size // (hub.part_bytes or size)))
+            urls = {f"{n:05}": f"{there}/{n}" for n in parts} | {"chunk_size": str(hub.part_bytes)}
+            return {"upload": {"href": there, **({"header": urls} if hub.part_bytes else {})},
+                    "verify": {"href": f"{hub.url}/lfs-verify"}}  # fmt: skip
+
+        objects = json.loads(hub.received[-1])["objects"]
+        new = [{"actions": actions(o["oid"], o["size"])} if o["oid"] not in hub.blobs else {} for o in objects]
+        transfer = "multipart" if hub.part_bytes else "basic"
+        return {"transfer": transfer, "objects": [{**o, **n} for o, n in zip(objects, new, strict=True)]}
+
+    def keep(oid: str, data: bytes) -> Response:
+        if hashlib.sha256(data).hexdigest() != oid:
+            raise Refused(400, "sha256 mismatch")
+        hub.blobs[oid] = data
+        return Response()
+
+    @app.put("/lfs/{oid}")
+    async def put(request: Request, oid: str) -> Response:
+        hub.received.append(await request.body())
+        return keep(oid, hub.received[-1])
+
+    @app.put("/lfs/{oid}/{part}")
+    async def put_part(request: Request, oid: str, part: int) -> Response:
+        hub.received.append(await request.body())
+        hub.parts.setdefault(oid, {})[part] = hub.received[-1]
+        return Response(headers={"ETag": f'"{part}"'})
+
+    @app.post("/lfs/{oid}")
+    async def complete(request: Request, oid: str) -> Response:
+        sent = json.loads(await request.body())["parts"]
+        return keep(oid, b"".join(hub.parts[oid][p["partNumber"]] for p in sent))
+
+    @app.post("/lfs-verify")
+    async def verify(request: Request) -> Response:
+        asked = json.loads(await request.body())
+        if len(hub.blobs.get(asked["oid"], b"")) != asked["size"]:
+            raise Refused(404, "Object does not exist")
+        return Response()
+
+    @app.get("/api/models/{owner}/{name}/xet-{kind}-token/{revision}")
+    async def xet_token(request: Request, owner: str, name: str, kind: str, revision: str) -> Response:
+        hub.repo(request, f"{owner}/{name}", write=kind == "write")
+        if hub.xet is None:
+            raise Refused(404, "Sorry, we can't find the page you are looking for.")
+        found = hub.xet.connection()
+        headers = {"X-Xet-Cas-Url": found["casUrl"], "X-Xet-Access-Token": found["accessToken"],
+                   "X-Xet-Token-Expiration": str(found["exp"])}  # fmt: skip
+        return JSONResponse(found, headers=headers)

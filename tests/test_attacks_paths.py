@@ -173,6 +173,16 @@ def test_the_links_of_a_hub_cache_are_its_own(tiny_llama, tmp_path):
         file.replace(tmp_path / "models--a--b" / "blobs" / str(n))
         file.symlink_to(f"../../blobs/{n}")
     assert adapters.read_adapter(place).card.name == "Mags"
+    shared = tmp_path / "blobs" / "ab"  # of all repositories, for files that came through Xet
+    shared.mkdir(parents=True)
+    for blob in (tmp_path / "models--a--b" / "blobs").iterdir():
+        blob.replace(shared / blob.name)
+        blob.symlink_to(f"../../blobs/ab/{blob.name}")
+    assert adapters.read_adapter(place).card.name == "Mags"
+    elsewhere = tmp_path / "models--a--b" / "revisions" / ("0" * 40)
+    place.parent.rename(elsewhere.parent)
+    with pytest.raises(PersonaError, match="link to another place"):
+        adapters.read_adapter(elsewhere)
 
 
 # --- folders from outside ----------------------------------------------------------------------------------------

@@ -242,19 +242,26 @@ def _read_template_text(path: Path) -> str:
 def _refuse_links(path: Path) -> None:
     """Raise AdapterError for a link out of the folder: it could make a private file of this machine be shared.
 
-    Links of the Hub's cache are allowed: snapshots/REVISION/FILE → ../../blobs/HASH.
+    Links of the Hub's cache are allowed (_is_own_file).
     """
     for name in ADAPTER_FILES:
         try:
-            leads_out = (path / name).is_symlink() and (path / name).resolve().parent not in _own_folders(path)
+            leads_out = (path / name).is_symlink() and not _is_own_file((path / name).resolve(), path)
         except OSError:  # it is changed at this moment
             leads_out = True
         if leads_out:
             raise _link_error(path / name)
 
 
-def _own_folders(path: Path) -> tuple[Path, Path]:
-    return path.resolve(), path.resolve().parent.parent / "blobs"
+def _is_own_file(real: Path, folder: Path) -> bool:
+    """Whether a file is in the folder or, for one of the Hub's cache, among the cache's blobs.
+
+    There, snapshots/REVISION/FILE → ../../blobs/HASH, and where it came through Xet → ../../blobs/XE/XETHASH.
+    """
+    revision = folder.resolve()
+    repo = revision.parent.parent
+    shared = repo.parent / "blobs" if revision.parent.name == "snapshots" else None
+    return real.parent in (revision, repo / "blobs") or real.parent.parent == shared
 
 
 def _link_error(file: Path) -> AdapterError:
@@ -271,7 +278,7 @@ def open_adapter_file(file: Path) -> BinaryIO:
     opened = file.open("rb")
     try:
         real = file.resolve()
-        if real.parent in _own_folders(file.parent) and os.path.samestat(os.fstat(opened.fileno()), real.lstat()):
+        if _is_own_file(real, file.parent) and os.path.samestat(os.fstat(opened.fileno()), real.lstat()):
             return opened
     except OSError:
         pass

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from persona.errors import Message, ShareError
+from persona.errors import AdapterError, Message, ShareError
 from persona.models import base as bases
 from persona.models import bundled, download, model_card
 from persona.models.adapter import ADAPTER_FILES, WEIGHTS_FILE, Adapter
@@ -199,10 +199,8 @@ def pull_adapter(source: HubRef, token: str | None = None, template: ChatTemplat
     }
     if _COMMIT.fullmatch(source.revision):
         try:
-            return check_adapter_folder(
-                Path(snapshot_download(source.repo, revision=source.revision, local_files_only=True, **options)),
-                template,
-            ).path
+            kept = snapshot_download(source.repo, revision=source.revision, local_files_only=True, **options)
+            return _check_pulled(Path(kept), source, template)
         except LocalEntryNotFoundError:
             pass
     api = HfApi(endpoint=deployment.hub_endpoint(), token=token or False)
@@ -221,7 +219,17 @@ def pull_adapter(source: HubRef, token: str | None = None, template: ChatTemplat
                 big=", ".join(too_large),
             )
         folder = retry(lambda: snapshot_download(source.repo, revision=info.sha, token=token or False, **options))
-    return check_adapter_folder(Path(folder), template).path
+    return _check_pulled(Path(folder), source, template)
+
+
+def _check_pulled(folder: Path, source: HubRef, template: ChatTemplate | None) -> Path:
+    """The folder. Raises AdapterError by the name that was asked for: the folder's own is a commit."""
+    try:
+        return check_adapter_folder(folder, template).path
+    except AdapterError as e:
+        if folder.name in e.message:
+            raise AdapterError(e.message.replaced(folder.name, str(source))) from e
+        raise AdapterError("{place}: {reason}", place=source, reason=e.message) from e
 
 
 def describe_download(adapter: Adapter) -> str:

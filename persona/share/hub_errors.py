@@ -1,18 +1,21 @@
 """Errors of the Hub's client: which are tried again, and what a user is told to do about the others."""
 
 import errno
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from persona.errors import Message, ShareError
+from persona.store import deployment
 from persona.store.files import explain_disk_error
 from persona.store.workspace import data_root
 
 TRIES = 4  # of an upload or a download, each with the waits of huggingface_hub's own tries within it
 WAIT, MAX_WAIT = 2.0, 60.0  # seconds: 2, 4, 8 between the tries, or what the Hub asks for, at most a minute
 _DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+_XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
 _INTERRUPTED = Message("the Hub cannot be reached, or the connection broke. Nothing is lost; try again.")
 T = TypeVar("T")
 
@@ -32,6 +35,8 @@ def retry(call: Callable[[], T]) -> T:
 
 
 def _is_transient(e: BaseException) -> bool:
+    if type(e) in (ConnectionError, TimeoutError):  # hf_xet's own: it has tried five times, for a minute and a half
+        return False
     status = _status(e)
     if status is not None:
         return status == 429 or status >= 500
@@ -43,6 +48,8 @@ def _status(e: BaseException) -> int | None:
     response = getattr(e, "response", None)
     if response is not None:
         return int(response.status_code)
+    if found := _XET_STATUS.search(str(e)):  # hf_xet has no response to show
+        return int(found[1])
     return _status(e.__cause__) if e.__cause__ is not None else None
 
 
@@ -70,13 +77,13 @@ def translate_errors(place: str, token: str | None) -> Iterator[None]:
         raise ShareError(
             "{place}: its owner asks you to accept terms on its Hub page first. Then try again.", place=place
         ) from e
-    except hub.HfHubHTTPError as e:
-        raise ShareError("{place}: {reason}", place=place, reason=_explain_status(e, token)) from e
     except hub.LocalEntryNotFoundError as e:
         raise ShareError(
             "{place}: not on this machine, and the Hub cannot be reached. Try again when online.", place=place
         ) from e
     except OSError as e:
+        if status := _status(e):
+            raise ShareError("{place}: {reason}", place=place, reason=_explain_status(status, e, token)) from e
         if e.errno in _DISK_ERRNOS:
             raise ShareError(explain_disk_error(data_root() / "hub", e)) from e
         raise ShareError("{place}: {reason} ({kind})", place=place, reason=_INTERRUPTED, kind=type(e).__name__) from e
@@ -88,11 +95,15 @@ def translate_errors(place: str, token: str | None) -> Iterator[None]:
         raise ShareError("{place}: {reason} ({kind})", place=place, reason=_INTERRUPTED, kind=type(e).__name__) from e
 
 
-def _explain_status(e: Any, token: str | None) -> str:
-    status = e.response.status_code
+def _explain_status(status: int, e: Any, token: str | None) -> str:
     if status == 401 and token:
         return Message(
             "the Hub does not accept your token: it is wrong, expired or revoked. Log in again with: hf auth login"
+        )
+    if status == 401 and not deployment.may_use_owner_login():
+        return Message(
+            "not on the Hub, or private. Check the name. This server opens public personas only; a private one opens "
+            "in a Persona on its owner's machine."
         )
     if status == 401:  # without a login the Hub does not say which of the two it is
         return Message(
@@ -113,5 +124,5 @@ def _explain_status(e: Any, token: str | None) -> str:
     return Message(
         "the Hub refuses (status {status}: {server_message}).",
         status=status,
-        server_message=e.server_message or "no reason given",
+        server_message=getattr(e, "server_message", "") or "no reason given",
     )

@@ -19,8 +19,8 @@ from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.i18n import localized, t
 from persona.ui.middleware import visitors, workspaces
 from persona.ui.navigation import COMPARE, SHARE, TEMPLATE, TRAIN, WRITE
-from persona.ui.notices import show_warning
-from persona.ui.page import QUIET, Page, on_latest, remove_downloads, show_errors
+from persona.ui.notices import show_info, show_warning
+from persona.ui.page import QUIET, Page, error_notice, on_latest, remove_downloads, show_errors
 from persona.ui.steps import compare, share, template, train, write
 from persona.ui.steps.write.pairs_tab import PairsTab
 from persona.ui.theme import CSS, THEME
@@ -38,7 +38,7 @@ LAUNCH_OPTIONS: dict[str, Any] = {
 }
 # one after the other: each reads who is chosen and may choose someone else
 CHOOSING: dict[str, Any] = {**QUIET, "concurrency_id": "choosing", "concurrency_limit": 1}
-MAX_ADDRESS = 2000  # characters
+MAX_ADDRESS, MAX_SHOWN_LINK = 2000, 120  # characters
 CACHE_SECONDS = (3600, 86_400)  # on a shared server: how often Gradio's files are deleted, and from what age on
 
 
@@ -80,17 +80,23 @@ def show_address(query: dict[str, str], asked: str) -> RestoredTab:
 
     Raises gr.Error for a share link that cannot be opened.
     """
-    if chosen.is_share_link(query):
-        link = query["persona"].strip()
-        who = Chosen(adapter=show_errors(voice_picker.add_hub_adapter)(link), by_hand=True, link=link)
-    else:
-        who = chosen.read_address(query)
+    is_link = chosen.is_share_link(query)
+    who = _open_share_link(query["persona"].strip()) if is_link else chosen.read_address(query)
     step = COMPARE if who.link else WRITE
     if (name := query.get("step", "")) in navigation.STEP_NAMES:
         step = navigation.STEP_NAMES.index(name)
     if navigation.closed_reason(step, navigation.read_persona_state(who, [])):
         step = WRITE
     return _show_tab(who, step, asked)
+
+
+def _open_share_link(link: str) -> Chosen:
+    """The adapter that a link names. Raises gr.Error, which stays: who has clicked looks away while it is fetched."""
+    show_info(t("Opening {name} from the Hub …", name=link[:MAX_SHOWN_LINK]))
+    try:
+        return Chosen(adapter=voice_picker.add_hub_adapter(link), by_hand=True, link=link)
+    except PersonaError as e:
+        raise error_notice(e, stays=True) from e
 
 
 def show_history_entry(event: gr.EventData) -> RestoredTab:

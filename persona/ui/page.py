@@ -109,9 +109,10 @@ def show_errors(handler: Callable) -> Callable:
     return call
 
 
-def error_notice(e: PersonaError) -> gr.Error:
+def error_notice(e: PersonaError, stays: bool = False) -> gr.Error:
+    """stays: until it is closed."""
     text = escape(localized(e.message)).replace("\n", "<br>")
-    duration = NOTICE_SECONDS + len(text) / READ_CHARACTERS
+    duration = None if stays else NOTICE_SECONDS + len(text) / READ_CHARACTERS
     return gr.Error(text, duration=duration, print_exception=False)
 
 

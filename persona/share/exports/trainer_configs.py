@@ -35,8 +35,8 @@ from persona.template.render import IGNORE_INDEX, Renderer, find_learned_turns
 UNVERIFIED_NOTE = Message("Not verified: made by Persona from this program's documentation and never run in it.")
 # program → what was tried (scripts/llama_factory_check.py; Axolotl's own schema)
 TRIED = {
-    "LLaMA-Factory": "Tried with LLaMA-Factory 0.9.5: it makes equal token ids and labels of all rows of an example; "
-    "nothing was trained with it.",
+    "LLaMA-Factory": "Tried with LLaMA-Factory 0.9.5 on a CPU: it makes equal token ids and labels of all rows of an "
+    "example, and trained three steps.",
     "Axolotl": "Not verified: Axolotl 0.19.0 knows every key of a file like this one, by its own schema; nothing was "
     "trained with it.",
     "Unsloth": UNVERIFIED_NOTE,
