@@ -9,6 +9,7 @@
 Importing this package imports nothing heavy: torch and the rest come with the first call that needs them.
 """
 
+import os
 import tomllib
 from collections.abc import Sequence
 from importlib import import_module, metadata
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from persona.template.render import Renderer
     from persona.train.config import RunConfig
     from persona.train.run_folder import Run
+
+# before huggingface_hub is imported: else TRL reports each trainer that is built, and hf_xet each transfer
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "Persona", "Renderer", "RunConfig", "__version__", "chat", "export_adapter", "open_persona", "render_pair",

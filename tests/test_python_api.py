@@ -1,5 +1,6 @@
 """The functions of README's Python quickstart: open, train, chat, export."""
 
+import os
 import re
 import subprocess
 import sys
@@ -64,3 +65,11 @@ def test_readme_uses_these_functions():
     used = set(re.findall(r"persona\.(\w+)\(", block))
     assert used == {"open_persona", "render_pair", "train_persona", "chat", "export_adapter"}
     compile(block, "README.md", "exec")
+
+
+def test_nothing_is_reported_to_anybody():
+    """TRL reports each trainer and hf_xet each transfer, unless huggingface_hub is told before its import."""
+    code = "import persona, huggingface_hub.constants as c; print(c.HF_HUB_DISABLE_TELEMETRY)"
+    environment = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE")}
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "True"

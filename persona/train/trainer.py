@@ -2,15 +2,12 @@
 
 import itertools
 import math
-import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # else TRL reports each trainer that is built
 
 import torch
 from torch.utils.data import DataLoader
