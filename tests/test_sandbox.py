@@ -65,6 +65,7 @@ def test_templates_of_real_models_are_accepted():
     check_each(REAL, lambda file: inspect_template(make_environment(), file.read_text(encoding="utf-8")))
 
 
+@pytest.mark.slow
 def test_templates_of_real_models_render_as_in_transformers():
     """In a worker; text and learned spans, or the same refusal."""
     chats = [[*chat, {"role": "assistant", "content": "Yes, 好。"}] for chat in SAMPLE_CHATS] + list(SAMPLE_CHATS)
@@ -209,6 +210,7 @@ def test_another_renders_while_one_does_not_end(pool):
     thread.join()
 
 
+@pytest.mark.slow
 def test_a_visitor_with_many_does_not_keep_another_waiting(pool, monkeypatch):
     monkeypatch.setenv("PERSONA_SHARED", "1")
     answers = []
@@ -231,6 +233,7 @@ def test_a_visitor_with_many_does_not_keep_another_waiting(pool, monkeypatch):
     assert not pool._rendering.total() and not pool._waiting.total()
 
 
+@pytest.mark.slow
 def test_what_took_too_much_is_refused_at_once_for_a_while(pool, monkeypatch):
     for _ in range(3):
         assert f"longer than {SECONDS} seconds" in refuse(HOURS)
@@ -242,6 +245,7 @@ def test_what_took_too_much_is_refused_at_once_for_a_while(pool, monkeypatch):
     assert not first.alive  # after that while it ran again
 
 
+@pytest.mark.slow
 def test_what_is_slow_each_time_is_refused_after_a_while(pool):
     """A template that stays below the limit of one request would hold up a check of all pairs for an hour."""
     slow = "{% for a in range(2000) %}{% for b in range(2000) %}{% endfor %}{% endfor %}"
@@ -314,6 +318,7 @@ def test_a_worker_ends_with_the_process_that_started_it(end):
     pytest.fail(f"process {pid} lives on")
 
 
+@pytest.mark.slow
 def test_a_good_template_is_not_refused_for_having_waited(pool):
     """On a busy machine: what counts is its own work."""
     assert render("a") == "a"
