@@ -28,7 +28,10 @@ from hypothesis import HealthCheck, settings
 
 # no test fails because the machine is busy; each example rewrites its fixture's folder
 settings.register_profile(
-    "persona", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    "persona",
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("persona")
 
