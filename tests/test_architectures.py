@@ -303,7 +303,7 @@ def check_merged(made: Made, tmp_path: Path) -> None:
 
 # ---- the base in 4 bits
 
-IN_4_BITS = ("gemma3", "gemma3n", "llama")  # of each way: with a tower, refused, plain; the others before a release
+IN_4_BITS = ("gemma3n", "llama")  # refused, plain; the others before a release
 CANNOT = {
     # mixes its four streams by layers of four inputs
     "gemma3n": r"model\.language_model\.layers\.0\..* has \d+ inputs, not a multiple of 64\. Set quantization to int8",
