@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two workers on two cores: one thread 
 # as malloc.limit_openmp_spin(): spinning threads starve a child that trains
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
+import gc
 import importlib.util
 import json
 import re
@@ -27,7 +28,10 @@ from hypothesis import HealthCheck, settings
 
 # no test fails because the machine is busy; each example rewrites its fixture's folder
 settings.register_profile(
-    "persona", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    "persona",
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("persona")
 
@@ -51,6 +55,12 @@ CORPUS = [
     "The lamp is lit, the log is written, and the wind is in the north-west.",
     "system user assistant model ### Instruction: ### Response: ### 指令: ### 回答:",
 ]
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and tests out of every later garbage collection: it would take a third of a second for each run."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -253,6 +253,7 @@ def test_a_lie_about_the_size_is_refused_and_costs_no_disk(
     assert list((tmp_path / "in").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_truncated_and_damaged_zips_are_refused(mine: Path, tmp_path: Path) -> None:
     good = make_zip(tmp_path / "p.zip", under(mine), zipfile.ZIP_DEFLATED).read_bytes()
     bad = tmp_path / "bad.zip"

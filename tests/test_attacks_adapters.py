@@ -73,6 +73,7 @@ def test_weights_of_anything_are_refused_before_they_are_loaded(place):
     check_each(cases, check)
 
 
+@pytest.mark.slow
 def test_absurd_shapes_are_refused_before_torch_makes_them(place):
     """torch takes d² steps for a tensor of d dimensions: 36 s for a zip of 1.4 KB."""
     absurd = {**FLOAT, "shape": [1] * 100_000}

@@ -65,6 +65,7 @@ def at_home(house, home, monkeypatch):
 # --- other websites ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_route_answers_another_website(house):
     """Every route of the app, with the visitor's cookies: refused, or a file that is the same for everybody."""
     demo, _, ada, file, _ = house
@@ -279,6 +280,7 @@ def test_the_key_of_the_cookies_is_the_owners_alone_and_outlives_the_process(hou
 # --- the API -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_api_is_open_to_the_web_pages_that_its_owner_names(house):
     url, auth = house[1], {"authorization": f"Bearer {KEY}"}
     asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}

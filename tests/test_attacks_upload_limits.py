@@ -78,6 +78,7 @@ class OpenUpload:
         return self.socket.recv(65_536)
 
 
+@pytest.mark.slow
 def test_bytes_are_counted_and_not_believed(server, visitor):
     before = files_in(server[2])
     lying = OpenUpload(visitor, "Content-Length: 100")

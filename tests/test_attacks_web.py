@@ -55,6 +55,7 @@ def call(client: httpx.Client, number: int, data: list, session: str = "stranger
     raise AssertionError("no answer")
 
 
+@pytest.mark.slow
 def test_only_endpoints_of_the_list_are_shown_to_clients(served):
     demo, client, _ = served
     shown = {fn.api_name for fn in demo.fns.values() if fn.fn is not None and fn.api_visibility != "private"}
@@ -298,6 +299,7 @@ SECRETS = {"HF_TOKEN": "hf_" + "s" * 34, "PERSONA_LLM_KEY": "sk-llm-" + "t" * 30
            "SWANLAB_API_KEY": "u" * 30, "OPENAI_API_KEY": "sk-" + "v" * 40}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_secret_is_written_or_said(tiny_llama, tmp_path, monkeypatch, home, capfd, caplog):
     """Everything that can be done cheaply, well and badly; then all that was written, printed, logged and raised."""
     from persona.errors import PersonaError

@@ -113,6 +113,7 @@ def test_another_quantization_is_another_model(full, adapters, monkeypatch):
     assert session.open_model(base, "nf4") is small
 
 
+@pytest.mark.release
 def test_an_evaluation_measures_the_quantized_base(full, adapters, tmp_path):
     write_pairs(tmp_path / "pairs.jsonl", PAIRS)
     asked = {"data": tmp_path / "pairs.jsonl", "base": str(full), "limits": FEW}

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 import urllib.request
 from collections import Counter
 
@@ -21,8 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 MOST_EVENTS = 43  # of one switch: each step shows the other persona, and what runs for the first one is stopped
 STEPS = ("write", "template", "train", "compare", "share")
-LOOK_MS = 2500  # nothing is asked for that long: the page has settled
-MOST_FRAMES = 60  # asked for by an idle page meanwhile; a single clock that runs on asks for 150
+IDLE_MS = 1500  # how long an idle page is looked at
+MOST_FRAMES = 36  # asked for by an idle page meanwhile; a single clock that runs on asks for 90
 COUNT_FRAMES_JS = """window.frames = 0; const frame = window.requestAnimationFrame;
     window.requestAnimationFrame = (callback) => { window.frames++; return frame.call(window, callback); };"""
 
@@ -32,26 +31,23 @@ class Watched:
 
     def __init__(self, browser, url: str, **options):
         config = json.load(urllib.request.urlopen(url.split("/?")[0] + "/config"))
-        names = {d["id"]: d["api_name"] for d in config["dependencies"]}
+        self.names = {d["id"]: d["api_name"] for d in config["dependencies"]}
         self.page, self.errors = open_page(browser, "about:blank", **options)
         self.page.add_init_script(COUNT_FRAMES_JS)
-        self.events: Counter[str] = Counter()
-
-        def count(request) -> None:
-            if "/queue/join" in request.url or "/run/predict" in request.url:
-                self.events[names[json.loads(request.post_data)["fn_index"]]] += 1
-
-        self.page.on("request", count)
         self.page.goto(url)
         self.page.wait_for_selector("#navigation nav[data-asked=start]", state="attached")
         self.settle()
 
+    @property
+    def events(self) -> Counter[str]:
+        """Name of an event → how often it was asked for since forget()."""
+        return Counter({self.names[number]: times for number, times in self.page.traffic.joined.items()})
+
+    def forget(self) -> None:
+        self.page.traffic.joined.clear()
+
     def settle(self) -> None:
-        before, start, end = -1, Counter(self.events), time.monotonic() + 180
-        while before != self.events.total():
-            assert time.monotonic() < end, f"the page never rests: {self.events - start}"
-            before = self.events.total()
-            self.page.wait_for_timeout(LOOK_MS)
+        self.page.traffic.settle(self.page, quiet=1)
 
     def choose(self, name: str) -> None:
         self.page.click("#persona-list input")
@@ -97,7 +93,7 @@ def test_every_switch_shows_the_chosen_one_alone(browser, page_server, personas,
     switches = 0
     for step in STEPS:
         watched.step(step)
-        watched.events.clear()
+        watched.forget()
         switches = 0
         for name in ("Edith", "Otto"):
             watched.choose(name)
@@ -108,9 +104,9 @@ def test_every_switch_shows_the_chosen_one_alone(browser, page_server, personas,
             assert others not in "".join(texts), (step, name)
             assert page.locator(".toast-body.error").count() == 0, page.locator(".toast-body").all_inner_texts()
         assert watched.events.total() <= MOST_EVENTS * switches, watched.events
-        watched.events.clear()
+        watched.forget()
         frames = page.evaluate("frames")
-        page.wait_for_timeout(LOOK_MS)
+        page.wait_for_timeout(IDLE_MS)
         assert not watched.events, ("idle", step, watched.events)
         assert page.evaluate("frames") - frames < MOST_FRAMES, ("drawn while idle", step)
     assert "Otto" in page.inner_text("#make-zip") and "Otto" in page.inner_text("#push")

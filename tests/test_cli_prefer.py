@@ -29,6 +29,7 @@ def first(tiny_gemma, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_prefer_learns_a_rule_from_a_file_and_nothing_from_chance(value, persona, tiny_gemma, first, tmp_path):
     chance, margins = random.Random(1), {}
     for rule in (True, False):

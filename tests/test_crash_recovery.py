@@ -108,7 +108,7 @@ def assert_sound(run: Run):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "how, most", [
-        ("at-a-file", 6),
+        ("at-a-file", 3),
         pytest.param("at-a-file", 16, marks=pytest.mark.release),
         pytest.param("at-a-moment", 16, marks=pytest.mark.release),
     ],
@@ -256,7 +256,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_the_same(make, plain_cpu)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number, said", [(errno.ENOSPC, "The disk is full. Free some space, then resume"),
-                                          (errno.EROFS, "cannot be written. Change its rights, then resume")])  # fmt: skip
+                                          pytest.param(errno.EROFS, "cannot be written. Change its rights, then resume", marks=pytest.mark.release)])  # fmt: skip
 def test_a_disk_that_takes_nothing_more(make, plain_cpu, monkeypatch, number, said):
     """Neither the checkpoint nor the word about it can be written; found all the same, and resumed to the same end."""
     whole, run = make(max_steps=3), make(max_steps=3)
@@ -327,6 +327,7 @@ def taken(run: Run) -> list[dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_two_processes_train_the_very_run(make, server):
     """One writer, the same rows at each step, the same losses and adapter as one process; a deadline ends both.
 

@@ -184,6 +184,7 @@ def test_graphs_are_used_where_they_were_asked_for_and_fit(tiny_gemma, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_the_embedded_base_says_the_same(embedded_base, graphs, monkeypatch):
     model = LoadedModel(embedded_base)
     prompts = [

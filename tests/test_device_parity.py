@@ -1,7 +1,7 @@
 """The same training and the same chat on every device, in float32 from the same seed.
 
 Each test compares its device with a run on the CPU. On a machine without a GPU that is a second run on the CPU, which
-tries the tests themselves.
+tries the tests themselves, before a release.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -26,7 +26,7 @@ from persona.train.trainer import RunCallback
 
 pytestmark = pytest.mark.slow
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DEVICES = [pytest.param("cpu", marks=pytest.mark.release), pytest.param("cuda", marks=pytest.mark.gpu)]
 STEPS = 20
 GREEDY = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=12)
 QUESTIONS = ("lamp 0?", "Is the kettle lit?")

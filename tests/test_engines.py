@@ -206,6 +206,7 @@ def liger(monkeypatch):
     return called
 
 
+@pytest.mark.slow
 def test_liger_is_given_the_base_without_its_losses(make, liger, monkeypatch, seen):
     monkeypatch.setattr(validate, "check_config", lambda *_: None)
     train_run.train_run(make(max_steps=1, eval_fraction=0))

@@ -156,7 +156,13 @@ def trained(base, tmp_path_factory):
 
     def trained(pairs, endless=False, **settings):
         persona = create_persona_at(tmp_path_factory.mktemp("persona") / "mags", CARD, pairs)
-        options = {"base": str(base.path), "template": "chatml", "dtype": "float32", "batch_size": 16}
+        options = {
+            "base": str(base.path),
+            "template": "chatml",
+            "dtype": "float32",
+            "batch_size": 16,
+            "diary_probes": 0,
+        }
         run = create_run(persona, make_config(**{**options, "eval_fraction": 0.15, **settings}))
         with pytest.MonkeyPatch.context() as patch:
             if endless:
@@ -237,6 +243,7 @@ def test_an_adapter_that_forgot_is_told_by_general_questions(trained, base):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_an_adapter_without_its_stop_token_never_stops(trained, base):
     found = report(trained(learner.rambling(PAIRS[:140]), endless=True, epochs=4, learning_rate=2e-3), base)
     assert found.verdict.kind == "never stops" and found.ended < 0.2 < found.base_ended

@@ -23,6 +23,7 @@ from persona.ui.steps.share import export_tab
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_each_tensor_gets_the_type_that_llama_cpps_tool_gave_it(tmp_path):
     """The embedded base came as a Q4_K_M file of llama-quantize: with rows of 640, 1,024 and 2,048 weights."""
     bundled.assemble_gguf(tmp_path / "base.gguf")

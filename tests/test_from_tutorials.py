@@ -120,6 +120,7 @@ def run_commands(tmp_path, home, tiny_gemma, call, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_the_first_tutorial_s_commands_run(run_commands):
     folder = run_commands([words for words in commands() if "assistant" in words and "helper" not in words])
     pairs = [json.loads(line) for line in (folder / "assistant/pairs.jsonl").read_text().splitlines()]

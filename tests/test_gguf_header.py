@@ -100,6 +100,7 @@ def test_what_is_no_gguf_is_refused_in_words(put, home):
             base.resolve_base(str(put(data)))
 
 
+@pytest.mark.slow
 def test_what_the_header_does_not_show_is_a_sentence_too(put, home, whole):
     with pytest.raises(BaseError, match=r"x\.gguf: this GGUF cannot be opened"):
         base.resolve_base(str(put(whole)))

@@ -82,6 +82,7 @@ def test_options_at_random(tmp_path, call):
 
 
 @pytest.mark.slow
-def test_many_options_at_random(tmp_path, call):
-    for seed in range(40, 600):
+@pytest.mark.parametrize("first, last", [(40, 150), pytest.param(150, 600, marks=pytest.mark.release)])
+def test_many_options_at_random(tmp_path, call, first, last):
+    for seed in range(first, last):
         attack(tmp_path, call, seed)

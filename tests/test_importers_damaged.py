@@ -63,7 +63,8 @@ SMALL = [(name, data if isinstance(data, bytes) else data.encode()) for name, da
 SMALL = [(name, data) for name, data in SMALL if 20 < len(data) < 20_000]
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(4_000, marks=[pytest.mark.slow, pytest.mark.release])])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [200, pytest.param(4_000, marks=[pytest.mark.slow, pytest.mark.release])])
 def test_damaged_files_end_in_items_or_a_sentence(tmp_path, count):
     chance = random.Random(count)
     light = [s for s in SMALL if not s[0].endswith((".xlsx", ".parquet"))]

@@ -132,6 +132,7 @@ def test_another_order_gives_the_same_findings_of_the_same_pairs(pairs, dice):
     assert of(order) == of(range(len(pairs)))
 
 
+@pytest.mark.slow
 @given(some_pairs)
 @settings(max_examples=100)
 def test_whatever_the_pairs_fixes_help_and_nothing_crashes(pairs):

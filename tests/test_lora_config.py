@@ -130,7 +130,7 @@ def test_it_is_pissa(make, tiny_gemma, changes):
     "init, dtype",
     [
         ("pissa", "float32"),
-        ("pissa_niter_4", "bfloat16"),
+        pytest.param("pissa_niter_4", "bfloat16", marks=pytest.mark.release),
         pytest.param("pissa", "bfloat16", marks=pytest.mark.release),
         pytest.param("pissa_niter_4", "float32", marks=pytest.mark.release),
     ],
@@ -159,6 +159,7 @@ def test_a_pissa_run_leaves_a_plain_adapter_and_the_base_as_it_is(make, seen, ti
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_the_fixed_half_never_moves_and_a_stopped_run_ends_the_same(make, monkeypatch):
     ends = {}
     for name in ("whole", "stopped"):

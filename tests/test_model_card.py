@@ -269,6 +269,7 @@ def test_nothing_of_the_author_leaves_but_what_is_allowed(
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_the_lines_of_code_on_the_card_do_what_they_say(
     machine: None, hub: Hub, mags: Run, tiny_llama: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ def outputs(cell: nbformat.NotebookNode, kind: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_every_cell_runs(home, tmp_path, tiny_gemma, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(PROJECT_DIR))
     notebook = nbformat.read(NOTEBOOK, as_version=4)

@@ -38,7 +38,7 @@ def test_the_whole_way(browser, real_server):
     page.reload()
     page.wait_for_selector("#train-status:has-text('Training')")
     page.wait_for_selector("#train-status:has-text('/')")
-    wait_for(lambda: steps_done(page) >= 6, 300, every=0.2)
+    wait_for(lambda: steps_done(page) >= 4, 300, every=0.2)
     page.click("#stop-training")
     page.wait_for_selector("#train-status:has-text('Stopped')")
     page.wait_for_selector("#loss-plot .vega-embed")
@@ -46,6 +46,8 @@ def test_the_whole_way(browser, real_server):
     # two voices
     page.click("#to-compare")
     page.wait_for_function("document.querySelector('#adapter input')?.value?.includes('甄嬛')")
+    page.click("#sampling button")
+    page.fill("#longest input[type=number]", "16")
     page.fill("#say textarea", "你是谁？")
     page.click("#send")
     settle(page)
@@ -67,17 +69,17 @@ def test_the_whole_way(browser, real_server):
     assert errors == []
 
 
-def test_what_was_typed_survives_the_page_being_killed(browser, own_server):
+def test_what_was_typed_survives_the_page_being_killed(browser, page_server):
     """The server is killed; the edit that the page called saved is there after a restart."""
-    page, _ = open_page(browser, own_server.url)
+    page, _ = open_page(browser, page_server.url)
     page.click("#open-lighthouse-keeper")
     page.wait_for_selector("text=333 pairs")
     fill(page, 2, "instruction", "Who keeps this light?")
-    file = own_server.home / "personas/lighthouse-keeper/pairs.jsonl"
+    file = page_server.home / "personas/lighthouse-keeper/pairs.jsonl"
     wait_for(lambda: "Who keeps this light?" in file.read_text())
-    own_server.kill()
-    own_server.start()
-    page.goto(own_server.url)
+    page_server.kill()
+    page_server.start()
+    page.goto(page_server.url)
     page.wait_for_selector(cell(2, "instruction"))  # the tab remembers who was open
     assert page.input_value(cell(2, "instruction")) == "Who keeps this light?"
 

@@ -170,6 +170,7 @@ def test_a_run_that_goes_on_says_from_what_and_measures_before_and_after(make, s
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_a_run_that_goes_on_resumes_bit_for_bit_and_can_be_repeated_without_its_parent(make, monkeypatch):
     first = make(max_steps=2)
     train_run.train_run(first)

@@ -43,12 +43,19 @@ def test_train_chat_export(tmp_path, tiny_gemma):
     mags = persona.open_persona("lighthouse-keeper")
     run = persona.train_persona(mags, base=str(tiny_gemma), max_steps=2, diary_probes=0)
     assert run.progress().status == "done"
-    further = persona.train_persona(mags, parent=run.path, max_steps=1, diary_probes=0)
-    assert further.manifest()["parent"]["adapter"] == f"run/lighthouse-keeper/{run.name}"
     (turn,) = persona.chat(run.adapter, ["Who are you?"], base=str(tiny_gemma), temperature=0, max_new_tokens=4)
     assert turn["prompt"] == "Who are you?" and {"base", "adapter"} <= turn.keys()
     made = persona.export_adapter(run.adapter, tmp_path / "mags.zip")
     assert any(name.endswith("adapter_model.safetensors") for name in zipfile.ZipFile(made).namelist())
+
+
+@pytest.mark.slow
+@pytest.mark.release
+def test_a_run_goes_on_from_another(tiny_gemma):
+    mags = persona.open_persona("lighthouse-keeper")
+    run = persona.train_persona(mags, base=str(tiny_gemma), max_steps=1, diary_probes=0)
+    further = persona.train_persona(mags, parent=run.path, max_steps=1, diary_probes=0)
+    assert further.manifest()["parent"]["adapter"] == f"run/lighthouse-keeper/{run.name}"
 
 
 @pytest.mark.slow

@@ -53,6 +53,7 @@ def test_opening_a_model_leaves_the_settings_of_transformers(before, tiny_llama,
     assert state() == before
 
 
+@pytest.mark.slow
 def test_importing_the_models_changes_no_logger():
     code = (
         "import logging, pkgutil, importlib, persona.models\n"

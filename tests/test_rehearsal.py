@@ -150,6 +150,7 @@ def test_a_stop_while_the_base_answers_keeps_what_it_has(make, speaks, monkeypat
 
 
 @slow
+@pytest.mark.release
 def test_a_resumed_run_rehearses_the_same(make, speaks, monkeypatch, seen):
     """Byte for byte as if it had not been stopped, though the base's kept answers are gone."""
     whole, stopped = make(**REHEARSING), make(**REHEARSING)

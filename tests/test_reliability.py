@@ -42,9 +42,10 @@ def test_nothing_grows_in_fifty_edits(page):
     assert value["broken"] == [] and value["turns"] == 10
 
 
+@pytest.mark.release
 def test_two_windows_on_one_persona(page):
     running, _ = page
-    assert faults.windows(running, rounds=10) == {"rounds": 10, "broken": []}
+    assert faults.windows(running, rounds=4) == {"rounds": 4, "broken": []}
 
 
 def test_a_process_that_may_write_nothing(page):

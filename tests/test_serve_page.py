@@ -80,6 +80,7 @@ def test_a_stream_is_not_held_back_and_ends_with_its_client(page, monkeypatch, e
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_the_project_s_own_page_has_it(home):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])

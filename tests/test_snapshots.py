@@ -9,6 +9,7 @@ from training import events
 
 from persona.errors import RunError
 from persona.models import adapter, attach, generate, loss, malloc
+from persona.models.sampling import Sampling
 from persona.store.persona_folder import PersonaCard
 from persona.train import prepare, sample_log, snapshots
 from persona.train import run as train_run
@@ -135,7 +136,8 @@ def test_every_evaluation_gives_back_what_the_steps_have_freed(make, monkeypatch
 # ---- the diary
 
 
-def test_the_probes_are_answered_at_every_evaluation(make):
+def test_the_probes_are_answered_at_every_evaluation(make, monkeypatch):
+    monkeypatch.setattr(sample_log, "SAMPLE_LOG_SAMPLING", Sampling(max_new_tokens=48))  # so long that they differ
     card = PersonaCard(name="Mags", system="You keep the light.", probes=("Who are you?", "Is the lamp lit?", "Third?"))
     run = make(card=card, max_steps=3, diary_probes=2, learning_rate=0.05)
     train_run.train_run(run)

@@ -319,6 +319,7 @@ def test_the_page_answers_as_a_space(check: ModuleType) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_the_repository_would_start_as_a_space(check: ModuleType) -> None:
     assert check.imported() == []
 

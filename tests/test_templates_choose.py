@@ -94,6 +94,7 @@ OTHERS = sorted(f.stem for f in TRL.glob("*.jinja")
                 and f.stem not in ("idefics3", "smolvlm", "llava_next"))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_any_published_format_becomes_trainable():
     """Of families that no shipped template is written for. Their chats get their own text; a block of reasoning or a
     channel that the model would write itself is written for it, before the reply and unlearned.

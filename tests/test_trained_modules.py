@@ -158,7 +158,9 @@ def _original(before, name: str) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"bias": "all"}, {"modules_to_save": "wte"}])
+@pytest.mark.parametrize(
+    "changes", [pytest.param({"bias": "all"}, marks=pytest.mark.release), {"modules_to_save": "wte"}]
+)
 def test_a_stopped_run_ends_as_one_that_was_not_stopped(make, bases, changes):
     ends = []
     for stopped in (False, True):

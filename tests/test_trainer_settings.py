@@ -2,6 +2,7 @@
 
 import ast
 
+import pytest
 from cases import check_each
 
 from persona.share.exports import new_output, trainer_settings
@@ -14,6 +15,7 @@ OTHER_VALUES = {"lr_scheduler_type": "linear", "optim": "adafactor", "target_mod
                 "rehearsal_fraction": 0.2}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_setting_is_in_a_configuration_or_named_as_lost(tmp_path):
     """For each program: a setting that is changed changes its file, or is listed in the README."""
     template, sets = read_template("chatml"), ["d", "d-held-out"]

@@ -9,7 +9,8 @@ from waiting import wait_for
 from persona.ui.middleware import workspaces
 
 pytest_plugins = "browsing"
-pytestmark = [pytest.mark.slow, pytest.mark.browser]
+# test_attacks_visitors.py tries the same without a browser, in `make test`
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.release]
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ import zerogpu_standin
 
 from persona.store.workspace import PROJECT_DIR
 
-pytestmark = pytest.mark.slow
+# test_space.py runs a run in slices in this process, in `make test`
+pytestmark = [pytest.mark.slow, pytest.mark.release]
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,12 @@ from tiny_models import new_run
 
 from persona.models import hardware
 from persona.models.adapter import WEIGHTS_FILE
+from persona.models.sampling import Sampling
 from persona.store.files import hash_file
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
 from persona.train import run as train_run
+from persona.train import sample_log
 from persona.train.clock import TrainingClock
 from persona.train.evaluator import Evaluator
 from persona.train.prepare import PreparedRun, prepare_run
@@ -26,8 +28,10 @@ SETTINGS = {"dtype": "float32", "batch_size": 4, "eval_fraction": 0.25, "learnin
 
 
 @pytest.fixture
-def make(tmp_path, tiny_gemma):
+def make(tmp_path, tiny_gemma, monkeypatch):
     """A new run on the tiny Gemma, with the settings above and any others."""
+    # samples of the usual length take a third of a tiny run's time
+    monkeypatch.setattr(sample_log, "SAMPLE_LOG_SAMPLING", Sampling(max_new_tokens=4))
 
     def make(pairs=PAIRS, card=CARD, **changes) -> Run:
         return new_run(tmp_path, card, pairs, **{"base": str(tiny_gemma), **SETTINGS, **changes})

@@ -7,6 +7,7 @@ the run's answers and loss.
 import json
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jinja2
@@ -46,14 +47,10 @@ class CardEvidence:
 
 def render_model_card(card: PersonaCard, run: dict[str, Any], evidence: CardEvidence = CardEvidence()) -> str:
     """The card as Markdown with the Hub's metadata. run: run.json of the adapter."""
-    env = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
-    )
-    env.filters |= {"json": _json, "plain": escape_markdown, "line": escape_line, "count": _count}
     base = run["base"]
     revision = str(base.get("revision") or "")
     language = card.language.split("-")[0].lower()
-    return env.from_string((TEMPLATES_DIR / "model-card.md.jinja").read_text(encoding="utf-8")).render(
+    return _template().render(
         card=card, run=run, found=evidence, config=run["config"], figures=run["figures"], here=LOCAL_FOLDER_CODE,
         # values that the Hub would refuse as metadata are left out
         base_id=base["id"] if _HUB_ID.fullmatch(base["id"]) else "",
@@ -63,6 +60,15 @@ def render_model_card(card: PersonaCard, run: dict[str, Any], evidence: CardEvid
         drawing=_generate_arguments(card), stop=(run.get("stop") or {}).get("id"),
         question=card.probes[0] if card.probes else "Who are you?",
     )  # fmt: skip
+
+
+@cache  # each snapshot of a run has a card
+def _template() -> jinja2.Template:
+    env = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
+    )
+    env.filters |= {"json": _json, "plain": escape_markdown, "line": escape_line, "count": _count}
+    return env.from_string((TEMPLATES_DIR / "model-card.md.jinja").read_text(encoding="utf-8"))
 
 
 def _generate_arguments(card: PersonaCard) -> str:
