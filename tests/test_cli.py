@@ -319,7 +319,7 @@ def test_an_example_s_name_is_the_users_own_copy_of_it(call, home, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     status, out, err = call("lint", EXAMPLE.name)
     copy = home / "personas" / EXAMPLE.name
-    assert (status, "333 usable pairs" in out) == (0, True) and str(copy) in err
+    assert (status, "661 usable pairs" in out) == (0, True) and str(copy) in err
     persona_folder.Persona(copy).save_pairs(PAIRS)
     assert f"{len(PAIRS)} usable pairs" in call("lint", EXAMPLE.name)[1]
     create_persona_at(tmp_path / EXAMPLE.name, CARD, PAIRS[:5])

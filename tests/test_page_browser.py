@@ -15,7 +15,7 @@ def test_the_whole_way(browser, real_server):
     """Open, edit, mask, train, reload in the middle, compare, zip, open the zip: with the embedded base itself."""
     page, errors = open_page(browser, real_server.url)
     page.click("#open-zhen-huan")
-    page.wait_for_selector("text=508 pairs")
+    page.wait_for_selector("text=843 pairs")
 
     # an edit is on disk when the page says saved, and its mask follows
     fill(page, 1, "output", "本宫甄嬛，今日改了一句。")
@@ -73,7 +73,7 @@ def test_what_was_typed_survives_the_page_being_killed(browser, page_server):
     """The server is killed; the edit that the page called saved is there after a restart."""
     page, _ = open_page(browser, page_server.url)
     page.click("#open-lighthouse-keeper")
-    page.wait_for_selector("text=333 pairs")
+    page.wait_for_selector("text=661 pairs")
     fill(page, 2, "instruction", "Who keeps this light?")
     file = page_server.home / "personas/lighthouse-keeper/pairs.jsonl"
     wait_for(lambda: "Who keeps this light?" in file.read_text())
