@@ -19,7 +19,7 @@ from persona.train import launcher, queue
 from persona.train.config import make_config
 from persona.train.progress import RunProgress, RunStatus
 from persona.ui import navigation, voice_picker
-from persona.ui.app import build_app, choose_in_list
+from persona.ui.app import choose_in_list
 from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.navigation import COMPARE, SHARE, TEMPLATE, TRAIN, WRITE, PersonaState
 from persona.ui.steps.compare import blind_vote_tab, chat_tab, judge_tab, questions_tab
@@ -56,7 +56,7 @@ def test_the_hint_says_what_is_done_and_what_is_next():
         (TEMPLATE, FULL, "Next: Train"), (TRAIN, FULL, "press Start training"),
         (TRAIN, replace(FULL, waits=True), "press Add to the queue"), (TEMPLATE, replace(FULL, untrainable=2), "cannot be trained on: 2."),
         (TRAIN, PersonaState(open=True, pairs=1), "too few"),
-        (TRAIN, PersonaState(True, 314, run=RunProgress(status="running", left=90)), f"Time left: {navigation.TIME_LEFT}. You can close"),
+        (TRAIN, PersonaState(True, 314, run=RunProgress(status="running", left=90)), f"About {navigation.TIME_LEFT} left. You can close"),
         (TRAIN, PersonaState(True, 314, run=RunProgress(status="running")), "Training. You can close"),
         (TRAIN, TRAINED, "Next: Compare"),
         (COMPARE, FULL, "no adapter yet"), (COMPARE, TRAINED, "press Send"),
@@ -123,16 +123,6 @@ def test_an_adapter_in_use_stays_when_another_run_ends(ada):
         assert navigation.follow_run(in_use, step, [], "")[1:] == ChosenView.unchanged()
     _, *view = navigation.follow_run(in_use, TRAIN, [], "")
     assert ChosenView(*view).adapter == f"run/ada/{newer.name}"
-
-
-def test_one_listener_draws_the_navigation():
-    """Of two, the slower one would draw the step before, and the address would follow it."""
-    config = build_app().config
-    [bar] = [c["id"] for c in config["components"] if c["props"].get("elem_id") == "navigation"]
-    drawing = [e for e in config["dependencies"] if bar in e["outputs"]]
-    assert {e["api_name"].rstrip("_0123456789") for e in drawing} == {"renew_navigation", "navigation_html"}
-    following = [e["api_name"] for e in drawing if "change" in {name for _, name in e["targets"]}]
-    assert not following and [e["api_name"] for e in drawing].count("renew_navigation") == 1
 
 
 def test_new_or_example_leads_to_the_start_page(ada):

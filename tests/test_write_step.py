@@ -224,7 +224,7 @@ def test_every_event_that_selects_a_step_says_so_to_those_who_follow_shown_step(
     """Gradio fires a step's own `select` for some ways of selecting it only: nothing listens to that."""
     config = build_app().config
     types = {component["id"]: component["type"] for component in config["components"]}
-    [[_, shown]] = [e["outputs"] for e in config["dependencies"] if e["api_name"] == "handle_step_click"]
+    [[(shown, _)]] = [e["targets"] for e in config["dependencies"] if e["api_name"] == "mark_step_shown"]
     selecting = 0
     for event in config["dependencies"]:
         if "walkthrough" in {types[i] for i in event["outputs"]}:

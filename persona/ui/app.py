@@ -147,7 +147,7 @@ def build_app() -> gr.Blocks:
             demo.load(retention_notice, None, gr.HTML(elem_id="retention", elem_classes="quiet"), **QUIET)
         bar = gr.HTML(elem_id="navigation", js_on_load=navigation.NAVIGATION_JS + COUNTDOWN_JS)
         page, pairs, run_status = _build_steps(who, slug, persona_list, browser_key)
-        navigated = _connect_navigation(page, _Navigation(bar, asked, gr.State(-1)), pairs, run_status)
+        navigated = _connect_navigation(page, _Navigation(bar, asked), pairs, run_status)
         language_button.click(None, None, None, js=i18n.SWITCH_LANGUAGE_JS, **QUIET)
         demo.load(lambda key: key or conversation.new_browser_key(), browser_key, browser_key, **QUIET)
         tab = RestoredTab(*page.chosen_view(), page.steps, page.shown_step, asked)
@@ -233,25 +233,25 @@ def _build_steps(
 class _Navigation(NamedTuple):
     bar: gr.HTML
     asked: gr.State  # the address that was answered last
-    marked: gr.State  # the number of the step that is marked
 
 
 def _connect_navigation(page: Page, nav: _Navigation, pairs: PairsTab, run_status: gr.HTML) -> dict[str, Any]:
     """The bar follows the selected step, and every change of what opens or finishes a step.
 
-    One listener for all of it: of two, the slower would draw the step before, and put it into the address. Returns the
-    event that draws the bar for a page that is opened.
+    Returns the event that draws it.
     """
     inputs = [page.chosen, page.shown_step, pairs.findings, nav.asked, page.untrainable]
-    changes = [page.shown_step, run_status, page.chosen, page.untrainable, pairs.status, pairs.findings]
-    on_latest(
-        [component.change for component in changes], show_errors(navigation.renew_navigation), [nav.marked, *inputs],
-        [nav.marked, nav.bar, *page.chosen_view()], **CHOOSING,
-    )  # fmt: skip
+    renewing: dict[str, Any] = {
+        "inputs": inputs, "outputs": [nav.bar, *page.chosen_view()], "trigger_mode": "always_last", **CHOOSING,
+    }  # fmt: skip
+    page.shown_step.change(show_errors(navigation.mark_step_shown), **renewing)
+    run_status.change(show_errors(navigation.follow_run), **renewing)
     page.shown_step.change(None, None, None, js=navigation.FOCUS_STEP_JS, **QUIET)
     draw: dict[str, Any] = {
         "fn": show_errors(navigation.navigation_html), "outputs": nav.bar,
         "inputs": inputs, "trigger_mode": "always_last", **QUIET,
     }  # fmt: skip
+    changes = [page.chosen, page.untrainable, pairs.status, pairs.findings]
+    gr.on([component.change for component in changes], **draw)
     nav.bar.click(show_errors(navigation.handle_step_click), page.chosen, [page.steps, page.shown_step], **QUIET)
     return draw

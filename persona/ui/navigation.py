@@ -309,12 +309,6 @@ def _button_titles() -> dict[str, str]:
     }  # fmt: skip
 
 
-def renew_navigation(marked: int, chosen: Chosen, step: int, *about: Any) -> tuple[Any, ...]:
-    """The step that is marked now, the navigation, and a ChosenView. marked: until now; about: as navigation_html's."""
-    renew = follow_run if step == marked else mark_step_shown
-    return step, *renew(chosen, step, *about)
-
-
 def mark_step_shown(
     chosen: Chosen, step: int, findings: list[Finding], asked: str, untrainable: int = 0
 ) -> tuple[Any, ...]:
