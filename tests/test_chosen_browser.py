@@ -19,6 +19,7 @@ pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 MOST_EVENTS = 43  # of one switch: each step shows the other persona, and what runs for the first one is stopped
+NAMES = ("Otto", "Edith")
 STEPS = ("write", "template", "train", "compare", "share")
 IDLE_MS = 1500  # how long an idle page is looked at
 MOST_FRAMES = 36  # asked for by an idle page meanwhile; a single clock that runs on asks for 90
@@ -52,6 +53,8 @@ class Watched:
     def choose(self, name: str) -> None:
         self.page.click("#persona-list input")
         self.page.locator("[role=option]").filter(has_text=name).first.click()
+        named = "slug => (new URLSearchParams(location.search).get('persona') ?? '') === slug"
+        self.page.wait_for_function(named, arg=name.lower() if name in NAMES else "")
         self.settle()
 
     def step(self, name: str) -> None:
@@ -95,7 +98,7 @@ def test_every_switch_shows_the_chosen_one_alone(browser, page_server, personas,
         watched.step(step)
         watched.forget()
         switches = 0
-        for name in ("Edith", "Otto"):
+        for name in reversed(NAMES):
             watched.choose(name)
             switches += 1
             assert watched.shown() == (name, step)

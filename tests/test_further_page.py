@@ -76,7 +76,7 @@ def test_the_plan_says_what_is_new_and_what_is_taken_over(mags, tiny_gemma, monk
     write_pairs(mags.pairs_file, [*PAIRS, Pair("new", "pair")])
     parent_id = f"run/{mags.slug}/{first.name}"
     text = plan_html(mags.slug, *form(tiny_gemma), parent_id=parent_id)
-    assert "1 new pairs, each learned 8 times an epoch, 18 old ones; 2 held out" in text
+    assert "1 new pair, each learned 8 times an epoch, 18 old ones; 2 held out" in text
     assert "19 pairs to learn from, 2 held out to measure on; 2 steps" in text, "half of 18 + 8 rows, 8 a step"
     roles = [further.pair_role_html(mags.slug, n, *form(tiny_gemma), parent_id=parent_id) for n in range(1, 23)]
     assert sum("is known" in r for r in roles) == 18 and sum("stays held out" in r for r in roles) == 2

@@ -76,7 +76,7 @@ def build_base(name: str, folder: Path, tiny: bool = False) -> Path:
 
 
 def short_persona(folder: Path) -> Persona:
-    """A copy of the shipped 甄嬛: rows of 62 tokens, a good third of them learned."""
+    """A copy of the shipped 甄嬛: rows of 62 tokens, a third of them learned."""
     return _persona(folder / "short", _example().pairs())
 
 

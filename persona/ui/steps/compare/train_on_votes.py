@@ -140,7 +140,7 @@ def offer(browser_key: str, slug: str, adapter_id: str) -> TrainView:
         about += f"<details class='quiet'><summary>{title}</summary><ul>{lines}</ul></details>"
     label = t("Train on 1 vote or correction") if count == 1 else t("Train on {n} votes and corrections", n=count)
     if not {p.pair.source for p in found.preferences} <= {"vote", "correction"}:
-        label = t("Train on {n} votes, choices and corrections", n=count)
+        label = t("Train on {n} vote(s), choice(s) and correction(s)", n=count)
     preview = gr.Accordion(visible=bool(count), open=False)
     return TrainView(gr.Button(label, interactive=count >= least), about, preview, gr.Number(1, maximum=max(1, count)))
 
