@@ -198,8 +198,8 @@ class Visitor:
         self.fire("persona-list", "select")
 
     def go(self, step: str) -> None:
-        """step: template, train, compare, share."""
-        self.fire(f"step-{step}", "select")
+        """By the bar's button. step: template, train, compare, share."""
+        self.fire("navigation", "click", {"step": STEP_NAMES.index(step)})
 
     def act(self, **done: Any) -> None:
         """An action in the table of pairs: do, row, and for an edit also field, old, text. Raises Refused."""

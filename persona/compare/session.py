@@ -81,9 +81,10 @@ class Voice:
             if len(prompt.ids) > room:
                 left_out = bisect_left(range(len(turns)), True, key=lambda n: len(render(n).ids) <= room)
                 prompt = render(left_out)
+            stop = self.renderer.stop_id
         except PersonaError as e:
             return Column(self.adapter, ChatPrompt("", []), error=e.message)
-        return Column(self.adapter, prompt, self.strength, self.renderer.stop_id, left_out=left_out)
+        return Column(self.adapter, prompt, self.strength, stop, left_out=left_out)
 
 
 class LoadedModel:
