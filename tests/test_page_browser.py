@@ -186,6 +186,7 @@ def test_rows_are_added_searched_replaced_and_the_marks_follow(browser, page_ser
     page.wait_for_function("!document.querySelector('#pairs .mark')?.innerText.includes('AI')")
 
     # what is drawn again shows what is on disk, also in a cell that was typed in
+    page.traffic.settle(page)
     page.fill("#search input, #search textarea", "")
     page.wait_for_function("document.querySelectorAll('#pairs [data-row]').length === 2")
     assert page.input_value(cell(1, "output")) == "I am Ada."
