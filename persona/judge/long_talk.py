@@ -122,7 +122,7 @@ def wears_off(r: EvalReport) -> VerdictParts:
 
 
 def about_long_talk(r: EvalReport) -> str:
-    """A remark: what became of the rules, and how many answers of the last turns went round in circles."""
+    """A remark: what became of the rules."""
     if not r.talk or not any(turn.kept for turn in r.talk.turns):
         return ""
     return _kept_at(r.talk)

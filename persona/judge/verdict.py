@@ -338,8 +338,6 @@ def _about_manner(r: EvalReport) -> str:
 def _about_rows(r: EvalReport) -> str:
     if r.likelihood is None or r.likelihood.rows >= FEW_ROWS:
         return ""
-    if r.likelihood.rows == 1:
-        return Message("Measured on 1 held-out pair only: take the figures as rough.")
     return Message("Measured on {rows} held-out pair(s) only: take the figures as rough.", rows=r.likelihood.rows)
 
 

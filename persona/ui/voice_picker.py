@@ -26,6 +26,7 @@ from persona.store import deployment, files, persona_folder, workspace
 from persona.store.persona_folder import PersonaCard
 from persona.template.character_prompt import CharacterPrompt, PromptParts, estimate_tokens
 from persona.template.chat_template import build_messages
+from persona.template.render import ChatPrompt
 from persona.train import run_folder, snapshots
 from persona.ui.i18n import localized, t
 from persona.ui.notices import show_info, show_warning
@@ -50,19 +51,21 @@ class Comparison:
     records: tuple[VoiceRecord, ...]
 
     def answer(
-        self, histories: Sequence[Sequence[tuple[str, str]]], question: str, sampling: Sampling
-    ) -> Iterator[list[Generation]]:
+        self, histories: Sequence[Sequence[tuple[str, str]]], question: str, sampling: Sampling,
+        columns: Sequence[session.Column] = (),
+    ) -> Iterator[list[Generation]]:  # fmt: skip
         """Stream the replies of all columns to the question, each after its own history.
 
-        A base that goes round in circles (repetition.py) is stopped: a pretrained one would only reach the limit.
+        columns: of render(), if they are rendered already. A base that goes round in circles (repetition.py) is
+        stopped: a pretrained one would only reach the limit.
         """
         if self.model is None:
             url, key = remote.configured_server() or ("", "")
-            prompts = zip(self._prompt_parts(histories, question), histories, strict=True)
+            prompts = zip(self._remote_parts(histories, question), histories, strict=True)
             chats = [build_messages(parts.system, h, question, late_system=parts.late) for parts, h in prompts]
             yield from remote.stream_remote(url, key, self.voices, chats, sampling)
             return
-        columns = self._columns(histories, question, sampling)
+        columns = columns or self.render(histories, question, sampling)
         halted: set[int] = set()
         for replies in session.stream_replies(self.model, columns, sampling, halted=halted):
             halted.update(
@@ -71,32 +74,21 @@ class Comparison:
             )  # fmt: skip
             yield replies
 
-    def exchanges_left_out(
-        self, histories: Sequence[Sequence[tuple[str, str]]], question: str, sampling: Sampling
-    ) -> list[int]:
-        """How many of each column's oldest exchanges its prompt has no room for; another server decides by itself."""
-        if self.model is None:
-            return [0] * len(self.records)
-        return [c.left_out for c in self._columns(histories, question, sampling)]
-
-    def _columns(
+    def render(
         self, histories: Sequence[Sequence[tuple[str, str]]], question: str, sampling: Sampling
     ) -> list[session.Column]:
-        assert self.model
+        """What each column is asked; of another server's only the book entries, since it renders by itself."""
+        if self.model is None:
+            found = self._remote_parts(histories, question)
+            titles = [tuple(one.entry.title for one in parts.entries) for parts in found]
+            return [session.Column("", ChatPrompt("", [], entries)) for entries in titles]
         room = self.model.context_tokens - sampling.max_new_tokens
         return [v.render_column(h, question, room) for v, h in zip(self.voices, histories, strict=True)]
 
-    def book_entries(self, histories: Sequence[Sequence[tuple[str, str]]], question: str) -> list[tuple[str, ...]]:
-        """The names of the book entries in each column's prompt."""
-        found = self._prompt_parts(histories, question)
-        return [tuple(one.entry.title for one in parts.entries) for parts in found]
-
-    def _prompt_parts(self, histories: Sequence[Sequence[tuple[str, str]]], question: str) -> list[PromptParts]:
-        if self.model is None:
-            character = CharacterPrompt.of(self.card)
-            return [character.compose(r.system, h, question, estimate_tokens)
-                    for r, h in zip(self.records, histories, strict=True)]  # fmt: skip
-        return [v.renderer.prompt_parts(h, question) for v, h in zip(self.voices, histories, strict=True)]
+    def _remote_parts(self, histories: Sequence[Sequence[tuple[str, str]]], question: str) -> list[PromptParts]:
+        character = CharacterPrompt.of(self.card)
+        return [character.compose(r.system, h, question, estimate_tokens)
+                for r, h in zip(self.records, histories, strict=True)]  # fmt: skip
 
 
 def is_base_circling(record: VoiceRecord, text: str, ended: bool) -> bool:

@@ -177,11 +177,10 @@ def stream_answers(
     before = column_messages(replace(chat, turns=chat.turns[:-1]), records, selection)
     replies: list[Generation] = [Generation() for _ in records]
     shown: list[Generation | None] = [None for _ in records]
-    left_out = comparison.exchanges_left_out(histories, turn.said, sampling)
-    entries = comparison.book_entries(histories, turn.said)
-    books = [greeting_note(chat) + room_note(n) + book_note(found) for n, found in zip(left_out, entries, strict=True)]
+    columns = comparison.render(histories, turn.said, sampling)
+    books = [greeting_note(chat) + room_note(c.left_out) + book_note(c.prompt.entries) for c in columns]
     try:
-        for replies in comparison.answer(histories, turn.said, sampling):
+        for replies in comparison.answer(histories, turn.said, sampling, columns):
             update = _stream_update(before, turn.said, records, replies, shown, books, sampling.max_new_tokens)
             shown = [*replies]
             status = _speed_status(replies, same_prompt, sampling)
