@@ -27,6 +27,7 @@ def test_time_grows_with_work_and_falls_with_speed():
     busy = replace(machine, rates=(("float32", 1.3e11 / 4), ("bfloat16", 1.5e12 / 4)))
     assert seconds(busy) > 3 * seconds(), "other programs compute beside it"
     assert seconds(replace(machine, rates=())) is None
+    assert seconds(repeated=20_000) < seconds() - 40, "a shared beginning is computed once"
     speed = estimate_speed(machine, shape, plan, WORK)
     assert seconds(evaluations=0) == pytest.approx(STARTUP_SECONDS + WORK.tokens / speed, rel=0.02)
 

@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import load, lora_gradients, with_lora
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.llama import modeling_llama
 
@@ -90,25 +88,10 @@ def test_every_layer_takes_the_faster_way(base, monkeypatch):
     with fused_kernels.fused_kernels(model):
         tried = counts["RMSNorm"], counts["Rotate"]
         learn(model, batch(200))
-        assert model.get_base_model().config._attn_implementation == fused_kernels.ATTENTION_NAME
     norms = sum("RMSNorm" in type(m).__name__ for m in model.modules())
     assert counts["RMSNorm"] - tried[0] == norms
     assert counts["Rotate"] - tried[1] == 2 * 2, "queries and keys, two layers"
     assert counts["LoraLinear"] == 2 * 7
-
-
-def test_packed_rows_and_long_rows_are_left_to_the_stock_attention(base, monkeypatch):
-    left = []
-    monkeypatch.setattr(fused_kernels, "sdpa_attention_forward", lambda *a, plain=fused_kernels.sdpa_attention_forward, **k: (
-        left.append(a[1].shape[2]), plain(*a, **k))[1])  # fmt: skip
-    for limit, given in ((256, batch(200, pack=64)), (16, batch(200))):
-        monkeypatch.setattr(fused_kernels, "MAX_SHORT_ROW", limit)
-        left.clear()
-        (want, expected), (got, found) = both(base, given)
-        assert left == [given["input_ids"].shape[1]] * 2
-        assert got == pytest.approx(want, rel=1e-5)
-        for name, gradient in expected.items():
-            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-5 * gradient.abs().max().item())
 
 
 def test_the_base_alone_and_generation_are_the_stock_ones(base):
@@ -137,12 +120,10 @@ def test_a_norm_that_computes_something_else_keeps_its_own():
 
 
 def patched(model=None) -> dict[str, Any]:
-    """All that the kernels replace: in transformers' modules and tables, and in a model."""
+    """All that the kernels replace: in transformers' modules, and in a model."""
     state: dict[str, Any] = {c.__name__: dict(vars(c)) for c in (modeling_gemma3, modeling_llama)}
-    state |= {"attention": dict(ALL_ATTENTION_FUNCTIONS), "masks": dict(ALL_MASK_ATTENTION_FUNCTIONS)}
     if model is not None:
         state["forwards"] = {n: vars(m)["forward"] for n, m in model.named_modules() if "forward" in vars(m)}
-        state["implementation"] = model.get_base_model().config._attn_implementation
     return state
 
 
@@ -152,7 +133,7 @@ def test_model_and_transformers_are_as_before(base, error):
     before = patched(model)
     with contextlib.suppress(ValueError), fused_kernels.fused_kernels(model):
         during = patched(model)
-        assert during["forwards"] and during["attention"] != before["attention"] and during["masks"] != before["masks"]
+        assert during["forwards"]
         code = type(model.get_base_model()).__module__
         assert during[code]["apply_rotary_pos_emb"] is not before[code]["apply_rotary_pos_emb"]
         if error:

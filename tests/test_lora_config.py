@@ -11,7 +11,7 @@ from tiny_models import load
 from training import build
 
 from persona.errors import InputError
-from persona.models import adapter, attach, loss
+from persona.models import adapter, attach, placement
 from persona.models.loss import nll_sum
 from persona.train import fused_kernels, lora_config
 from persona.train import run as train_run
@@ -145,7 +145,7 @@ def test_a_pissa_run_leaves_a_plain_adapter_and_the_base_as_it_is(make, seen, ti
     assert (opened.settings["r"], opened.settings["lora_alpha"]) == (8, 128)
     ids = torch.tensor([seen.prepared.train[0].input_ids])
     plain = load(tiny_gemma, dtype)
-    with torch.no_grad(), loss.lora_autocast(plain):
+    with torch.no_grad(), placement.lora_autocast(plain):
         alone = plain(input_ids=ids).logits
         with trained.disable_adapter():
             assert torch.equal(trained(input_ids=ids).logits, alone)

@@ -11,7 +11,7 @@ from persona.errors import BaseError, InputError
 from persona.models import base, hardware, memory
 from persona.models.hardware import Machine
 from persona.store.pairs import Pair
-from persona.store.persona_folder import PersonaCard, create_persona_at, open_persona
+from persona.store.persona_folder import PersonaCard, create_persona_at, free_path, open_persona
 from persona.store.workspace import EXAMPLES_DIR
 from persona.train import launcher, queue
 from persona.train import plan as train_plan
@@ -109,6 +109,20 @@ def test_the_estimate_counts_as_the_run_does(persona, tiny_gemma):
     assert capped.steps == 3 and capped.seconds < seen.seconds
     as_many = see(persona, tiny_gemma, batch_size=32, max_steps=6)  # two steps a pass, the second of 4 rows
     assert as_many.work.tokens == pytest.approx(see(persona, tiny_gemma, batch_size=32, epochs=3).work.tokens)
+
+
+def test_a_system_prompt_that_all_rows_share_costs_its_batch_once(home, tiny_gemma):
+    """The longer it is the more, but for what trains without flat batches and for rows that do not begin with it."""
+    long = CARD.model_copy(update={"system": "You keep the light. " * 30})
+    own = [replace(pair, system="You keep the bees.") for pair in PAIRS]
+
+    def repeated(card=CARD, pairs=PAIRS, **settings):
+        found = create_persona_at(free_path("mags"), card, pairs)
+        work = see(found, tiny_gemma, batch_size=8, **settings).work
+        return work.repeated / work.tokens
+
+    assert 0.05 < repeated() < 0.3 and 0.6 < repeated(long) < 0.9
+    assert repeated(pairs=own) == repeated(neftune_noise_alpha=5) == repeated(packing=True) == 0
 
 
 def test_evaluation_that_takes_most_of_the_time_is_said(persona, tiny_gemma):

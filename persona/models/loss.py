@@ -1,6 +1,5 @@
 """The loss: negative log-likelihood (NLL) of the learned tokens. The trainer minimizes what the evaluation reports."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from persona.models import memory
-from persona.models.placement import input_device
+from persona.models.flat_batch import flatten_if_possible
+from persona.models.placement import input_device, lora_autocast
 from persona.template.render import IGNORE_INDEX, TrainingExample
 
 # rows with input_ids and labels → one batch of tensors, such as train.collator.Collator
@@ -34,18 +34,20 @@ def token_nll(
     plain output layer takes `TiledNLL`; a model that does more to its logits (soft caps, scales, a bias, quantized
     weights) computes its own.
     """
-    keep = torch.zeros_like(labels, dtype=torch.bool)
-    keep[:, :-1] = labels[:, 1:] != IGNORE_INDEX
-    target = labels[:, 1:][keep[:, :-1]]
-    rows = keep.nonzero()[:, 0]
+    rows, before = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
+    target = labels[rows, before + 1]
+    keep = rows * labels.shape[1] + before  # of all positions of the batch
     inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     if position_ids is not None:
         inputs["position_ids"] = position_ids
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    elif flat := flatten_if_possible(causal, input_ids, labels):
+        inputs |= {"input_ids": flat.ids, "position_ids": flat.positions, "flat": flat}
+        keep = flat.place.flatten()[keep]
     with lora_autocast(causal):
         if _has_plain_head(causal):
             hidden, weight = causal.base_model(**inputs).last_hidden_state, causal.get_output_embeddings().weight
-            hidden = hidden[keep.to(hidden.device)].to(weight.device)
+            hidden = hidden.flatten(0, 1)[keep.to(hidden.device)].to(weight.device)
             return TiledNLL.apply(hidden, weight, target.to(weight.device)), rows.to(weight.device)
         logits = _logits_at(model, causal.get_output_embeddings(), keep, inputs)
     scores = logits.float().view(-1, logits.shape[-1])
@@ -53,25 +55,15 @@ def token_nll(
 
 
 def _logits_at(model: Any, head: Any, keep: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-    """The model's own logits at the positions `keep` alone, (1, n, vocabulary). head: its output layer.
+    """The model's own logits at the positions `keep` (n,) alone, (1, n, vocabulary). head: its output layer.
 
     logits_to_keep takes such a mask in the newest transformers only.
     """
-    hook = head.register_forward_pre_hook(lambda _, hidden: hidden[0][keep.to(hidden[0].device)][None])
+    hook = head.register_forward_pre_hook(lambda _, hidden: hidden[0].flatten(0, 1)[keep.to(hidden[0].device)][None])
     try:
         return model(**inputs).logits
     finally:
         hook.remove()
-
-
-def lora_autocast(model: Any) -> Any:
-    """Autocast for a base in half precision: the float32 LoRA weights are cast once a step, not every activation.
-
-    A trainer on a GPU has it on already; with the activations cast to float32 instead, q, k and v would each keep a
-    copy of their input, a fifth of all that a layer keeps.
-    """
-    device, half = input_device(model).type, model.dtype in (torch.bfloat16, torch.float16)
-    return torch.autocast(device, model.dtype) if half and device != "mps" else contextlib.nullcontext()
 
 
 def _has_plain_head(model: Any) -> bool:

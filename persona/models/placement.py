@@ -6,6 +6,7 @@ brought until the backward pass, so that nothing would be saved. Not verified on
 disk, beside a CPU.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,3 +72,15 @@ def materialize_adapters(model: Any) -> None:
             for part in (*layer.lora_A.values(), *layer.lora_B.values()):
                 if part.weight.is_meta:
                     part.to_empty(device=layer.get_base_layer()._hf_hook.execution_device)
+
+
+def lora_autocast(model: Any) -> Any:
+    """Autocast for a base in half precision: the float32 LoRA weights are cast once a step, not every activation.
+
+    A trainer on a GPU has it on already; with the activations cast to float32 instead, q, k and v would each keep a
+    copy of their input, a fifth of all that a layer keeps.
+    """
+    import torch
+
+    device, half = input_device(model).type, model.dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(device, model.dtype) if half and device != "mps" else contextlib.nullcontext()

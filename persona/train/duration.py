@@ -41,6 +41,11 @@ class TrainingWork:
     samples: int  # questions that are answered at each evaluation
     steps: int = 0  # of the optimizer
     rehearsal: int = 0  # general prompts that the base answers first, as if it had answered none before
+    repeated: float = 0.0  # of `tokens`: what rows begin with alike, and a batch computes once (models/flat_batch.py)
+
+    @property
+    def computed(self) -> float:
+        return self.tokens - self.repeated
 
 
 def estimate_speed(machine: Machine, shape: ModelShape, plan: "TrainingPlan", work: TrainingWork,
@@ -57,7 +62,7 @@ def estimate_speed(machine: Machine, shape: ModelShape, plan: "TrainingPlan", wo
     rate = rates[plan.train_dtype] * GPU_EFFICIENCY
     if machine.device == "cpu":
         rate = 1 / (1 / rates[plan.train_dtype] + CPU_OVERHEAD / rates["float32"])
-    seconds = memory.step_flops(shape, work.tokens, work.learned, plan.checkpointing) / rate
+    seconds = memory.step_flops(shape, work.computed, work.learned, plan.checkpointing) / rate
     if machine.device == "cuda":
         seconds = max(seconds, work.steps * plan.accumulation * shape.layers * GPU_LAYER_SECONDS)
     return work.tokens / seconds
@@ -99,4 +104,4 @@ def _rehearsal_seconds(shape: ModelShape, plan: "TrainingPlan", work: TrainingWo
 
 
 def _seconds_per_flop(shape: ModelShape, plan: "TrainingPlan", work: TrainingWork, speed: float) -> float:
-    return work.tokens / speed / memory.step_flops(shape, work.tokens, work.learned, plan.checkpointing)
+    return work.tokens / speed / memory.step_flops(shape, work.computed, work.learned, plan.checkpointing)

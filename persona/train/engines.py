@@ -24,6 +24,14 @@ WITHOUT_UNSLOTH = {"use_dora": "false", "packing": "false", "train_stop_token": 
                    "modules_to_save": "nothing"}  # fmt: skip
 
 
+def may_flatten(c: RunConfig, device: str) -> bool:
+    """Whether batches are flat (models/flat_batch.py) where the base allows it. Not measured on a GPU.
+
+    NEFTune's noise goes by the tokens of a row, which a flat batch does not show; packed rows are in one already.
+    """
+    return device == "cpu" and c.engine == "none" and not c.neftune_noise_alpha and not c.packing
+
+
 def unsloth_python() -> Path | None:
     """The Python of the environment that has Unsloth: PERSONA_UNSLOTH_PYTHON, else .venv-unsloth beside the project.
 

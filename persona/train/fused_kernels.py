@@ -1,4 +1,4 @@
-"""Fewer operations in a training step: RMSNorm, rotary embedding and LoRA; on a CPU attention of short rows too.
+"""Fewer operations in a training step: RMSNorm, rotary embedding and LoRA.
 
 Outside its matrix products a step of a small model is bound on a CPU by memory (every operation reads and writes all
 activations), on a GPU by launches; and the backward pass takes two or three operations more. Each kernel here is one
@@ -18,15 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as LoraLayer
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from persona.models.hardware import DevicePlan
-from persona.models.placement import input_device
-
-MAX_SHORT_ROW = 256  # tokens of a row: up to here plain products beat the flash kernel, and their scores are small
-ATTENTION_NAME = "persona_short_rows"
 
 
 def are_used(plan: DevicePlan, engine: str) -> bool:
@@ -36,10 +29,10 @@ def are_used(plan: DevicePlan, engine: str) -> bool:
 
 @contextlib.contextmanager
 def fused_kernels(model: Any) -> Iterator[None]:
-    """While it lasts, the modules of a PeftModel compute with the kernels of this file; on a GPU not its attention.
+    """While it lasts, the modules of a PeftModel compute with the kernels of this file.
 
     Weights, names and results stay as they are. At the end, after an error too, everything is as it was before: the
-    model, the modules of transformers, and its table of attention functions.
+    model and the modules of transformers.
     """
     with contextlib.ExitStack() as undo:
         for module in model.modules():
@@ -51,8 +44,6 @@ def fused_kernels(model: Any) -> Iterator[None]:
                 code = sys.modules[type(module).__module__]  # attention looks the function up here, by its name
                 if _is_standard_rotary(getattr(code, "apply_rotary_pos_emb", None)):
                     _replace(undo, code, "apply_rotary_pos_emb", apply_rotary)
-        if input_device(model).type == "cpu":
-            _replace_attention(undo, model.get_base_model())
         yield
 
 
@@ -63,17 +54,6 @@ def _replace(undo: contextlib.ExitStack, owner: Any, name: str, value: Any) -> N
     else:  # a method of its class
         undo.callback(delattr, owner, name)
     setattr(owner, name, value)
-
-
-def _replace_attention(undo: contextlib.ExitStack, causal: Any) -> None:
-    config = causal.config.get_text_config()
-    if config._attn_implementation != "sdpa" or config is not causal.config:
-        return
-    for table, function in ((AttentionInterface, short_row_attention), (AttentionMaskInterface, sdpa_mask)):
-        table.register(ATTENTION_NAME, function)
-        undo.callback(table._global_mapping.pop, ATTENTION_NAME, None)  # there is no public way to unregister
-    causal.set_attn_implementation(ATTENTION_NAME)
-    undo.callback(causal.set_attn_implementation, "sdpa")
 
 
 # ---- norms
@@ -168,31 +148,6 @@ def _is_standard_rotary(function: Any) -> bool:
     angles = torch.linspace(0, 2, 12).view(1, 3, 4).repeat(1, 1, 2)
     results = (f(q, k, angles.cos(), angles.sin()) for f in (apply_rotary, function))
     return all(_agree(ours, theirs) for ours, theirs in zip(*results, strict=True))
-
-
-# ---- attention
-
-
-def short_row_attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-              attention_mask: torch.Tensor | None, dropout: float = 0.0, scaling: float | None = None,
-              **others: Any) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """Causal attention. Short rows without a mask take plain products: their backward pass costs a third of flash's.
-
-    query (rows, heads, length, d), key and value (rows, fewer heads, length, d) → (rows, length, heads, d).
-    """
-    rows, heads, length, width = query.shape
-    short = (
-        attention_mask is None and 1 < length <= MAX_SHORT_ROW and key.shape[2] == length and value.shape == key.shape
-    )
-    if not short or dropout or not query.requires_grad or not getattr(module, "is_causal", True):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
-    groups = heads // key.shape[1]
-    # query heads that share a key are stacked: more rows of one product
-    q, k, v = query.reshape(-1, groups * length, width), key.flatten(0, 1), value.flatten(0, 1)
-    causal_mask = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1).repeat(groups, 1)
-    scores = torch.baddbmm(causal_mask[None], q, k.transpose(1, 2), alpha=width**-0.5 if scaling is None else scaling)
-    out = torch.bmm(scores.softmax(-1), v).view(rows, heads, length, width)
-    return out.transpose(1, 2).contiguous(), None
 
 
 # ---- LoRA

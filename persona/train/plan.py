@@ -26,6 +26,7 @@ from persona.train.duration import (
     estimate_seconds,
     estimate_speed,
 )
+from persona.train.engines import may_flatten
 from persona.train.parent import Parent, repeat_new, split_since
 from persona.train.run_folder import Run
 from persona.train.target_modules import ends_with_name, split_names
@@ -321,6 +322,7 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
         samples=min(config.diary_probes, len(card.probes) or 1),
         steps=steps,
         rehearsal=min(rehearsal, REHEARSAL_PROMPTS),
+        repeated=rows_seen * _repeated_tokens(card, config, pairs, plan.device),
     )
     comparable = find_comparable_run(persona, config, plan)
     known = machine, shape, plan, work, comparable.progress() if comparable else None
@@ -357,14 +359,16 @@ def estimate_row_tokens(
 ) -> tuple[int, int]:
     """(tokens, learned tokens) of a pair's row, about. learned_elsewhere: as in Renderer."""
     replies = [pair.turns[n][1] for n in find_learned_turns(pair, learn_history, learned_elsewhere)]
-    texts = [
-        pair.system or card.system,
-        pair.instruction,
-        pair.output,
-        *(text for turn in pair.history for text in turn),
-    ]
+    texts = [pair.system or card.system, pair.instruction, pair.output, *(x for turn in pair.history for x in turn)]
     tokens = _estimate_tokens(texts) + TEMPLATE_TOKENS * (1 + len(pair.history))
     return tokens, _estimate_tokens(replies) + len(replies)
+
+
+def _repeated_tokens(card: PersonaCard, config: RunConfig, pairs: Sequence[Pair], device: str) -> float:
+    """Of a row, on the average: tokens of the system prompt that another row of its batch has computed already."""
+    if not may_flatten(config, device) or config.rehearsal_fraction or any(pair.system for pair in pairs):
+        return 0.0
+    return _estimate_tokens([card.system]) * (1 - 1 / config.batch_size)
 
 
 def _estimate_tokens(texts: Sequence[str]) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 from rapidfuzz import fuzz
 
 from persona.errors import InputError, Message
-from persona.models import loss
+from persona.models import placement
 from persona.models.catalogue import is_instruction_tuned
 from persona.models.generate import Generation, generate_batch
 from persona.models.sampling import Sampling
@@ -140,7 +140,7 @@ def _answer(
     with ExitStack() as stack:
         stack.callback(model.train, model.training)
         model.eval()
-        stack.enter_context(loss.lora_autocast(model))
+        stack.enter_context(placement.lora_autocast(model))
         if hasattr(model, "disable_adapter"):  # Unsloth has added the LoRA already
             stack.enter_context(model.disable_adapter())
         ids = [renderer.render_prompt([], prompt).ids for prompt in prompts]

@@ -26,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
 
 from persona.errors import InputError, Message, PersonaError, RunError
-from persona.models import base, hardware, malloc, quantization, trained_tokens
+from persona.models import base, flat_batch, hardware, malloc, quantization, trained_tokens
 from persona.template.render import IGNORE_INDEX, TrainingExample
 from persona.train import (
     checkpoints,
@@ -212,6 +212,8 @@ def _train_run(run: Run, deadline: float | None, cleanup: contextlib.ExitStack) 
         return {"run": str(run.path), "status": "stopped"}
     if fused_kernels.are_used(prepared.plan, prepared.config.engine):
         cleanup.enter_context(fused_kernels.fused_kernels(trainer.model))
+    if engines.may_flatten(prepared.config, prepared.plan.device):
+        cleanup.enter_context(flat_batch.flat_batches(trainer.model))
     _log_plan(prepared, trainer.train_dataset)
     checkpoint = distributed.run_on_main(lambda: checkpoints.find_last_checkpoint(run.checkpoints))
     known = distributed.run_on_main(lambda: run.progress()) if checkpoint else RunProgress()

@@ -6,7 +6,7 @@ A question is sampled with the same random numbers each time, so an answer chang
 from collections.abc import Sequence
 from typing import Any
 
-from persona.models import loss
+from persona.models import placement
 from persona.models.generate import generate_batch
 from persona.models.sampling import Sampling
 from persona.store.persona_folder import PersonaCard
@@ -31,7 +31,7 @@ def log_samples(run: Run, model: Any, renderer: Renderer, questions: Sequence[st
     model.eval()
     prompts = [renderer.render_prompt([], question) for question in questions]
     try:
-        with loss.lora_autocast(model):
+        with placement.lora_autocast(model):
             *_, last = generate_batch(
                 model, renderer.tokenizer, [p.ids for p in prompts], SAMPLE_LOG_SAMPLING, renderer.stop_id
             )
