@@ -65,6 +65,7 @@ class RunFigures(FrozenModel):
     probes: Share | None = None
     stops: Share | None = None
     minutes: float = 0.0
+    learns_preferences: bool = False  # its pairs are those
     fingerprints: list[str] | None = None
 
 
@@ -77,7 +78,7 @@ class PairChanges(FrozenModel):
 
 
 class LedgerRow(FrozenModel):
-    """A run in the table. since: to the persona's pairs of today; None where it is counted on opening."""
+    """A run in the table. since: to the persona's pairs of today, where it learned pairs; None: counted on opening."""
 
     figures: RunFigures
     note: RunNote
@@ -91,6 +92,7 @@ def read_ledger(persona: Persona) -> list[LedgerRow]:
     for run in list_runs(persona):
         figures = read_figures(run)
         since = None if figures.fingerprints is None else count_changes(figures.fingerprints, today)
+        since = PairChanges() if figures.learns_preferences else since
         rows.append(LedgerRow(figures=figures, note=run_notes.read_note(run), since=since))
     return rows
 
@@ -148,6 +150,7 @@ def compute_figures(run: Run) -> RunFigures:
         probes=kept,
         stops=stops,
         minutes=round(p.elapsed / 60, 3),
+        learns_preferences=any(r.rejected for r in rows),
         fingerprints=fingerprint_pairs([r.pair for r in rows]) if len(rows) <= MAX_FINGERPRINTS else None,
     )
 
