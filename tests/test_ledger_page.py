@@ -68,6 +68,7 @@ def test_a_run_on_preferences_is_not_compared_by_pairs_or_by_its_loss(mags):
     write_pairs(mags.pairs_file, [Pair("new", "pair")])
     table = ledger.refresh(mags.slug, "", [])[0]
     assert table.count("since: ") == 1 and "preferences + " in table
+    assert table.count("data-do='hard'") == 1, "the chosen answers are no pairs to rewrite"
     found = compare_runs.compare_runs(first, second)
     assert found.pairs is None and found.losses["first_train"] and not found.losses["second_train"]
     detail = ledger.show_comparison(mags.slug, [first.name, second.name])["detail"]

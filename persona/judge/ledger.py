@@ -1,7 +1,8 @@
 """The runs of a persona as a table: when, from what, with which settings and pairs, and how well each did.
 
 What a run's own files say is worked out once and kept in its folder, `ledger.json`; it counts as long as these files
-have the size and time that it names. So a ledger reads one small file for each run.
+have the size and time that it names, and it has the figures of this version. So a ledger reads one small file for each
+run.
 """
 
 import hashlib
@@ -102,7 +103,7 @@ def read_figures(run: Run) -> RunFigures:
     watched = _describe_files(run.path)
     try:
         kept = json.loads((run.path / LEDGER_FILE).read_bytes())
-        if kept["files"] == watched:
+        if kept["files"] == watched and kept["figures"].keys() == RunFigures.model_fields.keys():
             return RunFigures.model_validate(kept["figures"])
     except (OSError, ValueError, KeyError, TypeError):
         pass

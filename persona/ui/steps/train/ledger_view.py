@@ -137,9 +137,10 @@ def _menu_html(row: LedgerRow) -> str:
         return ""
     name = escape(row.figures.name)
     actions = [("again", t("Same settings again"))]
+    if row.figures.chosen is not None and not row.figures.learns_preferences:
+        actions.append(("hard", t("Least likely pairs")))
     if row.figures.chosen is not None:
         actions += [
-            ("hard", t("Least likely pairs")),
             ("further", t("Train further")),
             ("chat", t("Compare in chat")),
             ("share", t("Share or download")),
