@@ -77,9 +77,9 @@ def own_server(tmp_path, page_base):
         yield running
 
 
-def draw_adapter(base, target, card):
+def draw_adapter(base, target, card, **settings):
     """A LoRA of this base with random, untrained weights, which answers differently from the base."""
-    write_adapter(base.path, target, template="gemma-base", card=card, size=0.1)
+    write_adapter(base.path, target, template="gemma-base", card=card, size=0.1, **settings)
     facts = json.loads((target / "run.json").read_text())
     facts["base"]["id"] = base.id
     (target / "run.json").write_text(json.dumps(facts))

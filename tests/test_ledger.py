@@ -78,6 +78,15 @@ def test_two_hundred_runs_read_one_small_file_each(mags, monkeypatch):
     assert min(row.figures.nll.value for row in ledger.read_ledger(mags)) == 2.0, "its files changed"
 
 
+def test_figures_that_an_older_version_kept_are_worked_out_again(mags):
+    run = new_run(mags)
+    found, file = ledger.read_figures(run), run.path / ledger.LEDGER_FILE
+    kept = json.loads(file.read_text())
+    kept["figures"] = {"name": run.name, "pairs": 999}
+    file.write_text(json.dumps(kept))
+    assert ledger.read_figures(run) == found
+
+
 def test_a_damaged_run_and_one_that_trains_are_there_too(mags):
     run = new_run(mags)
     (run.path / "pairs.jsonl").write_text("[]")

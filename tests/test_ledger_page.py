@@ -1,5 +1,7 @@
 """Step 3, the ledger: what the table shows of each run, and what a click does."""
 
+import json
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -8,6 +10,7 @@ import pytest
 from finished_runs import PAIRS, new_run
 
 from persona.errors import InputError
+from persona.judge import compare_runs
 from persona.store.pairs import Pair, write_pairs
 from persona.train import launcher, run_notes
 from persona.train.run_folder import list_runs
@@ -56,6 +59,20 @@ def test_two_ticked_runs_are_compared_and_a_third_replaces_the_first(mags):
     view = press(mags.slug, "pick", runs[2], picked=view.picked)
     assert view.picked == [runs[1].name, runs[2].name]
     assert press(mags.slug, "pick", runs[2], picked=view.picked).detail == ""
+
+
+def test_a_run_on_preferences_is_not_compared_by_pairs_or_by_its_loss(mags):
+    first, second = new_run(mags), new_run(mags)
+    rows = [replace(row, rejected="No.").to_dict() for row in second.rows()]
+    (second.path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_pairs(mags.pairs_file, [Pair("new", "pair")])
+    table = ledger.refresh(mags.slug, "", [])[0]
+    assert table.count("since: ") == 1 and "preferences + " in table
+    assert table.count("data-do='hard'") == 1, "the chosen answers are no pairs to rewrite"
+    found = compare_runs.compare_runs(first, second)
+    assert found.pairs is None and found.losses["first_train"] and not found.losses["second_train"]
+    detail = ledger.show_comparison(mags.slug, [first.name, second.name])["detail"]
+    assert "Pairs that differ" not in detail
 
 
 def test_a_run_is_opened_noted_starred_and_deleted(mags):

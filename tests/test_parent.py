@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,7 +17,15 @@ from persona.store.persona_folder import Persona
 from persona.train import launcher, parent, plan, snapshots
 from persona.train import run as train_run
 from persona.train.config import RunConfig, make_config
-from persona.train.parent import Parent, adopt_settings, read_parent, repeat_new, split_since
+from persona.train.parent import (
+    MIN_OLD_ROWS,
+    Parent,
+    adopt_settings,
+    describe_pairs,
+    read_parent,
+    repeat_new,
+    split_since,
+)
 from persona.train.run_folder import RunRow
 
 pytest_plugins = "training"
@@ -60,6 +69,17 @@ def test_an_epoch_repeats_the_new_pairs():
     rows = [RunRow(PAIRS[0], False), RunRow(PAIRS[1], True), RunRow(NEW[0], False, True), RunRow(NEW[1], True, True)]
     assert repeat_new(rows, 3) == [0, 2, 2, 2]
     assert [RunRow(r.pair, r.held_out, r.is_new) for r in rows] == rows
+
+
+def test_few_new_pairs_are_learned_beside_some_of_the_old_ones():
+    old = [RunRow(Pair(f"lamp {n}?", "Lit."), False) for n in range(600)]
+    epoch = repeat_new([*old, RunRow(NEW[0], False, True)], 8)
+    assert epoch.count(600) == 8 and len(epoch) == 8 + MIN_OLD_ROWS == len({*epoch}) + 7
+    assert max(b - a for a, b in pairwise(epoch)) <= 10, "spread over all"
+    many = [RunRow(Pair(f"kettle {n}?", "On."), False, True) for n in range(40)]
+    assert len(repeat_new([*old, *many], 8)) == 2 * 320
+    assert len(repeat_new([*old, *many], 1)) == 640 and repeat_new(old, 8) == [*range(600)]
+    assert "beside 320 of the 600 old ones" in describe_pairs([*old, *many], known(()), 8)
 
 
 @pytest.fixture

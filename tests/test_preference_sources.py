@@ -135,6 +135,7 @@ def test_both_answers_are_shown_with_their_masks_and_checked(mags, tiny_gemma, t
     vote(log, "When?", "Now.", "<end_of_turn>")
     head, *sides = train_on_votes.show_masks(key, "mags", "run/mags/r1", 1)
     assert "Preference 1 of 2, from a blind vote" in head
+    assert ["less often" in html for html in sides] == [False, True], "what is learned of each"
     for html, answer in zip(sides, ("So.", "Because."), strict=True):
         learned = "".join(re.findall(r'<span class="learned[^>]*>([^<]*)', html))
         assert learned.startswith(answer) and "Why?" in "".join(re.findall(r'<span class="masked[^>]*>([^<]*)', html))
@@ -176,17 +177,19 @@ def test_after_such_a_run_the_vote_is_before_against_after(mags, monkeypatch):
 
 def test_the_verdict_says_how_often_and_warns_where_the_chosen_answers_became_less_likely():
     figures = {"accuracy_before": 0.54, "accuracy_after": 0.83}
-    learned = {"held_out": 2, "held_out_learned": [10, 10]}
-    better, worse = {8: [9.0, 9.0]}, {8: [31.0, 30.0]}
+    learned = {"held_out": 20, "held_out_learned": [10] * 20}
+    better, worse = {8: [9.0] * 20}, {8: [31.0, 30.0] * 10}
     seen = [
-        RunProgress(result=figures, plan=learned, base_nll=3.0, chosen=8, start_rows=[20.0, 20.0],
-                    held_out_rows={0: [30.0, 30.0], **rows})
+        RunProgress(result=figures, plan=learned, base_nll=3.0, chosen=8, start_rows=[20.0] * 20,
+                    held_out_rows={0: [30.0] * 20, **rows})
         for rows in (better, worse)
     ]  # fmt: skip
     said = [describe_preferences(p) for p in seen]
-    assert said[0] == "Of held-out choices it now prefers yours in 83 % (before 54 %; 2 choices)."
+    assert said[0] == "Of held-out choices it now prefers yours in 83 % (before 54 %; 20 choices)."
     assert said[1].startswith(said[0]) and "less likely" in said[1]
     assert describe_preferences(RunProgress()) == ""
+    few = RunProgress(result=figures, plan={"held_out": 1})
+    assert "1 choice). So few say little" in describe_preferences(few) and '"hint"' in further.change_html(few)
     assert [further.change_html(p).partition(" data")[0] for p in seen] == ['<div class="good"', '<div class="problem"']
     for after, kind in ((0.54, "hint"), (0.4, "problem")):
         same = replace(seen[0], result={"accuracy_before": 0.54, "accuracy_after": after})
@@ -207,6 +210,8 @@ def test_a_run_on_preferences_shows_its_margin_its_accuracy_and_that_the_chosen_
         replay.add(event)
     p = replay.progress()
     assert p.learns_preferences and not RunProgress().learns_preferences
+    done = replace(p, status="done", result={"adapter_nll": 2.5})
+    assert run_view.training_verdict_html(done) == "", "its loss is not what it was to learn"
     margin, accuracy, chosen = (
         [row[:2] for row in plot.value["data"]] for plot in run_view.chart_plots(p, run_view.PREFERENCE_CHARTS)
     )

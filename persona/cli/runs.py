@@ -30,7 +30,8 @@ def _row_value(row: Any) -> dict[str, Any]:
 def _row_text(row: Any) -> str:
     f, note = row.figures, row.note
     parts = [f.status, f"{f.minutes:.0f} min", f"{f.base}" + (f" from {f.parent}" if f.parent else "")]
-    parts.append(format_counts("{n} pair(s)", {"n": f.pairs}) + _since_text(row.since))
+    learned = "{n} preference(s)" if f.learns_preferences else "{n} pair(s)"
+    parts.append(format_counts(learned, {"n": f.pairs}) + _since_text(row.since))
     if f.nll:
         interval = f" [{f.nll.low:.3f}, {f.nll.high:.3f}]" if f.nll.low < f.nll.high else ""
         parts.append(f"NLL {f.nll.value:.3f}{interval}")
@@ -72,7 +73,8 @@ def _open_run(name: str) -> Any:
 def _comparison_text(found: Any) -> str:
     lines = [f"{found.first} → {found.second}", str(found.describe())]
     lines += [f"  {name}: {a} → {b}" for name, (a, b) in found.settings.items()]
-    lines.append(f"  pairs: {len(found.pairs)} differ")
+    if found.pairs is not None:
+        lines.append(f"  pairs: {len(found.pairs)} differ")
     for title, rows in (("Worse", found.worse), ("Better", found.better)):
         for row in rows:
             lines.append(f"{title} ({row.first_nll:.2f} → {row.second_nll:.2f}): {row.question}")

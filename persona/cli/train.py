@@ -21,8 +21,8 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="How long and how large: quick (3 epochs), balanced (up to 6) or thorough (up to 12); further (half "
-            "an epoch, new pairs 8 times) for --from. Default: quick, and further with --from."
+            help="How long and how large: quick (3 epochs), balanced (up to 6) or thorough (up to 12); further (new "
+            "pairs 4 times) for --from. Default: quick, and further with --from."
         ),
     ] = "",
     changes: Annotated[

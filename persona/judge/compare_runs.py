@@ -58,12 +58,15 @@ class PairedTest(FrozenModel):
 
 
 class RunComparison(FrozenModel):
-    """What differs between two runs. settings: name → (first, second). pairs: from the first to the second."""
+    """What differs between two runs. settings: name → (first, second).
+
+    pairs: from the first to the second; None where one of them learned preferences instead.
+    """
 
     first: str
     second: str
     settings: dict[str, tuple[Any, Any]]
-    pairs: list[PairDifference]
+    pairs: list[PairDifference] | None
     test: PairedTest | None
     worse: list[RowChange]
     better: list[RowChange]
@@ -103,6 +106,7 @@ def compare_runs(first: Run, second: Run) -> RunComparison:
     before, after = first.progress(), second.progress()
     trained, reports = ([run.rows() for run in (first, second)], [_load_report(run) for run in (first, second)])
     rows = _shared_rows(trained[0], before, trained[1], after)
+    preferred = [any(row.rejected for row in rows_of_run) for rows_of_run in trained]  # theirs is another loss
     answers = [_held_out_answers(report) for report in reports]
     changes = [
         RowChange(
@@ -120,14 +124,14 @@ def compare_runs(first: Run, second: Run) -> RunComparison:
         first=first.name,
         second=second.name,
         settings=_compare_settings(first, second),
-        pairs=ledger.diff_pairs(*([r.pair for r in rows] for rows in trained)),
+        pairs=None if any(preferred) else ledger.diff_pairs(*([r.pair for r in rows] for rows in trained)),
         test=_test_rows(rows),
         worse=[row for row in changes if row.second_nll > row.first_nll][:SHOWN_ROWS],
         better=[row for row in reversed(changes) if row.second_nll < row.first_nll][:SHOWN_ROWS],
         probes=_compare_probes(reports[0], before, reports[1], after),
         losses={
-            "first_train": before.train, "first_held_out": before.held_out,
-            "second_train": after.train, "second_held_out": after.held_out,
+            "first_train": [] if preferred[0] else before.train, "first_held_out": before.held_out,
+            "second_train": [] if preferred[1] else after.train, "second_held_out": after.held_out,
         },
     )  # fmt: skip
 

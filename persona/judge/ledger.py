@@ -1,7 +1,8 @@
 """The runs of a persona as a table: when, from what, with which settings and pairs, and how well each did.
 
 What a run's own files say is worked out once and kept in its folder, `ledger.json`; it counts as long as these files
-have the size and time that it names. So a ledger reads one small file for each run.
+have the size and time that it names, and it has the figures of this version. So a ledger reads one small file for each
+run.
 """
 
 import hashlib
@@ -65,6 +66,7 @@ class RunFigures(FrozenModel):
     probes: Share | None = None
     stops: Share | None = None
     minutes: float = 0.0
+    learns_preferences: bool = False  # its pairs are those
     fingerprints: list[str] | None = None
 
 
@@ -77,7 +79,7 @@ class PairChanges(FrozenModel):
 
 
 class LedgerRow(FrozenModel):
-    """A run in the table. since: to the persona's pairs of today; None where it is counted on opening."""
+    """A run in the table. since: to the persona's pairs of today, where it learned pairs; None: counted on opening."""
 
     figures: RunFigures
     note: RunNote
@@ -91,6 +93,7 @@ def read_ledger(persona: Persona) -> list[LedgerRow]:
     for run in list_runs(persona):
         figures = read_figures(run)
         since = None if figures.fingerprints is None else count_changes(figures.fingerprints, today)
+        since = PairChanges() if figures.learns_preferences else since
         rows.append(LedgerRow(figures=figures, note=run_notes.read_note(run), since=since))
     return rows
 
@@ -100,7 +103,7 @@ def read_figures(run: Run) -> RunFigures:
     watched = _describe_files(run.path)
     try:
         kept = json.loads((run.path / LEDGER_FILE).read_bytes())
-        if kept["files"] == watched:
+        if kept["files"] == watched and kept["figures"].keys() == RunFigures.model_fields.keys():
             return RunFigures.model_validate(kept["figures"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -148,6 +151,7 @@ def compute_figures(run: Run) -> RunFigures:
         probes=kept,
         stops=stops,
         minutes=round(p.elapsed / 60, 3),
+        learns_preferences=any(r.rejected for r in rows),
         fingerprints=fingerprint_pairs([r.pair for r in rows]) if len(rows) <= MAX_FINGERPRINTS else None,
     )
 

@@ -2,17 +2,18 @@
 
 from persona.errors import Message, join
 from persona.judge import training_gain
+from persona.judge.verdict import FEW_ROWS, MIN_ROWS
 from persona.train.progress import RunProgress, is_number
 
 
 def rate_preferences(p: RunProgress) -> str:
-    """How to draw that description: "good", "hint" where no more choices than before are preferred, or "problem" where
-    fewer are, or the better answers became less likely."""
+    """How to draw that description: "good", "hint" where no more choices than before are preferred or too few were
+    measured, or "problem" where fewer are, or the better answers became less likely."""
     before, after = (p.result.get(f"accuracy_{when}") or 0 for when in ("before", "after"))
     change = training_gain.estimate_change(p)
     if after < before or (change is not None and change.change.low > 0):
         return "problem"
-    return "good" if after > before else "hint"
+    return "good" if after > before and (training_gain.count_held_out(p) or 0) >= MIN_ROWS else "hint"
 
 
 def describe_preferences(p: RunProgress) -> str:
@@ -20,12 +21,15 @@ def describe_preferences(p: RunProgress) -> str:
     before, after = (p.result.get(f"accuracy_{when}", -1) for when in ("before", "after"))
     if not (is_number(before) and is_number(after)) or min(before, after) < 0:
         return ""
+    count = training_gain.count_held_out(p) or 0
     verdict = Message(
-        "Of held-out choices it now prefers yours in {after:.0f} % (before {before:.0f} %; {count} choices).",
+        "Of held-out choices it now prefers yours in {after:.0f} % (before {before:.0f} %; {count} choice(s)).",
         after=100 * after,
         before=100 * before,
-        count=training_gain.count_held_out(p) or 0,
+        count=count,
     )
+    if count < FEW_ROWS:
+        verdict = join(" ", [verdict, Message("So few say little: vote more, or vote again blind.")])
     change = training_gain.estimate_change(p)
     if change is None or change.change.low <= 0:
         return verdict

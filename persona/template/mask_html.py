@@ -9,6 +9,7 @@ from pathlib import Path
 from persona.errors import Message
 from persona.template.render import PreviewToken, Renderer, TrainingExample
 
+LEARNED = Message("<b>learned</b>: the model is trained to write this")
 VISIBLE_SPACES = {" ": "space", "\u3000": "wide", "\u00a0": "hard", "\t": "tab", "\r": "return"}
 
 
@@ -35,8 +36,13 @@ def mask_css() -> str:
     return Path(__file__).with_name("mask.css").read_text(encoding="utf-8")
 
 
-def render_mask_html(renderer: Renderer, example: TrainingExample, say: Callable[[str], str] = str) -> str:
-    """The mask with its legend, counts and problems. say: translates each text."""
+def render_mask_html(
+    renderer: Renderer, example: TrainingExample, say: Callable[[str], str] = str, meaning: str = LEARNED
+) -> str:
+    """The mask with its legend, counts and problems. say: translates each text.
+
+    meaning: of a learned token, as HTML.
+    """
     if not example.input_ids:
         return render_problems_html(example.problems, say)
     pieces = []
@@ -51,7 +57,7 @@ def render_mask_html(renderer: Renderer, example: TrainingExample, say: Callable
             title = say(Message("id {id}, {bytes} bytes, masked", id=token.id, bytes=size))
         pieces.append(f'<span class="{kind}" title="{title}">{_visible_white_space(token.text)}</span>')
     return (
-        f"{_legend_html(say)}<div class='mask' data-testid='mask'>{''.join(pieces)}</div>"
+        f"{_legend_html(say, meaning)}<div class='mask' data-testid='mask'>{''.join(pieces)}</div>"
         f"<div class='quiet'>{say(_count_tokens(renderer, example))}</div>{render_problems_html(example.problems, say)}"
     )
 
@@ -74,11 +80,10 @@ def _count_tokens(renderer: Renderer, example: TrainingExample) -> Message:
     )
 
 
-def _legend_html(say: Callable[[str], str]) -> str:
-    learned = say(Message("<b>learned</b>: the model is trained to write this"))
+def _legend_html(say: Callable[[str], str], meaning: str) -> str:
     masked = say(Message("<b>masked</b>: it reads this, nothing is learned from it"))
     return (
-        f'<div class="legend"><span><i class="learned"></i>{learned}</span>'
+        f'<div class="legend"><span><i class="learned"></i>{say(meaning)}</span>'
         f'<span><i class="masked"></i>{masked}</span></div>'
     )
 

@@ -126,8 +126,8 @@ class RunConfig(BaseModel):
 
     new_pair_repeats: int = _setting(
         1, "Pace", "Repeats of new pairs",
-        "how often an epoch learns from each pair that is new since the adapter that the run goes on from",
-        "8 for a few corrections among hundreds of pairs; 1 when most pairs are new.",
+        "how often an epoch learns from each pair that is new since the adapter gone on from, beside as many old ones",
+        "4 for a few corrections among hundreds of pairs; 1 when most pairs are new.",
         ge=1, le=100,
     )  # fmt: skip
 
@@ -350,8 +350,8 @@ FURTHER = "further"
 ALL_PRESETS: dict[str, tuple[dict[str, Any], str]] = {
     **PRESETS,
     FURTHER: (
-        {"epochs": 0.5, "new_pair_repeats": 8, "eval_steps": 10},
-        "To go on from an adapter with some new pairs: half a pass over all, in which each new one stands eight times.",
+        {"epochs": 1.0, "new_pair_repeats": 4, "eval_steps": 20},
+        "To go on from an adapter with some new pairs: each is learned four times, mixed with as many old ones.",
     ),
 }
 

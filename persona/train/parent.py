@@ -28,6 +28,7 @@ from persona.train.split import split_held_out
 
 PARENT_FOLDER = "parent"
 MAX_SHOWN_DIFFERENCES = 5  # tensors that an error names
+MIN_OLD_ROWS = 64  # of an epoch that repeats new ones: with few new ones it still has some steps
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,18 @@ def split_preferences(preferences: Sequence[Preference], parent: Parent | None, 
 
 
 def repeat_new(rows: Sequence[RunRow], repeats: int) -> list[int]:
-    """The numbers of the rows that one epoch learns from: a new one stands `repeats` times."""
-    return [n for n, r in enumerate(rows) if not r.held_out for _ in range(repeats if r.is_new else 1)]
+    """The numbers of the rows that one epoch learns from: a new one stands `repeats` times.
+
+    Where these are more than one, the epoch has as many old rows as that makes, at least MIN_OLD_ROWS, evenly spread
+    over all: some corrections cost no further pass over hundreds of pairs.
+    """
+    learned = [n for n, row in enumerate(rows) if not row.held_out]
+    new = [n for n in learned if rows[n].is_new] * repeats
+    old = [n for n in learned if not rows[n].is_new]
+    count = max(MIN_OLD_ROWS, len(new))
+    if new and repeats > 1 and count < len(old):
+        old = [old[n * len(old) // count] for n in range(count)]
+    return sorted([*old, *new])
 
 
 def describe_pairs(rows: Sequence[RunRow], parent: Parent, repeats: int) -> str:
@@ -240,14 +251,21 @@ def describe_pairs(rows: Sequence[RunRow], parent: Parent, repeats: int) -> str:
         )
     learned = [row for row in rows if not row.held_out]
     new = sum(row.is_new for row in learned)
+    used = sum(not rows[n].is_new for n in repeat_new(rows, repeats))
+    values = {"parent": parent.name, "new": new, "repeats": repeats, "held_out": len(rows) - len(learned)}
+    if used < len(learned) - new:
+        return Message(
+            "Going on from {parent}: {new} new pair(s), each learned {repeats} times an epoch, beside {used} of the "
+            "{old} old ones; {held_out} held out.",
+            **values,
+            used=used,
+            old=len(learned) - new,
+        )
     return Message(
         "Going on from {parent}: {new} new pair(s), each learned {repeats} times an epoch, {old} old ones; {held_out} "
         "held out.",
-        parent=parent.name,
-        new=new,
-        repeats=repeats,
-        old=len(learned) - new,
-        held_out=len(rows) - len(learned),
+        **values,
+        old=used,
     )
 
 

@@ -212,9 +212,7 @@ def _build_steps(
             adapter=gr.State(""),
             adapter_list=adapter_list,
             shown_run=gr.State(""),
-            vote_again=gr.Button(
-                t("Vote again blind: before against after"), visible=False, render=False, elem_id="vote-again"
-            ),
+            vote_again=gr.Button(t("Vote again blind"), visible=False, render=False, elem_id="vote-again"),
             next_steps=next_steps.make_buttons(),
         )
         with gr.Step(t("Write"), id=WRITE), gr.Column(elem_id="step-write"):

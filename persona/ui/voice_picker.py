@@ -300,6 +300,11 @@ def voice_record(voice: str, chosen: str) -> VoiceRecord:
     return VoiceRecord(kind, voice_label(voice, chosen), voice if kind == "adapter" else "")
 
 
+def adapter_label(adapter_id: str) -> str:
+    """The label of an adapter that may be gone: then its id."""
+    return record_label(VoiceRecord("adapter", adapter_id, adapter_id))
+
+
 def record_label(record: VoiceRecord) -> str:
     """The label of a voice in a conversation or vote on disk, in the visitor's language.
 

@@ -8,7 +8,7 @@ from html import escape
 import markupsafe
 from markupsafe import Markup
 
-from persona.template.mask_html import render_mask_html, render_problems_html
+from persona.template.mask_html import LEARNED, render_mask_html, render_problems_html
 from persona.template.render import Renderer, TrainingExample
 from persona.ui.i18n import localized, t
 
@@ -19,9 +19,12 @@ def markdown_text(text: str) -> str:
     return "<br>".join("".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in line) for line in lines)
 
 
-def mask_html(renderer: Renderer, example: TrainingExample) -> str:
-    """The rendered example with every token marked as learned or masked, in the visitor's language."""
-    return render_mask_html(renderer, example, localized)
+def mask_html(renderer: Renderer, example: TrainingExample, meaning: str = LEARNED) -> str:
+    """The rendered example with every token marked as learned or masked, in the visitor's language.
+
+    meaning: of a learned token, as HTML.
+    """
+    return render_mask_html(renderer, example, localized, meaning)
 
 
 def problems_html(problems: Iterable[str]) -> str:

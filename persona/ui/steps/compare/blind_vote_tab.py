@@ -294,7 +294,9 @@ def _build_layout() -> _Controls:
         add = gr.Button(t("Add to the pairs"), scale=1, min_width=140, elem_id="vote-to-pairs")
     with gr.Row():
         train = train_on_votes.build_button()
-        export = gr.Button(t("Export votes for DPO (JSON lines)"), size="sm", scale=0, elem_id="export-votes")
+        export = gr.Button(
+            t("Export votes for DPO (JSON lines)"), size="sm", scale=0, min_width=260, elem_id="export-votes"
+        )
     train_controls = train_on_votes.build(train)
     view = VoteView(left, right, gr.State(""), status, vote_left, vote_tie, vote_bad, vote_right, reveal, row)
     return _Controls(question, draw, rival, rival_note, ask, stop, view, correction, add, export, train_controls)
@@ -310,8 +312,9 @@ def _connect_events(
         [c.question, browser_key, slug, adapter, c.rival, *settings], view, concurrency_limit=None,
     )  # fmt: skip
     cancel_then(c.stop.click, [running], lambda: _answers_update("", "", "", t("Stopped"), False), view)
-    unasked = _answers_update("", "", "", "", False)._replace(reveal=gr.skip())
-    cancel_then(adapter.change, [running], lambda: unasked, view)
+    cancel_then(
+        adapter.change, [running], lambda: _answers_update("", "", "", "", False)._replace(reveal=gr.skip()), view
+    )
     buttons = (view.vote_left, view.vote_tie, view.vote_bad, view.vote_right)
     voted = [
         button.click(

@@ -41,7 +41,8 @@ def offer(number: int, *inputs: Any) -> KeepView:
     found = _find_answers(number, Selection(*inputs))
     if found is None:
         return _hidden()
-    before, now = (f"<div class='card answer'>{escape(a.text.strip())}</div>" for a in found[1:])
+    nothing = f"<span class='quiet'>{t('(nothing)')}</span>"
+    before, now = (f"<div class='card answer'>{escape(a.text.strip()) or nothing}</div>" for a in found[1:])
     about = f"<b>{t('Which answer stays? The choice is kept as a preference to train on.')}</b>"
     return KeepView(gr.Column(visible=True), about, before, now, gr.Row(visible=True), gr.Button(visible=False), "")
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from persona.compare import blind_votes, conversation_store, kept_answers, preference_sources
-from persona.errors import PersonaError
+from persona.errors import Message, PersonaError
 from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.share.open_adapter import open_parent
 from persona.store import deployment
@@ -28,6 +28,7 @@ from persona.ui.widgets import mask_html
 
 MAX_NOTED = 5  # preferences that a notice lists
 BLIND_TAB = "blind"  # id of the tab
+UNLEARNED = Message("<b>learned</b>: the model is trained to write this less often")
 SOURCES = {
     "vote": "a blind vote",
     "correction": "a correction",
@@ -55,7 +56,7 @@ class _Controls(NamedTuple):
 
 def build_button() -> gr.Button:
     return gr.Button(
-        t("Train on my votes"), size="sm", scale=0, min_width=180, interactive=False, elem_id="train-on-votes"
+        t("Train on my votes"), size="sm", scale=0, min_width=260, interactive=False, elem_id="train-on-votes"
     )
 
 
@@ -71,7 +72,10 @@ def build(button: gr.Button) -> _Controls:
             )  # fmt: skip
         head = gr.HTML()
         with gr.Row():
-            chosen, rejected = gr.HTML(elem_id="chosen-mask"), gr.HTML(elem_id="rejected-mask")
+            with gr.Column(min_width=320):
+                chosen = gr.HTML(elem_id="chosen-mask")
+            with gr.Column(min_width=320):
+                rejected = gr.HTML(elem_id="rejected-mask")
     return _Controls(TrainView(button, about, preview, number), sft, (head, chosen, rejected))
 
 
@@ -157,8 +161,9 @@ def show_masks(browser_key: str, slug: str, adapter_id: str, number: float | Non
     _, renderer = prepare.open_run_renderer(open_current_persona(slug).card(), config, [preference.pair], parent)
     head = t("Preference {n} of {count}, from {source}. Green is what it learns to prefer, or to avoid.", n=number,
              count=len(preferences), source=t(SOURCES[preference.pair.source]))  # fmt: skip
-    sides = [preference.pair, replace(preference.pair, output=preference.rejected)]
-    chosen, rejected = (mask_html(renderer, renderer.render_example(pair)) for pair in sides)
+    worse = replace(preference.pair, output=preference.rejected)
+    chosen = mask_html(renderer, renderer.render_example(preference.pair))
+    rejected = mask_html(renderer, renderer.render_example(worse), UNLEARNED)
     return (
         f"<div class='quiet'>{escape(head)}</div>",
         f"<div class='card'><b>{t('Chosen: becomes likelier')}</b>{chosen}</div>",

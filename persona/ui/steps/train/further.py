@@ -12,9 +12,9 @@ from persona.judge import preference_verdict, training_gain, verdict
 from persona.share import open_adapter
 from persona.share.adapter_ref import AdapterRef
 from persona.train.config import ALL_PRESETS, FURTHER, PRESETS, RunConfig
-from persona.train.parent import Parent, describe_pairs, split_since
+from persona.train.parent import Parent, describe_pairs, repeat_new, split_since
 from persona.train.progress import RunProgress
-from persona.train.run_folder import RunRow
+from persona.train.run_folder import Run, RunRow
 from persona.ui import voice_picker
 from persona.ui.i18n import localized, t
 from persona.ui.navigation import TRAIN
@@ -133,8 +133,10 @@ def pair_role_html(slug: str, number: float | None, preset: str, *form: Any, par
     elif row.is_new:
         text = t("Going on from {adapter}, this pair is new: an epoch learns from it {n} times.", adapter=name,
                  n=config.new_pair_repeats)  # fmt: skip
-    else:
+    elif int(number) - 1 in repeat_new(rows, config.new_pair_repeats):
         text = t("Going on from {adapter}, this pair is known: an epoch learns from it once.", adapter=name)
+    else:
+        text = t("Going on from {adapter}, this pair is known: other known ones stand for it.", adapter=name)
     return f'<div class="quiet">{text}</div>'
 
 
@@ -142,6 +144,20 @@ def plan_text(parent: Parent, rows: list[RunRow], repeats: int) -> str:
     """What a run takes over from the adapter, and which pairs are new, as HTML."""
     kept = t("Base, template, rank, target modules and kind of LoRA are this adapter's; the optimizer starts fresh.")
     return f"<b>{escape(localized(describe_pairs(rows, parent, repeats)))}</b> {kept}"
+
+
+def origin_html(run: Run, p: RunProgress) -> str:
+    """What a run goes on from, and of a run on preferences, how many there are; "" for a new adapter."""
+    manifest = run.manifest()
+    parent = manifest.get("parent")
+    if not isinstance(parent, dict):
+        return ""
+    name = voice_picker.adapter_label(str(parent.get("adapter")))
+    text = t("goes on from {adapter}", adapter=name)
+    if manifest.get("kind") == "preferences" and p.plan:
+        text = t("learns from {n} preference(s), {held_out} more held out; goes on from {adapter}",
+                 n=p.plan.get("rows"), held_out=p.plan.get("held_out"), adapter=name)  # fmt: skip
+    return f" · {escape(text)}"
 
 
 def start_label(p: RunProgress) -> str:

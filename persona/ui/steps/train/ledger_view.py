@@ -93,7 +93,7 @@ def _parent_text(parent: str, names: dict[str, str]) -> str:
 
 
 def _settings_text(settings: dict[str, Any]) -> str:
-    shown = [f"{t(setting_label(name))}: {value}" for name, value in settings.items()]
+    shown = [f"{t(setting_label(name))}: {_value(name, value)}" for name, value in settings.items()]
     return "; ".join(shown) or t("as preset Quick")
 
 
@@ -105,6 +105,8 @@ def setting_label(name: str) -> str:
 def _pairs_html(row: LedgerRow) -> str:
     f = row.figures
     count = t("{n} + {held} held out", n=f"{f.pairs:,}", held=f.held_out)
+    if f.learns_preferences:
+        return t("{n} preference(s) + {held} held out", n=f.pairs, held=f.held_out)
     if f.new_pairs:
         count = t("{n} + {held} held out, {new} new", n=f"{f.pairs:,}", held=f.held_out, new=f.new_pairs)
     if row.since is None:
@@ -135,9 +137,10 @@ def _menu_html(row: LedgerRow) -> str:
         return ""
     name = escape(row.figures.name)
     actions = [("again", t("Same settings again"))]
+    if row.figures.chosen is not None and not row.figures.learns_preferences:
+        actions.append(("hard", t("Least likely pairs")))
     if row.figures.chosen is not None:
         actions += [
-            ("hard", t("Least likely pairs")),
             ("further", t("Train further")),
             ("chat", t("Compare in chat")),
             ("share", t("Share or download")),
@@ -175,13 +178,15 @@ def _differences_html(differences: Sequence[PairDifference]) -> str:
 def comparison_html(found: RunComparison, titles: Sequence[str]) -> str:
     """titles: of the first run and the second."""
     one, other = map(escape, titles)
-    settings = [(t(setting_label(name)), _value(a), _value(b)) for name, (a, b) in found.settings.items()]
+    settings = [(t(setting_label(name)), _value(name, a), _value(name, b)) for name, (a, b) in found.settings.items()]
     parts = [
         f"<h4>{t('{first} and {second}', first=one, second=other)}</h4><p>{escape(localized(found.describe()))}</p>",
         _table([t("Setting"), one, other], settings)
         if settings else f"<p class='quiet'>{t('The same settings.')}</p>",
         f"<details><summary>{t('Pairs that differ: {n}', n=len(found.pairs))}</summary>"
-        f"{_differences_html(found.pairs)}</details>",
+        f"{_differences_html(found.pairs)}</details>"
+        if found.pairs is not None
+        else "",
         _rows_html(t("Held-out pairs that became worse"), found.worse, one, other),
         _rows_html(t("Held-out pairs that became better"), found.better, one, other),
     ]  # fmt: skip
@@ -191,8 +196,13 @@ def comparison_html(found: RunComparison, titles: Sequence[str]) -> str:
     return f"<div class='card' data-testid='comparison'>{''.join(parts)}</div>"
 
 
-def _value(value: Any) -> str:
-    return "–" if value is None or value == "" else str(value)
+def _value(name: str, value: Any) -> str:
+    """A setting as it is shown."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return t("yes") if value else t("no")
+    return voice_picker.adapter_label(value) if name == "parent" else str(value)
 
 
 def _rows_html(title: str, rows: Sequence[RowChange], one: str, other: str) -> str:

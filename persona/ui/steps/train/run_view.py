@@ -27,13 +27,14 @@ STATUS_LABELS = {
 class Chart(NamedTuple):
     """A small chart: its title, its lines by their names in RunProgress.curves, and what one unit of it stands for.
 
-    expected: the name of a planned value in RunProgress.expected, which is a line too.
+    expected: the name of a planned value in RunProgress.expected, which is a line too. limits: of its values.
     """
 
     title: str
     lines: dict[str, str]
     unit: float = 1.0
     expected: str = ""
+    limits: tuple[float, float] | None = None
 
 
 CHARTS = {
@@ -45,8 +46,8 @@ CHARTS = {
 }
 PREFERENCE_CHARTS = {  # of a run on preferences, beside its loss
     "reward_margin": Chart("Reward margin", {"reward_margin": "this run"}),
-    "accuracy": Chart("Held-out choices preferred, %", {"held_out_accuracy": "this run"}, 0.01),
-    "chosen": Chart("Loss of the chosen answers, held out", {"chosen_nll": "this run"}),
+    "accuracy": Chart("Held-out preferred, %", {"held_out_accuracy": "this run"}, 0.01, limits=(0, 100)),
+    "chosen": Chart("Loss of chosen, held out", {"chosen_nll": "this run"}),
 }
 STEP_FORMAT = ",~r"  # 1,000, and 1 where the default is 1.0
 CHART_COLUMNS = ["step", "value", "line"]
@@ -139,6 +140,7 @@ def make_run_view(
 def loss_plot(progress: RunProgress) -> gr.LinePlot:
     """The losses. Titles are given here and not in build(): the browser does not translate those of a chart."""
     train, held = t("train"), t("held-out")
+    unit = t("loss of preferences") if progress.learns_preferences else t("loss (nats per token)")
     rows = [(s, loss, train) for s, loss in smooth(progress.train)]
     if not progress.learns_preferences:  # theirs is another loss, with a chart of its own
         rows += [(s, loss, held) for s, loss in further.held_out_curve(progress)]
@@ -146,7 +148,7 @@ def loss_plot(progress: RunProgress) -> gr.LinePlot:
         rows.insert(0, (0, math.nan, train))
     points = pd.DataFrame(rows, columns=LOSS_COLUMNS)
     return gr.LinePlot(points, visible=bool(rows), title=t("Loss: lower is better"), x_title=t("step"),
-                       x_lim=step_axis(progress), x_axis_format=STEP_FORMAT, y_title=t("loss (nats per token)"),
+                       x_lim=step_axis(progress), x_axis_format=STEP_FORMAT, y_title=unit,
                        color_title=t("pairs"), color_map={train: "#a8a29e", held: "#059669"})  # fmt: skip
 
 
@@ -203,13 +205,13 @@ def run_status_html(run: Run, p: RunProgress) -> str:
         f"{facts_html(facts)}{training_verdict_html(p)}"
         f"{further.change_html(p) if p.status in ('done', 'stopped') else further.warning_html(p)}"
         f"{rehearsal_html(run, p)}"
-        f'<div class="quiet">{t("Run {name}", name=escape(run.name))}</div></div>'
+        f'<div class="quiet">{t("Run {name}", name=escape(run.name))}{further.origin_html(run, p)}</div></div>'
     )
 
 
 def training_verdict_html(p: RunProgress) -> str:
-    """Whether it learned, by the loss on the held-out pairs; "" before the end."""
-    if p.status not in ("done", "stopped") or p.base_nll is None or p.adapter_nll is None:
+    """Whether it learned, by the loss on the held-out pairs; "" before the end, and for a run on preferences."""
+    if p.learns_preferences or p.status not in ("done", "stopped") or p.base_nll is None or p.adapter_nll is None:
         return ""
     gain, interval, rows = p.base_nll - p.adapter_nll, training_gain.estimate_gain(p), training_gain.count_held_out(p)
     if rows is not None and verdict.is_too_few(rows, interval):
@@ -292,7 +294,7 @@ def _chart_plot(chart: Chart, progress: RunProgress) -> gr.LinePlot:
     frame = pd.DataFrame([(step, value, t(label)) for step, value, label in rows], columns=CHART_COLUMNS)
     colors = {t(label): LINE_COLORS[label] for label in dict.fromkeys(label for _, _, label in rows)}
     return gr.LinePlot(frame, visible=is_measured, title=t(chart.title), x_title=t("step"), x_lim=axis,
-                       x_axis_format=STEP_FORMAT, y_title=" ", color_title=" ", color_map=colors,
+                       x_axis_format=STEP_FORMAT, y_lim=chart.limits, y_title=" ", color_title=" ", color_map=colors,
                        colors_in_legend=list(colors) if len(colors) > 1 else [])  # fmt: skip
 
 
