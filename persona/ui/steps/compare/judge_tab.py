@@ -24,7 +24,7 @@ from persona.ui.buttons import run_with_stop
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import wait_in_queue
 from persona.ui.navigation import TEMPLATE
-from persona.ui.page import QUIET, Page, download_path, show_errors, visitor_key
+from persona.ui.page import QUIET, SHOWING, Page, download_path, on_latest, show_errors, visitor_key
 from persona.ui.widgets import FORWARD_CLICKS_JS, format_duration, progress_bar_html
 from persona.write import llm_client
 
@@ -222,7 +222,7 @@ def build(page: Page, browser_key: gr.BrowserState, quantization: gr.Dropdown, o
         for button in page.next_steps.values():
             button.render()
     offer: dict[str, Any] = {"fn": show_errors(offer_next_steps), "inputs": page.adapter,
-                             "outputs": list(page.next_steps.values()), **QUIET}  # fmt: skip
+                             "outputs": list(page.next_steps.values()), **SHOWING}  # fmt: skip
     page.next_steps["base"].click(
         lambda: (gr.Walkthrough(selected=TEMPLATE), TEMPLATE), None, [page.steps, page.shown_step], **QUIET
     )
@@ -235,4 +235,8 @@ def build(page: Page, browser_key: gr.BrowserState, quantization: gr.Dropdown, o
     # a process of ZeroGPU cannot be asked to stop
     stop.click(stop_measuring, None, None, cancels=[running] if deployment.has_zerogpu() else None, **QUIET)
     running.then(**offer)
-    gr.on(opened, show_errors(last_report), page.adapter, [report, save], **QUIET).then(**offer)
+    last: dict[str, Any] = {"fn": show_errors(last_report), "inputs": page.adapter, "outputs": outputs, **SHOWING}
+    on_latest(opened, **last).then(**offer)
+    # what is measured of another adapter is kept, and not shown as this one's
+    stopped = page.adapter.change(lambda: None, None, None, cancels=running, trigger_mode="multiple", **QUIET)
+    stopped.then(**last).then(**offer)
