@@ -135,7 +135,7 @@ def _stopped_report(adapter: Adapter) -> Any:
 
     run = evaluate.run_of(adapter)
     file = run.path / "report.json" if run else None
-    if run is None or file is None or not file.is_file() or run.adapter.stat().st_mtime > file.stat().st_mtime:
+    if run is None or file is None or not file.is_file() or run.progress().chosen_at > file.stat().st_mtime:
         return None
     report = evaluate.load_report(file)
     return report if report.missing else None
@@ -150,9 +150,9 @@ def last_report(adapter_id: str) -> tuple[str, Any]:
 
     report = evaluate.load_report(file)
     note = ""
-    if (file.parent / "adapter").stat().st_mtime > file.stat().st_mtime:
-        chosen_step = run_folder.Run(file.parent).progress().chosen
-        outdated = t("Measured before step {step} became the adapter: measure again.", step=chosen_step)
+    run = run_folder.Run(file.parent).progress()  # the adapter's folder changes with each renewed card
+    if run.chosen_at > file.stat().st_mtime:
+        outdated = t("Measured before step {step} became the adapter: measure again.", step=run.chosen)
         note = f"<div class='hint'>{outdated}</div>"
     return note + _report_html(report, voice_picker.find_adapter(adapter_id)), _report_file(report, adapter_id)
 
