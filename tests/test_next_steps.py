@@ -1,5 +1,7 @@
 """What a verdict offers as a button, and where each leads."""
 
+import os
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -40,6 +42,24 @@ def test_the_buttons_are_those_of_the_saved_verdict(run):
     assert offered(run) == ["rehearsal"]
     assert judge_tab.offer_next_steps("")[0].visible is False, "no adapter"
     assert judge_tab.offer_next_steps(f"run/mags/{run.name}@4")[2].visible is False, "of a snapshot nothing is saved"
+
+
+def test_a_report_is_of_the_adapter_until_another_step_is_chosen_whatever_its_card_says(run, monkeypatch):
+    """A card that is renewed, as before sharing, changes the adapter's folder and nothing that was measured."""
+    monkeypatch.setattr(judge_tab, "_report_html", lambda *_: "")
+    monkeypatch.setattr(judge_tab, "_report_file", lambda *_: "")
+    run.log("chosen", step=6, time=time.time() - 60)
+    report = evaluate.save_report(made(missing=["probes"]), run).with_name("report.json")
+    later = report.stat().st_mtime + 60
+    (run.adapter / "README.md").touch()
+    os.utime(run.adapter, (later, later))
+    adapter = SimpleNamespace(path=run.adapter)
+    monkeypatch.setattr(evaluate, "run_of", lambda _: run)
+    assert judge_tab.last_report(f"run/mags/{run.name}")[0] == ""
+    assert judge_tab._stopped_report(adapter).missing == ["probes"], "it goes on from there"
+    run.log("chosen", step=4, time=later)
+    assert "before step 4 became" in judge_tab.last_report(f"run/mags/{run.name}")[0]
+    assert judge_tab._stopped_report(adapter) is None
 
 
 def test_a_button_sets_the_setting_and_opens_the_step(run):

@@ -209,6 +209,13 @@ def test_an_event_that_fails_covers_no_field_of_the_page():
     assert covered and {kind for _, kind in covered} == {"html"}, covered
 
 
+def test_every_button_of_the_page_says_what_it_does():
+    """An update, gr.Button(interactive=False), that is made while the page is built is one more button, called "Run"."""
+    components = build_app().config["components"]
+    unnamed = [c["id"] for c in components if c["type"] == "button" and c["props"].get("value") == "Run"]
+    assert not unnamed
+
+
 def test_no_two_listeners_that_wait_for_their_turn_share_an_event():
     """Gradio dispatches all listeners of an event again when one that had to wait runs: two wake each other for ever."""
     waiting = defaultdict(list)

@@ -43,6 +43,7 @@ class RunProgress:
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     samples: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
     chosen: int | None = None  # the step whose adapter is the run's
+    chosen_at: float = 0.0  # since when, in seconds since 1970
     smaller_settings: dict[str, Any] = field(default_factory=dict)  # that a failure proposes (oom_recovery.py)
     start_nll: float | None = None  # of the adapter that the run goes on from
     start_rows: list[float] = field(default_factory=list)  # its NLL of each held-out pair, in nats
@@ -125,6 +126,7 @@ class EventReplay:
         self.curves: defaultdict[str, dict[int, float]] = defaultdict(dict)
         self.samples: dict[int, list[dict[str, Any]]] = {}
         self.chosen: int | None = None
+        self.chosen_at = 0.0
         self.plan: dict[str, Any] = {}
         self.train: dict[int, float] = {}
         self.held_out: dict[int, float] = {}
@@ -185,7 +187,7 @@ class EventReplay:
         elif kind == "rehearsal":  # each time that it answered: a stop may have come between
             self.rehearsal = {n: self.rehearsal.get(n, 0) + e[n] for n in ("answered", "seconds")}
         elif kind == "chosen":
-            self.chosen = e["step"]
+            self.chosen, self.chosen_at = e["step"], self.time
         elif kind == "result":
             self.result = e
 
@@ -254,5 +256,6 @@ class EventReplay:
             sorted(self.train.items()), sorted(self.held_out.items()), self.base_nll, self.held_out_rows,
             self.result,
             {name: sorted(points.items()) for name, points in self.curves.items()}, sorted(self.samples.items()),
-            self.chosen, self.smaller_settings, self.start_nll, self.start_rows, self.expected, self.rehearsal,
+            self.chosen, self.chosen_at, self.smaller_settings, self.start_nll, self.start_rows, self.expected,
+            self.rehearsal,
         )  # fmt: skip

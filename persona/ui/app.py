@@ -20,7 +20,7 @@ from persona.ui.i18n import localized, t
 from persona.ui.middleware import visitors, workspaces
 from persona.ui.navigation import COMPARE, SHARE, TEMPLATE, TRAIN, WRITE
 from persona.ui.notices import show_info, show_warning
-from persona.ui.page import QUIET, Page, error_notice, on_latest, remove_downloads, show_errors
+from persona.ui.page import QUIET, SHOWING, Page, error_notice, on_latest, remove_downloads, show_errors
 from persona.ui.steps import compare, share, template, train, write
 from persona.ui.steps.write.pairs_tab import PairsTab
 from persona.ui.theme import CSS, THEME
@@ -36,8 +36,9 @@ LAUNCH_OPTIONS: dict[str, Any] = {
     # else Gradio asks the page for itself and gives up after three seconds, on a busy machine or behind a proxy
     "_frontend": False,
 }
-# one after the other: each reads who is chosen and may choose someone else
-CHOOSING: dict[str, Any] = {**QUIET, "concurrency_id": "choosing", "concurrency_limit": 1}
+# One after the other, each with what the one before has changed: they choose, or draw who is chosen and which step is
+# shown. Of two at a time, the slower would show what was before, and put it into the address.
+CHOOSING: dict[str, Any] = {**SHOWING, "concurrency_id": "choosing", "concurrency_limit": 1}
 MAX_ADDRESS, MAX_SHOWN_LINK = 2000, 120  # characters
 CACHE_SECONDS = (3600, 86_400)  # on a shared server: how often Gradio's files are deleted, and from what age on
 
@@ -155,7 +156,9 @@ def build_app() -> gr.Blocks:
         restored = demo.load(show_errors(restore_tab), last_slug, tab, **QUIET)
         restored.success(**navigated)
         restored.failure(lambda: "start", None, asked, **QUIET).then(**navigated)
-        bar.input(show_errors(show_history_entry), None, tab, trigger_mode="always_last", **CHOOSING).then(**navigated)
+        # an event that waited would be sent with the data of the one before
+        back = bar.input(show_errors(show_history_entry), None, tab, **{**CHOOSING, "trigger_mode": "multiple"})
+        back.then(**navigated)
         _connect_choices(page, last_slug)
         demo.unload(remove_downloads)
     return demo
@@ -204,7 +207,7 @@ def _build_steps(
             pair_number=pair_number,
             write_tab=gr.Textbox("", visible="hidden"),
             previewed_pair=gr.Number(
-                1, label=t("Pair"), precision=0, minimum=1, elem_id="pair-number", scale=0, min_width=80, render=False
+                1, label=t("Pair"), precision=0, elem_id="pair-number", scale=0, min_width=80, render=False
             ),
             pair_role=gr.HTML(elem_id="pair-role", padding=False, render=False),
             untrainable=gr.State(0),
@@ -240,14 +243,14 @@ def _connect_navigation(page: Page, nav: _Navigation, pairs: PairsTab, run_statu
     """
     inputs = [page.chosen, page.shown_step, pairs.findings, nav.asked, page.untrainable]
     renewing: dict[str, Any] = {
-        "inputs": inputs, "outputs": [nav.bar, *page.chosen_view()], "trigger_mode": "always_last", **CHOOSING,
+        "inputs": inputs, "outputs": [nav.bar, *page.chosen_view()], **CHOOSING,
     }  # fmt: skip
     page.shown_step.change(show_errors(navigation.mark_step_shown), **renewing)
     run_status.change(show_errors(navigation.follow_run), **renewing)
     page.shown_step.change(None, None, None, js=navigation.FOCUS_STEP_JS, **QUIET)
     draw: dict[str, Any] = {
         "fn": show_errors(navigation.navigation_html), "outputs": nav.bar,
-        "inputs": inputs, "trigger_mode": "always_last", **QUIET,
+        "inputs": inputs, **CHOOSING,
     }  # fmt: skip
     changes = [page.chosen, page.untrainable, pairs.status, pairs.findings]
     gr.on([component.change for component in changes], **draw)

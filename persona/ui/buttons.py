@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona.ui.page import QUIET, show_errors
+from persona.ui.page import QUIET, SHOWING, show_errors
 
 
 def download_on_click(button: gr.Button, make: Callable[..., str], inputs: Any) -> None:
@@ -38,7 +38,7 @@ def cancel_then(cancel: Callable, running: Sequence[Any], show: Callable, output
     In two steps, since a frame that was under way when it was cancelled is still shown.
     """
     cancel(lambda: None, None, None, cancels=running, trigger_mode="multiple", **QUIET).then(
-        show, None, outputs, **QUIET
+        show, None, outputs, **SHOWING
     )
 
 

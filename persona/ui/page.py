@@ -16,13 +16,13 @@ import anyio.to_thread
 import gradio as gr
 from gradio.context import LocalContext
 
-from persona.errors import InputError, PersonaError
+from persona.errors import InputError, PersonaError, TemplateError
 from persona.judge.report_model import NextStep
 from persona.models import open_renderer
 from persona.models.base import Base
 from persona.store import deployment, persona_folder, quotas, workspace
 from persona.store.pairs import own_exchanges
-from persona.template.render import MAX_LENGTH, Renderer
+from persona.template.render import MAX_LENGTH, MAX_LENGTH_RANGE, Renderer
 from persona.ui.chosen import ChosenView
 from persona.ui.i18n import localized
 from persona.ui.middleware import workspaces
@@ -31,6 +31,9 @@ from persona.ui.middleware import workspaces
 # event fails, and the outputs are the targets unless others are named. An event that takes long names a gr.HTML.
 # Besides, a component that is hidden while an event of its own is pending animates a hidden clock for ever.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
+# Of an event that shows what was chosen or typed: one that comes while another is on its way is handled after it. By
+# default Gradio drops it, which is right for a button that is pressed twice.
+SHOWING: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
 
 
 NOTICE_SECONDS, READ_CHARACTERS = 8, 15  # an error stays so long, and a second more for each so many characters
@@ -133,9 +136,13 @@ def open_page_renderer(
             progress(None, desc=localized(text))
 
     persona = open_current_persona(slug)
+    max_length, (lowest, highest) = int(settings.max_length or MAX_LENGTH), MAX_LENGTH_RANGE
+    if not lowest <= max_length <= highest:
+        raise TemplateError("The longest row, {n} tokens: at least {lowest}, at most {highest}.", n=max_length,
+                            lowest=lowest, highest=f"{highest:,}")  # fmt: skip
     base, renderer = open_renderer.open_renderer(
-        persona.card(), settings.base, settings.template or "auto",
-        int(settings.max_length or MAX_LENGTH), bool(settings.learn_history), show_progress,
+        persona.card(), settings.base, settings.template or "auto", max_length, bool(settings.learn_history),
+        show_progress,
     )  # fmt: skip
     if renderer.learn_history:
         renderer = replace(renderer, learned_elsewhere=own_exchanges(persona.scan()[0]))
@@ -169,16 +176,25 @@ def remove_downloads(request: gr.Request) -> None:
 _locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()  # by window, or by visitor
 
 
-# Gradio starts events in the order they came in, but prepares their values in threads, where one can overtake another
-ORDERED_EVENT = {"trigger_mode": "multiple", "concurrency_limit": 16, "preprocess": False}
+def in_lane(lane: str) -> dict[str, Any]:
+    """Options of the events that run_in_order(…, lane) handles.
 
-
-def run_in_order(handler: Callable) -> Callable:
-    """Make a handler carry out the events of one browser window in their order; other windows do not wait for it.
-
-    Its event needs ORDERED_EVENT: no event is dropped, and values arrive as the browser sent them.
+    Gradio starts the events of one concurrency_id in the order they came in, those of two in any order; and it prepares
+    their values in threads, where one can overtake another, so values arrive as the browser sent them.
     """
-    return _one_at_a_time(handler, _window_key)
+    return {"concurrency_id": lane, "concurrency_limit": 16, "preprocess": False}
+
+
+ORDERED_EVENT = {**in_lane("pairs"), "trigger_mode": "multiple"}  # no event is dropped
+
+
+def run_in_order(handler: Callable, lane: str = "pairs") -> Callable:
+    """Make a handler carry out the events of one browser window and lane in their order; other windows do not wait.
+
+    What shows the same thing is in one lane: of two answers the later one is that to the later question. Each event
+    needs in_lane(lane).
+    """
+    return _one_at_a_time(handler, lambda: f"{lane}:{_window_key()}")
 
 
 def run_one_at_a_time(handler: Callable) -> Callable:
@@ -186,7 +202,7 @@ def run_one_at_a_time(handler: Callable) -> Callable:
 
     Its event needs WAITING_EVENT, so that those who wait take no place of another visitor.
     """
-    return _one_at_a_time(handler, visitor_key)
+    return _one_at_a_time(handler, lambda: f"visitor:{visitor_key()}")
 
 
 WAITING_EVENT = {"concurrency_limit": None}
@@ -207,7 +223,7 @@ def visitor_key() -> str:
 def _one_at_a_time(handler: Callable, key: Callable[[], str]) -> Callable:
     @functools.wraps(handler)
     async def handled(*args: Any) -> Any:
-        async with _locks.setdefault(f"{key.__name__}:{key()}", asyncio.Lock()):
+        async with _locks.setdefault(key(), asyncio.Lock()):
             return await anyio.to_thread.run_sync(functools.partial(handler, *args))
 
     return handled

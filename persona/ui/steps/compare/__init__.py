@@ -260,9 +260,7 @@ def _build_adapters(other_voices: gr.Dropdown, about: gr.HTML) -> _Adapters:
             blend_with = gr.Dropdown([], label=t("Blend with"), scale=2, elem_id="blend-with")
             blend_weight = gr.Slider(0, 1, 0.5, step=0.05, label=t("Blend weight"), scale=2)
             add_blend = gr.Button(t("Add the blend"), scale=0, min_width=130, elem_id="add-blend")
-            blend_rank = gr.Number(
-                0, precision=0, minimum=0, label=t("Reduce to rank"), info=t("0: exact"), min_width=120
-            )
+            blend_rank = gr.Number(0, precision=0, label=t("Reduce to rank"), info=t("0: exact"), min_width=120)
             keep = gr.Button(t("Keep it as an adapter"), scale=0, min_width=190, elem_id="save-blend")
         opening = gr.HTML(elem_classes="quiet", elem_id="adapter-opening", padding=False)
     return _Adapters(
@@ -280,14 +278,14 @@ def _make_sampling_settings() -> SamplingSettings:
         temperature=gr.Slider(0, 1.5, default.temperature, step=0.05, label=t("Temperature"),
                               info=t("0: the likeliest token"), min_width=200, elem_id="temperature", render=False),
         top_p=gr.Slider(0.1, 1, default.top_p, step=0.05, label="Top-p", min_width=200, render=False),
-        top_k=gr.Number(default.top_k, label="Top-k", info=t("0: all"), precision=0, minimum=0, min_width=120,
+        top_k=gr.Number(default.top_k, label="Top-k", info=t("0: all"), precision=0, min_width=120,
                         render=False),
         min_p=gr.Slider(0, 0.5, default.min_p, step=0.01, label="Min-p", info=t("0: off"), min_width=200, render=False),
         repetition_penalty=gr.Slider(1, 2, default.repetition_penalty, step=0.05, label=t("Repetition penalty"),
                                      info=t("1: none"), min_width=200, render=False),
         max_new_tokens=gr.Slider(16, 512, default.max_new_tokens, step=16, label=t("Longest reply, in tokens"),
                                  min_width=200, elem_id="longest", render=False),
-        seed=gr.Number(default.seed, label=t("Seed"), info=t("the same for all"), precision=0, minimum=0,
+        seed=gr.Number(default.seed, label=t("Seed"), info=t("the same for all"), precision=0,
                        min_width=120, elem_id="seed", render=False),
         quantization=gr.Dropdown(
             [(t("Automatic"), "auto"), (t("Full precision"), "none"), (t("4 bits (nf4)"), "nf4"),

@@ -21,13 +21,14 @@ from persona.ui import voice_picker
 from persona.ui.buttons import cancel_then, download_on_click, run_with_stop
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
-from persona.ui.page import QUIET, Page, download_path, open_current_persona, show_errors
+from persona.ui.page import QUIET, SHOWING, Page, download_path, on_latest, open_current_persona, show_errors
 from persona.ui.steps.compare import train_on_votes
 from persona.ui.steps.compare.base_note import is_chat_base
 from persona.ui.steps.compare.controls import NO_UNSEEN_QUESTIONS, SamplingSettings
 from persona.ui.steps.compare.loading import report_loading
 from persona.ui.widgets import bars_html
 
+CHOOSING_RIVAL: dict[str, Any] = {**SHOWING, "concurrency_id": "rival", "concurrency_limit": 1}
 VOTE_CHOICES = {"left": "← Left is better", "tie": "Equally good", "bad": "Both bad", "right": "Right is better →"}
 
 
@@ -328,14 +329,11 @@ def _connect_events(
     train_on_votes.connect(page, browser_key, c.train, opened, [*voted, added])
     download_on_click(c.export, export_votes, [browser_key, slug, adapter])
     rival_for = gr.State("")  # the adapter that the rival was offered for
-    gr.on(
-        opened,
-        show_errors(show_rivals),
-        [slug, adapter, browser_key, c.rival, rival_for],
-        [view.reveal, c.rival, c.rival_note, rival_for],
-        **QUIET,
-    )
-    c.rival.input(show_errors(rival_note), [slug, adapter, c.rival], c.rival_note, **QUIET)
+    on_latest(
+        opened, show_errors(show_rivals), [slug, adapter, browser_key, c.rival, rival_for],
+        [view.reveal, c.rival, c.rival_note, rival_for], **CHOOSING_RIVAL,
+    )  # fmt: skip
+    c.rival.input(show_errors(rival_note), [slug, adapter, c.rival], c.rival_note, **CHOOSING_RIVAL)
 
 
 def show_rivals(
@@ -343,7 +341,8 @@ def show_rivals(
 ) -> tuple[str, gr.Dropdown, str, str]:
     """The tally, the rivals there are, the note on the selected one, and the adapter: another one's rival goes."""
     choices = list_rivals(slug, adapter_id)
+    dropdown = gr.Dropdown(choices)  # one that stays is not written: another may be chosen by the time of the answer
     if rival_for != adapter_id or rival not in {voice for _, voice in choices}:
         rival = choose_rival(slug, adapter_id)
-    dropdown, note = gr.Dropdown(choices, value=rival or None), rival_note(slug, adapter_id, rival)
-    return tally_html(slug, adapter_id, browser_key), dropdown, note, adapter_id
+        dropdown = gr.Dropdown(choices, value=rival or None)
+    return tally_html(slug, adapter_id, browser_key), dropdown, rival_note(slug, adapter_id, rival), adapter_id

@@ -21,7 +21,7 @@ from persona.ui.i18n import localized, t
 from persona.ui.model_queue import ModelTurn, model_work, wait_in_queue
 from persona.ui.navigation import COMPARE
 from persona.ui.notices import show_info
-from persona.ui.page import QUIET, Page, on_latest, open_current_persona, show_errors
+from persona.ui.page import QUIET, SHOWING, Page, on_latest, open_current_persona, show_errors
 from persona.ui.steps.compare import keep_answer
 from persona.ui.steps.compare.base_note import CHOOSE_BASE_JS, choose_base
 from persona.ui.steps.compare.controls import SamplingSettings, Selection
@@ -359,29 +359,30 @@ def _connect_questions(c: _Controls, selection: Selection, settings: SamplingSet
     # the columns are another adapter's now: what was written so far is saved, and no other conversation shows it
     selection.adapter_id.change(
         lambda: "", None, selection.conversation_id, cancels=running, trigger_mode="multiple", **QUIET
-    ).then(lambda: "", None, status, **QUIET)
+    ).then(lambda: "", None, status, **SHOWING)
     gr.on([c.send.click, question.submit], None, None, None, js=SHOW_ANSWERS_JS, **QUIET)
     answered.then(show_errors(hide_greetings), [*selection], c.greetings, **QUIET)
-    c.greetings.input(show_errors(choose_greeting), [c.greetings, *selection], [*c.update.chatbots], **QUIET)
+    c.greetings.input(show_errors(choose_greeting), [c.greetings, *selection], [*c.update.chatbots], **SHOWING)
     c.probes.click(lambda row: row[0], c.probes, question, **QUIET)
     show: dict[str, Any] = _show_event(c, selection)
     other = [question.submit, c.send.click, c.regenerate.click, c.new.click, c.conversations.input]
     keep_answer.connect(c.keep, selection, before, regenerated, [*other, selection.adapter_id.change], show)
     gr.on([c.new.click, *(bot.clear for bot in c.update.chatbots)], lambda: ("", "", ""), None,
           [selection.conversation_id, c.conversations, status], cancels=running, **QUIET).then(**show)  # fmt: skip
+    c.conversations.input(lambda chosen: chosen or "", c.conversations, selection.conversation_id, cancels=running,
+                          **SHOWING).then(**show)  # fmt: skip
 
 
 def _show_event(c: _Controls, selection: Selection) -> dict[str, Any]:
     outputs = ConversationView(c.columns, c.update.chatbots, c.update.notes, c.bases, c.greetings).flat()
-    return {"fn": show_errors(show_conversation), "inputs": [*selection], "outputs": outputs, **QUIET}
+    return {"fn": show_errors(show_conversation), "inputs": [*selection], "outputs": outputs, **SHOWING}
 
 
 def _connect_conversations(c: _Controls, page: Page, selection: Selection, listed: gr.State) -> None:
     inputs, show = [*selection], _show_event(c, selection)
     refresh: dict[str, Any] = {
-        "fn": show_errors(conversation_dropdown), "inputs": inputs, "outputs": c.conversations, **QUIET,
+        "fn": show_errors(conversation_dropdown), "inputs": inputs, "outputs": c.conversations, **SHOWING,
     }  # fmt: skip
-    c.conversations.input(lambda chosen: chosen or "", c.conversations, selection.conversation_id, **QUIET).then(**show)
     c.delete.click(show_errors(delete_chosen_conversation), inputs, None, **QUIET).success(
         lambda: "", None, selection.conversation_id, **QUIET
     ).then(**refresh).then(**show)

@@ -24,7 +24,7 @@ from persona.ui.buttons import run_with_stop
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import wait_in_queue
 from persona.ui.navigation import TEMPLATE
-from persona.ui.page import QUIET, Page, download_path, show_errors, visitor_key
+from persona.ui.page import QUIET, SHOWING, Page, download_path, on_latest, show_errors, visitor_key
 from persona.ui.widgets import FORWARD_CLICKS_JS, format_duration, progress_bar_html
 from persona.write import llm_client
 
@@ -135,7 +135,7 @@ def _stopped_report(adapter: Adapter) -> Any:
 
     run = evaluate.run_of(adapter)
     file = run.path / "report.json" if run else None
-    if run is None or file is None or not file.is_file() or run.adapter.stat().st_mtime > file.stat().st_mtime:
+    if run is None or file is None or not file.is_file() or run.progress().chosen_at > file.stat().st_mtime:
         return None
     report = evaluate.load_report(file)
     return report if report.missing else None
@@ -150,9 +150,9 @@ def last_report(adapter_id: str) -> tuple[str, Any]:
 
     report = evaluate.load_report(file)
     note = ""
-    if (file.parent / "adapter").stat().st_mtime > file.stat().st_mtime:
-        chosen_step = run_folder.Run(file.parent).progress().chosen
-        outdated = t("Measured before step {step} became the adapter: measure again.", step=chosen_step)
+    run = run_folder.Run(file.parent).progress()  # the adapter's folder changes with each renewed card
+    if run.chosen_at > file.stat().st_mtime:
+        outdated = t("Measured before step {step} became the adapter: measure again.", step=run.chosen)
         note = f"<div class='hint'>{outdated}</div>"
     return note + _report_html(report, voice_picker.find_adapter(adapter_id)), _report_file(report, adapter_id)
 
@@ -222,7 +222,7 @@ def build(page: Page, browser_key: gr.BrowserState, quantization: gr.Dropdown, o
         for button in page.next_steps.values():
             button.render()
     offer: dict[str, Any] = {"fn": show_errors(offer_next_steps), "inputs": page.adapter,
-                             "outputs": list(page.next_steps.values()), **QUIET}  # fmt: skip
+                             "outputs": list(page.next_steps.values()), **SHOWING}  # fmt: skip
     page.next_steps["base"].click(
         lambda: (gr.Walkthrough(selected=TEMPLATE), TEMPLATE), None, [page.steps, page.shown_step], **QUIET
     )
@@ -235,4 +235,8 @@ def build(page: Page, browser_key: gr.BrowserState, quantization: gr.Dropdown, o
     # a process of ZeroGPU cannot be asked to stop
     stop.click(stop_measuring, None, None, cancels=[running] if deployment.has_zerogpu() else None, **QUIET)
     running.then(**offer)
-    gr.on(opened, show_errors(last_report), page.adapter, [report, save], **QUIET).then(**offer)
+    last: dict[str, Any] = {"fn": show_errors(last_report), "inputs": page.adapter, "outputs": outputs, **SHOWING}
+    on_latest(opened, **last).then(**offer)
+    # what is measured of another adapter is kept, and not shown as this one's
+    stopped = page.adapter.change(lambda: None, None, None, cancels=running, trigger_mode="multiple", **QUIET)
+    stopped.then(**last).then(**offer)

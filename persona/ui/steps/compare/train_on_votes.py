@@ -22,7 +22,7 @@ from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.i18n import localized, t
 from persona.ui.navigation import COMPARE, TRAIN
 from persona.ui.notices import show_warning
-from persona.ui.page import QUIET, Page, on_latest, open_current_persona, show_errors
+from persona.ui.page import QUIET, SHOWING, Page, on_latest, open_current_persona, show_errors
 from persona.ui.steps.train import run_on_zerogpu
 from persona.ui.widgets import mask_html
 
@@ -65,7 +65,7 @@ def build(button: gr.Button) -> _Controls:
     about = gr.HTML(elem_id="votes-to-train-on")
     with gr.Accordion(t("What it learns from"), open=False, visible=False, elem_id="votes-preview") as preview:
         with gr.Row(equal_height=True):
-            number = gr.Number(1, precision=0, minimum=1, label=t("Preference"), scale=0, min_width=140)
+            number = gr.Number(1, precision=0, label=t("Preference"), scale=0, min_width=140)
             sft = gr.Checkbox(
                 True, label=t("Learn the chosen answers themselves too (SFT term)"), scale=2, elem_id="sft-term",
                 info=t("On, as measured: without it DPO can make the chosen answers less likely too."),
@@ -90,7 +90,7 @@ def connect(
         event.success(**renew)
     gr.on(
         [view.preview.expand, view.number.input], show_errors(show_masks), [*who, view.number], [*controls.masks],
-        **QUIET,
+        **SHOWING,
     )  # fmt: skip
     started = view.button.click(
         show_errors(train_on_votes), [*who, controls.sft], [page.steps, page.shown_step, page.shown_run], **QUIET

@@ -15,11 +15,14 @@ from persona.ui.i18n import CHINESE, localize, localized, t
 from persona.ui.navigation import TEMPLATE, TRAIN
 from persona.ui.page import (
     QUIET,
+    SHOWING,
     Page,
     RenderSettings,
+    in_lane,
     on_latest,
     open_current_persona,
     open_page_renderer,
+    run_in_order,
     show_errors,
 )
 from persona.ui.steps.template.facts import base_html, length_histogram_html, score_with_base, template_html
@@ -73,8 +76,6 @@ def make_template_settings() -> RenderSettings:
             label=t("Longest row, in tokens (max_length)"),
             precision=0,
             render=False,
-            minimum=render.MAX_LENGTH_RANGE[0],
-            maximum=render.MAX_LENGTH_RANGE[1],
             info=t("Longer rows are refused, never cut"),
             elem_id="max-length",
         ),
@@ -284,22 +285,24 @@ def _connect_events(page: Page, c: _Controls) -> None:
     accepted = gr.State(RenderSettings(*(setting.value for setting in settings)))
     outputs = [*c.view, *settings, accepted]
     last: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private"}
+    lane = in_lane("template")
     on_latest(
-        [page.shown_step.change, *(setting.change for setting in settings)], show_errors(show_step),
-        [page.shown_step, page.slug, number, accepted, *settings], outputs, show_progress_on=[c.view.mask], **last,
+        [page.shown_step.change, *(setting.change for setting in settings)],
+        run_in_order(show_errors(show_step), "template"), [page.shown_step, page.slug, number, accepted, *settings],
+        outputs, show_progress_on=[c.view.mask], **last, **lane,
     ).success(
         show_errors(check_shown_persona), [page.shown_step, page.slug, *settings], [c.totals, page.untrainable],
         show_progress_on=[c.totals], **last,
     )  # fmt: skip
     on_latest(
-        page.slug.change, show_errors(show_persona), [page.shown_step, page.slug, accepted, *settings], outputs,
-        show_progress_on=[c.view.mask], **last,
+        page.slug.change, run_in_order(show_errors(show_persona), "template"),
+        [page.shown_step, page.slug, accepted, *settings], outputs, show_progress_on=[c.view.mask], **last, **lane,
     ).success(
         show_errors(check_shown_persona), [page.shown_step, page.slug, *settings], [c.totals, page.untrainable],
         show_progress_on=[c.totals], **last,
     )  # fmt: skip
     number.change(
-        show_errors(turn_to_pair), [page.slug, number, *settings], c.view, trigger_mode="always_last", **QUIET
+        run_in_order(show_errors(turn_to_pair), "template"), [page.slug, number, *settings], c.view, **SHOWING, **lane
     )
     page.pair_number.change(lambda n: n, page.pair_number, number, **QUIET)
     c.back.click(lambda n: max(1, int(n or 1) - 1), number, number, **QUIET)

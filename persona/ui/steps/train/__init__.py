@@ -19,6 +19,7 @@ from persona.ui.navigation import COMPARE, TRAIN
 from persona.ui.notices import show_info
 from persona.ui.page import (
     QUIET,
+    SHOWING,
     Page,
     RenderSettings,
     on_latest,
@@ -286,7 +287,7 @@ def _connect_events(
     slug, settings, name = page.slug, page.render_settings, view.name
     form = [slug, c.preset, *settings, *c.expert_settings]
     update: dict[str, Any] = {
-        "fn": show_errors(update_run_view), "inputs": [slug, name, view.mark], "outputs": view, **QUIET,
+        "fn": show_errors(update_run_view), "inputs": [slug, name, view.mark], "outputs": view, **SHOWING,
     }  # fmt: skip
     start = further.with_parent(on_start)
     started = view.start.click(show_errors(start), [c.parent, *form], name, **QUIET)
@@ -297,12 +298,12 @@ def _connect_events(
         if deployment.has_zerogpu():  # no process of its own there: this event trains, and the page watches the run
             event.success(show_errors(run_on_zerogpu), [slug, name], name, **QUIET)
     view.stop.click(show_errors(on_stop), [slug, name], name, **QUIET).success(**update)
-    view.runs.input(lambda name: name, view.runs, name, **QUIET).success(**update)
+    view.runs.input(lambda name: name, view.runs, name, **SHOWING).success(**update)
     view.samples.click(show_errors(use_snapshot), [slug, name], None, **QUIET).success(**update)
     ledger.connect(page, *runs, view.training, update)
-    view.timer.tick(**update, queue=False)
+    view.timer.tick(**{**update, "trigger_mode": "once"}, queue=False)
     on_latest([slug.change, page.shown_step.change], **update)
-    c.preset.input(settings_form.preset_values, c.preset, c.expert_settings, **QUIET)
+    c.preset.input(settings_form.preset_values, c.preset, c.expert_settings, **SHOWING)
     kept = [c.shown, c.preset, *c.expert_settings]
     restored = on_latest(slug.change, settings_form.restore_form, [slug, *kept], kept, **QUIET)
     plan: dict[str, Any] = {
@@ -327,4 +328,4 @@ def _connect_events(
     _connect_next_steps(page, c)
     targets = c.expert_settings[settings_form.EXPERT_FIELDS.index("target_modules")]
     layers = c.lesson[1]
-    layers.input(show_errors(lora_lesson.choose_layers), [layers, *form[1:]], targets, **QUIET).success(**teach)
+    layers.input(show_errors(lora_lesson.choose_layers), [layers, *form[1:]], targets, **SHOWING).success(**teach)

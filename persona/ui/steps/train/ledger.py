@@ -20,7 +20,7 @@ from persona.ui.chosen import Chosen, ChosenView
 from persona.ui.i18n import localized, t
 from persona.ui.navigation import COMPARE, SHARE, TRAIN
 from persona.ui.notices import show_info
-from persona.ui.page import QUIET, Page, open_current_persona, show_errors
+from persona.ui.page import QUIET, SHOWING, Page, on_latest, open_current_persona, show_errors
 from persona.ui.steps.train import further, ledger_view, run_view
 from persona.ui.widgets import FORWARD_CLICKS_JS
 
@@ -177,9 +177,9 @@ def connect(
     """training: changes when a run begins or ends. update: the event that shows the run called `view.shown`."""
     renew: dict[str, Any] = {
         "fn": show_errors(refresh), "inputs": [page.slug, view.shown, view.picked],
-        "outputs": [view.table, view.picked, view.note_name, view.note], **QUIET,
+        "outputs": [view.table, view.picked, view.note_name, view.note], **SHOWING,
     }  # fmt: skip
-    gr.on([box.expand, training.change, page.slug.change, view.shown.change], **renew)
+    on_latest([box.expand, training.change, page.slug.change, view.shown.change], **renew)
     clicked = view.table.click(show_errors(on_click), [page.slug, view.shown, view.picked, page.chosen], view, **QUIET)
     clicked.success(**update)
     if deployment.has_zerogpu():

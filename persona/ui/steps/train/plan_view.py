@@ -95,7 +95,11 @@ def _busy_html(estimate: TrainingEstimate) -> str:
     text = t("Other programs are using this machine now: it may take longer.")
     if estimate.idle_seconds is not None:
         idle = _about_text(estimate.idle_seconds)
-        text = t("Other programs are using this machine now; without them it would take about {time}.", time=idle)
+        text = t(
+            "Other programs are using this machine now; at the best speed measured since this page was started it "
+            "would take about {time}.",
+            time=idle,
+        )
     return f'<div class="hint">{text}</div>'
 
 

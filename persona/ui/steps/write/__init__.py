@@ -8,7 +8,7 @@ from persona.ui import navigation
 from persona.ui.chosen import persona_dropdown
 from persona.ui.i18n import t
 from persona.ui.navigation import TEMPLATE, WRITE
-from persona.ui.page import QUIET, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
+from persona.ui.page import QUIET, SHOWING, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
 from persona.ui.steps.write import import_tab, interview_tab, pairs_tab, review_tab, suggest_tab
 from persona.ui.steps.write.card_tab import (
     CARD_FIELDS,
@@ -161,12 +161,12 @@ def _connect_start(page: Page, welcome: Welcome, editor: _Editor) -> None:
 
 def _connect_editor(page: Page, pairs: PairsTab, editor: _Editor) -> None:
     view = editor.view
-    load: dict[str, Any] = {"fn": show_errors(load_persona), "inputs": page.slug, "outputs": view, **QUIET}
+    load: dict[str, Any] = {"fn": show_errors(load_persona), "inputs": page.slug, "outputs": view, **SHOWING}
     opened = page.slug.change(**load).success(
         lambda: (*pairs_tab.reset_view(), ""),
         None,
         [pairs.view.query, pairs.view.row_filter, pairs.view.page, pairs.findings, editor.card.notice],
-        **QUIET,
+        **SHOWING,
     )
     opened.then(None, None, None, js=navigation.FOCUS_STEP_JS, **QUIET)
     page.persona_list.select(None, None, editor.tabs, js=FIRST_TAB_JS, **QUIET)
@@ -176,20 +176,22 @@ def _connect_editor(page: Page, pairs: PairsTab, editor: _Editor) -> None:
     )  # fmt: skip
     page.write_tab.change(
         None, page.write_tab, editor.tabs, js="(tab) => ({ selected: tab.split(' ')[0], __type__: 'update' })", **QUIET
-    ).then(show_errors(interview_tab.draw_interview), page.slug, editor.interview, **QUIET)
+    ).then(show_errors(interview_tab.draw_interview), page.slug, editor.interview, **SHOWING)
     renamed = editor.imported.success(**load).success(persona_dropdown, page.slug, page.persona_list, **QUIET)
     reloaded = editor.reload.click(**load)
     for event in (opened, reloaded, renamed):
-        event.then(show_errors(load_lists), page.slug, editor.card.flat_lists(), **QUIET)
+        event.then(show_errors(load_lists), page.slug, editor.card.flat_lists(), **SHOWING)
     for event in (opened, reloaded, renamed, editor.interview_answered, editor.reviewed, editor.card.probe_taken):
         pairs_tab.redraw_after(event, pairs, page)
     for event in (opened, reloaded):
-        event.success(show_errors(interview_tab.draw_interview), page.slug, editor.interview, **QUIET)
-        event.success(show_errors(review_tab.draw_review), page.slug, editor.review, **QUIET)
+        event.success(show_errors(interview_tab.draw_interview), page.slug, editor.interview, **SHOWING)
+        event.success(show_errors(review_tab.draw_review), page.slug, editor.review, **SHOWING)
     for field in view.card_fields():
         field.blur(
             show_errors(save_card),
             [page.slug, view.loaded_card, *view.card_fields()],
             [editor.card.notice, page.persona_list, view.loaded_card],
-            **QUIET,
+            **SHOWING,
+            concurrency_id="card",  # one field after the other: each starts from what the one before has saved
+            concurrency_limit=1,
         )

@@ -147,10 +147,9 @@ def build_book(page: Page) -> tuple[ListView, BookSettings]:
     view = build_list(BOOK, page, make_fields)
     with gr.Column(min_width=200):
         settings = BookSettings(
-            gr.Number(DEFAULT_DEPTH, label=t("Messages searched"), precision=0, minimum=0, maximum=1_000,
-                      min_width=140, elem_id="book-depth"),
-            gr.Number(DEFAULT_BUDGET, label=t("Tokens of all entries, at most"), precision=0, minimum=0,
-                      maximum=1_000_000, min_width=160, elem_id="book-budget"),
+            gr.Number(DEFAULT_DEPTH, label=t("Messages searched"), precision=0, min_width=140, elem_id="book-depth"),
+            gr.Number(DEFAULT_BUDGET, label=t("Tokens of all entries, at most"), precision=0, min_width=160,
+                      elem_id="book-budget"),
             gr.Checkbox(label=t("Entries' texts are searched too"), min_width=180),
             gr.Checkbox(label=t("Part of training rows too"), min_width=180, elem_id="book-in-training",
                         info=t("With what stands after the conversation. Never learned: it belongs to the prompt.")),

@@ -11,7 +11,7 @@ from persona.errors import InputError
 from persona.store import kept_card, persona_folder
 from persona.store.pairs import Pair
 from persona.ui.i18n import localized, t
-from persona.ui.page import QUIET, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
+from persona.ui.page import SHOWING, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
 from persona.ui.steps.write import preferences_import
 from persona.ui.steps.write.pairs_status import replies_text
 from persona.ui.steps.write.row_choice import RowChoice, build_row_choice, open_given_source
@@ -317,7 +317,7 @@ def build(page: Page, tab: gr.Tab) -> tuple[gr.File, Any]:
     report = gr.HTML(elem_id="import-report")
 
     source, options = [file, pasted, dataset], [*view.options(), *rows]
-    event: dict[str, Any] = {**QUIET, "show_progress": "minimal", "show_progress_on": view.preview, **WAITING_EVENT}
+    event: dict[str, Any] = {**SHOWING, "show_progress": "minimal", "show_progress_on": view.preview, **WAITING_EVENT}
     surveyed = gr.on(
         [file.change, pasted.blur, dataset.submit, member.input],
         run_one_at_a_time(show_errors(survey_for_persona)),

@@ -11,7 +11,7 @@ from persona.errors import InputError, PersonaError
 from persona.store.persona_folder import PersonaCard
 from persona.ui.i18n import localized, t
 from persona.ui.notices import show_warning
-from persona.ui.page import ORDERED_EVENT, QUIET, Page, open_current_persona, run_in_order, show_errors
+from persona.ui.page import ORDERED_EVENT, QUIET, SHOWING, Page, open_current_persona, run_in_order, show_errors
 from persona.ui.steps.write.one_at_a_time import earlier_turns_html, read_scripts
 from persona.ui.steps.write.pairs_status import refusal_text
 from persona.ui.widgets import bars_html
@@ -135,7 +135,7 @@ def build(page: Page, tab: gr.Tab) -> tuple[gr.HTML, Any]:
     gr.Markdown(t("The page asks, you answer as the persona. Each answer is saved as a pair."), elem_classes="quiet")
     board = gr.HTML(elem_id="interview", js_on_load=INTERVIEW_JS)
     refusal = gr.Textbox(visible=False)
-    tab.select(show_errors(draw_interview), page.slug, board, **QUIET)
+    tab.select(show_errors(draw_interview), page.slug, board, **SHOWING)
     acted = board.input(run_in_order(show_errors(act)), page.slug, [board, refusal], **ORDERED_EVENT, **QUIET)
     acted.failure(None, None, None, js=ANSWERED_JS, **QUIET)
     answered = acted.success(None, refusal, None, js=ANSWERED_JS, **QUIET)

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from persona.ui.i18n import t
-from persona.ui.page import QUIET, Page, open_current_persona, show_errors
+from persona.ui.page import QUIET, SHOWING, Page, in_lane, open_current_persona, run_in_order, show_errors
 from persona.ui.steps.write import pairs_tab
 from persona.write.length_filter import LengthLimits, describe, drop_outside, find_outside
 
@@ -45,15 +45,16 @@ def build_length_tab(page: Page, tab: pairs_tab.PairsTab) -> None:
     labels = (t("Shortest answer"), t("Longest answer"), t("Shortest question"), t("Longest question"))
     with gr.Row(elem_classes="slim"):
         limits = [
-            gr.Number(0, label=label, precision=0, minimum=0, min_width=140, info=t("in characters; 0: any"))
-            for label in labels
+            gr.Number(0, label=label, precision=0, min_width=140, info=t("in characters; 0: any")) for label in labels
         ]
         button = gr.Button(t("Drop"), interactive=False, scale=0, min_width=200, elem_id="drop-by-length")
     result = gr.HTML(elem_id="length-preview")
     inputs: list[Any] = [page.slug, *limits]
     gr.on(
-        [limit.input for limit in limits], show_errors(preview_filter), inputs, [result, button],
-        trigger_mode="always_last", **QUIET,
+        [limit.input for limit in limits], run_in_order(show_errors(preview_filter), "length"), inputs,
+        [result, button], **SHOWING, **in_lane("length"),
     )  # fmt: skip
-    dropped = button.click(show_errors(drop_pairs), inputs, [result, button], **QUIET)
+    dropped = button.click(
+        run_in_order(show_errors(drop_pairs), "length"), inputs, [result, button], **QUIET, **in_lane("length")
+    )
     pairs_tab.redraw_after(dropped, tab, page)

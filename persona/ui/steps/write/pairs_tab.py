@@ -10,7 +10,16 @@ from persona.errors import InputError, PersonaError
 from persona.store import edit_history
 from persona.ui.i18n import localized, t
 from persona.ui.notices import show_info, show_warning
-from persona.ui.page import ORDERED_EVENT, QUIET, Page, open_current_persona, run_in_order, show_errors
+from persona.ui.page import (
+    ORDERED_EVENT,
+    QUIET,
+    SHOWING,
+    Page,
+    in_lane,
+    open_current_persona,
+    run_in_order,
+    show_errors,
+)
 from persona.ui.steps.write import lint_tab, pairs_table, review_tab
 from persona.ui.steps.write.lint_tab import LintUpdate
 from persona.ui.steps.write.mask_preview import preview_mask, preview_typed
@@ -65,7 +74,19 @@ class PairsTab:
         return LintUpdate(self.findings, self.marks, self.lint_panel, self.view.row_filter)
 
 
-def draw_table(
+def draw_table(slug: str, query: str, order: str, row_filter: str | None, *inputs: Any) -> TableUpdate:
+    """draw_view of what the page shows. Search and filter are written only where the answer changes them.
+
+    Another text may be searched for by the time that the answer comes.
+    """
+    drawn = draw_view(slug, query, order, row_filter, *inputs)
+    kept_query = gr.skip() if drawn.query == (query or "") else drawn.query
+    return drawn._replace(
+        query=kept_query, row_filter=gr.skip() if drawn.row_filter == row_filter else drawn.row_filter
+    )
+
+
+def draw_view(
     slug: str, query: str, order: str, row_filter: str | None, page: int, pair_number: int, findings: list[Finding],
     focus: bool = False,
 ) -> TableUpdate:  # fmt: skip
@@ -173,7 +194,7 @@ def handle_finding_click(
         rule = matching[0].rule if matching else PAIR_FILTERS[0]
         pair_number = rows[0] if rows else pair_number
         return [
-            *draw_table(slug, "", order, rule, 0, pair_number, findings, focus=True),
+            *draw_view(slug, "", order, rule, 0, pair_number, findings, focus=True),
             gr.Tabs(selected="pairs"),
             gr.skip(),
         ]
@@ -186,7 +207,7 @@ def handle_finding_click(
         lint_tab.unignore_all(persona)
     else:
         lint.ignore_finding(persona, key)
-    return [*draw_table(slug, "", order, PAIR_FILTERS[0], 0, pair_number, findings), gr.skip(), gr.skip()]
+    return [*draw_view(slug, "", order, PAIR_FILTERS[0], 0, pair_number, findings), gr.skip(), gr.skip()]
 
 
 def selected_pair(event: gr.EventData) -> int:
@@ -238,8 +259,9 @@ def build(tab: PairsTab) -> None:
 
 def redraw_event(tab: PairsTab, page: Page) -> dict[str, Any]:
     """The event that redraws the pairs after something else has changed them."""
-    return {"fn": show_errors(draw_table), "inputs": [page.slug, *tab.view, page.pair_number, tab.findings],
-            "outputs": tab.table_outputs(page), **QUIET}  # fmt: skip
+    inputs = [page.slug, *tab.view, page.pair_number, tab.findings]
+    return {"fn": run_in_order(show_errors(draw_table)), "inputs": inputs, "outputs": tab.table_outputs(page),
+            **SHOWING, **in_lane("pairs")}  # fmt: skip
 
 
 def redraw_after(event: Any, tab: PairsTab, page: Page) -> Any:
@@ -250,11 +272,10 @@ def redraw_after(event: Any, tab: PairsTab, page: Page) -> Any:
 def follow_change(event: Any, tab: PairsTab, page: Page) -> Any:
     """What comes after every change of pairs: the mask of the selected pair, the check, and its marks in the rows."""
     settings = page.render_settings
-    last: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
     return (
-        event.then(show_errors(preview_mask), [page.slug, page.pair_number, *settings], tab.mask, **last)
-        .then(show_errors(lint_tab.update_findings), _lint_inputs(tab, page, False), tab.lint_outputs(), **last)
-        .then(None, tab.marks, None, js=PAINT_MARKS_JS, **last)
+        event.then(show_errors(preview_mask), [page.slug, page.pair_number, *settings], tab.mask, **SHOWING)
+        .then(show_errors(lint_tab.update_findings), _lint_inputs(tab, page, False), tab.lint_outputs(), **SHOWING)
+        .then(None, tab.marks, None, js=PAINT_MARKS_JS, **SHOWING)
     )
 
 
@@ -274,28 +295,23 @@ def connect_events(
     edited.failure(None, None, None, js=ANSWERED_JS, trigger_mode="multiple", **QUIET)
     answered = edited.success(None, tab.refusal, None, js=ANSWERED_JS, trigger_mode="multiple", **QUIET)
     follow_change(answered, tab, page)
-    typed = tab.table.key_up(show_errors(preview_typed), [page.slug, *settings], tab.mask, **QUIET)
+    typed = tab.table.key_up(  # pairs_table.js sends one at a time
+        show_errors(preview_typed), [page.slug, *settings], tab.mask, trigger_mode="multiple", **QUIET
+    )
     for end in (typed.success, typed.failure):
         end(None, None, None, js=PREVIEWED_JS, **QUIET)
     turned = tab.table.click(
-        show_errors(turn_page),
+        run_in_order(show_errors(turn_page)),
         [page.slug, view.query, view.order, view.row_filter, page.pair_number, tab.findings],
         outputs,
+        **ORDERED_EVENT,
         **QUIET,
     )
-    view_changed = gr.on(
-        [view.query.change, view.order.input, view.row_filter.input],
-        trigger_mode="always_last",
-        **redraw_event(tab, page),
-    )
+    view_changed = gr.on([view.query.change, view.order.input, view.row_filter.input], **redraw_event(tab, page))
     for event in (turned, view_changed):
         event.then(None, tab.marks, None, js=PAINT_MARKS_JS, **QUIET)
-    tab.table.select(selected_pair, None, page.pair_number, **QUIET).then(
-        show_errors(preview_mask),
-        [page.slug, page.pair_number, *settings],
-        tab.mask,
-        trigger_mode="always_last",
-        **QUIET,
+    tab.table.select(run_in_order(selected_pair), None, page.pair_number, **ORDERED_EVENT, **QUIET).then(
+        show_errors(preview_mask), [page.slug, page.pair_number, *settings], tab.mask, **SHOWING
     )
     _connect_undo(tab, page)
     _connect_check(tab, page, opened_review, review, check_again)
@@ -304,16 +320,20 @@ def connect_events(
 def _connect_undo(tab: PairsTab, page: Page) -> None:
     inputs = [page.slug, *tab.view, page.pair_number, tab.findings]
     for button, handler in ((tab.undo, undo_edit), (tab.redo, redo_edit)):
-        follow_change(button.click(show_errors(handler), inputs, tab.table_outputs(page), **QUIET), tab, page)
+        clicked = button.click(
+            run_in_order(show_errors(handler)), inputs, tab.table_outputs(page), **ORDERED_EVENT, **QUIET
+        )
+        follow_change(clicked, tab, page)
 
 
 def _connect_check(
     tab: PairsTab, page: Page, opened_review: list[Any], review: gr.HTML, check_again: gr.Button
 ) -> None:
     clicked = tab.lint_panel.click(
-        show_errors(handle_finding_click),
+        run_in_order(show_errors(handle_finding_click)),
         [page.slug, tab.view.order, page.pair_number, tab.findings],
         [*tab.table_outputs(page), *opened_review],
+        **ORDERED_EVENT,
         **QUIET,
     )
     clicked.success(show_errors(review_tab.draw_review), page.slug, review, **QUIET)

@@ -9,7 +9,7 @@ from persona.errors import InputError, PersonaError
 from persona.store import preferences
 from persona.store.preferences import Preference
 from persona.ui.i18n import localized, t
-from persona.ui.page import QUIET, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
+from persona.ui.page import QUIET, SHOWING, WAITING_EVENT, Page, open_current_persona, run_one_at_a_time, show_errors
 from persona.ui.steps.write.row_choice import open_given_source
 from persona.ui.widgets import problems_html
 from persona.write.importers import json_reader
@@ -105,8 +105,8 @@ def build() -> PreferencesView:
 
 def connect(page: Page, tab: gr.Tab, view: PreferencesView, source: list[Any], surveyed: Any) -> None:
     """source: the components that name it. surveyed: the event of a new source."""
-    surveyed.then(run_one_at_a_time(show_errors(ask)), source, [view.question, view.keep], **QUIET, **WAITING_EVENT)
+    surveyed.then(run_one_at_a_time(show_errors(ask)), source, [view.question, view.keep], **SHOWING, **WAITING_EVENT)
     view.keep.click(run_one_at_a_time(show_errors(keep)), [page.slug, *source], view, **QUIET, **WAITING_EVENT)
     count: dict[str, Any] = {"inputs": page.slug, "outputs": [view.kept, view.remove], **QUIET}
-    tab.select(show_errors(count_kept), **count)
+    tab.select(show_errors(count_kept), **{**count, **SHOWING})
     view.remove.click(show_errors(remove), **count)

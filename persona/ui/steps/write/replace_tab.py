@@ -9,7 +9,7 @@ import gradio as gr
 from persona.errors import Message
 from persona.store import edit_history, edits
 from persona.ui.i18n import t
-from persona.ui.page import QUIET, Page, open_current_persona, show_errors
+from persona.ui.page import QUIET, SHOWING, Page, in_lane, open_current_persona, run_in_order, show_errors
 from persona.ui.steps.write import pairs_tab
 from persona.write.lint.finding import pair_texts
 
@@ -75,11 +75,13 @@ def build_replace_tab(page: Page, tab: pairs_tab.PairsTab) -> None:
     # not .input, which is silent when text is pasted or comes from an input method
     gr.on(
         [find.change, replacement.change, match_case.input],
-        show_errors(preview_replacement),
+        run_in_order(show_errors(preview_replacement), "replace"),
         inputs,
         [result, button],
-        trigger_mode="always_last",
-        **QUIET,
+        **SHOWING,
+        **in_lane("replace"),
     )
-    replaced = button.click(show_errors(replace_all), inputs, [result, button], **QUIET)
+    replaced = button.click(
+        run_in_order(show_errors(replace_all), "replace"), inputs, [result, button], **QUIET, **in_lane("replace")
+    )
     pairs_tab.redraw_after(replaced, tab, page)

@@ -19,6 +19,7 @@ from persona.ui.notices import show_warning
 from persona.ui.page import (
     ORDERED_EVENT,
     QUIET,
+    SHOWING,
     Page,
     RenderSettings,
     open_current_persona,
@@ -266,7 +267,7 @@ def build(page: Page, opened: Any, findings: gr.State) -> tuple[gr.HTML, Any]:
     _build_search(page, board)
     board.render()
     refusal = gr.Textbox(visible=False)
-    opened(show_errors(draw_review), page.slug, board, **QUIET)
+    opened(show_errors(draw_review), page.slug, board, **SHOWING)
     start.click(show_errors(start_review), [page.slug, which, findings], board, **QUIET)
     acted = board.input(run_in_order(show_errors(act)), page.slug, [board, refusal], **ORDERED_EVENT, **QUIET)
     acted.failure(None, None, None, js=ANSWERED_JS, **QUIET)

@@ -42,7 +42,7 @@ def build_row_choice(member: gr.Dropdown) -> RowChoice:
         return RowChoice(
             gr.Textbox(label=t("Split or slice"), placeholder="train[:1000]", elem_id="import-split", min_width=150,
                        info=t("[:1000] the first thousand, [10%:20%] a tenth")),
-            gr.Number(0, label=t("Rows"), precision=0, minimum=0, min_width=110, elem_id="import-row-count",
+            gr.Number(0, label=t("Rows"), precision=0, min_width=110, elem_id="import-row-count",
                       info=t("at most; 0: all")),
             gr.Textbox(label=t("Seed"), min_width=110, elem_id="import-seed", placeholder="42",
                        info=t("picks them at random; empty: the first")),

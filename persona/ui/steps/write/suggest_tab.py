@@ -18,6 +18,7 @@ from persona.ui.buttons import run_with_stop
 from persona.ui.i18n import t
 from persona.ui.page import (
     QUIET,
+    SHOWING,
     Page,
     RenderSettings,
     open_current_persona,
@@ -181,7 +182,7 @@ def build(page: Page, opened: Any) -> gr.Button:
     file = gr.File(label=t("A text, Word, EPUB or HTML file"), type="filepath", height=120, visible=False)
     material.change(
         lambda chosen: (gr.Textbox(visible=chosen == MATERIALS[0]), gr.File(visible=chosen == MATERIALS[2])),
-        material, [about, file], **QUIET,
+        material, [about, file], **SHOWING,
     )  # fmt: skip
     with gr.Row(elem_classes="slim"):
         write = gr.Button(t("Write drafts"), variant="primary", elem_id="suggest-new")
@@ -197,7 +198,7 @@ def build(page: Page, opened: Any) -> gr.Button:
         running.failure(lambda: "", None, progress, **QUIET)
     stop.click(stop_writing, None, None, **QUIET)
     note = gr.HTML(elem_id="model-server")
-    opened(show_errors(server_note), None, note, **QUIET)
+    opened(show_errors(server_note), None, note, **SHOWING)
     if not deployment.is_shared_server():
         _build_server(note)
     return look
