@@ -18,7 +18,7 @@ from persona.train.config import make_config
 pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
-MOST_EVENTS = 43  # of one switch: each step shows the other persona, and what runs for the first one is stopped
+MOST_EVENTS = 44  # of one switch: each step shows the other persona, and what runs for the first one is stopped
 NAMES = ("Otto", "Edith")
 STEPS = ("write", "template", "train", "compare", "share")
 IDLE_MS = 1500  # how long an idle page is looked at

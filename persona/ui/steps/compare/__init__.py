@@ -212,7 +212,7 @@ def build(page: Page, browser_key: gr.BrowserState, go_on_from: gr.Dropdown) -> 
         with gr.Tab(t("A list of questions"), id="list"):
             questions_tab.build(page, other_voices, settings)
         with gr.Tab(t("Did it learn?"), id="judge") as tab:
-            judge_tab.build(page, browser_key, settings.quantization, [tab.select, page.adapter.change])
+            judge_tab.build(page, browser_key, settings.quantization, tab.select)
     train_on_votes.connect_vote_again(page, tabs)
     # below the tabs, so that the answers come first
     adapters = _build_adapters(other_voices, about)

@@ -24,7 +24,7 @@ from persona.ui.buttons import run_with_stop
 from persona.ui.i18n import localized, t
 from persona.ui.model_queue import wait_in_queue
 from persona.ui.navigation import TEMPLATE
-from persona.ui.page import QUIET, SHOWING, Page, download_path, on_latest, show_errors, visitor_key
+from persona.ui.page import QUIET, SHOWING, Page, download_path, show_errors, visitor_key
 from persona.ui.widgets import FORWARD_CLICKS_JS, format_duration, progress_bar_html
 from persona.write import llm_client
 
@@ -197,8 +197,8 @@ def _report_file(report: Any, adapter_id: str) -> gr.DownloadButton:
     return gr.DownloadButton(value=str(path), interactive=True)
 
 
-def build(page: Page, browser_key: gr.BrowserState, quantization: gr.Dropdown, opened: list[Any]) -> None:
-    """The tab. quantization: of the base in memory. opened: events on which the last report is shown."""
+def build(page: Page, browser_key: gr.BrowserState, quantization: gr.Dropdown, opened: Any) -> None:
+    """The tab. quantization: of the base in memory. opened: the event of opening the tab."""
     gr.Markdown(
         t(
             "Measured on what was left out of the training: did it learn, did it forget, does it stop? The model is "
@@ -236,7 +236,7 @@ def build(page: Page, browser_key: gr.BrowserState, quantization: gr.Dropdown, o
     stop.click(stop_measuring, None, None, cancels=[running] if deployment.has_zerogpu() else None, **QUIET)
     running.then(**offer)
     last: dict[str, Any] = {"fn": show_errors(last_report), "inputs": page.adapter, "outputs": outputs, **SHOWING}
-    on_latest(opened, **last).then(**offer)
+    opened(**last).then(**offer)
     # what is measured of another adapter is kept, and not shown as this one's
     stopped = page.adapter.change(lambda: None, None, None, cancels=running, trigger_mode="multiple", **QUIET)
     stopped.then(**last).then(**offer)
