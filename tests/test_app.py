@@ -30,7 +30,8 @@ runpy.run_path("app.py", run_name="__main__")
 """
 
 
-OUTER, INNER = ["SecurityHeaders", "ProxyHeaders"], ["UploadCheck", "HeadScriptsMiddleware"]
+OUTER = ["SecurityHeaders", "ProxyHeaders"]
+INNER = ["UploadCheck", "HeadScriptsMiddleware", "FrontEndMiddleware"]
 
 
 def start(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
