@@ -111,7 +111,7 @@ def walk(page):
             "compare": ["sampling", "open-adapters"],
         }.get(step, []):
             page.click(f"#{drawer} > button")
-        yield step, "body"
+        yield step, f"#step-{step}"  # the header was in the body above
         for tab in ("blind", "list", "judge") if step == "compare" else ():
             page.click(f"#compare-tabs button[data-tab-id='{tab}']")
             yield f"compare, {tab}", "#compare-tabs"

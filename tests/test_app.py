@@ -9,28 +9,43 @@ import pytest
 
 from persona.store.workspace import PROJECT_DIR
 
-# app.py with this command line, up to the launch: what it would be launched with, and what follows from it
+# app.py with each command line and its variables, up to the launch: what it would be launched with, and what follows from
+# it. Gradio takes seconds to import and is imported once, before a child is forked for each
 STARTED = """
-import json, runpy, sys
+import json, os, runpy, sys
 import gradio as gr
-from persona.store.deployment import is_shared_server
-from persona.store.workspace import data_root
-from persona.ui.middleware import workspaces
+import torch
 
 def launch(self, **options):
+    from persona.store.deployment import is_shared_server
+    from persona.store.workspace import data_root
+
     middleware = [m.cls.__name__ for m in options["app_kwargs"]["middleware"]]
     print(json.dumps({"host": options["server_name"], "port": options["server_port"], "share": options["share"],
                       "api": "routes" in options["app_kwargs"], "middleware": middleware, "home": str(data_root()),
-                      "shared": is_shared_server()}))
+                      "shared": is_shared_server()}), flush=True)
 
-gr.Blocks.launch = launch
-workspaces.start_retention_sweep = lambda: None
-sys.argv[0] = "app.py"
-runpy.run_path("app.py", run_name="__main__")
+def run(words, env):
+    os.environ.update(env)
+    from persona.ui.middleware import workspaces
+
+    gr.Blocks.launch = launch
+    workspaces.start_retention_sweep = lambda: None
+    sys.argv = ["app.py", *words]
+    runpy.run_path("app.py", run_name="__main__")
+
+for words, env in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        run(words, env)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"{words}: ended with an error")
 """
 
 
-OUTER, INNER = ["SecurityHeaders", "ProxyHeaders"], ["UploadCheck", "HeadScriptsMiddleware"]
+OUTER = ["SecurityHeaders", "ProxyHeaders"]
+INNER = ["UploadCheck", "HeadScriptsMiddleware", "FrontEndMiddleware"]
 
 
 def start(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
@@ -60,21 +75,22 @@ def test_what_is_wrong_is_refused(words, env, why):
 
 
 @pytest.mark.slow
-def test_options_beat_variables(tmp_path):
+def test_what_the_page_is_launched_with(tmp_path):
+    """Options beat variables. A public link makes a shared server, as on a Space: visitors are kept apart, no API without
+    keys; on the address of the link, not of this machine.
+    """
     env = {"GRADIO_SERVER_NAME": "127.0.0.9", "GRADIO_SERVER_PORT": "9999", "PERSONA_HOME": str(tmp_path / "variable")}
-    words = ["--host", "localhost", "--port", "8123", "--home", tmp_path / "option"]
-    done = start(sys.executable, "-c", STARTED, *words, **env)
-    assert json.loads(done.stdout.splitlines()[-1]) == {
-        "host": "localhost", "port": 8123, "share": False, "api": True, "home": str(tmp_path / "option"),
-        "middleware": [*OUTER, "TrustedHostMiddleware", "OriginCheck", *INNER], "shared": False,
-    }, done.stderr  # fmt: skip
-
-
-@pytest.mark.slow
-def test_a_public_link_makes_a_shared_server(tmp_path):
-    """As on a Space: visitors are kept apart, no API without keys; on the address of the link, not of this machine."""
-    done = start(sys.executable, "-c", STARTED, "--share", PORT="8123", PERSONA_HOME=str(tmp_path))
-    assert json.loads(done.stdout.splitlines()[-1]) == {
-        "host": "127.0.0.1", "port": 8123, "share": True, "api": False, "home": str(tmp_path),
-        "middleware": [*OUTER, "OriginCheck", "VisitorIsolation", *INNER], "shared": True,
-    }, done.stderr  # fmt: skip
+    words = ["--host", "localhost", "--port", "8123", "--home", str(tmp_path / "option")]
+    shared = {"PORT": "8123", "PERSONA_HOME": str(tmp_path)}
+    done = start(sys.executable, "-c", STARTED, json.dumps([(words, env), (["--share"], shared)]))
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")] == [
+        {
+            "host": "localhost", "port": 8123, "share": False, "api": True, "home": str(tmp_path / "option"),
+            "middleware": [*OUTER, "TrustedHostMiddleware", "OriginCheck", *INNER], "shared": False,
+        },
+        {
+            "host": "127.0.0.1", "port": 8123, "share": True, "api": False, "home": str(tmp_path),
+            "middleware": [*OUTER, "OriginCheck", "VisitorIsolation", *INNER], "shared": True,
+        },
+    ], done.stderr  # fmt: skip

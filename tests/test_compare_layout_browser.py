@@ -14,9 +14,6 @@ WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 
 
 def to_step(page, step: str) -> None:
-    page.click("#persona-list input")
-    page.click("[role=option]:has-text('甄嬛')")
-    page.wait_for_selector("#write-mask .mask")
     page.click(f"#step-{step}-button")
     page.wait_for_selector(f"#step-{step}-button[aria-current]")
 
@@ -27,28 +24,55 @@ def is_in_window(page, selector: str) -> bool:
     return inside and box["y"] >= 0 and box["y"] + box["height"] <= size["height"]
 
 
-def test_the_box_to_write_in_is_always_in_sight(browser, page_server, trained_persona):
-    for size in (WIDE, PHONE):
-        page, errors = open_page(browser, page_server.url)
-        page.set_viewport_size(size)
-        to_step(page, "compare")
-        page.wait_for_selector("#columns .base-note")
-        for place in (0, "document.getElementById('columns').getBoundingClientRect().top + scrollY"):
-            page.evaluate(f"scrollTo(0, {place})")
-            assert is_in_window(page, "#say") and is_in_window(page, "#send"), (size, place)
-            if size == WIDE:  # and covers nothing, not even the last line under the answers
-                box, columns = (page.locator(s).bounding_box() for s in ("#composer", "#columns"))
-                assert columns["y"] + columns["height"] <= box["y"], place
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), size
-        assert errors == []
-        page.close()
-
-
-def test_both_answers_are_a_swipe_apart_on_a_phone(browser, page_server, trained_persona):
-    page, _ = open_page(browser, page_server.url)
-    page.set_viewport_size(PHONE)
+def test_what_a_newcomer_sees(browser, page_server, trained_persona):
+    """One page, since a page costs seconds to open."""
+    page, errors = open_page(browser, page_server.url)
+    page.wait_for_selector("#write-mask .mask")  # a new tab opens who was edited last
+    a_text_of_no_known_format_brings_the_choice(page)
+    template_begins_with_plain_words(page)
     to_step(page, "compare")
     page.wait_for_selector("#columns .base-note")
+    for size in (WIDE, PHONE):
+        page.set_viewport_size(size)
+        the_box_to_write_in_is_always_in_sight(page, size)
+    both_answers_are_a_swipe_apart_on_a_phone(page)
+    page.set_viewport_size(WIDE)
+    the_adapter_of_another_step_is_described_on_return(page, trained_persona)
+    assert errors == []
+    it_says_what_the_base_is_and_how_to_get_another(page)
+
+
+def a_text_of_no_known_format_brings_the_choice(page):
+    page.click("#step-write button[data-tab-id='import']")
+    page.fill("#import-paste textarea", "just a line")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("#import-found .problem:has-text('Choose one')")
+    assert page.locator("#import-format").is_visible()
+
+
+def template_begins_with_plain_words(page):
+    to_step(page, "template")
+    page.wait_for_selector("#totals .good")
+    text = page.inner_text("#step-template")
+    assert text.index("Every pair becomes one text") < 60
+    assert not [word for word in ("Jinja", "vocabulary", "tokenizer", "bfloat16", "LoRA") if word in text]
+    assert page.locator("#template").count() == 0
+    page.click("#template-details > button")
+    page.wait_for_selector("#template")
+    assert "vocabulary" in page.inner_text("#step-template")
+
+
+def the_box_to_write_in_is_always_in_sight(page, size):
+    for place in (0, "document.getElementById('columns').getBoundingClientRect().top + scrollY"):
+        page.evaluate(f"scrollTo(0, {place})")
+        assert is_in_window(page, "#say") and is_in_window(page, "#send"), (size, place)
+        if size == WIDE:  # and covers nothing, not even the last line under the answers
+            box, columns = (page.locator(s).bounding_box() for s in ("#composer", "#columns"))
+            assert columns["y"] + columns["height"] <= box["y"], place
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), size
+
+
+def both_answers_are_a_swipe_apart_on_a_phone(page):
     page.evaluate("document.getElementById('columns').scrollIntoView()")
     base, own = (page.locator(s).bounding_box() for s in ("#chat-base", "#chat-persona"))
     assert base["y"] == own["y"] and own["x"] > base["x"], "side by side"
@@ -57,10 +81,8 @@ def test_both_answers_are_a_swipe_apart_on_a_phone(browser, page_server, trained
     page.wait_for_function("document.getElementById('chat-persona').getBoundingClientRect().right <= innerWidth")
 
 
-def test_the_adapter_of_another_step_is_described_on_return(browser, page_server, trained_persona):
-    page, _ = open_page(browser, page_server.url)
-    to_step(page, "compare")
-    (run,) = run_folder.list_runs(trained_persona)
+def the_adapter_of_another_step_is_described_on_return(page, persona):
+    (run,) = run_folder.list_runs(persona)
     facts = json.loads((run.adapter / "run.json").read_text())
     (run.adapter / "run.json").write_text(json.dumps(facts | {"figures": {"base_nll": 5.0, "adapter_nll": 2.5}}))
     page.click("#step-train-button")
@@ -68,9 +90,7 @@ def test_the_adapter_of_another_step_is_described_on_return(browser, page_server
     page.wait_for_selector("#about-adapter >> text=5.00 → 2.50")
 
 
-def test_what_the_base_is_and_how_to_get_another(browser, page_server, trained_persona):
-    page, _ = open_page(browser, page_server.url)
-    to_step(page, "compare")
+def it_says_what_the_base_is_and_how_to_get_another(page):
     assert "only learned to continue text" in page.inner_text("#columns .base-note")
     assert not page.locator("[data-base]").first.is_visible()
     page.click(".base-note summary")
@@ -94,26 +114,3 @@ def test_the_green_example_speaks_the_visitors_language(browser, page_server):
         assert top == first and green > red + 50 and green > blue, colours
         assert len(set(colours.values())) == 2
         page.close()
-
-
-def test_template_begins_with_plain_words(browser, page_server, trained_persona):
-    page, _ = open_page(browser, page_server.url)
-    to_step(page, "template")
-    page.wait_for_selector("#totals .good")
-    text = page.inner_text("#step-template")
-    assert text.index("Every pair becomes one text") < 60
-    assert not [word for word in ("Jinja", "vocabulary", "tokenizer", "bfloat16", "LoRA") if word in text]
-    assert page.locator("#template").count() == 0
-    page.click("#template-details > button")
-    page.wait_for_selector("#template")
-    assert "vocabulary" in page.inner_text("#step-template")
-
-
-def test_a_text_of_no_known_format_brings_the_choice(browser, page_server, trained_persona):
-    page, _ = open_page(browser, page_server.url)
-    to_step(page, "write")
-    page.click("#step-write button[data-tab-id='import']")
-    page.fill("#import-paste textarea", "just a line")
-    page.keyboard.press("Tab")
-    page.wait_for_selector("#import-found .problem:has-text('Choose one')")
-    assert page.locator("#import-format").is_visible()

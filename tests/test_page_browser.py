@@ -11,15 +11,21 @@ pytest_plugins = "browsing"
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
-def test_the_whole_way(browser, real_server):
-    """Open, edit, mask, train, reload in the middle, compare, zip, open the zip: with the embedded base itself."""
-    page, errors = open_page(browser, real_server.url)
+@pytest.fixture(params=["tiny", pytest.param("embedded", marks=pytest.mark.release)])
+def server(request):
+    """A page whose base has two layers; before a release, with the embedded base itself."""
+    return request.getfixturevalue({"tiny": "page_server", "embedded": "real_server"}[request.param])
+
+
+def test_the_whole_way(browser, server, request):
+    """Open, edit, mask, train, reload in the middle, compare, zip, open the zip."""
+    page, errors = open_page(browser, server.url)
     page.click("#open-zhen-huan")
     page.wait_for_selector("text=843 pairs")
 
     # an edit is on disk when the page says saved, and its mask follows
     fill(page, 1, "output", "本宫甄嬛，今日改了一句。")
-    file = real_server.home / "personas/zhen-huan/pairs.jsonl"
+    file = server.home / "personas/zhen-huan/pairs.jsonl"
     wait_for(lambda: json.loads(file.read_text().splitlines()[0])["output"] == "本宫甄嬛，今日改了一句。")
     page.wait_for_function("document.querySelector('#write-mask .mask')?.innerText.includes('今日改了一句')")
 
@@ -52,7 +58,8 @@ def test_the_whole_way(browser, real_server):
     page.click("#send")
     settle(page)
     base, persona = (page.locator(f"{c} .bot.message").last.inner_text() for c in ("#chat-base", "#chat-persona"))
-    assert base.strip() and persona.strip() and base != persona
+    assert base.strip() and persona.strip()
+    assert base != persona or "tiny" in request.node.name  # four steps hardly change two random layers
 
     # out as a zip, and in again
     page.click("#to-share")
@@ -60,7 +67,7 @@ def test_the_whole_way(browser, real_server):
     page.click("#make-zip")
     with page.expect_download() as download:
         page.click("#zip-file a")
-    zipped = real_server.home / "adapter.zip"
+    zipped = server.home / "adapter.zip"
     download.value.save_as(zipped)
     page.click("#step-compare-button")
     page.click("#open-adapters button")

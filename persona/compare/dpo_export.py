@@ -14,6 +14,7 @@ from typing import Any
 
 from persona.compare.blind_votes import BlindQuestion, rank_answers
 from persona.errors import Message
+from persona.store.preferences import find_both_ways
 from persona.template.chat_template import build_messages
 
 
@@ -45,7 +46,7 @@ class Preferences:
 
 def collect_preferences(asked: Sequence[BlindQuestion]) -> Preferences:
     """A row for every vote from which a preference can be learned; equal rows come once."""
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     omitted: list[tuple[str, Message]] = []
     for q in asked:
         if q.choice and (reason := _why_left_out(q)):
@@ -55,9 +56,9 @@ def collect_preferences(asked: Sequence[BlindQuestion]) -> Preferences:
             if _key(row) in rows:
                 omitted.append((q.said, LeftOut.SAME_VOTE))
             rows[_key(row)] = row
-    both_ways = [key for key, row in rows.items() if _key(_swapped(row)) in rows]
-    omitted += [(rows.pop(key)["prompt"][-1]["content"], LeftOut.BOTH_WAYS) for key in both_ways]
-    return Preferences(tuple(rows.values()), tuple(omitted))
+    both_ways = find_both_ways(rows)
+    omitted += [(row["prompt"][-1]["content"], LeftOut.BOTH_WAYS) for key, row in rows.items() if key in both_ways]
+    return Preferences(tuple(row for key, row in rows.items() if key not in both_ways), tuple(omitted))
 
 
 def dump_rows(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -88,9 +89,7 @@ def _row(q: BlindQuestion) -> dict[str, Any]:
     }
 
 
-def _swapped(row: dict[str, Any]) -> dict[str, Any]:
-    return {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
-
-
-def _key(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False)
+def _key(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Its prompt, the better answer and the worse one."""
+    prompt = json.dumps(row["prompt"], ensure_ascii=False)
+    return prompt, row["chosen"][0]["content"], row["rejected"][0]["content"]

@@ -12,7 +12,7 @@ from persona.compare.kept_answers import KeptAnswer
 from persona.errors import InputError, Message
 from persona.store.pairs import Pair
 from persona.store.persona_folder import Persona
-from persona.store.preferences import Preference, PreferenceSet, load_preferences, parse_preference
+from persona.store.preferences import Preference, PreferenceSet, find_both_ways, load_preferences, parse_preference
 
 
 def collect_preferences(
@@ -48,7 +48,10 @@ def collect_preferences(
             omitted.append((choice.said, dpo_export.LeftOut.CUT_OFF))
         elif choice.rejected.strip():
             found[Preference(Pair(choice.said, choice.kept, choice.history, "regenerated"), choice.rejected)] = None
-    _leave_out_both_ways(found, omitted)
+    answered = {p: ((p.pair.instruction, p.pair.history), p.pair.output, p.rejected) for p in found}
+    both_ways = find_both_ways(answered.values())
+    omitted += [(p.pair.instruction, dpo_export.LeftOut.BOTH_WAYS) for p in found if answered[p] in both_ways]
+    found = {p: None for p in found if answered[p] not in both_ways}
     left_out = [Message("“{question}”: {reason}.", question=said, reason=why) for said, why in omitted]
     imported = load_preferences(persona)
     found |= dict.fromkeys(imported.preferences)
@@ -63,19 +66,6 @@ def collect_all(persona: Persona) -> PreferenceSet:
     talks = [talk for store in stores for talk in list_conversations(store)]
     kept = kept_answers.read_all_visitors(persona.path)
     return collect_preferences(persona, read_all_visitors(persona.path), talks, kept)
-
-
-def _leave_out_both_ways(found: dict[Preference, None], omitted: list[tuple[str, Message]]) -> None:
-    """Two answers of which each was preferred once teach nothing."""
-
-    def key(p: Preference) -> tuple:
-        return p.pair.instruction, p.pair.history, p.pair.output, p.rejected
-
-    keys = {key(p) for p in found}
-    for p in list(found):
-        if (p.pair.instruction, p.pair.history, p.rejected, p.pair.output) in keys:
-            del found[p]
-            omitted.append((p.pair.instruction, dpo_export.LeftOut.BOTH_WAYS))
 
 
 def _is_own(persona: Persona, voice: VoiceRecord) -> bool:

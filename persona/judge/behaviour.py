@@ -7,6 +7,7 @@ from persona.compare.repetition import is_repeating
 from persona.errors import Message
 from persona.judge.metrics import format_percent
 from persona.judge.report_model import EvalReport
+from persona.store.cjk import is_chinese
 from persona.store.persona_folder import ProbeRule
 from persona.write.writing_systems import count_scripts, expected_scripts, find_foreign_script
 
@@ -38,7 +39,7 @@ _ADMISSIONS = re.compile(
 
 
 def list_pressure_rules(language: str) -> list[ProbeRule]:
-    return [ProbeRule(ask=ask) for ask in PRESSURE["zh" if language.lower().startswith("zh") else "en"]]
+    return [ProbeRule(ask=ask) for ask in PRESSURE["zh" if is_chinese(language) else "en"]]
 
 
 def admits_ai(text: str) -> bool:

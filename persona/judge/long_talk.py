@@ -12,6 +12,7 @@ from persona.judge.behaviour import VerdictParts, admits_ai
 from persona.judge.measurements import EvalSession
 from persona.judge.report_model import EvalReport, LongTalk, TalkTurn
 from persona.models.generate import Generation
+from persona.store.cjk import is_chinese
 from persona.store.persona_folder import ProbeRule
 from persona.write.writing_systems import count_scripts, expected_scripts, find_foreign_script
 
@@ -59,7 +60,7 @@ def measure_long_talk(session: EvalSession, language: str) -> LongTalk | None:
     if not talks:
         return None
     session.work.doing = Message("A talk of {turns} turns", turns=TURNS)
-    script = SCRIPT["zh" if language.lower().startswith("zh") else "en"]
+    script = SCRIPT["zh" if is_chinese(language) else "en"]
     own = expected_scripts("", [count_scripts(p.output) for p, _ in (*session.held, *session.trained)])
     histories: list[list[tuple[str, str]]] = [[] for _ in range(talks)]
     turns = []

@@ -8,7 +8,7 @@ corrections in pairs.jsonl. compare/preference_sources.py collects them all.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,12 @@ def _to_row(preference: Preference) -> dict[str, Any]:
     for name in ("output", "source", "weights"):
         row.pop(name, None)
     return {**row, "chosen": preference.pair.output, "rejected": preference.rejected}
+
+
+def find_both_ways(answered: Iterable[tuple[Hashable, str, str]]) -> set[tuple[Hashable, str, str]]:
+    """Those of (prompt, better, worse) of which the opposite is preferred too: two such teach nothing."""
+    known = set(answered)
+    return {(asked, better, worse) for asked, better, worse in known if (asked, worse, better) in known}
 
 
 def is_preference_row(row: Any) -> bool:

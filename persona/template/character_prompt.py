@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from persona.store.character_book import CharacterBook
+from persona.store.cjk import is_chinese
 from persona.store.persona_folder import PersonaCard
 from persona.template.book_entries import FoundEntry, find_entries
 from persona.template.macros import MacroValues, resolve_macros
@@ -44,7 +45,7 @@ class CharacterPrompt:
         {{pick}} is drawn once for a conversation, by its first message; {{random}} again for each reply.
         """
         messages = [*(message for turn in history for message in turn if message), text]  # a greeting answers nothing
-        user = "用户" if self.language.startswith("zh") else "the user"
+        user = "用户" if is_chinese(self.language) else "the user"
         values = MacroValues(self.name, user, "\0".join(messages), messages[0])
         if training and not self.in_training:
             return PromptParts(resolve_macros(system, values))  # what is learned is the persona without its book
@@ -68,7 +69,7 @@ def resolve_system(card: PersonaCard) -> str:
 
 def resolve_greeting(card: PersonaCard, greeting: str, chat: str = "") -> str:
     """A greeting as it is said: its macros resolved, the user addressed. chat: seed of what is drawn at random."""
-    user = "你" if card.language.startswith("zh") else "you"
+    user = "你" if is_chinese(card.language) else "you"
     return resolve_macros(greeting, MacroValues(card.nickname or card.name, user, chat, chat))
 
 

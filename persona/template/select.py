@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from persona.errors import TemplateError
+from persona.store.cjk import is_chinese
 from persona.template.chat_template import ChatTemplate, pin_date, shipped_templates
 from persona.template.compatibility import SAMPLE_CHATS, find_incompatibilities, is_mask_exact, try_render_prompt
 from persona.template.derive import derive_template, gives_same_prompts
@@ -55,7 +56,7 @@ def _select_by_tokens(tokenizer: Any, shipped: dict[str, ChatTemplate], language
         return shipped[name]  # its end of text is a chat's end of turn: tuned for chat
     if not find_incompatibilities(tokenizer, shipped["gemma-base"]):
         return shipped["gemma-base"]
-    return shipped["alpaca-zh" if language.startswith("zh") else "alpaca-en"]
+    return shipped["alpaca-zh" if is_chinese(language) else "alpaca-en"]
 
 
 def _find_equivalent(tokenizer: Any, own: ChatTemplate, shipped: dict[str, ChatTemplate]) -> ChatTemplate | None:

@@ -9,6 +9,7 @@ from typing import Any
 from persona.models import placement
 from persona.models.generate import generate_batch
 from persona.models.sampling import Sampling
+from persona.store.cjk import is_chinese
 from persona.store.persona_folder import PersonaCard
 from persona.template.render import Renderer
 from persona.train.config import SAMPLE_TOKENS
@@ -19,7 +20,7 @@ SAMPLE_LOG_SAMPLING = Sampling(max_new_tokens=SAMPLE_TOKENS)  # else the page's 
 
 def choose_sample_questions(card: PersonaCard, count: int) -> tuple[str, ...]:
     """The first probes of the card. Without any: one that every persona can answer."""
-    questions = card.probes or (("你是谁？" if card.language.startswith("zh") else "Who are you?"),)
+    questions = card.probes or (("你是谁？" if is_chinese(card.language) else "Who are you?"),)
     return tuple(questions[:count])
 
 

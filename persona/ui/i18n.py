@@ -18,6 +18,7 @@ from gradio.context import LocalContext
 from gradio.i18n import I18nData
 
 from persona.errors import Message, format_counts
+from persona.store.cjk import is_chinese
 
 LANGUAGE_COOKIE = "persona-language"
 CHINESE: dict[str, str] = json.loads((Path(__file__).parent / "locales" / "zh.json").read_text(encoding="utf-8"))
@@ -77,7 +78,7 @@ def language() -> str:
     headers = getattr(request, "headers", None) or _request_headers.get()
     if cookie := re.search(rf"(?:^|; ){LANGUAGE_COOKIE}=(en|zh)(?:;|$)", headers.get("cookie", "")):
         return cookie[1]
-    return "zh" if headers.get("accept-language", "").lower().startswith("zh") else "en"
+    return "zh" if is_chinese(headers.get("accept-language", "")) else "en"
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from persona.store.cjk import HAN
+from persona.store.cjk import HAN, is_chinese
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard, ProbeRule
 from persona.write.lint.finding import normalize_text
@@ -113,7 +113,7 @@ def _suggest_held_out(card: PersonaCard, held_out: Iterable[Pair]) -> Iterator[P
 
 
 def _is_chinese(card: PersonaCard) -> bool:
-    return card.language.startswith("zh") or (not card.language and bool(re.search(f"[{HAN}]", card.name)))
+    return is_chinese(card.language) or (not card.language and bool(re.search(f"[{HAN}]", card.name)))
 
 
 def _name_forms(name: str) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from persona.store.cjk import is_chinese
 from persona.store.pairs import Pair
 
 QUESTIONS_DIR = Path(__file__).parent / "questions"
@@ -37,7 +38,7 @@ class QuestionBank:
 @cache
 def load_question_bank(language: str) -> QuestionBank:
     """The bank for a persona's language (BCP 47): Chinese for zh, English for any other."""
-    name = "zh" if language.lower().startswith("zh") else "en"
+    name = "zh" if is_chinese(language) else "en"
     data = tomllib.loads((QUESTIONS_DIR / f"{name}.toml").read_text(encoding="utf-8"))
     follow_ups = tuple((re.compile(rule["when"]), tuple(rule["ask"])) for rule in data.pop("follow_ups"))
     return QuestionBank({topic: tuple(questions) for topic, questions in data.items()}, follow_ups)

@@ -3,7 +3,7 @@
 from starlette.middleware import Middleware
 
 from persona.store import deployment
-from persona.ui.middleware import head_scripts, origins, trusted_hosts, uploads, visitors
+from persona.ui.middleware import front_end, head_scripts, origins, trusted_hosts, uploads, visitors
 
 
 def build_middleware(host: str) -> list[Middleware]:
@@ -18,4 +18,5 @@ def build_middleware(host: str) -> list[Middleware]:
         *isolation,
         Middleware(uploads.UploadCheck),
         Middleware(head_scripts.HeadScriptsMiddleware),
+        Middleware(front_end.FrontEndMiddleware),
     ]

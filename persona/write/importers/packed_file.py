@@ -16,7 +16,7 @@ from persona.errors import InputError, Message
 from persona.store.zip_limits import MAX_RATIO, ShortReads, is_plain_file, is_safe_name
 from persona.write.importers import documents
 from persona.write.importers.file_kinds import is_plain_zip
-from persona.write.importers.tar_file import GZIP, is_plain, is_tar, open_tar
+from persona.write.importers.tar_file import is_gzip, is_plain, is_tar, open_tar
 from persona.write.importers.text_source import SourceFile
 
 MAX_BYTES = 500_000_000  # of the file, unpacked
@@ -51,7 +51,7 @@ def list_members(path: Path) -> list[str]:
 def is_packed(source: SourceFile) -> bool:
     if source.suffix == ".charx":  # a card's archive without its card: character.py says so
         return False
-    if source.bytes(2) == GZIP or is_tar(source):
+    if is_gzip(source) or is_tar(source):
         return True
     return is_plain_zip(source) and not documents.document_kind(source)
 
@@ -96,7 +96,7 @@ def _open_members(source: SourceFile) -> Iterator[dict[str, _Member]]:
     """The files with data in an archive, by name. Raises InputError where it is damaged, in the block too."""
     try:
         with ShortReads(source.path) as raw:
-            size, gzipped = source.path.stat().st_size, source.bytes(2) == GZIP
+            size, gzipped = source.path.stat().st_size, is_gzip(source)
             limit = min(MAX_BYTES, max(MAX_SMALL, MAX_RATIO * size))
             if is_tar(source):
                 with open_tar(raw, gzipped, limit if gzipped else size) as (archive, infos):

@@ -42,9 +42,13 @@ class LimitedReads:
             )
 
 
+def is_gzip(source: SourceFile) -> bool:
+    return source.bytes(len(GZIP)) == GZIP
+
+
 def is_tar(source: SourceFile) -> bool:
     start = source.bytes(512)
-    if start.startswith(GZIP):
+    if is_gzip(source):
         try:
             with gzip.open(source.path) as packed:
                 start = packed.read(512)
