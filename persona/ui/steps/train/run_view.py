@@ -34,7 +34,7 @@ class Chart(NamedTuple):
     lines: dict[str, str]
     unit: float = 1.0
     expected: str = ""
-    limits: tuple[float, float] | None = None
+    limits: list[float | None] | None = None
 
 
 CHARTS = {
@@ -46,7 +46,7 @@ CHARTS = {
 }
 PREFERENCE_CHARTS = {  # of a run on preferences, beside its loss
     "reward_margin": Chart("Reward margin", {"reward_margin": "this run"}),
-    "accuracy": Chart("Held-out preferred, %", {"held_out_accuracy": "this run"}, 0.01, limits=(0, 100)),
+    "accuracy": Chart("Held-out preferred, %", {"held_out_accuracy": "this run"}, 0.01, limits=[0, 100]),
     "chosen": Chart("Loss of chosen, held out", {"chosen_nll": "this run"}),
 }
 STEP_FORMAT = ",~r"  # 1,000, and 1 where the default is 1.0
