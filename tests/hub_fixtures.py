@@ -14,6 +14,7 @@ from persona.share.loss_plot import draw_loss_plot
 from persona.store.persona_folder import PersonaCard
 from persona.template.chat_template import read_template
 from tests.local_hub import Hub
+from tests.local_xet import XetStorage
 
 FACTS = {
     "config": {"learning_rate": 5e-4, "lora_r": 2, "target_modules": "all-linear", "max_length": 64},
@@ -87,3 +88,15 @@ def on_hub(folder: Path, repo: str) -> dict[str, bytes]:
 def edit_card(folder: Path, **changes: Any) -> None:
     file = folder / "persona.json"
     file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **changes}, ensure_ascii=False), "utf-8")
+
+
+@pytest.fixture
+def xet(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> XetStorage:
+    """The Hub's Xet storage, as hf_xet is installed: weights go there, and nowhere else."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr("huggingface_hub.utils._xet._GLOBAL_XET_HOLDER._session", None)  # reads the environment anew
+    monkeypatch.setattr("huggingface_hub.utils._xet.XET_CONNECTION_INFO_CACHE", {})
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "1ms")
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "3")
+    hub.xet = XetStorage(tmp_path / "xet")
+    return hub.xet

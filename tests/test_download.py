@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from huggingface_hub import errors
+from huggingface_hub import HfApi, errors
 
 from persona.errors import BaseError
 from persona.models import adapter, base, download
@@ -18,6 +18,7 @@ from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard, create_persona_at, personas_dir
 from tests.hub_fixtures import edit_card
 from tests.local_hub import ANN, Hub
+from tests.local_xet import XetStorage
 
 pytest_plugins = "tests.hub_fixtures"
 pytestmark = pytest.mark.usefixtures("machine")
@@ -132,11 +133,31 @@ def test_a_base_that_cannot_be_had_is_said_in_words(hub: Hub, tmp_path: Path, mo
     ]
 
 
+def test_weights_that_xet_does_not_give_are_said_in_words(
+    hub: Hub, xet: XetStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of hf_xet itself is none of the Hub's client: a RuntimeError."""
+    bases_from(hub, tmp_path, monkeypatch)
+    there, folder = HfApi(hub.url, token=ANN), base_folder(tmp_path)
+    (folder / "model.safetensors").write_bytes(bytes(99))
+    there.create_repo("ann/base")
+    there.upload_folder(repo_id="ann/base", folder_path=folder)
+
+    hub.fail("xet-read-token", 99, 403)
+    with pytest.raises(BaseError, match="ann/base: not on the Hub, or private"):
+        base.resolve_base("ann/base", lambda _: None)
+    hub.faults.clear()
+    xet.url = "http://127.0.0.1:9"
+    with pytest.raises(BaseError, match="the Hub cannot be reached. Check the name and the connection"):
+        base.resolve_base("ann/base", lambda _: None)
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
         (errors.LocalEntryNotFoundError("no"), "not on this machine, and the Hub cannot be reached. Check the name"),
         (ConnectionError("no"), "not on this machine, and the Hub cannot be reached. Check the name"),
+        (RuntimeError("CAS: HTTP status server error (503 Service"), "the Hub answers with an error (503). Try again"),
         (
             errors.HfHubHTTPError("no", response=httpx.Response(503, request=httpx.Request("GET", "https://hub.test"))),
             "the Hub answers with an error (503). Try again",

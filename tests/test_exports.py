@@ -343,7 +343,7 @@ def test_configurations_hold_the_settings_of_the_run(persona_run, tmp_path):
     tree = ast.parse((out / "unsloth_train.py").read_text())
     values = {k.arg: k.value for n in ast.walk(tree) if isinstance(n, ast.Call) for k in n.keywords}
     assert ast.literal_eval(values["r"]) == 8 and ast.literal_eval(values["learning_rate"]) == 7e-4
-    assert ast.literal_eval(values["data_files"]) == "d.messages.jsonl"
+    assert ast.literal_eval(values["data_files"]) == "prompt-completion/train.jsonl"
 
 
 def test_pairs_go_out_before_there_is_a_run(tmp_path):

@@ -17,18 +17,6 @@ pytest_plugins = "tests.hub_fixtures"
 pytestmark = pytest.mark.usefixtures("machine")
 
 
-@pytest.fixture
-def xet(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> XetStorage:
-    """The Hub's Xet storage, as hf_xet is installed: weights go there, and nowhere else."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
-    monkeypatch.setattr("huggingface_hub.utils._xet._GLOBAL_XET_HOLDER._session", None)  # reads the environment anew
-    monkeypatch.setattr("huggingface_hub.utils._xet.XET_CONNECTION_INFO_CACHE", {})
-    monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "1ms")
-    monkeypatch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "3")
-    hub.xet = XetStorage(tmp_path / "xet")
-    return hub.xet
-
-
 def test_weights_go_through_xet_and_come_back_the_same(mine: Path, hub: Hub, xet: XetStorage) -> None:
     said = push_adapter(mine, "zhen", token=ANN)
     assert on_hub(mine, "ann/zhen").items() <= hub.files("ann/zhen").items()

@@ -26,7 +26,9 @@ def test_every_setting_is_in_a_configuration_or_named_as_lost(tmp_path):
             arguments=trainer_settings.training_arguments(c))  # fmt: skip
         ast.parse(script)
         return {"LLaMA-Factory": str(trainer_settings.llama_factory_config(c, "a/b", sets, template)),
-                "Axolotl": str(trainer_settings.axolotl_config(c, "a/b", sets, template)), "Unsloth": script}  # fmt: skip
+                "Axolotl": str(trainer_settings.axolotl_config(c, "a/b", sets, template)), "Unsloth": script,
+                "TRL": str(trainer_settings.trl_config(c, "a/b", True)),
+                "ms-swift": str(trainer_settings.ms_swift_config(c, "a/b", sets))}  # fmt: skip
 
     usual = make_config()
 

@@ -19,6 +19,7 @@ from persona.store.files import WRITE_ERRNOS, explain_disk_error
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*/[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _REVISION = re.compile(r"[A-Za-z0-9_.-]{0,100}")
+_XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
 MAX_HUB_ID = 96  # characters that the Hub allows
 MODELSCOPE_PREFIX = "modelscope:"  # of an ORG/NAME there, which may end in @REVISION
 REFUSALS = (401, 403, 404)  # answers of the Hub that another try would not change
@@ -136,7 +137,7 @@ def download_from_hub(name: str, progress: ProgressCallback, revision: str = "")
                 tqdm_class=_make_progress_bar_class(name, size or 0, progress),
             )
         )
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
+    except (LocalEntryNotFoundError, HfHubHTTPError, RuntimeError, OSError) as e:  # RuntimeError: hf_xet's
         raise _explain_hub_error(name, revision, e) from e
     if not any(folder.glob("*.safetensors")):
         raise BaseError(
@@ -180,6 +181,16 @@ def _check_disk_space(name: str, size: int) -> None:
         )
 
 
+def find_status(e: BaseException) -> int | None:
+    """The HTTP status of an error of the Hub's client, or of one that caused it; None where the Hub did not answer."""
+    response = getattr(e, "response", None)
+    if response is not None:
+        return int(response.status_code)
+    if found := _XET_STATUS.search(str(e)):  # hf_xet has no response to show
+        return int(found[1])
+    return find_status(e.__cause__) if e.__cause__ is not None else None
+
+
 def _explain_hub_error(name: str, revision: str, e: Exception) -> BaseError:
     """What went wrong with a download, and what to do: for people."""
     from huggingface_hub import constants, get_token
@@ -204,7 +215,7 @@ def _explain_hub_error(name: str, revision: str, e: Exception) -> BaseError:
         )
     if isinstance(e, OSError) and e.errno in WRITE_ERRNOS:
         return BaseError(explain_disk_error(Path(e.filename or constants.HF_HUB_CACHE), e))
-    status = e.response.status_code if isinstance(e, HfHubHTTPError) and e.response is not None else 0
+    status = find_status(e)
     if status == 401 and get_token():
         return BaseError(
             "{name}: the Hub refuses your token. Log in again: hf auth login. {instead}", name=name, instead=instead

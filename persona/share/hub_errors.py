@@ -1,13 +1,13 @@
 """Errors of the Hub's client: which are tried again, and what a user is told to do about the others."""
 
 import errno
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from persona.errors import Message, ShareError
+from persona.models.download import find_status
 from persona.store import deployment
 from persona.store.files import explain_disk_error
 from persona.store.workspace import data_root
@@ -15,7 +15,6 @@ from persona.store.workspace import data_root
 TRIES = 4  # of an upload or a download, each with the waits of huggingface_hub's own tries within it
 WAIT, MAX_WAIT = 2.0, 60.0  # seconds: 2, 4, 8 between the tries, or what the Hub asks for, at most a minute
 _DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-_XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
 _INTERRUPTED = Message("the Hub cannot be reached, or the connection broke. Nothing is lost; try again.")
 T = TypeVar("T")
 
@@ -37,20 +36,10 @@ def retry(call: Callable[[], T]) -> T:
 def _is_transient(e: BaseException) -> bool:
     if type(e) in (ConnectionError, TimeoutError):  # hf_xet's own: it has tried five times, for a minute and a half
         return False
-    status = _status(e)
+    status = find_status(e)
     if status is not None:
         return status == 429 or status >= 500
     return not isinstance(e, OSError) or e.errno not in _DISK_ERRNOS
-
-
-def _status(e: BaseException) -> int | None:
-    """The HTTP status of the error, or of an error that caused it; None where the Hub did not answer."""
-    response = getattr(e, "response", None)
-    if response is not None:
-        return int(response.status_code)
-    if found := _XET_STATUS.search(str(e)):  # hf_xet has no response to show
-        return int(found[1])
-    return _status(e.__cause__) if e.__cause__ is not None else None
 
 
 def _retry_after(e: BaseException) -> float | None:
@@ -82,7 +71,7 @@ def translate_errors(place: str, token: str | None) -> Iterator[None]:
             "{place}: not on this machine, and the Hub cannot be reached. Try again when online.", place=place
         ) from e
     except OSError as e:
-        if status := _status(e):
+        if status := find_status(e):
             raise ShareError("{place}: {reason}", place=place, reason=_explain_status(status, e, token)) from e
         if e.errno in _DISK_ERRNOS:
             raise ShareError(explain_disk_error(data_root() / "hub", e)) from e

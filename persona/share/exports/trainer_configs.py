@@ -1,7 +1,7 @@
-"""The pairs as data sets, with configurations for other trainers: LLaMA-Factory, Axolotl, Unsloth.
+"""The pairs as data sets, with configurations for other trainers: LLaMA-Factory, Axolotl, Unsloth, TRL, ms-swift.
 
-None of the three installs beside the versions pinned here, so the tests only parse their files. What was tried with
-each in an environment of its own stands in TRIED, and at the head of its file.
+None but TRL installs beside the versions pinned here, so the tests only parse their files. What was tried with each in
+an environment of its own stands in TRIED, and at the head of its file.
 """
 
 import contextlib
@@ -17,14 +17,19 @@ from persona.models.base import find_local_base, load_tokenizer
 from persona.share.exports import new_output
 from persona.share.exports.material import ExportMaterial
 from persona.share.exports.trainer_settings import (
+    CHAT_SETS,
     LLAMA_FACTORY_TEMPLATES,
     PROGRAMS,
+    SWIFT_PLUGIN,
+    SWIFT_TEMPLATE,
     axolotl_config,
     list_lost_settings,
     llama_factory_config,
+    ms_swift_config,
     peft_targets,
     rendered_set,
     training_arguments,
+    trl_config,
 )
 from persona.store.files import slugify, to_json, write_atomic
 from persona.store.pairs import Pair, find_unfinished, own_exchanges
@@ -33,14 +38,25 @@ from persona.template.chat_template import build_messages, read_template
 from persona.template.render import IGNORE_INDEX, Renderer, find_learned_turns
 
 UNVERIFIED_NOTE = Message("Not verified: made by Persona from this program's documentation and never run in it.")
-# program → what was tried (scripts/llama_factory_check.py; Axolotl's own schema)
+# program → what was tried (scripts/trainers_check.py; Axolotl's own schema)
 TRIED = {
     "LLaMA-Factory": "Tried with LLaMA-Factory 0.9.5 on a CPU: it makes equal token ids and labels of all rows of an "
     "example, and trained three steps.",
     "Axolotl": "Not verified: Axolotl 0.19.0 knows every key of a file like this one, by its own schema; nothing was "
     "trained with it.",
-    "Unsloth": UNVERIFIED_NOTE,
+    "Unsloth": "Not verified: the data preparation of Unsloth 2026.10.9 makes equal token ids and labels of all rows "
+    "of an example; nothing was trained with this file.",
+    "TRL": "Tried with TRL 1.16 on a CPU: its command line makes equal token ids and labels of all rows of an example; "
+    "nothing was trained with it.",
+    "ms-swift": UNVERIFIED_NOTE,
 }
+# the template under which ms-swift takes a rendered row as it is
+SWIFT_TEMPLATE_FILE = f"""from swift.template import TemplateMeta, register_template
+
+register_template(
+    TemplateMeta("{SWIFT_TEMPLATE}", prefix=[], prompt=["{{{{QUERY}}}}"], chat_sep=None, suffix=[])
+)
+"""
 
 
 def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
@@ -68,12 +84,13 @@ def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
         return find_learned_turns(pair, material.config.learn_history, elsewhere)
 
     with new_output.create_output(out) as folder:
-        folder.mkdir()
+        (folder / CHAT_SETS).mkdir(parents=True)
         system = resolve_system(material.card)
         for key, pairs in sets.items():
             write_atomic(folder / f"{key}.json", to_json([_alpaca(p, system) for p in pairs]))
-            lines = (json.dumps(_messages(p, system, learned(p)), ensure_ascii=False) + "\n" for p in pairs)
-            write_atomic(folder / f"{key}.messages.jsonl", lines)
+            write_atomic(folder / f"{key}.messages.jsonl", (_line(_messages(p, system, learned(p))) for p in pairs))
+            chats = (_prompt_completion(p, system, learned(p)) for p in pairs if learned(p))
+            write_atomic(folder / CHAT_SETS / f"{'train' if key == name else 'test'}.jsonl", map(_line, chats))
             if renderer:
                 write_atomic(folder / f"{key}.rendered.json", to_json(list(_rendered(pairs, renderer))))
         template = material.template or read_template("chatml")
@@ -83,7 +100,15 @@ def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
         factory = llama_factory_config(material.config, base, list(sets), template, is_rendered)
         axolotl = axolotl_config(material.config, base, list(sets), template)
         tried = TRIED if is_rendered else TRIED | {"LLaMA-Factory": UNVERIFIED_NOTE}
-        for program, value in (("LLaMA-Factory", factory), ("Axolotl", axolotl)):
+        configs = {
+            "LLaMA-Factory": factory,
+            "Axolotl": axolotl,
+            "TRL": trl_config(material.config, base, len(sets) > 1),
+        }
+        if is_rendered:
+            configs["ms-swift"] = ms_swift_config(material.config, base, list(sets))
+            write_atomic(folder / SWIFT_PLUGIN, SWIFT_TEMPLATE_FILE)
+        for program, value in configs.items():
             text = yaml.safe_dump(value, allow_unicode=True, sort_keys=False)
             write_atomic(folder / f"{program.lower()}.yaml", f"# {tried[program]}\n{text}")
         write_atomic(folder / "unsloth_train.py", new_output.render_template_file(
@@ -114,6 +139,18 @@ def _messages(pair: Pair, system: str, learned: Sequence[int]) -> dict[str, Any]
     for turn, reply in enumerate(replies):
         reply["weight"] = int(turn in learned)
     return {"messages": chat} | ({"source": pair.source} if pair.source else {})
+
+
+def _prompt_completion(pair: Pair, system: str, learned: Sequence[int]) -> dict[str, Any]:
+    """Two lists of messages, as TRL reads them: the first learned reply begins the completion."""
+    chat = build_messages(pair.system or system, pair.history, pair.instruction, pair.output)
+    replies = [n for n, message in enumerate(chat) if message["role"] == "assistant"]
+    first = replies[min(learned)]
+    return {"prompt": chat[:first], "completion": chat[first:]}
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _open_renderer(material: ExportMaterial) -> Renderer | None:

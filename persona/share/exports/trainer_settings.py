@@ -1,7 +1,7 @@
-"""A run's settings under the names of LLaMA-Factory, Axolotl and Unsloth, and which of them each cannot take.
+"""A run's settings under the names of other trainers, and which of them each cannot take.
 
 Every field of RunConfig is either in a program's configuration, in the data beside it (IN_THE_DATA), or in NOT_CARRIED,
-which the export's README lists. The names are from the programs' sources; none was run.
+which the export's README lists. The names are from the programs' sources.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from persona.template.chat_template import ChatTemplate
 from persona.train.config import PATTERN_PREFIX, RunConfig
 from persona.train.target_modules import split_names
 
-PROGRAMS = ("LLaMA-Factory", "Axolotl", "Unsloth")
+PROGRAMS = ("LLaMA-Factory", "Axolotl", "Unsloth", "TRL", "ms-swift")
 # our template → the name of the same format in LLaMA-Factory, where it has one that ends a reply with the same token
 LLAMA_FACTORY_TEMPLATES = {
     "chatml": "chatml", "gemma": "gemma", "internlm": "intern2", "llama-3": "llama3",
@@ -30,7 +30,12 @@ NOT_CARRIED = {
     "LLaMA-Factory": (*_ONLY_HERE, "bias", "early_stopping_patience"),
     "Axolotl": (*_ONLY_HERE, "bias", "engine", "report_to"),
     "Unsloth": (*_ONLY_HERE, "early_stopping_patience", "eval_steps", "use_dora", "init_lora_weights", "engine"),
+    "TRL": (*_ONLY_HERE, "early_stopping_patience", "bias", "init_lora_weights", "engine"),
+    "ms-swift": (*_ONLY_HERE, "early_stopping_patience"),
 }
+BITS = {"nf4": 4, "int8": 8}
+CHAT_SETS = "prompt-completion"  # the folder with what TRL reads
+SWIFT_TEMPLATE, SWIFT_PLUGIN = "persona-rendered", "ms_swift_template.py"
 
 
 def list_lost_settings(program: str, c: RunConfig, is_rendered: bool = False) -> list[str]:
@@ -42,7 +47,10 @@ def list_lost_settings(program: str, c: RunConfig, is_rendered: bool = False) ->
     if program == "LLaMA-Factory":
         lost += ["init_lora_weights"] * (c.init_lora_weights in ("gaussian", "orthogonal"))
         lost += ["target_modules"] * c.target_modules.startswith(PATTERN_PREFIX)
+    if program in ("LLaMA-Factory", "ms-swift"):
         lost += ["learn_history"] * (is_rendered and c.learn_history)
+    if program == "ms-swift":
+        lost += ["bias"] * (c.bias == "lora_only")
     return [f"{name}={getattr(c, name)}" for name in lost]
 
 
@@ -84,7 +92,6 @@ def llama_factory_config(
     sets = [rendered_set(key) for key in sets] if is_rendered else sets
     layers = peft_targets(c)
     targets = "all" if c.target_modules == "all-linear" or isinstance(layers, str) else ",".join(layers)
-    evaluation = {"eval_strategy": "steps", "eval_steps": c.eval_steps} if c.eval_steps else {"eval_strategy": "epoch"}
     rounds = c.init_lora_weights.partition("niter_")[2]
     return {
         "model_name_or_path": base,
@@ -93,11 +100,11 @@ def llama_factory_config(
         "use_rslora": c.use_rslora, "use_dora": c.use_dora,
         **({"additional_target": ",".join(saved)} if (saved := split_names(c.modules_to_save)) else {}),
         **({"pissa_init": True, "pissa_iter": int(rounds or -1), "pissa_convert": True} if c.is_pissa else {}),
-        **({"quantization_bit": 4 if c.quantization == "nf4" else 8} if c.quantization != "none" else {}),
+        **({"quantization_bit": bits} if (bits := BITS.get(c.quantization)) else {}),
         **({"enable_liger_kernel": True} if c.engine == "liger" else {}),
         **({"use_unsloth": True} if c.engine == "unsloth" else {}),
         "dataset_dir": ".", "dataset": sets[0],
-        **({"eval_dataset": sets[1], **evaluation} if len(sets) > 1 else {}),
+        **({"eval_dataset": sets[1], **_evaluation(c)} if len(sets) > 1 else {}),
         **({"template": known_template} if known_template else {}),
         "cutoff_len": c.max_length, "mask_history": not c.learn_history,
         **({"packing": True, "neat_packing": True} if c.packing else {}),
@@ -145,6 +152,54 @@ def axolotl_config(c: RunConfig, base: str, sets: Sequence[str], template: ChatT
         **({"early_stopping_patience": c.early_stopping_patience} if c.early_stopping_patience else {}),
         **_kept_step(c), "seed": c.seed, "logging_steps": c.logging_steps,
     }  # fmt: skip
+
+
+def trl_config(c: RunConfig, base: str, has_held_out: bool) -> dict[str, Any]:
+    """The run's settings under the names of TRL's command line."""
+    layers = "all-linear" if c.target_modules == "all-linear" else peft_targets(c)
+    if isinstance(layers, list) and len(layers) == 1:  # TRL takes a list of one as a pattern
+        layers = rf".*\.{layers[0]}"
+    return {
+        "model_name_or_path": base, "chat_template_path": "chat_template.jinja",
+        "dataset_name": CHAT_SETS, "assistant_only_loss": True, "max_length": c.max_length, "packing": c.packing,
+        **(_evaluation(c) | {"dataset_test_split": "test"} if has_held_out else {}),
+        "use_peft": True, "lora_r": c.lora_r, "lora_alpha": c.lora_alpha, "lora_dropout": c.lora_dropout,
+        "lora_target_modules": layers, "use_rslora": c.use_rslora, "use_dora": c.use_dora,
+        **({"lora_modules_to_save": saved} if (saved := split_names(c.modules_to_save)) else {}),
+        **({"load_in_4bit": True} if c.quantization == "nf4" else {}),
+        **({"load_in_8bit": True} if c.quantization == "int8" else {}),
+        **({"train_sampling_strategy": "group_by_length"} if c.group_by_length else {}),
+        "activation_checkpointing": c.gradient_checkpointing, "output_dir": "output/trl", **training_arguments(c),
+        "warmup_steps": c.warmup,
+    }  # fmt: skip
+
+
+def ms_swift_config(c: RunConfig, base: str, sets: Sequence[str]) -> dict[str, Any]:
+    """The run's settings under ms-swift's names. The sets are the rendered texts; SWIFT_PLUGIN has the template."""
+    layers, files = peft_targets(c), [f"{key}.rendered.json" for key in sets]
+    if c.target_modules == "all-linear":
+        layers = ["all-linear"]
+    return {
+        "model": base, "use_hf": True, "tuner_type": "lora", "template": SWIFT_TEMPLATE,
+        "external_plugins": [SWIFT_PLUGIN], "dataset": files[:1],
+        **(_evaluation(c) | {"val_dataset": files[1:]} if len(files) > 1 else {}),
+        "lora_rank": c.lora_r, "lora_alpha": c.lora_alpha, "lora_dropout": c.lora_dropout,
+        "lora_bias": "none" if c.bias == "lora_only" else c.bias,
+        **({"target_modules": layers} if isinstance(layers, list) else {"target_regex": layers}),
+        "use_rslora": c.use_rslora, "use_dora": c.use_dora,
+        **({} if c.init_lora_weights == "default" else {"init_weights": c.init_lora_weights}),
+        **({"modules_to_save": saved} if (saved := split_names(c.modules_to_save)) else {}),
+        **({"quant_method": "bnb", "quant_bits": bits} if (bits := BITS.get(c.quantization)) else {}),
+        **({"use_liger_kernel": True} if c.engine == "liger" else {}),
+        **({"tuner_backend": "unsloth"} if c.engine == "unsloth" else {}),
+        "max_length": c.max_length, "packing": c.packing, "gradient_checkpointing": c.gradient_checkpointing,
+        **({"train_sampling_strategy": "group_by_length"} if c.group_by_length else {}),
+        "output_dir": "output/ms-swift", **training_arguments(c), "warmup_steps": c.warmup,
+    }  # fmt: skip
+
+
+def _evaluation(c: RunConfig) -> dict[str, Any]:
+    return {"eval_strategy": "steps", "eval_steps": c.eval_steps} if c.eval_steps else {"eval_strategy": "epoch"}
 
 
 def _warmup(c: RunConfig) -> dict[str, Any]:

@@ -24,7 +24,7 @@ EXPORT_CHOICES = {
     "Any program that reads Hugging Face folders: merged model, 16 bits": (ExportFormat.merged, ExportOptions(), ""),
     "SillyTavern and others: character card, PNG": (ExportFormat.card, ExportOptions(), ".png"),
     "SillyTavern and others: character card, JSON": (ExportFormat.card, ExportOptions(), ".json"),
-    "LLaMA-Factory, Axolotl, Unsloth: pairs and settings": (ExportFormat.dataset, ExportOptions(), ""),
+    "LLaMA-Factory, TRL and others: pairs and settings": (ExportFormat.dataset, ExportOptions(), ""),
 }
 QUANTIZATIONS = {
     Quantization.none: "16 bits, as this page answers",

@@ -1,6 +1,8 @@
-"""The export for LLaMA-Factory holds the texts of the training rows, so that it learns the tokens of the label mask."""
+"""The exports for other trainers hold the rows of the training, so that these learn the tokens of the label mask."""
 
+import ast
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -67,3 +69,49 @@ def test_keys_that_it_refuses_are_not_written(tmp_path):
     trainer_configs.export_dataset(replace(MATERIAL, config=make_config(group_by_length=True)), tmp_path / "d")
     config = read_config(tmp_path / "d")
     assert "group_by_length" not in config and config["train_sampling_strategy"] == "group_by_length"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learn_history", [False, True])
+def test_trl_s_command_line_learns_the_tokens_of_the_mask(tmp_path, tokenizer, tiny_llama, monkeypatch, learn_history):
+    import trl
+    from trl.scripts import sft
+
+    made = replace(MATERIAL, base_id=str(tiny_llama), config=make_config(learn_history=learn_history, max_length=64))
+    trainer_configs.export_dataset(made, tmp_path / "d")
+    monkeypatch.chdir(tmp_path / "d")
+    seen = []
+    monkeypatch.setattr(trl.SFTTrainer, "train", lambda self, **_: seen.append(self) or sys.exit())
+    with pytest.raises(SystemExit):
+        sft.main(*sft.make_parser().parse_args_and_config(["--config", "trl.yaml", "--use_cpu", "true"]))
+    (trainer,) = seen
+    renderer = Renderer(tokenizer, MATERIAL.template, CARD.system, learn_history=learn_history)
+    for data, held_out in ((trainer.train_dataset, False), (trainer.eval_dataset, True)):
+        rows = [trainer.data_collator([row]) for row in data]
+        pairs = [row.pair for row in ROWS if row.held_out is held_out]
+        for row, pair in zip(rows, pairs, strict=True):
+            example = renderer.render_example(pair)
+            assert row["input_ids"][0].tolist() == example.input_ids
+            assert row["labels"][0].tolist() == example.labels
+    assert trainer.args.learning_rate == made.config.learning_rate and trainer.args.warmup_steps == made.config.warmup
+    assert trainer.model.peft_config["default"].r == made.config.lora_r
+
+
+def test_ms_swift_gets_the_rendered_rows_and_a_template_that_adds_nothing(tmp_path):
+    made = trainer_configs.export_dataset(MATERIAL, tmp_path / "d")
+    config = yaml.safe_load((tmp_path / "d/ms-swift.yaml").read_text("utf-8"))
+    assert config["dataset"] == ["d.rendered.json"] and config["val_dataset"] == ["d-held-out.rendered.json"]
+    (plugin,) = config["external_plugins"]
+    (call,) = (
+        n for n in ast.walk(ast.parse((tmp_path / "d" / plugin).read_text("utf-8"))) if is_call(n, "TemplateMeta")
+    )
+    assert ast.literal_eval(call.args[0]) == config["template"]
+    given = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    assert given == {"prefix": [], "prompt": ["{{QUERY}}"], "chat_sep": None, "suffix": []}
+    own = replace(MATERIAL, config=make_config(learn_history=True))
+    without = trainer_configs.export_dataset(own, tmp_path / "e")
+    assert plugin in made["files"] and not {plugin, "ms-swift.yaml"} & set(without["files"])
+
+
+def is_call(node, name):
+    return isinstance(node, ast.Call) and getattr(node.func, "id", "") == name
