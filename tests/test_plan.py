@@ -13,7 +13,7 @@ from persona.models.hardware import Machine
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard, create_persona_at, free_path, open_persona
 from persona.store.workspace import EXAMPLES_DIR
-from persona.train import launcher, queue
+from persona.train import launcher, queue, row_tokens
 from persona.train import plan as train_plan
 from persona.train.collator import Collator
 from persona.train.config import count_steps, make_config
@@ -77,22 +77,22 @@ def test_only_what_is_on_this_disk_is_looked_at(home, tmp_path, tiny_gemma):
 
 
 def test_the_heaviest_batch_is_that_of_the_longest_rows():
-    work = train_plan.find_heaviest_step(make_config(batch_size=2, max_length=64), [(20, 5), (50, 9), (33, 20)])
+    work = row_tokens.find_heaviest_step(make_config(batch_size=2, max_length=64), [(20, 5), (50, 9), (33, 20)])
     assert (work.batch, work.length, work.learned) == (2, 56, 15)
-    assert train_plan.find_heaviest_step(make_config(max_length=40), [(50, 9)]).length == 40
+    assert row_tokens.find_heaviest_step(make_config(max_length=40), [(50, 9)]).length == 40
 
 
 @pytest.mark.parametrize("length", [17, 24, 50])
 def test_rows_are_padded_as_in_a_batch(length):
     (made,) = Collator(0)([{"input_ids": [1] * length, "labels": [1] * length}])["input_ids"]
-    assert train_plan.find_heaviest_step(make_config(batch_size=1), [(length, 5)]).length == len(made)
+    assert row_tokens.find_heaviest_step(make_config(batch_size=1), [(length, 5)]).length == len(made)
 
 
 def test_tokens_are_told_from_characters(tiny_gemma):
     pair = Pair("a" * 36, "b" * 72, (("c" * 18, "d" * 18),))
-    assert train_plan.estimate_row_tokens(PersonaCard(name="x"), pair) == (40 + 24, 21)
-    assert train_plan.estimate_row_tokens(PersonaCard(name="x"), pair, learn_history=True) == (40 + 24, 27)
-    assert train_plan.estimate_row_tokens(PersonaCard(name="x", system="e" * 36), pair)[0] == 74
+    assert row_tokens.estimate_row_tokens(PersonaCard(name="x"), pair) == (40 + 24, 21)
+    assert row_tokens.estimate_row_tokens(PersonaCard(name="x"), pair, learn_history=True) == (40 + 24, 27)
+    assert row_tokens.estimate_row_tokens(PersonaCard(name="x", system="e" * 36), pair)[0] == 74
 
 
 def test_the_estimate_counts_as_the_run_does(persona, tiny_gemma):
@@ -168,7 +168,7 @@ def test_another_kind_of_run_tells_nothing(persona, tiny_gemma, other):
 
 def test_what_fits_only_otherwise_is_run_otherwise(persona, tiny_gemma):
     config = make_config(base=str(tiny_gemma), gradient_accumulation_steps=2)
-    work = train_plan.find_heaviest_step(config, [train_plan.estimate_row_tokens(CARD, p) for p in PAIRS])
+    work = row_tokens.find_heaviest_step(config, [row_tokens.estimate_row_tokens(CARD, p) for p in PAIRS])
     shape = train_plan.read_base_shape(base.find_local_base(str(tiny_gemma)))
     need = memory.estimate_memory(shape, replace(work, batch=2, dtype="bfloat16")).total
     plan = see(persona, tiny_gemma, free=need, gradient_accumulation_steps=2).plan
@@ -192,7 +192,7 @@ GIVEN = {
 @pytest.mark.parametrize("given, want, notes", GIVEN.values(), ids=GIVEN)
 def test_what_was_given_by_hand_stays(persona, tiny_gemma, given, want, notes):
     config = make_config(base=str(tiny_gemma), gradient_accumulation_steps=2)
-    work = train_plan.find_heaviest_step(config, [train_plan.estimate_row_tokens(CARD, p) for p in PAIRS])
+    work = row_tokens.find_heaviest_step(config, [row_tokens.estimate_row_tokens(CARD, p) for p in PAIRS])
     shape = train_plan.read_base_shape(base.find_local_base(str(tiny_gemma)))
     need = memory.estimate_memory(shape, replace(work, batch=2, dtype="bfloat16")).total
     plan = see(persona, tiny_gemma, free=need, gradient_accumulation_steps=2).plan
@@ -219,7 +219,7 @@ def test_what_fits_is_left_alone_and_what_never_does_is_said(persona, tiny_gemma
 
 def test_pissa_has_twice_the_rank(persona, tiny_gemma):
     plain, pissa = (
-        train_plan.find_heaviest_step(make_config(init_lora_weights=i), [(50, 9)]) for i in ("default", "pissa")
+        row_tokens.find_heaviest_step(make_config(init_lora_weights=i), [(50, 9)]) for i in ("default", "pissa")
     )
     assert (plain.rank, pissa.rank) == (32, 64)
 
@@ -305,7 +305,7 @@ def test_start_runs_what_the_page_said(persona, tiny_gemma, plain_machine, monke
     started = []
     monkeypatch.setattr(launcher, "start_run", started.append)
     config = make_config(base=str(tiny_gemma))
-    work = train_plan.find_heaviest_step(config, [train_plan.estimate_row_tokens(CARD, p) for p in PAIRS])
+    work = row_tokens.find_heaviest_step(config, [row_tokens.estimate_row_tokens(CARD, p) for p in PAIRS])
     shape = train_plan.read_base_shape(base.find_local_base(str(tiny_gemma)))
     need = memory.estimate_memory(shape, replace(work, batch=4, dtype="bfloat16")).total
     monkeypatch.setattr(hardware, "free_memory", lambda _: need)

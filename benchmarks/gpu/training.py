@@ -26,7 +26,7 @@ from persona.models import hardware, memory, open_renderer, quantization
 from persona.models.base import Base
 from persona.store.persona_folder import Persona
 from persona.template.render import TrainingExample, render_examples
-from persona.train import duration, launcher
+from persona.train import duration, launcher, row_tokens
 from persona.train import plan as train_plan
 from persona.train.config import RunConfig, make_config
 from persona.train.run import train_run
@@ -122,7 +122,7 @@ def plan_run(
     """What the page says before Start of these rows' heaviest step, and of the time for `tokens` without start-up."""
     machine, shape = hardware.this_machine(), train_plan.read_base_shape(found)
     lengths = [(len(r.input_ids), r.learned) for r in rows]
-    step = train_plan.find_heaviest_step(config, lengths)
+    step = row_tokens.find_heaviest_step(config, lengths)
     plan = train_plan.plan_training(machine, shape, step, 1, dtype)
     learned = tokens * sum(n for _, n in lengths) / sum(n for n, _ in lengths)
     work = duration.TrainingWork(tokens, learned, evaluations=0, held_out=0, samples=0, steps=steps)

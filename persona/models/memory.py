@@ -71,6 +71,7 @@ class ModelShape:
     vocab: int
     plain_head: bool  # logits without soft cap or scale, for the tiled loss of loss.py
     stored: str = "none"  # how its linear weights are quantized on disk: nf4, int8 or none
+    flat: bool = False  # whether only rotary attention mixes tokens, so that batches may be flat (flat_batch.py)
 
 
 def infer_model_shape(config: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> ModelShape:
@@ -105,8 +106,15 @@ def infer_model_shape(config: dict[str, Any], tensors: dict[str, tuple[int, ...]
         norms=len(norms) - len(query_norms), qk_norm=bool(query_norms),
         mlp_kept=(4 if gated else 2) + UNFUSED_KEPT * unfused, vocab=vocab,
         plain_head=not scaled and (vocab,) not in text_weights.values(),  # a bias of the output layer
-        stored=stored_quantization(config),
+        stored=stored_quantization(config), flat=_has_only_rotary_attention(text),
     )  # fmt: skip
+
+
+def _has_only_rotary_attention(text: dict[str, Any]) -> bool:
+    """By config.json: positions are rotations, and no layer has a state, a convolution or linear attention."""
+    rotary = any(name.startswith("rope_") for name in text)
+    kinds = set(text.get("layer_types") or ["full_attention"]) <= {"full_attention", "sliding_attention"}
+    return rotary and kinds and not any(re.search(r"mamba|ssm|conv|linear_", name) for name in text)
 
 
 def find_layer_stack(weights: dict[str, tuple[int, ...]]) -> str:
@@ -143,7 +151,7 @@ def _read_setting(config: dict[str, Any], setting: str, *default: Any) -> Any:
 
 @dataclass(frozen=True)
 class StepShape:
-    """The settings that decide the memory of a step. length: tokens of the longest row, with padding."""
+    """The settings that decide the memory of a step. length: tokens of a row, padding included."""
 
     batch: int
     length: int

@@ -15,8 +15,7 @@ from persona.models import base, hardware, memory
 from persona.models.hardware import DevicePlan, Machine, plan_device
 from persona.models.memory import MemoryEstimate, ModelShape, StepShape
 from persona.store.pairs import Pair, own_exchanges
-from persona.store.persona_folder import Persona, PersonaCard
-from persona.template.render import find_learned_turns
+from persona.store.persona_folder import Persona
 from persona.train import queue, run_folder, validate
 from persona.train.config import RunConfig, count_rehearsal, count_steps
 from persona.train.duration import (
@@ -28,6 +27,7 @@ from persona.train.duration import (
 )
 from persona.train.engines import may_flatten
 from persona.train.parent import Parent, repeat_new, split_since
+from persona.train.row_tokens import estimate_row_tokens, estimate_shared_tokens, find_heaviest_step
 from persona.train.run_folder import Run
 from persona.train.target_modules import ends_with_name, split_names
 
@@ -191,8 +191,6 @@ def _warn_of_memory(config: RunConfig, plan: TrainingPlan) -> list[str]:
 # ---- the whole estimate
 
 BUSY_SPEED = 0.6  # of a machine's own speed: with less, other programs take the rest; a measurement alone varies less
-BYTES_PER_TOKEN = 3.6  # of UTF-8: 3.57 Chinese and 3.76 English in the shipped personas, by Gemma's tokenizer
-TEMPLATE_TOKENS = 12  # a template's own around a turn
 MIN_STEADY_STEPS = 10  # the first few steps of a run are slow, so a shorter run says nothing about speed
 MIN_NOTED_SECONDS = 60.0  # of evaluation: less is not worth a sentence
 # a general prompt and the base's answer, as long as they are in English on the average
@@ -301,7 +299,8 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
     rows = [estimate_row_tokens(card, p, config.learn_history, elsewhere) for p in pairs]
     general = estimate_row_tokens(card if config.rehearsal_system else card.model_copy(update={"system": ""}), GENERAL)
     heaviest = [*rows, general] if config.rehearsal_fraction else rows
-    step = replace(find_heaviest_step(config, heaviest), trained=count_whole_layers(local_base, config))
+    shared = estimate_shared_tokens(card, config, pairs) if shape.flat and may_flatten(config, machine.device) else None
+    step = replace(find_heaviest_step(config, heaviest, shared), trained=count_whole_layers(local_base, config))
     plan = plan_training(machine, shape, step, config.gradient_accumulation_steps, config.dtype, free)
     rows_of_run = split_since(list(pairs), parent, config)
     held_out = sum(row.held_out for row in rows_of_run)
@@ -322,7 +321,7 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
         samples=min(config.diary_probes, len(card.probes) or 1),
         steps=steps,
         rehearsal=min(rehearsal, REHEARSAL_PROMPTS),
-        repeated=rows_seen * _repeated_tokens(card, config, pairs, plan.device),
+        repeated=rows_seen * (shared or 0) * (1 - 1 / config.batch_size),
     )
     comparable = find_comparable_run(persona, config, plan)
     known = machine, shape, plan, work, comparable.progress() if comparable else None
@@ -352,37 +351,6 @@ def count_whole_layers(local_base: base.Base, config: RunConfig) -> int:
         tied = max(tensors.values(), key=math.prod) if not sizes and name.endswith("lm_head") else (0,)
         count += sum(map(math.prod, sizes or [tied]))
     return count
-
-
-def estimate_row_tokens(
-    card: PersonaCard, pair: Pair, learn_history: bool = False, learned_elsewhere: Collection[tuple[str, str]] = ()
-) -> tuple[int, int]:
-    """(tokens, learned tokens) of a pair's row, about. learned_elsewhere: as in Renderer."""
-    replies = [pair.turns[n][1] for n in find_learned_turns(pair, learn_history, learned_elsewhere)]
-    texts = [pair.system or card.system, pair.instruction, pair.output, *(x for turn in pair.history for x in turn)]
-    tokens = _estimate_tokens(texts) + TEMPLATE_TOKENS * (1 + len(pair.history))
-    return tokens, _estimate_tokens(replies) + len(replies)
-
-
-def _repeated_tokens(card: PersonaCard, config: RunConfig, pairs: Sequence[Pair], device: str) -> float:
-    """Of a row, on the average: tokens of the system prompt that another row of its batch has computed already."""
-    if not may_flatten(config, device) or config.rehearsal_fraction or any(pair.system for pair in pairs):
-        return 0.0
-    return _estimate_tokens([card.system]) * (1 - 1 / config.batch_size)
-
-
-def _estimate_tokens(texts: Sequence[str]) -> int:
-    return round(sum(len(t.encode()) for t in texts) / BYTES_PER_TOKEN)
-
-
-def find_heaviest_step(config: RunConfig, rows: Sequence[tuple[int, int]]) -> StepShape:
-    """The batch that needs most memory: the longest rows, which the sampler puts together. rows: (tokens, learned)."""
-    longest = sorted(rows, reverse=True)[: config.batch_size]
-    length = min(config.max_length, memory.padded_length(longest[0][0]))
-    learned = min(length, -(-sum(n for _, n in longest) // len(longest)))
-    rank = config.lora_r * (2 if config.is_pissa else 1)
-    return StepShape(config.batch_size, length, learned, rank, quantization=config.quantization,
-                     checkpointing=config.gradient_checkpointing)  # fmt: skip
 
 
 def find_comparable_run(persona: Persona, config: RunConfig, plan: TrainingPlan) -> Run | None:

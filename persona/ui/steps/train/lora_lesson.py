@@ -9,7 +9,7 @@ from persona.errors import PersonaError
 from persona.models import base, memory
 from persona.models.memory import ModelShape, StepShape
 from persona.train import plan as train_plan
-from persona.train import target_modules
+from persona.train import row_tokens, target_modules
 from persona.train.config import RunConfig
 from persona.train.target_modules import LayerKind
 from persona.ui.i18n import t
@@ -47,12 +47,12 @@ def lesson(slug: str, preset: str, *form: Any) -> tuple[str, gr.CheckboxGroup]:
             return _explanation_html(config) + f'<p class="quiet">{unknown}</p>', gr.CheckboxGroup(visible=False)
         kinds = target_modules.list_layer_kinds(local_base, config.target_modules)
         card = persona.card()
-        rows = [train_plan.estimate_row_tokens(card, p, config.learn_history) for p in persona.pairs()] or [
+        rows = [row_tokens.estimate_row_tokens(card, p, config.learn_history) for p in persona.pairs()] or [
             (config.max_length, config.max_length)
         ]
     except PersonaError as e:
         return problems_html([e.message]), gr.CheckboxGroup(visible=False)
-    step = train_plan.find_heaviest_step(config, rows)
+    step = row_tokens.find_heaviest_step(config, rows)
     html = _explanation_html(config) + _figures_html(shape, step, kinds, config)
     return html, _layer_choice(kinds)
 

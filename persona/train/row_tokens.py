@@ -1,0 +1,49 @@
+"""Tokens of rows, estimated from their characters, and the heaviest batch that they make."""
+
+from collections.abc import Collection, Sequence
+
+from persona.models import memory
+from persona.models.memory import StepShape
+from persona.store.pairs import Pair
+from persona.store.persona_folder import PersonaCard
+from persona.template.render import find_learned_turns
+from persona.train.config import RunConfig
+
+BYTES_PER_TOKEN = 3.6  # of UTF-8: 3.57 Chinese and 3.76 English in the shipped personas, by Gemma's tokenizer
+TEMPLATE_TOKENS = 12  # a template's own around a turn
+
+
+def estimate_row_tokens(
+    card: PersonaCard, pair: Pair, learn_history: bool = False, learned_elsewhere: Collection[tuple[str, str]] = ()
+) -> tuple[int, int]:
+    """(tokens, learned tokens) of a pair's row, about. learned_elsewhere: as in Renderer."""
+    replies = [pair.turns[n][1] for n in find_learned_turns(pair, learn_history, learned_elsewhere)]
+    texts = [pair.system or card.system, pair.instruction, pair.output, *(x for turn in pair.history for x in turn)]
+    tokens = _estimate_tokens(texts) + TEMPLATE_TOKENS * (1 + len(pair.history))
+    return tokens, _estimate_tokens(replies) + len(replies)
+
+
+def estimate_shared_tokens(card: PersonaCard, config: RunConfig, pairs: Sequence[Pair]) -> int:
+    """Tokens that all rows begin with, about: those of the system prompt, unless a row has one of its own."""
+    return 0 if config.rehearsal_fraction or any(pair.system for pair in pairs) else _estimate_tokens([card.system])
+
+
+def _estimate_tokens(texts: Sequence[str]) -> int:
+    return round(sum(len(t.encode()) for t in texts) / BYTES_PER_TOKEN)
+
+
+def find_heaviest_step(config: RunConfig, rows: Sequence[tuple[int, int]], shared: int | None = None) -> StepShape:
+    """The batch that needs most memory: the longest rows, which the sampler puts together. rows: (tokens, learned).
+
+    shared: of a flat batch (models/flat_batch.py), the tokens that all its rows begin with; None: rows are padded.
+    """
+    longest = sorted(rows, reverse=True)[: config.batch_size]
+    if shared is None:
+        length = memory.padded_length(longest[0][0])
+    else:
+        length = -(-(sum(n - shared for n, _ in longest) + shared) // len(longest))
+    length = min(config.max_length, length)
+    learned = min(length, -(-sum(n for _, n in longest) // len(longest)))
+    rank = config.lora_r * (2 if config.is_pissa else 1)
+    return StepShape(config.batch_size, length, learned, rank, quantization=config.quantization,
+                     checkpointing=config.gradient_checkpointing)  # fmt: skip
