@@ -16,6 +16,7 @@ from persona.models import model_card
 from persona.models.base import Base
 from persona.models.generate import Generation
 from persona.share.exports import new_output
+from persona.share.exports.trainer_settings import PROGRAMS
 from persona.store.pairs import BadLine, Pair
 from persona.store.persona_folder import PersonaCard, ProbeRule
 from persona.template.chat_template import ChatTemplate, read_template
@@ -207,7 +208,7 @@ def test_the_cards_of_exports_hold_hostile_text_as_text():
             new_output.render_template_file("merged-card.md.jinja", **said, dtype="bfloat16", strength=1, trained="none",
                            difference=difference, notes=[many]),
             new_output.render_template_file("dataset-card.md.jinja", card=card, base=many, name="x", counts={"x": 1}, template="", same="",
-                           about="", tried=dict.fromkeys(("LLaMA-Factory", "Axolotl", "Unsloth"), ""), is_rendered=True, weighted=1, lost={many: [many]}),
+                           about="", tried=dict.fromkeys(PROGRAMS, ""), is_rendered=True, weighted=1, lost={many: [many]}),
         ]  # fmt: skip
         for body in made:
             text_only = re.sub(r"^    .*$", "", body.split("```")[0], flags=re.MULTILINE)  # code is shown as it is

@@ -251,22 +251,19 @@ def describe_pairs(rows: Sequence[RunRow], parent: Parent, repeats: int) -> str:
         )
     learned = [row for row in rows if not row.held_out]
     new = sum(row.is_new for row in learned)
-    used = sum(not rows[n].is_new for n in repeat_new(rows, repeats))
-    values = {"parent": parent.name, "new": new, "repeats": repeats, "held_out": len(rows) - len(learned)}
-    if used < len(learned) - new:
+    used, old = sum(not rows[n].is_new for n in repeat_new(rows, repeats)), len(learned) - new
+    held_out = len(rows) - len(learned)
+    if used < old:
         return Message(
             "Going on from {parent}: {new} new pair(s), each learned {repeats} times an epoch, beside {used} of the "
             "{old} old ones; {held_out} held out.",
-            **values,
-            used=used,
-            old=len(learned) - new,
-        )
+            parent=parent.name, new=new, repeats=repeats, used=used, old=old, held_out=held_out,
+        )  # fmt: skip
     return Message(
         "Going on from {parent}: {new} new pair(s), each learned {repeats} times an epoch, {old} old ones; {held_out} "
         "held out.",
-        **values,
-        old=used,
-    )
+        parent=parent.name, new=new, repeats=repeats, old=old, held_out=held_out,
+    )  # fmt: skip
 
 
 # ---- in the run folder

@@ -148,7 +148,10 @@ def plan_text(parent: Parent, rows: list[RunRow], repeats: int) -> str:
 
 def origin_html(run: Run, p: RunProgress) -> str:
     """What a run goes on from, and of a run on preferences, how many there are; "" for a new adapter."""
-    manifest = run.manifest()
+    try:
+        manifest = run.manifest()
+    except PersonaError:  # deleted meanwhile, or damaged: what opens the run says so
+        return ""
     parent = manifest.get("parent")
     if not isinstance(parent, dict):
         return ""
