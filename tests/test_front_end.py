@@ -56,7 +56,7 @@ def test_the_file_of_this_gradio_is_served_with_both_searches_shortened():
 def test_a_file_with_other_code_is_served_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(front_end, "ASSETS", tmp_path)
     front_end.shortened.cache_clear()
-    (tmp_path / "core-next.js").write_text(front_end.FIND_NODE)  # one of the two
+    (tmp_path / "core-next.js").write_text(front_end.FIND_NODE_JS)  # one of the two
     assert front_end.shortened("core-next.js") is None
 
 

@@ -13,6 +13,7 @@ from messages_in_source import MAKERS, made
 from persona.template import chat_template
 from persona.train.config import ALL_PRESETS, PRESETS
 from persona.ui import i18n, navigation, next_steps, voice_picker, widgets
+from persona.ui.middleware import front_end
 from persona.ui.steps import share, template
 from persona.ui.steps.compare import base_note, blind_vote_tab, chat_tab, train_on_votes
 from persona.ui.steps.share import export_tab
@@ -123,7 +124,8 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
                "steps/write/review_tab.py": {review_tab.ANSWERED_JS},
                "navigation.py": {navigation.NAVIGATION_JS, navigation.FOCUS_STEP_JS},
                "steps/compare/base_note.py": {base_note.CHOOSE_BASE_JS}, "steps/compare/chat_tab.py": {chat_tab.SHOW_ANSWERS_JS},
-               "steps/template/__init__.py": {template.SHOW_REFUSED_JS}, "steps/train/run_view.py": {run_view.WHOLE_STEPS_JS}},
+               "steps/template/__init__.py": {template.SHOW_REFUSED_JS}, "steps/train/run_view.py": {run_view.WHOLE_STEPS_JS},
+               "middleware/front_end.py": {*front_end.SHORTER, *front_end.SHORTER.values()}},
     "told to programs: no browser with the page open asks so": {
         "middleware/event_limits.py": {"The request ended early."},
         "middleware/visitors.py": {"Not found.", "The request is no JSON object."},

@@ -17,11 +17,11 @@ ASSETS = Path(gradio.__file__).parent / "templates" / "frontend" / "assets"
 CORE_FILE = re.compile(r"/assets/(core-[\w-]+\.js)")
 
 # the whole tree → the way to the component that was found last time, if it still leads there
-FIND_NODE = (
+FIND_NODE_JS = (
     "function Z(e,t){if(e.id===t)return e;"
     "if(e.children)for(let n of e.children){let e=Z(n,t);if(e)return e}return null}"
 )
-FIND_NODE_BY_PATH = """function Z(root, id) {
+FIND_NODE_BY_PATH_JS = """function Z(root, id) {
   const paths = (Z.paths ??= new Map());
   const known = paths.get(id);
   if (known) {
@@ -44,12 +44,12 @@ FIND_NODE_BY_PATH = """function Z(root, id) {
   return search(root, []);
 }"""
 # every component × every event → one pass over the events, and a look into a map for each component
-ATTACHED_EVENTS = (
+ATTACHED_EVENTS_JS = (
     "let n=t.filter(t=>t.targets.find(([t])=>t===e.id))"
     ".map(t=>{let n=t.targets.find(([t])=>t===e.id);return n?n[1]:null}).filter(Boolean);"
     "return e.props.shared_props.attached_events=n,e}"
 )
-ATTACHED_EVENTS_BY_ID = """
+ATTACHED_EVENTS_BY_ID_JS = """
   this.attached_events ??= new WeakMap();
   if (!this.attached_events.has(t)) {
     const by_id = new Map();
@@ -62,7 +62,7 @@ ATTACHED_EVENTS_BY_ID = """
   e.props.shared_props.attached_events = this.attached_events.get(t).get(e.id) ?? [];
   return e;
 }"""
-SHORTER = {FIND_NODE: FIND_NODE_BY_PATH, ATTACHED_EVENTS: ATTACHED_EVENTS_BY_ID}
+SHORTER = {FIND_NODE_JS: FIND_NODE_BY_PATH_JS, ATTACHED_EVENTS_JS: ATTACHED_EVENTS_BY_ID_JS}
 
 
 @cache
@@ -88,6 +88,7 @@ class FrontEndMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = CORE_FILE.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "GET" else None
         if asked and (text := shortened(asked[1])):
-            await Response(text, media_type="text/javascript")(scope, receive, send)
+            kept = {"Cache-Control": "max-age=3600"}  # its name stays when the change here is another
+            await Response(text, media_type="text/javascript", headers=kept)(scope, receive, send)
             return
         await self.app(scope, receive, send)
