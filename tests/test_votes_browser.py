@@ -25,7 +25,8 @@ def run(trained_persona, page_base) -> Run:
 
     The random base hardly ever ends one, and nothing is learned from a preferred answer that was cut off.
     """
-    (run,) = run_folder.list_runs(trained_persona)
+    (made,) = run_folder.list_runs(trained_persona)
+    run = Run(made.path.rename(made.path.with_name("20260102-030405" + made.name[15:])))  # labels name the minute
     shutil.rmtree(run.adapter)
     stop = {"model.embed_tokens": [CONTROLS.index("<eos>")]}
     draw_adapter(page_base, run.adapter, trained_persona.card(), trainable_token_indices=stop)

@@ -39,6 +39,8 @@ LAUNCH_OPTIONS: dict[str, Any] = {
 # One after the other, each with what the one before has changed: they choose, or draw who is chosen and which step is
 # shown. Of two at a time, the slower would show what was before, and put it into the address.
 CHOOSING: dict[str, Any] = {**SHOWING, "concurrency_id": "choosing", "concurrency_limit": 1}
+# of events that carry data: one that waited would be sent with the data of the one before
+CHOOSING_BY_DATA: dict[str, Any] = {**CHOOSING, "trigger_mode": "multiple"}
 MAX_ADDRESS, MAX_SHOWN_LINK = 2000, 120  # characters
 CACHE_SECONDS = (3600, 86_400)  # on a shared server: how often Gradio's files are deleted, and from what age on
 
@@ -156,9 +158,7 @@ def build_app() -> gr.Blocks:
         restored = demo.load(show_errors(restore_tab), last_slug, tab, **QUIET)
         restored.success(**navigated)
         restored.failure(lambda: "start", None, asked, **QUIET).then(**navigated)
-        # an event that waited would be sent with the data of the one before
-        back = bar.input(show_errors(show_history_entry), None, tab, **{**CHOOSING, "trigger_mode": "multiple"})
-        back.then(**navigated)
+        bar.input(show_errors(show_history_entry), None, tab, **CHOOSING_BY_DATA).then(**navigated)
         _connect_choices(page, last_slug)
         demo.unload(remove_downloads)
     return demo
@@ -254,5 +254,7 @@ def _connect_navigation(page: Page, nav: _Navigation, pairs: PairsTab, run_statu
     }  # fmt: skip
     changes = [page.chosen, page.untrainable, pairs.status, pairs.findings]
     gr.on([component.change for component in changes], **draw)
-    nav.bar.click(show_errors(navigation.handle_step_click), page.chosen, [page.steps, page.shown_step], **QUIET)
+    nav.bar.click(
+        show_errors(navigation.handle_step_click), page.chosen, [page.steps, page.shown_step], **CHOOSING_BY_DATA
+    )
     return draw
