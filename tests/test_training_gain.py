@@ -78,13 +78,15 @@ def test_a_run_that_ended_early_says_why(tmp_path):
 def test_why_a_step_is_the_adapter_though_another_has_the_lowest_loss():
     events = [{"event": "eval", "step": 10, "nll": 3.9}, {"event": "eval", "step": 20, "nll": 4.0}]
 
-    def said(chosen: int) -> str:
-        return run_view.chosen_step_text(
-            replay(*events, {"event": "step", "step": 20, "seconds": 1}, {"event": "chosen", "step": chosen})
-        )
+    def said(chosen: int, keeps_last: bool = False) -> str:
+        shown = replay(*events, {"event": "step", "step": 20, "seconds": 1}, {"event": "chosen", "step": chosen})
+        return run_view.chosen_step_text(shown, keeps_last)
 
     assert "Step 10 has a lower held-out loss" in said(20) and "that of step 20" in said(20)
-    assert said(10) == "The adapter is that of step 10."
+    assert "less than chance" in said(20)
+    kept = said(20, keeps_last=True)
+    assert "(3.90; 4.00 at the end). The last one is kept, as the settings say" in kept and "chance" not in kept
+    assert said(10) == said(10, keeps_last=True) == "The adapter is that of step 10."
 
 
 def test_too_few_pairs_are_said_before_the_start(home):
