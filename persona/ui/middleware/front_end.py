@@ -88,7 +88,7 @@ class FrontEndMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = CORE_FILE.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "GET" else None
         if asked and (text := shortened(asked[1])):
-            kept = {"Cache-Control": "max-age=3600"}  # its name stays when the change here is another
+            kept = {"cache-control": "max-age=3600"}  # its name stays when the change here is another
             await Response(text, media_type="text/javascript", headers=kept)(scope, receive, send)
             return
         await self.app(scope, receive, send)
