@@ -29,7 +29,7 @@ def doctor(as_json: AsJson = False) -> None:
         "packages": packages,
         "embedded": models,
         "home": str(workspace.data_root()),
-        "not_verified": ["training and chat on a GPU (CUDA, MPS), 4 and 8 bits there", "Liger and Unsloth",
+        "not_verified": ["Apple GPUs", "several GPUs", "Liger and Unsloth's kernels",
                          "the Hugging Face Hub itself", "ModelScope", "ZeroGPU Spaces"],
     }  # fmt: skip
     listed = ", ".join(f"{p} {v or 'not installed'}" for p, v in packages.items())
