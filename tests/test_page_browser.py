@@ -36,9 +36,11 @@ def test_the_whole_way(browser, server, request):
     assert "你是谁？" in joined(page, "#mask .mask .masked")
     page.wait_for_selector("#totals .good")
 
-    # train; a reload in the middle finds the run again
+    # train; a reload in the middle finds the run again: of the longest preset, or two layers are done before the page is
     page.click("#to-train")
     page.wait_for_selector("#plan .quiet")
+    page.click("#preset label:has-text('Thorough')")
+    page.wait_for_selector("#plan:has-text('760 steps')")
     page.click("#start-training")
     page.wait_for_selector("#train-status:has-text('Training')")
     page.reload()
