@@ -44,9 +44,11 @@ def ask_and_vote(page, question: str, rule) -> None:
     page.fill("#blind-question textarea", question)
     page.click("#blind-ask")
     page.wait_for_selector("#vote-left:not([disabled])")
+    page.traffic.settle(page)
     left, right = (rule(page.inner_text(f"#blind-{side}")) for side in ("left", "right"))
     page.click("#vote-left" if left <= right else "#vote-right")
     page.wait_for_selector("#blind-reveal .reveal")
+    page.traffic.settle(page)  # what is asked next takes this vote's place
 
 
 def test_ten_votes_are_trained_on_and_the_vote_is_held_again(browser, page_server, trained_persona, run):
