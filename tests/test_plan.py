@@ -122,6 +122,9 @@ def test_a_system_prompt_that_all_rows_share_costs_its_batch_once(home, tiny_gem
         return work.repeated / work.tokens
 
     assert 0.05 < repeated() < 0.3 and 0.6 < repeated(long) < 0.9
+    whole = base.find_local_base(str(tiny_gemma))
+    shapes = [memory.infer_model_shape(c, whole.tensors()) for c in (whole.config(), {"text_config": whole.config()})]
+    assert [shape.flat for shape in shapes] == [True, False], "one with towers keeps padded batches"
     assert repeated(pairs=own) == repeated(neftune_noise_alpha=5) == repeated(packing=True) == 0
 
 

@@ -21,7 +21,7 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="How long and how large: quick (3 epochs), balanced (up to 6) or thorough (up to 12); further (new "
+            help="How long and how large: quick (3 epochs), balanced (5) or thorough (8); further (new "
             "pairs 4 times) for --from. Default: quick, and further with --from."
         ),
     ] = "",

@@ -106,15 +106,16 @@ def infer_model_shape(config: dict[str, Any], tensors: dict[str, tuple[int, ...]
         norms=len(norms) - len(query_norms), qk_norm=bool(query_norms),
         mlp_kept=(4 if gated else 2) + UNFUSED_KEPT * unfused, vocab=vocab,
         plain_head=not scaled and (vocab,) not in text_weights.values(),  # a bias of the output layer
-        stored=stored_quantization(config), flat=_has_only_rotary_attention(text),
+        stored=stored_quantization(config), flat=_has_only_rotary_attention(config),
     )  # fmt: skip
 
 
-def _has_only_rotary_attention(text: dict[str, Any]) -> bool:
-    """By config.json: positions are rotations, and no layer has a state, a convolution or linear attention."""
-    rotary = any(name.startswith("rope_") for name in text)
-    kinds = set(text.get("layer_types") or ["full_attention"]) <= {"full_attention", "sliding_attention"}
-    return rotary and kinds and not any(re.search(r"mamba|ssm|conv|linear_", name) for name in text)
+def _has_only_rotary_attention(config: dict[str, Any]) -> bool:
+    """By config.json: positions are rotations, no layer has a state, a convolution or linear attention, and no tower
+    stands beside the language model (whose config is nested then)."""
+    rotary = any(name.startswith("rope_") for name in config)
+    kinds = set(config.get("layer_types") or ["full_attention"]) <= {"full_attention", "sliding_attention"}
+    return rotary and kinds and not any(re.search(r"mamba|ssm|conv|linear_", name) for name in config)
 
 
 def find_layer_stack(weights: dict[str, tuple[int, ...]]) -> str:
