@@ -12,6 +12,8 @@ from persona.ui.navigation import TRAIN, WRITE, PersonaState
 from persona.ui.steps.train import run_view
 from persona.ui.steps.write.pairs_status import pairs_status_html
 
+pytest_plugins = "training"
+
 
 def replay(*events: dict) -> RunProgress:
     made = EventReplay()
@@ -78,15 +80,27 @@ def test_a_run_that_ended_early_says_why(tmp_path):
 def test_why_a_step_is_the_adapter_though_another_has_the_lowest_loss():
     events = [{"event": "eval", "step": 10, "nll": 3.9}, {"event": "eval", "step": 20, "nll": 4.0}]
 
-    def said(chosen: int, keeps_last: bool = False) -> str:
+    def said(chosen: int, is_last_by_settings: bool = False) -> str:
         shown = replay(*events, {"event": "step", "step": 20, "seconds": 1}, {"event": "chosen", "step": chosen})
-        return run_view.chosen_step_text(shown, keeps_last)
+        return run_view.chosen_step_text(shown, is_last_by_settings)
 
     assert "Step 10 has a lower held-out loss" in said(20) and "that of step 20" in said(20)
     assert "less than chance" in said(20)
-    kept = said(20, keeps_last=True)
+    kept = said(20, is_last_by_settings=True)
     assert "(3.90; 4.00 at the end). The last one is kept, as the settings say" in kept and "chance" not in kept
-    assert said(10) == said(10, keeps_last=True) == "The adapter is that of step 10."
+    assert said(10) == said(10, is_last_by_settings=True) == "The adapter is that of step 10."
+
+
+def test_the_settings_are_named_only_where_they_chose_the_last_step(make):
+    run = make(load_best_model_at_end=False)
+
+    def ended(steps: int) -> RunProgress:
+        last = [{"event": "step", "step": 20, "seconds": 1}, {"event": "chosen", "step": 20}]
+        return replay({"event": "plan", "steps": steps}, *last)
+
+    assert run_view._is_last_by_settings(run, ended(20))
+    assert not run_view._is_last_by_settings(run, ended(60)), "stopped early: the best one is taken"
+    assert not run_view._is_last_by_settings(make(load_best_model_at_end=True), ended(20))
 
 
 def test_too_few_pairs_are_said_before_the_start(home):

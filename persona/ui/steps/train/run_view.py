@@ -203,21 +203,24 @@ def run_status_html(run: Run, p: RunProgress) -> str:
     return (
         f'<div class="card"><div class="{kind}" role="status">{text}</div>'
         f"{progress_bar_html(1.0 if is_early else p.step / p.steps if p.steps else 0.0)}"
-        f"{facts_html(facts)}{training_verdict_html(p, _keeps_last_step(run))}"
+        f"{facts_html(facts)}{training_verdict_html(p, _is_last_by_settings(run, p))}"
         f"{further.change_html(p) if p.status in ('done', 'stopped') else further.warning_html(p)}"
         f"{rehearsal_html(run, p)}"
         f'<div class="quiet">{t("Run {name}", name=escape(run.name))}{further.origin_html(run, p)}</div></div>'
     )
 
 
-def _keeps_last_step(run: Run) -> bool:
+def _is_last_by_settings(run: Run, p: RunProgress) -> bool:
+    """Whether the settings made the last step the adapter; a run that ended early has its best one."""
+    if p.chosen is None or p.chosen < p.steps:
+        return False
     try:
         return not run.config().load_best_model_at_end
     except PersonaError:  # deleted meanwhile, or damaged
         return False
 
 
-def training_verdict_html(p: RunProgress, keeps_last: bool = False) -> str:
+def training_verdict_html(p: RunProgress, is_last_by_settings: bool = False) -> str:
     """Whether it learned, by the loss on the held-out pairs; "" before the end, and for a run on preferences."""
     if p.learns_preferences or p.status not in ("done", "stopped") or p.base_nll is None or p.adapter_nll is None:
         return ""
@@ -236,7 +239,7 @@ def training_verdict_html(p: RunProgress, keeps_last: bool = False) -> str:
     )
     if rows is not None and rows < verdict.FEW_ROWS:
         text += " " + t("Measured on {rows} held-out pair(s) only: take the figures as rough.", rows=rows)
-    return f'<div class="good">{text} {chosen_step_text(p, keeps_last)}</div>'
+    return f'<div class="good">{text} {chosen_step_text(p, is_last_by_settings)}</div>'
 
 
 def rehearsal_html(run: Run, p: RunProgress) -> str:
@@ -264,31 +267,28 @@ def _times(gain: float) -> float:
     return math.exp(min(gain, 99))
 
 
-def chosen_step_text(p: RunProgress, keeps_last: bool = False) -> str:
-    """Which step's adapter is the run's, and why not that with the lowest loss; "" where it is simply the last.
-
-    keeps_last: the settings ask for the last one.
-    """
+def chosen_step_text(p: RunProgress, is_last_by_settings: bool = False) -> str:
+    """Which step's adapter is the run's, and why not that with the lowest loss; "" where it is simply the last."""
     losses = {step: nll for step, nll in p.held_out if step}
     lowest = min(losses, key=lambda step: (losses[step], step), default=None)
     if not p.chosen or p.chosen == p.step == (lowest or p.step):
         return ""
     text = t("The adapter is that of step {step}.", step=p.chosen)
-    if lowest and lowest < p.chosen and keeps_last and p.chosen == p.step and p.adapter_nll is not None:
+    if not lowest or lowest >= p.chosen:
+        return text
+    if is_last_by_settings and p.adapter_nll is not None:
         why = t(
             "Step {lowest} has a lower held-out loss ({best:.2f}; {last:.2f} at the end). The last one is kept, as the "
             "settings say: on a small base it knows more of the facts.",
             lowest=lowest, best=losses[lowest], last=p.adapter_nll,
         )  # fmt: skip
-        return f"{text} {why}"
-    if lowest and lowest < p.chosen:
+    else:
         why = t(
             "Step {lowest} has a lower held-out loss, but by less than chance alone would make it: of steps that "
             "cannot be told apart the latest is taken, since it has seen more of the pairs.",
             lowest=lowest,
         )
-        return f"{text} {why}"
-    return text
+    return f"{text} {why}"
 
 
 def chart_plots(progress: RunProgress, charts: dict[str, Chart] = CHARTS) -> list[gr.LinePlot]:
