@@ -15,7 +15,7 @@ from persona.compare.conversation import ConversationAnswer, VoiceRecord
 from persona.errors import InputError
 from persona.models import adapter as models_adapter
 from persona.share import archive as share_archive
-from persona.store import edit_history, persona_folder
+from persona.store import edit_history, jsonl, persona_folder
 from persona.store.pairs import MAX_CHARACTERS, Pair
 from persona.store.persona_folder import Persona, PersonaCard
 from persona.store.workspace import PROJECT_DIR
@@ -163,7 +163,7 @@ def rows_file(tmp_path: Path) -> Path:
         question("left", "y" * 40, "", said="empty loser"),
     ]  # fmt: skip
     file = tmp_path / "dpo.jsonl"
-    file.write_text("".join(dpo_export.dump_rows(dpo_export.collect_preferences(asked).rows)), encoding="utf-8")
+    file.write_text("".join(jsonl.dump_rows(dpo_export.collect_preferences(asked).rows)), encoding="utf-8")
     return file
 
 

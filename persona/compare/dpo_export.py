@@ -8,7 +8,7 @@ given it; it ends with the question.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +59,6 @@ def collect_preferences(asked: Sequence[BlindQuestion]) -> Preferences:
     both_ways = find_both_ways(rows)
     omitted += [(row["prompt"][-1]["content"], LeftOut.BOTH_WAYS) for key, row in rows.items() if key in both_ways]
     return Preferences(tuple(row for key, row in rows.items() if key not in both_ways), tuple(omitted))
-
-
-def dump_rows(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """JSON lines, as `datasets.load_dataset("json", …)` reads them."""
-    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _why_left_out(q: BlindQuestion) -> Message | None:

@@ -2,11 +2,17 @@
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from persona.errors import InputError
 from persona.store.files import explain_disk_error
+
+
+def dump_rows(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """JSON lines, as `datasets.load_dataset("json", …)` reads them."""
+    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def encode_row(row: dict[str, Any]) -> bytes:

@@ -5,7 +5,6 @@ an environment of its own stands in TRIED, and at the head of its file.
 """
 
 import contextlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from persona.share.exports.trainer_settings import (
     trl_config,
 )
 from persona.store.files import slugify, to_json, write_atomic
+from persona.store.jsonl import dump_rows
 from persona.store.pairs import Pair, find_unfinished, own_exchanges
 from persona.template.character_prompt import CharacterPrompt, resolve_system
 from persona.template.chat_template import build_messages, read_template
@@ -88,9 +88,9 @@ def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
         system = resolve_system(material.card)
         for key, pairs in sets.items():
             write_atomic(folder / f"{key}.json", to_json([_alpaca(p, system) for p in pairs]))
-            write_atomic(folder / f"{key}.messages.jsonl", (_line(_messages(p, system, learned(p))) for p in pairs))
+            write_atomic(folder / f"{key}.messages.jsonl", dump_rows(_messages(p, system, learned(p)) for p in pairs))
             chats = (_prompt_completion(p, system, learned(p)) for p in pairs if learned(p))
-            write_atomic(folder / CHAT_SETS / f"{'train' if key == name else 'test'}.jsonl", map(_line, chats))
+            write_atomic(folder / CHAT_SETS / f"{'train' if key == name else 'test'}.jsonl", dump_rows(chats))
             if renderer:
                 write_atomic(folder / f"{key}.rendered.json", to_json(list(_rendered(pairs, renderer))))
         template = material.template or read_template("chatml")
@@ -147,10 +147,6 @@ def _prompt_completion(pair: Pair, system: str, learned: Sequence[int]) -> dict[
     replies = [n for n, message in enumerate(chat) if message["role"] == "assistant"]
     first = replies[min(learned)]
     return {"prompt": chat[:first], "completion": chat[first:]}
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _open_renderer(material: ExportMaterial) -> Renderer | None:

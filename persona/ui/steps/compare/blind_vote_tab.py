@@ -17,6 +17,7 @@ from persona.errors import Message, PersonaError
 from persona.models.adapter import WEIGHTS_FILE, Adapter
 from persona.share.adapter_ref import AdapterRef, RefKind
 from persona.share.open_adapter import open_adapter
+from persona.store import jsonl
 from persona.ui import voice_picker
 from persona.ui.buttons import cancel_then, download_on_click, run_with_stop
 from persona.ui.i18n import localized, t
@@ -238,7 +239,7 @@ def export_votes(browser_key: str, slug: str, adapter_id: str) -> str:
             "better one was not cut off."
         )
     path = download_path(f"{voice_picker.file_stem(adapter_id)}-preferences.jsonl")
-    path.write_text("".join(dpo_export.dump_rows(preferences.rows)), encoding="utf-8")
+    path.write_text("".join(jsonl.dump_rows(preferences.rows)), encoding="utf-8")
     return str(path)
 
 
