@@ -138,10 +138,15 @@ class Traffic:
         self._changed = time.monotonic()
         self._streams.discard(request)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a stream is open."""
+        return bool(self._streams)
+
     def settle(self, page, quiet: float = 0.6) -> None:
         """Wait until every event is answered and nothing has been asked for `quiet` seconds."""
         self._changed, before, end = time.monotonic(), Counter(self.joined), time.monotonic() + 180
-        while self._streams or time.monotonic() - self._changed < quiet:
+        while self.is_waiting or time.monotonic() - self._changed < quiet:
             assert time.monotonic() < end, f"the page never rests: {self.joined - before}, open: {self._streams}"
             page.wait_for_timeout(50)
 

@@ -1,6 +1,12 @@
-"""Gradio's own searches, shortened for the page: the same answers as the originals, in the file that is served."""
+"""Gradio's front end, mended for the page: its searches answer as before, and no event is left without its answer."""
 
+import socket
+import threading
+
+import gradio as gr
 import pytest
+import uvicorn
+from browsing import open_page
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -38,32 +44,112 @@ SAME_ANSWERS = """([find, findByPath, attached, attachedById]) => {
 }"""
 
 
-def test_the_file_of_this_gradio_is_served_with_both_searches_shortened():
-    """Fails for another Gradio: then look what its front end searches, and change or drop front_end.py."""
-    (file,) = front_end.ASSETS.glob("core-*.js")
+@pytest.mark.parametrize("kind", front_end.MENDED)
+def test_the_files_of_this_gradio_are_served_mended(kind):
+    """Fails for another Gradio: then look what its front end does there, and change or drop front_end.py."""
+    (file,) = front_end.ASSETS.glob(f"{kind}-*.js")
     page = Starlette(routes=[Route("/assets/{name}", lambda r: PlainTextResponse("Gradio's"))],
                      middleware=[Middleware(front_end.FrontEndMiddleware)])  # fmt: skip
     client = TestClient(page)
     answer = client.get(f"/assets/{file.name}")
     assert answer.headers["content-type"].startswith("text/javascript")
     original = file.read_text(encoding="utf-8")
-    for search, shorter in front_end.SHORTER.items():
-        assert original.count(search) == 1 and search not in answer.text and answer.text.count(shorter) == 1
-    for other in ("core-none.js", "index-none.js", file.name.replace("core", "store")):
+    for old, new in front_end.MENDED[kind].items():
+        assert original.count(old) == 1 and old not in answer.text and answer.text.count(new) == 1
+    for other in ("core-none.js", "index-none.js", file.name.replace(kind, "store")):
         assert client.get(f"/assets/{other}").text == "Gradio's"
 
 
 def test_a_file_with_other_code_is_served_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(front_end, "ASSETS", tmp_path)
-    front_end.shortened.cache_clear()
+    front_end.mended.cache_clear()
     (tmp_path / "core-next.js").write_text(front_end.FIND_NODE_JS)  # one of the two
-    assert front_end.shortened("core-next.js") is None
+    assert front_end.mended("core-next.js") is None
 
 
 @pytest.mark.slow
 @pytest.mark.browser
 def test_both_versions_answer_the_same(browser):
-    texts = [text for pair in front_end.SHORTER.items() for text in pair]
+    texts = [text for pair in front_end.MENDED["core"].items() for text in pair]
     found, said = browser.new_page().evaluate(SAME_ANSWERS, texts)
     assert found == [True] * 5
     assert said == [[["click", "load", "click"]] * 2, [["change"]] * 2, [[]] * 2]
+
+
+@pytest.fixture
+def two_buttons():
+    """The address of a small Gradio page with the mended front end: A and B write their names into a box of their own."""
+    with gr.Blocks() as blocks:
+        for name in "AB":
+            box = gr.Textbox(elem_id=f"said-{name}")
+            gr.Button(name, elem_id=f"ask-{name}").click(lambda name=name: name, None, box)
+    page = Starlette(middleware=[Middleware(front_end.FrontEndMiddleware)])
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        app = gr.mount_gradio_app(page, blocks, path="/")
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = server.force_exit = True  # a stream may be open
+        thread.join()
+
+
+# `held` is a part of an address: the first answer from there is kept back, whole, until release()
+HOLD_ANSWERS = """(held) => {
+  const { fetch } = window;
+  let keep = true;
+  const released = new Promise((done) => (window.release = done));
+  window.fetch = async (...asked) => {
+    const answer = await fetch(...asked);
+    if (!keep || !(asked[0].url ?? String(asked[0])).includes(held)) return answer;
+    keep = false;
+    const { status, headers } = answer;
+    const body = await answer.text();
+    window.kept = true;
+    await released;
+    return new Response(body, { status, headers });
+  };
+}"""
+
+
+def ask(page, name: str) -> None:
+    with page.expect_response(lambda answer: "/queue/join" in answer.url):
+        page.click(f"#ask-{name}")
+
+
+def said(page, name: str) -> None:
+    page.wait_for_function(f"document.querySelector('#said-{name} textarea').value === '{name}'", timeout=10_000)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_an_event_taken_while_the_stream_closes_is_answered(browser, two_buttons):
+    page, _ = open_page(browser, two_buttons)
+    page.wait_for_selector("#ask-A")
+    page.traffic.settle(page)
+    page.evaluate(HOLD_ANSWERS, "/queue/data")
+    ask(page, "A")
+    page.wait_for_function("window.kept")  # the server has answered A and closed; the browser does not know yet
+    ask(page, "B")
+    page.wait_for_timeout(300)
+    page.evaluate("release()")
+    said(page, "A")
+    said(page, "B")
+    page.traffic.settle(page)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_an_event_answered_before_its_number_is_known_leaves_no_stream_open(browser, two_buttons):
+    page, _ = open_page(browser, two_buttons)
+    page.wait_for_selector("#ask-A")
+    page.traffic.settle(page)
+    page.evaluate(HOLD_ANSWERS, "/queue/join")
+    ask(page, "A")
+    page.wait_for_function("window.kept")
+    ask(page, "B")  # its stream brings both answers
+    said(page, "B")
+    page.evaluate("release()")
+    said(page, "A")
+    page.wait_for_timeout(500)
+    assert not page.traffic.is_waiting

@@ -1,8 +1,14 @@
-"""One file of Gradio's front end, with the two searches that keep the browser busy made short.
+"""Two files of Gradio's front end, mended: slow searches, and events whose answers get lost.
 
-For every value that an event changes, Gradio 6.31 looks for its component through the whole tree of the page, about 600
-components behind reactive proxies; and when the page opens, it asks each component for each event whether it is meant.
-Together that was half of what the page cost the browser. A file that holds other code is served as it is.
+Searches: for every value that an event changes, Gradio 6.31 looks for its component through the whole tree of the page,
+about 600 components behind reactive proxies; and when the page opens, it asks each component for each event whether it
+is meant. Together that was half of what the page cost the browser.
+
+Lost answers: the answers to all events of a window come through one stream, which the server closes once nothing is
+left to answer. An event that it takes while its word about closing is on the way was left without a stream, until the
+next event; one that was answered before the browser knew its number opened a stream that nobody ever closed.
+
+A file that holds other code is served as it is.
 """
 
 import re
@@ -14,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 ASSETS = Path(gradio.__file__).parent / "templates" / "frontend" / "assets"
-CORE_FILE = re.compile(r"/assets/(core-[\w-]+\.js)")
+SERVED = re.compile(r"/assets/((?:core|index)-[\w-]+\.js)")
 
 # the whole tree → the way to the component that was found last time, if it still leads there
 FIND_NODE_JS = (
@@ -62,32 +68,47 @@ ATTACHED_EVENTS_BY_ID_JS = """
   e.props.shared_props.attached_events = this.attached_events.get(t).get(e.id) ?? [];
   return e;
 }"""
-SHORTER = {FIND_NODE_JS: FIND_NODE_BY_PATH_JS, ATTACHED_EVENTS_JS: ATTACHED_EVENTS_BY_ID_JS}
+# closing → closing, then opening again where an event still waits (after the answers that have come were handed out)
+CLOSE_JS = "if(s.msg===`close_stream`){wt(r,o.abort_controller);return}"
+CLOSE_AND_REOPEN_JS = """if (s.msg === `close_stream`) {
+  wt(r, o.abort_controller);
+  setTimeout(() => { if (!r.open && [...t].some((id) => e[id])) o.open_stream(); });
+  return;
+}"""
+# answers that came early, then waiting for the event → waiting only where none of them was the last
+WAIT_JS = "E in g&&(g[E].forEach(e=>t(e)),delete g[E]),v[E]=t,y.add(E),h.open||await this.open_stream()"
+WAIT_IF_UNANSWERED_JS = """v[E] = t;
+if (E in g) { g[E].forEach((e) => t(e)); delete g[E]; }
+if (v[E]) { y.add(E); if (!h.open) await this.open_stream(); }"""
+MENDED = {
+    "core": {FIND_NODE_JS: FIND_NODE_BY_PATH_JS, ATTACHED_EVENTS_JS: ATTACHED_EVENTS_BY_ID_JS},
+    "index": {CLOSE_JS: CLOSE_AND_REOPEN_JS, WAIT_JS: WAIT_IF_UNANSWERED_JS},
+}
 
 
 @cache
-def shortened(name: str) -> str | None:
-    """That file of Gradio's with both searches shortened; None if it is not there or does not hold them."""
+def mended(name: str) -> str | None:
+    """That file of Gradio's with its mends; None if it is not there or does not hold what they replace."""
     path = ASSETS / name
     if not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8")
-    if not all(text.count(search) == 1 for search in SHORTER):
+    text, mends = path.read_text(encoding="utf-8"), MENDED[name.partition("-")[0]]
+    if not all(text.count(old) == 1 for old in mends):
         return None
-    for search, shorter in SHORTER.items():
-        text = text.replace(search, shorter)
+    for old, new in mends.items():
+        text = text.replace(old, new)
     return text
 
 
 class FrontEndMiddleware:
-    """ASGI: answers for that file."""
+    """ASGI: answers for those files."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = CORE_FILE.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "GET" else None
-        if asked and (text := shortened(asked[1])):
+        asked = SERVED.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "GET" else None
+        if asked and (text := mended(asked[1])):
             kept = {"cache-control": "max-age=3600"}  # its name stays when the change here is another
             await Response(text, media_type="text/javascript", headers=kept)(scope, receive, send)
             return
