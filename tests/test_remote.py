@@ -1,12 +1,14 @@
 """Chat through another server: a real one for what it says, a scripted one for what can go wrong."""
 
 import itertools
+import json
 import os
 import re
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -18,7 +20,7 @@ from typer.testing import CliRunner
 from waiting import wait_for
 
 from persona import cli
-from persona.compare.remote import check_server_url, configured_server, stream_remote
+from persona.compare.remote import NEUTRAL, check_server_url, configured_server, stream_remote
 from persona.errors import InputError
 from persona.models.generate import Generation
 from persona.models.sampling import Sampling
@@ -39,17 +41,20 @@ def scripted():
     """A server that sends the given bytes; `asked` holds the bodies and keys that it got."""
     made = []
 
-    def start(*parts, status: int = 200, hold: bool = False):
+    def start(*parts, status: int = 200, hold: bool = False, unknown: Collection[str] = ()):
+        """unknown: fields that are refused, as OpenAI does."""
         asked, broken = [], threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
-                import json
-
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 asked.append((self.path, self.headers.get("Authorization"), body))
-                self.send_response(status)
+                refused = sorted(set(unknown) & body.keys())
+                self.send_response(400 if refused else status)
                 self.end_headers()
+                if refused:
+                    self.wfile.write(json.dumps({"error": {"message": f"unknown argument: {refused[0]}"}}).encode())
+                    return
                 try:
                     for part in itertools.chain(*([p] if isinstance(p, bytes) else p for p in parts)):
                         self.wfile.write(part)
@@ -107,10 +112,23 @@ def test_a_reply_grows_and_ends(scripted):
     assert (path, key) == ("/v1/chat/completions", "Bearer sk-1") and body["messages"] == ASK
     assert {k: body[k] for k in ("temperature", "top_p", "seed", "max_tokens", "repetition_penalty")} == {
         "temperature": 0.9, "top_p": 0.95, "seed": 7, "max_tokens": 12, "repetition_penalty": 1.1}  # fmt: skip
-    assert not {"top_k", "min_p"} & body.keys(), "OpenAI itself refuses what it does not know"
     plain = scripted(piece("a", '"length"'), DONE)
-    assert last(plain[0], ["m"], [ASK], replace(WARM, repetition_penalty=1, min_p=0.1)) == [Generation("a", 1)]
-    assert plain[1][0][1] is None and plain[1][0][2]["min_p"] == 0.1 and "repetition_penalty" not in plain[1][0][2]
+    assert last(plain[0], ["m"], [ASK]) == [Generation("a", 1)] and plain[1][0][1] is None
+
+
+def test_a_neutral_value_is_said_too_for_a_server_may_have_another_default(scripted):
+    url, asked, _ = scripted(piece("a", '"length"'), DONE)
+    last(url, ["m"], [ASK], replace(WARM, repetition_penalty=1, min_p=0, top_k=0))
+    assert [{k: body[k] for k in NEUTRAL} for _, _, body in asked] == [NEUTRAL]
+
+
+def test_a_server_that_refuses_unknown_fields_is_asked_without_those_that_change_nothing(scripted):
+    url, asked, _ = scripted(piece("a", '"stop"'), DONE, unknown=NEUTRAL)
+    assert last(url, ["m"], [ASK], replace(WARM, repetition_penalty=1))[0].text == "a"
+    assert [NEUTRAL.keys() & body.keys() for _, _, body in asked] == [NEUTRAL.keys(), set()]
+    strong, asked, _ = scripted(piece("a", '"stop"'), DONE, unknown=["top_k"])
+    assert "unknown argument: top_k" in str(last(strong, ["m"], [ASK], replace(WARM, top_k=5))[0].error)
+    assert [body["top_k"] for _, _, body in asked] == [5, 5]
 
 
 WRONG = {

@@ -1,5 +1,6 @@
 """`persona serve --engine vllm`: the command that is built, what it is given, and what is refused before it starts."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -56,7 +57,8 @@ def test_the_command(tiny_gemma, tmp_path):
     assert option(command, "--served-model-name") == "tiny"
     assert (option(command, "--host"), option(command, "--port")) == ("127.0.0.1", "8000")
     assert option(command, "--max-lora-rank") == "32", "the next that vLLM takes"
-    assert option(command, "--max-loras") == "2" and "--enforce-eager" in command
+    assert option(command, "--max-loras") == "3", "one stays empty: vLLM reads the last one for the base"
+    assert "--enforce-eager" in command
     assert [json.loads(x) for x in command[command.index("--lora-modules") + 1 :][:2]] == [
         {"name": name, "path": str(tmp_path / name), "base_model_name": "tiny"} for name in ("one", "two")
     ]
@@ -66,6 +68,13 @@ def test_the_command(tiny_gemma, tmp_path):
     )
     tokenizer = load_tokenizer(models[0].base)
     assert generation["eos_token_id"] == sorted({models[1].renderer("").stop_id, tokenizer.eos_token_id})
+
+
+def test_on_a_gpu_no_slot_stays_empty(tiny_gemma, tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "this_machine", lambda: dataclasses.replace(PLAIN_CPU, device="cuda"))
+    models = served(tiny_gemma, tmp_path, one={}, two={})
+    command = vllm_engine.build_command(VLLM, models, "127.0.0.1", 8000, tmp_path)
+    assert option(command, "--max-loras") == "2" and "--enforce-eager" not in command
 
 
 def test_a_base_alone(tiny_gemma, tmp_path):

@@ -19,7 +19,7 @@ from httpx import AsyncClient
 from persona.errors import InputError, Message
 from persona.models.generate import Generation
 from persona.models.sampling import Sampling
-from persona.write.llm_client import list_models, open_stream_client, stream_chat
+from persona.write.llm_client import BadRequestError, ChatChunk, list_models, open_stream_client, stream_chat
 
 MAX_REPLY_CHARACTERS = 200_000  # of one reply; a server that goes on is cut off
 Turn = dict[str, str]
@@ -123,14 +123,34 @@ async def _ask_all(
         await asyncio.gather(*(column(n, *c) for n, c in enumerate(columns)))
 
 
+NEUTRAL = {"top_k": 0, "min_p": 0, "repetition_penalty": 1}  # no fields of OpenAI's
+
+
 def _body(model: str, chat: Sequence[Turn], s: Sampling) -> dict[str, Any]:
-    """The request; extensions of OpenAI's fields only where they change something, since OpenAI itself refuses them."""
-    body: dict[str, Any] = {
+    return {
         "model": model, "messages": list(chat), "stream": True, "stream_options": {"include_usage": True},
         "temperature": s.temperature, "top_p": s.top_p, "seed": s.seed, "max_tokens": s.max_new_tokens,
+        **{name: getattr(s, name) for name in NEUTRAL},
     }  # fmt: skip
-    extensions = {"top_k": (s.top_k, 0), "min_p": (s.min_p, 0), "repetition_penalty": (s.repetition_penalty, 1)}
-    return body | {name: value for name, (value, neutral) in extensions.items() if value != neutral}
+
+
+async def _ask(client: AsyncClient, url: str, body: dict[str, Any]) -> AsyncGenerator[ChatChunk, None]:
+    """As stream_chat().
+
+    Neutral values are sent too, since a server may have a default of its own; one that refuses the request, as OpenAI
+    does for any field that it does not know, is asked again without those that change nothing.
+    """
+    try:
+        async with contextlib.aclosing(stream_chat(client, url, body)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+    except BadRequestError:
+        shorter = {name: value for name, value in body.items() if name not in NEUTRAL or value != NEUTRAL[name]}
+        if shorter == body:
+            raise
+        async with contextlib.aclosing(stream_chat(client, url, shorter)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
 async def _stream_reply(client: AsyncClient, url: str, body: dict[str, Any]) -> AsyncGenerator[Generation, None]:
@@ -140,7 +160,7 @@ async def _stream_reply(client: AsyncClient, url: str, body: dict[str, Any]) -> 
     """
     start = time.perf_counter()
     reply = Generation()
-    async with contextlib.aclosing(stream_chat(client, url, body)) as chunks:
+    async with contextlib.aclosing(_ask(client, url, body)) as chunks:
         async for chunk in chunks:
             if chunk.text:
                 seconds = time.perf_counter() - start

@@ -82,7 +82,7 @@ def build_command(program: Path, served: Sequence[ServedModel], host: str, port:
     if adapters:
         rank = max(_require_plain_lora(adapter) for _, adapter in adapters)
         options += ["--enable-lora", "--max-lora-rank", str(min(r for r in LORA_RANKS if r >= rank))]
-        options += ["--max-loras", str(min(len(adapters), MAX_LORAS)), "--lora-modules"]
+        options += ["--max-loras", str(_count_slots(len(adapters))), "--lora-modules"]
         options += [
             json.dumps({"name": name, "path": str(adapter.path), "base_model_name": base.id}, ensure_ascii=False)
             for name, adapter in adapters
@@ -90,6 +90,15 @@ def build_command(program: Path, served: Sequence[ServedModel], host: str, port:
     if hardware.this_machine().device == "cpu":
         options.append("--enforce-eager")  # to compile the layers it would need a C++ compiler
     return [str(program), "serve", str(base.base.path), *options]
+
+
+def _count_slots(adapters: int) -> int:
+    """How many adapters are ready for a batch at a time.
+
+    Without a GPU one slot stays empty: vLLM 0.32 reads the last one for the base (its lora/ops/torch_ops/lora_ops.py
+    takes the slot -1), so that with all slots full the base would answer as an adapter does.
+    """
+    return adapters + 1 if hardware.this_machine().device == "cpu" else min(adapters, MAX_LORAS)
 
 
 def build_environment(auth: ApiAuth) -> dict[str, str]:

@@ -175,12 +175,21 @@ def open_stream_client(key: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=STREAM_TIMEOUT, headers=auth_headers(key))
 
 
+class BadRequestError(InputError):
+    """The server does not accept the request as it is (400, 422), for instance for a field that it does not know."""
+
+
 async def stream_chat(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> AsyncGenerator[ChatChunk, None]:
-    """Yield the pieces of a reply as they come. Raises InputError where the server refuses or speaks no SSE."""
+    """Yield the pieces of a reply as they come.
+
+    Raises BadRequestError for a request that the server does not accept; InputError where it refuses otherwise, or
+    speaks no SSE.
+    """
     try:
         async with client.stream("POST", f"{url}/chat/completions", json=body) as answer:
             if answer.status_code != 200:
-                raise InputError(
+                error = BadRequestError if answer.status_code in (400, 422) else InputError
+                raise error(
                     "The chat server answered {status}: {reason}",
                     status=answer.status_code,
                     reason=await _read_error_reason(answer),
