@@ -42,13 +42,15 @@ def train_further(folder: Path, parent: Path, corrections: Sequence[dict[str, An
     return Run(Path(json.loads(done.stdout.splitlines()[-1])["run"]))
 
 
-def answer_all(folder: Path, questions: Sequence[str]) -> Iterator[str]:
-    """The adapter's greedy answers."""
+GREEDY = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=64)
+
+
+def answer_all(folder: Path, questions: Sequence[str], sampling: Sampling = GREEDY) -> Iterator[str]:
+    """The adapter's answers."""
     opened = adapter.read_adapter(folder)
     model = session.open_model(base.resolve_base(opened.base_id), "none")
     renderer, name = session.renderer_of(opened, model.tokenizer), model.attach(opened)
     columns = [session.Column(name, renderer.render_prompt([], question)) for question in questions]
-    sampling = Sampling(temperature=0, repetition_penalty=1, max_new_tokens=64)
     for start in range(0, len(columns), BATCH):
         *_, last = session.stream_replies(model, columns[start : start + BATCH], sampling, renderer.stop_id)
         yield from (reply.text.strip() for reply in last)

@@ -209,6 +209,11 @@ def is_open(base: Base, quantization: str = "auto", trained: str = "none") -> bo
     return (str(base.path), plan_opening(base, quantization, trained).quantization) in _open
 
 
+def is_any_open() -> bool:
+    """Whether open_model() has opened a model, which it would let go for another one."""
+    return bool(_open)
+
+
 def _find_open(base: Base, quantization: str, trained: str) -> LoadedModel | None:
     """The open model that was opened for the same request, or one that came out the same."""
     folder = str(base.path)

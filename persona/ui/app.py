@@ -22,6 +22,7 @@ from persona.ui.navigation import COMPARE, SHARE, TEMPLATE, TRAIN, WRITE
 from persona.ui.notices import show_info, show_warning
 from persona.ui.page import QUIET, SHOWING, Page, error_notice, on_latest, remove_downloads, show_errors
 from persona.ui.steps import compare, share, template, train, write
+from persona.ui.steps.compare.loading import open_ahead
 from persona.ui.steps.write.pairs_tab import PairsTab
 from persona.ui.theme import CSS, THEME
 from persona.ui.widgets import COUNTDOWN_JS
@@ -97,7 +98,9 @@ def _open_share_link(link: str) -> Chosen:
     """The adapter that a link names. Raises gr.Error, which stays: who has clicked looks away while it is fetched."""
     show_info(t("Opening {name} from the Hub …", name=link[:MAX_SHOWN_LINK]))
     try:
-        return Chosen(adapter=voice_picker.add_hub_adapter(link), by_hand=True, link=link)
+        adapter_id = voice_picker.add_hub_adapter(link)
+        open_ahead(adapter_id)
+        return Chosen(adapter=adapter_id, by_hand=True, link=link)
     except PersonaError as e:
         raise error_notice(e, stays=True) from e
 
