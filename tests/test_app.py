@@ -23,7 +23,7 @@ def launch(self, **options):
     middleware = [m.cls.__name__ for m in options["app_kwargs"]["middleware"]]
     print(json.dumps({"host": options["server_name"], "port": options["server_port"], "share": options["share"],
                       "api": "routes" in options["app_kwargs"], "middleware": middleware, "home": str(data_root()),
-                      "shared": is_shared_server()}), flush=True)
+                      "shared": is_shared_server(), "poll": self._queue.sleep_when_free}), flush=True)
 
 def run(words, env):
     os.environ.update(env)
@@ -87,10 +87,10 @@ def test_what_the_page_is_launched_with(tmp_path):
     assert [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")] == [
         {
             "host": "localhost", "port": 8123, "share": False, "api": True, "home": str(tmp_path / "option"),
-            "middleware": [*OUTER, "TrustedHostMiddleware", "OriginCheck", *INNER], "shared": False,
+            "middleware": [*OUTER, "TrustedHostMiddleware", "OriginCheck", *INNER], "shared": False, "poll": 0.01,
         },
         {
             "host": "127.0.0.1", "port": 8123, "share": True, "api": False, "home": str(tmp_path),
-            "middleware": [*OUTER, "OriginCheck", "VisitorIsolation", *INNER], "shared": True,
+            "middleware": [*OUTER, "OriginCheck", "VisitorIsolation", *INNER], "shared": True, "poll": 0.01,
         },
     ], done.stderr  # fmt: skip
