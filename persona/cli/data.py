@@ -265,13 +265,19 @@ def render(
         str,
         typer.Option(help="Chat template: a name from templates/chat, a .jinja file, or auto for the base's."),
     ] = "auto",
+    thinking: Annotated[str, typer.Option(help="As the setting of that name: none, keep or train. Default: none.")] = (
+        "none"
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Show a pair as the model reads it, and which tokens it learns: rendered as for training."""
     from persona.models import open_renderer, stop_token
+    from persona.store.thinking import MODES
 
     persona = open_persona(directory)
-    opened, rendered = open_renderer.render_pair(persona, pair, base, template, progress=print_note)
+    if thinking not in MODES:
+        raise InputError("--thinking {mode}: choose one of {known}.", mode=thinking, known=", ".join(MODES))
+    opened, rendered = open_renderer.render_pair(persona, pair, base, template, print_note, thinking)
     if warning := stop_token.explain_untrained_stop(opened, rendered.renderer):
         print_note(warning)
     example, tokens = rendered.example, rendered.tokens
