@@ -43,7 +43,7 @@ def renderer_for(file: str, mode: str, **settings) -> Renderer:
 
 def test_each_family_gets_its_template_in_every_mode():
     def check(file, mode):
-        own, tokenizer = official(file)
+        _, tokenizer = official(file)
         chosen = choose_template(tokenizer, "zh", mode)
         assert (chosen.name, chosen.thinking) == (FAMILIES[file], mode)
         assert is_mask_exact(tokenizer, chosen)

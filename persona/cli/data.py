@@ -9,7 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from persona.cli.output import BASE_HELP, AsJson, PersonaDir, open_persona, print_note, print_result, split_key_value
+from persona.cli.output import (
+    BASE_HELP,
+    AsJson,
+    PersonaDir,
+    Thinking,
+    open_persona,
+    print_note,
+    print_result,
+    split_key_value,
+)
 from persona.errors import InputError, PersonaError, format_counts
 
 MAX_PRINTED = 20  # skipped rows that are printed; --json has all of them
@@ -223,6 +232,7 @@ def lint(
     directory: PersonaDir,
     base: Annotated[str, typer.Option(help=f"Measure rows with its tokenizer. {BASE_HELP}")] = "",
     max_length: Annotated[int, typer.Option(help="Longest row in tokens; 0: measured with --base only.", min=0)] = 0,
+    thinking: Thinking = "none",
     as_json: AsJson = False,
 ) -> None:
     """Check the pairs: what is wrong with each, and whether there are enough of them."""
@@ -237,9 +247,10 @@ def lint(
     pairs, card = persona.pairs(), persona.card()
     length = None
     if max_length or base:
-        _, renderer = open_renderer.open_renderer(card, base, "auto", progress=print_note)
+        _, renderer = open_renderer.open_renderer(card, base, "auto", progress=print_note, thinking=thinking)
         length = replace(renderer, max_length=max_length or MAX_LENGTH).length_if_near_limit
-    findings = linting.lint_pairs(pairs, card, length, max_length or MAX_LENGTH, linting.read_ignored(persona))
+    ignored = linting.read_ignored(persona)
+    findings = linting.lint_pairs(pairs, card, length, max_length or MAX_LENGTH, ignored, thinking)
     summary = summarize_dataset(pairs, card, findings)
     value = {
         "pairs": len(pairs),
@@ -265,18 +276,13 @@ def render(
         str,
         typer.Option(help="Chat template: a name from templates/chat, a .jinja file, or auto for the base's."),
     ] = "auto",
-    thinking: Annotated[str, typer.Option(help="As the setting of that name: none, keep or train. Default: none.")] = (
-        "none"
-    ),
+    thinking: Thinking = "none",
     as_json: AsJson = False,
 ) -> None:
     """Show a pair as the model reads it, and which tokens it learns: rendered as for training."""
     from persona.models import open_renderer, stop_token
-    from persona.store.thinking import MODES
 
     persona = open_persona(directory)
-    if thinking not in MODES:
-        raise InputError("--thinking {mode}: choose one of {known}.", mode=thinking, known=", ".join(MODES))
     opened, rendered = open_renderer.render_pair(persona, pair, base, template, print_note, thinking)
     if warning := stop_token.explain_untrained_stop(opened, rendered.renderer):
         print_note(warning)

@@ -6,6 +6,7 @@ from persona.errors import InputError, TemplateError
 from persona.models.base import Base, load_tokenizer, resolve_base
 from persona.models.progress_callback import ProgressCallback, ignore_progress
 from persona.store.persona_folder import Persona, PersonaCard
+from persona.store.thinking import MODES
 from persona.template.character_prompt import CharacterPrompt
 from persona.template.chat_template import ChatTemplate, read_template
 from persona.template.mask_html import RenderedPair
@@ -26,8 +27,10 @@ def open_renderer(
     """The base called `name` and its renderer. Preview, trainer and command line all open them here.
 
     template: the name of a shipped one, a file, or "auto": chosen for the base. revision: as in resolve_base().
-    thinking: as RunConfig.thinking. Raises BaseError or TemplateError.
+    thinking: as RunConfig.thinking. Raises BaseError, InputError or TemplateError.
     """
+    if thinking not in MODES:
+        raise InputError("thinking={thinking}: choose one of {known}.", thinking=thinking, known=", ".join(MODES))
     base = resolve_base(name, progress, revision)
     tokenizer, language = load_tokenizer(base), card.language
     chosen = _choose_template(base, None if template == "auto" else read_template(template), language, thinking)

@@ -29,8 +29,8 @@ _THINKING_LINE = re.compile(rf"\{{%-?\s*set thinking = '({'|'.join(thinking.MODE
 class ChatTemplate:
     """A chat template: Jinja text with {% generation %} around what the model learns.
 
-    That of a base that thinks in <think> blocks has a line {%- set thinking = 'none' -%}, by which it writes prompts and
-    rows: none, keep or train, as RunConfig.thinking says.
+    That of a base that thinks in <think> blocks has a line {%- set thinking = 'none' -%}, by which it writes prompts
+    and rows: none, keep or train, as RunConfig.thinking says.
     """
 
     name: str

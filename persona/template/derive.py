@@ -204,8 +204,9 @@ def _write_thinking_split(begin: str, end: str, end_of_none: str) -> str:
     begin, end: what stands around the thinking. end_of_none: after none, where white space would melt with a prompt's.
     """
     return f"""
-        {{%- set thought = m['content'].split('{CLOSE}')[0].split('{OPEN}')[-1] | trim if '{CLOSE}' in m['content'] else '' -%}}
-        {{%- set reply = m['content'].split('{CLOSE}')[-1].lstrip() if '{CLOSE}' in m['content'] else m['content'] -%}}
+        {{%- set parts = m['content'].split('{CLOSE}') -%}}
+        {{%- set thought = parts[0].split('{OPEN}')[-1] | trim if parts | length > 1 else '' -%}}
+        {{%- set reply = parts[-1].lstrip() if parts | length > 1 else m['content'] -%}}
         {{%- set block = {begin} ~ thought ~ ({end} if thought else {end_of_none}) if loop.last else '' -%}}"""
 
 

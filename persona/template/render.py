@@ -105,7 +105,7 @@ class Renderer:
 
     def _render_batch(self, pairs: list[Pair]) -> list[TrainingExample]:
         if not self.template.thinking:
-            pairs = [_without_thinking(pair) for pair in pairs]
+            pairs = [leave_out_thinking(pair) for pair in pairs]
         unfinished = {n: tuple(why for _, why in find_unfinished([pair])) for n, pair in enumerate(pairs)}
         whole = [n for n in unfinished if not unfinished[n]]
         parts = {n: self._row_parts(pairs[n]) for n in whole}
@@ -138,7 +138,7 @@ class Renderer:
 
         system: a pair's own system prompt; "" for the persona's.
         """
-        turns = [tuple(turn) for turn in history]
+        turns = [(user, self._reply_parts(reply)[-1]) for user, reply in history]
         parts = self.prompt_parts(turns, instruction, system)
         chat = self._chat(parts, turns, instruction)
         prompt = next(self._render([chat], add_generation_prompt=True))
@@ -356,8 +356,8 @@ def find_learned_turns(pair: Pair, learn_history: bool, learned_elsewhere: Colle
     ]
 
 
-def _without_thinking(pair: Pair) -> Pair:
-    """The pair for a base whose format knows no thinking; a reply of thinking alone is left as it is."""
+def leave_out_thinking(pair: Pair) -> Pair:
+    """The pair without the thinking that its replies begin with; a reply of thinking alone is left as it is."""
     if not any(thinking.CLOSE in reply for _, reply in pair.turns):
         return pair
     history = tuple((user, thinking.split_thinking(reply)[1]) for user, reply in pair.history)

@@ -3,7 +3,7 @@
 For a base with a format, the chosen template gives the same prompts as that format, character for character.
 """
 
-import os
+import itertools
 import re
 from typing import Any
 
@@ -104,10 +104,11 @@ def require_same_thinking(tokenizer: Any, template: ChatTemplate, thinking: str)
     for chat in SAMPLE_CHATS:
         wanted, got = (try_render_prompt(tokenizer, t, chat, think=True) for t in (own, chosen))
         if wanted is not None and wanted != got:
-            at = len(os.path.commonprefix([wanted, got or ""]))
+            equal = itertools.takewhile(lambda two: two[0] == two[1], zip(wanted, got or "", strict=False))
+            at = sum(1 for _ in equal)
             raise TemplateError(
-                "Template {template} does not ask this base to think as its own format does: where that writes {own!r}, "
-                "it has {other!r}. Set template to auto, or thinking to none.",
+                "Template {template} does not ask this base to think as its own format does: where that writes "
+                "{own!r}, it has {other!r}. Set template to auto, or thinking to none.",
                 template=template.name, own=wanted[at:][:60], other=(got or "")[at:][:60],
             )  # fmt: skip
     return chosen
