@@ -49,11 +49,6 @@ class PairView(NamedTuple):
 
 NO_PAIR = PairView("", "", "", "", 1)
 MAX_REFUSED_PAIRS = 10  # that are named
-THINKING_LABELS = {
-    "none": "None: it answers as a persona speaks",
-    "keep": "Keep: it goes on thinking by itself, and learns the reply alone",
-    "train": "Train: it learns the thinking that the pairs hold, too",
-}
 
 
 def make_template_settings() -> RenderSettings:
@@ -86,7 +81,11 @@ def make_template_settings() -> RenderSettings:
         ),
         gr.Checkbox(False, label=t("Learn the replies of earlier turns too"), render=False),
         gr.Radio(
-            [(t(label), mode) for mode, label in THINKING_LABELS.items()],
+            [
+                (t("None: it answers as a persona speaks"), "none"),
+                (t("Keep: it goes on thinking by itself, and learns the reply alone"), "keep"),
+                (t("Train: it learns the thinking that the pairs hold, too"), "train"),
+            ],
             value="none",
             label=t("Thinking"),
             info=t("This base can reason in a <think> block before it answers"),
