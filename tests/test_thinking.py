@@ -245,8 +245,10 @@ def test_a_column_folds_the_thinking_and_numbers_its_turns_without_it():
     assert shown[3]["metadata"] == {"title": "Thinking", "status": "done"}
     turns = [conversation_view.turn_of_message(shown, n) for n in (0, 1, 2, 4, 5, 6)]
     assert turns == [(0, False), (0, True), (1, False), (1, True), (2, False), (2, True)]
+    assert not any(conversation_view.is_unchanged_thinking(shown, n, "x") for n in (0, 1, 2, 4, 5, 6))
+    assert conversation_view.is_unchanged_thinking(shown, 3, "hm <i>"), "handed back with the answer below it"
     with pytest.raises(PersonaError, match="Thinking cannot be corrected"):
-        conversation_view.turn_of_message(shown, 3)
+        conversation_view.is_unchanged_thinking(shown, 3, "hm hm")
     assert conversation_view.exchange_messages("a", "", "hm", is_thinking=True)[1]["metadata"]["status"] == "pending"
 
 

@@ -5,7 +5,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -95,6 +95,10 @@ def import_(
     member: Annotated[
         str, typer.Option(metavar="NAME", help="Which file in a .zip or .tar. Default: the only one with data.")
     ] = "",
+    thinking: Annotated[
+        Literal["drop", "keep"],
+        typer.Option(help="Thinking of a reply in messages: drop, or keep it as a <think> block. Default: drop."),
+    ] = "drop",
     preferences: Annotated[
         bool,
         typer.Option(
@@ -122,8 +126,9 @@ def import_(
         raise InputError("--actions {actions}: write drop or keep.", actions=actions)
     columns = dict(split_key_value(x, "--column") for x in column or [])
     options = importers.ImportOptions(
-        columns, tuple(speaker or ()), "keep" if actions == "keep" else "drop", history, join_input, selection
-    )
+        columns, tuple(speaker or ()), "keep" if actions == "keep" else "drop", history, join_input, selection,
+        thinking,
+    )  # fmt: skip
     pasted = source == "-"
     with text_source.save_pasted(sys.stdin.buffer.read()) if pasted else nullcontext(Path(source).expanduser()) as path:
         if not path.exists() and "/" in source and not path.is_absolute() and not path.parent.is_dir():

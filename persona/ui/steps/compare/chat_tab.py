@@ -38,6 +38,7 @@ from persona.ui.steps.compare.conversation_view import (
     export_conversation,
     greeting_note,
     hide_greetings,
+    is_unchanged_thinking,
     latest_conversation,
     load_conversation,
     open_conversation_store,
@@ -123,9 +124,11 @@ def edit_message(event: gr.EditData, column: int, *controls: Any) -> Steps:
     selection, settings = _read_controls(controls)
     index = event.index[0] if isinstance(event.index, list | tuple) else event.index
     voices = column_voices(selection)
-    before = column_messages(load_conversation(selection), voices, selection)
-    number, is_answer = turn_of_message(before[column], int(index))
+    shown = column_messages(load_conversation(selection), voices, selection)[column]
     text = read_chatbot_text(str(event.value))
+    if is_unchanged_thinking(shown, int(index), text):
+        return
+    number, is_answer = turn_of_message(shown, int(index))
     if is_answer:
         message = localized(correct_answer(number, voices[column], text, selection))
         show_info(t("{message} Undo it in step 1.", message=message))

@@ -173,12 +173,19 @@ def chatbot_messages(chat: Conversation | None, column: str, corrected: Correcti
     return messages
 
 
-def turn_of_message(messages: Messages, index: int) -> tuple[int, bool]:
-    """The turn, from 0, that a column's message belongs to, and whether it is the answer. Raises PersonaError for its
-    thinking.
+def is_unchanged_thinking(messages: Messages, index: int, edited: str) -> bool:
+    """Whether a column's message is thinking: a Chatbot hands it back with an edited answer. Raises PersonaError where
+    it was edited itself.
     """
-    if index < len(messages) and "metadata" in messages[index]:
+    if index >= len(messages) or "metadata" not in messages[index]:
+        return False
+    if edited.strip() != read_chatbot_text(messages[index]["content"]).strip():
         raise PersonaError("Thinking cannot be corrected: no later answer reads it. Edit the answer below it.")
+    return True
+
+
+def turn_of_message(messages: Messages, index: int) -> tuple[int, bool]:
+    """The turn, from 0, that a column's message belongs to, and whether it is the answer."""
     number, is_answer = divmod(index - sum("metadata" in m for m in messages[:index]), 2)
     return number, bool(is_answer)
 
