@@ -25,10 +25,11 @@ from persona.models.sampling import Sampling
 from persona.serve import http, model_list
 from persona.serve.auth import ApiAuth
 from persona.serve.batcher import visible_reply
+from persona.store.pairs import Pair
 from persona.store.thinking import join_thinking
 from persona.template.chat_template import read_template
 from persona.template.compatibility import try_render_prompt
-from persona.train import parent, validate
+from persona.train import parent, row_tokens, validate
 from persona.train.config import make_config
 from persona.train.prepare import prepare_run
 from persona.train.run import train_run
@@ -108,6 +109,15 @@ def test_can_think_says_where_the_setting_means_something(tiny_thinker, tiny_gem
             *open_renderer.open_renderer(CARD, str(folder), template)
         )
     assert list(found.values()) == [True, False, False]
+
+
+def test_the_plan_counts_what_the_rows_hold():
+    def count(mode):
+        return row_tokens.estimate_row_tokens(CARD, Pair("q" * 36, join_thinking("t" * 360, "r" * 36)), thinking=mode)
+
+    none, keep, train = map(count, ("none", "keep", "train"))
+    assert none == row_tokens.estimate_row_tokens(CARD, Pair("q" * 36, "r" * 36))
+    assert keep == (none[0] + 100, none[1]) and train == (none[0] + 100, none[1] + 100)
 
 
 # ---- answers

@@ -94,7 +94,7 @@ def test_an_empty_pair_is_not_complained_of_three_times(ada):
 
 def test_the_preview_says_that_it_waits_for_the_base(ada, monkeypatch):
     """And shows the pair as it is then: it may have been edited meanwhile."""
-    settings = ("new-base", "auto", 512, False)
+    settings = ("new-base", "auto", 512, False, "none")
 
     def convert(*_):
         ada.save_pairs([Pair("Since?", "Now.")])
