@@ -247,6 +247,22 @@ def tiny_llama(tmp_path_factory, byte_tokenizer) -> Path:
     return _save(tmp_path_factory.mktemp("bases") / "tiny-llama", LlamaForCausalLM(config), byte_tokenizer)
 
 
+@pytest.fixture(scope="session")
+def tiny_thinker(tmp_path_factory) -> Path:
+    """A folder with a random Qwen3 of two layers under Qwen3's own chat format: a base that reasons."""
+    import torch
+    from rendering import official
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    _, tokenizer = official("qwen3")
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=16, intermediate_size=64, max_position_embeddings=4096, **_ids(tokenizer),
+    )  # fmt: skip
+    return _save(tmp_path_factory.mktemp("bases") / "tiny-thinker", Qwen3ForCausalLM(config), tokenizer)
+
+
 def _ids(tokenizer) -> dict[str, int]:
     return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
 

@@ -208,7 +208,7 @@ def test_the_cards_of_exports_hold_hostile_text_as_text():
             new_output.render_template_file("merged-card.md.jinja", **said, dtype="bfloat16", strength=1, trained="none",
                            difference=difference, notes=[many]),
             new_output.render_template_file("dataset-card.md.jinja", card=card, base=many, name="x", counts={"x": 1}, template="", same="",
-                           about="", tried=dict.fromkeys(PROGRAMS, ""), is_rendered=True, weighted=1, lost={many: [many]}),
+                           about="", tried=dict.fromkeys(PROGRAMS, ""), is_rendered=True, weighted=1, lost={many: [many]}, thinking="keep"),
         ]  # fmt: skip
         for body in made:
             text_only = re.sub(r"^    .*$", "", body.split("```")[0], flags=re.MULTILINE)  # code is shown as it is

@@ -144,9 +144,9 @@ def test_its_own_markers_in_a_text_are_refused_in_training_and_plain_text_in_a_c
     check_each(list(SHIPPED), check)
 
 
-def test_a_block_of_reasoning_in_a_reply_is_refused_where_the_format_has_one():
+def test_a_block_of_reasoning_within_a_reply_is_refused_where_the_format_has_one():
     """<think> is no special token to Qwen3's tokenizer, and Qwen3 would cut it out of earlier turns."""
-    thought = "<think>hm</think> Yes."
+    thought = "Yes. <think>hm</think> No."
     with pytest.raises(InputError, match=r"pair 1: 'output' holds </think>, <think>, which"):
         render_examples(renderer_of("qwen3"), [Pair("a", thought)])
     plain, typed = (renderer_of("qwen3").render_prompt([], f"so{more}").ids for more in ("", " <think>"))

@@ -93,9 +93,10 @@ def test_a_refused_template_gives_way_and_start_refuses_it_too(run, tiny_llama, 
     said: list[str] = []
     monkeypatch.setattr(gr, "Warning", lambda text, **_: said.append(text))
     accepted = template.RenderSettings(str(tiny_llama), "chatml", 512, False)
-    *_, settings_template, _, _, kept = template.show_settings(
-        "otto", 1, accepted, str(tiny_llama), "gemma", 512, False
+    *_, settings_template, _, _, thinking, kept = template.show_settings(
+        "otto", 1, accepted, str(tiny_llama), "gemma", 512, False, "none"
     )
+    assert not thinking.visible, "this base cannot"
     assert kept == accepted and settings_template.value == "chatml" and "the template chatml" in said[0]
     with pytest.raises(PersonaError):
         train_step.require_trainable("otto", make_config("quick", base=str(tiny_llama), template="gemma"))

@@ -117,3 +117,26 @@ def test_what_is_no_conversation_is_none():
     for row in cases:
         with pytest.raises(InputError):
             conversation_rows.conversation_to_pairs(row, "x", conversation_rows.find_turns(row))
+
+
+def test_thinking_is_kept_before_its_reply_where_it_is_asked_for(tmp_path):
+    """In parts, or under a key beside the reply, as servers and data sets have it."""
+    user = {"role": "user", "content": "a"}
+    said = [
+        {"role": "assistant", "content": "b", "reasoning_content": "hm"},
+        {"role": "assistant", "content": "b", "reasoning": " hm\n"},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\nb"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"messages": [user, reply]}) + "\n" for reply in said))
+
+    def read(**options):
+        found = list(registry.read_source(open_source(file), "messages", ImportOptions(**options)))
+        return [x.output for x in found if isinstance(x, Pair)], [x for x in found if not isinstance(x, Pair)]
+
+    kept, notes = read(thinking="keep")
+    assert kept == ["<think>\nhm\n</think>\n\nb"] * 4 and notes == []
+    dropped, notes = read()
+    assert dropped == ["b", "b", "b", kept[0]] and len(notes) == 3
+    assert all("thinking left out" in str(note.what) for note in notes)

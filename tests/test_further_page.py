@@ -38,7 +38,7 @@ def mags(tiny_gemma):
 
 
 def form(tiny_gemma, preset="further"):
-    return [preset, str(tiny_gemma), "auto", 512, False, *settings_form.preset_values(preset)]
+    return [preset, str(tiny_gemma), "auto", 512, False, "none", *settings_form.preset_values(preset)]
 
 
 def test_an_adapter_to_go_on_from_brings_its_preset(mags):

@@ -254,3 +254,21 @@ def test_too_long_and_unfinished():
     assert [f.pairs for f in found("too-long", pairs, length=length, max_length=5)] == [(1,)]
     assert not found("too-long", pairs, length=length, max_length=6)
     assert sorted((f.pairs[0], bool(f.fix)) for f in found("unfinished", pairs)) == [(2, False), (3, True), (4, False)]
+
+
+def test_thinking_at_the_beginning_of_a_reply_is_a_hint_of_what_becomes_of_it():
+    """Anywhere else, and under any other tag, it would be learned as text."""
+    pairs = [Pair("What now?", "<think>They want tea.</think>\n\nTea?"), Pair("And then?", "Yes.<think>hm</think> Sleep."),
+             Pair("Who is there?", "<reflection>hm</reflection> The sea.")]  # fmt: skip
+    for mode, words in (
+        ("none", "training leaves out"),
+        ("keep", "reads it, and learns the rest"),
+        ("train", "learned with it"),
+    ):
+        findings = [f for f in lint_pairs(pairs, ANYONE, thinking=mode) if f.rule == "thinking"]
+        assert {f.pairs: f.severity for f in findings} == {(1,): "hint", (2,): "error", (3,): "error"}
+        (hint,) = [f for f in findings if f.severity == "hint"]
+        assert words in hint.message and fix_finding(pairs, hint, ANYONE)[0].output == "Tea?"
+        bare = [f for f in lint_pairs(pairs, ANYONE, thinking=mode) if f.rule == "no-thinking"]
+        assert [f.pairs for f in bare] == ([(2, 3)] if mode == "train" else [])
+    assert bare[0].message.startswith("2 of 3 pairs hold no thinking")

@@ -24,7 +24,7 @@ from persona.ui.steps.train import plan_view, settings_form
 MACHINE = Machine("cpu", "x86_64", 25 * 10**9, 2, (("float32", 1.3e11), ("bfloat16", 1.5e12)))
 CARD = PersonaCard(name="Mags", system="You keep the light.")
 PAIRS = [Pair(f"Who keeps light {n}?", "I do, and the kettle's on. " * (1 + n % 3)) for n in range(40)]
-FORM = ("auto", 512, False, *settings_form.preset_values("quick"))  # template … of the page
+FORM = ("auto", 512, False, "none", *settings_form.preset_values("quick"))  # template … of the page
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def page(preset="quick", **changes) -> RunConfig:
         changes.get(name, value)
         for name, value in zip(settings_form.EXPERT_FIELDS, settings_form.preset_values(preset), strict=True)
     ]
-    return settings_form.form_to_config(preset, "", "auto", 512, False, *values)
+    return settings_form.form_to_config(preset, "", "auto", 512, False, "none", *values)
 
 
 def test_every_setting_is_on_the_page():

@@ -116,6 +116,7 @@ ELSEWHERE = {
     "new_pair_repeats": "tested in test_parent.py: it wants an adapter to go on from",
     "rehearsal_fraction": "tested in test_rehearsal.py: the base answers first",
     "rehearsal_system": "tested in test_rehearsal.py",
+    "thinking": "tested in test_thinking.py: it wants a base that reasons",
     "beta": "tested in test_preference.py: it is for preferences",
     "sft_weight": "tested in test_preference.py: it is for preferences",
 }

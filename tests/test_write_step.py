@@ -94,7 +94,7 @@ def test_an_empty_pair_is_not_complained_of_three_times(ada):
 
 def test_the_preview_says_that_it_waits_for_the_base(ada, monkeypatch):
     """And shows the pair as it is then: it may have been edited meanwhile."""
-    settings = ("new-base", "auto", 512, False)
+    settings = ("new-base", "auto", 512, False, "none")
 
     def convert(*_):
         ada.save_pairs([Pair("Since?", "Now.")])
@@ -113,7 +113,7 @@ def test_the_preview_says_that_it_waits_for_the_base(ada, monkeypatch):
 def test_a_text_that_is_too_long_is_said_in_the_preview_and_not_as_an_error(ada, monkeypatch):
     monkeypatch.setattr(mask_preview, "_opened", {""})
     event = gr.EventData(None, {"row": 1, "texts": {"instruction": "a", "output": "x" * 5_000_000}})
-    assert "more than 100,000" in mask_preview.preview_typed("ada", "", "auto", 512, False, event)
+    assert "more than 100,000" in mask_preview.preview_typed("ada", "", "auto", 512, False, "none", event)
 
 
 def test_an_error_leaves_again_once_it_can_have_been_read():

@@ -127,7 +127,7 @@ def _turn_json(labels: list[str], row: Any) -> dict[str, Any]:
     """base and adapter are the first two columns: the base is given the adapter's very prompt."""
     columns = [
         {"label": label, "rendered": c.prompt.text, "text": r.text, "tokens": r.tokens, "ended": r.ended,
-         "error": r.error, "book_entries": list(c.prompt.entries)}
+         "error": r.error, "book_entries": list(c.prompt.entries)} | ({"thinking": r.thinking} if r.thinking else {})
         for label, c, r in zip(labels, row.columns, row.replies, strict=True)
     ]  # fmt: skip
     base, persona = columns[:2]
@@ -137,7 +137,16 @@ def _turn_json(labels: list[str], row: Any) -> dict[str, Any]:
 
 def _format_row(labels: list[str], row: Any) -> str:
     width = max(map(len, labels)) + 2
-    answers = (f"{f'{label}:':<{width}}{r.error or r.text}" for label, r in zip(labels, row.replies, strict=True))
+    answers = (
+        f"{f'{label}:':<{width}}{r.error or _reply_text(r)}" for label, r in zip(labels, row.replies, strict=True)
+    )
     fired = dict.fromkeys(entry for column in row.columns for entry in column.prompt.entries)
     book = [f"(from the book: {', '.join(fired)})"] if fired else []
     return "\n".join([f"> {row.question}", *book, *answers])
+
+
+def _reply_text(reply: Any) -> str:
+    """A reply, with the tokens of its thinking counted; of one that ended within it, how it thought."""
+    if not reply.thinking:
+        return reply.text
+    return f"(thought first) {reply.text}" if reply.text else f"(still thinking: {reply.thinking} …)"

@@ -5,11 +5,20 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from persona.cli.output import BASE_HELP, AsJson, PersonaDir, open_persona, print_note, print_result, split_key_value
+from persona.cli.output import (
+    BASE_HELP,
+    AsJson,
+    PersonaDir,
+    Thinking,
+    open_persona,
+    print_note,
+    print_result,
+    split_key_value,
+)
 from persona.errors import InputError, PersonaError, format_counts
 
 MAX_PRINTED = 20  # skipped rows that are printed; --json has all of them
@@ -86,6 +95,10 @@ def import_(
     member: Annotated[
         str, typer.Option(metavar="NAME", help="Which file in a .zip or .tar. Default: the only one with data.")
     ] = "",
+    thinking: Annotated[
+        Literal["drop", "keep"],
+        typer.Option(help="Thinking of a reply in messages: drop, or keep it as a <think> block. Default: drop."),
+    ] = "drop",
     preferences: Annotated[
         bool,
         typer.Option(
@@ -113,8 +126,9 @@ def import_(
         raise InputError("--actions {actions}: write drop or keep.", actions=actions)
     columns = dict(split_key_value(x, "--column") for x in column or [])
     options = importers.ImportOptions(
-        columns, tuple(speaker or ()), "keep" if actions == "keep" else "drop", history, join_input, selection
-    )
+        columns, tuple(speaker or ()), "keep" if actions == "keep" else "drop", history, join_input, selection,
+        thinking,
+    )  # fmt: skip
     pasted = source == "-"
     with text_source.save_pasted(sys.stdin.buffer.read()) if pasted else nullcontext(Path(source).expanduser()) as path:
         if not path.exists() and "/" in source and not path.is_absolute() and not path.parent.is_dir():
@@ -223,6 +237,7 @@ def lint(
     directory: PersonaDir,
     base: Annotated[str, typer.Option(help=f"Measure rows with its tokenizer. {BASE_HELP}")] = "",
     max_length: Annotated[int, typer.Option(help="Longest row in tokens; 0: measured with --base only.", min=0)] = 0,
+    thinking: Thinking = "none",
     as_json: AsJson = False,
 ) -> None:
     """Check the pairs: what is wrong with each, and whether there are enough of them."""
@@ -237,9 +252,10 @@ def lint(
     pairs, card = persona.pairs(), persona.card()
     length = None
     if max_length or base:
-        _, renderer = open_renderer.open_renderer(card, base, "auto", progress=print_note)
+        _, renderer = open_renderer.open_renderer(card, base, "auto", progress=print_note, thinking=thinking)
         length = replace(renderer, max_length=max_length or MAX_LENGTH).length_if_near_limit
-    findings = linting.lint_pairs(pairs, card, length, max_length or MAX_LENGTH, linting.read_ignored(persona))
+    ignored = linting.read_ignored(persona)
+    findings = linting.lint_pairs(pairs, card, length, max_length or MAX_LENGTH, ignored, thinking)
     summary = summarize_dataset(pairs, card, findings)
     value = {
         "pairs": len(pairs),
@@ -265,13 +281,14 @@ def render(
         str,
         typer.Option(help="Chat template: a name from templates/chat, a .jinja file, or auto for the base's."),
     ] = "auto",
+    thinking: Thinking = "none",
     as_json: AsJson = False,
 ) -> None:
     """Show a pair as the model reads it, and which tokens it learns: rendered as for training."""
     from persona.models import open_renderer, stop_token
 
     persona = open_persona(directory)
-    opened, rendered = open_renderer.render_pair(persona, pair, base, template, progress=print_note)
+    opened, rendered = open_renderer.render_pair(persona, pair, base, template, print_note, thinking)
     if warning := stop_token.explain_untrained_stop(opened, rendered.renderer):
         print_note(warning)
     example, tokens = rendered.example, rendered.tokens

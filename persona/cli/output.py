@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,10 @@ ADAPTER_HELP = (
     "The adapter: a persona's name, a folder (adapter, run or persona: its newest run), RUN@STEP for a snapshot, "
     "a zip, or USER/NAME@REVISION on the Hub."
 )
+Thinking = Annotated[
+    Literal["none", "keep", "train"],
+    typer.Option(help="What becomes of the pairs' <think> blocks, as the setting of that name. Default: none."),
+]
 Quantization = Annotated[
     str,
     typer.Option(

@@ -44,12 +44,15 @@ class VoiceRecord:
 
 @dataclass(frozen=True)
 class ConversationAnswer:
-    """One column's answer. ended: by its own stop token, not by the limit or by Stop."""
+    """One column's answer. ended: by its own stop token, not by the limit or by Stop. thinking: what stood before it,
+    which no later turn reads.
+    """
 
     voice: VoiceRecord
     text: str
     tokens: int = 0
     ended: bool = True
+    thinking: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,10 @@ def voice_from_row(row: Mapping[str, Any]) -> VoiceRecord:
 
 def answer_from_row(row: Mapping[str, Any]) -> ConversationAnswer:
     """An answer as asdict() wrote it."""
-    return ConversationAnswer(voice_from_row(row["voice"]), str(row["text"]), int(row["tokens"]), bool(row["ended"]))
+    return ConversationAnswer(
+        voice_from_row(row["voice"]), str(row["text"]), int(row["tokens"]), bool(row["ended"]),
+        str(row.get("thinking", "")),
+    )  # fmt: skip
 
 
 def build_conversation(talk_id: str, rows: Sequence[dict[str, Any]], damaged: int = 0) -> Conversation:

@@ -98,7 +98,8 @@ def add_answers(
     """Add answers to a turn. Later ones are shown instead of the earlier ones, which stay on disk."""
     turn_index(talk, turn)
     for a in answers:
-        check_message_text(a.text, empty=True)
+        for text in (a.text, a.thinking):
+            check_message_text(text, empty=True)
     row = {"parent": turn, "answers": [asdict(a) for a in answers], "sampling": dict(sampling)}
     return _append_row(store, talk.id, lambda number: {"id": number, **row})
 

@@ -162,16 +162,16 @@ async def _stream_reply(client: AsyncClient, url: str, body: dict[str, Any]) -> 
     reply = Generation()
     async with contextlib.aclosing(_ask(client, url, body)) as chunks:
         async for chunk in chunks:
-            if chunk.text:
+            if chunk.text or chunk.thinking:
                 seconds = time.perf_counter() - start
-                reply = replace(reply, text=reply.text + chunk.text, tokens=reply.tokens + 1,
-                                first=reply.first or seconds, seconds=seconds)  # fmt: skip
+                reply = replace(reply, text=reply.text + chunk.text, thinking=reply.thinking + chunk.thinking,
+                                tokens=reply.tokens + 1, first=reply.first or seconds, seconds=seconds)  # fmt: skip
             if chunk.stopped:
                 reply = replace(reply, ended=True)
             if chunk.tokens is not None:
                 reply = replace(reply, tokens=chunk.tokens)
             yield reply
-            if len(reply.text) > MAX_REPLY_CHARACTERS:
+            if len(reply.text) + len(reply.thinking) > MAX_REPLY_CHARACTERS:
                 raise InputError(
                     "The chat server's reply has more than {limit:,} characters; it was cut off.",
                     limit=MAX_REPLY_CHARACTERS,

@@ -288,7 +288,8 @@ def stream_replies(
                 _require_room(column, samplings[n], model.context_tokens)
                 mix = model.adapter_weights(column.adapter, column.strength)
                 stop = eos if column.stop_id is None else column.stop_id
-                rows[n] = Row(column.prompt.ids, samplings[n], stop, mix, partial(halted.__contains__, n))
+                rows[n] = Row(column.prompt.ids, samplings[n], stop, mix, partial(halted.__contains__, n),
+                              column.prompt.thinking)  # fmt: skip
             except PersonaError as e:
                 replies[n] = Generation(error=e.message)
         if not rows:

@@ -76,6 +76,11 @@ class EvalSession:
         sampling = replace(self.sampling, seed=seed, max_new_tokens=limit or self.sampling.max_new_tokens)
         return scoring.ask_columns(self.model, columns, sampling, self.renderer.stop_id, self.work)
 
+    @property
+    def general_limit(self) -> int:
+        """Tokens of an answer to a general question."""
+        return scoring.GENERAL_REPLY_TOKENS + scoring.thinking_room(self.renderer)
+
     def score_both(self, examples: Sequence[TrainingExample]) -> tuple[list[float], list[float]]:
         """The rows' NLL by base and adapter."""
         return (
@@ -109,7 +114,7 @@ def start_session(
                 "{count:,} held-out pair(s) cannot be rendered with this template and (was|were) left out.", count=lost
             )
         )
-    limit = scoring.reply_token_limit([e for _, e in held + trained])
+    limit = scoring.reply_token_limit([e for _, e in held + trained]) + scoring.thinking_room(renderer)
     trained_on = {normalize_text(pair.instruction) for pair in rows.trained}
     known = probes.list_probe_rules(card)
     rules = [rule for rule in known if normalize_text(rule.ask) not in trained_on]
@@ -132,7 +137,7 @@ def count_work(session: EvalSession) -> dict[str, Counter[str]]:
     """The passes of each part of the report, at most."""
     limits, limit, rules = session.limits, session.sampling.max_new_tokens, len(session.rules)
     held, trained = len(session.held), len(session.trained)
-    general = scoring.count_passes(2 * limits.general, scoring.GENERAL_REPLY_TOKENS)
+    general = scoring.count_passes(2 * limits.general, session.general_limit)
 
     def count_probe_passes(count: int, seeds: int) -> int:
         return sum(scoring.count_passes((2 if n == 0 else 1) * count, limit) for n in range(seeds))
@@ -316,7 +321,7 @@ def measure_drift(session: EvalSession) -> Drift | None:
     base_nlls, adapter_nlls = session.score_both(examples)
     rises = [a - b for b, a in zip(base_nlls, adapter_nlls, strict=True)]
     base, adapter, rise = _paired_intervals(base_nlls, adapter_nlls, rises, examples=examples)
-    answers = session.answer_pairs(renderer, [q.pair for q in questions], scoring.GENERAL_REPLY_TOKENS)
+    answers = session.answer_pairs(renderer, [q.pair for q in questions], session.general_limit)
     right = [(q.is_right(a.base), q.is_right(a.adapter)) for q, a in zip(questions, answers, strict=True)]
     return Drift(
         rows=len(questions), base=base, adapter=adapter, rise=rise, answers=answers,

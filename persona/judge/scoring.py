@@ -24,6 +24,7 @@ from persona.train.collator import Collator
 GENERAL_QUESTIONS = PROJECT_DIR / "persona" / "judge" / "general_questions.jsonl"
 BATCH_COLUMNS = 24  # of one batch: a step costs little more than with two, since reading the weights is most of it
 REPLY_TOKENS = (48, 256)  # tokens, the least and the most that an answer may have
+THINKING_TOKENS = 512  # tokens of the thinking before an answer; one that thinks longer has no reply
 GENERAL_REPLY_TOKENS = 32  # tokens of an answer to a general question: enough to name what is right
 
 
@@ -132,6 +133,11 @@ def reply_token_limit(examples: Sequence[TrainingExample]) -> int:
     lengths = sorted(e.learned for e in examples)
     usual = lengths[int(0.95 * (len(lengths) - 1))] if lengths else 64
     return min(REPLY_TOKENS[1], max(REPLY_TOKENS[0], 2 * usual))
+
+
+def thinking_room(renderer: Renderer) -> int:
+    """Tokens that an answer has for its thinking, beside those of the reply."""
+    return THINKING_TOKENS if renderer.template.shows_thinking else 0
 
 
 def render_prompts(renderer: Renderer, pairs: Sequence[Pair], limit: int) -> list[tuple[Pair, ChatPrompt]]:

@@ -26,6 +26,7 @@ from transformers.generation.logits_process import (
 from persona.models.decode_loop import DecodeLoop, open_decode_loop
 from persona.models.mixed_lora import AdapterWeights
 from persona.models.sampling import Sampling
+from persona.store import thinking as blocks
 
 TOP_P_CANDIDATES = 1024  # likeliest tokens that top_p sorts first; the whole vocabulary only where they do not suffice
 
@@ -35,7 +36,8 @@ class Generation:
     """The reply of one row so far.
 
     ended: by its stop token, not by the limit. first and seconds: from the start of the batch to the row's first and
-    newest token. error: why this row has no reply, for people.
+    newest token. error: why this row has no reply, for people. thinking: of a row that thinks, what stands in the
+    block before the text; `tokens` counts both.
     """
 
     text: str = ""
@@ -44,6 +46,7 @@ class Generation:
     error: str = ""
     first: float = field(default=0.0, compare=False)
     seconds: float = field(default=0.0, compare=False)
+    thinking: str = ""
 
     @property
     def tokens_per_s(self) -> float:
@@ -59,18 +62,19 @@ def generate_batch(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], sampling: Sampling | Sequence[Sampling],
     stop_id: int | Sequence[int],
     mixes: Sequence[AdapterWeights] | None = None, is_halted: Callable[[int], bool] = never_halted,
+    thinking: str | None = None,
 ) -> Iterator[list[Generation]]:  # fmt: skip
     """Yield the replies to all prompts after each token.
 
     model: in evaluation mode, and used by nobody else meanwhile. sampling, stop_id: one for all rows, or one a row; the
     tokenizer's eos ends a reply too. mixes: the adapters of each row, on a PeftModel; None: the model as it is.
     is_halted(row): asked after each token, and ends that row where true. A row that has ended, or has reached its
-    max_new_tokens, leaves the batch.
+    max_new_tokens, leaves the batch. thinking: as ChatPrompt.thinking, of all rows.
     """
     samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
     stop_ids = [stop_id] * len(prompts) if isinstance(stop_id, int) else stop_id
     rows = [
-        Row(prompt, samplings[n], stop_ids[n], mixes[n] if mixes else (), partial(is_halted, n))
+        Row(prompt, samplings[n], stop_ids[n], mixes[n] if mixes else (), partial(is_halted, n), thinking)
         for n, prompt in enumerate(prompts)
     ]
     yield from answer_rows(model, tokenizer, rows, mixed=mixes is not None)
@@ -97,7 +101,8 @@ def answer_rows(model: Any, tokenizer: Any, rows: "Sequence[Row]", mixed: bool =
 class Row:
     """A row of a Batch: a prompt, how it is answered, and the reply so far.
 
-    mix: its adapters. is_halted: asked after each token, and ends the row where true, as does `cancelled`.
+    mix: its adapters. is_halted: asked after each token, and ends the row where true, as does `cancelled`. thinking:
+    as ChatPrompt.thinking.
     """
 
     prompt: list[int]
@@ -105,19 +110,29 @@ class Row:
     stop_id: int
     mix: AdapterWeights = ()
     is_halted: Callable[[], bool] = bool
+    thinking: str | None = None
     cancelled: bool = False
     reply: Generation = Generation()
 
     def start(self, tokenizer: Any, sampler: "Sampler", began: float) -> None:
-        self.began, self.sampler, self.text = began, sampler, _StreamedText(tokenizer)
+        self.began, self.sampler, self.text = began, sampler, _StreamedText(tokenizer, self.thinking is not None)
         self.stops, self.reply = {self.stop_id, tokenizer.eos_token_id}, Generation()
 
     def add(self, token: int, at: float) -> None:
         now, old = at - self.began, self.reply
         if token in self.stops:
-            self.reply = replace(old, text=self.text.decode(), ended=True)
+            self.finish(ended=True)
         else:
-            self.reply = Generation(self.text.add(token), old.tokens + 1, first=old.first or now, seconds=now)
+            thought, text = self._split(self.text.add(token))
+            self.reply = Generation(text, old.tokens + 1, first=old.first or now, seconds=now, thinking=thought)
+
+    def finish(self, ended: bool = False) -> None:
+        """Show an incomplete character that was held back, too."""
+        thought, text = self._split(self.text.decode())
+        self.reply = replace(self.reply, text=text, thinking=thought, ended=ended)
+
+    def _split(self, text: str) -> tuple[str, str]:
+        return ("", text) if self.thinking is None else blocks.split_partial(self.thinking + text)
 
     @property
     def is_complete(self) -> bool:
@@ -186,7 +201,7 @@ class Batch:
         active = [n for n, row in enumerate(rows) if not (row.is_complete or row.cancelled or row.is_halted())]
         for row in rows:
             if row.is_complete and not row.reply.ended:
-                row.reply = replace(row.reply, text=row.text.decode())
+                row.finish()
         kept = [rows[n] for n in active]
         if kept:
             loop.append(tokens, active)
@@ -285,11 +300,17 @@ class FastTopPWarper(LogitsProcessor):
 
 
 class _StreamedText:
-    """Tokens → text as they arrive; the bytes of an incomplete character are held back."""
+    """Tokens → text as they arrive; the bytes of an incomplete character are held back.
 
-    def __init__(self, tokenizer: Any):
+    thinks: <think> and </think> are text, also where they are special tokens.
+    """
+
+    def __init__(self, tokenizer: Any, thinks: bool = False):
         self.tokenizer, self.shown = tokenizer, ""
         self.ids: list[int] = []
+        special = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special} if thinks else {}
+        marks = {i for i, content in special.items() if content in (blocks.OPEN, blocks.CLOSE)}
+        self.hidden = special.keys() - marks if marks else None
 
     def add(self, token: int) -> str:
         self.ids.append(token)
@@ -299,4 +320,6 @@ class _StreamedText:
         return self.shown
 
     def decode(self) -> str:
-        return self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if self.hidden is None:
+            return self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        return self.tokenizer.decode([i for i in self.ids if i not in self.hidden])

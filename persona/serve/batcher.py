@@ -34,18 +34,22 @@ class PartialReply:
     text: str
     tokens: int
     finish: str = ""
+    thinking: str = ""
 
 
 def visible_reply(reply: Generation, sampling: Sampling, stops: Sequence[str]) -> PartialReply:
-    """The reply up to its first stop string; while it goes on, without an end that might become one."""
-    positions = [position for stop in stops if (position := reply.text.find(stop)) >= 0]
+    """The reply up to its first stop string; while it goes on, without an end that might become one. In the thinking
+    before it no string stops.
+    """
+    text, tokens, thinking = reply.text, reply.tokens, reply.thinking
+    positions = [position for stop in stops if (position := text.find(stop)) >= 0]
     if positions:
-        return PartialReply(reply.text[: min(positions)], reply.tokens, "stop")
+        return PartialReply(text[: min(positions)], tokens, "stop", thinking)
     if reply.ended:
-        return PartialReply(reply.text, reply.tokens, "stop")
-    if reply.tokens >= sampling.max_new_tokens:
-        return PartialReply(reply.text, reply.tokens, "length")
-    return PartialReply(reply.text[: len(reply.text) - _partial_stop_length(reply.text, stops)], reply.tokens)
+        return PartialReply(text, tokens, "stop", thinking)
+    if tokens >= sampling.max_new_tokens:
+        return PartialReply(text, tokens, "length", thinking)
+    return PartialReply(text[: len(text) - _partial_stop_length(text, stops)], tokens, thinking=thinking)
 
 
 def _partial_stop_length(text: str, stops: Sequence[str]) -> int:
@@ -178,7 +182,8 @@ class Batcher:
             # stream's text is that of the whole reply, however fast the client reads
             if not (old := request.replies[n]).finish:
                 new = visible_reply(reply, request.samplings[n], request.stops)
-                request.replies[n] = replace(new, text=old.text + new.text[len(old.text) :])
+                thinking = old.thinking + new.thinking[len(old.thinking) :]
+                request.replies[n] = replace(new, text=old.text + new.text[len(old.text) :], thinking=thinking)
         if self.closing and not request.finished:
             request.fail(unavailable("The server is stopping."))
         if not request.finished:

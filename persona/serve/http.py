@@ -113,7 +113,7 @@ def build_api(
         (row,) = await cancel_on_disconnect(request, _last(stream_generation(answers, generation)))
         usage = {"prompt_tokens": len(generation.prompt.ids), "completion_tokens": row.tokens}
         return JSONResponse({"generated_text": row.text, "response": row.text, "model": chat.model,
-                             "finish_reason": row.finish, "usage": usage})  # fmt: skip
+                             "finish_reason": row.finish, "usage": usage} | _reasoning(row.thinking))  # fmt: skip
 
     _add_error_handlers(app)
     return app
@@ -256,8 +256,8 @@ class ChatCompletion:
 
     def whole(self, rows: Sequence[PartialReply]) -> dict[str, Any]:
         choices = [
-            {"index": n, "message": {"role": "assistant", "content": row.text, "refusal": None}, "logprobs": None,
-             "finish_reason": row.finish}
+            {"index": n, "message": {"role": "assistant", "content": row.text, "refusal": None,
+                                     **_reasoning(row.thinking)}, "logprobs": None, "finish_reason": row.finish}
             for n, row in enumerate(rows)
         ]  # fmt: skip
         return self.head | {"object": "chat.completion", "choices": choices, "usage": self.usage(rows)} | self.book
@@ -276,6 +276,8 @@ class ChatCompletion:
             async for now in _prepend(first, updates):
                 for n, (old, new) in enumerate(zip(before, now, strict=True)):
                     # a reply begins with what has been sent of it (see Batcher._report)
+                    if thought := new.thinking[len(old.thinking) :]:
+                        yield self._chunk(n, _reasoning(thought))
                     if piece := new.text[len(old.text) :]:
                         yield self._chunk(n, {"content": piece})
                     if new.finish and not old.finish:
@@ -297,6 +299,11 @@ class ChatCompletion:
 
     def _piece(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self.head | {"object": "chat.completion.chunk", "choices": choices}
+
+
+def _reasoning(thinking: str) -> dict[str, str]:
+    """Beside OpenAI's fields, as vLLM and DeepSeek name it: what a model thought before its reply, if it thinks."""
+    return {"reasoning_content": thinking} if thinking else {}
 
 
 async def _prepend(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:

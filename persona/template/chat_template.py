@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,22 @@ from typing import Any
 import jinja2
 
 from persona.errors import TemplateError
+from persona.store import thinking
 from persona.store.files import expand_home, is_file
 from persona.store.workspace import TEMPLATES_DIR, is_for_visitor, may_name
 from persona.template.jinja_engine import RenderedChat, make_environment, render_chat
 from persona.template.worker_pool import render_in_worker
 
+_THINKING_LINE = re.compile(rf"\{{%-?\s*set thinking = '({'|'.join(thinking.MODES)})'\s*-?%\}}")
+
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A chat template: Jinja text with {% generation %} around what the model learns."""
+    """A chat template: Jinja text with {% generation %} around what the model learns.
+
+    That of a base that thinks in <think> blocks has a line {%- set thinking = 'none' -%}, by which it writes prompts
+    and rows: none, keep or train, as RunConfig.thinking says.
+    """
 
     name: str
     text: str
@@ -40,6 +47,21 @@ class ChatTemplate:
         """Markers that are plain text in this family, as its header says: 'Plain text: [INST] [/INST]'."""
         found = re.search(r"Plain text:\s*((?:[<\[]\S+[>\]][\s,]*)+)", self.about)
         return frozenset(re.findall(r"[<\[]\S+[>\]]", found[1])) if found else frozenset()
+
+    @property
+    def thinking(self) -> str:
+        """What it does with thinking: none, keep or train; "" for a format that knows none."""
+        found = _THINKING_LINE.search(self.text)
+        return found[1] if found else ""
+
+    @property
+    def shows_thinking(self) -> bool:
+        """Whether the model thinks before it replies."""
+        return self.thinking in ("keep", "train")
+
+    def with_thinking(self, mode: str) -> "ChatTemplate":
+        """The same with another thinking mode; as it is where the format knows no thinking."""
+        return replace(self, text=_THINKING_LINE.sub(f"{{%- set thinking = '{mode}' -%}}", self.text, count=1))
 
 
 def shipped_templates() -> dict[str, ChatTemplate]:
@@ -163,7 +185,7 @@ def _naming(template: ChatTemplate) -> Iterator[None]:
 
 @lru_cache
 def _shipped_texts() -> frozenset[str]:
-    return frozenset(t.text for t in shipped_templates().values())
+    return frozenset(t.with_thinking(mode).text for t in shipped_templates().values() for mode in thinking.MODES)
 
 
 @lru_cache

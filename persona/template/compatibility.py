@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from persona.errors import Message, TemplateError, join
+from persona.store import thinking
 from persona.template.chat_template import ChatTemplate, apply_template, build_messages, pin_date, render_chats
 from persona.template.placeholders import REPLIES, SYSTEM, USERS, split_at_contents
 
@@ -49,8 +50,14 @@ def marker_token_ids(tokenizer: Any, template: ChatTemplate) -> frozenset[int]:
         text = apply_template(tokenizer, template, SAMPLE_CHATS[3], tokenize=False, add_generation_prompt=True)
     except TemplateError:
         return frozenset()
-    encoded = (tokenizer(m, add_special_tokens=False)["input_ids"] for m in dict.fromkeys(MARKER_PATTERN.findall(text)))
+    markers = dict.fromkeys([*MARKER_PATTERN.findall(text), *_thinking_markers(template)])
+    encoded = (tokenizer(m, add_special_tokens=False)["input_ids"] for m in markers)
     return frozenset(ids[0] for ids in encoded if len(ids) == 1)
+
+
+def _thinking_markers(template: ChatTemplate) -> list[str]:
+    """Those that the model or a row writes where no prompt does."""
+    return [thinking.OPEN, thinking.CLOSE] if template.thinking else []
 
 
 def find_stop_token(tokenizer: Any, template: ChatTemplate) -> int | None:
@@ -116,7 +123,8 @@ def find_incompatibilities(tokenizer: Any, template: ChatTemplate) -> list[str]:
 def _find_split_markers(tokenizer: Any, template: ChatTemplate, texts: list[str]) -> list[str]:
     """A message if this model has no token for a marker of the template, unless its header declares it plain text."""
     split = {}
-    for marker in dict.fromkeys(m for text in texts for m in MARKER_PATTERN.findall(text)):
+    found = [m for text in texts for m in MARKER_PATTERN.findall(text)]
+    for marker in dict.fromkeys([*found, *_thinking_markers(template)]):
         ids = tokenizer(marker, add_special_tokens=False)["input_ids"]
         if marker not in template.plain_text_markers and (
             len(ids) != 1 or tokenizer.convert_ids_to_tokens(ids[0]) != marker
@@ -136,23 +144,27 @@ def _find_split_markers(tokenizer: Any, template: ChatTemplate, texts: list[str]
     ]
 
 
-def try_render_prompt(tokenizer: Any, template: ChatTemplate, chat: list[dict]) -> str | None:
-    """The prompt of a chat that ends with a question, None where the template refuses it."""
+def try_render_prompt(tokenizer: Any, template: ChatTemplate, chat: list[dict], think: bool = False) -> str | None:
+    """The prompt of a chat that ends with a question, None where the template refuses it. think: ask to think."""
     try:
         # read by the templates of thinking models only
         return apply_template(
-            tokenizer, template, chat, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            tokenizer, template, chat, tokenize=False, add_generation_prompt=True, enable_thinking=think
         )
     except TemplateError:
         return None
 
 
 def is_mask_exact(tokenizer: Any, template: ChatTemplate) -> bool:
-    """Whether, in every sample, exactly reply and stop token are learned, right after the prompt of a chat."""
+    """Whether, in every sample, exactly reply and stop token are learned, right after the prompt of a chat.
+
+    Where thinking is kept, a masked block of it stands between; where it is trained, the reply begins with one.
+    """
     try:
         stop = find_stop_token(tokenizer, template)
     except TemplateError:
         return False
+    keeps = template.thinking == "keep"
     for chat in SAMPLE_CHATS:
         whole = [*chat, {"role": "assistant", "content": "Yes, 好。"}]
         try:
@@ -161,10 +173,16 @@ def is_mask_exact(tokenizer: Any, template: ChatTemplate) -> bool:
         except TemplateError:
             return False
         ids, mask = list(encoded["input_ids"]), list(encoded["assistant_masks"])
-        learned = ids[len(prompt) :][: sum(mask[len(prompt) :])]
-        if ids[: len(prompt)] != prompt or any(mask[len(prompt) + len(learned) :]) or mask[len(prompt) - 1]:
+        if ids[: len(prompt)] != prompt or mask[len(prompt) - 1] or 1 not in mask[len(prompt) :]:
             return False
-        if stop is None or learned[-1:] != [stop] or tokenizer.decode(learned[:-1]).strip() != "Yes, 好。":
+        start = mask.index(1, len(prompt))
+        learned, gap = ids[start:][: sum(mask[start:])], tokenizer.decode(ids[len(prompt) : start])
+        if any(mask[start + len(learned) :]) or not (thinking.is_block_of(gap, "") if keeps else not gap):
+            return False
+        reply = tokenizer.decode(learned[:-1])
+        if template.thinking == "train" and not thinking.has_block(reply):
+            return False
+        if stop is None or learned[-1:] != [stop] or thinking.split_thinking(reply)[1].strip() != "Yes, 好。":
             return False
     return True
 

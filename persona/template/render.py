@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from persona.errors import InputError, Message, TemplateError, join
+from persona.store import thinking
 from persona.store.pairs import Pair, find_unfinished
 from persona.template.character_prompt import CharacterPrompt, PromptParts
 from persona.template.chat_template import (
@@ -63,11 +64,15 @@ class TrainingExample:
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """The prompt of a chat: text and token ids. entries: names of the book entries in it."""
+    """The prompt of a chat: text and token ids. entries: names of the book entries in it.
+
+    thinking: None where the model is to answer at once; else with what its thinking begins, "" where it writes that.
+    """
 
     text: str
     ids: list[int]
     entries: tuple[str, ...] = ()
+    thinking: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,8 @@ class Renderer:
             yield from self._render_batch(batch)
 
     def _render_batch(self, pairs: list[Pair]) -> list[TrainingExample]:
+        if not self.template.thinking:
+            pairs = [leave_out_thinking(pair) for pair in pairs]
         unfinished = {n: tuple(why for _, why in find_unfinished([pair])) for n, pair in enumerate(pairs)}
         whole = [n for n in unfinished if not unfinished[n]]
         parts = {n: self._row_parts(pairs[n]) for n in whole}
@@ -112,8 +119,7 @@ class Renderer:
             (self._prompt_chat(pairs[n], parts[n], turn) for n, turn in asked), add_generation_prompt=True
         )
         for (n, turn), prompt in zip(asked, prompts, strict=True):
-            is_earlier = turn < len(pairs[n].history)
-            if not examples[n].problems and (why := self._prompt_mismatch(examples[n], prompt, is_earlier)):
+            if not examples[n].problems and (why := self._prompt_mismatch(examples[n], prompt, pairs[n], turn)):
                 examples[n] = replace(examples[n], problems=(why,))
         return examples
 
@@ -132,7 +138,7 @@ class Renderer:
 
         system: a pair's own system prompt; "" for the persona's.
         """
-        turns = [tuple(turn) for turn in history]
+        turns = [(user, self._reply_parts(reply)[-1]) for user, reply in history]
         parts = self.prompt_parts(turns, instruction, system)
         chat = self._chat(parts, turns, instruction)
         prompt = next(self._render([chat], add_generation_prompt=True))
@@ -140,7 +146,9 @@ class Renderer:
             ids = encode_sanitized(self.tokenizer, self.template, chat, add_generation_prompt=True)
         else:
             ids = self._encode(prompt)
-        return ChatPrompt(prompt.text, ids, tuple(found.entry.title for found in parts.entries))
+        begun = thinking.OPEN if prompt.text.rstrip().endswith(thinking.OPEN) else ""
+        entries = tuple(found.entry.title for found in parts.entries)
+        return ChatPrompt(prompt.text, ids, entries, begun if self.template.shows_thinking else None)
 
     def prompt_parts(self, history: Iterable[Sequence[str]], instruction: str, system: str = "") -> PromptParts:
         """What stands before and after the conversation in the prompt of a reply to `instruction`."""
@@ -248,6 +256,8 @@ class Renderer:
                     max_length=self.max_length,
                 )
             )
+        if thinking.has_block(pair.output) and not thinking.split_thinking(pair.output)[1]:
+            problems.append(Message("the reply is thinking alone. Write what the persona says after it"))
         for name, text in self._texts(pair, parts):
             if found := self.control_tokens(text):
                 problems.append(
@@ -278,13 +288,16 @@ class Renderer:
         late = parts.late if turn == len(pair.history) else ""
         return self._chat(replace(parts, late=late), pair.turns[:turn], pair.turns[turn][0])
 
-    def _prompt_mismatch(self, example: TrainingExample, prompt: RenderedChat, is_earlier: bool) -> str:
-        """Why a learned reply, or an earlier one, does not start exactly where its prompt ends; "" where it does."""
+    def _prompt_mismatch(self, example: TrainingExample, prompt: RenderedChat, pair: Pair, turn: int) -> str:
+        """Why a learned reply does not start exactly where its prompt ends; "" where it does, or after its thinking."""
         ids, labels, asked = example.input_ids, example.labels, self._encode(prompt)
-        end = len(asked)
-        if ids[:end] == asked and end < len(ids) and labels[end - 1] == IGNORE_INDEX != labels[end]:
+        end, is_earlier = len(asked), turn < len(pair.history)
+        first = next((n for n, label in enumerate(labels) if n >= end and label != IGNORE_INDEX), 0)
+        is_prompt = ids[:end] == asked and first and labels[end - 1] == IGNORE_INDEX
+        thought = "" if is_earlier else thinking.split_thinking(pair.output)[0]
+        if is_prompt and self._thinking_fits(example, end, first, thought):
             return ""
-        if is_earlier and not example.text.startswith(prompt.text):
+        if is_earlier and (is_prompt or not example.text.startswith(prompt.text)):
             return Message(
                 "template {template} writes an earlier reply in another way than the last one, so it "
                 "cannot be learned as a chat would ask for it. Set learn_history to false",
@@ -295,6 +308,19 @@ class Renderer:
             "space that melts into the template"
         )
 
+    def _thinking_fits(self, example: TrainingExample, end: int, first: int, thought: str) -> bool:
+        """Whether just the thinking stands between the prompt, of `end` tokens, and the first learned token (keep), or
+        begins what is learned (train); nothing does where there is none.
+        """
+        start = example.ends[first - 1]
+        gap = example.text[example.ends[end - 1] : start]
+        if self.template.thinking == "keep":
+            return thinking.is_block_of(gap, thought)
+        if self.template.thinking == "train":
+            reply = example.text[start:]
+            return first == end and thinking.has_block(reply) and thinking.split_thinking(reply)[0] == thought
+        return first == end
+
     def _unwritable(self, text: str) -> str:
         """The first characters of `text` without a token in this vocabulary; "" where there are none."""
         unknown = self.tokenizer.unk_token_id
@@ -304,9 +330,14 @@ class Renderer:
         return ", ".join(map(repr, itertools.islice(lost, 5))) or Message("a part")
 
     def _texts(self, pair: Pair, parts: PromptParts) -> list[tuple[str, str]]:
-        turns = [("history", x) for turn in pair.history for x in turn]
-        said = [("instruction", pair.instruction), ("output", pair.output)]
+        turns = [("history", x) for user, reply in pair.history for x in (user, self._reply_parts(reply)[-1])]
+        said = [("instruction", pair.instruction), *(("output", x) for x in self._reply_parts(pair.output))]
         return [("system", parts.system), *turns, *said, *([("system", parts.late)] if parts.late else [])]
+
+    def _reply_parts(self, reply: str) -> tuple[str, ...]:
+        """What the template writes of a reply: its thinking, where that is not left out, and the rest."""
+        parts = thinking.split_thinking(reply) if self.template.thinking else (reply,)
+        return parts if self.template.shows_thinking else parts[-1:]
 
     def _render(self, chats: Iterable[list[dict]], **variables: Any) -> Iterator[RenderedChat]:
         return render_chats(self.tokenizer, self.template, chats, **variables)
@@ -323,6 +354,14 @@ def find_learned_turns(pair: Pair, learn_history: bool, learned_elsewhere: Colle
         for n, turn in enumerate(pair.turns)
         if pair.may_learn(n) and (n == last or (learn_history and turn not in learned_elsewhere))
     ]
+
+
+def leave_out_thinking(pair: Pair) -> Pair:
+    """The pair without the thinking that its replies begin with; a reply of thinking alone is left as it is."""
+    if not any(thinking.CLOSE in reply for _, reply in pair.turns):
+        return pair
+    history = tuple((user, thinking.split_thinking(reply)[1]) for user, reply in pair.history)
+    return replace(pair, history=history, output=thinking.split_thinking(pair.output)[1] or pair.output)
 
 
 def _keep_runs(mask: list[int], turns: Collection[int], count: int) -> list[int]:

@@ -44,7 +44,6 @@ class RunConfig(BaseModel):
         return resolve_aliases(data) if isinstance(data, dict) else data
 
     # ---- chosen in step 2, Template
-
     base: str = Field(bundled.DEFAULT_BASE, description="embedded name, Hub id, folder or .gguf file")
     template: str = Field("auto", description="auto, a name from templates/chat, or a .jinja file")
     max_length: int = Field(
@@ -52,6 +51,10 @@ class RunConfig(BaseModel):
         description="tokens of one row; longer rows are refused, never cut",
     )  # fmt: skip
     learn_history: bool = Field(False, description="learn the replies of earlier turns too")
+    thinking: Literal["none", "keep", "train"] = Field(
+        "none", description="of a base that reasons in <think> blocks; none: it answers without; keep: it goes on "
+        "thinking by itself and learns replies alone; train: it learns the thinking that the pairs hold, too",
+    )  # fmt: skip
 
     # ---- pace
 
@@ -123,14 +126,12 @@ class RunConfig(BaseModel):
         "Try 5 when the persona's answers are copies of its pairs.",
         ge=0, le=100,
     )  # fmt: skip
-
     new_pair_repeats: int = _setting(
         1, "Pace", "Repeats of new pairs",
         "how often an epoch learns from each pair that is new since the adapter gone on from, beside as many old ones",
         "4 for a few corrections among hundreds of pairs; 1 when most pairs are new.",
         ge=1, le=100,
     )  # fmt: skip
-
     rehearsal_fraction: float = _setting(
         0.0, "Pace", "Rehearsal",
         "share of an epoch's rows that are general prompts with the base's own answers, so that less is forgotten; "
@@ -142,7 +143,6 @@ class RunConfig(BaseModel):
         False, "Pace", "Rehearsal with the system prompt", "rehearse with the persona's system prompt, not without",
         "When facts are lost in the persona's own chat; it costs some of the voice.",
     )  # fmt: skip
-
     beta: float = _setting(
         0.1, "Pace", "DPO beta", "for preferences: how firmly the adapter is held to the one that it goes on from",
         "Lower when too little changes, higher when the persona loses its voice.",

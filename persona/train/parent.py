@@ -56,8 +56,8 @@ def read_parent(folder: Path, name: str = "") -> Parent:
     adapter = adapters.read_adapter(folder)
     run = find_run_of(folder)
     own_name = folder.resolve().name
-    shipped = shipped_templates().get(adapter.template.name)
-    template = shipped.name if shipped and shipped.text == adapter.template.text else ""
+    shipped, thinking = shipped_templates().get(adapter.template.name), adapter.template.thinking
+    template = shipped.name if shipped and shipped.with_thinking(thinking).text == adapter.template.text else ""
     if run is None:
         named = adapter.base_id if base.is_portable_base_name(adapter.base_id) else ""
         return Parent(adapter, name or own_name, None, named, template)
@@ -139,6 +139,7 @@ def _settings_of(parent: Parent) -> dict[str, Any]:
         "use_rslora": bool(settings.get("use_rslora")),
         "use_dora": bool(settings.get("use_dora")),
         "train_stop_token": bool(settings.get("trainable_token_indices")),
+        "thinking": parent.adapter.template.thinking or "none",
     }
     opened_by = {"base": parent.base, "template": parent.template}
     return own | {name: value for name, value in opened_by.items() if value}

@@ -296,7 +296,7 @@ def estimate_training(persona: Persona, config: RunConfig, pairs: Sequence[Pair]
         return None
     card = persona.card()
     elsewhere = own_exchanges(pairs) if config.learn_history else frozenset()
-    rows = [estimate_row_tokens(card, p, config.learn_history, elsewhere) for p in pairs]
+    rows = [estimate_row_tokens(card, p, config.learn_history, elsewhere, config.thinking) for p in pairs]
     general = estimate_row_tokens(card if config.rehearsal_system else card.model_copy(update={"system": ""}), GENERAL)
     heaviest = [*rows, general] if config.rehearsal_fraction else rows
     shared = estimate_shared_tokens(card, config, pairs) if shape.flat and may_flatten(config, machine.device) else None

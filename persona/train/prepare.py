@@ -90,7 +90,7 @@ def open_run_renderer(
     """The base of a run and the renderer of its pairs. Raises InputError unless both are the parent's."""
     opened, renderer = open_renderer.open_renderer(
         card, config.base, config.template, config.max_length, config.learn_history, progress,
-        parent.adapter.base_revision if parent else "",
+        parent.adapter.base_revision if parent else "", config.thinking,
     )  # fmt: skip
     if parent:
         require_same_base(parent, opened, renderer.template.text)

@@ -6,6 +6,7 @@ from persona.models import memory
 from persona.models.memory import StepShape
 from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
+from persona.store.thinking import split_thinking
 from persona.template.render import find_learned_turns
 from persona.train.config import RunConfig
 
@@ -14,13 +15,17 @@ TEMPLATE_TOKENS = 12  # a template's own around a turn
 
 
 def estimate_row_tokens(
-    card: PersonaCard, pair: Pair, learn_history: bool = False, learned_elsewhere: Collection[tuple[str, str]] = ()
-) -> tuple[int, int]:
-    """(tokens, learned tokens) of a pair's row, about. learned_elsewhere: as in Renderer."""
-    replies = [pair.turns[n][1] for n in find_learned_turns(pair, learn_history, learned_elsewhere)]
-    texts = [pair.system or card.system, pair.instruction, pair.output, *(x for turn in pair.history for x in turn)]
+    card: PersonaCard, pair: Pair, learn_history: bool = False, learned_elsewhere: Collection[tuple[str, str]] = (),
+    thinking: str = "none",
+) -> tuple[int, int]:  # fmt: skip
+    """(tokens, learned tokens) of a pair's row, about. learned_elsewhere: as in Renderer; thinking: as in RunConfig."""
+    said = [split_thinking(reply) for _, reply in pair.turns]
+    replies = [said[n][1] for n in find_learned_turns(pair, learn_history, learned_elsewhere)]
+    thought = said[-1][0] if thinking != "none" else ""
+    texts = [pair.system or card.system, thought, *(user for user, _ in pair.turns), *(reply for _, reply in said)]
     tokens = _estimate_tokens(texts) + TEMPLATE_TOKENS * (1 + len(pair.history))
-    return tokens, _estimate_tokens(replies) + len(replies)
+    learned = [*replies, thought] if thinking == "train" else replies
+    return tokens, _estimate_tokens(learned) + len(replies)
 
 
 def estimate_shared_tokens(card: PersonaCard, config: RunConfig, pairs: Sequence[Pair]) -> int:

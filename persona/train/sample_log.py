@@ -11,6 +11,7 @@ from persona.models.generate import generate_batch
 from persona.models.sampling import Sampling
 from persona.store.cjk import is_chinese
 from persona.store.persona_folder import PersonaCard
+from persona.store.thinking import join_thinking
 from persona.template.render import Renderer
 from persona.train.config import SAMPLE_TOKENS
 from persona.train.run_folder import Run
@@ -34,9 +35,12 @@ def log_samples(run: Run, model: Any, renderer: Renderer, questions: Sequence[st
     try:
         with placement.lora_autocast(model):
             *_, last = generate_batch(
-                model, renderer.tokenizer, [p.ids for p in prompts], SAMPLE_LOG_SAMPLING, renderer.stop_id
-            )
+                model, renderer.tokenizer, [p.ids for p in prompts], SAMPLE_LOG_SAMPLING, renderer.stop_id,
+                thinking=prompts[0].thinking,
+            )  # fmt: skip
     finally:
         model.train(training)
-    answers = [{"probe": q, "text": r.text, "ended": r.ended} for q, r in zip(questions, last, strict=True)]
+    # of a sample that ended within its thinking, that is all there is
+    texts = [r.text or join_thinking(r.thinking, "…") for r in last]
+    answers = [{"probe": q, "text": text, "ended": r.ended} for q, text, r in zip(questions, texts, last, strict=True)]
     run.log("diary", step=step, answers=answers)

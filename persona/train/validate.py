@@ -78,6 +78,12 @@ def check_config(c: RunConfig, plan: DevicePlan, gpus: int = 1) -> None:
         )
     if c.train_stop_token and c.use_dora:
         raise InputError("train_stop_token and use_dora do not go together. Set one of them to false.")
+    if c.thinking != "none" and c.rehearsal_fraction:
+        raise InputError(
+            "thinking={thinking} and rehearsal_fraction do not go together: the base's general answers are kept "
+            "without their thinking. Set rehearsal_fraction to 0, or thinking to none.",
+            thinking=c.thinking,
+        )
     if c.packing and c.neftune_noise_alpha:
         raise InputError(
             "packing and neftune_noise_alpha do not go together: the noise depends on the length of a row. "

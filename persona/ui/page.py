@@ -49,6 +49,7 @@ class RenderSettings(NamedTuple):
     template: Any
     max_length: Any
     learn_history: Any
+    thinking: Any = "none"
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def open_page_renderer(
                             lowest=lowest, highest=f"{highest:,}")  # fmt: skip
     base, renderer = open_renderer.open_renderer(
         persona.card(), settings.base, settings.template or "auto", max_length, bool(settings.learn_history),
-        show_progress,
+        show_progress, thinking=settings.thinking or "none",
     )  # fmt: skip
     if renderer.learn_history:
         renderer = replace(renderer, learned_elsewhere=own_exchanges(persona.scan()[0]))

@@ -38,12 +38,14 @@ class ChatChunk:
     """One piece of a streamed reply.
 
     text: what is added to the reply. stopped: the model ended it (finish_reason "stop"). tokens: the length of the
-    whole reply as the server counts it, None where the piece does not say.
+    whole reply as the server counts it, None where the piece does not say. thinking: what is added to what was
+    thought before the reply.
     """
 
     text: str = ""
     stopped: bool = False
     tokens: int | None = None
+    thinking: str = ""
 
 
 def endpoint_from_env() -> LlmEndpoint | None:
@@ -208,10 +210,11 @@ async def stream_chat(client: httpx.AsyncClient, url: str, body: dict[str, Any])
 
 
 def _parse_chunks(event: dict[str, Any]) -> list[ChatChunk]:
-    chunks = [
-        ChatChunk((choice.get("delta") or {}).get("content") or "", choice.get("finish_reason") == "stop")
-        for choice in event.get("choices") or []
-    ]
+    chunks = []
+    for choice in event.get("choices") or []:
+        delta = choice.get("delta") or {}
+        thinking = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        chunks.append(ChatChunk(delta.get("content") or "", choice.get("finish_reason") == "stop", thinking=thinking))
     tokens = (event.get("usage") or {}).get("completion_tokens")
     return [*chunks, ChatChunk(tokens=tokens)] if type(tokens) is int else chunks
 

@@ -35,7 +35,7 @@ from persona.store.jsonl import dump_rows
 from persona.store.pairs import Pair, find_unfinished, own_exchanges
 from persona.template.character_prompt import CharacterPrompt, resolve_system
 from persona.template.chat_template import build_messages, read_template
-from persona.template.render import IGNORE_INDEX, Renderer, find_learned_turns
+from persona.template.render import IGNORE_INDEX, Renderer, find_learned_turns, leave_out_thinking
 
 UNVERIFIED_NOTE = Message("Not verified: made by Persona from this program's documentation and never run in it.")
 # program → what was tried (scripts/trainers_check.py; Axolotl's own schema)
@@ -78,6 +78,8 @@ def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
     sets = {name: [r.pair for r in material.rows if not r.held_out],
             f"{name}-held-out": [r.pair for r in material.rows if r.held_out]}  # fmt: skip
     sets = {k: v for k, v in sets.items() if v}
+    if material.config.thinking == "none":
+        sets = {k: list(map(leave_out_thinking, v)) for k, v in sets.items()}
     elsewhere = own_exchanges(material.pairs)
 
     def learned(pair: Pair) -> list[int]:
@@ -118,7 +120,7 @@ def export_dataset(material: ExportMaterial, out: Path) -> dict[str, Any]:
         write_atomic(folder / "README.md", new_output.render_template_file(
             "dataset-card.md.jinja", card=material.card, base=material.base_id, name=name, counts=counts,
             template=template.name if material.template else "", same=LLAMA_FACTORY_TEMPLATES.get(template.name, ""),
-            about=template.about, is_rendered=is_rendered, tried=tried,
+            about=template.about, is_rendered=is_rendered, tried=tried, thinking=template.thinking,
             weighted=sum(bool(p.weights) for p in material.pairs),
             lost={name: list_lost_settings(name, material.config, is_rendered) for name in PROGRAMS}))  # fmt: skip
         files = sorted(f.name for f in folder.iterdir())
@@ -168,13 +170,16 @@ def _open_renderer(material: ExportMaterial) -> Renderer | None:
 
 
 def _rendered(pairs: Sequence[Pair], renderer: Renderer) -> Iterator[dict[str, str]]:
-    """Prompt and last reply as the texts of the training; a pair that cannot be learned is left out."""
+    """Prompt, with the thinking that is kept, and last reply as the texts of the training; a pair that cannot be
+    learned is left out.
+    """
     for pair, example in zip(pairs, renderer.iterate_examples(pairs), strict=True):
         if not example.problems:
             prompt = renderer.render_prompt(pair.history, pair.instruction, pair.system).text
-            last = max(n for n, label in enumerate(example.labels) if label != IGNORE_INDEX)
+            learned = [n for n, label in enumerate(example.labels) if label != IGNORE_INDEX]
+            start = next(start for n in learned if (start := example.ends[n - 1]) >= len(prompt))
             # without what a template writes after the stop token: LLaMA-Factory would learn it
-            yield {"instruction": prompt, "output": example.text[len(prompt) : example.ends[last]]}
+            yield {"instruction": example.text[:start], "output": example.text[start : example.ends[learned[-1]]]}
 
 
 def _index(keys: Iterable[str], is_rendered: bool) -> dict[str, Any]:

@@ -22,8 +22,9 @@ _ATTENTION, _MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_p
 TARGET_LAYERS = {
     "all-linear": _ATTENTION + _MLP, "attention": _ATTENTION, "mlp": _MLP, "attention+mlp": _ATTENTION + _MLP,
 }  # fmt: skip
-# settings that the data hold (base, template, which pairs are held out), or that the README speaks of (learn_history)
-IN_THE_DATA = ("base", "template", "eval_fraction", "max_eval_rows", "learn_history")
+# settings that the data hold (base, template, which pairs are held out), or that the README speaks of (learn_history,
+# thinking)
+IN_THE_DATA = ("base", "template", "eval_fraction", "max_eval_rows", "learn_history", "thinking")
 _ONLY_HERE = ("train_stop_token", "new_pair_repeats", "spread_layers", "diary_probes", "beta", "sft_weight",
               "rehearsal_fraction", "rehearsal_system")  # fmt: skip
 NOT_CARRIED = {
@@ -49,6 +50,11 @@ def list_lost_settings(program: str, c: RunConfig, is_rendered: bool = False) ->
         lost += ["target_modules"] * c.target_modules.startswith(PATTERN_PREFIX)
     if program in ("LLaMA-Factory", "ms-swift"):
         lost += ["learn_history"] * (is_rendered and c.learn_history)
+    # rendered rows say it; TRL and Unsloth learn all that follows the prompt, as is right where thinking is trained
+    if program == "Axolotl" or (program == "LLaMA-Factory" and not is_rendered):
+        lost += ["thinking"] * (c.thinking != "none")
+    elif program in ("TRL", "Unsloth"):
+        lost += ["thinking"] * (c.thinking == "keep")
     if program == "ms-swift":
         lost += ["bias"] * (c.bias == "lora_only")
     return [f"{name}={getattr(c, name)}" for name in lost]

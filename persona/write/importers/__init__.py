@@ -55,6 +55,7 @@ class ImportOptions:
     turns: how many earlier exchanges go with each pair as history. None: all those of a conversation in a row of
     data, none of a scene or a chat log.
     join_input: how an input is joined to its instruction, a key of columns.INPUT_JOINS.
+    thinking: of a reply, dropped, or kept as a <think> block before it.
     selection: the rows that are read; of a format without rows (a scene, a chat), the pairs.
     """
 
@@ -64,6 +65,7 @@ class ImportOptions:
     turns: int | None = None
     join_input: str = "line"
     selection: RowSelection = ALL_ROWS
+    thinking: Literal["drop", "keep"] = "drop"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from persona.write.importers.turns import (
     SYSTEM,
     USER,
     Turn,
+    find_thoughts,
     find_turns,
     find_used_keys,
     has_thoughts,
@@ -62,18 +63,20 @@ def find_system_prompt(row: dict[str, Any], turns: list[Turn]) -> str:
 
 
 def conversation_to_pairs(
-    row: Any, place: str, turns: list[Any], used: tuple[str, ...] = (), history: int | None = None, common: str = ""
-) -> RowPairs:
+    row: Any, place: str, turns: list[Any], used: tuple[str, ...] = (), history: int | None = None, common: str = "",
+    keep_thinking: bool = False,
+) -> RowPairs:  # fmt: skip
     """The replies of one conversation as pairs, and notes on what is left out. Raises InputError when it has none.
 
     used: the keys that held the turns, else found. history: at most so many exchanges with each pair; None: all since
     the beginning, which after MAX_HISTORY exchanges is made anew. common: the system prompt of all rows, which is the
-    persona's; a row's other one goes with its pairs.
+    persona's; a row's other one goes with its pairs. keep_thinking: as a <think> block before its reply.
     """
     if not turns:
         raise InputError("no conversation: no list of turns under {keys}", keys=", ".join(CONVERSATION_KEYS[:3]))
-    parsed = parse_turns(turns)
-    notes: list[str] = [Message("thinking left out of a reply") for turn in turns if has_thoughts(turn)]
+    parsed = parse_turns(turns, keep_thinking)
+    thought = [turn for turn in turns if has_thoughts(turn) and not (keep_thinking and find_thoughts(turn))]
+    notes: list[str] = [Message("thinking left out of a reply")] * len(thought)
     system = find_system_prompt(row, parsed)
     if system and system == common:
         system = ""

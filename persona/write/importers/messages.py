@@ -18,7 +18,7 @@ from persona.write.importers.turns import USER, find_side, find_turns, has_roles
 
 NAME = "messages"
 TITLE = "Messages: role and content, or prompt and completion (JSON, JSONL)"
-OPTIONS = frozenset({"turns", "selection"})
+OPTIONS = frozenset({"turns", "selection", "thinking"})
 SUFFIX = ".jsonl"
 
 
@@ -46,7 +46,8 @@ def row_to_pairs(row: Any, place: str, options: ImportOptions = ImportOptions(),
     used = ("prompt", _answer_key(row), "label") if _is_prompt_row(row) else ()
     if used and row.get("label") is False:
         raise InputError("labelled as an answer that is not wanted")
-    return conversation_rows.conversation_to_pairs(row, place, _turns(row), used, options.turns, common)
+    keeps = options.thinking == "keep"
+    return conversation_rows.conversation_to_pairs(row, place, _turns(row), used, options.turns, common, keeps)
 
 
 def _is_prompt_row(row: Any) -> bool:

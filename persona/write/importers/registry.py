@@ -51,7 +51,7 @@ FORMATS: tuple[ModuleType, ...] = (
 
 MAX_COUNTED = 20_000  # items of a file that are counted before an import, which takes about a second
 OPTION_NAMES = {"columns": "--column", "speakers": "--speaker", "actions": "--actions", "turns": "--history",
-                "join_input": "--join-input"}  # fmt: skip
+                "join_input": "--join-input", "thinking": "--thinking"}  # fmt: skip
 HISTORY_LOOKED_AT = 8  # the last turns of a pair's history, among which the pair before it is looked for
 MORE_NOTES = Message("more of other kinds")
 
@@ -183,6 +183,7 @@ def _note_unused_options(format: str, options: ImportOptions) -> Iterator[Import
         "actions": options.actions != "drop",
         "turns": options.turns is not None,
         "join_input": options.join_input != ImportOptions.join_input,
+        "thinking": options.thinking != "drop",
     }
     for option in (name for name, chosen in given.items() if chosen and name not in get_importer(format).OPTIONS):
         yield ImportNote(

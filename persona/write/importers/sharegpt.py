@@ -13,7 +13,7 @@ from persona.write.importers.turns import find_side, find_turns, has_turn_keys
 
 NAME = "sharegpt"
 TITLE = "ShareGPT: conversations of from and value (JSON, JSONL)"
-OPTIONS = frozenset({"turns", "selection"})
+OPTIONS = frozenset({"turns", "selection", "thinking"})
 SUFFIX = ".json"
 
 
@@ -35,7 +35,7 @@ def read(source: SourceFile, options: ImportOptions) -> Iterator[ImportItem]:
 
     def to_pairs(row: Any, place: str) -> RowPairs:
         return conversation_rows.conversation_to_pairs(
-            row, place, find_turns(row), history=options.turns, common=common
+            row, place, find_turns(row), history=options.turns, common=common, keep_thinking=options.thinking == "keep"
         )
 
     rows = select_rows(lambda: read_json_rows(source), options.selection, source.name)

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from persona.errors import InputError, Message
+from persona.store.thinking import join_thinking
 
 CONVERSATION_KEYS = (
     *("conversations", "conversation", "messages", "dialogue", "dialog", "dialogues", "turns", "chosen"),
@@ -33,6 +34,7 @@ MAX_JSON_TEXT = 2_000_000  # characters of a conversation that stands in a row a
 MAX_PYTHON_TEXT = 200_000  # as Python writes a list, which pandas puts into a CSV file
 TEXT_PARTS = ("text", "input_text", "output_text")  # OpenAI's and Anthropic's types of a part that is text
 THOUGHTS = ("thinking", "redacted_thinking", "reasoning")  # parts that are no part of the reply
+THOUGHT_KEYS = ("reasoning_content", "reasoning")  # of a turn, as vLLM, DeepSeek and others name it
 NOTHING_ASKED = "<|BEGIN-VISIBLE-CHAT|>"  # text-generation-webui writes it before a greeting
 USES_TOOL = Message("the reply uses a tool, whose answer no pair can hold")
 
@@ -201,11 +203,11 @@ def _find(turn: dict[str, Any], keys: tuple[str, ...]) -> str:
 
 def used_turn_keys(turn: dict[str, Any]) -> tuple[str, ...]:
     """The keys of a turn that parse_turns() reads."""
-    return (_find(turn, ROLE_KEYS), _find(turn, CONTENT_KEYS), *USER_FLAGS, *NOT_LEARNED)
+    return (_find(turn, ROLE_KEYS), _find(turn, CONTENT_KEYS), *USER_FLAGS, *NOT_LEARNED, *THOUGHT_KEYS)
 
 
-def parse_turns(turns: list[Any]) -> list[Turn]:
-    """Raises InputError naming the turn that is none."""
+def parse_turns(turns: list[Any], keep_thinking: bool = False) -> list[Turn]:
+    """Raises InputError naming the turn that is none. keep_thinking: before a reply, as a <think> block."""
     parsed = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
@@ -218,6 +220,8 @@ def parse_turns(turns: list[Any]) -> list[Turn]:
             )
         learned = all(turn.get(key) is None or turn[key] != off for key, off in NOT_LEARNED.items())
         text, problem = turn_text(turn, number)
+        if keep_thinking and side == PERSONA and not problem:
+            text = join_thinking(find_thoughts(turn), text)
         parsed.append(Turn(side, text, learned, problem))
     return parsed
 
@@ -245,10 +249,22 @@ def turn_text(turn: dict[str, Any], number: int) -> tuple[str, str]:
 
 
 def has_thoughts(turn: dict[str, Any]) -> bool:
+    return bool(_thought_parts(turn) or find_thoughts(turn))
+
+
+def find_thoughts(turn: dict[str, Any]) -> str:
+    """The thinking of a turn: under a key of its own, or among its parts. "" for none that can be read."""
+    thoughts = [turn.get(key) for key in THOUGHT_KEYS]
+    thoughts += [
+        next(filter(None, map(part.get, ("thinking", "text", *THOUGHT_KEYS))), "") for part in _thought_parts(turn)
+    ]
+    return "\n".join(text.strip() for text in thoughts if isinstance(text, str) and text.strip())
+
+
+def _thought_parts(turn: dict[str, Any]) -> list[dict[str, Any]]:
     parts = turn.get(_find(turn, CONTENT_KEYS))
-    return isinstance(parts, list) and any(
-        isinstance(part, dict) and (part.get("type") in THOUGHTS or part.get("thought")) for part in parts
-    )
+    dicts = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    return [part for part in dicts if part.get("type") in THOUGHTS or part.get("thought")]
 
 
 def merge_turns(turns: list[Turn]) -> list[Turn]:

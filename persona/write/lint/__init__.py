@@ -26,6 +26,7 @@ from persona.write.lint.pair_rules import (
     find_too_long,
     find_unfinished_pairs,
 )
+from persona.write.lint.thinking_rules import find_without_thinking, judge_thinking
 
 __all__ = [
     "ignore_finding",
@@ -41,18 +42,20 @@ def lint_pairs(
     length: Callable[[Pair], int] | None = None,
     max_length: int = 512,
     ignored: Collection[str] = (),
+    thinking: str = "none",
 ) -> list[Finding]:
     """Every finding that is not ignored, errors first, then by row.
 
     length: tokens of a pair as it is rendered for the chosen base; without it no pair is too long. max_length: tokens
-    of a row in training, as in RunConfig.
+    of a row in training, thinking: what becomes of <think> blocks, both as in RunConfig.
     """
     distinct = distinct_rows(pairs)
     normalized = {row: [normalize_text(text) for text in pair_texts(pairs[row - 1])] for row in distinct}
     findings = [
         *find_unfinished_pairs(pairs),
         *(find_too_long(pairs, length, max_length) if length else ()),
-        *apply_text_rules(pairs),
+        *judge_thinking(apply_text_rules(pairs), pairs, thinking),
+        *find_without_thinking(pairs, thinking),
         *find_ai_leaks(pairs, card),
         *find_other_speakers(pairs, card),
         *find_short_replies(pairs),

@@ -283,7 +283,7 @@ def _make_sampling_settings() -> SamplingSettings:
         min_p=gr.Slider(0, 0.5, default.min_p, step=0.01, label="Min-p", info=t("0: off"), min_width=200, render=False),
         repetition_penalty=gr.Slider(1, 2, default.repetition_penalty, step=0.05, label=t("Repetition penalty"),
                                      info=t("1: none"), min_width=200, render=False),
-        max_new_tokens=gr.Slider(16, 512, default.max_new_tokens, step=16, label=t("Longest reply, in tokens"),
+        max_new_tokens=gr.Slider(16, 2048, default.max_new_tokens, step=16, label=t("Longest reply, in tokens"),
                                  min_width=200, elem_id="longest", render=False),
         seed=gr.Number(default.seed, label=t("Seed"), info=t("the same for all"), precision=0,
                        min_width=120, elem_id="seed", render=False),

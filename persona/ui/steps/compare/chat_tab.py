@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from persona.ui.steps.compare.controls import SamplingSettings, Selection
 from persona.ui.steps.compare.conversation_view import (
     ConversationView,
     Messages,
+    book_note,
     choose_greeting,
     chosen_greeting,
     column_messages,
@@ -38,15 +38,18 @@ from persona.ui.steps.compare.conversation_view import (
     export_conversation,
     greeting_note,
     hide_greetings,
+    is_unchanged_thinking,
     latest_conversation,
     load_conversation,
     open_conversation_store,
     read_chatbot_text,
+    reply_note,
     require_turn,
+    room_note,
     show_conversation,
+    turn_of_message,
 )
 from persona.ui.steps.compare.loading import report_loading
-from persona.ui.widgets import problems_html
 
 CHATBOT_IDS = ("chat-base", "chat-persona", "chat-third", "chat-fourth")
 CHAT_HEIGHT = "var(--chat-height)"  # of FIT_CHAT_JS; on a phone of theme.css
@@ -120,10 +123,13 @@ def edit_message(event: gr.EditData, column: int, *controls: Any) -> Steps:
     """An edited question is asked again, and what followed it is hidden; an edited answer becomes a pair."""
     selection, settings = _read_controls(controls)
     index = event.index[0] if isinstance(event.index, list | tuple) else event.index
-    number, is_answer = divmod(int(index), 2)
+    voices = column_voices(selection)
+    shown = column_messages(load_conversation(selection), voices, selection)[column]
     text = read_chatbot_text(str(event.value))
+    if is_unchanged_thinking(shown, int(index), text):
+        return
+    number, is_answer = turn_of_message(shown, int(index))
     if is_answer:
-        voices = column_voices(selection)
         message = localized(correct_answer(number, voices[column], text, selection))
         show_info(t("{message} Undo it in step 1.", message=message))
         chatbots = list(ChatUpdate().chatbots)
@@ -186,8 +192,9 @@ def stream_answers(
             status = _speed_status(replies, same_prompt, sampling)
             yield update._replace(question="", status=status).flat()
     finally:
-        if any(reply.text for reply in replies):
-            answers = [ConversationAnswer(v, r.text, r.tokens, r.ended) for v, r in zip(records, replies, strict=True)]
+        if any(reply.text or reply.thinking for reply in replies):
+            answers = [ConversationAnswer(v, r.text, r.tokens, r.ended, r.thinking)
+                       for v, r in zip(records, replies, strict=True)]  # fmt: skip
             conversation_store.add_answers(store, chat, turn.id, answers, asdict(sampling))
     status = t("{status} · done", status=_speed_status(replies, same_prompt, sampling))
     if comparison.model and comparison.model.placed.reason:
@@ -203,7 +210,8 @@ def _stream_update(
     chatbots, notes = list(ChatUpdate().chatbots), list(ChatUpdate().notes)
     for n, (record, reply) in enumerate(zip(records, replies, strict=True)):
         if reply != shown[n]:
-            messages = [*before[n], *exchange_messages(question, reply.text)]
+            goes_on = not (reply.text or reply.ended or reply.tokens >= limit)
+            messages = [*before[n], *exchange_messages(question, reply.text, reply.thinking, goes_on)]
             chatbots[n] = gr.Chatbot(messages, label=localized(record.label))
             notes[n] = books[n] + reply_note(
                 reply, limit, voice_picker.is_base_circling(record, reply.text, reply.ended)
@@ -220,37 +228,6 @@ def _speed_status(replies: Sequence[Generation], same_prompt: bool, sampling: Sa
         pace=pace,
         seed=sampling.seed,
     )
-
-
-def room_note(left_out: int) -> str:
-    """Above what is said of a reply: how much of a long conversation the model no longer reads."""
-    if not left_out:
-        return ""
-    said = t("The conversation is longer than the model can read. Left out of this prompt, the oldest first: {count} "
-             "messages with their answers. The system prompt and the greeting stay.", count=left_out)  # fmt: skip
-    return f"<div class='quiet'>{escape(said)}</div>"
-
-
-def book_note(entries: Sequence[str]) -> str:
-    """Above what is said of a reply: which entries of the character book joined its prompt."""
-    names = ", ".join(entries)
-    return f"<div class='quiet'>{escape(t('From the book: {names}', names=names))}</div>" if entries else ""
-
-
-def reply_note(reply: Generation, limit: int, circling: bool = False) -> str:
-    """Under a column: how fast it is, whether it has ended (✓), and why. circling: it was stopped for that."""
-    if reply.error:
-        return problems_html([reply.error])
-    if not reply.tokens:
-        return ""
-    figures = {"n": reply.tokens, "pace": f"{reply.tokens_per_s:.1f}", "first": f"{reply.first:.1f}"}
-    text = t("{n} token(s), {pace}/s, first after {first} s", **figures)
-    if not reply.ended and reply.tokens >= limit:
-        text = t("{n} tokens, {pace}/s, first after {first} s · reached the limit of {limit}", **figures, limit=limit)
-    elif circling:
-        text = t("{n} tokens, {pace}/s, first after {first} s · stopped: it went round in circles", **figures)
-    finished = reply.ended or circling or reply.tokens >= limit
-    return f"<div class='quiet'>{'✓ ' if finished else ''}{text}</div>"
 
 
 def renew_conversations(shown_step: int, *selection: Any) -> Any:

@@ -14,6 +14,7 @@ from persona.compare.conversation import Conversation, Turn, VoiceRecord
 from persona.compare.conversation_store import ConversationStore
 from persona.compare.session import MAX_COLUMNS
 from persona.errors import InputError, PersonaError
+from persona.models.generate import Generation
 from persona.store import files, persona_folder
 from persona.template.character_prompt import resolve_greeting
 from persona.train.run_folder import present_card
@@ -22,7 +23,7 @@ from persona.ui.i18n import localized, t
 from persona.ui.page import download_path
 from persona.ui.steps.compare.base_note import base_note_html
 from persona.ui.steps.compare.controls import Selection
-from persona.ui.widgets import markdown_text
+from persona.ui.widgets import markdown_text, problems_html
 
 CORRECTION_MARK = "\n\n✎ "  # between a correction and what is said of it
 
@@ -166,8 +167,27 @@ def chatbot_messages(chat: Conversation | None, column: str, corrected: Correcti
     messages: Messages = []
     for turn in chat.turns if chat else ():
         history = conversation.prompt_history(chat, turn.id, column) if chat else ()
-        messages += exchange_messages(turn.said, _shown_answer(turn, column, corrected.get((turn.said, history))))
+        thinking = next((a.thinking for a in turn.answers if a.voice.column == column), "")
+        shown = _shown_answer(turn, column, corrected.get((turn.said, history)))
+        messages += exchange_messages(turn.said, shown, thinking)
     return messages
+
+
+def is_unchanged_thinking(messages: Messages, index: int, edited: str) -> bool:
+    """Whether a column's message is thinking: a Chatbot hands it back with an edited answer. Raises PersonaError where
+    it was edited itself.
+    """
+    if index >= len(messages) or "metadata" not in messages[index]:
+        return False
+    if edited.strip() != read_chatbot_text(messages[index]["content"]).strip():
+        raise PersonaError("Thinking cannot be corrected: no later answer reads it. Edit the answer below it.")
+    return True
+
+
+def turn_of_message(messages: Messages, index: int) -> tuple[int, bool]:
+    """The turn, from 0, that a column's message belongs to, and whether it is the answer."""
+    number, is_answer = divmod(index - sum("metadata" in m for m in messages[:index]), 2)
+    return number, bool(is_answer)
 
 
 def _shown_answer(turn: Turn, column: str, correction: tuple[int, str] | None) -> str:
@@ -183,10 +203,13 @@ def _shown_answer(turn: Turn, column: str, correction: tuple[int, str] | None) -
     return t("(no answer)") if asked else t("(not asked: this voice was added later)")
 
 
-def exchange_messages(question: str, answer: str) -> Messages:
-    """A question and its answer, for a Chatbot."""
+def exchange_messages(question: str, answer: str, thinking: str = "", is_thinking: bool = False) -> Messages:
+    """A question and its answer, for a Chatbot; the thinking before it is folded. is_thinking: it goes on."""
+    folded = {"title": t("Thinking"), "status": "pending" if is_thinking else "done"}
+    thought = [{"role": "assistant", "content": chatbot_text(thinking), "metadata": folded}] if thinking else []
     return [
         {"role": "user", "content": chatbot_text(question)},
+        *thought,
         {"role": "assistant", "content": chatbot_text(answer or "…")},
     ]
 
@@ -202,6 +225,40 @@ def read_chatbot_text(edited: str) -> str:
 
 
 _HTML = re.compile(r"<(?=[A-Za-z/!?])|&(?=#|\w+;)")  # no more than must be: the copy button copies it
+
+
+def room_note(left_out: int) -> str:
+    """Above what is said of a reply: how much of a long conversation the model no longer reads."""
+    if not left_out:
+        return ""
+    said = t("The conversation is longer than the model can read. Left out of this prompt, the oldest first: {count} "
+             "messages with their answers. The system prompt and the greeting stay.", count=left_out)  # fmt: skip
+    return f"<div class='quiet'>{escape(said)}</div>"
+
+
+def book_note(entries: Sequence[str]) -> str:
+    """Above what is said of a reply: which entries of the character book joined its prompt."""
+    names = ", ".join(entries)
+    return f"<div class='quiet'>{escape(t('From the book: {names}', names=names))}</div>" if entries else ""
+
+
+def reply_note(reply: Generation, limit: int, circling: bool = False) -> str:
+    """Under a column: how fast it is, whether it has ended (✓), and why. circling: it was stopped for that."""
+    if reply.error:
+        return problems_html([reply.error])
+    if not reply.tokens:
+        return ""
+    figures = {"n": reply.tokens, "pace": f"{reply.tokens_per_s:.1f}", "first": f"{reply.first:.1f}"}
+    text = t("{n} token(s), {pace}/s, first after {first} s", **figures)
+    if reply.thinking and not reply.text and reply.tokens >= limit:
+        text = t("{n} tokens, {pace}/s, first after {first} s · the thinking used them all up: raise the limit of "
+                 "{limit} for an answer", **figures, limit=limit)  # fmt: skip
+    elif not reply.ended and reply.tokens >= limit:
+        text = t("{n} tokens, {pace}/s, first after {first} s · reached the limit of {limit}", **figures, limit=limit)
+    elif circling:
+        text = t("{n} tokens, {pace}/s, first after {first} s · stopped: it went round in circles", **figures)
+    finished = reply.ended or circling or reply.tokens >= limit
+    return f"<div class='quiet'>{'✓ ' if finished else ''}{text}</div>"
 
 
 def conversation_dropdown(*inputs: Any) -> gr.Dropdown:

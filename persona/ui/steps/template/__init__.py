@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from persona.errors import BaseError, Message, PersonaError, TemplateError, join
-from persona.models import base, bundled, catalogue
+from persona.models import base, bundled, catalogue, open_renderer
 from persona.template import chat_template, render
 from persona.ui import navigation
 from persona.ui.i18n import CHINESE, localize, localized, t
@@ -80,6 +80,19 @@ def make_template_settings() -> RenderSettings:
             elem_id="max-length",
         ),
         gr.Checkbox(False, label=t("Learn the replies of earlier turns too"), render=False),
+        gr.Radio(
+            [
+                (t("None: it answers as a persona speaks"), "none"),
+                (t("Keep: it goes on thinking by itself, and learns the reply alone"), "keep"),
+                (t("Train: it learns the thinking that the pairs hold, too"), "train"),
+            ],
+            value="none",
+            label=t("Thinking"),
+            info=t("This base can reason in a <think> block before it answers"),
+            visible=False,
+            render=False,
+            elem_id="thinking",
+        ),
     )
 
 
@@ -140,7 +153,8 @@ def show_settings(
     if not slug or not open_current_persona(slug).pairs():
         return *NO_PAIR, *unchanged, accepted
     try:
-        return *show_pair(slug, number, *settings, progress=progress), *unchanged, settings
+        settings, shown = _show_chosen(slug, number, settings, accepted, progress)
+        return *shown, *unchanged._replace(thinking=_thinking_radio(slug, settings)), settings
     except (BaseError, TemplateError) as e:
         if settings == accepted:
             raise
@@ -150,7 +164,27 @@ def show_settings(
                  template=Path(accepted.template).name)  # fmt: skip
         problem = escape(localized(e.message)).replace("\n", "<br>")
         gr.Warning(f"{problem}<br>{escape(back)}")
-        return *shown, *accepted._replace(template=template_dropdown(slug, accepted.template)), accepted
+        radio = _thinking_radio(slug, accepted)
+        return *shown, *accepted._replace(template=template_dropdown(slug, accepted.template), thinking=radio), accepted
+
+
+def _show_chosen(
+    slug: str, number: int, settings: RenderSettings, accepted: RenderSettings, progress: gr.Progress
+) -> tuple[RenderSettings, PairView]:
+    """The settings and their view. With another base or template than accepted, thinking is given up if it must be."""
+    try:
+        return settings, show_pair(slug, number, *settings, progress=progress)
+    except TemplateError:
+        if settings.thinking == "none" or settings[:2] == accepted[:2]:
+            raise
+    settings = settings._replace(thinking="none")
+    return settings, show_pair(slug, number, *settings, progress=progress)
+
+
+def _thinking_radio(slug: str, settings: RenderSettings) -> gr.Radio:
+    """The choice of what a run does with thinking, where the base can think."""
+    model, renderer = open_page_renderer(slug, settings)
+    return gr.Radio(value=settings.thinking, visible=open_renderer.can_think(model, renderer))
 
 
 def show_persona(
@@ -272,6 +306,7 @@ def _build_layout(page: Page) -> _Controls:
         with gr.Row():
             settings.max_length.render()
             settings.learn_history.render()
+        settings.thinking.render()
         raw = gr.Code(language=None, wrap_lines=True, interactive=False, label=t("Exactly what the tokenizer gets"))
         score = gr.Button(t("Score it with the base"), scale=0, min_width=230, elem_id="score")
         scores = gr.HTML(elem_id="scored")

@@ -24,7 +24,7 @@ def adopt_template(slug: str, text: str, *inputs: Any) -> tuple[gr.Dropdown, str
     persona = open_current_persona(slug)
     if not text.strip():
         raise PersonaError("Paste a template first, or start from the chosen one.")
-    _, renderer = open_page_renderer(slug, settings._replace(template="auto"))
+    _, renderer = open_page_renderer(slug, settings._replace(template="auto", thinking="none"))
     template = chat_template.ChatTemplate("your own", text)
     if problems := compatibility.find_incompatibilities(renderer.tokenizer, template):
         raise TemplateError(join("\n", problems))

@@ -60,7 +60,7 @@ def require_trainable(slug: str, config: RunConfig, parent: Parent | None = None
     persona = open_current_persona(slug)
     items = persona.pairs()
     launcher.require_trainable_pairs(persona, items)
-    settings = RenderSettings(config.base, config.template, config.max_length, config.learn_history)
+    settings = RenderSettings(config.base, config.template, config.max_length, config.learn_history, config.thinking)
     base, renderer = open_page_renderer(slug, settings)
     if parent:
         require_same_base(parent, base, renderer.template.text)

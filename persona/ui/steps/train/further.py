@@ -38,7 +38,8 @@ def open_parent(adapter_id: str) -> Parent | None:
 
 def fixed_settings(config: RunConfig) -> set[str]:
     """The settings of step 2 that the visitor chose: an adapter with others is refused, not followed."""
-    return {"base"} | ({"template"} if config.template != "auto" else set())
+    chosen = {"template": config.template != "auto", "thinking": config.thinking != "none"}
+    return {"base"} | {name for name, is_chosen in chosen.items() if is_chosen}
 
 
 def with_parent(handler: Callable) -> Callable:

@@ -24,7 +24,8 @@ MAX_DIFFERENCES = 200  # pairs that a difference lists
 # what runs differ in beside the expert settings
 OTHER_LABELS = {
     "base": "Base", "template": "Template", "max_length": "Longest row, in tokens (max_length)",
-    "learn_history": "Learn the replies of earlier turns too", "parent": "Go on from", "system": "System prompt",
+    "learn_history": "Learn the replies of earlier turns too", "thinking": "Thinking", "parent": "Go on from",
+    "system": "System prompt",
 }  # fmt: skip
 LOSS_COLORS = ("#0284c7", "#d97706")
 

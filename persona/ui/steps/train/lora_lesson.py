@@ -47,9 +47,10 @@ def lesson(slug: str, preset: str, *form: Any) -> tuple[str, gr.CheckboxGroup]:
             return _explanation_html(config) + f'<p class="quiet">{unknown}</p>', gr.CheckboxGroup(visible=False)
         kinds = target_modules.list_layer_kinds(local_base, config.target_modules)
         card = persona.card()
-        rows = [row_tokens.estimate_row_tokens(card, p, config.learn_history) for p in persona.pairs()] or [
-            (config.max_length, config.max_length)
-        ]
+        rows = [
+            row_tokens.estimate_row_tokens(card, p, config.learn_history, thinking=config.thinking)
+            for p in persona.pairs()
+        ] or [(config.max_length, config.max_length)]
     except PersonaError as e:
         return problems_html([e.message]), gr.CheckboxGroup(visible=False)
     step = row_tokens.find_heaviest_step(config, rows)

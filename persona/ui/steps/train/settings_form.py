@@ -15,7 +15,7 @@ from persona.train.config import PRESETS, RunConfig, make_config
 from persona.ui.i18n import t
 
 EXPERT_FIELDS = tuple(name for name, setting in RunConfig.model_fields.items() if setting.json_schema_extra)
-TEMPLATE_STEP_FIELDS = ("base", "template", "max_length", "learn_history")  # chosen there
+TEMPLATE_STEP_FIELDS = ("base", "template", "max_length", "learn_history", "thinking")  # chosen there
 
 
 def _metadata(name: str) -> dict[str, str]:
@@ -126,10 +126,11 @@ def _changes(values: Sequence[Any]) -> dict[str, Any]:
 
 
 def form_to_config(
-    preset: str, base: str, template: str, max_length: float, learn_history: bool, *values: Any
+    preset: str, base: str, template: str, max_length: float, learn_history: bool, thinking: str, *values: Any
 ) -> RunConfig:
     """The page → RunConfig. An emptied field is the preset's. Raises InputError naming every field that is wrong."""
     changes = _changes(values)
     chosen = {"base": base or None, "template": template or "auto", "max_length": int(max_length or MAX_LENGTH)}
+    chosen["thinking"] = thinking
     changes |= {name: value for name, value in chosen.items() if value} | {"learn_history": bool(learn_history)}
     return make_config(preset, **changes)

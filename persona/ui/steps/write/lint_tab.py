@@ -52,7 +52,8 @@ def update_findings(slug: str, findings: list[Finding], row_filter: str, always:
         return LintUpdate(findings, gr.skip(), f"<div class='hint'>{hint}</div>", gr.skip())
     settings, card, ignored = RenderSettings(*inputs), persona.card(), lint.read_ignored(persona)
     max_length = int(settings.max_length or MAX_LENGTH)
-    findings = lint.lint_pairs(items, card, _token_counter(persona, settings), max_length, ignored)
+    thinking = settings.thinking or "none"
+    findings = lint.lint_pairs(items, card, _token_counter(persona, settings), max_length, ignored, thinking)
     panel = findings_html(items, findings, summarize_dataset(items, card, findings), len(ignored))
     rules = sorted({f.rule for f in findings} | {row_filter or PAIR_FILTERS[0]} - {*PAIR_FILTERS})
     choices += [(rule_title(rule), rule) for rule in rules]

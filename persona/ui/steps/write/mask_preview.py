@@ -37,8 +37,9 @@ def preview_mask(slug: str, number: int, *inputs: Any) -> Iterator[str]:
 
 
 def preview_typed(
-    slug: str, base: str, template: str, max_length: float, learn_history: bool, event: gr.EventData
-) -> Any:
+    slug: str, base: str, template: str, max_length: float, learn_history: bool, thinking: str,
+    event: gr.EventData,
+) -> Any:  # fmt: skip
     """The mask of what is typed so far, before it is saved. Until the base is open, preview_mask alone draws it."""
     if base not in _opened:
         return gr.skip()
@@ -50,7 +51,7 @@ def preview_typed(
         pair = parse_pair(typed.weigh(dict(event._data).get("weights") or ()).to_dict())
     except PersonaError as e:  # too long, for instance, to be tokenized; the edit itself is refused with a notice
         return f"<div class='hint'>{escape(localized(e.message))}</div>"
-    return mask_card(slug, pair, int(event.row), RenderSettings(base, template, max_length, learn_history))
+    return mask_card(slug, pair, int(event.row), RenderSettings(base, template, max_length, learn_history, thinking))
 
 
 def mask_card(slug: str, pair: Pair, number: int, settings: RenderSettings) -> str:
