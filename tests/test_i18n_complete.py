@@ -133,7 +133,10 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
     "for the log of the server": {
         "middleware/workspaces.py": {"%s: could not be removed (%s)", "The idle workspaces could not be swept"},
     },
-    "a regular expression": {"middleware/workspaces.py": {"[A-Za-z0-9_-]{43}"}},
+    "a regular expression": {
+        "middleware/workspaces.py": {"[A-Za-z0-9_-]{43}"}, "middleware/front_end.py": {front_end.SERVED.pattern},
+    },
+    "how files of Gradio's are called": {"middleware/front_end.py": set(front_end.MENDED)},
 }  # fmt: skip
 CODE = {
     "i18n.py": "scripts for the browser",

@@ -174,6 +174,8 @@ def _write_hint(state: PersonaState) -> str:
             n=f"{state.pairs:,}",
             m=state.warnings,
         )
+    if state.pairs < launcher.MIN_PAIRS:
+        return closed_reason(TRAIN, state)
     if state.pairs < verdict.FEW_PAIRS:
         return t(
             "Pairs: {n}. That is too few for a persona to show, which takes about 100: write or import more. To try "
