@@ -247,7 +247,7 @@ def test_an_opened_adapter_introduces_itself_as_text(tiny_llama, home):
         card = PersonaCard(name=text, rights=text, probes=(text,))
         (place / "persona.json").write_text(json.dumps(card.model_dump(mode="json")))
         (place / "run.json").write_text(json.dumps({**run, "template": text, "base": {"id": text}}))
-        assert_inert(compare.describe_adapter("opened/x")[1])
+        assert_inert(compare.describe_adapter("", "opened/x")[1])
         assert_inert(share.contents_html("opened/x"))
 
 
@@ -256,4 +256,4 @@ def test_figures_of_the_wrong_kind_are_left_out(tiny_llama, home, value):
     place = home / "adapters" / "x"
     write_adapter(tiny_llama, place)
     (place / "run.json").write_text(json.dumps({"figures": value, "config": value, "base": value}))
-    assert "held-out" not in compare.describe_adapter("opened/x")[1]
+    assert "held-out" not in compare.describe_adapter("", "opened/x")[1]

@@ -1,6 +1,7 @@
 """Who is chosen, without a browser: one persona with its own adapter, its address, and what may be given away of it."""
 
 import os
+import shutil
 from types import SimpleNamespace
 
 import gradio as gr
@@ -14,10 +15,10 @@ from persona.store.pairs import Pair
 from persona.store.persona_folder import PersonaCard
 from persona.train import launcher
 from persona.train.config import make_config
-from persona.ui import app, chosen
+from persona.ui import app, chosen, voice_picker
 from persona.ui.chosen import Chosen
 from persona.ui.navigation import TRAIN, WRITE
-from persona.ui.steps import share, template
+from persona.ui.steps import compare, share, template
 from persona.ui.steps import train as train_step
 
 PAIRS = [Pair(f"Which clock is number {n}?", f"Otto's clock {n}.") for n in range(6)]
@@ -122,3 +123,18 @@ def test_a_bare_address_opens_who_was_worked_on_last_even_while_another_trains(r
         assert opened(None) == opened("gone") == (slug, step), "edited last"
     active = None
     assert opened(None) == ("otto", WRITE)
+
+
+def test_another_personas_adapter_is_said_to_be_opened_beside_the_chosen_one(run, home, tiny_llama):
+    write_adapter(tiny_llama, home / "adapters/zhen", card=PersonaCard(name="甄嬛"))
+    about = compare.describe_adapter("otto", "opened/zhen")[1]
+    assert "甄嬛 is opened beside Otto" in about and "becomes a pair of Otto" in about
+    persona_folder.update_card(persona_folder.find_persona("otto"), lambda _: {"name": "Otto the Elder"})
+    for slug, adapter_id in (("otto", f"run/otto/{run.name}"), ("", "opened/zhen")):
+        assert "beside" not in compare.describe_adapter(slug, adapter_id)[1], adapter_id
+
+
+def test_a_run_that_another_window_has_deleted_is_said_to_be_gone(run):
+    shutil.rmtree(run.path)
+    with pytest.raises(PersonaError, match=f"^{run.name}: this run is not there"):
+        voice_picker.find_adapter(f"run/otto/{run.name}")

@@ -199,7 +199,7 @@ def test_a_corrected_answer_becomes_a_pair(run, chosen, monkeypatch):
     assert (pair.instruction, pair.output, pair.source) == (
         "Who are you?", "Mags Tolliver. Wipe your boots.", "correction",
     )  # fmt: skip
-    assert "Added as pair 3" in told[0]
+    assert "Added as pair 3 of Mags" in told[0]
 
 
 def test_a_visitor_sees_no_other_visitors_conversation(run, chosen):
@@ -256,12 +256,12 @@ def test_a_list_of_questions_becomes_files(run, chosen):
     unseen = [r.pair.instruction for r in run.rows() if r.held_out]
     assert questions_tab.held_out_questions(chosen).splitlines() == unseen
     assert blind_vote_tab.draw_probe(chosen) in unseen
-    offered = compare.describe_adapter(chosen)[0]
+    offered = compare.describe_adapter("mags", chosen)[0]
     assert offered.visible and offered.label == "Questions kept out of the training"
     (run.path / "pairs.jsonl").unlink()
     with pytest.raises(PersonaError, match="no probes and no held-out"):
         questions_tab.held_out_questions(chosen)
-    assert not compare.describe_adapter(chosen)[0].visible, "no empty heading"
+    assert not compare.describe_adapter("mags", chosen)[0].visible, "no empty heading"
     with pytest.raises(PersonaError, match="no questions yet"):
         next(questions_tab.answer_questions(" \n ", "mags", chosen, [], 1.0, *KNOBS))
 

@@ -118,7 +118,7 @@ def test_a_correction_has_what_the_persona_had_said_before(persona):
 def test_a_correction_goes_to_the_pairs_and_can_be_taken_back(persona):
     before = persona.pairs_file.read_bytes()
     added = corrections.append_correction(persona, Pair("外头冷吗？", "风大，仔细着凉。", EARLIER, "correction"))
-    assert (added.row, added.rivals, added.message) == (3, (), "Added as pair 3.")
+    assert (added.row, added.rivals, added.message) == (3, (), "Added as pair 3 of 甄嬛.")
     assert persona.pairs()[2] == Pair("外头冷吗？", "风大，仔细着凉。", EARLIER, "correction")
     assert edit_history.undo(persona) == "add a correction" and persona.pairs_file.read_bytes() == before
 

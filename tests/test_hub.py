@@ -11,6 +11,7 @@ from persona.models import adapter
 from persona.share import archive
 from persona.share.archive import WEIGHTS_FILE
 from persona.share.hub import HubRef, pull_adapter, push_adapter, share_url
+from persona.ui import i18n
 from tests.hub_fixtures import SECRETS, allowed, contents, edit_card, on_hub
 from tests.local_hub import ANN, BEN, OLD, Hub
 
@@ -119,7 +120,7 @@ def test_old_revision_keeps_its_bytes(mine: Path, hub: Hub) -> None:
 
 def test_public_needs_rights_and_a_repo_never_changes_sides(mine: Path, hub: Hub) -> None:
     edit_card(mine, rights="  ")
-    with pytest.raises(ShareError, match="'rights' in .*persona.json is empty"):
+    with pytest.raises(ShareError, match="does not say whose text it was trained on"):
         push_adapter(mine, "zhen", public=True, token=ANN)
     assert hub.requests == []
     edit_card(mine, rights="CC0")
@@ -130,8 +131,12 @@ def test_public_needs_rights_and_a_repo_never_changes_sides(mine: Path, hub: Hub
     with pytest.raises(ShareError, match="is public, but private was asked"):
         push_adapter(mine, "zhen", token=ANN)
     push_adapter(mine, "other", token=ANN)
-    with pytest.raises(ShareError, match="is private, but public was asked"):
+    with pytest.raises(ShareError, match="is private, but public was asked") as refused:
         push_adapter(mine, "other", public=True, token=ANN)
+    with i18n.as_language("zh"):
+        assert "公开" in i18n.localized(refused.value.message) and "private" not in i18n.localized(
+            refused.value.message
+        )
     assert len(hub.repos["ann/zhen"].commits) == commits and hub.repos["ann/other"].private
 
 
@@ -141,7 +146,8 @@ def test_push_refusals_are_sentences(mine: Path, hub: Hub, tmp_path: Path, monke
         ("zhen", OLD, "expired or revoked"),
         ("zhen", None, "not logged in"),
         ("a/b/c", ANN, "not a name on the Hub"),
-        ("zhen huan", ANN, "not a name on the Hub"),
+        ("zhen huan", ANN, "^'zhen huan': not a name on the Hub"),
+        ("", ANN, "needs a name"),
     ]:
         with pytest.raises(ShareError, match=why) as caught:
             push_adapter(mine, repo, token=token)

@@ -125,7 +125,7 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
                "navigation.py": {navigation.NAVIGATION_JS, navigation.FOCUS_STEP_JS},
                "steps/compare/base_note.py": {base_note.CHOOSE_BASE_JS}, "steps/compare/chat_tab.py": {chat_tab.SHOW_ANSWERS_JS},
                "steps/template/__init__.py": {template.SHOW_REFUSED_JS}, "steps/train/run_view.py": {run_view.WHOLE_STEPS_JS},
-               "middleware/front_end.py": {*front_end.SHORTER, *front_end.SHORTER.values()}},
+               "middleware/front_end.py": {js for mends in front_end.MENDED.values() for pair in mends.items() for js in pair}},
     "told to programs: no browser with the page open asks so": {
         "middleware/event_limits.py": {"The request ended early."},
         "middleware/visitors.py": {"Not found.", "The request is no JSON object."},
@@ -133,7 +133,10 @@ NOT_SHOWN: dict[str, dict[str, set[str]]] = {
     "for the log of the server": {
         "middleware/workspaces.py": {"%s: could not be removed (%s)", "The idle workspaces could not be swept"},
     },
-    "a regular expression": {"middleware/workspaces.py": {"[A-Za-z0-9_-]{43}"}},
+    "a regular expression": {
+        "middleware/workspaces.py": {"[A-Za-z0-9_-]{43}"}, "middleware/front_end.py": {front_end.SERVED.pattern},
+    },
+    "how files of Gradio's are called": {"middleware/front_end.py": set(front_end.MENDED)},
 }  # fmt: skip
 CODE = {
     "i18n.py": "scripts for the browser",

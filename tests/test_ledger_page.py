@@ -46,7 +46,7 @@ def test_the_table_names_each_run_and_marks_the_one_shown(mags):
 
 def test_one_held_out_pair_has_no_interval(mags):
     new_run(mags, [30.0])
-    assert "3.000</td>" in ledger.refresh(mags.slug, "", [])[0]
+    assert "3.000</div></td>" in ledger.refresh(mags.slug, "", [])[0]
 
 
 def test_two_ticked_runs_are_compared_and_a_third_replaces_the_first(mags):
@@ -80,12 +80,24 @@ def test_a_run_is_opened_noted_starred_and_deleted(mags):
     view = press(mags.slug, "open", run)
     assert view.shown == run.name and "class='shown'" in view.table
     press(mags.slug, "star", run)
-    ledger.save_note(mags.slug, run.name, " Dry ", "keep")
+    ledger.save_note(mags.slug, run.name, " Dry ", "keep", [])
     assert run_notes.read_note(run) == run_notes.RunNote(name="Dry", note="keep", starred=True)
     view = press(mags.slug, "delete", run, shown=run.name, picked=[run.name])
     assert (view.shown, view.picked) == ("", []) and list_runs(mags) == []
     with pytest.raises(InputError, match="no longer there"):
         press(mags.slug, "open", run)
+
+
+def test_a_comparison_goes_with_its_runs(mags):
+    """It tells them apart, has the new name of one, and ends when one is deleted."""
+    first, second = new_run(mags), new_run(mags)
+    both = [first.name, second.name]
+    detail = press(mags.slug, "pick", second, picked=[first.name]).detail
+    one, other = (ledger.run_title(run) for run in (first, second))
+    assert one != other or (f"{one} (1)" in detail and f"{other} (2)" in detail)
+    assert "Dry" in ledger.save_note(mags.slug, first.name, "Dry", "", both)[0]
+    view = press(mags.slug, "delete", second, shown=first.name, picked=both)
+    assert (view.detail, view.picked) == ("", [first.name])
 
 
 def test_the_difference_to_the_pairs_of_now_is_escaped(mags):

@@ -56,6 +56,7 @@ def test_the_hint_says_what_is_done_and_what_is_next():
         (TEMPLATE, FULL, "Next: Train"), (TRAIN, FULL, "press Start training"),
         (TRAIN, replace(FULL, waits=True), "press Add to the queue"), (TEMPLATE, replace(FULL, untrainable=2), "cannot be trained on: 2."),
         (TRAIN, PersonaState(open=True, pairs=1), "too few"),
+        (WRITE, PersonaState(open=True, pairs=1), "One pair is too few to train on"),
         (TRAIN, PersonaState(True, 314, run=RunProgress(status="running", left=90)), f"Time left: {navigation.TIME_LEFT}. You can close"),
         (TRAIN, PersonaState(True, 314, run=RunProgress(status="running")), "Training. You can close"),
         (TRAIN, TRAINED, "Next: Compare"),

@@ -63,7 +63,7 @@ def test_a_page_of_many_holds_fifty_and_leads_on():
     html = pairs_table.table_html(many, rows, TableView(page=1), selected=60)
     assert re.findall(r'data-row="(\d+)"', html) == [str(n) for n in range(51, 101)]
     assert (
-        "51–<span data-count>100</span> of <span data-count>120</span> pairs" in html
+        "Pairs 51–<span data-count>100</span> of <span data-count>120</span>" in html
         and 'class="pair selected" role="listitem" data-row="60"' in html
     )
     assert len(rows) // ROWS_PER_PAGE == 2 and 'data-page="2"' in html

@@ -61,6 +61,11 @@ def test_a_folder_that_is_no_persona_is_refused(tmp_path):
         open_persona(tmp_path)
 
 
+def test_one_that_is_gone_is_said_so_without_its_path(home):
+    with pytest.raises(InputError, match="^There is no persona called “mags” here.$"):
+        persona_folder.find_persona("mags")
+
+
 def test_names_that_lead_elsewhere_are_refused(home):
     """They may come from a link or a browser; something to be found there must not help."""
     create_persona_at(home / "mags", MAGS)

@@ -282,6 +282,9 @@ def test_a_machine_that_was_busy_when_the_page_started_is_known_by_its_best(
     assert "using this machine now" not in page.plan_html("mags", "quick", str(tiny_gemma), *FORM)
     monkeypatch.setattr(hardware, "_fastest", fastest)  # since other programs have ended
     assert hardware.best_machine().rates == tuple((d, 10 * rate) for d, rate in MACHINE.rates)
+    text = page.plan_html("mags", "quick", str(tiny_gemma), *FORM)
+    assert "about 1 minute</b>" in text and "using this machine now" not in text, "it takes no longer, in such words"
+    measured(1e-4)
     assert "Other programs are using this machine now" in page.plan_html("mags", "quick", str(tiny_gemma), *FORM)
     measured(10.0)
     assert "using this machine now" not in page.plan_html("mags", "quick", str(tiny_gemma), *FORM)

@@ -101,9 +101,9 @@ def test_spaces_comes_before_torch_and_only_on_zerogpu(tmp_path: Path) -> None:
 
 
 def test_the_address_is_the_spaces_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from persona.ui.steps.share import page_address
+    from persona.ui.steps.share import begin_push
 
-    at = lambda **headers: page_address(SimpleNamespace(headers=headers))  # type: ignore[arg-type]  # noqa: E731
+    at = lambda **headers: begin_push(SimpleNamespace(headers=headers))[0]  # type: ignore[arg-type]  # noqa: E731
     assert at(host="127.0.0.1:7861") == "http://127.0.0.1:7861"
     assert at(host="x", origin="https://persona.example") == "https://persona.example"
     monkeypatch.setenv("SPACE_HOST", "ann-persona.hf.space, persona.example")
@@ -122,10 +122,10 @@ def test_a_push_from_a_space_takes_the_visitors_token_and_no_other(monkeypatch: 
     monkeypatch.setenv("HF_TOKEN", "hf_" + "o" * 34)
     for name in ("SPACE_ID", *deployment.OAUTH_VARIABLES):
         monkeypatch.setenv(name, "x")
-    share.push_to_hub("run/a/b", "zhen", False, "http://x", visitor, lambda *_, **__: None)
-    share.push_to_hub("run/a/b", "zhen", False, "http://x", None, lambda *_, **__: None)
+    share.push_to_hub("run/a/b", "zhen", False, "http://x", visitor)
+    share.push_to_hub("run/a/b", "zhen", False, "http://x", None)
     monkeypatch.delenv("OAUTH_CLIENT_ID")  # Gradio's sign-in is then a mock
-    share.push_to_hub("run/a/b", "zhen", False, "http://x", visitor, lambda *_, **__: None)
+    share.push_to_hub("run/a/b", "zhen", False, "http://x", visitor)
     assert sent == ["hf_visitor", None, None]
 
 

@@ -75,7 +75,7 @@ def append_correction(persona: Persona, pair: Pair) -> AddedPair:
     if not edit_history.append(persona, [pair], _edit(pair.source)).added:
         raise InputError("Another window has just added this answer to this question. Nothing was added.")
     row, rivals = len(pairs) + 1, tuple(n for n, _ in same_question)
-    return AddedPair(row, rivals, _message(row, rivals))
+    return AddedPair(row, rivals, _message(persona.card().name, row, rivals))
 
 
 def _edit(source: str) -> str:
@@ -83,8 +83,8 @@ def _edit(source: str) -> str:
     return labels.get(source) or Message("add a pair")
 
 
-def _message(row: int, rivals: tuple[int, ...]) -> str:
-    added = Message("Added as pair {row}.", row=row)
+def _message(name: str, row: int, rivals: tuple[int, ...]) -> str:
+    added = Message("Added as pair {row} of {name}.", row=row, name=name)
     if not rivals:
         return added
     if len(rivals) == 1:

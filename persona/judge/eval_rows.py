@@ -47,7 +47,12 @@ def read_eval_rows(run: Run | None, data: Path | None) -> EvalRows:
         "",
         [],
         trained,
-        [Message("{reason}. Name a file of other pairs with --data to measure what was learned.", reason=reason)],
+        [
+            Message(
+                "{reason}. On the command line, persona eval --data names a file of other pairs to measure on.",
+                reason=reason,
+            )
+        ],
     )
 
 

@@ -216,7 +216,10 @@ def _learned(r: EvalReport) -> VerdictParts:
 
 def _not_measured(r: EvalReport) -> VerdictParts:
     said = Message("Whether it learned was not measured: there are no pairs that it was not trained on.")
-    advice = Message("Name a file of such pairs with --data, or train with some held out (eval_fraction).")
+    advice = Message(
+        "Train with some held out (eval_fraction); or, on the command line, name a file of such pairs: persona eval "
+        "--data FILE."
+    )
     return "not measured", said, "", advice
 
 

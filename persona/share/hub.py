@@ -35,14 +35,7 @@ class HubRef:
     revision: str = ""
 
     def __post_init__(self) -> None:
-        parts = self.repo.split("/")
-        good = len(parts) == 2 and all(_NAME.fullmatch(p) and ".." not in p and "--" not in p for p in parts)
-        if not good or self.repo.endswith(".git"):
-            raise ShareError(
-                "{repo!r}: not a name on the Hub. It is USER/NAME: letters, digits, '-', '_' and '.', each "
-                "part at most 96 long.",
-                repo=self.repo[:120],
-            )
+        _require_name(self.repo, self.repo)
         if self.revision and (not _REVISION.fullmatch(self.revision) or ".." in self.revision):
             raise ShareError(
                 "{revision!r}: not a revision. Use a commit, branch or tag without '/'.", revision=self.revision[:120]
@@ -56,6 +49,18 @@ class HubRef:
         """From USER/NAME, USER/NAME@REV, a share link (?persona=…), or the address of a Hub page. Raises ShareError."""
         text = text.strip()
         return _parse_url(text) if "://" in text else _parse_name(text)
+
+
+def _require_name(shown: str, repo: str) -> None:
+    """Raises ShareError, which names it as `shown`, for what is no USER/NAME."""
+    parts = repo.split("/")
+    good = len(parts) == 2 and all(_NAME.fullmatch(p) and ".." not in p and "--" not in p for p in parts)
+    if not good or repo.endswith(".git"):
+        raise ShareError(
+            "{repo!r}: not a name on the Hub. It is USER/NAME: letters, digits, '-', '_' and '.', each part at most 96 "
+            "long.",
+            repo=shown[:120],
+        )
 
 
 def _parse_name(text: str) -> HubRef:
@@ -113,12 +118,14 @@ def push_adapter(
     card = check_adapter_folder(adapter).card
     if public and not card.rights.strip():
         raise ShareError(
-            "{adapter} cannot be made public: 'rights' in {file} is empty. Write there whose text it "
-            "was trained on, and under which licence or permission; or share it privately.",
+            "{adapter} cannot be made public: it does not say whose text it was trained on. Write that, and under "
+            "which licence or permission, as its rights (step 1, tab Who it is, or 'rights' in its persona.json); or "
+            "share it privately.",
             adapter=card.name,
-            file=adapter / "persona.json",
         )
-    HubRef(repo if "/" in repo else f"me/{repo}")  # a wrong name is refused before anything is sent
+    if not repo:
+        raise ShareError("It needs a name on the Hub first: NAME, or USER/NAME.")
+    _require_name(repo, repo if "/" in repo else f"me/{repo}")  # before anything is sent
     token = _resolve_token(token)
     if not token:
         raise ShareError(
@@ -151,7 +158,7 @@ def _ensure_repo(api: Any, repo: str, public: bool) -> None:
 
     private = retry(is_private)
     if private == public:
-        there, asked = ("private", "public") if private else ("public", "private")
+        there, asked = (Message("private"), Message("public"))[:: 1 if private else -1]
         raise ShareError(
             "{wanted} is on the Hub already and is {there}, but {asked} was asked for. Nothing was "
             "sent. Choose another name, push it as {there}, or change it at "

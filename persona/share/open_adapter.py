@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from persona.compare.session import NO_ADAPTER, LoadedModel, Voice, renderer_of
-from persona.errors import AdapterError, InputError, PersonaError
+from persona.errors import AdapterError, InputError, PersonaError, RunError
 from persona.models import adapter as adapters
 from persona.models import blend
 from persona.models.adapter import Adapter
@@ -55,7 +55,10 @@ def _locate_local(ref: AdapterRef) -> Path:
         case RefKind.PERSONA if folder := find_persona_folder(ref.name):
             return folder if ref.step is None else find_snapshot(folder, ref.step)
         case RefKind.RUN:
-            run = run_folder.open_run(safe_join(persona_folder.find_persona(ref.name).runs_dir, ref.run))
+            folder = safe_join(persona_folder.find_persona(ref.name).runs_dir, ref.run)
+            if not folder.is_dir():  # another window has deleted it
+                raise RunError("{run}: this run is not there (any more). Choose another adapter.", run=ref.run)
+            run = run_folder.open_run(folder)
             return run.adapter if ref.step is None else snapshots.snapshot_dir(run, ref.step)
         case RefKind.OPENED:
             return safe_join(opened_dir(), ref.name)

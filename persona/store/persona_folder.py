@@ -270,8 +270,11 @@ def list_personas() -> list[Persona]:
 
 
 def find_persona(name: str) -> Persona:
-    """The user's persona of that folder name; `name` may come from a link or a browser."""
-    return open_persona(safe_join(personas_dir(), name))
+    """The user's persona of that folder name; `name` may come from a link, or a page that shows one deleted since."""
+    folder = safe_join(personas_dir(), name)
+    if not is_file(folder / "persona.json"):
+        raise InputError("There is no persona called “{name}” here.", name=name[:80])
+    return open_persona(folder)
 
 
 def list_examples() -> list[Persona]:

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl
 
 import gradio as gr
@@ -26,6 +26,7 @@ from persona.ui.steps.compare.loading import open_ahead
 from persona.ui.steps.write.pairs_tab import PairsTab
 from persona.ui.theme import CSS, THEME
 from persona.ui.widgets import COUNTDOWN_JS
+from persona.write.lint.finding import Finding
 
 LAUNCH_OPTIONS: dict[str, Any] = {
     "theme": THEME,
@@ -56,7 +57,25 @@ class RestoredTab(NamedTuple):
     adapter_list: Any
     steps: Any
     shown_step: Any
-    asked: Any  # the address that this answers, for the navigation's script
+    asked: Any  # "start", or the number of the Back or Forward that this answers, for the navigation's script
+    awaited: Any  # an AwaitedLink
+
+    @classmethod
+    def unchanged(cls) -> Self:
+        return cls(*[gr.skip() for _ in cls._fields])
+
+
+class AwaitedLink(NamedTuple):
+    """A share link that Back or Forward has led to, and what the page showed then. The last one that was asked for."""
+
+    asked: str = ""  # as in RestoredTab, "" for none
+    address: str = ""
+    chosen: Chosen = Chosen()
+    step: int = WRITE
+
+    @property
+    def link(self) -> str:
+        return _read_query(self.address).get("persona", "").strip()
 
 
 def restore_tab(saved: str | None, request: gr.Request) -> RestoredTab:
@@ -80,12 +99,16 @@ def restore_tab(saved: str | None, request: gr.Request) -> RestoredTab:
 
 
 def show_address(query: dict[str, str], asked: str) -> RestoredTab:
-    """Who and what an address of the page names. asked: the address as the browser has it, to be answered.
+    """Who and what an address of the page names. asked: as in RestoredTab.
 
     Raises gr.Error for a share link that cannot be opened.
     """
-    is_link = chosen.is_share_link(query)
-    who = _open_share_link(query["persona"].strip()) if is_link else chosen.read_address(query)
+    if chosen.is_share_link(query):
+        return _show_named(_open_share_link(query["persona"].strip()), query, asked)
+    return _show_named(chosen.read_address(query), query, asked)
+
+
+def _show_named(who: Chosen, query: dict[str, str], asked: str) -> RestoredTab:
     step = COMPARE if who.link else WRITE
     if (name := query.get("step", "")) in navigation.STEP_NAMES:
         step = navigation.STEP_NAMES.index(name)
@@ -107,12 +130,52 @@ def _open_share_link(link: str) -> Chosen:
 
 def show_history_entry(event: gr.EventData) -> RestoredTab:
     """What the address names that Back or Forward has led to."""
-    asked = str(event.address)[:MAX_ADDRESS]
-    return show_address(dict(parse_qsl(asked.removeprefix("?"))), asked)
+    return show_address(_read_query(str(event.address)), str(event.asked))
+
+
+def await_link(
+    who: Chosen, step: int, findings: list[Finding], answered: str, untrainable: int, event: gr.EventData
+) -> tuple[AwaitedLink, str]:
+    """What show_history_entry does, for a share link, in three steps: a slow Hub holds nobody up who chooses meanwhile.
+
+    Returns what is fetched next, and the navigation, which says so.
+    """
+    awaited = AwaitedLink(str(event.asked), str(event.address), who, step)
+    opening = awaited.link[:MAX_SHOWN_LINK]
+    return awaited, navigation.navigation_html(who, step, findings, answered, untrainable, opening)
+
+
+def fetch_link(awaited: AwaitedLink) -> tuple[str, Chosen]:
+    """What was asked, and whom the link names. Raises gr.Error for one that cannot be opened."""
+    is_open = awaited.chosen.link == awaited.link  # another step of it was shown
+    return awaited.asked, awaited.chosen if is_open else _open_share_link(awaited.link)
+
+
+def show_link(fetched: tuple[str, Chosen], awaited: AwaitedLink, who: Chosen, step: int) -> RestoredTab:
+    """Whom the link names; nothing where another address, persona or step was asked for meanwhile."""
+    asked, linked = fetched
+    if asked != awaited.asked:
+        return RestoredTab.unchanged()
+    if (who, step) != (awaited.chosen, awaited.step):
+        return RestoredTab.unchanged()._replace(asked=asked)
+    return _show_named(linked, _read_query(awaited.address), asked)
+
+
+def _read_query(address: str) -> dict[str, str]:
+    return dict(parse_qsl(address[:MAX_ADDRESS].removeprefix("?")))
 
 
 def _show_tab(who: Chosen, step: int, asked: str) -> RestoredTab:
-    return RestoredTab(*ChosenView.showing(who), gr.Walkthrough(selected=step), step, asked)
+    return RestoredTab(*ChosenView.showing(who), gr.Walkthrough(selected=step), step, asked, AwaitedLink())
+
+
+def draw_at_start(
+    who: Chosen, step: int, findings: list[Finding], asked: str, untrainable: int, request: gr.Request
+) -> str:
+    """The navigation of a new tab, before restore_tab has answered."""
+    query = dict(request.query_params)
+    link = query["persona"][:MAX_SHOWN_LINK] if chosen.is_share_link(query) else ""
+    return navigation.navigation_html(who, step, findings, asked, untrainable, link)
 
 
 def retention_notice() -> str:
@@ -156,15 +219,27 @@ def build_app() -> gr.Blocks:
         navigated = _connect_navigation(page, _Navigation(bar, asked), pairs, run_status)
         language_button.click(None, None, None, js=i18n.SWITCH_LANGUAGE_JS, **QUIET)
         demo.load(lambda key: key or conversation.new_browser_key(), browser_key, browser_key, **QUIET)
-        tab = RestoredTab(*page.chosen_view(), page.steps, page.shown_step, asked)
-        demo.load(**navigated)
+        awaited = gr.State(AwaitedLink())
+        tab = RestoredTab(*page.chosen_view(), page.steps, page.shown_step, asked, awaited)
+        demo.load(**{**navigated, "fn": show_errors(draw_at_start)})
         restored = demo.load(show_errors(restore_tab), last_slug, tab, **QUIET)
         restored.success(**navigated)
         restored.failure(lambda: "start", None, asked, **QUIET).then(**navigated)
         bar.input(show_errors(show_history_entry), None, tab, **CHOOSING_BY_DATA).then(**navigated)
+        _connect_links(page, bar, tab, navigated)
         _connect_choices(page, last_slug)
         demo.unload(remove_downloads)
     return demo
+
+
+def _connect_links(page: Page, bar: gr.HTML, tab: RestoredTab, navigated: dict[str, Any]) -> None:
+    """Back or Forward to a share link."""
+    fetched = gr.State(("", Chosen()))
+    begun = bar.submit(show_errors(await_link), navigated["inputs"], [tab.awaited, bar], **CHOOSING_BY_DATA)
+    link = begun.then(fetch_link, tab.awaited, fetched, concurrency_limit=None, **QUIET)
+    inputs = [fetched, tab.awaited, page.chosen, page.shown_step]
+    link.success(show_errors(show_link), inputs, tab, **CHOOSING_BY_DATA).then(**navigated)
+    link.failure(lambda awaited: awaited.asked, tab.awaited, tab.asked, **QUIET).then(**navigated)
 
 
 def choose_in_list(slug: str | None, who: Chosen) -> tuple[Any, ...]:
@@ -236,7 +311,7 @@ def _build_steps(
 
 class _Navigation(NamedTuple):
     bar: gr.HTML
-    asked: gr.State  # the address that was answered last
+    asked: gr.State  # of a RestoredTab: what was answered last
 
 
 def _connect_navigation(page: Page, nav: _Navigation, pairs: PairsTab, run_status: gr.HTML) -> dict[str, Any]:

@@ -54,10 +54,11 @@ for (const used of ["pointerdown", "keydown"])
 
 // The address says who is chosen and which step is shown. While the page is asked to show an address (at the start, and
 // by Back and Forward), nothing is pushed until that is answered.
-let asked = "start";
+let asked = "start", times = 0;
 window.addEventListener("popstate", () => {
-  asked = location.search;
-  trigger("input", { address: asked });
+  asked = `${++times}`; // not the address, which is asked for again when one goes forth and back
+  const isLink = new URLSearchParams(location.search).get("persona")?.includes("/");
+  trigger(isLink ? "submit" : "input", { address: location.search, asked });
 });
 function follow() {
   const shown = element.querySelector("nav")?.dataset;
@@ -173,6 +174,8 @@ def _write_hint(state: PersonaState) -> str:
             n=f"{state.pairs:,}",
             m=state.warnings,
         )
+    if state.pairs < launcher.MIN_PAIRS:
+        return closed_reason(TRAIN, state)
     if state.pairs < verdict.FEW_PAIRS:
         return t(
             "Pairs: {n}. That is too few for a persona to show, which takes about 100: write or import more. To try "
@@ -255,14 +258,19 @@ def is_step_done(step: int, state: PersonaState) -> bool:
     )
 
 
-def navigation_html(chosen: Chosen, step: int, findings: list[Finding], asked: str = "", untrainable: int = 0) -> str:
-    """The bar and the hint. asked: the address that was answered last, "" before the page has shown who is chosen."""
+def navigation_html(
+    chosen: Chosen, step: int, findings: list[Finding], asked: str = "", untrainable: int = 0, opening: str = ""
+) -> str:
+    """The bar and the hint. asked: what was answered last, "" before the page has shown who is chosen.
+
+    opening: a share link that is being opened.
+    """
     state = read_persona_state(chosen, findings, untrainable)
     names = (t("Write"), t("Template"), t("Train"), t("Compare"), t("Share"))
     items = "".join(
         _step_html(n, name, n == step, closed_reason(n, state), is_step_done(n, state)) for n, name in enumerate(names)
     )
-    hint = escape(next_hint(step, state))
+    hint = escape(t("Opening {name} from the Hub …", name=opening) if opening else next_hint(step, state))
     if state.run and TIME_LEFT in hint:
         hint = hint.replace(TIME_LEFT, countdown_html(state.run_name, state.run.ends))
     reasons = escape(json.dumps(_disabled_reasons(), ensure_ascii=False))

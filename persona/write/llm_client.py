@@ -190,12 +190,9 @@ async def stream_chat(client: httpx.AsyncClient, url: str, body: dict[str, Any])
     try:
         async with client.stream("POST", f"{url}/chat/completions", json=body) as answer:
             if answer.status_code != 200:
-                error = BadRequestError if answer.status_code in (400, 422) else InputError
-                raise error(
-                    "The chat server answered {status}: {reason}",
-                    status=answer.status_code,
-                    reason=await _read_error_reason(answer),
-                )
+                status, reason = answer.status_code, await _read_error_reason(answer)
+                said = Message("The chat server answered {status}: {reason}", status=status, reason=reason)
+                raise BadRequestError(said) if status in (400, 422) else InputError(said)
             async for event in _read_events(answer):
                 for chunk in _parse_chunks(event):
                     yield chunk

@@ -1,4 +1,4 @@
-"""Two files of Gradio's front end, mended: slow searches, and events whose answers get lost.
+"""Files of Gradio's front end, mended: slow searches, events whose answers get lost, a plot that is gone.
 
 Searches: for every value that an event changes, Gradio 6.31 looks for its component through the whole tree of the page,
 about 600 components behind reactive proxies; and when the page opens, it asks each component for each event whether it
@@ -7,6 +7,9 @@ is meant. Together that was half of what the page cost the browser.
 Lost answers: the answers to all events of a window come through one stream, which the server closes once nothing is
 left to answer. An event that it takes while its word about closing is on the way was left without a stream, until the
 next event; one that was answered before the browser knew its number opened a stream that nobody ever closed.
+
+A plot: one that was drawn in a hidden step, and so is 0 wide, asks for its own width once more when it is removed, an
+error in the browser's console.
 
 A file that holds other code is served as it is.
 """
@@ -20,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 ASSETS = Path(gradio.__file__).parent / "templates" / "frontend" / "assets"
-SERVED = re.compile(r"/assets/((?:core|index)-[\w-]+\.js)")
+SERVED = re.compile(r"/assets/((?:core|index|Index)-[\w-]+\.js)")  # Index: of each component
 
 # the whole tree → the way to the component that was found last time, if it still leads there
 FIND_NODE_JS = (
@@ -80,9 +83,13 @@ WAIT_JS = "E in g&&(g[E].forEach(e=>t(e)),delete g[E]),v[E]=t,y.add(E),h.open||a
 WAIT_IF_UNANSWERED_JS = """v[E] = t;
 if (E in g) { g[E].forEach((e) => t(e)); delete g[E]; }
 if (v[E]) { y.add(E); if (!h.open) await this.open_stream(); }"""
+# a size that changes → only of a plot that is still on the page
+RESIZED_JS = "if(!(!e[0].target||!(e[0].target instanceof HTMLElement)))if(p(J)===0"
+RESIZED_WHERE_SHOWN_JS = "if(p(W)&&e[0].target instanceof HTMLElement)if(p(J)===0"
 MENDED = {
     "core": {FIND_NODE_JS: FIND_NODE_BY_PATH_JS, ATTACHED_EVENTS_JS: ATTACHED_EVENTS_BY_ID_JS},
     "index": {CLOSE_JS: CLOSE_AND_REOPEN_JS, WAIT_JS: WAIT_IF_UNANSWERED_JS},
+    "Index": {RESIZED_JS: RESIZED_WHERE_SHOWN_JS},
 }
 
 

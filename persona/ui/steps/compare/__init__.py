@@ -109,7 +109,7 @@ def save_blend(
     return ChosenView.showing(Chosen(chosen.persona, str(AdapterRef(RefKind.OPENED, name)), by_hand=True))
 
 
-def describe_adapter(adapter_id: str) -> tuple[gr.Dataset, str]:
+def describe_adapter(slug: str, adapter_id: str) -> tuple[gr.Dataset, str]:
     """Questions to click, those that it was not trained on, and what is known of the adapter."""
     if not adapter_id:
         return gr.Dataset(samples=[], visible=False), ""
@@ -125,7 +125,20 @@ def describe_adapter(adapter_id: str) -> tuple[gr.Dataset, str]:
         before, after = (f"{figures[k]:.2f}" for k in ("base_nll", "adapter_nll"))
         about = t("{name} on {base}, template {template} · held-out loss during training {before} → {after}", **facts,
                   before=before, after=after)  # fmt: skip
-    return offer_questions(adapter_id), f"<div class='quiet'>{about}</div>"
+    return offer_questions(adapter_id), f"<div class='quiet'>{about}</div>{_beside_html(slug, adapter_id)}"
+
+
+def _beside_html(slug: str, adapter_id: str) -> str:
+    """Where goes what is said to an adapter that is another persona's; "" for the persona's own."""
+    other = voice_picker.find_card(adapter_id).name
+    name = persona_folder.find_persona(slug).card().name if slug else other
+    if name == other:
+        return ""
+    note = t(
+        "{other} is opened beside {name}: conversations and votes are kept with {name}, and an answer that you correct "
+        "becomes a pair of {name}.", other=escape(other), name=escape(name),
+    )  # fmt: skip
+    return f'<div class="mark hint">{note}</div>'
 
 
 def refresh_when_shown(
@@ -140,7 +153,7 @@ def refresh_when_shown(
         return (gr.skip(),) * 5
     return (
         *refresh_voices(slug, adapter_id, other_voices, blend_with),
-        *describe_adapter(adapter_id or ""),
+        *describe_adapter(slug, adapter_id or ""),
         describe_opening(adapter_id, quantization),
     )
 
@@ -169,7 +182,7 @@ def show_adapter(
     return (
         adapter_id or "",
         *refresh_voices(slug, adapter_id, other_voices, blend_with),
-        *describe_adapter(adapter_id or ""),
+        *describe_adapter(slug, adapter_id or ""),
         *card_sampling(adapter_id or "", *sampling),
     )
 

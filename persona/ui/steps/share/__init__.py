@@ -117,11 +117,9 @@ def contents_html(adapter_id: str) -> str:
 
 
 def push_to_hub(
-    adapter_id: str, repo: str, public: bool, app_url: str, visitor: gr.OAuthToken | None,
-    progress: gr.Progress = gr.Progress(),
-) -> tuple[str, str]:  # fmt: skip
+    adapter_id: str, repo: str, public: bool, app_url: str, visitor: gr.OAuthToken | None
+) -> tuple[str, str]:
     """Upload the adapter. Returns a notice and the share link. visitor: who is signed in on a Space."""
-    progress(None, desc=t("Uploading to the Hub …"))
     # outside a Space, Gradio's sign-in is a mock, and its token is not a token of the Hub
     token = visitor.token if visitor and deployment.has_sign_in() else None
     path = open_chosen_adapter(adapter_id).path
@@ -134,10 +132,13 @@ def push_to_hub(
     return f'<div class="good">{text}</div>', pushed["link"]
 
 
-def page_address(request: gr.Request) -> str:
-    """The address that links open: the Space's own, else the one that this page was opened at."""
+def begin_push(request: gr.Request) -> tuple[str, str, str]:
+    """The address that links open, what is shown meanwhile, and no link: that of the push before would be read as new.
+
+    The address is the Space's own, else the one that this page was opened at.
+    """
     origin = request.headers.get("origin") or f"http://{request.headers.get('host', '127.0.0.1:7860')}"
-    return deployment.space_url() or str(origin)
+    return deployment.space_url() or str(origin), f'<div class="quiet">{t("Uploading to the Hub …")}</div>', ""
 
 
 def build(page: Page) -> None:
@@ -183,11 +184,7 @@ def _build_hub(offered: gr.State) -> tuple[gr.Button, gr.Textbox, gr.HTML, gr.Te
     status = gr.HTML(elem_id="push-status")
     link = gr.Textbox(label=t("Link"), interactive=False, buttons=["copy"], elem_id="share-link")
     address = gr.State("")  # of this page
-    push.click(page_address, None, address, **QUIET).then(
-        show_errors(push_to_hub),
-        [offered, repo, public, address],
-        [status, link],
-        api_visibility="private",
-        show_progress_on=status,
-    )
+    begun = push.click(begin_push, None, [address, status, link], **QUIET)
+    pushed = begun.then(show_errors(push_to_hub), [offered, repo, public, address], [status, link], **QUIET)
+    pushed.failure(lambda: "", None, status, **QUIET)
     return push, repo, status, link

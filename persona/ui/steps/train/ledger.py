@@ -91,7 +91,9 @@ def on_click(slug: str, shown: str, picked: list[str], chosen: Chosen, event: gr
         run_notes.trash_run(run)
         show_info(t("Moved to the trash."))
         shown = "" if shown == run.name else shown
-        return _with_table(slug, shown, [n for n in picked if n != run.name], shown=shown)
+        left = [name for name in picked if name != run.name]
+        ended = {} if left == picked else show_comparison(slug, left)
+        return _with_table(slug, shown, left, shown=shown, **ended)
     adapter_id = str(AdapterRef(RefKind.RUN, slug, run.name))
     if do == "further":
         steps, step, parent = further.go_on_from(slug, adapter_id)
@@ -124,6 +126,8 @@ def show_comparison(slug: str, picked: list[str]) -> dict[str, Any]:
         return {"detail": "", "losses": gr.LinePlot(visible=False)}
     first, second = (find_run(slug, name) for name in sorted(picked))
     found, titles = compare_runs.compare_runs(first, second), [run_title(first), run_title(second)]
+    if titles[0] == titles[1]:  # both were started within one minute
+        titles = [f"{title} ({n})" for n, title in enumerate(titles, 1)]
     return {"detail": ledger_view.comparison_html(found, titles), "losses": ledger_view.losses_plot(found, titles)}
 
 
@@ -144,13 +148,18 @@ def train_repeated(slug: str, name: str) -> Iterator[str]:
         yield from gpu_slices.train_in_slices(find_run(slug, name))
 
 
-def save_note(slug: str, shown: str, name: str, note: str) -> None:
-    """Keep the name and note of the run that is shown."""
+def save_note(slug: str, shown: str, name: str, note: str, picked: list[str]) -> tuple[Any, Any]:
+    """Keep the name and note of the run that is shown.
+
+    Returns the comparison of the ticked runs by its new name, where it is one of them.
+    """
     runs = list_runs(open_current_persona(slug))
     if not runs:
-        return
+        return gr.skip(), gr.skip()
     run = find_run(slug, shown) if shown else runs[0]
     run_notes.change_note(run, name=name.strip(), note=note.strip())
+    compared = show_comparison(slug, picked) if run.name in picked else {}
+    return compared.get("detail", gr.skip()), compared.get("losses", gr.skip())
 
 
 def build(page: Page, shown: gr.State, parent: gr.Dropdown) -> tuple[LedgerView, gr.Accordion, gr.Button]:
@@ -187,5 +196,5 @@ def connect(
     hard_pairs.connect(page, view.detail)
     gr.on(
         [save.click, view.note.submit, view.note_name.submit], show_errors(save_note),
-        [page.slug, view.shown, view.note_name, view.note], None, **QUIET,
+        [page.slug, view.shown, view.note_name, view.note, view.picked], [view.detail, view.losses], **QUIET,
     ).success(**renew)  # fmt: skip

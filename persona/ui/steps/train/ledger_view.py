@@ -39,7 +39,7 @@ def table_html(rows: Sequence[LedgerRow], shown: str, picked: Sequence[str]) -> 
         t("Time"), "",
     )  # fmt: skip
     names = {row.figures.name: _title(row) for row in rows}
-    body = "".join(_row_html(row, names, row.figures.name == shown, row.figures.name in picked) for row in rows)
+    body = "".join(_row_html(row, names, heads, row.figures.name == shown, row.figures.name in picked) for row in rows)
     about = t("Tick two runs to compare them. Settings are those that differ from the preset Quick.")
     return (
         f"<p class='quiet'>{about}</p><div class='answers'><table class='ledger' data-testid='ledger'>"
@@ -51,7 +51,8 @@ def _title(row: LedgerRow) -> str:
     return row.note.name or localized(voice_picker.format_run_time(row.figures.name))
 
 
-def _row_html(row: LedgerRow, names: dict[str, str], is_shown: bool, is_picked: bool) -> str:
+def _row_html(row: LedgerRow, names: dict[str, str], heads: Sequence[str], is_shown: bool, is_picked: bool) -> str:
+    """heads: of the columns; on a phone, where a run is a card, each stands beside its value."""
     f, name = row.figures, escape(row.figures.name)
     star = (t("Remove the star"), "★") if row.note.starred else (t("Give it a star"), "☆")
     pick = (
@@ -72,7 +73,8 @@ def _row_html(row: LedgerRow, names: dict[str, str], is_shown: bool, is_picked: 
         _share_text(f.probes), _share_text(f.stops), format_duration(60 * f.minutes), _menu_html(row),
     ]  # fmt: skip
     marked = " class='shown'" if is_shown else ""
-    return f"<tr{marked} data-run='{name}'>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    tds = "".join(f"<td data-head='{head}'><div>{cell}</div></td>" for head, cell in zip(heads, cells, strict=True))
+    return f"<tr{marked} data-run='{name}'>{tds}</tr>"
 
 
 def _origin_html(row: LedgerRow, names: dict[str, str]) -> str:
@@ -230,7 +232,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def losses_plot(found: RunComparison, titles: Sequence[str]) -> gr.LinePlot:
     """The held-out losses of both runs, one over the other, and their training losses, smoothed."""
     held, train = t("{run}, held-out"), t("{run}, train")
-    labels = [form.format(run=title) for form in (held, train) for title in _apart(titles)]
+    labels = [form.format(run=title) for form in (held, train) for title in titles]
     curves = [found.losses["first_held_out"], found.losses["second_held_out"],
               run_view.smooth(found.losses["first_train"]), run_view.smooth(found.losses["second_train"])]  # fmt: skip
     rows = [(step, loss, label) for label, curve in zip(labels, curves, strict=True) for step, loss in curve]
@@ -240,7 +242,3 @@ def losses_plot(found: RunComparison, titles: Sequence[str]) -> gr.LinePlot:
         x_title=t("step"), x_axis_format=run_view.STEP_FORMAT, y_title=t("loss (nats per token)"), color_title=" ",
         color_map=colors,
     )  # fmt: skip
-
-
-def _apart(titles: Sequence[str]) -> Sequence[str]:
-    return titles if len(set(titles)) == len(titles) else [f"{title} ({n})" for n, title in enumerate(titles, 1)]

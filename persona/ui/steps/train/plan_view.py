@@ -95,6 +95,8 @@ def _busy_html(estimate: TrainingEstimate) -> str:
     text = t("Other programs are using this machine now: it may take longer.")
     if estimate.idle_seconds is not None:
         idle = _about_text(estimate.idle_seconds)
+        if estimate.seconds is not None and idle == _about_text(estimate.seconds):
+            return ""  # in such words no longer
         text = t(
             "Other programs are using this machine now; at the best speed measured since this page was started it "
             "would take about {time}.",

@@ -192,7 +192,7 @@ def _pager_html(page: int, matching: int, total: int) -> str:
         name: f"<span data-count>{n:,}</span>" for name, n in (("last", last_row), ("found", matching), ("all", total))
     }
     figures["first"] = f"{page * ROWS_PER_PAGE + 1:,}"
-    words = t("{first}–{last} of {all} pair(s)", **figures)
+    words = t("Pairs {first}–{last} of {all}", **figures)  # no word that goes by a count: the browser counts on
     if matching != total:
         words = t("{first}–{last} of {found} of {all} pairs", **figures)
     if not last:
