@@ -4,7 +4,6 @@ import json
 import sys
 from types import SimpleNamespace
 
-import gradio as gr
 import psutil
 import pytest
 import torch
@@ -19,9 +18,8 @@ from persona.train.clock import TrainingClock
 from persona.train.config import RunConfig, make_config
 from persona.train.monitor import ResourceMonitor
 from persona.train.progress import RunProgress
-from persona.train.run_folder import Run
 from persona.train.trainer import RunCallback
-from persona.ui.steps.train import run_view, update_run_view
+from persona.ui.steps.train import run_view
 
 GPU_FIGURES = {"gpu_memory": 9 * 10**9, "gpu_load": 87, "gpu_temperature": 61}
 
@@ -202,25 +200,3 @@ def test_an_older_run_has_the_charts_that_it_had():
     seen = lines(RunProgress(step=2, steps=40, curves={"memory": [(2, 3e9)], "learning_rate": [(2, 1e-4)]}))
     assert seen == {"memory": {"now": [(2, 3.0)]}, "learning_rate": {"this run": [(2, 1e-4)]}}
     assert lines(RunProgress(expected={"memory": 4e9})) == {}, "nothing is measured yet"
-
-
-def test_charts_are_drawn_every_few_seconds_and_with_each_measurement(home, monkeypatch):
-    """The figures follow each step; what is drawn again costs the browser, on the machine that trains."""
-    persona = persona_folder.create_persona_at(
-        home / "personas/mags", PersonaCard(name="Mags"), [Pair("Who?", "Mags."), Pair("Where?", "Here.")]
-    )
-    run = launcher.create_run(persona, make_config())
-    monkeypatch.setattr(Run, "alive", lambda self: True)
-    run.log("plan", steps=60, rows=283)
-    run.log("state", state="running")
-    mark, drawn = "", []
-    for step in range(1, 13):
-        run.log("step", step=step, loss=3.0, seconds=float(step))
-        if step == 8:
-            run.log("eval", step=step, nll=3.0)
-        view = update_run_view(persona.slug, run.name, mark)
-        mark = view.mark
-        assert f"{step} / 60" in view.status
-        if view.loss != gr.skip():
-            drawn.append(step)
-    assert drawn == [1, 5, 8, 10]

@@ -142,24 +142,21 @@ def active_runs_radio(run: Run | None) -> gr.Radio:
 def update_run_view(slug: str, name: str, shown_mark: str) -> RunView:
     """The state of the run called `name`, or of the one to show instead.
 
-    Called every second while a run is active; nothing is sent again when the page shows `shown_mark` already, and no
-    charts when it shows those of its second line.
+    Called every second while a run is active; nothing is sent again when the page shows `shown_mark` already.
     """
     launcher.reap_children()
     run = find_run(slug, name)
     progress = queue.read_run_progress(run) if run else RunProgress(status="done")
     runs, training = active_runs_radio(run), queue.find_training_run()
-    charts = f"{slug} {run and run.name} {run_view.charts_mark(progress)}"
     mark = (
         f"{slug} {run and run.name} {progress.status} {progress.message} {progress.step} {len(progress.samples)} "
         f"{progress.chosen} {runs.choices} {training and training.path} {run and run.is_asked_to_stop()} "
-        f"{run and (run.path / 'report.json').exists()}\n{charts}"
+        f"{run and (run.path / 'report.json').exists()}"
     )
     if mark == shown_mark:
         return RunView.unchanged()
     shown_name = gr.skip() if run is None or run.name == name else run.name  # stays when the next run starts
-    view = run_view.make_run_view(run, progress, runs, training, shown_name, mark)
-    return view.without_charts() if charts == shown_mark.rpartition("\n")[2] else view
+    return run_view.make_run_view(run, progress, runs, training, shown_name, mark)
 
 
 def update_plan(shown: str, slug: str, preset: str, *form: Any, parent_id: str = "") -> str:

@@ -96,20 +96,6 @@ class RunView(NamedTuple):
     def unchanged(cls) -> Self:
         return cls(*[gr.skip() for _ in cls._fields])
 
-    def without_charts(self) -> Self:
-        return self._replace(**dict.fromkeys(CHART_FIELDS, gr.skip()))
-
-
-CHART_FIELDS = ("loss", "reward_margin", "accuracy", "chosen", "learning_rate", "tokens_per_second", "memory", "load",
-                "temperature")  # fmt: skip
-CHART_SECONDS = 5  # a browser on the machine that trains takes a fifth of a core where all are drawn with each step
-
-
-def charts_mark(progress: RunProgress) -> str:
-    """What the charts show: the same for the steps of CHART_SECONDS, up to the next measurement."""
-    steps = round(CHART_SECONDS * progress.step / progress.seconds) if progress.seconds else 1
-    return f"{progress.status} {len(progress.held_out)} {progress.step // max(1, steps)}"
-
 
 def make_run_view(
     run: Run | None, progress: RunProgress, runs: gr.Radio, training: Run | None, name: Any, mark: str
