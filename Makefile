@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# two workers; an idle one takes over tests of the other
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
+# three workers for two cores, since a browser test mostly waits; an idle one takes over tests of another
+PYTEST := $(BIN)/python -m pytest -q -n 3 --dist worksteal
 
 .PHONY: run test test-all lint check coverage setup unsloth renew bench gpu-pack gpu-check space-check clean
 

@@ -99,7 +99,8 @@ def test_probes_stay_text_for_who_reads_them_and_rules_may_ask_more():
 
 def test_probes_that_were_trained_on_are_not_asked():
     """The persona's probes may be edited after the run, and become one of its pairs."""
-    renderer = SimpleNamespace(iterate_examples=lambda pairs: [SimpleNamespace(learned=0, problems=()) for _ in pairs])
+    renderer = SimpleNamespace(iterate_examples=lambda pairs: [SimpleNamespace(learned=0, problems=()) for _ in pairs],
+                               template=SimpleNamespace(shows_thinking=False))  # fmt: skip
     model, rows = SimpleNamespace(attach=str), eval_rows.EvalRows(trained=[Pair("who!", "I.")])
     session = measurements.start_session(model, "mags", renderer, CARD, rows, LIMITS, lambda _: None)
     assert [r.ask for r in session.rules] == ["What about the moon in the tower?"]

@@ -88,7 +88,7 @@ def form(home, tiny_gemma):
 
     def form(**changes):
         values = dict(zip(settings_form.EXPERT_FIELDS, settings_form.preset_values("quick"), strict=True)) | changes
-        return "quick", str(tiny_gemma), "auto", 64, False, *values.values()
+        return "quick", str(tiny_gemma), "auto", 64, False, "none", *values.values()
 
     return form
 

@@ -125,7 +125,7 @@ def composed() -> list[str]:
         *columns.row_to_pairs({"instruction": "问", "output": "答", "乙": 1}, told, "")[1],
         *conversation_rows.conversation_to_pairs({}, "", [{"role": "user", "content": "问", "乙": 1}, {"role": "assistant", "content": "答"}])[1],
         *(f.message for f in found), *(f.fix for f in found if f.fix), summarize_dataset(FAULTS, card, found).text,
-        *(corrections._message(9, rivals) for rivals in ((), (1,), (1, 2), tuple(range(1, 9)))),
+        *(corrections._message("Otto", 9, rivals) for rivals in ((), (1,), (1, 2), tuple(range(1, 9)))),
         *(win_rate.describe_evidence(w, d, v) for w, d, v in ((0, 0, 0), (0, 0, 2), (9, 9, 9), (3, 6, 6), (3, 4, 4), (51, 100, 101))),
         *(e.about for e in catalogue.load_catalogue() if " " not in e.licence), hardware.plan_device(hardware.this_machine()).reason,
     ]  # fmt: skip
