@@ -161,9 +161,9 @@ def test_go_on_from_a_run_of_the_persona(call, refused, trained, tiny_gemma, tmp
         run = started(parent)
         config, own = run.config(), first.config()
         assert run.manifest()["parent"]["adapter"] == name
-        assert (config.base, config.lora_r, config.epochs, config.new_pair_repeats) == (own.base, own.lora_r, 1, 4)
+        assert (config.base, config.lora_r, config.epochs, config.new_pair_repeats) == (own.base, own.lora_r, 1, 12)
         assert [r.held_out for r in run.rows()] == [r.held_out for r in first.rows()]
-        assert "0 new pairs, each learned 4 times an epoch, 11 old ones; 1 held out" in notes[-1]
+        assert "0 new pairs, each learned 12 times an epoch, 11 old ones; 1 held out" in notes[-1]
     run = started(tmp_path / "light.zip", "--base", tiny_gemma, "--preset", "quick")
     assert (run.manifest()["parent"]["rows_known"], run.config().epochs) == (False, 3)
     assert "none counts as new" in notes[-1]

@@ -76,17 +76,17 @@ def test_the_plan_says_what_is_new_and_what_is_taken_over(mags, tiny_gemma, monk
     write_pairs(mags.pairs_file, [*PAIRS, Pair("new", "pair")])
     parent_id = f"run/{mags.slug}/{first.name}"
     text = plan_html(mags.slug, *form(tiny_gemma), parent_id=parent_id)
-    assert "1 new pair, each learned 4 times an epoch, 18 old ones; 2 held out" in text
-    assert "19 pairs to learn from, 2 held out to measure on; 3 steps" in text, "18 + 4 rows, 8 a step"
+    assert "1 new pair, each learned 12 times an epoch, 18 old ones; 2 held out" in text
+    assert "19 pairs to learn from, 2 held out to measure on; 8 steps" in text, "18 + 12 rows, 4 a step"
     roles = [further.pair_role_html(mags.slug, n, *form(tiny_gemma), parent_id=parent_id) for n in range(1, 23)]
     assert sum("is known" in r for r in roles) == 18 and sum("stays held out" in r for r in roles) == 2
-    assert "this pair is new: an epoch learns from it 4 times" in roles[20] and roles[21] == ""
+    assert "this pair is new: an epoch learns from it 12 times" in roles[20] and roles[21] == ""
     assert further.pair_role_html(mags.slug, 1, *form(tiny_gemma), parent_id="opened/light") == "", "nobody knows"
     monkeypatch.setattr(launcher, "start_run", lambda run: None)
     name = page.on_start(mags.slug, *form(tiny_gemma), parent_id=parent_id)
     run = next(r for r in list_runs(mags) if r.name == name)
     assert run.manifest()["parent"]["adapter"] == parent_id
-    assert (run.config().lora_r, run.config().new_pair_repeats) == (4, 4)
+    assert (run.config().lora_r, run.config().new_pair_repeats) == (4, 12)
 
 
 def test_another_base_or_template_is_refused_before_the_start(mags, tiny_gemma, tiny_llama):

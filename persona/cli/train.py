@@ -22,7 +22,7 @@ def train(
         str,
         typer.Option(
             help="How long and how large: quick (3 epochs), balanced (5) or thorough (8); further (new "
-            "pairs 4 times) for --from. Default: quick, and further with --from."
+            "pairs 12 times) for --from. Default: quick, and further with --from."
         ),
     ] = "",
     changes: Annotated[

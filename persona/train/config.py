@@ -345,13 +345,13 @@ PRESETS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-# for a run that goes on from an adapter: not beside the others, as it means nothing without one
-FURTHER = "further"
+FURTHER = "further"  # goes on from an adapter: not beside the others, as it means nothing without one
+_CORRECTIONS = {"new_pair_repeats": 12, "learning_rate": 5e-4, "batch_size": 4, "eval_steps": 60}
 ALL_PRESETS: dict[str, tuple[dict[str, Any], str]] = {
     **PRESETS,
     FURTHER: (
-        {"epochs": 1.0, "new_pair_repeats": 4, "eval_steps": 20},
-        "To go on from an adapter with some new pairs: each is learned four times, mixed with as many old ones.",
+        {"epochs": 1.0, **_CORRECTIONS, "load_best_model_at_end": False},
+        "To go on from an adapter with some new pairs: each is learned twelve times, mixed with as many old ones.",
     ),
 }
 
