@@ -118,6 +118,17 @@ def ask(page, name: str) -> None:
         page.click(f"#ask-{name}")
 
 
+def ask_and_hold(browser, url: str, held: str):
+    """A tab that has asked A, and whose first answer from an address with `held` is kept back."""
+    page, _ = open_page(browser, url)
+    page.wait_for_selector("#ask-A")
+    page.traffic.settle(page)
+    page.evaluate(HOLD_ANSWERS, held)
+    ask(page, "A")
+    page.wait_for_function("window.kept")
+    return page
+
+
 def said(page, name: str) -> None:
     page.wait_for_function(f"document.querySelector('#said-{name} textarea').value === '{name}'", timeout=10_000)
 
@@ -125,12 +136,8 @@ def said(page, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.browser
 def test_an_event_taken_while_the_stream_closes_is_answered(browser, two_buttons):
-    page, _ = open_page(browser, two_buttons)
-    page.wait_for_selector("#ask-A")
-    page.traffic.settle(page)
-    page.evaluate(HOLD_ANSWERS, "/queue/data")
-    ask(page, "A")
-    page.wait_for_function("window.kept")  # the server has answered A and closed; the browser does not know yet
+    page = ask_and_hold(browser, two_buttons, "/queue/data")
+    # the server has answered A and closed; the browser does not know yet
     ask(page, "B")
     page.wait_for_timeout(300)
     page.evaluate("release()")
@@ -142,12 +149,7 @@ def test_an_event_taken_while_the_stream_closes_is_answered(browser, two_buttons
 @pytest.mark.slow
 @pytest.mark.browser
 def test_an_event_answered_before_its_number_is_known_leaves_no_stream_open(browser, two_buttons):
-    page, _ = open_page(browser, two_buttons)
-    page.wait_for_selector("#ask-A")
-    page.traffic.settle(page)
-    page.evaluate(HOLD_ANSWERS, "/queue/join")
-    ask(page, "A")
-    page.wait_for_function("window.kept")
+    page = ask_and_hold(browser, two_buttons, "/queue/join")
     ask(page, "B")  # its stream brings both answers
     said(page, "B")
     page.evaluate("release()")

@@ -146,7 +146,7 @@ def _format_row(labels: list[str], row: Any) -> str:
 
 
 def _reply_text(reply: Any) -> str:
-    """A reply, with the tokens of its thinking counted; of one that ended within it, how it thought."""
+    """A reply, and that it thought first; of one that ended within its thinking, how it thought."""
     if not reply.thinking:
         return reply.text
     return f"(thought first) {reply.text}" if reply.text else f"(still thinking: {reply.thinking} …)"

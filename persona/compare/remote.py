@@ -140,17 +140,16 @@ async def _ask(client: AsyncClient, url: str, body: dict[str, Any]) -> AsyncGene
     Neutral values are sent too, since a server may have a default of its own; one that refuses the request, as OpenAI
     does for any field that it does not know, is asked again without those that change nothing.
     """
-    try:
-        async with contextlib.aclosing(stream_chat(client, url, body)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-    except BadRequestError:
-        shorter = {name: value for name, value in body.items() if name not in NEUTRAL or value != NEUTRAL[name]}
-        if shorter == body:
-            raise
-        async with contextlib.aclosing(stream_chat(client, url, shorter)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+    shorter = {name: value for name, value in body.items() if name not in NEUTRAL or value != NEUTRAL[name]}
+    for asked in (body, shorter):
+        try:
+            async with contextlib.aclosing(stream_chat(client, url, asked)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            return
+        except BadRequestError:
+            if asked == shorter:
+                raise
 
 
 async def _stream_reply(client: AsyncClient, url: str, body: dict[str, Any]) -> AsyncGenerator[Generation, None]:

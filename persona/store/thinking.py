@@ -12,9 +12,14 @@ _BLOCK = re.compile(rf"\s*(?:{OPEN})?{_INSIDE}{CLOSE}\s*", re.S)
 _BEGUN = re.compile(rf"\s*{OPEN}{_INSIDE}", re.S)
 
 
+def _find_block(text: str) -> re.Match[str] | None:
+    """The block that a text begins with. Most texts have none, and are not searched letter by letter for it."""
+    return _BLOCK.match(text) if CLOSE in text else None
+
+
 def split_thinking(text: str) -> tuple[str, str]:
     """(thinking, reply). The block's beginning may be missing: some prompts write it. ("", text) without a block."""
-    found = _BLOCK.match(text)
+    found = _find_block(text)
     return (found[1].strip(), text[found.end() :]) if found else ("", text)
 
 
@@ -31,10 +36,10 @@ def join_thinking(thinking: str, reply: str) -> str:
 
 def is_block_of(text: str, thinking: str) -> bool:
     """Whether the text is one block with this thinking, and nothing else. Its beginning may be missing."""
-    found = _BLOCK.fullmatch(text)
-    return found is not None and found[1].strip() == thinking
+    found = _find_block(text)
+    return found is not None and found.end() == len(text) and found[1].strip() == thinking
 
 
 def has_block(text: str) -> bool:
     """Whether the text begins with a block, an empty one included."""
-    return _BLOCK.match(text) is not None
+    return _find_block(text) is not None

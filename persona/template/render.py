@@ -292,7 +292,7 @@ class Renderer:
         """Why a learned reply does not start exactly where its prompt ends; "" where it does, or after its thinking."""
         ids, labels, asked = example.input_ids, example.labels, self._encode(prompt)
         end, is_earlier = len(asked), turn < len(pair.history)
-        first = next((n for n, label in enumerate(labels) if n >= end and label != IGNORE_INDEX), 0)
+        first = next((n for n in range(end, len(labels)) if labels[n] != IGNORE_INDEX), 0)
         is_prompt = ids[:end] == asked and first and labels[end - 1] == IGNORE_INDEX
         thought = "" if is_earlier else thinking.split_thinking(pair.output)[0]
         if is_prompt and self._thinking_fits(example, end, first, thought):

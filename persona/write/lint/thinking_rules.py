@@ -34,8 +34,10 @@ def _is_in_place(pair: Pair) -> bool:
 
 def find_without_thinking(pairs: Sequence[Pair], mode: str) -> Iterator[Finding]:
     """Pairs without thinking, of which a run that trains thinking learns not to think."""
+    if mode != "train":
+        return
     rows = tuple(row for row, pair in enumerate(pairs, 1) if pair.output.strip() and not split_thinking(pair.output)[0])
-    if mode != "train" or not rows:
+    if not rows:
         return
     message = Message(
         "{count:,} of {total:,} pair(s) hold no thinking, and teach the model to answer without. Write some, or choose "

@@ -130,7 +130,7 @@ def form_to_config(
 ) -> RunConfig:
     """The page → RunConfig. An emptied field is the preset's. Raises InputError naming every field that is wrong."""
     changes = _changes(values)
-    chosen = {"base": base or None, "template": template or "auto", "max_length": int(max_length or MAX_LENGTH)}
-    chosen["thinking"] = thinking
+    chosen = {"base": base or None, "template": template or "auto", "max_length": int(max_length or MAX_LENGTH),
+              "thinking": thinking}  # fmt: skip
     changes |= {name: value for name, value in chosen.items() if value} | {"learn_history": bool(learn_history)}
     return make_config(preset, **changes)
